@@ -1,0 +1,91 @@
+# Every command of this project. Each target builds the environment it needs in .venv first; an
+# environment is built again when pyproject.toml or constraints.txt changed.
+
+PYTHON ?= python3
+# Processes that share the tests. Each runs torch on one thread, so this should be at most the number of cores.
+JOBS ?= 2
+# More arguments for pytest, e.g. make test ARGS="-k budget -x"
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+# -qq: no warnings, but errors are still printed.
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+INSTALL := $(PIP) install --constraint constraints.txt
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+SOURCES := src tests benchmarks docs
+
+# GNU make must not pick up a half-built environment after an interruption.
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all check lint types fmt docs bench clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | awk -F'\t' '{printf "  make %-9s %s\n", $$1, $$2}'
+
+demo: $(VENV)/.stamp-demo  ## Train, prune, verify and save a small network on handwritten digits
+	$(BIN)/secateur demo
+
+test: $(VENV)/.stamp-dev $(VENV)/.stamp-zoo  ## Run the tests, without the slow ones
+	$(PYTEST) $(ARGS)
+
+test-all: $(VENV)/.stamp-dev $(VENV)/.stamp-zoo  ## Run all tests, the slow ones too
+	$(PYTEST) -m "" $(ARGS)
+
+check: lint types test  ## What CI runs: lint, types, test
+
+lint: $(VENV)/.stamp-dev  ## Check style and formatting
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+
+types: $(VENV)/.stamp-dev  ## Check the types of src
+	$(BIN)/mypy
+
+fmt: $(VENV)/.stamp-dev  ## Format the code and fix what can be fixed
+	$(BIN)/ruff check --fix-only $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+docs: $(VENV)/.stamp-docs  ## Build the documentation into docs/_build/html
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+bench: $(VENV)/.stamp-dev $(VENV)/.stamp-zoo  ## Run every benchmark; figures go to benchmarks/results
+	@set -e; for script in benchmarks/bench_*.py; do \
+		echo "== $$script"; $(BIN)/python -m benchmarks.$$(basename $$script .py); done
+
+clean:  ## Remove the environment and everything that was built
+	rm -rf $(VENV) build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.stamp-venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "secateur needs Python 3.10 or newer, but $(PYTHON) is " + sys.version.split()[0] + ". Do: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# torch alone and first, so that nothing that depends on it can choose another build of it.
+$(VENV)/.stamp-torch: $(VENV)/.stamp-venv constraints.txt
+	@echo "Installing torch into $(VENV) (a large download, once)"
+	@$(INSTALL) torch
+	@touch $@
+
+$(VENV)/.stamp-demo: $(VENV)/.stamp-torch pyproject.toml
+	@echo "Installing secateur into $(VENV)"
+	@$(INSTALL) --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.stamp-dev: $(VENV)/.stamp-torch pyproject.toml
+	@echo "Installing secateur and its development set into $(VENV)"
+	@$(INSTALL) --editable '.[dev]'
+	@touch $@
+
+# torchvision has no build for some Pythons and platforms; the zoo tests then skip and say so.
+$(VENV)/.stamp-zoo: $(VENV)/.stamp-dev
+	@echo "Installing timm and torchvision into $(VENV) for tests/zoo"
+	@$(INSTALL) --no-deps timm torchvision \
+		|| echo "make: timm and torchvision could not be installed; the tests of whole architectures will skip." >&2
+	@touch $@
+
+$(VENV)/.stamp-docs: $(VENV)/.stamp-torch pyproject.toml
+	@echo "Installing secateur and Sphinx into $(VENV)"
+	@$(INSTALL) --editable '.[docs]'
+	@touch $@

@@ -1,0 +1,158 @@
+"""What the pruned model may cost, and the search for the least removal that meets it."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+from pydantic import JsonValue
+
+from secateur.errors import BudgetError, UnreachableBudgetError
+
+if TYPE_CHECKING:
+    from secateur.cost import Cost
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The most that the pruned model may cost; where several are given, all hold.
+
+    Each is either a float in (0, 1), a fraction of what the dense model costs, or an integer of at
+    least 1, the cost itself. The fields carry the names of the fields of `Cost`.
+
+    Attributes:
+        macs: Multiply-accumulate operations for one sample.
+        params: Number of parameters.
+
+    Raises:
+        BudgetError: None is given, or one is neither such a fraction nor such an integer.
+
+    Example:
+        >>> Budget(macs=0.5, params=100_000).as_settings()
+        {'macs': 0.5, 'params': 100000}
+    """
+
+    macs: float | int | None = None
+    params: float | int | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is not None:
+                object.__setattr__(self, field.name, _amount(field.name, value))
+        if not self.as_settings():
+            raise BudgetError(
+                "budget: expected macs or params, got neither. Write Budget(macs=0.5), for example."
+            )
+
+    def as_settings(self) -> dict[str, JsonValue]:
+        """What was asked for, by name, as it is written into a plan."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+
+    def targets(self, dense: Cost) -> dict[str, int]:
+        """The largest whole cost that each entry allows."""
+        found: dict[str, int] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is not None:
+                whole = getattr(dense, field.name)
+                found[field.name] = value if isinstance(value, int) else _share(value, whole)
+        return found
+
+    def met(self, cost: Cost, dense: Cost) -> bool:
+        """True if `cost` is within every target."""
+        return all(getattr(cost, name) <= target for name, target in self.targets(dense).items())
+
+
+def solve(budget: Budget, dense: Cost, steps: int, cost_at: Callable[[int], Cost]) -> int:
+    """The first step that meets the budget: the least removal, so the largest reachable cost within it.
+
+    Bisection, which asks for about log2(`steps`) costs.
+
+    Args:
+        budget: What to meet.
+        dense: Cost of the unpruned model.
+        steps: Number of steps, at least 1.
+        cost_at: Cost at a step in [0, steps); it never rises from one step to the next.
+
+    Returns:
+        The step, in [0, steps).
+
+    Raises:
+        UnreachableBudgetError: Not even the last step meets the budget. Its `smallest` is the least
+            reachable cost in the budget's own terms: a fraction if a fraction was asked for, so that
+            asking for exactly `smallest` succeeds.
+    """
+    least = cost_at(steps - 1)
+    if not budget.met(least, dense):
+        raise _unreachable(budget, least, dense)
+    unmet, met = -1, steps - 1
+    while met - unmet > 1:
+        middle = (unmet + met) // 2
+        if budget.met(cost_at(middle), dense):
+            met = middle
+        else:
+            unmet = middle
+    return met
+
+
+def _unreachable(budget: Budget, least: Cost, dense: Cost) -> UnreachableBudgetError:
+    complaints: list[str] = []
+    advice: list[str] = []
+    smallest: list[float] = []
+    for name, target in budget.targets(dense).items():
+        reached, whole, asked = getattr(least, name), getattr(dense, name), getattr(budget, name)
+        if reached <= target:
+            continue
+        complaints.append(
+            f"expected at most {target:,} {name} ({target / whole:.2%} of {whole:,}), "
+            f"got {reached:,} ({reached / whole:.2%}) as the smallest that the allocator reaches"
+        )
+        fraction = not isinstance(asked, int)
+        smallest.append(reached / whole if fraction else reached)
+        # Rounded up, so that the figure in the message is one that works.
+        figure = f"{math.ceil(reached / whole * 1e4) / 1e4:g}" if fraction else str(reached)
+        advice.append(f"{name}={figure}")
+    return UnreachableBudgetError(
+        f"budget: {'; '.join(complaints)}. Ask for at least {', '.join(advice)}, or loosen the limits "
+        "(max_ratio, min_keep, round_to, ignore).",
+        smallest=smallest[0],
+    )
+
+
+def _amount(name: str, value: object) -> float | int:
+    """The value as a plain float in (0, 1) or a plain integer of at least 1."""
+    if not isinstance(value, bool):
+        try:
+            whole = operator.index(value)  # type: ignore[arg-type]  # its TypeError tells a float from an integer
+        except TypeError:
+            try:
+                share = float(value)  # type: ignore[arg-type]
+            except (TypeError, ValueError):
+                share = math.nan
+            if 0 < share < 1 and not isinstance(value, str):
+                return share
+        else:
+            if whole >= 1:
+                return whole
+    raise BudgetError(
+        f"budget: expected {name} to be a fraction of the dense model, a float in (0, 1), or an absolute "
+        f"cost, an integer of at least 1, got {value!r}. Write {name}=0.5 or {name}=1_000_000, for example."
+    )
+
+
+def _share(fraction: float, whole: int) -> int:
+    """The largest integer c with c / whole <= fraction.
+
+    The quotient is compared, not the product, so that a cost's own fraction always admits that cost.
+    """
+    if whole == 0:
+        return 0
+    c = math.floor(fraction * whole) + 1
+    while c / whole > fraction:
+        c -= 1
+    return c

@@ -1,0 +1,146 @@
+"""What no rule may overstep: how many units of a group can go at all."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import JsonValue
+
+from secateur.allocate.checks import fraction
+from secateur.errors import NothingToPruneError, SettingError
+from secateur.graph.groups import Group
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds on every group, whatever rule decides.
+
+    Attributes:
+        round_to: The number of units kept is a multiple of this, rounded up, or the whole group.
+        min_keep: At least this many units stay; a group with fewer is left alone.
+        max_ratio: At most this fraction of a group goes, in [0, 1). The default is from Lin et al. 2025, ToD.
+        ignore: Groups whose name matches one of these shell patterns (``*``, ``?``) are left alone.
+
+    Raises:
+        SettingError: A value is out of range.
+
+    Example:
+        >>> Limits(round_to=8).removable(size=64, k=30)  # 34 kept, rounded up to 40
+        24
+    """
+
+    round_to: int = 1
+    min_keep: int = 1
+    max_ratio: float = 0.99
+    ignore: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        for name in ("round_to", "min_keep"):
+            object.__setattr__(self, name, _positive(name, getattr(self, name)))
+        object.__setattr__(self, "max_ratio", fraction("limits", "max_ratio", self.max_ratio))
+        object.__setattr__(self, "ignore", _patterns(self.ignore))
+
+    def feasible(self, size: int) -> NDArray[np.int64]:
+        """Every number of units, above zero, that a group of `size` may lose; ascending."""
+        most = min(_floor_of(self.max_ratio, size), size - self.min_keep)
+        # Kept counts are multiples of round_to, so removed counts are congruent to size.
+        least = size % self.round_to or self.round_to
+        return np.arange(least, most + 1, self.round_to, dtype=np.int64)
+
+    def removable(self, size: int, k: int) -> int:
+        """How many units go when `k` are wanted: the largest feasible number not above `k`, or 0.
+
+        It never falls as `k` grows.
+        """
+        feasible = self.feasible(size)
+        found = int(np.searchsorted(feasible, k, side="right"))
+        return int(feasible[found - 1]) if found else 0
+
+    def allowed(self, size: int) -> int:
+        """The most units that a group of `size` can lose."""
+        return self.removable(size, size)
+
+    def considered(self, groups: Iterable[Group]) -> tuple[Group, ...]:
+        """The groups that no `ignore` pattern matches.
+
+        Raises:
+            SettingError: A pattern matches no group.
+            NothingToPruneError: No group is left.
+        """
+        groups = tuple(groups)
+        names = [group.name for group in groups]
+        for pattern in self.ignore:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise SettingError(
+                    f"limits: expected each ignore pattern to match a group, got {pattern!r}, which "
+                    f"matches none. Choose among {shorten(names)}."
+                )
+        left = tuple(g for g in groups if not any(fnmatchcase(g.name, pattern) for pattern in self.ignore))
+        if not left:
+            why = f"all {len(groups)} groups ignored" if groups else "no group at all"
+            raise NothingToPruneError(
+                f"allocate: expected a group whose units may go, got {why}. "
+                + ("Ignore fewer." if groups else "See graph.frozen for the reasons.")
+            )
+        return left
+
+    def as_settings(self) -> dict[str, JsonValue]:
+        """The limits as they are written into a plan."""
+        return {
+            "round_to": self.round_to,
+            "min_keep": self.min_keep,
+            "max_ratio": self.max_ratio,
+            "ignore": list(self.ignore),
+        }
+
+
+def shorten(names: Iterable[str], most: int = 8) -> str:
+    """The names in one line, the tail of a long list as a count.
+
+    Example:
+        >>> shorten(["a", "b", "c"], most=2)
+        "'a', 'b' and 1 more"
+    """
+    names = list(names)
+    line = ", ".join(repr(name) for name in names[:most]) or "(none)"
+    return line if len(names) <= most else f"{line} and {len(names) - most} more"
+
+
+def _positive(name: str, value: object) -> int:
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]  # its TypeError is the check
+    except TypeError:
+        number = 0
+    if isinstance(value, bool) or number < 1:
+        raise SettingError(
+            f"limits: expected {name} to be an integer of at least 1, got {value!r}. Give a number of units."
+        )
+    return number
+
+
+def _patterns(value: object) -> tuple[str, ...]:
+    # A single string would pass as a sequence of one-letter patterns.
+    if isinstance(value, list | tuple) and all(isinstance(pattern, str) for pattern in value):
+        return tuple(value)
+    raise SettingError(
+        f"limits: expected ignore to be a tuple of patterns, got {value!r}. "
+        'Write ignore=("layer1.*",), for example.'
+    )
+
+
+def _floor_of(ratio: float, size: int) -> int:
+    """The largest k with k / size <= ratio.
+
+    The quotient is compared, not the product: 29 / 100 and 0.29 are the same float, 0.29 * 100 is not 29.
+    """
+    k = math.floor(ratio * size) + 1
+    while k > 0 and k / size > ratio:
+        k -= 1
+    return k

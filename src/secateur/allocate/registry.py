@@ -1,0 +1,73 @@
+"""The rules by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from secateur.allocate.base import Allocator
+from secateur.allocate.budget import Budget
+from secateur.allocate.limits import Limits
+from secateur.allocate.signals import ScoreTable
+from secateur.allocate.tod import ToD
+from secateur.allocate.uniform import Uniform
+from secateur.errors import SettingError
+from secateur.score.scores import Scores
+
+if TYPE_CHECKING:
+    from secateur.graph.graph import Graph
+    from secateur.plan import Plan
+
+
+@runtime_checkable
+class Allocates(Protocol):
+    """What anything passed as an allocator has to have; `Allocator` does, a user's own class may."""
+
+    @property
+    def signals(self) -> tuple[str, ...]:
+        """The signals whose scores it needs."""
+
+    def allocate(
+        self,
+        graph: Graph,
+        scores: Scores | ScoreTable,
+        budget: Budget | None = None,
+        limits: Limits | None = None,
+        seed: int = 0,
+    ) -> Plan:
+        """Decides which units go."""
+
+
+_CLASSES: Mapping[str, type[Allocator]] = MappingProxyType({rule.name: rule for rule in (ToD, Uniform)})
+
+
+def names() -> tuple[str, ...]:
+    """The names that `resolve` knows."""
+    return tuple(sorted(_CLASSES))
+
+
+def resolve(allocator: str | Allocates) -> Allocates:
+    """The allocator of this name with its default settings, or the one that was passed.
+
+    Args:
+        allocator: A name, or an object with `signals` and `allocate`.
+
+    Raises:
+        SettingError: The name is unknown, or the object is no allocator.
+
+    Example:
+        >>> resolve("tod")
+        ToD(tolerance=0.1, removal='wasserstein', protection='taylor')
+    """
+    known = ", ".join(repr(name) for name in names())
+    if isinstance(allocator, str):
+        if allocator not in _CLASSES:
+            raise SettingError(f"allocator: expected one of {known}, got {allocator!r}. Name one of these.")
+        return _CLASSES[allocator]()
+    if isinstance(allocator, type) or not isinstance(allocator, Allocates):
+        raise SettingError(
+            f"allocator: expected a name ({known}) or an object with signals and allocate(graph, scores, "
+            f"...), got {allocator!r}. Pass an instance, ToD(tolerance=0.1) for example."
+        )
+    return allocator

@@ -1,0 +1,67 @@
+"""The scores an allocator asked for, checked before it uses them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secateur.allocate.limits import shorten
+from secateur.errors import ScoreError
+from secateur.graph.groups import Group
+from secateur.score.scores import Scores
+
+if TYPE_CHECKING:
+    from secateur.graph.graph import Graph
+
+ScoreTable: TypeAlias = Mapping[str, Mapping[str, NDArray[np.float64]]]
+"""Signal name, then group name, to one value per unit. [group.size] Higher is worth more."""
+
+
+def table(scores: Scores | ScoreTable, graph: Graph) -> ScoreTable:
+    """The bare numbers of what `sc.score` gave, or of a mapping that a person made.
+
+    Raises:
+        ScoreError: The scores are of another model, or neither of these.
+    """
+    if isinstance(scores, Scores):
+        scores.check(graph)
+        return scores.values
+    if isinstance(scores, Mapping):
+        return scores
+    raise ScoreError(
+        f"allocate: expected scores as sc.score gives them, or a mapping from signal to group to vector, "
+        f"got {type(scores).__name__}. Pass one of these."
+    )
+
+
+def vector(scores: ScoreTable, signal: str, group: Group) -> NDArray[np.float64]:
+    """One signal's scores of one group, [group.size].
+
+    Raises:
+        ScoreError: The signal or the group was not scored, or the scores are not one finite number per unit.
+    """
+    if signal not in scores:
+        raise ScoreError(
+            f"allocate: expected scores of signal {signal!r}, got only {shorten(scores)}. "
+            f"Score it too, or name another signal."
+        )
+    where = f"allocate: signal {signal!r}, group {group.name!r}"
+    by_group = scores[signal]
+    if group.name not in by_group:
+        raise ScoreError(f"{where}: expected scores, got none. Score the graph that is to be pruned.")
+    values = np.asarray(by_group[group.name], dtype=np.float64)
+    if values.shape != (group.size,):
+        raise ScoreError(
+            f"{where}: expected shape ({group.size},), one score per unit, got {values.shape}. "
+            "Score the graph that is to be pruned."
+        )
+    wrong = np.flatnonzero(~np.isfinite(values))
+    if wrong.size:
+        raise ScoreError(
+            f"{where}: expected finite scores, got {values[wrong[0]]} for unit {wrong[0]} "
+            f"({wrong.size} in all). Check the weights and the calibration data for NaN and infinity."
+        )
+    return values

@@ -1,0 +1,77 @@
+"""The same fraction of every group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import JsonValue
+
+from secateur.allocate.base import Allocator, Staircase
+from secateur.allocate.budget import Budget
+from secateur.allocate.checks import fraction
+from secateur.allocate.limits import Limits
+from secateur.allocate.ranking import ascending
+from secateur.allocate.signals import ScoreTable, vector
+from secateur.errors import SettingError
+
+if TYPE_CHECKING:
+    from secateur.graph.graph import Graph
+
+
+@dataclass(frozen=True)
+class Uniform(Allocator):
+    """Removes the same fraction of every group: the ``floor(ratio * N)`` units with the lowest score.
+
+    The baseline that any rule with different fractions has to beat at the same budget. With a budget
+    the ratio is solved: each k / N of each group is a step.
+
+    Attributes:
+        ratio: Fraction removed, in [0, 1). None if a budget decides.
+        removal: Signal whose lowest scores go first.
+
+    Raises:
+        SettingError: `ratio` is out of range; on `allocate`, both or neither of ratio and budget is given.
+    """
+
+    ratio: float | None = None
+    removal: str = "magnitude"
+    name: ClassVar[str] = "uniform"
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        if self.ratio is not None:
+            object.__setattr__(self, "ratio", fraction("Uniform", "ratio", self.ratio))
+
+    @property
+    def signals(self) -> tuple[str, ...]:
+        """The removal signal."""
+        return (self.removal,)
+
+    def knob(self, budget: Budget | None) -> float | None:
+        """The ratio."""
+        if (self.ratio is None) == (budget is None):
+            got = "neither" if budget is None else "both"
+            raise SettingError(
+                f"Uniform: expected either a ratio or a budget, got {got}. "
+                "Write Uniform(ratio=0.25), or Uniform() with a budget."
+            )
+        return self.ratio
+
+    def settings(self, knob: float | None) -> dict[str, JsonValue]:
+        """The ratio that decided, and the signal."""
+        return {"ratio": None if knob is None else float(knob), "removal": self.removal}
+
+    def steps(self, graph: Graph, scores: ScoreTable, limits: Limits) -> Mapping[str, Staircase]:
+        """K units go from ratio k / N on.
+
+        A quotient of integers rounds to the same float as the literal that a person writes (29 / 100
+        is 0.29), so ``ratio >= k / N`` is the floor, without the error of ``ratio * N``.
+        """
+        found: dict[str, Staircase] = {}
+        for group in limits.considered(graph.groups):
+            count = limits.feasible(group.size)
+            order = ascending(vector(scores, self.removal, group))
+            found[group.name] = Staircase(order=order, knob=count / group.size, count=count)
+        return found

@@ -1,0 +1,1 @@
+"""Remove it: a plan carried out on a model, in three forms."""

@@ -1,0 +1,22 @@
+"""Form ``masked``: the dense model with the slices that consume removed units set to zero."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+from secateur.apply.tensors import removed_positions, tensor_called
+from secateur.plan import Plan
+
+
+def masked(model: nn.Module, plan: Plan) -> nn.Module:
+    """A copy of the model in which no layer reads the removed units; the reference for the other forms."""
+    reference = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, axes in removed_positions(plan, consumed_only=True).items():
+            tensor = tensor_called(reference, name)
+            for axis, positions in axes.items():
+                tensor.index_fill_(axis, torch.as_tensor(positions, device=tensor.device), 0)
+    return reference

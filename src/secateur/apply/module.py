@@ -1,0 +1,53 @@
+"""Form ``module``: the same classes with smaller tensors and updated attributes."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from secateur.apply.attributes import new_attributes
+from secateur.apply.tensors import Removed, cut_like, kept, removed_positions, tensor_called
+from secateur.errors import ApplyError
+from secateur.plan import Plan
+
+
+def smaller_module(model: nn.Module, plan: Plan) -> nn.Module:
+    """A copy of the model, smaller. Tensors are cut while copying, so no dense copy ever exists.
+
+    Raises:
+        ApplyError: If the model cannot be copied, or does not hold one of the plan's tensors.
+    """
+    removed = removed_positions(plan)
+    cut_tensors = {name: tensor_called(model, name) for name in removed}
+    # deepcopy takes what the memo already holds: the cut tensor, wherever the old one is referred to.
+    # That keeps tied weights tied. The old tensors are held here, so their ids stay valid.
+    memo: dict[int, object] = {id(t): cut_like(t, removed[name]) for name, t in cut_tensors.items()}
+    try:
+        small = copy.deepcopy(model, memo)
+    except Exception as error:
+        raise ApplyError(
+            f"apply: expected {type(model).__name__} to be copyable, got {type(error).__name__}: {error}. "
+            f"Remove attributes that copy.deepcopy refuses (locks, generators, tensors with history)."
+        ) from error
+    by_identity = {id(cut_tensors[name]): axes for name, axes in removed.items()}
+    for old, new in zip(model.modules(), small.modules(), strict=True):
+        _update(old, new, by_identity)
+    return small
+
+
+def _update(old: nn.Module, new: nn.Module, removed: dict[int, dict[int, NDArray[np.int64]]]) -> None:
+    own = [*old.parameters(recurse=False), *old.buffers(recurse=False)]
+    if not any(id(tensor) in removed for tensor in own):
+        return
+
+    def stays(name: str, axis: int) -> NDArray[np.bool_]:
+        tensor = getattr(old, name)
+        axes: Removed = removed.get(id(tensor), {})
+        return kept(tensor.shape[axis], axes.get(axis, np.zeros(0, np.int64)))
+
+    for attribute, value in new_attributes(old, stays).items():
+        if getattr(new, attribute, value) != value:
+            setattr(new, attribute, value)

@@ -1,0 +1,213 @@
+"""Form ``graph``: the captured program with sliced tensors and recomputed constants.
+
+It exists for every plan, because every operator that a rule let units pass through either reads its
+shapes from its tensors or has a rewrite. Batch norm and dropout become modules again, so that
+``train()`` and ``eval()`` mean what they say.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx, nn
+from torch.export.graph_signature import InputKind, OutputKind
+
+from secateur.apply.rewrites import REWRITES, Call, Mask
+from secateur.apply.tensors import cut, tensor_called
+from secateur.errors import ApplyError
+from secateur.graph.graph import Graph
+from secateur.graph.rules import operator_name
+from secateur.graph.rules.op import Value
+from secateur.graph.walk import lifted, tensor_of
+from secateur.plan import Plan
+
+_STATE = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
+
+
+class BatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch norm over axis 1 of an input of any rank."""
+
+    def _check_input_dim(self, input: torch.Tensor) -> None:
+        """Accept every rank: the captured program is known to fit."""
+
+
+def smaller_program(model: nn.Module, graph: Graph, plan: Plan) -> fx.GraphModule:
+    """A runnable module of the captured program after `plan`, with the model's parameter names.
+
+    Args:
+        model: The model that `graph` was traced from; its tensors are copied, never changed.
+        graph: The trace.
+        plan: The decision.
+
+    Raises:
+        ApplyError: If an operator's constants cannot follow.
+    """
+    return _Builder(model, graph, plan).build()
+
+
+class _Builder:
+    def __init__(self, model: nn.Module, graph: Graph, plan: Plan) -> None:
+        self.model, self.graph = model, graph
+        self.slots = graph.keep_slots({g.name: g.keep for g in plan.groups})
+        self.root = nn.Module()
+        self.out = fx.Graph()
+        self.made: dict[fx.Node, Any] = {}
+        self.names: dict[fx.Node, str] = {}
+        self.masks: dict[fx.Node, list[Mask]] = {}
+        self.constants = 0
+
+    def build(self) -> fx.GraphModule:
+        program = self.graph.program
+        placeholders = list(lifted(program))
+        for node, kind, _ in placeholders:
+            if kind is InputKind.USER_INPUT:
+                self.made[node] = self.out.placeholder(node.name)
+        shared: dict[int, torch.Tensor] = {}
+        for node, kind, name in placeholders:
+            if kind in _STATE and name is not None:
+                self._state(node, name, shared, persistent=name in program.state_dict)
+            elif kind is not InputKind.USER_INPUT:
+                raise ApplyError(f"apply: expected a program of tensors, got an input of kind {kind.name}.")
+        for node in program.graph.nodes:
+            if node.op == "call_function":
+                self.made[node] = self._call(node)
+                self.made[node].meta = {k: v for k, v in node.meta.items() if k in ("nn_module_stack", "stack_trace")}
+            elif node.op == "get_attr":
+                raise ApplyError(f"apply: form 'graph' cannot hold the nested program {node.target}.")
+        self._output()
+        module = fx.GraphModule(self.root, self.out, class_name=type(self.model).__name__)
+        module.train(self.model.training)
+        return module
+
+    def _state(self, node: fx.Node, name: str, shared: dict[int, torch.Tensor], *, persistent: bool) -> None:
+        """Register a cut tensor under its own name, tied ones as one object."""
+        try:
+            tensor = tensor_called(self.model, name)
+        except ApplyError:  # a constant that capture lifted out of forward()
+            tensor = tensor_of(self.graph.program, name)
+        if id(tensor) not in shared:
+            masks = self._kept(node)
+            removed = {k: np.flatnonzero(~m) for k, m in enumerate(masks) if not m.all()}
+            smaller = cut(tensor, removed)
+            if isinstance(tensor, nn.Parameter):
+                smaller = nn.Parameter(smaller, requires_grad=tensor.requires_grad)
+            shared[id(tensor)] = smaller
+        self._register(name, shared[id(tensor)], persistent=persistent)
+        self.names[node] = name
+
+    def _register(self, name: str, tensor: torch.Tensor, *, persistent: bool) -> None:
+        path, _, leaf = name.rpartition(".")
+        holder = self._holder(path)
+        if isinstance(tensor, nn.Parameter):
+            holder.register_parameter(leaf, tensor)
+        else:
+            holder.register_buffer(leaf, tensor, persistent=persistent)
+
+    def _holder(self, path: str) -> nn.Module:
+        holder = self.root
+        for part in path.split(".") if path else []:
+            if not hasattr(holder, part):
+                holder.add_module(part, nn.Module())
+            holder = getattr(holder, part)
+        return holder
+
+    def _kept(self, node: fx.Node) -> list[Mask]:
+        if node not in self.masks:
+            self.masks[node] = self.graph.kept(self.graph.walk.values[node], self.slots) or []
+        return self.masks[node]
+
+    def _after(self, value: Value) -> list[Any]:
+        if isinstance(value, list):
+            return [self.graph.kept(part, self.slots) or [] for part in value]
+        return self.graph.kept(value, self.slots) or []
+
+    def _argument(self, argument: Any) -> Any:
+        """The new program's counterpart of an argument; tensors of the model are fetched when first used."""
+        if isinstance(argument, fx.Node):
+            if argument not in self.made:
+                self.made[argument] = self.out.get_attr(self.names[argument])
+            return self.made[argument]
+        if isinstance(argument, torch.Tensor):
+            name = f"_position_{self.constants}"
+            self.constants += 1
+            self.root.register_buffer(name, argument, persistent=False)
+            return self.out.get_attr(name)
+        return argument
+
+    def _map(self, arguments: Any) -> Any:
+        if isinstance(arguments, list | tuple):
+            return type(arguments)(self._map(a) for a in arguments) if not isinstance(arguments, fx.Node) else arguments
+        if isinstance(arguments, dict):
+            return {k: self._map(v) for k, v in arguments.items()}
+        if isinstance(arguments, slice):
+            return slice(self._map(arguments.start), self._map(arguments.stop), self._map(arguments.step))
+        return self._argument(arguments)
+
+    def _call(self, node: fx.Node) -> fx.Node:
+        name = operator_name(node)
+        if name == "aten.batch_norm.default" and (layer := self._batch_norm(node)):
+            return self.out.call_module(layer, (self._argument(node.args[0]),))
+        if name in ("aten.dropout.default", "aten.dropout_.default"):
+            layer = f"dropout_{node.name}"
+            self.root.add_module(layer, nn.Dropout(float(node.args[1])))  # type: ignore[arg-type]
+            return self.out.call_module(layer, (self._argument(node.args[0]),))
+        rewrite = REWRITES.get(name.removeprefix("aten."))
+        if rewrite is None or not self._touched(node):
+            return self.out.call_function(node.target, self._map(tuple(node.args)), self._map(dict(node.kwargs)))  # type: ignore[arg-type]
+        schema = node.target._schema.arguments  # type: ignore[union-attr]
+        arguments = dict(zip((a.name for a in schema), node.args, strict=False)) | dict(node.kwargs)
+        call = Call(node, node.target, arguments, self._kept, self._after(self.graph.walk.values[node]))
+        rewrite(call)
+        args, kwargs = [], {}
+        positional = True  # until an argument is left out
+        for argument in call.target._schema.arguments:
+            if argument.name not in call.arguments:
+                positional = False
+            elif positional and not argument.kwarg_only:
+                args.append(self._map(call.arguments[argument.name]))
+            else:
+                kwargs[argument.name] = self._map(call.arguments[argument.name])
+        return self.out.call_function(call.target, tuple(args), kwargs)
+
+    def _touched(self, node: fx.Node) -> bool:
+        values = [self.graph.walk.values.get(n) for n in (node, *node.all_input_nodes)]
+        flat = [v for value in values for v in (value if isinstance(value, list) else [value])]
+        return any(not mask.all() for value in flat for mask in self.graph.kept(value, self.slots) or [])
+
+    def _batch_norm(self, node: fx.Node) -> str | None:
+        """Turn the tensors of a batch-norm call, if they are one layer's, into a layer; returns its path."""
+        tensors = dict(zip(("weight", "bias", "running_mean", "running_var"), node.args[1:5], strict=True))
+        paths = {self.names[t].rpartition(".") for t in tensors.values() if isinstance(t, fx.Node) and t in self.names}
+        holders = {path for path, _, _ in paths}
+        if len(holders) != 1 or not tensors["running_mean"]:
+            return None
+        path = holders.pop()
+        if not path or any(t is not None and self.names.get(t) != f"{path}.{k}" for k, t in tensors.items()):  # type: ignore[call-overload]
+            return None
+        holder = self._holder(path)
+        if not isinstance(holder, BatchNorm):
+            layer = BatchNorm(len(holder.running_mean), eps=float(node.args[7]), momentum=float(node.args[6]))  # type: ignore[arg-type]
+            for name in ("weight", "bias"):
+                layer.register_parameter(name, getattr(holder, name, None))
+            for name in ("running_mean", "running_var", "num_batches_tracked"):
+                layer.register_buffer(name, getattr(holder, name, None))
+            layer.affine = layer.weight is not None
+            parent, _, leaf = path.rpartition(".")
+            setattr(self._holder(parent), leaf, layer)
+        return path
+
+    def _output(self) -> None:
+        program = self.graph.program
+        output = program.graph.output_node()
+        kinds = [spec.kind for spec in program.graph_signature.output_specs]
+        results = [r for r, kind in zip(output.args[0], kinds, strict=True) if kind is OutputKind.USER_OUTPUT]  # type: ignore[arg-type]
+        self.out.output(tuple(self._map(r) for r in results))
+        spec = program.call_spec
+        if spec.in_spec is None or spec.out_spec is None:
+            raise ApplyError("apply: expected a captured program that knows its signature, got none.")
+        args, kwargs = spec.in_spec.children()
+        names = [f"arg_{i}" for i in range(args.num_children)] + list(kwargs.context)
+        info = fx.graph._PyTreeInfo(names, spec.in_spec, spec.out_spec)
+        self.out.set_codegen(fx.graph._PyTreeCodeGen(info))

@@ -1,0 +1,58 @@
+"""What a pruned model remembers of how it was made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from torch import nn
+
+from secateur.errors import ArtifactError
+from secateur.plan import Plan
+
+Form = Literal["module", "graph", "masked"]
+
+_ATTRIBUTE = "_secateur_record"
+
+
+@dataclass(frozen=True)
+class Record:
+    """Plan, form, and what happened on the way.
+
+    Attributes:
+        plan: The decision that was applied.
+        form: How it was applied.
+        note: Why form ``auto`` did not return a module, if it did not.
+        repairs: What repair tried, in order, as plain data.
+    """
+
+    plan: Plan
+    form: Form
+    note: str = ""
+    repairs: tuple[dict[str, Any], ...] = field(default=())
+
+
+def attach(model: nn.Module, record: Record) -> nn.Module:
+    """Let `model` remember `record` (it survives copy.deepcopy); returns the model."""
+    object.__setattr__(model, _ATTRIBUTE, record)
+    return model
+
+
+def record_of(model: nn.Module) -> Record:
+    """What `apply` attached.
+
+    Raises:
+        ArtifactError: If the model did not come from `apply`.
+    """
+    record = getattr(model, _ATTRIBUTE, None)
+    if not isinstance(record, Record):
+        raise ArtifactError(
+            f"expected a model that secateur.apply returned, got a plain {type(model).__name__}. Apply a plan first."
+        )
+    return record
+
+
+def with_repairs(model: nn.Module, repairs: list[dict[str, Any]]) -> nn.Module:
+    """Add what repair tried to the model's record; returns the model."""
+    record = record_of(model)
+    return attach(model, replace(record, repairs=(*record.repairs, *repairs)))

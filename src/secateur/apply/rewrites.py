@@ -1,0 +1,205 @@
+"""How operators' constant arguments follow their tensors' new shapes, one function an operator family.
+
+Only operators that hold sizes, positions or counts in their arguments appear here; all others read
+their shapes from their tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import fx
+
+from secateur.apply.tensors import groups_after
+from secateur.errors import ApplyError
+from secateur.graph.rules.op import hint
+from secateur.graph.rules.select import positions_taken
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass
+class Call:
+    """One operator call that touches a changed axis.
+
+    Attributes:
+        node: The node of the captured program.
+        target: The operator to call.
+        arguments: Its arguments by schema name (nodes are those of the captured program).
+        before: Which positions of each axis of a tensor stay, by its node.
+        after: The same for the output, or for each of several outputs.
+    """
+
+    node: fx.Node
+    target: Any
+    arguments: dict[str, Any]
+    before: Callable[[fx.Node], list[Mask]]
+    after: list[Any]
+
+    def integer(self, name: str, default: int = 0) -> int:
+        """An integer argument; symbolic ones by their captured size."""
+        value = self.arguments.get(name, default)
+        return hint(value.meta["val"]) if isinstance(value, fx.Node) else int(value)
+
+    def integers(self, name: str) -> list[int]:
+        """A list of integers; symbolic ones by their captured size."""
+        return [hint(v.meta["val"]) if isinstance(v, fx.Node) else int(v) for v in self.arguments[name]]
+
+
+Rewrite = Callable[[Call], None]
+
+
+def _sizes(call: Call, name: str, masks: list[Mask]) -> None:
+    sizes = list(call.arguments[name])
+    for k, mask in enumerate(masks):
+        if mask.all() or (isinstance(sizes[k], int) and sizes[k] == -1):
+            continue
+        if isinstance(sizes[k], fx.Node):
+            if -1 in sizes:
+                raise ApplyError(f"apply: expected constant sizes at {call.node}, got {sizes} with {k} to be changed.")
+            sizes[k] = -1
+        else:
+            sizes[k] = int(mask.sum())
+    call.arguments[name] = sizes
+
+
+def output_sizes(call: Call) -> None:
+    """view, reshape, expand, zeros, ...: the sizes are those of the output."""
+    name = next(n for n in ("size", "shape") if n in call.arguments)
+    _sizes(call, name, call.after)
+
+
+def unflatten(call: Call) -> None:
+    """The sizes are those of the new axes."""
+    dim = call.integer("dim") % len(call.before(call.arguments["self"]))
+    _sizes(call, "sizes", call.after[dim : dim + len(call.arguments["sizes"])])
+
+
+def repeat(call: Call) -> None:
+    """A singleton axis is repeated as often as positions of the result stay."""
+    source = call.before(call.arguments["self"])
+    name = "repeats" if "repeats" in call.arguments else "dims"
+    repeats = list(call.arguments[name])
+    new = len(call.after) - len(source)
+    for k, mask in enumerate(call.after):
+        if not mask.all() and (k < new or len(source[k - new]) == 1):
+            repeats[k] = int(mask.sum())
+    call.arguments[name] = repeats
+
+
+def split(call: Call) -> None:
+    """split, chunk: parts of the sizes that are left, by `split_with_sizes`."""
+    x = call.arguments["self"]
+    dim = call.integer("dim") % len(call.before(x))
+    call.target = torch.ops.aten.split_with_sizes.default
+    call.arguments = {"self": x, "split_sizes": [int(part[dim].sum()) for part in call.after], "dim": dim}
+
+
+def take(call: Call) -> None:
+    """slice, narrow: the same positions, as far as they stay."""
+    x = call.arguments["self"]
+    masks = call.before(x)
+    dim = call.integer("dim") % len(masks)
+    renumbered = np.cumsum(masks[dim]) - 1
+    taken = positions_taken(call.node, len(masks[dim]))
+    wanted = renumbered[taken[masks[dim][taken]]]
+    if len(wanted) == 0 or wanted[-1] - wanted[0] == len(wanted) - 1:
+        start = int(wanted[0]) if len(wanted) else 0
+        call.target = torch.ops.aten.slice.Tensor
+        call.arguments = {"self": x, "dim": dim, "start": start, "end": start + len(wanted), "step": 1}
+    else:
+        call.target = torch.ops.aten.index_select.default
+        call.arguments = {"self": x, "dim": dim, "index": torch.as_tensor(wanted)}
+
+
+def select(call: Call) -> None:
+    """The number of the selected position among those that stay."""
+    masks = call.before(call.arguments["self"])
+    dim = call.integer("dim") % len(masks)
+    index = call.integer("index") % len(masks[dim])
+    call.arguments["index"] = int(masks[dim][:index].sum())
+
+
+def pad(call: Call) -> None:
+    """As much padding as padded positions stay."""
+    source = call.before(call.arguments["self"])
+    amounts = call.integers("pad")
+    for k in range(len(amounts) // 2):
+        dim = len(source) - 1 - k
+        for side in (0, 1):
+            n = amounts[2 * k + side]
+            mask = call.after[dim] if n > 0 else source[dim]
+            edge = mask[: abs(n)] if side == 0 else mask[len(mask) - abs(n) :]
+            amounts[2 * k + side] = int(np.sign(n)) * int(edge.sum())
+    # Axes without removal keep their captured (perhaps symbolic) amounts.
+    given = list(call.arguments["pad"])
+    for k in range(len(amounts) // 2):
+        if not call.after[len(source) - 1 - k].all():
+            given[2 * k : 2 * k + 2] = amounts[2 * k : 2 * k + 2]
+    call.arguments["pad"] = given
+
+
+def roll(call: Call) -> None:
+    """A shift by as many positions as stay among those that wrap around."""
+    masks = call.before(call.arguments["self"])
+    shifts = list(call.arguments["shifts"])
+    for k, (dim, shift) in enumerate(zip(call.integers("dims"), call.integers("shifts"), strict=True)):
+        mask = masks[dim]
+        if not mask.all():
+            shifts[k] = int(mask[len(mask) - shift % len(mask) :].sum()) if shift % len(mask) else 0
+    call.arguments["shifts"] = shifts
+
+
+def convolution(call: Call) -> None:
+    """The number of groups that stay."""
+    groups = call.integer("groups", 1)
+    if groups > 1:
+        call.arguments["groups"] = groups_after(call.before(call.arguments["weight"])[0], groups)
+
+
+def group_norm(call: Call) -> None:
+    """The number of groups that stay."""
+    call.arguments["num_groups"] = groups_after(call.before(call.arguments["input"])[1], call.integer("num_groups"))
+
+
+def layer_norm(call: Call) -> None:
+    """The shape that is normalised."""
+    rank = len(call.arguments["normalized_shape"])
+    _sizes(call, "normalized_shape", call.after[-rank:])
+
+
+def squeeze(call: Call) -> None:
+    """Only axes that were singletons are dropped, not those that became so."""
+    masks = call.before(call.arguments["self"])
+    call.target = torch.ops.aten.squeeze.dims
+    call.arguments = {"self": call.arguments["self"], "dim": [k for k, m in enumerate(masks) if len(m) == 1]}
+
+
+REWRITES: dict[str, Rewrite] = {
+    **dict.fromkeys(("view.default", "reshape.default", "_unsafe_view.default", "_reshape_alias.default"), output_sizes),
+    **dict.fromkeys(("expand.default", "broadcast_to.default"), output_sizes),
+    **dict.fromkeys(("zeros.default", "ones.default", "full.default", "empty.memory_format"), output_sizes),
+    **dict.fromkeys(("rand.default", "randn.default"), output_sizes),
+    **dict.fromkeys(("new_zeros.default", "new_ones.default", "new_full.default", "new_empty.default"), output_sizes),
+    "unflatten.int": unflatten,
+    **dict.fromkeys(("repeat.default", "tile.default"), repeat),
+    **dict.fromkeys(("split.Tensor", "split.sizes", "split_with_sizes.default"), split),
+    **dict.fromkeys(("chunk.default", "unsafe_chunk.default"), split),
+    **dict.fromkeys(("tensor_split.sections", "tensor_split.indices"), split),
+    **dict.fromkeys(("slice.Tensor", "narrow.default"), take),
+    "select.int": select,
+    **dict.fromkeys(("pad.default", "constant_pad_nd.default"), pad),
+    "roll.default": roll,
+    **dict.fromkeys((f"conv{n}d.{kind}" for n in (1, 2, 3) for kind in ("default", "padding")), convolution),
+    **dict.fromkeys(("conv_transpose1d.default", "conv_transpose2d.input", "conv_transpose3d.input"), convolution),
+    "convolution.default": convolution,
+    "group_norm.default": group_norm,
+    **dict.fromkeys(("layer_norm.default", "rms_norm.default"), layer_norm),
+    "squeeze.default": squeeze,
+}
+"""ATen operator, without ``aten.``, -> how its arguments follow."""

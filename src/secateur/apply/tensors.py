@@ -1,0 +1,82 @@
+"""What a plan means for tensors: which positions go, along which axis of which."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from secateur.errors import ApplyError
+from secateur.plan import Plan
+
+Removed = Mapping[int, NDArray[np.int64]]
+"""Axis -> positions that go, ascending."""
+
+
+def removed_positions(plan: Plan, *, consumed_only: bool = False) -> dict[str, dict[int, NDArray[np.int64]]]:
+    """Tensor name -> axis -> positions that go; with `consumed_only`, the consuming slices alone."""
+    found: dict[str, dict[int, set[int]]] = {}
+    for group in plan.groups:
+        for piece in group.slices:
+            if piece.removed and (piece.role == "consume" or not consumed_only):
+                found.setdefault(piece.tensor, {}).setdefault(piece.axis, set()).update(piece.removed)
+    return {
+        tensor: {axis: np.array(sorted(positions), dtype=np.int64) for axis, positions in axes.items()}
+        for tensor, axes in found.items()
+    }
+
+
+def kept(size: int, removed: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """True for each position along an axis of this size that stays. [size]"""
+    mask = np.ones(size, dtype=bool)
+    mask[removed] = False
+    return mask
+
+
+def cut(tensor: torch.Tensor, removed: Removed) -> torch.Tensor:
+    """A copy of `tensor`, detached and contiguous, without the removed positions."""
+    out = tensor.detach()
+    for axis, positions in removed.items():
+        stays = np.flatnonzero(kept(out.shape[axis], positions))
+        out = out.index_select(axis, torch.as_tensor(stays, device=out.device))
+    return out.clone(memory_format=torch.contiguous_format)
+
+
+def cut_like(tensor: torch.Tensor, removed: Removed) -> torch.Tensor:
+    """`cut`, as a parameter if `tensor` is one."""
+    smaller = cut(tensor, removed)
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(smaller, requires_grad=tensor.requires_grad)
+    return smaller
+
+
+def tensor_called(model: nn.Module, name: str) -> torch.Tensor:
+    """The parameter, buffer or tensor attribute of this name.
+
+    Raises:
+        ApplyError: If the model has none.
+    """
+    path, _, leaf = name.rpartition(".")
+    try:
+        found = getattr(model.get_submodule(path), leaf)
+    except AttributeError:
+        found = None
+    if not isinstance(found, torch.Tensor):
+        raise ApplyError(
+            f"apply: expected the model to hold a tensor {name!r}, got none. A constant made inside "
+            f"forward() can be cut only in form 'graph'."
+        )
+    return found
+
+
+def groups_after(stays: NDArray[np.bool_], groups: int) -> int:
+    """How many groups an axis of `groups` equal blocks has once the positions not in `stays` are gone.
+
+    Blocks go whole, or all blocks lose the same positions, in which case their number stays.
+    """
+    blocks = stays.reshape(groups, -1)
+    whole = blocks.all(axis=1) | ~blocks.any(axis=1)
+    return int(blocks.any(axis=1).sum()) if whole.all() else groups

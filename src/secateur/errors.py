@@ -1,0 +1,57 @@
+"""The errors a user can meet, one tree under `SecateurError`.
+
+Each message is one string of the form ``where: expected ..., got .... Do ....``; each class also
+inherits the builtin that fits, so code that knows nothing of secateur still catches it.
+"""
+
+
+class SecateurError(Exception):
+    """Base of every error that secateur raises on purpose."""
+
+
+class CaptureError(SecateurError, RuntimeError):
+    """`torch.export` could not capture the model."""
+
+
+class NothingToPruneError(SecateurError, ValueError):
+    """The model has no group of units that may be removed."""
+
+
+class CalibrationError(SecateurError, ValueError):
+    """The calibration data cannot feed what was asked of it."""
+
+
+class ScoreError(SecateurError, ValueError):
+    """A signal is unknown, or gave scores that are not finite or not of the group's size."""
+
+
+class SettingError(SecateurError, ValueError):
+    """A tolerance, ratio, name or other setting is out of range."""
+
+
+class BudgetError(SecateurError, ValueError):
+    """A budget is not a valid one."""
+
+
+class UnreachableBudgetError(BudgetError):
+    """No value of the allocator's knob meets the budget; `smallest` is the least reachable cost."""
+
+    def __init__(self, message: str, smallest: float) -> None:
+        super().__init__(message)
+        self.smallest = smallest
+
+
+class PlanError(SecateurError, ValueError):
+    """A plan is malformed or was made for another model."""
+
+
+class ApplyError(SecateurError, RuntimeError):
+    """A plan cannot be carried out in the form that was asked for."""
+
+
+class VerificationError(SecateurError, AssertionError):
+    """The pruned model differs from the masked dense one."""
+
+
+class ArtifactError(SecateurError, ValueError):
+    """A saved model is missing, damaged, foreign, or newer than this version can read."""

@@ -1,0 +1,1 @@
+"""What may go together: capture, labels, groups."""

@@ -1,0 +1,248 @@
+"""From labels to groups: classes of labels become units, units with the same producers become groups."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import fx
+
+from secateur.graph.costs import CostModel
+from secateur.graph.groups import Frozen, Group, Role, Site, Slice, Stage
+from secateur.graph.rules import operator_name
+from secateur.graph.rules.op import CONSUME, PRODUCE, Walk
+from secateur.graph.walk import Tensor
+
+_ROLES: tuple[tuple[Role, int], ...] = (("produce", PRODUCE), ("consume", CONSUME))
+
+NORMS = frozenset(
+    f"aten.{name}.default" for name in ("batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm")
+)
+ACTIVATIONS = frozenset(
+    f"aten.{name}{inplace}.default"
+    for name in (
+        "relu", "gelu", "silu", "hardswish", "hardsigmoid", "hardtanh", "leaky_relu", "elu", "selu", "celu", "tanh",
+        "sigmoid", "mish", "softplus", "relu6", "prelu", "log_sigmoid",
+    )
+    for inplace in ("", "_")
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """Groups in order of execution, with the class -> unit tables that other rooms need.
+
+    `group_of` and `unit_of` map a root label to its group's number (-1: none) and its unit.
+    """
+
+    groups: tuple[Group, ...]
+    frozen: tuple[Frozen, ...]
+    group_of: NDArray[np.int64]
+    unit_of: NDArray[np.int64]
+    allowed: NDArray[np.bool_]
+
+
+def assemble(walk: Walk, tensors: list[Tensor], *, allow_inexact: bool) -> Assembled:
+    """Turn what the walk learnt into groups; `allowed[i]` says whether group i may be pruned."""
+    store = walk.store
+    n = len(store)
+    bits = np.zeros(n, dtype=np.int64)  # the role of each parameter position, by its own label
+    for labels, bit in walk.roles:
+        bits[labels[labels > 0]] |= bit
+    frozen_roots = walk.store.frozen_roots()
+    is_frozen = np.zeros(n, dtype=bool)
+    is_frozen[list(frozen_roots)] = True
+    tensors = _by_use(tensors)
+    root_of = store.find(np.arange(n, dtype=np.int64))
+    group_of, unit_of, firsts = _partition(tensors, root_of, bits, is_frozen, n)
+    mixed = store.mixed_roots()
+    inexact: dict[int, list[str]] = {}
+    for root, reasons in mixed.items():
+        if group_of[root] >= 0:
+            known = inexact.setdefault(int(group_of[root]), [])
+            known += [text for r in reasons if (text := _text(r.what, r.where)) not in known]
+    slices = _slices(tensors, root_of, bits, group_of, unit_of, len(firsts))
+    sites = _sites(walk, group_of, unit_of, len(firsts))
+    names = _names([slices[g] for g in range(len(firsts))])
+    groups = tuple(
+        Group(
+            name=names[g],
+            size=firsts[g],
+            slices=tuple(slices[g]),
+            sites=tuple(sites[g]),
+            exact=g not in inexact,
+            inexact_because=tuple(inexact.get(g, ())),
+        )
+        for g in range(len(firsts))
+    )
+    allowed = np.array([(g.exact or allow_inexact) and g.size > 1 for g in groups], dtype=bool)
+    frozen = _frozen(walk, tensors, root_of, frozen_roots)
+    return Assembled(groups, frozen, group_of, unit_of, allowed)
+
+
+def _text(what: str, where: str) -> str:
+    return f"{what} at {where}" if where else what
+
+
+def _by_use(tensors: list[Tensor]) -> list[Tensor]:
+    """Tensors in the order in which the program first reads them."""
+    if not tensors:
+        return []
+    order = {node: i for i, node in enumerate(tensors[0].node.graph.nodes)}
+    return sorted(tensors, key=lambda t: min((order[u] for u in t.node.users), default=len(order)))
+
+
+def _partition(
+    tensors: list[Tensor], root_of: NDArray[np.int64], bits: NDArray[np.int64], is_frozen: NDArray[np.bool_], n: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], list[int]]:
+    """Number groups and units: a group is the classes that the same axes hold, in the same roles.
+
+    So all units of a group cost the same, and each axis keeps some of every group it holds. Classes are
+    told apart by the exclusive or of one random number for each axis and role.
+    """
+    rng = np.random.default_rng(0)
+    signature = np.zeros(n, dtype=np.uint64)
+    worked = np.zeros(n, dtype=bool)
+    for tensor in tensors:
+        for axis in tensor.axes:
+            live = axis[axis > 0]
+            for role in range(4):
+                mark = rng.integers(1, 2**63, dtype=np.uint64)
+                signature[np.unique(root_of[live[bits[live] == role]])] ^= mark
+            worked[root_of[live[bits[live] > 0]]] = True
+    group_of = np.full(n, -1, dtype=np.int64)
+    unit_of = np.full(n, -1, dtype=np.int64)
+    numbers: dict[int, int] = {}
+    sizes: list[int] = []
+    for producing in (True, False):  # units are numbered along the first axis that produces them
+        for tensor in tensors:
+            for axis in tensor.axes:
+                live = axis[axis > 0]
+                live = live[(bits[live] & PRODUCE) > 0] if producing else live
+                roots = root_of[live]
+                roots = roots[np.sort(np.unique(roots, return_index=True)[1])]
+                for root in roots[(group_of[roots] < 0) & ~is_frozen[roots] & worked[roots]].tolist():
+                    g = numbers.setdefault(int(signature[root]), len(sizes))
+                    if g == len(sizes):
+                        sizes.append(0)
+                    group_of[root], unit_of[root] = g, sizes[g]
+                    sizes[g] += 1
+    return group_of, unit_of, sizes
+
+
+def _slices(
+    tensors: list[Tensor],
+    root_of: NDArray[np.int64],
+    bits: NDArray[np.int64],
+    group_of: NDArray[np.int64],
+    unit_of: NDArray[np.int64],
+    count: int,
+) -> list[list[Slice]]:
+    found: list[list[Slice]] = [[] for _ in range(count)]
+    for tensor in tensors:
+        for k, axis in enumerate(tensor.axes):
+            roots = np.where(axis > 0, root_of[axis], 0)
+            groups = group_of[roots]
+            for g in np.unique(groups[groups >= 0]).tolist():
+                member = groups == g
+                for role, bit in (*_ROLES, ("scale", 0)):
+                    chosen = member & ((bits[axis] & bit) > 0 if bit else bits[axis] == 0)
+                    position = np.flatnonzero(chosen)
+                    if len(position):
+                        found[g].append(Slice(tensor.name, k, role, position, unit_of[roots[position]]))
+    return found
+
+
+def _names(slices: list[list[Slice]]) -> list[str]:
+    """The module path of the first producer, numbered where groups share it."""
+    names: list[str] = []
+    taken: dict[str, int] = {}
+    for members in slices:
+        first = next((s for s in members if s.role == "produce"), members[0])
+        path = first.tensor.rpartition(".")[0] or first.tensor
+        taken[path] = taken.get(path, 0) + 1
+        names.append(path if taken[path] == 1 else f"{path}#{taken[path]}")
+    return names
+
+
+def _sites(walk: Walk, group_of: NDArray[np.int64], unit_of: NDArray[np.int64], count: int) -> list[list[Site]]:
+    found: list[list[Site]] = [[] for _ in range(count)]
+    for produced in walk.produced:
+        start = produced.node
+        if isinstance(walk.values[start], list):  # several outputs: the first is what the layer passes on
+            firsts = [u for u in start.users if operator_name(u) == "operator.getitem" and u.args[1] == 0]
+            if not firsts:
+                continue
+            start = firsts[0]
+        producer = _origin(walk, produced.weight)
+        for node, stage in _stages(start):
+            axes = walk.values[node]
+            if not isinstance(axes, tuple) or produced.axis >= len(axes):
+                continue
+            labels = axes[produced.axis]
+            roots = np.where(labels > 0, walk.store.find(labels), 0)
+            groups = group_of[roots]
+            for g in np.unique(groups[groups >= 0]).tolist():
+                position = np.flatnonzero(groups == g)
+                found[g].append(Site(node.name, produced.axis, stage, producer, position, unit_of[roots[position]]))
+    return found
+
+
+def _origin(walk: Walk, weight: fx.Node) -> str:
+    """The name of the parameter that a weight is, or is computed from."""
+    while weight not in walk.names:
+        weight = weight.all_input_nodes[0]
+    return walk.names[weight]
+
+
+def _stages(start: fx.Node) -> list[tuple[fx.Node, Stage]]:
+    """The producing node, then the normalisation and the activation that directly follow it."""
+    stages: list[tuple[fx.Node, Stage]] = [(start, "produced")]
+    norm = next((u for u in start.users if operator_name(u) in NORMS), None)
+    if norm is not None:
+        stages.append((norm, "normalised"))
+    activation = next((u for u in stages[-1][0].users if operator_name(u) in ACTIVATIONS), None)
+    if activation is not None:
+        stages.append((activation, "activated"))
+    return stages
+
+
+def _frozen(
+    walk: Walk, tensors: list[Tensor], root_of: NDArray[np.int64], frozen_roots: dict[int, int]
+) -> tuple[Frozen, ...]:
+    """Axes that hold frozen positions for a reason worth telling (kernel sizes are not)."""
+    because = np.zeros(len(root_of), dtype=np.int64)
+    roots = list(frozen_roots)
+    because[roots] = [frozen_roots[r] for r in roots]
+    found = []
+    for tensor in tensors:
+        for k, axis in enumerate(tensor.axes):
+            live = axis[axis > 0]
+            labels, counts = np.unique(because[root_of[live]], return_counts=True)
+            for label, positions in zip(labels.tolist(), counts.tolist(), strict=True):
+                if label < 0:
+                    reason = walk.reasons[label]
+                    found.append(Frozen(tensor.name, k, positions, reason.what, reason.where))
+    return tuple(found)
+
+
+def slots_of(assembled: Assembled, labels: NDArray[np.int64], walk: Walk) -> NDArray[np.int64]:
+    """The slot of each position along an axis: units numbered through all groups, -1 for none."""
+    offsets = np.cumsum([0, *(g.size for g in assembled.groups)])[:-1]
+    roots = np.where(labels > 0, walk.store.find(labels), 0)
+    groups = assembled.group_of[roots]
+    return np.where(groups >= 0, offsets[groups] + assembled.unit_of[roots], -1) if len(offsets) else groups
+
+
+def cost_model(assembled: Assembled, walk: Walk, tensors: list[Tensor], batch: int) -> CostModel:
+    """Parameters and MACs as a function of the kept slots."""
+    model = CostModel(sum(g.size for g in assembled.groups), batch)
+    for tensor in tensors:
+        if tensor.is_parameter:
+            model.add("params", 1, [model.axis(slots_of(assembled, a, walk)) for a in tensor.axes])
+    for contraction in walk.contractions:
+        axes = [model.axis(slots_of(assembled, a, walk)) for a in contraction.axes]
+        model.add("macs", contraction.factor, axes)
+    return model
+

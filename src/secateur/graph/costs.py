@@ -1,0 +1,80 @@
+"""Parameters and MACs as a function of which units are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secateur.cost import Cost
+
+
+class CostModel:
+    """Sums of products of kept positions.
+
+    Each axis keeps a constant number of positions plus those whose unit (a *slot*, numbered through all
+    groups) is kept; each term is a factor times the sizes of its axes. So the cost of any plan takes a
+    few vector operations, and what a unit costs follows what every other group keeps.
+    """
+
+    def __init__(self, slots: int, batch: int) -> None:
+        self.slots = slots
+        self._batch = batch
+        self._fixed: list[int] = [1]
+        self._members: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
+        self._known: dict[bytes, int] = {}
+        self._terms: dict[str, list[tuple[int, tuple[int, ...]]]] = {"params": [], "macs": []}
+        self._ready: _Arrays | None = None
+
+    def axis(self, slots: NDArray[np.int64]) -> int:
+        """Register an axis by the slot of each position (-1: always kept); returns its number."""
+        key = slots.tobytes()
+        if key not in self._known:
+            self._known[key] = len(self._fixed)
+            self._fixed.append(int((slots < 0).sum()))
+            self._members.append(slots[slots >= 0])
+        return self._known[key]
+
+    def add(self, kind: str, factor: int, axes: Iterable[int]) -> None:
+        """Add a term to ``params`` or ``macs`` (of the whole captured batch)."""
+        self._terms[kind].append((factor, tuple(axes)))
+        self._ready = None
+
+    def cost(self, keep: NDArray[np.bool_]) -> Cost:
+        """The cost when slot i is kept where keep[i] is True. [slots]"""
+        if self._ready is None:
+            self._ready = _Arrays(self._fixed, self._members, self._terms)
+        params, macs = self._ready.evaluate(keep)
+        return Cost(params=params, macs=macs // self._batch)
+
+
+class _Arrays:
+    """The terms laid out for `numpy`."""
+
+    def __init__(
+        self,
+        fixed: Sequence[int],
+        members: Sequence[NDArray[np.int64]],
+        terms: dict[str, list[tuple[int, tuple[int, ...]]]],
+    ) -> None:
+        self.fixed = np.asarray(fixed, dtype=np.int64)
+        self.live = np.array([i for i, m in enumerate(members) if len(m)], dtype=np.int64)
+        sizes = [len(members[i]) for i in self.live]
+        self.starts = np.cumsum([0, *sizes[:-1]]) if sizes else np.zeros(0, np.int64)
+        self.slots = np.concatenate([members[i] for i in self.live]) if sizes else np.zeros(0, np.int64)
+        self.kinds = []
+        for kind in ("params", "macs"):
+            rank = max((len(axes) for _, axes in terms[kind]), default=1)
+            index = np.zeros((len(terms[kind]), rank), dtype=np.int64)  # axis 0 is the constant 1
+            for row, (_, axes) in enumerate(terms[kind]):
+                index[row, : len(axes)] = axes
+            factor = np.array([f for f, _ in terms[kind]], dtype=np.int64)
+            self.kinds.append((factor, index))
+
+    def evaluate(self, keep: NDArray[np.bool_]) -> tuple[int, int]:
+        sizes = self.fixed.copy()
+        if len(self.live):
+            sizes[self.live] += np.add.reduceat(keep[self.slots].astype(np.int64), self.starts)
+        params, macs = (int((factor * sizes[index].prod(axis=1)).sum()) for factor, index in self.kinds)
+        return params, macs

@@ -1,0 +1,120 @@
+"""A traced model: its groups, what is frozen and why, and what any choice of units would cost."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.export import ExportedProgram
+
+from secateur.cost import Cost
+from secateur.errors import PlanError
+from secateur.graph.assemble import Assembled, slots_of
+from secateur.graph.costs import CostModel
+from secateur.graph.groups import Frozen, Group
+from secateur.graph.inputs import InputSpec
+from secateur.graph.labels import Labels
+from secateur.graph.rules.op import Value, Walk
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A hash of the state dict's names and shapes: equal for models that the same plans fit. [hex]"""
+    lines = [f"{name} {tuple(tensor.shape)}" for name, tensor in sorted(model.state_dict().items())]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """What may go together.
+
+    Attributes:
+        groups: The groups that may be pruned, in order of execution.
+        inexact: Groups left alone because an operator mixes their units (see `Group.inexact_because`).
+        single: Groups of one unit, which has to stay.
+        frozen: Parts of tensors that may not shrink, and why.
+        program: The captured program. Its tensors are the model's own, not copies.
+        fingerprint: Hash of the model's state-dict names and shapes.
+        inputs: Shapes and dtypes of the example inputs.
+        batch: Batch size of the capture; None in `static_batch` says that other sizes work.
+        static_batch: The only batch size the program accepts, or None.
+    """
+
+    groups: tuple[Group, ...]
+    inexact: tuple[Group, ...]
+    single: tuple[Group, ...]
+    frozen: tuple[Frozen, ...]
+    program: ExportedProgram = field(repr=False)
+    fingerprint: str
+    inputs: InputSpec
+    static_batch: int | None
+    walk: Walk = field(repr=False)
+    assembled: Assembled = field(repr=False)
+    costs: CostModel = field(repr=False)
+
+    def __getitem__(self, name: str) -> Group:
+        """The prunable group of this name."""
+        for group in self.groups:
+            if group.name == name:
+                return group
+        raise KeyError(f"graph[{name!r}]: expected one of {[g.name for g in self.groups][:20]}.")
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's first tensor lives (the CPU if it has none)."""
+        return next((t.device for t in self.program.state_dict.values()), torch.device("cpu"))
+
+    def keep_slots(self, keep: Mapping[str, NDArray[np.bool_]] | None) -> NDArray[np.bool_]:
+        """One vector over the units of all groups, from masks by group name; unnamed groups stay. [slots]
+
+        Raises:
+            PlanError: If a name is no prunable group, or a mask has another size than its group.
+        """
+        known = {g.name: g for g in self.groups}
+        slots = np.ones(self.costs.slots, dtype=bool)
+        offset = 0
+        starts = {}
+        for group in self.assembled.groups:
+            starts[group.name] = offset
+            offset += group.size
+        for name, mask in (keep or {}).items():
+            if name not in known:
+                raise PlanError(f"group {name!r}: expected one of the model's {len(known)} prunable groups.")
+            if mask.shape != (known[name].size,):
+                raise PlanError(f"group {name!r}: expected a mask of {known[name].size} units, got {mask.shape}.")
+            slots[starts[name] : starts[name] + len(mask)] = mask
+        return slots
+
+    def cost(self, keep: Mapping[str, NDArray[np.bool_]] | None = None) -> Cost:
+        """Parameters, and MACs of one sample, with `keep` [group.size] by group name; unnamed groups stay."""
+        return self.costs.cost(self.keep_slots(keep))
+
+    def kept(self, value: Value, slots: NDArray[np.bool_]) -> list[NDArray[np.bool_]] | None:
+        """Which positions of each axis of a captured tensor stay; None for what is no tensor."""
+        if not isinstance(value, tuple):
+            return None
+        return [self.kept_along(axis, slots) for axis in value]
+
+    def kept_along(self, labels: Labels, slots: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Which positions with these labels stay. [axis size]"""
+        if not (labels > 0).any():
+            return np.ones(len(labels), dtype=bool)
+        positions = slots_of(self.assembled, labels, self.walk)
+        return np.where(positions >= 0, slots[positions], True)
+
+    def __str__(self) -> str:
+        """A table of the groups, then what stays and why."""
+        width = max((len(g.name) for g in self.groups), default=5)
+        lines = [f"{'group':{width}}  units  layers that produce them"]
+        for group in self.groups:
+            producers = list(dict.fromkeys(s.tensor for s in group.of_role("produce")))
+            lines.append(f"{group.name:{width}}  {group.size:5}  {', '.join(producers)}")
+        for title, left in (("mixed by an operator", self.inexact), ("a single unit", self.single)):
+            lines += [f"kept, {title}: {g.name} ({g.size}) {'; '.join(g.inexact_because)}".rstrip() for g in left]
+        for f in self.frozen:
+            lines.append(f"kept: {f.tensor} axis {f.axis} ({f.count}): {f.reason}{' at ' + f.where if f.where else ''}")
+        return "\n".join(lines)

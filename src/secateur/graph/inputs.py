@@ -1,0 +1,102 @@
+"""Example inputs as data: enough of them to call a model again without the user's tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from secateur.errors import SettingError
+
+
+class Leaf(BaseModel):
+    """One argument: a tensor's shape and dtype, a constant, or a container of these."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["tensor", "constant", "list", "tuple", "dict"]
+    shape: tuple[int, ...] = ()
+    dtype: str = ""
+    value: bool | int | float | str | None = None
+    items: tuple[Leaf, ...] = ()
+    keys: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, value: Any) -> Leaf:
+        """Describe `value`; raises SettingError for a type that a saved plan could not hold."""
+        if isinstance(value, torch.Tensor):
+            return cls(kind="tensor", shape=tuple(value.shape), dtype=str(value.dtype).removeprefix("torch."))
+        if value is None or isinstance(value, bool | int | float | str):
+            return cls(kind="constant", value=value)
+        if isinstance(value, list | tuple):
+            kind: Literal["list", "tuple"] = "list" if isinstance(value, list) else "tuple"
+            return cls(kind=kind, items=tuple(cls.of(v) for v in value))
+        if isinstance(value, Mapping):
+            return cls(kind="dict", keys=tuple(map(str, value)), items=tuple(cls.of(v) for v in value.values()))
+        raise SettingError(
+            f"example inputs: expected tensors, numbers, strings, lists, tuples and mappings, got "
+            f"{type(value).__name__}. Pass the model plain tensors, or wrap it in a module that does."
+        )
+
+    def example(self, generator: torch.Generator, device: torch.device | str, dtype: torch.dtype | None) -> Any:
+        """A value of this description: normal floats, zero integers and False booleans."""
+        if self.kind == "tensor":
+            own = getattr(torch, self.dtype)
+            if not own.is_floating_point:
+                return torch.zeros(self.shape, dtype=own, device=device)
+            return torch.randn(self.shape, generator=generator).to(device, dtype or own)
+        if self.kind == "constant":
+            return self.value
+        items = [item.example(generator, device, dtype) for item in self.items]
+        if self.kind == "dict":
+            return dict(zip(self.keys, items, strict=True))
+        return items if self.kind == "list" else tuple(items)
+
+
+class InputSpec(BaseModel):
+    """The arguments a model was traced with, by shape and dtype.
+
+    Example:
+        >>> InputSpec.of((torch.zeros(2, 3),), {}).args[0].shape
+        (2, 3)
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    args: tuple[Leaf, ...] = ()
+    kwargs: dict[str, Leaf] = {}
+
+    @classmethod
+    def of(cls, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> InputSpec:
+        """Describe a call's arguments."""
+        return cls(args=tuple(map(Leaf.of, args)), kwargs={k: Leaf.of(v) for k, v in kwargs.items()})
+
+    def example(
+        self, *, seed: int = 0, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments of this description, deterministic in `seed`; floats in `dtype` if it is given."""
+        generator = torch.Generator().manual_seed(seed)
+        args = tuple(leaf.example(generator, device, dtype) for leaf in self.args)
+        return args, {k: leaf.example(generator, device, dtype) for k, leaf in self.kwargs.items()}
+
+
+def call_arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments from what a user passes as example inputs.
+
+    A tensor is the only argument, a tuple or list holds the positional ones, a mapping the keyword ones.
+
+    Raises:
+        SettingError: If `example_inputs` is none of these.
+    """
+    if isinstance(example_inputs, torch.Tensor):
+        return (example_inputs,), {}
+    if isinstance(example_inputs, tuple | list):
+        return tuple(example_inputs), {}
+    if isinstance(example_inputs, Mapping):
+        return (), {str(k): v for k, v in example_inputs.items()}
+    raise SettingError(
+        f"example_inputs: expected a tensor, a tuple of positional arguments or a mapping of keyword arguments, "
+        f"got {type(example_inputs).__name__}."
+    )

@@ -1,0 +1,143 @@
+"""Labels and their union-find: which axis positions are the same thing.
+
+A label is an int64. Positive labels are *live*: positions that could be removed. Labels <= 0 mark
+positions that are always there: 0 without comment (batch, space, time, singletons), a negative one
+with a reason (see `Reasons`). Every operation is vectorised over whole axes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Labels = NDArray[np.int64]
+"""The labels along one axis. [axis size]"""
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a position is frozen: what happened, and the source line or module where it did."""
+
+    what: str
+    where: str = ""
+
+
+class Reasons:
+    """Numbers reasons so that a label can carry one: reason i is the label -(i + 1)."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[Reason, int] = {}
+        self._reasons: list[Reason] = []
+
+    def label(self, reason: Reason) -> int:
+        """The negative label that stands for `reason`."""
+        if reason not in self._numbers:
+            self._numbers[reason] = -(len(self._reasons) + 1)
+            self._reasons.append(reason)
+        return self._numbers[reason]
+
+    def __getitem__(self, label: int) -> Reason:
+        """The reason behind a label <= 0."""
+        if label == 0:
+            return Reason("tied to an axis that holds no units (batch, space or time)")
+        return self._reasons[-label - 1]
+
+
+class LabelStore:
+    """Union-find over live labels, with frozen and mixed ones remembered.
+
+    Example:
+        >>> store = LabelStore()
+        >>> a, b = store.fresh(3), store.fresh(3)
+        >>> store.tie(a, b)
+        >>> bool((store.find(a) == store.find(b)).all())
+        True
+    """
+
+    def __init__(self) -> None:
+        self._parent = np.zeros(1024, dtype=np.int64)
+        self._count = 1
+        self._frozen: list[tuple[Labels, Labels]] = []
+        self._mixed: list[tuple[Labels, Reason]] = []
+
+    def __len__(self) -> int:
+        """One more than the largest label given out."""
+        return self._count
+
+    def fresh(self, n: int) -> Labels:
+        """`n` new live labels, consecutive. [n]"""
+        while self._count + n > len(self._parent):
+            self._parent = np.concatenate([self._parent, np.zeros_like(self._parent)])
+        new = np.arange(self._count, self._count + n, dtype=np.int64)
+        self._parent[new] = new
+        self._count += n
+        return new
+
+    def find(self, labels: Labels) -> Labels:
+        """The root of each live label; labels <= 0 are returned as they are. Same shape."""
+        live = labels > 0
+        clipped = np.where(live, labels, 0)
+        root = self._parent[clipped]
+        while True:
+            above = self._parent[root]
+            if np.array_equal(above, root):
+                break
+            root = above
+        self._parent[clipped] = root
+        return np.where(live, root, labels)
+
+    def tie(self, a: Labels, b: Labels) -> None:
+        """Say that a[i] and b[i] can only be removed together; tied to a label <= 0 means frozen."""
+        a, b = np.broadcast_arrays(a, b)
+        a, b = a.ravel(), b.ravel()
+        live_a, live_b = a > 0, b > 0
+        for live, other_live, x, y in ((live_a, live_b, a, b), (live_b, live_a, b, a)):
+            one_sided = live & ~other_live
+            if one_sided.any():
+                self.freeze(x[one_sided], y[one_sided])
+        both = live_a & live_b
+        if not both.any():
+            return
+        a, b = a[both], b[both]
+        while True:
+            root_a, root_b = self.find(a), self.find(b)
+            differ = root_a != root_b
+            if not differ.any():
+                return
+            a, b, root_a, root_b = a[differ], b[differ], root_a[differ], root_b[differ]
+            np.minimum.at(self._parent, np.maximum(root_a, root_b), np.minimum(root_a, root_b))
+
+    def freeze(self, labels: Labels, because: Labels | int) -> None:
+        """Say that the live ones of `labels` are never removed; `because` is a label <= 0 (or one each)."""
+        labels = np.ravel(labels)
+        because = np.broadcast_to(np.asarray(because, dtype=np.int64), labels.shape)
+        live = labels > 0
+        if live.any():
+            self._frozen.append((labels[live].copy(), because[live].copy()))
+
+    def mix(self, labels: Labels, reason: Reason) -> None:
+        """Say that an operator mixes these labels without weights, so that removing one changes the rest."""
+        live = labels[labels > 0]
+        if live.size:
+            self._mixed.append((live.copy(), reason))
+
+    def frozen_roots(self) -> dict[int, int]:
+        """Root -> the label <= 0 that first froze it, a label with a reason being preferred to 0."""
+        found: dict[int, int] = {}
+        for labels, because in self._frozen:
+            for root, why in zip(self.find(labels).tolist(), because.tolist(), strict=True):
+                if found.get(root, 0) == 0:
+                    found[root] = why
+        return found
+
+    def mixed_roots(self) -> dict[int, list[Reason]]:
+        """Root -> the operators that mix it, in order."""
+        found: dict[int, list[Reason]] = {}
+        for labels, reason in self._mixed:
+            for root in np.unique(self.find(labels)).tolist():
+                reasons = found.setdefault(root, [])
+                if reason not in reasons:
+                    reasons.append(reason)
+        return found

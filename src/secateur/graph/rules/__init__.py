@@ -1,0 +1,24 @@
+"""What each operator says about labels: one file per operator family.
+
+Importing this package registers all rules.
+"""
+
+from secateur.graph.rules import convolution, elementwise, linear, normalise, recurrent, reduce, reshape, select
+from secateur.graph.rules.op import Op
+from secateur.graph.rules.registry import RULES, find_rule, operator_name, rule
+
+__all__ = [
+    "RULES",
+    "Op",
+    "convolution",
+    "elementwise",
+    "find_rule",
+    "linear",
+    "normalise",
+    "operator_name",
+    "recurrent",
+    "reduce",
+    "reshape",
+    "rule",
+    "select",
+]

@@ -1,0 +1,86 @@
+"""Convolutions: 1-d to 3-d, transposed, grouped and depthwise."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from secateur.graph.rules.op import CONSUME, PRODUCE, Axes, Labels, Op, plain, product
+from secateur.graph.rules.registry import rule
+
+
+@rule("aten.conv1d.default", "aten.conv2d.default", "aten.conv3d.default")
+@rule("aten.conv1d.padding", "aten.conv2d.padding", "aten.conv3d.padding")
+def convolution(op: Op) -> Axes:
+    """The weight is [out, in / groups, *kernel]."""
+    return _convolve(op, transposed=False)
+
+
+@rule("aten.conv_transpose1d.default", "aten.conv_transpose2d.input", "aten.conv_transpose3d.input")
+def transposed_convolution(op: Op) -> Axes:
+    """The weight is [in, out / groups, *kernel]."""
+    return _convolve(op, transposed=True)
+
+
+@rule("aten.convolution.default")
+def general_convolution(op: Op) -> Axes:
+    """The form after decomposition, with a flag for the transposed kind."""
+    return _convolve(op, transposed=bool(op["transposed"]))
+
+
+def _convolve(op: Op, *, transposed: bool) -> Axes:
+    x, weight, bias = op["input"], op["weight"], op.get("bias")
+    groups = op.integer("groups")
+    x_axes, weight_axes = op.axes(x), op.axes(weight)
+    channel = len(x_axes) - (len(weight_axes) - 1)  # 1, or 0 where the batch axis is missing
+    if groups == 1:
+        out, into = weight_axes[:2] if not transposed else (weight_axes[1], weight_axes[0])
+        op.tie(x_axes[channel], into)
+        op.role(out, PRODUCE)
+        op.role(into, CONSUME)
+    else:
+        out = _grouped(op, x_axes[channel], weight_axes[0], weight_axes[1], groups, transposed=transposed)
+    if bias is not None:
+        op.tie(op.axes(bias)[0], out)
+        op.role(op.axes(bias)[0], PRODUCE)
+    for kernel_axis in weight_axes[2:]:
+        op.store.freeze(kernel_axis, 0)
+    op.produces(weight, channel)
+    # Every weight meets every position of the output (of the input, if transposed) once.
+    positions = op.shape(x if transposed else op.node)
+    space = product(positions[channel + 1 :]) * product(positions[:channel])
+    op.count(space * product(op.shape(weight)[2:]), *weight_axes[:2])
+    output = list(x_axes[:channel]) + [out] + [plain(n) for n in op.output_shape[channel + 1 :]]
+    return tuple(output)
+
+
+def _grouped(op: Op, x: Labels, first: Labels, second: Labels, groups: int, *, transposed: bool) -> Labels:
+    """Labels of the output channels of a grouped convolution.
+
+    Either whole groups go, with all their inputs and outputs (depthwise is the case of one input a
+    group), or every group loses the same positions. Whichever the input's labels already follow is
+    taken; if neither, the one with more units.
+    """
+    per_group = len(x) // groups
+    grid = (groups, per_group)
+    followed = op.vary_along(x, grid)
+    whole = groups >= per_group if followed is None else followed == 0
+    split = first if not transposed else x  # the axis that runs over groups on the weight's side
+    if transposed:
+        op.tie(x, first)
+    across = len(split) // groups
+    if whole:
+        carried = op.carry(x, grid, 0)
+        op.tie(carried, op.carry(split, (groups, across), 0))
+        op.freeze(second, "position inside a group that is removed whole")
+        op.role(first, PRODUCE)
+        return first if not transposed else np.repeat(carried, len(second))
+    inner = op.carry(x, grid, 1)
+    if transposed:
+        op.role(first, CONSUME)
+        op.role(second, PRODUCE)
+        return np.tile(second, groups)
+    op.tie(inner, second)
+    op.role(second, CONSUME)
+    op.role(first, PRODUCE)
+    op.carry(first, (groups, across), 1)
+    return first

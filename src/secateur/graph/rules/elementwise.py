@@ -1,0 +1,81 @@
+"""Operators that act on each position by itself, with broadcasting."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from secateur.graph.rules.op import Axes, Op
+from secateur.graph.rules.registry import rule
+
+
+@rule("pointwise")
+def pointwise(op: Op) -> Axes:
+    """Any operator that ATen tags as pointwise: arithmetic, comparisons, activations, where, clamp, ..."""
+    return op.broadcast(*(op.axes(n) for n in op.tensors()))
+
+
+@rule(
+    "aten.dropout.default", "aten.dropout_.default", "aten.feature_dropout.default",
+    "aten.feature_dropout_.default", "aten.alpha_dropout.default", "aten.alpha_dropout_.default",
+    "aten.feature_alpha_dropout.default", "aten.native_dropout.default",
+    "aten.clone.default", "aten.contiguous.default", "aten.detach.default", "aten.detach_.default",
+    "aten.alias.default", "aten.lift_fresh_copy.default", "aten.positive.default",
+    "aten.to.dtype", "aten.to.device", "aten.to.dtype_layout", "aten.to.other", "aten._to_copy.default",
+    "aten.type_as.default", "aten.hardswish_.default", "aten.cumsum.default", "aten.nan_to_num.default",
+    "aten.bernoulli.default", "aten.bernoulli_.float", "aten.rand_like.default", "aten.randn_like.default",
+    "aten.zeros_like.default", "aten.ones_like.default", "aten.full_like.default", "aten.empty_like.default",
+    "aten.fill_.Scalar", "aten.zero_.default", "aten.masked_fill_.Scalar", "aten.masked_fill_.Tensor",
+)  # fmt: skip
+def same_shape(op: Op) -> Axes:
+    """The output has the first argument's labels; other tensors broadcast against it."""
+    if op.name.startswith("aten.cumsum"):
+        op.mix(op.axes(op["self"])[op.integer("dim")])
+    first = op.axes(op.tensors()[0])
+    if op.name.startswith(("aten.to.other", "aten.type_as")):
+        return first
+    return op.broadcast(first, *(op.axes(n) for n in op.tensors()[1:]))
+
+
+@rule("aten.copy_.default", "aten.copy.default")
+def copy(op: Op) -> Axes:
+    """Writes one tensor into another: they hold the same units."""
+    return op.broadcast(*(op.axes(n) for n in op.tensors()))
+
+
+@rule("aten.prelu.default")
+def prelu(op: Op) -> Axes:
+    """A slope per channel (axis 1), or one for all."""
+    x = op.axes(op["self"])
+    slope = op.axes(op["weight"])
+    if slope and len(slope[0]) > 1:
+        op.tie(slope[0], x[1] if len(x) > 1 else x[0])
+    return x
+
+
+@rule("aten.glu.default")
+def glu(op: Op) -> Axes:
+    """Half of an axis gates the other half, position by position."""
+    x = list(op.axes(op["self"]))
+    dim = op.integer("dim") % len(x)
+    first, second = np.split(x[dim], 2)
+    op.tie(first, second)
+    x[dim] = first
+    return tuple(x)
+
+
+@rule(
+    "aten.zeros.default", "aten.ones.default", "aten.full.default", "aten.empty.memory_format",
+    "aten.new_zeros.default", "aten.new_ones.default", "aten.new_full.default", "aten.new_empty.default",
+    "aten.rand.default", "aten.randn.default",
+)  # fmt: skip
+def filled(op: Op) -> Axes:
+    """A tensor of one value (or of noise) has no positions of its own: it follows what it is combined with."""
+    return tuple(op.store.fresh(n) if n > 1 else np.zeros(n, dtype=np.int64) for n in op.output_shape)
+
+
+@rule("aten.arange.default", "aten.arange.start", "aten.arange.start_step", "aten.linspace.default", "aten.eye.m")
+@rule("aten.eye.default", "aten.scalar_tensor.default", "aten.tril_indices.default", "aten.triu_indices.default")
+def counted(op: Op) -> Axes:
+    """Values that depend on the position: the axis may not shrink."""
+    because = op.walk.reasons.label(op.reason)
+    return tuple(np.full(n, because, dtype=np.int64) for n in op.output_shape)

@@ -1,0 +1,226 @@
+"""What a rule sees of one operator call, and what it may say about it."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from secateur.graph.labels import Labels, LabelStore, Reason, Reasons
+
+Axes = tuple[Labels, ...]
+"""The labels of one tensor, an array per axis."""
+
+Value = Axes | list[Any] | None
+"""What a node yields: a tensor's axes, a list of values, or None for what is no tensor."""
+
+PRODUCE, CONSUME = 1, 2
+"""Bits of a parameter position's role; neither bit means that the parameter acts elementwise."""
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """A sum of products, for counting: MACs = factor x the number of kept positions along each axis."""
+
+    node: str
+    factor: int
+    axes: tuple[Labels, ...]
+
+
+@dataclass(frozen=True)
+class Produced:
+    """The output of a layer with weights: where activations can be observed."""
+
+    node: fx.Node
+    axis: int
+    weight: fx.Node
+
+
+@dataclass
+class Walk:
+    """All that is learnt while the rules walk over the graph."""
+
+    store: LabelStore = field(default_factory=LabelStore)
+    reasons: Reasons = field(default_factory=Reasons)
+    values: dict[fx.Node, Value] = field(default_factory=dict)
+    roles: list[tuple[Labels, int]] = field(default_factory=list)
+    contractions: list[Contraction] = field(default_factory=list)
+    produced: list[Produced] = field(default_factory=list)
+    from_parameters: set[fx.Node] = field(default_factory=set)
+    names: dict[fx.Node, str] = field(default_factory=dict)
+
+
+def hint(size: Any) -> int:
+    """The size that the example inputs gave an axis; symbolic sizes are looked up, not guarded on."""
+    if isinstance(size, torch.SymInt):
+        known = size.node.hint
+        if known is None:
+            raise ValueError("the size depends on the data")
+        return int(known)
+    return int(size)
+
+
+def shape_of(value: Any) -> tuple[int, ...]:
+    """The shape of a node's captured value (or of a tensor)."""
+    tensor = value.meta["val"] if isinstance(value, fx.Node) else value
+    return tuple(hint(s) for s in tensor.shape)
+
+
+def plain(n: int) -> Labels:
+    """An axis that holds no units. [n]"""
+    return np.zeros(n, dtype=np.int64)
+
+
+_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in \S+\n\s*(?P<code>[^\n]*)')
+
+
+def where(node: fx.Node) -> str:
+    """The module and the source line of a node: ``layer1.0 (net.py:12: x = x + y)``; empty if unknown."""
+    stack = node.meta.get("nn_module_stack") or {}
+    module = next((path for path, _ in reversed(list(stack.values())) if path), "")
+    frames = list(_FRAME.finditer(node.meta.get("stack_trace") or ""))
+    outside = [f for f in frames if "/torch/nn/" not in f["file"].replace("\\", "/")] or frames
+    if not outside:
+        return module
+    last = outside[-1]
+    file = last["file"].replace("\\", "/").rsplit("/", 1)[-1]
+    line = f"{file}:{last['line']}: {last['code'].strip()}"
+    return f"{module} ({line})" if module else line
+
+
+class Op:
+    """One operator call: its arguments by schema name, their labels, and what a rule may say.
+
+    A rule reads labels with `axes` and `shape`, ties or freezes them, and returns the labels of the
+    output: a tuple of arrays for a tensor, a list of such tuples for several.
+    """
+
+    def __init__(self, node: fx.Node, walk: Walk) -> None:
+        self.node = node
+        self.walk = walk
+        self.store = walk.store
+        self.name = str(node.target)
+        self._arguments = self._bind()
+
+    def _bind(self) -> dict[str, Any]:
+        schema = getattr(self.node.target, "_schema", None)
+        if schema is None:
+            return {str(i): a for i, a in enumerate(self.node.args)} | dict(self.node.kwargs)
+        bound = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
+        bound |= {a.name: value for a, value in zip(schema.arguments, self.node.args, strict=False)}
+        return bound | dict(self.node.kwargs)
+
+    def __getitem__(self, name: str) -> Any:
+        """The argument of this schema name (a node, a number, a list, ...)."""
+        return self._arguments[name]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The argument of this schema name, or `default` where the schema has none."""
+        value = self._arguments.get(name, default)
+        return default if value is None else value
+
+    def integer(self, name: str) -> int:
+        """An integer argument, symbolic ones by their hint."""
+        return self.integers([self._arguments[name]])[0]
+
+    def integers(self, values: Iterable[Any]) -> list[int]:
+        """Integers from constants and symbolic nodes."""
+        return [hint(v.meta["val"]) if isinstance(v, fx.Node) else hint(v) for v in values]
+
+    def axes(self, value: Any) -> Axes:
+        """The labels of a tensor argument."""
+        found = self.walk.values[value]
+        if not isinstance(found, tuple):
+            raise TypeError(f"{value} is not a tensor")
+        return found
+
+    def shape(self, value: Any) -> tuple[int, ...]:
+        """The captured shape of a tensor argument."""
+        return shape_of(value)
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """The captured shape of the (only) output."""
+        return shape_of(self.node)
+
+    @property
+    def reason(self) -> Reason:
+        """This operator as a reason, by name and source line."""
+        return Reason(self.name, where(self.node))
+
+    def tensors(self) -> list[fx.Node]:
+        """All tensor arguments, those inside lists too."""
+        return [n for n in self.node.all_input_nodes if isinstance(self.walk.values.get(n), tuple)]
+
+    def tie(self, a: Labels, b: Labels) -> None:
+        """Say that a[i] and b[i] can only be removed together."""
+        self.store.tie(a, b)
+
+    def freeze(self, labels: Labels, what: str | None = None) -> None:
+        """Say that `labels` are never removed, because of this operator (or of `what` it does)."""
+        reason = Reason(f"{self.name}: {what}", where(self.node)) if what else self.reason
+        self.store.freeze(labels, self.walk.reasons.label(reason))
+
+    def mix(self, labels: Labels) -> None:
+        """Say that this operator mixes the positions of an axis without weights."""
+        self.store.mix(labels, self.reason)
+
+    def role(self, labels: Labels, bit: int) -> None:
+        """Say what the parameter positions with these labels do (`PRODUCE` or `CONSUME`)."""
+        self.walk.roles.append((labels, bit))
+
+    def produces(self, weight: fx.Node, axis: int) -> None:
+        """Say that output axis `axis` of this operator is computed from `weight`."""
+        self.walk.produced.append(Produced(self.node, axis, weight))
+
+    def count(self, factor: int, *axes: Labels) -> None:
+        """Count `factor` x the kept positions of each of `axes` as MACs."""
+        self.walk.contractions.append(Contraction(self.node.name, factor, axes))
+
+    def is_weight(self, value: Any) -> bool:
+        """True if the argument is computed from parameters and buffers alone."""
+        return value in self.walk.from_parameters
+
+    def broadcast(self, *operands: Axes) -> Axes:
+        """Tie the axes of operands that broadcast against each other; returns the result's labels."""
+        rank = max((len(axes) for axes in operands), default=0)
+        result: list[Labels] = []
+        for k in range(rank):
+            column = [axes[k - rank + len(axes)] for axes in operands if k - rank + len(axes) >= 0]
+            size = max((len(c) for c in column if len(c) != 1), default=1)
+            if any(len(c) == 0 for c in column):
+                size = 0
+            full = [c for c in column if len(c) == size]
+            merged = full[0]
+            for other in full[1:]:
+                self.tie(merged, other)
+                merged = np.where(merged > 0, merged, np.where(other > 0, other, np.minimum(merged, other)))
+            result.append(merged)
+        return tuple(result)
+
+    def vary_along(self, labels: Labels, sizes: Sequence[int]) -> int | None:
+        """The only axis of the shape `sizes` along which the flat `labels` vary; None if there is none."""
+        grid = self.store.find(labels).reshape(sizes)
+        for axis in sorted(range(len(sizes)), key=lambda k: (-sizes[k], -k)):
+            lines = np.moveaxis(grid, axis, 0).reshape(sizes[axis], -1)
+            if (lines == lines[:, :1]).all():
+                return axis
+        return None
+
+    def carry(self, labels: Labels, sizes: Sequence[int], axis: int) -> Labels:
+        """Let one axis of the shape `sizes` carry the flat `labels`; positions along the others are tied."""
+        lines = np.moveaxis(labels.reshape(sizes), axis, 0).reshape(sizes[axis], -1)
+        for k in range(1, lines.shape[1]):
+            self.tie(lines[:, 0], lines[:, k])
+        return np.ascontiguousarray(lines[:, 0])
+
+
+def product(sizes: Iterable[int]) -> int:
+    """The product of sizes, 1 for none."""
+    return math.prod(sizes)

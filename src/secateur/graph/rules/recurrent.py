@@ -1,0 +1,58 @@
+"""Recurrent layers: LSTM, GRU and simple RNNs, several layers, both directions, projections."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from secateur.graph.rules.op import CONSUME, PRODUCE, Axes, Labels, Op, product
+from secateur.graph.rules.registry import rule
+
+
+@rule("aten.lstm.input", "aten.gru.input", "aten.rnn_tanh.input", "aten.rnn_relu.input")
+def recurrent(op: Op) -> list[Axes]:
+    """Hidden units, the same in every layer and direction because one tensor holds all initial states.
+
+    Weights a layer and direction: input [gates x hidden, in], hidden [gates x hidden, out], then two
+    biases [gates x hidden] if any, then an LSTM's projection [out, hidden] if any.
+    """
+    x = op.axes(op["input"])
+    lstm = op.name.startswith("aten.lstm")
+    states = list(op["hx"]) if lstm else [op["hx"]]
+    biases, bidirectional = bool(op["has_biases"]), bool(op["bidirectional"])
+    directions = 2 if bidirectional else 1
+    parameters = list(op["params"])
+    per_cell = len(parameters) // (op.integer("num_layers") * directions)
+    projected = per_cell == (5 if biases else 3)
+    state_axes = [op.axes(s) for s in states]
+    out = state_axes[0][-1]  # what a cell passes on
+    hidden = state_axes[1][-1] if lstm else out
+    steps = product(op.shape(op["input"])[:-1])
+    below = x[-1]
+    for layer in range(op.integer("num_layers")):
+        for direction in range(directions):
+            start = (layer * directions + direction) * per_cell
+            cell = parameters[start : start + per_cell]
+            for weight, source in ((cell[0], below), (cell[1], out)):
+                rows, columns = op.axes(weight)
+                _tie_gates(op, rows, hidden)
+                op.tie(columns, source)
+                op.role(columns, CONSUME)
+                op.count(steps, rows, columns)
+            for bias in cell[2:4] if biases else []:
+                _tie_gates(op, op.axes(bias)[0], hidden)
+            if projected:
+                rows, columns = op.axes(cell[-1])
+                op.tie(rows, out)
+                op.tie(columns, hidden)
+                op.role(rows, PRODUCE)
+                op.role(columns, CONSUME)
+                op.count(steps, rows, columns)
+        below = np.concatenate([out] * directions)
+    op.produces(parameters[per_cell - 1 if projected else 0], len(x) - 1)
+    return [(*x[:-1], below), *state_axes]
+
+
+def _tie_gates(op: Op, rows: Labels, hidden: Labels) -> None:
+    gates = len(rows) // len(hidden)
+    op.tie(rows, np.tile(hidden, gates))
+    op.role(rows, PRODUCE)

@@ -1,0 +1,141 @@
+"""Views: axes merged, split, added, dropped and reordered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+from secateur.graph.rules.op import Axes, Labels, Op, plain, product
+from secateur.graph.rules.registry import rule
+
+
+@rule("aten.view.default", "aten.reshape.default", "aten._unsafe_view.default", "aten._reshape_alias.default")
+@rule("aten.flatten.using_ints", "aten.unflatten.int", "aten.view_as.default", "aten.reshape_as.default")
+@rule("aten.squeeze.default", "aten.squeeze.dim", "aten.squeeze.dims", "aten.unsqueeze.default")
+@rule("aten.squeeze_.dim", "aten.unsqueeze_.default", "aten.ravel.default")
+def reshape(op: Op) -> Axes:
+    """Row-major regrouping of axes.
+
+    Axes are matched in the smallest runs of equal product. A run that stays one axis keeps its
+    labels; axes that merge repeat them; for an axis that splits, `_split` decides what carries them.
+    """
+    x = op.axes(op.tensors()[0])
+    shape = op.output_shape
+    out: list[Labels] = [plain(n) for n in shape]
+    for inputs, outputs in _runs([len(a) for a in x], shape):
+        merged = _merge(op, [x[i] for i in inputs])
+        for k, labels in zip(outputs, _split(op, merged, [shape[k] for k in outputs]), strict=True):
+            out[k] = labels
+    return tuple(out)
+
+
+def _runs(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:
+    """Smallest runs of axes (other than singletons) with equal products."""
+    left = [i for i, n in enumerate(before) if n != 1]
+    right = [k for k, n in enumerate(after) if n != 1]
+    if 0 in before or 0 in after:
+        return
+    while left and right:
+        inputs, outputs = [left.pop(0)], [right.pop(0)]
+        while (a := product(before[i] for i in inputs)) != (b := product(after[k] for k in outputs)):
+            if a < b:
+                inputs.append(left.pop(0))
+            else:
+                outputs.append(right.pop(0))
+        yield inputs, outputs
+
+
+def _merge(op: Op, axes: list[Labels]) -> Labels:
+    """The labels of axes that become one; only one of them can go on carrying units."""
+    if len(axes) == 1:
+        return axes[0]
+    carrying = max(range(len(axes)), key=lambda i: (bool((axes[i] > 0).any()), bool(axes[i].any()), len(axes[i])))
+    for i, axis in enumerate(axes):
+        if i != carrying:
+            op.freeze(axis, "merged into one axis with another that holds units")
+    outer = product(len(a) for a in axes[:carrying])
+    inner = product(len(a) for a in axes[carrying + 1 :])
+    return np.tile(np.repeat(axes[carrying], inner), outer)
+
+
+def _split(op: Op, labels: Labels, sizes: list[int]) -> list[Labels]:
+    """The labels of the axes that one axis becomes.
+
+    If the labels already vary along one of them only, that one carries them, with nothing tied;
+    otherwise the largest does (the innermost of equals), and positions along the others are tied.
+    """
+    if len(sizes) == 1:
+        return [labels]
+    out = [plain(n) for n in sizes]
+    if not labels.any():
+        return out
+    axis = op.vary_along(labels, sizes)
+    if axis is None:
+        axis = max(range(len(sizes)), key=lambda k: (sizes[k], k))
+    out[axis] = op.carry(labels, sizes, axis)
+    return out
+
+
+@rule("aten.permute.default", "aten.movedim.int", "aten.movedim.intlist", "aten.transpose.int")
+@rule("aten.transpose_.int", "aten.swapaxes.default", "aten.swapdims.default", "aten.t.default", "aten.t_.default")
+@rule("aten.numpy_T.default", "aten.mT.default", "aten.adjoint.default")
+def reorder(op: Op) -> Axes:
+    """Axes change places; which ones is read off the operator's effect on a tensor of distinct sizes."""
+    x = op.axes(op.tensors()[0])
+    probe = torch.empty(tuple(range(2, len(x) + 2)), device="meta")
+    moved = op.node.target(probe, *op.node.args[1:], **op.node.kwargs)  # type: ignore[operator]
+    return tuple(x[n - 2] for n in moved.shape)
+
+
+@rule("aten.expand.default", "aten.expand_as.default", "aten.broadcast_to.default")
+def expand(op: Op) -> Axes:
+    """Copies along singleton axes: the copies follow what they are combined with."""
+    x = op.axes(op.tensors()[0])
+    shape = op.output_shape
+    new = len(shape) - len(x)
+    return tuple(
+        x[k - new] if k >= new and len(x[k - new]) == n else op.store.fresh(n) for k, n in enumerate(shape)
+    )
+
+
+@rule("aten.repeat.default", "aten.tile.default")
+def repeat(op: Op) -> Axes:
+    """Whole copies one after the other: each copy of a position is the same unit."""
+    x = op.axes(op.tensors()[0])
+    shape = op.output_shape
+    new = len(shape) - len(x)
+    out: list[Labels] = []
+    for k, n in enumerate(shape):
+        axis = x[k - new] if k >= new else plain(1)
+        out.append(op.store.fresh(n) if len(axis) == 1 and n > 1 else np.tile(axis, n // max(len(axis), 1)))
+    return tuple(out)
+
+
+@rule("aten.repeat_interleave.self_int")
+def repeat_interleave(op: Op) -> Axes:
+    """Each position repeated in place."""
+    x = list(op.axes(op["self"]))
+    dim = op.integer("dim") % len(x)
+    x[dim] = np.repeat(x[dim], op.integer("repeats"))
+    return tuple(x)
+
+
+@rule("aten.pixel_shuffle.default", "aten.pixel_unshuffle.default", "aten.channel_shuffle.default")
+def shuffle(op: Op) -> Axes:
+    """Rearrangements between channels and space: blocks of channels go together."""
+    x = list(op.axes(op["self"]))
+    channel = 1 if "channel" in op.name else len(x) - 3
+    labels = x[channel]
+    if op.name.startswith("aten.pixel_shuffle"):
+        square = op.integer("upscale_factor") ** 2
+        x[channel] = op.carry(labels, (len(labels) // square, square), 0)
+    elif op.name.startswith("aten.pixel_unshuffle"):
+        x[channel] = np.repeat(labels, op.integer("downscale_factor") ** 2)
+    else:
+        groups = op.integer("groups")
+        inner = op.carry(labels, (groups, len(labels) // groups), 1)
+        x[channel] = np.repeat(inner, groups)
+    shape = op.output_shape
+    return tuple(a if k <= channel else plain(shape[k]) for k, a in enumerate(x))

@@ -1,0 +1,140 @@
+"""Joining, cutting and choosing along an axis."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import fx
+
+from secateur.graph.rules.op import Axes, Labels, Op, hint, plain
+from secateur.graph.rules.registry import rule
+
+
+@rule("aten.cat.default", "aten.concat.default", "aten.concatenate.default")
+def cat(op: Op) -> Axes:
+    """Labels one after the other; the other axes are the same units."""
+    parts = [op.axes(n) for n in op["tensors"]]
+    parts = [p for p in parts if not (len(p) == 1 and len(p[0]) == 0)]  # torch skips empty vectors
+    rank = len(parts[0])
+    dim = op.integers([op.get("dim", op.get("axis", 0))])[0] % rank
+    rest = op.broadcast(*(tuple(a for k, a in enumerate(p) if k != dim) for p in parts))
+    joined = np.concatenate([p[dim] for p in parts])
+    return (*rest[:dim], joined, *rest[dim:])
+
+
+@rule("aten.stack.default")
+def stack(op: Op) -> Axes:
+    """A new axis; all others are the same units."""
+    parts = [op.axes(n) for n in op["tensors"]]
+    dim = op.integer("dim") % (len(parts[0]) + 1)
+    rest = op.broadcast(*parts)
+    return (*rest[:dim], plain(len(parts)), *rest[dim:])
+
+
+@rule("aten.split.Tensor", "aten.split.sizes", "aten.split_with_sizes.default", "aten.chunk.default")
+@rule("aten.tensor_split.sections", "aten.tensor_split.indices", "aten.unsafe_chunk.default")
+def split(op: Op) -> list[Axes]:
+    """Consecutive parts of an axis, in the sizes that were captured."""
+    x = op.axes(op.tensors()[0])
+    dim = op.integer("dim") % len(x)
+    sizes = [op.shape(part)[dim] for part in op.node.meta["val"]]
+    cuts = np.split(x[dim], np.cumsum(sizes)[:-1])
+    return [(*x[:dim], cut, *x[dim + 1 :]) for cut in cuts]
+
+
+@rule("aten.unbind.int")
+def unbind(op: Op) -> list[Axes]:
+    """An axis taken apart: each of its positions is needed."""
+    x = op.axes(op["self"])
+    dim = op.integer("dim") % len(x)
+    op.freeze(x[dim], "taken apart position by position")
+    return [(*x[:dim], *x[dim + 1 :]) for _ in range(len(x[dim]))]
+
+
+def _choose(op: Op, dim: int, positions: Labels) -> Axes:
+    x = op.axes(op.tensors()[0])
+    return (*x[:dim], x[dim][positions], *x[dim + 1 :])
+
+
+def positions_taken(node: fx.Node, size: int) -> Labels:
+    """The positions that ``aten.slice`` or ``aten.narrow`` takes of an axis of this size."""
+    positions = np.arange(size, dtype=np.int64)
+    given = list(node.args[2:]) + [None] * 3
+    numbers = [hint(v.meta["val"]) if isinstance(v, fx.Node) else v for v in given]
+    for k, name in enumerate(("start", "length" if "narrow" in str(node.target) else "end", "step")):
+        numbers[k] = node.kwargs.get(name, numbers[k])
+    start, end, step = numbers[:3]
+    if "narrow" in str(node.target):
+        return positions[start % size :][:end]
+    return positions[start:end:step]
+
+
+@rule("aten.slice.Tensor", "aten.narrow.default")
+def slice_axis(op: Op) -> Axes:
+    """A range of an axis."""
+    dim = op.integer("dim") % len(op.axes(op["self"]))
+    return _choose(op, dim, positions_taken(op.node, op.shape(op["self"])[dim]))
+
+
+@rule("aten.select.int")
+def select(op: Op) -> Axes:
+    """One position of an axis, which is then needed."""
+    x = op.axes(op["self"])
+    dim = op.integer("dim") % len(x)
+    chosen = x[dim][[op.integer("index")]]
+    op.freeze(chosen, "selected by its number")
+    return (*x[:dim], *x[dim + 1 :])
+
+
+@rule("aten.flip.default")
+def flip(op: Op) -> Axes:
+    """Axes read backwards."""
+    x = op.axes(op["self"])
+    dims = {d % len(x) for d in op.integers(op["dims"])}
+    return tuple(a[::-1] if k in dims else a for k, a in enumerate(x))
+
+
+@rule("aten.roll.default")
+def roll(op: Op) -> Axes:
+    """Axes rotated."""
+    x = list(op.axes(op["self"]))
+    dims = op.integers(op.get("dims", []))
+    if not dims:  # rolls the flattened tensor
+        for axis in x:
+            op.freeze(axis, "rolled across all axes")
+        return tuple(x)
+    for dim, shift in zip(dims, op.integers(op["shifts"]), strict=True):
+        x[dim] = np.roll(x[dim], shift)
+    return tuple(x)
+
+
+@rule("aten.pad.default", "aten.constant_pad_nd.default")
+def pad(op: Op) -> Axes:
+    """Zeros (or a constant) around an axis are new positions that follow what they are combined with.
+
+    With other modes only axes without units can be padded; with a constant other than zero a padded
+    axis of units is frozen, because consumers would read the constant.
+    """
+    x = op.axes(op["self"])
+    amounts = op.integers(op["pad"])
+    constant = op.get("mode", "constant") == "constant"
+    zero = not op.get("value", 0)
+    out = list(x)
+    for k in range(len(amounts) // 2):
+        dim = len(x) - 1 - k
+        before, after = amounts[2 * k : 2 * k + 2]
+        if before == after == 0:
+            continue
+        if not constant or not zero:
+            op.freeze(x[dim], "padded with something other than zeros")
+        core = x[dim][max(-before, 0) : len(x[dim]) - max(-after, 0)]
+        live = bool((core > 0).any()) and constant and zero
+        edges = [op.store.fresh(max(n, 0)) if live else plain(max(n, 0)) for n in (before, after)]
+        out[dim] = np.concatenate([edges[0], core, edges[1]])
+    return tuple(out)
+
+
+@rule("operator.getitem")
+def getitem(op: Op) -> Axes:
+    """One of several outputs."""
+    values, index = op.node.args
+    return op.walk.values[values][index]  # type: ignore[index]

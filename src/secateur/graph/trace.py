@@ -1,0 +1,157 @@
+"""Capture with `torch.export`, then labels, then groups."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import Dim, ExportedProgram, ShapesCollection, export
+from torch.utils import _pytree as pytree
+
+from secateur.errors import CaptureError, NothingToPruneError, SettingError
+from secateur.graph.assemble import assemble, cost_model
+from secateur.graph.graph import Graph, fingerprint
+from secateur.graph.inputs import InputSpec, call_arguments
+from secateur.graph.rules.op import hint
+from secateur.graph.walk import walk
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The module inside `torch.compile`, `DataParallel` or `DistributedDataParallel`.
+
+    Raises:
+        SettingError: If `model` is not an `nn.Module`.
+    """
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            break
+        model = inner
+    if not isinstance(model, nn.Module):
+        raise SettingError(f"model: expected a torch.nn.Module, got {type(model).__name__}.")
+    return model
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block; every submodule's own mode is restored afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def trace(model: nn.Module, example_inputs: Any, *, allow_inexact: bool = False) -> Graph:
+    """Find what can be removed from a model, and what has to go together.
+
+    Args:
+        model: Any module that `torch.export` can capture; it is left as it was.
+        example_inputs: A tensor, a tuple of positional arguments, or a mapping of keyword arguments.
+            Shapes and dtypes matter, values do not. The first axis is taken as the batch; where the
+            model allows it, the captured program then accepts any batch size.
+        allow_inexact: Also offer groups whose units an operator mixes without weights (a layer norm
+            over channels, say): removing some changes what the others compute.
+
+    Returns:
+        The groups, what is frozen and why, and a cost model.
+
+    Raises:
+        CaptureError: If `torch.export` cannot capture the model, or it returns no tensor.
+        NothingToPruneError: If no group of units may be removed.
+        SettingError: If the model is no module, or the inputs are of no known kind.
+
+    Example:
+        >>> import secateur as sc
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> graph = sc.trace(net, torch.zeros(2, 4))
+        >>> [(group.name, group.size) for group in graph.groups]
+        [('0', 8)]
+    """
+    model = unwrap(model)
+    args, kwargs = call_arguments(example_inputs)
+    spec = InputSpec.of(args, kwargs)
+    program, batch, static = capture(model, args, kwargs)
+    if not any(isinstance(v.meta.get("val"), torch.Tensor) for v in program.graph.output_node().all_input_nodes):
+        raise CaptureError(f"trace: expected {type(model).__name__} to return tensors, got none. Return a tensor.")
+    state, tensors = walk(program)
+    assembled = assemble(state, tensors, allow_inexact=allow_inexact)
+    groups = tuple(g for g, allowed in zip(assembled.groups, assembled.allowed, strict=True) if allowed)
+    graph = Graph(
+        groups=groups,
+        inexact=tuple(g for g in assembled.groups if not g.exact and g.size > 1 and not allow_inexact),
+        single=tuple(g for g in assembled.groups if g.size == 1),
+        frozen=assembled.frozen,
+        program=program,
+        fingerprint=fingerprint(model),
+        inputs=spec,
+        static_batch=static,
+        walk=state,
+        assembled=assembled,
+        costs=cost_model(assembled, state, tensors, batch),
+    )
+    if not groups:
+        raise NothingToPruneError(
+            f"trace: expected {type(model).__name__} to have units that can be removed, found none.\n{graph}\n"
+            f"Layers that read only the input or write only the output keep their size; "
+            f"pass allow_inexact=True to include groups that an operator mixes."
+        )
+    return graph
+
+
+def capture(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[ExportedProgram, int, int | None]:
+    """Capture a model in evaluation mode, with a batch axis of any size where the model allows it.
+
+    Returns:
+        The program, the batch size of the capture, and that size again if the program accepts no other.
+    """
+    args, kwargs = _at_least_two(args, dict(kwargs))
+    leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    batch = next((leaf.shape[0] for leaf in leaves if leaf.ndim), 1)
+    shapes = ShapesCollection()
+    for leaf in leaves:
+        if leaf.ndim and leaf.shape[0] == batch:
+            shapes[leaf] = {0: Dim.AUTO}
+    with evaluating(model), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # capture warns of its own internals
+        try:
+            program = export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+        except Exception:  # whatever stops the general capture, the exact one may still work
+            try:
+                program = export(model, args, kwargs, strict=False)
+            except Exception as error:
+                raise CaptureError(
+                    f"trace: torch.export could not capture {type(model).__name__}: "
+                    f"{_first_lines(error)} Check that model(*example_inputs) runs, and that its forward pass "
+                    f"does not branch on values."
+                ) from error
+    inputs = [n for n in program.graph.nodes if n.op == "placeholder" and n.name in program.graph_signature.user_inputs]
+    sizes = [n.meta["val"].shape[0] for n in inputs if isinstance(n.meta.get("val"), torch.Tensor) and n.meta["val"].ndim]
+    dynamic = any(isinstance(s, torch.SymInt) for s in sizes)
+    return program, hint(sizes[0]) if sizes else 1, None if dynamic else batch
+
+
+def _at_least_two(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Repeat a batch of one: a size of one would be captured as a constant."""
+    leaves, structure = pytree.tree_flatten((args, kwargs))
+    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.ndim]
+    if not tensors or any(t.shape[0] != 1 for t in tensors):
+        return args, kwargs
+    leaves = [torch.cat([v, v]) if isinstance(v, torch.Tensor) and v.ndim else v for v in leaves]
+    doubled: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_unflatten(leaves, structure)
+    return doubled
+
+
+def _first_lines(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 400 else text[:400] + " …"

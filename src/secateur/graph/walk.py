@@ -1,0 +1,151 @@
+"""The walk over a captured program: each operator's rule is asked once, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+
+from secateur.graph.labels import Labels, Reason
+from secateur.graph.rules import Op, find_rule, operator_name
+from secateur.graph.rules.op import Value, Walk, shape_of, where
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A parameter, buffer or constant of the program, with the labels of its axes."""
+
+    name: str
+    node: fx.Node
+    is_parameter: bool
+    axes: tuple[Labels, ...]
+
+
+def lifted(program: ExportedProgram) -> Iterator[tuple[fx.Node, InputKind, str | None]]:
+    """The program's placeholders, each with what it stands for and the name of that."""
+    placeholders = [n for n in program.graph.nodes if n.op == "placeholder"]
+    for node, spec in zip(placeholders, program.graph_signature.input_specs, strict=True):
+        yield node, spec.kind, spec.target
+
+
+def tensor_of(program: ExportedProgram, name: str) -> torch.Tensor:
+    """The parameter, buffer or constant of this name."""
+    found = program.state_dict.get(name)
+    return found if found is not None else program.constants[name]
+
+
+def walk(program: ExportedProgram) -> tuple[Walk, list[Tensor]]:
+    """Propagate labels through the program.
+
+    Returns:
+        What was learnt, and the program's tensors; tied ones appear once, under their first name.
+    """
+    state = Walk()
+    tensors: dict[int, Tensor] = {}
+    for node, kind, target in lifted(program):
+        if kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR) and target is not None:
+            tensor = tensor_of(program, target)
+            known = tensors.get(id(tensor))
+            if known is None:
+                axes = tuple(state.store.fresh(n) if n > 1 else np.zeros(n, np.int64) for n in shape_of(node))
+                known = tensors[id(tensor)] = Tensor(target, node, kind is InputKind.PARAMETER, axes)
+            state.values[node] = known.axes
+            state.names[node] = known.name
+            state.from_parameters.add(node)
+        elif isinstance(node.meta.get("val"), torch.Tensor):
+            label = state.reasons.label(Reason(f"model input {node.name}"))
+            state.values[node] = _filled(node.meta["val"], label)
+        else:
+            state.values[node] = None
+    for node in program.graph.nodes:
+        if node.op == "call_function":
+            state.values[node] = _visit(node, state)
+            inputs = [n for n in node.all_input_nodes if state.values.get(n) is not None]
+            if inputs and all(n in state.from_parameters for n in inputs):
+                state.from_parameters.add(node)
+        elif node.op == "output":
+            because = state.reasons.label(Reason("model output"))
+            for source in node.all_input_nodes:
+                _freeze(state.values[source], because, state)
+        elif node.op == "get_attr":
+            state.values[node] = None
+    return state, list(tensors.values())
+
+
+def _visit(node: fx.Node, state: Walk) -> Value:
+    value = node.meta.get("val")
+    tensors = [n for n in node.all_input_nodes if state.values.get(n) is not None]
+    if not _holds_tensor(value) and (not tensors or _only_asks_for_shape(node)):
+        return None
+    found = find_rule(node)
+    if found is None:
+        return _unknown(node, Reason(f"no rule for {operator_name(node)}", where(node)), state)
+    try:
+        result = found(Op(node, state))
+        _check(result, value)
+    except Exception as error:  # a rule that cannot cope costs coverage, never correctness
+        reason = Reason(f"the rule for {operator_name(node)} cannot follow this call: {error}", where(node))
+        return _unknown(node, reason, state)
+    return result
+
+
+def _only_asks_for_shape(node: fx.Node) -> bool:
+    name = operator_name(node)
+    return name.startswith(("aten.sym_", "aten._assert", "aten.is_")) and "nonzero" not in name
+
+
+def _unknown(node: fx.Node, reason: Reason, state: Walk) -> Value:
+    because = state.reasons.label(reason)
+    for source in node.all_input_nodes:
+        _freeze(state.values.get(source), because, state)
+    return _filled(node.meta.get("val"), because)
+
+
+def _freeze(value: Value, because: int, state: Walk) -> None:
+    if isinstance(value, tuple):
+        for axis in value:
+            state.store.freeze(axis, because)
+    elif isinstance(value, list):
+        for item in value:
+            _freeze(item, because, state)
+
+
+def _filled(value: Any, label: int) -> Value:
+    """Labels of a value's shape, all the same; singleton axes hold no units."""
+    if isinstance(value, torch.Tensor):
+        try:
+            shape = shape_of(value)
+        except ValueError:  # a size that depends on the data
+            shape = tuple(2 if isinstance(s, torch.SymInt) and s.node.hint is None else int(s) for s in value.shape)
+        return tuple(np.full(n, label if n > 1 else 0, dtype=np.int64) for n in shape)
+    if isinstance(value, list | tuple):
+        return [_filled(v, label) for v in value]
+    if isinstance(value, Mapping):
+        return [_filled(v, label) for v in value.values()]
+    return None
+
+
+def _holds_tensor(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return any(_holds_tensor(v) for v in value)
+    return isinstance(value, torch.Tensor)
+
+
+def _check(result: Value, value: Any) -> None:
+    """A rule must return as many labels as the captured value has positions."""
+    if isinstance(value, torch.Tensor):
+        if not isinstance(result, tuple) or tuple(map(len, result)) != shape_of(value):
+            got = tuple(map(len, result)) if isinstance(result, tuple) else type(result).__name__
+            raise ValueError(f"expected labels of shape {shape_of(value)}, got {got}")
+    elif isinstance(value, list | tuple):
+        if not isinstance(result, list) or len(result) != len(value):
+            raise ValueError(f"expected labels of {len(value)} outputs, got {type(result).__name__}")
+        for r, v in zip(result, value, strict=True):
+            if isinstance(v, torch.Tensor) and r is not None:
+                _check(r, v)

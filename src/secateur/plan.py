@@ -1,0 +1,440 @@
+"""The decision as data: which units go, and which positions of which tensors that means.
+
+A `Plan` is all that `apply` needs beside the model itself: every slice lists the positions to remove.
+It is frozen, compares by value, and its JSON is the same byte for byte for the same decision.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from importlib import metadata
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from secateur.errors import PlanError
+from secateur.graph.groups import Group, Role
+from secateur.graph.inputs import InputSpec
+
+if TYPE_CHECKING:
+    from secateur.cost import Cost
+    from secateur.graph.graph import Graph
+
+FORMAT: Final = 1
+"""The format of the JSON that this version writes; it reads this one and none that is newer."""
+
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Record(BaseModel):
+    """Frozen, without unknown fields, and without silent conversions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class CostRecord(_Record):
+    """What a model costs.
+
+    Attributes:
+        params: Number of parameters.
+        macs: Multiply-accumulate operations for one sample.
+    """
+
+    params: Count
+    macs: Count
+
+    @classmethod
+    def of(cls, cost: Cost) -> CostRecord:
+        """The record of a `Cost`."""
+        return cls(params=int(cost.params), macs=int(cost.macs))
+
+
+class SliceDecision(_Record):
+    """What one axis of one tensor loses.
+
+    Attributes:
+        tensor: Name in the model's state dict.
+        axis: The axis that shrinks.
+        role: What the tensor does with the units.
+        removed: Positions along `axis` that go, ascending; empty where nothing does.
+    """
+
+    tensor: str
+    axis: Count
+    role: Role
+    removed: tuple[Count, ...]
+
+    @field_validator("removed")
+    @classmethod
+    def _is_ascending(cls, removed: tuple[int, ...]) -> tuple[int, ...]:
+        return _ascending(removed)
+
+
+class GroupDecision(_Record):
+    """What one group loses.
+
+    Attributes:
+        name: The group's name in the graph.
+        size: Number of units before.
+        removed: Units that go, ascending.
+        slices: What that means for every tensor axis the units touch.
+        exact: False if an operator mixes the units, so that removing some changes the others.
+    """
+
+    name: str
+    size: Annotated[int, Field(ge=1)]
+    exact: bool = True
+    removed: tuple[Count, ...]
+    slices: tuple[SliceDecision, ...]
+
+    @field_validator("removed")
+    @classmethod
+    def _is_ascending(cls, removed: tuple[int, ...]) -> tuple[int, ...]:
+        return _ascending(removed)
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> GroupDecision:
+        if self.removed and self.removed[-1] >= self.size:
+            raise ValueError(f"expected units below the size {self.size}, got {self.removed[-1]}")
+        if len(self.removed) == self.size:
+            raise ValueError(f"expected at least one unit kept, got all {self.size} removed")
+        if not self.removed and any(s.removed for s in self.slices):
+            raise ValueError("expected no position to go where no unit goes")
+        return self
+
+    @property
+    def keep(self) -> NDArray[np.bool_]:
+        """True for each unit that stays, [size]."""
+        keep = np.ones(self.size, dtype=np.bool_)
+        keep[list(self.removed)] = False
+        return keep
+
+    @property
+    def kept(self) -> int:
+        """Number of units that stay."""
+        return self.size - len(self.removed)
+
+    @property
+    def ratio(self) -> float:
+        """Fraction of the units that go, in [0, 1)."""
+        return len(self.removed) / self.size
+
+
+class Plan(_Record):
+    """A decision about every group of one model.
+
+    Attributes:
+        format: Version of this layout.
+        secateur: Version of the package that made the plan.
+        fingerprint: Of the model the plan was made for.
+        allocator: Name of the rule that decided.
+        settings: The rule's settings, with the value of its knob that decided (solved, under a budget).
+        seed: The seed of the run.
+        budget: The budget that was asked for, None if the rule decided alone.
+        inputs: What the model takes.
+        dense: Cost before.
+        predicted: Cost after, by analysis.
+        groups: Every group of the graph, the untouched ones too.
+        certificates: What the rule can vouch for, computed with the plan.
+    """
+
+    format: Literal[1]
+    secateur: str
+    fingerprint: str
+    allocator: str
+    settings: dict[str, JsonValue]
+    seed: int
+    budget: dict[str, JsonValue] | None
+    inputs: InputSpec
+    dense: CostRecord
+    predicted: CostRecord
+    groups: tuple[GroupDecision, ...]
+    certificates: dict[str, JsonValue]
+
+    @field_validator("settings", "budget", "certificates")
+    @classmethod
+    def _is_canonical(cls, value: dict[str, JsonValue] | None) -> dict[str, JsonValue] | None:
+        # Sorted here rather than when written, so that the order in which a rule happened to fill its
+        # dictionaries never reaches the file; NaN and infinity are not JSON.
+        return None if value is None else json.loads(json.dumps(value, sort_keys=True, allow_nan=False))
+
+    @model_validator(mode="after")
+    def _groups_do_not_collide(self) -> Plan:
+        names = [group.name for group in self.groups]
+        if len(set(names)) != len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"expected each group once, got {twice!r} twice")
+        taken: dict[tuple[str, int], list[tuple[str, set[int]]]] = {}
+        for group in self.groups:
+            for piece in group.slices:
+                others = taken.setdefault((piece.tensor, piece.axis), [])
+                for other, positions in others:
+                    # One group may touch an axis twice (tied weights); two groups own disjoint positions.
+                    if other != group.name and not positions.isdisjoint(piece.removed):
+                        raise ValueError(
+                            f"expected {group.name!r} and {other!r} to own different positions of axis "
+                            f"{piece.axis} of {piece.tensor!r}, got an overlap"
+                        )
+                others.append((group.name, set(piece.removed)))
+        return self
+
+    @classmethod
+    def build(
+        cls,
+        graph: Graph,
+        keep: Mapping[str, NDArray[np.bool_]],
+        *,
+        allocator: str,
+        settings: Mapping[str, JsonValue] | None = None,
+        seed: int = 0,
+        budget: Mapping[str, JsonValue] | None = None,
+        certificates: Mapping[str, JsonValue] | None = None,
+    ) -> Plan:
+        """Writes a decision down, with its consequence for every tensor and its cost.
+
+        Args:
+            graph: The traced model.
+            keep: Per group, True for each unit that stays. [group.size] Groups not named keep all.
+            allocator: Name of the rule that decided.
+            settings: The rule's settings.
+            seed: The seed of the run.
+            budget: The budget that was asked for.
+            certificates: What the rule can vouch for.
+
+        Returns:
+            The plan, with one decision for every group of `graph`, in the graph's order.
+
+        Raises:
+            PlanError: `keep` names no group, is not boolean, has another length or keeps nothing, or a
+                setting is not JSON.
+        """
+        sizes = {group.name: group.size for group in graph.groups}
+        masks = {name: _mask(name, mask, sizes) for name, mask in keep.items()}
+        try:
+            return cls(
+                format=FORMAT,
+                secateur=_version(),
+                fingerprint=graph.fingerprint,
+                allocator=allocator,
+                settings=dict(settings or {}),
+                seed=int(seed),
+                budget=None if budget is None else dict(budget),
+                inputs=graph.inputs,
+                dense=CostRecord.of(graph.cost()),
+                predicted=CostRecord.of(graph.cost(masks)),
+                groups=tuple(_decide(group, masks.get(group.name)) for group in graph.groups),
+                certificates=dict(certificates or {}),
+            )
+        except ValidationError as error:
+            raise PlanError(f"plan: expected a valid decision, got {_reason(error)}. Correct it.") from error
+
+    @property
+    def keep(self) -> dict[str, NDArray[np.bool_]]:
+        """Per group, True for each unit that stays, [group.size]."""
+        return {group.name: group.keep for group in self.groups}
+
+    @property
+    def ratios(self) -> dict[str, float]:
+        """Per group, the fraction of its units that go, in [0, 1)."""
+        return {group.name: group.ratio for group in self.groups}
+
+    def check(self, fingerprint: str) -> None:
+        """Makes sure that the plan was made for the model with this fingerprint.
+
+        Raises:
+            PlanError: It was made for another model.
+        """
+        if fingerprint != self.fingerprint:
+            raise PlanError(
+                f"plan: expected the model it was made for (fingerprint {self.fingerprint[:12]}), got one "
+                f"with other parameter names or shapes ({fingerprint[:12]}). "
+                "Use that model, or make a plan for this one."
+            )
+
+    def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
+        """The plan as JSON; also written to `path`, if one is given.
+
+        The text is the same byte for byte for the same plan. It has one line for each field and for each
+        group. The file is either the whole text or what was there before.
+
+        Args:
+            path: The file to write.
+
+        Returns:
+            The text.
+
+        Raises:
+            PlanError: The file cannot be written.
+        """
+        data = self.model_dump(mode="json")
+        groups = ",\n  ".join(json.dumps(group) for group in data["groups"])
+        lines = [
+            f'"groups": [\n  {groups}\n ]'
+            if key == "groups" and groups
+            else f"{json.dumps(key)}: {json.dumps(value)}"
+            for key, value in data.items()
+        ]
+        text = "{\n " + ",\n ".join(lines) + "\n}\n"
+        if path is not None:
+            _write(Path(path), text)
+        return text
+
+    @classmethod
+    def from_json(cls, source: str | os.PathLike[str]) -> Plan:
+        """Reads a plan.
+
+        Args:
+            source: The JSON itself (text whose first character is ``{``), or a file that holds it.
+
+        Returns:
+            The plan; equal to the one that was written.
+
+        Raises:
+            PlanError: There is no such file, it is malformed, or a newer version wrote it.
+        """
+        if isinstance(source, str) and source.lstrip().startswith("{"):
+            where, text = "plan", source
+        else:
+            where = f"plan {os.fspath(source)!r}"
+            try:
+                text = Path(source).read_bytes().decode("utf-8")
+            except (OSError, ValueError) as error:
+                raise PlanError(
+                    f"{where}: expected JSON text or a readable file of it, got {error}. Check the path."
+                ) from error
+        try:
+            data = json.loads(text, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError) as error:
+            raise PlanError(
+                f"{where}: expected JSON, got text that is damaged or cut short ({error}). "
+                "Write the plan again."
+            ) from error
+        written = data.get("format") if isinstance(data, dict) else None
+        if type(written) is not int:  # True would pass for 1
+            raise PlanError(
+                f"{where}: expected a plan, got JSON whose format is {written!r}. "
+                "Pass what Plan.to_json wrote."
+            )
+        if written > FORMAT:
+            raise PlanError(
+                f"{where}: expected format {FORMAT}, got format {written}, which a newer secateur wrote. "
+                "Upgrade secateur to read it."
+            )
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            raise PlanError(
+                f"{where}: expected a plan of format {FORMAT}, got {_reason(error)}. Write the plan again."
+            ) from error
+
+    def __str__(self) -> str:
+        """A table: what each group keeps, then the totals."""
+        asked = (
+            "" if self.budget is None else ", budget " + ", ".join(f"{k}={v}" for k, v in self.budget.items())
+        )
+        head = f"plan by {self.allocator}{asked}, seed {self.seed}"
+        rows = [("group", "kept", "total", "removed")]
+        rows += [(g.name, str(g.kept), str(g.size), f"{g.ratio:.1%}") for g in self.groups]
+        for label, before, after in (
+            ("parameters", self.dense.params, self.predicted.params),
+            ("MACs", self.dense.macs, self.predicted.macs),
+        ):
+            rows.append((label, f"{after:,}", f"{before:,}", f"{1 - after / before if before else 0.0:.1%}"))
+        width = [max(len(row[column]) for row in rows) for column in range(4)]
+        table = [
+            f"{row[0]:<{width[0]}}  {row[1]:>{width[1]}} / {row[2]:>{width[2]}}  {row[3]:>{width[3]}}"
+            for row in rows
+        ]
+        rule = "-" * len(table[0])
+        return "\n".join([head, "", table[0], rule, *table[1:-2], rule, *table[-2:]])
+
+
+def _ascending(values: tuple[int, ...]) -> tuple[int, ...]:
+    if any(a >= b for a, b in pairwise(values)):
+        raise ValueError("expected indices in ascending order, each once")
+    return values
+
+
+def _mask(name: str, mask: NDArray[np.bool_], sizes: Mapping[str, int]) -> NDArray[np.bool_]:
+    """The mask, once it is known to fit its group."""
+    where = f"plan: group {name!r}"
+    if name not in sizes:
+        raise PlanError(
+            f"{where}: expected a group of the graph, got an unknown name. Take names from graph.groups."
+        )
+    mask = np.asarray(mask)
+    if mask.dtype != np.bool_ or mask.shape != (sizes[name],):
+        raise PlanError(
+            f"{where}: expected a boolean mask of shape ({sizes[name]},), got {mask.dtype} of shape "
+            f"{mask.shape}. Pass True for each unit that stays."
+        )
+    if not mask.any():
+        raise PlanError(f"{where}: expected at least one unit kept, got none. Keep one.")
+    return mask
+
+
+def _decide(group: Group, keep: NDArray[np.bool_] | None) -> GroupDecision:
+    if keep is None:
+        keep = np.ones(group.size, dtype=np.bool_)
+    return GroupDecision(
+        name=group.name,
+        size=group.size,
+        exact=group.exact,
+        removed=tuple(np.flatnonzero(~keep).tolist()),
+        slices=tuple(
+            SliceDecision(tensor=s.tensor, axis=s.axis, role=s.role, removed=tuple(s.removed(keep).tolist()))
+            for s in group.slices
+        ),
+    )
+
+
+def _version() -> str:
+    try:
+        return metadata.version("secateur")
+    except metadata.PackageNotFoundError:  # run from a source tree that is not installed
+        return "unknown"
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _reason(error: ValidationError) -> str:
+    """The first complaint, and where it is."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    place = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{message} (in {place})" if place else message
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes beside the target, then moves it there in one step."""
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        try:
+            with beside.open("xb") as file:
+                file.write(text.encode("utf-8"))
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
+    except OSError as error:
+        raise PlanError(
+            f"plan {str(path)!r}: expected a file that can be written, got {error}. Choose another path."
+        ) from error

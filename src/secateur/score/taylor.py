@@ -1,0 +1,59 @@
+"""How sensitive the task is to a unit: the R-Score of FAIR-Pruner."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from torch import Tensor
+
+from secateur.score.signal import Context, Need, Signal, Step, Tally, Vector
+from secateur.score.units import sum_by_unit
+
+
+@dataclass(frozen=True)
+class Taylor(Signal):
+    r"""First-order change of the loss when a unit's producing weights go to zero.
+
+    .. math:: R_j = \frac{1}{n} \Bigl| \sum_b n_b \sum_{w \in W_j} w \, \frac{\partial L_b}{\partial w} \Bigr|
+
+    where W_j are the weights and biases that produce unit j (normalisation is not among them), L_b is the
+    mean loss of batch b, and n_b its number of samples.
+
+    Source: FAIR-Pruner, arXiv 2508.02291. Departure: the paper adds up the batches' mean losses; weighting
+    each by its samples and dividing by their number n makes the score independent of how samples are cut
+    into batches. For equal batches the two differ by a common factor, hence not in their ranks.
+
+    Direction: large means that the task is sensitive to the unit, so it is to be protected.
+    """
+
+    name: ClassVar[str] = "taylor"
+    needs: ClassVar[frozenset[Need]] = frozenset({"weights", "gradients"})
+
+    def start(self, context: Context) -> Tally:
+        """Begin a run."""
+        return _TaylorTally(context)
+
+
+class _TaylorTally(Tally):
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._samples = 0
+        self._sums = {group.name: np.zeros(group.size) for group in context.graph.groups}
+
+    def gradients(self, gradients: Mapping[str, Tensor], step: Step) -> None:
+        self._samples += step.size
+        products: dict[str, Tensor] = {}  # a tensor may lie in several groups, by different positions
+        for group in self._context.graph.groups:
+            for piece in group.of_role("produce"):
+                if piece.tensor not in gradients:
+                    continue
+                if piece.tensor not in products:
+                    weight = self._context.tensors[piece.tensor].detach()
+                    products[piece.tensor] = weight.double() * gradients[piece.tensor].double()
+                self._sums[group.name] += step.size * sum_by_unit(products[piece.tensor], piece, group.size)
+
+    def finish(self) -> Mapping[str, Vector]:
+        return {name: np.abs(total) / self._samples for name, total in self._sums.items()}

@@ -1,0 +1,96 @@
+"""From tensors to units and back: the one place that knows how units lie in weights and activations."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from secateur.errors import ScoreError
+from secateur.graph.groups import Group, Site, Slice
+
+
+def sum_by_unit(tensor: Tensor, piece: Slice, size: int) -> NDArray[np.float64]:
+    """Sum a tensor over everything that belongs to each unit, in float64.
+
+    Args:
+        tensor: Shaped like the tensor that `piece` lies in.
+        piece: Which positions of which axis belong to which unit.
+        size: Number of units.
+
+    Returns:
+        [size]; 0 for a unit that the slice does not touch.
+
+    Example:
+        >>> piece = Slice("w", 0, "produce", np.array([0, 1, 2, 3]), np.array([0, 1, 0, 1]))
+        >>> sum_by_unit(torch.tensor([[1.0, 2.0], [0.0, 1.0], [5.0, 5.0], [1.0, 1.0]]), piece, 2)
+        array([13.,  3.])
+    """
+    others = [axis for axis in range(tensor.ndim) if axis != piece.axis]
+    # sum(dim=[]) would sum everything, and a bias has no other axis.
+    totals = tensor.sum(dim=others, dtype=torch.float64) if others else tensor.double()
+    weights = totals.detach().cpu().numpy()[piece.position]
+    return np.bincount(piece.unit, weights=weights, minlength=size).astype(np.float64)
+
+
+def covered(piece: Slice, size: int) -> NDArray[np.bool_]:
+    """Which units a slice touches, as a mask of [size]."""
+    mask = np.zeros(size, dtype=np.bool_)
+    mask[piece.unit] = True
+    return mask
+
+
+def max_by_unit(entries: NDArray[np.float64], unit: NDArray[np.int64], into: NDArray[np.float64]) -> None:
+    """Raise ``into[unit[i]]`` to at least ``entries[i]``, in place.
+
+    Example:
+        >>> best = np.full(2, -np.inf)
+        >>> max_by_unit(np.array([1.0, 4.0, 3.0]), np.array([0, 1, 0]), best)
+        >>> best
+        array([3., 4.])
+    """
+    np.maximum.at(into, unit, entries)
+
+
+def by_entry(value: Tensor, site: Site, batch: int, dynamic: tuple[int, ...], group: Group) -> Tensor:
+    """View an activation as samples, entries of the group, and the rest.
+
+    Args:
+        value: What the site's node computed.
+        site: Where the units lie in it.
+        batch: Number of samples.
+        dynamic: The axes whose length the captured program leaves open.
+        group: For messages.
+
+    Returns:
+        [batch, entries, map]; a view where strides allow.
+
+    Raises:
+        ScoreError: No axis holds the samples.
+
+    Where the batch axis is: the open axis, if there is exactly one. Otherwise, and for programs captured at
+    a fixed batch size, axis 0 if it is as long as the batch, then the first other axis that is, then axis 0
+    if its length is a multiple of the batch, as when windows or positions were folded into it (batch-major).
+    """
+    open_axes = [a for a in dynamic if a != site.axis and value.shape[a] % batch == 0]
+    exact = [a for a in range(value.ndim) if a != site.axis and value.shape[a] == batch]
+    if len(open_axes) == 1:
+        axis = open_axes[0]
+    elif exact:
+        axis = exact[0]
+    elif site.axis != 0 and value.shape[0] % batch == 0:
+        axis = 0
+    else:
+        raise ScoreError(
+            f"group {group.name}: expected an axis of {batch} samples at {site.node}, got shape "
+            f"{list(value.shape)}. Do exclude the group, or use a signal that reads no activations."
+        )
+    value = value.movedim((axis, site.axis), (0, 1))
+    if value.shape[0] != batch:
+        # [batch * k, units, ...] -> [batch, units, k, ...]
+        value = value.unflatten(0, (batch, -1)).movedim(1, 2)
+    value = value.reshape(batch, value.shape[1], -1)
+    if len(site.position) == value.shape[1] and bool((site.position == np.arange(value.shape[1])).all()):
+        return value
+    return value[:, torch.as_tensor(site.position, device=value.device)]

@@ -1,0 +1,1 @@
+"""Tests mirror src/; zoo holds whole architectures."""

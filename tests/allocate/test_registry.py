@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from secateur.allocate import ToD, Uniform, names, resolve
+from secateur.errors import SettingError
+
+
+def test_names() -> None:
+    assert names() == ("tod", "uniform")
+    assert resolve("tod") == ToD()
+    assert resolve("uniform") == Uniform()
+
+
+def test_an_instance_is_taken_as_it_is() -> None:
+    class Own:
+        signals = ("magnitude",)
+
+        def allocate(
+            self, graph: Any, scores: Any, budget: Any = None, limits: Any = None, seed: int = 0
+        ) -> Any:
+            return None
+
+    own: Any = Own()
+    assert resolve(own) is own
+    rule = ToD(tolerance=0.25)
+    assert resolve(rule) is rule
+
+
+def test_an_unknown_name() -> None:
+    with pytest.raises(SettingError, match="allocator: expected one of 'tod', 'uniform', got 'ToD'"):
+        resolve("ToD")
+
+
+@pytest.mark.parametrize("thing", [ToD, None, 3, object()])
+def test_no_allocator(thing: Any) -> None:
+    with pytest.raises(
+        SettingError, match=r"allocator: expected a name \('tod', 'uniform'\) or an object with"
+    ):
+        resolve(thing)

@@ -1,0 +1,25 @@
+"""What holds for every test: one thread, fixed seeds, and torchvision imported the way it can be."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import settings
+
+from tests.zoo.importing import import_torchvision
+
+# Before any test imports timm or transformers, which import torchvision themselves.
+import_torchvision()
+
+# Tests share the cores between processes (see Makefile); more threads in each would only compete.
+torch.set_num_threads(1)
+
+# The same examples in every run, and no time limit: the first export in a process is slow.
+settings.register_profile("secateur", derandomize=True, deadline=None)
+settings.load_profile("secateur")
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed() -> None:
+    """Every test starts from the same global random state."""
+    torch.manual_seed(0)

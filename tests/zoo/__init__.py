@@ -1,0 +1,1 @@
+"""Whole architectures, with random weights."""
