@@ -53,8 +53,10 @@ def wasserstein(
         if piece.tensor not in found:
             continue
         out = found[piece.tensor]
+        layer = model.get_submodule(piece.tensor.rpartition(".")[0])
+        axis = -1 if isinstance(layer, nn.Linear) else 1
         for position, unit in zip(piece.position.tolist(), piece.unit.tolist(), strict=True):
-            maps = (out[:, position] if out.ndim != 3 else out[..., position]).reshape(len(out), -1)
+            maps = out.select(axis, position).reshape(len(out), -1)
             for a, b in combinations(members, 2):
                 distance = sliced_distance(maps[members[a]], maps[members[b]], projections, seed)
                 score[unit] = max(score[unit], distance)
@@ -73,6 +75,7 @@ def taylor(model: nn.Module, graph: Graph, group: Group, data: Data) -> NDArray[
         for piece in group.of_role("produce"):
             weight = parameters[piece.tensor]
             for position, unit in zip(piece.position.tolist(), piece.unit.tolist(), strict=True):
-                w, g = weight.select(piece.axis, position), weight.grad.select(piece.axis, position)
+                w = weight.detach().select(piece.axis, position)
+                g = weight.grad.select(piece.axis, position)
                 score[unit] += len(labels) * float((w.double() * g.double()).sum())
     return np.abs(score) / samples

@@ -95,7 +95,10 @@ def repeat(call: Call) -> None:
 def split(call: Call) -> None:
     """split, chunk: parts of the sizes that are left, by `split_with_sizes`."""
     x = call.arguments["self"]
-    dim = call.integer("dim") % len(call.before(x))
+    masks = call.before(x)
+    dim = call.integer("dim") % len(masks)
+    if masks[dim].all():
+        return
     call.target = torch.ops.aten.split_with_sizes.default
     call.arguments = {"self": x, "split_sizes": [int(part[dim].sum()) for part in call.after], "dim": dim}
 
@@ -105,6 +108,8 @@ def take(call: Call) -> None:
     x = call.arguments["self"]
     masks = call.before(x)
     dim = call.integer("dim") % len(masks)
+    if masks[dim].all():
+        return
     renumbered = np.cumsum(masks[dim]) - 1
     taken = positions_taken(call.node, len(masks[dim]))
     wanted = renumbered[taken[masks[dim][taken]]]

@@ -21,10 +21,10 @@ def pointwise(op: Op) -> Axes:
     "aten.clone.default", "aten.contiguous.default", "aten.detach.default", "aten.detach_.default",
     "aten.alias.default", "aten.lift_fresh_copy.default", "aten.positive.default",
     "aten.to.dtype", "aten.to.device", "aten.to.dtype_layout", "aten.to.other", "aten._to_copy.default",
-    "aten.type_as.default", "aten.hardswish_.default", "aten.cumsum.default", "aten.nan_to_num.default",
+    "aten.type_as.default", "aten.cumsum.default", "aten.nan_to_num.default",
     "aten.bernoulli.default", "aten.bernoulli_.float", "aten.rand_like.default", "aten.randn_like.default",
     "aten.zeros_like.default", "aten.ones_like.default", "aten.full_like.default", "aten.empty_like.default",
-    "aten.fill_.Scalar", "aten.zero_.default", "aten.masked_fill_.Scalar", "aten.masked_fill_.Tensor",
+    "aten.fill_.Scalar", "aten.zero_.default",
 )  # fmt: skip
 def same_shape(op: Op) -> Axes:
     """The output has the first argument's labels; other tensors broadcast against it."""

@@ -26,6 +26,8 @@ def recurrent(op: Op) -> list[Axes]:
     state_axes = [op.axes(s) for s in states]
     out = state_axes[0][-1]  # what a cell passes on
     hidden = state_axes[1][-1] if lstm else out
+    if not projected:
+        op.tie(out, hidden)
     steps = product(op.shape(op["input"])[:-1])
     below = x[-1]
     for layer in range(op.integer("num_layers")):

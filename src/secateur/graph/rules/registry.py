@@ -29,13 +29,33 @@ def rule(*operators: str) -> Callable[[Rule], Rule]:
     return register
 
 
+UNTAGGED = frozenset(
+    "arctan divide floor_divide hardswish log_sigmoid masked_fill multiply negative rsub special_expit subtract "
+    "true_divide polar complex xlogy gelu abs threshold mish relu6 rrelu float_power".split()
+)
+"""Operators that act position by position although ATen does not tag them so."""
+
+
 def find_rule(node: fx.Node) -> Rule | None:
-    """The rule of a node's operator; any operator that ATen tags as pointwise has the elementwise one."""
+    """The rule of a node's operator; one that acts position by position, in place or not, needs none of its own."""
     name = operator_name(node)
-    found = RULES.get(name)
-    if found is None and torch.Tag.pointwise in getattr(node.target, "tags", ()):
-        return RULES["pointwise"]
-    return found
+    if name in RULES:
+        return RULES[name]
+    return RULES["pointwise"] if _is_pointwise(node.target, name) else None
+
+
+def _is_pointwise(target: object, name: str) -> bool:
+    if torch.Tag.pointwise in getattr(target, "tags", ()):
+        return True
+    if not name.startswith("aten."):
+        return False
+    base = name.split(".")[1].rstrip("_")
+    if base in UNTAGGED:
+        return True
+    packet = getattr(torch.ops.aten, base, None)  # the tag is often missing on the in-place twin
+    return packet is not None and any(
+        torch.Tag.pointwise in getattr(packet, overload).tags for overload in packet.overloads()
+    )
 
 
 def operator_name(node: fx.Node) -> str:

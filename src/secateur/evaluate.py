@@ -1,0 +1,106 @@
+"""How well a model does on data: loss and top-1, or distance to another model's outputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from secateur.calibration import Batch, Calibration
+from secateur.graph.trace import evaluating
+from secateur.score.loss import LossFn, default_loss, logits_of
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Means over samples.
+
+    Attributes:
+        loss: Mean loss; without labels or `loss_fn`, the distance to the dense model's outputs,
+            sum ||a - b||^2 / sum ||b||^2.
+        accuracy: Top-1 in [0, 1]; None where there is no class for each sample.
+        samples: How many were seen.
+        measure: ``loss`` or ``distance to dense``: what `loss` holds.
+    """
+
+    loss: float
+    accuracy: float | None
+    samples: int
+    measure: str = "loss"
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's first tensor lives (the CPU if it has none)."""
+    return next((t.device for t in model.state_dict().values()), torch.device("cpu"))
+
+
+def evaluate(
+    model: nn.Module,
+    data: Any,
+    *,
+    dense: nn.Module | None = None,
+    loss_fn: LossFn | None = None,
+    progress: bool = False,
+    description: str = "Evaluating",
+) -> Evaluation:
+    """Measure a model in evaluation mode; it is left as it was.
+
+    Args:
+        model: Any module.
+        data: What `Calibration.of` takes.
+        dense: The model whose outputs count as right where the data holds no labels.
+        loss_fn: As for `score`.
+        progress: Show a bar on a terminal.
+        description: Its title.
+
+    Raises:
+        CalibrationError: If the data has no labels and neither `loss_fn` nor `dense` is given.
+    """
+    calibration = Calibration.of(data).to(device_of(model))
+    loss, right, classed, samples, scale = 0.0, 0, 0, 0, 0.0
+    measure = "loss"
+    with evaluating(model), torch.no_grad():
+        for batch in calibration.batches(description, progress):
+            samples += batch.size
+            if loss_fn is not None:
+                loss += float(loss_fn(model, batch.raw)) * batch.size
+                continue
+            output = model(*batch.args, **batch.kwargs)
+            if dense is not None and not _has_loss(output, batch):
+                measure = "distance to dense"
+                with evaluating(dense):
+                    wanted = dense(*batch.args, **batch.kwargs)
+                error, norm = _distance(output, wanted)
+                loss, scale = loss + error, scale + norm
+                continue
+            loss += float(default_loss(output, batch)) * batch.size
+            hits, counted = _top1(output, batch)
+            right, classed = right + hits, classed + counted
+    if measure == "loss":
+        scale = float(samples)
+    return Evaluation(loss / scale if scale else 0.0, right / classed if classed else None, samples, measure)
+
+
+def _has_loss(output: Any, batch: Batch) -> bool:
+    return batch.labels is not None or getattr(output, "loss", None) is not None
+
+
+def _distance(output: Any, wanted: Any) -> tuple[float, float]:
+    error = norm = 0.0
+    for a, b in zip(pytree.tree_leaves(output), pytree.tree_leaves(wanted), strict=True):
+        if isinstance(a, torch.Tensor) and a.is_floating_point():
+            finite = torch.isfinite(a) & torch.isfinite(b)
+            error += float((a - b)[finite].double().square().sum())
+            norm += float(b[finite].double().square().sum())
+    return error, norm
+
+
+def _top1(output: Any, batch: Batch) -> tuple[int, int]:
+    """Hits and samples, where there is one class for each row of the logits."""
+    logits = logits_of(output)
+    if logits is None or logits.ndim != 2 or batch.labels is None or batch.labels.shape != logits.shape[:1]:
+        return 0, 0
+    return int((logits.argmax(1) == batch.labels).sum()), len(logits)

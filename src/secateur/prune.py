@@ -1,0 +1,216 @@
+"""The whole street in one call."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from secateur.allocate import Budget, Limits, resolve
+from secateur.allocate.base import Allocator
+from secateur.apply.apply import apply
+from secateur.apply.record import record_of
+from secateur.calibration import Batch, Calibration, map_tensors
+from secateur.cost import latency, weight_bytes
+from secateur.errors import SettingError
+from secateur.evaluate import Evaluation, evaluate
+from secateur.graph.graph import Graph
+from secateur.graph.trace import trace, unwrap
+from secateur.plan import Plan
+from secateur.repair.repair import repair as repair_model
+from secateur.repair.repair import resolve as resolve_repairs
+from secateur.report.report import Figures, Kept, Report, layers_of, versions
+from secateur.score import Scores, score
+from secateur.score.loss import LossFn
+from secateur.verify import Proof, verify
+
+_PROOF_SAMPLES = 4
+"""Real samples that the proof runs on: it is in float64, and an error shows on any of them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What `prune` returns.
+
+    Attributes:
+        model: The new, smaller model.
+        plan: The decision.
+        scores: What each unit was worth; allocate again from these without the data.
+        graph: The trace.
+        report: What happened; ``print(result.report)``, ``.to_html(path)``, ``.to_json(path)``.
+    """
+
+    model: nn.Module
+    plan: Plan
+    scores: Scores
+    graph: Graph
+    report: Report
+
+
+def prune(
+    model: nn.Module,
+    calibration: Any,
+    budget: Budget | None = None,
+    allocator: str | Allocator = "tod",
+    granularity: Literal["unit"] = "unit",
+    repair: str | Sequence[str] | None = "auto",
+    *,
+    limits: Limits | None = None,
+    form: Literal["auto", "module", "graph", "masked"] = "auto",
+    evaluation: Any = None,
+    loss_fn: LossFn | None = None,
+    allow_inexact: bool = False,
+    measure_latency: bool = True,
+    seed: int = 0,
+    progress: bool = True,
+) -> Result:
+    """Trace, score, allocate, apply, verify and repair.
+
+    Args:
+        model: Any module that `torch.export` can capture; it is left as it was.
+        calibration: A DataLoader, Dataset or iterable of batches. A fifth of it is held out to choose
+            and judge repairs; scores and repairs see the rest.
+        budget: What the result may cost; None lets the rule decide.
+        allocator: A name or an instance: ``"tod"``, ``sc.ToD(tolerance=0.05)``, ``sc.Uniform(ratio=0.3)``.
+        granularity: What is removed; ``"unit"``: channels, neurons, hidden units.
+        repair: None, a name, a list of names, or ``"auto"``.
+        limits: What must stay: multiples, minimum, groups to leave alone.
+        form: As for `apply`.
+        evaluation: Data that the report's accuracy is measured on; the held-out part if not given.
+        loss_fn: ``loss_fn(model, batch)``, the mean loss of a batch, instead of the default.
+        allow_inexact: As for `trace`.
+        measure_latency: Time the models on this machine (a few dozen forward passes).
+        seed: Of everything that draws. Same inputs and seed, same plan.
+        progress: Show bars on a terminal.
+
+    Returns:
+        The model, the plan, the scores, the graph and the report.
+
+    Raises:
+        SecateurError: One of its kinds; see each step.
+    """
+    if granularity != "unit":
+        raise SettingError(f"prune(granularity={granularity!r}): expected 'unit'.")
+    rule = resolve(allocator)
+    resolve_repairs(repair)  # refuse a wrong name now, not after scoring
+    model = unwrap(model)
+    data = Calibration.of(calibration, seed=seed)
+    fit, held = data.split()
+    seconds: dict[str, float] = {}
+    example = data.first()
+    inputs = example.kwargs or example.args
+    with _clock(seconds, "trace"):
+        graph = trace(model, inputs, allow_inexact=allow_inexact)
+    with _clock(seconds, "score"):
+        scores = score(graph, fit, rule.signals, loss_fn=loss_fn, seed=seed, progress=progress)
+    with _clock(seconds, "allocate"):
+        plan = rule.allocate(graph, scores, budget, limits, seed)
+    with _clock(seconds, "apply"):
+        small = apply(model, plan, form, graph=graph, example_inputs=inputs)
+    with _clock(seconds, "verify"):
+        proof = verify(model, small, plan, _few(example, graph.static_batch))
+    with _clock(seconds, "repair"):
+        repaired = repair_model(small, model, data, repair, loss_fn=loss_fn, seed=seed, progress=progress)
+    judged = held if evaluation is None else Calibration.of(evaluation, seed=seed)
+    kept_any = any(r["kept"] for r in record_of(repaired).repairs)
+    stages = [("dense", model), ("pruned", small)] + ([("repaired", repaired)] if kept_any else [])
+    with _clock(seconds, "measure"):
+        measured = [
+            evaluate(m, judged, dense=model, loss_fn=loss_fn, progress=progress, description=f"Measuring {stage}")
+            for stage, m in stages
+        ]
+        figures = _figures(stages, measured, plan, example, measure_latency=measure_latency)
+    report = Report(
+        model=type(model).__name__,
+        asked={
+            "budget": budget.as_settings() if budget else None,
+            "allocator": rule.name,
+            "granularity": granularity,
+            "repair": repair if repair is None or isinstance(repair, str) else list(repair),
+            "form": form,
+            "seed": seed,
+        },
+        settings=plan.settings,
+        figures=figures,
+        judged_on="held-out calibration data" if evaluation is None else "evaluation data",
+        layers=layers_of(plan),
+        untouched=_untouched(graph),
+        form=record_of(small).form,
+        note=record_of(small).note,
+        proof=_proof(proof),
+        repairs=record_of(repaired).repairs,
+        certificates=plan.certificates,
+        seconds=seconds,
+        versions=versions(),
+    )
+    return Result(repaired, plan, scores, graph, report)
+
+
+@contextmanager
+def _clock(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[phase] = time.perf_counter() - start
+
+
+def _few(batch: Batch, static: int | None) -> Any:
+    """A handful of the batch's samples; all of them where the program takes no other batch size."""
+    count = static or min(_PROOF_SAMPLES, batch.size)
+
+    def first(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor[:count] if tensor.ndim and tensor.shape[0] == batch.size else tensor
+
+    return map_tensors(first, batch.kwargs or batch.args)
+
+
+def _proof(proof: Proof) -> dict[str, Any]:
+    return {
+        "difference": proof.difference,
+        "tolerance": proof.tolerance,
+        "reference": proof.reference,
+        "outputs": proof.outputs,
+    }
+
+
+def _figures(
+    stages: list[tuple[str, nn.Module]],
+    measured: list[Evaluation],
+    plan: Plan,
+    example: Batch,
+    *,
+    measure_latency: bool,
+) -> tuple[Figures, ...]:
+    times: list[dict[str, Any]] = [{} for _ in stages]
+    if measure_latency:
+        device = next((t.device for t in stages[0][1].state_dict().values()), torch.device("cpu"))
+        batch = example.to(device)
+        # Repair changes numbers, not shapes: the repaired model runs as fast as the pruned one.
+        dense, small = latency([stages[0][1], stages[1][1]], batch.args, batch.kwargs)
+        times = [
+            {"latency": t.median, "latency_quartiles": t.spread, "latency_batch": t.batch} for t in (dense, small, small)
+        ]
+    return tuple(
+        Figures(
+            stage=stage,
+            params=(plan.dense if stage == "dense" else plan.predicted).params,
+            macs=(plan.dense if stage == "dense" else plan.predicted).macs,
+            weight_bytes=weight_bytes(model),
+            loss=found.loss,
+            measure=found.measure,
+            accuracy=found.accuracy,
+            **timing,
+        )
+        for (stage, model), found, timing in zip(stages, measured, times, strict=False)
+    )
+
+
+def _untouched(graph: Graph) -> tuple[Kept, ...]:
+    mixed = [Kept(what=g.name, reason=f"mixed by {'; '.join(g.inexact_because)}") for g in graph.inexact]
+    single = [Kept(what=g.name, reason="a single unit") for g in graph.single]
+    frozen = [Kept(what=f"{f.tensor} axis {f.axis}", reason=f.reason, where=f.where) for f in graph.frozen]
+    return (*mixed, *single, *frozen)

@@ -1,0 +1,1 @@
+"""Undo what pruning damaged: closed form, no labels, no training."""

@@ -1,0 +1,49 @@
+"""Batch-norm re-estimation: running statistics measured anew on calibration data.
+
+Removing units changes the inputs of the batch norms behind them, whose stored mean and variance then
+no longer fit. One pass over unlabelled data measures them again.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from secateur.calibration import Calibration
+from secateur.evaluate import device_of
+from secateur.graph.trace import evaluating
+
+
+def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._NormBase]:
+    """The layers that hold running statistics."""
+    return [
+        layer
+        for layer in model.modules()
+        if isinstance(layer, nn.modules.batchnorm._NormBase) and layer.running_mean is not None
+    ]
+
+
+def reestimate(model: nn.Module, calibration: Calibration, *, progress: bool = False) -> None:
+    """Measure running means and variances again, in place.
+
+    Each layer's statistics become the average over batches of the batch statistics, all batches
+    weighing the same. Batches of one sample per channel are refused by PyTorch itself.
+
+    Args:
+        model: A model with batch norms; dropout stays off.
+        calibration: Inputs; labels are not read.
+        progress: Show a bar on a terminal.
+    """
+    layers = batch_norms(model)
+    momenta = [layer.momentum for layer in layers]
+    with evaluating(model), torch.no_grad():
+        try:
+            for layer in layers:
+                layer.reset_running_stats()
+                layer.momentum = None  # a plain average over batches
+                layer.train()
+            for batch in calibration.to(device_of(model)).batches("Batch norm", progress):
+                model(*batch.args, **batch.kwargs)
+        finally:
+            for layer, momentum in zip(layers, momenta, strict=True):
+                layer.momentum = momentum

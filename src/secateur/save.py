@@ -1,0 +1,204 @@
+"""Save and load pruned models: safetensors and JSON, nothing that runs code.
+
+An artefact is a folder with ``model.safetensors`` and ``secateur.json``. The JSON holds the plan, the
+form, versions, the tensors' checksum and its own. Both files are written beside their final names and
+then renamed, tensors first; a reader that finds the old JSON beside the new tensors takes the JSON that
+waits beside it. So an interrupted save leaves the old artefact or the new one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from secateur.apply.masked import masked
+from secateur.apply.module import smaller_module
+from secateur.apply.program import smaller_program
+from secateur.apply.record import Record, attach, record_of
+from secateur.errors import ArtifactError, PlanError
+from secateur.graph.graph import fingerprint
+from secateur.graph.trace import trace, unwrap
+from secateur.plan import Plan
+
+FORMAT = 1
+TENSORS, RECORD, WAITING = "model.safetensors", "secateur.json", ".secateur.json.waiting"
+
+
+def save(small: nn.Module, directory: str | os.PathLike[str]) -> Path:
+    """Write a pruned model, atomically.
+
+    Args:
+        small: What `apply`, `repair` or `prune` returned.
+        directory: A folder; made if it does not exist, an artefact in it is replaced.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ArtifactError: If the model did not come from `apply`.
+    """
+    record = record_of(small)
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors, tied = _without_ties(small)
+    temporary = folder / f".{TENSORS}.{os.getpid()}"
+    try:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+        content: dict[str, Any] = {
+            "format": FORMAT,
+            "secateur": record.plan.secateur,
+            "torch": torch.__version__,
+            "form": record.form,
+            "note": record.note,
+            "repairs": list(record.repairs),
+            "tied": tied,
+            "tensors_sha256": _sha256(temporary),
+            "plan": json.loads(record.plan.to_json()),
+        }
+        content["record_sha256"] = _digest(content)
+        waiting = folder / WAITING
+        waiting.write_text(json.dumps(content, indent=1) + "\n")
+        os.replace(temporary, folder / TENSORS)
+        os.replace(waiting, folder / RECORD)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return folder
+
+
+def load(
+    directory: str | os.PathLike[str], make_model: Callable[[], nn.Module], *, example_inputs: Any = None
+) -> nn.Module:
+    """Read a pruned model back, bit for bit. Nothing in the artefact is executed.
+
+    Args:
+        directory: What `save` wrote.
+        make_model: Makes the dense model that was pruned; its weights do not matter.
+        example_inputs: For form ``graph``, which is captured anew; made from the saved shapes if not given.
+
+    Returns:
+        The pruned model, in the mode that `make_model` left it in.
+
+    Raises:
+        ArtifactError: If a file is missing, damaged, altered, foreign or newer, or the model is another.
+    """
+    folder = Path(directory)
+    content = _read(folder)
+    try:
+        plan = Plan.from_json(json.dumps(content["plan"]))
+        model = unwrap(make_model())
+        plan.check(fingerprint(model))
+    except PlanError as error:
+        raise ArtifactError(f"load({folder}): {error}") from error
+    small = _shape(model, plan, content["form"], example_inputs)
+    _fill(small, load_file(folder / TENSORS), content["tied"], folder)
+    return attach(small, Record(plan, content["form"], content["note"], tuple(content["repairs"])))
+
+
+def _shape(model: nn.Module, plan: Plan, form: str, example_inputs: Any) -> nn.Module:
+    if form == "masked":
+        return masked(model, plan)
+    if form == "module":
+        return smaller_module(model, plan)
+    if example_inputs is None:
+        args, kwargs = plan.inputs.example()
+        example_inputs = kwargs or args
+    graph = trace(model, example_inputs, allow_inexact=not all(g.exact for g in plan.groups))
+    return smaller_program(model, graph, plan)
+
+
+def _without_ties(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors to write, and the names that share another's tensor: safetensors refuses shared storage."""
+    first: dict[tuple[Any, ...], str] = {}
+    tensors: dict[str, torch.Tensor] = {}
+    tied: dict[str, str] = {}
+    for name, tensor in model.state_dict().items():
+        key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+        if tensor.numel() and key in first:
+            tied[name] = first[key]
+            continue
+        first[key] = name
+        copy = tensor.detach().to("cpu", copy=True).contiguous()
+        if copy.is_floating_point():
+            copy[copy.abs() < torch.finfo(copy.dtype).tiny] = 0  # subnormals: CPUs compute with them slowly
+        tensors[name] = copy
+    return tensors, tied
+
+
+def _fill(small: nn.Module, tensors: dict[str, torch.Tensor], tied: dict[str, str], folder: Path) -> None:
+    own = small.state_dict(keep_vars=True)
+    if set(own) != set(tensors) | set(tied):
+        odd = sorted(set(own) ^ (set(tensors) | set(tied)))
+        raise ArtifactError(
+            f"load({folder}): expected the tensors of the model that make_model() makes, got a difference in "
+            f"{', '.join(odd[:5])}. Pass the function that made the model that was pruned."
+        )
+    for name, target in own.items():
+        stored = tensors[tied.get(name, name)]
+        if stored.shape != target.shape:
+            raise ArtifactError(
+                f"load({folder}): expected {name} of shape {tuple(target.shape)}, got {tuple(stored.shape)}. "
+                f"The file does not belong to this plan."
+            )
+        target.data = stored.to(target.device)
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    """The record that belongs to the tensors in the folder."""
+    if not (folder / TENSORS).is_file():
+        raise ArtifactError(f"load({folder}): expected a folder with {TENSORS} and {RECORD}, got no {TENSORS}.")
+    reasons = []
+    for name in (RECORD, WAITING):
+        try:
+            return _checked(folder, name)
+        except FileNotFoundError:
+            reasons.append(f"no {name}")
+        except _NewerError as error:
+            raise ArtifactError(str(error)) from error
+        except (ArtifactError, SafetensorError) as error:
+            reasons.append(str(error))
+    raise ArtifactError(f"load({folder}): {reasons[0]}. Save the model again.")
+
+
+class _NewerError(Exception):
+    pass
+
+
+def _checked(folder: Path, name: str) -> dict[str, Any]:
+    try:
+        content = json.loads((folder / name).read_text())
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ArtifactError(f"{name} is no JSON ({error})") from error
+    if not isinstance(content, dict) or not isinstance(content.get("format"), int) or "secateur" not in content:
+        raise ArtifactError(f"{name} is not secateur's: expected a mapping with 'format' and 'secateur'")
+    if content["format"] > FORMAT:
+        raise _NewerError(
+            f"load({folder}): expected format {FORMAT} or older, got {content['format']}, written by secateur "
+            f"{content['secateur']}. Upgrade secateur."
+        )
+    stated = content.pop("record_sha256", None)
+    if stated != _digest(content):
+        raise ArtifactError(f"{name} was altered: its checksum does not fit its content")
+    if content["tensors_sha256"] != _sha256(folder / TENSORS):
+        raise ArtifactError(f"{TENSORS} is truncated, altered or from another save: its checksum does not fit {name}")
+    return content
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
