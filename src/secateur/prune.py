@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from secateur.allocate import Budget, Limits, resolve
-from secateur.allocate.base import Allocator
+from secateur.allocate.registry import Allocates
 from secateur.apply.apply import apply
 from secateur.apply.record import record_of
 from secateur.calibration import Batch, Calibration, map_tensors
@@ -56,7 +56,7 @@ def prune(
     model: nn.Module,
     calibration: Any,
     budget: Budget | None = None,
-    allocator: str | Allocator = "tod",
+    allocator: str | Allocates = "tod",
     granularity: Literal["unit"] = "unit",
     repair: str | Sequence[str] | None = "auto",
     *,
@@ -121,7 +121,9 @@ def prune(
     stages = [("dense", model), ("pruned", small)] + ([("repaired", repaired)] if kept_any else [])
     with _clock(seconds, "measure"):
         measured = [
-            evaluate(m, judged, dense=model, loss_fn=loss_fn, progress=progress, description=f"Measuring {stage}")
+            evaluate(
+                m, judged, dense=model, loss_fn=loss_fn, progress=progress, description=f"Measuring {stage}"
+            )
             for stage, m in stages
         ]
         figures = _figures(stages, measured, plan, example, measure_latency=measure_latency)
@@ -129,7 +131,7 @@ def prune(
         model=type(model).__name__,
         asked={
             "budget": budget.as_settings() if budget else None,
-            "allocator": rule.name,
+            "allocator": plan.allocator,
             "granularity": granularity,
             "repair": repair if repair is None or isinstance(repair, str) else list(repair),
             "form": form,
@@ -192,7 +194,8 @@ def _figures(
         # Repair changes numbers, not shapes: the repaired model runs as fast as the pruned one.
         dense, small = latency([stages[0][1], stages[1][1]], batch.args, batch.kwargs)
         times = [
-            {"latency": t.median, "latency_quartiles": t.spread, "latency_batch": t.batch} for t in (dense, small, small)
+            {"latency": t.median, "latency_quartiles": t.spread, "latency_batch": t.batch}
+            for t in (dense, small, small)
         ]
     return tuple(
         Figures(
@@ -210,7 +213,6 @@ def _figures(
 
 
 def _untouched(graph: Graph) -> tuple[Kept, ...]:
-    mixed = [Kept(what=g.name, reason=f"mixed by {'; '.join(g.inexact_because)}") for g in graph.inexact]
-    single = [Kept(what=g.name, reason="a single unit") for g in graph.single]
+    left = [Kept(what=entry.group.name, reason=entry.reason) for entry in graph.left]
     frozen = [Kept(what=f"{f.tensor} axis {f.axis}", reason=f.reason, where=f.where) for f in graph.frozen]
-    return (*mixed, *single, *frozen)
+    return (*left, *frozen)

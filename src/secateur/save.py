@@ -154,7 +154,9 @@ def _fill(small: nn.Module, tensors: dict[str, torch.Tensor], tied: dict[str, st
 def _read(folder: Path) -> dict[str, Any]:
     """The record that belongs to the tensors in the folder."""
     if not (folder / TENSORS).is_file():
-        raise ArtifactError(f"load({folder}): expected a folder with {TENSORS} and {RECORD}, got no {TENSORS}.")
+        raise ArtifactError(
+            f"load({folder}): expected a folder with {TENSORS} and {RECORD}, got no {TENSORS}."
+        )
     reasons = []
     for name in (RECORD, WAITING):
         try:
@@ -177,18 +179,24 @@ def _checked(folder: Path, name: str) -> dict[str, Any]:
         content = json.loads((folder / name).read_text())
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ArtifactError(f"{name} is no JSON ({error})") from error
-    if not isinstance(content, dict) or not isinstance(content.get("format"), int) or "secateur" not in content:
+    if (
+        not isinstance(content, dict)
+        or not isinstance(content.get("format"), int)
+        or "secateur" not in content
+    ):
         raise ArtifactError(f"{name} is not secateur's: expected a mapping with 'format' and 'secateur'")
     if content["format"] > FORMAT:
         raise _NewerError(
-            f"load({folder}): expected format {FORMAT} or older, got {content['format']}, written by secateur "
-            f"{content['secateur']}. Upgrade secateur."
+            f"load({folder}): expected format {FORMAT} or older, got {content['format']}, written by "
+            f"secateur {content['secateur']}. Upgrade secateur."
         )
     stated = content.pop("record_sha256", None)
     if stated != _digest(content):
         raise ArtifactError(f"{name} was altered: its checksum does not fit its content")
     if content["tensors_sha256"] != _sha256(folder / TENSORS):
-        raise ArtifactError(f"{TENSORS} is truncated, altered or from another save: its checksum does not fit {name}")
+        raise ArtifactError(
+            f"{TENSORS} is truncated, altered or from another save: its checksum does not fit {name}"
+        )
     return content
 
 

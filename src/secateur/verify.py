@@ -59,7 +59,9 @@ def verify(
     model = unwrap(model)
     plan.check(fingerprint(model))
     device = next((t.device for t in model.state_dict().values()), torch.device("cpu"))
-    args, kwargs = plan.inputs.example(device=device) if example_inputs is None else call_arguments(example_inputs)
+    args, kwargs = (
+        plan.inputs.example(device=device) if example_inputs is None else call_arguments(example_inputs)
+    )
     args, kwargs = _double(args), _double(kwargs)
     dense = copy.deepcopy(model).double()
     exact = all(group.exact or not group.removed for group in plan.groups)
@@ -70,8 +72,8 @@ def verify(
     difference = relative_difference(got, wanted)
     if not difference <= tolerance:
         raise VerificationError(
-            f"verify: expected the pruned {type(model).__name__} to equal the {reference} dense one to {tolerance:.1g} "
-            f"relative in float64, got {difference:.3g} over {len(wanted)} outputs. "
+            f"verify: expected the pruned {type(model).__name__} to equal the {reference} dense one to "
+            f"{tolerance:.1g} relative in float64, got {difference:.3g} over {len(wanted)} outputs. "
             f"If it was repaired or trained after apply, verify before that; otherwise report this as a bug."
         )
     return Proof(difference, tolerance, reference, len(wanted))

@@ -88,8 +88,9 @@ def _prove(small: nn.Module, program: nn.Module, args: tuple[Any, ...], kwargs: 
         got = run(small, args, kwargs)
     except Exception as error:  # the user's forward may fail in any way once shapes have changed
         raise ApplyError(
-            f"apply: the smaller module's forward pass failed ({type(error).__name__}: {error}), most likely because "
-            f"the code holds a size that does not follow its tensors. Use form='graph', or leave the group alone."
+            f"apply: the smaller module's forward pass failed ({type(error).__name__}: {error}), "
+            f"most likely because the code holds a size that does not follow its tensors. Use form='graph', "
+            f"or leave the group alone."
         ) from error
     tolerance = max((SAME.get(t.dtype, 1e-3) for t in expected), default=0.0)
     difference = relative_difference(got, expected)

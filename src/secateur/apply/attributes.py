@@ -38,8 +38,8 @@ def channel_norm(layer: nn.Module, stays: Stays) -> Sizes:
 
 def shape_norm(layer: nn.Module, stays: Stays) -> Sizes:
     """`normalized_shape`."""
-    rank = layer.weight.ndim  # type: ignore[union-attr, operator]
-    return {"normalized_shape": tuple(int(stays("weight", k).sum()) for k in range(rank))}  # type: ignore[arg-type]
+    rank = len(layer.normalized_shape)  # type: ignore[arg-type]
+    return {"normalized_shape": tuple(int(stays("weight", k).sum()) for k in range(rank))}
 
 
 def group_norm(layer: nn.Module, stays: Stays) -> Sizes:
@@ -60,7 +60,10 @@ def slope(layer: nn.Module, stays: Stays) -> Sizes:
 
 def recurrent(layer: nn.Module, stays: Stays) -> Sizes:
     """`input_size`, `hidden_size` and `proj_size`."""
-    sizes = {"input_size": int(stays("weight_ih_l0", 1).sum()), "hidden_size": int(stays("weight_hh_l0", 1).sum())}
+    sizes = {
+        "input_size": int(stays("weight_ih_l0", 1).sum()),
+        "hidden_size": int(stays("weight_hh_l0", 1).sum()),
+    }
     if getattr(layer, "proj_size", 0):
         sizes["proj_size"] = sizes["hidden_size"]
         sizes["hidden_size"] = int(stays("weight_hr_l0", 1).sum())

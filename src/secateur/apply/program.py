@@ -7,7 +7,7 @@ shapes from its tensors or has a rewrite. Batch norm and dropout become modules 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -73,7 +73,9 @@ class _Builder:
         for node in program.graph.nodes:
             if node.op == "call_function":
                 self.made[node] = self._call(node)
-                self.made[node].meta = {k: v for k, v in node.meta.items() if k in ("nn_module_stack", "stack_trace")}
+                self.made[node].meta = {
+                    k: v for k, v in node.meta.items() if k in ("nn_module_stack", "stack_trace")
+                }
             elif node.op == "get_attr":
                 raise ApplyError(f"apply: form 'graph' cannot hold the nested program {node.target}.")
         self._output()
@@ -138,7 +140,11 @@ class _Builder:
 
     def _map(self, arguments: Any) -> Any:
         if isinstance(arguments, list | tuple):
-            return type(arguments)(self._map(a) for a in arguments) if not isinstance(arguments, fx.Node) else arguments
+            return (
+                type(arguments)(self._map(a) for a in arguments)
+                if not isinstance(arguments, fx.Node)
+                else arguments
+            )
         if isinstance(arguments, dict):
             return {k: self._map(v) for k, v in arguments.items()}
         if isinstance(arguments, slice):
@@ -146,7 +152,7 @@ class _Builder:
         return self._argument(arguments)
 
     def _call(self, node: fx.Node) -> fx.Node:
-        name = operator_name(node)
+        name, target = operator_name(node), cast(Any, node.target)
         if name == "aten.batch_norm.default" and (layer := self._batch_norm(node)):
             return self.out.call_module(layer, (self._argument(node.args[0]),))
         if name in ("aten.dropout.default", "aten.dropout_.default"):
@@ -155,10 +161,10 @@ class _Builder:
             return self.out.call_module(layer, (self._argument(node.args[0]),))
         rewrite = REWRITES.get(name.removeprefix("aten."))
         if rewrite is None or not self._touched(node):
-            return self.out.call_function(node.target, self._map(tuple(node.args)), self._map(dict(node.kwargs)))  # type: ignore[arg-type]
-        schema = node.target._schema.arguments  # type: ignore[union-attr]
+            return self.out.call_function(target, self._map(tuple(node.args)), self._map(dict(node.kwargs)))
+        schema = target._schema.arguments
         arguments = dict(zip((a.name for a in schema), node.args, strict=False)) | dict(node.kwargs)
-        call = Call(node, node.target, arguments, self._kept, self._after(self.graph.walk.values[node]))
+        call = Call(node, target, arguments, self._kept, self._after(self.graph.walk.values[node]))
         rewrite(call)
         args, kwargs = [], {}
         positional = True  # until an argument is left out
@@ -178,17 +184,14 @@ class _Builder:
 
     def _batch_norm(self, node: fx.Node) -> str | None:
         """Turn the tensors of a batch-norm call, if they are one layer's, into a layer; returns its path."""
-        tensors = dict(zip(("weight", "bias", "running_mean", "running_var"), node.args[1:5], strict=True))
-        paths = {self.names[t].rpartition(".") for t in tensors.values() if isinstance(t, fx.Node) and t in self.names}
-        holders = {path for path, _, _ in paths}
-        if len(holders) != 1 or not tensors["running_mean"]:
-            return None
-        path = holders.pop()
-        if not path or any(t is not None and self.names.get(t) != f"{path}.{k}" for k, t in tensors.items()):  # type: ignore[call-overload]
+        given: tuple[Any, ...] = node.args
+        tensors = dict(zip(("weight", "bias", "running_mean", "running_var"), given[1:5], strict=True))
+        path = self.names.get(tensors["running_mean"], "").rpartition(".")[0]
+        if not path or any(t is not None and self.names.get(t) != f"{path}.{k}" for k, t in tensors.items()):
             return None
         holder = self._holder(path)
         if not isinstance(holder, BatchNorm):
-            layer = BatchNorm(len(holder.running_mean), eps=float(node.args[7]), momentum=float(node.args[6]))  # type: ignore[arg-type]
+            layer = BatchNorm(len(holder.running_mean), eps=float(given[7]), momentum=float(given[6]))  # type: ignore[arg-type]
             for name in ("weight", "bias"):
                 layer.register_parameter(name, getattr(holder, name, None))
             for name in ("running_mean", "running_var", "num_batches_tracked"):
@@ -202,7 +205,8 @@ class _Builder:
         program = self.graph.program
         output = program.graph.output_node()
         kinds = [spec.kind for spec in program.graph_signature.output_specs]
-        results = [r for r, kind in zip(output.args[0], kinds, strict=True) if kind is OutputKind.USER_OUTPUT]  # type: ignore[arg-type]
+        outputs = cast(tuple[Any, ...], output.args[0])
+        results = [r for r, kind in zip(outputs, kinds, strict=True) if kind is OutputKind.USER_OUTPUT]
         self.out.output(tuple(self._map(r) for r in results))
         spec = program.call_spec
         if spec.in_spec is None or spec.out_spec is None:

@@ -47,7 +47,8 @@ def record_of(model: nn.Module) -> Record:
     record = getattr(model, _ATTRIBUTE, None)
     if not isinstance(record, Record):
         raise ArtifactError(
-            f"expected a model that secateur.apply returned, got a plain {type(model).__name__}. Apply a plan first."
+            f"expected a model that secateur.apply returned, got a plain {type(model).__name__}. "
+            f"Apply a plan first."
         )
     return record
 

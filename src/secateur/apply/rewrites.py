@@ -61,7 +61,9 @@ def _sizes(call: Call, name: str, masks: list[Mask]) -> None:
             continue
         if isinstance(sizes[k], fx.Node):
             if -1 in sizes:
-                raise ApplyError(f"apply: expected constant sizes at {call.node}, got {sizes} with {k} to be changed.")
+                raise ApplyError(
+                    f"apply: expected constant sizes at {call.node}, got {sizes} with {k} to be changed."
+                )
             sizes[k] = -1
         else:
             sizes[k] = int(mask.sum())
@@ -169,7 +171,9 @@ def convolution(call: Call) -> None:
 
 def group_norm(call: Call) -> None:
     """The number of groups that stay."""
-    call.arguments["num_groups"] = groups_after(call.before(call.arguments["input"])[1], call.integer("num_groups"))
+    call.arguments["num_groups"] = groups_after(
+        call.before(call.arguments["input"])[1], call.integer("num_groups")
+    )
 
 
 def layer_norm(call: Call) -> None:
@@ -186,11 +190,15 @@ def squeeze(call: Call) -> None:
 
 
 REWRITES: dict[str, Rewrite] = {
-    **dict.fromkeys(("view.default", "reshape.default", "_unsafe_view.default", "_reshape_alias.default"), output_sizes),
+    **dict.fromkeys(
+        ("view.default", "reshape.default", "_unsafe_view.default", "_reshape_alias.default"), output_sizes
+    ),
     **dict.fromkeys(("expand.default", "broadcast_to.default"), output_sizes),
     **dict.fromkeys(("zeros.default", "ones.default", "full.default", "empty.memory_format"), output_sizes),
     **dict.fromkeys(("rand.default", "randn.default"), output_sizes),
-    **dict.fromkeys(("new_zeros.default", "new_ones.default", "new_full.default", "new_empty.default"), output_sizes),
+    **dict.fromkeys(
+        ("new_zeros.default", "new_ones.default", "new_full.default", "new_empty.default"), output_sizes
+    ),
     "unflatten.int": unflatten,
     **dict.fromkeys(("repeat.default", "tile.default"), repeat),
     **dict.fromkeys(("split.Tensor", "split.sizes", "split_with_sizes.default"), split),
@@ -201,7 +209,9 @@ REWRITES: dict[str, Rewrite] = {
     **dict.fromkeys(("pad.default", "constant_pad_nd.default"), pad),
     "roll.default": roll,
     **dict.fromkeys((f"conv{n}d.{kind}" for n in (1, 2, 3) for kind in ("default", "padding")), convolution),
-    **dict.fromkeys(("conv_transpose1d.default", "conv_transpose2d.input", "conv_transpose3d.input"), convolution),
+    **dict.fromkeys(
+        ("conv_transpose1d.default", "conv_transpose2d.input", "conv_transpose3d.input"), convolution
+    ),
     "convolution.default": convolution,
     "group_norm.default": group_norm,
     **dict.fromkeys(("layer_norm.default", "rms_norm.default"), layer_norm),

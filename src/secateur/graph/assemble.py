@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import fx
 
 from secateur.graph.costs import CostModel
-from secateur.graph.groups import Frozen, Group, Role, Site, Slice, Stage
+from secateur.graph.groups import Frozen, Group, Left, Role, Site, Slice, Stage
 from secateur.graph.rules import operator_name
 from secateur.graph.rules.op import CONSUME, PRODUCE, Walk
 from secateur.graph.walk import Tensor
@@ -22,8 +22,8 @@ NORMS = frozenset(
 ACTIVATIONS = frozenset(
     f"aten.{name}{inplace}.default"
     for name in (
-        "relu", "gelu", "silu", "hardswish", "hardsigmoid", "hardtanh", "leaky_relu", "elu", "selu", "celu", "tanh",
-        "sigmoid", "mish", "softplus", "relu6", "prelu", "log_sigmoid",
+        "relu", "gelu", "silu", "hardswish", "hardsigmoid", "hardtanh", "leaky_relu", "elu", "selu", "celu",
+        "tanh", "sigmoid", "mish", "softplus", "relu6", "prelu", "log_sigmoid",
     )
     for inplace in ("", "_")
 )  # fmt: skip
@@ -40,11 +40,11 @@ class Assembled:
     frozen: tuple[Frozen, ...]
     group_of: NDArray[np.int64]
     unit_of: NDArray[np.int64]
-    allowed: NDArray[np.bool_]
+    left: tuple[Left, ...]
 
 
 def assemble(walk: Walk, tensors: list[Tensor], *, allow_inexact: bool) -> Assembled:
-    """Turn what the walk learnt into groups; `allowed[i]` says whether group i may be pruned."""
+    """Turn what the walk learnt into groups; those in `left` are not to be pruned."""
     store = walk.store
     n = len(store)
     bits = np.zeros(n, dtype=np.int64)  # the role of each parameter position, by its own label
@@ -76,9 +76,21 @@ def assemble(walk: Walk, tensors: list[Tensor], *, allow_inexact: bool) -> Assem
         )
         for g in range(len(firsts))
     )
-    allowed = np.array([(g.exact or allow_inexact) and g.size > 1 for g in groups], dtype=bool)
+    left = tuple(Left(g, reason) for g in groups if (reason := _why_left(g, allow_inexact=allow_inexact)))
     frozen = _frozen(walk, tensors, root_of, frozen_roots)
-    return Assembled(groups, frozen, group_of, unit_of, allowed)
+    return Assembled(groups, frozen, group_of, unit_of, left)
+
+
+def _why_left(group: Group, *, allow_inexact: bool) -> str:
+    """Why a group is not offered for pruning; empty if it is."""
+    if group.size == 1:
+        return "a single unit"
+    seen = {unit for site in group.sites for unit in site.unit.tolist()}
+    if not group.of_role("produce") or len(seen) < group.size:
+        return "no layer's output shows it"
+    if not group.exact and not allow_inexact:
+        return f"mixed by {'; '.join(group.inexact_because)}"
+    return ""
 
 
 def _text(what: str, where: str) -> str:
@@ -94,7 +106,11 @@ def _by_use(tensors: list[Tensor]) -> list[Tensor]:
 
 
 def _partition(
-    tensors: list[Tensor], root_of: NDArray[np.int64], bits: NDArray[np.int64], is_frozen: NDArray[np.bool_], n: int
+    tensors: list[Tensor],
+    root_of: NDArray[np.int64],
+    bits: NDArray[np.int64],
+    is_frozen: NDArray[np.bool_],
+    n: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], list[int]]:
     """Number groups and units: a group is the classes that the same axes hold, in the same roles.
 
@@ -166,7 +182,9 @@ def _names(slices: list[list[Slice]]) -> list[str]:
     return names
 
 
-def _sites(walk: Walk, group_of: NDArray[np.int64], unit_of: NDArray[np.int64], count: int) -> list[list[Site]]:
+def _sites(
+    walk: Walk, group_of: NDArray[np.int64], unit_of: NDArray[np.int64], count: int
+) -> list[list[Site]]:
     found: list[list[Site]] = [[] for _ in range(count)]
     for produced in walk.produced:
         start = produced.node
@@ -185,7 +203,9 @@ def _sites(walk: Walk, group_of: NDArray[np.int64], unit_of: NDArray[np.int64], 
             groups = group_of[roots]
             for g in np.unique(groups[groups >= 0]).tolist():
                 position = np.flatnonzero(groups == g)
-                found[g].append(Site(node.name, produced.axis, stage, producer, position, unit_of[roots[position]]))
+                found[g].append(
+                    Site(node.name, produced.axis, stage, producer, position, unit_of[roots[position]])
+                )
     return found
 
 
@@ -245,4 +265,3 @@ def cost_model(assembled: Assembled, walk: Walk, tensors: list[Tensor], batch: i
         axes = [model.axis(slots_of(assembled, a, walk)) for a in contraction.axes]
         model.add("macs", contraction.factor, axes)
     return model
-

@@ -16,7 +16,7 @@ from secateur.cost import Cost
 from secateur.errors import PlanError
 from secateur.graph.assemble import Assembled, slots_of
 from secateur.graph.costs import CostModel
-from secateur.graph.groups import Frozen, Group
+from secateur.graph.groups import Frozen, Group, Left
 from secateur.graph.inputs import InputSpec
 from secateur.graph.labels import Labels
 from secateur.graph.rules.op import Value, Walk
@@ -34,19 +34,16 @@ class Graph:
 
     Attributes:
         groups: The groups that may be pruned, in order of execution.
-        inexact: Groups left alone because an operator mixes their units (see `Group.inexact_because`).
-        single: Groups of one unit, which has to stay.
+        left: Groups that are left alone as a whole, and why.
         frozen: Parts of tensors that may not shrink, and why.
         program: The captured program. Its tensors are the model's own, not copies.
         fingerprint: Hash of the model's state-dict names and shapes.
         inputs: Shapes and dtypes of the example inputs.
-        batch: Batch size of the capture; None in `static_batch` says that other sizes work.
-        static_batch: The only batch size the program accepts, or None.
+        static_batch: The only batch size the program accepts; None if any will do.
     """
 
     groups: tuple[Group, ...]
-    inexact: tuple[Group, ...]
-    single: tuple[Group, ...]
+    left: tuple[Left, ...]
     frozen: tuple[Frozen, ...]
     program: ExportedProgram = field(repr=False)
     fingerprint: str
@@ -85,7 +82,9 @@ class Graph:
             if name not in known:
                 raise PlanError(f"group {name!r}: expected one of the model's {len(known)} prunable groups.")
             if mask.shape != (known[name].size,):
-                raise PlanError(f"group {name!r}: expected a mask of {known[name].size} units, got {mask.shape}.")
+                raise PlanError(
+                    f"group {name!r}: expected a mask of {known[name].size} units, got {mask.shape}."
+                )
             slots[starts[name] : starts[name] + len(mask)] = mask
         return slots
 
@@ -113,8 +112,9 @@ class Graph:
         for group in self.groups:
             producers = list(dict.fromkeys(s.tensor for s in group.of_role("produce")))
             lines.append(f"{group.name:{width}}  {group.size:5}  {', '.join(producers)}")
-        for title, left in (("mixed by an operator", self.inexact), ("a single unit", self.single)):
-            lines += [f"kept, {title}: {g.name} ({g.size}) {'; '.join(g.inexact_because)}".rstrip() for g in left]
+        lines += [f"kept: {left.group.name} ({left.group.size}): {left.reason}" for left in self.left]
         for f in self.frozen:
-            lines.append(f"kept: {f.tensor} axis {f.axis} ({f.count}): {f.reason}{' at ' + f.where if f.where else ''}")
+            lines.append(
+                f"kept: {f.tensor} axis {f.axis} ({f.count}): {f.reason}{' at ' + f.where if f.where else ''}"
+            )
         return "\n".join(lines)

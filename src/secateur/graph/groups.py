@@ -93,6 +93,19 @@ class Group:
         return tuple(s for s in self.slices if s.role == role)
 
 
+@dataclass(frozen=True, eq=False)
+class Left:
+    """A group that is left alone as a whole.
+
+    Attributes:
+        group: The group.
+        reason: Why: an operator mixes it, it is a single unit, or no layer produces it.
+    """
+
+    group: Group
+    reason: str
+
+
 @dataclass(frozen=True)
 class Frozen:
     """Part of a tensor axis that may not shrink, and why.

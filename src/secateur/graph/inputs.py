@@ -34,13 +34,17 @@ class Leaf(BaseModel):
             kind: Literal["list", "tuple"] = "list" if isinstance(value, list) else "tuple"
             return cls(kind=kind, items=tuple(cls.of(v) for v in value))
         if isinstance(value, Mapping):
-            return cls(kind="dict", keys=tuple(map(str, value)), items=tuple(cls.of(v) for v in value.values()))
+            return cls(
+                kind="dict", keys=tuple(map(str, value)), items=tuple(cls.of(v) for v in value.values())
+            )
         raise SettingError(
             f"example inputs: expected tensors, numbers, strings, lists, tuples and mappings, got "
             f"{type(value).__name__}. Pass the model plain tensors, or wrap it in a module that does."
         )
 
-    def example(self, generator: torch.Generator, device: torch.device | str, dtype: torch.dtype | None) -> Any:
+    def example(
+        self, generator: torch.Generator, device: torch.device | str, dtype: torch.dtype | None
+    ) -> Any:
         """A value of this description: normal floats, zero integers and False booleans."""
         if self.kind == "tensor":
             own = getattr(torch, self.dtype)
@@ -97,6 +101,6 @@ def call_arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]
     if isinstance(example_inputs, Mapping):
         return (), {str(k): v for k, v in example_inputs.items()}
     raise SettingError(
-        f"example_inputs: expected a tensor, a tuple of positional arguments or a mapping of keyword arguments, "
-        f"got {type(example_inputs).__name__}."
+        f"example_inputs: expected a tensor, a tuple of positional arguments or a mapping of keyword "
+        f"arguments, got {type(example_inputs).__name__}."
     )

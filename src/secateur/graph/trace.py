@@ -80,15 +80,19 @@ def trace(model: nn.Module, example_inputs: Any, *, allow_inexact: bool = False)
     args, kwargs = call_arguments(example_inputs)
     spec = InputSpec.of(args, kwargs)
     program, batch, static = capture(model, args, kwargs)
-    if not any(isinstance(v.meta.get("val"), torch.Tensor) for v in program.graph.output_node().all_input_nodes):
-        raise CaptureError(f"trace: expected {type(model).__name__} to return tensors, got none. Return a tensor.")
+    if not any(
+        isinstance(v.meta.get("val"), torch.Tensor) for v in program.graph.output_node().all_input_nodes
+    ):
+        raise CaptureError(
+            f"trace: expected {type(model).__name__} to return tensors, got none. Return a tensor."
+        )
     state, tensors = walk(program)
     assembled = assemble(state, tensors, allow_inexact=allow_inexact)
-    groups = tuple(g for g, allowed in zip(assembled.groups, assembled.allowed, strict=True) if allowed)
+    alone = {left.group.name for left in assembled.left}
+    groups = tuple(g for g in assembled.groups if g.name not in alone)
     graph = Graph(
         groups=groups,
-        inexact=tuple(g for g in assembled.groups if not g.exact and g.size > 1 and not allow_inexact),
-        single=tuple(g for g in assembled.groups if g.size == 1),
+        left=assembled.left,
         frozen=assembled.frozen,
         program=program,
         fingerprint=fingerprint(model),
@@ -100,7 +104,8 @@ def trace(model: nn.Module, example_inputs: Any, *, allow_inexact: bool = False)
     )
     if not groups:
         raise NothingToPruneError(
-            f"trace: expected {type(model).__name__} to have units that can be removed, found none.\n{graph}\n"
+            f"trace: expected {type(model).__name__} to have units that can be removed, found none.\n"
+            f"{graph}\n"
             f"Layers that read only the input or write only the output keep their size; "
             f"pass allow_inexact=True to include groups that an operator mixes."
         )
@@ -125,18 +130,26 @@ def capture(
     with evaluating(model), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # capture warns of its own internals
         try:
-            program = export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+            program = export(model, args, kwargs, dynamic_shapes=shapes, strict=False)  # type: ignore[arg-type]
         except Exception:  # whatever stops the general capture, the exact one may still work
             try:
                 program = export(model, args, kwargs, strict=False)
             except Exception as error:
                 raise CaptureError(
                     f"trace: torch.export could not capture {type(model).__name__}: "
-                    f"{_first_lines(error)} Check that model(*example_inputs) runs, and that its forward pass "
-                    f"does not branch on values."
+                    f"{_first_lines(error)} Check that model(*example_inputs) runs, and that its forward "
+                    f"pass does not branch on values."
                 ) from error
-    inputs = [n for n in program.graph.nodes if n.op == "placeholder" and n.name in program.graph_signature.user_inputs]
-    sizes = [n.meta["val"].shape[0] for n in inputs if isinstance(n.meta.get("val"), torch.Tensor) and n.meta["val"].ndim]
+    inputs = [
+        n
+        for n in program.graph.nodes
+        if n.op == "placeholder" and n.name in program.graph_signature.user_inputs
+    ]
+    sizes = [
+        n.meta["val"].shape[0]
+        for n in inputs
+        if isinstance(n.meta.get("val"), torch.Tensor) and n.meta["val"].ndim
+    ]
     dynamic = any(isinstance(s, torch.SymInt) for s in sizes)
     return program, hint(sizes[0]) if sizes else 1, None if dynamic else batch
 

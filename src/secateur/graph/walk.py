@@ -36,8 +36,10 @@ def lifted(program: ExportedProgram) -> Iterator[tuple[fx.Node, InputKind, str |
 
 def tensor_of(program: ExportedProgram, name: str) -> torch.Tensor:
     """The parameter, buffer or constant of this name."""
-    found = program.state_dict.get(name)
-    return found if found is not None else program.constants[name]
+    found: torch.Tensor | None = program.state_dict.get(name)
+    if found is None:
+        found = program.constants[name]
+    return found
 
 
 def walk(program: ExportedProgram) -> tuple[Walk, list[Tensor]]:
@@ -122,7 +124,9 @@ def _filled(value: Any, label: int) -> Value:
         try:
             shape = shape_of(value)
         except ValueError:  # a size that depends on the data
-            shape = tuple(2 if isinstance(s, torch.SymInt) and s.node.hint is None else int(s) for s in value.shape)
+            shape = tuple(
+                2 if isinstance(s, torch.SymInt) and s.node.hint is None else int(s) for s in value.shape
+            )
         return tuple(np.full(n, label if n > 1 else 0, dtype=np.int64) for n in shape)
     if isinstance(value, list | tuple):
         return [_filled(v, label) for v in value]

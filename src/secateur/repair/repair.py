@@ -57,7 +57,9 @@ def resolve(methods: str | Sequence[str] | None) -> tuple[Repair, ...]:
     names = (methods,) if isinstance(methods, str) else tuple(methods)
     unknown = [name for name in names if name not in REPAIRS]
     if unknown:
-        raise SettingError(f"repair: expected None, 'auto' or names among {', '.join(REPAIRS)}, got {unknown[0]!r}.")
+        raise SettingError(
+            f"repair: expected None, 'auto' or names among {', '.join(REPAIRS)}, got {unknown[0]!r}."
+        )
     return tuple(REPAIRS[name] for name in names)
 
 
@@ -109,7 +111,13 @@ def repair(
         before = judge(best)
         for method in chosen:
             if not method.applies(best):
-                tried.append({"method": method.name, "kept": False, "why": "the model has nothing that it could change"})
+                tried.append(
+                    {
+                        "method": method.name,
+                        "kept": False,
+                        "why": "the model has nothing that it could change",
+                    }
+                )
                 continue
             candidate = copy.deepcopy(best)
             method.run(candidate, model, fit, progress)

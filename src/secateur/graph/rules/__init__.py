@@ -3,7 +3,16 @@
 Importing this package registers all rules.
 """
 
-from secateur.graph.rules import convolution, elementwise, linear, normalise, recurrent, reduce, reshape, select
+from secateur.graph.rules import (
+    convolution,
+    elementwise,
+    linear,
+    normalise,
+    recurrent,
+    reduce,
+    reshape,
+    select,
+)
 from secateur.graph.rules.op import Op
 from secateur.graph.rules.registry import RULES, find_rule, operator_name, rule
 

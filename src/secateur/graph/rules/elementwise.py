@@ -69,12 +69,20 @@ def glu(op: Op) -> Axes:
     "aten.rand.default", "aten.randn.default",
 )  # fmt: skip
 def filled(op: Op) -> Axes:
-    """A tensor of one value (or of noise) has no positions of its own: it follows what it is combined with."""
+    """A tensor of one value (or of noise) follows what it is combined with."""
     return tuple(op.store.fresh(n) if n > 1 else np.zeros(n, dtype=np.int64) for n in op.output_shape)
 
 
-@rule("aten.arange.default", "aten.arange.start", "aten.arange.start_step", "aten.linspace.default", "aten.eye.m")
-@rule("aten.eye.default", "aten.scalar_tensor.default", "aten.tril_indices.default", "aten.triu_indices.default")
+@rule(
+    "aten.arange.default",
+    "aten.arange.start",
+    "aten.arange.start_step",
+    "aten.linspace.default",
+    "aten.eye.m",
+)
+@rule(
+    "aten.eye.default", "aten.scalar_tensor.default", "aten.tril_indices.default", "aten.triu_indices.default"
+)
 def counted(op: Op) -> Axes:
     """Values that depend on the position: the axis may not shrink."""
     because = op.walk.reasons.label(op.reason)

@@ -28,14 +28,14 @@ def linear(op: Op) -> Axes:
 @rule("aten.matmul.default", "aten.mm.default", "aten.bmm.default", "aten.mv.default", "aten.dot.default")
 def matmul(op: Op) -> Axes:
     """a [..., m, k] times b [..., k, n], with vectors and broadcast batch axes as in `torch.matmul`."""
-    left, right = list(op.node.args[:2])
+    left, right = op.positional[:2]
     return _matmul(op, left, right)
 
 
 @rule("aten.addmm.default", "aten.baddbmm.default", "aten.addbmm.default", "aten.addmv.default")
 def matmul_plus(op: Op) -> Axes:
     """A matrix product added to another tensor."""
-    plus, left, right = list(op.node.args[:3])
+    plus, left, right = op.positional[:3]
     out = _matmul(op, left, right)
     if op.is_weight(plus):
         for axis in op.axes(plus):

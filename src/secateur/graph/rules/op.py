@@ -85,7 +85,7 @@ def where(node: fx.Node) -> str:
     stack = node.meta.get("nn_module_stack") or {}
     module = next((path for path, _ in reversed(list(stack.values())) if path), "")
     frames = list(_FRAME.finditer(node.meta.get("stack_trace") or ""))
-    outside = [f for f in frames if "/torch/nn/" not in f["file"].replace("\\", "/")] or frames
+    outside = [f for f in frames if "/torch/nn/" not in f["file"].replace("\\", "/")]
     if not outside:
         return module
     last = outside[-1]
@@ -115,6 +115,11 @@ class Op:
         bound = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
         bound |= {a.name: value for a, value in zip(schema.arguments, self.node.args, strict=False)}
         return bound | dict(self.node.kwargs)
+
+    @property
+    def positional(self) -> tuple[Any, ...]:
+        """The positional arguments as they stand."""
+        return self.node.args
 
     def __getitem__(self, name: str) -> Any:
         """The argument of this schema name (a node, a number, a list, ...)."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from secateur.graph.rules.op import CONSUME, PRODUCE, Axes, Labels, Op, product
+from secateur.graph.labels import Labels
+from secateur.graph.rules.op import CONSUME, PRODUCE, Axes, Op, product
 from secateur.graph.rules.registry import rule
 
 

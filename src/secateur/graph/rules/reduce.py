@@ -10,8 +10,12 @@ from secateur.graph.rules.registry import rule
 
 
 @rule("aten.mean.dim", "aten.mean.default", "aten.sum.dim_IntList", "aten.sum.default", "aten.amax.default")
-@rule("aten.amin.default", "aten.max.dim", "aten.min.dim", "aten.prod.dim_int", "aten.var.dim", "aten.std.dim")
-@rule("aten.var.correction", "aten.std.correction", "aten.var_mean.correction", "aten.any.dim", "aten.all.dim")
+@rule(
+    "aten.amin.default", "aten.max.dim", "aten.min.dim", "aten.prod.dim_int", "aten.var.dim", "aten.std.dim"
+)
+@rule(
+    "aten.var.correction", "aten.std.correction", "aten.var_mean.correction", "aten.any.dim", "aten.all.dim"
+)
 @rule("aten.argmax.default", "aten.argmin.default", "aten.max.default", "aten.min.default")
 def reduction(op: Op) -> Axes | list[Axes]:
     """A reduction over an axis mixes its positions; the other axes pass."""
@@ -29,19 +33,21 @@ def reduction(op: Op) -> Axes | list[Axes]:
 @rule(
     "aten.max_pool1d.default", "aten.max_pool2d.default", "aten.max_pool3d.default",
     "aten.avg_pool1d.default", "aten.avg_pool2d.default", "aten.avg_pool3d.default",
-    "aten.adaptive_avg_pool1d.default", "aten.adaptive_avg_pool2d.default", "aten.adaptive_avg_pool3d.default",
-    "aten.adaptive_max_pool1d.default", "aten.adaptive_max_pool2d.default", "aten.adaptive_max_pool3d.default",
+    "aten.adaptive_avg_pool1d.default", "aten.adaptive_avg_pool2d.default",
+    "aten.adaptive_avg_pool3d.default", "aten.adaptive_max_pool1d.default",
+    "aten.adaptive_max_pool2d.default", "aten.adaptive_max_pool3d.default",
     "aten._adaptive_avg_pool2d.default", "aten.max_pool2d_with_indices.default", "aten.lp_pool2d.default",
     "aten.max_pool1d_with_indices.default", "aten.max_pool3d_with_indices.default",
     "aten.upsample_nearest1d.vec", "aten.upsample_nearest2d.vec", "aten.upsample_nearest3d.vec",
     "aten.upsample_linear1d.vec", "aten.upsample_bilinear2d.vec", "aten.upsample_trilinear3d.vec",
-    "aten.upsample_bicubic2d.vec", "aten._upsample_nearest_exact1d.vec", "aten._upsample_nearest_exact2d.vec",
-    "aten._upsample_nearest_exact3d.vec", "aten._upsample_bilinear2d_aa.vec", "aten._upsample_bicubic2d_aa.vec",
+    "aten.upsample_bicubic2d.vec", "aten._upsample_nearest_exact1d.vec",
+    "aten._upsample_nearest_exact2d.vec", "aten._upsample_nearest_exact3d.vec",
+    "aten._upsample_bilinear2d_aa.vec", "aten._upsample_bicubic2d_aa.vec",
     "aten.upsample_nearest1d.default", "aten.upsample_nearest2d.default", "aten.upsample_nearest3d.default",
-    "aten.upsample_linear1d.default", "aten.upsample_bilinear2d.default", "aten.upsample_trilinear3d.default",
-    "aten.upsample_bicubic2d.default",
-    "aten.reflection_pad1d.default", "aten.reflection_pad2d.default", "aten.reflection_pad3d.default",
-    "aten.replication_pad1d.default", "aten.replication_pad2d.default", "aten.replication_pad3d.default",
+    "aten.upsample_linear1d.default", "aten.upsample_bilinear2d.default",
+    "aten.upsample_trilinear3d.default", "aten.upsample_bicubic2d.default", "aten.reflection_pad1d.default",
+    "aten.reflection_pad2d.default", "aten.reflection_pad3d.default", "aten.replication_pad1d.default",
+    "aten.replication_pad2d.default", "aten.replication_pad3d.default",
 )  # fmt: skip
 def resampling(op: Op) -> Axes | list[Axes]:
     """Only the axes that change size are resampled; units along those (rare) are frozen."""

@@ -22,7 +22,9 @@ def rule(*operators: str) -> Callable[[Rule], Rule]:
     def register(function: Rule) -> Rule:
         for name in operators:
             if name in RULES:
-                raise ValueError(f"rule({name!r}): expected one rule an operator, got a second, {function.__name__}.")
+                raise ValueError(
+                    f"rule({name!r}): expected one rule an operator, got a second, {function.__name__}."
+                )
             RULES[name] = function
         return function
 
@@ -30,14 +32,14 @@ def rule(*operators: str) -> Callable[[Rule], Rule]:
 
 
 UNTAGGED = frozenset(
-    "arctan divide floor_divide hardswish log_sigmoid masked_fill multiply negative rsub special_expit subtract "
-    "true_divide polar complex xlogy gelu abs threshold mish relu6 rrelu float_power".split()
+    "arctan divide floor_divide hardswish log_sigmoid masked_fill multiply negative rsub special_expit "
+    "subtract true_divide polar complex xlogy gelu abs threshold mish relu6 rrelu float_power".split()
 )
 """Operators that act position by position although ATen does not tag them so."""
 
 
 def find_rule(node: fx.Node) -> Rule | None:
-    """The rule of a node's operator; one that acts position by position, in place or not, needs none of its own."""
+    """The rule of a node's operator; one that acts position by position needs none of its own."""
     name = operator_name(node)
     if name in RULES:
         return RULES[name]
@@ -62,4 +64,6 @@ def operator_name(node: fx.Node) -> str:
     """``aten.conv2d.default``, or ``operator.getitem`` for a Python function."""
     if isinstance(node.target, torch._ops.OpOverload | torch._ops.HigherOrderOperator):
         return str(node.target)
-    return f"{getattr(node.target, '__module__', '')}.{getattr(node.target, '__name__', node.target)}".lstrip("_")
+    return f"{getattr(node.target, '__module__', '')}.{getattr(node.target, '__name__', node.target)}".lstrip(
+        "_"
+    )

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from secateur.graph.rules.op import Axes, Labels, Op, plain, product
+from secateur.graph.labels import Labels
+from secateur.graph.rules.op import Axes, Op, plain, product
 from secateur.graph.rules.registry import rule
 
 
@@ -51,7 +52,9 @@ def _merge(op: Op, axes: list[Labels]) -> Labels:
     """The labels of axes that become one; only one of them can go on carrying units."""
     if len(axes) == 1:
         return axes[0]
-    carrying = max(range(len(axes)), key=lambda i: (bool((axes[i] > 0).any()), bool(axes[i].any()), len(axes[i])))
+    carrying = max(
+        range(len(axes)), key=lambda i: (bool((axes[i] > 0).any()), bool(axes[i].any()), len(axes[i]))
+    )
     for i, axis in enumerate(axes):
         if i != carrying:
             op.freeze(axis, "merged into one axis with another that holds units")
@@ -79,7 +82,13 @@ def _split(op: Op, labels: Labels, sizes: list[int]) -> list[Labels]:
 
 
 @rule("aten.permute.default", "aten.movedim.int", "aten.movedim.intlist", "aten.transpose.int")
-@rule("aten.transpose_.int", "aten.swapaxes.default", "aten.swapdims.default", "aten.t.default", "aten.t_.default")
+@rule(
+    "aten.transpose_.int",
+    "aten.swapaxes.default",
+    "aten.swapdims.default",
+    "aten.t.default",
+    "aten.t_.default",
+)
 @rule("aten.numpy_T.default", "aten.mT.default", "aten.adjoint.default")
 def reorder(op: Op) -> Axes:
     """Axes change places; which ones is read off the operator's effect on a tensor of distinct sizes."""

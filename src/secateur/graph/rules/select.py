@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from torch import fx
 
-from secateur.graph.rules.op import Axes, Labels, Op, hint, plain
+from secateur.graph.labels import Labels
+from secateur.graph.rules.op import Axes, Op, hint, plain
 from secateur.graph.rules.registry import rule
 
 
@@ -58,12 +61,12 @@ def _choose(op: Op, dim: int, positions: Labels) -> Axes:
 def positions_taken(node: fx.Node, size: int) -> Labels:
     """The positions that ``aten.slice`` or ``aten.narrow`` takes of an axis of this size."""
     positions = np.arange(size, dtype=np.int64)
-    given = list(node.args[2:]) + [None] * 3
-    numbers = [hint(v.meta["val"]) if isinstance(v, fx.Node) else v for v in given]
-    for k, name in enumerate(("start", "length" if "narrow" in str(node.target) else "end", "step")):
-        numbers[k] = node.kwargs.get(name, numbers[k])
-    start, end, step = numbers[:3]
-    if "narrow" in str(node.target):
+    narrow = "narrow" in str(node.target)
+    given: list[Any] = [*node.args[2:], None, None, None]
+    for k, name in enumerate(("start", "length" if narrow else "end", "step")):
+        given[k] = node.kwargs.get(name, given[k])
+    start, end, step = (hint(v.meta["val"]) if isinstance(v, fx.Node) else v for v in given[:3])
+    if narrow:
         return positions[start % size :][:end]
     return positions[start:end:step]
 
@@ -90,7 +93,7 @@ def flip(op: Op) -> Axes:
     """Axes read backwards."""
     x = op.axes(op["self"])
     dims = {d % len(x) for d in op.integers(op["dims"])}
-    return tuple(a[::-1] if k in dims else a for k, a in enumerate(x))
+    return tuple(np.flip(a) if k in dims else a for k, a in enumerate(x))
 
 
 @rule("aten.roll.default")
@@ -136,5 +139,7 @@ def pad(op: Op) -> Axes:
 @rule("operator.getitem")
 def getitem(op: Op) -> Axes:
     """One of several outputs."""
-    values, index = op.node.args
-    return op.walk.values[values][index]  # type: ignore[index]
+    values, index = op.positional
+    outputs: Any = op.walk.values[values]
+    found: Axes = outputs[index]
+    return found

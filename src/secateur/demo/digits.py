@@ -1,0 +1,69 @@
+"""Scikit-learn's handwritten digits: 1,797 images of 8×8 pixels, shipped with the package.
+
+Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998 (its test part).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from secateur.errors import SettingError
+
+CALIBRATION, TEST = 360, 360
+BATCH = 60
+
+Batches = list[tuple[Tensor, Tensor]]
+"""``(images [batch, 1, 8, 8], labels [batch])``."""
+
+
+@dataclass(frozen=True, eq=False)
+class Digits:
+    """Three parts that share no image; the same ones in every run.
+
+    Attributes:
+        images: To train on, zero mean and unit variance. [1077, 1, 8, 8]
+        labels: Their digits. [1077]
+        calibration: What scores, repairs and their judgement see: 360 images in batches.
+        test: What accuracy is measured on: 360 images in batches.
+    """
+
+    images: Tensor
+    labels: Tensor
+    calibration: Batches
+    test: Batches
+
+
+def load_digits() -> Digits:
+    """Read, normalise and split.
+
+    Raises:
+        SettingError: If scikit-learn is missing.
+    """
+    try:
+        from sklearn.datasets import load_digits as load
+    except ImportError as error:
+        raise SettingError(
+            f"demo: expected scikit-learn, which ships the images, got {error}. "
+            'Do pip install "secateur[demo]".'
+        ) from error
+    found = load()
+    order = np.random.default_rng(0).permutation(len(found.target))
+    images = torch.from_numpy(found.images[order].astype(np.float32)).unsqueeze(1)
+    labels = torch.from_numpy(found.target[order].astype(np.int64))
+    training = len(labels) - CALIBRATION - TEST
+    # Statistics of the training part alone: the others stay unseen.
+    images = (images - images[:training].mean()) / images[:training].std()
+    return Digits(
+        images[:training],
+        labels[:training],
+        _batches(images[training : training + CALIBRATION], labels[training : training + CALIBRATION]),
+        _batches(images[training + CALIBRATION :], labels[training + CALIBRATION :]),
+    )
+
+
+def _batches(images: Tensor, labels: Tensor) -> Batches:
+    return list(zip(images.split(BATCH), labels.split(BATCH), strict=True))

@@ -1,0 +1,137 @@
+"""A report as plain text: the table that a terminal shows."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from secateur.report import words
+
+if TYPE_CHECKING:
+    from secateur.report.report import Layer, Report
+
+WIDTH = 100
+BAR = 20
+MOST_LAYERS, MOST_REASONS = 40, 8
+
+
+def table(report: Report, *, reload: str = "") -> str:
+    """The one table, what each layer kept, and what happened on the way; no colour codes.
+
+    Args:
+        report: What to show.
+        reload: How the saved model is read back; made from `Report.artefact` if not given.
+
+    Returns:
+        Lines of at most about 100 columns, without a newline at the end.
+    """
+    sections = [
+        [words.headline(report)],
+        _figures(report),
+        [line for note in words.footnotes(report) for line in _wrap(note, "  ")],
+        _layers(report.layers),
+        _bullets("proof", (words.proof(report), words.form(report))),
+        _bullets("repair", words.repairs(report)),
+        _left(report),
+        _settings(report),
+    ]
+    if report.artefact is not None:
+        how = reload or f'sc.load("{report.artefact}", make_model)'
+        # Not wrapped: these lines are to be pasted.
+        sections.append([f"written to  {report.artefact}", "reload with", *(f"  {line}" for line in how.splitlines())])
+    return "\n\n".join("\n".join(lines) for lines in sections if lines)
+
+
+def _figures(report: Report) -> list[str]:
+    """Two header lines, then for each model its figures and, below them, those relative to dense."""
+    columns = words.columns(report)
+    lines = [["", *(c.title for c in columns)]]
+    if any(c.unit for c in columns):
+        lines.append(["", *(c.unit for c in columns)])
+    for row in words.rows(report):
+        lines.append([row.stage, *row.cells])
+        if row.stage != "dense":
+            lines.append(["", *row.relative])
+    return _aligned(lines)
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """The first column to the left, the others to the right."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return [
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+
+
+def _layers(layers: Sequence[Layer]) -> list[str]:
+    shown = layers[:MOST_LAYERS]
+    if not shown:
+        return []
+    named = [words.layer_name(layer) for layer in shown]
+    width = max(len(name) for name in (*named, "layer"))
+    digits = max(len(f"{layer.total:,}") for layer in shown)
+    lines = [f"{'layer':{width}}  {'kept':>{digits}} / total"]
+    for name, layer in zip(named, shown, strict=True):
+        lines.append(
+            f"{name:{width}}  {layer.kept:>{digits},} / {layer.total:<{max(digits, 5)},}  {bar(layer.kept, layer.total)}  "
+            f"{words.percent(layer.kept, layer.total):>7}"
+        )
+    rest = layers[MOST_LAYERS:]
+    if rest:
+        kept, total = sum(layer.kept for layer in rest), sum(layer.total for layer in rest)
+        lines.append(f"and {len(rest)} more that kept {kept:,} of {total:,} units; report.json has them all")
+    if any("(+" in name for name in named):
+        lines.append("(+n): n more layers produce the same units, which only go together")
+    return lines
+
+
+def bar(kept: int, total: int, width: int = BAR) -> str:
+    """A bar of `width` characters; empty only if nothing is kept, full only if everything is.
+
+    Example:
+        >>> bar(3, 4, width=8)
+        '██████░░'
+    """
+    full = round(width * kept / total) if total else 0
+    if 0 < kept < total:
+        full = min(max(full, 1), width - 1)
+    return "█" * full + "░" * (width - full)
+
+
+def _left(report: Report) -> list[str]:
+    found = words.left(report)
+    if not found:
+        return []
+    lines = [
+        f"{part.reason}: {words.shorten(part.what)}" + (f" (at {words.shorten(part.where, 1)})" if part.where else "")
+        for part in found[:MOST_REASONS]
+    ]
+    if len(found) > MOST_REASONS:
+        lines.append(f"and {len(found) - MOST_REASONS} more reasons; report.json has them all")
+    return _bullets("left as it was, and why", lines)
+
+
+def _settings(report: Report) -> list[str]:
+    line = "; ".join(f"{name} {value}" for name, value in words.settings(report))
+    spent = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in report.seconds.items())
+    return [*_wrap(f"settings: {line}", "", "  "), *_wrap(f"seconds: {spent}", "", "  ")]
+
+
+def _bullets(title: str, lines: Iterable[str]) -> list[str]:
+    return [title, *(part for line in lines if line for part in _wrap(line, "  ", "    "))]
+
+
+def _wrap(line: str, first: str, later: str | None = None) -> list[str]:
+    return textwrap.wrap(
+        line,
+        WIDTH,
+        initial_indent=first,
+        subsequent_indent=first if later is None else later,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
