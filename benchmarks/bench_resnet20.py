@@ -22,9 +22,10 @@ BUDGET = 0.6
 ROUNDS = 7
 
 
-def calibration(
-    seed: int, images: torch.Tensor, labels: torch.Tensor
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
+Data = list[tuple[torch.Tensor, torch.Tensor]]
+
+
+def calibration(seed: int, images: torch.Tensor, labels: torch.Tensor) -> Data:
     """`CALIBRATION` training images in batches of 100, another draw for each seed."""
     chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:CALIBRATION]
     return [(images[c], labels[c]) for c in chosen.split(100)]
@@ -101,7 +102,8 @@ def main() -> None:
     rows = [
         (
             r["allocator"], r["seed"], f"{r['macs']:.3f}", f"{r['params']:.3f}", f"{dense:.3f}",
-            f"{r['top1_pruned']:.3f}", f"{r['top1_repaired']:.3f}", f"{r['proof']:.0e}", r["reloaded_bit_for_bit"],
+            f"{r['top1_pruned']:.3f}", f"{r['top1_repaired']:.3f}", f"{r['proof']:.0e}",
+            r["reloaded_bit_for_bit"],
         )
         for r in runs
     ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,7 +93,9 @@ def _distance(output: Any, wanted: Any) -> tuple[float, float]:
     error = norm = 0.0
     for a, b in zip(pytree.tree_leaves(output), pytree.tree_leaves(wanted), strict=True):
         if isinstance(a, torch.Tensor) and a.is_floating_point():
-            finite = torch.isfinite(a) & torch.isfinite(b)
+            finite = torch.isfinite(b)
+            if not torch.equal(torch.isfinite(a), finite):
+                return math.inf, 1.0
             error += float((a - b)[finite].double().square().sum())
             norm += float(b[finite].double().square().sum())
     return error, norm

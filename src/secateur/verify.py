@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from secateur.apply.apply import apply
-from secateur.apply.compare import relative_difference, run
+from secateur.apply.compare import relative_difference, run_in_double
 from secateur.errors import VerificationError
 from secateur.graph.graph import fingerprint
 from secateur.graph.inputs import call_arguments
@@ -60,15 +59,15 @@ def verify(
     plan.check(fingerprint(model))
     device = next((t.device for t in model.state_dict().values()), torch.device("cpu"))
     args, kwargs = (
-        plan.inputs.example(device=device) if example_inputs is None else call_arguments(example_inputs)
+        plan.inputs.example(device=device)
+        if example_inputs is None
+        else call_arguments(example_inputs, device)
     )
-    args, kwargs = _double(args), _double(kwargs)
-    dense = copy.deepcopy(model).double()
     exact = all(group.exact or not group.removed for group in plan.groups)
     reference = "masked" if exact else "graph"
-    given = args if not kwargs else kwargs
-    wanted = run(apply(dense, plan, "masked" if exact else "graph", example_inputs=given), args, kwargs)
-    got = run(_in_double(small), args, kwargs)
+    expected = apply(model, plan, "masked" if exact else "graph", example_inputs=kwargs or args)
+    wanted = run_in_double(expected, args, kwargs)
+    got = run_in_double(small, args, kwargs)
     difference = relative_difference(got, wanted)
     if not difference <= tolerance:
         raise VerificationError(
@@ -77,25 +76,3 @@ def verify(
             f"If it was repaired or trained after apply, verify before that; otherwise report this as a bug."
         )
     return Proof(difference, tolerance, reference, len(wanted))
-
-
-def _in_double(model: nn.Module) -> nn.Module:
-    """A float64 copy; constants of a captured program that name float32 follow."""
-    double = copy.deepcopy(model).double()
-    if isinstance(double, fx.GraphModule):
-        for node in double.graph.nodes:
-            if node.kwargs.get("dtype") is torch.float32:
-                node.kwargs = {**node.kwargs, "dtype": torch.float64}
-            node.args = tuple(torch.float64 if a is torch.float32 else a for a in node.args)
-        double.recompile()
-    return double
-
-
-def _double(value: Any) -> Any:
-    if isinstance(value, torch.Tensor) and value.is_floating_point():
-        return value.detach().double()
-    if isinstance(value, dict):
-        return {k: _double(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_double(v) for v in value)
-    return value

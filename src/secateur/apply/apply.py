@@ -58,11 +58,11 @@ def apply(
     plan.check(fingerprint(model))
     if form == "masked":
         return attach(masked(model, plan), Record(plan, "masked"))
+    device = next((t.device for t in model.state_dict().values()), torch.device("cpu"))
     if example_inputs is None:
-        device = next((t.device for t in model.state_dict().values()), torch.device("cpu"))
         args, kwargs = plan.inputs.example(device=device)
     else:
-        args, kwargs = call_arguments(example_inputs)
+        args, kwargs = call_arguments(example_inputs, device)
     if graph is None:
         exact = all(g.exact for g in plan.groups)
         graph = trace(model, (*args,) if not kwargs else kwargs, allow_inexact=not exact)

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from secateur.apply.tensors import copied
 from secateur.graph.trace import evaluating
 
 
 def run(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
-    """The floating-point outputs of a model in evaluation mode, flat."""
+    """The output tensors of a model in evaluation mode, flat."""
     with evaluating(model), torch.no_grad():
         output = model(*args, **kwargs)
     leaves = pytree.tree_leaves(output)
-    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
+    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
 
 def relative_difference(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> float:
@@ -29,6 +32,10 @@ def relative_difference(ours: list[torch.Tensor], theirs: list[torch.Tensor]) ->
         return float("inf")
     worst = 0.0
     for a, b in zip(ours, theirs, strict=True):
+        if a.is_complex() != b.is_complex():
+            return float("inf")
+        if a.is_complex():
+            a, b = torch.view_as_real(a), torch.view_as_real(b)
         finite = torch.isfinite(b)
         if not torch.equal(torch.isfinite(a), finite):
             return float("inf")
@@ -38,3 +45,39 @@ def relative_difference(ours: list[torch.Tensor], theirs: list[torch.Tensor]) ->
             difference = float((a - b).abs().max())
             worst = max(worst, difference / scale if scale > 0 else difference)
     return worst
+
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+
+
+class _AllDouble(TorchDispatchMode):
+    """Every operator that names a floating dtype gets float64: models cast inside their forward pass."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        args, kwargs = pytree.tree_map(
+            lambda value: torch.float64 if isinstance(value, torch.dtype) and value in _FLOATS else value,
+            (args, kwargs or {}),
+        )
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def _all_double() -> Iterator[None]:
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with _AllDouble():  # type: ignore[no-untyped-call]
+            yield
+    finally:
+        torch.set_default_dtype(default)
+
+
+def run_in_double(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
+    """`run` on a float64 copy of the model and of the inputs, whatever casts the model makes."""
+    double = copied(model).double()
+    args, kwargs = pytree.tree_map(
+        lambda v: v.detach().double() if isinstance(v, torch.Tensor) and v.is_floating_point() else v,
+        (args, dict(kwargs)),
+    )
+    with _all_double():
+        return run(double, args, kwargs)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import nn
 
-from secateur.apply.tensors import removed_positions, tensor_called
+from secateur.apply.tensors import copied, removed_positions, tensor_called
 from secateur.plan import Plan
 
 
 def masked(model: nn.Module, plan: Plan) -> nn.Module:
-    """A copy of the model in which no layer reads the removed units; the reference for the other forms."""
-    reference = copy.deepcopy(model)
+    """A copy of the model in which no layer reads the removed units; the reference for the other forms.
+
+    Raises:
+        ApplyError: If the model cannot be copied, or does not hold one of the plan's tensors.
+    """
+    reference = copied(model)
     with torch.no_grad():
         for name, axes in removed_positions(plan, consumed_only=True).items():
             tensor = tensor_called(reference, name)

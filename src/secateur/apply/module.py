@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
 from secateur.apply.attributes import new_attributes
-from secateur.apply.tensors import Removed, cut_like, kept, removed_positions, tensor_called
-from secateur.errors import ApplyError
+from secateur.apply.tensors import Removed, copied, cut_like, kept, removed_positions, tensor_called
 from secateur.plan import Plan
 
 
@@ -25,13 +22,7 @@ def smaller_module(model: nn.Module, plan: Plan) -> nn.Module:
     # deepcopy takes what the memo already holds: the cut tensor, wherever the old one is referred to.
     # That keeps tied weights tied. The old tensors are held here, so their ids stay valid.
     memo: dict[int, object] = {id(t): cut_like(t, removed[name]) for name, t in cut_tensors.items()}
-    try:
-        small = copy.deepcopy(model, memo)
-    except Exception as error:
-        raise ApplyError(
-            f"apply: expected {type(model).__name__} to be copyable, got {type(error).__name__}: {error}. "
-            f"Remove attributes that copy.deepcopy refuses (locks, generators, tensors with history)."
-        ) from error
+    small = copied(model, memo)
     by_identity = {id(cut_tensors[name]): axes for name, axes in removed.items()}
     for old, new in zip(model.modules(), small.modules(), strict=True):
         _update(old, new, by_identity)

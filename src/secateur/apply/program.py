@@ -134,7 +134,7 @@ class _Builder:
         if isinstance(argument, torch.Tensor):
             name = f"_position_{self.constants}"
             self.constants += 1
-            self.root.register_buffer(name, argument, persistent=False)
+            self.root.register_buffer(name, argument.to(self.graph.device), persistent=False)
             return self.out.get_attr(name)
         return argument
 
@@ -164,7 +164,9 @@ class _Builder:
             return self.out.call_function(target, self._map(tuple(node.args)), self._map(dict(node.kwargs)))
         schema = target._schema.arguments
         arguments = dict(zip((a.name for a in schema), node.args, strict=False)) | dict(node.kwargs)
-        call = Call(node, target, arguments, self._kept, self._after(self.graph.walk.values[node]))
+        call = Call(
+            node, target, arguments, self._kept, self._after(self.graph.walk.values[node]), self.graph.walk
+        )
         rewrite(call)
         args, kwargs = [], {}
         positional = True  # until an argument is left out
@@ -187,19 +189,32 @@ class _Builder:
         given: tuple[Any, ...] = node.args
         tensors = dict(zip(("weight", "bias", "running_mean", "running_var"), given[1:5], strict=True))
         path = self.names.get(tensors["running_mean"], "").rpartition(".")[0]
-        if not path or any(t is not None and self.names.get(t) != f"{path}.{k}" for k, t in tensors.items()):
+        by_batch = given[5] is True  # even in evaluation mode
+        if (
+            by_batch
+            or not path
+            or any(t is not None and self.names.get(t) != f"{path}.{k}" for k, t in tensors.items())
+        ):
             return None
         holder = self._holder(path)
         if not isinstance(holder, BatchNorm):
-            layer = BatchNorm(len(holder.running_mean), eps=float(given[7]), momentum=float(given[6]))  # type: ignore[arg-type]
-            for name in ("weight", "bias"):
-                layer.register_parameter(name, getattr(holder, name, None))
-            for name in ("running_mean", "running_var", "num_batches_tracked"):
+            layer = BatchNorm(len(holder.running_mean), eps=float(given[7]), momentum=self._momentum(path, given))  # type: ignore[arg-type]
+            for name in ("running_mean", "running_var", "num_batches_tracked", *holder._buffers):
                 layer.register_buffer(name, getattr(holder, name, None))
+            for name in ("weight", "bias", *holder._parameters):
+                layer.register_parameter(name, getattr(holder, name, None))
+            for name, child in holder.named_children():
+                layer.add_module(name, child)
             layer.affine = layer.weight is not None
             parent, _, leaf = path.rpartition(".")
             setattr(self._holder(parent), leaf, layer)
         return path
+
+    def _momentum(self, path: str, given: tuple[Any, ...]) -> float | None:
+        """The layer's own: capture writes 0 where it is None, an average over all batches."""
+        layer = self.model.get_submodule(path)
+        known = isinstance(layer, nn.modules.batchnorm._NormBase)
+        return layer.momentum if known else float(given[6])
 
     def _output(self) -> None:
         program = self.graph.program

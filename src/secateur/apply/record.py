@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from torch import nn
+from torch import fx, nn
 
 from secateur.errors import ArtifactError
 from secateur.plan import Plan
@@ -34,7 +34,10 @@ class Record:
 
 def attach(model: nn.Module, record: Record) -> nn.Module:
     """Let `model` remember `record` (it survives copy.deepcopy); returns the model."""
-    object.__setattr__(model, _ATTRIBUTE, record)
+    if isinstance(model, fx.GraphModule):
+        model.meta[_ATTRIBUTE] = record  # copying one keeps its `meta` and drops foreign attributes
+    else:
+        object.__setattr__(model, _ATTRIBUTE, record)
     return model
 
 
@@ -44,7 +47,8 @@ def record_of(model: nn.Module) -> Record:
     Raises:
         ArtifactError: If the model did not come from `apply`.
     """
-    record = getattr(model, _ATTRIBUTE, None)
+    in_meta = isinstance(model, fx.GraphModule)
+    record = model.meta.get(_ATTRIBUTE) if in_meta else getattr(model, _ATTRIBUTE, None)
     if not isinstance(record, Record):
         raise ArtifactError(
             f"expected a model that secateur.apply returned, got a plain {type(model).__name__}. "

@@ -17,7 +17,8 @@ from torch import fx
 
 from secateur.apply.tensors import groups_after
 from secateur.errors import ApplyError
-from secateur.graph.rules.op import hint
+from secateur.graph.rules.index import constant_positions
+from secateur.graph.rules.op import Walk, hint
 from secateur.graph.rules.select import positions_taken
 
 Mask = NDArray[np.bool_]
@@ -33,6 +34,7 @@ class Call:
         arguments: Its arguments by schema name (nodes are those of the captured program).
         before: Which positions of each axis of a tensor stay, by its node.
         after: The same for the output, or for each of several outputs.
+        walk: What tracing learnt.
     """
 
     node: fx.Node
@@ -40,6 +42,7 @@ class Call:
     arguments: dict[str, Any]
     before: Callable[[fx.Node], list[Mask]]
     after: list[Any]
+    walk: Walk
 
     def integer(self, name: str, default: int = 0) -> int:
         """An integer argument; symbolic ones by their captured size."""
@@ -132,6 +135,23 @@ def select(call: Call) -> None:
     call.arguments["index"] = int(masks[dim][:index].sum())
 
 
+def read(call: Call) -> None:
+    """index, index_select: a constant index names the positions that stay by their new numbers."""
+    single = "index" in call.arguments
+    indices = [call.arguments["index"]] if single else list(call.arguments["indices"])
+    masks = call.before(call.arguments["self"])
+    for k, node in enumerate(indices):
+        dim = call.integer("dim") % len(masks) if single else k
+        if node is None or masks[dim].all():
+            continue
+        positions = constant_positions(call.walk, node, len(masks[dim]))
+        if positions is None:
+            raise ApplyError(f"apply: expected a constant index at {call.node}, got one that is computed.")
+        new = torch.as_tensor((np.cumsum(masks[dim]) - 1)[positions[masks[dim][positions]]])
+        indices[k] = new
+    call.arguments["index" if single else "indices"] = indices[0] if single else indices
+
+
 def pad(call: Call) -> None:
     """As much padding as padded positions stay."""
     source = call.before(call.arguments["self"])
@@ -185,8 +205,10 @@ def layer_norm(call: Call) -> None:
 def squeeze(call: Call) -> None:
     """Only axes that were singletons are dropped, not those that became so."""
     masks = call.before(call.arguments["self"])
+    asked = call.arguments.get("dim", range(len(masks)))
+    dims = {d % len(masks) for d in ([asked] if isinstance(asked, int) else asked)}
     call.target = torch.ops.aten.squeeze.dims
-    call.arguments = {"self": call.arguments["self"], "dim": [k for k, m in enumerate(masks) if len(m) == 1]}
+    call.arguments = {"self": call.arguments["self"], "dim": [k for k in sorted(dims) if len(masks[k]) == 1]}
 
 
 REWRITES: dict[str, Rewrite] = {
@@ -207,6 +229,7 @@ REWRITES: dict[str, Rewrite] = {
     **dict.fromkeys(("slice.Tensor", "narrow.default"), take),
     "select.int": select,
     **dict.fromkeys(("pad.default", "constant_pad_nd.default"), pad),
+    **dict.fromkeys(("index.Tensor", "index_select.default"), read),
     "roll.default": roll,
     **dict.fromkeys((f"conv{n}d.{kind}" for n in (1, 2, 3) for kind in ("default", "padding")), convolution),
     **dict.fromkeys(
@@ -215,6 +238,6 @@ REWRITES: dict[str, Rewrite] = {
     "convolution.default": convolution,
     "group_norm.default": group_norm,
     **dict.fromkeys(("layer_norm.default", "rms_norm.default"), layer_norm),
-    "squeeze.default": squeeze,
+    **dict.fromkeys(("squeeze.default", "squeeze.dim", "squeeze.dims"), squeeze),
 }
 """ATen operator, without ``aten.``, -> how its arguments follow."""

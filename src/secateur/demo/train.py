@@ -17,14 +17,16 @@ EPOCHS, QUICK_EPOCHS = 24, 4
 _BATCH = 64
 
 
-def train(images: Tensor, labels: Tensor, *, epochs: int = EPOCHS, seed: int = 0, progress: bool = True) -> DigitsNet:
-    """Adam under a one-cycle schedule; every image is shifted by up to one pixel each time it is seen.
+def train(
+    images: Tensor, labels: Tensor, *, epochs: int = EPOCHS, seed: int = 0, progress: bool = True
+) -> DigitsNet:
+    """Adam under a one-cycle schedule.
 
     Args:
         images: [N, 1, 8, 8]
         labels: [N]
         epochs: Passes over the images.
-        seed: Of the initial weights, the order and the shifts. The same seed gives the same network.
+        seed: Of the initial weights and the order. The same seed gives the same network.
         progress: Show a bar on stderr, if that is a terminal.
 
     Returns:
@@ -40,7 +42,7 @@ def train(images: Tensor, labels: Tensor, *, epochs: int = EPOCHS, seed: int = 0
             for _ in range(epochs):
                 loss = torch.zeros(())
                 for chosen in torch.randperm(len(labels)).split(_BATCH):
-                    loss = F.cross_entropy(model(_shifted(images[chosen])), labels[chosen], label_smoothing=0.05)
+                    loss = F.cross_entropy(model(images[chosen]), labels[chosen], label_smoothing=0.05)
                     optimiser.zero_grad()
                     loss.backward()
                     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -48,15 +50,6 @@ def train(images: Tensor, labels: Tensor, *, epochs: int = EPOCHS, seed: int = 0
                     schedule.step()
                 bar.update(task, advance=1, loss=f"loss {loss.item():.3f}")
     return model.eval()
-
-
-def _shifted(images: Tensor) -> Tensor:
-    """Each image moved by -1, 0 or 1 pixel along both axes; the edge is repeated. [batch, 1, 8, 8]"""
-    size = images.shape[-1]
-    padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
-    offset = torch.randint(3, (2, len(images), 1))
-    rows, columns = offset + torch.arange(size)  # [batch, size] each
-    return padded[torch.arange(len(images))[:, None, None], 0, rows[:, :, None], columns[:, None, :]].unsqueeze(1)
 
 
 def _bar(progress: bool) -> Progress:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict
+from torch.utils import _pytree as pytree
 
 from secateur.errors import SettingError
 
@@ -86,21 +87,33 @@ class InputSpec(BaseModel):
         return args, {k: leaf.example(generator, device, dtype) for k, leaf in self.kwargs.items()}
 
 
-def call_arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def call_arguments(
+    example_inputs: Any, device: torch.device | None = None
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and keyword arguments from what a user passes as example inputs.
 
     A tensor is the only argument, a tuple or list holds the positional ones, a mapping the keyword ones.
+    Tensors are moved to `device` if it is given.
 
     Raises:
         SettingError: If `example_inputs` is none of these.
     """
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
     if isinstance(example_inputs, torch.Tensor):
-        return (example_inputs,), {}
-    if isinstance(example_inputs, tuple | list):
-        return tuple(example_inputs), {}
-    if isinstance(example_inputs, Mapping):
-        return (), {str(k): v for k, v in example_inputs.items()}
-    raise SettingError(
-        f"example_inputs: expected a tensor, a tuple of positional arguments or a mapping of keyword "
-        f"arguments, got {type(example_inputs).__name__}."
+        args = (example_inputs,)
+    elif isinstance(example_inputs, tuple | list):
+        args = tuple(example_inputs)
+    elif isinstance(example_inputs, Mapping):
+        kwargs = {str(k): v for k, v in example_inputs.items()}
+    else:
+        raise SettingError(
+            f"example_inputs: expected a tensor, a tuple of positional arguments or a mapping of keyword "
+            f"arguments, got {type(example_inputs).__name__}."
+        )
+    if device is None:
+        return args, kwargs
+    moved: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map_only(
+        torch.Tensor, lambda t: t.to(device), (args, kwargs)
     )
+    return moved

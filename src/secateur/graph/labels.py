@@ -58,6 +58,7 @@ class LabelStore:
 
     def __init__(self) -> None:
         self._parent = np.zeros(1024, dtype=np.int64)
+        self._held = np.zeros(1024, dtype=bool)  # by root: some parameter holds the class
         self._count = 1
         self._frozen: list[tuple[Labels, Labels]] = []
         self._mixed: list[tuple[Labels, Reason]] = []
@@ -66,12 +67,14 @@ class LabelStore:
         """One more than the largest label given out."""
         return self._count
 
-    def fresh(self, n: int) -> Labels:
-        """`n` new live labels, consecutive. [n]"""
+    def fresh(self, n: int, *, held: bool = False) -> Labels:
+        """`n` new live labels, consecutive; `held` says that they are positions of a parameter. [n]"""
         while self._count + n > len(self._parent):
             self._parent = np.concatenate([self._parent, np.zeros_like(self._parent)])
+            self._held = np.concatenate([self._held, np.zeros_like(self._held)])
         new = np.arange(self._count, self._count + n, dtype=np.int64)
         self._parent[new] = new
+        self._held[new] = held
         self._count += n
         return new
 
@@ -87,6 +90,11 @@ class LabelStore:
             root = above
         self._parent[clipped] = root
         return np.where(live, root, labels)
+
+    def held(self, labels: Labels) -> bool:
+        """True if a parameter holds any of these labels' classes; free labels only follow others."""
+        live = labels[labels > 0]
+        return bool(self._held[self.find(live)].any())
 
     def tie(self, a: Labels, b: Labels) -> None:
         """Say that a[i] and b[i] can only be removed together; tied to a label <= 0 means frozen."""
@@ -107,7 +115,9 @@ class LabelStore:
             if not differ.any():
                 return
             a, b, root_a, root_b = a[differ], b[differ], root_a[differ], root_b[differ]
-            np.minimum.at(self._parent, np.maximum(root_a, root_b), np.minimum(root_a, root_b))
+            high, low = np.maximum(root_a, root_b), np.minimum(root_a, root_b)
+            np.logical_or.at(self._held, low, self._held[high])
+            np.minimum.at(self._parent, high, low)
 
     def freeze(self, labels: Labels, because: Labels | int) -> None:
         """Say that the live ones of `labels` are never removed; `because` is a label <= 0 (or one each)."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from torch.utils import _pytree as pytree
 from secateur.errors import CaptureError, NothingToPruneError, SettingError
 from secateur.graph.assemble import assemble, cost_model
 from secateur.graph.graph import Graph, fingerprint
+from secateur.graph.inline import inline_regions
 from secateur.graph.inputs import InputSpec, call_arguments
 from secateur.graph.rules.op import hint
 from secateur.graph.walk import walk
@@ -56,8 +59,9 @@ def trace(model: nn.Module, example_inputs: Any, *, allow_inexact: bool = False)
     Args:
         model: Any module that `torch.export` can capture; it is left as it was.
         example_inputs: A tensor, a tuple of positional arguments, or a mapping of keyword arguments.
-            Shapes and dtypes matter, values do not. The first axis is taken as the batch; where the
-            model allows it, the captured program then accepts any batch size.
+            Shapes and dtypes matter, values do not; tensors are moved to the model's device. The first
+            axis is taken as the batch; where the model allows it, the captured program then accepts any
+            batch size.
         allow_inexact: Also offer groups whose units an operator mixes without weights (a layer norm
             over channels, say): removing some changes what the others compute.
 
@@ -77,7 +81,8 @@ def trace(model: nn.Module, example_inputs: Any, *, allow_inexact: bool = False)
         [('0', 8)]
     """
     model = unwrap(model)
-    args, kwargs = call_arguments(example_inputs)
+    device = next((t.device for t in model.state_dict().values()), None)
+    args, kwargs = call_arguments(example_inputs, device)
     spec = InputSpec.of(args, kwargs)
     program, batch, static = capture(model, args, kwargs)
     if not any(
@@ -120,26 +125,27 @@ def capture(
     Returns:
         The program, the batch size of the capture, and that size again if the program accepts no other.
     """
-    args, kwargs = _at_least_two(args, dict(kwargs))
+    given = args, dict(kwargs)
+    args, kwargs = _at_least_two(*given)
     leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
     batch = next((leaf.shape[0] for leaf in leaves if leaf.ndim), 1)
     shapes = ShapesCollection()
     for leaf in leaves:
         if leaf.ndim and leaf.shape[0] == batch:
             shapes[leaf] = {0: Dim.AUTO}
-    with evaluating(model), torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # capture warns of its own internals
+    with evaluating(model), torch.no_grad(), _quiet():
         try:
             program = export(model, args, kwargs, dynamic_shapes=shapes, strict=False)  # type: ignore[arg-type]
         except Exception:  # whatever stops the general capture, the exact one may still work
             try:
-                program = export(model, args, kwargs, strict=False)
+                program = export(model, *given, strict=False)
             except Exception as error:
                 raise CaptureError(
                     f"trace: torch.export could not capture {type(model).__name__}: "
                     f"{_first_lines(error)} Check that model(*example_inputs) runs, and that its forward "
                     f"pass does not branch on values."
                 ) from error
+    inline_regions(program)
     inputs = [
         n
         for n in program.graph.nodes
@@ -151,7 +157,30 @@ def capture(
         if isinstance(n.meta.get("val"), torch.Tensor) and n.meta["val"].ndim
     ]
     dynamic = any(isinstance(s, torch.SymInt) for s in sizes)
-    return program, hint(sizes[0]) if sizes else 1, None if dynamic else batch
+    captured = hint(sizes[0]) if sizes else 1
+    return program, captured, None if dynamic else captured
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back what capture says of its own internals, by warnings, logs and prints.
+
+    What stops it comes as an exception, and often only stops the first of two attempts.
+    """
+    logs = [
+        logging.getLogger(f"torch.{n}")
+        for n in ("_subclasses.fake_tensor", "fx.experimental.symbolic_shapes")
+    ]
+    disabled = [log.disabled for log in logs]
+    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        try:
+            for log in logs:
+                log.disabled = True
+            yield
+        finally:
+            for log, was in zip(logs, disabled, strict=True):
+                log.disabled = was
 
 
 def _at_least_two(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

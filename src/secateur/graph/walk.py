@@ -12,9 +12,13 @@ from torch import fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
+from secateur.graph.forks import decide
 from secateur.graph.labels import Labels, Reason
 from secateur.graph.rules import Op, find_rule, operator_name
 from secateur.graph.rules.op import Value, Walk, shape_of, where
+
+_FOLD_LIMIT = 1 << 20
+"""Largest constant that is computed while tracing. [elements]"""
 
 
 @dataclass(frozen=True)
@@ -43,22 +47,36 @@ def tensor_of(program: ExportedProgram, name: str) -> torch.Tensor:
 
 
 def walk(program: ExportedProgram) -> tuple[Walk, list[Tensor]]:
-    """Propagate labels through the program.
+    """Propagate labels through the program, a second time if the first left forks to decide.
 
     Returns:
         What was learnt, and the program's tensors; tied ones appear once, under their first name.
     """
-    state = Walk()
+    trial, tensors = _propagate(program, None)
+    if not trial.forks:
+        return trial, tensors
+    return _propagate(program, decide(trial))
+
+
+def _propagate(
+    program: ExportedProgram, choices: dict[tuple[str, int], int] | None
+) -> tuple[Walk, list[Tensor]]:
+    state = Walk(choices)
     tensors: dict[int, Tensor] = {}
     for node, kind, target in lifted(program):
         if kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR) and target is not None:
             tensor = tensor_of(program, target)
             known = tensors.get(id(tensor))
             if known is None:
-                axes = tuple(state.store.fresh(n) if n > 1 else np.zeros(n, np.int64) for n in shape_of(node))
+                axes = tuple(
+                    state.store.fresh(n, held=True) if n > 1 else np.zeros(n, np.int64)
+                    for n in shape_of(node)
+                )
                 known = tensors[id(tensor)] = Tensor(target, node, kind is InputKind.PARAMETER, axes)
             state.values[node] = known.axes
             state.names[node] = known.name
+            if kind is not InputKind.PARAMETER:
+                state.constants[node] = tensor
             state.from_parameters.add(node)
         elif isinstance(node.meta.get("val"), torch.Tensor):
             label = state.reasons.label(Reason(f"model input {node.name}"))
@@ -71,6 +89,7 @@ def walk(program: ExportedProgram) -> tuple[Walk, list[Tensor]]:
             inputs = [n for n in node.all_input_nodes if state.values.get(n) is not None]
             if inputs and all(n in state.from_parameters for n in inputs):
                 state.from_parameters.add(node)
+            _fold(node, state)
         elif node.op == "output":
             because = state.reasons.label(Reason("model output"))
             for source in node.all_input_nodes:
@@ -95,6 +114,25 @@ def _visit(node: fx.Node, state: Walk) -> Value:
         reason = Reason(f"the rule for {operator_name(node)} cannot follow this call: {error}", where(node))
         return _unknown(node, reason, state)
     return result
+
+
+def _fold(node: fx.Node, state: Walk) -> None:
+    """Know the value of integers computed from constants alone: an index may be one, behind a view or a copy."""
+    value, target = node.meta.get("val"), node.target
+    inputs = node.all_input_nodes
+    if (
+        not isinstance(value, torch.Tensor)
+        or not isinstance(target, torch._ops.OpOverload)
+        or value.is_floating_point()
+        or value.numel() > _FOLD_LIMIT
+        or not inputs
+        or any(n not in state.constants or state.constants[n].is_meta for n in inputs)
+        or torch.Tag.nondeterministic_seeded in target.tags
+        or (target._schema.is_mutable and operator_name(node) != "aten.detach_.default")
+    ):
+        return
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), state.constants.__getitem__)
+    state.constants[node] = target(*args, **kwargs)
 
 
 def _only_asks_for_shape(node: fx.Node) -> bool:

@@ -39,7 +39,9 @@ def table(report: Report, *, reload: str = "") -> str:
     if report.artefact is not None:
         how = reload or f'sc.load("{report.artefact}", make_model)'
         # Not wrapped: these lines are to be pasted.
-        sections.append([f"written to  {report.artefact}", "reload with", *(f"  {line}" for line in how.splitlines())])
+        sections.append(
+            [f"written to  {report.artefact}", "reload with", *(f"  {line}" for line in how.splitlines())]
+        )
     return "\n\n".join("\n".join(lines) for lines in sections if lines)
 
 
@@ -85,9 +87,7 @@ def _layers(layers: Sequence[Layer]) -> list[str]:
     if rest:
         kept, total = sum(layer.kept for layer in rest), sum(layer.total for layer in rest)
         lines.append(f"and {len(rest)} more that kept {kept:,} of {total:,} units; report.json has them all")
-    if any("(+" in name for name in named):
-        lines.append("(+n): n more layers produce the same units, which only go together")
-    return lines
+    return [*lines, *filter(None, [words.sharing(shown)])]
 
 
 def bar(kept: int, total: int, width: int = BAR) -> str:
@@ -108,7 +108,8 @@ def _left(report: Report) -> list[str]:
     if not found:
         return []
     lines = [
-        f"{part.reason}: {words.shorten(part.what)}" + (f" (at {words.shorten(part.where, 1)})" if part.where else "")
+        f"{part.reason}: {words.shorten(part.what)}"
+        + (f" (at {words.shorten(part.where, 1)})" if part.where else "")
         for part in found[:MOST_REASONS]
     ]
     if len(found) > MOST_REASONS:

@@ -36,7 +36,18 @@ def percent(part: float, whole: float) -> str:
     """
     if not whole or not math.isfinite(part) or not math.isfinite(whole):
         return "–"
-    return f"{100 * part / whole:.1f} %"
+    share = 100 * part / whole
+    return f"{share:,.0f} %" if abs(share) >= 1000 else f"{share:.1f} %"
+
+
+def milliseconds(seconds: float) -> str:
+    """Seconds as milliseconds, with about three digits that count.
+
+    Example:
+        >>> milliseconds(0.00123), milliseconds(0.0456)
+        ('1.23 ms', '45.6 ms')
+    """
+    return f"{1e3 * seconds:,.{_places(1e3 * seconds)}f} ms"
 
 
 def shorten(names: Iterable[str], most: int = ENOUGH) -> str:
@@ -106,7 +117,7 @@ def _cell(title: str, own: Figures, dense: Figures) -> tuple[str, str]:
     if title == "accuracy":
         return _accuracy(own.accuracy), _points(own.accuracy, dense.accuracy)
     if title in ("loss", "distance"):
-        return f"{own.loss:.4g}", percent(own.loss, dense.loss)
+        return _loss(own.loss), percent(own.loss, dense.loss)
     if title == "parameters":
         return number(own.params), percent(own.params, dense.params)
     if title == "MACs":
@@ -123,6 +134,11 @@ def _cell(title: str, own: Figures, dense: Figures) -> tuple[str, str]:
         low, high = own.latency_quartiles
         text += f" ({1e3 * low:.{places}f}–{1e3 * high:.{places}f})"
     return text, percent(own.latency, dense.latency or 0)
+
+
+def _loss(value: float | None) -> str:
+    """JSON has no NaN: a report that was read back holds None for it."""
+    return "not finite" if value is None or not math.isfinite(value) else f"{value:.4g}"
 
 
 def _accuracy(value: float | None) -> str:
@@ -157,7 +173,7 @@ def footnotes(report: Report) -> tuple[str, ...]:
     if dense.measure != "loss":
         measured = "Without labels, the squared distance to the dense model's outputs relative to their size"
     notes = [
-        f"{measured}: {report.judged_on}. Below each figure: percent of dense"
+        f"{measured}: {report.judged_on}. With each figure its percentage of dense"
         + (", for accuracy the difference in points." if dense.accuracy is not None else "."),
         "MACs: multiply-accumulates for one sample, half of FLOPs. "
         "Weights: parameters and buffers in memory, 1 MB = 1,000,000 bytes.",
@@ -166,7 +182,9 @@ def footnotes(report: Report) -> tuple[str, ...]:
         samples = "one sample" if dense.latency_batch == 1 else f"a batch of {dense.latency_batch}"
         notes.append(f"Latency: median and quartiles of forward passes of {samples}, on this machine.")
         if report.figures[-1].stage == "repaired":
-            notes.append("Repair changes numbers, not shapes: costs and latency are those of the pruned model.")
+            notes.append(
+                "Repair changes numbers, not shapes: costs and latency are those of the pruned model."
+            )
     if report.form == "masked":
         notes.append(
             "The form is masked: the units are zeroed, not taken out. "
@@ -177,8 +195,18 @@ def footnotes(report: Report) -> tuple[str, ...]:
 
 def layer_name(layer: Layer) -> str:
     """The group, and how many more layers produce the same units."""
-    more = len({tensor.rpartition(".")[0] for tensor in layer.producers}) - 1
-    return f"{layer.group} (+{more})" if more > 0 else layer.group
+    more = _others(layer)
+    return f"{layer.group} (+{more})" if more else layer.group
+
+
+def _others(layer: Layer) -> int:
+    return max(0, len({tensor.rpartition(".")[0] for tensor in layer.producers}) - 1)
+
+
+def sharing(layers: Iterable[Layer]) -> str:
+    """What (+n) behind a layer's name means; empty where none has it."""
+    shared = any(_others(layer) for layer in layers)
+    return "(+n): n more layers produce the same units, which only go together." if shared else ""
 
 
 def proof(report: Report) -> str:
@@ -190,10 +218,10 @@ def proof(report: Report) -> str:
         else "the captured program with the same units cut out"
     )
     count = found["outputs"]
-    outputs = "its output" if count == 1 else f"all {count} outputs"
+    outputs = "its output differs" if count == 1 else f"its {count} outputs differ"
     return (
-        f"Before repair the pruned model computes what {reference} computes: {outputs} on real samples in float64 "
-        f"differ by {found['difference']:.1e} relative (allowed: {found['tolerance']:.0e})."
+        f"Before repair, the pruned model computes what {reference} computes: on real samples in float64 "
+        f"{outputs} by {found['difference']:.1e} relative (allowed: {found['tolerance']:.0e})."
     )
 
 
@@ -218,8 +246,8 @@ def repairs(report: Report) -> tuple[str, ...]:
             lines.append(f"{tried['method']}: not done, {tried['why']}.")
             continue
         lines.append(
-            f"{tried['method']}: {outcome}; {tried['measure']} {tried['before']:.4g} before and {tried['after']:.4g} "
-            f"after, on {tried['held_out_samples']} held-out calibration samples."
+            f"{tried['method']}: {outcome}; {tried['measure']} {_loss(tried['before'])} before and "
+            f"{_loss(tried['after'])} after, on {tried['held_out_samples']} held-out calibration samples."
         )
     if not any(tried["kept"] for tried in report.repairs):
         lines.append("Nothing that was tried helped: the model is as pruning left it.")
@@ -238,6 +266,17 @@ def settings(report: Report) -> tuple[tuple[str, str], ...]:
         found += [(name, _setting(value)) for name, value in limits.items() if value not in ([], None)]
     found.append(("seed", str(report.asked.get("seed"))))
     return tuple(found)
+
+
+def asked(report: Report) -> str:
+    """What the user wanted, in a phrase."""
+    repair = report.asked.get("repair")
+    named = (
+        "none" if repair is None else ", ".join(map(str, repair)) if isinstance(repair, list) else str(repair)
+    )
+    budget = report.asked.get("budget")
+    wanted = _budget(budget) if budget else "no budget"
+    return f"{wanted}, allocator {report.asked.get('allocator')}, repair {named}"
 
 
 def _budget(budget: Any) -> str:
@@ -285,12 +324,14 @@ class Certificate:
 
     Attributes:
         words: What it says, a sentence each.
+        note: What the table's columns mean.
         titles: Columns of the table.
         rows: Per layer, a cell for each column.
         raw: JSON, where the certificate is of an unknown kind; then there are no words.
     """
 
     words: tuple[str, ...] = ()
+    note: str = ""
     titles: tuple[str, ...] = ()
     rows: tuple[tuple[str, ...], ...] = ()
     raw: str = ""
@@ -318,11 +359,13 @@ def certificate(report: Report) -> Certificate | None:
         f"Tolerance of Difference {tolerance:.4g}: of the k units that a layer lost, at most {100 * tolerance:.3g} % "
         "are among the k of that layer that the protection signal values most.",
         f"Over all layers {removed:,} units went; {overlap:,} of them were among those, and {bound:,} was the limit.",
-        "The last two columns are shares of a layer's whole protection score: what went with the removed units, and "
-        "the most that this tolerance lets go.",
     )
     return Certificate(
         words=words,
+        note=(
+            "The last two columns are shares of a layer's whole protection score: what went with the removed units, "
+            "and the most that this tolerance lets go."
+        ),
         titles=("layer", "removed", "most protected", "limit", "score gone", "at most"),
         rows=tuple(
             (

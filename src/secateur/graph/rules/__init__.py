@@ -6,6 +6,7 @@ Importing this package registers all rules.
 from secateur.graph.rules import (
     convolution,
     elementwise,
+    index,
     linear,
     normalise,
     recurrent,
@@ -22,6 +23,7 @@ __all__ = [
     "convolution",
     "elementwise",
     "find_rule",
+    "index",
     "linear",
     "normalise",
     "operator_name",

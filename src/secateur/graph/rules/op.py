@@ -42,9 +42,25 @@ class Produced:
     weight: fx.Node
 
 
+@dataclass(frozen=True)
+class Fork:
+    """An axis that is split in a way its labels do not decide, with trial labels for each resulting axis."""
+
+    key: tuple[str, int]
+    sizes: tuple[int, ...]
+    trial: tuple[Labels, ...]
+
+
 @dataclass
 class Walk:
-    """All that is learnt while the rules walk over the graph."""
+    """All that is learnt while the rules walk over the graph.
+
+    `choices` says which axis carries the units where a split leaves that open. In a walk without
+    choices the forks are collected, and their axes carry trial labels to see where each leads.
+    """
+
+    choices: dict[tuple[str, int], int] | None = None
+    forks: list[Fork] = field(default_factory=list)
 
     store: LabelStore = field(default_factory=LabelStore)
     reasons: Reasons = field(default_factory=Reasons)
@@ -54,6 +70,7 @@ class Walk:
     produced: list[Produced] = field(default_factory=list)
     from_parameters: set[fx.Node] = field(default_factory=set)
     names: dict[fx.Node, str] = field(default_factory=dict)
+    constants: dict[fx.Node, torch.Tensor] = field(default_factory=dict)
 
 
 def hint(size: Any) -> int:
@@ -191,6 +208,10 @@ class Op:
     def is_weight(self, value: Any) -> bool:
         """True if the argument is computed from parameters and buffers alone."""
         return value in self.walk.from_parameters
+
+    def constant(self, value: Any) -> torch.Tensor | None:
+        """The value of a buffer or constant, None for anything else."""
+        return self.walk.constants.get(value)
 
     def broadcast(self, *operands: Axes) -> Axes:
         """Tie the axes of operands that broadcast against each other; returns the result's labels."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from secateur.graph.labels import Labels
-from secateur.graph.rules.op import Axes, Op, plain, product
+from secateur.graph.rules.op import Axes, Fork, Op, plain, product
 from secateur.graph.rules.registry import rule
 
 
@@ -27,7 +27,8 @@ def reshape(op: Op) -> Axes:
     out: list[Labels] = [plain(n) for n in shape]
     for inputs, outputs in _runs([len(a) for a in x], shape):
         merged = _merge(op, [x[i] for i in inputs])
-        for k, labels in zip(outputs, _split(op, merged, [shape[k] for k in outputs]), strict=True):
+        split = _split(op, merged, [shape[k] for k in outputs], outputs[0])
+        for k, labels in zip(outputs, split, strict=True):
             out[k] = labels
     return tuple(out)
 
@@ -49,25 +50,34 @@ def _runs(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[list[in
 
 
 def _merge(op: Op, axes: list[Labels]) -> Labels:
-    """The labels of axes that become one; only one of them can go on carrying units."""
+    """The labels of axes that become one; only one of them can go on carrying units.
+
+    Axes that no parameter holds (copies made by an expand, say) give way to one that does.
+    """
     if len(axes) == 1:
         return axes[0]
-    carrying = max(
-        range(len(axes)), key=lambda i: (bool((axes[i] > 0).any()), bool(axes[i].any()), len(axes[i]))
-    )
+    held = [op.store.held(axis) for axis in axes]
+    live = [bool((axis > 0).any()) for axis in axes]
+    if op.walk.choices is None and sum(held) > 1:  # on trial: where the axes of a fork lead is known by now
+        return op.store.fresh(product(len(a) for a in axes))
+    # Of several that parameters hold, the outermost: heads rather than head size.
+    ranks = [(held[i], live[i], bool(axes[i].any()), -i) for i in range(len(axes))]
+    carrying = max(range(len(axes)), key=ranks.__getitem__)
     for i, axis in enumerate(axes):
-        if i != carrying:
+        if i != carrying and held[i]:
             op.freeze(axis, "merged into one axis with another that holds units")
+        elif i != carrying:
+            op.store.freeze(axis, 0)
     outer = product(len(a) for a in axes[:carrying])
     inner = product(len(a) for a in axes[carrying + 1 :])
     return np.tile(np.repeat(axes[carrying], inner), outer)
 
 
-def _split(op: Op, labels: Labels, sizes: list[int]) -> list[Labels]:
-    """The labels of the axes that one axis becomes.
+def _split(op: Op, labels: Labels, sizes: list[int], first: int) -> list[Labels]:
+    """The labels of the axes that one axis becomes; `first` is the number of the first of these.
 
-    If the labels already vary along one of them only, that one carries them, with nothing tied;
-    otherwise the largest does (the innermost of equals), and positions along the others are tied.
+    If the labels already vary along one of them only, that one carries them, with nothing tied.
+    Otherwise the walk's choice does (see `secateur.graph.forks`), and positions along the others are tied.
     """
     if len(sizes) == 1:
         return [labels]
@@ -76,7 +86,12 @@ def _split(op: Op, labels: Labels, sizes: list[int]) -> list[Labels]:
         return out
     axis = op.vary_along(labels, sizes)
     if axis is None:
-        axis = max(range(len(sizes)), key=lambda k: (sizes[k], k))
+        key = (op.node.name, first)
+        if op.walk.choices is None:
+            trial = tuple(op.store.fresh(n, held=True) for n in sizes)
+            op.walk.forks.append(Fork(key, tuple(sizes), trial))
+            return list(trial)
+        axis = op.walk.choices.get(key, max(range(len(sizes)), key=lambda k: (sizes[k], k)))
     out[axis] = op.carry(labels, sizes, axis)
     return out
 

@@ -71,10 +71,26 @@ def positions_taken(node: fx.Node, size: int) -> Labels:
     return positions[start:end:step]
 
 
+def _written(view: fx.Node) -> bool:
+    """True if an operator writes to this node's tensor, or to a view of it."""
+    for user in view.users:
+        schema = getattr(user.target, "_schema", None)
+        aliases = [a.alias_info for a in (*schema.arguments, *schema.returns) if a.alias_info] if schema else []
+        if any(alias.is_write for alias in aliases) or (aliases and _written(user)):
+            return True
+    return False
+
+
 @rule("aten.slice.Tensor", "aten.narrow.default")
 def slice_axis(op: Op) -> Axes:
-    """A range of an axis."""
+    """A range of an axis.
+
+    Every other position (and the like) is a view that no range of what stays may equal. If something
+    is written through it, its units stay.
+    """
     dim = op.integer("dim") % len(op.axes(op["self"]))
+    if op.get("step", 1) != 1 and _written(op.node):
+        op.freeze(op.axes(op["self"])[dim], "written in steps")
     return _choose(op, dim, positions_taken(op.node, op.shape(op["self"])[dim]))
 
 

@@ -1,0 +1,47 @@
+"""`secateur`: the commands. Nothing here imports torch before a command runs, so that help comes at once."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from typing import Annotated
+
+import typer
+
+from secateur.cli.demo import demo
+from secateur.cli.inspect import inspect
+from secateur.cli.prune import prune
+
+app = typer.Typer(
+    name="secateur",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Example:  secateur demo",
+)
+app.command(epilog="Example:  secateur demo --out demo")(demo)
+app.command(epilog="Example:  secateur inspect --model torchvision.models:resnet18 --input 1x3x224x224")(inspect)
+app.command(epilog="Example:  secateur prune --model net.py:make_model --data images.npz --macs 0.5 --out small")(prune)
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"secateur {metadata.version('secateur')}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Prune trained PyTorch networks: decide how much of each layer to remove, remove it, repair it, prove it.
+
+    Exit codes: 0 done, 2 bad input, 3 budget unreachable, 4 verification failed.
+    """
+
+
+if __name__ == "__main__":
+    app()

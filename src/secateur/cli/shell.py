@@ -1,0 +1,100 @@
+"""What all commands share: exit codes, errors in one line, and where output goes."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from secateur.errors import SecateurError, SettingError, UnreachableBudgetError, VerificationError
+
+BUG, BAD_INPUT, UNREACHABLE, NOT_PROVEN = 1, 2, 3, 4
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on stdout.")]
+Seed = Annotated[int, typer.Option(help="Of everything that draws: the same seed gives the same plan.")]
+
+
+@contextmanager
+def reported(*, debug: bool) -> Iterator[None]:
+    """Turn an error into one line on stderr and an exit code.
+
+    Whatever the block prints goes to stderr, also what the user's own code prints: stdout is for the result.
+    """
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    except Exception as error:
+        if debug:
+            raise
+        known = isinstance(error, SecateurError)
+        line = one_line(str(error)) if known else f"unexpected {type(error).__name__}: {one_line(str(error))}"
+        typer.echo(f"secateur: {line}" + ("" if known else " (--debug shows where)"), err=True)
+        raise typer.Exit(_code(error)) from error
+
+
+def _code(error: Exception) -> int:
+    if isinstance(error, UnreachableBudgetError):
+        return UNREACHABLE
+    if isinstance(error, VerificationError):
+        return NOT_PROVEN
+    return BAD_INPUT if isinstance(error, SecateurError) else BUG
+
+
+def one_line(message: str) -> str:
+    """The message in a line; of a long one its first and last, which say what was wrong and what to do.
+
+    Example:
+        >>> one_line("found none.\\n\\na table\\nof\\nmany rows\\nDo this.")
+        'found none. ... Do this.'
+    """
+    lines = [" ".join(line.split()) for line in message.splitlines() if line.strip()]
+    if len(lines) > 3:
+        lines = [lines[0], "...", lines[-1]]
+    return " ".join(lines)
+
+
+def folder_to_write(out: Path) -> Path:
+    """Make the folder now: better refused before an hour of scoring than after it.
+
+    Raises:
+        SettingError: If nothing can be written there.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingError(
+            f"--out {out}: expected a folder that can be written to, got {error.strerror}. Name another."
+        ) from error
+    if not os.access(out, os.W_OK):
+        raise SettingError(f"--out {out}: expected a folder that can be written to, got a read-only one. Name another.")
+    return out
+
+
+def python_command(code: str) -> str:
+    """A shell line that runs `code` with the Python that runs now.
+
+    Double quotes outside where that is safe, because they mean the same in every shell.
+    """
+    quoted = f'"{code}"' if re.fullmatch(r"[\w ./,:;()'=-]*", code) else shlex.quote(code)
+    return f"{_python()} -c {quoted}"
+
+
+def _python() -> str:
+    """``python`` where the shell would find this one; else its path, relative if it is below this folder."""
+    found = shutil.which("python")
+    if found is not None and os.path.abspath(found) == os.path.abspath(sys.executable):
+        return "python"
+    try:
+        path = str(Path(os.path.abspath(sys.executable)).relative_to(Path.cwd()))
+    except ValueError:
+        path = sys.executable
+    return path if re.fullmatch(r"[\w./\\:-]+", path) else shlex.quote(path)

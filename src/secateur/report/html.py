@@ -1,0 +1,70 @@
+"""A report as one self-contained page: no script, no font, no image and no network."""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import TYPE_CHECKING
+
+from secateur.errors import SettingError
+from secateur.report import words
+
+if TYPE_CHECKING:
+    from secateur.report.report import Report
+
+TEMPLATE = "page.html.j2"
+
+
+def render(report: Report, *, reload: str = "") -> str:
+    """The page as a string; every name and message from the model is escaped.
+
+    Args:
+        report: What to show.
+        reload: How the saved model is read back; made from `Report.artefact` if not given.
+
+    Raises:
+        SettingError: If Jinja is missing.
+    """
+    try:
+        from jinja2 import Environment, StrictUndefined
+    except ImportError as error:
+        raise SettingError(
+            f'report: expected Jinja, which writes the page, got {error}. Do pip install "secateur[report]".'
+        ) from error
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    source = resources.files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8")
+    if report.artefact is not None and not reload:
+        reload = f'import secateur as sc\nmodel = sc.load("{report.artefact}", make_model)'
+    return environment.from_string(source).render(
+        report=report,
+        words=words,
+        tiles=tiles(report),
+        columns=words.columns(report),
+        rows=words.rows(report),
+        certificate=words.certificate(report),
+        reload=reload,
+    )
+
+
+def tiles(report: Report) -> tuple[tuple[str, str, str], ...]:
+    """Headline figures: what, the figure, and from what to what."""
+    dense, best = report.figures[0], report.figures[-1]
+    found: list[tuple[str, str, str]] = []
+    rows = words.rows(report)
+    for i, column in enumerate(words.columns(report)):
+        before, after = rows[0].cells[i], rows[-1].cells[i]
+        if column.title == "accuracy":
+            found.append(("accuracy", after, f"{before} before"))
+        elif column.title in ("MACs", "parameters", "weights"):
+            unit = f" {column.unit}" if column.unit else ""
+            found.append((column.title, rows[-1].relative[i], f"{after} of {before}{unit}"))
+    if dense.latency is not None and best.latency is not None:
+        found.append(
+            (
+                "latency",
+                words.percent(best.latency, dense.latency),
+                f"{words.milliseconds(best.latency)} of {words.milliseconds(dense.latency)}",
+            )
+        )
+    return tuple(found)
