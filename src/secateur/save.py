@@ -60,6 +60,7 @@ def save(small: nn.Module, directory: str | os.PathLike[str]) -> Path:
             "form": record.form,
             "note": record.note,
             "repairs": list(record.repairs),
+            "sizes": record.sizes,
             "tied": tied,
             "tensors_sha256": _sha256(temporary),
             "plan": json.loads(record.plan.to_json()),
@@ -98,21 +99,24 @@ def load(
         plan.check(fingerprint(model))
     except PlanError as error:
         raise ArtifactError(f"load({folder}): {error}") from error
-    small = _shape(model, plan, content["form"], example_inputs)
+    small = _shape(model, plan, content, example_inputs)
     _fill(small, load_file(folder / TENSORS), content["tied"], folder)
-    return attach(small, Record(plan, content["form"], content["note"], tuple(content["repairs"])))
+    return attach(
+        small, Record(plan, content["form"], content["note"], tuple(content["repairs"]), content["sizes"])
+    )
 
 
-def _shape(model: nn.Module, plan: Plan, form: str, example_inputs: Any) -> nn.Module:
+def _shape(model: nn.Module, plan: Plan, content: dict[str, Any], example_inputs: Any) -> nn.Module:
+    form = content["form"]
     if form == "masked":
         return masked(model, plan)
     if form == "module":
-        return smaller_module(model, plan)
+        return smaller_module(model, plan, content["sizes"])
     if example_inputs is None:
         args, kwargs = plan.inputs.example()
         example_inputs = kwargs or args
     graph = trace(model, example_inputs, allow_inexact=not all(g.exact for g in plan.groups))
-    return smaller_program(model, graph, plan)
+    return smaller_program(model, graph, plan)[0]
 
 
 def _without_ties(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

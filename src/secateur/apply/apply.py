@@ -11,7 +11,8 @@ from secateur.apply.compare import relative_difference, run
 from secateur.apply.masked import masked
 from secateur.apply.module import smaller_module
 from secateur.apply.program import smaller_program
-from secateur.apply.record import Form, Record, attach
+from secateur.apply.record import Record, attach
+from secateur.apply.sizes import SizeChanges
 from secateur.errors import ApplyError, SettingError
 from secateur.graph.graph import Graph, fingerprint
 from secateur.graph.inputs import call_arguments
@@ -66,24 +67,43 @@ def apply(
     if graph is None:
         exact = all(g.exact for g in plan.groups)
         graph = trace(model, (*args,) if not kwargs else kwargs, allow_inexact=not exact)
-    program = smaller_program(model, graph, plan)
-    note = ""
-    if form != "graph":
-        try:
-            small = smaller_module(model, plan)
-            _prove(small, program, args, kwargs)
-            return attach(small, Record(plan, "module"))
-        except ApplyError as error:
-            if form == "module":
-                raise
-            note = str(error)
-    kind: Form = "graph"
-    return attach(program, Record(plan, kind, note))
+    program, changes = smaller_program(model, graph, plan)
+    if form == "graph":
+        return attach(program, Record(plan, "graph"))
+    try:
+        return _proven_module(model, plan, program, changes, args, kwargs)
+    except ApplyError as error:
+        if form == "module":
+            raise
+        return attach(program, Record(plan, "graph", str(error)))
 
 
-def _prove(small: nn.Module, program: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Raise ApplyError unless both give the same outputs."""
+def _proven_module(
+    model: nn.Module,
+    plan: Plan,
+    program: nn.Module,
+    changes: SizeChanges,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> nn.Module:
+    """The smaller module, if it computes what the program does; ApplyError otherwise."""
+    errors: list[ApplyError] = []
     expected = run(program, args, kwargs)
+    for sizes in changes.guesses(model):
+        small = smaller_module(model, plan, sizes)
+        try:
+            _prove(small, expected, args, kwargs)
+        except ApplyError as error:
+            errors.append(error)
+        else:
+            return attach(small, Record(plan, "module", sizes=sizes))
+    raise errors[0]
+
+
+def _prove(
+    small: nn.Module, expected: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    """Raise ApplyError unless the module gives the expected outputs."""
     try:
         got = run(small, args, kwargs)
     except Exception as error:  # the user's forward may fail in any way once shapes have changed

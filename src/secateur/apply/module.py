@@ -7,12 +7,18 @@ from numpy.typing import NDArray
 from torch import nn
 
 from secateur.apply.attributes import new_attributes
+from secateur.apply.sizes import Sizes, set_sizes
 from secateur.apply.tensors import Removed, copied, cut_like, kept, removed_positions, tensor_called
 from secateur.plan import Plan
 
 
-def smaller_module(model: nn.Module, plan: Plan) -> nn.Module:
+def smaller_module(model: nn.Module, plan: Plan, sizes: Sizes | None = None) -> nn.Module:
     """A copy of the model, smaller. Tensors are cut while copying, so no dense copy ever exists.
+
+    Args:
+        model: The dense model.
+        plan: The decision.
+        sizes: Attributes that hold sizes, beyond those of PyTorch's own layers, with their new values.
 
     Raises:
         ApplyError: If the model cannot be copied, or does not hold one of the plan's tensors.
@@ -26,6 +32,7 @@ def smaller_module(model: nn.Module, plan: Plan) -> nn.Module:
     by_identity = {id(cut_tensors[name]): axes for name, axes in removed.items()}
     for old, new in zip(model.modules(), small.modules(), strict=True):
         _update(old, new, by_identity)
+    set_sizes(model, small, sizes or {})
     return small
 
 

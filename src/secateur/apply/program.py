@@ -7,6 +7,7 @@ shapes from its tensors or has a rewrite. Batch norm and dropout become modules 
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, cast
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
 
 from secateur.apply.rewrites import REWRITES, Call, Mask
+from secateur.apply.sizes import SizeChanges
 from secateur.apply.tensors import cut, tensor_called
 from secateur.errors import ApplyError
 from secateur.graph.graph import Graph
@@ -26,6 +28,23 @@ from secateur.plan import Plan
 _STATE = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
 
+class FeatureDropout(nn.Dropout):
+    """Dropout of whole maps, of any rank."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Zero each map with probability `p` while training."""
+        return torch.feature_dropout(input, self.p, self.training)
+
+
+DROPOUTS: dict[str, type[nn.modules.dropout._DropoutNd]] = {
+    "dropout": nn.Dropout,
+    "feature_dropout": FeatureDropout,
+    "alpha_dropout": nn.AlphaDropout,
+    "feature_alpha_dropout": nn.FeatureAlphaDropout,
+}
+"""Operators that capture fixes in evaluation mode, with the layers that they become again."""
+
+
 class BatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch norm over axis 1 of an input of any rank."""
 
@@ -33,7 +52,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         """Accept every rank: the captured program is known to fit."""
 
 
-def smaller_program(model: nn.Module, graph: Graph, plan: Plan) -> fx.GraphModule:
+def smaller_program(model: nn.Module, graph: Graph, plan: Plan) -> tuple[fx.GraphModule, SizeChanges]:
     """A runnable module of the captured program after `plan`, with the model's parameter names.
 
     Args:
@@ -41,10 +60,14 @@ def smaller_program(model: nn.Module, graph: Graph, plan: Plan) -> fx.GraphModul
         graph: The trace.
         plan: The decision.
 
+    Returns:
+        The module, and the constants of the program that changed.
+
     Raises:
         ApplyError: If an operator's constants cannot follow.
     """
-    return _Builder(model, graph, plan).build()
+    builder = _Builder(model, graph, plan)
+    return builder.build(), builder.changes
 
 
 class _Builder:
@@ -57,6 +80,7 @@ class _Builder:
         self.names: dict[fx.Node, str] = {}
         self.masks: dict[fx.Node, list[Mask]] = {}
         self.constants = 0
+        self.changes = SizeChanges()
 
     def build(self) -> fx.GraphModule:
         program = self.graph.program
@@ -81,6 +105,9 @@ class _Builder:
         self._output()
         module = fx.GraphModule(self.root, self.out, class_name=type(self.model).__name__)
         module.train(self.model.training)
+        for path, layer in module.named_modules():  # some may be frozen in evaluation mode
+            with contextlib.suppress(AttributeError):
+                layer.training = self.model.get_submodule(path).training
         return module
 
     def _state(self, node: fx.Node, name: str, shared: dict[int, torch.Tensor], *, persistent: bool) -> None:
@@ -155,19 +182,28 @@ class _Builder:
         name, target = operator_name(node), cast(Any, node.target)
         if name == "aten.batch_norm.default" and (layer := self._batch_norm(node)):
             return self.out.call_module(layer, (self._argument(node.args[0]),))
-        if name in ("aten.dropout.default", "aten.dropout_.default"):
+        dropout = DROPOUTS.get(name.removeprefix("aten.").removesuffix(".default").rstrip("_"))
+        if dropout is not None:
             layer = f"dropout_{node.name}"
-            self.root.add_module(layer, nn.Dropout(float(node.args[1])))  # type: ignore[arg-type]
+            self.root.add_module(layer, dropout(float(node.args[1])))  # type: ignore[arg-type]
             return self.out.call_module(layer, (self._argument(node.args[0]),))
         rewrite = REWRITES.get(name.removeprefix("aten."))
-        if rewrite is None or not self._touched(node):
-            return self.out.call_function(target, self._map(tuple(node.args)), self._map(dict(node.kwargs)))
-        schema = target._schema.arguments
+        schema = getattr(getattr(target, "_schema", None), "arguments", ())
         arguments = dict(zip((a.name for a in schema), node.args, strict=False)) | dict(node.kwargs)
+        if rewrite is None or not self._touched(node):
+            if rewrite is not None:
+                self._note(node, arguments, arguments)
+            return self.out.call_function(target, self._map(tuple(node.args)), self._map(dict(node.kwargs)))
         call = Call(
-            node, target, arguments, self._kept, self._after(self.graph.walk.values[node]), self.graph.walk
+            node,
+            target,
+            dict(arguments),
+            self._kept,
+            self._after(self.graph.walk.values[node]),
+            self.graph.walk,
         )
         rewrite(call)
+        self._note(node, arguments, call.arguments)
         args, kwargs = [], {}
         positional = True  # until an argument is left out
         for argument in call.target._schema.arguments:
@@ -178,6 +214,14 @@ class _Builder:
             else:
                 kwargs[argument.name] = self._map(call.arguments[argument.name])
         return self.out.call_function(call.target, tuple(args), kwargs)
+
+    def _note(self, node: fx.Node, before: dict[str, Any], after: dict[str, Any]) -> None:
+        """Remember what became of constants; a split that became one by sizes is compared with these."""
+        for name, new in after.items():
+            old = before.get(name)
+            if name == "split_sizes" and old is None:
+                old = before.get("split_size")
+            self.changes.note(node, old, new)
 
     def _touched(self, node: fx.Node) -> bool:
         values = [self.graph.walk.values.get(n) for n in (node, *node.all_input_nodes)]
@@ -198,7 +242,8 @@ class _Builder:
             return None
         holder = self._holder(path)
         if not isinstance(holder, BatchNorm):
-            layer = BatchNorm(len(holder.running_mean), eps=float(given[7]), momentum=self._momentum(path, given))  # type: ignore[arg-type]
+            features, momentum = len(holder.running_mean), self._momentum(path, given)  # type: ignore[arg-type]
+            layer = BatchNorm(features, eps=float(given[7]), momentum=momentum)
             for name in ("running_mean", "running_var", "num_batches_tracked", *holder._buffers):
                 layer.register_buffer(name, getattr(holder, name, None))
             for name in ("weight", "bias", *holder._parameters):
@@ -213,8 +258,9 @@ class _Builder:
     def _momentum(self, path: str, given: tuple[Any, ...]) -> float | None:
         """The layer's own: capture writes 0 where it is None, an average over all batches."""
         layer = self.model.get_submodule(path)
-        known = isinstance(layer, nn.modules.batchnorm._NormBase)
-        return layer.momentum if known else float(given[6])
+        if isinstance(layer, nn.modules.batchnorm._NormBase):
+            return layer.momentum
+        return float(given[6])
 
     def _output(self) -> None:
         program = self.graph.program

@@ -24,12 +24,14 @@ class Record:
         form: How it was applied.
         note: Why form ``auto`` did not return a module, if it did not.
         repairs: What repair tried, in order, as plain data.
+        sizes: Attributes that form ``module`` updated beyond PyTorch's own layers, by path.
     """
 
     plan: Plan
     form: Form
     note: str = ""
-    repairs: tuple[dict[str, Any], ...] = field(default=())
+    repairs: tuple[dict[str, Any], ...] = ()
+    sizes: dict[str, Any] = field(default_factory=dict)
 
 
 def attach(model: nn.Module, record: Record) -> nn.Module:
@@ -47,8 +49,9 @@ def record_of(model: nn.Module) -> Record:
     Raises:
         ArtifactError: If the model did not come from `apply`.
     """
-    in_meta = isinstance(model, fx.GraphModule)
-    record = model.meta.get(_ATTRIBUTE) if in_meta else getattr(model, _ATTRIBUTE, None)
+    record = getattr(model, _ATTRIBUTE, None)
+    if isinstance(model, fx.GraphModule):
+        record = model.meta.get(_ATTRIBUTE)
     if not isinstance(record, Record):
         raise ArtifactError(
             f"expected a model that secateur.apply returned, got a plain {type(model).__name__}. "

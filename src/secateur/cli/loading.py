@@ -51,8 +51,8 @@ class Target:
         module, colon, function = text.rpartition(":")
         if not colon or not module or not function:
             raise SettingError(
-                f"{option} {text}: expected package.module:function or file.py:function, got no function after a "
-                f"colon. Write {option} net.py:make_model, for example."
+                f"{option} {text}: expected package.module:function or file.py:function, got no function "
+                f"after a colon. Write {option} net.py:make_model, for example."
             )
         return cls(option, module, function)
 
@@ -126,8 +126,8 @@ class Target:
             raise
         except Exception as error:
             raise SettingError(
-                f"{self}: expected to import {self.module}, got {type(error).__name__}: {error}. Check the name, and "
-                "run from the folder that holds it; --debug shows where it failed."
+                f"{self}: expected to import {self.module}, got {type(error).__name__}: {error}. "
+                "Check the name, and run from the folder that holds it; --debug shows where it failed."
             ) from error
 
     def __str__(self) -> str:
@@ -151,14 +151,14 @@ def load_model(target: Target) -> tuple[nn.Module, Callable[[], nn.Module]]:
     function = target.find()
     if isinstance(function, nn.Module):
         raise SettingError(
-            f"{target}: expected a function that returns the model, got the model itself ({type(function).__name__}). "
-            "Write def make_model(): return model; loading the pruned model calls it too."
+            f"{target}: expected a function that returns the model, got a {type(function).__name__} itself. "
+            "Write a function that makes it; loading the pruned model calls it too."
         )
     model = target.call()
     if not isinstance(model, nn.Module):
         raise SettingError(
-            f"{target}: expected {target.function}() to return a torch.nn.Module, got {type(model).__name__}. "
-            "Return the model."
+            f"{target}: expected {target.function}() to return a torch.nn.Module, got "
+            f"{type(model).__name__}. Return the model."
         )
     return model, function
 
@@ -200,13 +200,15 @@ def _npz(option: str, path: Path, batch_size: int, seed: int) -> list[tuple[torc
             f"{where}: expected arrays as numpy.savez writes them, got a file that cannot be read ({error}). "
             "Save it again, without objects."
         ) from error
-    shapes = ", ".join(f"{name} {list(array.shape)} {array.dtype}" for name, array in held.items()) or "no array"
+    shapes = (
+        ", ".join(f"{name} {list(array.shape)} {array.dtype}" for name, array in held.items()) or "no array"
+    )
     inputs = next((held[name] for name in INPUT_NAMES if name in held), None)
     labels = next((held[name] for name in LABEL_NAMES if name in held), None)
     if inputs is None:
         raise CalibrationError(
-            f"{where}: expected an array named x, inputs or images, and labels named y or labels, got {shapes}. "
-            "Do numpy.savez(path, x=..., y=...)."
+            f"{where}: expected an array named x, inputs or images, and labels named y or labels, "
+            f"got {shapes}. Do numpy.savez(path, x=..., y=...)."
         )
     if inputs.ndim == 0 or len(inputs) == 0:
         raise CalibrationError(f"{where}: expected samples along axis 0, got {shapes}. Do save at least two.")

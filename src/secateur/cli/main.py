@@ -18,11 +18,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Example:  secateur demo",
+    epilog="Example: secateur demo",
 )
-app.command(epilog="Example:  secateur demo --out demo")(demo)
-app.command(epilog="Example:  secateur inspect --model torchvision.models:resnet18 --input 1x3x224x224")(inspect)
-app.command(epilog="Example:  secateur prune --model net.py:make_model --data images.npz --macs 0.5 --out small")(prune)
+app.command(epilog="Example: secateur demo --out demo")(demo)
+app.command(epilog="Example: secateur inspect --model net.py:make --input 1x3x32x32")(inspect)
+app.command(epilog="Example: secateur prune --model net.py:make --data x.npz --macs 0.5 --out new")(prune)
 
 
 def _version(show: bool) -> None:
@@ -37,7 +37,7 @@ def main(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Prune trained PyTorch networks: decide how much of each layer to remove, remove it, repair it, prove it.
+    """Prune trained PyTorch networks: decide how much of each layer goes, remove it, repair it, prove it.
 
     Exit codes: 0 done, 2 bad input, 3 budget unreachable, 4 verification failed.
     """

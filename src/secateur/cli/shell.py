@@ -50,10 +50,10 @@ def _code(error: Exception) -> int:
 
 
 def one_line(message: str) -> str:
-    """The message in a line; of a long one its first and last, which say what was wrong and what to do.
+    r"""The message in a line; of a long one its first and last, which say what was wrong and what to do.
 
     Example:
-        >>> one_line("found none.\\n\\na table\\nof\\nmany rows\\nDo this.")
+        >>> one_line("found none.\n\na table\nof\nmany rows\nDo this.")
         'found none. ... Do this.'
     """
     lines = [" ".join(line.split()) for line in message.splitlines() if line.strip()]
@@ -75,7 +75,9 @@ def folder_to_write(out: Path) -> Path:
             f"--out {out}: expected a folder that can be written to, got {error.strerror}. Name another."
         ) from error
     if not os.access(out, os.W_OK):
-        raise SettingError(f"--out {out}: expected a folder that can be written to, got a read-only one. Name another.")
+        raise SettingError(
+            f"--out {out}: expected a folder that can be written to, got a read-only one. Name another."
+        )
     return out
 
 

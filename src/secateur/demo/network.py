@@ -31,7 +31,7 @@ class Block(nn.Module):
 
 
 class DigitsNet(nn.Module):
-    """[batch, 1, 8, 8] to [batch, 10]: a stem, two residual blocks at each of three widths, a linear layer."""
+    """[batch, 1, 8, 8] to [batch, 10]: a stem, two residual blocks at each of three widths, a linear head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +47,8 @@ class DigitsNet(nn.Module):
         """Images to logits."""
         x = F.relu(self.norm(self.stem(x)))
         x = self.stage3(self.stage2(self.stage1(x)))
-        return self.head(x.mean((2, 3)))
+        logits: Tensor = self.head(x.mean((2, 3)))
+        return logits
 
 
 def make_model() -> DigitsNet:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from rich.console import Console
@@ -50,6 +52,21 @@ def train(
                     schedule.step()
                 bar.update(task, advance=1, loss=f"loss {loss.item():.3f}")
     return model.eval()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread for torch inside the block.
+
+    Layers this small gain nothing from more, and where something else keeps the cores busy, threads that
+    wait for each other make them a hundred times slower. Nor do results then depend on the number of cores.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _bar(progress: bool) -> Progress:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,8 +11,9 @@ from torch import fx
 
 from secateur.graph.costs import CostModel
 from secateur.graph.groups import Frozen, Group, Left, Role, Site, Slice, Stage
+from secateur.graph.labels import Labels, Reason
 from secateur.graph.rules import operator_name
-from secateur.graph.rules.op import CONSUME, PRODUCE, Walk
+from secateur.graph.rules.op import CONSUME, PRODUCE, Value, Walk
 from secateur.graph.walk import Tensor
 
 _ROLES: tuple[tuple[Role, int], ...] = (("produce", PRODUCE), ("consume", CONSUME))
@@ -50,12 +52,13 @@ def assemble(walk: Walk, tensors: list[Tensor], *, allow_inexact: bool) -> Assem
     bits = np.zeros(n, dtype=np.int64)  # the role of each parameter position, by its own label
     for labels, bit in walk.roles:
         bits[labels[labels > 0]] |= bit
+    _keep_what_only_code_holds(walk, tensors, bits)
     frozen_roots = walk.store.frozen_roots()
     is_frozen = np.zeros(n, dtype=bool)
     is_frozen[list(frozen_roots)] = True
     tensors = _by_use(tensors)
     root_of = store.find(np.arange(n, dtype=np.int64))
-    group_of, unit_of, firsts = _partition(tensors, root_of, bits, is_frozen, n)
+    group_of, unit_of, firsts = _partition(walk, tensors, root_of, bits, is_frozen)
     mixed = store.mixed_roots()
     inexact: dict[int, list[str]] = {}
     for root, reasons in mixed.items():
@@ -79,6 +82,15 @@ def assemble(walk: Walk, tensors: list[Tensor], *, allow_inexact: bool) -> Assem
     left = tuple(Left(g, reason) for g in groups if (reason := _why_left(g, allow_inexact=allow_inexact)))
     frozen = _frozen(walk, tensors, root_of, frozen_roots)
     return Assembled(groups, frozen, group_of, unit_of, left)
+
+
+def _keep_what_only_code_holds(walk: Walk, tensors: list[Tensor], bits: NDArray[np.int64]) -> None:
+    """Freeze what a constant made inside forward() consumes: no copy of the model could mask it."""
+    because = walk.reasons.label(Reason("read by a constant made inside forward()"))
+    for tensor in tensors:
+        if tensor.name.startswith("lifted_tensor_"):  # capture's own name; the model has no such tensor
+            for axis in tensor.axes:
+                walk.store.freeze(axis[(bits[axis] & CONSUME) > 0], because)
 
 
 def _why_left(group: Group, *, allow_inexact: bool) -> str:
@@ -106,17 +118,19 @@ def _by_use(tensors: list[Tensor]) -> list[Tensor]:
 
 
 def _partition(
+    walk: Walk,
     tensors: list[Tensor],
     root_of: NDArray[np.int64],
     bits: NDArray[np.int64],
     is_frozen: NDArray[np.bool_],
-    n: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], list[int]]:
     """Number groups and units: a group is the classes that the same axes hold, in the same roles.
 
-    So all units of a group cost the same, and each axis keeps some of every group it holds. Classes are
-    told apart by the exclusive or of one random number for each axis and role.
+    So all units of a group cost the same, and each axis, of activations too, keeps some of every group
+    it holds: no part of a split is ever empty. Classes are told apart by the exclusive or of one random
+    number for each axis and role.
     """
+    n = len(root_of)
     rng = np.random.default_rng(0)
     signature = np.zeros(n, dtype=np.uint64)
     worked = np.zeros(n, dtype=bool)
@@ -127,6 +141,8 @@ def _partition(
                 mark = rng.integers(1, 2**63, dtype=np.uint64)
                 signature[np.unique(root_of[live[bits[live] == role]])] ^= mark
             worked[root_of[live[bits[live] > 0]]] = True
+    for labels in {axis.tobytes(): axis for axis in _axes_of(list(walk.values.values()))}.values():
+        signature[np.unique(root_of[labels[labels > 0]])] ^= rng.integers(1, 2**63, dtype=np.uint64)
     group_of = np.full(n, -1, dtype=np.int64)
     unit_of = np.full(n, -1, dtype=np.int64)
     numbers: dict[int, int] = {}
@@ -145,6 +161,14 @@ def _partition(
                     group_of[root], unit_of[root] = g, sizes[g]
                     sizes[g] += 1
     return group_of, unit_of, sizes
+
+
+def _axes_of(values: list[Value]) -> Iterator[Labels]:
+    for value in values:
+        if isinstance(value, tuple):
+            yield from value
+        elif isinstance(value, list):
+            yield from _axes_of(value)
 
 
 def _slices(

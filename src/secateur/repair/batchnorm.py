@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from secateur.calibration import Calibration
+from secateur.errors import CalibrationError
 from secateur.evaluate import device_of
 from secateur.graph.trace import evaluating
 
@@ -27,12 +28,16 @@ def reestimate(model: nn.Module, calibration: Calibration, *, progress: bool = F
     """Measure running means and variances again, in place.
 
     Each layer's statistics become the average over batches of the batch statistics, all batches
-    weighing the same. Batches of one sample per channel are refused by PyTorch itself.
+    weighing the same. A single sample has no variance (nor does PyTorch take one, unless it is a map), so
+    batches of one, such as the rest of a loader, are left out where there are larger ones.
 
     Args:
         model: A model with batch norms; dropout stays off.
         calibration: Inputs; labels are not read.
         progress: Show a bar on a terminal.
+
+    Raises:
+        CalibrationError: If a layer sees one value a channel in every batch.
     """
     layers = batch_norms(model)
     momenta = [layer.momentum for layer in layers]
@@ -42,8 +47,21 @@ def reestimate(model: nn.Module, calibration: Calibration, *, progress: bool = F
                 layer.reset_running_stats()
                 layer.momentum = None  # a plain average over batches
                 layer.train()
-            for batch in calibration.to(device_of(model)).batches("Batch norm", progress):
-                model(*batch.args, **batch.kwargs)
+            data, seen = calibration.to(device_of(model)), 0
+            for batch in data.batches("Batch norm", progress):
+                if batch.size > 1:
+                    model(*batch.args, **batch.kwargs)
+                    seen += 1
+            if not seen:
+                for batch in data.batches("Batch norm", progress):
+                    model(*batch.args, **batch.kwargs)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise CalibrationError(
+                f"batch norm: expected more than one value a channel in a batch, got one ({error}). "
+                f"Do give larger batches."
+            ) from error
         finally:
             for layer, momentum in zip(layers, momenta, strict=True):
                 layer.momentum = momentum

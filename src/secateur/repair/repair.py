@@ -13,7 +13,7 @@ from torch import nn
 
 from secateur.apply.record import attach, record_of, with_repairs
 from secateur.calibration import Calibration, seeded
-from secateur.errors import SettingError
+from secateur.errors import CalibrationError, SettingError
 from secateur.evaluate import Evaluation, evaluate
 from secateur.repair.batchnorm import batch_norms, reestimate
 from secateur.score.loss import LossFn
@@ -120,7 +120,11 @@ def repair(
                 )
                 continue
             candidate = copy.deepcopy(best)
-            method.run(candidate, model, fit, progress)
+            try:
+                method.run(candidate, model, fit, progress)
+            except CalibrationError as error:
+                tried.append({"method": method.name, "kept": False, "why": str(error)})
+                continue
             after = judge(candidate)
             helps = math.isfinite(after.loss) and (after.loss < before.loss or not math.isfinite(before.loss))
             tried.append(

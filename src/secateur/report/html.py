@@ -35,7 +35,7 @@ def render(report: Report, *, reload: str = "") -> str:
     )
     source = resources.files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8")
     if report.artefact is not None and not reload:
-        reload = f'import secateur as sc\nmodel = sc.load("{report.artefact}", make_model)'
+        reload = words.loading(report.artefact)
     return environment.from_string(source).render(
         report=report,
         words=words,

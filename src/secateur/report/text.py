@@ -37,7 +37,7 @@ def table(report: Report, *, reload: str = "") -> str:
         _settings(report),
     ]
     if report.artefact is not None:
-        how = reload or f'sc.load("{report.artefact}", make_model)'
+        how = reload or words.loading(report.artefact)
         # Not wrapped: these lines are to be pasted.
         sections.append(
             [f"written to  {report.artefact}", "reload with", *(f"  {line}" for line in how.splitlines())]
@@ -80,8 +80,8 @@ def _layers(layers: Sequence[Layer]) -> list[str]:
     lines = [f"{'layer':{width}}  {'kept':>{digits}} / total"]
     for name, layer in zip(named, shown, strict=True):
         lines.append(
-            f"{name:{width}}  {layer.kept:>{digits},} / {layer.total:<{max(digits, 5)},}  {bar(layer.kept, layer.total)}  "
-            f"{words.percent(layer.kept, layer.total):>7}"
+            f"{name:{width}}  {layer.kept:>{digits},} / {layer.total:<{max(digits, 5)},}  "
+            f"{bar(layer.kept, layer.total)}  {words.percent(layer.kept, layer.total):>7}"
         )
     rest = layers[MOST_LAYERS:]
     if rest:

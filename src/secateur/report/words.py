@@ -62,6 +62,16 @@ def shorten(names: Iterable[str], most: int = ENOUGH) -> str:
     return line if len(names) <= most else f"{line} and {len(names) - most} more"
 
 
+def quoted(text: str) -> str:
+    """A Python literal of `text`, in double quotes."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def loading(artefact: str) -> str:
+    """Python that loads an artefact, given `make_model`."""
+    return f"import secateur as sc\nmodel = sc.load({quoted(artefact)}, make_model)"
+
+
 @dataclass(frozen=True)
 class Column:
     """One quantity of the table.
@@ -356,15 +366,16 @@ def certificate(report: Report) -> Certificate | None:
     overlap = sum(g["overlap"] for g in groups.values())
     bound = sum(g["overlap_bound"] for g in groups.values())
     words = (
-        f"Tolerance of Difference {tolerance:.4g}: of the k units that a layer lost, at most {100 * tolerance:.3g} % "
-        "are among the k of that layer that the protection signal values most.",
-        f"Over all layers {removed:,} units went; {overlap:,} of them were among those, and {bound:,} was the limit.",
+        f"Tolerance of Difference {tolerance:.4g}: of the k units that a layer lost, at most "
+        f"{100 * tolerance:.3g} % are among the k of that layer that the protection signal values most.",
+        f"Over all layers {removed:,} units went; {overlap:,} of them were among those, and "
+        f"{bound:,} was the limit.",
     )
     return Certificate(
         words=words,
         note=(
-            "The last two columns are shares of a layer's whole protection score: what went with the removed units, "
-            "and the most that this tolerance lets go."
+            "The last two columns are shares of a layer's whole protection score: what went with the "
+            "removed units, and the most that this tolerance lets go."
         ),
         titles=("layer", "removed", "most protected", "limit", "score gone", "at most"),
         rows=tuple(

@@ -75,7 +75,8 @@ def _written(view: fx.Node) -> bool:
     """True if an operator writes to this node's tensor, or to a view of it."""
     for user in view.users:
         schema = getattr(user.target, "_schema", None)
-        aliases = [a.alias_info for a in (*schema.arguments, *schema.returns) if a.alias_info] if schema else []
+        tensors = (*schema.arguments, *schema.returns) if schema else ()
+        aliases = [tensor.alias_info for tensor in tensors if tensor.alias_info]
         if any(alias.is_write for alias in aliases) or (aliases and _written(user)):
             return True
     return False

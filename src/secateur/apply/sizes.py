@@ -1,0 +1,141 @@
+"""Attributes that hold sizes (heads, split sizes, shapes), found from the captured program.
+
+Where an operator's constant changes, capture knows which module was running. Attributes of that module
+(or of the one around it) that hold the old value are taken to be where the constant came from. That is
+a guess, so there are several, from the most to the least cautious, and a forward pass decides.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import fx, nn
+
+Sizes = Mapping[str, Any]
+"""``module.path.attribute`` -> its new value, an integer or a list of integers."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A constant of the program that changed, or a list of which some did.
+
+    Attributes:
+        modules: Paths of the modules that were running, outermost first.
+        old: In the dense model.
+        new: What it has to be.
+    """
+
+    modules: tuple[str, ...]
+    old: Any
+    new: Any
+
+
+class Prefer:
+    """Which of several attributes with the old value to update; `doubt`: the value also occurs unchanged."""
+
+    def __init__(self, pattern: str, *, doubted: bool) -> None:
+        self._pattern, self._doubted = re.compile(pattern), doubted
+
+    def __call__(self, names: list[str], doubt: bool) -> list[str]:
+        """The attributes to update."""
+        if doubt and not self._doubted:
+            return []
+        return [name for name in names if self._pattern.search(name)]
+
+
+_every = Prefer("", doubted=True)
+_undoubted = Prefer("", doubted=False)
+_counts = Prefer("num|head|group|^n_", doubted=True)
+
+
+@dataclass
+class SizeChanges:
+    """What became of the program's size constants."""
+
+    numbers: list[Change] = field(default_factory=list)
+    lists: list[Change] = field(default_factory=list)
+    unchanged: set[tuple[str, int]] = field(default_factory=set)
+
+    def note(self, node: fx.Node, before: Any, after: Any) -> None:
+        """Compare two versions of an argument, position by position."""
+        if isinstance(before, str):
+            return
+        modules = tuple(path for path, _ in (node.meta.get("nn_module_stack") or {}).values())
+        if isinstance(before, Sequence) and isinstance(after, Sequence) and len(before) == len(after):
+            if before != after and all(map(_is_size, before)) and all(map(_is_size, after)):
+                self.lists.append(Change(modules, list(before), list(after)))
+            pairs = list(zip(before, after, strict=True))
+        elif _is_size(before) and isinstance(after, Sequence) and len(set(after)) == 1:
+            pairs = [(before, after[0])]  # one size for all parts of a split
+        else:
+            pairs = [(before, after)]
+        for old, new in dict.fromkeys((b, a) for b, a in pairs if _is_size(b) and _is_size(a) and b > 1):
+            if old != new:
+                self.numbers.append(Change(modules, old, new))
+            elif modules:
+                self.unchanged.add((modules[-1], old))
+
+    def guesses(self, model: nn.Module) -> Iterator[dict[str, Any]]:
+        """Attributes with their new values, in different readings; equal ones once."""
+        seen: list[dict[str, Any]] = []
+        for prefer in (_every, _undoubted, _counts):
+            guess = self._read(model, prefer)
+            if guess not in seen:
+                seen.append(guess)
+                yield guess
+
+    def _read(self, model: nn.Module, prefer: Prefer) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for change in self.lists:
+            for path in _nearby(model, change.modules):
+                for name, value in vars(model.get_submodule(path)).items():
+                    if isinstance(value, list | tuple) and len(value) > 1 and list(value) == change.old:
+                        found[_join(path, name)] = change.new
+        clashing = set()
+        for change in self.numbers:
+            for path in change.modules[:-3:-1]:
+                held = vars(model.get_submodule(path)).items()
+                names = [name for name, value in held if _is_size(value) and value == change.old]
+                if not names:
+                    continue
+                for name in prefer(names, (path, change.old) in self.unchanged):
+                    key = _join(path, name)
+                    if found.setdefault(key, change.new) != change.new:
+                        clashing.add(key)
+                break
+        return {key: value for key, value in found.items() if key not in clashing}
+
+
+def _nearby(model: nn.Module, modules: tuple[str, ...]) -> list[str]:
+    """The running module and those it holds directly: they may have made the constant in a method."""
+    if not modules:
+        return []
+    path = modules[-1]
+    return [path, *(_join(path, name) for name, _ in model.get_submodule(path).named_children())]
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def set_sizes(dense: nn.Module, small: nn.Module, sizes: Sizes) -> None:
+    """Set attributes of `small`, as far as they are still those of `dense`: a layer's own have followed."""
+    for key, value in sizes.items():
+        path, _, name = key.rpartition(".")
+        module, old = small.get_submodule(path), getattr(dense.get_submodule(path), name)
+        if getattr(module, name) == old and _same_kind(old, value):
+            setattr(module, name, value if _is_size(old) else type(old)(value))
+
+
+def _same_kind(old: Any, value: Any) -> bool:
+    """True for an integer in place of one, or as many in place of a sequence: artefacts hold no more."""
+    if _is_size(old):
+        return _is_size(value)
+    return isinstance(old, list | tuple) and isinstance(value, list) and len(old) == len(value)
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,0 +1,46 @@
+"""`secateur demo`: from nothing to a pruned, proven and saved network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from secateur.cli.prune import reload_code, show, write
+from secateur.cli.shell import Debug, Json, Seed, folder_to_write, python_command, reported
+
+MACS = 0.5
+_IMPORT = "from secateur.demo.network import make_model"
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the model, report.json and report.html.")] = Path(
+        "demo"
+    ),
+    seed: Seed = 0,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Train for a few epochs only, to try the command.")
+    ] = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Train a small network on handwritten digits, prune it to half its MACs, prove it and save it."""
+    with reported(debug=debug):
+        import secateur as sc
+        from secateur.demo.digits import load_digits
+        from secateur.demo.train import EPOCHS, QUICK_EPOCHS, one_thread, train
+
+        folder_to_write(out)
+        digits = load_digits()
+        with one_thread():
+            model = train(digits.images, digits.labels, epochs=QUICK_EPOCHS if quick else EPOCHS, seed=seed)
+            result = sc.prune(
+                model, digits.calibration, sc.Budget(macs=MACS), "tod", evaluation=digits.test, seed=seed
+            )
+        report = write(result.model, result.report, out, reload_code(_IMPORT, out))
+        command = python_command(
+            f"import secateur as sc; {_IMPORT}; print(sc.load({out.as_posix()!r}, make_model))"
+        )
+        shown = report.to_json().rstrip() if json else show(report, command)
+    typer.echo(shown)

@@ -1,0 +1,200 @@
+"""`secateur prune`: the whole street for a user's own model."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from secateur.cli.loading import Target, load_data, load_model
+from secateur.cli.shell import Debug, Json, Seed, folder_to_write, reported
+from secateur.errors import BudgetError, SettingError
+from secateur.report import words
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from secateur.allocate import Allocator, Budget
+    from secateur.report.report import Report
+
+
+class AllocatorName(str, Enum):
+    """Rules that the command line knows."""
+
+    tod = "tod"
+    uniform = "uniform"
+
+
+class RepairName(str, Enum):
+    """Repairs that the command line knows."""
+
+    auto = "auto"
+    none = "none"
+    batchnorm = "batchnorm"
+
+
+class FormName(str, Enum):
+    """Forms of the result."""
+
+    auto = "auto"
+    module = "module"
+    graph = "graph"
+    masked = "masked"
+
+
+# Optional[...] rather than | None: typer reads these at run time, where older Pythons need it.
+Text = Optional[str]  # noqa: UP045
+Number = Optional[float]  # noqa: UP045
+Texts = Optional[list[str]]  # noqa: UP045
+
+
+def prune(
+    model: Annotated[
+        str, typer.Option(help="package.module:function or file.py:function that returns the model.")
+    ],
+    data: Annotated[
+        str, typer.Option(help="Calibration data: module:function, or .npz with arrays x and y.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the model, report.json and report.html.")],
+    macs: Annotated[Text, typer.Option(help="MACs to keep: a fraction (0.5) or a count (1000000).")] = None,
+    params: Annotated[Text, typer.Option(help="Parameters to keep: a fraction or a count.")] = None,
+    allocator: Annotated[
+        AllocatorName, typer.Option(help="Rule for how much of each layer goes.")
+    ] = AllocatorName.tod,
+    tolerance: Annotated[
+        Number, typer.Option(help="Of tod, without a budget, in [0, 1]; default 0.1.")
+    ] = None,
+    ratio: Annotated[
+        Number, typer.Option(help="Of uniform, without a budget: the fraction removed, in [0, 1).")
+    ] = None,
+    repair: Annotated[RepairName, typer.Option(help="What may undo damage, if it helps.")] = RepairName.auto,
+    round_to: Annotated[int, typer.Option(help="Keep a multiple of this many units in each layer.")] = 1,
+    min_keep: Annotated[int, typer.Option(help="Keep at least this many units in each layer.")] = 1,
+    ignore: Annotated[
+        Texts, typer.Option(help="Leave groups of this name alone (* and ?); may be repeated.")
+    ] = None,
+    form: Annotated[
+        FormName, typer.Option(help="Of the result; auto is a module where that can be.")
+    ] = FormName.auto,
+    evaluation: Annotated[
+        Text,
+        typer.Option(
+            help="Data that accuracy is measured on, as for --data; else a held-out fifth of --data."
+        ),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="For .npz files.")] = 64,
+    seed: Seed = 0,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Prune a model: trace, score, allocate, apply, verify, repair, save."""
+    with reported(debug=debug):
+        import secateur as sc
+
+        budget = _budget(macs, params)
+        rule = _rule(allocator, tolerance, ratio, budget)
+        limits = sc.Limits(round_to=round_to, min_keep=min_keep, ignore=tuple(ignore or ()))
+        target = Target.of("--model", model)
+        folder_to_write(out)
+        dense, _ = load_model(target)
+        calibration = load_data("--data", data, batch_size=batch_size, seed=seed)
+        judged: Any = None
+        if evaluation is not None:
+            judged = load_data("--evaluation", evaluation, batch_size=batch_size, seed=seed)
+        result = sc.prune(
+            dense,
+            calibration,
+            budget,
+            rule,
+            repair=None if repair is RepairName.none else repair.value,
+            limits=limits,
+            form=form.value,
+            evaluation=judged,
+            seed=seed,
+        )
+        reload = reload_code(target.import_line, out)
+        report = write(result.model, result.report, out, reload)
+        shown = report.to_json().rstrip() if json else show(report, reload)
+    typer.echo(shown)
+
+
+def reload_code(import_line: str, out: Path) -> str:
+    """Python that loads the model again; `import_line` defines `make_model`."""
+    return (
+        f"import secateur as sc\n{import_line}\nmodel = sc.load({words.quoted(out.as_posix())}, make_model)"
+    )
+
+
+def write(small: nn.Module, report: Report, out: Path, reload: str) -> Report:
+    """Save the model and both reports; returns the report with the place in it."""
+    import secateur as sc
+    from secateur.report.html import render
+
+    report = report.model_copy(update={"artefact": out.as_posix()})
+    sc.save(small, out)
+    (out / "report.json").write_text(report.to_json(), encoding="utf-8")
+    try:
+        page = render(report, reload=reload)
+    except SettingError as error:  # Jinja is missing: no reason to lose the model
+        typer.echo(f"secateur: {out / 'report.html'} was not written. {error}", err=True)
+    else:
+        (out / "report.html").write_text(page, encoding="utf-8")
+    return report
+
+
+def show(report: Report, reload: str) -> str:
+    """The table for a terminal."""
+    from secateur.report.text import table
+
+    return table(report, reload=reload)
+
+
+def _budget(macs: str | None, params: str | None) -> Budget | None:
+    import secateur as sc
+
+    if macs is None and params is None:
+        return None
+    return sc.Budget(macs=_amount("--macs", macs), params=_amount("--params", params))
+
+
+def _amount(option: str, text: str | None) -> float | int | None:
+    """A count where the text is a whole number, else a fraction."""
+    if text is None:
+        return None
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    raise BudgetError(
+        f"{option} {text}: expected a fraction or a count, got text. Write {option} 0.5, for example."
+    )
+
+
+def _rule(
+    allocator: AllocatorName, tolerance: float | None, ratio: float | None, budget: Budget | None
+) -> Allocator:
+    """The allocator; a setting that would do nothing is refused."""
+    import secateur as sc
+
+    if allocator is AllocatorName.tod:
+        if ratio is not None:
+            raise SettingError(
+                "--ratio: expected it with --allocator uniform, got tod. Give --tolerance or --macs."
+            )
+        if tolerance is not None and budget is not None:
+            raise SettingError(
+                "--tolerance: expected either a tolerance or a budget, got both. "
+                "Under a budget the tolerance is solved; leave one out."
+            )
+        return sc.ToD() if tolerance is None else sc.ToD(tolerance=tolerance)
+    if tolerance is not None:
+        raise SettingError(
+            "--tolerance: expected it with --allocator tod, got uniform. Give --ratio or --macs."
+        )
+    if (ratio is None) == (budget is None):
+        got = "neither" if budget is None else "both"
+        raise SettingError(f"--ratio: expected either a ratio or a budget for uniform, got {got}. Give one.")
+    return sc.Uniform(ratio=ratio)

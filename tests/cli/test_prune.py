@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import secateur as sc
+from tests.cli.conftest import refused, run
+
+BASE = ("prune", "--model", "net.py:make", "--data", "net.py:load", "--out", "small")
+
+
+def made_again() -> torch.nn.Module:
+    make: Any = importlib.import_module("runpy").run_path("net.py")["make"]
+    model: torch.nn.Module = make()
+    return model
+
+
+def test_it_prunes_saves_and_says_how_to_load(folder: Path) -> None:
+    result = run(*BASE, "--macs", "0.5")
+    assert result.exit_code == 0, result.stderr
+    assert sorted(path.name for path in (folder / "small").iterdir()) == [
+        "model.safetensors",
+        "report.html",
+        "report.json",
+        "secateur.json",
+    ]
+    assert "made a model" not in result.stdout
+    assert "written to  small" in result.stdout
+    lines = [line.strip() for line in result.stdout.partition("reload with\n")[2].splitlines()]
+    assert lines[-1] == 'model = sc.load("small", make_model)'
+    scope: dict[str, Any] = {}
+    exec("\n".join(lines), scope)
+    report = json.loads((folder / "small" / "report.json").read_text())
+    pruned = report["figures"][1]
+    assert sum(p.numel() for p in scope["model"].parameters()) == pruned["params"]
+    assert pruned["macs"] <= 0.5 * report["figures"][0]["macs"]
+    assert report["artefact"] == "small"
+    page = (folder / "small" / "report.html").read_text(encoding="utf-8")
+    assert "sc.load(&#34;small&#34;, make_model)" in page
+
+
+def test_json_is_all_there_is_on_stdout(folder: Path) -> None:
+    result = run(*BASE, "--macs", "0.6", "--json", "--seed", "3")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found == json.loads((folder / "small" / "report.json").read_text())
+    assert found["asked"]["budget"] == {"macs": 0.6}
+    assert found["asked"]["seed"] == 3
+    assert "made a model" in result.stderr
+
+
+# torch warns of its own internals when an exported program is copied.
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
+def test_it_reads_npz_and_modules_of_the_current_folder(folder: Path) -> None:
+    named = (
+        "prune",
+        "--model",
+        "net:Make.model",
+        "--data",
+        "x.npz",
+        "--evaluation",
+        "net:load",
+        "--out",
+        "a b",
+    )
+    rule = ("--allocator", "uniform", "--ratio", "0.25", "--repair", "none", "--form", "graph")
+    result = run(*named, *rule, "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["asked"]["allocator"] == "uniform"
+    assert found["settings"]["ratio"] == 0.25
+    assert found["form"] == "graph"
+    assert found["judged_on"] == "evaluation data"
+    assert found["repairs"] == []
+    assert [(layer["kept"], layer["total"]) for layer in found["layers"]] == [(6, 8), (9, 12)]
+    assert isinstance(sc.load(folder / "a b", made_again), torch.nn.Module)
+
+
+def test_limits_reach_the_plan(folder: Path) -> None:
+    result = run(
+        *BASE, "--allocator", "uniform", "--ratio", "0.5", "--round-to", "4", "--ignore", "3", "--json"
+    )
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert {layer["group"]: layer["kept"] for layer in found["layers"]} == {"0": 4, "3": 12}
+    result = run(*BASE, "--params", "600", "--min-keep", "5", "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["asked"]["budget"] == {"params": 600}
+    assert min(layer["kept"] for layer in found["layers"]) >= 5
+    assert found["settings"]["limits"]["min_keep"] == 5
+
+
+def test_a_tolerance_decides_without_a_budget(folder: Path) -> None:
+    result = run(*BASE, "--tolerance", "0.3", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["settings"]["tolerance"] == 0.3
+
+
+def test_the_same_seed_gives_the_same_plan(folder: Path) -> None:
+    plans = []
+    for out in ("one", "two"):
+        assert run(*BASE[:-1], out, "--macs", "0.5", "--seed", "5").exit_code == 0
+        plans.append(json.loads((folder / out / "secateur.json").read_text())["plan"])
+    assert plans[0] == plans[1]
+
+
+def test_an_unreachable_budget_ends_with_3(folder: Path) -> None:
+    line = refused(3, *BASE, "--macs", "0.0001")
+    assert "as the smallest that the allocator reaches" in line
+
+
+def test_a_failed_proof_ends_with_4(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise sc.VerificationError("verify: expected equal outputs, got others. Report this.")
+
+    monkeypatch.setattr(sys.modules["secateur.prune"], "verify", fails)
+    assert "verify: expected equal outputs" in refused(4, *BASE, "--macs", "0.5")
+    assert not (folder / "small" / "model.safetensors").exists()
+
+
+def test_a_bug_ends_with_1_and_debug_shows_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError("of us")
+
+    monkeypatch.setattr(sys.modules["secateur.prune"], "verify", fails)
+    assert "unexpected ZeroDivisionError: of us" in refused(1, *BASE, "--macs", "0.5")
+    result = run(*BASE, "--macs", "0.5", "--debug")
+    assert isinstance(result.exception, ZeroDivisionError)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--macs", "half"), r"--macs half: expected a fraction or a count"),
+        (("--macs", "1.5"), r"expected macs to be a fraction"),
+        (("--macs", "0.5", "--tolerance", "0.1"), "either a tolerance or a budget, got both"),
+        (("--ratio", "0.5"), "expected it with --allocator uniform, got tod"),
+        (("--allocator", "uniform", "--tolerance", "0.1"), "expected it with --allocator tod, got uniform"),
+        (("--allocator", "uniform"), "either a ratio or a budget for uniform, got neither"),
+        (("--allocator", "uniform", "--ratio", "0.5", "--macs", "0.5"), "for uniform, got both"),
+        (("--tolerance", "2"), "tolerance"),
+        (("--macs", "0.5", "--round-to", "0"), "round_to"),
+        (("--macs", "0.5", "--ignore", "nothing*"), "matches none"),
+        (("--macs", "0.5", "--model", "net.py"), "no function after a colon"),
+        (("--macs", "0.5", "--model", "nowhere.py:make"), "got none at nowhere.py"),
+        (("--macs", "0.5", "--model", "no.such.module:make"), "got ModuleNotFoundError"),
+        (("--macs", "0.5", "--model", "net.py:missing"), "got no missing. It holds Make, "),
+        (("--macs", "0.5", "--model", "net.py:wrong"), "got dict. Return the model."),
+        (("--macs", "0.5", "--model", "net.py:fails"), "got ValueError: no weights here"),
+        (("--macs", "0.5", "--model", "net.py:instance"), "got a Linear itself"),
+        (("--macs", "0.5", "--data", "net.py"), "module:function or a .npz file, got neither"),
+        (("--macs", "0.5", "--data", "net.py:fails"), "--data net.py:fails: expected fails() to return"),
+        (("--macs", "0.5", "--data", "none.npz"), "expected a file, got none there"),
+        (("--macs", "0.5", "--data", "x.npz", "--batch-size", "0"), "--batch-size 0"),
+        (("--macs", "0.5", "--out", "net.py"), "--out net.py: expected a folder"),
+    ],
+)
+def test_bad_input_ends_with_2_and_says_why(folder: Path, arguments: tuple[str, ...], said: str) -> None:
+    assert said in refused(2, *BASE, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        ({"data": np.zeros((4, 2))}, "images, and labels named y or labels, got data [4, 2]"),
+        ({}, "got no array"),
+        ({"x": np.zeros((4, 2)), "y": np.zeros(3)}, "a label for each input, got x [4, 2] float64, y [3]"),
+        ({"x": np.zeros((4, 2), dtype=np.uint8)}, "got raw bytes"),
+        ({"x": np.array(["a", "b"])}, "expected inputs that are numbers"),
+        ({"x": np.zeros((0, 2))}, "expected samples along axis 0"),
+        ({"x": np.zeros((4, 2)), "y": np.array(list("abcd"))}, "expected labels that are numbers"),
+        ({"x": np.array([{}], dtype=object)}, "cannot be read"),
+    ],
+)  # fmt: skip
+def test_a_bad_npz_is_refused_by_what_it_holds(folder: Path, arrays: dict[str, Any], said: str) -> None:
+    np.savez(folder / "bad.npz", **arrays)
+    assert said in refused(2, *BASE, "--macs", "0.5", "--data", "bad.npz")
+
+
+def test_a_file_that_is_no_npz_is_refused(folder: Path) -> None:
+    (folder / "bad.npz").write_text("no archive")
+    assert "cannot be read" in refused(2, *BASE, "--macs", "0.5", "--data", "bad.npz")
+
+
+def test_npz_without_labels_serves_signals_that_need_none(folder: Path) -> None:
+    np.savez(folder / "bare.npz", images=np.zeros((10, 3, 6, 6), dtype=np.float32))
+    assert run(*BASE, "--data", "bare.npz", "--allocator", "uniform", "--ratio", "0.25").exit_code == 0
+    assert "labels" in refused(2, *BASE, "--data", "bare.npz", "--macs", "0.5")
+
+
+def test_missing_jinja_costs_the_page_and_not_the_model(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    result = run(*BASE, "--macs", "0.5", "--json")
+    assert result.exit_code == 0
+    assert "report.html was not written" in result.stderr
+    assert 'pip install "secateur[report]"' in result.stderr
+    assert not (folder / "small" / "report.html").exists()
+    assert (folder / "small" / "model.safetensors").exists()
+    assert json.loads(result.stdout)["artefact"] == "small"
