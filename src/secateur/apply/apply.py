@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from secateur.apply.compare import relative_difference, run
 from secateur.apply.masked import masked
-from secateur.apply.module import smaller_module
 from secateur.apply.program import smaller_program
-from secateur.apply.record import Record, attach
-from secateur.apply.sizes import SizeChanges
+from secateur.apply.realise import proven_module, restricted, unrealisable
+from secateur.apply.record import Record, attach, record_of
 from secateur.errors import ApplyError, SettingError
 from secateur.graph.graph import Graph, fingerprint
 from secateur.graph.inputs import call_arguments
@@ -20,9 +19,6 @@ from secateur.graph.trace import trace, unwrap
 from secateur.plan import Plan
 
 FORMS = ("auto", "module", "graph", "masked")
-
-SAME = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 5e-2}
-"""Relative difference below which two forms count as equal; they may sum in another order."""
 
 
 def apply(
@@ -32,6 +28,7 @@ def apply(
     *,
     example_inputs: Any = None,
     graph: Graph | None = None,
+    on_unrealisable: Literal["graph", "leave"] = "graph",
 ) -> nn.Module:
     """Remove what a plan says.
 
@@ -44,9 +41,11 @@ def apply(
             proof succeeds, else the program; `secateur.record_of(result).note` then says why.
         example_inputs: Inputs for the forward pass; made from the plan's shapes if not given.
         graph: The trace of this model, if at hand; it saves tracing again.
+        on_unrealisable: What ``auto`` does where a module cannot express some groups: return the
+            program, or a module that leaves those groups whole (with the smaller plan in its record).
 
     Returns:
-        A new model in the dense one's training mode.
+        A new model in the dense one's training mode; `secateur.record_of` says what was done.
 
     Raises:
         PlanError: If the plan was made for another model.
@@ -55,6 +54,8 @@ def apply(
     """
     if form not in FORMS:
         raise SettingError(f"apply(form={form!r}): expected one of {', '.join(FORMS)}.")
+    if on_unrealisable not in ("graph", "leave"):
+        raise SettingError(f"apply(on_unrealisable={on_unrealisable!r}): expected 'graph' or 'leave'.")
     model = unwrap(model)
     plan.check(fingerprint(model))
     if form == "masked":
@@ -67,55 +68,17 @@ def apply(
     if graph is None:
         exact = all(g.exact for g in plan.groups)
         graph = trace(model, (*args,) if not kwargs else kwargs, allow_inexact=not exact)
-    program, changes = smaller_program(model, graph, plan)
     if form == "graph":
-        return attach(program, Record(plan, "graph"))
+        return attach(smaller_program(model, graph, plan)[0], Record(plan, "graph"))
     try:
-        return _proven_module(model, plan, program, changes, args, kwargs)
+        return proven_module(model, graph, plan, args, kwargs)
     except ApplyError as error:
         if form == "module":
             raise
-        return attach(program, Record(plan, "graph", str(error)))
-
-
-def _proven_module(
-    model: nn.Module,
-    plan: Plan,
-    program: nn.Module,
-    changes: SizeChanges,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> nn.Module:
-    """The smaller module, if it computes what the program does; ApplyError otherwise."""
-    errors: list[ApplyError] = []
-    expected = run(program, args, kwargs)
-    for sizes in changes.guesses(model):
-        small = smaller_module(model, plan, sizes)
-        try:
-            _prove(small, expected, args, kwargs)
-        except ApplyError as error:
-            errors.append(error)
-        else:
-            return attach(small, Record(plan, "module", sizes=sizes))
-    raise errors[0]
-
-
-def _prove(
-    small: nn.Module, expected: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> None:
-    """Raise ApplyError unless the module gives the expected outputs."""
-    try:
-        got = run(small, args, kwargs)
-    except Exception as error:  # the user's forward may fail in any way once shapes have changed
-        raise ApplyError(
-            f"apply: the smaller module's forward pass failed ({type(error).__name__}: {error}), "
-            f"most likely because the code holds a size that does not follow its tensors. Use form='graph', "
-            f"or leave the group alone."
-        ) from error
-    tolerance = max((SAME.get(t.dtype, 1e-3) for t in expected), default=0.0)
-    difference = relative_difference(got, expected)
-    if not difference <= tolerance:
-        raise ApplyError(
-            f"apply: expected the smaller module to compute what the sliced program computes, got a relative "
-            f"difference of {difference:.2g}. Its code uses a size that has changed. Use form='graph'."
-        )
+        groups = unrealisable(model, graph, plan, args, kwargs)
+        why = f"groups that need form 'graph': {', '.join(groups)}. {error}"
+    if on_unrealisable == "graph":
+        return attach(smaller_program(model, graph, plan)[0], Record(plan, "graph", why))
+    rest = restricted(plan, graph, [g.name for g in plan.groups if g.name not in groups])
+    small = proven_module(model, graph, rest, args, kwargs)
+    return attach(small, replace(record_of(small), note=f"left whole: {why}"))

@@ -53,7 +53,7 @@ def walk(program: ExportedProgram) -> tuple[Walk, list[Tensor]]:
         What was learnt, and the program's tensors; tied ones appear once, under their first name.
     """
     trial, tensors = _propagate(program, None)
-    if not trial.forks:
+    if not trial.forks and not trial.unmerged:
         return trial, tensors
     return _propagate(program, decide(trial))
 

@@ -242,7 +242,7 @@ def form(report: Report) -> str:
         "graph": "The result is the captured program with smaller tensors (form graph).",
         "masked": "The result is the dense model with zeroed units (form masked).",
     }.get(report.form, f"The result has the form {report.form}.")
-    return f"{what} {report.note}".strip()
+    return f"{what} Why not a module: {report.note}" if report.note else what
 
 
 def repairs(report: Report) -> tuple[str, ...]:

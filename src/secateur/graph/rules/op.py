@@ -56,11 +56,13 @@ class Walk:
     """All that is learnt while the rules walk over the graph.
 
     `choices` says which axis carries the units where a split leaves that open. In a walk without
-    choices the forks are collected, and their axes carry trial labels to see where each leads.
+    choices the forks are collected, and their axes carry trial labels to see where each leads; where
+    two axes of units merge it does not choose between them either, and `unmerged` says so.
     """
 
     choices: dict[tuple[str, int], int] | None = None
     forks: list[Fork] = field(default_factory=list)
+    unmerged: bool = False
 
     store: LabelStore = field(default_factory=LabelStore)
     reasons: Reasons = field(default_factory=Reasons)

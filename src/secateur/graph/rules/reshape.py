@@ -59,6 +59,7 @@ def _merge(op: Op, axes: list[Labels]) -> Labels:
     held = [op.store.held(axis) for axis in axes]
     live = [bool((axis > 0).any()) for axis in axes]
     if op.walk.choices is None and sum(held) > 1:  # on trial: where the axes of a fork lead is known by now
+        op.walk.unmerged = True
         return op.store.fresh(product(len(a) for a in axes))
     # Of several that parameters hold, the outermost: heads rather than head size.
     ranks = [(held[i], live[i], bool(axes[i].any()), -i) for i in range(len(axes))]
