@@ -16,10 +16,12 @@ from secateur.cost import Cost
 from secateur.errors import PlanError
 from secateur.graph.assemble import Assembled, slots_of
 from secateur.graph.costs import CostModel
+from secateur.graph.coverage import Coverage, coverage_of
 from secateur.graph.groups import Frozen, Group, Left
 from secateur.graph.inputs import InputSpec
 from secateur.graph.labels import Labels
 from secateur.graph.rules.op import Value, Walk
+from secateur.graph.walk import Tensor, tensor_of
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -52,6 +54,7 @@ class Graph:
     walk: Walk = field(repr=False)
     assembled: Assembled = field(repr=False)
     costs: CostModel = field(repr=False)
+    tensors: tuple[Tensor, ...] = field(repr=False)
 
     def __getitem__(self, name: str) -> Group:
         """The prunable group of this name."""
@@ -64,6 +67,11 @@ class Graph:
     def device(self) -> torch.device:
         """Where the model's first tensor lives (the CPU if it has none)."""
         return next((t.device for t in self.program.state_dict.values()), torch.device("cpu"))
+
+    def coverage(self) -> Coverage:
+        """What is prunable, protected or frozen, and why, for every parameter."""
+        sizes = {t.name: tensor_of(self.program, t.name).numel() for t in self.tensors}
+        return coverage_of(self.walk, self.assembled, self.tensors, sizes)
 
     def keep_slots(self, keep: Mapping[str, NDArray[np.bool_]] | None) -> NDArray[np.bool_]:
         """One vector over the units of all groups, from masks by group name; unnamed groups stay. [slots]

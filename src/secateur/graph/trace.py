@@ -106,6 +106,7 @@ def trace(model: nn.Module, example_inputs: Any, *, allow_inexact: bool = False)
         walk=state,
         assembled=assembled,
         costs=cost_model(assembled, state, tensors, batch),
+        tensors=tuple(tensors),
     )
     if not groups:
         raise NothingToPruneError(

@@ -40,7 +40,7 @@ def reduction(op: Op) -> Axes | list[Axes]:
     "aten.adaptive_avg_pool1d.default", "aten.adaptive_avg_pool2d.default",
     "aten.adaptive_avg_pool3d.default", "aten.adaptive_max_pool1d.default",
     "aten.adaptive_max_pool2d.default", "aten.adaptive_max_pool3d.default",
-    "aten._adaptive_avg_pool2d.default", "aten.max_pool2d_with_indices.default", "aten.lp_pool2d.default",
+    "aten._adaptive_avg_pool2d.default", "aten.max_pool2d_with_indices.default",
     "aten.max_pool1d_with_indices.default", "aten.max_pool3d_with_indices.default",
     "aten.upsample_nearest1d.vec", "aten.upsample_nearest2d.vec", "aten.upsample_nearest3d.vec",
     "aten.upsample_linear1d.vec", "aten.upsample_bilinear2d.vec", "aten.upsample_trilinear3d.vec",

@@ -99,7 +99,7 @@ def _split(op: Op, labels: Labels, sizes: list[int], first: int) -> list[Labels]
 
 @rule("aten.permute.default", "aten.movedim.int", "aten.movedim.intlist", "aten.transpose.int")
 @rule(
-    "aten.transpose_.int",
+    "aten.transpose_.default",
     "aten.swapaxes.default",
     "aten.swapdims.default",
     "aten.t.default",

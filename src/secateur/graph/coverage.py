@@ -1,0 +1,122 @@
+"""What can be pruned and what cannot, parameter by parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from secateur.graph.assemble import Assembled, slots_of
+from secateur.graph.rules.op import Walk
+from secateur.graph.walk import Tensor
+
+Status = Literal["prunable", "protected", "frozen"]
+"""``prunable``: some axis holds units that may go. ``protected``: it reads the input, writes the output, is
+mixed by an operator, or holds no units. ``frozen``: an operator without a rule, or one that needs every
+position, stands in the way."""
+
+
+@dataclass(frozen=True)
+class ParameterCoverage:
+    """One parameter.
+
+    Attributes:
+        name: In the state dict.
+        size: Number of elements.
+        status: What may happen to it.
+        reasons: Why, if nothing may go; operator, module and source line.
+    """
+
+    name: str
+    size: int
+    status: Status
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """All parameters, and how much of the work lies in what may be pruned.
+
+    Attributes:
+        parameters: In order of first use.
+        macs_share: Share of the MACs that belong to operators with at least one prunable axis, in [0, 1].
+        params_share: Share of the parameters' elements with the status ``prunable``, in [0, 1].
+    """
+
+    parameters: tuple[ParameterCoverage, ...]
+    macs_share: float
+    params_share: float
+
+    def __str__(self) -> str:
+        """The two shares, then what is not prunable and why."""
+        lines = [
+            f"{self.macs_share:.1%} of the MACs and {self.params_share:.1%} of the parameters lie in layers "
+            f"with prunable units"
+        ]
+        lines += [f"{p.status}: {p.name}: {'; '.join(p.reasons)}" for p in self.parameters if p.reasons]
+        return "\n".join(lines)
+
+
+def coverage_of(
+    walk: Walk, assembled: Assembled, tensors: Sequence[Tensor], sizes: dict[str, int]
+) -> Coverage:
+    """Say for every parameter whether and why it is prunable, protected or frozen.
+
+    Args:
+        walk: What tracing learnt.
+        assembled: The groups.
+        tensors: The program's tensors.
+        sizes: Elements of each parameter by name.
+    """
+    left = {entry.group.name: entry.reason for entry in assembled.left}
+    numbered = [left.get(group.name, "") for group in assembled.groups]
+    frozen = walk.store.frozen_roots()
+    found = []
+    for tensor in tensors:
+        if tensor.is_parameter:
+            found.append(_parameter(tensor, walk, assembled, numbered, frozen, sizes[tensor.name]))
+    prunable = np.concatenate(
+        [np.full(group.size, not reason) for group, reason in zip(assembled.groups, numbered, strict=True)]
+        or [np.zeros(0, dtype=bool)]
+    )
+    touched = total = 0
+    for contraction in walk.contractions:
+        macs = contraction.factor
+        open_axis = False
+        for axis in contraction.axes:
+            macs *= len(axis)
+            slots = slots_of(assembled, axis, walk)
+            open_axis = open_axis or bool(prunable[slots[slots >= 0]].any())
+        total += macs
+        touched += macs if open_axis else 0
+    elements = sum(p.size for p in found)
+    inside = sum(p.size for p in found if p.status == "prunable")
+    return Coverage(tuple(found), touched / total if total else 0.0, inside / elements if elements else 0.0)
+
+
+def _parameter(
+    tensor: Tensor,
+    walk: Walk,
+    assembled: Assembled,
+    left: list[str],
+    frozen: dict[int, int],
+    size: int,
+) -> ParameterCoverage:
+    protected: dict[str, None] = {}
+    blocked: dict[str, None] = {}
+    for axis in tensor.axes:
+        for root in np.unique(walk.store.find(axis[axis > 0])).tolist():
+            group = int(assembled.group_of[root])
+            if group >= 0 and not left[group]:
+                return ParameterCoverage(tensor.name, size, "prunable")
+            if group >= 0:
+                protected[left[group]] = None
+            elif frozen.get(root, 0) < 0:
+                reason = walk.reasons[frozen[root]]
+                text = f"{reason.what} at {reason.where}" if reason.where else reason.what
+                (protected if reason.what.startswith("model ") else blocked)[text] = None
+    if blocked:
+        return ParameterCoverage(tensor.name, size, "frozen", (*blocked, *protected))
+    return ParameterCoverage(tensor.name, size, "protected", tuple(protected) or ("holds no units",))
