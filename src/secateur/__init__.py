@@ -4,83 +4,40 @@ The street, left to right: `trace`, `score`, an allocator's ``allocate``, `apply
 `save`. `prune` walks it in one call.
 """
 
-from secateur.allocate import Allocator, Budget, Limits, ToD, Uniform
-from secateur.apply.apply import apply
-from secateur.apply.record import record_of
-from secateur.calibration import Calibration
-from secateur.cost import Cost, Latency, latency, weight_bytes
-from secateur.errors import (
-    ApplyError,
-    ArtifactError,
-    BudgetError,
-    CalibrationError,
-    CaptureError,
-    NothingToPruneError,
-    PlanError,
-    ScoreError,
-    SecateurError,
-    SettingError,
-    UnreachableBudgetError,
-    VerificationError,
-)
-from secateur.evaluate import Evaluation, evaluate
-from secateur.graph.graph import Graph
-from secateur.graph.trace import trace
-from secateur.plan import Plan
-from secateur.prune import Result, prune
-from secateur.repair.repair import repair
-from secateur.report.report import Report
-from secateur.save import load, save
-from secateur.score import Magnitude, Scores, Signal, Taylor, Wasserstein, score
-from secateur.verify import Proof, verify
+from __future__ import annotations
 
-__all__ = [  # noqa: RUF022 grouped by what a reader looks for
-    # The street
-    "prune",
-    "trace",
-    "score",
-    "apply",
-    "repair",
-    "verify",
-    "save",
-    "load",
-    "evaluate",
-    "latency",
-    "weight_bytes",
-    "record_of",
-    # How much of each
-    "Allocator",
-    "Budget",
-    "Limits",
-    "ToD",
-    "Uniform",
-    # What each is worth
-    "Signal",
-    "Magnitude",
-    "Taylor",
-    "Wasserstein",
-    # What the calls return
-    "Calibration",
-    "Cost",
-    "Evaluation",
-    "Graph",
-    "Latency",
-    "Plan",
-    "Proof",
-    "Report",
-    "Result",
-    "Scores",
-    # Errors
-    "SecateurError",
-    "ApplyError",
-    "ArtifactError",
-    "BudgetError",
-    "CalibrationError",
-    "CaptureError",
-    "NothingToPruneError",
-    "PlanError",
-    "ScoreError",
-    "SettingError",
-    "UnreachableBudgetError",
-    "VerificationError",
-]
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from secateur.api import *  # noqa: F403
+
+
+class _Package(ModuleType):
+    """Reads the public names from `secateur.api` when they are first asked for: that imports torch.
+
+    So ``secateur --help`` comes at once. Some functions share their module's name (`prune` in prune.py),
+    and importing a module puts it on the package; here it never takes a function's place.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") and name != "__all__":
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        api = import_module("secateur.api")
+        if name != "__all__" and name not in api.__all__:
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        return getattr(api, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (isinstance(value, ModuleType) and name in _SHADOWED):
+            super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *import_module("secateur.api").__all__})
+
+
+_SHADOWED = frozenset({"apply", "evaluate", "prune", "repair", "save", "score", "verify"})
+
+sys.modules[__name__].__class__ = _Package

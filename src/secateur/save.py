@@ -68,6 +68,7 @@ def save(small: nn.Module, directory: str | os.PathLike[str]) -> Path:
         content["record_sha256"] = _digest(content)
         waiting = folder / WAITING
         waiting.write_text(json.dumps(content, indent=1) + "\n")
+        os.chmod(temporary, waiting.stat().st_mode)  # safetensors makes files that only the owner can read
         os.replace(temporary, folder / TENSORS)
         os.replace(waiting, folder / RECORD)
     finally:

@@ -47,7 +47,9 @@ def test_without_a_batch_axis() -> None:
 def test_depthwise_with_a_multiplier() -> None:
     net = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 6, 3, groups=3), nn.Conv2d(6, 2, 1))
     graph = traced(net, torch.randn(*IMAGE))
-    assert identities(graph, ("0.weight", 0, 3), ("1.weight", 0, 6), ("1.bias", 0, 6), ("2.weight", 1, 6)) == [
+    assert identities(
+        graph, ("0.weight", 0, 3), ("1.weight", 0, 6), ("1.bias", 0, 6), ("2.weight", 1, 6)
+    ) == [
         [0, 1, 2],
         *[[0, 0, 1, 1, 2, 2]] * 3,
     ]
@@ -56,7 +58,9 @@ def test_depthwise_with_a_multiplier() -> None:
 def test_more_groups_than_channels_in_each_go_whole() -> None:
     net = nn.Sequential(nn.Conv2d(3, 6, 1), nn.Conv2d(6, 9, 3, groups=3), nn.Conv2d(9, 2, 1))
     graph = traced(net, torch.randn(*IMAGE))
-    assert identities(graph, ("0.weight", 0, 6), ("1.weight", 0, 9), ("1.weight", 1, 2), ("2.weight", 1, 9)) == [
+    assert identities(
+        graph, ("0.weight", 0, 6), ("1.weight", 0, 9), ("1.weight", 1, 2), ("2.weight", 1, 9)
+    ) == [
         [0, 0, 1, 1, 2, 2],
         [0, 0, 0, 1, 1, 1, 2, 2, 2],
         [-1, -1],
@@ -68,7 +72,9 @@ def test_more_groups_than_channels_in_each_go_whole() -> None:
 def test_fewer_groups_than_channels_in_each_all_lose_the_same() -> None:
     net = nn.Sequential(nn.Conv2d(3, 6, 1), nn.Conv2d(6, 8, 3, groups=2), nn.Conv2d(8, 2, 1))
     graph = traced(net, torch.randn(*IMAGE))
-    assert identities(graph, ("0.weight", 0, 6), ("1.weight", 1, 3), ("1.weight", 0, 8), ("2.weight", 1, 8)) == [
+    assert identities(
+        graph, ("0.weight", 0, 6), ("1.weight", 1, 3), ("1.weight", 0, 8), ("2.weight", 1, 8)
+    ) == [
         [0, 1, 2, 0, 1, 2],
         [0, 1, 2],
         [3, 4, 5, 6, 3, 4, 5, 6],
@@ -97,13 +103,17 @@ def test_transposed_grouped_both_ways() -> None:
         nn.Conv2d(9, 2, 1),
     )
     graph = traced(net, torch.randn(*IMAGE))
-    assert identities(graph, ("0.weight", 0, 8), ("1.weight", 0, 8), ("1.weight", 1, 3), ("3.weight", 1, 6)) == [
+    assert identities(
+        graph, ("0.weight", 0, 8), ("1.weight", 0, 8), ("1.weight", 1, 3), ("3.weight", 1, 6)
+    ) == [
         [0, 1, 2, 3] * 2,
         [0, 1, 2, 3] * 2,
         [4, 5, 6],
         [4, 5, 6] * 2,
     ]
-    assert identities(graph, ("3.weight", 0, 6), ("4.weight", 0, 6), ("4.weight", 1, 3), ("5.weight", 1, 9)) == [
+    assert identities(
+        graph, ("3.weight", 0, 6), ("4.weight", 0, 6), ("4.weight", 1, 3), ("5.weight", 1, 9)
+    ) == [
         [0, 0, 1, 1, 2, 2],
         [0, 0, 1, 1, 2, 2],
         [-1] * 3,

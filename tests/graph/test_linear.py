@@ -118,10 +118,19 @@ def test_attention_loses_whole_heads(kv_heads: int) -> None:
         return m.out(y.transpose(1, 2).flatten(2))
 
     net = Calls(
-        attend, q=nn.Linear(3, 8), k=nn.Linear(3, 2 * kv_heads), v=nn.Linear(3, 2 * kv_heads), out=nn.Linear(8, 5)
+        attend,
+        q=nn.Linear(3, 8),
+        k=nn.Linear(3, 2 * kv_heads),
+        v=nn.Linear(3, 2 * kv_heads),
+        out=nn.Linear(8, 5),
     )
     graph = traced(net, torch.randn(2, 5, 3))
     heads = [0, 0, 1, 1, 2, 2, 3, 3] if kv_heads == 4 else [0, 0, 0, 0, 1, 1, 1, 1]
     shared = [0, 0, 1, 1] if kv_heads == 2 else heads
-    axes = [("q.weight", 0, 8), ("k.weight", 0, 2 * kv_heads), ("v.weight", 0, 2 * kv_heads), ("out.weight", 1, 8)]
+    axes = [
+        ("q.weight", 0, 8),
+        ("k.weight", 0, 2 * kv_heads),
+        ("v.weight", 0, 2 * kv_heads),
+        ("out.weight", 1, 8),
+    ]
     assert identities(graph, *axes) == [heads, shared, shared, heads]

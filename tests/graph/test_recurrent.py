@@ -64,7 +64,10 @@ def test_the_last_state_and_a_learnt_first_one() -> None:
         return m.out(m.recurrent(x, start)[1][-1])
 
     net = Calls(
-        last, recurrent=nn.GRU(2, 3, batch_first=True), start=nn.Parameter(torch.randn(1, 1, 3)), out=nn.Linear(3, 2)
+        last,
+        recurrent=nn.GRU(2, 3, batch_first=True),
+        start=nn.Parameter(torch.randn(1, 1, 3)),
+        out=nn.Linear(3, 2),
     )
     graph = traced(net, torch.randn(4, 5, 2))
     axes = [("recurrent.weight_hh_l0", 1, 3), ("start", 2, 3), ("out.weight", 1, 3)]

@@ -44,7 +44,10 @@ def test_over_space_channels_pass(function: object) -> None:
 )
 def test_over_channels_they_mix(function: object) -> None:
     net = Calls(
-        lambda m, x: m.c(F.relu(m.b(function(m.a(x))))), a=nn.Conv2d(3, 4, 1), b=nn.Conv2d(4, 5, 1), c=nn.Conv2d(5, 2, 1)
+        lambda m, x: m.c(F.relu(m.b(function(m.a(x))))),
+        a=nn.Conv2d(3, 4, 1),
+        b=nn.Conv2d(4, 5, 1),
+        c=nn.Conv2d(5, 2, 1),
     )
     graph = traced(net, torch.randn(2, 3, 3, 3))
     assert [left.group.name for left in graph.left] == ["a"]
@@ -85,7 +88,10 @@ def test_other_ranks(pool: nn.Module, conv: type[nn.Module], space: tuple[int, .
 def test_units_along_a_resampled_axis_stay() -> None:
     """Pooling over the features of a linear layer needs its neighbours."""
     net = Calls(
-        lambda m, x: m.c(m.b(F.avg_pool1d(m.a(x)[:, None], 2)[:, 0])), a=nn.Linear(3, 8), b=nn.Linear(4, 5), c=nn.Linear(5, 2)
+        lambda m, x: m.c(m.b(F.avg_pool1d(m.a(x)[:, None], 2)[:, 0])),
+        a=nn.Linear(3, 8),
+        b=nn.Linear(4, 5),
+        c=nn.Linear(5, 2),
     )
     graph = traced(net, torch.randn(2, 3))
     assert [g.name for g in graph.groups] == ["b"]

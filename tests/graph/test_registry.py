@@ -18,7 +18,10 @@ def test_an_operator_has_one_rule() -> None:
     assert RULES["aten.linear.default"].__name__ == "linear"
 
 
-@pytest.mark.parametrize("name", ["relu.default", "relu_.default", "add.Tensor", "add_.Tensor", "hardswish.default", "gelu.default"])
+@pytest.mark.parametrize(
+    "name",
+    ["relu.default", "relu_.default", "add.Tensor", "add_.Tensor", "hardswish.default", "gelu.default"],
+)
 def test_what_acts_position_by_position_needs_no_rule(name: str) -> None:
     packet, overload = name.split(".")
     node = node_of(getattr(getattr(torch.ops.aten, packet), overload))

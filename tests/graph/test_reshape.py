@@ -37,11 +37,16 @@ def test_axes_that_stay_keep_their_units(function: Callable[[Tensor], Tensor]) -
 def test_a_map_that_is_flattened_repeats_its_channels() -> None:
     net = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Flatten(), nn.Linear(12, 2))
     graph = traced(net, torch.randn(2, 3, 2, 2))
-    assert identities(graph, ("0.weight", 0, 3), ("2.weight", 1, 12)) == [[0, 1, 2], [0] * 4 + [1] * 4 + [2] * 4]
+    assert identities(graph, ("0.weight", 0, 3), ("2.weight", 1, 12)) == [
+        [0, 1, 2],
+        [0] * 4 + [1] * 4 + [2] * 4,
+    ]
 
 
 def test_channels_last_and_flattened_tile() -> None:
-    net = Calls(lambda m, x: m.b(m.a(x).permute(0, 2, 3, 1).flatten(1)), a=nn.Conv2d(3, 3, 1), b=nn.Linear(12, 2))
+    net = Calls(
+        lambda m, x: m.b(m.a(x).permute(0, 2, 3, 1).flatten(1)), a=nn.Conv2d(3, 3, 1), b=nn.Linear(12, 2)
+    )
     graph = traced(net, torch.randn(2, 3, 2, 2))
     assert identities(graph, ("a.weight", 0, 3), ("b.weight", 1, 12)) == [[0, 1, 2], [0, 1, 2] * 4]
 
@@ -89,7 +94,9 @@ def test_a_shuffle() -> None:
 def test_what_was_merged_splits_without_ties() -> None:
     """Labels that vary along one of the axes only say which one carries."""
     net = Calls(
-        lambda m, x: m.b(F.relu(m.a(x)).flatten(1).view(x.shape[0], 3, 2, 2).mean((2, 3))), a=nn.Conv2d(3, 3, 1), b=nn.Linear(3, 2)
+        lambda m, x: m.b(F.relu(m.a(x)).flatten(1).view(x.shape[0], 3, 2, 2).mean((2, 3))),
+        a=nn.Conv2d(3, 3, 1),
+        b=nn.Linear(3, 2),
     )
     graph = traced(net, torch.randn(2, 3, 2, 2))
     assert identities(graph, ("a.weight", 0, 3), ("b.weight", 1, 3)) == [[0, 1, 2]] * 2
@@ -114,7 +121,11 @@ def test_two_axes_of_units_that_merge_leave_one() -> None:
 
 def test_copies_follow_what_they_are_combined_with() -> None:
     """A single gate for all units, expanded or repeated over them."""
-    for spread in (lambda g, y: g.expand_as(y), lambda g, y: g.repeat(1, 4), lambda g, y: g.broadcast_to(y.shape)):
+    for spread in (
+        lambda g, y: g.expand_as(y),
+        lambda g, y: g.repeat(1, 4),
+        lambda g, y: g.broadcast_to(y.shape),
+    ):
         net = Calls(
             lambda m, x, spread=spread: m.b(m.a(x) * spread(m.gate(x).sigmoid(), m.a(x))),
             a=nn.Linear(3, 4), gate=nn.Linear(3, 1), b=nn.Linear(4, 2),
@@ -140,9 +151,15 @@ def test_each_copy_of_a_unit_is_that_unit(function: Callable[[Tensor], Tensor], 
 def test_pixels_and_channels() -> None:
     a = [0] * 4 + [1] * 4 + [2] * 4
     net = nn.Sequential(nn.Conv2d(3, 12, 1), nn.PixelShuffle(2), nn.Conv2d(3, 2, 1))
-    assert identities(traced(net, torch.randn(2, 3, 4, 4)), ("0.weight", 0, 12), ("2.weight", 1, 3)) == [a, [0, 1, 2]]
+    assert identities(traced(net, torch.randn(2, 3, 4, 4)), ("0.weight", 0, 12), ("2.weight", 1, 3)) == [
+        a,
+        [0, 1, 2],
+    ]
     net = nn.Sequential(nn.Conv2d(3, 3, 1), nn.PixelUnshuffle(2), nn.Conv2d(12, 2, 1))
-    assert identities(traced(net, torch.randn(2, 3, 4, 4)), ("0.weight", 0, 3), ("2.weight", 1, 12)) == [[0, 1, 2], a]
+    assert identities(traced(net, torch.randn(2, 3, 4, 4)), ("0.weight", 0, 3), ("2.weight", 1, 12)) == [
+        [0, 1, 2],
+        a,
+    ]
     net = nn.Sequential(nn.Conv2d(3, 6, 1), nn.ChannelShuffle(2), nn.Conv2d(6, 2, 1))
     assert identities(traced(net, torch.randn(2, 3, 4, 4)), ("0.weight", 0, 6), ("2.weight", 1, 6)) == [
         [0, 1, 2, 0, 1, 2],

@@ -68,14 +68,26 @@ def test_a_part_of_one_is_a_single_unit() -> None:
 def test_zero_padding_makes_positions_that_follow_the_other_operand() -> None:
     """ResNet-20's shortcut: the padded channels go with those of the branch they are added to."""
     net = Calls(
-        lambda m, x: m.c(F.relu(F.pad(m.a(x), (1, 2)) + m.b(x))), a=nn.Linear(3, 3), b=nn.Linear(3, 6), c=nn.Linear(6, 2)
+        lambda m, x: m.c(F.relu(F.pad(m.a(x), (1, 2)) + m.b(x))),
+        a=nn.Linear(3, 3),
+        b=nn.Linear(3, 6),
+        c=nn.Linear(6, 2),
     )
     graph = traced(net, torch.randn(2, 3))
-    assert identities(graph, ("b.weight", 0, 6), ("a.weight", 0, 3), ("c.weight", 1, 6)) == [SIX, [1, 2, 3], SIX]
+    assert identities(graph, ("b.weight", 0, 6), ("a.weight", 0, 3), ("c.weight", 1, 6)) == [
+        SIX,
+        [1, 2, 3],
+        SIX,
+    ]
 
 
 def test_padding_with_another_value_freezes() -> None:
-    net = Calls(lambda m, x: m.c(m.b(F.pad(m.a(x), (1, 2), value=0.5))), a=nn.Linear(3, 3), b=nn.Linear(6, 4), c=nn.Linear(4, 2))
+    net = Calls(
+        lambda m, x: m.c(m.b(F.pad(m.a(x), (1, 2), value=0.5))),
+        a=nn.Linear(3, 3),
+        b=nn.Linear(6, 4),
+        c=nn.Linear(4, 2),
+    )
     graph = traced(net, torch.randn(2, 3))
     assert [g.name for g in graph.groups] == ["b"]
     assert "aten.pad.default: padded with something other than zeros" in reasons(graph)
@@ -83,7 +95,9 @@ def test_padding_with_another_value_freezes() -> None:
 
 def test_select_needs_the_one_it_takes() -> None:
     net = Calls(
-        lambda m, x: m.b(m.a(x)) + m.a(x).select(1, 2)[:, None] + m.a(x)[:, -1:], a=nn.Linear(3, 5), b=nn.Linear(5, 2)
+        lambda m, x: m.b(m.a(x)) + m.a(x).select(1, 2)[:, None] + m.a(x)[:, -1:],
+        a=nn.Linear(3, 5),
+        b=nn.Linear(5, 2),
     )
     graph = traced(net, torch.randn(4, 3))
     assert identities(graph, ("a.weight", 0, 5)) == [[0, 1, -1, 2, -1]]
@@ -98,12 +112,18 @@ def test_one_of_many_from_the_batch_or_time() -> None:
 def test_unbind_needs_every_position() -> None:
     """Along a new axis it takes apart what was stacked; along units it freezes them."""
     net = Calls(
-        lambda m, x: m.c(sum(torch.stack([m.a(x), m.b(x)], 1).unbind(1))), a=nn.Linear(3, 4), b=nn.Linear(3, 4), c=nn.Linear(4, 2)
+        lambda m, x: m.c(sum(torch.stack([m.a(x), m.b(x)], 1).unbind(1))),
+        a=nn.Linear(3, 4),
+        b=nn.Linear(3, 4),
+        c=nn.Linear(4, 2),
     )
     axes = [("a.weight", 0, 4), ("b.weight", 0, 4), ("c.weight", 1, 4)]
     assert identities(traced(net, torch.randn(2, 3)), *axes) == [[0, 1, 2, 3]] * 3
     net = Calls(
-        lambda m, x: m.c(m.b(torch.stack(m.a(x).unbind(1)[::-1], 1))), a=nn.Linear(3, 4), b=nn.Linear(4, 5), c=nn.Linear(5, 2)
+        lambda m, x: m.c(m.b(torch.stack(m.a(x).unbind(1)[::-1], 1))),
+        a=nn.Linear(3, 4),
+        b=nn.Linear(4, 5),
+        c=nn.Linear(5, 2),
     )
     graph = traced(net, torch.randn(2, 3))
     assert [g.name for g in graph.groups] == ["b"]
@@ -116,7 +136,9 @@ def test_stacked_then_flattened() -> None:
 
 
 def test_rolling_everything_freezes() -> None:
-    net = Calls(lambda m, x: m.c(m.b(m.a(x).roll(1))), a=nn.Linear(3, 4), b=nn.Linear(4, 5), c=nn.Linear(5, 2))
+    net = Calls(
+        lambda m, x: m.c(m.b(m.a(x).roll(1))), a=nn.Linear(3, 4), b=nn.Linear(4, 5), c=nn.Linear(5, 2)
+    )
     graph = traced(net, torch.randn(2, 3))
     assert [g.name for g in graph.groups] == ["b"]
     assert "aten.roll.default: rolled across all axes" in reasons(graph)
@@ -132,7 +154,9 @@ def test_rolling_everything_freezes() -> None:
     ],
 )
 def test_positions_that_depend_on_the_data_freeze(function: Callable[[Tensor], Tensor], reason: str) -> None:
-    net = Calls(lambda m, x: m.c(m.b(function(m.a(x)))), a=nn.Linear(3, 4), b=nn.Linear(4, 5), c=nn.Linear(5, 2))
+    net = Calls(
+        lambda m, x: m.c(m.b(function(m.a(x)))), a=nn.Linear(3, 4), b=nn.Linear(4, 5), c=nn.Linear(5, 2)
+    )
     graph = traced(net, torch.randn(4, 3))
     assert [g.name for g in graph.groups] == ["b"]
     assert any(reason in r for r in reasons(graph))
@@ -140,7 +164,10 @@ def test_positions_that_depend_on_the_data_freeze(function: Callable[[Tensor], T
 
 def test_joined_along_the_batch() -> None:
     net = Calls(
-        lambda m, x: m.c(torch.cat([m.a(x), m.b(x)], 0)), a=nn.Linear(3, 4), b=nn.Linear(3, 4), c=nn.Linear(4, 2)
+        lambda m, x: m.c(torch.cat([m.a(x), m.b(x)], 0)),
+        a=nn.Linear(3, 4),
+        b=nn.Linear(3, 4),
+        c=nn.Linear(4, 2),
     )
     axes = [("a.weight", 0, 4), ("b.weight", 0, 4), ("c.weight", 1, 4)]
     assert identities(traced(net, torch.randn(2, 3)), *axes) == [[0, 1, 2, 3]] * 3

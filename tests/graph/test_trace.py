@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,7 +36,10 @@ def state_of(model: nn.Module) -> dict[str, Any]:
         "identities": {name: (id(t), t.data_ptr(), t.requires_grad) for name, t in tensors.items()},
         "gradients": {n: None if p.grad is None else p.grad.clone() for n, p in model.named_parameters()},
         "modes": [m.training for m in model.modules()],
-        "hooks": [(list(m._forward_hooks), list(m._forward_pre_hooks), list(m._backward_hooks)) for m in model.modules()],
+        "hooks": [
+            (list(m._forward_hooks), list(m._forward_pre_hooks), list(m._backward_hooks))
+            for m in model.modules()
+        ],
         "attributes": [sorted(vars(m)) for m in model.modules()],
         "random": (torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()),  # noqa: NPY002
     }
@@ -92,7 +96,7 @@ def test_after_a_failure_too() -> None:
     model = Calls(lambda m, x: m.b(m.a(x)).tolist(), a=nn.Linear(3, 4), b=nn.Linear(4, 2)).train()
     before = state_of(model)
     with pytest.raises(sc.CaptureError):
-        sc.trace(model, torch.randn(2, 3))
+        sc.trace(model, torch.zeros(2, 3))
     assert_same(before, state_of(model))
 
 
@@ -118,9 +122,7 @@ def test_buffers_that_the_forward_pass_writes() -> None:
 
 def test_two_traces_say_the_same() -> None:
     for name in ("residual", "channel_shuffle", "lstm_two_layers", "unet"):
-        first, second = (
-            sc.trace(build(name), TOPOLOGIES[name].inputs(3, torch.float64)) for _ in range(2)
-        )
+        first, second = (sc.trace(build(name), TOPOLOGIES[name].inputs(3, torch.float64)) for _ in range(2))
         assert str(first) == str(second)
         assert first.fingerprint == second.fingerprint
         for a, b in zip(first.groups, second.groups, strict=True):
@@ -152,7 +154,7 @@ def test_a_model_for_a_single_sample() -> None:
 
 
 def test_a_model_that_fixes_its_batch() -> None:
-    net = Calls(lambda m, x: m.b(m.a(x).view(3, 2, -1).amax(2)), a=nn.Linear(3, 8), b=nn.Linear(2, 2))
+    net = Calls(lambda m, x: m.b(m.a(x).view(3, 2, 4).amax(2)), a=nn.Linear(3, 8), b=nn.Linear(2, 2))
     graph = traced(net, torch.randn(3, 3))
     assert graph.static_batch == 3
     assert graph.cost().macs == 24 + 4
@@ -193,7 +195,9 @@ def test_arguments_that_are_no_tensors() -> None:
             super().__init__()
             self.net = mlp()
 
-        def forward(self, x: list[Tensor], scale: float, mask: Tensor | None, extra: dict[str, Tensor]) -> Tensor:
+        def forward(
+            self, x: list[Tensor], scale: float, mask: Tensor | None, extra: dict[str, Tensor]
+        ) -> Tensor:
             y = self.net(x[0] + extra["x"]) * scale
             return y if mask is None else y * mask
 
@@ -230,7 +234,12 @@ def test_inputs_follow_the_model_to_its_device() -> None:
 
 
 def test_inputs_and_outputs_are_frozen_by_name() -> None:
-    net = Calls(lambda m, image, vector: m.a(image) + m.b(vector), a=nn.Linear(3, 4), b=nn.Linear(5, 4), c=nn.Linear(4, 6))
+    net = Calls(
+        lambda m, image, vector: m.a(image) + m.b(vector),
+        a=nn.Linear(3, 4),
+        b=nn.Linear(5, 4),
+        c=nn.Linear(4, 6),
+    )
     net.function = lambda m, image, vector: m.c(m.a(image)) + m.c(m.b(vector))
     graph = traced(net, torch.randn(2, 3), torch.randn(2, 5))
     entries = {(f.tensor, f.axis): (f.count, f.reason) for f in graph.frozen}
@@ -243,7 +252,12 @@ def test_inputs_and_outputs_are_frozen_by_name() -> None:
 
 
 def test_every_output_is_frozen() -> None:
-    net = Calls(lambda m, x: {"h": [m.a(x)], "y": m.b(m.c(m.a(x)))}, a=nn.Linear(3, 4), b=nn.Linear(5, 2), c=nn.Linear(4, 5))
+    net = Calls(
+        lambda m, x: {"h": [m.a(x)], "y": m.b(m.c(m.a(x)))},
+        a=nn.Linear(3, 4),
+        b=nn.Linear(5, 2),
+        c=nn.Linear(4, 5),
+    )
     graph = traced(net, torch.randn(2, 3))
     assert [g.name for g in graph.groups] == ["c"]
 
@@ -273,15 +287,25 @@ def unknown_operator() -> Iterator[Any]:
 
 
 def test_an_unknown_operator_freezes_what_it_touches_and_nothing_else(unknown_operator: Any) -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.b, self.c = nn.Linear(4, 5), nn.Linear(5, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.c(unknown_operator(self.b(x)))
+
     net = Calls(
-        lambda m, x: m.d(F.relu(m.c(unknown_operator(m.b(F.relu(m.a(x))))))),
-        a=nn.Linear(3, 4), b=nn.Linear(4, 5), c=nn.Linear(5, 6), d=nn.Linear(6, 2),
-    )  # fmt: skip
+        lambda m, x: m.d(F.relu(m.block(F.relu(m.a(x))))), a=nn.Linear(3, 4), block=Block(), d=nn.Linear(6, 2)
+    )
     graph = traced(net, torch.randn(2, 3))
-    assert [(g.name, g.size) for g in graph.groups] == [("a", 4), ("c", 6)]
+    assert [(g.name, g.size) for g in graph.groups] == [("a", 4), ("block.c", 6)]
     unknown = [f for f in graph.frozen if f.reason == "no rule for secateur_test.mystery.default"]
-    assert {(f.tensor, f.axis, f.count) for f in unknown} == {("b.weight", 0, 5), ("b.bias", 0, 5), ("c.weight", 1, 5)}
-    assert all("test_trace.py:" in f.where and "unknown_operator(" in f.where for f in unknown)
+    assert {(f.tensor.removeprefix("block."), f.axis, f.count) for f in unknown} == {
+        ("b.weight", 0, 5), ("b.bias", 0, 5), ("c.weight", 1, 5),
+    }  # fmt: skip
+    line = r"block \(test_trace\.py:\d+: return self\.c\(unknown_operator\(self\.b\(x\)\)\)\)"
+    assert all(re.fullmatch(line, f.where) for f in unknown)
     assert "secateur_test.mystery.default" in str(graph)
 
 
@@ -320,7 +344,7 @@ def test_regions_without_gradients_are_seen_through() -> None:
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        (lambda y: y.tolist(), "could not capture"),
+        (lambda y: y.tolist(), "to return tensors, got none"),
         (lambda y: "text", "to return tensors, got none"),
         (lambda y: None, "to return tensors, got none"),
         (lambda y: {"n": 3}, "to return tensors, got none"),
@@ -334,12 +358,16 @@ def test_outputs_that_are_no_tensors(output: Any, message: str) -> None:
 
 
 def test_inputs_of_another_shape_say_what_torch_said(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(sc.CaptureError, match=r"could not capture Sequential: .*Check that model\(\*example_inputs\) runs"):
+    with pytest.raises(
+        sc.CaptureError, match=r"could not capture Sequential: .*Check that model\(\*example_inputs\) runs"
+    ):
         sc.trace(mlp(), torch.randn(2, 7))
     assert capsys.readouterr().err == ""
 
 
-def test_a_forward_pass_that_branches_on_values(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+def test_a_forward_pass_that_branches_on_values(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     net = Calls(lambda m, x: m.net(x) if x.sum() > 0 else m.net(-x), net=mlp())
     with pytest.raises(sc.CaptureError, match="does not branch on values"):
         sc.trace(net, torch.randn(2, 3))
@@ -355,7 +383,9 @@ def test_a_script_is_refused() -> None:
 
 
 def test_nothing_to_prune_shows_what_there_is() -> None:
-    with pytest.raises(sc.NothingToPruneError, match=r"found none(.|\n)*weight axis 1 \(3\): model input(.|\n)*model output"):
+    with pytest.raises(
+        sc.NothingToPruneError, match=r"found none(.|\n)*weight axis 1 \(3\): model input(.|\n)*model output"
+    ):
         sc.trace(nn.Linear(3, 2), torch.zeros(2, 3))
     with pytest.raises(sc.NothingToPruneError):
         sc.trace(nn.Sequential(nn.Flatten(), nn.ReLU()), torch.zeros(2, 3))

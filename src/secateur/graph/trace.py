@@ -19,7 +19,7 @@ from secateur.graph.assemble import assemble, cost_model
 from secateur.graph.graph import Graph, fingerprint
 from secateur.graph.inline import inline_regions
 from secateur.graph.inputs import InputSpec, call_arguments
-from secateur.graph.rules.op import hint
+from secateur.graph.rules.op import hint, is_open
 from secateur.graph.walk import walk
 
 
@@ -157,7 +157,7 @@ def capture(
         for n in inputs
         if isinstance(n.meta.get("val"), torch.Tensor) and n.meta["val"].ndim
     ]
-    dynamic = any(isinstance(s, torch.SymInt) for s in sizes)
+    dynamic = any(map(is_open, sizes))
     captured = hint(sizes[0]) if sizes else 1
     return program, captured, None if dynamic else captured
 

@@ -117,7 +117,7 @@ def _visit(node: fx.Node, state: Walk) -> Value:
 
 
 def _fold(node: fx.Node, state: Walk) -> None:
-    """Know the value of integers computed from constants alone: an index may be one, behind a view or a copy."""
+    """Know the value of integers computed from constants: an index may be one, behind a view or a copy."""
     value, target = node.meta.get("val"), node.target
     inputs = node.all_input_nodes
     if (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur.apply.copying import duplicate
 from secateur.apply.record import attach, record_of, with_repairs
 from secateur.calibration import Calibration, seeded
 from secateur.errors import CalibrationError, SettingError
@@ -98,7 +98,7 @@ def repair(
     """
     record_of(small)
     chosen = resolve(methods)
-    best = copy.deepcopy(small)
+    best = duplicate(small)
     if not chosen:
         return best
     fit, held = Calibration.of(calibration, seed=seed).split()
@@ -119,7 +119,7 @@ def repair(
                     }
                 )
                 continue
-            candidate = copy.deepcopy(best)
+            candidate = duplicate(best)
             try:
                 method.run(candidate, model, fit, progress)
             except CalibrationError as error:

@@ -14,7 +14,7 @@ from secateur.plan import Plan
 
 
 class _Data(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
 class Figures(_Data):
@@ -102,7 +102,7 @@ class Report(_Data):
         """The report as JSON, also written to `path` if one is given."""
         text = self.model_dump_json(indent=1) + "\n"
         if path is not None:
-            Path(path).write_text(text)
+            Path(path).write_text(text, encoding="utf-8")
         return text
 
     def to_html(self, path: str | Path) -> Path:
@@ -110,7 +110,7 @@ class Report(_Data):
         from secateur.report.html import render
 
         path = Path(path)
-        path.write_text(render(self))
+        path.write_text(render(self), encoding="utf-8")
         return path
 
     def __str__(self) -> str:

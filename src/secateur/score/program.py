@@ -16,6 +16,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from secateur.errors import CalibrationError
+from secateur.graph.rules.op import is_open
 
 Watcher = Callable[[str, Tensor], None]
 """Called with a node's name and value, right after the node was computed."""
@@ -153,7 +154,7 @@ def _open_axes(node: fx.Node) -> tuple[int, ...]:
         return ()
     # A captured tensor has symbols where its shape says int.
     lengths: tuple[Any, ...] = tuple(value.shape)
-    return tuple(axis for axis, length in enumerate(lengths) if isinstance(length, torch.SymInt))
+    return tuple(axis for axis, length in enumerate(lengths) if is_open(length))
 
 
 def _outline(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:

@@ -85,6 +85,11 @@ def hint(size: Any) -> int:
     return int(size)
 
 
+def is_open(size: Any) -> bool:
+    """True for a size that the program leaves open: symbolic, and not pinned by what the model does."""
+    return isinstance(size, torch.SymInt) and size.node.maybe_as_int() is None
+
+
 def shape_of(value: Any) -> tuple[int, ...]:
     """The shape of a node's captured value (or of a tensor)."""
     tensor = value.meta["val"] if isinstance(value, fx.Node) else value

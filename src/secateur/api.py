@@ -1,0 +1,82 @@
+"""Every public name, imported: what `secateur` hands out when it is first asked for one."""
+
+from secateur.allocate import Allocator, Budget, Limits, ToD, Uniform
+from secateur.apply.apply import apply
+from secateur.apply.record import record_of
+from secateur.calibration import Calibration
+from secateur.cost import Cost, Latency, latency, weight_bytes
+from secateur.errors import (
+    ApplyError,
+    ArtifactError,
+    BudgetError,
+    CalibrationError,
+    CaptureError,
+    NothingToPruneError,
+    PlanError,
+    ScoreError,
+    SecateurError,
+    SettingError,
+    UnreachableBudgetError,
+    VerificationError,
+)
+from secateur.evaluate import Evaluation, evaluate
+from secateur.graph.graph import Graph
+from secateur.graph.trace import trace
+from secateur.plan import Plan
+from secateur.prune import Result, prune
+from secateur.repair.repair import repair
+from secateur.report.report import Report
+from secateur.save import load, save
+from secateur.score import Magnitude, Scores, Signal, Taylor, Wasserstein, score
+from secateur.verify import Proof, verify
+
+__all__ = [  # noqa: RUF022 grouped by what a reader looks for
+    # The street
+    "prune",
+    "trace",
+    "score",
+    "apply",
+    "repair",
+    "verify",
+    "save",
+    "load",
+    "evaluate",
+    "latency",
+    "weight_bytes",
+    "record_of",
+    # How much of each
+    "Allocator",
+    "Budget",
+    "Limits",
+    "ToD",
+    "Uniform",
+    # What each is worth
+    "Signal",
+    "Magnitude",
+    "Taylor",
+    "Wasserstein",
+    # What the calls return
+    "Calibration",
+    "Cost",
+    "Evaluation",
+    "Graph",
+    "Latency",
+    "Plan",
+    "Proof",
+    "Report",
+    "Result",
+    "Scores",
+    # Errors
+    "SecateurError",
+    "ApplyError",
+    "ArtifactError",
+    "BudgetError",
+    "CalibrationError",
+    "CaptureError",
+    "NothingToPruneError",
+    "PlanError",
+    "ScoreError",
+    "SettingError",
+    "UnreachableBudgetError",
+    "VerificationError",
+]
