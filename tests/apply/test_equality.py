@@ -15,7 +15,7 @@ from tests.apply.plans import keeps, plan_of, random_plan
 from tests.models import HARD_CODED, INEXACT, TOPOLOGIES, build
 
 FOLLOWS_ANY_PLAN = sorted(set(TOPOLOGIES) - HARD_CODED - {"channel_shuffle"})
-"""All of their code reads sizes from tensors; `channel_shuffle` follows plans that take alike from both halves."""
+"""Their code reads sizes from tensors; `channel_shuffle` follows plans that take alike from both halves."""
 
 TRACED, RUN = 3, (1, 2, 5)
 """Batch sizes: a captured program must not have learnt the one it was traced with."""

@@ -16,8 +16,10 @@ def tagger(kind: type[nn.RNNBase], hidden: int = 3, **settings: object) -> nn.Mo
     width = out * (2 if settings.get("bidirectional") else 1)
     return Calls(
         lambda m, x: m.out(m.recurrent(m.embed(x))[0]),
-        embed=nn.Linear(2, 4), recurrent=kind(4, hidden, batch_first=True, **settings), out=nn.Linear(width, 2),
-    )  # fmt: skip
+        embed=nn.Linear(2, 4),
+        recurrent=kind(4, hidden, batch_first=True, **settings),
+        out=nn.Linear(width, 2),
+    )
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -59,9 +59,10 @@ def test_over_channels_they_mix(function: object) -> None:
     "layer",
     [
         nn.MaxPool2d(2), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(2), nn.AdaptiveMaxPool2d((2, 1)),
-        nn.Upsample(scale_factor=2), nn.Upsample(size=(3, 5), mode="bilinear"), nn.Upsample(scale_factor=2, mode="bicubic"),
-        nn.ReflectionPad2d(1), nn.ReplicationPad2d(1), nn.ZeroPad2d(1), nn.ConstantPad2d(1, 3.0), nn.CircularPad2d(1),
-        nn.LPPool2d(2, 2), nn.MaxPool2d(2, return_indices=True),
+        nn.Upsample(scale_factor=2), nn.Upsample(size=(3, 5), mode="bilinear"),
+        nn.Upsample(scale_factor=2, mode="bicubic"), nn.ReflectionPad2d(1), nn.ReplicationPad2d(1),
+        nn.ZeroPad2d(1), nn.ConstantPad2d(1, 3.0), nn.CircularPad2d(1), nn.LPPool2d(2, 2),
+        nn.MaxPool2d(2, return_indices=True),
     ],
     ids=lambda layer: type(layer).__name__,
 )  # fmt: skip
@@ -77,9 +78,14 @@ def test_resampling_leaves_channels_alone(layer: nn.Module) -> None:
 
 @pytest.mark.parametrize(
     ("pool", "conv", "space"),
-    [(nn.MaxPool1d(2), nn.Conv1d, (8,)), (nn.AvgPool1d(2), nn.Conv1d, (8,)), (nn.MaxPool3d(2), nn.Conv3d, (4, 4, 4)),
-     (nn.AdaptiveAvgPool3d(1), nn.Conv3d, (4, 4, 4)), (nn.AdaptiveMaxPool1d(2), nn.Conv1d, (8,))],
-)  # fmt: skip
+    [
+        (nn.MaxPool1d(2), nn.Conv1d, (8,)),
+        (nn.AvgPool1d(2), nn.Conv1d, (8,)),
+        (nn.MaxPool3d(2), nn.Conv3d, (4, 4, 4)),
+        (nn.AdaptiveAvgPool3d(1), nn.Conv3d, (4, 4, 4)),
+        (nn.AdaptiveMaxPool1d(2), nn.Conv1d, (8,)),
+    ],
+)
 def test_other_ranks(pool: nn.Module, conv: type[nn.Module], space: tuple[int, ...]) -> None:
     graph = traced(nn.Sequential(conv(2, 4, 1), pool, conv(4, 2, 1)), torch.randn(2, 2, *space))
     assert [(g.name, g.size) for g in graph.groups] == [("0", 4)]

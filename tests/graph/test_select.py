@@ -35,7 +35,10 @@ SIX = [0, 1, 2, 3, 4, 5]
         (2, lambda x: x.index_select(1, torch.tensor([4, 2])), [4, 2]),
         (4, lambda x: F.pad(x, (-1, -1)), [1, 2, 3, 4]),
     ],
-    ids="swap overlap chunk split sizes sections indices step range narrow flip roll roll2 index repeated select crop".split(),
+    ids=(
+        "swap overlap chunk split sizes sections indices step range narrow flip roll roll2 index repeated "
+        "select crop"
+    ).split(),
 )  # fmt: skip
 def test_units_keep_their_identity(out: int, function: Callable[[Tensor], Tensor], b: list[int]) -> None:
     a, found = between(6, out, function)
@@ -174,7 +177,7 @@ def test_joined_along_the_batch() -> None:
 
 
 def test_units_written_in_steps_stay() -> None:
-    """A view of every other channel is no view of what stays of them, so nothing may be written through it."""
+    """A view of every other channel is none of what stays of them, so nothing may be written through it."""
 
     def forward(m: nn.Module, x: Tensor) -> Tensor:
         y = m.a(x).clone()

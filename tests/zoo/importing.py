@@ -1,4 +1,4 @@
-"""Importing torchvision and timm where torchvision's compiled operators do not load.
+"""Importing torchvision, timm and transformers where torchvision's compiled operators do not load.
 
 torchvision is installed beside whatever build of torch there is. If its compiled library was built
 for another one (a CUDA build beside a CPU-only torch), it does not load, and the import then fails
@@ -66,3 +66,9 @@ def import_torchvision() -> ModuleType | None:
 def import_timm() -> ModuleType | None:
     """`timm`, or None where it, or torchvision, which it needs, is not installed."""
     return _import("timm") if import_torchvision() is not None else None
+
+
+def import_transformers() -> ModuleType | None:
+    """`transformers`, or None where it is not installed; torchvision, which it imports if it can, comes first."""
+    import_torchvision()
+    return _import("transformers")

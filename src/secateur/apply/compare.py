@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from secateur.apply.tensors import copied
+from secateur.apply.copying import duplicate
 from secateur.graph.trace import evaluating
 
 
@@ -35,7 +35,7 @@ def relative_difference(ours: list[torch.Tensor], theirs: list[torch.Tensor]) ->
         if a.is_complex() != b.is_complex():
             return float("inf")
         if a.is_complex():
-            a, b = torch.view_as_real(a), torch.view_as_real(b)
+            a, b = torch.view_as_real(a.resolve_conj()), torch.view_as_real(b.resolve_conj())
         finite = torch.isfinite(b)
         if not torch.equal(torch.isfinite(a), finite):
             return float("inf")
@@ -74,7 +74,7 @@ def _all_double() -> Iterator[None]:
 
 def run_in_double(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
     """`run` on a float64 copy of the model and of the inputs, whatever casts the model makes."""
-    double = copied(model).double()
+    double = duplicate(model).double()
     args, kwargs = pytree.tree_map(
         lambda v: v.detach().double() if isinstance(v, torch.Tensor) and v.is_floating_point() else v,
         (args, dict(kwargs)),

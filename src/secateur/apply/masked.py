@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from secateur.apply.tensors import copied, removed_positions, tensor_called
+from secateur.apply.copying import duplicate
+from secateur.apply.tensors import removed_positions, tensor_called
 from secateur.plan import Plan
 
 
@@ -15,7 +16,7 @@ def masked(model: nn.Module, plan: Plan) -> nn.Module:
     Raises:
         ApplyError: If the model cannot be copied, or does not hold one of the plan's tensors.
     """
-    reference = copied(model)
+    reference = duplicate(model)
     with torch.no_grad():
         for name, axes in removed_positions(plan, consumed_only=True).items():
             tensor = tensor_called(reference, name)

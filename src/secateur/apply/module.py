@@ -7,8 +7,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from secateur.apply.attributes import new_attributes
+from secateur.apply.copying import duplicate
 from secateur.apply.sizes import Sizes, set_sizes
-from secateur.apply.tensors import Removed, copied, cut_like, kept, removed_positions, tensor_called
+from secateur.apply.tensors import Removed, cut_like, kept, removed_positions, tensor_called
 from secateur.plan import Plan
 
 
@@ -28,7 +29,7 @@ def smaller_module(model: nn.Module, plan: Plan, sizes: Sizes | None = None) -> 
     # deepcopy takes what the memo already holds: the cut tensor, wherever the old one is referred to.
     # That keeps tied weights tied. The old tensors are held here, so their ids stay valid.
     memo: dict[int, object] = {id(t): cut_like(t, removed[name]) for name, t in cut_tensors.items()}
-    small = copied(model, memo)
+    small = duplicate(model, memo)
     by_identity = {id(cut_tensors[name]): axes for name, axes in removed.items()}
     for old, new in zip(model.modules(), small.modules(), strict=True):
         _update(old, new, by_identity)

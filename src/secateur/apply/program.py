@@ -15,6 +15,7 @@ import torch
 from torch import fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
 
+from secateur.apply.copying import duplicate
 from secateur.apply.rewrites import REWRITES, Call, Mask
 from secateur.apply.sizes import SizeChanges
 from secateur.apply.tensors import cut, tensor_called
@@ -101,7 +102,7 @@ class _Builder:
                     k: v for k, v in node.meta.items() if k in ("nn_module_stack", "stack_trace")
                 }
             elif node.op == "get_attr":
-                raise ApplyError(f"apply: form 'graph' cannot hold the nested program {node.target}.")
+                self.made[node] = self._nested(str(node.target))
         self._output()
         module = fx.GraphModule(self.root, self.out, class_name=type(self.model).__name__)
         module.train(self.model.training)
@@ -109,6 +110,11 @@ class _Builder:
             with contextlib.suppress(AttributeError):
                 layer.training = self.model.get_submodule(path).training
         return module
+
+    def _nested(self, name: str) -> fx.Node:
+        """A region that capture keeps as a program of its own; what it touches is frozen, so it fits as it is."""
+        self.root.add_module(name, duplicate(self.graph.program.graph_module.get_submodule(name)))
+        return self.out.get_attr(name)
 
     def _state(self, node: fx.Node, name: str, shared: dict[int, torch.Tensor], *, persistent: bool) -> None:
         """Register a cut tensor under its own name, tied ones as one object."""

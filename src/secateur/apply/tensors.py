@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 
 import numpy as np
@@ -71,21 +70,6 @@ def tensor_called(model: nn.Module, name: str) -> torch.Tensor:
             f"forward() can be cut only in form 'graph'."
         )
     return found
-
-
-def copied(model: nn.Module, memo: dict[int, object] | None = None) -> nn.Module:
-    """A deep copy; what `memo` holds is taken from there, by the id of what it replaces.
-
-    Raises:
-        ApplyError: If the model cannot be copied.
-    """
-    try:
-        return copy.deepcopy(model, memo)
-    except Exception as error:
-        raise ApplyError(
-            f"apply: expected {type(model).__name__} to be copyable, got {type(error).__name__}: {error}. "
-            f"Remove attributes that copy.deepcopy refuses (locks, generators, tensors with history)."
-        ) from error
 
 
 def groups_after(stays: NDArray[np.bool_], groups: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json as json_format
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
@@ -97,6 +98,7 @@ def describe(name: str, graph: Graph) -> dict[str, Any]:
         "smallest": {"params": smallest.params, "macs": smallest.macs},
         "units": sum(group.size for group in graph.groups),
         "groups": groups,
+        "coverage": dataclasses.asdict(graph.coverage()),
         "left": [
             {"name": left.group.name, "units": left.group.size, "reason": left.reason} for left in graph.left
         ],
@@ -117,6 +119,8 @@ def listing(found: dict[str, Any]) -> str:
         f"{found['units']:,} units in {len(found['groups'])} groups may be removed. "
         f"With one unit left in each: {words.percent(least['params'], dense_params)} of the parameters, "
         f"{words.percent(least['macs'], dense_macs)} of the MACs.",
+        f"{found['coverage']['macs_share']:.1%} of the MACs and {found['coverage']['params_share']:.1%} of the "
+        "parameters lie in layers with units that may be removed.",
         "",
     ]
     names = [str(group["name"]) for group in found["groups"]]

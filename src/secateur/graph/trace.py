@@ -43,12 +43,22 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block; every submodule's own mode is restored afterwards."""
+    """Evaluation mode inside the block, without key-value caches; everything is restored afterwards.
+
+    A language model whose configuration says `use_cache` returns its cache beside its logits, which no
+    capture can hold and no comparison needs.
+    """
     modes = [(module, module.training) for module in model.modules()]
+    configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
+    caching = [c for c in configs.values() if getattr(c, "use_cache", False) is True]
     model.eval()
     try:
+        for config in caching:
+            config.use_cache = False
         yield
     finally:
+        for config in caching:
+            config.use_cache = True
         for module, mode in modes:
             module.training = mode
 

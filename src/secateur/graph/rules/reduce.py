@@ -19,7 +19,8 @@ from secateur.graph.rules.registry import rule
 @rule("aten.argmax.default", "aten.argmin.default", "aten.max.default", "aten.min.default")
 @rule(
     "aten.var_mean.dim", "aten.var_mean.default", "aten.std_mean.correction", "aten.std_mean.dim",
-    "aten.std_mean.default", "aten.var.default", "aten.std.default", "aten.prod.default", "aten.aminmax.default",
+    "aten.std_mean.default", "aten.var.default", "aten.std.default", "aten.prod.default",
+    "aten.aminmax.default",
 )  # fmt: skip
 def reduction(op: Op) -> Axes | list[Axes]:
     """A reduction over an axis mixes its positions; the other axes pass."""

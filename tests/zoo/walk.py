@@ -1,0 +1,146 @@
+"""The whole street on one architecture: trace, plan, apply in both forms, verify, save, load."""
+
+from __future__ import annotations
+
+import copy
+import math
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+import secateur as sc
+from secateur.apply.compare import run
+from tests.zoo.entry import Entry
+from tests.zoo.weights import Inputs
+
+RATIO = 0.3
+TOLERANCE = 1e-9
+
+
+@dataclass
+class Walked:
+    """What became of one architecture.
+
+    Attributes:
+        name: The architecture.
+        family: The library that defines it.
+        groups: Prunable groups.
+        units: Units of these groups together.
+        macs_share: Share of the MACs in layers with prunable units.
+        macs: MACs after pruning, as a fraction of before.
+        form: What form ``auto`` became.
+        note: Why that is not ``module``, if so.
+        needs_graph: Share of the prunable MACs' saving that a module cannot express, in [0, 1].
+        frozen: Operators that froze something for want of a rule, with how many tensor axes each.
+        proof_graph: Relative difference of form ``graph`` to the masked dense model, in float64.
+        proof_auto: The same for form ``auto``.
+        seconds: By step.
+    """
+
+    name: str
+    family: str
+    groups: int = 0
+    units: int = 0
+    macs_share: float = 0.0
+    macs: float = 1.0
+    form: str = ""
+    note: str = ""
+    needs_graph: float = 0.0
+    frozen: dict[str, int] = field(default_factory=dict)
+    proof_graph: float = math.inf
+    proof_auto: float = math.inf
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, step: str) -> Iterator[None]:
+        """Records how long the block takes."""
+        start = time.perf_counter()
+        yield
+        self.seconds[step] = time.perf_counter() - start
+
+
+def random_keep(graph: sc.Graph, seed: int = 0) -> dict[str, NDArray[np.bool_]]:
+    """Masks that remove floor(`RATIO` x size) units of every group, at least one."""
+    rng = np.random.default_rng(seed)
+    masks = {}
+    for group in graph.groups:
+        mask = np.ones(group.size, dtype=bool)
+        mask[rng.choice(group.size, max(1, int(RATIO * group.size)), replace=False)] = False
+        masks[group.name] = mask
+    return masks
+
+
+def varies(outputs: list[torch.Tensor]) -> bool:
+    """Whether every output has finite values that differ, so that comparing it means something."""
+    for output in outputs:
+        values = output[torch.isfinite(output)] if output.is_floating_point() else output
+        if values.numel() < 2 or not bool((values != values.flatten()[0]).any()):
+            return False
+    return True
+
+
+def arguments(inputs: Inputs) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
+    """Positional and keyword arguments."""
+    return (inputs, {}) if isinstance(inputs, tuple) else ((), dict(inputs))
+
+
+def walk(entry: Entry) -> Walked:
+    """Every step for one architecture.
+
+    Raises:
+        AssertionError: If an output is constant, a proof fails, or a loaded model computes something else.
+        SecateurError: What a step refuses.
+    """
+    found = Walked(entry.name, entry.family)
+    model, inputs = entry.make(), entry.inputs()
+    args, kwargs = arguments(inputs)
+    if not varies(run(model, args, kwargs)):
+        raise AssertionError(f"{entry.name}: expected outputs that vary and are finite.")
+    with found.timed("trace"):
+        graph = sc.trace(model, inputs)
+    with found.timed("plan"):
+        plan = sc.Plan.build(graph, random_keep(graph), allocator="random", settings={"ratio": RATIO})
+    with found.timed("apply"):
+        program = sc.apply(model, plan, "graph", graph=graph, example_inputs=inputs)
+    with found.timed("apply_auto"):
+        chosen = sc.apply(model, plan, "auto", graph=graph, example_inputs=inputs)
+    with found.timed("verify_both"):
+        found.proof_graph = sc.verify(model, program, plan, inputs, tolerance=TOLERANCE).difference
+        found.proof_auto = sc.verify(model, chosen, plan, inputs, tolerance=TOLERANCE).difference
+    found.groups, found.units = len(graph.groups), sum(group.size for group in graph.groups)
+    found.macs_share = graph.coverage().macs_share
+    found.macs = plan.predicted.macs / max(plan.dense.macs, 1)
+    record = sc.record_of(chosen)
+    found.form, found.note = record.form, record.note
+    if record.form == "graph":
+        with found.timed("apply_leave"):
+            rest = sc.apply(model, plan, "auto", graph=graph, example_inputs=inputs, on_unrealisable="leave")
+        realised = sc.record_of(rest).plan.predicted.macs
+        saved = plan.dense.macs - plan.predicted.macs
+        found.needs_graph = (realised - plan.predicted.macs) / max(saved, 1)
+    reasons = (f.reason for f in graph.frozen if f.reason.startswith(("no rule", "the rule")))
+    found.frozen = dict(Counter(reasons))
+    with found.timed("save_and_load_both"):
+        for small in (program, chosen):
+            reload(small, model, inputs)
+    return found
+
+
+def reload(small: nn.Module, model: nn.Module, inputs: Inputs) -> None:
+    """Save and load a pruned model; AssertionError unless the copy computes the same, bit for bit."""
+    args, kwargs = arguments(inputs)
+    with tempfile.TemporaryDirectory() as folder:
+        sc.save(small, Path(folder))
+        again = sc.load(Path(folder), lambda: copy.deepcopy(model), example_inputs=inputs)
+    for ours, theirs in zip(run(again, args, kwargs), run(small, args, kwargs), strict=True):
+        if not torch.equal(ours, theirs):
+            raise AssertionError("expected the loaded model to compute the same, bit for bit.")
