@@ -69,9 +69,9 @@ def test_tied_parameters_stay_tied() -> None:
 
 def test_attributes_follow_their_tensors() -> None:
     net = nn.Sequential(
-        nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6), nn.Conv2d(6, 12, 3, groups=6), nn.PReLU(12), nn.GroupNorm(6, 12),
-        nn.ConvTranspose2d(12, 8, 2), nn.InstanceNorm2d(8, affine=True), nn.Flatten(), nn.Linear(200, 5),
-        nn.Linear(5, 2),
+        nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6), nn.Conv2d(6, 12, 3, groups=6), nn.PReLU(12),
+        nn.GroupNorm(6, 12), nn.ConvTranspose2d(12, 8, 2), nn.InstanceNorm2d(8, affine=True), nn.Flatten(),
+        nn.Linear(200, 5), nn.Linear(5, 2),
     )  # fmt: skip
     graph = sc.trace(net, torch.zeros(2, 3, 6, 6))
     assert [(g.name, g.size) for g in graph.groups] == [("0", 6), ("5", 8), ("8", 5)]
@@ -141,7 +141,8 @@ def test_batch_norm_settings_come_back() -> None:
     """Capture writes constants; the layers that training needs have to be what they were."""
     net = nn.Sequential(
         nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6, eps=0.5, momentum=None), nn.Conv2d(6, 5, 1),
-        nn.BatchNorm2d(5, momentum=0.3, affine=False), nn.Conv2d(5, 2, 1), nn.BatchNorm2d(2, track_running_stats=False),
+        nn.BatchNorm2d(5, momentum=0.3, affine=False), nn.Conv2d(5, 2, 1),
+        nn.BatchNorm2d(2, track_running_stats=False),
     )  # fmt: skip
     graph = sc.trace(net, torch.zeros(2, 3, 4, 4))
     small = sc.apply(net, plan_of(graph, {}), "graph", graph=graph)

@@ -128,7 +128,12 @@ class PointNet(nn.Module):
         self.transform = nn.Sequential(nn.Conv1d(3, 16, 1), nn.ReLU(), nn.Conv1d(16, 24, 1), nn.ReLU())
         self.matrix = nn.Linear(24, 9)
         self.points = nn.Sequential(
-            nn.Conv1d(3, 20, 1), nn.BatchNorm1d(20), nn.ReLU(), nn.Conv1d(20, 32, 1), nn.BatchNorm1d(32), nn.ReLU()
+            nn.Conv1d(3, 20, 1),
+            nn.BatchNorm1d(20),
+            nn.ReLU(),
+            nn.Conv1d(20, 32, 1),
+            nn.BatchNorm1d(32),
+            nn.ReLU(),
         )
         self.deep = nn.Sequential(nn.Conv1d(32, 48, 1), nn.BatchNorm1d(48))
         self.head = nn.Sequential(nn.Linear(48, 24), nn.BatchNorm1d(24), nn.ReLU(), nn.Linear(24, CLASSES))
@@ -148,7 +153,9 @@ class MessagePassing(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.embed = nn.Linear(6, 20)
-        self.message = nn.ModuleList(nn.Sequential(nn.Linear(43, 28), nn.ReLU(), nn.Linear(28, 20)) for _ in range(2))
+        self.message = nn.ModuleList(
+            nn.Sequential(nn.Linear(43, 28), nn.ReLU(), nn.Linear(28, 20)) for _ in range(2)
+        )
         self.update = nn.ModuleList(nn.GRUCell(20, 20) if i else nn.Linear(40, 20) for i in range(2))
         self.head = nn.Sequential(nn.Linear(20, 16), nn.ReLU(), nn.Linear(16, CLASSES))
 

@@ -112,7 +112,7 @@ class _Builder:
         return module
 
     def _nested(self, name: str) -> fx.Node:
-        """A region that capture keeps as a program of its own; what it touches is frozen, so it fits as it is."""
+        """A region that capture keeps as a program of its own; what it touches is frozen, so it fits."""
         self.root.add_module(name, duplicate(self.graph.program.graph_module.get_submodule(name)))
         return self.out.get_attr(name)
 

@@ -11,9 +11,11 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from secateur.apply.compare import relative_difference, run
+from secateur.apply.metadata import new_metadata
 from secateur.apply.module import smaller_module
 from secateur.apply.program import smaller_program
 from secateur.apply.record import Record, attach
+from secateur.apply.sizes import set_sizes
 from secateur.errors import ApplyError
 from secateur.graph.graph import Graph
 from secateur.plan import Plan
@@ -40,7 +42,10 @@ def proven_module(
         except ApplyError as error:
             first = first or error
         else:
-            return attach(small, Record(plan, "module", sizes=sizes))
+            slots = graph.keep_slots(plan.keep)
+            metadata = new_metadata(model, small, graph, slots)
+            set_sizes(model, small, metadata)
+            return attach(small, Record(plan, "module", sizes={**sizes, **metadata}))
     raise first or ApplyError("apply: expected a reading of the size attributes, got none.")
 
 

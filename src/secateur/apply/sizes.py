@@ -8,14 +8,16 @@ a guess, so there are several, from the most to the least cautious, and a forwar
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import fx, nn
 
+from secateur.errors import ArtifactError
+
 Sizes = Mapping[str, Any]
-"""``module.path.attribute`` -> its new value, an integer or a list of integers."""
+"""``module.path.attribute`` -> its new value, an integer or a list of integers; see `set_sizes`."""
 
 
 @dataclass(frozen=True)
@@ -122,12 +124,36 @@ def _join(path: str, name: str) -> str:
 
 
 def set_sizes(dense: nn.Module, small: nn.Module, sizes: Sizes) -> None:
-    """Set attributes of `small`, as far as they are still those of `dense`: a layer's own have followed."""
+    """Set numbers of `small`, as far as they are still those of `dense`: a layer's own have followed.
+
+    A path goes through submodules, attributes, list positions and mapping keys.
+    """
     for key, value in sizes.items():
         path, _, name = key.rpartition(".")
-        module, old = small.get_submodule(path), getattr(dense.get_submodule(path), name)
-        if getattr(module, name) == old and _same_kind(old, value):
-            setattr(module, name, value if _is_size(old) else type(old)(value))
+        holder, old = _reach(small, path), _step(_reach(dense, path), name)
+        if _step(holder, name) != old or not _same_kind(old, value):
+            continue
+        new = value if _is_size(old) else type(old)(value)
+        if isinstance(holder, MutableMapping):
+            holder[name] = new
+        else:
+            setattr(holder, name, new)
+
+
+def _reach(root: Any, path: str) -> Any:
+    for part in path.split(".") if path else []:
+        root = _step(root, part)
+    return root
+
+
+def _step(holder: Any, part: str) -> Any:
+    if part.startswith("__"):
+        raise ArtifactError(f"sizes: expected a path of submodules and attributes, got {part!r} in it.")
+    if isinstance(holder, Mapping):
+        return holder[part]
+    if isinstance(holder, list | tuple):
+        return holder[int(part)]
+    return getattr(holder, part)
 
 
 def _same_kind(old: Any, value: Any) -> bool:
