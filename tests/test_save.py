@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import struct
@@ -14,11 +15,12 @@ import torch
 from torch import nn
 
 import secateur as sc
-from secateur import save as saving
 from secateur.apply.compare import run
 from tests.apply.plans import random_plan
 from tests.apply.test_equality import traced
 from tests.models import TOPOLOGIES, build
+
+saving = importlib.import_module("secateur.save")  # the package's attribute of this name is the function
 
 TENSORS, RECORD = "model.safetensors", "secateur.json"
 
@@ -126,6 +128,9 @@ def test_the_mode_is_that_of_the_function(tmp_path: Path) -> None:
     assert sc.load(tmp_path, lambda: build("mlp").train()).training
 
 
+@pytest.mark.filterwarnings(
+    "ignore:.*script_method.*:DeprecationWarning"
+)  # torch, when it loads its compiler
 def test_a_compiled_model_is_seen_through(tmp_path: Path) -> None:
     sc.save(pruned("mlp"), tmp_path)
     back = sc.load(tmp_path, lambda: torch.compile(build("mlp", seed=7)))

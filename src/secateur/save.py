@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -23,7 +24,8 @@ from torch import nn
 from secateur.apply.masked import masked
 from secateur.apply.module import smaller_module
 from secateur.apply.program import smaller_program
-from secateur.apply.record import Record, attach, record_of
+from secateur.apply.record import Form, Record, attach, record_of
+from secateur.apply.tensors import check_positions
 from secateur.errors import ArtifactError, PlanError
 from secateur.graph.graph import fingerprint
 from secateur.graph.trace import trace, unwrap
@@ -31,6 +33,23 @@ from secateur.plan import Plan
 
 FORMAT = 1
 TENSORS, RECORD, WAITING = "model.safetensors", "secateur.json", ".secateur.json.waiting"
+
+
+class _Content(BaseModel):
+    """What ``secateur.json`` holds, beside its own checksum."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: int
+    secateur: str
+    torch: str
+    form: Form
+    note: str
+    repairs: tuple[dict[str, Any], ...]
+    sizes: dict[str, int | list[int]]
+    tied: dict[str, str]
+    tensors_sha256: str
+    plan: dict[str, Any]
 
 
 def save(small: nn.Module, directory: str | os.PathLike[str]) -> Path:
@@ -94,25 +113,23 @@ def load(
     """
     folder = Path(directory)
     content = _read(folder)
+    model = unwrap(make_model())
     try:
-        plan = Plan.from_json(json.dumps(content["plan"]))
-        model = unwrap(make_model())
+        plan = Plan.from_json(json.dumps(content.plan))
         plan.check(fingerprint(model))
+        check_positions(model, plan)
     except PlanError as error:
         raise ArtifactError(f"load({folder}): {error}") from error
     small = _shape(model, plan, content, example_inputs)
-    _fill(small, load_file(folder / TENSORS), content["tied"], folder)
-    return attach(
-        small, Record(plan, content["form"], content["note"], tuple(content["repairs"]), content["sizes"])
-    )
+    _fill(small, load_file(folder / TENSORS), content.tied, folder)
+    return attach(small, Record(plan, content.form, content.note, content.repairs, content.sizes))
 
 
-def _shape(model: nn.Module, plan: Plan, content: dict[str, Any], example_inputs: Any) -> nn.Module:
-    form = content["form"]
-    if form == "masked":
+def _shape(model: nn.Module, plan: Plan, content: _Content, example_inputs: Any) -> nn.Module:
+    if content.form == "masked":
         return masked(model, plan)
-    if form == "module":
-        return smaller_module(model, plan, content["sizes"])
+    if content.form == "module":
+        return smaller_module(model, plan, content.sizes)
     if example_inputs is None:
         args, kwargs = plan.inputs.example()
         example_inputs = kwargs or args
@@ -131,21 +148,21 @@ def _without_ties(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, 
             tied[name] = first[key]
             continue
         first[key] = name
-        copy = tensor.detach().to("cpu", copy=True).contiguous()
-        if copy.is_floating_point():
-            copy[copy.abs() < torch.finfo(copy.dtype).tiny] = 0  # subnormals: CPUs compute with them slowly
-        tensors[name] = copy
+        tensors[name] = tensor.detach().to("cpu", copy=True).contiguous()
     return tensors, tied
 
 
 def _fill(small: nn.Module, tensors: dict[str, torch.Tensor], tied: dict[str, str], folder: Path) -> None:
     own = small.state_dict(keep_vars=True)
-    if set(own) != set(tensors) | set(tied):
+    if set(own) != set(tensors) | set(tied) or not set(tied.values()) <= set(tensors):
         odd = sorted(set(own) ^ (set(tensors) | set(tied)))
         raise ArtifactError(
             f"load({folder}): expected the tensors of the model that make_model() makes, got a difference in "
             f"{', '.join(odd[:5])}. Pass the function that made the model that was pruned."
         )
+    # Copies: what was read is mapped from the file, which a later save replaces, and lies in memory as it does
+    # there, whose alignment decides in which order some kernels add.
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     for name, target in own.items():
         stored = tensors[tied.get(name, name)]
         if stored.shape != target.shape:
@@ -156,7 +173,7 @@ def _fill(small: nn.Module, tensors: dict[str, torch.Tensor], tied: dict[str, st
         target.data = stored.to(target.device)
 
 
-def _read(folder: Path) -> dict[str, Any]:
+def _read(folder: Path) -> _Content:
     """The record that belongs to the tensors in the folder."""
     if not (folder / TENSORS).is_file():
         raise ArtifactError(
@@ -179,7 +196,7 @@ class _NewerError(Exception):
     pass
 
 
-def _checked(folder: Path, name: str) -> dict[str, Any]:
+def _checked(folder: Path, name: str) -> _Content:
     try:
         content = json.loads((folder / name).read_text())
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -198,11 +215,17 @@ def _checked(folder: Path, name: str) -> dict[str, Any]:
     stated = content.pop("record_sha256", None)
     if stated != _digest(content):
         raise ArtifactError(f"{name} was altered: its checksum does not fit its content")
-    if content["tensors_sha256"] != _sha256(folder / TENSORS):
+    try:
+        found = _Content.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ArtifactError(f"{name} is malformed: {where}: {first['msg']}") from error
+    if found.tensors_sha256 != _sha256(folder / TENSORS):
         raise ArtifactError(
             f"{TENSORS} is truncated, altered or from another save: its checksum does not fit {name}"
         )
-    return content
+    return found
 
 
 def _digest(content: dict[str, Any]) -> str:

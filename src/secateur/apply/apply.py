@@ -12,6 +12,7 @@ from secateur.apply.masked import masked
 from secateur.apply.program import smaller_program
 from secateur.apply.realise import proven_module, restricted, unrealisable
 from secateur.apply.record import Record, attach, record_of
+from secateur.apply.tensors import check_positions
 from secateur.errors import ApplyError, SettingError
 from secateur.graph.graph import Graph, fingerprint
 from secateur.graph.inputs import call_arguments
@@ -58,6 +59,7 @@ def apply(
         raise SettingError(f"apply(on_unrealisable={on_unrealisable!r}): expected 'graph' or 'leave'.")
     model = unwrap(model)
     plan.check(fingerprint(model))
+    check_positions(model, plan)
     if form == "masked":
         return attach(masked(model, plan), Record(plan, "masked"))
     device = next((t.device for t in model.state_dict().values()), torch.device("cpu"))

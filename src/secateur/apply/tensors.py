@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from secateur.errors import ApplyError
+from secateur.errors import ApplyError, PlanError
 from secateur.plan import Plan
 
 Removed = Mapping[int, NDArray[np.int64]]
@@ -29,6 +29,26 @@ def removed_positions(plan: Plan, *, consumed_only: bool = False) -> dict[str, d
     }
 
 
+def check_positions(model: nn.Module, plan: Plan) -> None:
+    """Make sure that a plan removes nothing that is not there: one read from a file may say anything.
+
+    Raises:
+        PlanError: If an axis or a position does not exist.
+    """
+    for name, axes in removed_positions(plan).items():
+        try:
+            shape = tensor_called(model, name).shape
+        except ApplyError:  # a constant made inside forward()
+            continue
+        for axis, positions in axes.items():
+            size = shape[axis] if axis < len(shape) else 0
+            if positions[-1] >= size:
+                raise PlanError(
+                    f"plan: expected positions below {size} of axis {axis} of {name} {tuple(shape)}, got "
+                    f"{positions[-1]}. Make the plan again."
+                )
+
+
 def kept(size: int, removed: NDArray[np.int64]) -> NDArray[np.bool_]:
     """True for each position along an axis of this size that stays. [size]"""
     mask = np.ones(size, dtype=bool)
@@ -42,7 +62,7 @@ def cut(tensor: torch.Tensor, removed: Removed) -> torch.Tensor:
     for axis, positions in removed.items():
         stays = np.flatnonzero(kept(out.shape[axis], positions))
         out = out.index_select(axis, torch.as_tensor(stays, device=out.device))
-    return out.clone(memory_format=torch.contiguous_format)
+    return out if removed else out.clone(memory_format=torch.contiguous_format)
 
 
 def cut_like(tensor: torch.Tensor, removed: Removed) -> torch.Tensor:

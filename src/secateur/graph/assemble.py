@@ -33,15 +33,20 @@ ACTIVATIONS = frozenset(
 
 @dataclass(frozen=True)
 class Assembled:
-    """Groups in order of execution, with the class -> unit tables that other rooms need.
+    """Groups in order of execution, with the tables that other rooms need.
 
-    `group_of` and `unit_of` map a root label to its group's number (-1: none) and its unit.
+    Attributes:
+        groups: All groups, those in `left` too.
+        frozen: Parts of tensors that may not shrink.
+        group_of: The number of each label's group, -1 for none. [labels]
+        slot_of: The slot of each label, -1 for none: units numbered through all groups. [labels]
+        left: Groups that are not to be pruned.
     """
 
     groups: tuple[Group, ...]
     frozen: tuple[Frozen, ...]
     group_of: NDArray[np.int64]
-    unit_of: NDArray[np.int64]
+    slot_of: NDArray[np.int64]
     left: tuple[Left, ...]
 
 
@@ -81,7 +86,10 @@ def assemble(walk: Walk, tensors: list[Tensor], *, allow_inexact: bool) -> Assem
     )
     left = tuple(Left(g, reason) for g in groups if (reason := _why_left(g, allow_inexact=allow_inexact)))
     frozen = _frozen(walk, tensors, root_of, frozen_roots)
-    return Assembled(groups, frozen, group_of, unit_of, left)
+    offsets = np.cumsum([0, *(g.size for g in groups)])
+    member = group_of[root_of]
+    slot_of = np.where(member >= 0, offsets[member] + unit_of[root_of], -1)
+    return Assembled(groups, frozen, member, slot_of, left)
 
 
 def _keep_what_only_code_holds(walk: Walk, tensors: list[Tensor], bits: NDArray[np.int64]) -> None:
@@ -271,12 +279,9 @@ def _frozen(
     return tuple(found)
 
 
-def slots_of(assembled: Assembled, labels: NDArray[np.int64], walk: Walk) -> NDArray[np.int64]:
-    """The slot of each position along an axis: units numbered through all groups, -1 for none."""
-    offsets = np.cumsum([0, *(g.size for g in assembled.groups)])[:-1]
-    roots = np.where(labels > 0, walk.store.find(labels), 0)
-    groups = assembled.group_of[roots]
-    return np.where(groups >= 0, offsets[groups] + assembled.unit_of[roots], -1) if len(offsets) else groups
+def slots_of(assembled: Assembled, labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The slot of each position along an axis, -1 for none."""
+    return assembled.slot_of[np.maximum(labels, 0)]
 
 
 def cost_model(assembled: Assembled, walk: Walk, tensors: list[Tensor], batch: int) -> CostModel:
@@ -284,8 +289,8 @@ def cost_model(assembled: Assembled, walk: Walk, tensors: list[Tensor], batch: i
     model = CostModel(sum(g.size for g in assembled.groups), batch)
     for tensor in tensors:
         if tensor.is_parameter:
-            model.add("params", 1, [model.axis(slots_of(assembled, a, walk)) for a in tensor.axes])
+            model.add("params", 1, [model.axis(slots_of(assembled, a)) for a in tensor.axes])
     for contraction in walk.contractions:
-        axes = [model.axis(slots_of(assembled, a, walk)) for a in contraction.axes]
+        axes = [model.axis(slots_of(assembled, a)) for a in contraction.axes]
         model.add("macs", contraction.factor, axes)
     return model

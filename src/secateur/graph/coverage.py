@@ -87,7 +87,7 @@ def coverage_of(
         open_axis = False
         for axis in contraction.axes:
             macs *= len(axis)
-            slots = slots_of(assembled, axis, walk)
+            slots = slots_of(assembled, axis)
             open_axis = open_axis or bool(prunable[slots[slots >= 0]].any())
         total += macs
         touched += macs if open_axis else 0

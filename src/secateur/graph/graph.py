@@ -110,7 +110,7 @@ class Graph:
         """Which positions with these labels stay. [axis size]"""
         if not (labels > 0).any():
             return np.ones(len(labels), dtype=bool)
-        positions = slots_of(self.assembled, labels, self.walk)
+        positions = slots_of(self.assembled, labels)
         return np.where(positions >= 0, slots[positions], True)
 
     def __str__(self) -> str:

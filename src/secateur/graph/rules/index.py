@@ -77,6 +77,34 @@ def gather(op: Op) -> Axes:
     return tuple(out)
 
 
+@rule("aten.index_add.default", "aten.index_add_.default", "aten.index_copy.default", "aten.index_copy_.default")
+def write_rows(op: Op) -> Axes:
+    """Rows (along one axis) of a source written into rows of a tensor; the other axes are the same units."""
+    x, source = op.axes(op["self"]), op.axes(op["source"])
+    dim = op.integer("dim") % len(x)
+    op.freeze(x[dim], "which positions are written depends on an index tensor")
+    op.freeze(source[dim], "written in part")
+    rest = op.broadcast((*x[:dim], *x[dim + 1 :]), (*source[:dim], *source[dim + 1 :]))
+    return (*rest[:dim], x[dim], *rest[dim:])
+
+
+@rule("aten.scatter_add.default", "aten.scatter_add_.default", "aten.scatter.src", "aten.scatter_.src")
+@rule("aten.scatter_reduce.two", "aten.scatter_reduce_.two")
+def scatter(op: Op) -> Axes:
+    """Positions along one axis written separately for each of the others, which stay what they are."""
+    x, source, index = op.axes(op["self"]), op.axes(op["src"]), op.axes(op["index"])
+    dim = op.integer("dim") % len(x)
+    out = []
+    for k, (a, b, c) in enumerate(zip(x, source, index, strict=True)):
+        if k != dim and len(a) == len(b) == len(c):
+            out.append(op.broadcast((a,), (b,), (c,))[0])
+        else:
+            for axis in (a, b, c):
+                op.freeze(axis, "which positions are written depends on an index tensor")
+            out.append(a)
+    return tuple(out)
+
+
 @rule("aten.topk.default", "aten.sort.default", "aten.sort.stable")
 def ordered(op: Op) -> list[Axes]:
     """Values and positions in order along one axis, all of which are needed."""

@@ -2,44 +2,56 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from torch import fx
 
+from secateur.graph.labels import Labels
 from secateur.graph.rules.op import CONSUME, PRODUCE, Axes, Op
 from secateur.graph.rules.registry import rule
 
 
-def contract(op: Op, left: fx.Node, right: fx.Node, a: str, b: str, out: str) -> Axes:
-    """A product of two tensors, summed over what `out` lacks, in einsum's letters.
+def contract(op: Op, operands: Sequence[fx.Node], terms: Sequence[str], out: str) -> Axes:
+    """A product of tensors, summed over what `out` lacks, in einsum's letters: a term for each operand.
 
-    Letters that both operands have are the same units (broadcasting where a size is one). Where one
-    operand is a weight, it consumes what is summed over and produces what is only its own. A sum over
-    units without a weight mixes them.
+    Letters that operands share are the same units (broadcasting where a size is one). An operand that is
+    a weight consumes what is summed over and produces what is only its own. A sum over units without a
+    weight, or between weights alone, mixes them.
     """
-    axes: dict[str, Any] = {}
-    for letter in dict.fromkeys(a + b):
+    axes: dict[str, Labels] = {}
+    for letter in dict.fromkeys("".join(terms)):
         sides = [
-            (op.axes(n)[letters.index(letter)],)
-            for n, letters in ((left, a), (right, b))
-            if letter in letters
+            (op.axes(operand)[term.index(letter)],)
+            for operand, term in zip(operands, terms, strict=True)
+            if letter in term
         ]
         axes[letter] = op.broadcast(*sides)[0]
-    weight, letters, other = (right, b, a) if op.is_weight(right) else (left, a, b)
-    is_weight = op.is_weight(weight) and not (op.is_weight(left) and op.is_weight(right))
-    own = [c for c in letters if c not in other and c in out]
+    weights = [k for k, operand in enumerate(operands) if op.is_weight(operand)]
+    weights = [] if len(weights) == len(operands) else weights
     for letter in (c for c in axes if c not in out):
-        if is_weight and letter in letters:
-            op.role(op.axes(weight)[letters.index(letter)], CONSUME)
-        else:
+        consuming = [k for k in weights if letter in terms[k]]
+        if not consuming:
             op.mix(axes[letter])
-    if is_weight:
-        for letter in own:
-            op.role(op.axes(weight)[letters.index(letter)], PRODUCE)
-            op.produces(weight, out.index(letter))
-    op.count(1, *axes.values())
+        for k in consuming:
+            op.role(op.axes(operands[k])[terms[k].index(letter)], CONSUME)
+    for k in weights:
+        others = "".join(term for i, term in enumerate(terms) if i != k)
+        for letter in (c for c in terms[k] if c not in others and c in out):
+            op.role(op.axes(operands[k])[terms[k].index(letter)], PRODUCE)
+            op.produces(operands[k], out.index(letter))
+    _count(op, operands, terms, out, axes)
     return tuple(axes[letter] for letter in out)
+
+
+def _count(op: Op, operands: Sequence[fx.Node], terms: Sequence[str], out: str, axes: dict[str, Labels]) -> None:
+    """Count the products as PyTorch makes them: operand by operand, each result as small as it can be."""
+    left = terms[0]
+    for k in range(1, len(operands)):
+        rest = "".join(terms[k + 1 :]) + out
+        letters = dict.fromkeys(left + terms[k])
+        op.count(1, *(axes[c] for c in letters))
+        left = "".join(c for c in letters if c in rest)
 
 
 @rule("aten.linear.default")
@@ -83,26 +95,35 @@ def _matmul(op: Op, left: fx.Node, right: fx.Node) -> Axes:
     batch = "".join(chr(ord("A") + i) for i in range(max(ranks[0] - len(a), ranks[1] - len(b))))
     a = batch[len(batch) - (ranks[0] - len(a)) :] + a
     b = batch[len(batch) - (ranks[1] - len(b)) :] + b
-    return contract(op, left, right, a, b, batch + ("m" if "m" in a else "") + ("n" if "n" in b else ""))
+    return contract(op, (left, right), (a, b), batch + ("m" if "m" in a else "") + ("n" if "n" in b else ""))
 
 
 @rule("aten.einsum.default")
 def einsum(op: Op) -> Axes:
-    """Products by letters; two operands, without repeated letters or ellipsis."""
-    equation, operands = op["equation"].replace(" ", ""), list(op["tensors"])
-    inputs, arrow, out = equation.partition("->")
-    letters = inputs.split(",")
-    if "." in equation or len(operands) > 2 or any(len(set(s)) < len(s) for s in letters):
-        raise ValueError(f"einsum {equation!r} has an ellipsis, a repeated letter or more than two operands")
+    """Products by letters, of any number of operands; an ellipsis stands for leading letters of its own."""
+    operands = list(op["tensors"])
+    terms, out = _letters(op["equation"], [len(op.axes(x)) for x in operands])
+    if any(len(set(term)) < len(term) for term in (*terms, out)):
+        raise ValueError(f"einsum {op['equation']!r} repeats a letter within one operand")
+    if len(operands) > 1:
+        return contract(op, operands, terms, out)
+    axes = dict(zip(terms[0], op.axes(operands[0]), strict=True))
+    for letter in set(terms[0]) - set(out):
+        op.mix(axes[letter])
+    return tuple(axes[letter] for letter in out)
+
+
+def _letters(equation: str, ranks: list[int]) -> tuple[list[str], str]:
+    """The letters of each operand and of the result, with the ellipsis written out."""
+    inputs, arrow, out = equation.replace(" ", "").partition("->")
+    terms = inputs.split(",")
     if not arrow:
-        every = "".join(letters)
-        out = "".join(sorted(c for c in set(every) if every.count(c) == 1))
-    if len(operands) == 1:
-        axes = dict(zip(letters[0], op.axes(operands[0]), strict=True))
-        for letter in set(letters[0]) - set(out):
-            op.mix(axes[letter])
-        return tuple(axes[letter] for letter in out)
-    return contract(op, operands[0], operands[1], letters[0], letters[1], out)
+        every = inputs.replace(",", "").replace(".", "")
+        out = ("..." if "..." in inputs else "") + "".join(sorted(c for c in set(every) if every.count(c) == 1))
+    hidden = [rank - len(t) + 3 if "..." in t else 0 for t, rank in zip(terms, ranks, strict=True)]
+    spare = "".join(chr(0x100 + i) for i in range(max(hidden)))  # no letters that an equation can hold
+    terms = [t.replace("...", spare[len(spare) - n :]) for t, n in zip(terms, hidden, strict=True)]
+    return terms, out.replace("...", spare)
 
 
 @rule("aten.scaled_dot_product_attention.default")

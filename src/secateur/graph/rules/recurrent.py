@@ -59,3 +59,26 @@ def _tie_gates(op: Op, rows: Labels, hidden: Labels) -> None:
     gates = len(rows) // len(hidden)
     op.tie(rows, np.tile(hidden, gates))
     op.role(rows, PRODUCE)
+
+
+@rule("aten.lstm_cell.default", "aten.gru_cell.default", "aten.rnn_tanh_cell.default", "aten.rnn_relu_cell.default")
+def cell(op: Op) -> Axes | list[Axes]:
+    """One step of one layer: new states from an input [..., in] and states [..., hidden]."""
+    x, lstm = op.axes(op["input"]), op.name.startswith("aten.lstm")
+    states = [op.axes(s) for s in (op["hx"] if lstm else [op["hx"]])]
+    hidden = states[0][-1]
+    for state in states:
+        op.broadcast(x[:-1], state[:-1])
+        op.tie(state[-1], hidden)
+    for name, source in (("w_ih", x[-1]), ("w_hh", hidden)):
+        rows, columns = op.axes(op[name])
+        _tie_gates(op, rows, hidden)
+        op.tie(columns, source)
+        op.role(columns, CONSUME)
+        op.count(product(op.shape(op["input"])[:-1]), rows, columns)
+    for name in ("b_ih", "b_hh"):
+        if op.get(name) is not None:
+            _tie_gates(op, op.axes(op[name])[0], hidden)
+    op.produces(op["w_ih"], len(x) - 1)
+    out = (*x[:-1], hidden)
+    return [out, out] if lstm else out
