@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 import secateur as sc
 from benchmarks import results
+from benchmarks.peer_torch_pruning import measured
 from tests.zoo.models import ENTRIES, Entry
 
 RATIO = 0.3
@@ -53,6 +54,10 @@ def run(entry: Entry) -> dict[str, object]:
     program = sc.apply(model, plan, "graph", graph=graph, example_inputs=images)
     clock("apply", start)
     start = time.perf_counter()
+    again = sc.Plan.build(graph, random_keep(graph, seed=1), allocator="random", settings={"ratio": RATIO})
+    sc.apply(model, again, "graph", graph=graph, example_inputs=images)
+    clock("further_plan_apply", start)
+    start = time.perf_counter()
     chosen = sc.apply(model, plan, "auto", graph=graph, example_inputs=images)
     clock("apply_auto", start)
     start = time.perf_counter()
@@ -73,6 +78,7 @@ def run(entry: Entry) -> dict[str, object]:
         "form": record.form,
         "note": record.note,
         "frozen_for_want_of_a_rule": len(rules),
+        "peer": measured(entry.name, RATIO),
     }
 
 
@@ -89,16 +95,18 @@ def main() -> None:
     rows = [
         (
             r["name"], r["groups"], r["units"], f"{r['macs']:.2f}", *(f"{r['seconds'][s]:.2f}" for s in
-            ("trace", "plan", "apply", "apply_auto")), f"{r['trace_plan_apply']:.2f}", r["form"],
+            ("trace", "plan", "apply", "apply_auto", "further_plan_apply")), f"{r['trace_plan_apply']:.2f}",
+            f"{r['peer']['seconds']:.2f}" if "seconds" in r["peer"] else "failed", r["form"],
             f"{r['proof_graph']:.0e}", f"{r['proof_auto']:.0e}",
         )
         for r in found
     ]  # fmt: skip
-    headings = ("architecture", "groups", "units", "MACs", "trace", "plan", "apply", "auto", "sum", "form",
-                "graph proof", "auto proof")  # fmt: skip
+    headings = ("architecture", "groups", "units", "MACs", "trace", "plan", "apply", "auto", "further", "sum",
+                "peer", "form", "graph proof", "auto proof")  # fmt: skip
     print(
         f"{int(RATIO * 100)} % of the units of every group removed; seconds; "
-        f"sum = trace + plan + apply (target {TARGET})"
+        f"sum = trace + plan + apply (target {TARGET}); further = one more plan and apply; "
+        f"peer = Torch-Pruning, same ratio, as it comes"
     )
     print(results.table(headings, rows))
     if not sys.argv[1:]:

@@ -13,7 +13,7 @@ from torch import nn
 
 from secateur.allocate import Budget, Limits, resolve
 from secateur.allocate.registry import Allocates
-from secateur.apply.apply import apply
+from secateur.apply.apply import FORMS, apply
 from secateur.apply.record import record_of
 from secateur.calibration import Batch, Calibration, map_tensors
 from secateur.cost import latency, weight_bytes
@@ -96,8 +96,10 @@ def prune(
     """
     if granularity != "unit":
         raise SettingError(f"prune(granularity={granularity!r}): expected 'unit'.")
+    if form not in FORMS:
+        raise SettingError(f"prune(form={form!r}): expected one of {', '.join(FORMS)}.")
     rule = resolve(allocator)
-    resolve_repairs(repair)  # refuse a wrong name now, not after scoring
+    resolve_repairs(repair)  # a wrong name is refused now, not after scoring
     model = unwrap(model)
     data = Calibration.of(calibration, seed=seed)
     fit, held = data.split()

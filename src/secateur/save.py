@@ -160,8 +160,8 @@ def _fill(small: nn.Module, tensors: dict[str, torch.Tensor], tied: dict[str, st
             f"load({folder}): expected the tensors of the model that make_model() makes, got a difference in "
             f"{', '.join(odd[:5])}. Pass the function that made the model that was pruned."
         )
-    # Copies: what was read is mapped from the file, which a later save replaces, and lies in memory as it does
-    # there, whose alignment decides in which order some kernels add.
+    # Copies: what was read may be mapped from the file, which a later save replaces; and some kernels add in
+    # an order that depends on how their operands are aligned, which in a file is another than in memory.
     tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     for name, target in own.items():
         stored = tensors[tied.get(name, name)]

@@ -15,14 +15,13 @@ import torch
 from torch import fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
 
+from secateur.apply.constants import Constants
 from secateur.apply.copying import duplicate
-from secateur.apply.rewrites import REWRITES, Call, Mask
 from secateur.apply.sizes import SizeChanges
 from secateur.apply.tensors import cut, tensor_called
 from secateur.errors import ApplyError
 from secateur.graph.graph import Graph
 from secateur.graph.rules import operator_name
-from secateur.graph.rules.op import Value
 from secateur.graph.walk import lifted, tensor_of
 from secateur.plan import Plan
 
@@ -68,20 +67,17 @@ def smaller_program(model: nn.Module, graph: Graph, plan: Plan) -> tuple[fx.Grap
         ApplyError: If an operator's constants cannot follow.
     """
     builder = _Builder(model, graph, plan)
-    return builder.build(), builder.changes
+    return builder.build(), builder.constants.changes
 
 
 class _Builder:
     def __init__(self, model: nn.Module, graph: Graph, plan: Plan) -> None:
         self.model, self.graph = model, graph
-        self.slots = graph.keep_slots({g.name: g.keep for g in plan.groups})
+        self.constants = Constants(graph, plan)
         self.root = nn.Module()
         self.out = fx.Graph()
         self.made: dict[fx.Node, Any] = {}
         self.names: dict[fx.Node, str] = {}
-        self.masks: dict[fx.Node, list[Mask]] = {}
-        self.constants = 0
-        self.changes = SizeChanges()
 
     def build(self) -> fx.GraphModule:
         program = self.graph.program
@@ -123,7 +119,7 @@ class _Builder:
         except ApplyError:  # a constant that capture lifted out of forward()
             tensor = tensor_of(self.graph.program, name)
         if id(tensor) not in shared:
-            masks = self._kept(node)
+            masks = self.constants.kept(node)
             removed = {k: np.flatnonzero(~m) for k, m in enumerate(masks) if not m.all()}
             smaller = cut(tensor, removed)
             if isinstance(tensor, nn.Parameter):
@@ -148,16 +144,6 @@ class _Builder:
             holder = getattr(holder, part)
         return holder
 
-    def _kept(self, node: fx.Node) -> list[Mask]:
-        if node not in self.masks:
-            self.masks[node] = self.graph.kept(self.graph.walk.values[node], self.slots) or []
-        return self.masks[node]
-
-    def _after(self, value: Value) -> list[Any]:
-        if isinstance(value, list):
-            return [self.graph.kept(part, self.slots) or [] for part in value]
-        return self.graph.kept(value, self.slots) or []
-
     def _argument(self, argument: Any) -> Any:
         """The new program's counterpart of an argument; tensors of the model are fetched when first used."""
         if isinstance(argument, fx.Node):
@@ -165,8 +151,7 @@ class _Builder:
                 self.made[argument] = self.out.get_attr(self.names[argument])
             return self.made[argument]
         if isinstance(argument, torch.Tensor):
-            name = f"_position_{self.constants}"
-            self.constants += 1
+            name = f"_position_{len(list(self.root.buffers(recurse=False)))}"
             self.root.register_buffer(name, argument.to(self.graph.device), persistent=False)
             return self.out.get_attr(name)
         return argument
@@ -193,23 +178,9 @@ class _Builder:
             layer = f"dropout_{node.name}"
             self.root.add_module(layer, dropout(float(node.args[1])))  # type: ignore[arg-type]
             return self.out.call_module(layer, (self._argument(node.args[0]),))
-        rewrite = REWRITES.get(name.removeprefix("aten."))
-        schema = getattr(getattr(target, "_schema", None), "arguments", ())
-        arguments = dict(zip((a.name for a in schema), node.args, strict=False)) | dict(node.kwargs)
-        if rewrite is None or not self._touched(node):
-            if rewrite is not None:
-                self._note(node, arguments, arguments)
+        call = self.constants.follow(node)
+        if call is None:
             return self.out.call_function(target, self._map(tuple(node.args)), self._map(dict(node.kwargs)))
-        call = Call(
-            node,
-            target,
-            dict(arguments),
-            self._kept,
-            self._after(self.graph.walk.values[node]),
-            self.graph.walk,
-        )
-        rewrite(call)
-        self._note(node, arguments, call.arguments)
         args, kwargs = [], {}
         positional = True  # until an argument is left out
         for argument in call.target._schema.arguments:
@@ -220,19 +191,6 @@ class _Builder:
             else:
                 kwargs[argument.name] = self._map(call.arguments[argument.name])
         return self.out.call_function(call.target, tuple(args), kwargs)
-
-    def _note(self, node: fx.Node, before: dict[str, Any], after: dict[str, Any]) -> None:
-        """Remember what became of constants; a split that became one by sizes is compared with these."""
-        for name, new in after.items():
-            old = before.get(name)
-            if name == "split_sizes" and old is None:
-                old = before.get("split_size")
-            self.changes.note(node, old, new)
-
-    def _touched(self, node: fx.Node) -> bool:
-        values = [self.graph.walk.values.get(n) for n in (node, *node.all_input_nodes)]
-        flat = [v for value in values for v in (value if isinstance(value, list) else [value])]
-        return any(not mask.all() for value in flat for mask in self.graph.kept(value, self.slots) or [])
 
     def _batch_norm(self, node: fx.Node) -> str | None:
         """Turn the tensors of a batch-norm call, if they are one layer's, into a layer; returns its path."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +10,8 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from secateur.apply.compare import relative_difference, run
+from secateur.apply.constants import changed_sizes
+from secateur.apply.copying import duplicate
 from secateur.apply.metadata import new_metadata
 from secateur.apply.module import smaller_module
 from secateur.apply.program import smaller_program
@@ -22,6 +23,10 @@ from secateur.plan import Plan
 
 SAME = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 5e-2}
 """Relative difference below which two forms count as equal; they may sum in another order."""
+
+
+_SMALL = 20_000_000
+"""Parameters up to which a forward pass with data is quicker than one on the meta device."""
 
 
 def proven_module(
@@ -122,20 +127,24 @@ def _failing(names: list[str], works: Callable[[list[str]], bool]) -> list[str]:
 def _by_shape(
     model: nn.Module, graph: Graph, plan: Plan, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Callable[[list[str]], bool]:
-    """Whether the module runs without data when only these groups are pruned; yes if that cannot be said."""
+    """Whether the module runs when only these groups are pruned; yes if that cannot be said.
+
+    Large models run without data, for which small ones would take longer than with.
+    """
     try:
-        shapes = copy.deepcopy(model).to("meta")
-        args, kwargs = pytree.tree_map(
-            lambda v: v.to("meta") if isinstance(v, torch.Tensor) else v, (args, dict(kwargs))
-        )
+        shapes = model
+        if sum(p.numel() for p in model.parameters()) > _SMALL:
+            shapes = duplicate(model).to("meta")
+            args, kwargs = pytree.tree_map(
+                lambda v: v.to("meta") if isinstance(v, torch.Tensor) else v, (args, dict(kwargs))
+            )
         run(shapes, args, kwargs)
     except Exception:  # a model that looks at values cannot run without them
         return lambda names: True
 
     def works(names: list[str]) -> bool:
         part = restricted(plan, graph, names)
-        _, changes = smaller_program(shapes, graph, part)
-        for sizes in changes.guesses(shapes):
+        for sizes in changed_sizes(graph, part).guesses(shapes):
             try:
                 run(smaller_module(shapes, part, sizes), args, kwargs)
             except Exception:  # any failure of the user's code means that this reading does not fit

@@ -1,12 +1,14 @@
 """Attributes that hold sizes (heads, split sizes, shapes), found from the captured program.
 
 Where an operator's constant changes, capture knows which module was running. Attributes of that module
-(or of the one around it) that hold the old value are taken to be where the constant came from. That is
-a guess, so there are several, from the most to the least cautious, and a forward pass decides.
+(or of the one around it) that hold the old value are taken to be where the constant came from; or it is
+a multiple of a count that the module or its configuration holds. That is a guess, so there are several,
+and a forward pass decides.
 """
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
@@ -52,6 +54,9 @@ _every = Prefer("", doubted=True)
 _undoubted = Prefer("", doubted=False)
 _counts = Prefer("num|head|group|^n_", doubted=True)
 
+_FACTOR = re.compile("^(n|num)_|_(n|num)_|heads?$|groups?$")
+"""Names of counts of which a constant may be a multiple: ``num_heads`` in ``num_heads * head_dim``."""
+
 
 @dataclass
 class SizeChanges:
@@ -84,12 +89,13 @@ class SizeChanges:
         """Attributes with their new values, in different readings; equal ones once."""
         seen: list[dict[str, Any]] = []
         for prefer in (_every, _undoubted, _counts):
-            guess = self._read(model, prefer)
-            if guess not in seen:
-                seen.append(guess)
-                yield guess
+            for factors in (False, True):
+                guess = self._read(model, prefer, factors=factors)
+                if guess not in seen:
+                    seen.append(guess)
+                    yield guess
 
-    def _read(self, model: nn.Module, prefer: Prefer) -> dict[str, Any]:
+    def _read(self, model: nn.Module, prefer: Prefer, *, factors: bool) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for change in self.lists:
             for path in _nearby(model, change.modules):
@@ -101,14 +107,34 @@ class SizeChanges:
             for path in change.modules[:-3:-1]:
                 held = vars(model.get_submodule(path)).items()
                 names = [name for name, value in held if _is_size(value) and value == change.old]
-                if not names:
-                    continue
-                for name in prefer(names, (path, change.old) in self.unchanged):
-                    key = _join(path, name)
-                    if found.setdefault(key, change.new) != change.new:
+                new = dict.fromkeys(
+                    (_join(path, n) for n in prefer(names, (path, change.old) in self.unchanged)), change.new
+                )
+                if not names and factors:
+                    new = _factors(model, path, change)
+                for key, value in new.items():
+                    if found.setdefault(key, value) != value:
                         clashing.add(key)
-                break
+                if names or new:
+                    break
         return {key: value for key, value in found.items() if key not in clashing}
+
+
+def _factors(model: nn.Module, path: str, change: Change) -> dict[str, int]:
+    """Counts of a module, and of plain objects that it holds (a configuration), that explain a change."""
+    module = model.get_submodule(path)
+    holders = {path: vars(module)}
+    for name, value in vars(module).items():
+        if "config" in name and not isinstance(value, nn.Module | dict) and hasattr(value, "__dict__"):
+            holders[_join(path, name)] = vars(value)
+    found = {}
+    for holder, attributes in holders.items():
+        for name, count in attributes.items():
+            if _is_size(count) and count > 1 and change.old % count == 0 and _FACTOR.search(name):
+                rest = change.old // count
+                if change.new % rest == 0:
+                    found[_join(holder, name)] = change.new // rest
+    return found
 
 
 def _nearby(model: nn.Module, modules: tuple[str, ...]) -> list[str]:
@@ -130,30 +156,21 @@ def set_sizes(dense: nn.Module, small: nn.Module, sizes: Sizes) -> None:
     """
     for key, value in sizes.items():
         path, _, name = key.rpartition(".")
-        holder, old = _reach(small, path), _step(_reach(dense, path), name)
-        if _step(holder, name) != old or not _same_kind(old, value):
-            continue
-        new = value if _is_size(old) else type(old)(value)
-        if isinstance(holder, MutableMapping):
-            holder[name] = new
-        else:
-            setattr(holder, name, new)
+        old = getattr(_holder(dense, path), name)
+        if getattr(_holder(small, path), name) == old and _same_kind(old, value):
+            setattr(_holder(small, path, own=True), name, value if _is_size(old) else type(old)(value))
 
 
-def _reach(root: Any, path: str) -> Any:
+def _holder(model: nn.Module, path: str, *, own: bool = False) -> Any:
+    """The module at a path, or the plain object in it; with `own`, one that no other module shares."""
+    holder: Any = model
     for part in path.split(".") if path else []:
-        root = _step(root, part)
-    return root
-
-
-def _step(holder: Any, part: str) -> Any:
-    if part.startswith("__"):
-        raise ArtifactError(f"sizes: expected a path of submodules and attributes, got {part!r} in it.")
-    if isinstance(holder, Mapping):
-        return holder[part]
-    if isinstance(holder, list | tuple):
-        return holder[int(part)]
-    return getattr(holder, part)
+        held = getattr(holder, part)
+        if own and not isinstance(held, nn.Module):
+            held = copy.copy(held)
+            setattr(holder, part, held)
+        holder = held
+    return holder
 
 
 def _same_kind(old: Any, value: Any) -> bool:

@@ -145,8 +145,11 @@ def repair(
 
 
 def flush_subnormals(model: nn.Module) -> None:
-    """Set stored values too small for the dtype's normal range to zero: CPUs compute with them slowly."""
+    """Set stored values too small for the dtype's normal range to zero: CPUs compute with them slowly.
+
+    Half precision is left alone: its small values matter, and are computed with in single precision.
+    """
     with torch.no_grad():
         for tensor in model.state_dict().values():
-            if tensor.is_floating_point():
+            if tensor.dtype in (torch.float32, torch.float64):
                 tensor[tensor.abs() < torch.finfo(tensor.dtype).tiny] = 0

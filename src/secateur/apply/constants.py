@@ -1,0 +1,77 @@
+"""The program's constant arguments after a plan: which change, to what, and which stay."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx
+
+from secateur.apply.rewrites import REWRITES, Call, Mask
+from secateur.apply.sizes import SizeChanges
+from secateur.graph.graph import Graph
+from secateur.graph.rules import operator_name
+from secateur.graph.rules.op import Value
+from secateur.plan import Plan
+
+
+class Constants:
+    """Which positions of each captured tensor stay, and how operators' arguments follow.
+
+    Attributes:
+        changes: What became of the size constants of the operators asked for so far.
+    """
+
+    def __init__(self, graph: Graph, plan: Plan) -> None:
+        self._graph = graph
+        self._slots = graph.keep_slots(plan.keep)
+        self._masks: dict[fx.Node, list[Mask]] = {}
+        self.changes = SizeChanges()
+
+    def kept(self, node: fx.Node) -> list[Mask]:
+        """Which positions of each axis of a tensor stay."""
+        if node not in self._masks:
+            self._masks[node] = self._kept(self._graph.walk.values[node])
+        return self._masks[node]
+
+    def follow(self, node: fx.Node) -> Call | None:
+        """The call with its new arguments; None if it stays as it is."""
+        rewrite = REWRITES.get(operator_name(node).removeprefix("aten."))
+        if rewrite is None:
+            return None
+        target: Any = node.target
+        names = (argument.name for argument in target._schema.arguments)
+        before = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+        if not self._touched(node):
+            self._note(node, before, before)
+            return None
+        after = self._graph.walk.values[node]
+        masks: list[Any] = [self._kept(v) for v in after] if isinstance(after, list) else self._kept(after)
+        call = Call(node, target, dict(before), self.kept, masks, self._graph.walk)
+        rewrite(call)
+        self._note(node, before, call.arguments)
+        return call
+
+    def _kept(self, value: Value) -> list[Mask]:
+        return self._graph.kept(value, self._slots) or []
+
+    def _touched(self, node: fx.Node) -> bool:
+        values = [self._graph.walk.values.get(n) for n in (node, *node.all_input_nodes)]
+        flat = [v for value in values for v in (value if isinstance(value, list) else [value])]
+        return any(not mask.all() for value in flat for mask in self._kept(value))
+
+    def _note(self, node: fx.Node, before: dict[str, Any], after: dict[str, Any]) -> None:
+        """Remember what became of constants; a split that became one by sizes is compared with these."""
+        for name, new in after.items():
+            old = before.get(name)
+            if name == "split_sizes" and old is None:
+                old = before.get("split_size")
+            self.changes.note(node, old, new)
+
+
+def changed_sizes(graph: Graph, plan: Plan) -> SizeChanges:
+    """What becomes of the program's size constants, without making the program."""
+    constants = Constants(graph, plan)
+    for node in graph.program.graph.nodes:
+        if node.op == "call_function":
+            constants.follow(node)
+    return constants.changes

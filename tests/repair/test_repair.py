@@ -1,0 +1,184 @@
+"""`sc.repair`: keeps what measurably helps, and nothing else."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import secateur as sc
+from secateur.repair.repair import REPAIRS, Repair, flush_subnormals
+from tests.apply.plans import plan_of, random_plan
+from tests.graph.test_trace import assert_same, state_of
+from tests.models import TOPOLOGIES, build
+
+
+def samples(batches: int = 5, *, labels: bool = True, shift: float = 0.0) -> list[tuple[Tensor, ...]]:
+    """Inputs of `residual`, with the dense model's own answers as labels."""
+    generator = torch.Generator().manual_seed(1)
+    dense = build("residual")
+    found: list[tuple[Tensor, ...]] = []
+    for _batch in range(batches):
+        x = torch.randn(16, 3, 8, 8, generator=generator, dtype=torch.float64) + shift
+        with torch.no_grad():
+            found.append((x, dense(x).argmax(1)) if labels else (x,))
+    return found
+
+
+@functools.cache
+def pruned(form: str = "module") -> tuple[nn.Module, nn.Module]:
+    dense = build("residual")
+    graph = sc.trace(dense, TOPOLOGIES["residual"].inputs(2, torch.float64))
+    return dense, sc.apply(dense, random_plan(graph, 0.25), form, graph=graph)
+
+
+def held(data: list[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
+    return data[4::5]
+
+
+@pytest.mark.parametrize("labels", [True, False])
+@pytest.mark.parametrize("form", ["module", "graph", "masked"])
+def test_held_out_data_never_measures_worse(form: str, labels: bool) -> None:
+    dense, small = pruned(form)
+    data = samples(labels=labels)
+    before = state_of(small)
+    repaired = sc.repair(small, dense, data)
+    assert_same(before, state_of(small))
+    ours, theirs = (sc.evaluate(m, held(data), dense=dense) for m in (repaired, small))
+    assert ours.loss <= theirs.loss
+    (tried,) = sc.record_of(repaired).repairs
+    assert tried["method"] == "batchnorm"
+    assert tried["kept"] == (tried["after"] < tried["before"])
+    assert tried["measure"] == ("loss" if labels else "distance to dense")
+    assert tried["before"] == pytest.approx(theirs.loss)
+    assert (tried["after"] if tried["kept"] else tried["before"]) == pytest.approx(ours.loss)
+    assert tried["held_out_samples"] == 16
+
+
+def test_what_helps_is_kept() -> None:
+    dense, small = pruned()
+    repaired = sc.repair(small, dense, samples(labels=False))
+    (tried,) = sc.record_of(repaired).repairs
+    assert tried["kept"]
+    assert not torch.equal(repaired.norm1.running_mean, small.norm1.running_mean)
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_what_hurts_is_taken_back(labels: bool) -> None:
+    """Nothing was removed, so the statistics are right, and those of other data are not."""
+    dense, _ = pruned()
+    graph = sc.trace(dense, TOPOLOGIES["residual"].inputs(2, torch.float64))
+    same = sc.apply(dense, plan_of(graph, {}), graph=graph)
+    data = samples(labels=labels)
+    foreign = [(x * 5 + 10, *rest) for x, *rest in data[:4]]
+    repaired = sc.repair(same, dense, [*foreign, data[4]])
+    (tried,) = sc.record_of(repaired).repairs
+    assert not tried["kept"]
+    assert tried["after"] > tried["before"]
+    for name, tensor in same.state_dict().items():
+        assert torch.equal(repaired.state_dict()[name], tensor), name
+
+
+def test_a_repair_that_breaks_the_model_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaking(value: float) -> Callable[..., None]:
+        def run(small: nn.Module, dense: nn.Module, data: object, progress: bool) -> None:
+            with torch.no_grad():
+                small.head[2].bias[0] = value
+
+        return run
+
+    dense, small = pruned()
+    for labels in (True, False):
+        for value in (math.nan, math.inf, 1e6):
+            monkeypatch.setitem(REPAIRS, "batchnorm", Repair("batchnorm", lambda m: True, breaking(value)))
+            repaired = sc.repair(small, dense, samples(labels=labels))
+            assert not sc.record_of(repaired).repairs[0]["kept"]
+            assert torch.equal(repaired.head[2].bias, small.head[2].bias)
+
+
+def test_methods_work_on_what_the_one_before_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def shift(small: nn.Module, dense: nn.Module, data: object, progress: bool) -> None:
+        seen.append(float(small.head[2].bias[0].detach()))
+        with torch.no_grad():
+            small.head[2].bias.copy_(dense.head[2].bias)
+
+    dense, small = pruned()
+    small = sc.repair(small, dense, samples(), None)
+    with torch.no_grad():
+        small.head[2].bias.add_(torch.linspace(50, -50, 5))
+    monkeypatch.setitem(REPAIRS, "shift", Repair("shift", lambda m: True, shift))
+    repaired = sc.repair(small, dense, samples(labels=False), ["shift", "shift"])
+    first, second = sc.record_of(repaired).repairs
+    assert (first["kept"], second["kept"]) == (True, False)
+    assert second["before"] == first["after"]
+    assert seen[1] == float(dense.head[2].bias[0].detach())
+
+
+def test_none_and_models_without_anything_to_repair() -> None:
+    dense, small = pruned()
+    same = sc.repair(small, dense, samples(), None)
+    assert same is not small
+    assert sc.record_of(same).repairs == ()
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 5))
+    graph = sc.trace(net, torch.zeros(2, 3))
+    small = sc.apply(net, random_plan(graph), graph=graph)
+    repaired = sc.repair(small, net, [(torch.randn(4, 3), torch.arange(4)) for _ in range(5)])
+    (tried,) = sc.record_of(repaired).repairs
+    assert tried == {
+        "method": "batchnorm",
+        "kept": False,
+        "why": "the model has nothing that it could change",
+    }
+
+
+def test_data_that_cannot_feed_a_repair_leaves_the_model_as_it_is() -> None:
+    net = build("mlp")
+    graph = sc.trace(net, torch.zeros(2, 6, dtype=torch.float64))
+    small = sc.apply(net, random_plan(graph), graph=graph)
+    singles = [(torch.randn(1, 6, dtype=torch.float64), torch.tensor([i % 5])) for i in range(10)]
+    repaired = sc.repair(small, net, singles)
+    (tried,) = sc.record_of(repaired).repairs
+    assert not tried["kept"]
+    assert "expected more than one value a channel" in tried["why"]
+    rest = [(torch.randn(8, 6, dtype=torch.float64), torch.arange(8) % 5) for _ in range(6)] + singles[:1]
+    assert "why" not in sc.record_of(sc.repair(small, net, rest)).repairs[0]
+
+
+def test_the_random_state_and_the_mode_are_left_alone() -> None:
+    dense, small = pruned()
+    before = torch.get_rng_state()
+    repaired = sc.repair(small, dense, samples())
+    assert torch.equal(before, torch.get_rng_state())
+    assert not repaired.training
+
+
+def test_refusals() -> None:
+    dense, small = pruned()
+    with pytest.raises(
+        sc.SettingError, match=r"repair: expected None, 'auto' or names among batchnorm, got 'magic'"
+    ):
+        sc.repair(small, dense, samples(), ["batchnorm", "magic"])
+    with pytest.raises(sc.ArtifactError, match=r"expected a model that secateur\.apply returned"):
+        sc.repair(dense, dense, samples())
+    with pytest.raises(sc.CalibrationError, match="expected at least two samples"):
+        sc.repair(small, dense, [])
+
+
+def test_subnormals_are_flushed_but_not_those_of_half_precision() -> None:
+    net = nn.Linear(2, 1)
+    half = nn.Linear(2, 1).half()
+    with torch.no_grad():
+        net.weight.copy_(torch.tensor([[1e-40, 1e-30]]))
+        half.weight.copy_(torch.tensor([[1e-6, 1e-3]]))
+    kept = half.weight.clone()
+    flush_subnormals(net)
+    flush_subnormals(half)
+    assert net.weight[0, 0] == 0
+    assert net.weight[0, 1] > 0
+    assert torch.equal(half.weight, kept)
