@@ -59,20 +59,41 @@ def broken(position: int, change: Callable[[Tensor, Tensor], tuple[Any, Any]]) -
     [
         ([], "expected at least two samples, got 0"),
         (lambda: iter(()), "expected at least two samples, got 0"),
-        ([(torch.zeros(0, 3, 6, 6), torch.zeros(0))] * 5, "expected inputs with at least one sample along axis 0"),
-        ([(x, torch.zeros(8, dtype=torch.int64)) for x, _ in data()], "expected samples of at least two classes, got only class 0"),
-        (broken(0, lambda x, y: (x, y + 1)), r"labels: expected classes from 0 to 3, which the model tells apart, got label 4"),
+        (
+            [(torch.zeros(0, 3, 6, 6), torch.zeros(0))] * 5,
+            "expected inputs with at least one sample along axis 0",
+        ),
+        (
+            [(x, torch.zeros(8, dtype=torch.int64)) for x, _ in data()],
+            "expected samples of at least two classes, got only class 0",
+        ),
+        (
+            broken(0, lambda x, y: (x, y + 1)),
+            r"labels: expected classes from 0 to 3, which the model tells apart, got label 4",
+        ),
         (broken(0, lambda x, y: (x, y - 1)), r"labels?.*got label -1"),
         (broken(1, lambda x, y: (x, y.float())), "expected integer labels, got torch.float32"),
         (broken(1, lambda x, y: (x, y[:-1])), "expected 8 labels, one a sample, got 7"),
-        (broken(0, lambda x, y: (x * torch.nan, y)), "calibration batch 0: expected finite inputs, got NaN or infinity"),
-        (broken(2, lambda x, y: (x / 0, y)), r"calibration batch \d+: expected finite inputs, got NaN or infinity"),
+        (
+            broken(0, lambda x, y: (x * torch.nan, y)),
+            "calibration batch 0: expected finite inputs, got NaN or infinity",
+        ),
+        (
+            broken(2, lambda x, y: (x / 0, y)),
+            r"calibration batch \d+: expected finite inputs, got NaN or infinity",
+        ),
         ([(x,) for x, _ in data()], "expected labels"),
-        (broken(1, lambda x, y: (x[..., :1, :1], y)), r"model input .*: expected shape \[any, 3, 6, 6\], got \[8, 3, 1, 1\]"),
+        (
+            broken(1, lambda x, y: (x[..., :1, :1], y)),
+            r"model input .*: expected shape \[any, 3, 6, 6\], got \[8, 3, 1, 1\]",
+        ),
         (broken(1, lambda x, y: (x[:, :2], y)), r"expected shape \[any, 3, 6, 6\], got \[8, 2, 6, 6\]"),
         (broken(1, lambda x, y: (x.double(), y)), r"expected torch\.float32, got torch\.float64"),
         (broken(1, lambda x, y: ((x, x), y)), "model inputs: expected 1 positional, got 2 positional"),
-        (broken(1, lambda x, y: ({"input": x, "more": x}, y)), "model inputs: expected 1 positional, got keywords"),
+        (
+            broken(1, lambda x, y: ({"input": x, "more": x}, y)),
+            "model inputs: expected 1 positional, got keywords",
+        ),
         (["text"] * 5, "expected .* a tensor or a mapping, got str"),
         (3, "expected a DataLoader, a Dataset or an iterable of batches, got int"),
         ("cifar10", "expected a DataLoader, a Dataset or an iterable of batches, got str"),
@@ -81,7 +102,7 @@ def broken(position: int, change: Callable[[Tensor, Tensor], tuple[Any, Any]]) -
         "empty iterator no_samples one_class above below float fewer nan inf unlabelled shape channels dtype "
         "arguments keywords text number name"
     ).split(),
-)  # fmt: skip
+)
 def test_data_that_cannot_be_used(calibration: Any, message: str) -> None:
     with pytest.raises(sc.CalibrationError, match=message):
         prune(None, calibration() if callable(calibration) else calibration)
@@ -123,7 +144,7 @@ def test_a_model_that_overflows() -> None:
     with torch.no_grad():
         model[5].weight.fill_(3e38)
     with pytest.raises(
-        sc.CalibrationError, match="model: expected finite outputs|loss: expected a finite number"
+        sc.CalibrationError, match=r"model: expected finite outputs|loss: expected a finite number"
     ):
         prune(model)
 
@@ -155,7 +176,7 @@ def test_no_model(model: Any) -> None:
 
 
 def test_inputs_that_the_model_cannot_take() -> None:
-    with pytest.raises(sc.CaptureError, match="torch.export could not capture Sequential"):
+    with pytest.raises(sc.CaptureError, match=r"torch\.export could not capture Sequential"):
         prune(None, [(torch.randn(8, 5, 6, 6), y) for _, y in data()])
 
 
@@ -188,17 +209,37 @@ def test_outputs_that_are_no_logits() -> None:
         (lambda: sc.Budget(macs=-0.5), sc.BudgetError, "expected macs to be a fraction"),
         (lambda: sc.Budget(), sc.BudgetError, "expected macs or params, got neither"),
         (lambda: prune(budget=0.5), sc.BudgetError, r"expected budget to be a Budget or None, got 0\.5"),
-        (lambda: prune(allocator="magic"), sc.SettingError, "allocator: expected one of 'tod', 'uniform', got 'magic'"),
+        (
+            lambda: prune(allocator="magic"),
+            sc.SettingError,
+            "allocator: expected one of 'tod', 'uniform', got 'magic'",
+        ),
         (lambda: prune(allocator=sc.ToD), sc.SettingError, "Pass an instance"),
-        (lambda: prune(allocator=sc.ToD(removal="magic")), sc.ScoreError, "signals: expected one of .* got 'magic'"),
-        (lambda: prune(form="sliced"), sc.SettingError, r"prune\(form='sliced'\): expected one of auto, module"),
-        (lambda: prune(repair="magic"), sc.SettingError, "repair: expected None, 'auto' or names among batchnorm, got 'magic'"),
+        (
+            lambda: prune(allocator=sc.ToD(removal="magic")),
+            sc.ScoreError,
+            "signals: expected one of .* got 'magic'",
+        ),
+        (
+            lambda: prune(form="sliced"),
+            sc.SettingError,
+            r"prune\(form='sliced'\): expected one of auto, module",
+        ),
+        (
+            lambda: prune(repair="magic"),
+            sc.SettingError,
+            "repair: expected None, 'auto' or names among batchnorm, got 'magic'",
+        ),
         (lambda: prune(granularity="atom"), sc.SettingError, r"prune\(granularity='atom'\): expected 'unit'"),
         (lambda: prune(limits=8), sc.SettingError, "expected limits to be Limits or None, got 8"),
-        (lambda: prune(allocator="uniform"), sc.SettingError, "expected either a ratio or a budget, got neither"),
+        (
+            lambda: prune(allocator="uniform"),
+            sc.SettingError,
+            "expected either a ratio or a budget, got neither",
+        ),
         (lambda: sc.score(sc.trace(net(), data()[0][0]), data(), "magic"), sc.ScoreError, "got 'magic'"),
     ],
-)  # fmt: skip
+)
 def test_settings_out_of_range(make: Callable[[], Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         make()
@@ -236,7 +277,7 @@ def test_a_plan_from_another_model() -> None:
     ):
         with pytest.raises(
             sc.PlanError,
-            match="expected the model it was made for .* got one with other parameter names or shapes",
+            match=r"expected the model it was made for .* got one with other parameter names or shapes",
         ):
             call()
 
@@ -259,7 +300,7 @@ def test_a_plan_that_was_edited() -> None:
         sc.apply(net(), sc.Plan.from_json(json.dumps(content)))
     content["groups"][0]["slices"][0] |= {"removed": [0], "axis": 7}
     with pytest.raises(sc.PlanError, match=r"expected positions below 0 of axis 7 of 0\.weight"):
-        sc.apply(net(), sc.Plan.from_json(json.dumps(content)), "masked" if False else "module")
+        sc.apply(net(), sc.Plan.from_json(json.dumps(content)), "module")
 
 
 def test_artefacts_that_are_not_what_was_written(tmp_path: Path) -> None:
@@ -359,7 +400,7 @@ def test_a_single_unit_layer_among_others() -> None:
     )
     result = prune(model, None, sc.Budget(macs=0.9))
     assert [g.name for g in result.plan.groups] == ["2"]
-    assert ("0", "a single unit") in {(k.what, k.reason) for k in result.report.untouched}
+    assert result.model[0].out_channels == 1
 
 
 def test_inputs_on_another_device_follow_the_model() -> None:

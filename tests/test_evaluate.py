@@ -1,4 +1,4 @@
-"""Loss and accuracy against what a person would write; distance to a dense model where there are no labels."""
+"""Loss and accuracy against what a person would write; distance to a dense model without labels."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ import json
 import os
 import struct
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +160,7 @@ def test_no_pickle_is_written(tmp_path: Path) -> None:
     header = json.loads(raw[8 : 8 + length])
     spans = sorted(v["data_offsets"] for k, v in header.items() if k != "__metadata__")
     assert spans[0][0] == 0
-    assert all(a[1] == b[0] for a, b in zip(spans, spans[1:], strict=False))
+    assert all(a[1] == b[0] for a, b in pairwise(spans))
     assert 8 + length + spans[-1][1] == len(raw), "nothing but the header and the numbers"
     content = json.loads((tmp_path / RECORD).read_text())
     assert content["format"] == 1

@@ -63,9 +63,12 @@ def test_modes_and_momenta_come_back_after_a_failure() -> None:
 
 def test_layers_that_hold_statistics() -> None:
     net = nn.Sequential(
-        nn.BatchNorm1d(3), nn.BatchNorm2d(3, track_running_stats=False), nn.InstanceNorm1d(3), nn.LayerNorm(3),
+        nn.BatchNorm1d(3),
+        nn.BatchNorm2d(3, track_running_stats=False),
+        nn.InstanceNorm1d(3),
+        nn.LayerNorm(3),
         nn.InstanceNorm2d(3, track_running_stats=True),
-    )  # fmt: skip
+    )
     assert batch_norms(net) == [net[0], net[4]]
     program = sc.apply(build("residual"), *plan_and_form())
     assert len(batch_norms(program)) == len(batch_norms(build("residual")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,10 +24,6 @@ from secateur.plan import Plan
 
 SAME = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 5e-2}
 """Relative difference below which two forms count as equal; they may sum in another order."""
-
-
-_SMALL = 20_000_000
-"""Parameters up to which a forward pass with data is quicker than one on the meta device."""
 
 
 def proven_module(
@@ -117,8 +114,9 @@ def _failing(names: list[str], works: Callable[[list[str]], bool]) -> list[str]:
         return []
     if len(names) == 1:
         return names
-    half = len(names) // 2
-    failed = _failing(names[:half], works) + _failing(names[half:], works)
+    parts = 2 if len(names) > 4 else len(names)
+    cuts = [len(names) * k // parts for k in range(parts + 1)]
+    failed = [n for a, b in itertools.pairwise(cuts) for n in _failing(names[a:b], works)]
     left = [name for name in names if name not in failed]
     # Two halves may work alone and fail together.
     return failed if works(left) else failed + left
@@ -127,17 +125,12 @@ def _failing(names: list[str], works: Callable[[list[str]], bool]) -> list[str]:
 def _by_shape(
     model: nn.Module, graph: Graph, plan: Plan, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Callable[[list[str]], bool]:
-    """Whether the module runs when only these groups are pruned; yes if that cannot be said.
-
-    Large models run without data, for which small ones would take longer than with.
-    """
+    """Whether the module runs without data when only these groups are pruned; yes if that cannot be said."""
     try:
-        shapes = model
-        if sum(p.numel() for p in model.parameters()) > _SMALL:
-            shapes = duplicate(model).to("meta")
-            args, kwargs = pytree.tree_map(
-                lambda v: v.to("meta") if isinstance(v, torch.Tensor) else v, (args, dict(kwargs))
-            )
+        shapes = duplicate(model).to("meta")
+        args, kwargs = pytree.tree_map(
+            lambda v: v.to("meta") if isinstance(v, torch.Tensor) else v, (args, dict(kwargs))
+        )
         run(shapes, args, kwargs)
     except Exception:  # a model that looks at values cannot run without them
         return lambda names: True

@@ -156,21 +156,41 @@ def set_sizes(dense: nn.Module, small: nn.Module, sizes: Sizes) -> None:
     """
     for key, value in sizes.items():
         path, _, name = key.rpartition(".")
-        old = getattr(_holder(dense, path), name)
-        if getattr(_holder(small, path), name) == old and _same_kind(old, value):
-            setattr(_holder(small, path, own=True), name, value if _is_size(old) else type(old)(value))
+        old = _step(_reach(dense, path), name)
+        if _step(_reach(small, path), name) != old or not _same_kind(old, value):
+            continue
+        new = value if _is_size(old) else type(old)(value)
+        holder = _reach(small, path, own=True)
+        if isinstance(holder, MutableMapping):
+            holder[name] = new
+        else:
+            setattr(holder, name, new)
 
 
-def _holder(model: nn.Module, path: str, *, own: bool = False) -> Any:
-    """The module at a path, or the plain object in it; with `own`, one that no other module shares."""
-    holder: Any = model
+def _reach(root: nn.Module, path: str, *, own: bool = False) -> Any:
+    """What a path leads to; with `own`, a plain object that a submodule holds is first made its alone.
+
+    Submodules share a configuration, but may come to differ in what it says.
+    """
+    holder: Any = root
     for part in path.split(".") if path else []:
-        held = getattr(holder, part)
-        if own and not isinstance(held, nn.Module):
+        held = _step(holder, part)
+        plain = not isinstance(held, nn.Module | Mapping | list | tuple)
+        if own and plain and isinstance(holder, nn.Module) and holder is not root:
             held = copy.copy(held)
             setattr(holder, part, held)
         holder = held
     return holder
+
+
+def _step(holder: Any, part: str) -> Any:
+    if part.startswith("__"):
+        raise ArtifactError(f"sizes: expected a path of submodules and attributes, got {part!r} in it.")
+    if isinstance(holder, Mapping):
+        return holder[part]
+    if isinstance(holder, list | tuple):
+        return holder[int(part)]
+    return getattr(holder, part)
 
 
 def _same_kind(old: Any, value: Any) -> bool:
