@@ -80,9 +80,11 @@ $(VENV)/.stamp-dev: $(VENV)/.stamp-torch pyproject.toml
 
 # torchvision has no build for some Pythons and platforms; the zoo tests then skip and say so.
 $(VENV)/.stamp-zoo: $(VENV)/.stamp-dev
-	@echo "Installing timm and torchvision into $(VENV) for tests/zoo"
+	@echo "Installing timm, torchvision and transformers into $(VENV) for tests/zoo"
 	@$(INSTALL) --no-deps timm torchvision \
-		|| echo "make: timm and torchvision could not be installed; the tests of whole architectures will skip." >&2
+		|| echo "make: timm and torchvision could not be installed; the tests of their architectures will skip." >&2
+	@$(INSTALL) transformers \
+		|| echo "make: transformers could not be installed; the tests of its architectures will skip." >&2
 	@touch $@
 
 $(VENV)/.stamp-docs: $(VENV)/.stamp-torch pyproject.toml

@@ -134,3 +134,24 @@ def test_attention_loses_whole_heads(kv_heads: int) -> None:
         ("out.weight", 1, 8),
     ]
     assert identities(graph, *axes) == [heads, shared, shared, heads]
+
+
+def test_einsum_of_three_operands_and_an_ellipsis() -> None:
+    def gated(m: nn.Module, x: Tensor) -> Tensor:
+        y = torch.relu(m.a(x))
+        return m.b(torch.einsum("...i,io,...i->...o", y, m.w, torch.sigmoid(y)))
+
+    net = Calls(gated, a=nn.Linear(3, 4), w=weight(4, 5), b=nn.Linear(5, 2))
+    graph = traced(net, torch.randn(2, 6, 3))
+    assert identities(graph, ("a.weight", 0, 4), ("w", 0, 4)) == [[0, 1, 2, 3]] * 2
+    assert identities(graph, ("w", 1, 5), ("b.weight", 1, 5)) == [[0, 1, 2, 3, 4]] * 2
+
+
+def test_einsum_counts_products_pair_by_pair() -> None:
+    net = Calls(
+        lambda m, x: torch.einsum("bi,ij,jk->bk", m.a(x), m.v, m.w),
+        a=nn.Linear(3, 4),
+        v=weight(4, 5),
+        w=weight(5, 2),
+    )
+    assert traced(net, torch.randn(2, 3)).cost().macs == 3 * 4 + 4 * 5 + 5 * 2

@@ -80,3 +80,19 @@ def test_time_first_and_no_batch() -> None:
     net = Calls(lambda m, x: m.out(m.recurrent(x)[0]), recurrent=nn.LSTM(2, 3), out=nn.Linear(3, 2))
     assert traced(net, torch.randn(5, 2, 2))["recurrent"].size == 3
     assert traced(net, torch.randn(5, 2))["recurrent"].size == 3
+
+
+@pytest.mark.parametrize("kind", [nn.LSTMCell, nn.GRUCell, nn.RNNCell])
+def test_single_steps(kind: type[nn.RNNCellBase]) -> None:
+    def steps(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        state = m.start(x[0])
+        state = (state, state) if kind is nn.LSTMCell else state
+        for now in x.unbind(0):
+            state = m.cell(m.into(now), state)
+        return m.out(state[0] if kind is nn.LSTMCell else state)
+
+    parts = {"start": nn.Linear(2, 3), "into": nn.Linear(2, 4), "cell": kind(4, 3), "out": nn.Linear(3, 2)}
+    graph = traced(Calls(steps, **parts), torch.randn(5, 6, 2))
+    axes = [("start.weight", 0, 3), ("cell.weight_hh", 1, 3), ("out.weight", 1, 3)]
+    assert identities(graph, *axes) == [[0, 1, 2]] * 3
+    assert identities(graph, ("into.weight", 0, 4), ("cell.weight_ih", 1, 4)) == [[0, 1, 2, 3]] * 2

@@ -171,3 +171,29 @@ def test_squeezing_an_axis_that_becomes_a_single_unit() -> None:
     """With one of the two units gone, the squeeze must not take the axis away."""
     assert between(2, 2, lambda x: x.squeeze(1)) == [[0, 1], [0, 1]]
     assert between(2, 2, lambda x: x[..., None].squeeze((1, 2)).squeeze()) == [[0, 1], [0, 1]]
+
+
+def test_unfold_repeats_a_channel_for_each_position_of_the_window() -> None:
+    def joined(m: nn.Module, x: Tensor) -> Tensor:
+        patches = F.unfold(m.a(x), (2, 3))
+        return m.b(F.fold(patches * m.scale[:, None], (5, 6), (2, 3)))
+
+    net = Calls(joined, a=nn.Conv2d(2, 4, 1), b=nn.Conv2d(4, 2, 1), scale=nn.Parameter(torch.randn(24)))
+    graph = traced(net, torch.randn(2, 2, 5, 6))
+    each = [unit for unit in FOUR for _ in range(6)]
+    axes = [("a.weight", 0, 4), ("b.weight", 1, 4), ("scale", 0, 24)]
+    assert identities(graph, *axes) == [FOUR, FOUR, each]
+
+
+def test_heads_merged_with_an_open_batch_axis_before_an_axis_without_a_stated_size() -> None:
+    def attention(m: nn.Module, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        q, k, v = (
+            t.reshape(b, n, 3, 2).transpose(1, 2).reshape(b * 3, n, -1) for t in (m.q(x), m.k(x), m.v(x))
+        )
+        y = torch.softmax(q @ k.transpose(1, 2), -1) @ v
+        return m.out(y.reshape(b, 3, n, 2).transpose(1, 2).reshape(b, n, -1))
+
+    parts = {name: nn.Linear(4, 6) for name in "qkv"}
+    graph = traced(Calls(attention, **parts, out=nn.Linear(6, 2)), torch.randn(3, 5, 4))
+    assert [group.size for group in graph.groups] == [3]

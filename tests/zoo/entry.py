@@ -31,6 +31,7 @@ class Entry:
         construct: Makes it, with whatever weights its constructor draws.
         example: Makes arguments for it.
         settling: Makes the arguments that settle its batch norms; those of `example` if None.
+        inexact: Whether an operator mixes all of its units, so that it can only be pruned inexactly.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Entry:
     construct: Callable[[], nn.Module]
     example: Example
     settling: Example | None = None
+    inexact: bool = False
 
     def available(self) -> bool:
         """Whether the library that defines it can be imported here."""

@@ -69,6 +69,6 @@ def import_timm() -> ModuleType | None:
 
 
 def import_transformers() -> ModuleType | None:
-    """`transformers`, or None where it is not installed; torchvision, which it imports if it can, comes first."""
+    """`transformers`, or None where it is not installed; torchvision, which it imports, comes first."""
     import_torchvision()
     return _import("transformers")

@@ -10,17 +10,19 @@ from tests.zoo.entry import Entry, images
 from tests.zoo.importing import import_timm
 
 
-def _model(name: str, side: int = 64, settle: int | None = None, **options: Any) -> Entry:
+def _model(
+    name: str, side: int = 64, settle: int | None = None, *, inexact: bool = False, **options: Any
+) -> Entry:
     def construct() -> nn.Module:
         library: Any = import_timm()
         return library.create_model(name, pretrained=False, **options)
 
-    return Entry(name, "timm", construct, images(side), images(settle) if settle else None)
+    return Entry(name, "timm", construct, images(side), images(settle) if settle else None, inexact)
 
 
-def _sized(name: str, side: int, **options: Any) -> Entry:
+def _sized(name: str, side: int, *, inexact: bool = False, **options: Any) -> Entry:
     """An architecture that has to be told the size of its images."""
-    return _model(name, side, img_size=side, **options)
+    return _model(name, side, inexact=inexact, img_size=side, **options)
 
 
 AT_224: tuple[Entry, ...] = tuple(
@@ -51,7 +53,7 @@ CONVOLUTIONAL: tuple[Entry, ...] = (
     _model("rexnet_100"),
     _model("xception41"),
     _model("convmixer_768_32"),
-    _model("convnextv2_atto"),
+    _model("convnextv2_atto", inexact=True),
     _model("inception_next_atto"),
     _model("repvit_m0_9"),
     _model("hgnetv2_b0"),
@@ -75,7 +77,7 @@ TRANSFORMERS: tuple[Entry, ...] = (
     _sized("levit_128s", 224),
     _sized("mixer_s32_224", 64),
     _sized("resmlp_12_224", 32),
-    _sized("gmlp_ti16_224", 32),
+    _sized("gmlp_ti16_224", 32, inexact=True),
     _model("pvt_v2_b0"),
     _sized("twins_svt_small", 224, depths=(1, 1, 2, 1)),
     _model("crossvit_tiny_240", 240),

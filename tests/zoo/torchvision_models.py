@@ -42,6 +42,17 @@ def _ssdlite() -> Entry:
     return Entry("ssdlite_mobilenet_v3_backbone", "torchvision", construct, images(96))
 
 
+def _maxvit() -> Entry:
+    def construct() -> nn.Module:
+        library: Any = import_torchvision()
+        sizes = {"block_channels": [64, 128, 256, 512], "block_layers": [1, 1, 1, 1], "stem_channels": 64}
+        return library.models.MaxVit(
+            (64, 64), **sizes, head_dim=32, partition_size=2, stochastic_depth_prob=0.2
+        )
+
+    return Entry("maxvit_t", "torchvision", construct, images(64))
+
+
 AT_224: tuple[Entry, ...] = tuple(
     _classifier(name, 224, 128, **options)
     for name, options in (
@@ -74,7 +85,7 @@ MODELS: tuple[Entry, ...] = (
     _classifier("swin_t"),
     _classifier("swin_v2_t"),
     _classifier("vit_b_16", 32, image_size=32),
-    _classifier("maxvit_t", 64, input_size=(64, 64), partition_size=2),
+    _maxvit(),
     _segmentation("fcn_resnet50"),
     _segmentation("deeplabv3_mobilenet_v3_large"),
     _segmentation("lraspp_mobilenet_v3_large"),

@@ -106,7 +106,7 @@ def walk(entry: Entry) -> Walked:
     if not varies(run(model, args, kwargs)):
         raise AssertionError(f"{entry.name}: expected outputs that vary and are finite.")
     with found.timed("trace"):
-        graph = sc.trace(model, inputs)
+        graph = sc.trace(model, inputs, allow_inexact=entry.inexact)
     with found.timed("plan"):
         plan = sc.Plan.build(graph, random_keep(graph), allocator="random", settings={"ratio": RATIO})
     with found.timed("apply"):

@@ -37,7 +37,7 @@ _RANDOM_FILLS = frozenset(
 
 
 class _DeferredFills(TorchFunctionMode):
-    """Turns in-place random fills into zeros while a model is built, and remembers which tensors they were for.
+    """Turns random fills into zeros while a model is built, and remembers which tensors they were for.
 
     Initialising weights is most of what building a large model costs, and several models do it twice.
     Zeros rather than nothing, because a constructor may copy what it has filled.

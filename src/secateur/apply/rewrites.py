@@ -18,7 +18,7 @@ from torch import fx
 from secateur.apply.tensors import groups_after
 from secateur.errors import ApplyError
 from secateur.graph.rules.index import constant_positions
-from secateur.graph.rules.op import Walk, hint
+from secateur.graph.rules.op import Walk, hint, is_open
 from secateur.graph.rules.select import positions_taken
 
 Mask = NDArray[np.bool_]
@@ -59,18 +59,26 @@ Rewrite = Callable[[Call], None]
 
 def _sizes(call: Call, name: str, masks: list[Mask]) -> None:
     sizes = list(call.arguments[name])
+    open_axis = sizes.index(-1) if -1 in sizes else None
     for k, mask in enumerate(masks):
         if mask.all() or (isinstance(sizes[k], int) and sizes[k] == -1):
             continue
-        if isinstance(sizes[k], fx.Node):
-            if -1 in sizes:
-                raise ApplyError(
-                    f"apply: expected constant sizes at {call.node}, got {sizes} with {k} to be changed."
-                )
-            sizes[k] = -1
-        else:
+        if not isinstance(sizes[k], fx.Node):
             sizes[k] = int(mask.sum())
+            continue
+        if (
+            open_axis is not None
+        ):  # its size is to be stated, if it is known, so that this one can be left open
+            _state(call, sizes, open_axis, masks)
+        sizes[k], open_axis = -1, k
     call.arguments[name] = sizes
+
+
+def _state(call: Call, sizes: list[Any], k: int, masks: list[Mask]) -> None:
+    captured = call.node.meta["val"].shape
+    if len(captured) != len(masks) or is_open(captured[k]):
+        raise ApplyError(f"apply: expected constant sizes at {call.node}, got {sizes} with {k} unknown.")
+    sizes[k] = int(masks[k].sum())
 
 
 def output_sizes(call: Call) -> None:

@@ -77,7 +77,9 @@ def gather(op: Op) -> Axes:
     return tuple(out)
 
 
-@rule("aten.index_add.default", "aten.index_add_.default", "aten.index_copy.default", "aten.index_copy_.default")
+@rule(
+    "aten.index_add.default", "aten.index_add_.default", "aten.index_copy.default", "aten.index_copy_.default"
+)
 def write_rows(op: Op) -> Axes:
     """Rows (along one axis) of a source written into rows of a tensor; the other axes are the same units."""
     x, source = op.axes(op["self"]), op.axes(op["source"])

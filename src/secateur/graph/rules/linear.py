@@ -44,7 +44,9 @@ def contract(op: Op, operands: Sequence[fx.Node], terms: Sequence[str], out: str
     return tuple(axes[letter] for letter in out)
 
 
-def _count(op: Op, operands: Sequence[fx.Node], terms: Sequence[str], out: str, axes: dict[str, Labels]) -> None:
+def _count(
+    op: Op, operands: Sequence[fx.Node], terms: Sequence[str], out: str, axes: dict[str, Labels]
+) -> None:
     """Count the products as PyTorch makes them: operand by operand, each result as small as it can be."""
     left = terms[0]
     for k in range(1, len(operands)):
@@ -119,7 +121,9 @@ def _letters(equation: str, ranks: list[int]) -> tuple[list[str], str]:
     terms = inputs.split(",")
     if not arrow:
         every = inputs.replace(",", "").replace(".", "")
-        out = ("..." if "..." in inputs else "") + "".join(sorted(c for c in set(every) if every.count(c) == 1))
+        out = ("..." if "..." in inputs else "") + "".join(
+            sorted(c for c in set(every) if every.count(c) == 1)
+        )
     hidden = [rank - len(t) + 3 if "..." in t else 0 for t, rank in zip(terms, ranks, strict=True)]
     spare = "".join(chr(0x100 + i) for i in range(max(hidden)))  # no letters that an equation can hold
     terms = [t.replace("...", spare[len(spare) - n :]) for t, n in zip(terms, hidden, strict=True)]

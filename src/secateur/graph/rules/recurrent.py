@@ -61,7 +61,8 @@ def _tie_gates(op: Op, rows: Labels, hidden: Labels) -> None:
     op.role(rows, PRODUCE)
 
 
-@rule("aten.lstm_cell.default", "aten.gru_cell.default", "aten.rnn_tanh_cell.default", "aten.rnn_relu_cell.default")
+@rule("aten.lstm_cell.default", "aten.gru_cell.default")
+@rule("aten.rnn_tanh_cell.default", "aten.rnn_relu_cell.default")
 def cell(op: Op) -> Axes | list[Axes]:
     """One step of one layer: new states from an input [..., in] and states [..., hidden]."""
     x, lstm = op.axes(op["input"]), op.name.startswith("aten.lstm")

@@ -164,3 +164,17 @@ def shuffle(op: Op) -> Axes:
         x[channel] = np.repeat(inner, groups)
     shape = op.output_shape
     return tuple(a if k <= channel else plain(shape[k]) for k, a in enumerate(x))
+
+
+@rule("aten.im2col.default", "aten.col2im.default")
+def patches(op: Op) -> Axes:
+    """`unfold` and `fold`: one axis holds (channel, position in the window), window positions innermost."""
+    x = list(op.axes(op["self"]))
+    shape = op.output_shape
+    window = product(op.integers(op["kernel_size"]))
+    if op.name.startswith("aten.im2col"):
+        channel = len(x) - 3
+        return (*x[:channel], np.repeat(x[channel], window), plain(shape[-1]))
+    channel = len(x) - 2
+    carried = op.carry(x[channel], (len(x[channel]) // window, window), 0)
+    return (*x[:channel], carried, *(plain(n) for n in shape[channel + 1 :]))

@@ -1,0 +1,72 @@
+"""The whole street on every architecture of the zoo, at the smallest size each takes.
+
+    python -m benchmarks.bench_zoo [name ...]
+
+30 % of the units of every group, at least one, are removed at random; forms `graph` and `auto` are both
+proven against the masked dense model in float64, saved and loaded. An architecture whose groups an
+operator mixes throughout is pruned inexactly, and form `auto` compared with `graph`.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import warnings
+from dataclasses import asdict
+
+import torch
+from torch import nn
+
+import secateur as sc
+from benchmarks import results
+from tests.zoo.models import ZOO
+from tests.zoo.walk import RATIO, walk
+
+REALISED = 0.9
+"""Share of the prunable MACs that has to be in form `module` for an architecture to count as realised."""
+
+
+def main() -> None:
+    """Walks the architectures named on the command line, or all."""
+    warnings.simplefilter("ignore")
+    sc.trace(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), torch.zeros(2, 3))  # imports the exporter
+    found, failed, missing = [], {}, []
+    for entry in (e for e in ZOO if not sys.argv[1:] or e.name in sys.argv[1:]):
+        if not entry.available():
+            missing.append(entry.name)
+            continue
+        try:
+            found.append(walk(entry))
+            print(f"{entry.name}: {sum(found[-1].seconds.values()):.1f} s", file=sys.stderr)
+        except (sc.SecateurError, AssertionError) as error:
+            failed[entry.name] = f"{type(error).__name__}: {error}"
+            print(f"{entry.name}: {failed[entry.name]}", file=sys.stderr)
+        gc.collect()
+    rows = [
+        (
+            w.name, w.family, w.groups, w.units, f"{w.macs_share:.2f}", f"{w.macs:.2f}", w.form,
+            f"{1 - w.needs_graph:.2f}",
+            *(f"{w.seconds[s]:.2f}" for s in ("trace", "plan", "apply", "apply_auto")),
+            f"{w.proof_graph:.0e}", f"{w.proof_auto:.0e}", "; ".join(w.frozen),
+        )
+        for w in found
+    ]  # fmt: skip
+    headings = ("architecture", "library", "groups", "units", "coverage", "MACs", "form", "in module",
+                "trace", "plan", "apply", "auto", "graph proof", "auto proof", "no rule for")  # fmt: skip
+    print(
+        f"{int(RATIO * 100)} % of the units of every group removed; seconds; coverage = share of the MACs in "
+        f"layers with prunable units; in module = share of the removed MACs that form module can remove"
+    )
+    print(results.table(headings, rows))
+    realised = sum(1 - w.needs_graph >= REALISED for w in found)
+    print(f"\n{len(found)} proven, {len(failed)} failed, {len(missing)} not installed")
+    print(f"{realised} have {REALISED:.0%} or more of what was removed in form module")
+    for name, why in failed.items():
+        print(f"failed: {name}: {why}")
+    if not sys.argv[1:]:
+        content = {"ratio": RATIO, "architectures": [asdict(w) for w in found], "failed": failed}
+        results.write("zoo", {**content, "not_installed": missing, "realised_as_module": realised})
+
+
+if __name__ == "__main__":
+    main()
