@@ -1,0 +1,248 @@
+"""Calibration data: whatever a user holds, as batches that every pass sees alike.
+
+Scoring, allocating and repairing each go over the same data, some of them several times, and their results
+are only comparable if every pass saw the same batches in the same order. `Calibration` promises that, also
+for a loader that shuffles or augments, and leaves the caller's random state as it was.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from secateur.calibration.batch import Batch
+from secateur.calibration.randomness import OwnStream, seeded
+from secateur.errors import CalibrationError, SettingError
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """Every `every`-th batch of `parent` (`held`), or all others, after cutting each into `pieces`."""
+
+    parent: Calibration
+    pieces: int
+    total: int
+    every: int
+    held: bool
+
+    def _is_held(self, position: int) -> bool:
+        # Fewer pieces than `every` still leave one to hold out: the last.
+        return position % self.every == self.every - 1 or (
+            self.total < self.every and position == self.total - 1
+        )
+
+    def __iter__(self) -> Iterator[Any]:
+        position = 0
+        for index, raw in enumerate(self.parent.raw_batches()):
+            pieces = [raw] if self.pieces == 1 else [b.raw for b in Batch.of(raw, index).cut(self.pieces)]
+            for piece in pieces:
+                if self._is_held(position) == self.held:
+                    yield piece
+                position += 1
+
+    def __len__(self) -> int:
+        held = sum(self._is_held(i) for i in range(self.total))
+        return held if self.held else self.total - held
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """Batches that can be gone over again and again, always the same ones in the same order.
+
+    Make one with `Calibration.of`. Each pass runs from `seed` in a random state of its own: a shuffling or
+    augmenting loader shuffles and augments the same way each time, and the caller's random state is not
+    moved. A loader's own `torch.Generator` starts every pass from the state it had when the Calibration was
+    made, and is put back after.
+
+    Attributes:
+        source: The user's loader or list of batches.
+        seed: Where the random state of each pass starts.
+        device: Where batches are moved; None leaves them where they are.
+    """
+
+    source: Iterable[Any]
+    seed: int = 0
+    device: torch.device | None = None
+    _start: tuple[tuple[torch.Generator, Tensor], ...] = field(default=(), repr=False)
+
+    @classmethod
+    def of(cls, data: Any, *, seed: int = 0, batch_size: int = 64) -> Calibration:
+        """Take calibration data as a user holds it.
+
+        Args:
+            data: A DataLoader; a Dataset; an iterable of batches (`Batch.of` lists what a batch may be); one
+                tensor, mapping, or tuple of tensors, taken as a single large batch and cut to `batch_size`;
+                or a Calibration, which comes back as it is. A one-shot iterator, such as a generator, is
+                read once and its batches are kept in memory.
+            seed: Where the random state of each pass starts.
+            batch_size: Samples a batch, where `data` does not say.
+
+        Raises:
+            CalibrationError: `data` is none of these.
+            SettingError: `batch_size` is below 1.
+
+        Example:
+            >>> data = Calibration.of([(torch.zeros(2, 3), torch.tensor([0, 1]))] * 10)
+            >>> fit, held_out = data.split(every=5)
+            >>> len(list(fit)), len(list(held_out))
+            (8, 2)
+        """
+        if isinstance(data, Calibration):
+            return data
+        if batch_size < 1:
+            raise SettingError(
+                f"calibration: expected batch_size of at least 1, got {batch_size}. "
+                "Do give a positive number."
+            )
+        if isinstance(data, Tensor | Mapping) or (
+            isinstance(data, tuple) and data and all(isinstance(v, Tensor) for v in data)
+        ):
+            whole = Batch.of(data)
+            return cls([b.raw for b in whole.cut(-(-whole.size // batch_size))], seed)
+        rows = hasattr(data, "__getitem__") and isinstance(data, Sized) and not isinstance(data, Iterable)
+        if isinstance(data, Dataset) or rows:
+            data = DataLoader(data, batch_size=batch_size)
+        if isinstance(data, str | bytes) or not isinstance(data, Iterable):
+            raise CalibrationError(
+                f"calibration: expected a DataLoader, a Dataset or an iterable of batches, got "
+                f"{type(data).__name__}. Do give, for instance, a list of (inputs, labels)."
+            )
+        if isinstance(data, Iterator):
+            with seeded(seed):
+                data = list(data)
+        return cls(data, seed, None, tuple((g, g.get_state()) for g in _generators(data)))
+
+    def raw_batches(self) -> Iterator[Any]:
+        """What the source gives, in the random state of the pass."""
+        stream = OwnStream(self.seed, self._start)
+        with stream:
+            iterator = iter(self.source)
+        while True:
+            with stream:
+                try:
+                    raw = next(iterator)
+                except StopIteration:
+                    return
+            yield raw
+
+    def __iter__(self) -> Iterator[Batch]:
+        """One pass, without a progress bar."""
+        return self.batches()
+
+    def batches(self, desc: str = "", progress: bool = False) -> Iterator[Batch]:
+        """One pass over the data.
+
+        Args:
+            desc: What the pass is for, shown beside the bar.
+            progress: Show a bar on stderr, if that is a terminal.
+
+        Raises:
+            CalibrationError: There is no batch, or one cannot be used; the message says which.
+        """
+        count = 0
+        for raw in _with_bar(self.raw_batches(), desc, self.count(), progress):
+            batch = Batch.of(raw, count)
+            batch.check_finite()
+            yield batch if self.device is None else batch.to(self.device)
+            count += 1
+        if count == 0:
+            raise CalibrationError(
+                "calibration: expected at least one batch, got an empty loader. Do give some samples; "
+                "with drop_last=True a loader shorter than one batch gives none."
+            )
+
+    def first(self) -> Batch:
+        """The first batch, for instance as example inputs."""
+        for batch in self.batches():
+            return batch
+        raise CalibrationError("calibration: expected at least one batch, got none. Do give some samples.")
+
+    def count(self) -> int | None:
+        """Number of batches in a pass, where the source knows it."""
+        if isinstance(self.source, Sized):
+            try:
+                return len(self.source)
+            except TypeError:  # a DataLoader over an iterable dataset has a length that only raises
+                return None
+        return None
+
+    def to(self, device: torch.device | str) -> Calibration:
+        """The same data, each batch moved to `device` as it is read."""
+        return replace(self, device=torch.device(device))
+
+    def split(self, every: int = 5) -> tuple[Calibration, Calibration]:
+        """Set every `every`-th batch aside.
+
+        With fewer than `every` batches each is first cut along axis 0 into smaller ones, so that there is
+        something to hold out.
+
+        Returns:
+            The data to fit on, and the held-out data.
+
+        Raises:
+            CalibrationError: There is a single sample only.
+            SettingError: `every` is below 2.
+        """
+        if every < 2:
+            raise SettingError(
+                f"calibration split: expected every of at least 2, got {every}. "
+                "Do give 5 to hold out a fifth."
+            )
+        total = self.count()
+        if total is None:
+            total = sum(1 for _ in self.raw_batches())
+        pieces = 1
+        if 0 < total < every:
+            pieces = -(-every // total)
+            sizes = [batch.size for batch in self]
+            total = sum(min(size, pieces) for size in sizes)
+        if total < 2:
+            raise CalibrationError(
+                f"calibration split: expected at least two samples, got {total}. "
+                "Do give more data, so that a part can be held out."
+            )
+        fit, held = (_Part(self, pieces, total, every, held) for held in (False, True))
+        return Calibration(fit, self.seed, self.device), Calibration(held, self.seed, self.device)
+
+
+def _generators(source: Any) -> list[torch.Generator]:
+    """The generators that a DataLoader and its samplers own, each once."""
+    sampler = getattr(source, "sampler", None)
+    batch_sampler = getattr(source, "batch_sampler", None)
+    owners = (source, sampler, batch_sampler, getattr(batch_sampler, "sampler", None))
+    found = (getattr(owner, "generator", None) for owner in owners)
+    return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
+
+
+def _with_bar(raws: Iterator[Any], desc: str, total: int | None, progress: bool) -> Iterator[Any]:
+    if not (progress and sys.stderr.isatty()):
+        yield from raws
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("batches"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(desc, total=total)
+        for raw in raws:
+            yield raw
+            bar.advance(task)
