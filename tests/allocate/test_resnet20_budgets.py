@@ -1,4 +1,4 @@
-"""Fifty random budgets on a real graph: what is achieved is the largest reachable cost not above the target."""
+"""Fifty random budgets on a real graph: what is achieved is the largest reachable cost within each."""
 
 import functools
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -155,3 +157,44 @@ def test_einsum_counts_products_pair_by_pair() -> None:
         w=weight(5, 2),
     )
     assert traced(net, torch.randn(2, 3)).cost().macs == 3 * 4 + 4 * 5 + 5 * 2
+
+
+@pytest.mark.parametrize(
+    "computed",
+    [
+        lambda m: m.v + m.w,
+        lambda m: m.v * m.scale,
+        lambda m: m.scale * m.v,
+        lambda m: m.w + m.low @ m.high,
+        lambda m: torch.cat([m.v, m.w]),
+        lambda m: F.normalize(m.v, dim=0),
+    ],
+    ids="sum scaled scale_first low_rank joined normalised".split(),
+)
+def test_weights_computed_from_parameters(computed: Callable[[nn.Module], Tensor]) -> None:
+    """`traced` compares with the masked model: every parameter that the weight comes from is masked."""
+    net = Calls(
+        lambda m, x: F.linear(torch.relu(m.a(x)), computed(m)),
+        a=nn.Linear(3, 6), v=weight(5, 6), w=weight(5, 6), scale=weight(6), low=weight(5, 2), high=weight(2, 6),
+    )  # fmt: skip
+    assert [group.name for group in traced(net, torch.randn(2, 3)).groups] == ["a"]
+
+
+def test_heads_of_a_weight_that_is_viewed() -> None:
+    def viewed(m: nn.Module, x: Tensor) -> Tensor:
+        return torch.einsum("bhe,hed->bd", torch.relu(m.a(x)).view(-1, 3, 2), m.w.view(3, 2, 4))
+
+    graph = traced(Calls(viewed, a=nn.Linear(3, 6), w=weight(6, 4)), torch.randn(2, 3))
+    assert identities(graph, ("a.weight", 0, 6), ("w", 0, 6)) == [[0, 0, 1, 1, 2, 2]] * 2
+
+
+@pytest.mark.parametrize("computed", [torch.exp, lambda w: w + 1, lambda w: w.softmax(0)])
+def test_a_weight_that_zeros_do_not_make_zero_is_inexact(computed: Callable[[Tensor], Tensor]) -> None:
+    net = Calls(
+        lambda m, x: m.b(F.linear(torch.relu(m.a(x)), computed(m.w))),
+        a=nn.Linear(3, 6), w=weight(5, 6), b=nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2)),
+    )  # fmt: skip
+    graph = traced(net, torch.randn(2, 3))
+    assert "a" not in [group.name for group in graph.groups]
+    (left,) = (left for left in graph.left if left.group.name == "a")
+    assert "its weight is not zero" in left.reason

@@ -52,7 +52,7 @@ class Prefer:
 
 _every = Prefer("", doubted=True)
 _undoubted = Prefer("", doubted=False)
-_counts = Prefer("num|head|group|^n_", doubted=True)
+_counts = Prefer("heads|groups|^num|^n_", doubted=True)
 
 _FACTOR = re.compile("^(n|num)_|_(n|num)_|heads?$|groups?$")
 """Names of counts of which a constant may be a multiple: ``num_heads`` in ``num_heads * head_dim``."""

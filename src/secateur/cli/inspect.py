@@ -119,8 +119,8 @@ def listing(found: dict[str, Any]) -> str:
         f"{found['units']:,} units in {len(found['groups'])} groups may be removed. "
         f"With one unit left in each: {words.percent(least['params'], dense_params)} of the parameters, "
         f"{words.percent(least['macs'], dense_macs)} of the MACs.",
-        f"{found['coverage']['macs_share']:.1%} of the MACs and {found['coverage']['params_share']:.1%} of the "
-        "parameters lie in layers with units that may be removed.",
+        f"{found['coverage']['macs_share']:.1%} of the MACs and {found['coverage']['params_share']:.1%} "
+        "of the parameters lie in layers with units that may be removed.",
         "",
     ]
     names = [str(group["name"]) for group in found["groups"]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from secateur.graph.labels import Labels
-from secateur.graph.rules.op import CONSUME, PRODUCE, Axes, Op, plain, product
+from secateur.graph.rules.op import PRODUCE, Axes, Op, plain, product
 from secateur.graph.rules.registry import rule
 
 
@@ -37,7 +37,7 @@ def _convolve(op: Op, *, transposed: bool) -> Axes:
         out, into = weight_axes[:2] if not transposed else (weight_axes[1], weight_axes[0])
         op.tie(x_axes[channel], into)
         op.role(out, PRODUCE)
-        op.role(into, CONSUME)
+        op.consumes(weight, into)
     else:
         out = _grouped(op, x_axes[channel], weight_axes[0], weight_axes[1], groups, transposed=transposed)
     if bias is not None:
@@ -77,11 +77,11 @@ def _grouped(op: Op, x: Labels, first: Labels, second: Labels, groups: int, *, t
         return first if not transposed else np.repeat(carried, len(second))
     inner = op.carry(x, grid, 1)
     if transposed:
-        op.role(first, CONSUME)
+        op.consumes(op["weight"], first)
         op.role(second, PRODUCE)
         return np.tile(second, groups)
     op.tie(inner, second)
-    op.role(second, CONSUME)
+    op.consumes(op["weight"], second)
     op.role(first, PRODUCE)
     op.carry(first, (groups, across), 1)
     return first

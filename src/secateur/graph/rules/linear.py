@@ -8,7 +8,7 @@ import numpy as np
 from torch import fx
 
 from secateur.graph.labels import Labels
-from secateur.graph.rules.op import CONSUME, PRODUCE, Axes, Op
+from secateur.graph.rules.op import PRODUCE, Axes, Op
 from secateur.graph.rules.registry import rule
 
 
@@ -34,7 +34,7 @@ def contract(op: Op, operands: Sequence[fx.Node], terms: Sequence[str], out: str
         if not consuming:
             op.mix(axes[letter])
         for k in consuming:
-            op.role(op.axes(operands[k])[terms[k].index(letter)], CONSUME)
+            op.consumes(operands[k], op.axes(operands[k])[terms[k].index(letter)])
     for k in weights:
         others = "".join(term for i, term in enumerate(terms) if i != k)
         for letter in (c for c in terms[k] if c not in others and c in out):
@@ -64,7 +64,7 @@ def linear(op: Op) -> Axes:
     out, into = op.axes(weight)
     op.tie(x_axes[-1], into)
     op.role(out, PRODUCE)
-    op.role(into, CONSUME)
+    op.consumes(weight, into)
     if bias is not None:
         op.tie(op.axes(bias)[0], out)
         op.role(op.axes(bias)[0], PRODUCE)

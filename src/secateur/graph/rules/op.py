@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -204,6 +205,27 @@ class Op:
         """Say what the parameter positions with these labels do (`PRODUCE` or `CONSUME`)."""
         self.walk.roles.append((labels, bit))
 
+    def consumes(self, weight: fx.Node, labels: Labels) -> None:
+        """Say that the weight reads the units along its axis with these labels.
+
+        A weight may be computed from parameters. Removing a unit is then exact only if its part of the
+        weight is zero where the parameters' is; otherwise this counts as mixing.
+        """
+        self.role(labels, CONSUME)
+        if weight in self.walk.names:
+            return
+        origins = vanishing(self.walk, weight, labels)
+        if origins is None:
+            what = f"{self.name}: its weight is not zero where the parameters are that it is computed from"
+            self.store.mix(labels, Reason(what, where(self.node)))
+            return
+        roots = np.unique(self.store.find(labels[labels > 0]))
+        for parameter in origins:
+            axes = self.axes(parameter)
+            own = [a for a in axes if np.isin(a[a > 0], labels).any()]
+            for axis in own or axes:
+                self.role(axis[np.isin(self.store.find(axis), roots)], CONSUME)
+
     def produces(self, weight: fx.Node, axis: int) -> None:
         """Say that output axis `axis` of this operator is computed from `weight`."""
         self.walk.produced.append(Produced(self.node, axis, weight))
@@ -252,6 +274,52 @@ class Op:
         for k in range(1, lines.shape[1]):
             self.tie(lines[:, 0], lines[:, k])
         return np.ascontiguousarray(lines[:, 0])
+
+
+_ZERO_AT_ZERO = frozenset(
+    f"aten.{name}"
+    for name in (
+        "view.default", "reshape.default", "_unsafe_view.default", "flatten.using_ints", "unflatten.int",
+        "permute.default", "transpose.int", "t.default", "movedim.int", "unsqueeze.default", "squeeze.default",
+        "squeeze.dim", "squeeze.dims", "expand.default", "repeat.default", "repeat_interleave.self_int",
+        "slice.Tensor", "narrow.default", "select.int", "index.Tensor", "index_select.default", "flip.default",
+        "split.Tensor", "split_with_sizes.default", "chunk.default", "unbind.int", "roll.default",
+        "clone.default", "contiguous.default", "detach.default", "detach_.default", "alias.default",
+        "to.dtype", "to.device", "to.dtype_layout", "_to_copy.default", "type_as.default", "dropout.default",
+        "neg.default", "abs.default", "relu.default", "tanh.default", "sign.default", "sqrt.default",
+        "square.default", "silu.default", "gelu.default", "div.Tensor", "div.Scalar", "mul.Scalar",
+        "sum.dim_IntList", "mean.dim", "constant_pad_nd.default", "pad.default",
+    )
+) | {"operator.getitem"}  # fmt: skip
+"""Operators whose result is zero where the first operand is."""
+
+_PRODUCTS = frozenset(
+    f"aten.{name}" for name in ("mul.Tensor", "matmul.default", "mm.default", "bmm.default", "einsum.default")
+)
+"""Operators whose result is zero where any operand is."""
+
+_SUMS = frozenset(f"aten.{name}" for name in ("add.Tensor", "sub.Tensor", "cat.default", "stack.default"))
+"""Operators whose result is zero where all operands are."""
+
+
+def vanishing(walk: Walk, weight: fx.Node, labels: Labels) -> list[fx.Node] | None:
+    """The parameters that, zero at the units `labels`, make `weight` zero there; None if none do."""
+    if weight in walk.names:
+        axes = walk.values[weight]
+        roots = np.unique(walk.store.find(labels[labels > 0]))
+        holds = isinstance(axes, tuple) and any(np.isin(roots, walk.store.find(a)).all() for a in axes)
+        return [weight] if holds else None
+    name = "operator.getitem" if weight.target is operator.getitem else str(weight.target)
+    sources = weight.all_input_nodes
+    if name in _ZERO_AT_ZERO:
+        return vanishing(walk, sources[0], labels)
+    found = [vanishing(walk, source, labels) for source in sources]
+    if name in _PRODUCTS:
+        return next((f for f in found if f is not None), None)
+    numbers = any(isinstance(operand, int | float) for operand in weight.args[:2]) and len(found) < 2
+    if name in _SUMS and not numbers and all(f is not None for f in found):
+        return [parameter for f in found if f is not None for parameter in f]
+    return None
 
 
 def product(sizes: Iterable[int]) -> int:
