@@ -219,6 +219,14 @@ def sharing(layers: Iterable[Layer]) -> str:
     return "(+n): n more layers produce the same units, which only go together." if shared else ""
 
 
+MIXED = (
+    " Some removed units were mixed with others by an operator without weights, such as a layer norm: what "
+    "the others compute changes with the removal, on purpose, and only the measured accuracy says how much "
+    "that costs."
+)
+"""What the removal of inexact groups means."""
+
+
 def proof(report: Report) -> str:
     """What was proven, in a sentence."""
     found = report.proof
@@ -232,6 +240,7 @@ def proof(report: Report) -> str:
     return (
         f"Before repair, the pruned model computes what {reference} computes: on real samples in float64 "
         f"{outputs} by {found['difference']:.1e} relative (allowed: {found['tolerance']:.0e})."
+        + ("" if found["reference"] == "masked" else MIXED)
     )
 
 
