@@ -175,7 +175,8 @@ def test_weights_computed_from_parameters(computed: Callable[[nn.Module], Tensor
     """`traced` compares with the masked model: every parameter that the weight comes from is masked."""
     net = Calls(
         lambda m, x: F.linear(torch.relu(m.a(x)), computed(m)),
-        a=nn.Linear(3, 6), v=weight(5, 6), w=weight(5, 6), scale=weight(6), low=weight(5, 2), high=weight(2, 6),
+        a=nn.Linear(3, 6), v=weight(5, 6), w=weight(5, 6), scale=weight(6), low=weight(5, 2),
+        high=weight(2, 6),
     )  # fmt: skip
     assert [group.name for group in traced(net, torch.randn(2, 3)).groups] == ["a"]
 

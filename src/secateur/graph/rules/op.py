@@ -280,15 +280,17 @@ _ZERO_AT_ZERO = frozenset(
     f"aten.{name}"
     for name in (
         "view.default", "reshape.default", "_unsafe_view.default", "flatten.using_ints", "unflatten.int",
-        "permute.default", "transpose.int", "t.default", "movedim.int", "unsqueeze.default", "squeeze.default",
-        "squeeze.dim", "squeeze.dims", "expand.default", "repeat.default", "repeat_interleave.self_int",
-        "slice.Tensor", "narrow.default", "select.int", "index.Tensor", "index_select.default", "flip.default",
-        "split.Tensor", "split_with_sizes.default", "chunk.default", "unbind.int", "roll.default",
-        "clone.default", "contiguous.default", "detach.default", "detach_.default", "alias.default",
-        "to.dtype", "to.device", "to.dtype_layout", "_to_copy.default", "type_as.default", "dropout.default",
-        "neg.default", "abs.default", "relu.default", "tanh.default", "sign.default", "sqrt.default",
-        "square.default", "silu.default", "gelu.default", "div.Tensor", "div.Scalar", "mul.Scalar",
-        "sum.dim_IntList", "mean.dim", "constant_pad_nd.default", "pad.default",
+        "permute.default", "transpose.int", "t.default", "movedim.int", "unsqueeze.default",
+        "squeeze.default", "squeeze.dim", "squeeze.dims", "expand.default", "repeat.default",
+        "repeat_interleave.self_int", "slice.Tensor", "narrow.default", "select.int",
+        "index.Tensor", "index_select.default", "flip.default", "split.Tensor",
+        "split_with_sizes.default", "chunk.default", "unbind.int", "roll.default", "clone.default",
+        "contiguous.default", "detach.default", "detach_.default", "alias.default", "to.dtype",
+        "to.device", "to.dtype_layout", "_to_copy.default", "type_as.default", "dropout.default",
+        "neg.default", "abs.default", "relu.default", "tanh.default", "sign.default",
+        "sqrt.default", "square.default", "silu.default", "gelu.default", "div.Tensor",
+        "div.Scalar", "mul.Scalar", "sum.dim_IntList", "mean.dim", "constant_pad_nd.default",
+        "pad.default",
     )
 ) | {"operator.getitem"}  # fmt: skip
 """Operators whose result is zero where the first operand is."""
