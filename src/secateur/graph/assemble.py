@@ -145,9 +145,10 @@ def _partition(
     for tensor in tensors:
         for axis in tensor.axes:
             live = axis[axis > 0]
-            for role in range(4):
+            roles = bits[live]
+            for role in np.unique(roles).tolist():
                 mark = rng.integers(1, 2**63, dtype=np.uint64)
-                signature[np.unique(root_of[live[bits[live] == role]])] ^= mark
+                signature[np.unique(root_of[live[roles == role]])] ^= mark
             worked[root_of[live[bits[live] > 0]]] = True
     for labels in {axis.tobytes(): axis for axis in _axes_of(list(walk.values.values()))}.values():
         signature[np.unique(root_of[labels[labels > 0]])] ^= rng.integers(1, 2**63, dtype=np.uint64)
@@ -161,8 +162,8 @@ def _partition(
                 live = axis[axis > 0]
                 live = live[(bits[live] & PRODUCE) > 0] if producing else live
                 roots = root_of[live]
-                roots = roots[np.sort(np.unique(roots, return_index=True)[1])]
-                for root in roots[(group_of[roots] < 0) & ~is_frozen[roots] & worked[roots]].tolist():
+                roots = roots[(group_of[roots] < 0) & ~is_frozen[roots] & worked[roots]]
+                for root in dict.fromkeys(roots.tolist()):
                     g = numbers.setdefault(int(signature[root]), len(sizes))
                     if g == len(sizes):
                         sizes.append(0)

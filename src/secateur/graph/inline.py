@@ -20,18 +20,24 @@ def inline_regions(program: ExportedProgram) -> None:
     *enabled* autocast changes values, so it stays nested.
     """
     graph = program.graph_module.graph
-    changed = True
-    while changed:  # regions may lie inside regions
-        changed = False
-        for node in list(graph.nodes):
-            found = _region(program.graph_module, node)
-            if found is not None:
-                _inline(graph, node, *found)
-                changed = True
+    inlined = 0
+    while (found := _first_region(program)) is not None:  # regions may lie inside regions
+        _inline(graph, *found)
+        inlined += 1
+    if not inlined:
+        return
     for node in list(graph.nodes):
         if node.op == "get_attr" and not node.users:
             graph.erase_node(node)
     program.graph_module.recompile()
+
+
+def _first_region(program: ExportedProgram) -> tuple[fx.Node, fx.GraphModule, tuple[Any, ...], bool] | None:
+    for node in program.graph_module.graph.nodes:
+        found = _region(program.graph_module, node)
+        if found is not None:
+            return node, *found
+    return None
 
 
 def _region(root: torch.nn.Module, node: fx.Node) -> tuple[fx.GraphModule, tuple[Any, ...], bool] | None:
