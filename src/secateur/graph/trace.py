@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import logging
 import warnings
@@ -174,7 +175,7 @@ def capture(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hold back what capture says of its own internals, by warnings, logs and prints.
+    """Hold back the garbage collector, and what capture says of itself by warnings, logs and prints.
 
     What stops it comes as an exception, and often only stops the first of two attempts.
     """
@@ -183,6 +184,8 @@ def _quiet() -> Iterator[None]:
         for n in ("_subclasses.fake_tensor", "fx.experimental.symbolic_shapes")
     ]
     disabled = [log.disabled for log in logs]
+    collecting = gc.isenabled()
+    gc.disable()  # capture makes millions of objects, of which next to none are cyclic garbage
     with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         try:
@@ -192,6 +195,8 @@ def _quiet() -> Iterator[None]:
         finally:
             for log, was in zip(logs, disabled, strict=True):
                 log.disabled = was
+            if collecting:
+                gc.enable()
 
 
 def _at_least_two(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
