@@ -19,6 +19,7 @@ from secateur.apply.constants import Constants
 from secateur.apply.copying import duplicate
 from secateur.apply.sizes import SizeChanges
 from secateur.apply.tensors import cut, tensor_called
+from secateur.collecting import uncollected
 from secateur.errors import ApplyError
 from secateur.graph.graph import Graph
 from secateur.graph.rules import operator_name
@@ -67,7 +68,8 @@ def smaller_program(model: nn.Module, graph: Graph, plan: Plan) -> tuple[fx.Grap
         ApplyError: If an operator's constants cannot follow.
     """
     builder = _Builder(model, graph, plan)
-    return builder.build(), builder.constants.changes
+    with uncollected():
+        return builder.build(), builder.constants.changes
 
 
 class _Builder:

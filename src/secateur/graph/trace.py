@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import io
 import logging
 import warnings
@@ -15,6 +14,7 @@ from torch import nn
 from torch.export import Dim, ExportedProgram, ShapesCollection, export
 from torch.utils import _pytree as pytree
 
+from secateur.collecting import uncollected
 from secateur.errors import CaptureError, NothingToPruneError, SettingError
 from secateur.graph.assemble import assemble, cost_model
 from secateur.graph.graph import Graph, fingerprint
@@ -145,7 +145,7 @@ def capture(
     for leaf in leaves:
         if leaf.ndim and leaf.shape[0] == batch:
             shapes[leaf] = {0: Dim.AUTO}
-    with evaluating(model), torch.no_grad(), _quiet():
+    with evaluating(model), torch.no_grad(), _quiet(), uncollected():
         try:
             program = export(model, args, kwargs, dynamic_shapes=shapes, strict=False)  # type: ignore[arg-type]
         except Exception:  # whatever stops the general capture, the exact one may still work
@@ -175,7 +175,7 @@ def capture(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hold back the garbage collector, and what capture says of itself by warnings, logs and prints.
+    """Hold back what capture says of its own internals, by warnings, logs and prints.
 
     What stops it comes as an exception, and often only stops the first of two attempts.
     """
@@ -184,8 +184,6 @@ def _quiet() -> Iterator[None]:
         for n in ("_subclasses.fake_tensor", "fx.experimental.symbolic_shapes")
     ]
     disabled = [log.disabled for log in logs]
-    collecting = gc.isenabled()
-    gc.disable()  # capture makes millions of objects, of which next to none are cyclic garbage
     with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         try:
@@ -195,8 +193,6 @@ def _quiet() -> Iterator[None]:
         finally:
             for log, was in zip(logs, disabled, strict=True):
                 log.disabled = was
-            if collecting:
-                gc.enable()
 
 
 def _at_least_two(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
