@@ -5,11 +5,14 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+
+from secateur.models import evaluating
 
 
 @dataclass(frozen=True)
@@ -76,25 +79,19 @@ def latency(
     Returns:
         A measurement for each model.
     """
-    modes = [[(m, m.training) for m in model.modules()] for model in models]
     first = next((a for a in (*args, *(kwargs or {}).values()) if isinstance(a, torch.Tensor)), None)
     wait: Callable[[], None] = torch.cuda.synchronize if first is not None and first.is_cuda else lambda: None
     seconds: list[list[float]] = [[] for _ in models]
-    try:
+    with ExitStack() as modes, torch.no_grad():
         for model in models:
-            model.eval()
-        with torch.no_grad():
-            for turn in range(warmup + runs):
-                for model, times in zip(models, seconds, strict=True):
-                    wait()
-                    start = time.perf_counter()
-                    model(*args, **(kwargs or {}))
-                    wait()
-                    if turn >= warmup:
-                        times.append(time.perf_counter() - start)
-    finally:
-        for entries in modes:
-            for module, mode in entries:
-                module.training = mode
+            modes.enter_context(evaluating(model))
+        for turn in range(warmup + runs):
+            for model, times in zip(models, seconds, strict=True):
+                wait()
+                start = time.perf_counter()
+                model(*args, **(kwargs or {}))
+                wait()
+                if turn >= warmup:
+                    times.append(time.perf_counter() - start)
     batch = first.shape[0] if first is not None and first.ndim else 1
     return tuple(Latency(tuple(times), batch) for times in seconds)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from secateur.calibration import Batch, Calibration
-from secateur.graph.trace import evaluating
+from secateur.models import device_of, evaluating
 from secateur.score.loss import LossFn, default_loss, logits_of
 
 
@@ -31,11 +31,6 @@ class Evaluation:
     accuracy: float | None
     samples: int
     measure: str = "loss"
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where the model's first tensor lives (the CPU if it has none)."""
-    return next((t.device for t in model.state_dict().values()), torch.device("cpu"))
 
 
 def evaluate(

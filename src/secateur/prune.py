@@ -20,7 +20,8 @@ from secateur.cost import latency, weight_bytes
 from secateur.errors import SettingError
 from secateur.evaluate import Evaluation, evaluate
 from secateur.graph.graph import Graph
-from secateur.graph.trace import trace, unwrap
+from secateur.graph.trace import trace
+from secateur.models import device_of, unwrap
 from secateur.plan import Plan
 from secateur.repair.repair import repair as repair_model
 from secateur.repair.repair import resolve as resolve_repairs
@@ -191,8 +192,7 @@ def _figures(
 ) -> tuple[Figures, ...]:
     times: list[dict[str, Any]] = [{} for _ in stages]
     if measure_latency:
-        device = next((t.device for t in stages[0][1].state_dict().values()), torch.device("cpu"))
-        batch = example.to(device)
+        batch = example.to(device_of(stages[0][1]))
         # Repair changes numbers, not shapes: the repaired model runs as fast as the pruned one.
         dense, small = latency([stages[0][1], stages[1][1]], batch.args, batch.kwargs)
         times = [

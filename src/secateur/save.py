@@ -28,7 +28,8 @@ from secateur.apply.record import Form, Record, attach, record_of
 from secateur.apply.tensors import check_positions
 from secateur.errors import ArtifactError, PlanError
 from secateur.graph.graph import fingerprint
-from secateur.graph.trace import trace, unwrap
+from secateur.graph.trace import trace
+from secateur.models import unwrap
 from secateur.plan import Plan
 
 FORMAT = 1

@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from secateur.apply.apply import apply
 from secateur.apply.compare import relative_difference, run_in_double
 from secateur.errors import VerificationError
 from secateur.graph.graph import fingerprint
-from secateur.graph.inputs import call_arguments
-from secateur.graph.trace import unwrap
+from secateur.models import device_of, unwrap
 from secateur.plan import Plan
 
 
@@ -57,12 +55,7 @@ def verify(
     """
     model = unwrap(model)
     plan.check(fingerprint(model))
-    device = next((t.device for t in model.state_dict().values()), torch.device("cpu"))
-    args, kwargs = (
-        plan.inputs.example(device=device)
-        if example_inputs is None
-        else call_arguments(example_inputs, device)
-    )
+    args, kwargs = plan.inputs.arguments(example_inputs, device_of(model))
     exact = all(group.exact or not group.removed for group in plan.groups)
     reference = "masked" if exact else "graph"
     expected = apply(model, plan, "masked" if exact else "graph", example_inputs=kwargs or args)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
 from secateur.apply.masked import masked
@@ -15,8 +14,8 @@ from secateur.apply.record import Record, attach, record_of
 from secateur.apply.tensors import check_positions
 from secateur.errors import ApplyError, SettingError
 from secateur.graph.graph import Graph, fingerprint
-from secateur.graph.inputs import call_arguments
-from secateur.graph.trace import trace, unwrap
+from secateur.graph.trace import trace
+from secateur.models import device_of, unwrap
 from secateur.plan import Plan
 
 FORMS = ("auto", "module", "graph", "masked")
@@ -62,11 +61,7 @@ def apply(
     check_positions(model, plan)
     if form == "masked":
         return attach(masked(model, plan), Record(plan, "masked"))
-    device = next((t.device for t in model.state_dict().values()), torch.device("cpu"))
-    if example_inputs is None:
-        args, kwargs = plan.inputs.example(device=device)
-    else:
-        args, kwargs = call_arguments(example_inputs, device)
+    args, kwargs = plan.inputs.arguments(example_inputs, device_of(model))
     if graph is None:
         exact = all(g.exact for g in plan.groups)
         graph = trace(model, (*args,) if not kwargs else kwargs, allow_inexact=not exact)

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.apply.copying import duplicate
-from secateur.graph.trace import evaluating
+from secateur.models import evaluating
 
 
 def run(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:

@@ -86,6 +86,12 @@ class InputSpec(BaseModel):
         args = tuple(leaf.example(generator, device, dtype) for leaf in self.args)
         return args, {k: leaf.example(generator, device, dtype) for k, leaf in self.kwargs.items()}
 
+    def arguments(self, example_inputs: Any, device: torch.device) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What a user passed as example inputs, on `device`; `example` if that is None."""
+        if example_inputs is None:
+            return self.example(device=device)
+        return call_arguments(example_inputs, device)
+
 
 def call_arguments(
     example_inputs: Any, device: torch.device | None = None

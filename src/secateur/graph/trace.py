@@ -15,53 +15,14 @@ from torch.export import Dim, ExportedProgram, ShapesCollection, export
 from torch.utils import _pytree as pytree
 
 from secateur.collecting import uncollected
-from secateur.errors import CaptureError, NothingToPruneError, SettingError
+from secateur.errors import CaptureError, NothingToPruneError
 from secateur.graph.assemble import assemble, cost_model
 from secateur.graph.graph import Graph, fingerprint
 from secateur.graph.inline import inline_regions
 from secateur.graph.inputs import InputSpec, call_arguments
 from secateur.graph.rules.op import hint, is_open
 from secateur.graph.walk import walk
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The module inside `torch.compile`, `DataParallel` or `DistributedDataParallel`.
-
-    Raises:
-        SettingError: If `model` is not an `nn.Module`.
-    """
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            inner = model.module
-        if not isinstance(inner, nn.Module):
-            break
-        model = inner
-    if not isinstance(model, nn.Module):
-        raise SettingError(f"model: expected a torch.nn.Module, got {type(model).__name__}.")
-    return model
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block, without key-value caches; everything is restored afterwards.
-
-    A language model whose configuration says `use_cache` returns its cache beside its logits, which no
-    capture can hold and no comparison needs.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
-    caching = [c for c in configs.values() if getattr(c, "use_cache", False) is True]
-    model.eval()
-    try:
-        for config in caching:
-            config.use_cache = False
-        yield
-    finally:
-        for config in caching:
-            config.use_cache = True
-        for module, mode in modes:
-            module.training = mode
+from secateur.models import evaluating, unwrap
 
 
 def trace(model: nn.Module, example_inputs: Any, *, allow_inexact: bool = False) -> Graph:

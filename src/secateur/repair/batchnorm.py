@@ -11,8 +11,7 @@ from torch import nn
 
 from secateur.calibration import Calibration
 from secateur.errors import CalibrationError
-from secateur.evaluate import device_of
-from secateur.graph.trace import evaluating
+from secateur.models import device_of, evaluating
 
 
 def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._NormBase]:

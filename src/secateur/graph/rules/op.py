@@ -238,10 +238,6 @@ class Op:
         """True if the argument is computed from parameters and buffers alone."""
         return value in self.walk.from_parameters
 
-    def constant(self, value: Any) -> torch.Tensor | None:
-        """The value of a buffer or constant, None for anything else."""
-        return self.walk.constants.get(value)
-
     def broadcast(self, *operands: Axes) -> Axes:
         """Tie the axes of operands that broadcast against each other; returns the result's labels."""
         rank = max((len(axes) for axes in operands), default=0)
