@@ -25,11 +25,12 @@ from secateur.apply.masked import masked
 from secateur.apply.module import smaller_module
 from secateur.apply.program import smaller_program
 from secateur.apply.record import Form, Record, attach, record_of
+from secateur.apply.regions import Regions
 from secateur.apply.tensors import check_positions
 from secateur.errors import ArtifactError, PlanError
 from secateur.graph.graph import fingerprint
 from secateur.graph.trace import trace
-from secateur.models import unwrap
+from secateur.models import device_of, unwrap
 from secateur.plan import Plan
 
 FORMAT = 1
@@ -48,6 +49,7 @@ class _Content(BaseModel):
     note: str
     repairs: tuple[dict[str, Any], ...]
     sizes: dict[str, int | list[int]]
+    captured: tuple[str, ...]
     tied: dict[str, str]
     tensors_sha256: str
     plan: dict[str, Any]
@@ -81,6 +83,7 @@ def save(small: nn.Module, directory: str | os.PathLike[str]) -> Path:
             "note": record.note,
             "repairs": list(record.repairs),
             "sizes": record.sizes,
+            "captured": list(record.captured),
             "tied": tied,
             "tensors_sha256": _sha256(temporary),
             "plan": json.loads(record.plan.to_json()),
@@ -123,17 +126,20 @@ def load(
         raise ArtifactError(f"load({folder}): {error}") from error
     small = _shape(model, plan, content, example_inputs)
     _fill(small, load_file(folder / TENSORS), content.tied, folder)
-    return attach(small, Record(plan, content.form, content.note, content.repairs, content.sizes))
+    record = Record(plan, content.form, content.note, content.repairs, content.sizes, content.captured)
+    return attach(small, record)
 
 
 def _shape(model: nn.Module, plan: Plan, content: _Content, example_inputs: Any) -> nn.Module:
     if content.form == "masked":
         return masked(model, plan)
+    args, kwargs = plan.inputs.arguments(example_inputs, device_of(model))
     if content.form == "module":
-        return smaller_module(model, plan, content.sizes)
-    if example_inputs is None:
-        args, kwargs = plan.inputs.example()
-        example_inputs = kwargs or args
+        small = smaller_module(model, plan, content.sizes)
+        regions = Regions(model, args, kwargs)
+        regions.put(small, content.captured, plan)
+        return small
+    example_inputs = kwargs or args
     graph = trace(model, example_inputs, allow_inexact=not all(g.exact for g in plan.groups))
     return smaller_program(model, graph, plan)[0]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import fx
@@ -9,9 +10,13 @@ from torch import fx
 from secateur.apply.rewrites import REWRITES, Call, Mask
 from secateur.apply.sizes import SizeChanges
 from secateur.graph.graph import Graph
+from secateur.graph.labels import Labels
 from secateur.graph.rules import operator_name
-from secateur.graph.rules.op import Value
+from secateur.graph.rules.op import Value, Walk
 from secateur.plan import Plan
+
+Kept = Callable[[Labels], Mask]
+"""Which positions with these labels stay."""
 
 
 class Constants:
@@ -21,16 +26,22 @@ class Constants:
         changes: What became of the size constants of the operators asked for so far.
     """
 
-    def __init__(self, graph: Graph, plan: Plan) -> None:
-        self._graph = graph
-        self._slots = graph.keep_slots(plan.keep)
+    def __init__(self, walk: Walk, kept: Kept) -> None:
+        self._walk = walk
+        self._kept_along = kept
         self._masks: dict[fx.Node, list[Mask]] = {}
         self.changes = SizeChanges()
+
+    @classmethod
+    def of(cls, graph: Graph, plan: Plan) -> Constants:
+        """Those of a whole model's program."""
+        slots = graph.keep_slots(plan.keep)
+        return cls(graph.walk, lambda labels: graph.kept_along(labels, slots))
 
     def kept(self, node: fx.Node) -> list[Mask]:
         """Which positions of each axis of a tensor stay."""
         if node not in self._masks:
-            self._masks[node] = self._kept(self._graph.walk.values[node])
+            self._masks[node] = self._kept(self._walk.values[node])
         return self._masks[node]
 
     def follow(self, node: fx.Node) -> Call | None:
@@ -44,18 +55,18 @@ class Constants:
         if not self._touched(node):
             self._note(node, before, before)
             return None
-        after = self._graph.walk.values[node]
+        after = self._walk.values[node]
         masks: list[Any] = [self._kept(v) for v in after] if isinstance(after, list) else self._kept(after)
-        call = Call(node, target, dict(before), self.kept, masks, self._graph.walk)
+        call = Call(node, target, dict(before), self.kept, masks, self._walk)
         rewrite(call)
         self._note(node, before, call.arguments)
         return call
 
     def _kept(self, value: Value) -> list[Mask]:
-        return self._graph.kept(value, self._slots) or []
+        return [self._kept_along(axis) for axis in value] if isinstance(value, tuple) else []
 
     def _touched(self, node: fx.Node) -> bool:
-        values = [self._graph.walk.values.get(n) for n in (node, *node.all_input_nodes)]
+        values = [self._walk.values.get(n) for n in (node, *node.all_input_nodes)]
         flat = [v for value in values for v in (value if isinstance(value, list) else [value])]
         return any(not mask.all() for value in flat for mask in self._kept(value))
 
@@ -66,12 +77,3 @@ class Constants:
             if name == "split_sizes" and old is None:
                 old = before.get("split_size")
             self.changes.note(node, old, new)
-
-
-def changed_sizes(graph: Graph, plan: Plan) -> SizeChanges:
-    """What becomes of the program's size constants, without making the program."""
-    constants = Constants(graph, plan)
-    for node in graph.program.graph.nodes:
-        if node.op == "call_function":
-            constants.follow(node)
-    return constants.changes

@@ -13,6 +13,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import fx, nn
+from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from secateur.apply.constants import Constants
@@ -67,22 +68,27 @@ def smaller_program(model: nn.Module, graph: Graph, plan: Plan) -> tuple[fx.Grap
     Raises:
         ApplyError: If an operator's constants cannot follow.
     """
-    builder = _Builder(model, graph, plan)
+    constants = Constants.of(graph, plan)
+    return build_program(model, graph.program, constants), constants.changes
+
+
+def build_program(model: nn.Module, program: ExportedProgram, constants: Constants) -> fx.GraphModule:
+    """`smaller_program` for a program whose constants are known."""
     with uncollected():
-        return builder.build(), builder.constants.changes
+        return _Builder(model, program, constants).build()
 
 
 class _Builder:
-    def __init__(self, model: nn.Module, graph: Graph, plan: Plan) -> None:
-        self.model, self.graph = model, graph
-        self.constants = Constants(graph, plan)
+    def __init__(self, model: nn.Module, program: ExportedProgram, constants: Constants) -> None:
+        self.model, self.program, self.constants = model, program, constants
+        self.device = next((t.device for t in program.state_dict.values()), torch.device("cpu"))
         self.root = nn.Module()
         self.out = fx.Graph()
         self.made: dict[fx.Node, Any] = {}
         self.names: dict[fx.Node, str] = {}
 
     def build(self) -> fx.GraphModule:
-        program = self.graph.program
+        program = self.program
         placeholders = list(lifted(program))
         for node, kind, _ in placeholders:
             if kind is InputKind.USER_INPUT:
@@ -111,7 +117,7 @@ class _Builder:
 
     def _nested(self, name: str) -> fx.Node:
         """A region that capture keeps as a program of its own; what it touches is frozen, so it fits."""
-        self.root.add_module(name, duplicate(self.graph.program.graph_module.get_submodule(name)))
+        self.root.add_module(name, duplicate(self.program.graph_module.get_submodule(name)))
         return self.out.get_attr(name)
 
     def _state(self, node: fx.Node, name: str, shared: dict[int, torch.Tensor], *, persistent: bool) -> None:
@@ -119,7 +125,7 @@ class _Builder:
         try:
             tensor = tensor_called(self.model, name)
         except ApplyError:  # a constant that capture lifted out of forward()
-            tensor = tensor_of(self.graph.program, name)
+            tensor = tensor_of(self.program, name)
         if id(tensor) not in shared:
             masks = self.constants.kept(node)
             removed = {k: np.flatnonzero(~m) for k, m in enumerate(masks) if not m.all()}
@@ -154,7 +160,7 @@ class _Builder:
             return self.made[argument]
         if isinstance(argument, torch.Tensor):
             name = f"_position_{len(list(self.root.buffers(recurse=False)))}"
-            self.root.register_buffer(name, argument.to(self.graph.device), persistent=False)
+            self.root.register_buffer(name, argument.to(self.device), persistent=False)
             return self.out.get_attr(name)
         return argument
 
@@ -229,7 +235,7 @@ class _Builder:
         return float(given[6])
 
     def _output(self) -> None:
-        program = self.graph.program
+        program = self.program
         output = program.graph.output_node()
         kinds = [spec.kind for spec in program.graph_signature.output_specs]
         outputs = cast(tuple[Any, ...], output.args[0])

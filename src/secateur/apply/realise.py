@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import traceback
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from secateur.apply.compare import relative_difference, run
-from secateur.apply.constants import changed_sizes
-from secateur.apply.copying import duplicate
 from secateur.apply.metadata import new_metadata
 from secateur.apply.module import smaller_module
 from secateur.apply.program import smaller_program
 from secateur.apply.record import Record, attach
-from secateur.apply.sizes import set_sizes
+from secateur.apply.regions import Regions
+from secateur.apply.sizes import Sizes, set_sizes
 from secateur.errors import ApplyError
 from secateur.graph.graph import Graph
 from secateur.plan import Plan
@@ -27,28 +28,110 @@ SAME = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.fl
 
 
 def proven_module(
-    model: nn.Module, graph: Graph, plan: Plan, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    model: nn.Module,
+    graph: Graph,
+    plan: Plan,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    regions: Regions | None = None,
 ) -> nn.Module:
     """The smaller module, once a forward pass has shown that it computes what the sliced program does.
 
+    Size attributes are tried alone first. Where none of their readings gives such a module, the submodules
+    whose code stands in the way run as captured.
+
     Raises:
-        ApplyError: If no reading of the size attributes gives such a module.
+        ApplyError: If there is no such module.
     """
     program, changes = smaller_program(model, graph, plan)
-    expected = run(program, args, kwargs)
+    trial = _Trial(model, plan, run(program, args, kwargs), args, kwargs)
+    regions = regions or Regions(model, args, kwargs)
+    guesses = list(changes.guesses(model))
     first: ApplyError | None = None
-    for sizes in changes.guesses(model):
-        try:
-            small = smaller_module(model, plan, sizes)
-            _prove(small, expected, args, kwargs)
-        except ApplyError as error:
-            first = first or error
-        else:
-            slots = graph.keep_slots(plan.keep)
-            metadata = new_metadata(model, small, graph, slots)
-            set_sizes(model, small, metadata)
-            return attach(small, Record(plan, "module", sizes={**sizes, **metadata}))
+    for attempt in (trial.as_is, partial(trial.with_regions, regions, changes.owners())):
+        for sizes in guesses:
+            try:
+                small, captured = attempt(sizes)
+            except ApplyError as error:
+                first = first or error
+            else:
+                metadata = new_metadata(model, small, graph, graph.keep_slots(plan.keep))
+                set_sizes(model, small, metadata)
+                sizes = {**sizes, **metadata}
+                return attach(small, Record(plan, "module", _note(captured), sizes=sizes, captured=captured))
     raise first or ApplyError("apply: expected a reading of the size attributes, got none.")
+
+
+def _note(captured: tuple[str, ...]) -> str:
+    if not captured:
+        return ""
+    return f"submodules that run as captured, because their code holds a size: {', '.join(captured)}."
+
+
+@dataclass(frozen=True, eq=False)
+class _Trial:
+    """Builds smaller modules and compares them with what the sliced program computes."""
+
+    model: nn.Module
+    plan: Plan
+    expected: list[torch.Tensor]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    def as_is(self, sizes: Sizes) -> tuple[nn.Module, tuple[str, ...]]:
+        """The smaller module with these size attributes; no submodule is captured."""
+        small = smaller_module(self.model, self.plan, sizes)
+        _prove(small, self.expected, self.args, self.kwargs)
+        return small, ()
+
+    def with_regions(
+        self, regions: Regions, owners: frozenset[str], sizes: Sizes
+    ) -> tuple[nn.Module, tuple[str, ...]]:
+        """The smaller module in which the submodules that stand in the way run as captured.
+
+        The one that fails is captured along with all of its class in which a constant changes. Where
+        nothing fails but the numbers differ, all in which a constant changes are; where one that is
+        captured fails, the one around it.
+        """
+        captured: frozenset[str] = frozenset()
+        while True:
+            small = smaller_module(self.model, self.plan, sizes)
+            regions.put(small, captured, self.plan)
+            try:
+                _prove(small, self.expected, self.args, self.kwargs)
+            except ApplyError as error:
+                more = self._outermost(captured | self._to_capture(small, error, owners, captured))
+                if more == captured:
+                    raise
+                captured = more
+            else:
+                return small, tuple(sorted(captured))
+
+    def _to_capture(
+        self, small: nn.Module, error: ApplyError, owners: frozenset[str], captured: frozenset[str]
+    ) -> frozenset[str]:
+        left = owners - captured
+        running = _running(small, error.__cause__)
+        blamed = next((path for path in reversed(running) if path in left), None)
+        if blamed is not None:
+            kind = type(self.model.get_submodule(blamed))
+            return frozenset(path for path in left if type(self.model.get_submodule(path)) is kind)
+        if left:
+            return left
+        return frozenset(path.rpartition(".")[0] for path in captured) - {""}
+
+    @staticmethod
+    def _outermost(paths: frozenset[str]) -> frozenset[str]:
+        """Without those inside another one."""
+        return frozenset(p for p in paths if not any(p.startswith(f"{other}.") for other in paths))
+
+
+def _running(small: nn.Module, error: BaseException | None) -> list[str]:
+    """Paths of the submodules whose code was running when an error occurred, outermost first."""
+    paths = {id(module): path for path, module in small.named_modules()}
+    frames = traceback.walk_tb(error.__traceback__ if error is not None else None)
+    running = (frame.f_locals.get("self") for frame, _ in frames)
+    return [paths[id(module)] for module in running if id(module) in paths]
 
 
 def _prove(
@@ -75,23 +158,18 @@ def _prove(
 def unrealisable(
     model: nn.Module, graph: Graph, plan: Plan, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[str, ...]:
-    """The pruned groups of a plan that a smaller module cannot express, by halving the set of groups.
-
-    Shapes alone are tried first, on tensors without data, which finds nearly all of them at little cost;
-    what is left is then proven with numbers.
-    """
+    """The pruned groups of a plan that a smaller module cannot express, by halving the set of groups."""
     pruned = [g.name for g in plan.groups if g.removed]
-    failed = _failing(pruned, _by_shape(model, graph, plan, args, kwargs))
-    left = [name for name in pruned if name not in failed]
+    regions = Regions(model, args, kwargs)
 
-    def by_value(names: list[str]) -> bool:
+    def works(names: list[str]) -> bool:
         try:
-            proven_module(model, graph, restricted(plan, graph, names), args, kwargs)
+            proven_module(model, graph, restricted(plan, graph, names), args, kwargs, regions)
         except ApplyError:
             return False
         return True
 
-    failed += _failing(left, by_value)
+    failed = _failing(pruned, works)
     return tuple(name for name in pruned if name in failed)
 
 
@@ -120,29 +198,3 @@ def _failing(names: list[str], works: Callable[[list[str]], bool]) -> list[str]:
     left = [name for name in names if name not in failed]
     # Two halves may work alone and fail together.
     return failed if works(left) else failed + left
-
-
-def _by_shape(
-    model: nn.Module, graph: Graph, plan: Plan, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> Callable[[list[str]], bool]:
-    """Whether the module runs without data when only these groups are pruned; yes if that cannot be said."""
-    try:
-        shapes = duplicate(model).to("meta")
-        args, kwargs = pytree.tree_map(
-            lambda v: v.to("meta") if isinstance(v, torch.Tensor) else v, (args, dict(kwargs))
-        )
-        run(shapes, args, kwargs)
-    except Exception:  # a model that looks at values cannot run without them
-        return lambda names: True
-
-    def works(names: list[str]) -> bool:
-        part = restricted(plan, graph, names)
-        for sizes in changed_sizes(graph, part).guesses(shapes):
-            try:
-                run(smaller_module(shapes, part, sizes), args, kwargs)
-            except Exception:  # any failure of the user's code means that this reading does not fit
-                continue
-            return True
-        return False
-
-    return works

@@ -22,9 +22,10 @@ class Record:
     Attributes:
         plan: The decision that was applied.
         form: How it was applied.
-        note: Why form ``auto`` did not return a module, if it did not.
+        note: Why form ``auto`` did not return a module, or what in the module runs as captured.
         repairs: What repair tried, in order, as plain data.
         sizes: Attributes that form ``module`` updated beyond PyTorch's own layers, by path.
+        captured: Submodules of form ``module`` that run as captured, by path.
     """
 
     plan: Plan
@@ -32,6 +33,7 @@ class Record:
     note: str = ""
     repairs: tuple[dict[str, Any], ...] = ()
     sizes: dict[str, Any] = field(default_factory=dict)
+    captured: tuple[str, ...] = ()
 
 
 def attach(model: nn.Module, record: Record) -> nn.Module:

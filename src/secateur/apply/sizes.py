@@ -85,6 +85,11 @@ class SizeChanges:
             elif modules:
                 self.unchanged.add((modules[-1], old))
 
+    def owners(self) -> frozenset[str]:
+        """Paths of the submodules that were running where a constant changed; the model itself is none."""
+        changed = [change.modules[-1] for change in (*self.numbers, *self.lists) if change.modules]
+        return frozenset(changed) - {""}
+
     def guesses(self, model: nn.Module) -> Iterator[dict[str, Any]]:
         """Attributes with their new values, in different readings; equal ones once."""
         seen: list[dict[str, Any]] = []

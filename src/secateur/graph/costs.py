@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 
 from secateur.cost import Cost
 
+_BLOCK = 512
+"""Stages of a sweep that are evaluated together."""
+
 
 class CostModel:
     """Sums of products of kept positions.
@@ -43,10 +46,23 @@ class CostModel:
 
     def cost(self, keep: NDArray[np.bool_]) -> Cost:
         """The cost when slot i is kept where keep[i] is True. [slots]"""
+        params, macs = self._arrays().evaluate(keep)
+        return Cost(params=params, macs=macs // self._batch)
+
+    def sweep(self, gone: NDArray[np.int64], stages: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The cost at every stage of a removal, all at once: parameters and MACs. [stages] each
+
+        Args:
+            gone: The stage from which on each slot is gone; `stages` or more: it stays. [slots]
+            stages: Number of stages.
+        """
+        params, macs = self._arrays().sweep(gone, stages)
+        return params, macs // self._batch
+
+    def _arrays(self) -> _Arrays:
         if self._ready is None:
             self._ready = _Arrays(self._fixed, self._members, self._terms)
-        params, macs = self._ready.evaluate(keep)
-        return Cost(params=params, macs=macs // self._batch)
+        return self._ready
 
 
 class _Arrays:
@@ -78,3 +94,23 @@ class _Arrays:
             sizes[self.live] += np.add.reduceat(keep[self.slots].astype(np.int64), self.starts)
         params, macs = (int((factor * sizes[index].prod(axis=1)).sum()) for factor, index in self.kinds)
         return params, macs
+
+    def sweep(self, gone: NDArray[np.int64], stages: int) -> list[NDArray[np.int64]]:
+        """Each kind's total at every stage; in blocks of stages, so that memory stays small."""
+        totals = [np.zeros(stages, dtype=np.int64) for _ in self.kinds]
+        lengths = np.diff(np.append(self.starts, len(self.slots)))
+        axis = np.repeat(self.live, lengths)
+        whole = self.fixed.copy()
+        whole[self.live] += lengths
+        for start in range(0, stages, _BLOCK):
+            stop = min(start + _BLOCK, stages)
+            width = stop - start + 1  # the last column takes what goes later or never
+            when = np.clip(gone[self.slots], start, stop) - start
+            counts = np.bincount(axis * width + when, minlength=len(whole) * width).reshape(-1, width)
+            sizes = whole[:, None] - np.cumsum(counts[:, :-1], axis=1)  # [axes, block]
+            for total, (factor, index) in zip(totals, self.kinds, strict=True):
+                product = np.repeat(factor[:, None], stop - start, axis=1)
+                for column in index.T:
+                    product *= sizes[column]
+                total[start:stop] = product.sum(axis=0)
+        return totals

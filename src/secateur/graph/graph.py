@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from secateur.graph.coverage import Coverage, coverage_of
 from secateur.graph.groups import Frozen, Group, Left
 from secateur.graph.inputs import InputSpec
 from secateur.graph.labels import Labels
-from secateur.graph.rules.op import Value, Walk
+from secateur.graph.rules.op import Walk
 from secateur.graph.walk import Tensor, tensor_of
 
 
@@ -79,32 +80,49 @@ class Graph:
         Raises:
             PlanError: If a name is no prunable group, or a mask has another size than its group.
         """
-        known = {g.name: g for g in self.groups}
         slots = np.ones(self.costs.slots, dtype=bool)
+        self._spread(keep or {}, slots)
+        return slots
+
+    def _spread(self, by_group: Mapping[str, NDArray[Any]], slots: NDArray[Any]) -> None:
+        """Writes each group's vector [group.size] to its place among the slots of all groups."""
+        known = {g.name: g for g in self.groups}
         offset = 0
         starts = {}
         for group in self.assembled.groups:
             starts[group.name] = offset
             offset += group.size
-        for name, mask in (keep or {}).items():
+        for name, values in by_group.items():
             if name not in known:
                 raise PlanError(f"group {name!r}: expected one of the model's {len(known)} prunable groups.")
-            if mask.shape != (known[name].size,):
+            if values.shape != (known[name].size,):
                 raise PlanError(
-                    f"group {name!r}: expected a mask of {known[name].size} units, got {mask.shape}."
+                    f"group {name!r}: expected a mask of {known[name].size} units, got {values.shape}."
                 )
-            slots[starts[name] : starts[name] + len(mask)] = mask
-        return slots
+            slots[starts[name] : starts[name] + len(values)] = values
 
     def cost(self, keep: Mapping[str, NDArray[np.bool_]] | None = None) -> Cost:
         """Parameters, and MACs of one sample, with `keep` [group.size] by group name; unnamed groups stay."""
         return self.costs.cost(self.keep_slots(keep))
 
-    def kept(self, value: Value, slots: NDArray[np.bool_]) -> list[NDArray[np.bool_]] | None:
-        """Which positions of each axis of a captured tensor stay; None for what is no tensor."""
-        if not isinstance(value, tuple):
-            return None
-        return [self.kept_along(axis, slots) for axis in value]
+    def sweep(
+        self, gone: Mapping[str, NDArray[np.int64]], stages: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Parameters, and MACs of one sample, at every stage of a removal. [stages] each
+
+        One evaluation of the cost for all stages together, which equals `cost` at each of them.
+
+        Args:
+            gone: By group name, the stage from which on each unit is gone; `stages` or more: it stays.
+                [group.size] Units of groups that are not named stay.
+            stages: Number of stages.
+
+        Raises:
+            PlanError: If a name is no prunable group, or a vector has another size than its group.
+        """
+        slots = np.full(self.costs.slots, stages, dtype=np.int64)
+        self._spread(gone, slots)
+        return self.costs.sweep(slots, stages)
 
     def kept_along(self, labels: Labels, slots: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Which positions with these labels stay. [axis size]"""

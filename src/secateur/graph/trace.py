@@ -91,21 +91,27 @@ def trace(model: nn.Module, example_inputs: Any, *, allow_inexact: bool = False)
 
 
 def capture(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    shapes: ShapesCollection | None = None,
 ) -> tuple[ExportedProgram, int, int | None]:
     """Capture a model in evaluation mode, with a batch axis of any size where the model allows it.
+
+    Args:
+        model: What to capture.
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+        shapes: Which axes may have any size; the first of each tensor that is as long as the batch if
+            not given.
 
     Returns:
         The program, the batch size of the capture, and that size again if the program accepts no other.
     """
     given = args, dict(kwargs)
-    args, kwargs = _at_least_two(*given)
-    leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-    batch = next((leaf.shape[0] for leaf in leaves if leaf.ndim), 1)
-    shapes = ShapesCollection()
-    for leaf in leaves:
-        if leaf.ndim and leaf.shape[0] == batch:
-            shapes[leaf] = {0: Dim.AUTO}
+    if shapes is None:
+        args, kwargs = _at_least_two(*given)
+        shapes = _batch_axes((args, kwargs))
     with evaluating(model), torch.no_grad(), _quiet(), uncollected():
         try:
             program = export(model, args, kwargs, dynamic_shapes=shapes, strict=False)  # type: ignore[arg-type]
@@ -132,6 +138,16 @@ def capture(
     dynamic = any(map(is_open, sizes))
     captured = hint(sizes[0]) if sizes else 1
     return program, captured, None if dynamic else captured
+
+
+def _batch_axes(arguments: Any) -> ShapesCollection:
+    leaves = [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, torch.Tensor)]
+    batch = next((leaf.shape[0] for leaf in leaves if leaf.ndim), 1)
+    shapes = ShapesCollection()
+    for leaf in leaves:
+        if leaf.ndim and leaf.shape[0] == batch:
+            shapes[leaf] = {0: Dim.AUTO}
+    return shapes
 
 
 @contextmanager

@@ -1,0 +1,227 @@
+"""Parts of a module that run as captured, where their own code cannot express smaller sizes.
+
+``x.reshape(B, N, C)`` with C read off the input, or an assertion on ``embed_dim``: no attribute makes such
+code take fewer heads. The submodule that holds it is then captured alone, with the arguments it gets inside
+the model, and its sliced program takes its place. Around it the model keeps its classes, and inside it the
+tensors keep their names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx, nn
+from torch.export import Dim, ExportedProgram, ShapesCollection
+from torch.utils import _pytree as pytree
+
+from secateur.apply.compare import run
+from secateur.apply.constants import Constants, Kept
+from secateur.apply.program import build_program
+from secateur.apply.tensors import kept, removed_positions, tensor_called
+from secateur.errors import ApplyError, CaptureError
+from secateur.graph.labels import Labels
+from secateur.graph.rules.op import Walk, is_open
+from secateur.graph.trace import capture
+from secateur.graph.walk import Tensor, walk
+from secateur.plan import Plan
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+_ATTRIBUTES = "secateur_attributes"
+
+
+class Region(fx.GraphModule):
+    """The sliced program of a submodule in that submodule's place.
+
+    Plain attributes of the submodule can still be read: the code around it may ask for them.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        """A tensor or submodule, else what the replaced submodule had."""
+        attributes = self.__dict__.get("meta", {}).get(_ATTRIBUTES, {})
+        if name in attributes:
+            return attributes[name]
+        return super().__getattr__(name)
+
+
+@dataclass(frozen=True, eq=False)
+class _Captured:
+    program: ExportedProgram
+    walk: Walk
+    tensors: list[Tensor]
+
+
+class Regions:
+    """Captured submodules of one model, each captured once.
+
+    Args:
+        model: The dense model; it is left as it was.
+        args: Positional arguments of the model.
+        kwargs: Keyword arguments.
+    """
+
+    def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        self._model = model
+        self._arguments: Arguments = (args, dict(kwargs))
+        self._captured: dict[str, _Captured | ApplyError] = {}
+
+    def put(self, small: nn.Module, paths: Iterable[str], plan: Plan) -> None:
+        """Replace submodules of a smaller model by their sliced programs, in place.
+
+        Raises:
+            ApplyError: If one cannot be captured alone, or its program cannot follow the plan.
+        """
+        paths = sorted(paths)
+        self._capture([path for path in paths if path not in self._captured])
+        for path in paths:
+            found = self._captured[path]
+            if isinstance(found, ApplyError):
+                raise found
+            replaced = small.get_submodule(path)
+            region = self._sliced(path, found, plan)
+            region.meta[_ATTRIBUTES] = {k: v for k, v in vars(replaced).items() if _is_plain(k, v)}
+            region.train(replaced.training)
+            parent, _, leaf = path.rpartition(".")
+            holder = small.get_submodule(parent)
+            holder._modules[leaf] = region
+
+    def _capture(self, paths: list[str]) -> None:
+        if not paths:
+            return
+        given = self._arguments
+        first = _one_more(given) if _samples(given) == 1 else given  # one would be captured as a constant
+        try:
+            calls, longer = (_calls(self._model, paths, a) for a in (first, _one_more(first)))
+        except Exception:  # a model may take one batch size only
+            calls = longer = _calls(self._model, paths, given)
+        for path in paths:
+            try:
+                self._captured[path] = self._alone(path, calls[path], longer[path], _samples(first))
+            except (ApplyError, CaptureError) as error:
+                self._captured[path] = ApplyError(f"apply: submodule {path}: {error}")
+
+    def _alone(self, path: str, calls: list[Arguments], longer: list[Arguments], samples: int) -> _Captured:
+        described = {_described(call) for call in calls}
+        if len(described) != 1 or len(calls) != len(longer):
+            raise ApplyError(f"expected calls with arguments of one shape, got {len(described)} shapes.")
+        submodule = self._model.get_submodule(path)
+        args, kwargs = calls[0]
+        open_axes = _open_axes(calls[0], longer[0], samples)
+        for related in (True, False):
+            shapes = ShapesCollection()
+            for leaf, axes in open_axes:
+                shapes[leaf] = {
+                    axis: _multiple(times) if related else Dim.AUTO for axis, times in axes.items()
+                }
+            program, _, _ = capture(submodule, args, kwargs, shapes)
+            if _count_open(program) == sum(len(axes) for _, axes in open_axes):
+                return _Captured(program, *walk(program, part=True))
+        raise ApplyError("expected it to take any batch size when captured alone, got a fixed one.")
+
+    def _sliced(self, path: str, captured: _Captured, plan: Plan) -> Region:
+        submodule = self._model.get_submodule(path)
+        store = captured.walk.store
+        removed = {
+            id(tensor_called(self._model, name)): axes for name, axes in removed_positions(plan).items()
+        }
+        wanted = []
+        for tensor in captured.tensors:
+            try:
+                axes = removed.get(id(tensor_called(submodule, tensor.name)), {})
+            except ApplyError:  # a constant made inside forward()
+                continue
+            masks = (kept(len(a), axes.get(k, np.zeros(0, np.int64))) for k, a in enumerate(tensor.axes))
+            wanted += list(zip(tensor.axes, masks, strict=True))
+        gone = np.unique(np.concatenate([np.zeros(0, np.int64), *(store.find(a[~m]) for a, m in wanted)]))
+        stays = _stays(captured.walk, gone[gone > 0])
+        if any((stays(labels) != mask).any() for labels, mask in wanted):
+            raise ApplyError(
+                f"apply: expected the units of submodule {path} to go together as in the whole model, but "
+                f"captured alone they do not."
+            )
+        program = build_program(submodule, captured.program, Constants(captured.walk, stays))
+        return Region(program, program.graph, class_name=type(submodule).__name__)
+
+
+def _stays(state: Walk, gone: Labels) -> Kept:
+    return lambda labels: ~np.isin(state.store.find(labels), gone)
+
+
+def _calls(model: nn.Module, paths: list[str], arguments: Arguments) -> dict[str, list[Arguments]]:
+    """What each submodule is called with when the model runs."""
+    found: dict[str, list[Arguments]] = {path: [] for path in paths}
+
+    def remember(path: str) -> Callable[..., None]:
+        return lambda module, args, kwargs: found[path].append((args, kwargs))
+
+    hooks = [
+        model.get_submodule(path).register_forward_pre_hook(remember(path), with_kwargs=True)
+        for path in paths
+    ]
+    try:
+        run(model, *arguments)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def _samples(arguments: Arguments) -> int:
+    """The batch size: the length of the first tensor's first axis."""
+    leaves = (v for v in pytree.tree_leaves(arguments) if isinstance(v, torch.Tensor))
+    return next((len(v) for v in leaves if v.ndim), 0)
+
+
+def _one_more(arguments: Arguments) -> Arguments:
+    """The same arguments with one sample more."""
+    samples = _samples(arguments)
+
+    def longer(value: Any) -> Any:
+        if isinstance(value, torch.Tensor) and value.ndim and len(value) == samples:
+            return torch.cat([value, value[:1]])
+        return value
+
+    result: Arguments = pytree.tree_map(longer, arguments)
+    return result
+
+
+def _open_axes(call: Arguments, longer: Arguments, samples: int) -> list[tuple[torch.Tensor, dict[int, int]]]:
+    """The axes of a call's tensors that follow the number of samples, and how many times that each is."""
+    found = []
+    for ours, theirs in zip(pytree.tree_leaves(call), pytree.tree_leaves(longer), strict=True):
+        if not isinstance(ours, torch.Tensor):
+            if not isinstance(theirs, type(ours)) or (_is_plain("", ours) and ours != theirs):
+                raise ApplyError(f"expected arguments that do not follow the batch, got {ours} and {theirs}.")
+            continue
+        axes = {k: m - n for k, (n, m) in enumerate(zip(ours.shape, theirs.shape, strict=True)) if n != m}
+        if any(times < 1 or ours.shape[axis] != times * samples for axis, times in axes.items()):
+            raise ApplyError("expected axes that are multiples of the batch, got others.")
+        if axes:
+            found.append((ours, axes))
+    return found
+
+
+def _multiple(times: int) -> Any:
+    batch = Dim("batch", min=1)
+    return times * batch if times > 1 else batch
+
+
+def _count_open(program: ExportedProgram) -> int:
+    """How many axes of the program's inputs take any size."""
+    inputs = set(program.graph_signature.user_inputs)
+    values = [n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder" and n.name in inputs]
+    return sum(is_open(size) for v in values if isinstance(v, torch.Tensor) for size in v.shape)
+
+
+def _described(call: Arguments) -> str:
+    leaves, structure = pytree.tree_flatten(call)
+    shapes = [tuple(v.shape) if isinstance(v, torch.Tensor) else v for v in leaves]
+    return f"{structure} {shapes}"
+
+
+def _is_plain(name: str, value: Any) -> bool:
+    return name != "training" and (value is None or isinstance(value, bool | int | float | str))
