@@ -133,15 +133,15 @@ def load(
 def _shape(model: nn.Module, plan: Plan, content: _Content, example_inputs: Any) -> nn.Module:
     if content.form == "masked":
         return masked(model, plan)
+    if content.form == "module" and not content.captured:
+        return smaller_module(model, plan, content.sizes)
     args, kwargs = plan.inputs.arguments(example_inputs, device_of(model))
-    if content.form == "module":
-        small = smaller_module(model, plan, content.sizes)
-        regions = Regions(model, args, kwargs)
-        regions.put(small, content.captured, plan)
-        return small
-    example_inputs = kwargs or args
-    graph = trace(model, example_inputs, allow_inexact=not all(g.exact for g in plan.groups))
-    return smaller_program(model, graph, plan)[0]
+    graph = trace(model, kwargs or args, allow_inexact=not all(g.exact for g in plan.groups))
+    if content.form == "graph":
+        return smaller_program(model, graph, plan)[0]
+    small = smaller_module(model, plan, content.sizes)
+    Regions(model, graph, args, kwargs).put(small, content.captured, plan)
+    return small
 
 
 def _without_ties(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

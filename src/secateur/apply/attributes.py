@@ -83,6 +83,11 @@ LAYERS: tuple[tuple[tuple[type[nn.Module], ...], Callable[[nn.Module, Stays], Si
 """Layer classes (and their subclasses) with the function that gives their attributes' new values."""
 
 
+def follows(layer: nn.Module) -> bool:
+    """Whether all that such a layer holds of sizes is known, so that it works with smaller tensors."""
+    return any(isinstance(layer, classes) for classes, _ in LAYERS)
+
+
 def new_attributes(layer: nn.Module, stays: Stays) -> Sizes:
     """The attributes of one layer after its tensors were cut; empty for a class that is not listed."""
     for classes, function in LAYERS:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import fx
 
 from secateur.apply.rewrites import REWRITES, Call, Mask
-from secateur.apply.sizes import SizeChanges
+from secateur.apply.sizes import SizeChanges, running_modules
 from secateur.graph.graph import Graph
 from secateur.graph.labels import Labels
 from secateur.graph.rules import operator_name
@@ -60,6 +60,8 @@ class Constants:
         call = Call(node, target, dict(before), self.kept, masks, self._walk)
         rewrite(call)
         self._note(node, before, call.arguments)
+        if call.target is not target or any(v is not before.get(k) for k, v in call.arguments.items()):
+            self.changes.owners.update(running_modules(node)[-1:])
         return call
 
     def _kept(self, value: Value) -> list[Mask]:

@@ -8,10 +8,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
+from secateur.apply.attributes import follows
 from secateur.apply.compare import relative_difference, run
 from secateur.apply.metadata import new_metadata
 from secateur.apply.module import smaller_module
@@ -33,7 +35,6 @@ def proven_module(
     plan: Plan,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
-    regions: Regions | None = None,
 ) -> nn.Module:
     """The smaller module, once a forward pass has shown that it computes what the sliced program does.
 
@@ -45,11 +46,13 @@ def proven_module(
     """
     program, changes = smaller_program(model, graph, plan)
     trial = _Trial(model, plan, run(program, args, kwargs), args, kwargs)
-    regions = regions or Regions(model, args, kwargs)
+    regions = _regions(model, graph, args, kwargs)
     guesses = list(changes.guesses(model))
+    owners = frozenset(path for path in changes.owners if not follows(model.get_submodule(path)))
+    within, around = (partial(trial.with_regions, regions, owners, wider=wider) for wider in (False, True))
     first: ApplyError | None = None
-    for attempt in (trial.as_is, partial(trial.with_regions, regions, changes.owners())):
-        for sizes in guesses:
+    for attempt, readings in ((trial.as_is, guesses), (within, [*guesses, {}]), (around, [*guesses, {}])):
+        for sizes in readings:
             try:
                 small, captured = attempt(sizes)
             except ApplyError as error:
@@ -60,6 +63,17 @@ def proven_module(
                 sizes = {**sizes, **metadata}
                 return attach(small, Record(plan, "module", _note(captured), sizes=sizes, captured=captured))
     raise first or ApplyError("apply: expected a reading of the size attributes, got none.")
+
+
+_REGIONS: WeakKeyDictionary[Graph, Regions] = WeakKeyDictionary()
+"""What was captured for a trace serves every further plan."""
+
+
+def _regions(model: nn.Module, graph: Graph, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Regions:
+    found = _REGIONS.get(graph)
+    if found is None or found.model is not model:
+        found = _REGIONS[graph] = Regions(model, graph, args, kwargs)
+    return found
 
 
 def _note(captured: tuple[str, ...]) -> str:
@@ -85,13 +99,13 @@ class _Trial:
         return small, ()
 
     def with_regions(
-        self, regions: Regions, owners: frozenset[str], sizes: Sizes
+        self, regions: Regions, owners: frozenset[str], sizes: Sizes, *, wider: bool
     ) -> tuple[nn.Module, tuple[str, ...]]:
         """The smaller module in which the submodules that stand in the way run as captured.
 
         The one that fails is captured along with all of its class in which a constant changes. Where
-        nothing fails but the numbers differ, all in which a constant changes are; where one that is
-        captured fails, the one around it.
+        nothing fails but the numbers differ, all in which a constant changes are. If that is not enough,
+        and `wider` is true, so are those around them.
         """
         captured: frozenset[str] = frozenset()
         while True:
@@ -100,30 +114,28 @@ class _Trial:
             try:
                 _prove(small, self.expected, self.args, self.kwargs)
             except ApplyError as error:
-                more = self._outermost(captured | self._to_capture(small, error, owners, captured))
+                found = self._to_capture(small, error, owners - captured)
+                if not found and wider:
+                    found = frozenset(path.rpartition(".")[0] for path in captured) - {""}
+                more = _outermost(captured | found)
                 if more == captured:
                     raise
                 captured = more
             else:
                 return small, tuple(sorted(captured))
 
-    def _to_capture(
-        self, small: nn.Module, error: ApplyError, owners: frozenset[str], captured: frozenset[str]
-    ) -> frozenset[str]:
-        left = owners - captured
+    def _to_capture(self, small: nn.Module, error: ApplyError, left: frozenset[str]) -> frozenset[str]:
         running = _running(small, error.__cause__)
         blamed = next((path for path in reversed(running) if path in left), None)
-        if blamed is not None:
-            kind = type(self.model.get_submodule(blamed))
-            return frozenset(path for path in left if type(self.model.get_submodule(path)) is kind)
-        if left:
+        if blamed is None:
             return left
-        return frozenset(path.rpartition(".")[0] for path in captured) - {""}
+        kind = type(self.model.get_submodule(blamed))
+        return frozenset(path for path in left if type(self.model.get_submodule(path)) is kind)
 
-    @staticmethod
-    def _outermost(paths: frozenset[str]) -> frozenset[str]:
-        """Without those inside another one."""
-        return frozenset(p for p in paths if not any(p.startswith(f"{other}.") for other in paths))
+
+def _outermost(paths: frozenset[str]) -> frozenset[str]:
+    """Without those inside another one."""
+    return frozenset(p for p in paths if not any(p.startswith(f"{other}.") for other in paths))
 
 
 def _running(small: nn.Module, error: BaseException | None) -> list[str]:
@@ -160,11 +172,10 @@ def unrealisable(
 ) -> tuple[str, ...]:
     """The pruned groups of a plan that a smaller module cannot express, by halving the set of groups."""
     pruned = [g.name for g in plan.groups if g.removed]
-    regions = Regions(model, args, kwargs)
 
     def works(names: list[str]) -> bool:
         try:
-            proven_module(model, graph, restricted(plan, graph, names), args, kwargs, regions)
+            proven_module(model, graph, restricted(plan, graph, names), args, kwargs)
         except ApplyError:
             return False
         return True

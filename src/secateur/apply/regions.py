@@ -9,24 +9,22 @@ tensors keep their names.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import fx, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.utils import _pytree as pytree
 
 from secateur.apply.compare import run
-from secateur.apply.constants import Constants, Kept
+from secateur.apply.constants import Constants
 from secateur.apply.program import build_program
-from secateur.apply.tensors import kept, removed_positions, tensor_called
+from secateur.apply.sizes import running_modules
 from secateur.errors import ApplyError, CaptureError
-from secateur.graph.labels import Labels
+from secateur.graph.graph import Graph
 from secateur.graph.rules.op import Walk, is_open
 from secateur.graph.trace import capture
-from secateur.graph.walk import Tensor, walk
+from secateur.graph.walk import lifted, tensor_of
 from secateur.plan import Plan
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -48,26 +46,23 @@ class Region(fx.GraphModule):
         return super().__getattr__(name)
 
 
-@dataclass(frozen=True, eq=False)
-class _Captured:
-    program: ExportedProgram
-    walk: Walk
-    tensors: list[Tensor]
-
-
 class Regions:
     """Captured submodules of one model, each captured once.
 
     Args:
         model: The dense model; it is left as it was.
+        graph: Its trace.
         args: Positional arguments of the model.
         kwargs: Keyword arguments.
     """
 
-    def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        self._model = model
+    def __init__(
+        self, model: nn.Module, graph: Graph, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> None:
+        self.model = model
+        self._graph = graph
         self._arguments: Arguments = (args, dict(kwargs))
-        self._captured: dict[str, _Captured | ApplyError] = {}
+        self._captured: dict[str, ExportedProgram | ApplyError] = {}
 
     def put(self, small: nn.Module, paths: Iterable[str], plan: Plan) -> None:
         """Replace submodules of a smaller model by their sliced programs, in place.
@@ -95,60 +90,77 @@ class Regions:
         given = self._arguments
         first = _one_more(given) if _samples(given) == 1 else given  # one would be captured as a constant
         try:
-            calls, longer = (_calls(self._model, paths, a) for a in (first, _one_more(first)))
+            calls, longer = (_calls(self.model, paths, a) for a in (first, _one_more(first)))
         except Exception:  # a model may take one batch size only
-            calls = longer = _calls(self._model, paths, given)
+            calls = longer = _calls(self.model, paths, given)
         for path in paths:
             try:
                 self._captured[path] = self._alone(path, calls[path], longer[path], _samples(first))
             except (ApplyError, CaptureError) as error:
                 self._captured[path] = ApplyError(f"apply: submodule {path}: {error}")
 
-    def _alone(self, path: str, calls: list[Arguments], longer: list[Arguments], samples: int) -> _Captured:
+    def _alone(
+        self, path: str, calls: list[Arguments], longer: list[Arguments], samples: int
+    ) -> ExportedProgram:
         described = {_described(call) for call in calls}
         if len(described) != 1 or len(calls) != len(longer):
             raise ApplyError(f"expected calls with arguments of one shape, got {len(described)} shapes.")
-        submodule = self._model.get_submodule(path)
         args, kwargs = calls[0]
         open_axes = _open_axes(calls[0], longer[0], samples)
-        for related in (True, False):
+        for batch in (Dim("batch", min=1), Dim.AUTO):
             shapes = ShapesCollection()
-            for leaf, axes in open_axes:
-                shapes[leaf] = {
-                    axis: _multiple(times) if related else Dim.AUTO for axis, times in axes.items()
-                }
-            program, _, _ = capture(submodule, args, kwargs, shapes)
+            for leaf, axes in {id(leaf): (leaf, axes) for leaf, axes in open_axes}.values():
+                shapes[leaf] = {k: _times(n, batch) for k, n in axes.items()}
+            program, _, _ = capture(self.model.get_submodule(path), args, kwargs, shapes)
             if _count_open(program) == sum(len(axes) for _, axes in open_axes):
-                return _Captured(program, *walk(program, part=True))
+                return program
         raise ApplyError("expected it to take any batch size when captured alone, got a fixed one.")
 
-    def _sliced(self, path: str, captured: _Captured, plan: Plan) -> Region:
-        submodule = self._model.get_submodule(path)
-        store = captured.walk.store
-        removed = {
-            id(tensor_called(self._model, name)): axes for name, axes in removed_positions(plan).items()
-        }
-        wanted = []
-        for tensor in captured.tensors:
-            try:
-                axes = removed.get(id(tensor_called(submodule, tensor.name)), {})
-            except ApplyError:  # a constant made inside forward()
-                continue
-            masks = (kept(len(a), axes.get(k, np.zeros(0, np.int64))) for k, a in enumerate(tensor.axes))
-            wanted += list(zip(tensor.axes, masks, strict=True))
-        gone = np.unique(np.concatenate([np.zeros(0, np.int64), *(store.find(a[~m]) for a, m in wanted)]))
-        stays = _stays(captured.walk, gone[gone > 0])
-        if any((stays(labels) != mask).any() for labels, mask in wanted):
-            raise ApplyError(
-                f"apply: expected the units of submodule {path} to go together as in the whole model, but "
-                f"captured alone they do not."
-            )
-        program = build_program(submodule, captured.program, Constants(captured.walk, stays))
-        return Region(program, program.graph, class_name=type(submodule).__name__)
+    def _sliced(self, path: str, program: ExportedProgram, plan: Plan) -> Region:
+        submodule = self.model.get_submodule(path)
+        slots = self._graph.keep_slots(plan.keep)
+        constants = Constants(
+            _labelled(path, program, self._graph), lambda labels: self._graph.kept_along(labels, slots)
+        )
+        sliced = build_program(submodule, program, constants)
+        return Region(sliced, sliced.graph, class_name=type(submodule).__name__)
 
 
-def _stays(state: Walk, gone: Labels) -> Kept:
-    return lambda labels: ~np.isin(state.store.find(labels), gone)
+def _labelled(path: str, program: ExportedProgram, graph: Graph) -> Walk:
+    """The labels of a submodule's program: those of its part of the whole program, operator by operator.
+
+    Raises:
+        ApplyError: If the two do not run the same operators.
+    """
+    whole, part = _operators(graph.program, path), _operators(program)
+    whole = whole[: len(part)]  # of several calls the first
+    if [n.target for n in whole] != [n.target for n in part]:
+        raise ApplyError(f"apply: expected submodule {path} to run the same operators when captured alone.")
+    pairs = list(zip(part, whole, strict=True))
+    for ours, theirs in zip(part, whole, strict=True):
+        arguments = zip(*(pytree.tree_leaves((n.args, n.kwargs)) for n in (ours, theirs)), strict=False)
+        pairs += [(a, b) for a, b in arguments if isinstance(a, fx.Node) and isinstance(b, fx.Node)]
+    own = {id(tensor_of(graph.program, t.name)): t.node for t in graph.tensors}
+    for node, _, name in lifted(program):
+        if name is not None and (known := own.get(id(tensor_of(program, name)))) is not None:
+            pairs.append((node, known))  # also those that nothing reads
+    found = Walk()
+    for ours, theirs in pairs:
+        found.values[ours] = graph.walk.values[theirs]
+        if theirs in graph.walk.constants:
+            found.constants[ours] = graph.walk.constants[theirs]
+    return found
+
+
+def _operators(program: ExportedProgram, path: str = "") -> list[fx.Node]:
+    """The calls that yield tensors, in a submodule or everywhere."""
+    return [
+        node
+        for node in program.graph.nodes
+        if node.op == "call_function"
+        and any(isinstance(v, torch.Tensor) for v in pytree.tree_leaves(node.meta.get("val")))
+        and (not path or path in running_modules(node))
+    ]
 
 
 def _calls(model: nn.Module, paths: list[str], arguments: Arguments) -> dict[str, list[Arguments]]:
@@ -190,7 +202,10 @@ def _one_more(arguments: Arguments) -> Arguments:
 
 
 def _open_axes(call: Arguments, longer: Arguments, samples: int) -> list[tuple[torch.Tensor, dict[int, int]]]:
-    """The axes of a call's tensors that follow the number of samples, and how many times that each is."""
+    """The axes of a call's tensors that follow the number of samples, and how many times that each is.
+
+    A tensor that is passed twice is there twice.
+    """
     found = []
     for ours, theirs in zip(pytree.tree_leaves(call), pytree.tree_leaves(longer), strict=True):
         if not isinstance(ours, torch.Tensor):
@@ -205,9 +220,8 @@ def _open_axes(call: Arguments, longer: Arguments, samples: int) -> list[tuple[t
     return found
 
 
-def _multiple(times: int) -> Any:
-    batch = Dim("batch", min=1)
-    return times * batch if times > 1 else batch
+def _times(count: int, batch: Any) -> Any:
+    return count * batch if count > 1 and batch is not Dim.AUTO else batch
 
 
 def _count_open(program: ExportedProgram) -> int:

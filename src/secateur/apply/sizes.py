@@ -37,6 +37,11 @@ class Change:
     new: Any
 
 
+def running_modules(node: fx.Node) -> tuple[str, ...]:
+    """Paths of the modules that were running when an operator was captured, outermost first."""
+    return tuple(path for path, _ in (node.meta.get("nn_module_stack") or {}).values())
+
+
 class Prefer:
     """Which of several attributes with the old value to update; `doubt`: the value also occurs unchanged."""
 
@@ -60,17 +65,25 @@ _FACTOR = re.compile("^(n|num)_|_(n|num)_|heads?$|groups?$")
 
 @dataclass
 class SizeChanges:
-    """What became of the program's size constants."""
+    """What became of the program's size constants.
+
+    Attributes:
+        numbers: Single sizes.
+        lists: Lists of sizes, as a whole.
+        unchanged: Innermost running module, and a size there that stayed.
+        owners: Innermost running modules of all calls that changed in whatever way; never the whole model.
+    """
 
     numbers: list[Change] = field(default_factory=list)
     lists: list[Change] = field(default_factory=list)
     unchanged: set[tuple[str, int]] = field(default_factory=set)
+    owners: set[str] = field(default_factory=set)
 
     def note(self, node: fx.Node, before: Any, after: Any) -> None:
         """Compare two versions of an argument, position by position."""
         if isinstance(before, str):
             return
-        modules = tuple(path for path, _ in (node.meta.get("nn_module_stack") or {}).values())
+        modules = running_modules(node)
         if isinstance(before, Sequence) and isinstance(after, Sequence) and len(before) == len(after):
             if before != after and all(map(_is_size, before)) and all(map(_is_size, after)):
                 self.lists.append(Change(modules, list(before), list(after)))
@@ -84,11 +97,6 @@ class SizeChanges:
                 self.numbers.append(Change(modules, old, new))
             elif modules:
                 self.unchanged.add((modules[-1], old))
-
-    def owners(self) -> frozenset[str]:
-        """Paths of the submodules that were running where a constant changed; the model itself is none."""
-        changed = [change.modules[-1] for change in (*self.numbers, *self.lists) if change.modules]
-        return frozenset(changed) - {""}
 
     def guesses(self, model: nn.Module) -> Iterator[dict[str, Any]]:
         """Attributes with their new values, in different readings; equal ones once."""

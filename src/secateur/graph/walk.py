@@ -46,24 +46,20 @@ def tensor_of(program: ExportedProgram, name: str) -> torch.Tensor:
     return found
 
 
-def walk(program: ExportedProgram, *, part: bool = False) -> tuple[Walk, list[Tensor]]:
+def walk(program: ExportedProgram) -> tuple[Walk, list[Tensor]]:
     """Propagate labels through the program, a second time if the first left forks to decide.
-
-    Args:
-        program: The captured program.
-        part: Whether it is a part of a model: its inputs and outputs may then shrink as well.
 
     Returns:
         What was learnt, and the program's tensors; tied ones appear once, under their first name.
     """
-    trial, tensors = _propagate(program, None, part=part)
+    trial, tensors = _propagate(program, None)
     if not trial.forks and not trial.unmerged:
         return trial, tensors
-    return _propagate(program, decide(trial), part=part)
+    return _propagate(program, decide(trial))
 
 
 def _propagate(
-    program: ExportedProgram, choices: dict[tuple[str, int], int] | None, *, part: bool
+    program: ExportedProgram, choices: dict[tuple[str, int], int] | None
 ) -> tuple[Walk, list[Tensor]]:
     state = Walk(choices)
     tensors: dict[int, Tensor] = {}
@@ -82,10 +78,6 @@ def _propagate(
             if kind is not InputKind.PARAMETER:
                 state.constants[node] = tensor
             state.from_parameters.add(node)
-        elif part and isinstance(node.meta.get("val"), torch.Tensor):
-            state.values[node] = tuple(
-                state.store.fresh(n) if n > 1 else np.zeros(n, np.int64) for n in shape_of(node)
-            )
         elif isinstance(node.meta.get("val"), torch.Tensor):
             label = state.reasons.label(Reason(f"model input {node.name}"))
             state.values[node] = _filled(node.meta["val"], label)
@@ -98,7 +90,7 @@ def _propagate(
             if inputs and all(n in state.from_parameters for n in inputs):
                 state.from_parameters.add(node)
             _fold(node, state)
-        elif node.op == "output" and not part:
+        elif node.op == "output":
             because = state.reasons.label(Reason("model output"))
             for source in node.all_input_nodes:
                 _freeze(state.values[source], because, state)
