@@ -276,7 +276,8 @@ _ZERO_AT_ZERO = frozenset(
     f"aten.{name}"
     for name in (
         "view.default", "reshape.default", "_unsafe_view.default", "flatten.using_ints", "unflatten.int",
-        "permute.default", "transpose.int", "t.default", "movedim.int", "unsqueeze.default",
+        "permute.default", "transpose.int", "t.default", "numpy_T.default", "matrix_H.default", "mT.default",
+        "adjoint.default", "swapaxes.default", "swapdims.default", "movedim.int", "unsqueeze.default",
         "squeeze.default", "squeeze.dim", "squeeze.dims", "expand.default", "repeat.default",
         "repeat_interleave.self_int", "slice.Tensor", "narrow.default", "select.int",
         "index.Tensor", "index_select.default", "flip.default", "split.Tensor",
