@@ -14,9 +14,12 @@ from secateur.apply.record import Record, attach, record_of
 from secateur.apply.tensors import check_positions
 from secateur.errors import ApplyError, SettingError
 from secateur.graph.graph import Graph, fingerprint
+from secateur.graph.inputs import batch_size, samples_of
 from secateur.graph.trace import trace
 from secateur.models import device_of, unwrap
 from secateur.plan import Plan
+
+_PROOF_SAMPLES = 2
 
 FORMS = ("auto", "module", "graph", "masked")
 
@@ -36,9 +39,11 @@ def apply(
         model: The dense model; it is left as it was.
         plan: The decision, made for a model with the same tensors.
         form: ``module``: the same classes with smaller tensors, proven against form ``graph`` by a
-            forward pass. ``graph``: the captured program, which exists for every plan. ``masked``: the
-            dense model with what consumes the removed units zeroed. ``auto``: a module where that
-            proof succeeds, else the program; `secateur.record_of(result).note` then says why.
+            forward pass; submodules whose code holds a size that no attribute gives run as captured,
+            under the same names (``record_of(result).captured``). ``graph``: the captured program,
+            which exists for every plan. ``masked``: the dense model with what consumes the removed
+            units zeroed. ``auto``: a module where that proof succeeds, else the program;
+            `secateur.record_of(result).note` then says why.
         example_inputs: Inputs for the forward pass; made from the plan's shapes if not given.
         graph: The trace of this model, if at hand; it saves tracing again.
         on_unrealisable: What ``auto`` does where a module cannot express some groups: return the
@@ -67,6 +72,8 @@ def apply(
         graph = trace(model, (*args,) if not kwargs else kwargs, allow_inexact=not exact)
     if form == "graph":
         return attach(smaller_program(model, graph, plan)[0], Record(plan, "graph"))
+    if graph.static_batch is None:  # few samples prove as much as many
+        args, kwargs = samples_of((args, kwargs), [*range(min(_PROOF_SAMPLES, batch_size((args, kwargs))))])
     try:
         return proven_module(model, graph, plan, args, kwargs)
     except ApplyError as error:

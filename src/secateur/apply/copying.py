@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from typing import TypeVar
 
 from torch import nn
@@ -16,17 +15,13 @@ M = TypeVar("M", bound=nn.Module)
 def duplicate(model: M, memo: dict[int, object] | None = None) -> M:
     """A deep copy; what `memo` holds stands in for what has that id.
 
-    Copying a captured program makes torch warn of its own internals; that is kept quiet.
-
     Raises:
         ApplyError: If the model cannot be copied.
     """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
-        try:
-            return copy.deepcopy(model, memo)
-        except Exception as error:
-            raise ApplyError(
-                f"apply: expected {type(model).__name__} to be copyable, got {type(error).__name__}: {error} "
-                f"Remove attributes that copy.deepcopy refuses (locks, generators, tensors with history)."
-            ) from error
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:
+        raise ApplyError(
+            f"apply: expected {type(model).__name__} to be copyable, got {type(error).__name__}: {error} "
+            f"Remove attributes that copy.deepcopy refuses (locks, generators, tensors with history)."
+        ) from error

@@ -8,6 +8,7 @@ shapes from its tensors or has a rewrite. Batch norm and dropout become modules 
 from __future__ import annotations
 
 import contextlib
+import warnings
 from typing import Any, cast
 
 import numpy as np
@@ -52,6 +53,16 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def _check_input_dim(self, input: torch.Tensor) -> None:
         """Accept every rank: the captured program is known to fit."""
+
+
+class Program(fx.GraphModule):
+    """A captured program that runs as a module."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> fx.GraphModule:
+        """As torch copies it, without torch's warning of its own internals."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
+            return super().__deepcopy__(memo)
 
 
 def smaller_program(model: nn.Module, graph: Graph, plan: Plan) -> tuple[fx.GraphModule, SizeChanges]:
@@ -108,7 +119,7 @@ class _Builder:
             elif node.op == "get_attr":
                 self.made[node] = self._nested(str(node.target))
         self._output()
-        module = fx.GraphModule(self.root, self.out, class_name=type(self.model).__name__)
+        module = Program(self.root, self.out, class_name=type(self.model).__name__)
         module.train(self.model.training)
         for path, layer in module.named_modules():  # some may be frozen in evaluation mode
             with contextlib.suppress(AttributeError):

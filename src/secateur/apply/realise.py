@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import re
 import traceback
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -79,7 +81,9 @@ def _regions(model: nn.Module, graph: Graph, args: tuple[Any, ...], kwargs: Mapp
 def _note(captured: tuple[str, ...]) -> str:
     if not captured:
         return ""
-    return f"submodules that run as captured, because their code holds a size: {', '.join(captured)}."
+    alike = Counter(re.sub(r"\d+", "*", path) for path in captured)
+    names = (name if count == 1 else f"{name} ({count})" for name, count in alike.items())
+    return f"submodules that run as captured, because their code holds a size: {', '.join(names)}."
 
 
 @dataclass(frozen=True, eq=False)

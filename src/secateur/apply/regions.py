@@ -18,10 +18,11 @@ from torch.utils import _pytree as pytree
 
 from secateur.apply.compare import run
 from secateur.apply.constants import Constants
-from secateur.apply.program import build_program
+from secateur.apply.program import Program, build_program
 from secateur.apply.sizes import running_modules
 from secateur.errors import ApplyError, CaptureError
 from secateur.graph.graph import Graph
+from secateur.graph.inputs import batch_size, samples_of
 from secateur.graph.rules.op import Walk, is_open
 from secateur.graph.trace import capture
 from secateur.graph.walk import lifted, tensor_of
@@ -32,7 +33,7 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 _ATTRIBUTES = "secateur_attributes"
 
 
-class Region(fx.GraphModule):
+class Region(Program):
     """The sliced program of a submodule in that submodule's place.
 
     Plain attributes of the submodule can still be read: the code around it may ask for them.
@@ -88,14 +89,14 @@ class Regions:
         if not paths:
             return
         given = self._arguments
-        first = _one_more(given) if _samples(given) == 1 else given  # one would be captured as a constant
+        first = _one_more(given) if batch_size(given) == 1 else given  # one would be captured as a constant
         try:
             calls, longer = (_calls(self.model, paths, a) for a in (first, _one_more(first)))
         except Exception:  # a model may take one batch size only
             calls = longer = _calls(self.model, paths, given)
         for path in paths:
             try:
-                self._captured[path] = self._alone(path, calls[path], longer[path], _samples(first))
+                self._captured[path] = self._alone(path, calls[path], longer[path], batch_size(first))
             except (ApplyError, CaptureError) as error:
                 self._captured[path] = ApplyError(f"apply: submodule {path}: {error}")
 
@@ -182,23 +183,9 @@ def _calls(model: nn.Module, paths: list[str], arguments: Arguments) -> dict[str
     return found
 
 
-def _samples(arguments: Arguments) -> int:
-    """The batch size: the length of the first tensor's first axis."""
-    leaves = (v for v in pytree.tree_leaves(arguments) if isinstance(v, torch.Tensor))
-    return next((len(v) for v in leaves if v.ndim), 0)
-
-
 def _one_more(arguments: Arguments) -> Arguments:
     """The same arguments with one sample more."""
-    samples = _samples(arguments)
-
-    def longer(value: Any) -> Any:
-        if isinstance(value, torch.Tensor) and value.ndim and len(value) == samples:
-            return torch.cat([value, value[:1]])
-        return value
-
-    result: Arguments = pytree.tree_map(longer, arguments)
-    return result
+    return samples_of(arguments, [*range(batch_size(arguments)), 0])
 
 
 def _open_axes(call: Arguments, longer: Arguments, samples: int) -> list[tuple[torch.Tensor, dict[int, int]]]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch.utils import _pytree as pytree
 
 from secateur.errors import SettingError
+
+A = TypeVar("A")
 
 
 class Leaf(BaseModel):
@@ -123,3 +125,22 @@ def call_arguments(
         torch.Tensor, lambda t: t.to(device), (args, kwargs)
     )
     return moved
+
+
+def batch_size(arguments: Any) -> int:
+    """The length of the first tensor's first axis; 0 if there is none."""
+    tensors = (v for v in pytree.tree_leaves(arguments) if isinstance(v, torch.Tensor))
+    return next((len(v) for v in tensors if v.ndim), 0)
+
+
+def samples_of(arguments: A, positions: list[int]) -> A:
+    """The same arguments with these samples of the batch, which may repeat; what has no batch axis stays."""
+    batch = batch_size(arguments)
+
+    def taken(value: Any) -> Any:
+        if isinstance(value, torch.Tensor) and value.ndim and len(value) == batch:
+            return value[positions]
+        return value
+
+    found: A = pytree.tree_map(taken, arguments)
+    return found
