@@ -82,10 +82,10 @@ class Swapped(nn.Module):
 
 
 def plan_of(graph: sc.Graph, first: int = 0) -> sc.Plan:
-    """One unit of every other group goes and two of the rest: those from `first` on."""
+    """Of every other group two units go, of the rest one: those from `first` on."""
     keep = {group.name: np.ones(group.size, bool) for group in graph.groups}
     for number, mask in enumerate(keep.values()):
-        mask[first : first + 1 + number % 2] = False
+        mask[first : first + 2 - number % 2] = False
     return sc.Plan.build(graph, keep, allocator="by hand", settings={})
 
 
