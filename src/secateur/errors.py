@@ -1,4 +1,4 @@
-"""The errors a user can meet, one tree under `SecateurError`.
+"""The errors a user can meet, one tree under `SecateurError`, and the warnings.
 
 Each message is one string of the form ``where: expected ..., got .... Do ....``; each class also
 inherits the builtin that fits, so code that knows nothing of secateur still catches it.
@@ -55,3 +55,7 @@ class VerificationError(SecateurError, AssertionError):
 
 class ArtifactError(SecateurError, ValueError):
     """A saved model is missing, damaged, foreign, or newer than this version can read."""
+
+
+class ConstantScoresWarning(UserWarning):
+    """A signal gives every unit of a group the same score, and units of that group go all the same."""

@@ -50,6 +50,12 @@ class FakeGraph:
         weights = [r * c for r, c in zip(rows, columns, strict=True)]
         return Cost(params=sum(weights) + sum(rows), macs=sum(w * self.area for w in weights))
 
+    def sweep(
+        self, gone: Mapping[str, NDArray[np.int64]], stages: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        costs = [self.cost({name: when > stage for name, when in gone.items()}) for stage in range(stages)]
+        return np.array([c.params for c in costs]), np.array([c.macs for c in costs])
+
 
 def random_scores(
     graph: FakeGraph,

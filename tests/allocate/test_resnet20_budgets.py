@@ -26,17 +26,17 @@ def scored() -> sc.Scores:
 
 
 def reachable(name: str) -> list[int]:
-    """MACs at every value of the rule's knob that changes anything, found by trying all of them."""
+    """MACs at every value of the rule's knob that changes anything; tests of the curve try each value."""
     graph, scores = traced(), scored()
     sizes = sorted({g.size for g in graph.groups})
-    found = {graph.cost().macs}
+    rule: sc.Allocator
     if name == "uniform":
-        for ratio in sorted({k / n for n in sizes for k in range(n)} - {0.0}):
-            found.add(sc.Uniform(ratio=ratio).allocate(graph, scores).predicted.macs)
+        rule, values = sc.Uniform(), {k / n for n in sizes for k in range(n)} - {0.0}
     else:
-        for tolerance in sorted({j / k for n in sizes for k in range(1, n + 1) for j in range(k + 1)}):
-            found.add(sc.ToD(tolerance=tolerance).allocate(graph, scores).predicted.macs)
-    return sorted(found)
+        rule, values = sc.ToD(), {j / k for n in sizes for k in range(1, n + 1) for j in range(k + 1)}
+    curve = rule.curve(graph, scores)
+    assert set(curve.knob[1:].tolist()) <= values
+    return sorted(set(curve.macs.tolist()))
 
 
 @pytest.mark.parametrize("name", ["tod", "uniform"])

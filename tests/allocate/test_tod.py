@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secateur.allocate import Limits, ToD, tolerance_curve
+from secateur.allocate import Budget, Limits, ToD, Uniform, tolerance_curve
 from secateur.allocate.tod import group_certificate
-from secateur.errors import ScoreError, SettingError
+from secateur.errors import ConstantScoresWarning, ScoreError, SettingError
 from tests.allocate.fake import FakeGraph, random_scores, reference_order, reference_tod
 
 tied = st.integers(1, 14).flatmap(
@@ -22,6 +22,10 @@ distinct = st.integers(1, 14).flatmap(
     lambda n: st.tuples(*2 * [st.permutations(range(n)).map(lambda v: np.array(v, float))])
 )
 tolerances = st.sampled_from([0.0, 0.05, 0.1, 0.25, 1 / 3, 0.5, 0.75, 1.0])
+
+
+# Short vectors of few values are often constant, which ToD warns of; that it does has tests of its own.
+pytestmark = pytest.mark.filterwarnings("ignore::secateur.errors.ConstantScoresWarning")
 
 
 def lost(removal: np.ndarray, protection: np.ndarray, tolerance: float, **limits: Any) -> tuple[int, ...]:
@@ -191,6 +195,30 @@ def test_what_happened_is_never_above_the_bound(
         assert found["high_mass"] <= found["high_mass_bound"]
 
 
+@given(distinct, tolerances, st.data())
+def test_the_bounds_hold_when_fewer_go_than_the_tolerance_lets_go(
+    scores: tuple[np.ndarray, np.ndarray], tolerance: float, data: st.DataObject
+) -> None:
+    removal, protection = scores[0][:8].argsort().argsort(), scores[1][:8] + 1
+    size = len(removal)
+    first = reference_order(removal)[: len(lost(removal, protection, tolerance))]
+    k = len(first)
+    went = data.draw(st.integers(0, k))
+    found: Any = group_certificate(removal, protection, k, tolerance, removed=went)
+    top = set(reference_order(protection)[size - k :])
+    most = max(m for m in range(k + 1) if m == 0 or m / k <= tolerance)
+    total = protection.sum()
+    assert (found["removed"], found["allowed"]) == (went, k)
+    assert found["tod"] == (len(top & set(first)) / k if k else 0.0) <= tolerance
+    assert found["overlap"] == len(top & set(first[:went])) <= found["overlap_bound"] == min(most, went)
+    assert found["mass"] == pytest.approx(protection[first[:went]].sum() / total)
+    # Every set of so many units with at most `most` of them among the k most protected.
+    sets = [set(s) for s in itertools.combinations(range(size), went) if len(top & set(s)) <= most]
+    assert found["mass_bound"] == pytest.approx(max(protection[list(s)].sum() for s in sets) / total)
+    assert found["high_mass"] <= found["high_mass_bound"]
+    assert found["mass"] <= found["mass_bound"]
+
+
 def test_shares_of_negative_scores_have_no_meaning() -> None:
     found = group_certificate(np.arange(4.0), np.array([-1.0, 0.0, 1.0, 2.0]), 1, 0.1)
     assert found["mass"] is None
@@ -208,3 +236,104 @@ def test_a_plan_carries_them() -> None:
         assert k == round(plan.ratios[name] * len(scores["taylor"][name])) > 0
         assert found["tod"] == reference_tod(scores["wasserstein"][name], scores["taylor"][name], k)
         assert found["overlap_bound"] == k // 4
+
+
+@pytest.mark.parametrize("tolerance", [0.1, 0.25, 0.5])
+def test_a_spent_budget_leaves_every_bound_true(tolerance: float) -> None:
+    graph: Any = FakeGraph([20, 30, 25])
+    scores = random_scores(graph, 5)
+    budget = Budget(macs=1 - tolerance, spend=True)
+    plan = ToD().allocate(graph, scores, budget)
+    alone = ToD().allocate(graph, scores, Budget(macs=1 - tolerance))
+    assert plan.certificates["tolerance"] == alone.settings["tolerance"]
+    fewer = 0
+    for name, found in plan.certificates["groups"].items():  # type: ignore[union-attr]
+        assert isinstance(found, dict)
+        u, r, k, gone = (
+            scores["wasserstein"][name],
+            scores["taylor"][name],
+            found["allowed"],
+            found["removed"],
+        )
+        assert k == alone.certificates["groups"][name]["removed"]  # type: ignore[index, call-overload]
+        assert gone == round(plan.ratios[name] * len(u))
+        assert found["tod"] == (reference_tod(u, r, k) if k else 0) <= plan.certificates["tolerance"]  # type: ignore[operator]
+        assert found["overlap"] <= found["overlap_bound"]
+        assert found["mass"] <= found["mass_bound"]
+        fewer += k - gone
+    assert fewer > 0
+
+
+# The exchange with uniform
+
+
+@pytest.mark.parametrize("budget", [None, Budget(macs=0.6), Budget(params=0.5), Budget(macs=0.7, spend=True)])
+def test_the_exchange_is_with_what_uniform_removes_at_the_same_budget(budget: Budget | None) -> None:
+    graph: Any = FakeGraph([20, 30, 25])
+    scores = random_scores(graph, 8)
+    limits = Limits(ignore=("layer1",))
+    plan = ToD(0.3).allocate(graph, scores, budget, limits)
+    same = budget or Budget(macs=plan.predicted.macs, spend=True)
+    other = Uniform(removal="wasserstein").allocate(graph, scores, same, limits)
+    found: Any = plan.certificates["exchange"]
+    assert found["ratio"] == other.settings["ratio"]
+    assert found["macs"] == [plan.predicted.macs, other.predicted.macs]
+    assert found["params"] == [plan.predicted.params, other.predicted.params]
+    if budget is None:
+        assert other.predicted.macs <= plan.predicted.macs
+    protection = {name: scores["taylor"][name] for name in ("layer0", "layer2")}
+    total = sum(float(values.sum()) for values in protection.values())
+    ours, theirs = ({g.name: set(g.removed) for g in p.groups} for p in (plan, other))
+    losses = [
+        sum(protection[name][i] for name in protection for i in gone[name]) / total for gone in (ours, theirs)
+    ]
+    assert [found["loss"], found["other_loss"]] == pytest.approx(losses)
+    assert found["other_loss"] + found["taken"] - found["spared"] == pytest.approx(found["loss"])
+    assert found["taken"] + found["spared"] > 0
+    assert set(found["groups"]) == set(protection)
+    for name, own in found["groups"].items():
+        assert own["other_removed"] == len(theirs[name])
+        for key, units in (("taken", ours[name] - theirs[name]), ("spared", theirs[name] - ours[name])):
+            assert own[key] == pytest.approx(sum(protection[name][i] for i in units) / total)
+
+
+def test_without_removal_there_is_nothing_to_exchange() -> None:
+    graph: Any = FakeGraph([20, 30])
+    plan = ToD().allocate(graph, random_scores(graph, 8), Budget(macs=10**9))
+    assert plan.certificates["exchange"] is None
+
+
+def test_negative_protection_has_no_shares_to_exchange() -> None:
+    graph: Any = FakeGraph([20])
+    scores = random_scores(graph, 8)
+    scores["taylor"]["layer0"] -= 0.5
+    found: Any = ToD(0.5).allocate(graph, scores).certificates["exchange"]
+    assert found["loss"] is found["taken"] is found["groups"]["layer0"]["spared"] is None
+    assert found["groups"]["layer0"]["other_removed"] > 0
+
+
+# Constant scores
+
+
+@pytest.mark.parametrize("signals", [("wasserstein",), ("taylor",), ("wasserstein", "taylor")])
+def test_constant_scores_are_warned_of_once_a_plan(signals: tuple[str, ...]) -> None:
+    graph: Any = FakeGraph([20, 30, 25, 1])
+    scores = random_scores(graph, 5)
+    for signal in signals:
+        scores[signal]["layer0"][:] = scores[signal]["layer2"][:] = 0.7
+    said = rf"same score for every unit from {' and '.join(sorted(signals))} in 'layer0', 'layer2'\. How"
+    with pytest.warns(ConstantScoresWarning, match=said) as caught:
+        plan = ToD(0.5).allocate(graph, scores)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    expected = sorted(signals, reverse=True)
+    assert plan.certificates["constant"] == {"layer0": expected, "layer2": expected}
+
+
+@pytest.mark.filterwarnings("error")
+def test_scores_that_are_not_constant_or_where_nothing_goes_are_not_warned_of() -> None:
+    graph: Any = FakeGraph([20, 1])
+    scores = random_scores(graph, 5)
+    assert ToD(0.5).allocate(graph, scores).certificates["constant"] == {}
+    scores["taylor"]["layer0"][:] = 1.0
+    assert ToD(0.5).allocate(graph, scores, Budget(macs=10**9)).certificates["constant"] == {}

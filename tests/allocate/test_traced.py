@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from secateur.allocate import Budget, Limits, ToD, Uniform
+from secateur.errors import PlanError
 from secateur.graph.graph import Graph
 from secateur.graph.trace import trace
 from secateur.plan import CostRecord, Plan
@@ -34,6 +35,31 @@ class Net(nn.Module):
 @pytest.fixture(scope="module")
 def graph() -> Graph:
     return trace(Net(), torch.zeros(2, 3, 8, 8))
+
+
+@pytest.mark.parametrize("rule", [ToD, Uniform])
+def test_the_curve_of_a_traced_model_is_exact(graph: Graph, rule: type[ToD] | type[Uniform]) -> None:
+    rng = np.random.default_rng(1)
+    signals = ("wasserstein", "taylor", "magnitude")
+    scores = {signal: {g.name: rng.uniform(size=g.size) for g in graph.groups} for signal in signals}
+    curve = rule().curve(graph, scores)
+    assert len(curve) > 20
+    for i in range(1, len(curve)):
+        plan = rule(float(curve.knob[i])).allocate(graph, scores)
+        assert plan.predicted == CostRecord(params=int(curve.params[i]), macs=int(curve.macs[i]))
+        assert {g.name: g.kept for g in plan.groups} == dict(zip(curve.groups, curve.kept[i], strict=True))
+
+
+def test_a_sweep_of_many_stages_is_the_cost_at_each(graph: Graph) -> None:
+    rng = np.random.default_rng(2)
+    stages = 1200  # more than are evaluated together
+    gone = {g.name: rng.integers(0, stages + 100, g.size) for g in graph.groups}
+    params, macs = graph.sweep(gone, stages)
+    for stage in [*range(0, stages, 37), 511, 512, stages - 1]:
+        cost = graph.cost({name: when > stage for name, when in gone.items()})
+        assert (cost.params, cost.macs) == (params[stage], macs[stage])
+    with pytest.raises(PlanError, match="prunable groups"):
+        graph.sweep({"nothing": np.zeros(3, dtype=np.int64)}, 2)
 
 
 @pytest.mark.parametrize("allocator", [ToD(), Uniform()])

@@ -12,7 +12,7 @@ import pytest
 from secateur.cli.shell import one_line
 from tests.cli.conftest import run
 
-COMMANDS = ("demo", "inspect", "prune")
+COMMANDS = ("demo", "inspect", "prune", "tolerance")
 
 
 def test_version() -> None:

@@ -1,51 +1,29 @@
 """What every rule shares: one knob, a budget that turns it, limits, and the plan that comes out.
 
-A rule says how many units each group loses as its knob turns (`Allocator.steps`); everything else is here.
+A rule says how many units each group loses as its knob turns (`Allocator.steps`); the rest follows from that.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import JsonValue
 
-from secateur.allocate.budget import Budget, solve
+from secateur.allocate.budget import Budget
+from secateur.allocate.curve import Curve, curve
+from secateur.allocate.decision import Decision, decide
 from secateur.allocate.limits import Limits
 from secateur.allocate.signals import ScoreTable, table
+from secateur.allocate.staircase import Staircase
 from secateur.errors import BudgetError, SettingError
 from secateur.plan import Plan
 from secateur.score.scores import Scores
 
 if TYPE_CHECKING:
-    from secateur.cost import Cost
     from secateur.graph.graph import Graph
-
-
-@dataclass(frozen=True, eq=False)
-class Staircase:
-    """How many units one group loses as the knob turns.
-
-    Below ``knob[0]`` it loses none; from ``knob[j]`` on, the first ``count[j]`` units of `order`.
-
-    Attributes:
-        order: The units in the order in which they go. [group.size]
-        knob: Values of the knob at which the count changes, strictly ascending. [stairs]
-        count: Units gone from there on, never falling. [stairs]
-    """
-
-    order: NDArray[np.int64]
-    knob: NDArray[np.float64]
-    count: NDArray[np.int64]
-
-    def removed(self, knob: float | None) -> int:
-        """How many units are gone at this value of the knob; None: the knob is off, nothing goes."""
-        stair = 0 if knob is None else int(np.searchsorted(self.knob, knob, side="right"))
-        return int(self.count[stair - 1]) if stair else 0
 
 
 class Allocator(ABC):
@@ -53,7 +31,7 @@ class Allocator(ABC):
 
     A rule has one knob: turning it up removes more, never less, from every group, and it has finitely
     many values that matter. Without a budget `knob` says where it stands; with one it is turned just far
-    enough, which gives the largest reachable cost within the budget.
+    enough, which gives the largest reachable cost within the budget. `curve` is what all values give.
 
     To write a rule, derive from this class and fill in `name`, `signals`, `knob`, `settings` and `steps`.
     """
@@ -96,7 +74,7 @@ class Allocator(ABC):
         """
 
     def certificates(
-        self, graph: Graph, scores: ScoreTable, limits: Limits, removed: Mapping[str, int], knob: float | None
+        self, graph: Graph, scores: ScoreTable, limits: Limits, decision: Decision
     ) -> dict[str, JsonValue]:
         """What the rule can vouch for, given what each considered group loses; nothing by default."""
         return {}
@@ -121,7 +99,8 @@ class Allocator(ABC):
             seed: Recorded in the plan.
 
         Returns:
-            The plan. Under a budget its cost is the largest within the budget that the rule's knob reaches.
+            The plan. Under a budget its cost is the largest within the budget that the rule's knob
+            reaches; with ``Budget(spend=True)``, units that the knob took have come back on top of that.
 
         Raises:
             ScoreError: A signal is missing, or its scores do not fit the groups or are of another model.
@@ -134,61 +113,63 @@ class Allocator(ABC):
                 f"allocate: expected budget to be a Budget or None, got {budget!r}. "
                 "Write Budget(macs=0.5), for example."
             )
-        if limits is None:
-            limits = Limits()
-        elif not isinstance(limits, Limits):
-            raise SettingError(
-                f"allocate: expected limits to be Limits or None, got {limits!r}. "
-                "Write Limits(round_to=8), for example."
-            )
-        sizes = {group.name: group.size for group in limits.considered(graph.groups)}
-        values = table(scores, graph)
-        knob = self.knob(budget)
-        steps = self.steps(graph, values, limits)
-        steps = {name: steps[name] for name in sizes if name in steps}
-        if budget is not None:
-            knob = _turn(graph, budget, limits, steps, sizes)
-        removed = _removed(limits, steps, sizes, knob)
+        limits, values = _checked(limits), table(scores, graph)
+        decision = self.decide(graph, values, budget, limits)
         return Plan.build(
             graph,
-            _keep(steps, removed),
+            decision.keep,
             allocator=self.name,
-            settings=self.settings(knob) | {"limits": limits.as_settings()},
+            settings=self.settings(decision.knob) | {"limits": limits.as_settings()},
             seed=seed,
             budget=None if budget is None else budget.as_settings(),
-            certificates=self.certificates(graph, values, limits, removed, knob),
+            certificates=self.certificates(graph, values, limits, decision),
         )
 
+    @final
+    def curve(self, graph: Graph, scores: Scores | ScoreTable, limits: Limits | None = None) -> Curve:
+        """What every value of the knob would give: MACs, parameters and units kept, all values at once.
 
-def _turn(
-    graph: Graph, budget: Budget, limits: Limits, steps: Mapping[str, Staircase], sizes: Mapping[str, int]
-) -> float | None:
-    """The value of the knob that just meets the budget; None if the dense model does."""
-    dense = graph.cost()
-    values = np.unique(np.concatenate([stairs.knob for stairs in steps.values()] or [np.empty(0)]))
+        Where the knob stands plays no part: ``ToD().curve(graph, scores)`` is the curve of all tolerances.
 
-    def value(step: int) -> float | None:
-        return float(values[step - 1]) if step else None
+        Args:
+            graph: The traced model.
+            scores: As for `allocate`.
+            limits: As for `allocate`.
 
-    def cost_at(step: int) -> Cost:
-        return graph.cost(_keep(steps, _removed(limits, steps, sizes, value(step)))) if step else dense
+        Returns:
+            The curve, exact at every point.
 
-    return value(solve(budget, dense, len(values) + 1, cost_at))
+        Raises:
+            ScoreError: A signal is missing, or its scores do not fit the groups or are of another model.
+            SettingError: An ignore pattern matches nothing.
+            NothingToPruneError: No group is left to decide on.
+        """
+        limits = _checked(limits)
+        return curve(self.name, graph, limits, self._considered(graph, table(scores, graph), limits))
+
+    @final
+    def decide(self, graph: Graph, scores: ScoreTable, budget: Budget | None, limits: Limits) -> Decision:
+        """What `allocate` writes into a plan: how many units of each considered group go."""
+        knob = self.knob(budget)
+        return decide(graph, budget, limits, self._considered(graph, scores, limits), knob)
+
+    def _considered(self, graph: Graph, scores: ScoreTable, limits: Limits) -> dict[str, Staircase]:
+        """The staircase of each considered group, in the graph's order; flat where the rule names none."""
+        considered = limits.considered(graph.groups)
+        steps = self.steps(graph, scores, limits)
+        none = np.zeros(0)
+        return {
+            g.name: steps.get(g.name, Staircase(np.arange(g.size), none, none.astype(np.int64)))
+            for g in considered
+        }
 
 
-def _removed(
-    limits: Limits, steps: Mapping[str, Staircase], sizes: Mapping[str, int], knob: float | None
-) -> dict[str, int]:
-    """Per group the number of units that go at this value of the knob."""
-    return {
-        name: limits.removable(size, steps[name].removed(knob)) if name in steps else 0
-        for name, size in sizes.items()
-    }
-
-
-def _keep(steps: Mapping[str, Staircase], removed: Mapping[str, int]) -> dict[str, NDArray[np.bool_]]:
-    masks: dict[str, NDArray[np.bool_]] = {}
-    for name, stairs in steps.items():
-        masks[name] = np.ones(len(stairs.order), dtype=np.bool_)
-        masks[name][stairs.order[: removed[name]]] = False
-    return masks
+def _checked(limits: Limits | None) -> Limits:
+    if limits is None:
+        return Limits()
+    if not isinstance(limits, Limits):
+        raise SettingError(
+            f"allocate: expected limits to be Limits or None, got {limits!r}. "
+            "Write Limits(round_to=8), for example."
+        )
+    return limits

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
@@ -21,14 +21,20 @@ class Budget:
     """The most that the pruned model may cost; where several are given, all hold.
 
     Each is either a float in (0, 1), a fraction of what the dense model costs, or an integer of at
-    least 1, the cost itself. The fields carry the names of the fields of `Cost`.
+    least 1, the cost itself.
+
+    A rule's knob moves in steps, often of several units at once, and stops at the largest cost within the
+    budget that it reaches. With `spend`, units that it took then come back one by one, the last to go
+    first, while the budget holds: the cost comes within one unit of the budget, so that rules can be
+    compared at the same cost. The knob alone no longer tells the plan then.
 
     Attributes:
         macs: Multiply-accumulate operations for one sample.
         params: Number of parameters.
+        spend: Whether to spend what the knob leaves of the budget.
 
     Raises:
-        BudgetError: None is given, or one is neither such a fraction nor such an integer.
+        BudgetError: None is given, one is neither such a fraction nor such an integer, or `spend` is no bool.
 
     Example:
         >>> Budget(macs=0.5, params=100_000).as_settings()
@@ -37,31 +43,36 @@ class Budget:
 
     macs: float | int | None = None
     params: float | int | None = None
+    spend: bool = False
 
     def __post_init__(self) -> None:
         """Checks the values."""
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if value is not None:
-                object.__setattr__(self, field.name, _amount(field.name, value))
-        if not self.as_settings():
+        for name, value in self._asked().items():
+            object.__setattr__(self, name, _amount(name, value))
+        if not isinstance(self.spend, bool):
+            raise BudgetError(
+                f"budget: expected spend to be True or False, got {self.spend!r}. Write spend=True."
+            )
+        if not self._asked():
             raise BudgetError(
                 "budget: expected macs or params, got neither. Write Budget(macs=0.5), for example."
             )
 
     def as_settings(self) -> dict[str, JsonValue]:
         """What was asked for, by name, as it is written into a plan."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+        return {**self._asked(), **({"spend": True} if self.spend else {})}
 
     def targets(self, dense: Cost) -> dict[str, int]:
         """The largest whole cost that each entry allows."""
-        found: dict[str, int] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if value is not None:
-                whole = getattr(dense, field.name)
-                found[field.name] = value if isinstance(value, int) else _share(value, whole)
-        return found
+        return {
+            name: value if isinstance(value, int) else _share(value, getattr(dense, name))
+            for name, value in self._asked().items()
+        }
+
+    def _asked(self) -> dict[str, float | int]:
+        """The costs that are bounded, by the names of the fields of `Cost`."""
+        named = {"macs": self.macs, "params": self.params}
+        return {name: value for name, value in named.items() if value is not None}
 
     def met(self, cost: Cost, dense: Cost) -> bool:
         """True if `cost` is within every target."""

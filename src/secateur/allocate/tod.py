@@ -6,6 +6,7 @@ Source: Lin et al. 2025, FAIR-Pruner, arXiv 2508.02291.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -14,13 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
-from secateur.allocate.base import Allocator, Staircase
+from secateur.allocate.base import Allocator
 from secateur.allocate.budget import Budget
 from secateur.allocate.checks import fraction
-from secateur.allocate.limits import Limits
+from secateur.allocate.decision import Decision
+from secateur.allocate.exchange import exchange
+from secateur.allocate.limits import Limits, shorten
 from secateur.allocate.ranking import ascending, ranks
 from secateur.allocate.signals import ScoreTable, vector
-from secateur.errors import ScoreError
+from secateur.allocate.staircase import Staircase
+from secateur.allocate.uniform import Uniform
+from secateur.errors import ConstantScoresWarning, ScoreError
 
 if TYPE_CHECKING:
     from secateur.graph.graph import Graph
@@ -81,7 +86,8 @@ class ToD(Allocator):
     Only the ranks matter, so any strictly increasing transform of a signal gives the same plan. Among
     equal scores the lowest index is kept and counts as the more protected, in both rankings. So where
     both signals are constant in a group, as wherever they rank alike, nothing contradicts the removal
-    of half of it, and it loses ``floor(N / (2 - tolerance))`` units.
+    of half of it, and it loses ``floor(N / (2 - tolerance))`` units. Scores that are constant in a group
+    that loses units are a `ConstantScoresWarning`.
 
     Source: Lin et al. 2025, FAIR-Pruner, arXiv 2508.02291. Departure: the paper fixes a bound of
     0.99·N on k; here it is ``Limits.max_ratio``, with that default.
@@ -132,71 +138,141 @@ class ToD(Allocator):
         return found
 
     def certificates(
-        self, graph: Graph, scores: ScoreTable, limits: Limits, removed: Mapping[str, int], knob: float | None
+        self, graph: Graph, scores: ScoreTable, limits: Limits, decision: Decision
     ) -> dict[str, JsonValue]:
-        """The tolerance, and for each group what it bounds and what happened; see `group_certificate`."""
+        """What the tolerance bounds, what happened, and the exchange with `Uniform` at the same budget.
+
+        Returns:
+            ``tolerance``; ``groups``, by `group_certificate`; ``exchange``, by `exchange`, with
+            ``macs`` and ``params`` of both (None where nothing goes); ``constant``, the signals
+            that are constant in a group that loses units, by group.
+        """
+        considered = limits.considered(graph.groups)
+        removal = {g.name: vector(scores, self.removal, g) for g in considered}
+        protection = {g.name: vector(scores, self.protection, g) for g in considered}
+        tolerance = None if decision.knob is None else float(decision.knob)
         groups: dict[str, JsonValue] = {
-            group.name: group_certificate(
-                vector(scores, self.removal, group),
-                vector(scores, self.protection, group),
-                removed[group.name],
-                0.0 if knob is None else float(knob),
+            name: group_certificate(
+                removal[name],
+                protection[name],
+                decision.turned[name],
+                tolerance or 0.0,
+                removed=decision.removed[name],
             )
-            for group in limits.considered(graph.groups)
+            for name in decision.steps
         }
-        return {"tolerance": None if knob is None else float(knob), "groups": groups}
+        constant: dict[str, list[str]] = {}
+        for signal, by_group in {self.removal: removal, self.protection: protection}.items():
+            for name, values in by_group.items():
+                if decision.removed[name] and values.min() == values.max():
+                    constant.setdefault(name, []).append(signal)
+        if constant:
+            _warn(constant)
+        return {
+            "tolerance": tolerance,
+            "groups": groups,
+            "exchange": self._exchange(graph, scores, limits, decision, protection),
+            "constant": {name: list(signals) for name, signals in constant.items()},
+        }
+
+    def _exchange(
+        self,
+        graph: Graph,
+        scores: ScoreTable,
+        limits: Limits,
+        decision: Decision,
+        protection: Mapping[str, NDArray[np.float64]],
+    ) -> dict[str, JsonValue] | None:
+        """The exchange with `Uniform` under the same budget; if there was none, with the same MACs."""
+        if not any(decision.removed.values()):
+            return None
+        cost = graph.cost(decision.keep)
+        budget = decision.budget or Budget(macs=max(cost.macs, 1), spend=True)
+        other = Uniform(removal=self.removal).decide(graph, scores, budget, limits)
+        other_cost = graph.cost(other.keep)
+        return {
+            "ratio": None if other.knob is None else float(other.knob),
+            "macs": [cost.macs, other_cost.macs],
+            "params": [cost.params, other_cost.params],
+            **exchange(protection, decision.steps, decision.removed, other.removed),
+        }
+
+
+def _warn(constant: Mapping[str, list[str]]) -> None:
+    """One warning for all groups."""
+    signals = sorted({signal for flat in constant.values() for signal in flat})
+    warnings.warn(
+        f"ToD: expected scores that differ within a group, got the same score for every unit from "
+        f"{' and '.join(signals)} in {shorten(constant)}. How many units go there, and which if it is the "
+        "removal signal, follows from their position and not from what they are worth. "
+        "Do use another signal, or leave these groups alone with Limits(ignore=...).",
+        ConstantScoresWarning,
+        stacklevel=4,  # behind certificates and allocate
+    )
 
 
 def group_certificate(
-    removal: NDArray[np.float64], protection: NDArray[np.float64], k: int, tolerance: float
+    removal: NDArray[np.float64],
+    protection: NDArray[np.float64],
+    k: int,
+    tolerance: float,
+    removed: int | None = None,
 ) -> dict[str, JsonValue]:
-    """What the tolerance guarantees about one group that loses its k first, and what happened.
+    """What the tolerance guarantees about one group that loses its first units, and what happened.
 
-    ToD(k) <= α says that at most m = floor(α·k) of the removed units are among the k most protected.
-    With the protection scores in descending order p_1 >= p_2 >= ... and P their sum:
+    The tolerance α lets the first k units go: ToD(k) <= α says that at most m = floor(α·k) of them are
+    among the k most protected. All of them go, or only the first g, where a budget is spent to the last
+    unit; then no more than n = min(m, g) of those are among the k most protected. With the protection
+    scores in descending order p_1 >= p_2 >= ... and P their sum:
 
-    - high-protection mass: the removed units among the k most protected carry at most p_1 + ... + p_m;
+    - high-protection mass: the removed units among the k most protected carry at most p_1 + ... + p_n;
     - all mass: the other removed units are at best those that follow the k most protected, so the
-      removed units carry at most (p_1 + ... + p_m) + (p_{k+1} + ... + p_{2k-m}). There are that many: of k
-      units at least 2k - N are among the k most protected, hence m >= 2k - N.
+      removed units carry at most (p_1 + ... + p_n) + (p_{k+1} + ... + p_{k+g-n}). There are that many: no
+      more than N - k of the removed units are outside the k most protected, hence g - n <= N - k.
 
-    The bounds hold with equality for some rankings and assume nothing but the tolerance.
+    The bounds hold with equality for some rankings and assume nothing but the tolerance. That of k is
+    the tolerance's, so with g < k it is the share at k that is bounded: ToD(g) may be above α.
 
     Args:
         removal: Lowest goes first. [N]
         protection: Highest is most protected. [N]
-        k: Number of units removed, 0 or one with ToD(k) <= `tolerance`.
+        k: Number of units that the tolerance lets go, 0 or one with ToD(k) <= `tolerance`.
         tolerance: α.
+        removed: g, in [0, k]; k if not given.
 
     Returns:
-        ``removed`` (k), ``tod``; ``overlap`` and ``overlap_bound`` in units; ``high_mass``,
-        ``high_mass_bound``, ``mass`` and ``mass_bound`` as shares of P, which are None where shares
-        have no meaning: a score is negative, or all are zero.
+        ``removed`` (g), ``allowed`` (k), ``tod`` (ToD(k)); ``overlap`` (removed units among the k most
+        protected) and ``overlap_bound`` in units; ``high_mass``, ``high_mass_bound``, ``mass`` and
+        ``mass_bound`` as shares of P, which are None where shares have no meaning: a score is negative,
+        or all are zero.
     """
-    overlap = int(overlap_curve(removal, protection)[k - 1]) if k else 0
-    bound = _most(tolerance, k)
+    went = k if removed is None else removed
+    first = ascending(removal)[:k]
+    down = ascending(protection)[::-1]
+    top = np.isin(first, down[:k])
+    high = first[:went][top[:went]]
+    bound = min(_most(tolerance, k), went)
     found: dict[str, JsonValue] = {
-        "removed": k,
-        "tod": overlap / k if k else 0.0,
-        "overlap": overlap,
+        "removed": went,
+        "allowed": k,
+        "tod": int(top.sum()) / k if k else 0.0,
+        "overlap": len(high),
         "overlap_bound": bound,
         "high_mass": None,
         "high_mass_bound": None,
         "mass": None,
         "mass_bound": None,
     }
-    top = float(protection.max())
-    if protection.min() >= 0 and top > 0:
-        scaled = protection / top  # so that no sum overflows
-        down = ascending(protection)[::-1]
-        gone = ascending(removal)[:k]
-        high = np.intersect1d(gone, down[:k])
+    largest = float(protection.max())
+    if protection.min() >= 0 and largest > 0:
+        scaled = protection / largest  # so that no sum overflows
         # Correctly rounded sums keep the order of the exact ones: no bound fails by rounding alone.
         total = math.fsum(scaled)
+        following = down[k : k + went - bound]
         found["high_mass"] = math.fsum(scaled[high]) / total
         found["high_mass_bound"] = math.fsum(scaled[down[:bound]]) / total
-        found["mass"] = math.fsum(scaled[gone]) / total
-        found["mass_bound"] = math.fsum(scaled[np.append(down[:bound], down[k : 2 * k - bound])]) / total
+        found["mass"] = math.fsum(scaled[first[:went]]) / total
+        found["mass_bound"] = math.fsum(scaled[np.append(down[:bound], following)]) / total
     return found
 
 

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import JsonValue
 
-from secateur.allocate.base import Allocator, Staircase
+from secateur.allocate.base import Allocator
 from secateur.allocate.budget import Budget
 from secateur.allocate.checks import fraction
 from secateur.allocate.limits import Limits
 from secateur.allocate.ranking import ascending
 from secateur.allocate.signals import ScoreTable, vector
+from secateur.allocate.staircase import Staircase
 from secateur.errors import SettingError
 
 if TYPE_CHECKING:

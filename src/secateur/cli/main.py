@@ -10,6 +10,7 @@ import typer
 from secateur.cli.demo import demo
 from secateur.cli.inspect import inspect
 from secateur.cli.prune import prune
+from secateur.cli.tolerance import tolerance
 
 app = typer.Typer(
     name="secateur",
@@ -23,6 +24,7 @@ app = typer.Typer(
 app.command(epilog="Example: secateur demo --out demo")(demo)
 app.command(epilog="Example: secateur inspect --model net.py:make --input 1x3x32x32")(inspect)
 app.command(epilog="Example: secateur prune --model net.py:make --data x.npz --macs 0.5 --out new")(prune)
+app.command(epilog="Example: secateur tolerance --model net.py:make --data x.npz")(tolerance)
 
 
 def _version(show: bool) -> None:

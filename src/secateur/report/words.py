@@ -305,7 +305,8 @@ def _budget(budget: Any) -> str:
         f"at most {f'{value:,}' if isinstance(value, int) else f'{100 * value:g} % of the'} "
         f"{'MACs' if name == 'macs' else 'parameters' if name == 'params' else name}"
         for name, value in budget.items()
-    )
+        if name != "spend"
+    ) + (", spent to the last unit" if budget.get("spend") else "")
 
 
 def _setting(value: Any, *, solved: bool = False) -> str:
@@ -380,13 +381,22 @@ def certificate(report: Report) -> Certificate | None:
         f"Over all layers {removed:,} units went; {overlap:,} of them were among those, and "
         f"{bound:,} was the limit.",
     )
+    exchange = found.get("exchange")
+    compared = exchange["groups"] if isinstance(exchange, Mapping) else {}
     return Certificate(
-        words=words,
+        words=(*words, *_given_back(groups), *_exchange(exchange), *_constant(found.get("constant"))),
         note=(
-            "The last two columns are shares of a layer's whole protection score: what went with the "
+            "Score gone and at most are shares of a layer's whole protection score: what went with the "
             "removed units, and the most that this tolerance lets go."
+            + (
+                " Uniform removes so many units; exchange is what the difference adds to or takes off the "
+                "additive loss, in % of the whole network's protection score."
+                if compared
+                else ""
+            )
         ),
-        titles=("layer", "removed", "most protected", "limit", "score gone", "at most"),
+        titles=("layer", "removed", "most protected", "limit", "score gone", "at most")
+        + (("uniform removes", "exchange") if compared else ()),
         rows=tuple(
             (
                 name,
@@ -395,9 +405,63 @@ def certificate(report: Report) -> Certificate | None:
                 f"{g['overlap_bound']:,}",
                 _share(g["mass"]),
                 _share(g["mass_bound"]),
+                *_exchanged(compared.get(name)),
             )
             for name, g in groups.items()
         ),
+    )
+
+
+def _given_back(groups: Mapping[str, Any]) -> tuple[str, ...]:
+    """Units that stay although the tolerance lets them go."""
+    kept = sum(g.get("allowed", g["removed"]) - g["removed"] for g in groups.values())
+    if not kept:
+        return ()
+    return (
+        f"{kept:,} {'unit' if kept == 1 else 'units'} that this tolerance lets go stayed, to spend the "
+        "budget. k counts them too: the limits are those of the tolerance, and fewer units went.",
+    )
+
+
+def _exchange(found: Any) -> tuple[str, ...]:
+    """The comparison with uniform, and what it assumes."""
+    if not isinstance(found, Mapping) or found.get("loss") is None:
+        return ()
+    own, other = found["macs"]
+    loss, before = found["loss"], found["other_loss"]
+    outcome = "lowers" if loss < before else "raises" if loss > before else "leaves"
+    return (
+        f"Uniform pruning by the same removal signal within the same budget leaves {number(other)} MACs "
+        f"({number(own)} here). Against it, this plan removes units that hold {_share(found['taken'])} of "
+        f"the network's protection score, and keeps units that hold {_share(found['spared'])}. That exchange "
+        f"{outcome} the protection score removed "
+        + (f"from {_share(before)} to {_share(loss)}." if outcome != "leaves" else f"at {_share(loss)}."),
+        "This speaks of damage as far as damage adds up over the removed units and protection scores "
+        "measure it on one scale in all layers: no interplay between units, no repair. Measured accuracy "
+        "decides.",
+    )
+
+
+def _exchanged(found: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """The cells of one layer: what uniform removes, and what the difference does to the additive loss."""
+    if found is None:
+        return ()
+    removed = f"{found['other_removed']:,}"
+    if found["taken"] is None:
+        return removed, "–"
+    change = 100 * (found["taken"] - found["spared"])
+    sign = "+" if change > 0 else MINUS if change < 0 else "±"
+    return removed, f"{sign}{abs(change):.2f}"
+
+
+def _constant(found: Any) -> tuple[str, ...]:
+    """Layers whose units a signal cannot tell apart."""
+    if not found:
+        return ()
+    signals = sorted({signal for flat in found.values() for signal in flat})
+    return (
+        f"In {shorten(found)} every unit has the same score from {' and '.join(signals)}: how many units "
+        "went there follows from their position, not from what they are worth.",
     )
 
 

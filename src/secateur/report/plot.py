@@ -1,0 +1,86 @@
+"""The curve of a rule's knob as a picture."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from secateur.errors import SettingError
+
+if TYPE_CHECKING:
+    from secateur.allocate import Curve
+
+SUFFIXES = (".svg", ".png", ".pdf")
+
+
+def check(path: Path) -> None:
+    """Makes sure that a picture can be drawn into this file.
+
+    Raises:
+        SettingError: Its suffix names no format, its folder does not exist or cannot be written to, or
+            matplotlib is missing.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise SettingError(
+            f"plot {str(path)!r}: expected a file that ends in {', '.join(SUFFIXES)}, got {path.suffix!r}. "
+            "Name curve.svg, for example."
+        )
+    if not os.access(path.parent, os.W_OK):
+        raise SettingError(
+            f"plot {str(path)!r}: expected a folder that can be written to, got {str(path.parent)!r}. "
+            "Name another."
+        )
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise SettingError(
+            f'plot: expected matplotlib, which draws the curve, got {error}. Do pip install "secateur[plot]".'
+        ) from error
+
+
+def draw(curve: Curve, path: Path, title: str) -> None:
+    """Draws cost against the knob, and below it what each layer keeps.
+
+    The same curve gives the same bytes. Limits are those of `check`, which is called first.
+
+    Args:
+        curve: What to draw.
+        path: The file; its suffix says the format.
+        title: Above the picture.
+
+    Raises:
+        SettingError: See `check`.
+    """
+    check(path)
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    # Each point holds up to the next; the first, where nothing goes, is shown from 0 (or a bit below) on.
+    knob = curve.knob.copy()
+    end = max(1.0, float(knob[-1])) if len(knob) > 1 else 1.0
+    knob[0] = min(0.0, float(knob[1]) - 0.02 * end) if len(knob) > 1 else 0.0
+    edges = np.append(knob, end + 0.02 * end)
+    figure = Figure(figsize=(8, 7.5), layout="constrained")
+    cost, layers = figure.subplots(2, 1, sharex=True, height_ratios=(2, 3))
+    cost.stairs(100 * curve.macs / max(int(curve.macs[0]), 1), edges, baseline=None, label="MACs")
+    cost.stairs(100 * curve.params / max(int(curve.params[0]), 1), edges, baseline=None, label="parameters")
+    cost.set(ylabel="% of dense", ylim=(0, 103), title=title)
+    cost.grid(alpha=0.3)
+    cost.legend()
+    shares = 100 * (curve.kept / curve.sizes).T
+    rows = np.arange(len(curve.groups) + 1)
+    image = layers.pcolormesh(edges, rows, shares, vmin=0, vmax=100, cmap="viridis", rasterized=True)
+    if len(curve.groups) <= 60:
+        layers.set_yticks(rows[:-1] + 0.5, curve.groups, fontsize=7)
+    layers.invert_yaxis()
+    layers.set(xlabel="tolerance" if curve.allocator == "tod" else "knob")
+    figure.colorbar(image, ax=layers, label="% of units kept")
+    with mpl.rc_context({"svg.hashsalt": "secateur"}):
+        figure.savefig(path, dpi=150, metadata=_METADATA[path.suffix.lower()])
+
+
+_METADATA = {".svg": {"Date": None}, ".png": {}, ".pdf": {"CreationDate": None}}
+"""No date, so that the same curve gives the same bytes."""

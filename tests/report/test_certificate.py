@@ -1,0 +1,79 @@
+"""A plan's certificates in words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from secateur.allocate import Budget, ToD
+from secateur.report import words
+from tests.allocate.fake import FakeGraph
+from tests.report.reports import CERTIFICATES, report
+
+EXCHANGE: dict[str, Any] = {
+    "ratio": 0.25,
+    "macs": [18_910_000, 18_800_000],
+    "params": [91_606, 90_000],
+    "loss": 0.08,
+    "other_loss": 0.11,
+    "taken": 0.02,
+    "spared": 0.05,
+    "groups": {
+        "stem": {"other_removed": 4, "loss": 0.03, "other_loss": 0.01, "taken": 0.02, "spared": 0.0},
+        "body.conv": {"other_removed": 16, "loss": 0.05, "other_loss": 0.1, "taken": 0.0, "spared": 0.05},
+    },
+}
+
+
+def said(**certificates: Any) -> words.Certificate:
+    found = words.certificate(report(certificates=CERTIFICATES | certificates))
+    assert found is not None
+    return found
+
+
+def test_the_exchange_says_what_for_what_and_what_it_assumes() -> None:
+    found = said(exchange=EXCHANGE)
+    text = " ".join(found.words)
+    assert "within the same budget leaves 18.8 M MACs (18.91 M here)" in text
+    assert "removes units that hold 2.0 % of the network's protection score" in text
+    assert "keeps units that hold 5.0 %" in text
+    assert "lowers the protection score removed from 11.0 % to 8.0 %." in text
+    assert "as far as damage adds up over the removed units" in text
+    assert found.titles[-2:] == ("uniform removes", "exchange")
+    assert [row[-2:] for row in found.rows] == [("4", "+2.00"), ("16", "\N{MINUS SIGN}5.00")]
+    worse = " ".join(said(exchange=EXCHANGE | {"loss": 0.12}).words)
+    assert "raises the protection score removed from 11.0 % to 12.0 %." in worse
+
+
+def test_without_shares_only_counts_are_compared() -> None:
+    groups = {name: {"other_removed": 3, "taken": None, "spared": None} for name in ("stem", "body.conv")}
+    found = said(exchange=EXCHANGE | {"loss": None, "groups": groups})
+    assert len(found.words) == 2
+    assert [row[-2:] for row in found.rows] == [("3", "–"), ("3", "–")]
+    assert len(said(exchange=None).titles) == 6
+
+
+def test_units_that_came_back_and_constant_scores_are_named() -> None:
+    groups = {name: g | {"allowed": g["removed"] + 2} for name, g in CERTIFICATES["groups"].items()}
+    assert "4 units that this tolerance lets go stayed, to spend the budget." in " ".join(
+        said(groups=groups).words
+    )
+    text = " ".join(said(constant={"stem": ["wasserstein", "taylor"]}).words)
+    assert "In stem every unit has the same score from taylor and wasserstein" in text
+
+
+def test_what_a_plan_carries_can_be_put_in_words() -> None:
+    graph: Any = FakeGraph([20, 30])
+    rng = np.random.default_rng(0)
+    scores = {s: {g.name: rng.uniform(size=g.size) for g in graph.groups} for s in ToD().signals}
+    plan = ToD().allocate(graph, scores, Budget(macs=0.5, spend=True))
+    found = words.certificate(
+        report(certificates=plan.certificates, asked={"allocator": "tod", "budget": plan.budget})
+    )
+    assert found is not None
+    assert len(found.words) == 5
+    assert {len(row) for row in found.rows} == {len(found.titles)} == {8}
+    assert words.asked(report(asked={"allocator": "tod", "budget": plan.budget})).startswith(
+        "at most 50 % of the MACs, spent to the last unit, allocator tod"
+    )
