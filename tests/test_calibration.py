@@ -237,6 +237,15 @@ def test_a_loaders_generator_is_put_back() -> None:
     assert torch.equal(generator.get_state(), state)
 
 
+def test_some_batches_are_those_of_the_whole_pass() -> None:
+    calibration = Calibration.of(DataLoader(Noisy(), batch_size=2, shuffle=True))
+    whole = values(calibration)
+    some = list(calibration.batches(takes=lambda index: index % 3 == 1))
+    assert [batch.index for batch in some] == [1, 4]
+    assert [batch.args[0].flatten().tolist() for batch in some] == [whole[1], whole[4]]
+    assert list(calibration.batches(takes=lambda index: False)) == []
+
+
 def test_seeds_differ() -> None:
     a, b, c = (values(Calibration.of(DataLoader(Noisy(), batch_size=4), seed=s)) for s in (0, 0, 1))
     assert a == b

@@ -27,7 +27,27 @@ from secateur.prune import Result, prune
 from secateur.repair.repair import repair
 from secateur.report.report import Report
 from secateur.save import load, save
-from secateur.score import Magnitude, Scores, Signal, Taylor, Wasserstein, score
+from secateur.score import (
+    L1,
+    L2,
+    Activation,
+    APoZ,
+    BatchNormScale,
+    Fisher,
+    GeometricMedian,
+    Magnitude,
+    Product,
+    Random,
+    Rank,
+    RankSum,
+    Scores,
+    Signal,
+    Snip,
+    Taylor,
+    TaylorSample,
+    Wasserstein,
+    score,
+)
 from secateur.verify import Proof, verify
 
 __all__ = [  # noqa: RUF022 grouped by what a reader looks for
@@ -52,9 +72,22 @@ __all__ = [  # noqa: RUF022 grouped by what a reader looks for
     "Uniform",
     # What each is worth
     "Signal",
-    "Magnitude",
-    "Taylor",
     "Wasserstein",
+    "Activation",
+    "APoZ",
+    "Rank",
+    "Taylor",
+    "TaylorSample",
+    "Fisher",
+    "Snip",
+    "Magnitude",
+    "L1",
+    "L2",
+    "BatchNormScale",
+    "GeometricMedian",
+    "Random",
+    "Product",
+    "RankSum",
     # What the calls return
     "Calibration",
     "Cost",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -27,6 +27,7 @@ from secateur.repair.repair import repair as repair_model
 from secateur.repair.repair import resolve as resolve_repairs
 from secateur.report.report import Figures, Kept, Report, layers_of, versions
 from secateur.score import Scores, score
+from secateur.score.distributed import joined
 from secateur.score.loss import LossFn
 from secateur.verify import Proof, verify
 
@@ -112,13 +113,15 @@ def prune(
     with _clock(seconds, "score"):
         scores = score(graph, fit, rule.signals, loss_fn=loss_fn, seed=seed, progress=progress)
     with _clock(seconds, "allocate"):
-        plan = rule.allocate(graph, scores, budget, limits, seed)
+        plan = _agreed(graph, lambda: rule.allocate(graph, scores, budget, limits, seed))
     with _clock(seconds, "apply"):
         small = apply(model, plan, form, graph=graph, example_inputs=inputs)
     with _clock(seconds, "verify"):
         proof = verify(model, small, plan, _few(example, graph.static_batch))
     with _clock(seconds, "repair"):
-        repaired = repair_model(small, model, data, repair, loss_fn=loss_fn, seed=seed, progress=progress)
+        repaired = repair_model(
+            small, model, data, repair, graph=graph, loss_fn=loss_fn, seed=seed, progress=progress
+        )
     judged = held if evaluation is None else Calibration.of(evaluation, seed=seed)
     kept_any = any(r["kept"] for r in record_of(repaired).repairs)
     stages = [("dense", model), ("pruned", small)] + ([("repaired", repaired)] if kept_any else [])
@@ -161,6 +164,14 @@ def _clock(seconds: dict[str, float], phase: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
     seconds[phase] = time.perf_counter() - start
+
+
+def _agreed(graph: Graph, allocate: Callable[[], Plan]) -> Plan:
+    """The plan; where several processes work together (see `score`), the first one's for all."""
+    with joined(graph.device) as team:
+        with team.together():
+            plan = allocate()
+        return plan if team.size == 1 else Plan.from_json(team.from_first(plan.to_json()))
 
 
 def _few(batch: Batch, static: int | None) -> Any:

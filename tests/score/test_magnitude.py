@@ -7,8 +7,11 @@ from torch import nn
 
 from secateur.errors import SettingError
 from secateur.graph.trace import trace
-from secateur.score import Magnitude, score
+from secateur.score import L1, Magnitude, score
 from tests.models import build
+from tests.score import literal
+
+BOTH = ("produce", "consume")
 
 
 def small() -> nn.Sequential:
@@ -16,6 +19,8 @@ def small() -> nn.Sequential:
     with torch.no_grad():
         net[0].weight.copy_(torch.tensor([[3.0, -4.0], [0.0, 5.0], [0.0, 0.0]]))
         net[0].bias.copy_(torch.tensor([100.0, 0.0, 50.0]))
+        net[1].weight.copy_(torch.tensor([3.0, -2.0, 1.0]))
+        net[1].bias.copy_(torch.tensor([0.0, 40.0, 0.0]))
         net[1].running_var.copy_(torch.tensor([9.0, 1.0, 1.0]))
         net[3].weight.copy_(torch.tensor([[1.0, 0.0, 2.0], [1.0, 0.0, 0.0]]))
     return net
@@ -24,10 +29,14 @@ def small() -> nn.Sequential:
 @pytest.mark.parametrize(
     ("signal", "expected"),
     [
-        # Producing norms 5, 5, 0 and consuming norms √2, 0, 2, each over its mean, then averaged.
-        (Magnitude(), [(1.5 + 3 * 2**0.5 / (2**0.5 + 2)) / 2, 0.75, (6 / (2**0.5 + 2)) / 2]),
-        (Magnitude(p=1), [(1.75 + 1.5) / 2, 1.25 / 2, 0.75]),
+        # Producing norms 5, 5, 0, scales 3, 2, 1 and consuming norms √2, 0, 2, each over its mean, averaged.
+        (Magnitude(), [(1.5 + 1.5 + 3 * 2**0.5 / (2**0.5 + 2)) / 3, 2.5 / 3, (0.5 + 6 / (2**0.5 + 2)) / 3]),
+        (Magnitude(roles=BOTH), [(1.5 + 3 * 2**0.5 / (2**0.5 + 2)) / 2, 0.75, (6 / (2**0.5 + 2)) / 2]),
+        (Magnitude(p=1, roles=BOTH), [(1.75 + 1.5) / 2, 1.25 / 2, 0.75]),
+        (Magnitude(p=1, roles=BOTH, combine="max"), [1.75, 1.25, 1.5]),
+        (Magnitude(p=1, roles=BOTH, combine="sum"), [3.25, 1.25, 1.5]),
         (Magnitude(roles=("produce",)), [1.5, 1.5, 0.0]),
+        (Magnitude(roles=("scale",)), [1.5, 1.0, 0.5]),
         (Magnitude(p=1, roles=("consume",)), [1.5, 0.0, 1.5]),
     ],
 )
@@ -39,6 +48,7 @@ def test_by_hand(signal: Magnitude, expected: list[float]) -> None:
 def test_tensors_of_zeros_score_nothing() -> None:
     net = small()
     torch.nn.init.zeros_(net[0].weight)
+    torch.nn.init.zeros_(net[1].weight)
     torch.nn.init.zeros_(net[3].weight)
     scores = score(trace(net, torch.randn(2, 2)), signals="magnitude")["magnitude"]["0"]
     np.testing.assert_array_equal(scores, np.zeros(3))
@@ -70,7 +80,40 @@ def test_units_of_several_positions_count_all_of_them() -> None:
 def test_settings_out_of_range() -> None:
     with pytest.raises(SettingError, match="expected p of 1 or 2, got 3"):
         Magnitude(p=3)  # type: ignore[arg-type]
-    with pytest.raises(SettingError, match="expected roles among produce, consume and scale"):
+    with pytest.raises(SettingError, match="expected roles among produce, scale and consume"):
         Magnitude(roles=("eat",))  # type: ignore[arg-type]
     with pytest.raises(SettingError, match="expected roles"):
         Magnitude(roles=())
+    with pytest.raises(SettingError, match="l1: expected combine to be one of sum, mean, max, got 'min'"):
+        L1(combine="min")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="p"):
+        L1(p=2)  # type: ignore[call-arg]
+
+
+def test_by_their_own_names() -> None:
+    graph = trace(build("residual"), torch.randn(2, 3, 8, 8, dtype=torch.float64))
+    scores = score(graph, signals=("l1", "l2", "magnitude"))
+    one = score(graph, signals=Magnitude(p=1))["magnitude"]
+    for group in graph.groups:
+        np.testing.assert_array_equal(scores["l1"][group.name], one[group.name])
+        np.testing.assert_array_equal(scores["l2"][group.name], scores["magnitude"][group.name])
+        assert not np.allclose(one[group.name], scores["l2"][group.name])
+
+
+@pytest.mark.parametrize("how", ["mean", "max"])
+@pytest.mark.parametrize(
+    ("p", "norm"), [(1, lambda w: np.abs(w).sum()), (2, lambda w: np.sqrt((w * w).sum()))]
+)
+def test_residual_stream_equals_the_formula(p, norm, how) -> None:
+    model = build("residual")
+    graph = trace(model, torch.randn(2, 3, 8, 8, dtype=torch.float64))
+    tensors = [
+        ("stem.0.weight", 0), ("stem.1.weight", 0), ("inner1.0.weight", 1), ("outer1.weight", 0),
+        ("norm1.weight", 0), ("inner2.0.weight", 1), ("project.weight", 1),
+    ]  # fmt: skip
+    group = graph["stem.0"]
+    expected = literal.of_tensors(
+        model, group, tensors, lambda rows: {u: float(norm(w)) for u, w in rows.items()}, how
+    )
+    found = score(graph, signals=Magnitude(p=p, combine=how))["magnitude"][group.name]
+    np.testing.assert_allclose(found, expected, rtol=1e-12)

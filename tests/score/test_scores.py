@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from secateur.errors import ScoreError
+from secateur.allocate import ToD
+from secateur.errors import ArtifactError, ScoreError
 from secateur.graph.trace import trace
-from secateur.score import Scores
+from secateur.score import Scores, score, storage
 from tests.models import build
+from tests.score.data import labelled
 
 
 def test_scores_are_read_only_copies() -> None:
@@ -59,3 +65,89 @@ def test_scores_belong_to_a_graph() -> None:
         Scores({"a": values | {"other": np.zeros(3)}}).check(graph)
     with pytest.raises(ScoreError, match=r"expected scores of model .*, got 0000"):
         Scores({"a": values}, fingerprint="0" * 64).check(graph)
+
+
+def table() -> Scores:
+    values = {
+        "a": {"stem/conv.1": np.array([0.1, -0.0, 1e-300]), "g": np.array([np.pi])},
+        "b+c": {"stem/conv.1": np.array([3.0, 2.0, 1.0]), "g": np.array([7.0])},
+    }
+    return Scores(values, samples=7, classes=2, seed=-1, fingerprint="f" * 64)
+
+
+def test_a_table_is_read_back_bit_for_bit(tmp_path: Path) -> None:
+    saved = table()
+    path = saved.save(tmp_path / "scores.safetensors")
+    loaded = Scores.load(str(path))
+    assert loaded.signals == saved.signals
+    for signal in saved.signals:
+        assert list(loaded[signal]) == list(saved[signal])
+        for group, vector in saved[signal].items():
+            assert loaded[signal][group].tobytes() == vector.tobytes()
+    for name in ("samples", "classes", "seed", "fingerprint"):
+        assert getattr(loaded, name) == getattr(saved, name)
+    assert [file.name for file in tmp_path.iterdir()] == ["scores.safetensors"]
+    assert not loaded["a"]["g"].flags.writeable
+
+
+def test_a_table_replaces_another_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = table().save(tmp_path / "scores")
+    before = path.read_bytes()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            Scores({"a": {"g": np.zeros(2)}}).save(path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+    Scores({"a": {"g": np.zeros(2)}}).save(path)
+    assert Scores.load(path).signals == ("a",)
+    umask = os.umask(0)
+    os.umask(umask)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_every_damage_is_refused(tmp_path: Path) -> None:
+    path = table().save(tmp_path / "scores")
+    whole = path.read_bytes()
+    for position in range(0, len(whole), 7):
+        damaged = bytearray(whole)
+        damaged[position] ^= 0x01
+        path.write_bytes(damaged)
+        with pytest.raises(ArtifactError, match="scores: expected"):
+            Scores.load(path)
+    for length in (0, 5, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ArtifactError, match="scores: expected a safetensors file, got a damaged one"):
+            Scores.load(path)
+
+
+def test_what_is_no_table_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    with pytest.raises(ArtifactError, match="file: expected scores, got no file that can be read"):
+        Scores.load(path)
+    with pytest.raises(ArtifactError, match="expected scores, got no file"):
+        Scores.load(tmp_path)
+    with pytest.raises(ArtifactError, match=r"scores: expected a folder .*missing, got none"):
+        table().save(tmp_path / "missing" / "scores")
+    save_file({"w": torch.zeros(2)}, path)
+    with pytest.raises(ArtifactError, match="expected scores of secateur, got a file of another origin"):
+        Scores.load(path)
+    storage.write(path, "something", {}, {"w": torch.zeros(2)})
+    with pytest.raises(ArtifactError, match="expected scores of secateur, got something"):
+        Scores.load(path)
+    monkeypatch.setattr(storage, "FORMAT", storage.FORMAT + 1)
+    table().save(path)
+    monkeypatch.undo()
+    with pytest.raises(ArtifactError, match=r"expected format 1 or older, got 2, .* Do upgrade"):
+        Scores.load(path)
+
+
+def test_plans_come_from_a_saved_table_without_the_data(tmp_path: Path) -> None:
+    data = labelled("mlp")
+    graph = trace(build("mlp"), data[0][0])
+    scores = score(graph, data)
+    loaded = Scores.load(scores.save(tmp_path / "scores"))
+    loaded.check(graph)
+    assert ToD().allocate(graph, loaded).to_json() == ToD().allocate(graph, scores).to_json()

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import sys
+from itertools import combinations
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +16,7 @@ from secateur.errors import CalibrationError, ScoreError, SettingError
 from secateur.graph.groups import Group, Site
 from secateur.graph.trace import trace
 from secateur.score import Wasserstein, score
+from secateur.score.signal import Context, Step, Tally
 from secateur.score.wasserstein import largest_distance
 from tests.models import build
 from tests.score import reference
@@ -57,20 +60,20 @@ def test_largest_distance_equals_scipy(counts: list[int], entries: int, projecti
                     for p in range(projections)
                 ]
                 expected[e] = max(expected[e], np.mean(pairs))
-    np.testing.assert_allclose(largest_distance(torch.tensor(x), labels), expected, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(largest_distance([torch.tensor(x)], labels), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     x, labels = torch.randn(20, 11, 3), np.arange(20) % 3
-    whole = largest_distance(x, labels)
+    whole = largest_distance([x], labels)
     # By module object: `secateur.score` is also the name of a function.
     monkeypatch.setattr(sys.modules[largest_distance.__module__], "_CHUNK", 100)
-    np.testing.assert_array_equal(largest_distance(x, labels), whole)
+    np.testing.assert_array_equal(largest_distance(x.split(7), labels), whole)
 
 
 def test_precise_where_the_offset_is_large() -> None:
     x = torch.tensor([1000.0, 1000.5, 1001.0, 1001.5]).reshape(4, 1, 1)
-    assert largest_distance(x, np.array([0, 0, 1, 1]))[0] == 1.0
+    assert largest_distance([x], np.array([0, 0, 1, 1]))[0] == 1.0
 
 
 def test_one_number_a_sample_by_hand() -> None:
@@ -102,6 +105,110 @@ def test_batches_may_be_cut_anyhow() -> None:
     cut = score(graph, list(zip(x.split(7), y.split(7), strict=True)), signal)["wasserstein"]
     for group in graph.groups:
         np.testing.assert_allclose(cut[group.name], whole[group.name], rtol=1e-10)
+
+
+@pytest.mark.parametrize("counts", [[4] * 80, [1 + k % 5 for k in range(90)]])
+def test_many_classes_equal_all_pairs(counts: list[int]) -> None:
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts))
+    x = torch.randn(len(labels), 3, 2, dtype=torch.float64) + torch.tensor(labels % 7)[:, None, None] / 3
+    expected = np.zeros(3)
+    for a, b in combinations(range(len(counts)), 2):
+        left, right = x[labels == a].numpy(), x[labels == b].numpy()
+        pair = [
+            np.mean([wasserstein_distance(left[:, e, p], right[:, e, p]) for p in range(2)]) for e in range(3)
+        ]
+        expected = np.maximum(expected, pair)
+    np.testing.assert_allclose(largest_distance([x], labels), expected, rtol=1e-12)
+
+
+SIZES, PER_CLASS = (5, 3, 8, 1, 6, 4, 7), 4
+Recorded = tuple[Step, list[torch.Tensor]]
+
+
+class _Run:
+    """A tally that is fed batches of recorded labels and activations, as the pass would."""
+
+    def __init__(self) -> None:
+        model, (inputs, _) = build("plain"), labelled("plain")[0]
+        self.graph = trace(model, inputs)
+        self.signal = Wasserstein(projections=3, per_class=PER_CLASS)
+        self.sites = [(group, site) for group in self.graph.groups for site in self.signal.sites(group)]
+        random = torch.Generator().manual_seed(0)
+        self.batches: list[Recorded] = []
+        for index, size in enumerate(SIZES):
+            step = Step(index, size, torch.randint(0, 4, (size,), generator=random))
+            shapes = [(size, len(site.unit), 1 + 4 * (n % 2)) for n, (_, site) in enumerate(self.sites)]
+            values = [torch.randn(*shape, generator=random) for shape in shapes]
+            self.batches.append((step, values))
+
+    def tally(self) -> Tally:
+        return self.signal.start(Context(self.graph, {}, frozenset(), seed=0))
+
+    def feed(self, tally: Tally, batches: list[Recorded]) -> Tally:
+        for step, values in batches:
+            tally.begin(step)
+            for (group, site), value in zip(self.sites, values, strict=True):
+                tally.observe(group, site, value, step)
+        return tally
+
+    def assert_as_one_run(self, tally: Tally) -> None:
+        expected = self.feed(self.tally(), self.batches).finish()
+        found = tally.finish()
+        assert found.keys() == expected.keys()
+        for name, vector in expected.items():
+            np.testing.assert_array_equal(found[name], vector)
+
+
+@pytest.mark.parametrize("read", range(len(SIZES) + 1))
+def test_resumes_bit_for_bit(read: int) -> None:
+    run = _Run()
+    stored = safetensors.torch.save(run.feed(run.tally(), run.batches[:read]).state())
+    resumed = run.tally()
+    resumed.merge([safetensors.torch.load(stored)])
+    run.assert_as_one_run(run.feed(resumed, run.batches[read:]))
+
+
+@pytest.mark.parametrize("processes", [2, 3, 9])
+def test_processes_that_share_the_data_keep_what_one_would(processes: int) -> None:
+    run = _Run()
+    shares = [run.feed(run.tally(), run.batches[rank::processes]) for rank in range(processes)]
+    merged = run.tally()
+    merged.merge([share.state() for share in shares])
+    kept = merged.state()["samples"]
+    assert torch.bincount(kept[:, 2]).tolist() == [PER_CLASS] * 4
+    run.assert_as_one_run(merged)
+
+
+def test_a_merged_tally_goes_on() -> None:
+    run = _Run()
+    shares = [run.feed(run.tally(), run.batches[rank:4:2]) for rank in range(2)]
+    merged = run.tally()
+    merged.merge([share.state() for share in shares])
+    run.assert_as_one_run(run.feed(merged, run.batches[4:]))
+
+
+def test_maps_of_different_sizes_are_refused_between_processes() -> None:
+    run = _Run()
+    step, values = run.batches[1]
+    other = run.feed(run.tally(), [(step, [v.repeat(1, 1, 2) for v in values])])
+    states = [run.feed(run.tally(), run.batches[:1]).state(), other.state()]
+    with pytest.raises(CalibrationError, match=r"expected activations of 1 numbers a unit.* got 2 at"):
+        run.tally().merge(states)
+
+
+def test_no_samples_at_all_are_refused() -> None:
+    with pytest.raises(CalibrationError, match="samples of at least two classes, got none"):
+        _Run().tally().finish()
+
+
+def test_holds_what_it_says() -> None:
+    run = _Run()
+    state = run.feed(run.tally(), run.batches).state()
+    assert torch.bincount(state["samples"][:, 2]).tolist() == [PER_CLASS] * 4
+    for number, (group, site) in enumerate(run.sites):
+        held, entries = state[f"projected.{number}"], len(site.unit)
+        bound = run.signal.held(group, 4) * entries // sum(len(s.unit) for s in run.signal.sites(group))
+        assert held.nbytes == (bound if number % 2 else bound // 3)  # maps of one number have one direction
 
 
 def test_units_may_be_permuted() -> None:

@@ -8,7 +8,7 @@ for a loader that shuffles or augments, and leaves the caller's random state as 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -144,21 +144,26 @@ class Calibration:
         """One pass, without a progress bar."""
         return self.batches()
 
-    def batches(self, desc: str = "", progress: bool = False) -> Iterator[Batch]:
+    def batches(
+        self, desc: str = "", progress: bool = False, takes: Callable[[int], bool] = lambda index: True
+    ) -> Iterator[Batch]:
         """One pass over the data.
 
         Args:
             desc: What the pass is for, shown beside the bar.
             progress: Show a bar on stderr, if that is a terminal.
+            takes: Which batches to give, by their position. The others are read from the source all the
+                same, so that what it draws at random stays as it is.
 
         Raises:
             CalibrationError: There is no batch, or one cannot be used; the message says which.
         """
         count = 0
         for raw in _with_bar(self.raw_batches(), desc, self.count(), progress):
-            batch = Batch.of(raw, count)
-            batch.check_finite()
-            yield batch if self.device is None else batch.to(self.device)
+            if takes(count):
+                batch = Batch.of(raw, count)
+                batch.check_finite()
+                yield batch if self.device is None else batch.to(self.device)
             count += 1
         if count == 0:
             raise CalibrationError(

@@ -1,38 +1,33 @@
-"""The single pass over the calibration data that serves every signal.
+"""A scoring run: the passes over the calibration data that serve every signal.
 
-One forward and, if a signal needs gradients, one backward pass a batch. The captured program runs on aliases
-of the model's tensors (see `secateur.score.program`), so nothing of the model can change, whatever happens.
+Usually a single pass. With a memory limit there are several, each for some of the groups; with a checkpoint
+a run that was killed is taken up again; and several processes share the batches out among themselves. Each
+batch is scored from a random state of its own, so none of that shows in the scores.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from os import PathLike
+from pathlib import Path
 
 import torch
-import torch.utils._pytree as pytree
-from torch import Tensor
 
-from secateur.calibration import Batch, Calibration, seeded
-from secateur.errors import CalibrationError, ScoreError
+from secateur.calibration import Calibration, seeded
+from secateur.errors import CalibrationError
 from secateur.graph.graph import Graph
-from secateur.graph.groups import Group, Site
-from secateur.score.loss import LossFn, check_label_range, default_loss, logits_of
-from secateur.score.program import CapturedModel
+from secateur.score.checkpoint import Checkpoint, Position, Saved, Values, digest_of
+from secateur.score.distributed import Team, check_whole, joined
+from secateur.score.identity import identity
+from secateur.score.loss import LossFn
+from secateur.score.memory import Covers, in_bytes, is_heavy, passes
+from secateur.score.onepass import OnePass, said_of
 from secateur.score.scores import Scores
-from secateur.score.signal import Context, Signal, Step, Tally, Vector
-from secateur.score.units import by_entry
+from secateur.score.signal import Signal
 
-
-@dataclass(frozen=True, eq=False)
-class _Observer:
-    """Who wants to see a node's value, as which group's site."""
-
-    tally: Tally
-    group: Group
-    site: Site
+_STRIDE = 0x9E3779B97F4A7C15
+"""Between the seeds of two batches: large, so that runs with neighbouring seeds share none."""
 
 
 def gather(
@@ -43,8 +38,11 @@ def gather(
     loss_fn: LossFn | None = None,
     seed: int = 0,
     progress: bool = True,
+    memory: int | str | None = None,
+    checkpoint: str | PathLike[str] | None = None,
+    checkpoint_every: float = 60.0,
 ) -> Scores:
-    """Score every group of `graph` with every signal, in one pass.
+    """Score every group of `graph` with every signal.
 
     Args:
         graph: From `sc.trace`.
@@ -53,10 +51,15 @@ def gather(
         loss_fn: ``loss_fn(model, batch)``, the mean loss of a batch, instead of `default_loss`.
         seed: For what signals, or the program itself, draw at random.
         progress: Show a bar on a terminal.
+        memory: Most bytes that what signals accumulate may take; None: no limit.
+        checkpoint: A file to resume from and to write to.
+        checkpoint_every: Seconds between two writes; 0 writes after every batch.
 
     Raises:
         CalibrationError: The data cannot feed what a signal needs; the message names the signal or batch.
-        ScoreError: A weight is not finite, or a signal's scores are not.
+        ScoreError: A weight is not finite, a signal's scores are not, or another process failed.
+        ArtifactError: The checkpoint is damaged or of another run.
+        SettingError: The memory limit cannot be kept, or a setting is none.
     """
     by_data = [s for s in signals if s.needs - {"weights"}]
     if by_data and calibration is None:
@@ -65,164 +68,154 @@ def gather(
             f"{', '.join(sorted(by_data[0].needs))}, got None. Do pass a loader, or choose "
             "a signal that reads weights alone."
         )
+    limit = None if memory is None else in_bytes(memory)
     # inference_mode(False): a caller's inference mode would forbid aliases that need gradients.
-    with seeded(seed), torch.inference_mode(False):
-        one_pass = _Pass(graph, signals, loss_fn, seed)
-        samples, classes = 0, set[int]()
-        if by_data and calibration is not None:
-            for batch in calibration.to(one_pass.model.device).batches("Scoring", progress):
-                step = one_pass.run(batch)
-                samples += step.size
-                if step.classes is not None:
-                    classes.update(step.classes.tolist())
-        values = one_pass.finish()
-    scores = Scores(values, samples, len(classes), seed, graph.fingerprint)
-    scores.check(graph)
+    with joined(graph.device) as team, seeded(seed), torch.inference_mode(False):
+        progress = progress and team.rank == 0
+        if limit is not None:
+            limit //= team.size  # while states are merged, the first process holds everyone's
+        about: dict[str, str] = {}
+        saver: Checkpoint | None = None
+        saved: Saved | None = None
+        data = calibration.to(graph.device) if by_data and calibration is not None else None
+        with team.together():
+            if data is not None and team.size > 1:
+                check_whole(data)
+            if data is not None and (checkpoint is not None or team.size > 1):
+                about = identity(
+                    graph,
+                    signals,
+                    loss_fn=loss_fn,
+                    seed=seed,
+                    memory=limit,
+                    batches=data.count(),
+                    processes=team.size,
+                )
+            if data is not None and checkpoint is not None:
+                path = Path(checkpoint)
+                if team.size > 1:
+                    path = path.with_name(f"{path.name}.{team.rank}of{team.size}")
+                saver = Checkpoint(path, checkpoint_every, about)
+                saved = saver.load()
+            planned = passes(graph, signals, limit, _classes(data, graph, signals, limit, progress))
+        team.check_same(about)
+        run = _Run(graph, data, signals, planned, loss_fn, seed, limit, progress, team, saver)
+        scores = run.scores(saved)
+        scores.check(graph)
+        if saver is not None:
+            saver.remove()
     return scores
 
 
-class _Pass:
-    """Runs batches, and hands each signal's tally what it needs."""
+def _classes(
+    data: Calibration | None, graph: Graph, signals: Sequence[Signal], limit: int | None, progress: bool
+) -> int:
+    """How many classes the data have, by reading their labels; 0 if it does not matter."""
+    reader = next((s for s in signals if "labels" in s.needs and is_heavy(s, graph)), None)
+    if data is None or limit is None or reader is None:
+        return 0
+    found: set[int] = set()
+    for batch in data.batches("Counting classes", progress):
+        with said_of(f"signal {reader.name}"):
+            found.update(batch.classes().tolist())
+    return len(found)
 
-    def __init__(self, graph: Graph, signals: Sequence[Signal], loss_fn: LossFn | None, seed: int) -> None:
-        wanted = {
-            signal.name: {name for group in graph.groups for name in signal.tensors(group)}
-            for signal in signals
-            if "gradients" in signal.needs
-        }
-        parameters = frozenset(graph.program.graph_signature.parameters)
-        self._differentiable = tuple(
-            name
-            for name, tensor in graph.program.state_dict.items()
-            if name in parameters and tensor.is_floating_point() and any(name in w for w in wanted.values())
-        )
-        self.model = CapturedModel(graph.program, self._differentiable)
-        _check_weights(graph, self.model)
-        context = Context(graph, self.model.tensors, self.model.parameters, seed)
-        self._tallies = {signal.name: signal.start(context) for signal in signals}
-        self._wanted = wanted
-        self._loss_fn = loss_fn
-        self._labels_for = next((s.name for s in signals if "labels" in s.needs), None)
-        self._observers: dict[str, list[_Observer]] = {}
-        for signal in signals:
-            if "activations" in signal.needs:
-                for group in graph.groups:
-                    for site in signal.sites(group):
-                        observer = _Observer(self._tallies[signal.name], group, site)
-                        self._observers.setdefault(site.node, []).append(observer)
-        self._open_axes = {node: self.model.open_axes(node) for node in self._observers}
 
-    def finish(self) -> dict[str, Mapping[str, Vector]]:
-        """Every signal's scores."""
-        return {name: tally.finish() for name, tally in self._tallies.items()}
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """One process's part in a run whose passes are planned."""
 
-    def run(self, batch: Batch) -> Step:
-        """One batch: forward, observations, and backward if a signal needs it."""
-        classes = None
-        if self._labels_for is not None:
-            with _said_of(f"signal {self._labels_for}"):
-                classes = batch.classes()
-        step = Step(batch.index, batch.size, classes)
-        for tally in self._tallies.values():
-            tally.begin(step)
-        with torch.set_grad_enabled(bool(self._wanted)), _said_of(f"score, batch {batch.index}"):
-            output = self._forward(batch, step)
-            if self._wanted:
-                self._backward(output, batch, step)
-        return step
+    graph: Graph
+    data: Calibration | None
+    signals: Sequence[Signal]
+    passes: Sequence[Covers]
+    loss_fn: LossFn | None
+    seed: int
+    limit: int | None
+    progress: bool
+    team: Team
+    checkpoint: Checkpoint | None
 
-    def _forward(self, batch: Batch, step: Step) -> Any:
-        """Run the model on a batch; returns its output, or the loss if `loss_fn` is to call it."""
-        seen: set[str] = set()
+    def scores(self, saved: Saved | None) -> Scores:
+        """Carry the run out, from where a checkpoint left it."""
+        now = self._start(saved)
+        samples, classes = 0, set[int]()
+        for number in range(now.position.number, len(self.passes)):
+            with self.team.together():
+                one = self._begin(number, now)
+                self._read(one, now)
+            for name, by_group in self._finished(one).items():
+                now.values[name].update(by_group)
+            shares = self.team.everyone((now.position.samples, now.position.classes))
+            samples, classes = sum(n for n, _ in shares), set[int]().union(*(c for _, c in shares))
+            now = Saved(Position(number + 1), {}, now.values)
+            if self.checkpoint is not None and number + 1 < len(self.passes):
+                with self.team.together():
+                    self.checkpoint.save(now)
+        return Scores(now.values, samples, len(classes), self.seed, self.graph.fingerprint)
 
-        def watcher(node: str, value: Tensor) -> None:
-            if node not in seen:  # a loss_fn may call the model again: only its first call counts
-                seen.add(node)
-                self._observe(node, value.detach(), step)
+    def _start(self, saved: Saved | None) -> Saved:
+        """The checkpoint, or the start of an earlier pass if another process is in that one."""
+        values: Values = {signal.name: {} for signal in self.signals}
+        first = min(self.team.everyone(0 if saved is None else saved.position.number))
+        if saved is None:
+            return Saved(Position(), {}, values)
+        for covers in self.passes[:first]:
+            for name, groups in covers.items():
+                values[name].update({group.name: saved.values[name][group.name] for group in groups})
+        if saved.position.number > first:
+            return Saved(Position(first), {}, values)
+        return Saved(saved.position, saved.states, values)
 
-        self.model.watch(self._observers, watcher)
-        try:
-            if self._loss_fn is not None and self._wanted:
-                output = self._loss_fn(self.model, batch.raw)
-            else:
-                output = self.model(*batch.args, **batch.kwargs)
-        finally:
-            self.model.watch((), None)
-        if len(seen) < len(self._observers):
-            raise CalibrationError(
-                "loss_fn: expected it to call the model it is given, got a loss without. "
-                "Do compute the loss as loss_fn(model, batch) from model(...)."
+    def _begin(self, number: int, now: Saved) -> OnePass:
+        with seeded(self.seed):
+            one = OnePass(
+                self.graph, self.signals, self.passes[number], self.loss_fn, seed=self.seed, memory=self.limit
             )
-        for value in pytree.tree_leaves(output):
-            if isinstance(value, Tensor) and value.is_floating_point() and bool(value.isnan().any()):
-                raise CalibrationError(
-                    "model: expected finite outputs, got NaN. Do check the data, and the model for overflow."
-                )
-        if self._loss_fn is None and step.classes is not None:
-            logits = logits_of(output)
-            if logits is not None and logits.ndim == 2:
-                check_label_range(step.classes, logits)
-        return output
+        if self.checkpoint is not None or self.team.size > 1:
+            one.check_states()
+        if now.states:
+            one.merge({name: [state] for name, state in now.states.items()})
+        return one
 
-    def _observe(self, node: str, value: Tensor, step: Step) -> None:
-        views: dict[Site, Tensor] = {}  # signals that share a site share its view
-        for observer in self._observers[node]:
-            site = observer.site
-            if site not in views:
-                views[site] = by_entry(value, site, step.size, self._open_axes[node], observer.group)
-            observer.tally.observe(observer.group, site, views[site], step)
-
-    def _backward(self, output: Any, batch: Batch, step: Step) -> None:
-        """Gradients of the batch's mean loss, for each signal that wants some."""
-        loss: Any = output
-        if self._loss_fn is None:
-            with _said_of(f"signal {next(iter(self._wanted))}"):
-                loss = default_loss(output, batch)
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
-            got = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-            raise CalibrationError(
-                f"loss: expected one number, the batch's mean loss, got {got}. Do average it."
-            )
-        if not bool(torch.isfinite(loss)):
-            raise CalibrationError(
-                f"loss: expected a finite number, got {loss.item()}. "
-                "Do check the data, and the model for overflow."
-            )
-        # Tied parameters share an alias, which autograd wants to see once.
-        aliases = {id(self.model.tensors[n]): self.model.tensors[n] for n in self._differentiable}
-        if not aliases:
+    def _read(self, one: OnePass, now: Saved) -> None:
+        """Score this process's share of the data, but for what was scored before."""
+        if self.data is None:
             return
-        if not loss.requires_grad:
-            raise CalibrationError(
-                "loss: expected one that depends on the model's parameters, got a constant. Do compute it "
-                "from the model's output, without detach or no_grad."
-            )
-        # materialize_grads: zeros for parameters that do not reach the loss.
-        found = torch.autograd.grad(
-            loss.reshape(()), list(aliases.values()), allow_unused=True, materialize_grads=True
-        )
-        by_alias = dict(zip(aliases, found, strict=True))
-        gradients = {name: by_alias[id(self.model.tensors[name])] for name in self._differentiable}
-        for signal, names in self._wanted.items():
-            self._tallies[signal].gradients({n: g for n, g in gradients.items() if n in names}, step)
+        position = now.position
+        which = f" ({position.number + 1}/{len(self.passes)})" if len(self.passes) > 1 else ""
+        batches = self.data.batches(f"Scoring{which}", self.progress, self.team.takes)
+        if self.checkpoint is not None and position.read:
+            skipped = 0
+            for batch in batches:
+                skipped = digest_of(batch, skipped)
+                if batch.index + 1 >= position.read:
+                    break
+            self.checkpoint.check_data(position, skipped)
+        unsaved = False
+        for batch in batches:
+            with seeded((self.seed + _STRIDE * batch.index) % 2**63):
+                position.move(one.run(batch))
+            if self.checkpoint is not None:
+                position.digest = digest_of(batch, position.digest)
+                unsaved = not self.checkpoint.due
+                if not unsaved:
+                    self.checkpoint.save(Saved(position, one.states(), now.values))
+        if self.checkpoint is not None and unsaved:
+            self.checkpoint.save(Saved(position, one.states(), now.values))
 
-
-@contextmanager
-def _said_of(where: str) -> Iterator[None]:
-    """Put what was being done before the message of a CalibrationError."""
-    try:
-        yield
-    except CalibrationError as error:
-        raise CalibrationError(f"{where}: {error}") from error
-
-
-def _check_weights(graph: Graph, model: CapturedModel) -> None:
-    touched = {piece.tensor for group in graph.groups for piece in group.slices}
-    for name, tensor in model.tensors.items():
-        if name not in model.parameters and name not in touched:
-            continue  # a buffer such as an attention mask may hold infinities on purpose
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise ScoreError(
-                f"score: expected finite weights, got NaN or infinity in {name}. "
-                "Do repair or reload the model."
-            )
+    def _finished(self, one: OnePass) -> Values:
+        """The pass's scores, from all processes' shares."""
+        if self.team.size == 1:
+            with seeded(self.seed):
+                return one.finish()
+        with self.team.together():
+            states = one.states()
+        merged = {name: self.team.to_first(state) for name, state in states.items()}
+        values: Values = {}
+        with self.team.together():
+            if self.team.rank == 0:
+                one.merge(merged)
+                with seeded(self.seed):
+                    values = one.finish()
+        return self.team.from_first(values)

@@ -3,44 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import numpy as np
 from torch import Tensor
 
-from secateur.errors import ScoreError, SettingError
+from secateur.errors import SettingError
 from secateur.graph.groups import Group, Role, Slice
+from secateur.score.combine import Combine, check_combine, combined
 from secateur.score.signal import Context, Need, Signal, Tally, Vector
-from secateur.score.units import covered, sum_by_unit
+from secateur.score.units import sum_by_unit
+from secateur.score.weights import multipliers, relative, weight_slices
 
 
 @dataclass(frozen=True)
 class Magnitude(Signal):
-    r"""Mean relative norm of the weights that produce and consume a unit.
+    r"""Mean relative norm of the weights that produce, scale and consume a unit.
 
     .. math:: M_j = \frac{1}{|T_j|} \sum_{t \in T_j} \frac{\lVert w_{t,j} \rVert_p}
               {\frac{1}{|U_t|} \sum_{i \in U_t} \lVert w_{t,i} \rVert_p}
 
     over the tensors T_j that hold unit j, U_t being the units that tensor t holds. Dividing by the mean lets
-    tensors of different scale count alike; a tensor of zeros contributes zeros.
+    tensors of different scale count alike; a tensor of zeros contributes zeros. What scales a unit is the
+    weight of its normalisation, or a layer scale.
 
     Biases and buffers do not count: a bias says how far a unit is shifted, not how much of it there is. Only
     in a group that has nothing else do its biases stand in.
 
-    Source: Li et al. 2017, arXiv 1608.08710 (norm of the producing filter). Departure: consuming weights
-    count too, since a unit that nobody reads is worth nothing; ``roles=("produce",)`` gives the original,
-    up to the scale of the group.
+    Source: Li et al. 2017, arXiv 1608.08710 (norm of the producing filter). Departure: scaling and consuming
+    weights count too, since a unit that is scaled to nothing, or that nobody reads, is worth nothing;
+    ``roles=("produce",)`` gives the original, up to the scale of the group.
 
     Direction: large means worth more. Needs no data.
 
     Attributes:
         p: 1 for the sum of absolute values, 2 for the Euclidean norm.
         roles: Which of the unit's tensors count.
+        combine: How the tensors' relative norms become one score; see `secateur.score.combine`.
     """
 
     p: Literal[1, 2] = 2
-    roles: tuple[Role, ...] = ("produce", "consume")
+    roles: tuple[Role, ...] = ("produce", "scale", "consume")
+    combine: Combine = "mean"
 
     name: ClassVar[str] = "magnitude"
     needs: ClassVar[frozenset[Need]] = frozenset({"weights"})
@@ -48,16 +53,36 @@ class Magnitude(Signal):
     def __post_init__(self) -> None:
         """Check the settings."""
         if self.p not in (1, 2):
-            raise SettingError(f"magnitude: expected p of 1 or 2, got {self.p}. Do choose one of them.")
+            raise SettingError(f"{self.name}: expected p of 1 or 2, got {self.p}. Do choose one of them.")
         unknown = set(self.roles) - {"produce", "consume", "scale"}
         if unknown or not self.roles:
             raise SettingError(
-                f"magnitude: expected roles among produce, consume and scale, got {self.roles}. Do name one."
+                f"{self.name}: expected roles among produce, scale and consume, got {self.roles}. "
+                "Do name one."
             )
+        check_combine(self.name, self.combine)
 
     def start(self, context: Context) -> Tally:
         """Begin a run."""
         return _MagnitudeTally(self, context)
+
+
+@dataclass(frozen=True)
+class L1(Magnitude):
+    """`Magnitude` with sums of absolute values."""
+
+    p: Literal[1, 2] = field(default=1, init=False)
+
+    name: ClassVar[str] = "l1"
+
+
+@dataclass(frozen=True)
+class L2(Magnitude):
+    """`Magnitude` with Euclidean norms."""
+
+    p: Literal[1, 2] = field(default=2, init=False)
+
+    name: ClassVar[str] = "l2"
 
 
 class _MagnitudeTally(Tally):
@@ -66,31 +91,17 @@ class _MagnitudeTally(Tally):
         self._context = context
 
     def finish(self) -> Mapping[str, Vector]:
-        return {group.name: self._score(group) for group in self._context.graph.groups}
+        scales = multipliers(self._context.graph) if "scale" in self._signal.roles else frozenset[str]()
+        return {group.name: self._score(group, scales) for group in self._context.graph.groups}
 
-    def _score(self, group: Group) -> Vector:
-        pieces = [
-            s
-            for s in group.slices
-            if s.role in self._signal.roles
-            and s.tensor in self._context.parameters
-            and self._context.tensors[s.tensor].is_floating_point()
+    def _score(self, group: Group, scales: frozenset[str]) -> Vector:
+        pieces = weight_slices(self._signal.name, self._context, group, self._signal.roles, scales)
+        units = [np.unique(piece.unit) for piece in pieces]
+        norms = [
+            relative(self._norms(self._context.tensors[piece.tensor], piece, group.size)[unit])
+            for piece, unit in zip(pieces, units, strict=True)
         ]
-        weights = [s for s in pieces if self._context.tensors[s.tensor].ndim > 1] or pieces
-        if not weights:
-            raise ScoreError(
-                f"magnitude, group {group.name}: expected parameters with roles "
-                f"{', '.join(self._signal.roles)}, got none. Do name other roles, or exclude the group."
-            )
-        total = np.zeros(group.size)
-        tensors = np.zeros(group.size)
-        for piece in weights:
-            held = covered(piece, group.size)
-            norms = self._norms(self._context.tensors[piece.tensor], piece, group.size)
-            mean = norms[held].mean()
-            total += norms / mean if mean > 0 else 0.0
-            tensors += held
-        return total / np.maximum(tensors, 1)
+        return combined(norms, units, group.size, self._signal.combine)
 
     def _norms(self, tensor: Tensor, piece: Slice, size: int) -> Vector:
         tensor = tensor.detach().double()

@@ -47,6 +47,7 @@ class CapturedModel:
     Attributes:
         tensors: Aliases of parameters and buffers by state-dict name.
         parameters: Names of those that are parameters.
+        writes: Whether the program writes into any of its values after they were computed.
     """
 
     def __init__(self, program: ExportedProgram, differentiable: Collection[str] = ()) -> None:
@@ -70,7 +71,8 @@ class CapturedModel:
 
         self._program = program
         self._lifted: list[Any] = []
-        writes = _written(module)
+        writes = written(module)
+        self.writes = bool(writes)
         cloned: set[str] = set()
         placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
         self._inputs: list[fx.Node] = []
@@ -114,7 +116,7 @@ class CapturedModel:
         Raises:
             CalibrationError: The arguments are not of the shapes, types and structure it was captured with.
         """
-        leaves = self._flatten(args, kwargs)
+        leaves = self.leaves(args, kwargs)
         try:
             outputs = self._interpreter.run(*self._lifted, *leaves)
         finally:
@@ -123,7 +125,7 @@ class CapturedModel:
         given = [value for value, is_user in zip(outputs, self._outputs, strict=True) if is_user]
         return pytree.tree_unflatten(given, self._program.call_spec.out_spec)
 
-    def _flatten(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
+    def leaves(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
         """Arguments as the leaves that the program takes, checked against what it was captured with."""
         captured_args, captured_kwargs = self._template
         names = [node.name for node in self._inputs]
@@ -204,7 +206,7 @@ def _check_leaf(node: fx.Node, leaf: Any) -> None:
         )
 
 
-def _written(module: fx.GraphModule) -> frozenset[str]:
+def written(module: fx.GraphModule) -> frozenset[str]:
     """Names of the nodes that some operator writes in place."""
     names: set[str] = set()
     for part in module.modules():

@@ -2,56 +2,86 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from secateur.errors import ScoreError
-from secateur.score.magnitude import Magnitude
+from secateur.score.activation import Activation
+from secateur.score.apoz import APoZ
+from secateur.score.batchnorm_scale import BatchNormScale
+from secateur.score.combination import Asked, Combination, listed, parse
+from secateur.score.fisher import Fisher
+from secateur.score.geometric_median import GeometricMedian
+from secateur.score.magnitude import L1, L2, Magnitude
+from secateur.score.random import Random
+from secateur.score.rank import Rank
 from secateur.score.signal import Signal
+from secateur.score.snip import Snip
 from secateur.score.taylor import Taylor
+from secateur.score.taylor_sample import TaylorSample
 from secateur.score.wasserstein import Wasserstein
 
 SIGNALS: dict[str, type[Signal]] = {
     "wasserstein": Wasserstein,
     "taylor": Taylor,
     "magnitude": Magnitude,
+    "l1": L1,
+    "l2": L2,
+    "batchnorm_scale": BatchNormScale,
+    "geometric_median": GeometricMedian,
+    "activation": Activation,
+    "apoz": APoZ,
+    "rank": Rank,
+    "taylor_sample": TaylorSample,
+    "fisher": Fisher,
+    "snip": Snip,
+    "random": Random,
 }
 """A new signal is one file and one line here; the name is the class's own `name`."""
 
 
-def resolve(signals: str | Signal | Iterable[str | Signal]) -> tuple[Signal, ...]:
-    """Names and instances as instances, with default settings for names.
+def resolve(signals: Asked | Iterable[Asked]) -> tuple[Signal, ...]:
+    """What has to be gathered: names as instances with default settings, combinations as their parts.
+
+    A signal that is asked for twice with the same settings, on its own and as a part for example, comes once.
 
     Raises:
-        ScoreError: A name is unknown, is given twice, or something is no signal.
+        ScoreError: A name is unknown, stands for two different settings, or something is no signal.
 
     Example:
-        >>> resolve(["taylor", Magnitude(p=1)])
-        (Taylor(), Magnitude(p=1, roles=('produce', 'consume')))
+        >>> resolve(["taylor", Magnitude(p=1, roles=("produce",))])
+        (Taylor(), Magnitude(p=1, roles=('produce',), combine='mean'))
+        >>> resolve(["taylor*random", "taylor"])
+        (Taylor(), Random())
     """
-    if isinstance(signals, str | Signal):
-        signals = (signals,)
-    known = ", ".join(SIGNALS)
     found: dict[str, Signal] = {}
-    for given in signals:
-        if isinstance(given, str):
-            if given not in SIGNALS:
-                raise ScoreError(
-                    f"signals: expected one of {known}, got {given!r}. Do name one, or pass a Signal."
-                )
-            signal = SIGNALS[given]()
-        elif isinstance(given, Signal):
-            signal = given
-        else:
+    for signal in (leaf for asked in listed(signals) for leaf in _leaves(asked)):
+        if found.setdefault(signal.name, signal) != signal:
             raise ScoreError(
-                f"signals: expected names ({known}) or instances of Signal, got {given!r}. "
-                "Do pass an instance, not a class."
+                f"signals: expected each name with one setting, got {signal.name!r} twice. Do score twice, "
+                "or give a subclass a name of its own."
             )
-        if signal.name in found:
-            raise ScoreError(
-                f"signals: expected each name once, got {signal.name!r} twice. Do score twice, or give a "
-                "subclass a name of its own."
-            )
-        found[signal.name] = signal
     if not found:
-        raise ScoreError(f"signals: expected at least one of {known}, got none. Do name one.")
+        raise ScoreError(f"signals: expected at least one of {', '.join(SIGNALS)}, got none. Do name one.")
     return tuple(found.values())
+
+
+def _leaves(asked: Asked) -> Iterator[Signal]:
+    known = ", ".join(SIGNALS)
+    asked = parse(asked)
+    if isinstance(asked, Combination):
+        for part in asked.parts:
+            yield from _leaves(part)
+    elif isinstance(asked, Signal):
+        yield asked
+    elif not isinstance(asked, str):
+        raise ScoreError(
+            f"signals: expected names ({known}) or instances of Signal, got {asked!r}. "
+            "Do pass an instance, not a class."
+        )
+    elif asked not in SIGNALS:
+        raise ScoreError(
+            f"signals: expected one of {known}, or such names with * or + between them, got {asked!r}. "
+            "Do name one, or pass a Signal."
+        )
+    else:
+        yield SIGNALS[asked]()

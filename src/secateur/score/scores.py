@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from secateur.errors import ScoreError
+from secateur.errors import ArtifactError, ScoreError
 from secateur.graph.graph import Graph
+from secateur.score.storage import read, write
+
+_KIND = "scores"
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +82,52 @@ class Scores:
         groups = next(iter(self.values.values()), {})
         names = ", ".join(self.values)
         return f"Scores({names}: {len(groups)} groups, {self.samples} samples, seed {self.seed})"
+
+    def save(self, path: str | PathLike[str]) -> Path:
+        """Write the table to one safetensors file, atomically: others can plan from it without the data.
+
+        Args:
+            path: The file; its folder must exist, a file there is replaced.
+
+        Returns:
+            The file.
+
+        Raises:
+            ArtifactError: The folder does not exist.
+        """
+        file = Path(path)
+        if not file.parent.is_dir():
+            raise ArtifactError(f"scores: expected a folder {file.parent}, got none. Do make it.")
+        groups = next(iter(self.values.values()), {})
+        header = {
+            "signals": list(self.values),
+            "groups": list(groups),
+            "samples": self.samples,
+            "classes": self.classes,
+            "seed": self.seed,
+            "fingerprint": self.fingerprint,
+        }
+        tensors = {
+            f"{i}.{j}": torch.from_numpy(np.array(by_group[group]))
+            for i, by_group in enumerate(self.values.values())
+            for j, group in enumerate(groups)
+        }
+        write(file, _KIND, header, tensors)
+        return file
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> Scores:
+        """Read a table that `save` wrote, bit for bit. Nothing in the file is executed.
+
+        Raises:
+            ArtifactError: The file is missing, damaged, foreign, or newer than this version can read.
+        """
+        header, tensors = read(Path(path), _KIND)
+        values = {
+            signal: {group: tensors[f"{i}.{j}"].numpy() for j, group in enumerate(header["groups"])}
+            for i, signal in enumerate(header["signals"])
+        }
+        return cls(values, header["samples"], header["classes"], header["seed"], header["fingerprint"])
 
     def check(self, graph: Graph) -> None:
         """Raise ScoreError unless these are scores of every group of `graph`."""

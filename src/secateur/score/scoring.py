@@ -3,49 +3,84 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from os import PathLike
 from typing import Any
 
 from secateur.calibration import Calibration
 from secateur.graph.graph import Graph
+from secateur.score.combination import Asked, listed, with_combinations
 from secateur.score.gather import gather
 from secateur.score.loss import LossFn
 from secateur.score.registry import resolve
 from secateur.score.scores import Scores
-from secateur.score.signal import Signal
 
 
 def score(
     graph: Graph,
     calibration: Any = None,
-    signals: str | Signal | Iterable[str | Signal] = ("wasserstein", "taylor"),
+    signals: Asked | Iterable[Asked] = ("wasserstein", "taylor"),
     *,
     loss_fn: LossFn | None = None,
     seed: int = 0,
     progress: bool = True,
+    memory: int | str | None = None,
+    checkpoint: str | PathLike[str] | None = None,
+    checkpoint_every: float = 60.0,
 ) -> Scores:
     """Say what each unit is worth, by every signal asked for, in one pass over the data.
 
     The model comes back bitwise as it was: parameters, buffers, gradients, training flags, hooks and random
     state, also after an exception. It is scored in evaluation mode, as it was captured.
 
+    Under ``torchrun``, or with torch.distributed initialised, the processes share the work, and each returns
+    the same scores. Every process has to call `score`, with the same model, data and settings: batch i is
+    scored by process i mod N. What no process may skip is reading, so that loaders that shuffle or augment
+    give the same samples everywhere; it is what a loader's workers are for. The data may be of any length. An
+    error in one process is raised in all.
+
     Args:
         graph: From `sc.trace`.
         calibration: A DataLoader, Dataset or iterable of batches (see `Calibration.of`); None if no signal
             needs data. Batches are moved to the model's device.
         signals: Names, or instances for settings other than the default: ``Wasserstein(per_class=64)``.
+            Names with ``*`` and ``+`` between them, or `Product` and `RankSum`, are computed from their
+            parts, which are in the result as well.
         loss_fn: ``loss_fn(model, batch)`` returns the mean loss of a batch; `model` is called like the user's
             own, `batch` is what the loader gave. By default the cross-entropy of logits and labels, or the
             `loss` that the model returns for a mapping batch.
         seed: For shuffling loaders and for what signals draw. Same seed, same scores.
         progress: Show a bar on a terminal.
+        memory: Most that the signals together may hold of what they accumulate, in bytes or as ``"2 GB"``;
+            N processes get an N-th each. If it does not suffice for all groups at once, the data are read
+            several times, each time for some groups; the scores are the same. Labels are then read once more
+            beforehand, to count the classes.
+        checkpoint: A file that keeps what has been accumulated. If it exists and belongs to this run, the run
+            goes on behind the last batch that it holds, and gives the same scores, bit for bit; it is removed
+            at the end. Batches before that are read, not run. With N processes, each has a file of its own,
+            named after its rank.
+        checkpoint_every: Seconds between two writes of it; 0 writes after every batch.
 
     Returns:
         ``scores[signal][group]``, float64 [group.size]; higher is worth more.
 
     Raises:
         CalibrationError: The data cannot feed what a signal needs.
-        ScoreError: A signal is unknown, a weight is not finite, or scores are not.
+        ScoreError: A signal is unknown, a weight is not finite, scores are not, or another process failed.
+        ArtifactError: The checkpoint is damaged, or of another model, data or settings.
+        SettingError: The memory limit is too low for a single group, or a setting is none.
     """
-    chosen = resolve(signals)
+    asked = listed(signals)
+    chosen = resolve(asked)
     data = None if calibration is None else Calibration.of(calibration, seed=seed)
-    return gather(graph, data, chosen, loss_fn=loss_fn, seed=seed, progress=progress)
+    scores = gather(
+        graph,
+        data,
+        chosen,
+        loss_fn=loss_fn,
+        seed=seed,
+        progress=progress,
+        memory=memory,
+        checkpoint=checkpoint,
+        checkpoint_every=checkpoint_every,
+    )
+    return with_combinations(scores, asked)

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
-from secateur.score.signal import Context, Need, Signal, Step, Tally, Vector
+from secateur.score.signal import Context, Need, Signal, Step, SumTally, Tally, Vector
 from secateur.score.units import sum_by_unit
 
 
@@ -37,23 +37,17 @@ class Taylor(Signal):
         return _TaylorTally(context)
 
 
-class _TaylorTally(Tally):
-    def __init__(self, context: Context) -> None:
-        self._context = context
-        self._samples = 0
-        self._sums = {group.name: np.zeros(group.size) for group in context.graph.groups}
-
+class _TaylorTally(SumTally):
     def gradients(self, gradients: Mapping[str, Tensor], step: Step) -> None:
-        self._samples += step.size
         products: dict[str, Tensor] = {}  # a tensor may lie in several groups, by different positions
-        for group in self._context.graph.groups:
+        for group in self.context.graph.groups:
             for piece in group.of_role("produce"):
                 if piece.tensor not in gradients:
                     continue
                 if piece.tensor not in products:
-                    weight = self._context.tensors[piece.tensor].detach()
+                    weight = self.context.tensors[piece.tensor].detach()
                     products[piece.tensor] = weight.double() * gradients[piece.tensor].double()
-                self._sums[group.name] += step.size * sum_by_unit(products[piece.tensor], piece, group.size)
+                self.sums[group.name] += step.size * sum_by_unit(products[piece.tensor], piece, group.size)
 
     def finish(self) -> Mapping[str, Vector]:
-        return {name: np.abs(total) / self._samples for name, total in self._sums.items()}
+        return {name: np.abs(total) / self.samples for name, total in self.sums.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from secateur.errors import CalibrationError, ScoreError, SettingError
 from secateur.graph.groups import Group, Site, Stage
+from secateur.score.diameter import diameters
 from secateur.score.signal import Context, Need, Signal, Step, Tally, Vector
 from secateur.score.units import max_by_unit
 
@@ -42,7 +43,8 @@ class Wasserstein(Signal):
 
     Source: FAIR-Pruner, arXiv 2508.02291. Departure: of each class the first `per_class` samples are used, so
     that memory does not grow with the data. What is kept is, in bytes,
-    4 · classes · per_class · projections · units.
+    4 · classes · per_class · projections · units, or twice that of a model in float64. The largest distance
+    is found exactly, but without visiting all pairs of classes (`secateur.score.diameter`).
 
     Direction: small means that the unit tells no classes apart, so it is a candidate for removal.
 
@@ -85,6 +87,11 @@ class Wasserstein(Signal):
             chosen[producer] = _STAGES[earlier[-1] if earlier else stages[0]]
         return tuple(site for site in group.sites if site.stage == chosen[site.producer])
 
+    def held(self, group: Group, classes: int) -> int:
+        """4 · classes · per_class · projections · entries, over all sites; twice that in a float64 model."""
+        entries = sum(len(site.unit) for site in self.sites(group))
+        return 4 * classes * self.per_class * self.projections * entries
+
     def start(self, context: Context) -> Tally:
         """Begin a run."""
         return _WassersteinTally(self, context)
@@ -105,30 +112,33 @@ def directions(size: int, count: int, seed: int) -> Tensor:
     return torch.nn.functional.normalize(drawn, dim=0)
 
 
-def largest_distance(samples: Tensor, classes: NDArray[np.int64]) -> NDArray[np.float64]:
+def largest_distance(samples: Sequence[Tensor], classes: NDArray[np.int64]) -> NDArray[np.float64]:
     """Largest mean-over-projections Wasserstein-1 distance between two classes, for every entry.
 
     Quantile functions are step functions that jump at multiples of 1/n, n being the class's size. On the
     union of all classes' jumps each is a vector, and W_1 is the L1 distance of two of them, weighted by the
     lengths of the steps. With these multiplied in, the result is the L1 diameter of one point per class.
 
+    A few entries are compared at a time, so that their points take 32 MiB; those of a single entry, 8 ·
+    classes · projections · steps bytes, may take more.
+
     Args:
-        samples: [samples, entries, projections]
-        classes: The class of each sample. [samples]
+        samples: In parts, one after the other. Each [samples, entries, projections]
+        classes: The class of each sample of all parts. [samples]
 
     Returns:
         [entries]
 
     Example:
         >>> x = torch.tensor([0.0, 1.0, 2.0, 3.0]).reshape(4, 1, 1)
-        >>> largest_distance(x, np.array([0, 0, 1, 1]))
+        >>> largest_distance([x], np.array([0, 0, 1, 1]))
         array([2.])
     """
     members: dict[int, list[NDArray[np.int64]]] = {}  # class size to the classes of that size
     for label in np.unique(classes):
         index = np.flatnonzero(classes == label)
         members.setdefault(len(index), []).append(index)
-    device = samples.device
+    device = samples[0].device
     jumps = sorted({Fraction(i, n) for n in members for i in range(n)} | {Fraction(1)})
     steps = len(jumps) - 1
     lengths = torch.tensor([float(b - a) for a, b in pairwise(jumps)], dtype=torch.float64)
@@ -141,20 +151,26 @@ def largest_distance(samples: Tensor, classes: NDArray[np.int64]) -> NDArray[np.
         for n, index in members.items()
     ]
     count = sum(len(index) for index in members.values())
-    _, entries, projections = samples.shape
+    _, entries, projections = samples[0].shape
     weights = (lengths / projections).to(device)
     chunk = max(1, _CHUNK // (count * (projections * steps + count)))
     result = np.empty(entries)
     for start in range(0, entries, chunk):
-        part = samples[:, start : start + chunk]
+        part = torch.cat([some[:, start : start + chunk].to(device) for some in samples])
         points = [
             # [classes, n, entries, projections] -> [entries, classes, projections, n]
-            part[which].permute(2, 0, 3, 1).sort(dim=-1).values[..., shown].double() * weights
+            _sorted(part[which].permute(2, 0, 3, 1))[..., shown].double() * weights
             for which, shown in gathers
         ]
-        joined = torch.cat(points, dim=1).flatten(2)
-        result[start : start + chunk] = torch.cdist(joined, joined, p=1.0).amax(dim=(1, 2)).cpu().numpy()
+        result[start : start + chunk] = diameters(torch.cat(points, dim=1).flatten(2)).cpu().numpy()
     return result
+
+
+def _sorted(values: Tensor) -> Tensor:
+    """Sorted along the last axis."""
+    if values.device.type == "cpu":
+        return torch.from_numpy(np.sort(values.numpy(), axis=-1))  # several times as fast as torch
+    return values.sort(dim=-1).values
 
 
 class _WassersteinTally(Tally):
@@ -162,7 +178,7 @@ class _WassersteinTally(Tally):
         self._signal = signal
         self._context = context
         self._seen: Counter[int] = Counter()  # samples of each class that are kept
-        self._classes: list[int] = []  # the class of each kept sample
+        self._samples: list[tuple[int, int, int]] = []  # batch, position in it and class of each kept sample
         self._keep = torch.empty(0, dtype=torch.int64)  # which samples of the batch are kept
         self._directions: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
         self._sites = {group.name: signal.sites(group) for group in context.graph.groups}
@@ -184,11 +200,16 @@ class _WassersteinTally(Tally):
             )
         keep: list[int] = []
         for position, label in enumerate(step.classes.tolist()):
-            if self._seen[label] < self._signal.per_class:
-                self._seen[label] += 1
-                self._classes.append(label)
+            if self._has_room(label):
+                self._samples.append((step.index, position, label))
                 keep.append(position)
         self._keep = torch.tensor(keep, dtype=torch.int64)
+
+    def _has_room(self, label: int) -> bool:
+        """Whether a further sample of this class is to be kept; if so, it is counted."""
+        room = self._seen[label] < self._signal.per_class
+        self._seen[label] += room
+        return room
 
     def observe(self, group: Group, site: Site, value: Tensor, step: Step) -> None:
         if len(self._keep) == 0:
@@ -197,12 +218,7 @@ class _WassersteinTally(Tally):
             value = value[self._keep.to(value.device)]
         if value.dtype not in (torch.float32, torch.float64):
             value = value.float()
-        if self._map.setdefault(site, value.shape[2]) != value.shape[2]:
-            raise CalibrationError(
-                f"wasserstein, group {group.name}: expected activations of {self._map[site]} numbers a "
-                f"unit, as in the first batch, got {value.shape[2]} at {site.node}. Do give "
-                "samples of one size, padded if need be."
-            )
+        self._check_map(group.name, site, value.shape[2])
         projected = value @ self._direction(value)  # a new tensor, also for one number a unit
         if not bool(torch.isfinite(projected).all()):
             raise CalibrationError(
@@ -211,6 +227,14 @@ class _WassersteinTally(Tally):
             )
         self._kept.setdefault(site, []).append(projected)
 
+    def _check_map(self, group: str, site: Site, numbers: int) -> None:
+        if self._map.setdefault(site, numbers) != numbers:
+            raise CalibrationError(
+                f"wasserstein, group {group}: expected activations of {self._map[site]} numbers a "
+                f"unit, as in the first batch, got {numbers} at {site.node}. Do give "
+                "samples of one size, padded if need be."
+            )
+
     def _direction(self, value: Tensor) -> Tensor:
         key = (value.shape[2], value.dtype, value.device)
         if key not in self._directions:
@@ -218,20 +242,57 @@ class _WassersteinTally(Tally):
             self._directions[key] = drawn.to(value.device, value.dtype)
         return self._directions[key]
 
+    def state(self) -> dict[str, Tensor]:
+        """``samples`` [kept, 3]; then, by number of the site, its map's size and the samples' projections."""
+        found = {"samples": torch.tensor(self._samples, dtype=torch.int64).reshape(-1, 3)}
+        for number, (_, site) in enumerate(self._all_sites()):
+            if site in self._kept:
+                found[f"map.{number}"] = torch.tensor(self._map[site])
+                found[f"projected.{number}"] = torch.cat(self._kept[site]).cpu()
+        return found
+
+    def merge(self, states: Sequence[Mapping[str, Tensor]]) -> None:
+        """Of all states' samples, the first of each class in the order of the data."""
+        samples: list[tuple[int, int, int]] = [
+            (batch, position, label)
+            for state in states
+            for batch, position, label in state["samples"].tolist()
+        ]
+        self._seen.clear()
+        rows = [
+            row
+            for row in sorted(range(len(samples)), key=samples.__getitem__)
+            if self._has_room(samples[row][2])
+        ]
+        self._samples = [samples[row] for row in rows]
+        self._kept.clear()
+        self._map.clear()
+        device = next((t.device for t in self._context.tensors.values()), torch.device("cpu"))
+        for number, (group, site) in enumerate(self._all_sites()):
+            holding = [state for state in states if f"projected.{number}" in state]
+            for state in holding:
+                self._check_map(group, site, int(state[f"map.{number}"]))
+            if holding:
+                joined = torch.cat([state[f"projected.{number}"] for state in holding])
+                self._kept[site] = [joined[rows].to(device)]
+
+    def _all_sites(self) -> Iterator[tuple[str, Site]]:
+        """Every site with the name of its group, in a fixed order."""
+        return ((name, site) for name, sites in self._sites.items() for site in sites)
+
     def finish(self) -> Mapping[str, Vector]:
         if len(self._seen) < 2:
             raise CalibrationError(
-                f"wasserstein: expected samples of at least two classes, got only class "
-                f"{next(iter(self._seen))}. "
+                f"wasserstein: expected samples of at least two classes, got "
+                f"{f'only class {next(iter(self._seen))}' if self._seen else 'none'}. "
                 "Do give calibration data of several classes, or choose a signal that needs no labels."
             )
-        classes = np.array(self._classes)
+        classes = np.array([label for _, _, label in self._samples])
         scores: dict[str, Vector] = {}
         for group in self._context.graph.groups:
             best = np.full(group.size, -np.inf)
             for site in self._sites[group.name]:
                 # Freed as they are compared: by now nothing else needs them.
-                samples = torch.cat(self._kept.pop(site))
-                max_by_unit(largest_distance(samples, classes), site.unit, best)
+                max_by_unit(largest_distance(self._kept.pop(site), classes), site.unit, best)
             scores[group.name] = best
         return scores

@@ -1,0 +1,70 @@
+"""How much a unit shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from secateur.errors import SettingError
+from secateur.graph.groups import Group, Site
+from secateur.score.combine import Combine, check_combine
+from secateur.score.observed import EntryTally, sites_at
+from secateur.score.signal import Context, Need, Signal, Tally
+
+
+@dataclass(frozen=True)
+class Activation(Signal):
+    r"""Mean absolute activation of a unit, or its mean square.
+
+    .. math:: A_j = \frac{1}{n M} \sum_{s=1}^n \sum_{m=1}^M \lvert a_{s,j,m} \rvert
+              \qquad \text{or} \qquad \frac{1}{n M} \sum_s \sum_m a_{s,j,m}^2
+
+    over n samples and the M numbers of the unit's map, behind the activation function where there is one,
+    else behind the normalisation, else behind the layer. Several entries (gated halves, positions, the layers
+    that add to one stream) are combined.
+
+    Source: the mean activation is one of the criteria of Molchanov et al. 2017, arXiv 1611.06440. Departure:
+    absolute values, since a large negative activation of a smooth activation function matters too; behind a
+    ReLU that is the same.
+
+    Direction: large means worth more. Needs no labels.
+
+    Attributes:
+        measure: ``mean`` of absolute values, or ``energy``, the mean square.
+        combine: How several entries become one score; see `secateur.score.combine`.
+    """
+
+    measure: Literal["mean", "energy"] = "mean"
+    combine: Combine = "mean"
+
+    name: ClassVar[str] = "activation"
+    needs: ClassVar[frozenset[Need]] = frozenset({"activations"})
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        if self.measure not in ("mean", "energy"):
+            raise SettingError(
+                f"activation: expected measure to be mean or energy, got {self.measure!r}. Do name one."
+            )
+        check_combine(self.name, self.combine)
+
+    def sites(self, group: Group) -> tuple[Site, ...]:
+        """Behind the activation function, where there is one."""
+        return sites_at(group, "activated")
+
+    def start(self, context: Context) -> Tally:
+        """Begin a run."""
+        return _ActivationTally(self, context)
+
+
+class _ActivationTally(EntryTally):
+    def __init__(self, signal: Activation, context: Context) -> None:
+        super().__init__(signal, context, signal.combine)
+        self._squared = signal.measure == "energy"
+
+    def measure(self, value: Tensor, site: Site) -> Tensor:
+        size = value.square() if self._squared else value.abs()
+        return size.mean(2, dtype=torch.float64)

@@ -1,0 +1,73 @@
+"""How the scores of a unit's members become its own: the one place that says what coupled units are worth.
+
+A unit can have several *members*: the layers whose outputs are added to one residual stream, the halves of a
+gated layer, the positions of a flattened map or a head, the tensors that produce, scale and consume it. They
+can only be removed together, so they share one score:
+
+- *weights* (`Magnitude`, `GeometricMedian`): a member is a tensor. Tensors differ in scale, so each is first
+  divided by its mean over the group's units; then they are combined as the signal's ``combine`` says.
+- *activations* (`Activation`, `APoZ`, `Rank`) and *scales* (`BatchNormScale`): a member is one place where
+  the unit shows, one entry of one site or tensor. They are combined as they are, for what is added to one
+  stream is measured in that stream's own scale.
+- *distances* (`Wasserstein`): the largest member, since a unit is useful if anything it carries is.
+- *first derivatives* (`Taylor`, `TaylorSample`, `Fisher`): the members are added up with their signs, before
+  the absolute value or the square, because that sum is the derivative of removing all of them at once.
+  `Snip` takes absolute values weight by weight, as it is defined, and adds those up.
+
+The units of one group have the same members, so ``sum`` and ``mean`` rank them alike; they differ only where
+groups are compared with each other. ``max`` can rank them differently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secateur.errors import SettingError
+
+Combine = Literal["sum", "mean", "max"]
+"""How to combine the scores of a unit's members."""
+
+
+def combined(
+    scores: Sequence[NDArray[np.float64]], units: Sequence[NDArray[np.int64]], size: int, how: Combine
+) -> NDArray[np.float64]:
+    """One score a unit from one score a member.
+
+    Args:
+        scores: Of the members, in any number of parts. [members] each
+        units: Whose member each is. [members] each
+        size: Number of units.
+        how: ``sum``, ``mean`` or ``max`` over the members of each unit.
+
+    Returns:
+        [size]; 0 for a unit without members.
+
+    Example:
+        >>> conv, gate = np.array([1.0, 5.0, 2.0]), np.array([3.0, 4.0])
+        >>> combined([conv, gate], [np.array([0, 1, 2]), np.array([0, 1])], 3, "mean")
+        array([2. , 4.5, 2. ])
+        >>> combined([conv, gate], [np.array([0, 1, 2]), np.array([0, 1])], 3, "max")
+        array([3., 5., 2.])
+    """
+    score = np.concatenate([np.zeros(0), *scores])
+    unit = np.concatenate([np.zeros(0, dtype=np.int64), *units])
+    members = np.bincount(unit, minlength=size)
+    if how == "max":
+        best = np.full(size, -np.inf)
+        np.maximum.at(best, unit, score)
+        return np.where(members > 0, best, 0.0)
+    total: NDArray[np.float64] = np.bincount(unit, weights=score, minlength=size).astype(np.float64)
+    return total / np.maximum(members, 1) if how == "mean" else total
+
+
+def check_combine(signal: str, how: str) -> None:
+    """Raise SettingError unless `how` is a way to combine."""
+    if how not in get_args(Combine):
+        raise SettingError(
+            f"{signal}: expected combine to be one of {', '.join(get_args(Combine))}, got {how!r}. "
+            "Do name one."
+        )

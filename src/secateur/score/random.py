@@ -1,0 +1,44 @@
+"""What every other signal has to beat."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from secateur.score.signal import Context, Need, Signal, Tally, Vector
+
+
+@dataclass(frozen=True)
+class Random(Signal):
+    """Uniform random numbers in [0, 1), by the run's seed and the group's name.
+
+    A group's numbers do not depend on the other groups, on the data, or on other signals.
+
+    Direction: none; higher is kept, as everywhere. Needs no data.
+    """
+
+    name: ClassVar[str] = "random"
+    needs: ClassVar[frozenset[Need]] = frozenset({"weights"})
+
+    def start(self, context: Context) -> Tally:
+        """Begin a run."""
+        return _RandomTally(context)
+
+
+class _RandomTally(Tally):
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def finish(self) -> Mapping[str, Vector]:
+        return {
+            group.name: np.random.default_rng(_entropy(self._context.seed, group.name)).random(group.size)
+            for group in self._context.graph.groups
+        }
+
+
+def _entropy(seed: int, name: str) -> list[int]:
+    return [seed % 2**64, zlib.crc32(name.encode())]

@@ -1,0 +1,126 @@
+"""Tensors and a JSON header in one safetensors file: written atomically, checked when read, no pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from secateur.errors import ArtifactError
+
+FORMAT = 1
+_CONTENT, _CHECKSUM = "secateur", "sha256"
+
+
+def write(path: Path, kind: str, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write beside `path`, then rename: a reader finds the old file or the new one, whole.
+
+    Args:
+        path: The file; its folder must exist.
+        kind: What the file holds, such as ``scores``; `read` refuses any other.
+        header: What JSON can hold.
+        tensors: By name, on the CPU.
+    """
+    stored = {name: _own(tensor) for name, tensor in tensors.items()}
+    content = {"format": FORMAT, "kind": kind, "secateur": version("secateur"), "header": dict(header)}
+    text = json.dumps(content)
+    partial = _partial(path)
+    partial.unlink(missing_ok=True)
+    partial.touch()
+    mode = partial.stat().st_mode
+    try:
+        save_file(stored, partial, metadata={_CONTENT: text, _CHECKSUM: _digest(text, stored)})
+        os.chmod(partial, mode)  # safetensors makes files that only the owner can read
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The header and the tensors of a file that `write` wrote.
+
+    Raises:
+        ArtifactError: The file is missing, damaged, of another kind or origin, or newer than this version.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            # Copies: what was read is mapped from the file, which may be replaced.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
+    except SafetensorError as error:
+        raise ArtifactError(f"{path}: expected a safetensors file, got a damaged one ({error}).") from error
+    except OSError as error:
+        raise ArtifactError(f"{path}: expected {kind}, got no file that can be read ({error}).") from error
+    text = metadata.get(_CONTENT, "")
+    found = _Content.of(text)
+    if found is None or found.kind != kind:
+        got = "a file of another origin" if found is None else found.kind
+        raise ArtifactError(f"{path}: expected {kind} of secateur, got {got}. Do name another file.")
+    if found.format > FORMAT:
+        raise ArtifactError(
+            f"{path}: expected format {FORMAT} or older, got {found.format}, written by secateur "
+            f"{found.secateur}. Do upgrade secateur."
+        )
+    if metadata.get(_CHECKSUM) != _digest(text, tensors):
+        raise ArtifactError(
+            f"{path}: expected the {kind} that were written, got altered ones: the checksum does not fit. "
+            "Do make the file again."
+        )
+    return found.header, tensors
+
+
+class _Content(BaseModel):
+    """What is known of a file, whatever it holds."""
+
+    format: int
+    kind: str
+    secateur: str
+    header: dict[str, Any]
+
+    @classmethod
+    def of(cls, text: str) -> _Content | None:
+        """From its JSON; None if it is none of secateur's."""
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError:
+            return None
+
+
+def remove(path: Path) -> None:
+    """Delete the file, and what an interrupted `write` left of it."""
+    path.unlink(missing_ok=True)
+    _partial(path).unlink(missing_ok=True)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """The tensor with memory of its own: safetensors refuses what shares or strides."""
+    whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
+    return tensor.detach() if whole else tensor.detach().clone(memory_format=torch.contiguous_format)
+
+
+def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(raw_bytes(tensor))
+    return digest.hexdigest()
+
+
+def raw_bytes(tensor: Tensor) -> bytes | memoryview:
+    """The tensor's memory, in order, whatever its type and device."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data if flat.numel() else b""
