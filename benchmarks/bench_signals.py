@@ -111,7 +111,7 @@ def main() -> None:
                     continue  # an inner unit has one producing layer
                 for rule in (sc.Uniform(removal=label), sc.ToD(removal=label, protection=PROTECTION)):
                     for budget in BUDGETS:
-                        asked_for = sc.Budget(macs=budget, spend=True), sc.Limits(ignore=ignored)
+                        asked_for = sc.Budget(macs=budget), sc.Limits(ignore=ignored)
                         try:
                             plan = rule.allocate(graph, table, *asked_for)
                             found = measured(model, graph, data, plan, test)

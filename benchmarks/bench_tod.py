@@ -2,7 +2,7 @@
 
     python -m benchmarks.bench_tod [network ...] [--removal SIGNAL] [--quick]
 
-Both rules spend the budget to the last unit (`Budget(spend=True)`), so they are compared within one unit of
+Both rules spend the budget to the last unit (the default), so they are compared within one unit of
 the same MACs. On ResNet-20 once over all groups and once over the inner channels of the blocks alone.
 """
 
@@ -55,7 +55,7 @@ def compare(
             limits = sc.Limits(ignore=scopes[scope])
             try:
                 knob = rule.allocate(graph, scores, sc.Budget(macs=budget), limits, seed)
-                plan = rule.allocate(graph, scores, sc.Budget(macs=budget, spend=True), limits, seed)
+                plan = rule.allocate(graph, scores, sc.Budget(macs=budget), limits, seed)
             except sc.UnreachableBudgetError as error:
                 runs.append({**run, "unreachable": error.smallest})
                 continue

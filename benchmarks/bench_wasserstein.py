@@ -155,7 +155,7 @@ def by_stage(seeds: int, test_images: int) -> tuple[list[dict[str, Any]], float]
                 for rule in (sc.ToD(), sc.Uniform(removal="wasserstein")):
                     for budget in BUDGETS:
                         limits = sc.Limits(ignore=ignored)
-                        plan = rule.allocate(graph, scores, sc.Budget(macs=budget, spend=True), limits)
+                        plan = rule.allocate(graph, scores, sc.Budget(macs=budget), limits)
                         runs.append(
                             {
                                 "seed": seed, "stage": stage, "scope": scope, "rule": rule.name,

@@ -172,10 +172,10 @@ class Recipe:
 
 
 RECIPES = {
-    "vgg16_bn": Recipe(vgg16, 6, 0.1, 5e-4, adaptive=False),
-    "densenet": Recipe(densenet, 6, 0.1, 5e-4, adaptive=False),
-    "convnext": Recipe(convnext, 6, 4e-3, 0.05, adaptive=True),
-    "deit": Recipe(DeiT, 10, 2e-3, 0.05, adaptive=True),
+    "vgg16_bn": Recipe(vgg16, 4, 0.1, 5e-4, adaptive=False),
+    "densenet": Recipe(densenet, 3, 0.1, 5e-4, adaptive=False),
+    "convnext": Recipe(convnext, 4, 4e-3, 0.05, adaptive=True),
+    "deit": Recipe(DeiT, 5, 2e-3, 0.05, adaptive=True),
 }
 NAMES = ("resnet20", *RECIPES)
 """Every network that the comparisons can run on."""

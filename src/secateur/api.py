@@ -1,6 +1,6 @@
 """Every public name, imported: what `secateur` hands out when it is first asked for one."""
 
-from secateur.allocate import Allocator, Budget, Limits, ToD, Uniform
+from secateur.allocate import Allocator, Budget, Curve, Limits, ToD, Uniform
 from secateur.apply.apply import apply
 from secateur.apply.record import record_of
 from secateur.calibration import Calibration
@@ -11,6 +11,7 @@ from secateur.errors import (
     BudgetError,
     CalibrationError,
     CaptureError,
+    ConstantScoresWarning,
     NothingToPruneError,
     PlanError,
     ScoreError,
@@ -24,6 +25,7 @@ from secateur.graph.graph import Graph
 from secateur.graph.trace import trace
 from secateur.plan import Plan
 from secateur.prune import Result, prune
+from secateur.recover import recover
 from secateur.repair.repair import repair
 from secateur.report.report import Report
 from secateur.save import load, save
@@ -57,6 +59,7 @@ __all__ = [  # noqa: RUF022 grouped by what a reader looks for
     "score",
     "apply",
     "repair",
+    "recover",
     "verify",
     "save",
     "load",
@@ -91,6 +94,7 @@ __all__ = [  # noqa: RUF022 grouped by what a reader looks for
     # What the calls return
     "Calibration",
     "Cost",
+    "Curve",
     "Evaluation",
     "Graph",
     "Latency",
@@ -106,6 +110,7 @@ __all__ = [  # noqa: RUF022 grouped by what a reader looks for
     "BudgetError",
     "CalibrationError",
     "CaptureError",
+    "ConstantScoresWarning",
     "NothingToPruneError",
     "PlanError",
     "ScoreError",

@@ -42,12 +42,12 @@ def test_units_come_back_until_none_fits(
     scores, limits = random_scores(graph, seed), Limits(round_to=round_to)
     asked = {"params" if by_params else "macs": percent / 100}
     try:
-        knob = RULES[rule].allocate(graph, scores, Budget(**asked), limits)
+        knob = RULES[rule].allocate(graph, scores, Budget(**asked, spend=False), limits)
     except BudgetError:
         with pytest.raises(BudgetError, match="smallest"):
-            RULES[rule].allocate(graph, scores, Budget(**asked, spend=True), limits)
+            RULES[rule].allocate(graph, scores, Budget(**asked), limits)
         return
-    plan = RULES[rule].allocate(graph, scores, Budget(**asked, spend=True), limits)
+    plan = RULES[rule].allocate(graph, scores, Budget(**asked), limits)
     budget, dense = Budget(**asked), graph.cost()
     signal = "wasserstein" if rule == "tod" else "magnitude"
     removed = {g.name: len(g.removed) for g in plan.groups}
@@ -87,19 +87,19 @@ def test_what_went_at_one_value_of_the_knob_comes_back_evenly(macs: float) -> No
     alike = {f"layer{i}": np.arange(float(size)) for i, size in enumerate(graph.sizes)}
     # Signals that rank alike: a tolerance of 0 takes half of each group at once.
     rule, scores = ToD(removal="a", protection="b"), {"a": alike, "b": alike}
-    alone = rule.allocate(graph, scores, Budget(macs=macs))
+    alone = rule.allocate(graph, scores, Budget(macs=macs, spend=False))
     assert alone.ratios == {"layer0": 0.5, "layer1": 0.5, "layer2": 0.5}
-    plan = rule.allocate(graph, scores, Budget(macs=macs, spend=True))
+    plan = rule.allocate(graph, scores, Budget(macs=macs))
     ratios = [plan.ratios[name] for name in alike]
     assert max(ratios) - min(ratios) <= 0.1
     assert plan.dense.macs * (macs - 0.02) < plan.predicted.macs <= plan.dense.macs * macs
 
 
-def test_a_spent_budget_is_written_down() -> None:
+def test_a_budget_that_is_not_spent_is_written_down() -> None:
     graph: Any = FakeGraph([10, 10])
-    plan = Uniform().allocate(graph, random_scores(graph, 0), Budget(macs=0.5, spend=True))
-    assert plan.budget == {"macs": 0.5, "spend": True}
-    assert "budget macs=0.5, spend=True" in str(plan)
+    plan = Uniform().allocate(graph, random_scores(graph, 0), Budget(macs=0.5, spend=False))
+    assert plan.budget == {"macs": 0.5, "spend": False}
+    assert "budget macs=0.5, spend=False" in str(plan)
     assert Budget(macs=0.5).as_settings() == {"macs": 0.5}
     with pytest.raises(BudgetError, match="expected spend to be True or False, got 1"):
         Budget(macs=0.5, spend=1)  # type: ignore[arg-type]

@@ -9,9 +9,11 @@ from secateur.errors import SettingError
 
 
 def test_names() -> None:
-    assert names() == ("tod", "uniform")
+    assert names() == ("emp", "erk", "global", "lamp", "owl", "random", "tod", "uniform")
     assert resolve("tod") == ToD()
     assert resolve("uniform") == Uniform()
+    assert resolve("random") == Uniform(removal="random")
+    assert all(resolve(name).name == name for name in names() if name != "random")  # type: ignore[attr-defined]
 
 
 def test_an_instance_is_taken_as_it_is() -> None:
@@ -30,13 +32,13 @@ def test_an_instance_is_taken_as_it_is() -> None:
 
 
 def test_an_unknown_name() -> None:
-    with pytest.raises(SettingError, match="allocator: expected one of 'tod', 'uniform', got 'ToD'"):
+    with pytest.raises(SettingError, match="allocator: expected one of 'emp', .*, 'uniform', got 'ToD'"):
         resolve("ToD")
 
 
 @pytest.mark.parametrize("thing", [ToD, None, 3, object()])
 def test_no_allocator(thing: Any) -> None:
     with pytest.raises(
-        SettingError, match=r"allocator: expected a name \('tod', 'uniform'\) or an object with"
+        SettingError, match=r"allocator: expected a name \('emp', .*\) or an object with"
     ):
         resolve(thing)

@@ -47,7 +47,7 @@ def test_fifty_budgets_reach_the_largest_cost_below_the_target(name: str) -> Non
     rule = sc.ToD() if name == "tod" else sc.Uniform()
     fractions = np.random.default_rng(1).uniform(0.001, 0.999, size=50)
     for fraction in [*fractions, 1e-5]:
-        budget = sc.Budget(macs=float(fraction))
+        budget = sc.Budget(macs=float(fraction), spend=False)
         below = [c for c in costs if c <= fraction * dense]
         if below:
             assert rule.allocate(graph, scores, budget).predicted.macs == max(below)

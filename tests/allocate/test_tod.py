@@ -242,9 +242,9 @@ def test_a_plan_carries_them() -> None:
 def test_a_spent_budget_leaves_every_bound_true(tolerance: float) -> None:
     graph: Any = FakeGraph([20, 30, 25])
     scores = random_scores(graph, 5)
-    budget = Budget(macs=1 - tolerance, spend=True)
+    budget = Budget(macs=1 - tolerance)
     plan = ToD().allocate(graph, scores, budget)
-    alone = ToD().allocate(graph, scores, Budget(macs=1 - tolerance))
+    alone = ToD().allocate(graph, scores, Budget(macs=1 - tolerance, spend=False))
     assert plan.certificates["tolerance"] == alone.settings["tolerance"]
     fewer = 0
     for name, found in plan.certificates["groups"].items():  # type: ignore[union-attr]
@@ -267,13 +267,13 @@ def test_a_spent_budget_leaves_every_bound_true(tolerance: float) -> None:
 # The exchange with uniform
 
 
-@pytest.mark.parametrize("budget", [None, Budget(macs=0.6), Budget(params=0.5), Budget(macs=0.7, spend=True)])
+@pytest.mark.parametrize("budget", [None, Budget(macs=0.75), Budget(params=0.5, spend=False)])
 def test_the_exchange_is_with_what_uniform_removes_at_the_same_budget(budget: Budget | None) -> None:
     graph: Any = FakeGraph([20, 30, 25])
     scores = random_scores(graph, 8)
     limits = Limits(ignore=("layer1",))
     plan = ToD(0.3).allocate(graph, scores, budget, limits)
-    same = budget or Budget(macs=plan.predicted.macs, spend=True)
+    same = budget or Budget(macs=plan.predicted.macs)
     other = Uniform(removal="wasserstein").allocate(graph, scores, same, limits)
     found: Any = plan.certificates["exchange"]
     assert found["ratio"] == other.settings["ratio"]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import secateur as sc
 from secateur.apply import regions
 from secateur.apply.regions import Region
+from secateur.graph.trace import capture
 
 
 class Attention(nn.Module):
@@ -202,6 +203,30 @@ def test_a_further_plan_captures_nothing_anew(
     monkeypatch.setattr(regions, "capture", None)  # calling it would fail
     again = sc.apply(model, plan_of(graph, first=1), "module", graph=graph, example_inputs=x)
     assert set(sc.record_of(again).captured) == captured
+
+
+@pytest.mark.parametrize(("change", "captures"), [(None, 1), ("heads", 2), ("note", 2)])
+def test_submodules_that_differ_in_weights_alone_are_captured_once(
+    change: str | None, captures: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model, x = Net(Attention).double().eval(), torch.randn(2, 8, 5, dtype=torch.float64)
+    if change == "heads":
+        model.blocks[1] = Attention(heads=3).double().eval()
+    elif change == "note":
+        model.blocks[1].note = object()  # it may mean anything
+    graph = sc.trace(model, x)
+    calls = []
+
+    def counted(*args: Any) -> Any:
+        calls.append(args)
+        return capture(*args)
+
+    monkeypatch.setattr(regions, "capture", counted)
+    plan = plan_of(graph)
+    small = sc.apply(model, plan, "module", graph=graph, example_inputs=x)
+    assert len(calls) == captures
+    assert sc.verify(model, small, plan, x).difference < 1e-12
 
 
 def test_code_of_the_model_itself_needs_form_graph() -> None:

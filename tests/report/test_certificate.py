@@ -67,7 +67,7 @@ def test_what_a_plan_carries_can_be_put_in_words() -> None:
     graph: Any = FakeGraph([20, 30])
     rng = np.random.default_rng(0)
     scores = {s: {g.name: rng.uniform(size=g.size) for g in graph.groups} for s in ToD().signals}
-    plan = ToD().allocate(graph, scores, Budget(macs=0.5, spend=True))
+    plan = ToD().allocate(graph, scores, Budget(macs=0.5))
     found = words.certificate(
         report(certificates=plan.certificates, asked={"allocator": "tod", "budget": plan.budget})
     )
@@ -75,5 +75,5 @@ def test_what_a_plan_carries_can_be_put_in_words() -> None:
     assert len(found.words) == 5
     assert {len(row) for row in found.rows} == {len(found.titles)} == {8}
     assert words.asked(report(asked={"allocator": "tod", "budget": plan.budget})).startswith(
-        "at most 50 % of the MACs, spent to the last unit, allocator tod"
+        "at most 50 % of the MACs, allocator tod"
     )

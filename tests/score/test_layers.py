@@ -101,3 +101,24 @@ def test_maps_of_one_and_three_axes(name: str, layer: str) -> None:
         change = sum(float((w.detach()[unit] * g[unit]).sum()) for w, g in pairs)
         np.testing.assert_allclose(scores["wasserstein"][layer][unit], largest, rtol=1e-9)
         np.testing.assert_allclose(scores["taylor"][layer][unit], abs(change), rtol=1e-8, atol=1e-13)
+
+
+def test_a_layer_whose_last_state_alone_is_read_is_observed_there() -> None:
+    model, data = build("lstm_last_state"), classified("lstm_last_state")
+    graph = trace(model, data[0][0])
+    (group,) = [g for g in graph.groups if any(s.tensor.endswith("weight_hh_l0") for s in g.slices)]
+    scores = score(graph, data, ("wasserstein", "fisher"), loss_fn=loss_fn)
+    assert (scores["fisher"][group.name] > 0).all()
+    inputs, labels = torch.cat([x for x, _ in data]), torch.cat([y for _, y in data])
+    recurrent = next(m for m in model.modules() if isinstance(m, nn.LSTM))
+    states: list[Tensor] = []
+    hook = recurrent.register_forward_hook(lambda m, i, output: states.append(output[1][0]))
+    model(inputs)
+    hook.remove()
+    for unit in range(group.size):
+        shown = states[0][0, :, unit].detach()  # one number a sample
+        largest = max(
+            sliced_distance(shown[labels == a][:, None], shown[labels == b][:, None], 1, 0)
+            for a, b in combinations(range(3), 2)
+        )
+        np.testing.assert_allclose(scores["wasserstein"][group.name][unit], largest, rtol=1e-9)

@@ -4,22 +4,33 @@ from secateur.allocate.base import Allocator
 from secateur.allocate.budget import Budget
 from secateur.allocate.curve import Curve
 from secateur.allocate.decision import Decision
+from secateur.allocate.emp import EMP, retained_bound
+from secateur.allocate.erk import ERK
+from secateur.allocate.global_ranking import Global
+from secateur.allocate.lamp import LAMP
 from secateur.allocate.limits import Limits
+from secateur.allocate.owl import OWL
 from secateur.allocate.registry import names, resolve
 from secateur.allocate.staircase import Staircase
 from secateur.allocate.tod import ToD, tolerance_curve
 from secateur.allocate.uniform import Uniform
 
 __all__ = [
+    "EMP",
+    "ERK",
+    "LAMP",
+    "OWL",
     "Allocator",
     "Budget",
     "Curve",
     "Decision",
+    "Global",
     "Limits",
     "Staircase",
     "ToD",
     "Uniform",
     "names",
     "resolve",
+    "retained_bound",
     "tolerance_curve",
 ]

@@ -20,6 +20,7 @@ from secateur.allocate.signals import ScoreTable, table
 from secateur.allocate.staircase import Staircase
 from secateur.errors import BudgetError, SettingError
 from secateur.plan import Plan
+from secateur.score.combination import Asked
 from secateur.score.scores import Scores
 
 if TYPE_CHECKING:
@@ -40,8 +41,8 @@ class Allocator(ABC):
 
     @property
     @abstractmethod
-    def signals(self) -> tuple[str, ...]:
-        """The signals whose scores it needs."""
+    def signals(self) -> tuple[Asked, ...]:
+        """The signals whose scores it needs: names, instances or combinations."""
 
     @abstractmethod
     def knob(self, budget: Budget | None) -> float | None:
@@ -99,8 +100,9 @@ class Allocator(ABC):
             seed: Recorded in the plan.
 
         Returns:
-            The plan. Under a budget its cost is the largest within the budget that the rule's knob
-            reaches; with ``Budget(spend=True)``, units that the knob took have come back on top of that.
+            The plan. Under a budget the rule's knob stands at the largest cost within the budget that it
+            reaches; unless ``Budget(spend=False)`` says so, units that it took then come back one by one
+            while the budget holds.
 
         Raises:
             ScoreError: A signal is missing, or its scores do not fit the groups or are of another model.
@@ -113,7 +115,7 @@ class Allocator(ABC):
                 f"allocate: expected budget to be a Budget or None, got {budget!r}. "
                 "Write Budget(macs=0.5), for example."
             )
-        limits, values = _checked(limits), table(scores, graph)
+        limits, values = _checked(limits), table(scores, graph, self.signals)
         decision = self.decide(graph, values, budget, limits)
         return Plan.build(
             graph,
@@ -145,7 +147,8 @@ class Allocator(ABC):
             NothingToPruneError: No group is left to decide on.
         """
         limits = _checked(limits)
-        return curve(self.name, graph, limits, self._considered(graph, table(scores, graph), limits))
+        values = table(scores, graph, self.signals)
+        return curve(self.name, graph, limits, self._considered(graph, values, limits))
 
     @final
     def decide(self, graph: Graph, scores: ScoreTable, budget: Budget | None, limits: Limits) -> Decision:

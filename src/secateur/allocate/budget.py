@@ -25,8 +25,8 @@ class Budget:
 
     A rule's knob moves in steps, often of several units at once, and stops at the largest cost within the
     budget that it reaches. With `spend`, units that it took then come back one by one, the last to go
-    first, while the budget holds: the cost comes within one unit of the budget, so that rules can be
-    compared at the same cost. The knob alone no longer tells the plan then.
+    first, while the budget holds: the cost comes within one unit of the budget, nothing that was paid for
+    is lost, and rules can be compared at the same cost. ``spend=False`` leaves the plan to the knob alone.
 
     Attributes:
         macs: Multiply-accumulate operations for one sample.
@@ -43,7 +43,7 @@ class Budget:
 
     macs: float | int | None = None
     params: float | int | None = None
-    spend: bool = False
+    spend: bool = True
 
     def __post_init__(self) -> None:
         """Checks the values."""
@@ -51,7 +51,7 @@ class Budget:
             object.__setattr__(self, name, _amount(name, value))
         if not isinstance(self.spend, bool):
             raise BudgetError(
-                f"budget: expected spend to be True or False, got {self.spend!r}. Write spend=True."
+                f"budget: expected spend to be True or False, got {self.spend!r}. Write spend=False."
             )
         if not self._asked():
             raise BudgetError(
@@ -60,7 +60,7 @@ class Budget:
 
     def as_settings(self) -> dict[str, JsonValue]:
         """What was asked for, by name, as it is written into a plan."""
-        return {**self._asked(), **({"spend": True} if self.spend else {})}
+        return {**self._asked(), **({} if self.spend else {"spend": False})}
 
     def targets(self, dense: Cost) -> dict[str, int]:
         """The largest whole cost that each entry allows."""

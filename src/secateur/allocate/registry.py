@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from secateur.allocate.base import Allocator
 from secateur.allocate.budget import Budget
+from secateur.allocate.emp import EMP
+from secateur.allocate.erk import ERK
+from secateur.allocate.global_ranking import Global
+from secateur.allocate.lamp import LAMP
 from secateur.allocate.limits import Limits
+from secateur.allocate.owl import OWL
 from secateur.allocate.signals import ScoreTable
 from secateur.allocate.tod import ToD
 from secateur.allocate.uniform import Uniform
@@ -39,12 +44,15 @@ class Allocates(Protocol):
         """Decides which units go."""
 
 
-_CLASSES: Mapping[str, type[Allocator]] = MappingProxyType({rule.name: rule for rule in (ToD, Uniform)})
+_RULES: Mapping[str, Callable[[], Allocator]] = MappingProxyType(
+    {rule.name: rule for rule in (ToD, EMP, Uniform, Global, ERK, LAMP, OWL)}
+    | {"random": lambda: Uniform(removal="random")}
+)
 
 
 def names() -> tuple[str, ...]:
     """The names that `resolve` knows."""
-    return tuple(sorted(_CLASSES))
+    return tuple(sorted(_RULES))
 
 
 def resolve(allocator: str | Allocates) -> Allocates:
@@ -62,9 +70,9 @@ def resolve(allocator: str | Allocates) -> Allocates:
     """
     known = ", ".join(repr(name) for name in names())
     if isinstance(allocator, str):
-        if allocator not in _CLASSES:
+        if allocator not in _RULES:
             raise SettingError(f"allocator: expected one of {known}, got {allocator!r}. Name one of these.")
-        return _CLASSES[allocator]()
+        return _RULES[allocator]()
     if isinstance(allocator, type) or not isinstance(allocator, Allocates):
         raise SettingError(
             f"allocator: expected a name ({known}) or an object with signals and allocate(graph, scores, "

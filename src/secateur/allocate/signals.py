@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from secateur.allocate.limits import shorten
 from secateur.errors import ScoreError
 from secateur.graph.groups import Group
+from secateur.score.combination import Asked, name_of, with_combinations
 from secateur.score.scores import Scores
 
 if TYPE_CHECKING:
@@ -20,15 +21,17 @@ ScoreTable: TypeAlias = Mapping[str, Mapping[str, NDArray[np.float64]]]
 """Signal name, then group name, to one value per unit. [group.size] Higher is worth more."""
 
 
-def table(scores: Scores | ScoreTable, graph: Graph) -> ScoreTable:
+def table(scores: Scores | ScoreTable, graph: Graph, asked: Iterable[Asked] = ()) -> ScoreTable:
     """The bare numbers of what `sc.score` gave, or of a mapping that a person made.
+
+    Combinations of signals that `asked` has are computed from scores of their parts.
 
     Raises:
         ScoreError: The scores are of another model, or neither of these.
     """
     if isinstance(scores, Scores):
         scores.check(graph)
-        return scores.values
+        return with_combinations(scores, (a for a in asked if name_of(a) not in scores)).values
     if isinstance(scores, Mapping):
         return scores
     raise ScoreError(
@@ -37,12 +40,13 @@ def table(scores: Scores | ScoreTable, graph: Graph) -> ScoreTable:
     )
 
 
-def vector(scores: ScoreTable, signal: str, group: Group) -> NDArray[np.float64]:
+def vector(scores: ScoreTable, asked: Asked, group: Group) -> NDArray[np.float64]:
     """One signal's scores of one group, [group.size].
 
     Raises:
         ScoreError: The signal or the group was not scored, or the scores are not one finite number per unit.
     """
+    signal = name_of(asked)
     if signal not in scores:
         raise ScoreError(
             f"allocate: expected scores of signal {signal!r}, got only {shorten(scores)}. "

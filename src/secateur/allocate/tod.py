@@ -26,6 +26,7 @@ from secateur.allocate.signals import ScoreTable, vector
 from secateur.allocate.staircase import Staircase
 from secateur.allocate.uniform import Uniform
 from secateur.errors import ConstantScoresWarning, ScoreError
+from secateur.score.combination import Asked, name_of
 
 if TYPE_CHECKING:
     from secateur.graph.graph import Graph
@@ -94,7 +95,7 @@ class ToD(Allocator):
 
     Attributes:
         tolerance: α, in [0, 1].
-        removal: Signal whose lowest scores go first.
+        removal: Signal whose lowest scores go first: a name (``"l1*wasserstein"`` too) or an instance.
         protection: Signal whose highest scores are to stay.
 
     Raises:
@@ -102,8 +103,8 @@ class ToD(Allocator):
     """
 
     tolerance: float = 0.1
-    removal: str = "wasserstein"
-    protection: str = "taylor"
+    removal: Asked = "wasserstein"
+    protection: Asked = "taylor"
     name: ClassVar[str] = "tod"
 
     def __post_init__(self) -> None:
@@ -111,9 +112,10 @@ class ToD(Allocator):
         object.__setattr__(self, "tolerance", fraction("ToD", "tolerance", self.tolerance, one=True))
 
     @property
-    def signals(self) -> tuple[str, ...]:
+    def signals(self) -> tuple[Asked, ...]:
         """The removal and the protection signal."""
-        return (self.removal,) if self.removal == self.protection else (self.removal, self.protection)
+        same = name_of(self.removal) == name_of(self.protection)
+        return (self.removal,) if same else (self.removal, self.protection)
 
     def knob(self, budget: Budget | None) -> float | None:
         """The tolerance."""
@@ -122,7 +124,7 @@ class ToD(Allocator):
     def settings(self, knob: float | None) -> dict[str, JsonValue]:
         """The tolerance that decided, and the two signals."""
         tolerance = None if knob is None else float(knob)
-        return {"tolerance": tolerance, "removal": self.removal, "protection": self.protection}
+        return {"tolerance": tolerance, "removal": name_of(self.removal), "protection": name_of(self.protection)}
 
     def steps(self, graph: Graph, scores: ScoreTable, limits: Limits) -> Mapping[str, Staircase]:
         """k(α), the largest allowed k with ToD(k) <= α: never falling in α, though ToD(k) is not in k."""
@@ -162,7 +164,7 @@ class ToD(Allocator):
             for name in decision.steps
         }
         constant: dict[str, list[str]] = {}
-        for signal, by_group in {self.removal: removal, self.protection: protection}.items():
+        for signal, by_group in {name_of(self.removal): removal, name_of(self.protection): protection}.items():
             for name, values in by_group.items():
                 if decision.removed[name] and values.min() == values.max():
                     constant.setdefault(name, []).append(signal)
@@ -187,7 +189,7 @@ class ToD(Allocator):
         if not any(decision.removed.values()):
             return None
         cost = graph.cost(decision.keep)
-        budget = decision.budget or Budget(macs=max(cost.macs, 1), spend=True)
+        budget = decision.budget or Budget(macs=max(cost.macs, 1))
         other = Uniform(removal=self.removal).decide(graph, scores, budget, limits)
         other_cost = graph.cost(other.keep)
         return {

@@ -16,6 +16,7 @@ from secateur.allocate.ranking import ascending
 from secateur.allocate.signals import ScoreTable, vector
 from secateur.allocate.staircase import Staircase
 from secateur.errors import SettingError
+from secateur.score.combination import Asked, name_of
 
 if TYPE_CHECKING:
     from secateur.graph.graph import Graph
@@ -30,14 +31,14 @@ class Uniform(Allocator):
 
     Attributes:
         ratio: Fraction removed, in [0, 1). None if a budget decides.
-        removal: Signal whose lowest scores go first.
+        removal: Signal whose lowest scores go first: a name (``"l1*wasserstein"`` too) or an instance.
 
     Raises:
         SettingError: `ratio` is out of range; on `allocate`, both or neither of ratio and budget is given.
     """
 
     ratio: float | None = None
-    removal: str = "magnitude"
+    removal: Asked = "magnitude"
     name: ClassVar[str] = "uniform"
 
     def __post_init__(self) -> None:
@@ -46,7 +47,7 @@ class Uniform(Allocator):
             object.__setattr__(self, "ratio", fraction("Uniform", "ratio", self.ratio))
 
     @property
-    def signals(self) -> tuple[str, ...]:
+    def signals(self) -> tuple[Asked, ...]:
         """The removal signal."""
         return (self.removal,)
 
@@ -62,7 +63,7 @@ class Uniform(Allocator):
 
     def settings(self, knob: float | None) -> dict[str, JsonValue]:
         """The ratio that decided, and the signal."""
-        return {"ratio": None if knob is None else float(knob), "removal": self.removal}
+        return {"ratio": None if knob is None else float(knob), "removal": name_of(self.removal)}
 
     def steps(self, graph: Graph, scores: ScoreTable, limits: Limits) -> Mapping[str, Staircase]:
         """K units go from ratio k / N on.

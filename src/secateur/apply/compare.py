@@ -74,7 +74,11 @@ def _all_double() -> Iterator[None]:
 
 def run_in_double(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
     """`run` on a float64 copy of the model and of the inputs, whatever casts the model makes."""
-    double = duplicate(model).double()
+    return run_doubled(duplicate(model).double(), args, kwargs)
+
+
+def run_doubled(double: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
+    """`run_in_double` for a model that is a float64 copy already."""
     args, kwargs = pytree.tree_map(
         lambda v: v.detach().double() if isinstance(v, torch.Tensor) and v.is_floating_point() else v,
         (args, dict(kwargs)),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
@@ -34,7 +36,24 @@ def smaller_module(model: nn.Module, plan: Plan, sizes: Sizes | None = None) -> 
     for old, new in zip(model.modules(), small.modules(), strict=True):
         _update(old, new, by_identity)
     set_sizes(model, small, sizes or {})
+    _drop_emptied(small, removed)
     return small
+
+
+def _drop_emptied(small: nn.Module, removed: Mapping[str, Removed]) -> None:
+    """Take modules out of lists where the plan took all that their tensors hold: whole experts."""
+    for path, module in list(small.named_modules()):
+        if isinstance(module, nn.ModuleList):
+            stay = [
+                entry
+                for name, entry in module.named_children()
+                if not any(
+                    f"{path}.{name}.{leaf}" in removed and not tensor.numel()
+                    for leaf, tensor in entry.state_dict().items()
+                )
+            ]
+            if len(stay) < len(module):
+                module._modules = dict(zip(map(str, range(len(stay))), stay, strict=True))
 
 
 def _update(old: nn.Module, new: nn.Module, removed: dict[int, dict[int, NDArray[np.int64]]]) -> None:

@@ -48,7 +48,7 @@ class Region(Program):
 
 
 class Regions:
-    """Captured submodules of one model, each captured once.
+    """Captured submodules of one model; of those that differ in their weights alone one is captured.
 
     Args:
         model: The dense model; it is left as it was.
@@ -64,6 +64,7 @@ class Regions:
         self._graph = graph
         self._arguments: Arguments = (args, dict(kwargs))
         self._captured: dict[str, ExportedProgram | ApplyError] = {}
+        self._by_kind: dict[str, ExportedProgram | ApplyError] = {}
 
     def put(self, small: nn.Module, paths: Iterable[str], plan: Plan) -> None:
         """Replace submodules of a smaller model by their sliced programs, in place.
@@ -95,10 +96,13 @@ class Regions:
         except Exception:  # a model may take one batch size only
             calls = longer = _calls(self.model, paths, given)
         for path in paths:
-            try:
-                self._captured[path] = self._alone(path, calls[path], longer[path], batch_size(first))
-            except (ApplyError, CaptureError) as error:
-                self._captured[path] = ApplyError(f"apply: submodule {path}: {error}")
+            kind = _kind(self.model.get_submodule(path), calls[path])
+            if kind not in self._by_kind:
+                try:
+                    self._by_kind[kind] = self._alone(path, calls[path], longer[path], batch_size(first))
+                except (ApplyError, CaptureError) as error:
+                    self._by_kind[kind] = ApplyError(f"apply: submodule {path}: {error}")
+            self._captured[path] = self._by_kind[kind]
 
     def _alone(
         self, path: str, calls: list[Arguments], longer: list[Arguments], samples: int
@@ -121,13 +125,14 @@ class Regions:
         submodule = self.model.get_submodule(path)
         slots = self._graph.keep_slots(plan.keep)
         constants = Constants(
-            _labelled(path, program, self._graph), lambda labels: self._graph.kept_along(labels, slots)
+            _labelled(path, submodule, program, self._graph),
+            lambda labels: self._graph.kept_along(labels, slots),
         )
         sliced = build_program(submodule, program, constants)
         return Region(sliced, sliced.graph, class_name=type(submodule).__name__)
 
 
-def _labelled(path: str, program: ExportedProgram, graph: Graph) -> Walk:
+def _labelled(path: str, submodule: nn.Module, program: ExportedProgram, graph: Graph) -> Walk:
     """The labels of a submodule's program: those of its part of the whole program, operator by operator.
 
     Raises:
@@ -142,8 +147,9 @@ def _labelled(path: str, program: ExportedProgram, graph: Graph) -> Walk:
         arguments = zip(*(pytree.tree_leaves((n.args, n.kwargs)) for n in (ours, theirs)), strict=False)
         pairs += [(a, b) for a, b in arguments if isinstance(a, fx.Node) and isinstance(b, fx.Node)]
     own = {id(tensor_of(graph.program, t.name)): t.node for t in graph.tensors}
+    held = dict(submodule.named_parameters(remove_duplicate=False)) | dict(submodule.named_buffers())
     for node, _, name in lifted(program):
-        if name is not None and (known := own.get(id(tensor_of(program, name)))) is not None:
+        if (known := own.get(id(held.get(name or "")))) is not None:
             pairs.append((node, known))  # also those that nothing reads
     found = Walk()
     for ours, theirs in pairs:
@@ -216,6 +222,28 @@ def _count_open(program: ExportedProgram) -> int:
     inputs = set(program.graph_signature.user_inputs)
     values = [n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder" and n.name in inputs]
     return sum(is_open(size) for v in values if isinstance(v, torch.Tensor) for size in v.shape)
+
+
+def _kind(submodule: nn.Module, calls: list[Arguments]) -> str:
+    """Equal for submodules of the same classes, attributes and shapes, called alike."""
+    lines = [_described(call) for call in calls]
+    for name, module in submodule.named_modules():
+        held = {k: v for k, v in vars(module).items() if k not in _BASE and k != "training"}
+        lines.append(f"{name} {type(module)} { ({k: _text(v) for k, v in held.items()}) }")
+        lines += [f"{k} {tuple(t.shape)} {t.dtype}" for k, t in _own_tensors(module)]
+    return "\n".join(lines)
+
+
+_BASE = frozenset(vars(nn.Module()))
+"""What every module holds."""
+
+
+def _text(value: Any) -> str:
+    return repr(value) if _is_plain("", value) or isinstance(value, list | tuple) else f"object {id(value)}"
+
+
+def _own_tensors(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    return [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
 
 
 def _described(call: Arguments) -> str:

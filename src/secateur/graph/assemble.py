@@ -221,11 +221,12 @@ def _sites(
     found: list[list[Site]] = [[] for _ in range(count)]
     for produced in walk.produced:
         start = produced.node
-        if isinstance(walk.values[start], list):  # several outputs: the first is what the layer passes on
-            firsts = [u for u in start.users if operator_name(u) == "operator.getitem" and u.args[1] == 0]
-            if not firsts:
+        if isinstance(walk.values[start], list):  # several outputs: the first that is read is passed on
+            outputs = [u for u in start.users if operator_name(u) == "operator.getitem"]
+            outputs.sort(key=lambda u: (not u.users, u.args[1]))
+            if not outputs:
                 continue
-            start = firsts[0]
+            start = outputs[0]
         producer = _origin(walk, produced.weight)
         for node, stage in _stages(start):
             axes = walk.values[node]

@@ -306,7 +306,7 @@ def _budget(budget: Any) -> str:
         f"{'MACs' if name == 'macs' else 'parameters' if name == 'params' else name}"
         for name, value in budget.items()
         if name != "spend"
-    ) + (", spent to the last unit" if budget.get("spend") else "")
+    ) + (", as far as the rule's knob alone goes" if budget.get("spend") is False else "")
 
 
 def _setting(value: Any, *, solved: bool = False) -> str:

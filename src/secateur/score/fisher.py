@@ -32,8 +32,7 @@ class Fisher(Signal):
     Source: Theis et al. 2018, arXiv 1801.05787. As there, the gradients are those of the given labels: the
     empirical Fisher information, not that of labels drawn from the model.
 
-    Direction: large means that the task is sensitive to the unit, so it is to be protected. Says nothing
-    about a recurrent layer of which the model reads the last state only; see `GateTally`.
+    Direction: large means that the task is sensitive to the unit, so it is to be protected.
     """
 
     name: ClassVar[str] = "fisher"

@@ -20,9 +20,6 @@ class GateTally(SumTally):
     is the derivative of sample s's loss with respect to a factor of 1 on everything the unit shows: its
     members S_j, and the numbers m of their maps. So -d is, to first order, what removing the unit adds to the
     loss. A subclass says in `weigh` what is averaged.
-
-    A recurrent layer shows its output sequence. Where the model reads its last state only, no gradient
-    reaches the sequence, and all its units score 0.
     """
 
     def __init__(self, signal: Signal, context: Context) -> None:

@@ -30,8 +30,7 @@ class TaylorSample(Signal):
 
     `Taylor` takes the absolute value after adding up all samples: there, changes of opposite sign cancel.
 
-    Direction: large means that the task is sensitive to the unit, so it is to be protected. Says nothing
-    about a recurrent layer of which the model reads the last state only; see `GateTally`.
+    Direction: large means that the task is sensitive to the unit, so it is to be protected.
     """
 
     name: ClassVar[str] = "taylor_sample"

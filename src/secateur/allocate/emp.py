@@ -1,0 +1,239 @@
+"""Effective Model Pruning: keep as many units as the scores say there effectively are.
+
+Source: Effective Model Pruning, arXiv 2509.25606.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from pydantic import JsonValue
+
+from secateur.allocate.base import Allocator
+from secateur.allocate.budget import Budget
+from secateur.allocate.decision import Decision
+from secateur.allocate.leaving import split, staircase
+from secateur.allocate.limits import Limits
+from secateur.allocate.ranking import ranks
+from secateur.allocate.signals import ScoreTable, vector
+from secateur.allocate.staircase import Staircase
+from secateur.effective_size import SLACK, checked_beta, effective_number, sizes
+from secateur.errors import SettingError
+from secateur.graph.groups import Group
+from secateur.graph.weight import WeightGroup
+from secateur.score.combination import Asked, name_of
+
+if TYPE_CHECKING:
+    from secateur.graph.graph import Graph
+
+Scope = Literal["model", "layer", "row"]
+
+
+def retained_bound(size: ArrayLike, effective: ArrayLike, kept: ArrayLike) -> NDArray[np.float64]:
+    r"""The least share of the scores that their `kept` largest can hold, given their effective number.
+
+    Among all nonnegative ω of length N with sum 1 and sum of squares 1/M, it is the minimum of the sum T of
+    the k largest. With f(m) = min(1, k/m), the vector that is 1/m in its first m entries and 0 behind has
+    T = f(m). Such vectors, for m = 1 ... N, are the corners of the set of all sorted ω; T is linear there and
+    the sum of squares convex, so the minimum lies on an edge between two of them, m <= M <= n, where
+
+    .. math:: T_{m,n} = f(n) + \sqrt{\frac{1/M - 1/n}{1/m - 1/n}} \, (f(m) - f(n)).
+
+    Of all edges three can be lowest: (1, N), (1, ⌈M⌉) and (⌊M⌋, ⌈M⌉). For k <= m it falls with m where n is
+    fixed, so m is 1 or, where k <= ⌊M⌋, ⌊M⌋. With m = 1 every stationary point in n is a maximum, so n is one of
+    its ends, N or ⌈M⌉; with m = ⌊M⌋ it falls as n falls. The bound is attained, by a vector of at most two
+    different levels and zeros.
+
+    Args:
+        size: N.
+        effective: M, in [1, N].
+        kept: k, in [1, N].
+
+    Returns:
+        In [0, 1], float64, of the shape to which the arguments broadcast.
+
+    Example:
+        >>> float(retained_bound(4, 4, 3)), float(retained_bound(100, 1, 1))  # all equal; one alone
+        (0.75, 1.0)
+    """
+    n, k = np.asarray(size, dtype=np.float64), np.asarray(kept, dtype=np.float64)
+    m = np.clip(np.asarray(effective, dtype=np.float64), 1, n)
+    one, above, below = np.ones_like(m), np.ceil(m), np.floor(m)
+    edges = [_top(a, b, m, k) for a, b in ((one, n), (one, above), (below, above))]
+    found: NDArray[np.float64] = np.minimum(np.minimum(*edges[:2]), edges[2])
+    return found
+
+
+def _top(
+    m: NDArray[np.float64], n: NDArray[np.float64], effective: NDArray[np.float64], k: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """T on the edge between m and n."""
+    least, most = np.minimum(1, k / n), np.minimum(1, k / m)
+    width = np.where(m < n, 1 / m - 1 / n, 1)
+    share = np.where(m < n, np.sqrt(np.clip((1 / effective - 1 / n) / width, 0, 1)), 0)
+    found: NDArray[np.float64] = least + share * (most - least)
+    return found
+
+
+@dataclass(frozen=True)
+class EMP(Allocator):
+    """Keeps the floor(β·N_eff) units with the highest scores, at least one: see `sc.effective_size`.
+
+    A layer, or a model, whose scores are concentrated on few units keeps few; of equal scores all stay. β is
+    the one setting, for all layers alike. With a budget β is solved, and `beta` is not used: there each
+    layer keeps in proportion to its own effective number.
+
+    Of negative scores the absolute value counts. Scores that are all zero are equal: nothing tells the units
+    apart, so all stay.
+
+    Source: Effective Model Pruning, arXiv 2509.25606.
+
+    Attributes:
+        beta: β, above 0.
+        scope: What competes: the units of the whole ``model``, for scores that can be compared between
+            layers, those of each ``layer``, or, of single weights, those of each ``row``: of each output.
+        removal: Signal whose highest scores stay: a name (``"l1*wasserstein"`` too) or an instance.
+
+    Raises:
+        SettingError: A setting is out of range; on `allocate`, scope ``row`` without single weights.
+    """
+
+    beta: float = 1.0
+    scope: Scope = "layer"
+    removal: Asked = "magnitude"
+    name: ClassVar[str] = "emp"
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        object.__setattr__(self, "beta", checked_beta("EMP", self.beta))
+        if self.scope not in get_args(Scope):
+            raise SettingError(
+                f"EMP: expected scope to be 'model', 'layer' or 'row', got {self.scope!r}. Name one of these."
+            )
+
+    @property
+    def signals(self) -> tuple[Asked, ...]:
+        """The removal signal."""
+        return (self.removal,)
+
+    def knob(self, budget: Budget | None) -> float | None:
+        """−β: turning it up removes more."""
+        return -self.beta
+
+    def settings(self, knob: float | None) -> dict[str, JsonValue]:
+        """The β that decided, the scope and the signal."""
+        return {"beta": None if knob is None else -float(knob), "scope": self.scope, "removal": name_of(self.removal)}
+
+    def steps(self, graph: Graph, scores: ScoreTable, limits: Limits) -> Mapping[str, Staircase]:
+        """The unit of descending rank j in its scope goes where fewer than j + 1 are kept; rank 0 never."""
+        groups = limits.considered(graph.groups)
+        values = {g.name: np.abs(vector(scores, self.removal, g)) for g in groups}
+        if self.scope == "model":
+            whole = np.concatenate(list(values.values()))
+            parts = split(_leaves(whole[None]), groups)
+        else:
+            parts = {g.name: _leaves(self._rows(g, values[g.name])) for g in groups}
+        return {name: staircase(leaves) for name, leaves in parts.items()}
+
+    def _rows(self, group: Group, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The scores that compete with each other, in rows. [rows, members]"""
+        if self.scope != "row":
+            return values[None]
+        if not isinstance(group, WeightGroup):
+            raise SettingError(
+                f"EMP: expected single weights for scope 'row', got the units of {group.name!r}. "
+                "Use scope 'layer', or granularity 'weight'."
+            )
+        return values.reshape(group.rows)
+
+    def certificates(
+        self, graph: Graph, scores: ScoreTable, limits: Limits, decision: Decision
+    ) -> dict[str, JsonValue]:
+        """How much of the scores stays, and how much had to, by `retained_bound`.
+
+        Limits and spending a budget only add to what β keeps, so the bound, which is that of β, holds for
+        what is kept in the end.
+
+        Returns:
+            ``beta``; for each of ``groups`` and for the ``whole``: ``units``, ``kept``, and ``mass``, the share of
+            the scores that stays; where a scope has its own β·N_eff also ``effective``, ``allowed``, the number
+            that β keeps, and ``bound``, the least that ``mass`` can be: in scope ``model`` for the whole, else for
+            each group, and there for rows their sum. ``mass`` and ``bound`` are None where all scores are 0.
+        """
+        beta = None if decision.knob is None else -float(decision.knob)
+        keep = decision.keep
+        values = {
+            g.name: np.abs(vector(scores, self.removal, g)) for g in limits.considered(graph.groups)
+        }
+        whole = np.concatenate(list(values.values()))
+        kept = np.concatenate([keep[name] for name in values])
+        by_model = self.scope == "model"
+        return {
+            "beta": beta,
+            "scope": self.scope,
+            "whole": _retained(whole, kept, whole[None] if by_model else None, beta),
+            "groups": {
+                g.name: _retained(
+                    values[g.name], keep[g.name], None if by_model else self._rows(g, values[g.name]), beta
+                )
+                for g in limits.considered(graph.groups)
+            },
+        }
+
+
+def _leaves(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The −β from which on each score is not kept, all rows in one. [rows, members] to [rows * members]
+
+    It is the largest float β at which the score is not among those that `sizes` keeps.
+    """
+    rows, members = values.shape
+    # Descending ranks; of equal scores the lowest index is kept longest.
+    place = members - 1 - np.stack([ranks(row) for row in values])
+    effective = effective_number(values, 1)[:, None]
+    leaves = np.full(place.shape, np.inf)
+    others = place > 0
+    leaves[others] = -_last_beta(place[others], np.broadcast_to(effective, place.shape)[others])
+    return leaves.reshape(-1)
+
+
+def _last_beta(place: NDArray[np.int64], effective: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The largest float β at which `sizes` keeps no more than `place`, 1 or more, of any number of scores."""
+    # A few units in the last place too high, then down one by one.
+    beta = (place + 1) / (effective * (1 + SLACK)) * (1 + 2e-15)
+    while (over := sizes(effective, beta, np.inf) > place).any():
+        beta = np.where(over, np.nextafter(beta, 0), beta)
+    return beta
+
+
+def _retained(
+    values: NDArray[np.float64],
+    keep: NDArray[np.bool_],
+    rows: NDArray[np.float64] | None,
+    beta: float | None,
+) -> dict[str, JsonValue]:
+    """What stays of some scores, and what had to stay of the rows that they consist of."""
+    top = float(values.max())
+    scaled = values / (top or 1.0)
+    total = math.fsum(scaled)
+    found: dict[str, JsonValue] = {
+        "units": len(values),
+        "kept": int(keep.sum()),
+        "mass": math.fsum(scaled[keep]) / total if top else None,
+    }
+    if rows is None:
+        return found
+    effective = effective_number(rows, 1)
+    members = rows.shape[1]
+    allowed = np.full(len(rows), members) if beta is None else sizes(effective, beta, members)
+    share = (rows / (top or 1.0)).sum(1) / (total or 1.0)
+    bound = float((retained_bound(members, effective, allowed) * share).sum())
+    return found | {
+        "effective": float(effective.sum()),
+        "allowed": int(allowed.sum()),
+        "bound": bound if top else None,
+    }

@@ -1,0 +1,100 @@
+"""Erdős–Rényi–kernel densities: small layers are kept denser."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import JsonValue
+
+from secateur.allocate.base import Allocator
+from secateur.allocate.budget import Budget
+from secateur.allocate.checks import fraction
+from secateur.allocate.density import by_density
+from secateur.allocate.limits import Limits
+from secateur.allocate.signals import ScoreTable, vector
+from secateur.allocate.staircase import Staircase
+from secateur.errors import SettingError
+from secateur.graph.groups import Group
+from secateur.graph.weight import WeightGroup
+from secateur.score.combination import Asked, name_of
+
+if TYPE_CHECKING:
+    from secateur.graph.graph import Graph
+
+
+def factor(group: Group) -> float:
+    """The sum of a weight tensor's lengths over their product: the layer's density, up to a common factor.
+
+    Raises:
+        SettingError: The group is no weight tensor.
+    """
+    if not isinstance(group, WeightGroup):
+        raise SettingError(
+            f"ERK: expected weight tensors, whose shapes say their densities, got the units of "
+            f"{group.name!r}. Use granularity 'weight', or another rule."
+        )
+    return sum(group.shape) / math.prod(group.shape)
+
+
+@dataclass(frozen=True)
+class ERK(Allocator):
+    r"""Densities in proportion to the sum of a weight tensor's lengths over their product.
+
+    .. math:: d_l = \min\Bigl(c, \varepsilon \frac{n_{in} + n_{out} + k_h + k_w}{n_{in} n_{out} k_h k_w}\Bigr)
+
+    with ε solved for the budget, so what the cap takes from one layer is given to the others in the same
+    proportions. The lowest scores of each layer go. Only for single weights.
+
+    Source: Mocanu et al. 2018, arXiv 1707.04780, for linear layers, and Evci et al. 2020, RigL, arXiv
+    1911.11134, for kernels; both with c = 1. With c below 1 no layer is left dense: small layers, such as 1×1
+    shortcuts, give weights too.
+
+    Attributes:
+        cap: c, the highest density, in (0, 1].
+        removal: Signal whose lowest scores go first: a name or an instance.
+
+    Raises:
+        SettingError: A setting is out of range; on `allocate`, there is no budget or there are no weights.
+    """
+
+    cap: float = 1.0
+    removal: Asked = "magnitude"
+    name: ClassVar[str] = "erk"
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        object.__setattr__(self, "cap", fraction("ERK", "cap", self.cap, one=True))
+        if self.cap == 0:
+            raise SettingError("ERK: expected cap in (0, 1], got 0. Write cap=1.0.")
+
+    @property
+    def signals(self) -> tuple[Asked, ...]:
+        """The removal signal."""
+        return (self.removal,)
+
+    def knob(self, budget: Budget | None) -> float | None:
+        """None: a budget decides."""
+        if budget is None:
+            raise SettingError("ERK: expected a budget, got none. Write Budget(sparsity=0.9), for example.")
+        return None
+
+    def settings(self, knob: float | None) -> dict[str, JsonValue]:
+        """The factor ε that decided, the cap and the signal."""
+        epsilon = None if knob is None or np.isneginf(knob) else -float(knob)
+        return {"epsilon": epsilon, "cap": self.cap, "removal": name_of(self.removal)}
+
+    def steps(self, graph: Graph, scores: ScoreTable, limits: Limits) -> Mapping[str, Staircase]:
+        """The knob is −ε; at a very small value of it the densities are the cap."""
+        groups = {g.name: g for g in limits.considered(graph.groups)}
+        largest = max(1 / factor(group) for group in groups.values())
+
+        def knob(name: str, density: NDArray[np.float64]) -> NDArray[np.float64]:
+            # Where the cap alone asks for it, the unit goes before ε has any say.
+            return np.where(density >= self.cap, -largest, -density / factor(groups[name]))
+
+        return by_density({name: vector(scores, self.removal, g) for name, g in groups.items()}, knob)

@@ -1,0 +1,136 @@
+"""One ranking of all units."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import JsonValue
+
+from secateur.allocate.base import Allocator
+from secateur.allocate.budget import Budget
+from secateur.allocate.checks import fraction
+from secateur.allocate.leaving import split, staircase
+from secateur.allocate.limits import Limits
+from secateur.allocate.ranking import ascending, ranks
+from secateur.allocate.signals import ScoreTable, vector
+from secateur.allocate.staircase import Staircase
+from secateur.errors import ScoreError, SettingError
+from secateur.score.combination import Asked, name_of
+
+if TYPE_CHECKING:
+    from secateur.graph.graph import Graph
+
+Vector = NDArray[np.float64]
+
+
+def lamp(scores: Vector) -> Vector:
+    """Each score's square over the sum of its own and all larger ones' squares, in (0, 1]. [group.size]
+
+    The largest of a group is 1. Of equal scores the lowest index counts as the largest.
+
+    Source: Lee et al. 2021, Layer-adaptive Sparsity for the Magnitude-based Pruning, arXiv 2010.07611.
+
+    Example:
+        >>> lamp(np.array([2.0, 1.0, 2.0])).tolist()
+        [1.0, 0.1111111111111111, 0.5]
+    """
+    order = ascending(scores)
+    top = float(np.abs(scores).max())
+    squares = np.square(scores[order] / (top or 1.0))
+    sums = np.cumsum(squares[::-1])[::-1]
+    found = np.empty(len(scores))
+    found[order] = squares / np.where(sums > 0, sums, 1.0)
+    return found
+
+
+def _by_mean(scores: Vector) -> Vector:
+    return _over(scores, float(scores.mean()))
+
+
+def _by_max(scores: Vector) -> Vector:
+    return _over(scores, float(scores.max()))
+
+
+def _over(scores: Vector, whole: float) -> Vector:
+    return scores / whole if whole > 0 else np.zeros(len(scores))
+
+
+NORMALISE: Mapping[str, Callable[[Vector], Vector]] = MappingProxyType(
+    {"none": lambda scores: scores, "mean": _by_mean, "max": _by_max, "lamp": lamp}
+)
+"""How scores of a group are made comparable with those of others."""
+
+
+@dataclass(frozen=True)
+class Global(Allocator):
+    """Removes the units with the lowest scores of the whole model, one threshold for all groups.
+
+    With a budget the threshold is solved; each number of units is a step. Of equal scores the unit of the
+    earliest group, and there the lowest index, is kept. Units that `Limits` hold back stay; no others go in
+    their place, except under a budget.
+
+    Attributes:
+        ratio: Fraction of all units removed, in [0, 1). None if a budget decides.
+        normalise: What makes scores of different groups comparable: ``mean`` and ``max`` divide by the
+            group's own, ``lamp`` by the sum of what is larger (see `LAMP`), ``none`` leaves them as they are,
+            for signals in one unit, as ``taylor`` is.
+        removal: Signal whose lowest scores go first: a name (``"l1*wasserstein"`` too) or an instance.
+
+    Raises:
+        SettingError: A setting is none of these; on `allocate`, both or neither of ratio and budget is given.
+        ScoreError: On `allocate`, scores that are to be divided are negative.
+    """
+
+    ratio: float | None = None
+    normalise: str = "mean"
+    removal: Asked = "magnitude"
+    name: ClassVar[str] = "global"
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        if self.ratio is not None:
+            object.__setattr__(self, "ratio", fraction(type(self).__name__, "ratio", self.ratio))
+        if self.normalise not in NORMALISE:
+            raise SettingError(
+                f"Global: expected normalise to be one of {', '.join(NORMALISE)}, got {self.normalise!r}. "
+                "Name one of these."
+            )
+
+    @property
+    def signals(self) -> tuple[Asked, ...]:
+        """The removal signal."""
+        return (self.removal,)
+
+    def knob(self, budget: Budget | None) -> float | None:
+        """The ratio."""
+        if (self.ratio is None) == (budget is None):
+            name, got = type(self).__name__, "neither" if budget is None else "both"
+            raise SettingError(
+                f"{name}: expected either a ratio or a budget, got {got}. "
+                f"Write {name}(ratio=0.25), or {name}() with a budget."
+            )
+        return self.ratio
+
+    def settings(self, knob: float | None) -> dict[str, JsonValue]:
+        """The ratio that decided, the normalisation and the signal."""
+        ratio = None if knob is None else float(knob)
+        return {"ratio": ratio, "normalise": self.normalise, "removal": name_of(self.removal)}
+
+    def steps(self, graph: Graph, scores: ScoreTable, limits: Limits) -> Mapping[str, Staircase]:
+        """The unit of ascending rank i among all N goes from ratio (i + 1) / N on."""
+        groups = limits.considered(graph.groups)
+        values = {g.name: vector(scores, self.removal, g) for g in groups}
+        for name, found in values.items():
+            if self.normalise != "none" and found.min() < 0:
+                raise ScoreError(
+                    f"Global: expected scores of 0 or more to divide, got {found.min()} in {name!r}. "
+                    'Do use normalise="none".'
+                )
+        whole = np.concatenate([NORMALISE[self.normalise](found) for found in values.values()])
+        leaves = split((ranks(whole) + 1) / len(whole), groups)
+        return {name: staircase(found) for name, found in leaves.items()}

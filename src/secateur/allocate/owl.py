@@ -1,0 +1,98 @@
+"""Outlier-weighted layers: what has many outliers keeps more."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from numbers import Real
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import JsonValue
+
+from secateur.allocate.base import Allocator
+from secateur.allocate.budget import Budget
+from secateur.allocate.checks import fraction
+from secateur.allocate.density import by_density
+from secateur.allocate.limits import Limits
+from secateur.allocate.signals import ScoreTable, vector
+from secateur.allocate.staircase import Staircase
+from secateur.errors import SettingError
+from secateur.score.combination import Asked, name_of
+
+if TYPE_CHECKING:
+    from secateur.graph.graph import Graph
+
+
+def outliers(scores: NDArray[np.float64], above: float) -> float:
+    """The share of the scores that are larger than `above` times their mean, in [0, 1]."""
+    return float((scores > above * scores.mean()).mean())
+
+
+@dataclass(frozen=True)
+class OWL(Allocator):
+    r"""Layers with many outliers among their scores are kept denser, within a band around the common density.
+
+    .. math:: d_l = \min\Bigl(1, t + 2\lambda \frac{D_l - \min D}{\max D - \min D} - \lambda\Bigr)
+
+    where D_l is the share of layer l's scores above M times their mean, and t is solved for the budget. The
+    lowest scores of each layer go.
+
+    Source: Yin et al. 2024, Outlier Weighed Layerwise Sparsity, arXiv 2310.05175. Departures: the layers are
+    the groups themselves, where the paper takes whole transformer blocks; the band is centred so that the
+    budget is met, counting each layer by its size, where the paper takes the plain mean over layers.
+
+    Attributes:
+        above: M.
+        width: λ, half the width of the band, in [0, 1).
+        removal: Signal whose lowest scores go first; the paper's is ``wanda``, of single weights.
+
+    Raises:
+        SettingError: A setting is out of range; on `allocate`, there is no budget.
+    """
+
+    above: float = 5.0
+    width: float = 0.08
+    removal: Asked = "magnitude"
+    name: ClassVar[str] = "owl"
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        object.__setattr__(self, "width", fraction("OWL", "width", self.width))
+        if isinstance(self.above, bool) or not isinstance(self.above, Real) or not 0 < self.above < math.inf:
+            raise SettingError(f"OWL: expected above to be a number over 0, got {self.above!r}. Write above=5.")
+
+    @property
+    def signals(self) -> tuple[Asked, ...]:
+        """The removal signal."""
+        return (self.removal,)
+
+    def knob(self, budget: Budget | None) -> float | None:
+        """None: a budget decides."""
+        if budget is None:
+            raise SettingError("OWL: expected a budget, got none. Write Budget(sparsity=0.5), for example.")
+        return None
+
+    def settings(self, knob: float | None) -> dict[str, JsonValue]:
+        """The density t around which the band lies, and what was set."""
+        return {
+            "density": None if knob is None else -float(knob),
+            "above": float(self.above),
+            "width": self.width,
+            "removal": name_of(self.removal),
+        }
+
+    def steps(self, graph: Graph, scores: ScoreTable, limits: Limits) -> Mapping[str, Staircase]:
+        """The knob is −t: the unit at place i of N goes where the density is not above 1 − (i + 1) / N."""
+        values = {g.name: vector(scores, self.removal, g) for g in limits.considered(graph.groups)}
+        shares = {name: outliers(found, self.above) for name, found in values.items()}
+        low, high = min(shares.values()), max(shares.values())
+        span = high - low or 1.0
+
+        def knob(name: str, density: NDArray[np.float64]) -> NDArray[np.float64]:
+            offset = 2 * self.width * (shares[name] - low) / span - self.width
+            return offset - density
+
+        return by_density(values, knob)
