@@ -54,7 +54,7 @@ class VerificationError(SecateurError, AssertionError):
 
 
 class ArtifactError(SecateurError, ValueError):
-    """A saved model, score table or checkpoint is missing, damaged, foreign, or newer than this version can read."""
+    """A saved model, score table or checkpoint is missing, damaged, foreign, or newer than this version."""
 
 
 class ConstantScoresWarning(UserWarning):

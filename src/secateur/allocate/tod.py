@@ -124,7 +124,11 @@ class ToD(Allocator):
     def settings(self, knob: float | None) -> dict[str, JsonValue]:
         """The tolerance that decided, and the two signals."""
         tolerance = None if knob is None else float(knob)
-        return {"tolerance": tolerance, "removal": name_of(self.removal), "protection": name_of(self.protection)}
+        return {
+            "tolerance": tolerance,
+            "removal": name_of(self.removal),
+            "protection": name_of(self.protection),
+        }
 
     def steps(self, graph: Graph, scores: ScoreTable, limits: Limits) -> Mapping[str, Staircase]:
         """k(α), the largest allowed k with ToD(k) <= α: never falling in α, though ToD(k) is not in k."""
@@ -164,7 +168,10 @@ class ToD(Allocator):
             for name in decision.steps
         }
         constant: dict[str, list[str]] = {}
-        for signal, by_group in {name_of(self.removal): removal, name_of(self.protection): protection}.items():
+        for signal, by_group in {
+            name_of(self.removal): removal,
+            name_of(self.protection): protection,
+        }.items():
             for name, values in by_group.items():
                 if decision.removed[name] and values.min() == values.max():
                     constant.setdefault(name, []).append(signal)
