@@ -48,7 +48,7 @@ class _Content(BaseModel):
     form: Form
     note: str
     repairs: tuple[dict[str, Any], ...]
-    sizes: dict[str, int | list[int]]
+    sizes: dict[str, bool | int | list[int]]
     captured: tuple[str, ...]
     tied: dict[str, str]
     tensors_sha256: str
@@ -140,7 +140,7 @@ def _shape(model: nn.Module, plan: Plan, content: _Content, example_inputs: Any)
     if content.form == "graph":
         return smaller_program(model, graph, plan)[0]
     small = smaller_module(model, plan, content.sizes)
-    Regions(model, graph, args, kwargs).put(small, content.captured, plan)
+    Regions(model, args, kwargs).put(small, content.captured, graph, plan)
     return small
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +229,17 @@ def test_submodules_that_differ_in_weights_alone_are_captured_once(
     small = sc.apply(model, plan, "module", graph=graph, example_inputs=x)
     assert len(calls) == captures
     assert sc.verify(model, small, plan, x).difference < 1e-12
+
+
+def test_nothing_outlives_the_trace(case: tuple[nn.Module, Tensor, set[str]]) -> None:
+    model, x, _ = case
+    graph = sc.trace(model, x)
+    small = sc.apply(model, plan_of(graph), "module", graph=graph, example_inputs=x)
+    gone = weakref.ref(graph)
+    del graph
+    gc.collect()
+    assert gone() is None
+    assert small(x).isfinite().all()
 
 
 def test_code_of_the_model_itself_needs_form_graph() -> None:

@@ -47,7 +47,7 @@ def proven_module(
         ApplyError: If there is no such module.
     """
     program, changes = smaller_program(model, graph, plan)
-    trial = _Trial(model, plan, run(program, args, kwargs), args, kwargs)
+    trial = _Trial(model, graph, plan, run(program, args, kwargs), args, kwargs)
     regions = _regions(model, graph, args, kwargs)
     guesses = list(changes.guesses(model))
     owners = frozenset(path for path in changes.owners if not follows(model.get_submodule(path)))
@@ -68,13 +68,13 @@ def proven_module(
 
 
 _REGIONS: WeakKeyDictionary[Graph, Regions] = WeakKeyDictionary()
-"""What was captured for a trace serves every further plan."""
+"""What was captured for a trace serves every further plan, as long as the trace lives."""
 
 
 def _regions(model: nn.Module, graph: Graph, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Regions:
     found = _REGIONS.get(graph)
     if found is None or found.model is not model:
-        found = _REGIONS[graph] = Regions(model, graph, args, kwargs)
+        found = _REGIONS[graph] = Regions(model, args, kwargs)
     return found
 
 
@@ -91,6 +91,7 @@ class _Trial:
     """Builds smaller modules and compares them with what the sliced program computes."""
 
     model: nn.Module
+    graph: Graph
     plan: Plan
     expected: list[torch.Tensor]
     args: tuple[Any, ...]
@@ -114,7 +115,7 @@ class _Trial:
         captured: frozenset[str] = frozenset()
         while True:
             small = smaller_module(self.model, self.plan, sizes)
-            regions.put(small, captured, self.plan)
+            regions.put(small, captured, self.graph, self.plan)
             try:
                 _prove(small, self.expected, self.args, self.kwargs)
             except ApplyError as error:

@@ -52,22 +52,24 @@ class Regions:
 
     Args:
         model: The dense model; it is left as it was.
-        graph: Its trace.
         args: Positional arguments of the model.
         kwargs: Keyword arguments.
     """
 
-    def __init__(
-        self, model: nn.Module, graph: Graph, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         self.model = model
-        self._graph = graph
         self._arguments: Arguments = (args, dict(kwargs))
         self._captured: dict[str, ExportedProgram | ApplyError] = {}
         self._by_kind: dict[str, ExportedProgram | ApplyError] = {}
 
-    def put(self, small: nn.Module, paths: Iterable[str], plan: Plan) -> None:
+    def put(self, small: nn.Module, paths: Iterable[str], graph: Graph, plan: Plan) -> None:
         """Replace submodules of a smaller model by their sliced programs, in place.
+
+        Args:
+            small: The smaller model.
+            paths: Which submodules.
+            graph: The trace of the dense model.
+            plan: What went.
 
         Raises:
             ApplyError: If one cannot be captured alone, or its program cannot follow the plan.
@@ -79,7 +81,7 @@ class Regions:
             if isinstance(found, ApplyError):
                 raise found
             replaced = small.get_submodule(path)
-            region = self._sliced(path, found, plan)
+            region = self._sliced(path, found, graph, plan)
             region.meta[_ATTRIBUTES] = {k: v for k, v in vars(replaced).items() if _is_plain(k, v)}
             region.train(replaced.training)
             parent, _, leaf = path.rpartition(".")

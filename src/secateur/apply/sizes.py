@@ -19,7 +19,7 @@ from torch import fx, nn
 from secateur.errors import ArtifactError
 
 Sizes = Mapping[str, Any]
-"""``module.path.attribute`` -> its new value, an integer or a list of integers; see `set_sizes`."""
+"""``module.path.attribute`` -> its new value: an integer, a list of them, or a boolean; see `set_sizes`."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def set_sizes(dense: nn.Module, small: nn.Module, sizes: Sizes) -> None:
         old = _step(_reach(dense, path), name)
         if _step(_reach(small, path), name) != old or not _same_kind(old, value):
             continue
-        new = value if _is_size(old) else type(old)(value)
+        new = type(old)(value) if isinstance(old, list | tuple) else value
         holder = _reach(small, path, own=True)
         if isinstance(holder, MutableMapping):
             holder[name] = new
@@ -207,9 +207,9 @@ def _step(holder: Any, part: str) -> Any:
 
 
 def _same_kind(old: Any, value: Any) -> bool:
-    """True for an integer in place of one, or as many in place of a sequence: artefacts hold no more."""
-    if _is_size(old):
-        return _is_size(value)
+    """True for a number or a boolean in place of one, or as many in place of a sequence: artefacts hold no more."""
+    if isinstance(old, int):
+        return type(old) is type(value)
     return isinstance(old, list | tuple) and isinstance(value, list) and len(old) == len(value)
 
 
