@@ -47,10 +47,8 @@ def _drop_emptied(small: nn.Module, removed: Mapping[str, Removed]) -> None:
             stay = [
                 entry
                 for name, entry in module.named_children()
-                if not any(
-                    f"{path}.{name}.{leaf}" in removed and not tensor.numel()
-                    for leaf, tensor in entry.state_dict().items()
-                )
+                if not all(f"{path}.{name}.{leaf}" in removed for leaf in entry.state_dict())
+                or any(tensor.numel() for tensor in entry.state_dict().values())
             ]
             if len(stay) < len(module):
                 module._modules = dict(zip(map(str, range(len(stay))), stay, strict=True))

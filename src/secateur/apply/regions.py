@@ -123,13 +123,11 @@ class Regions:
                 return program
         raise ApplyError("expected it to take any batch size when captured alone, got a fixed one.")
 
-    def _sliced(self, path: str, program: ExportedProgram, plan: Plan) -> Region:
+    def _sliced(self, path: str, program: ExportedProgram, graph: Graph, plan: Plan) -> Region:
         submodule = self.model.get_submodule(path)
-        slots = self._graph.keep_slots(plan.keep)
-        constants = Constants(
-            _labelled(path, submodule, program, self._graph),
-            lambda labels: self._graph.kept_along(labels, slots),
-        )
+        slots = graph.keep_slots(plan.keep)
+        labelled = _labelled(path, submodule, program, graph)
+        constants = Constants(labelled, lambda labels: graph.kept_along(labels, slots))
         sliced = build_program(submodule, program, constants)
         return Region(sliced, sliced.graph, class_name=type(submodule).__name__)
 
