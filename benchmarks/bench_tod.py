@@ -1,9 +1,9 @@
 """ToD against Uniform with the same removal signal at equal MACs, with and without repair.
 
-    python -m benchmarks.bench_tod [network ...] [--removal SIGNAL] [--quick]
+    python -m benchmarks.bench_tod [network ...] [--inner] [--removal SIGNAL] [--quick]
 
 Both rules spend the budget to the last unit (the default), so they are compared within one unit of
-the same MACs. On ResNet-20 once over all groups and once over the inner channels of the blocks alone.
+the same MACs. With `--inner` residual streams stay as they are.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ SEEDS = (0, 1, 2, 3, 4)
 INNER = {"resnet20": ("conv1", "layer2.0.conv2", "layer3.0.conv2")}
 """Per network the groups that are left alone, for inner channels only: the residual streams."""
 
+STAGES = ("pruned", "batchnorm", "reconstruct")
+"""As pruned, after batch-norm re-estimation, and after refitting every layer."""
+
 Images = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -38,6 +41,8 @@ def compare(
     removal: str,
     budgets: Sequence[float],
     seeds: Sequence[int],
+    *,
+    inner: bool = False,
 ) -> list[dict[str, Any]]:
     """Every seed, scope, budget and rule: cost and accuracy of the pruned and of the repaired model."""
     runs = []
@@ -45,7 +50,7 @@ def compare(
         data = calibration(seed, *images)
         graph = sc.trace(model, data[0][0])
         scores = sc.score(graph, data, (removal, "taylor"), seed=seed, progress=False)
-        scopes = {"all": (), **({"inner": INNER[name]} if name in INNER else {})}
+        scopes = {"inner": INNER[name]} if inner else {"all": ()}
         rules = (sc.ToD(removal=removal), sc.Uniform(removal=removal))
         cases = [(s, b, r) for s in scopes for b in budgets for r in rules]
         for scope, budget, rule in cases:
@@ -54,13 +59,15 @@ def compare(
             }  # fmt: skip
             limits = sc.Limits(ignore=scopes[scope])
             try:
-                knob = rule.allocate(graph, scores, sc.Budget(macs=budget), limits, seed)
+                knob = rule.allocate(graph, scores, sc.Budget(macs=budget, spend=False), limits, seed)
                 plan = rule.allocate(graph, scores, sc.Budget(macs=budget), limits, seed)
             except sc.UnreachableBudgetError as error:
                 runs.append({**run, "unreachable": error.smallest})
                 continue
             small = sc.apply(model, plan, graph=graph, example_inputs=data[0][0])
-            repaired = sc.repair(small, model, data, "auto", seed=seed, progress=False)
+            stages = {"pruned": small}
+            for repair in STAGES[1:]:
+                stages[repair] = sc.repair(small, model, data, repair, graph=graph, seed=seed, progress=False)
             exchange: Any = plan.certificates.get("exchange")
             runs.append(
                 {
@@ -70,9 +77,10 @@ def compare(
                     "macs_by_the_knob_alone": knob.predicted.macs / plan.dense.macs,
                     "params": plan.predicted.params / plan.dense.params,
                     "kept": {g.name: [g.kept, g.size] for g in plan.groups},
-                    "top1_pruned": top1(small.eval(), *test),
-                    "top1_repaired": top1(repaired.eval(), *test),
-                    "repairs": [r["method"] for r in sc.record_of(repaired).repairs if r["kept"]],
+                    **{f"top1_{stage}": top1(m.eval(), *test) for stage, m in stages.items()},
+                    "repairs": [
+                        r["method"] for r in sc.record_of(stages["reconstruct"]).repairs if r["kept"]
+                    ],
                     "additive_loss": None if exchange is None else [exchange["loss"], exchange["other_loss"]],
                 }
             )
@@ -87,11 +95,11 @@ def summary(runs: Sequence[dict[str, Any]]) -> list[tuple[Any, ...]]:
         found = {n: [r for r in of_case if r["allocator"] == n and "macs" in r] for n in ("tod", "uniform")}
         cells: list[Any] = [network_, scope, budget]
         if not found["tod"] or not found["uniform"]:
-            rows.append((*cells, *["unreachable"] * 8))
+            rows.append((*cells, *["unreachable"] * 11))
             continue
         cells += [f"{statistics.mean(r['macs'] for r in found[n]):.4f}" for n in found]
-        for stage in ("top1_pruned", "top1_repaired"):
-            by_rule = {n: [100 * r[stage] for r in found[n]] for n in found}
+        for stage in STAGES:
+            by_rule = {n: [100 * r[f"top1_{stage}"] for r in found[n]] for n in found}
             cells += [_mean(values) for values in by_rule.values()]
             cells.append(_mean([a - b for a, b in zip(by_rule["tod"], by_rule["uniform"], strict=True)], "+"))
         rows.append(tuple(cells))
@@ -111,6 +119,7 @@ def main() -> None:
     parser.add_argument(
         "networks", nargs="*", metavar="network", help=f"default resnet20; {', '.join(NAMES)}"
     )
+    parser.add_argument("--inner", action="store_true", help="leave residual streams alone (resnet20)")
     parser.add_argument("--removal", default="wasserstein", help="removal signal of both rules")
     parser.add_argument(
         "--quick", action="store_true", help="one seed, two budgets, few images, no result file"
@@ -123,7 +132,7 @@ def main() -> None:
     for name in asked.networks or ("resnet20",):
         model = network(name)
         dense[name] = top1(model, *test)
-        runs += compare(name, model, images, test, asked.removal, budgets, seeds)
+        runs += compare(name, model, images, test, asked.removal, budgets, seeds, inner=asked.inner)
     shown = ", ".join(f"{name} {100 * value:.1f} %" for name, value in dense.items())
     print(
         f"CIFAR-10 (JPEG), top-1 in % on {len(test[1])} test images, mean ± standard deviation over "
@@ -131,13 +140,14 @@ def main() -> None:
     )
     headings = (
         "network", "groups", "budget", "MACs ToD", "MACs Uniform", "ToD", "Uniform", "difference",
-        "ToD repaired", "Uniform repaired", "difference",
+        "ToD batchnorm", "Uniform batchnorm", "difference", "ToD reconstruct", "Uniform reconstruct",
+        "difference",
     )  # fmt: skip
     print(results.table(headings, summary(runs)))
     if not asked.quick:
-        named = "_".join(
-            ["tod", *asked.networks, *([] if asked.removal == "wasserstein" else [asked.removal])]
-        )
+        parts = ["tod", *asked.networks]
+        parts += ["inner"] * asked.inner + [asked.removal] * (asked.removal != "wasserstein")
+        named = "_".join(parts)
         results.write(named, {"dense_top1": dense, "removal": asked.removal, "runs": runs})
 
 
