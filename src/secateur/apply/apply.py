@@ -14,12 +14,9 @@ from secateur.apply.record import Record, attach, record_of
 from secateur.apply.tensors import check_positions
 from secateur.errors import ApplyError, SettingError
 from secateur.graph.graph import Graph, fingerprint
-from secateur.graph.inputs import batch_size, samples_of
 from secateur.graph.trace import trace
 from secateur.models import device_of, unwrap
 from secateur.plan import Plan
-
-_PROOF_SAMPLES = 2
 
 FORMS = ("auto", "module", "graph", "masked")
 
@@ -72,8 +69,6 @@ def apply(
         graph = trace(model, (*args,) if not kwargs else kwargs, allow_inexact=not exact)
     if form == "graph":
         return attach(smaller_program(model, graph, plan)[0], Record(plan, "graph"))
-    if graph.static_batch is None:  # few samples prove as much as many
-        args, kwargs = samples_of((args, kwargs), [*range(min(_PROOF_SAMPLES, batch_size((args, kwargs))))])
     try:
         return proven_module(model, graph, plan, args, kwargs)
     except ApplyError as error:
