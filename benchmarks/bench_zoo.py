@@ -38,7 +38,7 @@ def main() -> None:
         try:
             found.append(walk(entry))
             print(f"{entry.name}: {sum(found[-1].seconds.values()):.1f} s", file=sys.stderr)
-        except (sc.SecateurError, AssertionError) as error:
+        except Exception as error:  # whatever goes wrong with one, the others are walked
             failed[entry.name] = f"{type(error).__name__}: {error}"
             print(f"{entry.name}: {failed[entry.name]}", file=sys.stderr)
         gc.collect()
