@@ -191,11 +191,12 @@ def test_limits_and_groups_to_leave_alone() -> None:
 def test_repair_is_judged_on_what_it_did_not_see() -> None:
     model = build("residual", torch.float32)
     result = sc.prune(model, loader(), allocator=sc.Uniform(ratio=0.4), **QUICK)
-    (tried,) = result.report.repairs
+    tried = result.report.repairs
     stages = [f.stage for f in result.report.figures]
-    assert stages == (["dense", "pruned", "repaired"] if tried["kept"] else ["dense", "pruned"])
+    kept = any(entry["kept"] for entry in tried)
+    assert stages == (["dense", "pruned", "repaired"] if kept else ["dense", "pruned"])
     assert result.report.figures[-1].loss <= result.report.figures[1].loss
-    assert tried["held_out_samples"] == 12
+    assert {entry["held_out_samples"] for entry in tried} == {12}
     bare = sc.prune(model, loader(), allocator=sc.Uniform(ratio=0.4), repair=None, **QUICK)
     assert bare.report.repairs == ()
     assert (

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import secateur as sc
-from secateur.repair.repair import REPAIRS, Repair, flush_subnormals
+from secateur.repair.repair import AUTO, NOTHING, REPAIRS, Repair, Work, flush_subnormals
 from tests.apply.plans import plan_of, random_plan
 from tests.graph.test_trace import assert_same, state_of
 from tests.models import TOPOLOGIES, build
@@ -40,9 +42,13 @@ def held(data: list[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
     return data[4::5]
 
 
+def by_method(model: nn.Module) -> dict[str, dict[str, Any]]:
+    return {tried["method"]: tried for tried in sc.record_of(model).repairs}
+
+
 @pytest.mark.parametrize("labels", [True, False])
 @pytest.mark.parametrize("form", ["module", "graph", "masked"])
-def test_held_out_data_never_measures_worse(form: str, labels: bool) -> None:
+def test_the_best_on_held_out_data_is_kept_and_never_measures_worse(form: str, labels: bool) -> None:
     dense, small = pruned(form)
     data = samples(labels=labels)
     before = state_of(small)
@@ -50,18 +56,33 @@ def test_held_out_data_never_measures_worse(form: str, labels: bool) -> None:
     assert_same(before, state_of(small))
     ours, theirs = (sc.evaluate(m, held(data), dense=dense) for m in (repaired, small))
     assert ours.loss <= theirs.loss
-    (tried,) = sc.record_of(repaired).repairs
-    assert tried["method"] == "batchnorm"
-    assert tried["kept"] == (tried["after"] < tried["before"])
-    assert tried["measure"] == ("loss" if labels else "distance to dense")
-    assert tried["before"] == pytest.approx(theirs.loss)
-    assert (tried["after"] if tried["kept"] else tried["before"]) == pytest.approx(ours.loss)
-    assert tried["held_out_samples"] == 16
+    tried = by_method(repaired)
+    assert [*tried] == [" + ".join(names) for names in AUTO]
+    best = min(tried.values(), key=lambda entry: entry["after"])
+    assert [entry for entry in tried.values() if entry["kept"]] == [best]
+    assert best["after"] == pytest.approx(ours.loss)
+    for entry in tried.values():
+        assert entry["measure"] == ("loss" if labels else "distance to dense")
+        assert entry["before"] == pytest.approx(theirs.loss)
+        assert entry["held_out_samples"] == 16
+    layers = tried["reconstruct"]["layers"]
+    assert set(layers) <= set(small.state_dict())
+    assert all(entry["damping"] is None or entry["damping"] > 0 for entry in layers.values())
+
+
+def test_what_auto_compares_is_what_the_methods_do_alone() -> None:
+    dense, small = pruned()
+    data = samples(labels=False)
+    tried = by_method(sc.repair(small, dense, data))
+    for names in (("variance",), ("reconstruct", "batchnorm")):
+        alone = sc.repair(small, dense, data, names)
+        entries = sc.record_of(alone).repairs
+        assert entries[-1]["after"] == pytest.approx(tried[" + ".join(names)]["after"])
 
 
 def test_what_helps_is_kept() -> None:
     dense, small = pruned()
-    repaired = sc.repair(small, dense, samples(labels=False))
+    repaired = sc.repair(small, dense, samples(labels=False), "batchnorm")
     (tried,) = sc.record_of(repaired).repairs
     assert tried["kept"]
     assert not torch.equal(repaired.norm1.running_mean, small.norm1.running_mean)
@@ -76,43 +97,47 @@ def test_what_hurts_is_taken_back(labels: bool) -> None:
     data = samples(labels=labels)
     foreign = [(x * 5 + 10, *rest) for x, *rest in data[:4]]
     repaired = sc.repair(same, dense, [*foreign, data[4]])
-    (tried,) = sc.record_of(repaired).repairs
-    assert not tried["kept"]
-    assert tried["after"] > tried["before"]
+    tried = by_method(repaired)
+    assert not any(entry["kept"] for entry in tried.values())
+    assert tried["batchnorm"]["after"] > tried["batchnorm"]["before"]
+    assert tried["reconstruct"]["why"] == NOTHING
     for name, tensor in same.state_dict().items():
         assert torch.equal(repaired.state_dict()[name], tensor), name
 
 
 def test_a_repair_that_breaks_the_model_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    def breaking(value: float) -> Callable[..., None]:
-        def run(small: nn.Module, dense: nn.Module, data: object, progress: bool) -> None:
+    def breaking(value: float) -> Callable[..., dict[str, Any]]:
+        def run(small: nn.Module, work: Work) -> dict[str, Any]:
             with torch.no_grad():
                 small.head[2].bias[0] = value
+            return {}
 
         return run
 
     dense, small = pruned()
     for labels in (True, False):
         for value in (math.nan, math.inf, 1e6):
-            monkeypatch.setitem(REPAIRS, "batchnorm", Repair("batchnorm", lambda m: True, breaking(value)))
-            repaired = sc.repair(small, dense, samples(labels=labels))
-            assert not sc.record_of(repaired).repairs[0]["kept"]
-            assert torch.equal(repaired.head[2].bias, small.head[2].bias)
+            monkeypatch.setitem(REPAIRS, "batchnorm", Repair("batchnorm", breaking(value)))
+            for methods in ("batchnorm", "auto"):
+                repaired = sc.repair(small, dense, samples(labels=labels), methods)
+                assert not by_method(repaired)["batchnorm"]["kept"]
+                assert abs(repaired.head[2].bias[0]) < 1e3
 
 
 def test_methods_work_on_what_the_one_before_left(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
-    def shift(small: nn.Module, dense: nn.Module, data: object, progress: bool) -> None:
+    def shift(small: nn.Module, work: Work) -> dict[str, Any]:
         seen.append(float(small.head[2].bias[0].detach()))
         with torch.no_grad():
             small.head[2].bias.copy_(dense.head[2].bias)
+        return {}
 
     dense, small = pruned()
     small = sc.repair(small, dense, samples(), None)
     with torch.no_grad():
         small.head[2].bias.add_(torch.linspace(50, -50, 5))
-    monkeypatch.setitem(REPAIRS, "shift", Repair("shift", lambda m: True, shift))
+    monkeypatch.setitem(REPAIRS, "shift", Repair("shift", shift))
     repaired = sc.repair(small, dense, samples(labels=False), ["shift", "shift"])
     first, second = sc.record_of(repaired).repairs
     assert (first["kept"], second["kept"]) == (True, False)
@@ -122,19 +147,17 @@ def test_methods_work_on_what_the_one_before_left(monkeypatch: pytest.MonkeyPatc
 
 def test_none_and_models_without_anything_to_repair() -> None:
     dense, small = pruned()
-    same = sc.repair(small, dense, samples(), None)
-    assert same is not small
-    assert sc.record_of(same).repairs == ()
+    for methods in (None, []):
+        same = sc.repair(small, dense, samples(), methods)
+        assert same is not small
+        assert sc.record_of(same).repairs == ()
     net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 5))
     graph = sc.trace(net, torch.zeros(2, 3))
     small = sc.apply(net, random_plan(graph), graph=graph)
-    repaired = sc.repair(small, net, [(torch.randn(4, 3), torch.arange(4)) for _ in range(5)])
-    (tried,) = sc.record_of(repaired).repairs
-    assert tried == {
-        "method": "batchnorm",
-        "kept": False,
-        "why": "the model has nothing that it could change",
-    }
+    data = [(torch.randn(4, 3), torch.arange(4)) for _ in range(5)]
+    (tried,) = sc.record_of(sc.repair(small, net, data, "batchnorm")).repairs
+    assert tried == {"method": "batchnorm", "kept": False, "why": NOTHING}
+    assert "why" not in by_method(sc.repair(small, net, data))["reconstruct"]
 
 
 def test_data_that_cannot_feed_a_repair_leaves_the_model_as_it_is() -> None:
@@ -142,12 +165,40 @@ def test_data_that_cannot_feed_a_repair_leaves_the_model_as_it_is() -> None:
     graph = sc.trace(net, torch.zeros(2, 6, dtype=torch.float64))
     small = sc.apply(net, random_plan(graph), graph=graph)
     singles = [(torch.randn(1, 6, dtype=torch.float64), torch.tensor([i % 5])) for i in range(10)]
-    repaired = sc.repair(small, net, singles)
+    repaired = sc.repair(small, net, singles, "batchnorm")
     (tried,) = sc.record_of(repaired).repairs
     assert not tried["kept"]
     assert "expected more than one value a channel" in tried["why"]
     rest = [(torch.randn(8, 6, dtype=torch.float64), torch.arange(8) % 5) for _ in range(6)] + singles[:1]
-    assert "why" not in sc.record_of(sc.repair(small, net, rest)).repairs[0]
+    assert "why" not in sc.record_of(sc.repair(small, net, rest, "batchnorm")).repairs[0]
+
+
+def test_eight_images_are_enough_to_try() -> None:
+    dense, small = pruned()
+    data = [tuple(t[:8] for t in samples(1, labels=False)[0])]
+    repaired = sc.repair(small, dense, data)
+    tried = sc.record_of(repaired).repairs
+    assert all(entry["held_out_samples"] == 8 for entry in tried)
+    assert min(tried, key=lambda entry: entry["after"])["kept"]
+    fresh = samples(4, labels=False, shift=0.01)
+    assert sc.evaluate(repaired, fresh, dense=dense).loss < sc.evaluate(small, fresh, dense=dense).loss
+
+
+def test_a_trace_at_hand_is_used_and_one_is_made_where_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    dense, small = pruned()
+    data = samples(labels=False)
+    graph = sc.trace(dense, data[0][0])
+    calls = []
+    module = importlib.import_module("secateur.repair.repair")
+    real = module.trace
+    monkeypatch.setattr(module, "trace", lambda *a, **k: calls.append(1) or real(*a, **k))
+    given = sc.repair(small, dense, data, "bias", graph=graph)
+    assert calls == []
+    sc.repair(small, dense, data, "batchnorm")
+    assert calls == []
+    made = sc.repair(small, dense, data, ["bias", "variance"])
+    assert calls == [1]
+    assert sc.record_of(given).repairs[0] == sc.record_of(made).repairs[0]
 
 
 def test_the_random_state_and_the_mode_are_left_alone() -> None:
@@ -161,7 +212,8 @@ def test_the_random_state_and_the_mode_are_left_alone() -> None:
 def test_refusals() -> None:
     dense, small = pruned()
     with pytest.raises(
-        sc.SettingError, match=r"repair: expected None, 'auto' or names among batchnorm, got 'magic'"
+        sc.SettingError,
+        match=r"repair: expected None, 'auto' or names among reconstruct, .*batchnorm, got 'magic'",
     ):
         sc.repair(small, dense, samples(), ["batchnorm", "magic"])
     with pytest.raises(sc.ArtifactError, match=r"expected a model that secateur\.apply returned"):

@@ -1,10 +1,11 @@
-"""`sc.repair`: try repairs in order, and keep what measurably helps."""
+"""`sc.repair`: try repairs, and keep what measurably helps."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,10 +14,32 @@ from torch import nn
 from secateur.apply.copying import duplicate
 from secateur.apply.record import attach, record_of, with_repairs
 from secateur.calibration import Calibration, seeded
-from secateur.errors import CalibrationError, SettingError
+from secateur.errors import SecateurError, SettingError
 from secateur.evaluate import Evaluation, evaluate
+from secateur.graph.graph import Graph
+from secateur.graph.trace import trace
+from secateur.models import unwrap
 from secateur.repair.batchnorm import batch_norms, reestimate
+from secateur.repair.folds import folds_of
+from secateur.repair.sweep import sweep
 from secateur.score.loss import LossFn
+
+NOTHING = "the model has nothing that it could change"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a repair works with.
+
+    Attributes:
+        graph: Gives the trace of the dense model.
+        data: Calibration data to fit on.
+        progress: Whether to show bars.
+    """
+
+    graph: Callable[[], Graph]
+    data: Calibration
+    progress: bool = False
 
 
 @dataclass(frozen=True)
@@ -25,27 +48,48 @@ class Repair:
 
     Attributes:
         name: What users call it.
-        applies: Whether the model has anything that it could change.
-        run: Changes the model in place: (pruned model, dense model, calibration, progress).
+        run: Changes a pruned model in place. What it returns goes into the record; None says that there
+            was nothing to change.
     """
 
     name: str
-    applies: Callable[[nn.Module], bool]
-    run: Callable[[nn.Module, nn.Module, Calibration, bool], None]
+    run: Callable[[nn.Module, Work], dict[str, Any] | None]
+
+
+def _batchnorm(small: nn.Module, work: Work) -> dict[str, Any] | None:
+    if not batch_norms(small):
+        return None
+    reestimate(small, work.data, progress=work.progress)
+    return {}
+
+
+def _sweep(small: nn.Module, work: Work, *, name: str) -> dict[str, Any] | None:
+    layers = sweep(name, small, work.graph(), work.data, progress=work.progress)
+    return {"layers": layers} if layers else None
 
 
 REPAIRS = {
-    "batchnorm": Repair(
-        "batchnorm",
-        lambda model: bool(batch_norms(model)),
-        lambda small, dense, data, progress: reestimate(small, data, progress=progress),
-    ),
+    "reconstruct": Repair("reconstruct", partial(_sweep, name="reconstruct")),
+    "variance": Repair("variance", partial(_sweep, name="variance")),
+    "layerwise": Repair("layerwise", partial(_sweep, name="layerwise")),
+    "bias": Repair("bias", partial(_sweep, name="bias")),
+    "batchnorm": Repair("batchnorm", _batchnorm),
 }
-"""Name -> repair, in the order in which ``auto`` tries them."""
+"""Name -> repair."""
+
+AUTO = (
+    ("batchnorm",),
+    ("bias",),
+    ("variance",),
+    ("variance", "batchnorm"),
+    ("reconstruct",),
+    ("reconstruct", "batchnorm"),
+)
+"""The combinations that ``auto`` compares; a tie goes to the earlier one."""
 
 
-def resolve(methods: str | Sequence[str] | None) -> tuple[Repair, ...]:
-    """Repairs by name: None for none, ``auto`` for all.
+def resolve(methods: str | Sequence[str] | None) -> tuple[tuple[Repair, ...], ...]:
+    """Combinations to compare: none, all of ``auto``, or the one that was asked for.
 
     Raises:
         SettingError: If a name is unknown.
@@ -53,14 +97,14 @@ def resolve(methods: str | Sequence[str] | None) -> tuple[Repair, ...]:
     if methods is None:
         return ()
     if methods == "auto":
-        return tuple(REPAIRS.values())
+        return tuple(tuple(REPAIRS[name] for name in names) for names in AUTO)
     names = (methods,) if isinstance(methods, str) else tuple(methods)
     unknown = [name for name in names if name not in REPAIRS]
     if unknown:
         raise SettingError(
             f"repair: expected None, 'auto' or names among {', '.join(REPAIRS)}, got {unknown[0]!r}."
         )
-    return tuple(REPAIRS[name] for name in names)
+    return (tuple(REPAIRS[name] for name in names),) if names else ()
 
 
 def repair(
@@ -69,6 +113,7 @@ def repair(
     calibration: Any,
     methods: str | Sequence[str] | None = "auto",
     *,
+    graph: Graph | None = None,
     loss_fn: LossFn | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -77,13 +122,21 @@ def repair(
 
     Each method works on four fifths of the batches and is judged on the rest: by the loss where the
     data has labels, else by the distance to the dense model's outputs. What does not lower that is
-    taken back, so the result never measures worse than what came in.
+    taken back, so the result never measures worse than what came in. Where the samples are few, a fifth
+    of them is too few to judge on: then each fifth is left out in turn, and their mean judges.
+
+    Methods that refit layers go through the network in order and set each layer right, given those
+    before it: ``reconstruct`` by least squares towards the dense layer's outputs, ``variance`` by a
+    factor and a shift of each output, ``layerwise`` by one factor a layer, ``bias`` by a shift.
+    ``batchnorm`` measures running statistics anew.
 
     Args:
-        small: What `apply` returned; it is left as it was.
+        small: What `apply` returned, in any form; it is left as it was. Zeros of a mask stay zero.
         model: The dense model.
         calibration: What `Calibration.of` takes; labels only judge.
-        methods: ``auto``, a name, several in order, or None. Known: ``batchnorm``.
+        methods: ``auto`` compares combinations and takes the best; a name; several, which are done in
+            order, each where it helps; or None.
+        graph: The trace of `model`, if at hand; it saves tracing again.
         loss_fn: As for `score`; it judges instead of the default loss.
         seed: For shuffling loaders.
         progress: Show bars on a terminal.
@@ -96,52 +149,126 @@ def repair(
         ArtifactError: If `small` did not come from `apply`.
         CalibrationError: If the data is empty, or too little to hold some out.
     """
-    record_of(small)
-    chosen = resolve(methods)
+    plan = record_of(small).plan
+    combinations = resolve(methods)
     best = duplicate(small)
-    if not chosen:
+    if not combinations:
         return best
-    fit, held = Calibration.of(calibration, seed=seed).split()
-    tried: list[dict[str, Any]] = []
+    model = unwrap(model)
+    folds = folds_of(Calibration.of(calibration, seed=seed))
+    traced = [] if graph is None else [graph]
+
+    def the_graph() -> Graph:
+        if not traced:
+            first = folds[-1][0].first()
+            exact = all(group.exact for group in plan.groups)
+            traced.append(trace(model, first.kwargs or first.args, allow_inexact=not exact))
+        return traced[0]
+
+    def judge(candidate: nn.Module, held: Calibration) -> Evaluation:
+        return evaluate(candidate, held, dense=model, loss_fn=loss_fn)
+
     with seeded(seed):
-
-        def judge(candidate: nn.Module) -> Evaluation:
-            return evaluate(candidate, held, dense=model, loss_fn=loss_fn)
-
-        before = judge(best)
-        for method in chosen:
-            if not method.applies(best):
-                tried.append(
-                    {
-                        "method": method.name,
-                        "kept": False,
-                        "why": "the model has nothing that it could change",
-                    }
-                )
-                continue
-            candidate = duplicate(best)
-            try:
-                method.run(candidate, model, fit, progress)
-            except CalibrationError as error:
-                tried.append({"method": method.name, "kept": False, "why": str(error)})
-                continue
-            after = judge(candidate)
-            helps = math.isfinite(after.loss) and (after.loss < before.loss or not math.isfinite(before.loss))
-            tried.append(
-                {
-                    "method": method.name,
-                    "kept": helps,
-                    "measure": before.measure,
-                    "before": before.loss,
-                    "after": after.loss,
-                    "held_out_samples": after.samples,
-                }
-            )
-            if helps:
-                best, before = candidate, after
+        trials = _Trials(judge, [(Work(the_graph, fit, progress), held) for fit, held in folds])
+        start = trials.measured([best] * len(folds))
+        if methods == "auto":
+            result, tried = trials.compare(start, combinations)
+        else:
+            result, tried = trials.chain(start, combinations[0])
+    best = result.models[-1]
     flush_subnormals(best)
     attach(best, record_of(small))
     return with_repairs(best, tried)
+
+
+@dataclass(frozen=True, eq=False)
+class _Trial:
+    """A model for each fold, and how they measure; `notes` say what was done to the last."""
+
+    models: list[nn.Module]
+    measured: Evaluation
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def better_than(self, other: _Trial) -> bool:
+        """Whether it measures better; what is not finite never does."""
+        mine, theirs = self.measured.loss, other.measured.loss
+        return math.isfinite(mine) and (mine < theirs or not math.isfinite(theirs))
+
+
+class _Trials:
+    def __init__(
+        self,
+        judge: Callable[[nn.Module, Calibration], Evaluation],
+        folds: Sequence[tuple[Work, Calibration]],
+    ) -> None:
+        self.judge, self.folds = judge, folds
+
+    def measured(self, models: list[nn.Module], notes: dict[str, Any] | None = None) -> _Trial:
+        """Each model judged on what its fold holds out."""
+        found = [self.judge(model, held) for model, (_, held) in zip(models, self.folds, strict=True)]
+        samples = sum(each.samples for each in found)
+        loss = sum(each.loss * each.samples for each in found) / samples
+        return _Trial(models, replace(found[-1], loss=loss, samples=samples), notes or {})
+
+    def attempt(self, start: _Trial, method: Repair) -> _Trial | str:
+        """The repaired models, or why there are none."""
+        models, notes = [], None
+        for model, (work, _) in zip(start.models, self.folds, strict=True):
+            candidate = duplicate(model)
+            try:
+                notes = method.run(candidate, work)
+            except SecateurError as error:
+                return str(error)
+            models.append(candidate)
+        return NOTHING if notes is None else self.measured(models, notes)
+
+    def chain(self, start: _Trial, methods: Sequence[Repair]) -> tuple[_Trial, list[dict[str, Any]]]:
+        """The methods one after another, each kept if it helps."""
+        best, tried = start, []
+        for method in methods:
+            after = self.attempt(best, method)
+            helps = isinstance(after, _Trial) and after.better_than(best)
+            tried.append(_entry(method.name, best, after, kept=helps))
+            if isinstance(after, _Trial) and helps:
+                best = after
+        return best, tried
+
+    def compare(
+        self, start: _Trial, combinations: Sequence[Sequence[Repair]]
+    ) -> tuple[_Trial, list[dict[str, Any]]]:
+        """The best of several combinations, or `start` if none is better."""
+        done: dict[tuple[str, ...], _Trial | str] = {(): start}
+        best: tuple[str, ...] = ()
+        for methods in combinations:
+            names: tuple[str, ...] = ()
+            for method in methods:
+                before, names = done[names], (*names, method.name)
+                if names not in done:
+                    done[names] = before if isinstance(before, str) else self.attempt(before, method)
+            after, so_far = done[names], done[best]
+            if isinstance(after, _Trial) and isinstance(so_far, _Trial) and after.better_than(so_far):
+                best = names
+        tried = [
+            _entry(" + ".join(names), start, done[names], kept=names == best)
+            for names in (tuple(m.name for m in methods) for methods in combinations)
+        ]
+        found = done[best]
+        return (found if isinstance(found, _Trial) else start), tried
+
+
+def _entry(name: str, before: _Trial, after: _Trial | str, *, kept: bool) -> dict[str, Any]:
+    """What the record says of one trial."""
+    if isinstance(after, str):
+        return {"method": name, "kept": False, "why": after}
+    return {
+        "method": name,
+        "kept": kept,
+        "measure": before.measured.measure,
+        "before": before.measured.loss,
+        "after": after.measured.loss,
+        "held_out_samples": after.measured.samples,
+        **after.notes,
+    }
 
 
 def flush_subnormals(model: nn.Module) -> None:

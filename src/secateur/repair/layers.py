@@ -1,0 +1,239 @@
+"""Layers as linear regressions: their input as a matrix of columns, their output as targets.
+
+A layer that multiplies its input with a weight and sums is ``Y = X W + b``: each position of its output
+gives a row, each input that a position reads gives a column. A grouped convolution is as many
+regressions as it has groups.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, fx
+from torch.nn import functional as F
+
+from secateur.repair.twin import Call, Twin
+
+
+class Layer(ABC):
+    """One kind of operator."""
+
+    x: str = "input"
+    weight: str = "weight"
+    bias: str | None = "bias"
+    """Names of the operator's arguments."""
+
+    def fits(self, call: Call) -> bool:
+        """Whether this call is one that the regression describes, with samples along axis 0 of its input."""
+        return bool(call.arguments()[self.x].meta["val"].ndim >= 2)
+
+    @abstractmethod
+    def columns(self, x: Tensor, weight: Tensor, call: Call) -> Tensor:
+        """What each position of the output reads. [groups, positions, columns]"""
+
+    @abstractmethod
+    def targets(self, y: Tensor, weight: Tensor, call: Call) -> Tensor:
+        """The output, a row for each position. [groups, positions, outputs]"""
+
+    @abstractmethod
+    def matrix(self, weight: Tensor, call: Call) -> Tensor:
+        """The weight as a matrix. [groups, columns, outputs]"""
+
+    @abstractmethod
+    def unmatrix(self, matrix: Tensor, weight: Tensor, call: Call) -> Tensor:
+        """The inverse of `matrix`, in the shape of `weight`."""
+
+    def outputs(self, weight: Tensor, call: Call) -> int:
+        """Number of outputs of each position, over all groups."""
+        matrix = self.matrix(weight, call)
+        return len(matrix) * matrix.shape[2]
+
+
+class Linear(Layer):
+    """x [..., in] times weight [out, in] transposed."""
+
+    def columns(self, x: Tensor, weight: Tensor, call: Call) -> Tensor:
+        """[1, positions, in]"""
+        return x.reshape(1, -1, x.shape[-1])
+
+    def targets(self, y: Tensor, weight: Tensor, call: Call) -> Tensor:
+        """[1, positions, out]"""
+        return y.reshape(1, -1, y.shape[-1])
+
+    def matrix(self, weight: Tensor, call: Call) -> Tensor:
+        """[1, in, out]"""
+        return weight.t()[None]
+
+    def unmatrix(self, matrix: Tensor, weight: Tensor, call: Call) -> Tensor:
+        """[out, in]"""
+        return matrix[0].t()
+
+
+@dataclass(frozen=True)
+class Product(Linear):
+    """x [..., in] times weight [in, out]: matmul and addmm with a parameter."""
+
+    x: str = "self"
+    weight: str = "other"
+    bias: str | None = None
+
+    def fits(self, call: Call) -> bool:
+        """A matrix, and nothing scaled."""
+        given = call.arguments()
+        plain = given.get("alpha", 1) == 1 and given.get("beta", 1) == 1
+        return plain and super().fits(call) and given[self.weight].meta["val"].ndim == 2
+
+    def matrix(self, weight: Tensor, call: Call) -> Tensor:
+        """[1, in, out]"""
+        return weight[None]
+
+    def unmatrix(self, matrix: Tensor, weight: Tensor, call: Call) -> Tensor:
+        """[in, out]"""
+        return matrix[0]
+
+
+def _per_axis(value: Any, axes: int) -> list[int]:
+    values = [int(v) for v in value] if isinstance(value, list | tuple) else [int(value)]
+    return values * axes if len(values) == 1 else values
+
+
+class Convolution(Layer):
+    """Input [batch, in, *map], weight [out, in / groups, *kernel]; of any rank, stride and dilation."""
+
+    def fits(self, call: Call) -> bool:
+        """With a batch axis."""
+        given = call.arguments()
+        return bool(given[self.x].meta["val"].ndim == given[self.weight].meta["val"].ndim)
+
+    def columns(self, x: Tensor, weight: Tensor, call: Call) -> Tensor:
+        """[groups, batch * output map, in / groups * kernel]"""
+        given = call.arguments()
+        axes = weight.ndim - 2
+        kernel, stride, dilation = (
+            weight.shape[2:],
+            *(_per_axis(given[k], axes) for k in ("stride", "dilation")),
+        )
+        reach = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+        if given["padding"] == "same":
+            amounts = [(r // 2, r - r // 2) for r in reach]
+        elif given["padding"] == "valid":
+            amounts = [(0, 0)] * axes
+        else:
+            amounts = [(p, p) for p in _per_axis(given["padding"], axes)]
+        x = F.pad(x, [n for pair in reversed(amounts) for n in pair])
+        return _patches(x, int(given["groups"]), reach, stride, dilation)
+
+    def targets(self, y: Tensor, weight: Tensor, call: Call) -> Tensor:
+        """[groups, batch * output map, out / groups]"""
+        groups = int(call.arguments()["groups"])
+        y = y.unflatten(1, (groups, -1)).movedim((1, 2), (0, -1))
+        return y.reshape(groups, -1, y.shape[-1])
+
+    def matrix(self, weight: Tensor, call: Call) -> Tensor:
+        """[groups, in / groups * kernel, out / groups]"""
+        groups = int(call.arguments()["groups"])
+        return weight.reshape(groups, weight.shape[0] // groups, -1).transpose(1, 2)
+
+    def unmatrix(self, matrix: Tensor, weight: Tensor, call: Call) -> Tensor:
+        """[out, in / groups, *kernel]"""
+        return matrix.transpose(1, 2).reshape(weight.shape)
+
+
+class Transposed(Convolution):
+    """Transposed: weight [in, out / groups, *kernel]. It is a convolution of the input spread apart."""
+
+    def columns(self, x: Tensor, weight: Tensor, call: Call) -> Tensor:
+        """[groups, batch * output map, in / groups * kernel]"""
+        given = call.arguments()
+        axes = weight.ndim - 2
+        stride, padding, extra, dilation = (
+            _per_axis(given[k], axes) for k in ("stride", "padding", "output_padding", "dilation")
+        )
+        reach = [d * (k - 1) for k, d in zip(weight.shape[2:], dilation, strict=True)]
+        spread = x.new_zeros(
+            *x.shape[:2], *((n - 1) * s + 1 for n, s in zip(x.shape[2:], stride, strict=True))
+        )
+        every: list[slice] = [slice(None, None, step) for step in (1, 1, *stride)]
+        spread[tuple(every)] = x
+        amounts = [(r - p, r - p + e) for r, p, e in zip(reach, padding, extra, strict=True)]
+        spread = F.pad(spread, [n for pair in reversed(amounts) for n in pair])
+        return _patches(spread, int(given["groups"]), reach, [1] * axes, dilation)
+
+    def matrix(self, weight: Tensor, call: Call) -> Tensor:
+        """[groups, in / groups * kernel, out / groups]"""
+        groups = int(call.arguments()["groups"])
+        weight = weight.flip(list(range(2, weight.ndim))).unflatten(0, (groups, -1))
+        return weight.movedim(2, -1).reshape(groups, -1, weight.shape[2])
+
+    def unmatrix(self, matrix: Tensor, weight: Tensor, call: Call) -> Tensor:
+        """[in, out / groups, *kernel]"""
+        groups = len(matrix)
+        found = matrix.reshape(groups, weight.shape[0] // groups, *weight.shape[2:], weight.shape[1])
+        return found.movedim(-1, 2).flatten(0, 1).flip(list(range(2, weight.ndim)))
+
+
+def _patches(x: Tensor, groups: int, reach: list[int], stride: list[int], dilation: list[int]) -> Tensor:
+    """The entries that each position of a sliding kernel covers. [groups, batch * positions, columns]"""
+    axes = len(reach)
+    x = x.unflatten(1, (groups, -1))
+    for k in range(axes):
+        x = x.unfold(3 + k, reach[k] + 1, stride[k])
+    # [batch, groups, in / groups, *positions, *covered]
+    every: list[slice] = [slice(None, None, step) for step in (*[1] * (3 + axes), *dilation)]
+    x = x[tuple(every)]
+    x = x.movedim(1, 0).movedim(2, 2 + axes)
+    columns = x.shape[2 + axes :].numel()
+    return x.reshape(groups, -1, columns)
+
+
+LAYERS: dict[str, Layer] = {
+    "aten.linear.default": Linear(),
+    "aten.matmul.default": Product(),
+    "aten.mm.default": Product(weight="mat2"),
+    "aten.addmm.default": Product("mat1", "mat2", "self"),
+    **dict.fromkeys(
+        (f"aten.conv{n}d.{kind}" for n in (1, 2, 3) for kind in ("default", "padding")), Convolution()
+    ),
+    **dict.fromkeys(
+        ("aten.conv_transpose1d.default", "aten.conv_transpose2d.input", "aten.conv_transpose3d.input"),
+        Transposed(),
+    ),
+}
+"""Operator -> how it is a regression."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """One call of a layer.
+
+    Attributes:
+        node: Its output.
+        layer: Its kind.
+        x: Its input.
+        weight: Its weight, a tensor of the model.
+        bias: Its bias, if it has one.
+    """
+
+    node: fx.Node
+    layer: Layer
+    x: fx.Node
+    weight: fx.Node
+    bias: fx.Node | None
+
+    @classmethod
+    def of(cls, node: fx.Node, twin: Twin) -> Site | None:
+        """The node as a layer; None if it is none whose weight can be set."""
+        layer = LAYERS.get(str(node.target))
+        if layer is None:
+            return None
+        call = twin.planned[node]
+        given = call.arguments()
+        x, weight = given[layer.x], given[layer.weight]
+        bias = given[layer.bias] if layer.bias else None
+        usable = isinstance(x, fx.Node) and x not in twin.names and twin.is_tensor(weight)
+        usable = usable and (bias is None or (twin.is_tensor(bias) and bias.meta["val"].ndim == 1))
+        if not usable or not weight.meta["val"].is_floating_point() or not layer.fits(call):
+            return None
+        return cls(node, layer, x, weight, bias)

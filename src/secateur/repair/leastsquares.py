@@ -1,0 +1,261 @@
+"""Ridge regression from sums: weights that stay near where they were unless the data say otherwise.
+
+Of the data only sums of products are kept, in float64, or the rows themselves while they are fewer than
+the columns: memory grows with the square of the number of columns, not with the data. They are kept in a
+few parts, so that the damping can be chosen by how well what one part teaches predicts the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+DAMPINGS = (1e-12, 1e-9, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""Candidates, relative to the mean of the diagonal of the columns' scatter matrix."""
+
+DEFAULT_DAMPING = 1e-2
+"""Where the data are a single part, so that nothing can be held out."""
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Sums over positions of columns x and targets y, for each group.
+
+    Attributes:
+        count: Number of positions.
+        x: [groups, columns]
+        y: [groups, outputs]
+        yy: Squares. [groups, outputs]
+        rows: The positions themselves, where they are no more than the columns: x [groups, count, columns]
+            and y [groups, count, outputs]; else None.
+        products: Otherwise: x with x [groups, columns, columns] and x with y [groups, columns, outputs].
+    """
+
+    count: int
+    x: Tensor
+    y: Tensor
+    yy: Tensor
+    rows: tuple[Tensor, Tensor] | None
+    products: tuple[Tensor, Tensor] | None
+
+    @classmethod
+    def of(cls, x: Tensor, y: Tensor) -> Sums:
+        """The sums of x [groups, positions, columns] and y [groups, positions, outputs], in float64."""
+        x, y = x.double(), y.double()
+        few = x.shape[1] <= x.shape[2]
+        products = None if few else _products(x, y)
+        return cls(x.shape[1], x.sum(1), y.sum(1), y.square().sum(1), (x, y) if few else None, products)
+
+    def __add__(self, other: Sums) -> Sums:
+        """Sums over both."""
+        count = self.count + other.count
+        rows = products = None
+        if self.rows and other.rows and count <= self.x.shape[1]:
+            rows = (torch.cat([self.rows[0], other.rows[0]], 1), torch.cat([self.rows[1], other.rows[1]], 1))
+        else:
+            mine, theirs = self.multiplied(), other.multiplied()
+            products = (mine[0] + theirs[0], mine[1] + theirs[1])
+        return Sums(count, self.x + other.x, self.y + other.y, self.yy + other.yy, rows, products)
+
+    def multiplied(self) -> tuple[Tensor, Tensor]:
+        """The products, made from the rows where there are only those."""
+        return self.products or _products(*(self.rows or (self.x[:, None], self.y[:, None])))
+
+    def finite(self) -> bool:
+        """Whether every sum is a number."""
+        kept = self.rows or self.products or ()
+        return all(bool(torch.isfinite(t).all()) for t in (self.x, self.y, self.yy, *kept))
+
+    def scatter(self, intercept: bool) -> float:
+        """Sum of squares of the targets about their mean, or about zero if there is no intercept."""
+        around = self.yy - self.y.square() / self.count if intercept else self.yy
+        return float(around.clamp_min(0).sum())
+
+    def intercept(self, weight: Tensor) -> Tensor:
+        """The best intercept of a weight [groups, columns, outputs]. [groups, outputs]"""
+        return (self.y - (weight.transpose(1, 2) @ self.x[:, :, None])[..., 0]) / self.count
+
+    def loss(self, weight: Tensor, bias: Tensor | None) -> float:
+        """Sum of squares of what weight [groups, columns, outputs] and bias [groups, outputs] leave."""
+        if self.rows:
+            left = self.rows[0] @ weight - self.rows[1]
+            return float((left if bias is None else left + bias[:, None]).square().sum())
+        xx, xy = self.multiplied()
+        total = self.yy.sum() - 2 * (weight * xy).sum() + (weight * (xx @ weight)).sum()
+        if bias is not None:
+            at_mean = (weight.transpose(1, 2) @ self.x[:, :, None])[..., 0] - self.y
+            total = total + (2 * bias * at_mean + self.count * bias.square()).sum()
+        return max(float(total), 0.0)
+
+    def centred(self, intercept: bool) -> tuple[Tensor, Tensor]:
+        """Scatter about the mean, or about zero if there is no intercept: of x, and of x with y."""
+        xx, xy = self.multiplied()
+        if not intercept:
+            return xx, xy
+        mean = self.x[:, :, None] / self.count
+        return xx - mean * self.x[:, None], xy - mean * self.y[:, None]
+
+
+def _products(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    across = x.transpose(1, 2)
+    return across @ x, across @ y
+
+
+def total(parts: Sequence[Sums]) -> Sums:
+    """The sums over all parts."""
+    whole = parts[0]
+    for part in parts[1:]:
+        whole = whole + part
+    return whole
+
+
+class Problem:
+    """A ridge regression that can be solved for one damping after another.
+
+    It is solved for the change of the weight: in the space of the columns, by ``X^T X + damping``, or where
+    the positions are fewer in theirs, by ``X X^T + damping``; the solution is the same.
+    """
+
+    def __init__(self, sums: Sums, weight: Tensor, intercept: bool, free: Tensor | None = None) -> None:
+        """Prepare.
+
+        Args:
+            sums: Of the data.
+            weight: Where the weight is drawn to. [groups, columns, outputs]
+            intercept: Whether there may be a bias.
+            free: True for entries that may change; the others keep their value.
+        """
+        self._weight, self._dual = weight, sums.rows is not None
+        if sums.rows is not None:
+            x, y = sums.rows
+            if intercept:
+                x, y = x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True)
+            self._left, self._right = x, y - x @ weight
+            scale = x.square().sum((1, 2)) / x.shape[2]
+        else:
+            xx, xy = sums.centred(intercept)
+            self._left, self._right = xx, xy - xx @ weight
+            scale = xx.diagonal(dim1=1, dim2=2).mean(1)
+        self._scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+        self._blocks = None if free is None or bool(free.all()) else _blocks(free)
+        self._matrix = self._square(self._left)
+
+    def solve(self, damping: float) -> Tensor | None:
+        """The minimiser; None where the damped matrix is not positive definite.
+
+        Args:
+            damping: Relative to the mean diagonal of the scatter of X; infinite: the weight stays.
+        """
+        if damping == float("inf"):
+            return self._weight
+        ridge = (damping * self._scale)[:, None]
+        if self._blocks is None:
+            step = self._step(self._matrix, self._left, self._right, ridge)
+            return None if step is None else self._weight + step
+        found = self._weight.clone()
+        for group, columns, outputs in self._blocks:
+            left, right = self._left[group][:, columns], self._right[group][:, outputs]
+            if not self._dual:
+                left, right = left[columns], right[columns]
+            step = self._step(self._square(left[None]), left[None], right[None], ridge[group : group + 1])
+            if step is None:
+                return None
+            found[group, columns[:, None], outputs] += step[0]
+        return found
+
+    def _square(self, left: Tensor) -> Tensor:
+        return left @ left.transpose(1, 2) if self._dual else left
+
+    def _step(self, matrix: Tensor, left: Tensor, right: Tensor, ridge: Tensor) -> Tensor | None:
+        damped = matrix.clone()
+        damped.diagonal(dim1=1, dim2=2).add_(ridge)
+        factor, failed = torch.linalg.cholesky_ex(damped)
+        if bool(failed.any()):
+            return None
+        solved = torch.cholesky_solve(right, factor)
+        return left.transpose(1, 2) @ solved if self._dual else solved
+
+
+def _blocks(free: Tensor) -> list[tuple[int, Tensor, Tensor]]:
+    """Outputs with the same free columns: (group, columns, outputs)."""
+    found = []
+    for group in range(len(free)):
+        patterns, which = free[group].t().unique(dim=0, return_inverse=True)
+        for k, pattern in enumerate(patterns):
+            if bool(pattern.any()):
+                found.append((group, pattern.nonzero()[:, 0], (which == k).nonzero()[:, 0]))
+    return found
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a regression found.
+
+    Attributes:
+        weight: [groups, columns, outputs]
+        bias: [groups, outputs]; None without an intercept.
+        damping: Relative to the mean of the scatter's diagonal; infinite where the weight stays.
+        before: Error of the weight and bias that came in, relative to the targets' scatter.
+        after: Error of the result on data that it was not fitted to, relative to the same.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    damping: float
+    before: float
+    after: float
+
+
+def fit(
+    parts: Sequence[Sums],
+    weight: Tensor,
+    bias: Tensor | None,
+    intercept: bool,
+    free: Tensor | None = None,
+    dampings: Sequence[float] = DAMPINGS,
+) -> Fit:
+    """The weight W and bias b that minimise ``||X W + b - Y||^2 + damping ||W - weight||^2``.
+
+    The damping is relative to the mean diagonal of the scatter of X. Each candidate is judged by
+    cross-validation: fitted to all parts but one, it has to predict that one. Keeping the weight, with
+    the intercept that suits it, and changing nothing at all are candidates too. So data that are few or
+    degenerate lead to less change.
+
+    Args:
+        parts: Sums of the data, in one or more parts.
+        weight: [groups, columns, outputs]
+        bias: The bias so far. [groups, outputs]
+        intercept: Whether there may be a bias.
+        free: True for entries of the weight that may change. [groups, columns, outputs]
+        dampings: The candidates.
+    """
+    loss = sum(part.loss(weight, bias) for part in parts)
+    candidates = (*dampings, float("inf")) if intercept else tuple(dampings)
+    errors = [0.0] * len(candidates)
+    if len(parts) == 1:
+        candidates, errors = (DEFAULT_DAMPING,), [0.0]
+    else:
+        for k, part in enumerate(parts):
+            rest = total([*parts[:k], *parts[k + 1 :]])
+            problem = Problem(rest, weight, intercept, free)
+            for i, damping in enumerate(candidates):
+                found = problem.solve(damping)
+                errors[i] += (
+                    float("inf") if found is None else part.loss(found, _bias(rest, found, bias, intercept))
+                )
+    whole = total(parts)
+    target = whole.scatter(intercept) or 1.0
+    best = min(range(len(candidates)), key=errors.__getitem__)
+    found = Problem(whole, weight, intercept, free).solve(candidates[best])
+    if found is None or not errors[best] < loss:
+        return Fit(weight, bias, float("inf"), loss / target, loss / target)
+    new = _bias(whole, found, bias, intercept)
+    after = errors[best] if len(parts) > 1 else whole.loss(found, new)
+    return Fit(found, new, candidates[best], loss / target, after / target)
+
+
+def _bias(sums: Sums, weight: Tensor, bias: Tensor | None, intercept: bool) -> Tensor | None:
+    return sums.intercept(weight) if intercept else bias

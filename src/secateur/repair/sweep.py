@@ -1,0 +1,243 @@
+"""One sweep through a pruned network in which each layer is set right, given those before it.
+
+In order of execution, every layer that gives anything else than it should is refitted: from the pruned
+network's own input of the layer, which the layers before it have already been refitted to produce, to
+what the layer should give (`targets.py`). How is the method's choice:
+
+- ``reconstruct``: weight and bias by ridge least squares, ``||W X + b - Y||^2 + damping ||W - W0||^2``
+  with W0 what pruning left and the damping chosen by cross-validation (`leastsquares.py`). Sources:
+  He et al. 2017, Channel Pruning for Accelerating Very Deep Neural Networks (arXiv 1707.06168), section
+  3.1, and Luo et al. 2017, ThiNet (arXiv 1707.06342), section 3.2, refit to the dense outputs. Departures:
+  damping towards W0, and targets that take the rest of a sum into account.
+- ``bias``: the bias alone, so that each output's mean is what it should be.
+- ``variance`` and ``layerwise``: bias and a factor, so that mean and variance are (`moments.py`).
+
+A layer without a bias whose output goes into a batch norm alone gets one in form of that norm's mean.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from secateur.calibration import Calibration
+from secateur.graph.graph import Graph
+from secateur.repair.frontier import Frontier
+from secateur.repair.layers import Site
+from secateur.repair.leastsquares import Fit, Sums, fit
+from secateur.repair.moments import layerwise, mean, variance
+from secateur.repair.progress import bar
+from secateur.repair.targets import Sum, sum_after, target
+from secateur.repair.twin import Twin, Values
+
+PARTS = 4
+"""Into how many parts the batches are dealt for cross-validation, ..."""
+
+LARGE = 2048
+"""... where a layer has at most this many columns; else two: each part holds a matrix of that size."""
+
+_ROUNDING = 4
+"""Relative error, in units of the last place, up to which an output counts as undamaged."""
+
+_CHUNK = 1 << 23
+"""Entries of the column matrix that are made at a time."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A weight to refit, with all calls of it.
+
+    Attributes:
+        sites: The calls, in order.
+        sums: For each, the addition whose result it should get right, if any.
+        bias: The bias that is refitted with it, if any.
+        norm: The running mean of the batch norm that takes the bias of a layer without one, if any.
+    """
+
+    sites: tuple[Site, ...]
+    sums: tuple[Sum | None, ...]
+    bias: fx.Node | None
+    norm: fx.Node | None
+
+    @property
+    def weight(self) -> fx.Node:
+        """The weight's placeholder."""
+        return self.sites[0].weight
+
+
+def tasks(twin: Twin) -> list[Task]:
+    """Every weight that only layers read, in order of execution."""
+    by_weight: dict[fx.Node, list[Site]] = {}
+    for node in twin.nodes:
+        site = Site.of(node, twin)
+        if site is not None:
+            by_weight.setdefault(twin.same(site.weight)[0], []).append(site)
+    found = []
+    for sites in by_weight.values():
+        nodes = {site.node for site in sites}
+        # Values are looked at ahead of several calls: writing in place would spoil those they share.
+        if not twin.readers(sites[0].weight) <= nodes or (len(sites) > 1 and twin.writes):
+            continue
+        biases = {site.bias for site in sites}
+        bias = next(iter(biases)) if len(biases) == 1 else None
+        if bias is not None and not twin.readers(bias) <= nodes:
+            bias = None
+        norm = _norm_after(sites[0].node, twin) if biases == {None} and len(sites) == 1 else None
+        found.append(Task(tuple(sites), tuple(sum_after(s, twin) for s in sites), bias, norm))
+    return found
+
+
+def _norm_after(node: fx.Node, twin: Twin) -> fx.Node | None:
+    """The running mean of the batch norm that alone reads a node and alone holds that mean."""
+    users = list(node.users)
+    if len(users) != 1 or str(users[0].target) != "aten.batch_norm.default" or users[0].args[5] is not False:
+        return None
+    mean: Any = users[0].args[3]
+    return mean if twin.is_tensor(mean) and twin.readers(mean) == {users[0]} else None
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a layer is refitted.
+
+    Attributes:
+        regress: (parts, weight, bias, intercept, free) -> what to set.
+        by_output: The regression is on each output of the layer itself, one column for each, and its
+            weight is a factor; else on the layer's input.
+    """
+
+    regress: Callable[[Sequence[Sums], Tensor, Tensor | None, bool, Tensor | None], Fit]
+    by_output: bool
+
+
+METHODS = {
+    "reconstruct": Method(fit, by_output=False),
+    "bias": Method(mean, by_output=True),
+    "variance": Method(variance, by_output=True),
+    "layerwise": Method(layerwise, by_output=True),
+}
+
+
+@torch.no_grad()
+def sweep(
+    name: str, small: nn.Module, graph: Graph, calibration: Calibration, *, progress: bool = False
+) -> dict[str, dict[str, float | None]]:
+    """Refit the layers of a pruned model, in place.
+
+    Args:
+        name: The method.
+        small: The pruned model, in any form.
+        graph: The trace of the dense model.
+        calibration: Inputs; labels are not read.
+        progress: Show a bar on a terminal.
+
+    Returns:
+        For each refitted weight its ``damping``, None where the weight stayed, and its error ``before``
+        and ``after``, relative to the scatter of the targets.
+    """
+    twin = Twin(graph, small)
+    frontier = Frontier(twin, calibration)
+    report = {}
+    for task in bar(tasks(twin), name, progress):
+        found = _refit(task, METHODS[name], twin, frontier)
+        if found is not None:
+            report[twin.names[task.weight]] = found
+    twin.store(small)
+    return report
+
+
+def _refit(task: Task, method: Method, twin: Twin, frontier: Frontier) -> dict[str, float | None] | None:
+    """Refit one weight; None if it is right as it is, or its values are not finite."""
+    start = min(twin.index[site.node] for site in task.sites)
+    if len(task.sites) == 1 and not _damaged(task, twin, frontier, start):
+        return None
+    first = task.sites[0]
+    call, tensor = twin.planned[first.node], twin.tensor(first.weight)
+    weight = first.layer.matrix(tensor, call).double()
+    given = _parts(task, method, twin, frontier, start)
+    if not all(part.finite() for part in given):
+        return None
+    bias = None if task.bias is None else twin.tensor(task.bias).double().reshape(len(weight), -1)
+    intercept = task.bias is not None or task.norm is not None
+    if method.by_output:
+        outputs = len(weight) * weight.shape[2]
+        bias = None if bias is None else bias.reshape(outputs, 1)
+        found = method.regress(given, weight.new_ones(outputs, 1, 1), bias, intercept, None)
+        weight = weight * found.weight.reshape(len(weight), 1, -1)
+    else:
+        found = method.regress(given, weight, bias, intercept, _free(task, twin))
+        weight = found.weight
+    twin.replace(task.weight, first.layer.unmatrix(weight, tensor, call))
+    if found.bias is not None and task.bias is not None:
+        twin.replace(task.bias, found.bias.reshape(-1))
+    elif found.bias is not None and task.norm is not None:
+        twin.replace(task.norm, twin.tensor(task.norm).double() - found.bias.reshape(-1))
+    damping = found.damping if math.isfinite(found.damping) else None
+    return {"damping": damping, "before": found.before, "after": found.after}
+
+
+def _damaged(task: Task, twin: Twin, frontier: Frontier, start: int) -> bool:
+    """Whether a layer gives anything else than it should on any batch."""
+    (site,), (addition,) = task.sites, task.sums
+    for _, values in frontier.visit(start):
+        wanted, got = target(site, addition, twin, values), twin.small_value(site.node, values)
+        tolerance = _ROUNDING * torch.finfo(wanted.dtype).eps * wanted.double().norm()
+        if not bool((wanted.double() - got.double()).norm() <= tolerance):
+            return True
+    return False
+
+
+def _parts(task: Task, method: Method, twin: Twin, frontier: Frontier, start: int) -> list[Sums]:
+    """Sums over all batches and calls, dealt into a few parts."""
+    columns = 1 if method.by_output else twin.tensor(task.weight)[0].numel()
+    parts: list[Sums | None] = [None] * (PARTS if columns <= LARGE else 2)
+    for index, values in frontier.visit(start):
+        here = values.fork() if len(task.sites) > 1 else values
+        for site, addition in zip(task.sites, task.sums, strict=True):
+            twin.advance(here, twin.index[site.node])
+            for sums in _sums(site, addition, task, method, twin, here):
+                k = index % len(parts)
+                known = parts[k]
+                parts[k] = sums if known is None else known + sums
+    return [part for part in parts if part is not None]
+
+
+def _sums(
+    site: Site, addition: Sum | None, task: Task, method: Method, twin: Twin, values: Values
+) -> Iterator[Sums]:
+    """Sums over one batch, a few samples at a time."""
+    call, tensor = twin.planned[site.node], twin.tensor(site.weight)
+    wanted = target(site, addition, twin, values)
+    x: Tensor = twin.small_value(site.node if method.by_output else site.x, values)
+    bias = None if site.bias is None else twin.tensor(site.bias)
+    for a, b in pieces(site, twin, x, wanted):
+        y = site.layer.targets(b, tensor, call)
+        if bias is not None and task.bias is None:  # it is not refitted
+            y = y - bias.reshape(len(y), 1, -1)
+        if not method.by_output:
+            yield Sums.of(site.layer.columns(a, tensor, call), y)
+            continue
+        own = site.layer.targets(a, tensor, call)
+        if bias is not None:
+            own = own - bias.reshape(len(own), 1, -1)
+        yield Sums.of(*(v.transpose(1, 2).flatten(0, 1)[..., None] for v in (own, y)))
+
+
+def pieces(site: Site, twin: Twin, *values: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Tensors with samples along axis 0, the last shaped like the layer's output, a few samples at a time."""
+    call, weight = twin.planned[site.node], twin.tensor(site.weight)
+    entries = values[-1][:1].numel() // max(1, site.layer.outputs(weight, call)) * weight[0].numel()
+    yield from zip(*(v.split(max(1, _CHUNK // max(1, entries))) for v in values), strict=True)
+
+
+def _free(task: Task, twin: Twin) -> Tensor | None:
+    """Entries that may change: those that a mask has set to zero may not."""
+    first = task.sites[0]
+    small, dense = twin.tensor(first.weight), twin.dense_tensor(first.weight)
+    free = (small != 0) | (dense == 0)
+    return None if bool(free.all()) else first.layer.matrix(free, twin.planned[first.node])

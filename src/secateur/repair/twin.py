@@ -1,0 +1,296 @@
+"""The dense and the pruned model as one program, run side by side, node by node.
+
+Both are the captured program: the dense one with the model's own tensors, the pruned one with those of
+the pruned model and the constants that follow the plan. So each node has a value in both, and repairs
+work alike on all forms. Nothing here changes either model; `Twin.store` writes what a repair decided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.export.graph_signature import InputKind
+
+from secateur.apply.constants import Constants
+from secateur.apply.record import record_of
+from secateur.apply.rewrites import Mask
+from secateur.apply.tensors import cut, tensor_called
+from secateur.calibration import Batch, map_tensors
+from secateur.errors import ApplyError
+from secateur.graph.graph import Graph
+from secateur.graph.walk import lifted, tensor_of
+from secateur.score.program import CapturedModel, written
+
+
+@dataclass
+class Values:
+    """What the nodes of both programs computed for one batch, as far as later nodes still read it.
+
+    Attributes:
+        dense: Node -> value in the dense program.
+        small: Node -> value in the pruned program.
+        position: Index of the first node that has not run.
+    """
+
+    dense: dict[fx.Node, Any] = field(default_factory=dict)
+    small: dict[fx.Node, Any] = field(default_factory=dict)
+    position: int = 0
+
+    def fork(self) -> Values:
+        """Values that can go on by themselves; the tensors are shared."""
+        return Values(dict(self.dense), dict(self.small), self.position)
+
+    def tensors(self) -> list[Tensor]:
+        """Every tensor that is held."""
+        return [v for side in (self.dense, self.small) for v in side.values() if isinstance(v, Tensor)]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One operator call; arguments that are nodes stand for their values."""
+
+    target: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @classmethod
+    def bound(cls, target: Any, arguments: dict[str, Any]) -> Call:
+        """A call from arguments by schema name."""
+        args: list[Any] = []
+        kwargs: dict[str, Any] = {}
+        positional = True  # until an argument is left out
+        for argument in target._schema.arguments:
+            if argument.name not in arguments:
+                positional = False
+            elif positional and not argument.kwarg_only:
+                args.append(arguments[argument.name])
+            else:
+                kwargs[argument.name] = arguments[argument.name]
+        return cls(target, tuple(args), kwargs)
+
+    def arguments(self) -> dict[str, Any]:
+        """Arguments by schema name, with defaults."""
+        schema = self.target._schema.arguments
+        given = {a.name: a.default_value for a in schema if a.has_default_value()}
+        given |= dict(zip((a.name for a in schema), self.args, strict=False))
+        return given | self.kwargs
+
+
+class Twin:
+    """The two programs.
+
+    Attributes:
+        nodes: The nodes that compute something, in order.
+        index: Node -> its place among them.
+        names: Placeholder -> state-dict name of the tensor that it stands for.
+    """
+
+    def __init__(self, graph: Graph, small: nn.Module) -> None:
+        """Pair the programs.
+
+        Args:
+            graph: The trace of the dense model.
+            small: What `apply` made of it, perhaps repaired since.
+
+        Raises:
+            ApplyError: If an operator's constants cannot follow the plan.
+        """
+        record = record_of(small)
+        program = graph.program
+        self.graph = graph
+        self._masked = record.form == "masked"
+        self._constants = Constants.of(graph, record.plan)
+        self._captured = CapturedModel(program)
+        self.names: dict[fx.Node, str] = {}
+        self._dense: dict[fx.Node, Any] = {}
+        self._small: dict[fx.Node, Any] = {}
+        self._inputs: list[fx.Node] = []
+        self._indices: dict[tuple[fx.Node, int], Tensor] = {}
+        self._changed: set[fx.Node] = set()
+        copies: dict[int, Tensor] = {}
+        for node, kind, name in lifted(program):
+            if kind is InputKind.USER_INPUT:
+                self._inputs.append(node)
+            elif name is not None:
+                self.names[node] = name
+                self._dense[node] = dense = tensor_of(program, name)
+                if isinstance(dense, Tensor):
+                    self._dense[node] = dense.detach()
+                    self._small[node] = self._counterpart(node, name, dense, small, copies)
+                else:
+                    self._small[node] = dense
+        for node in program.graph.nodes:
+            if node.op == "get_attr":
+                part = program.graph_module.get_submodule(str(node.target))
+                self._dense[node] = self._small[node] = part
+        self.nodes = [node for node in program.graph.nodes if node.op == "call_function"]
+        self.index = {node: k for k, node in enumerate(self.nodes)}
+        self.writes = written(program.graph_module)
+        self.planned = {node: self._follow(node) for node in self.nodes}
+        self._dies = self._last_uses()
+
+    def _counterpart(
+        self, node: fx.Node, name: str, dense: Tensor, small: nn.Module, copies: dict[int, Tensor]
+    ) -> Tensor:
+        """A copy of the pruned model's tensor; tied ones get one."""
+        try:
+            tensor = tensor_called(small, name)
+        except ApplyError:  # a constant that capture lifted out of forward()
+            masks = [] if self._masked else self.kept(node)
+            tensor = cut(dense, {k: np.flatnonzero(~m) for k, m in enumerate(masks) if not m.all()})
+        return copies.setdefault(id(tensor), tensor.detach().clone())
+
+    def _follow(self, node: fx.Node) -> Call:
+        call = self._constants.follow(node)
+        if call is None:
+            return Call(node.target, tuple(node.args), dict(node.kwargs))
+        arguments = map_tensors(lambda t: t.to(self.graph.device), call.arguments)  # positions that follow
+        return Call.bound(call.target, arguments)
+
+    def _last_uses(self) -> list[list[fx.Node]]:
+        """For each position, the nodes whose values nothing reads after it."""
+        dies: list[list[fx.Node]] = [[] for _ in self.nodes]
+        for node in (*self.nodes, *self._inputs):
+            users = [self.index[user] for user in node.users if user in self.index]
+            if len(users) == len(node.users):
+                last = max(users, default=self.index.get(node))
+                if last is not None:
+                    dies[last].append(node)
+        return dies
+
+    def start(self, batch: Batch) -> Values:
+        """The values before the first node: the inputs, and copies of what the program writes to."""
+        values = Values()
+        for node, leaf in zip(self._inputs, self._captured.leaves(batch.args, batch.kwargs), strict=True):
+            values.dense[node] = values.small[node] = leaf
+            if node.name in self.writes:
+                values.dense[node], values.small[node] = leaf.clone(), leaf.clone()
+        for node in self.names:
+            if node.name in self.writes:
+                values.dense[node] = self._dense[node].clone()
+                values.small[node] = self._small[node].clone()
+        return values
+
+    def advance(self, values: Values, stop: int) -> None:
+        """Run all nodes before position `stop` that have not run."""
+        for k in range(values.position, stop):
+            node = self.nodes[k]
+            dense = Call(node.target, tuple(node.args), dict(node.kwargs))
+            values.dense[node] = self._run(dense, values.dense, self._dense)
+            values.small[node] = self._run(
+                dense if self._masked else self.planned[node], values.small, self._small
+            )
+            for gone in self._dies[k]:
+                values.dense.pop(gone, None)
+                values.small.pop(gone, None)
+        values.position = max(values.position, stop)
+
+    def dense_value(self, node: fx.Node, values: Values) -> Any:
+        """A node's value in the dense program, computed if it is next in line, at the kept positions."""
+        if node in values.dense or node in self._dense:
+            found = values.dense.get(node, self._dense.get(node))
+        else:
+            call = Call(node.target, tuple(node.args), dict(node.kwargs))
+            found = self._run(call, values.dense, self._dense)
+        return self.restrict(node, found)
+
+    def small_value(self, node: fx.Node, values: Values) -> Any:
+        """A node's value in the pruned program, computed if it is next in line, at the kept positions."""
+        if node in values.small or node in self._small:
+            found = values.small.get(node, self._small.get(node))
+        else:
+            call = self.planned[node]
+            if self._masked:
+                call = Call(node.target, tuple(node.args), dict(node.kwargs))
+            found = self._run(call, values.small, self._small)
+        return self.restrict(node, found) if self._masked else found
+
+    def run_chain(self, chain: Sequence[fx.Node], source: fx.Node, value: Tensor, *, dense: bool) -> Tensor:
+        """What a chain of nodes, each the only reader of the one before, makes of another value.
+
+        Args:
+            chain: The nodes; all they read beside the chain are tensors of the model.
+            source: The node whose value the first of them reads.
+            value: The value to read in its place, at the kept positions.
+            dense: With the tensors of the dense program, else with those of the pruned one.
+        """
+        tensors = self._dense if dense else self._small
+        for node in chain:
+            inputs = {
+                n: tensors[n] if not (dense or self._masked) else self.restrict(n, tensors[n])
+                for n in node.all_input_nodes
+                if n is not source
+            }
+            value = self._run(self.planned[node], {**inputs, source: value.clone()}, {})
+            source = node
+        return value
+
+    def _run(self, call: Call, values: dict[fx.Node, Any], tensors: dict[fx.Node, Any]) -> Any:
+        def value_of(node: fx.Node) -> Any:
+            return values[node] if node in values else tensors[node]
+
+        args = fx.map_arg(call.args, value_of)
+        kwargs = fx.map_arg(call.kwargs, value_of)
+        return call.target(*args, **kwargs)
+
+    def kept(self, node: fx.Node) -> list[Mask]:
+        """Which positions of each axis of a node's dense value stay."""
+        return self._constants.kept(node)
+
+    def restrict(self, node: fx.Node, value: Any) -> Any:
+        """A value shaped like the dense one, at the kept positions."""
+        if isinstance(value, Tensor):
+            for axis, mask in enumerate(self.kept(node)):
+                if not mask.all():
+                    value = value.index_select(axis, self._positions(node, axis, value.device))
+        return value
+
+    def _positions(self, node: fx.Node, axis: int, device: torch.device) -> Tensor:
+        if (node, axis) not in self._indices:
+            stays = np.flatnonzero(self.kept(node)[axis])
+            self._indices[node, axis] = torch.as_tensor(stays, device=device)
+        return self._indices[node, axis]
+
+    def tensor(self, node: fx.Node) -> Tensor:
+        """The pruned program's tensor behind a placeholder, at the kept positions."""
+        found: Tensor = self._small[node]
+        return self.restrict(node, found) if self._masked else found
+
+    def dense_tensor(self, node: fx.Node) -> Tensor:
+        """The dense program's tensor behind a placeholder, at the kept positions."""
+        found: Tensor = self.restrict(node, self._dense[node])
+        return found
+
+    def same(self, node: fx.Node) -> list[fx.Node]:
+        """The placeholders that stand for the same tensor: several, where weights are tied."""
+        return [n for n in self.names if self._small[n] is self._small[node]]
+
+    def readers(self, node: fx.Node) -> set[fx.Node]:
+        """All nodes that read the tensor behind a placeholder."""
+        return {user for n in self.same(node) for user in n.users}
+
+    def is_tensor(self, node: Any) -> bool:
+        """Whether an argument stands for a tensor of the model that the program does not write to."""
+        return isinstance(node, fx.Node) and node in self.names and node.name not in self.writes
+
+    def replace(self, node: fx.Node, value: Tensor) -> None:
+        """Write the kept positions of the pruned program's tensor behind a placeholder."""
+        target: Tensor = self._small[node]
+        value = value.to(target.dtype, copy=True)  # it may share memory with the target
+        if self._masked:
+            axes = [self._positions(node, k, value.device) for k in range(value.ndim)]
+            target[torch.meshgrid(*axes, indexing="ij")] = value
+        else:
+            target.copy_(value)
+        self._changed.add(node)
+
+    def store(self, small: nn.Module) -> None:
+        """Write every tensor that was replaced into a pruned model."""
+        with torch.no_grad():
+            for node in self._changed:
+                tensor_called(small, self.names[node]).copy_(self._small[node])
