@@ -21,6 +21,13 @@ from secateur.errors import (
     VerificationError,
 )
 from secateur.evaluate import Evaluation, evaluate
+from secateur.experts.allocate import allocate_experts
+from secateur.experts.apply import apply_experts, verify_experts
+from secateur.experts.checkpoint import prune_checkpoint, save_pretrained
+from secateur.experts.empty import empty_weights
+from secateur.experts.repair import repair_experts
+from secateur.experts.score import score_experts
+from secateur.experts.trace import trace_experts
 from secateur.graph.graph import Graph
 from secateur.graph.trace import trace
 from secateur.plan import Plan
@@ -67,6 +74,16 @@ __all__ = [  # noqa: RUF022 grouped by what a reader looks for
     "latency",
     "weight_bytes",
     "record_of",
+    # Mixtures of experts
+    "trace_experts",
+    "score_experts",
+    "allocate_experts",
+    "apply_experts",
+    "verify_experts",
+    "repair_experts",
+    "prune_checkpoint",
+    "save_pretrained",
+    "empty_weights",
     # How much of each
     "Allocator",
     "Budget",

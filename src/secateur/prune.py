@@ -59,7 +59,7 @@ def prune(
     calibration: Any,
     budget: Budget | None = None,
     allocator: str | Allocates = "tod",
-    granularity: Literal["unit"] = "unit",
+    granularity: Literal["unit", "expert"] = "unit",
     repair: str | Sequence[str] | None = "auto",
     *,
     limits: Limits | None = None,
@@ -79,7 +79,8 @@ def prune(
             and judge repairs; scores and repairs see the rest.
         budget: What the result may cost; None lets the rule decide.
         allocator: A name or an instance: ``"tod"``, ``sc.ToD(tolerance=0.05)``, ``sc.Uniform(ratio=0.3)``.
-        granularity: What is removed; ``"unit"``: channels, neurons, hidden units.
+        granularity: What is removed; ``"unit"``: channels, neurons, hidden units; ``"expert"``: experts of a
+            mixture-of-experts model, which need not be captured.
         repair: None, a name, a list of names, or ``"auto"``.
         limits: What must stay: multiples, minimum, groups to leave alone.
         form: As for `apply`.
@@ -96,8 +97,26 @@ def prune(
     Raises:
         SecateurError: One of its kinds; see each step.
     """
+    if granularity == "expert":
+        if form not in ("auto", "module"):
+            raise SettingError(f"prune(form={form!r}): expected 'auto' or 'module' for experts.")
+        from secateur.experts.prune import prune_experts  # it is made of this module's parts
+
+        return prune_experts(
+            model,
+            calibration,
+            budget,
+            allocator,
+            repair,
+            limits=limits,
+            evaluation=evaluation,
+            loss_fn=loss_fn,
+            measure_latency=measure_latency,
+            seed=seed,
+            progress=progress,
+        )
     if granularity != "unit":
-        raise SettingError(f"prune(granularity={granularity!r}): expected 'unit'.")
+        raise SettingError(f"prune(granularity={granularity!r}): expected 'unit' or 'expert'.")
     if form not in FORMS:
         raise SettingError(f"prune(form={form!r}): expected one of {', '.join(FORMS)}.")
     rule = resolve(allocator)

@@ -170,6 +170,7 @@ def _fill(small: nn.Module, tensors: dict[str, torch.Tensor], tied: dict[str, st
     # Copies: what was read may be mapped from the file, which a later save replaces; and some kernels add in
     # an order that depends on how their operands are aligned, which in a file is another than in memory.
     tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    empty: dict[int, list[tuple[str, torch.Tensor]]] = {}
     for name, target in own.items():
         stored = tensors[tied.get(name, name)]
         if stored.shape != target.shape:
@@ -177,7 +178,34 @@ def _fill(small: nn.Module, tensors: dict[str, torch.Tensor], tied: dict[str, st
                 f"load({folder}): expected {name} of shape {tuple(target.shape)}, got {tuple(stored.shape)}. "
                 f"The file does not belong to this plan."
             )
-        target.data = stored.to(target.device)
+        if target.is_meta:
+            empty.setdefault(id(target), []).append((name, stored))
+        else:
+            target.data = stored.to(target.device)
+    _replace_empty(small, own, empty, folder)
+
+
+def _replace_empty(
+    small: nn.Module,
+    own: dict[str, torch.Tensor],
+    empty: dict[int, list[tuple[str, torch.Tensor]]],
+    folder: Path,
+) -> None:
+    """Put tensors in the place of those on the meta device, which cannot be filled; tied ones stay tied."""
+    for places in empty.values():
+        first, stored = places[0]
+        is_parameter = isinstance(own[first], nn.Parameter)
+        new = nn.Parameter(stored, requires_grad=own[first].requires_grad) if is_parameter else stored
+        for name, _ in places:
+            path, _, leaf = name.rpartition(".")
+            setattr(small.get_submodule(path), leaf, new)
+    left = [name for name, buffer in small.named_buffers() if buffer.is_meta]
+    if left:
+        raise ArtifactError(
+            f"load({folder}): expected make_model() to make the buffers that no artefact holds, got "
+            f"{left[0]} on "
+            "the meta device. Make the model inside secateur.empty_weights() instead."
+        )
 
 
 def _read(folder: Path) -> _Content:

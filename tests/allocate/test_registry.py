@@ -9,7 +9,7 @@ from secateur.errors import SettingError
 
 
 def test_names() -> None:
-    assert names() == ("emp", "erk", "global", "lamp", "owl", "random", "tod", "uniform")
+    assert names() == ("emp", "erk", "global", "lamp", "owl", "random", "repairability", "tod", "uniform")
     assert resolve("tod") == ToD()
     assert resolve("uniform") == Uniform()
     assert resolve("random") == Uniform(removal="random")
@@ -32,13 +32,11 @@ def test_an_instance_is_taken_as_it_is() -> None:
 
 
 def test_an_unknown_name() -> None:
-    with pytest.raises(SettingError, match="allocator: expected one of 'emp', .*, 'uniform', got 'ToD'"):
+    with pytest.raises(SettingError, match=r"allocator: expected one of 'emp', .*, 'uniform', got 'ToD'"):
         resolve("ToD")
 
 
 @pytest.mark.parametrize("thing", [ToD, None, 3, object()])
 def test_no_allocator(thing: Any) -> None:
-    with pytest.raises(
-        SettingError, match=r"allocator: expected a name \('emp', .*\) or an object with"
-    ):
+    with pytest.raises(SettingError, match=r"allocator: expected a name \('emp', .*\) or an object with"):
         resolve(thing)

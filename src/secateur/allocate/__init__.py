@@ -11,6 +11,7 @@ from secateur.allocate.lamp import LAMP
 from secateur.allocate.limits import Limits
 from secateur.allocate.owl import OWL
 from secateur.allocate.registry import names, resolve
+from secateur.allocate.repairability import Distortion, Repairability
 from secateur.allocate.staircase import Staircase
 from secateur.allocate.tod import ToD, tolerance_curve
 from secateur.allocate.uniform import Uniform
@@ -24,8 +25,10 @@ __all__ = [
     "Budget",
     "Curve",
     "Decision",
+    "Distortion",
     "Global",
     "Limits",
+    "Repairability",
     "Staircase",
     "ToD",
     "Uniform",

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from secateur.cost import Cost
 
 
+_COST = {"macs": "macs", "params": "params", "experts": "experts", "sparsity": "weights"}
+"""Per field of a budget, what it bounds: an attribute of the cost."""
+
+
 @dataclass(frozen=True)
 class Budget:
     """The most that the pruned model may cost; where several are given, all hold.
@@ -31,6 +35,8 @@ class Budget:
     Attributes:
         macs: Multiply-accumulate operations for one sample.
         params: Number of parameters.
+        experts: Routed experts in all blocks of a mixture-of-experts model.
+        sparsity: Of single weights, the fraction that is zero at least, a float in (0, 1).
         spend: Whether to spend what the knob leaves of the budget.
 
     Raises:
@@ -43,19 +49,26 @@ class Budget:
 
     macs: float | int | None = None
     params: float | int | None = None
+    sparsity: float | None = None
     spend: bool = True
+    experts: float | int | None = None
 
     def __post_init__(self) -> None:
         """Checks the values."""
         for name, value in self._asked().items():
             object.__setattr__(self, name, _amount(name, value))
+        if isinstance(self.sparsity, int):
+            raise BudgetError(
+                f"budget: expected sparsity to be a float in (0, 1), got {self.sparsity}. Write sparsity=0.9."
+            )
         if not isinstance(self.spend, bool):
             raise BudgetError(
                 f"budget: expected spend to be True or False, got {self.spend!r}. Write spend=False."
             )
         if not self._asked():
             raise BudgetError(
-                "budget: expected macs or params, got neither. Write Budget(macs=0.5), for example."
+                "budget: expected macs or params, got neither, nor a sparsity. "
+                "Write Budget(macs=0.5), for example."
             )
 
     def as_settings(self) -> dict[str, JsonValue]:
@@ -63,15 +76,16 @@ class Budget:
         return {**self._asked(), **({} if self.spend else {"spend": False})}
 
     def targets(self, dense: Cost) -> dict[str, int]:
-        """The largest whole cost that each entry allows."""
-        return {
-            name: value if isinstance(value, int) else _share(value, getattr(dense, name))
-            for name, value in self._asked().items()
-        }
+        """The largest whole cost that each entry allows, by the cost's name.
+
+        Raises:
+            BudgetError: The cost is none of what is pruned: MACs of single weights, or sparsity of units.
+        """
+        return {_COST[name]: _most(name, value, dense) for name, value in self._asked().items()}
 
     def _asked(self) -> dict[str, float | int]:
-        """The costs that are bounded, by the names of the fields of `Cost`."""
-        named = {"macs": self.macs, "params": self.params}
+        """The bounds that are given, by their names here."""
+        named = {name: getattr(self, name) for name in _COST}
         return {name: value for name, value in named.items() if value is not None}
 
     def met(self, cost: Cost, dense: Cost) -> bool:
@@ -115,21 +129,32 @@ def _unreachable(budget: Budget, least: Cost, dense: Cost) -> UnreachableBudgetE
     complaints: list[str] = []
     advice: list[str] = []
     smallest: list[float] = []
-    for name, target in budget.targets(dense).items():
-        reached, whole, asked = getattr(least, name), getattr(dense, name), getattr(budget, name)
-        if reached <= target:
+    targets = budget.targets(dense)
+    for name, asked in budget.as_settings().items():
+        if name == "spend" or getattr(least, _COST[name]) <= targets[_COST[name]]:
             continue
+        reached, whole, target = (
+            getattr(least, _COST[name]),
+            getattr(dense, _COST[name]),
+            targets[_COST[name]],
+        )
         complaints.append(
-            f"expected at most {target:,} {name} ({target / whole:.2%} of {whole:,}), "
+            f"expected at most {target:,} {_COST[name]} ({target / whole:.2%} of {whole:,}), "
             f"got {reached:,} ({reached / whole:.2%}) as the smallest that the allocator reaches"
         )
+        if name == "sparsity":
+            # Rounded down, so that the figure in the message is one that works.
+            smallest.append((whole - reached) / whole)
+            advice.append(f"sparsity={math.floor(smallest[-1] * 1e4) / 1e4:g}")
+            continue
         fraction = not isinstance(asked, int)
         smallest.append(reached / whole if fraction else reached)
-        # Rounded up, so that the figure in the message is one that works.
+        # Rounded up, for the same reason.
         figure = f"{math.ceil(reached / whole * 1e4) / 1e4:g}" if fraction else str(reached)
         advice.append(f"{name}={figure}")
+    bound = "at least" if budget.sparsity is None else "at most"
     return UnreachableBudgetError(
-        f"budget: {'; '.join(complaints)}. Ask for at least {', '.join(advice)}, or loosen the limits "
+        f"budget: {'; '.join(complaints)}. Ask for {bound} {', '.join(advice)}, or loosen the limits "
         "(max_ratio, min_keep, round_to, ignore).",
         smallest=smallest[0],
     )
@@ -154,6 +179,21 @@ def _amount(name: str, value: object) -> float | int:
         f"budget: expected {name} to be a fraction of the dense model, a float in (0, 1), or an absolute "
         f"cost, an integer of at least 1, got {value!r}. Write {name}=0.5 or {name}=1_000_000, for example."
     )
+
+
+def _most(name: str, value: float | int, dense: Cost) -> int:
+    """The largest whole cost that one bound allows."""
+    whole = getattr(dense, _COST[name], None)
+    if whole is None:
+        other = {"sparsity": "granularity 'weight'", "experts": "granularity 'expert'"}.get(name)
+        other = other or "granularity 'unit', or sparsity"
+        raise BudgetError(f"budget: expected a bound on {sorted(vars(dense))}, got {name}. Use {other}.")
+    if name != "sparsity":
+        return value if isinstance(value, int) else _share(value, whole)
+    gone = math.ceil(value * whole) + 1
+    while gone and (gone - 1) / whole >= value:  # the quotient, as in `_share`
+        gone -= 1
+    return int(whole - gone)
 
 
 def _share(fraction: float, whole: int) -> int:

@@ -45,8 +45,8 @@ def retained_bound(size: ArrayLike, effective: ArrayLike, kept: ArrayLike) -> ND
     .. math:: T_{m,n} = f(n) + \sqrt{\frac{1/M - 1/n}{1/m - 1/n}} \, (f(m) - f(n)).
 
     Of all edges three can be lowest: (1, N), (1, ⌈M⌉) and (⌊M⌋, ⌈M⌉). For k <= m it falls with m where n is
-    fixed, so m is 1 or, where k <= ⌊M⌋, ⌊M⌋. With m = 1 every stationary point in n is a maximum, so n is one of
-    its ends, N or ⌈M⌉; with m = ⌊M⌋ it falls as n falls. The bound is attained, by a vector of at most two
+    fixed, so m is 1 or, where k <= ⌊M⌋, ⌊M⌋. With m = 1 every stationary point in n is a maximum, so n is one
+    of its ends, N or ⌈M⌉; with m = ⌊M⌋ it falls as n falls. The bound is attained, by a vector of at most two
     different levels and zeros.
 
     Args:
@@ -127,7 +127,11 @@ class EMP(Allocator):
 
     def settings(self, knob: float | None) -> dict[str, JsonValue]:
         """The β that decided, the scope and the signal."""
-        return {"beta": None if knob is None else -float(knob), "scope": self.scope, "removal": name_of(self.removal)}
+        return {
+            "beta": None if knob is None else -float(knob),
+            "scope": self.scope,
+            "removal": name_of(self.removal),
+        }
 
     def steps(self, graph: Graph, scores: ScoreTable, limits: Limits) -> Mapping[str, Staircase]:
         """The unit of descending rank j in its scope goes where fewer than j + 1 are kept; rank 0 never."""
@@ -160,16 +164,15 @@ class EMP(Allocator):
         what is kept in the end.
 
         Returns:
-            ``beta``; for each of ``groups`` and for the ``whole``: ``units``, ``kept``, and ``mass``, the share of
-            the scores that stays; where a scope has its own β·N_eff also ``effective``, ``allowed``, the number
-            that β keeps, and ``bound``, the least that ``mass`` can be: in scope ``model`` for the whole, else for
-            each group, and there for rows their sum. ``mass`` and ``bound`` are None where all scores are 0.
+            ``beta``; for each of ``groups`` and for the ``whole``: ``units``, ``kept``, and ``mass``, the
+            share of the scores that stays; where a scope has its own β·N_eff also ``effective``, ``allowed``,
+            the number that β keeps, and ``bound``, the least that ``mass`` can be: in scope ``model`` for the
+            whole, else for each group, and there for rows their sum. ``mass`` and ``bound`` are None where
+            all scores are 0.
         """
         beta = None if decision.knob is None else -float(decision.knob)
         keep = decision.keep
-        values = {
-            g.name: np.abs(vector(scores, self.removal, g)) for g in limits.considered(graph.groups)
-        }
+        values = {g.name: np.abs(vector(scores, self.removal, g)) for g in limits.considered(graph.groups)}
         whole = np.concatenate(list(values.values()))
         kept = np.concatenate([keep[name] for name in values])
         by_model = self.scope == "model"
@@ -191,7 +194,7 @@ def _leaves(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
     It is the largest float β at which the score is not among those that `sizes` keeps.
     """
-    rows, members = values.shape
+    members = values.shape[1]
     # Descending ranks; of equal scores the lowest index is kept longest.
     place = members - 1 - np.stack([ranks(row) for row in values])
     effective = effective_number(values, 1)[:, None]

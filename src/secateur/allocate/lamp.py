@@ -15,10 +15,11 @@ class LAMP(Global):
     .. math:: \text{LAMP}(u) = \frac{s_u^2}{\sum_{v:\, s_v \ge s_u} s_v^2}
 
     With s the magnitude of single weights, it is the share of the layer's output energy, in the worst case,
-    that the weight's removal costs after all smaller ones have gone. The largest of a group has 1, so no layer
-    is emptied while others have more than one left.
+    that the weight's removal costs after all smaller ones have gone. The largest of a group has 1, so no
+    layer is emptied while others have more than one left.
 
-    Source: Lee et al. 2021, arXiv 2010.07611. Departure: any signal can take the weights' place, of any units.
+    Source: Lee et al. 2021, arXiv 2010.07611. Departure: any signal can take the weights' place, of any
+    units.
 
     Attributes:
         ratio: Fraction of all units removed, in [0, 1). None if a budget decides.

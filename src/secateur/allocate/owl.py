@@ -62,7 +62,9 @@ class OWL(Allocator):
         """Checks the values."""
         object.__setattr__(self, "width", fraction("OWL", "width", self.width))
         if isinstance(self.above, bool) or not isinstance(self.above, Real) or not 0 < self.above < math.inf:
-            raise SettingError(f"OWL: expected above to be a number over 0, got {self.above!r}. Write above=5.")
+            raise SettingError(
+                f"OWL: expected above to be a number over 0, got {self.above!r}. Write above=5."
+            )
 
     @property
     def signals(self) -> tuple[Asked, ...]:

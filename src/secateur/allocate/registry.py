@@ -14,10 +14,12 @@ from secateur.allocate.global_ranking import Global
 from secateur.allocate.lamp import LAMP
 from secateur.allocate.limits import Limits
 from secateur.allocate.owl import OWL
+from secateur.allocate.repairability import Repairability
 from secateur.allocate.signals import ScoreTable
 from secateur.allocate.tod import ToD
 from secateur.allocate.uniform import Uniform
 from secateur.errors import SettingError
+from secateur.score.combination import Asked
 from secateur.score.scores import Scores
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ class Allocates(Protocol):
     """What anything passed as an allocator has to have; `Allocator` does, a user's own class may."""
 
     @property
-    def signals(self) -> tuple[str, ...]:
+    def signals(self) -> tuple[Asked, ...]:
         """The signals whose scores it needs."""
 
     def allocate(
@@ -45,7 +47,7 @@ class Allocates(Protocol):
 
 
 _RULES: Mapping[str, Callable[[], Allocator]] = MappingProxyType(
-    {rule.name: rule for rule in (ToD, EMP, Uniform, Global, ERK, LAMP, OWL)}
+    {rule.name: rule for rule in (ToD, EMP, Uniform, Global, ERK, LAMP, OWL, Repairability)}
     | {"random": lambda: Uniform(removal="random")}
 )
 

@@ -207,7 +207,7 @@ def _step(holder: Any, part: str) -> Any:
 
 
 def _same_kind(old: Any, value: Any) -> bool:
-    """True for a number or a boolean in place of one, or as many in place of a sequence: artefacts hold no more."""
+    """True for a number or boolean in place of one, or as many in place of a sequence: no more is held."""
     if isinstance(old, int):
         return type(old) is type(value)
     return isinstance(old, list | tuple) and isinstance(value, list) and len(old) == len(value)

@@ -10,7 +10,9 @@ import typer
 from secateur.cli.demo import demo
 from secateur.cli.inspect import inspect
 from secateur.cli.prune import prune
+from secateur.cli.prune_checkpoint import prune_checkpoint
 from secateur.cli.tolerance import tolerance
+from secateur.cli.transition import transition
 
 app = typer.Typer(
     name="secateur",
@@ -25,6 +27,11 @@ app.command(epilog="Example: secateur demo --out demo")(demo)
 app.command(epilog="Example: secateur inspect --model net.py:make --input 1x3x32x32")(inspect)
 app.command(epilog="Example: secateur prune --model net.py:make --data x.npz --macs 0.5 --out new")(prune)
 app.command(epilog="Example: secateur tolerance --model net.py:make --data x.npz")(tolerance)
+app.command(epilog="Example: secateur transition --model net.py:make --data x.npz")(transition)
+
+app.command("prune-checkpoint", epilog="Example: secateur prune-checkpoint dense --plan plan.json --out new")(
+    prune_checkpoint
+)
 
 
 def _version(show: bool) -> None:

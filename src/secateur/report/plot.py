@@ -79,8 +79,8 @@ def draw(curve: Curve, path: Path, title: str) -> None:
     layers.set(xlabel="tolerance" if curve.allocator == "tod" else "knob")
     figure.colorbar(image, ax=layers, label="% of units kept")
     with mpl.rc_context({"svg.hashsalt": "secateur"}):
-        figure.savefig(path, dpi=150, metadata=_METADATA[path.suffix.lower()])
+        figure.savefig(path, dpi=150, metadata=METADATA[path.suffix.lower()])
 
 
-_METADATA = {".svg": {"Date": None}, ".png": {}, ".pdf": {"CreationDate": None}}
+METADATA = {".svg": {"Date": None}, ".png": {}, ".pdf": {"CreationDate": None}}
 """No date, so that the same curve gives the same bytes."""

@@ -230,22 +230,29 @@ MIXED = (
 def proof(report: Report) -> str:
     """What was proven, in a sentence."""
     found = report.proof
-    reference = (
-        "the dense model with the same units zeroed"
-        if found["reference"] == "masked"
-        else "the captured program with the same units cut out"
-    )
+    if report.asked.get("granularity") == "weight":
+        return (
+            "Before repair, the pruned model is the dense model with exactly the masked weights at zero: its "
+            f"{found['outputs']} tensors were compared bit for bit."
+        )
+    references = {
+        "masked": "the dense model with the same units zeroed",
+        "experts excluded": "the dense model whose routers may not choose the removed experts",
+    }
+    reference = references.get(str(found["reference"]), "the captured program with the same units cut out")
     count = found["outputs"]
     outputs = "its output differs" if count == 1 else f"its {count} outputs differ"
     return (
         f"Before repair, the pruned model computes what {reference} computes: on real samples in float64 "
         f"{outputs} by {found['difference']:.1e} relative (allowed: {found['tolerance']:.0e})."
-        + ("" if found["reference"] == "masked" else MIXED)
+        + ("" if found["reference"] in references else MIXED)
     )
 
 
 def form(report: Report) -> str:
     """What the result is, in a sentence."""
+    if report.asked.get("granularity") == "weight":
+        return f"The result has the dense model's shapes: {report.note}. Zeros are multiplied like any number."
     what = {
         "module": "The result has the same classes with smaller tensors (form module).",
         "graph": "The result is the captured program with smaller tensors (form graph).",

@@ -1,0 +1,261 @@
+"""Experts removed: equality, what it costs in perplexity, and the memory of rewriting a checkpoint.
+
+    python -m benchmarks.bench_experts [equality] [quality] [checkpoint] [--quick]
+
+equality    sliced against a dense model that excludes the experts, in float64, for every family of `tests`
+quality     a small Qwen2-MoE trained on tinyshakespeare (`benchmarks.moe_language_model`): rules and signals
+            at the same total of experts, with and without repair, five calibration seeds
+checkpoint  Qwen1.5-MoE-A2.7B's shape on the meta device; and a sharded checkpoint of its layout with smaller
+            width, rewritten from a plan in a process of its own, whose peak memory is measured
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+import secateur as sc
+from benchmarks import results
+from benchmarks.moe_language_model import STEPS, batches, library, perplexity, text, trained
+from secateur.allocate.emp import EMP
+from secateur.allocate.global_ranking import Global
+from secateur.experts.allocate import allocate_experts
+from secateur.experts.apply import apply_experts, verify_experts
+from secateur.experts.graph import ExpertGraph
+from secateur.experts.repair import repair_experts
+from secateur.experts.score import score_experts
+from secateur.experts.trace import trace_experts
+
+PARTS = ("equality", "quality", "checkpoint")
+SEEDS = (0, 1, 2, 3, 4)
+SHARES = (0.75, 0.5)
+SIGNALS = ("frequency", "reap", "expert_taylor", "random", "output_change", "specialisation")
+PROTECTS = {"expert_taylor": "reap"}
+"""ToD's other signal: the Taylor signal, or this where that is the removal signal."""
+SHAPE = {"num_hidden_layers": 24, "num_experts": 60, "num_experts_per_tok": 4}
+
+
+def equality() -> list[dict[str, Any]]:
+    """The largest relative difference over five random plans of each family."""
+    from tests.experts.models import FAMILIES, make, words
+
+    rows = []
+    for family in FAMILIES:
+        model, ids = make(family), words(4, 16)
+        graph = trace_experts(model, ids)
+        worst = 0.0
+        for seed in SEEDS:
+            plan = allocate_experts(
+                graph, random_scores(graph, seed), Global(removal="random"), sc.Budget(experts=0.7)
+            )
+            small = apply_experts(model, plan, graph=graph)
+            worst = max(worst, verify_experts(model, small, plan, ids, graph=graph).difference)
+        rows.append({"family": family, "blocks": len(graph.blocks), "difference": worst})
+    print("\nSliced against excluded, float64, largest relative difference over five plans")
+    print(
+        results.table(
+            ("family", "blocks", "difference"),
+            [(r["family"], r["blocks"], f"{r['difference']:.1e}") for r in rows],
+        )
+    )
+    return rows
+
+
+def random_scores(graph: ExpertGraph, seed: int) -> Mapping[str, Mapping[str, Any]]:
+    """Scores that need no data."""
+    return score_experts(graph, None, "random", seed=seed).values
+
+
+def quality(steps: int, seeds: Sequence[int], stretches: int, count: int) -> dict[str, Any]:
+    """Perplexity of every rule and signal at the same number of experts, before and after repair."""
+    model = trained(steps)
+    train, test, _ = text()
+    dense = perplexity(model, test, stretches)
+    runs = []
+    for seed in seeds:
+        data = batches(train, count, seed + 1)
+        graph = trace_experts(model, data[0])
+        begun = time.perf_counter()
+        scores = score_experts(graph, data, SIGNALS, seed=seed, progress=False)
+        seconds = time.perf_counter() - begun
+        for share, signal in ((share, signal) for share in SHARES for signal in SIGNALS):
+            rules = {
+                "tod": sc.ToD(removal=signal, protection=PROTECTS.get(signal, "expert_taylor")),
+                "emp": EMP(removal=signal),
+                "global": Global(removal=signal),
+                "uniform": sc.Uniform(removal=signal),
+            }
+            for name, rule in rules.items():
+                plan = allocate_experts(graph, scores, rule, sc.Budget(experts=share), seed=seed)
+                small = apply_experts(model, plan, graph=graph)
+                repaired = repair_experts(small, model, data, graph=graph, seed=seed, progress=False)
+                runs.append(
+                    {
+                        "seed": seed,
+                        "share": share,
+                        "signal": signal,
+                        "rule": name,
+                        "kept": [group.kept for group in plan.groups],
+                        "pruned": perplexity(small, test, stretches),
+                        "repaired": perplexity(repaired, test, stretches),
+                        "scoring_seconds": seconds,
+                    }
+                )
+    print(f"\nPerplexity a character, dense {dense:.3f}; mean ± standard deviation over {len(seeds)} seeds")
+    rows = []
+    for share, signal in ((share, signal) for share in SHARES for signal in SIGNALS):
+        for stage in ("pruned", "repaired"):
+            cells = []
+            for name in ("tod", "emp", "global", "uniform"):
+                found = [
+                    r[stage] for r in runs if (r["share"], r["signal"], r["rule"]) == (share, signal, name)
+                ]
+                spread = statistics.stdev(found) if len(found) > 1 else 0.0
+                cells.append(f"{statistics.mean(found):.3f} ± {spread:.3f}")
+            rows.append((f"{share:.0%}", signal, stage, *cells))
+    print(results.table(("experts kept", "signal", "stage", "ToD", "EMP", "Global", "Uniform"), rows))
+    return {"dense": dense, "steps": steps, "runs": runs}
+
+
+def on_meta() -> tuple[dict[str, Any], sc.Plan]:
+    """Qwen1.5-MoE-A2.7B's true shape without weights: trace and plan."""
+    found = library()
+    config = found.Qwen2MoeConfig(**SHAPE, hidden_size=2048, num_attention_heads=16, num_key_value_heads=16,
+                                  moe_intermediate_size=1408, shared_expert_intermediate_size=5632,
+                                  vocab_size=151936, use_cache=False)  # fmt: skip
+    with torch.device("meta"):
+        model = found.AutoModelForCausalLM.from_config(config)
+    model.set_attn_implementation("eager")
+    ids = torch.ones(1, 128, dtype=torch.int64)
+    begun = time.perf_counter()
+    graph = trace_experts(model, {"input_ids": ids, "attention_mask": ids})
+    traced = time.perf_counter()
+    plan = allocate_experts(
+        graph, random_scores(graph, 0), sc.Uniform(removal="random"), sc.Budget(experts=0.5)
+    )
+    done = time.perf_counter()
+    seconds = (traced - begun, done - traced)
+    print("\nQwen1.5-MoE-A2.7B on the meta device: traced in {:.2f} s, planned in {:.2f} s".format(*seconds))
+    print(*str(plan).splitlines()[-2:], sep="\n")
+    return {
+        "trace_seconds": seconds[0],
+        "plan_seconds": seconds[1],
+        "params": [plan.dense.params, plan.predicted.params],
+        "macs_of_128_tokens": [plan.dense.macs, plan.predicted.macs],
+    }, plan
+
+
+_REWRITE = """
+import json, sys
+from secateur.experts.checkpoint import prune_checkpoint
+from secateur.plan import Plan
+
+def memory(field):  # Linux; getrusage would count the memory of the process that started this one
+    lines = open("/proc/self/status").read().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+plan = Plan.from_json(sys.argv[2])
+open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew
+before = memory("VmRSS")
+prune_checkpoint(sys.argv[1], plan, sys.argv[3])
+print(json.dumps([before, memory("VmHWM")]))
+"""
+
+
+def checkpoint(width: int, plan: sc.Plan) -> dict[str, Any]:
+    """A synthetic checkpoint in the published one's layout, rewritten, and the peak of the memory."""
+    inner = width * 1408 // 2048
+    rng = torch.Generator().manual_seed(0)
+    with tempfile.TemporaryDirectory() as place:
+        dense, small = Path(place) / "dense", Path(place) / "small"
+        dense.mkdir()
+        weight_map, shards = {}, 8
+        for shard in range(shards):
+            tensors = {}
+            for layer in range(shard * 3, shard * 3 + 3):
+                prefix = f"model.layers.{layer}.mlp"
+                tensors[f"{prefix}.gate.weight"] = torch.randn(60, width, generator=rng).bfloat16()
+                for expert in range(60):
+                    for name, shape in (
+                        ("gate", (inner, width)),
+                        ("up", (inner, width)),
+                        ("down", (width, inner)),
+                    ):
+                        tensors[f"{prefix}.experts.{expert}.{name}_proj.weight"] = torch.randn(
+                            *shape, generator=rng
+                        ).bfloat16()
+            file = f"model-{shard + 1:05}-of-{shards:05}.safetensors"
+            save_file(tensors, dense / file, metadata={"format": "pt"})
+            weight_map |= dict.fromkeys(tensors, file)
+        (dense / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+        (dense / "config.json").write_text(json.dumps({"model_type": "qwen2_moe", **SHAPE}))
+        plan.to_json(Path(place) / "plan.json")
+        begun = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-c", _REWRITE, dense, Path(place) / "plan.json", small],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        seconds = time.perf_counter() - begun
+        before, peak = json.loads(done.stdout.splitlines()[-1])
+        sizes = [f.stat().st_size for f in dense.glob("*.safetensors")]
+        after = [f.stat().st_size for f in small.glob("*.safetensors")]
+    found = {
+        "checkpoint_bytes": sum(sizes),
+        "largest_shard_bytes": max(sizes),
+        "pruned_bytes": sum(after),
+        "memory_before_bytes": before,
+        "peak_memory_bytes": peak,
+        "peak_over_largest_shard": (peak - before) / max(sizes),
+        "seconds": seconds,
+    }
+    print(
+        f"\nCheckpoint of {sum(sizes) / 1e9:.2f} GB in {shards} shards of at most {max(sizes) / 1e6:.0f} "
+        "MB, rewritten to "
+        f"{sum(after) / 1e9:.2f} GB in {seconds:.1f} s; peak memory {(peak - before) / 1e6:.0f} MB above "
+        "what Python and "
+        f"torch take, {found['peak_over_largest_shard']:.2f} shards"
+    )
+    return found
+
+
+def main() -> None:
+    """Runs what was asked for, prints the tables and writes the result file."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"default all: {', '.join(PARTS)}")
+    parser.add_argument("--quick", action="store_true", help="small, no result file")
+    parser.add_argument("--steps", type=int, help="of training")
+    asked = parser.parse_args()
+    library()
+    parts = asked.parts or PARTS
+    found: dict[str, Any] = {}
+    if "equality" in parts:
+        found["equality"] = equality()
+    if "quality" in parts:
+        steps = asked.steps or (20 if asked.quick else STEPS)
+        found["quality"] = quality(
+            steps, SEEDS[:1] if asked.quick else SEEDS, 8 if asked.quick else 400, 2 if asked.quick else 16
+        )
+    if "checkpoint" in parts:
+        found["meta"], plan = on_meta()
+        found["checkpoint"] = checkpoint(128 if asked.quick else 768, plan)
+    if not asked.quick:
+        results.write("experts", found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""`apply_experts` and its proof: experts removed for real, compared with a router that excludes them."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+from torch import nn
+
+from secateur.apply.compare import relative_difference, run_doubled
+from secateur.apply.copying import duplicate
+from secateur.apply.module import smaller_module
+from secateur.apply.record import Record, attach, record_of
+from secateur.apply.tensors import check_positions
+from secateur.errors import SettingError, VerificationError
+from secateur.experts.allocate import check_kept
+from secateur.experts.counts import new_counts
+from secateur.experts.graph import ExpertGraph
+from secateur.experts.kernels import with_loop
+from secateur.experts.routing import excluding
+from secateur.experts.trace import trace_experts
+from secateur.graph.graph import fingerprint
+from secateur.models import device_of, unwrap
+from secateur.plan import Plan
+from secateur.verify import Proof
+
+_NORMALISES = "norm_topk_prob"
+
+
+def apply_experts(
+    model: nn.Module,
+    plan: Plan,
+    *,
+    graph: ExpertGraph | None = None,
+    example_inputs: Any = None,
+    renormalise: bool | None = None,
+) -> nn.Module:
+    """Remove experts: their parameters, the router's rows, biases and corrections for them.
+
+    The numbers that repeat their count follow: `num_experts` of the modules and, where all blocks keep the
+    same number, the configuration's. The result computes what the dense model computes when the logits
+    of the removed experts are -inf before softmax and top-k.
+
+    Args:
+        model: The dense model; it is left as it was.
+        plan: From `allocate_experts`.
+        graph: The trace of this model, if at hand.
+        example_inputs: For the trace otherwise; made from the plan's shapes if not given.
+        renormalise: Whether the weights of a token's experts are scaled to a sum of 1, in routers with a
+            setting for that (``norm_topk_prob``); None leaves it as it is. It is recorded with the model.
+
+    Returns:
+        A new model of the same classes; `secateur.record_of` says what was done.
+
+    Raises:
+        PlanError: The plan is for another model, or leaves a router too few experts.
+        SettingError: `renormalise` is given, and a router has no such setting.
+    """
+    model = unwrap(model)
+    plan.check(fingerprint(model))
+    check_positions(model, plan)
+    graph = graph or _traced(model, plan, example_inputs)
+    check_kept(graph, plan)
+    sizes = {**new_counts(model, graph, plan), **_normalising(model, graph, renormalise)}
+    note = "" if renormalise is None else f"renormalise={renormalise}"
+    return attach(smaller_module(model, plan, sizes), Record(plan, "module", note, sizes=sizes))
+
+
+def verify_experts(
+    model: nn.Module,
+    small: nn.Module,
+    plan: Plan,
+    example_inputs: Any = None,
+    *,
+    graph: ExpertGraph | None = None,
+    tolerance: float = 1e-9,
+) -> Proof:
+    """Compare in float64 with the dense model whose routers may not choose the removed experts.
+
+    Verify before repair: a repaired model differs on purpose.
+
+    Args:
+        model: The dense model. Neither it nor `small` is changed; copies are compared.
+        small: What `apply_experts` returned.
+        plan: The plan in between.
+        example_inputs: Inputs; random ones of the traced shapes if not given.
+        graph: The trace of the dense model, if at hand.
+        tolerance: Largest accepted relative difference, max|a - b| / max|b|.
+
+    Raises:
+        VerificationError: The outputs differ by more.
+        PlanError: The plan is for another model.
+    """
+    model = unwrap(model)
+    plan.check(fingerprint(model))
+    graph = graph or _traced(model, plan, example_inputs)
+    args, kwargs = plan.inputs.arguments(example_inputs, device_of(model))
+    got = run_doubled(with_loop(duplicate(small).double()), args, kwargs)
+    dense = with_loop(duplicate(model).double())
+    for path, value in record_of(small).sizes.items():
+        if path.endswith(f".{_NORMALISES}") and not path.startswith("config"):
+            setattr(dense.get_submodule(path.rpartition(".")[0]), _NORMALISES, value)
+    with ExitStack() as undo:
+        for group in plan.groups:
+            if group.removed:
+                undo.enter_context(excluding(dense, graph.block(group.name), group.removed))
+        wanted = run_doubled(dense, args, kwargs)
+    difference = relative_difference(got, wanted)
+    if not difference <= tolerance:
+        raise VerificationError(
+            f"verify_experts: expected the pruned {type(model).__name__} to equal the dense one whose "
+            "routers "
+            f"exclude the removed experts to {tolerance:.1g} relative in float64, got {difference:.3g} over "
+            f"{len(wanted)} outputs. If it was repaired or trained, verify before that; otherwise report "
+            "a bug."
+        )
+    return Proof(difference, tolerance, "experts excluded", len(wanted))
+
+
+def _traced(model: nn.Module, plan: Plan, example_inputs: Any) -> ExpertGraph:
+    args, kwargs = plan.inputs.arguments(example_inputs, device_of(model))
+    return trace_experts(model, kwargs or args)
+
+
+def _normalising(model: nn.Module, graph: ExpertGraph, renormalise: bool | None) -> dict[str, bool]:
+    """Paths of the setting in every router, and in the configuration, with the new value."""
+    if renormalise is None:
+        return {}
+    without = [b.router for b in graph.blocks if not hasattr(model.get_submodule(b.router), _NORMALISES)]
+    if without:
+        raise SettingError(
+            f"apply_experts: expected routers with the setting {_NORMALISES}, got none in {without[0]}. "
+            "Leave renormalise out: what this router does is part of its code."
+        )
+    paths = [f"{block.router}.{_NORMALISES}" for block in graph.blocks]
+    if hasattr(getattr(model, "config", None), _NORMALISES):
+        paths.append(f"config.{_NORMALISES}")
+    return dict.fromkeys(paths, renormalise)

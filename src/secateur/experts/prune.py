@@ -1,0 +1,114 @@
+"""The whole street in one call, for experts: what `prune` does with ``granularity="expert"``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+from torch import nn
+
+from secateur.allocate import Budget, Limits
+from secateur.apply.record import record_of, with_repairs
+from secateur.calibration import Calibration
+from secateur.errors import SettingError
+from secateur.evaluate import evaluate
+from secateur.experts.allocate import allocate_experts, rule_called
+from secateur.experts.apply import apply_experts, verify_experts
+from secateur.experts.repair import METHOD, repair_experts
+from secateur.experts.score import score_experts
+from secateur.experts.trace import trace_experts
+from secateur.graph.graph import Graph
+from secateur.models import unwrap
+from secateur.prune import Result, _clock, _few, _figures, _proof, _untouched
+from secateur.report.report import Report, layers_of, versions
+from secateur.score.loss import LossFn
+
+_REPAIRS = (None, "auto", METHOD, [METHOD], (METHOD,))
+
+
+def prune_experts(
+    model: nn.Module,
+    calibration: Any,
+    budget: Budget | None,
+    allocator: Any,
+    repair: str | Sequence[str] | None,
+    *,
+    limits: Limits | None,
+    evaluation: Any,
+    loss_fn: LossFn | None,
+    measure_latency: bool,
+    seed: int,
+    progress: bool,
+) -> Result:
+    """Trace, score, allocate, apply, verify and repair experts; arguments and result as of `prune`.
+
+    Repair is ``"experts"``, which ``"auto"`` tries too: it is kept if the held-out loss is no worse for it.
+    """
+    rule = rule_called(allocator)
+    if repair not in _REPAIRS:
+        raise SettingError(
+            f"prune(granularity='expert', repair={repair!r}): expected None, 'auto' or {METHOD!r}. Name one."
+        )
+    model = unwrap(model)
+    data = Calibration.of(calibration, seed=seed)
+    fit, held = data.split()
+    judged = held if evaluation is None else Calibration.of(evaluation, seed=seed)
+    example = data.first()
+    seconds: dict[str, float] = {}
+    with _clock(seconds, "trace"):
+        graph = trace_experts(model, example.kwargs or example.args)
+    with _clock(seconds, "score"):
+        asked = cast(tuple[str, ...], rule.signals)
+        scores = score_experts(graph, fit, asked, loss_fn=loss_fn, seed=seed, progress=progress)
+    with _clock(seconds, "allocate"):
+        plan = allocate_experts(graph, scores, rule, budget, limits, seed)
+    with _clock(seconds, "apply"):
+        small = apply_experts(model, plan, graph=graph)
+    with _clock(seconds, "verify"):
+        proof = verify_experts(model, small, plan, _few(example, None), graph=graph)
+
+    def measured(which: nn.Module, stage: str, on: Calibration) -> Any:
+        return evaluate(
+            which, on, dense=model, loss_fn=loss_fn, progress=progress, description=f"Measuring {stage}"
+        )
+
+    repaired = small
+    with _clock(seconds, "repair"):
+        if repair is not None:
+            repaired = repair_experts(small, model, fit, graph=graph, seed=seed, progress=progress)
+            tried = record_of(repaired).repairs[-1]
+            before, after = (
+                measured(m, s, held).loss for m, s in ((small, "pruned"), (repaired, "repaired"))
+            )
+            tried["kept"] = tried["kept"] and after <= before
+            if not tried["kept"]:
+                repaired = with_repairs(small, [tried])
+    kept = any(r["kept"] for r in record_of(repaired).repairs)
+    stages = [("dense", model), ("pruned", small), *([("repaired", repaired)] if kept else [])]
+    with _clock(seconds, "measure"):
+        found = [measured(m, stage, judged) for stage, m in stages]
+        figures = _figures(stages, found, plan, example, measure_latency=measure_latency)
+    report = Report(
+        model=type(model).__name__,
+        asked={
+            "budget": budget.as_settings() if budget else None,
+            "allocator": plan.allocator,
+            "granularity": "expert",
+            "repair": repair if repair is None or isinstance(repair, str) else list(repair),
+            "form": "module",
+            "seed": seed,
+        },
+        settings=plan.settings,
+        figures=figures,
+        judged_on="held-out calibration data" if evaluation is None else "evaluation data",
+        layers=layers_of(plan),
+        untouched=_untouched(cast(Graph, graph)),
+        form="module",
+        note="",
+        proof=_proof(proof),
+        repairs=record_of(repaired).repairs,
+        certificates=plan.certificates,
+        seconds=seconds,
+        versions=versions(),
+    )
+    return Result(repaired, plan, scores, cast(Graph, graph), report)

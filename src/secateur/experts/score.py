@@ -1,0 +1,178 @@
+"""`score_experts`: what each expert is worth, by all signals asked for, in one pass over the data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from secateur.calibration import Batch, Calibration
+from secateur.errors import CalibrationError, ScoreError
+from secateur.experts.blocks import Block
+from secateur.experts.graph import ExpertGraph, expert_parameters
+from secateur.experts.routing import Call, Routed, watching
+from secateur.experts.signals import SIGNALS, Context, ExpertSignal, ExpertTally
+from secateur.models import evaluating
+from secateur.score.combination import Asked, Combination, parse, with_combinations
+from secateur.score.loss import LossFn, default_loss
+from secateur.score.scores import Scores
+from secateur.score.signal import Signal
+
+ExpertAsked: TypeAlias = Asked | ExpertSignal
+"""A name (also ``a*b`` and ``a+b``), a signal for experts, or a combination of names."""
+
+
+def score_experts(
+    graph: ExpertGraph,
+    calibration: Any = None,
+    signals: ExpertAsked | Iterable[ExpertAsked] = ("reap", "expert_taylor"),
+    *,
+    loss_fn: LossFn | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> Scores:
+    """Say what each expert of each block is worth.
+
+    The model comes back bitwise as it was. It runs in evaluation mode, with its own kernels. Tokens that a
+    batch's ``attention_mask`` calls padding count for nothing. Weights must be on one device.
+
+    Args:
+        graph: From `trace_experts`.
+        calibration: What `Calibration.of` takes; None if no signal needs data.
+        signals: Names or instances: ``frequency``, ``router_weight``, ``reap``, ``output_change``,
+            ``specialisation``, ``expert_taylor``, ``weight_norm``, ``random``; combined as
+            ``frequency*reap``.
+        loss_fn: ``loss_fn(model, batch)`` for signals that need gradients, instead of the default loss.
+        seed: For shuffling loaders and what signals draw.
+        progress: Show a bar on a terminal.
+
+    Returns:
+        ``scores[signal][block]``, float64 [experts]; higher is worth more.
+
+    Raises:
+        ScoreError: A signal is unknown, or its scores are not finite.
+        CalibrationError: The data cannot feed what a signal needs.
+    """
+    asked = [signals] if isinstance(signals, str | Signal | ExpertSignal | Combination) else list(signals)
+    chosen = _leaves(asked)
+    context = Context(graph, seed)
+    tallies = {name: signal.start(context) for name, signal in chosen.items()}
+    needing = {
+        need: [tallies[n] for n, s in chosen.items() if need in s.needs] for need in ("routing", "gradients")
+    }
+    samples = 0
+    if any(needing.values()):
+        if calibration is None:
+            names = ", ".join(n for n, s in chosen.items() if s.needs)
+            raise CalibrationError(
+                f"score_experts: expected calibration data for {names}, got none. Do give some."
+            )
+        data = Calibration.of(calibration, seed=seed).to(graph.device)
+        samples = _gather(graph, data, needing["routing"], needing["gradients"], loss_fn, progress)
+    values = {name: dict(tally.finish()) for name, tally in tallies.items()}
+    scores = Scores(values, samples, 0, seed, graph.fingerprint)
+    return with_combinations(scores, [a for a in asked if not isinstance(a, ExpertSignal)])
+
+
+def _leaves(asked: Iterable[Any]) -> dict[str, ExpertSignal]:
+    found: dict[str, ExpertSignal] = {}
+    for one in map(parse, asked):
+        if isinstance(one, Combination):
+            found |= _leaves(one.parts)
+        elif isinstance(one, ExpertSignal):
+            found[one.name] = one
+        elif one in SIGNALS:
+            found.setdefault(str(one), SIGNALS[str(one)]())
+        else:
+            raise ScoreError(
+                f"score_experts: expected one of {', '.join(SIGNALS)} or an ExpertSignal, got {one!r}. Do "
+                "name one."
+            )
+    return found
+
+
+def _gather(
+    graph: ExpertGraph,
+    data: Calibration,
+    routing: list[ExpertTally],
+    gradients: list[ExpertTally],
+    loss_fn: LossFn | None,
+    progress: bool,
+) -> int:
+    """One pass; returns the number of samples."""
+    model, samples = graph.model, 0
+    current: list[Batch] = []
+
+    def watch(call: Call, routed: Callable[[], Routed]) -> None:
+        found = routed()
+        tokens = _real(current[0], len(found.hidden), found.hidden.device)
+        for tally in routing:
+            tally.routed(call, found.only(tokens), tokens)
+
+    with ExitStack() as undo:
+        undo.enter_context(evaluating(model))
+        if routing:
+            undo.enter_context(watching(model, graph.blocks, watch))
+        if gradients:
+            undo.enter_context(_gradients(graph, gradients))
+        else:
+            undo.enter_context(torch.no_grad())
+        for batch in data.batches("Scoring experts", progress):
+            current[:] = [batch]
+            if gradients:
+                _loss(model, batch, loss_fn).backward()
+            else:
+                model(*batch.args, **batch.kwargs)
+            samples += batch.size
+    return samples
+
+
+def _loss(model: nn.Module, batch: Batch, loss_fn: LossFn | None) -> Tensor:
+    if loss_fn is not None:
+        return loss_fn(model, batch.raw)
+    return default_loss(model(*batch.args, **batch.kwargs), batch)
+
+
+def _real(batch: Batch, tokens: int, device: torch.device) -> Tensor:
+    """Positions of the tokens that are no padding. [tokens]"""
+    mask = batch.kwargs.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.numel() == tokens:
+        return torch.where(mask.reshape(-1) != 0)[0].to(device)
+    return torch.arange(tokens, device=device)
+
+
+@contextmanager
+def _gradients(graph: ExpertGraph, tallies: list[ExpertTally]) -> Iterator[None]:
+    """Gradients of experts' parameters alone, handed on and freed one by one as backward makes them."""
+    model = graph.model
+    before = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    handles = []
+
+    def hand_on(parameter: Tensor, block: Block, number: int | None) -> None:
+        if parameter.grad is not None:
+            for tally in tallies:
+                tally.gradient(block, number, parameter, parameter.grad)
+            parameter.grad = None
+
+    try:
+        for parameter, _, _ in before:
+            parameter.requires_grad_(False)
+            parameter.grad = None
+        for block in graph.blocks:
+            for _, parameter, number in expert_parameters(model, block):
+                parameter.requires_grad_(True)
+                handles.append(
+                    parameter.register_post_accumulate_grad_hook(partial(hand_on, block=block, number=number))
+                )
+        with torch.enable_grad():
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for parameter, required, gradient in before:
+            parameter.requires_grad_(required)
+            parameter.grad = gradient

@@ -1,0 +1,30 @@
+"""Single weights as what is removed: masks, from scores to a sparse model."""
+
+from secateur.masks.allocate import allocate
+from secateur.masks.apply import apply, check
+from secateur.masks.distortion import distortions
+from secateur.masks.interop import from_torch, to_semi_structured, to_torch
+from secateur.masks.pattern import Pattern
+from secateur.masks.plan import MaskPlan
+from secateur.masks.prune import MaskResult, prune
+from secateur.masks.score import CRITERIA, score
+from secateur.masks.surgeon import surgeon
+from secateur.masks.weights import Weights
+
+__all__ = [
+    "CRITERIA",
+    "MaskPlan",
+    "MaskResult",
+    "Pattern",
+    "Weights",
+    "allocate",
+    "apply",
+    "check",
+    "distortions",
+    "from_torch",
+    "prune",
+    "score",
+    "surgeon",
+    "to_semi_structured",
+    "to_torch",
+]

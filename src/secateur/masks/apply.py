@@ -1,0 +1,81 @@
+"""Setting masked weights to zero."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from secateur.apply.copying import duplicate
+from secateur.apply.record import Record, attach
+from secateur.errors import PlanError, VerificationError
+from secateur.graph.graph import Graph
+from secateur.graph.graph import fingerprint as fingerprint_of
+from secateur.masks.plan import MaskPlan
+from secateur.models import unwrap
+from secateur.plan import Plan
+
+
+def apply(model: nn.Module, plan: MaskPlan, graph: Graph | None = None) -> nn.Module:
+    """A copy of a model with its masked weights at zero.
+
+    Args:
+        model: The dense model, which is left as it was.
+        plan: The masks.
+        graph: Its trace, if there is one: then the result can be given to `sc.repair`, which keeps what is
+            zero at zero, and to `sc.save`.
+
+    Raises:
+        PlanError: The plan is of another model.
+        ApplyError: The model cannot be copied.
+    """
+    model = unwrap(model)
+    small = duplicate(model)
+    with torch.no_grad():
+        for _, weight, keep in masked_tensors(small, plan):
+            weight.masked_fill_(~keep, 0)
+    if graph is not None:
+        note = f"{plan.sparsity:.2%} of the weights are zero, by {plan.allocator}"
+        whole = Plan.build(graph, {}, allocator="none", seed=plan.seed)
+        attach(small, Record(whole, "masked", note))
+    return small
+
+
+def check(model: nn.Module, small: nn.Module, plan: MaskPlan) -> None:
+    """Makes sure that a masked model is the dense one with exactly the masked weights at zero.
+
+    Raises:
+        PlanError: The plan is of another model.
+        VerificationError: Any tensor differs in any bit.
+    """
+    expected, found = apply(model, plan).state_dict(), unwrap(small).state_dict()
+    wrong = [n for n in expected.keys() | found.keys() if not _same(expected.get(n), found.get(n))]
+    if wrong:
+        raise VerificationError(
+            f"masks: expected the dense model with its masked weights at zero, got a difference in "
+            f"{min(wrong)!r} ({len(wrong)} tensors in all). Check a model before it is repaired or trained."
+        )
+
+
+def masked_tensors(model: nn.Module, plan: MaskPlan) -> list[tuple[str, Tensor, Tensor]]:
+    """Each masked tensor with its name and its mask, on its device.
+
+    Raises:
+        PlanError: The plan is of another model.
+    """
+    found = fingerprint_of(model)
+    if found != plan.fingerprint:
+        raise PlanError(
+            f"masks: expected the model they were made for (fingerprint {plan.fingerprint[:12]}), got one "
+            f"with other parameter names or shapes ({found[:12]}). Use that model, or make new ones."
+        )
+    tensors = dict(model.named_parameters(remove_duplicate=False))
+    return [
+        (name, tensors[name], torch.tensor(mask, device=tensors[name].device))
+        for name, mask in plan.masks.items()
+    ]
+
+
+def _same(a: Tensor | None, b: Tensor | None) -> bool:
+    if a is None or b is None or a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return torch.equal(a, b)

@@ -1,0 +1,102 @@
+"""To and from `torch.nn.utils.prune`, and to the sparse formats that hardware knows."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn.utils import prune
+
+from secateur.apply.copying import duplicate
+from secateur.errors import SettingError
+from secateur.graph.graph import fingerprint
+from secateur.masks.apply import masked_tensors
+from secateur.masks.plan import MaskPlan
+from secateur.models import unwrap
+
+
+def to_torch(model: nn.Module, plan: MaskPlan) -> nn.Module:
+    """Put the masks on a model, in place, as `torch.nn.utils.prune` does: what is zero is not trained.
+
+    Each weight becomes ``weight_orig``, which is trained, times the buffer ``weight_mask``.
+    ``torch.nn.utils.prune.remove`` makes them plain weights again.
+
+    Returns:
+        The model.
+
+    Raises:
+        PlanError: The plan is of another model.
+    """
+    model = unwrap(model)
+    for name, _, keep in masked_tensors(model, plan):
+        path, _, tensor = name.rpartition(".")
+        prune.custom_from_mask(model.get_submodule(path), tensor, keep)
+    return model
+
+
+def from_torch(model: nn.Module) -> MaskPlan:
+    """The masks that `torch.nn.utils.prune` has put on a model, which is left as it is.
+
+    Returns:
+        A plan for the model as it was before, or is after ``torch.nn.utils.prune.remove``.
+
+    Raises:
+        SettingError: There are none.
+    """
+    model = unwrap(model)
+    # The products of weights and masks have a history, which deepcopy refuses.
+    made = (v for module in model.modules() for v in vars(module).values())
+    plain = duplicate(model, {id(v): v.detach() for v in made if isinstance(v, torch.Tensor)})
+    masks: dict[str, NDArray[np.bool_]] = {}
+    for path, module in plain.named_modules():
+        for name in [
+            n.removesuffix("_mask") for n, _ in module.named_buffers(recurse=False) if n.endswith("_mask")
+        ]:
+            if f"{name}_orig" in dict(module.named_parameters(recurse=False)):
+                mask: torch.Tensor = getattr(module, f"{name}_mask")
+                masks[f"{path}.{name}" if path else name] = mask.cpu().numpy() != 0
+                prune.remove(module, name)
+    if not masks:
+        raise SettingError(
+            "from_torch: expected a model that torch.nn.utils.prune has masked, got none. Mask it first."
+        )
+    return MaskPlan(fingerprint(plain), "torch.nn.utils.prune", masks)
+
+
+def to_semi_structured(model: nn.Module) -> tuple[str, ...]:
+    """Store the linear weights that are 2:4 sparse as hardware multiplies them, in place.
+
+    Half-precision weights on a CUDA device whose shapes the format takes; others stay as they are.
+
+    Returns:
+        The names of the weights that were converted.
+
+    Raises:
+        SettingError: The device has no such format.
+    """
+    weights = [
+        (path, layer)
+        for path, layer in unwrap(model).named_modules()
+        if isinstance(layer, nn.Linear) and is_two_four(layer.weight)
+    ]
+    if not all(layer.weight.is_cuda for _, layer in weights) or not torch.cuda.is_available():
+        raise SettingError(
+            "to_semi_structured: expected a model on a CUDA device of compute capability 8.0 or more, got "
+            "one on another. Move it there."
+        )
+    found = []
+    for path, layer in weights:
+        rows, columns = layer.weight.shape
+        if layer.weight.dtype in (torch.float16, torch.bfloat16) and rows % 32 == 0 and columns % 64 == 0:
+            sparse = torch.sparse.to_sparse_semi_structured(layer.weight.detach())
+            layer.weight = nn.Parameter(sparse, requires_grad=False)
+            found.append(f"{path}.weight" if path else "weight")
+    return tuple(found)
+
+
+def is_two_four(weight: torch.Tensor) -> bool:
+    """Whether of each four entries of a row, from its start on, at most two are not zero."""
+    if weight.ndim != 2 or weight.shape[1] % 4:
+        return False
+    return bool(((weight.detach() != 0).reshape(len(weight), -1, 4).sum(-1) <= 2).all())

@@ -1,0 +1,98 @@
+"""N:M patterns: n of every m weights stay."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import JsonValue
+
+from secateur.allocate.base import Allocator
+from secateur.allocate.budget import Budget
+from secateur.allocate.leaving import staircase
+from secateur.allocate.limits import Limits
+from secateur.allocate.signals import ScoreTable, vector
+from secateur.allocate.staircase import Staircase
+from secateur.errors import SettingError
+from secateur.graph.weight import WeightGroup
+from secateur.score.combination import Asked, name_of
+
+if TYPE_CHECKING:
+    from secateur.graph.graph import Graph
+
+
+@dataclass(frozen=True)
+class Pattern(Allocator):
+    """Of every m consecutive weights of an output the n with the highest scores stay; 2:4 by default.
+
+    The order is that of ``weight.reshape(outputs, -1)``: for a linear layer its inputs. A weight tensor whose
+    outputs have no multiple of m weights stays whole. The choice in each block is its own best: nothing is
+    permuted. Of equal scores the lowest index stays. Source of the pattern: Mishra et al. 2021, Accelerating
+    Sparse Deep Neural Networks, arXiv 2104.08378.
+
+    Attributes:
+        n: How many stay, at least 1.
+        m: Of how many, above n.
+        removal: Signal whose highest scores stay: a name or an instance.
+
+    Raises:
+        SettingError: n and m are no such integers; on `allocate`, there is a budget, or what is pruned is
+            units.
+    """
+
+    n: int = 2
+    m: int = 4
+    removal: Asked = "magnitude"
+    name: ClassVar[str] = "pattern"
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        try:
+            n, m = operator.index(self.n), operator.index(self.m)
+        except TypeError:
+            n, m = 0, 0
+        if not 1 <= n < m:
+            raise SettingError(
+                f"Pattern: expected integers 1 <= n < m, got {self.n!r} and {self.m!r}. Write Pattern(2, 4)."
+            )
+
+    @property
+    def signals(self) -> tuple[Asked, ...]:
+        """The removal signal."""
+        return (self.removal,)
+
+    def knob(self, budget: Budget | None) -> float | None:
+        """On."""
+        if budget is not None:
+            raise SettingError(f"Pattern: expected no budget, got {budget}. The pattern says how much goes.")
+        return 0.0
+
+    def settings(self, knob: float | None) -> dict[str, JsonValue]:
+        """The pattern and the signal."""
+        return {"n": self.n, "m": self.m, "removal": name_of(self.removal)}
+
+    def steps(self, graph: Graph, scores: ScoreTable, limits: Limits) -> Mapping[str, Staircase]:
+        """At one value all go that do not stay."""
+        found = {}
+        for group in limits.considered(graph.groups):
+            if not isinstance(group, WeightGroup):
+                raise SettingError(
+                    f"Pattern: expected single weights, got the units of {group.name!r}. "
+                    "Use granularity 'weight'."
+                )
+            if group.rows[1] % self.m == 0:
+                found[group.name] = staircase(self._leaves(vector(scores, self.removal, group)))
+        return found
+
+    def _leaves(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """0 for what goes, infinity for what stays. [group.size]"""
+        blocks = scores.reshape(-1, self.m)
+        # As in `ascending`: of a tie the higher index comes first.
+        order = self.m - 1 - np.argsort(blocks[:, ::-1], axis=1, kind="stable")
+        leaves = np.full(blocks.shape, np.inf)
+        np.put_along_axis(leaves, order[:, : self.m - self.n], 0.0, axis=1)
+        return leaves.reshape(-1)

@@ -1,0 +1,161 @@
+"""Masks as a plan: which weights of which tensors go."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import JsonValue
+
+from secateur.errors import ArtifactError, PlanError
+from secateur.score.storage import read, write
+
+_KIND = "masks"
+
+
+@dataclass(frozen=True, eq=False)
+class MaskPlan:
+    """A decision about single weights.
+
+    Attributes:
+        fingerprint: Of the model the masks were made for.
+        allocator: Name of the rule that decided.
+        masks: Per weight, by its name in the state dict, True for what stays. Of the weight's shape,
+        read-only.
+        settings: The rule's settings, with the value of its knob that decided.
+        seed: The seed of the run.
+        budget: The budget that was asked for, None if the rule decided alone.
+        certificates: What the rule can vouch for.
+
+    Raises:
+        PlanError: A mask is not boolean, or a setting is not JSON.
+    """
+
+    fingerprint: str
+    allocator: str
+    masks: Mapping[str, NDArray[np.bool_]] = field(repr=False)
+    settings: Mapping[str, JsonValue] = field(default_factory=dict)
+    seed: int = 0
+    budget: Mapping[str, JsonValue] | None = None
+    certificates: Mapping[str, JsonValue] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        """Checks the masks, and makes them read-only."""
+        masks: dict[str, NDArray[np.bool_]] = {}
+        for name, mask in self.masks.items():
+            found = np.array(mask)
+            if found.dtype != np.bool_:
+                raise PlanError(
+                    f"masks: expected a boolean mask of {name!r}, got {found.dtype}. "
+                    "Pass True for what stays."
+                )
+            found.setflags(write=False)
+            masks[name] = found
+        object.__setattr__(self, "masks", MappingProxyType(masks))
+        try:
+            self.to_json()
+        except (TypeError, ValueError) as error:
+            raise PlanError(
+                f"masks: expected settings that JSON can hold, got {error}. Correct them."
+            ) from error
+
+    @property
+    def keep(self) -> dict[str, NDArray[np.bool_]]:
+        """Per weight, True for each entry that stays, in the order of ``weight.reshape(-1)``."""
+        return {name: mask.reshape(-1) for name, mask in self.masks.items()}
+
+    @property
+    def sparsities(self) -> dict[str, float]:
+        """Per weight, the fraction that goes, in [0, 1]."""
+        return {name: 1 - float(mask.mean()) if mask.size else 0.0 for name, mask in self.masks.items()}
+
+    @property
+    def sparsity(self) -> float:
+        """The fraction of all masked tensors' entries that goes, in [0, 1]."""
+        size = sum(mask.size for mask in self.masks.values())
+        return 1 - sum(int(mask.sum()) for mask in self.masks.values()) / size if size else 0.0
+
+    def to_json(self) -> str:
+        """All but the masks themselves, which come as counts; the same text for the same plan."""
+        tensors = [
+            {"name": name, "shape": list(mask.shape), "kept": int(mask.sum())}
+            for name, mask in self.masks.items()
+        ]
+        return (
+            json.dumps(self._header() | {"tensors": tensors}, sort_keys=True, allow_nan=False, indent=1)
+            + "\n"
+        )
+
+    def save(self, path: str | PathLike[str]) -> Path:
+        """Write the plan to one safetensors file, atomically: a bit for each weight, the rest as JSON.
+
+        Args:
+            path: The file; its folder must exist, a file there is replaced.
+
+        Returns:
+            The file.
+
+        Raises:
+            ArtifactError: The folder does not exist.
+        """
+        file = Path(path)
+        if not file.parent.is_dir():
+            raise ArtifactError(f"masks: expected a folder {file.parent}, got none. Do make it.")
+        shapes = {name: list(mask.shape) for name, mask in self.masks.items()}
+        packed = {
+            str(k): torch.from_numpy(np.packbits(mask.reshape(-1)))
+            for k, mask in enumerate(self.masks.values())
+        }
+        write(file, _KIND, self._header() | {"shapes": shapes}, packed)
+        return file
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> MaskPlan:
+        """Read what `save` wrote. Nothing in the file is executed.
+
+        Raises:
+            ArtifactError: The file is missing, damaged, foreign, or newer than this version can read.
+        """
+        header, tensors = read(Path(path), _KIND)
+        shapes: dict[str, list[int]] = header.pop("shapes")
+        masks = {}
+        for k, (name, shape) in enumerate(shapes.items()):
+            count = int(np.prod(shape, dtype=np.int64))
+            masks[name] = np.unpackbits(tensors[str(k)].numpy(), count=count).astype(np.bool_).reshape(shape)
+        return cls(masks=masks, **header)
+
+    def _header(self) -> dict[str, JsonValue]:
+        return {
+            "fingerprint": self.fingerprint,
+            "allocator": self.allocator,
+            "settings": dict(self.settings),
+            "seed": self.seed,
+            "budget": None if self.budget is None else dict(self.budget),
+            "certificates": dict(self.certificates),
+        }
+
+    def __str__(self) -> str:
+        """A table: what each weight keeps, then the total."""
+        rows = [("weight", "kept", "total", "removed")]
+        rows += [
+            (name, f"{int(mask.sum()):,}", f"{mask.size:,}", f"{self.sparsities[name]:.1%}")
+            for name, mask in self.masks.items()
+        ]
+        kept = sum(int(mask.sum()) for mask in self.masks.values())
+        size = sum(mask.size for mask in self.masks.values())
+        rows.append(("all", f"{kept:,}", f"{size:,}", f"{self.sparsity:.1%}"))
+        width = [max(len(row[column]) for row in rows) for column in range(4)]
+        lines = [
+            f"{a:<{width[0]}}  {b:>{width[1]}} / {c:>{width[2]}}  {d:>{width[3]}}" for a, b, c, d in rows
+        ]
+        head = f"masks by {self.allocator}, seed {self.seed}"
+        return "\n".join(
+            [head, "", lines[0], "-" * len(lines[0]), *lines[1:-1], "-" * len(lines[0]), lines[-1]]
+        )

@@ -1,0 +1,192 @@
+"""The whole street for single weights: score, allocate, mask, check, repair, report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from secateur.allocate import Budget, Limits, Repairability, resolve
+from secateur.allocate.registry import Allocates
+from secateur.apply.record import record_of
+from secateur.calibration import Calibration
+from secateur.cost import weight_bytes
+from secateur.errors import SettingError
+from secateur.evaluate import evaluate
+from secateur.graph.graph import Graph
+from secateur.graph.trace import trace
+from secateur.masks.allocate import allocate
+from secateur.masks.apply import apply, check
+from secateur.masks.distortion import distortions
+from secateur.masks.plan import MaskPlan
+from secateur.masks.score import CRITERIA, score
+from secateur.masks.weights import Weights
+from secateur.models import unwrap
+from secateur.repair.repair import repair as repair_model
+from secateur.repair.repair import resolve as resolve_repairs
+from secateur.report.report import Figures, Layer, Report, versions
+from secateur.score.combination import name_of
+from secateur.score.loss import LossFn
+from secateur.score.scores import Scores
+
+
+@dataclass(frozen=True, eq=False)
+class MaskResult:
+    """What `prune` returns.
+
+    Attributes:
+        model: A new model, of the dense one's shapes, with weights at zero.
+        plan: The masks; ``plan.save(path)`` keeps them.
+        scores: What each weight was worth.
+        graph: The trace.
+        report: What happened.
+    """
+
+    model: nn.Module
+    plan: MaskPlan
+    scores: Scores
+    graph: Graph
+    report: Report
+
+
+def prune(
+    model: nn.Module,
+    calibration: Any,
+    budget: Budget | None = None,
+    allocator: str | Allocates = "emp",
+    repair: str | Sequence[str] | None = "auto",
+    *,
+    limits: Limits | None = None,
+    evaluation: Any = None,
+    loss_fn: LossFn | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> MaskResult:
+    """Score, allocate, mask, check and repair. Of the calibration data a fifth is held out, as in `sc.prune`.
+
+    Args:
+        model: Any module that `torch.export` can capture; it is left as it was.
+        calibration: As for `sc.prune`.
+        budget: ``Budget(sparsity=0.9)``; None lets the rule decide.
+        allocator: A name or an instance, ``Uniform(removal="wanda")`` for one; `Repairability` without curves
+            has them measured.
+        repair: As for `sc.repair`; what is zero stays zero.
+        limits: What must stay.
+        evaluation: Data that the report's accuracy is measured on; the held-out part if not given.
+        loss_fn: As for `sc.score`.
+        seed: Of everything that draws.
+        progress: Show bars on a terminal.
+
+    Raises:
+        SecateurError: One of its kinds; see each step.
+    """
+    rule = resolve(allocator)
+    wanted = _criteria(rule)
+    resolve_repairs(repair)
+    model = unwrap(model)
+    data = Calibration.of(calibration, seed=seed)
+    fit, held = data.split()
+    seconds: dict[str, float] = {}
+    example = data.first()
+    with _clock(seconds, "trace"):
+        graph = trace(model, example.kwargs or example.args, allow_inexact=True)
+    with _clock(seconds, "score"):
+        scores = score(model, fit, wanted, loss_fn=loss_fn, seed=seed, progress=progress)
+    with _clock(seconds, "allocate"):
+        rule = measured(rule, model, fit, scores, progress=progress)
+        plan = allocate(Weights.of(model), scores, rule, budget, limits, seed)
+    with _clock(seconds, "apply"):
+        small = apply(model, plan, graph)
+    with _clock(seconds, "verify"):
+        check(model, small, plan)
+    with _clock(seconds, "repair"):
+        repaired = repair_model(
+            small, model, data, repair, graph=graph, loss_fn=loss_fn, seed=seed, progress=progress
+        )
+    stages = [("dense", model), ("pruned", small)]
+    if any(entry["kept"] for entry in record_of(repaired).repairs):
+        stages.append(("repaired", repaired))
+    judged = held if evaluation is None else Calibration.of(evaluation, seed=seed)
+    with _clock(seconds, "measure"):
+        figures = tuple(_figures(stage, m, model, judged, loss_fn, graph, plan) for stage, m in stages)
+    report = Report(
+        model=type(model).__name__,
+        asked={
+            "budget": budget.as_settings() if budget else None,
+            "allocator": plan.allocator,
+            "granularity": "weight",
+            "repair": repair if repair is None or isinstance(repair, str) else list(repair),
+            "form": "masked",
+            "seed": seed,
+        },
+        settings=dict(plan.settings),
+        figures=figures,
+        judged_on="held-out calibration data" if evaluation is None else "evaluation data",
+        layers=tuple(
+            Layer(group=name, kept=int(mask.sum()), total=mask.size, producers=(name,))
+            for name, mask in plan.masks.items()
+        ),
+        untouched=(),
+        form="masked",
+        note=record_of(small).note,
+        proof={"difference": 0.0, "tolerance": 0.0, "reference": "masks", "outputs": len(model.state_dict())},
+        repairs=record_of(repaired).repairs,
+        certificates=dict(plan.certificates),
+        seconds=seconds,
+        versions=versions(),
+    )
+    return MaskResult(repaired, plan, scores, graph, report)
+
+
+def measured(
+    rule: Allocates, model: nn.Module, data: Any, scores: Scores, *, progress: bool = False
+) -> Allocates:
+    """The rule, with the curves that `Repairability` needs, measured if it has none; any other as it is."""
+    if not isinstance(rule, Repairability) or rule.curves is not None:
+        return rule
+    return replace(rule, curves=distortions(model, data, scores[name_of(rule.removal)], progress=progress))
+
+
+def _criteria(rule: Allocates) -> tuple[str, ...]:
+    """What the rule needs, by name."""
+    names = tuple(name_of(asked) for asked in rule.signals)
+    unknown = [name for name in names if name not in CRITERIA]
+    if unknown:
+        raise SettingError(
+            f"prune: expected a rule that reads {', '.join(CRITERIA)} of single weights, got {unknown[0]!r}. "
+            'Set its removal signal: removal="wanda", for example.'
+        )
+    return names
+
+
+def _figures(
+    stage: str,
+    model: nn.Module,
+    dense: nn.Module,
+    data: Calibration,
+    loss_fn: LossFn | None,
+    graph: Graph,
+    plan: MaskPlan,
+) -> Figures:
+    found, cost = evaluate(model, data, dense=dense, loss_fn=loss_fn), graph.cost()
+    gone = 0 if stage == "dense" else sum(int((~mask).sum()) for mask in plan.masks.values())
+    return Figures(
+        stage=stage,
+        params=cost.params - gone,
+        macs=cost.macs,  # zeros are multiplied like any other number
+        weight_bytes=weight_bytes(model),
+        loss=found.loss,
+        measure=found.measure,
+        accuracy=found.accuracy,
+    )
+
+
+@contextmanager
+def _clock(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[phase] = time.perf_counter() - start

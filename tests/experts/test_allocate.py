@@ -1,0 +1,89 @@
+"""Rules for units decide on experts, within what routers can work with."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import secateur as sc
+from secateur.experts.allocate import allocate_experts
+from secateur.experts.graph import ExpertGraph
+from secateur.experts.trace import trace_experts
+from tests.experts.models import make, words
+
+SIGNALS = ("reap", "expert_taylor", "frequency")
+RULES = {
+    "tod": sc.ToD(removal="frequency", protection="reap"),
+    "uniform": sc.Uniform(removal="frequency"),
+    "global": "global",
+    "emp": "emp",
+}
+
+
+@pytest.fixture(scope="module")
+def graphs() -> dict[str, ExpertGraph]:
+    return {family: trace_experts(make(family), words()) for family in ("qwen2", "deepseek")}
+
+
+def table(graph: ExpertGraph, seed: int) -> dict[str, dict[str, np.ndarray]]:
+    rng = np.random.default_rng(seed)
+    return {s: {b.name: rng.uniform(0.1, 1, b.count) for b in graph.blocks} for s in SIGNALS}
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("family", ["qwen2", "deepseek"])
+@pytest.mark.parametrize("seed", range(3))
+def test_matched_totals_and_what_routers_need(
+    graphs: dict[str, ExpertGraph], family: str, rule: str, seed: int
+) -> None:
+    graph = graphs[family]
+    for total in (12, 10, 8):
+        plan = allocate_experts(graph, table(graph, seed), RULES[rule], sc.Budget(experts=total))
+        assert sum(g.kept for g in plan.groups) == total
+        for group in plan.groups:
+            block = graph.block(group.name)
+            assert group.kept >= block.min_keep
+            assert len(set(group.keep.reshape(block.routing_groups, -1).sum(1).tolist())) == 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_each_routing_group_loses_its_own_lowest(graphs: dict[str, ExpertGraph], seed: int) -> None:
+    graph = graphs["deepseek"]
+    scores = table(graph, seed)
+    plan = allocate_experts(graph, scores, sc.Uniform(removal="reap"), sc.Budget(experts=12))
+    for group in plan.groups:
+        per_group = scores["reap"][group.name].reshape(2, -1)
+        lowest = [
+            4 * g + int(i)
+            for g, row in enumerate(per_group)
+            for i in row.argsort()[: len(group.removed) // 2]
+        ]
+        assert sorted(lowest) == list(group.removed)
+
+
+def test_without_routing_groups_it_is_the_rule_itself(graphs: dict[str, ExpertGraph]) -> None:
+    graph = graphs["qwen2"]
+    rule = sc.ToD(tolerance=0.4, removal="frequency", protection="reap")
+    limits = sc.Limits(min_keep=2)
+    scores = table(graph, 5)
+    assert allocate_experts(graph, scores, rule, limits=limits) == rule.allocate(graph, scores, None, limits)  # type: ignore[arg-type]
+
+
+def test_too_small_a_budget_says_what_can_be_reached(graphs: dict[str, ExpertGraph]) -> None:
+    graph = graphs["deepseek"]
+    with pytest.raises(sc.UnreachableBudgetError, match=r"got 8 \(50.00%\) as the smallest") as caught:
+        allocate_experts(graph, table(graph, 0), "uniform", sc.Budget(experts=7))
+    assert caught.value.smallest == 8
+
+
+def test_a_budget_in_experts_is_for_experts() -> None:
+    from tests.allocate.fake import FakeGraph, random_scores
+
+    fake = FakeGraph([6, 6])
+    with pytest.raises(sc.BudgetError, match=r"got experts. Use granularity 'expert'"):
+        sc.Uniform().allocate(fake, random_scores(fake, 0), sc.Budget(experts=4))  # type: ignore[arg-type]
+
+
+def test_unknown_rules_are_refused(graphs: dict[str, ExpertGraph]) -> None:
+    with pytest.raises(sc.SettingError, match="expected one of tod, emp, global, uniform or an Allocator"):
+        allocate_experts(graphs["qwen2"], {}, "lottery")
