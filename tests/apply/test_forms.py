@@ -366,3 +366,25 @@ def test_masking_zeroes_what_consumes_and_nothing_else() -> None:
     assert torch.equal(masked[0].bias, net[0].bias)
     assert masked[2].weight[:, [1, 3]].eq(0).all()
     assert torch.equal(masked[2].weight[:, [0, 2]], net[2].weight[:, [0, 2]])
+
+
+def test_entries_of_a_list_that_hold_no_tensor_stay() -> None:
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Conv2d(3, 6, 1)
+            self.branches = nn.ModuleList([nn.Identity(), nn.Conv2d(6, 6, 1), nn.Sequential()])
+            self.last = nn.Conv2d(6, 2, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.first(x)
+            for branch in self.branches:
+                x = branch(x).relu()
+            return self.last(x)
+
+    model, x = Branches().eval(), torch.randn(2, 3, 4, 4)
+    graph = sc.trace(model, x)
+    keep = {group.name: np.arange(group.size) > 0 for group in graph.groups}
+    plan = sc.Plan.build(graph, keep, allocator="by hand", settings={})
+    small = sc.apply(model, plan, "module", graph=graph, example_inputs=x)
+    assert len(small.branches) == 3

@@ -44,14 +44,15 @@ def _drop_emptied(small: nn.Module, removed: Mapping[str, Removed]) -> None:
     """Take modules out of lists where the plan took all that their tensors hold: whole experts."""
     for path, module in list(small.named_modules()):
         if isinstance(module, nn.ModuleList):
-            stay = [
-                entry
-                for name, entry in module.named_children()
-                if not all(f"{path}.{name}.{leaf}" in removed for leaf in entry.state_dict())
-                or any(tensor.numel() for tensor in entry.state_dict().values())
-            ]
+            stay = [m for name, m in module.named_children() if not _emptied(f"{path}.{name}", m, removed)]
             if len(stay) < len(module):
                 module._modules = dict(zip(map(str, range(len(stay))), stay, strict=True))
+
+
+def _emptied(path: str, module: nn.Module, removed: Mapping[str, Removed]) -> bool:
+    """Whether a module has tensors, and the plan took all that they hold."""
+    tensors = module.state_dict()
+    return bool(tensors) and all(f"{path}.{k}" in removed and not t.numel() for k, t in tensors.items())
 
 
 def _update(old: nn.Module, new: nn.Module, removed: dict[int, dict[int, NDArray[np.int64]]]) -> None:
