@@ -4,8 +4,8 @@
 
 Top-1 of ResNet-20 and perplexity of a small Llama: criteria by rules, each with the budget solved for the
 sparsity, with and without repair; beside them EMP at β = 1, whose sparsity nobody chooses. The repair is
-``variance`` for ResNet-20 and the second-order update of linear layers for the language model. Seeds choose the
-calibration data. Every run and the medians go to `benchmarks/results/weights.json`. Data: see
+``variance`` for ResNet-20 and the second-order update of linear layers for the language model. Seeds choose
+the calibration data. Every run and the medians go to `benchmarks/results/weights.json`. Data: see
 `benchmarks/cifar.py`; the language model is trained here on tinyshakespeare.txt, by characters, and kept in
 `benchmarks/cache`.
 """
@@ -31,6 +31,7 @@ from secateur import masks
 from secateur.allocate import EMP, ERK, LAMP, OWL, Budget, Global, Repairability, Uniform
 from secateur.masks.prune import measured
 from secateur.repair.sweep import sweep
+from tests.zoo.importing import import_transformers
 
 SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95)
 CRITERIA = ("magnitude", "wanda", "taylor")
@@ -89,14 +90,16 @@ def resnet20(images: int) -> Case:
 
 def llama(images: int, steps: int = 1500, length: int = 128) -> Case:
     """A small model of Llama's shape, by characters."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
+    library: Any = import_transformers()
+    if library is None:
+        print("Skipped: transformers is not installed.")
+        raise SystemExit(0)
     text = (cifar.require("tinyshakespeare.txt") / "tinyshakespeare.txt").read_text()
     letters = sorted(set(text))
     tokens = torch.tensor([letters.index(c) for c in text])
     train, test = tokens[: int(0.9 * len(tokens))], tokens[int(0.9 * len(tokens)) :]
     torch.manual_seed(0)
-    config = LlamaConfig(
+    config = library.LlamaConfig(
         vocab_size=len(letters),
         hidden_size=128,
         intermediate_size=344,
@@ -106,7 +109,7 @@ def llama(images: int, steps: int = 1500, length: int = 128) -> Case:
         max_position_embeddings=length,
         tie_word_embeddings=False,
     )
-    model: Any = LlamaForCausalLM(config)
+    model: Any = library.LlamaForCausalLM(config)
 
     def windows(source: Tensor, count: int, seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed)

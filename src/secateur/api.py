@@ -1,6 +1,21 @@
 """Every public name, imported: what `secateur` hands out when it is first asked for one."""
 
-from secateur.allocate import Allocator, Budget, Curve, Limits, ToD, Uniform
+from secateur.allocate import (
+    EMP,
+    ERK,
+    LAMP,
+    OWL,
+    Allocator,
+    Budget,
+    Curve,
+    Global,
+    Limits,
+    Repairability,
+    ToD,
+    Uniform,
+    effective_size,
+    retained_bound,
+)
 from secateur.apply.apply import apply
 from secateur.apply.record import record_of
 from secateur.calibration import Calibration
@@ -28,8 +43,10 @@ from secateur.experts.empty import empty_weights
 from secateur.experts.repair import repair_experts
 from secateur.experts.score import score_experts
 from secateur.experts.trace import trace_experts
+from secateur.first_order import first_order_bound, loss_change
 from secateur.graph.graph import Graph
 from secateur.graph.trace import trace
+from secateur.masks import MaskPlan, Pattern
 from secateur.plan import Plan
 from secateur.prune import Result, prune
 from secateur.recover import recover
@@ -89,7 +106,18 @@ __all__ = [  # noqa: RUF022 grouped by what a reader looks for
     "Budget",
     "Limits",
     "ToD",
+    "EMP",
+    "Repairability",
     "Uniform",
+    "Global",
+    "ERK",
+    "LAMP",
+    "OWL",
+    "Pattern",
+    "effective_size",
+    "retained_bound",
+    "first_order_bound",
+    "loss_change",
     # What each is worth
     "Signal",
     "Wasserstein",
@@ -115,6 +143,7 @@ __all__ = [  # noqa: RUF022 grouped by what a reader looks for
     "Evaluation",
     "Graph",
     "Latency",
+    "MaskPlan",
     "Plan",
     "Proof",
     "Report",

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -30,6 +30,9 @@ from secateur.score import Scores, score
 from secateur.score.distributed import joined
 from secateur.score.loss import LossFn
 from secateur.verify import Proof, verify
+
+if TYPE_CHECKING:
+    from secateur.masks.prune import MaskResult
 
 _PROOF_SAMPLES = 4
 """Real samples that the proof runs on: it is in float64, and an error shows on any of them."""
@@ -58,8 +61,8 @@ def prune(
     model: nn.Module,
     calibration: Any,
     budget: Budget | None = None,
-    allocator: str | Allocates = "tod",
-    granularity: Literal["unit", "expert"] = "unit",
+    allocator: str | Allocates | None = None,
+    granularity: Literal["unit", "weight", "expert"] = "unit",
     repair: str | Sequence[str] | None = "auto",
     *,
     limits: Limits | None = None,
@@ -70,7 +73,7 @@ def prune(
     measure_latency: bool = True,
     seed: int = 0,
     progress: bool = True,
-) -> Result:
+) -> Result | MaskResult:
     """Trace, score, allocate, apply, verify and repair.
 
     Args:
@@ -79,8 +82,10 @@ def prune(
             and judge repairs; scores and repairs see the rest.
         budget: What the result may cost; None lets the rule decide.
         allocator: A name or an instance: ``"tod"``, ``sc.ToD(tolerance=0.05)``, ``sc.Uniform(ratio=0.3)``.
-        granularity: What is removed; ``"unit"``: channels, neurons, hidden units; ``"expert"``: experts of a
-            mixture-of-experts model, which need not be captured.
+            None for ``"tod"``, or for single weights ``"emp"``.
+        granularity: What is removed. ``"unit"``: channels, neurons, heads, hidden units. ``"weight"``: single
+            weights, which become zero. ``"expert"``: experts of a mixture-of-experts model, which need not
+            be captured.
         repair: None, a name, a list of names, or ``"auto"``.
         limits: What must stay: multiples, minimum, groups to leave alone.
         form: As for `apply`.
@@ -92,7 +97,8 @@ def prune(
         progress: Show bars on a terminal.
 
     Returns:
-        The model, the plan, the scores, the graph and the report.
+        The model, the plan, the scores, the graph and the report; for single weights a `MaskResult`, which
+        has the same.
 
     Raises:
         SecateurError: One of its kinds; see each step.
@@ -106,7 +112,7 @@ def prune(
             model,
             calibration,
             budget,
-            allocator,
+            allocator or "tod",
             repair,
             limits=limits,
             evaluation=evaluation,
@@ -115,8 +121,26 @@ def prune(
             seed=seed,
             progress=progress,
         )
+    if granularity == "weight":
+        if form not in ("auto", "masked"):
+            raise SettingError(f"prune(form={form!r}): expected 'auto' or 'masked' for single weights.")
+        from secateur.masks.prune import prune as prune_weights  # it is made of this module's parts
+
+        return prune_weights(
+            model,
+            calibration,
+            budget,
+            allocator or "emp",
+            repair,
+            limits=limits,
+            evaluation=evaluation,
+            loss_fn=loss_fn,
+            seed=seed,
+            progress=progress,
+        )
+    allocator = allocator or "tod"
     if granularity != "unit":
-        raise SettingError(f"prune(granularity={granularity!r}): expected 'unit' or 'expert'.")
+        raise SettingError(f"prune(granularity={granularity!r}): expected 'unit', 'weight' or 'expert'.")
     if form not in FORMS:
         raise SettingError(f"prune(form={form!r}): expected one of {', '.join(FORMS)}.")
     rule = resolve(allocator)

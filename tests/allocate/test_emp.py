@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from secateur.allocate import EMP, Budget, Limits, retained_bound
-from secateur.effective_size import effective_number, effective_size
+from secateur.allocate.effective_size import effective_number, effective_size
 from secateur.errors import SettingError
 from tests.allocate.fake import FakeGraph, random_scores, reference_order
 

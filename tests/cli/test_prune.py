@@ -46,6 +46,28 @@ def test_it_prunes_saves_and_says_how_to_load(folder: Path) -> None:
     assert "sc.load(&#34;small&#34;, make_model)" in page
 
 
+def test_single_weights_become_zero(folder: Path) -> None:
+    result = run(*BASE, "--granularity", "weight", "--sparsity", "0.7", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["asked"]["granularity"] == "weight"
+    small = sc.load(folder / "small", made_again)
+    weights = torch.cat([p.flatten() for p in small.parameters() if p.ndim > 1])
+    assert 0.69 <= float((weights == 0).double().mean()) <= 0.75
+
+
+@pytest.mark.parametrize("name", ["AllocatorName", "RepairName"])
+def test_the_command_line_knows_what_the_library_knows(name: str) -> None:
+    from secateur import allocate
+    from secateur.cli import prune
+    from secateur.repair.repair import REPAIRS
+
+    known = {
+        "AllocatorName": {*allocate.names()} - {"repairability"},
+        "RepairName": {*REPAIRS, "auto", "none"},
+    }
+    assert {member.value for member in getattr(prune, name)} == known[name]
+
+
 def test_json_is_all_there_is_on_stdout(folder: Path) -> None:
     result = run(*BASE, "--macs", "0.6", "--json", "--seed", "3")
     assert result.exit_code == 0, result.stderr

@@ -30,7 +30,7 @@ def test_the_python_blocks_run_one_after_another(folder: Path, capsys: pytest.Ca
 
 def test_the_command_lines_run(folder: Path) -> None:
     lines = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("secateur ")]
-    assert [line.split()[1] for line in lines] == ["demo", "inspect", "prune"]
+    assert [line.split()[1] for line in lines] == ["demo", "inspect", "prune", "tolerance", "prune"]
     for line in lines[1:]:  # the demo has a test of its own, in quick mode
         result = run(*shlex.split(line)[1:])
         assert result.exit_code == 0, result.stderr

@@ -14,8 +14,8 @@ from torch.nn.utils import prune as torch_prune
 
 import secateur as sc
 from secateur.allocate import EMP, ERK, LAMP, OWL, Budget, Global, Limits, ToD, Uniform
+from secateur.allocate.effective_size import effective_size
 from secateur.allocate.owl import outliers
-from secateur.effective_size import effective_size
 from secateur.errors import (
     ArtifactError,
     BudgetError,

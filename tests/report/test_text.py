@@ -104,7 +104,7 @@ def test_repair_says_if_nothing_helped() -> None:
         "held_out_samples": 6,
     }
     text = table(report(repairs=(worse,), figures=(DENSE, PRUNED)))
-    assert "batchnorm: taken back; loss 0.5 before and not finite after" in text
+    assert "batchnorm: not kept; loss 0.5 before and not finite after" in text
     assert "Nothing that was tried helped" in text
     assert "repaired " not in text
 

@@ -4,6 +4,7 @@ from secateur.allocate.base import Allocator
 from secateur.allocate.budget import Budget
 from secateur.allocate.curve import Curve
 from secateur.allocate.decision import Decision
+from secateur.allocate.effective_size import effective_number, effective_size
 from secateur.allocate.emp import EMP, retained_bound
 from secateur.allocate.erk import ERK
 from secateur.allocate.global_ranking import Global
@@ -32,6 +33,8 @@ __all__ = [
     "Staircase",
     "ToD",
     "Uniform",
+    "effective_number",
+    "effective_size",
     "names",
     "resolve",
     "retained_bound",

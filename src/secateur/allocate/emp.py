@@ -5,7 +5,6 @@ Source: Effective Model Pruning, arXiv 2509.25606.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
@@ -17,12 +16,12 @@ from pydantic import JsonValue
 from secateur.allocate.base import Allocator
 from secateur.allocate.budget import Budget
 from secateur.allocate.decision import Decision
+from secateur.allocate.effective_size import SLACK, checked_beta, effective_number, sizes
 from secateur.allocate.leaving import split, staircase
 from secateur.allocate.limits import Limits
 from secateur.allocate.ranking import ranks
 from secateur.allocate.signals import ScoreTable, vector
 from secateur.allocate.staircase import Staircase
-from secateur.effective_size import SLACK, checked_beta, effective_number, sizes
 from secateur.errors import SettingError
 from secateur.graph.groups import Group
 from secateur.graph.weight import WeightGroup
@@ -206,10 +205,11 @@ def _leaves(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _last_beta(place: NDArray[np.int64], effective: NDArray[np.float64]) -> NDArray[np.float64]:
     """The largest float β at which `sizes` keeps no more than `place`, 1 or more, of any number of scores."""
-    # A few units in the last place too high, then down one by one.
-    beta = (place + 1) / (effective * (1 + SLACK)) * (1 + 2e-15)
-    while (over := sizes(effective, beta, np.inf) > place).any():
-        beta = np.where(over, np.nextafter(beta, 0), beta)
+    # Rounding is below four units in the last place: from so many above, down one by one.
+    beta = (place + 1) / (effective * (1 + SLACK)) * (1 + 9e-16)
+    over = np.arange(len(beta))
+    while (over := over[sizes(effective[over], beta[over], np.inf) > place[over]]).size:
+        beta[over] = np.nextafter(beta[over], 0)
     return beta
 
 
@@ -221,12 +221,12 @@ def _retained(
 ) -> dict[str, JsonValue]:
     """What stays of some scores, and what had to stay of the rows that they consist of."""
     top = float(values.max())
-    scaled = values / (top or 1.0)
-    total = math.fsum(scaled)
+    scaled = values / (top or 1.0)  # so that no sum overflows
+    total = float(scaled.sum())
     found: dict[str, JsonValue] = {
         "units": len(values),
         "kept": int(keep.sum()),
-        "mass": math.fsum(scaled[keep]) / total if top else None,
+        "mass": float(scaled[keep].sum()) / total if top else None,
     }
     if rows is None:
         return found

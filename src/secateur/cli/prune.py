@@ -16,15 +16,29 @@ from secateur.report import words
 if TYPE_CHECKING:
     from torch import nn
 
-    from secateur.allocate import Allocator, Budget
+    from secateur.allocate import Budget
+    from secateur.allocate.registry import Allocates
     from secateur.report.report import Report
+
+
+class GranularityName(str, Enum):
+    """What is removed."""
+
+    unit = "unit"
+    weight = "weight"
 
 
 class AllocatorName(str, Enum):
     """Rules that the command line knows."""
 
     tod = "tod"
+    emp = "emp"
     uniform = "uniform"
+    global_ = "global"
+    erk = "erk"
+    lamp = "lamp"
+    owl = "owl"
+    random = "random"
 
 
 class RepairName(str, Enum):
@@ -32,6 +46,10 @@ class RepairName(str, Enum):
 
     auto = "auto"
     none = "none"
+    reconstruct = "reconstruct"
+    variance = "variance"
+    layerwise = "layerwise"
+    bias = "bias"
     batchnorm = "batchnorm"
 
 
@@ -60,9 +78,16 @@ def prune(
     out: Annotated[Path, typer.Option(help="Folder for the model, report.json and report.html.")],
     macs: Annotated[Text, typer.Option(help="MACs to keep: a fraction (0.5) or a count (1000000).")] = None,
     params: Annotated[Text, typer.Option(help="Parameters to keep: a fraction or a count.")] = None,
+    sparsity: Annotated[
+        Number, typer.Option(help="Of single weights, the fraction that becomes zero, as 0.9.")
+    ] = None,
+    granularity: Annotated[
+        GranularityName, typer.Option(help="Channels, neurons and heads go, or single weights become zero.")
+    ] = GranularityName.unit,
     allocator: Annotated[
-        AllocatorName, typer.Option(help="Rule for how much of each layer goes.")
-    ] = AllocatorName.tod,
+        Optional[AllocatorName],  # noqa: UP045
+        typer.Option(help="Rule for how much of each layer goes; tod, or emp for single weights."),
+    ] = None,
     tolerance: Annotated[
         Number, typer.Option(help="Of tod, without a budget, in [0, 1]; default 0.1.")
     ] = None,
@@ -93,8 +118,9 @@ def prune(
     with reported(debug=debug):
         import secateur as sc
 
-        budget = _budget(macs, params)
-        rule = _rule(allocator, tolerance, ratio, budget)
+        budget = _budget(macs, params, sparsity)
+        default = AllocatorName.tod if granularity is GranularityName.unit else AllocatorName.emp
+        rule = _rule(allocator or default, tolerance, ratio, budget)
         limits = sc.Limits(round_to=round_to, min_keep=min_keep, ignore=tuple(ignore or ()))
         target = Target.of("--model", model)
         folder_to_write(out)
@@ -108,6 +134,7 @@ def prune(
             calibration,
             budget,
             rule,
+            granularity.value,
             repair=None if repair is RepairName.none else repair.value,
             limits=limits,
             form=form.value,
@@ -151,12 +178,12 @@ def show(report: Report, reload: str) -> str:
     return table(report, reload=reload)
 
 
-def _budget(macs: str | None, params: str | None) -> Budget | None:
+def _budget(macs: str | None, params: str | None, sparsity: float | None) -> Budget | None:
     import secateur as sc
 
-    if macs is None and params is None:
+    if macs is None and params is None and sparsity is None:
         return None
-    return sc.Budget(macs=_amount("--macs", macs), params=_amount("--params", params))
+    return sc.Budget(macs=_amount("--macs", macs), params=_amount("--params", params), sparsity=sparsity)
 
 
 def _amount(option: str, text: str | None) -> float | int | None:
@@ -175,26 +202,30 @@ def _amount(option: str, text: str | None) -> float | int | None:
 
 def _rule(
     allocator: AllocatorName, tolerance: float | None, ratio: float | None, budget: Budget | None
-) -> Allocator:
+) -> Allocates:
     """The allocator; a setting that would do nothing is refused."""
     import secateur as sc
+    from secateur.allocate import resolve
 
-    if allocator is AllocatorName.tod:
-        if ratio is not None:
-            raise SettingError(
-                "--ratio: expected it with --allocator uniform, got tod. Give --tolerance or --macs."
-            )
-        if tolerance is not None and budget is not None:
-            raise SettingError(
-                "--tolerance: expected either a tolerance or a budget, got both. "
-                "Under a budget the tolerance is solved; leave one out."
-            )
-        return sc.ToD() if tolerance is None else sc.ToD(tolerance=tolerance)
-    if tolerance is not None:
+    if ratio is not None and allocator is not AllocatorName.uniform:
         raise SettingError(
-            "--tolerance: expected it with --allocator tod, got uniform. Give --ratio or --macs."
+            f"--ratio: expected it with --allocator uniform, got {allocator.value}. "
+            "Give --tolerance or --macs."
         )
-    if (ratio is None) == (budget is None):
-        got = "neither" if budget is None else "both"
-        raise SettingError(f"--ratio: expected either a ratio or a budget for uniform, got {got}. Give one.")
-    return sc.Uniform(ratio=ratio)
+    if tolerance is not None and allocator is not AllocatorName.tod:
+        raise SettingError(
+            f"--tolerance: expected it with --allocator tod, got {allocator.value}. Give --ratio or --macs."
+        )
+    if tolerance is not None and budget is not None:
+        raise SettingError(
+            "--tolerance: expected either a tolerance or a budget, got both. "
+            "Under a budget the tolerance is solved; leave one out."
+        )
+    if allocator is AllocatorName.uniform:
+        if (ratio is None) == (budget is None):
+            got = "neither" if budget is None else "both"
+            raise SettingError(
+                f"--ratio: expected either a ratio or a budget for uniform, got {got}. Give one."
+            )
+        return sc.Uniform(ratio=ratio)
+    return resolve(allocator.value) if tolerance is None else sc.ToD(tolerance=tolerance)

@@ -252,13 +252,20 @@ def proof(report: Report) -> str:
 def form(report: Report) -> str:
     """What the result is, in a sentence."""
     if report.asked.get("granularity") == "weight":
-        return f"The result has the dense model's shapes: {report.note}. Zeros are multiplied like any number."
+        return f"The result has the dense model's shapes: {report.note}. Zeros are multiplied like the rest."
     what = {
         "module": "The result has the same classes with smaller tensors (form module).",
         "graph": "The result is the captured program with smaller tensors (form graph).",
         "masked": "The result is the dense model with zeroed units (form masked).",
     }.get(report.form, f"The result has the form {report.form}.")
-    return f"{what} Why not a module: {report.note}" if report.note else what
+    if not report.note:
+        return what
+    why = (
+        report.note[0].upper() + report.note[1:]
+        if report.form == "module"
+        else f"Why not a module: {report.note}"
+    )
+    return f"{what} {why}"
 
 
 def repairs(report: Report) -> tuple[str, ...]:
@@ -267,7 +274,7 @@ def repairs(report: Report) -> tuple[str, ...]:
         return ("None was asked for." if report.asked.get("repair") is None else "None was tried.",)
     lines = []
     for tried in report.repairs:
-        outcome = "kept" if tried["kept"] else "taken back"
+        outcome = "kept" if tried["kept"] else "not kept"
         if "why" in tried:
             lines.append(f"{tried['method']}: not done, {tried['why']}.")
             continue

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secateur.effective_size import effective_number, effective_size
+from secateur.allocate.effective_size import effective_number, effective_size
 from secateur.errors import ScoreError, SettingError
 
 RNG = np.random.default_rng(0)
