@@ -32,6 +32,7 @@ from secateur.graph.groups import Group, Role
 from secateur.graph.inputs import InputSpec
 
 if TYPE_CHECKING:
+    from secateur.allocate.curve import Curve
     from secateur.cost import Cost
     from secateur.graph.graph import Graph
 
@@ -242,6 +243,28 @@ class Plan(_Record):
             )
         except ValidationError as error:
             raise PlanError(f"plan: expected a valid decision, got {_reason(error)}. Correct it.") from error
+
+    def on(self, curve: Curve) -> Plan:
+        """This plan, which remembers the curve that it is a point of; returns itself."""
+        object.__setattr__(self, "_curve", curve)  # beside the decision: neither compared nor written
+        return self
+
+    @property
+    def curve(self) -> Curve:
+        """What every value of the rule's knob would have given: MACs, parameters, units kept, all at once.
+
+        It follows from the scores, so it is not part of the decision, and not in its JSON.
+
+        Raises:
+            PlanError: The plan was made by hand or read from a file.
+        """
+        found: Curve | None = self.__dict__.get("_curve")
+        if found is None:
+            raise PlanError(
+                "plan.curve: expected a plan that a rule just made, got one by hand or read from a file. "
+                "Do ask the rule: ToD().curve(graph, scores)."
+            )
+        return found
 
     @property
     def keep(self) -> dict[str, NDArray[np.bool_]]:

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from secateur.allocate import Limits, ToD, Uniform
-from secateur.errors import NothingToPruneError, ScoreError, SettingError
+from secateur.errors import NothingToPruneError, PlanError, ScoreError, SettingError
+from secateur.plan import Plan
 from tests.allocate.fake import FakeGraph, random_scores
 from tests.allocate.test_base import Threshold
 
@@ -122,3 +123,18 @@ def test_bad_input_is_refused_as_by_allocate() -> None:
         ToD().curve(graph, scores, Limits(ignore=("*",)))
     with pytest.raises(ScoreError, match="expected scores of signal 'taylor'"):
         ToD().curve(graph, {"wasserstein": scores["wasserstein"]})
+
+
+def test_a_plan_remembers_its_curve_and_does_not_write_it() -> None:
+    graph: Any = FakeGraph([12, 9])
+    scores = random_scores(graph, 3)
+    plan = ToD(0.3).allocate(graph, scores)
+    whole = ToD().curve(graph, scores)
+    assert plan.curve.macs.tolist() == whole.macs.tolist()
+    assert plan.curve.kept.tolist() == whole.kept.tolist()
+    point = plan.curve.at(0.3)
+    assert plan.predicted.macs == plan.curve.macs[point]
+    again = Plan.from_json(plan.to_json())
+    assert again == plan
+    with pytest.raises(PlanError, match="read from a file"):
+        _ = again.curve

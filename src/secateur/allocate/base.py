@@ -117,7 +117,7 @@ class Allocator(ABC):
             )
         limits, values = _checked(limits), table(scores, graph, self.signals)
         decision = self.decide(graph, values, budget, limits)
-        return Plan.build(
+        plan = Plan.build(
             graph,
             decision.keep,
             allocator=self.name,
@@ -126,6 +126,7 @@ class Allocator(ABC):
             budget=None if budget is None else budget.as_settings(),
             certificates=self.certificates(graph, values, limits, decision),
         )
+        return plan.on(curve(self.name, graph, limits, decision.steps))
 
     @final
     def curve(self, graph: Graph, scores: Scores | ScoreTable, limits: Limits | None = None) -> Curve:

@@ -25,8 +25,8 @@ class Curve:
     Each point holds from its value of the knob up to the next point's. The first is the dense model: its
     value is minus infinity, because below the second point's value nothing goes. Costs never rise.
 
-    It depends on the graph, the scores, the rule's signals and the limits, not on where the knob stands,
-    so it is no part of a plan: every plan made from the same scores is one point of it.
+    It depends on the graph, the scores, the rule's signals and the limits, not on where the knob stands:
+    every plan made from the same scores is one point of it, or beside one where a budget was spent.
 
     Attributes:
         allocator: The rule's name.
