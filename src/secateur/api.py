@@ -48,10 +48,11 @@ from secateur.graph.graph import Graph
 from secateur.graph.trace import trace
 from secateur.masks import MaskPlan, Pattern
 from secateur.plan import Plan
-from secateur.prune import Result, prune
+from secateur.prune import prune
 from secateur.recover import recover
 from secateur.repair.repair import repair
 from secateur.report.report import Report
+from secateur.result import Result
 from secateur.save import load, save
 from secateur.score import (
     L1,

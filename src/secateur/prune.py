@@ -2,59 +2,33 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
-import torch
 from torch import nn
 
 from secateur.allocate import Budget, Limits, resolve
 from secateur.allocate.registry import Allocates
 from secateur.apply.apply import FORMS, apply
 from secateur.apply.record import record_of
-from secateur.calibration import Batch, Calibration, map_tensors
-from secateur.cost import latency, weight_bytes
+from secateur.calibration import Calibration
 from secateur.errors import SettingError
-from secateur.evaluate import Evaluation, evaluate
+from secateur.evaluate import evaluate
+from secateur.experts.prune import prune_experts
 from secateur.graph.graph import Graph
 from secateur.graph.trace import trace
-from secateur.models import device_of, unwrap
+from secateur.masks.prune import MaskResult
+from secateur.masks.prune import prune as prune_weights
+from secateur.models import unwrap
 from secateur.plan import Plan
 from secateur.repair.repair import repair as repair_model
 from secateur.repair.repair import resolve as resolve_repairs
-from secateur.report.report import Figures, Kept, Report, layers_of, versions
-from secateur.score import Scores, score
+from secateur.report.report import Report, layers_of, versions
+from secateur.result import Result, clock, few, figures, proof_entry, untouched
+from secateur.score import score
 from secateur.score.distributed import joined
 from secateur.score.loss import LossFn
-from secateur.verify import Proof, verify
-
-if TYPE_CHECKING:
-    from secateur.masks.prune import MaskResult
-
-_PROOF_SAMPLES = 4
-"""Real samples that the proof runs on: it is in float64, and an error shows on any of them."""
-
-
-@dataclass(frozen=True, eq=False)
-class Result:
-    """What `prune` returns.
-
-    Attributes:
-        model: The new, smaller model.
-        plan: The decision.
-        scores: What each unit was worth; allocate again from these without the data.
-        graph: The trace.
-        report: What happened; ``print(result.report)``, ``.to_html(path)``, ``.to_json(path)``.
-    """
-
-    model: nn.Module
-    plan: Plan
-    scores: Scores
-    graph: Graph
-    report: Report
+from secateur.verify import verify
 
 
 def prune(
@@ -106,8 +80,6 @@ def prune(
     if granularity == "expert":
         if form not in ("auto", "module"):
             raise SettingError(f"prune(form={form!r}): expected 'auto' or 'module' for experts.")
-        from secateur.experts.prune import prune_experts  # it is made of this module's parts
-
         return prune_experts(
             model,
             calibration,
@@ -124,8 +96,6 @@ def prune(
     if granularity == "weight":
         if form not in ("auto", "masked"):
             raise SettingError(f"prune(form={form!r}): expected 'auto' or 'masked' for single weights.")
-        from secateur.masks.prune import prune as prune_weights  # it is made of this module's parts
-
         return prune_weights(
             model,
             calibration,
@@ -151,31 +121,31 @@ def prune(
     seconds: dict[str, float] = {}
     example = data.first()
     inputs = example.kwargs or example.args
-    with _clock(seconds, "trace"):
+    with clock(seconds, "trace"):
         graph = trace(model, inputs, allow_inexact=allow_inexact)
-    with _clock(seconds, "score"):
+    with clock(seconds, "score"):
         scores = score(graph, fit, rule.signals, loss_fn=loss_fn, seed=seed, progress=progress)
-    with _clock(seconds, "allocate"):
+    with clock(seconds, "allocate"):
         plan = _agreed(graph, lambda: rule.allocate(graph, scores, budget, limits, seed))
-    with _clock(seconds, "apply"):
+    with clock(seconds, "apply"):
         small = apply(model, plan, form, graph=graph, example_inputs=inputs)
-    with _clock(seconds, "verify"):
-        proof = verify(model, small, plan, _few(example, graph.static_batch))
-    with _clock(seconds, "repair"):
+    with clock(seconds, "verify"):
+        proof = verify(model, small, plan, few(example, graph.static_batch))
+    with clock(seconds, "repair"):
         repaired = repair_model(
             small, model, data, repair, graph=graph, loss_fn=loss_fn, seed=seed, progress=progress
         )
     judged = held if evaluation is None else Calibration.of(evaluation, seed=seed)
     kept_any = any(r["kept"] for r in record_of(repaired).repairs)
     stages = [("dense", model), ("pruned", small)] + ([("repaired", repaired)] if kept_any else [])
-    with _clock(seconds, "measure"):
+    with clock(seconds, "measure"):
         measured = [
             evaluate(
                 m, judged, dense=model, loss_fn=loss_fn, progress=progress, description=f"Measuring {stage}"
             )
             for stage, m in stages
         ]
-        figures = _figures(stages, measured, plan, example, measure_latency=measure_latency)
+        measures = figures(stages, measured, plan, example, measure_latency=measure_latency)
     report = Report(
         model=type(model).__name__,
         asked={
@@ -187,13 +157,13 @@ def prune(
             "seed": seed,
         },
         settings=plan.settings,
-        figures=figures,
+        figures=measures,
         judged_on="held-out calibration data" if evaluation is None else "evaluation data",
         layers=layers_of(plan),
-        untouched=_untouched(graph),
+        untouched=untouched(graph),
         form=record_of(small).form,
         note=record_of(small).note,
-        proof=_proof(proof),
+        proof=proof_entry(proof),
         repairs=record_of(repaired).repairs,
         certificates=plan.certificates,
         seconds=seconds,
@@ -202,73 +172,9 @@ def prune(
     return Result(repaired, plan, scores, graph, report)
 
 
-@contextmanager
-def _clock(seconds: dict[str, float], phase: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    seconds[phase] = time.perf_counter() - start
-
-
 def _agreed(graph: Graph, allocate: Callable[[], Plan]) -> Plan:
     """The plan; where several processes work together (see `score`), the first one's for all."""
     with joined(graph.device) as team:
         with team.together():
             plan = allocate()
         return plan if team.size == 1 else Plan.from_json(team.from_first(plan.to_json()))
-
-
-def _few(batch: Batch, static: int | None) -> Any:
-    """A handful of the batch's samples; all of them where the program takes no other batch size."""
-    count = static or min(_PROOF_SAMPLES, batch.size)
-
-    def first(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor[:count] if tensor.ndim and tensor.shape[0] == batch.size else tensor
-
-    return map_tensors(first, batch.kwargs or batch.args)
-
-
-def _proof(proof: Proof) -> dict[str, Any]:
-    return {
-        "difference": proof.difference,
-        "tolerance": proof.tolerance,
-        "reference": proof.reference,
-        "outputs": proof.outputs,
-    }
-
-
-def _figures(
-    stages: list[tuple[str, nn.Module]],
-    measured: list[Evaluation],
-    plan: Plan,
-    example: Batch,
-    *,
-    measure_latency: bool,
-) -> tuple[Figures, ...]:
-    times: list[dict[str, Any]] = [{} for _ in stages]
-    if measure_latency:
-        batch = example.to(device_of(stages[0][1]))
-        # Repair changes numbers, not shapes: the repaired model runs as fast as the pruned one.
-        dense, small = latency([stages[0][1], stages[1][1]], batch.args, batch.kwargs)
-        times = [
-            {"latency": t.median, "latency_quartiles": t.spread, "latency_batch": t.batch}
-            for t in (dense, small, small)
-        ]
-    return tuple(
-        Figures(
-            stage=stage,
-            params=(plan.dense if stage == "dense" else plan.predicted).params,
-            macs=(plan.dense if stage == "dense" else plan.predicted).macs,
-            weight_bytes=weight_bytes(model),
-            loss=found.loss,
-            measure=found.measure,
-            accuracy=found.accuracy,
-            **timing,
-        )
-        for (stage, model), found, timing in zip(stages, measured, times, strict=False)
-    )
-
-
-def _untouched(graph: Graph) -> tuple[Kept, ...]:
-    left = [Kept(what=entry.group.name, reason=entry.reason) for entry in graph.left]
-    frozen = [Kept(what=f"{f.tensor} axis {f.axis}", reason=f.reason, where=f.where) for f in graph.frozen]
-    return (*left, *frozen)

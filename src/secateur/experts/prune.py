@@ -19,8 +19,8 @@ from secateur.experts.score import score_experts
 from secateur.experts.trace import trace_experts
 from secateur.graph.graph import Graph
 from secateur.models import unwrap
-from secateur.prune import Result, _clock, _few, _figures, _proof, _untouched
 from secateur.report.report import Report, layers_of, versions
+from secateur.result import Result, clock, few, figures, proof_entry, untouched
 from secateur.score.loss import LossFn
 
 _REPAIRS = (None, "auto", METHOD, [METHOD], (METHOD,))
@@ -55,17 +55,17 @@ def prune_experts(
     judged = held if evaluation is None else Calibration.of(evaluation, seed=seed)
     example = data.first()
     seconds: dict[str, float] = {}
-    with _clock(seconds, "trace"):
+    with clock(seconds, "trace"):
         graph = trace_experts(model, example.kwargs or example.args)
-    with _clock(seconds, "score"):
+    with clock(seconds, "score"):
         asked = cast(tuple[str, ...], rule.signals)
         scores = score_experts(graph, fit, asked, loss_fn=loss_fn, seed=seed, progress=progress)
-    with _clock(seconds, "allocate"):
+    with clock(seconds, "allocate"):
         plan = allocate_experts(graph, scores, rule, budget, limits, seed)
-    with _clock(seconds, "apply"):
+    with clock(seconds, "apply"):
         small = apply_experts(model, plan, graph=graph)
-    with _clock(seconds, "verify"):
-        proof = verify_experts(model, small, plan, _few(example, None), graph=graph)
+    with clock(seconds, "verify"):
+        proof = verify_experts(model, small, plan, few(example, None), graph=graph)
 
     def measured(which: nn.Module, stage: str, on: Calibration) -> Any:
         return evaluate(
@@ -73,7 +73,7 @@ def prune_experts(
         )
 
     repaired = small
-    with _clock(seconds, "repair"):
+    with clock(seconds, "repair"):
         if repair is not None:
             repaired = repair_experts(small, model, fit, graph=graph, seed=seed, progress=progress)
             tried = record_of(repaired).repairs[-1]
@@ -85,9 +85,9 @@ def prune_experts(
                 repaired = with_repairs(small, [tried])
     kept = any(r["kept"] for r in record_of(repaired).repairs)
     stages = [("dense", model), ("pruned", small), *([("repaired", repaired)] if kept else [])]
-    with _clock(seconds, "measure"):
+    with clock(seconds, "measure"):
         found = [measured(m, stage, judged) for stage, m in stages]
-        figures = _figures(stages, found, plan, example, measure_latency=measure_latency)
+        measures = figures(stages, found, plan, example, measure_latency=measure_latency)
     report = Report(
         model=type(model).__name__,
         asked={
@@ -99,13 +99,13 @@ def prune_experts(
             "seed": seed,
         },
         settings=plan.settings,
-        figures=figures,
+        figures=measures,
         judged_on="held-out calibration data" if evaluation is None else "evaluation data",
         layers=layers_of(plan),
-        untouched=_untouched(cast(Graph, graph)),
+        untouched=untouched(cast(Graph, graph)),
         form="module",
         note="",
-        proof=_proof(proof),
+        proof=proof_entry(proof),
         repairs=record_of(repaired).repairs,
         certificates=plan.certificates,
         seconds=seconds,

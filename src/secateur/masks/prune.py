@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,6 +27,7 @@ from secateur.models import unwrap
 from secateur.repair.repair import repair as repair_model
 from secateur.repair.repair import resolve as resolve_repairs
 from secateur.report.report import Figures, Layer, Report, versions
+from secateur.result import clock
 from secateur.score.combination import name_of
 from secateur.score.loss import LossFn
 from secateur.score.scores import Scores
@@ -92,18 +91,18 @@ def prune(
     fit, held = data.split()
     seconds: dict[str, float] = {}
     example = data.first()
-    with _clock(seconds, "trace"):
+    with clock(seconds, "trace"):
         graph = trace(model, example.kwargs or example.args, allow_inexact=True)
-    with _clock(seconds, "score"):
+    with clock(seconds, "score"):
         scores = score(model, fit, wanted, loss_fn=loss_fn, seed=seed, progress=progress)
-    with _clock(seconds, "allocate"):
+    with clock(seconds, "allocate"):
         rule = measured(rule, model, fit, scores, progress=progress)
         plan = allocate(Weights.of(model), scores, rule, budget, limits, seed)
-    with _clock(seconds, "apply"):
+    with clock(seconds, "apply"):
         small = apply(model, plan, graph)
-    with _clock(seconds, "verify"):
+    with clock(seconds, "verify"):
         check(model, small, plan)
-    with _clock(seconds, "repair"):
+    with clock(seconds, "repair"):
         repaired = repair_model(
             small, model, data, repair, graph=graph, loss_fn=loss_fn, seed=seed, progress=progress
         )
@@ -111,7 +110,7 @@ def prune(
     if any(entry["kept"] for entry in record_of(repaired).repairs):
         stages.append(("repaired", repaired))
     judged = held if evaluation is None else Calibration.of(evaluation, seed=seed)
-    with _clock(seconds, "measure"):
+    with clock(seconds, "measure"):
         figures = tuple(_figures(stage, m, model, judged, loss_fn, graph, plan) for stage, m in stages)
     report = Report(
         model=type(model).__name__,
@@ -183,10 +182,3 @@ def _figures(
         measure=found.measure,
         accuracy=found.accuracy,
     )
-
-
-@contextmanager
-def _clock(seconds: dict[str, float], phase: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    seconds[phase] = time.perf_counter() - start

@@ -1,0 +1,112 @@
+"""What the calls that go the whole street share: their result, and how they fill in the report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.calibration import Batch, map_tensors
+from secateur.cost import latency, weight_bytes
+from secateur.evaluate import Evaluation
+from secateur.graph.graph import Graph
+from secateur.models import device_of
+from secateur.plan import Plan
+from secateur.report.report import Figures, Kept, Report
+from secateur.score import Scores
+from secateur.verify import Proof
+
+_PROOF_SAMPLES = 4
+"""Real samples that the proof runs on: it is in float64, and an error shows on any of them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What `prune` returns.
+
+    Attributes:
+        model: The new, smaller model.
+        plan: The decision.
+        scores: What each unit was worth; allocate again from these without the data.
+        graph: The trace.
+        report: What happened; ``print(result.report)``, ``.to_html(path)``, ``.to_json(path)``.
+    """
+
+    model: nn.Module
+    plan: Plan
+    scores: Scores
+    graph: Graph
+    report: Report
+
+
+@contextmanager
+def clock(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    """Notes how long a phase takes. [s]"""
+    start = time.perf_counter()
+    yield
+    seconds[phase] = time.perf_counter() - start
+
+
+def few(batch: Batch, static: int | None) -> Any:
+    """A handful of the batch's samples; all of them where the program takes no other batch size."""
+    count = static or min(_PROOF_SAMPLES, batch.size)
+
+    def first(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor[:count] if tensor.ndim and tensor.shape[0] == batch.size else tensor
+
+    return map_tensors(first, batch.kwargs or batch.args)
+
+
+def proof_entry(proof: Proof) -> dict[str, Any]:
+    """A proof as the report holds it."""
+    return {
+        "difference": proof.difference,
+        "tolerance": proof.tolerance,
+        "reference": proof.reference,
+        "outputs": proof.outputs,
+    }
+
+
+def figures(
+    stages: list[tuple[str, nn.Module]],
+    measured: list[Evaluation],
+    plan: Plan,
+    example: Batch,
+    *,
+    measure_latency: bool,
+) -> tuple[Figures, ...]:
+    """Cost and quality of each stage: dense, pruned and, if anything was repaired, repaired."""
+    times: list[dict[str, Any]] = [{} for _ in stages]
+    if measure_latency:
+        batch = example.to(device_of(stages[0][1]))
+        # Repair changes numbers, not shapes: the repaired model runs as fast as the pruned one.
+        dense, small = latency([stages[0][1], stages[1][1]], batch.args, batch.kwargs)
+        times = [
+            {"latency": t.median, "latency_quartiles": t.spread, "latency_batch": t.batch}
+            for t in (dense, small, small)
+        ]
+    return tuple(
+        Figures(
+            stage=stage,
+            params=(plan.dense if stage == "dense" else plan.predicted).params,
+            macs=(plan.dense if stage == "dense" else plan.predicted).macs,
+            weight_bytes=weight_bytes(model),
+            loss=found.loss,
+            measure=found.measure,
+            accuracy=found.accuracy,
+            **timing,
+        )
+        for (stage, model), found, timing in zip(stages, measured, times, strict=False)
+    )
+
+
+def untouched(graph: Graph) -> tuple[Kept, ...]:
+    """What was left as it was, and why."""
+    left = [Kept(what=entry.group.name, reason=entry.reason) for entry in graph.left]
+    frozen = [Kept(what=f"{f.tensor} axis {f.axis}", reason=f.reason, where=f.where) for f in graph.frozen]
+    return (*left, *frozen)
