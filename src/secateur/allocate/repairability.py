@@ -88,8 +88,8 @@ def _hull(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.fl
 class Repairability(Allocator):
     r"""Every layer is pruned up to the sparsity at which one more weight loses the same share of the layer.
 
-    .. math:: \min_s \sum_l \frac{D_{rep,l}(s_l)}{D_{rep,l}(1)} \quad\text{for}\quad \sum_l N_l s_l \text{
-    given}
+    .. math:: \min_s \sum_l \frac{D_{rep,l}(s_l)}{D_{rep,l}(1)}
+              \quad\text{for given}\quad \sum_l N_l s_l
 
     The residual that repair leaves is the price of sparsity. With λ the price of one weight, solved for the
     budget, layer l loses weights while ``D_rep,l'(s) / (D_rep,l(1) · N_l) <= λ``. D_rep = RR · D_raw, so of
