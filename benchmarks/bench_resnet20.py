@@ -1,4 +1,4 @@
-"""The main job on ResNet-20: accuracy before, after, and after batch-norm re-estimation; cost of scoring.
+"""The main job on ResNet-20: accuracy before, after, and after repair; cost of scoring.
 
 python -m benchmarks.bench_resnet20
 """
@@ -109,7 +109,7 @@ def main() -> None:
     ]  # fmt: skip
     print(f"ResNet-20, CIFAR-10 (JPEG), {CALIBRATION} calibration images, budget {BUDGET} of the MACs, "
           f"top-1 on {len(test_labels)} test images")  # fmt: skip
-    headings = ("allocator", "seed", "MACs", "params", "dense", "pruned", "batch norm", "proof", "reloaded")
+    headings = ("allocator", "seed", "MACs", "params", "dense", "pruned", "repaired", "proof", "reloaded")
     print(results.table(headings, rows))
     print(
         f"\nscoring (wasserstein, taylor, magnitude) takes {cost['median_ratio']:.2f} times one forward and "
