@@ -24,7 +24,7 @@ from secateur.plan import Plan
 from secateur.repair.repair import repair as repair_model
 from secateur.repair.repair import resolve as resolve_repairs
 from secateur.report.report import Report, layers_of, versions
-from secateur.result import Result, clock, few, figures, proof_entry, untouched
+from secateur.result import Result, asked_for, clock, few, figures, proof_entry, untouched
 from secateur.score import score
 from secateur.score.distributed import joined
 from secateur.score.loss import LossFn
@@ -148,14 +148,7 @@ def prune(
         measures = figures(stages, measured, plan, example, measure_latency=measure_latency)
     report = Report(
         model=type(model).__name__,
-        asked={
-            "budget": budget.as_settings() if budget else None,
-            "allocator": plan.allocator,
-            "granularity": granularity,
-            "repair": repair if repair is None or isinstance(repair, str) else list(repair),
-            "form": form,
-            "seed": seed,
-        },
+        asked=asked_for(budget, plan.allocator, granularity, repair, form, seed),
         settings=plan.settings,
         figures=measures,
         judged_on="held-out calibration data" if evaluation is None else "evaluation data",

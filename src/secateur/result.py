@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur.allocate import Budget
 from secateur.calibration import Batch, map_tensors
 from secateur.cost import latency, weight_bytes
 from secateur.evaluate import Evaluation
@@ -103,6 +104,25 @@ def figures(
         )
         for (stage, model), found, timing in zip(stages, measured, times, strict=False)
     )
+
+
+def asked_for(
+    budget: Budget | None,
+    allocator: str,
+    granularity: str,
+    repair: str | Sequence[str] | None,
+    form: str,
+    seed: int,
+) -> dict[str, Any]:
+    """The call's arguments as the report holds them."""
+    return {
+        "budget": budget.as_settings() if budget else None,
+        "allocator": allocator,
+        "granularity": granularity,
+        "repair": repair if repair is None or isinstance(repair, str) else list(repair),
+        "form": form,
+        "seed": seed,
+    }
 
 
 def untouched(graph: Graph) -> tuple[Kept, ...]:

@@ -8,7 +8,6 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -51,12 +50,15 @@ def proven_module(
     regions = _regions(model, graph, args, kwargs)
     guesses = list(changes.guesses(model))
     owners = frozenset(path for path in changes.owners if not follows(model.get_submodule(path)))
-    within, around = (partial(trial.with_regions, regions, owners, wider=wider) for wider in (False, True))
+    nothing: frozenset[str] = frozenset()
+    attempts = [(guesses, nothing, False)]
+    if owners:
+        attempts += [([*guesses, {}], owners, wider) for wider in (False, True)]
     first: ApplyError | None = None
-    for attempt, readings in ((trial.as_is, guesses), (within, [*guesses, {}]), (around, [*guesses, {}])):
+    for readings, capturable, wider in attempts:
         for sizes in readings:
             try:
-                small, captured = attempt(sizes)
+                small, captured = trial.module(sizes, regions, capturable, wider=wider)
             except ApplyError as error:
                 first = first or error
             else:
@@ -97,16 +99,10 @@ class _Trial:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
 
-    def as_is(self, sizes: Sizes) -> tuple[nn.Module, tuple[str, ...]]:
-        """The smaller module with these size attributes; no submodule is captured."""
-        small = smaller_module(self.model, self.plan, sizes)
-        _prove(small, self.expected, self.args, self.kwargs)
-        return small, ()
-
-    def with_regions(
-        self, regions: Regions, owners: frozenset[str], sizes: Sizes, *, wider: bool
+    def module(
+        self, sizes: Sizes, regions: Regions, owners: frozenset[str], *, wider: bool
     ) -> tuple[nn.Module, tuple[str, ...]]:
-        """The smaller module in which the submodules that stand in the way run as captured.
+        """The smaller module with these size attributes; of `owners` those in the way run as captured.
 
         The one that fails is captured along with all of its class in which a constant changes. Where
         nothing fails but the numbers differ, all in which a constant changes are. If that is not enough,

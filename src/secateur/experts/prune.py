@@ -20,7 +20,7 @@ from secateur.experts.trace import trace_experts
 from secateur.graph.graph import Graph
 from secateur.models import unwrap
 from secateur.report.report import Report, layers_of, versions
-from secateur.result import Result, clock, few, figures, proof_entry, untouched
+from secateur.result import Result, asked_for, clock, few, figures, proof_entry, untouched
 from secateur.score.loss import LossFn
 
 _REPAIRS = (None, "auto", METHOD, [METHOD], (METHOD,))
@@ -90,14 +90,7 @@ def prune_experts(
         measures = figures(stages, found, plan, example, measure_latency=measure_latency)
     report = Report(
         model=type(model).__name__,
-        asked={
-            "budget": budget.as_settings() if budget else None,
-            "allocator": plan.allocator,
-            "granularity": "expert",
-            "repair": repair if repair is None or isinstance(repair, str) else list(repair),
-            "form": "module",
-            "seed": seed,
-        },
+        asked=asked_for(budget, plan.allocator, "expert", repair, "module", seed),
         settings=plan.settings,
         figures=measures,
         judged_on="held-out calibration data" if evaluation is None else "evaluation data",

@@ -19,7 +19,7 @@ from secateur.errors import CaptureError, NothingToPruneError
 from secateur.graph.assemble import assemble, cost_model
 from secateur.graph.graph import Graph, fingerprint
 from secateur.graph.inline import inline_regions
-from secateur.graph.inputs import InputSpec, call_arguments
+from secateur.graph.inputs import InputSpec, batch_size, call_arguments
 from secateur.graph.rules.op import hint, is_open
 from secateur.graph.walk import walk
 from secateur.models import evaluating, unwrap
@@ -142,7 +142,7 @@ def capture(
 
 def _batch_axes(arguments: Any) -> ShapesCollection:
     leaves = [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, torch.Tensor)]
-    batch = next((leaf.shape[0] for leaf in leaves if leaf.ndim), 1)
+    batch = batch_size(arguments)
     shapes = ShapesCollection()
     for leaf in leaves:
         if leaf.ndim and leaf.shape[0] == batch:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
-from secateur.errors import ArtifactError, PlanError
+from secateur.errors import PlanError
 from secateur.score.storage import read, write
 
 _KIND = "masks"
@@ -106,8 +106,6 @@ class MaskPlan:
             ArtifactError: The folder does not exist.
         """
         file = Path(path)
-        if not file.parent.is_dir():
-            raise ArtifactError(f"masks: expected a folder {file.parent}, got none. Do make it.")
         shapes = {name: list(mask.shape) for name, mask in self.masks.items()}
         packed = {
             str(k): torch.from_numpy(np.packbits(mask.reshape(-1)))

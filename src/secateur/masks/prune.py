@@ -27,7 +27,7 @@ from secateur.models import unwrap
 from secateur.repair.repair import repair as repair_model
 from secateur.repair.repair import resolve as resolve_repairs
 from secateur.report.report import Figures, Layer, Report, versions
-from secateur.result import clock
+from secateur.result import asked_for, clock
 from secateur.score.combination import name_of
 from secateur.score.loss import LossFn
 from secateur.score.scores import Scores
@@ -114,14 +114,7 @@ def prune(
         figures = tuple(_figures(stage, m, model, judged, loss_fn, graph, plan) for stage, m in stages)
     report = Report(
         model=type(model).__name__,
-        asked={
-            "budget": budget.as_settings() if budget else None,
-            "allocator": plan.allocator,
-            "granularity": "weight",
-            "repair": repair if repair is None or isinstance(repair, str) else list(repair),
-            "form": "masked",
-            "seed": seed,
-        },
+        asked=asked_for(budget, plan.allocator, "weight", repair, "masked", seed),
         settings=dict(plan.settings),
         figures=figures,
         judged_on="held-out calibration data" if evaluation is None else "evaluation data",

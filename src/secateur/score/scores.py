@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from secateur.errors import ArtifactError, ScoreError
+from secateur.errors import ScoreError
 from secateur.graph.graph import Graph
 from secateur.score.storage import read, write
 
@@ -96,8 +96,6 @@ class Scores:
             ArtifactError: The folder does not exist.
         """
         file = Path(path)
-        if not file.parent.is_dir():
-            raise ArtifactError(f"scores: expected a folder {file.parent}, got none. Do make it.")
         groups = next(iter(self.values.values()), {})
         header = {
             "signals": list(self.values),

@@ -30,7 +30,12 @@ def write(path: Path, kind: str, header: Mapping[str, Any], tensors: Mapping[str
         kind: What the file holds, such as ``scores``; `read` refuses any other.
         header: What JSON can hold.
         tensors: By name, on the CPU.
+
+    Raises:
+        ArtifactError: The folder does not exist.
     """
+    if not path.parent.is_dir():
+        raise ArtifactError(f"{kind}: expected a folder {path.parent}, got none. Do make it.")
     stored = {name: _own(tensor) for name, tensor in tensors.items()}
     content = {"format": FORMAT, "kind": kind, "secateur": version("secateur"), "header": dict(header)}
     text = json.dumps(content)
