@@ -33,9 +33,8 @@ import secateur as sc
 from benchmarks import cifar, results
 from benchmarks.resnet20 import ResNet20, top1, trained
 from secateur.allocate.staircase import Staircase
+from secateur.regression.leastsquares import Sums, fit
 from secateur.repair.batchnorm import reestimate
-from secateur.repair.damage import damage
-from secateur.repair.leastsquares import Sums, fit
 
 MACS = (0.8, 0.68, 0.58, 0.5)
 TARGETS = {0.8: 0.865, 0.68: 0.845, 0.58: 0.815, 0.5: 0.77}

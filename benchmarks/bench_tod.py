@@ -127,28 +127,25 @@ def main() -> None:
     asked = parser.parse_args()
     seeds, budgets = (SEEDS[:1], BUDGETS[::3]) if asked.quick else (SEEDS, BUDGETS)
     images, test = cifar.load("train", 5000), cifar.load("test", 200 if asked.quick else None)
-    runs: list[dict[str, Any]] = []
-    dense = {}
-    for name in asked.networks or ("resnet20",):
-        model = network(name)
-        dense[name] = top1(model, *test)
-        runs += compare(name, model, images, test, asked.removal, budgets, seeds, inner=asked.inner)
-    shown = ", ".join(f"{name} {100 * value:.1f} %" for name, value in dense.items())
     print(
         f"CIFAR-10 (JPEG), top-1 in % on {len(test[1])} test images, mean ± standard deviation over "
-        f"{len(seeds)} calibration seeds; removal by {asked.removal}; dense {shown}"
+        f"{len(seeds)} calibration seeds; removal by {asked.removal}"
     )
     headings = (
         "network", "groups", "budget", "MACs ToD", "MACs Uniform", "ToD", "Uniform", "difference",
         "ToD batchnorm", "Uniform batchnorm", "difference", "ToD reconstruct", "Uniform reconstruct",
         "difference",
     )  # fmt: skip
-    print(results.table(headings, summary(runs)))
-    if not asked.quick:
-        parts = ["tod", *asked.networks]
-        parts += ["inner"] * asked.inner + [asked.removal] * (asked.removal != "wasserstein")
-        named = "_".join(parts)
-        results.write(named, {"dense_top1": dense, "removal": asked.removal, "runs": runs})
+    for name in asked.networks or ("resnet20",):
+        model = network(name)
+        dense = top1(model, *test)
+        runs = compare(name, model, images, test, asked.removal, budgets, seeds, inner=asked.inner)
+        print(f"\n{name}, dense {100 * dense:.1f} %")
+        print(results.table(headings, summary(runs)), flush=True)
+        if not asked.quick:
+            parts = ["tod", name]
+            parts += ["inner"] * asked.inner + [asked.removal] * (asked.removal != "wasserstein")
+            results.write("_".join(parts), {"dense_top1": dense, "removal": asked.removal, "runs": runs})
 
 
 if __name__ == "__main__":

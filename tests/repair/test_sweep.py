@@ -91,6 +91,7 @@ FORMS = [
     *(("reconstruct", name) for name in ("plain", "residual", "grouped", "unet", "flatten_to_linear")),
     *(("reconstruct", name) for name in ("separable", "tied_linear", "shared_input")),
     ("variance", "grouped"),
+    ("channelwise", "unet"),
     ("layerwise", "unet"),
     ("bias", "residual"),
 ]
@@ -214,7 +215,7 @@ def test_moments_of_every_output_are_the_dense_ones() -> None:
     x = torch.cat([batch[0] for batch in data])
     with torch.no_grad():
         wanted, before = net(x), small(x)
-        for method in ("bias", "variance", "layerwise"):
+        for method in ("bias", "variance", "channelwise", "layerwise"):
             repaired, _ = swept(method, net, graph, small, data)
             got = repaired(x)
             torch.testing.assert_close(got.mean(0), wanted.mean(0))
@@ -226,6 +227,7 @@ def test_moments_of_every_output_are_the_dense_ones() -> None:
             expected = {
                 "bias": torch.ones(4).double(),
                 "variance": 1 + r.clamp_min(0) ** 2 * (ratio - 1),
+                "channelwise": ratio,
                 "layerwise": (wanted.var(0).sum() / before.var(0).sum()).sqrt().expand(4),
             }
             torch.testing.assert_close(gain, expected[method])

@@ -27,6 +27,7 @@ SIZES = (5, 3, 6, 1, 4, 7, 2)  # seven batches: shares differ in length for two 
 MEMORY = 9_000  # bytes; not enough for all groups at once, with two or three processes
 TWO = (Wasserstein(projections=3, per_class=4), "taylor")
 ALL = (*TWO, *(name for name in SIGNALS if name not in ("wasserstein", "taylor")))
+LIGHT = tuple(signal for signal in ALL if signal != "reconstruction")  # it alone needs more than MEMORY
 
 
 class Failing:
@@ -84,7 +85,7 @@ def cases(folder: Path, initialised: bool) -> dict[str, Any]:
     keep("all", score(graph, data, ALL))
     rank = dist.get_rank()
     keep("one batch", score(graph, data[:1], ALL))
-    keep("memory", score(graph, data, ALL, memory=MEMORY))
+    keep("memory", score(graph, data, LIGHT, memory=MEMORY))
     keep("weights", score(graph, data, "magnitude"))
     found["plan"] = pruned()
 

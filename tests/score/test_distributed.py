@@ -14,7 +14,7 @@ import torch.distributed as dist
 from secateur.plan import Plan
 from secateur.score import Scores, score
 from tests.score.crew import crew
-from tests.score.shared import ALL, TWO, abandoned, cases, plain, pruned
+from tests.score.shared import ALL, LIGHT, TWO, abandoned, cases, plain, pruned
 
 Met = list[dict[str, Any]]
 """What each process met, by case."""
@@ -38,7 +38,7 @@ def scores_are_those_of_a_single_process(met: Met) -> None:
     graph, data = plain()
     assert_equal(met, "all", score(graph, data, ALL))
     assert_equal(met, "one batch", score(graph, data[:1], ALL))
-    assert_equal(met, "memory", score(graph, data, ALL))
+    assert_equal(met, "memory", score(graph, data, LIGHT))
     assert_equal(met, "weights", score(graph, None, "magnitude"))
 
 

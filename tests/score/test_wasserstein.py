@@ -207,7 +207,11 @@ def test_holds_what_it_says() -> None:
     assert torch.bincount(state["samples"][:, 2]).tolist() == [PER_CLASS] * 4
     for number, (group, site) in enumerate(run.sites):
         held, entries = state[f"projected.{number}"], len(site.unit)
-        bound = run.signal.held(group, 4) * entries // sum(len(s.unit) for s in run.signal.sites(group))
+        bound = (
+            run.signal.held(run.graph, 4)[group.name]
+            * entries
+            // sum(len(s.unit) for s in run.signal.sites(group))
+        )
         assert held.nbytes == (bound if number % 2 else bound // 3)  # maps of one number have one direction
 
 

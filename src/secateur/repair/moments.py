@@ -1,6 +1,6 @@
 """Mean and variance of each output made what they were, by a shift and a factor.
 
-All three read sums over one column for each output: what the layer gives now, without its bias.
+All read sums over one column for each output: what the layer gives now, without its bias.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from secateur.repair.leastsquares import Fit, Sums, total
+from secateur.regression.leastsquares import Fit, Sums, total
 
 
 def mean(
@@ -33,6 +33,20 @@ def layerwise(
     return _set(
         sums, factor * torch.where(torch.isfinite(gain) & (gain > 0), gain, 1.0), factor, bias, intercept
     )
+
+
+def channelwise(
+    parts: Sequence[Sums], factor: Tensor, bias: Tensor | None, intercept: bool, free: Tensor | None = None
+) -> Fit:
+    """A factor for each output: the root of the dense output's variance over the pruned one's.
+
+    Where the pruned output is constant, it stays so. Source: REPAIR (arXiv 2211.08403).
+    """
+    sums = total(parts)
+    own, _ = (scatter[:, 0] for scatter in sums.centred(intercept))
+    wanted = sums.yy - sums.y.square() / sums.count if intercept else sums.yy
+    gain = (wanted.clamp_min(0) / own).sqrt()[:, :, None]
+    return _set(sums, factor * torch.where(torch.isfinite(gain), gain, 1.0), factor, bias, intercept)
 
 
 def variance(

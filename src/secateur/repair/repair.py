@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -71,6 +71,7 @@ def _sweep(small: nn.Module, work: Work, *, name: str) -> dict[str, Any] | None:
 REPAIRS = {
     "reconstruct": Repair("reconstruct", partial(_sweep, name="reconstruct")),
     "variance": Repair("variance", partial(_sweep, name="variance")),
+    "channelwise": Repair("channelwise", partial(_sweep, name="channelwise")),
     "layerwise": Repair("layerwise", partial(_sweep, name="layerwise")),
     "bias": Repair("bias", partial(_sweep, name="bias")),
     "batchnorm": Repair("batchnorm", _batchnorm),
@@ -88,8 +89,14 @@ AUTO = (
 """The combinations that ``auto`` compares; a tie goes to the earlier one."""
 
 
-def resolve(methods: str | Sequence[str] | None) -> tuple[tuple[Repair, ...], ...]:
+def resolve(
+    methods: str | Sequence[str] | None, own: Mapping[str, Repair] | None = None
+) -> tuple[tuple[Repair, ...], ...]:
     """Combinations to compare: none, all of ``auto``, or the one that was asked for.
+
+    Args:
+        methods: As for `repair`.
+        own: Further repairs by name.
 
     Raises:
         SettingError: If a name is unknown.
@@ -99,12 +106,13 @@ def resolve(methods: str | Sequence[str] | None) -> tuple[tuple[Repair, ...], ..
     if methods == "auto":
         return tuple(tuple(REPAIRS[name] for name in names) for names in AUTO)
     names = (methods,) if isinstance(methods, str) else tuple(methods)
-    unknown = [name for name in names if name not in REPAIRS]
+    known = REPAIRS | dict(own or {})
+    unknown = [name for name in names if name not in known]
     if unknown:
         raise SettingError(
-            f"repair: expected None, 'auto' or names among {', '.join(REPAIRS)}, got {unknown[0]!r}."
+            f"repair: expected None, 'auto' or names among {', '.join(known)}, got {unknown[0]!r}."
         )
-    return (tuple(REPAIRS[name] for name in names),) if names else ()
+    return (tuple(known[name] for name in names),) if names else ()
 
 
 def repair(
@@ -113,6 +121,7 @@ def repair(
     calibration: Any,
     methods: str | Sequence[str] | None = "auto",
     *,
+    own: Mapping[str, Repair] | None = None,
     graph: Graph | None = None,
     loss_fn: LossFn | None = None,
     seed: int = 0,
@@ -127,7 +136,8 @@ def repair(
 
     Methods that refit layers go through the network in order and set each layer right, given those
     before it: ``reconstruct`` by least squares towards the dense layer's outputs, ``variance`` by a
-    factor and a shift of each output, ``layerwise`` by one factor a layer, ``bias`` by a shift.
+    factor and a shift of each output, the factor nearer to one the less of the output is signal,
+    ``channelwise`` by the plain factor, ``layerwise`` by one factor a layer, ``bias`` by a shift.
     ``batchnorm`` measures running statistics anew.
 
     Args:
@@ -136,6 +146,7 @@ def repair(
         calibration: What `Calibration.of` takes; labels only judge.
         methods: ``auto`` compares combinations and takes the best; a name; several, which are done in
             order, each where it helps; or None.
+        own: Further repairs by name, which `methods` may name.
         graph: The trace of `model`, if at hand; it saves tracing again.
         loss_fn: As for `score`; it judges instead of the default loss.
         seed: For shuffling loaders.
@@ -150,7 +161,7 @@ def repair(
         CalibrationError: If the data is empty, or too little to hold some out.
     """
     plan = record_of(small).plan
-    combinations = resolve(methods)
+    combinations = resolve(methods, own)
     best = duplicate(small)
     if not combinations:
         return best

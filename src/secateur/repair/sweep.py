@@ -5,12 +5,12 @@ network's own input of the layer, which the layers before it have already been r
 what the layer should give (`targets.py`). How is the method's choice:
 
 - ``reconstruct``: weight and bias by ridge least squares, ``||W X + b - Y||^2 + damping ||W - W0||^2``
-  with W0 what pruning left and the damping chosen by cross-validation (`leastsquares.py`). Sources:
-  He et al. 2017, Channel Pruning for Accelerating Very Deep Neural Networks (arXiv 1707.06168), section
-  3.1, and Luo et al. 2017, ThiNet (arXiv 1707.06342), section 3.2, refit to the dense outputs. Departures:
-  damping towards W0, and targets that take the rest of a sum into account.
+  with W0 what pruning left and the damping chosen by cross-validation (`secateur.regression.leastsquares`).
+  Sources: He et al. 2017, Channel Pruning for Accelerating Very Deep Neural Networks (arXiv 1707.06168),
+  section 3.1, and Luo et al. 2017, ThiNet (arXiv 1707.06342), section 3.2, refit to the dense outputs.
+  Departures: damping towards W0, and targets that take the rest of a sum into account.
 - ``bias``: the bias alone, so that each output's mean is what it should be.
-- ``variance`` and ``layerwise``: bias and a factor, so that mean and variance are (`moments.py`).
+- ``variance``, ``channelwise`` and ``layerwise``: bias and a factor, so that mean and variance are (`moments.py`).
 
 A layer without a bias whose output goes into a batch norm alone gets one in form of that norm's mean.
 """
@@ -27,12 +27,13 @@ from torch import Tensor, fx, nn
 
 from secateur.calibration import Calibration
 from secateur.graph.graph import Graph
+from secateur.regression.additions import Addition, addition_after
+from secateur.regression.layers import Site
+from secateur.regression.leastsquares import Fit, Sums, fit
 from secateur.repair.frontier import Frontier
-from secateur.repair.layers import Site
-from secateur.repair.leastsquares import Fit, Sums, fit
-from secateur.repair.moments import layerwise, mean, variance
+from secateur.repair.moments import channelwise, layerwise, mean, variance
 from secateur.repair.progress import bar
-from secateur.repair.targets import Sum, sum_after, target
+from secateur.repair.targets import target
 from secateur.repair.twin import Twin, Values
 
 PARTS = 4
@@ -41,11 +42,11 @@ PARTS = 4
 LARGE = 2048
 """... where a layer has at most this many columns; else two: each part holds a matrix of that size."""
 
+ROWS = 200
+"""Positions for each column that a fit reads, where the data hold more: of each sample some, at random."""
+
 _ROUNDING = 4
 """Relative error, in units of the last place, up to which an output counts as undamaged."""
-
-_CHUNK = 1 << 23
-"""Entries of the column matrix that are made at a time."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Task:
     """
 
     sites: tuple[Site, ...]
-    sums: tuple[Sum | None, ...]
+    sums: tuple[Addition | None, ...]
     bias: fx.Node | None
     norm: fx.Node | None
 
@@ -74,7 +75,7 @@ def tasks(twin: Twin) -> list[Task]:
     """Every weight that only layers read, in order of execution."""
     by_weight: dict[fx.Node, list[Site]] = {}
     for node in twin.nodes:
-        site = Site.of(node, twin)
+        site = Site.of(node, twin.planned[node], twin)
         if site is not None:
             by_weight.setdefault(twin.same(site.weight)[0], []).append(site)
     found = []
@@ -88,7 +89,7 @@ def tasks(twin: Twin) -> list[Task]:
         if bias is not None and not twin.readers(bias) <= nodes:
             bias = None
         norm = _norm_after(sites[0].node, twin) if biases == {None} and len(sites) == 1 else None
-        found.append(Task(tuple(sites), tuple(sum_after(s, twin) for s in sites), bias, norm))
+        found.append(Task(tuple(sites), tuple(addition_after(s, twin) for s in sites), bias, norm))
     return found
 
 
@@ -119,6 +120,7 @@ METHODS = {
     "reconstruct": Method(fit, by_output=False),
     "bias": Method(mean, by_output=True),
     "variance": Method(variance, by_output=True),
+    "channelwise": Method(channelwise, by_output=True),
     "layerwise": Method(layerwise, by_output=True),
 }
 
@@ -142,16 +144,19 @@ def sweep(
     """
     twin = Twin(graph, small)
     frontier = Frontier(twin, calibration)
+    samples = sum(batch.size for batch in calibration.batches())
     report = {}
     for task in bar(tasks(twin), name, progress):
-        found = _refit(task, METHODS[name], twin, frontier)
+        found = _refit(task, METHODS[name], twin, frontier, samples)
         if found is not None:
             report[twin.names[task.weight]] = found
     twin.store(small)
     return report
 
 
-def _refit(task: Task, method: Method, twin: Twin, frontier: Frontier) -> dict[str, float | None] | None:
+def _refit(
+    task: Task, method: Method, twin: Twin, frontier: Frontier, samples: int
+) -> dict[str, float | None] | None:
     """Refit one weight; None if it is right as it is, or its values are not finite."""
     start = min(twin.index[site.node] for site in task.sites)
     if len(task.sites) == 1 and not _damaged(task, twin, frontier, start):
@@ -159,7 +164,7 @@ def _refit(task: Task, method: Method, twin: Twin, frontier: Frontier) -> dict[s
     first = task.sites[0]
     call, tensor = twin.planned[first.node], twin.tensor(first.weight)
     weight = first.layer.matrix(tensor, call).double()
-    given = _parts(task, method, twin, frontier, start)
+    given = _parts(task, method, twin, frontier, start, samples)
     if not all(part.finite() for part in given):
         return None
     bias = None if task.bias is None else twin.tensor(task.bias).double().reshape(len(weight), -1)
@@ -192,15 +197,19 @@ def _damaged(task: Task, twin: Twin, frontier: Frontier, start: int) -> bool:
     return False
 
 
-def _parts(task: Task, method: Method, twin: Twin, frontier: Frontier, start: int) -> list[Sums]:
+def _parts(
+    task: Task, method: Method, twin: Twin, frontier: Frontier, start: int, samples: int
+) -> list[Sums]:
     """Sums over all batches and calls, dealt into a few parts."""
     columns = 1 if method.by_output else twin.tensor(task.weight)[0].numel()
     parts: list[Sums | None] = [None] * (PARTS if columns <= LARGE else 2)
+    most = -(-ROWS * columns // samples)
     for index, values in frontier.visit(start):
+        generator = torch.Generator().manual_seed(index)
         here = values.fork() if len(task.sites) > 1 else values
         for site, addition in zip(task.sites, task.sums, strict=True):
             twin.advance(here, twin.index[site.node])
-            for sums in _sums(site, addition, task, method, twin, here):
+            for sums in _sums(site, addition, task, method, twin, here, most, generator):
                 k = index % len(parts)
                 known = parts[k]
                 parts[k] = sums if known is None else known + sums
@@ -208,31 +217,35 @@ def _parts(task: Task, method: Method, twin: Twin, frontier: Frontier, start: in
 
 
 def _sums(
-    site: Site, addition: Sum | None, task: Task, method: Method, twin: Twin, values: Values
+    site: Site,
+    addition: Addition | None,
+    task: Task,
+    method: Method,
+    twin: Twin,
+    values: Values,
+    most: int,
+    generator: torch.Generator,
 ) -> Iterator[Sums]:
-    """Sums over one batch, a few samples at a time."""
+    """Sums over one batch, a few samples at a time, of each at most so many positions."""
     call, tensor = twin.planned[site.node], twin.tensor(site.weight)
     wanted = target(site, addition, twin, values)
     x: Tensor = twin.small_value(site.node if method.by_output else site.x, values)
     bias = None if site.bias is None else twin.tensor(site.bias)
-    for a, b in pieces(site, twin, x, wanted):
-        y = site.layer.targets(b, tensor, call)
+    for a, b in site.pieces(call, tensor, x, wanted):
+        places = None
+        if not method.by_output and most < site.positions(call, tensor, b):
+            drawn = torch.rand(len(b), site.positions(call, tensor, b), generator=generator)
+            places = drawn.topk(most).indices.to(b.device)
+        y = site.layer.targets(b, tensor, call, places)
         if bias is not None and task.bias is None:  # it is not refitted
             y = y - bias.reshape(len(y), 1, -1)
         if not method.by_output:
-            yield Sums.of(site.layer.columns(a, tensor, call), y)
+            yield Sums.of(site.layer.columns(a, tensor, call, places), y)
             continue
         own = site.layer.targets(a, tensor, call)
         if bias is not None:
             own = own - bias.reshape(len(own), 1, -1)
         yield Sums.of(*(v.transpose(1, 2).flatten(0, 1)[..., None] for v in (own, y)))
-
-
-def pieces(site: Site, twin: Twin, *values: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Tensors with samples along axis 0, the last shaped like the layer's output, a few samples at a time."""
-    call, weight = twin.planned[site.node], twin.tensor(site.weight)
-    entries = values[-1][:1].numel() // max(1, site.layer.outputs(weight, call)) * weight[0].numel()
-    yield from zip(*(v.split(max(1, _CHUNK // max(1, entries))) for v in values), strict=True)
 
 
 def _free(task: Task, twin: Twin) -> Tensor | None:

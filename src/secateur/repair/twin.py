@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.export.graph_signature import InputKind
 
 from secateur.apply.constants import Constants
 from secateur.apply.record import record_of
@@ -23,8 +22,9 @@ from secateur.apply.tensors import cut, tensor_called
 from secateur.calibration import Batch, map_tensors
 from secateur.errors import ApplyError
 from secateur.graph.graph import Graph
-from secateur.graph.walk import lifted, tensor_of
-from secateur.score.program import CapturedModel, written
+from secateur.graph.walk import tensor_of
+from secateur.regression.outline import Call, Outline
+from secateur.score.program import CapturedModel
 
 
 @dataclass
@@ -50,44 +50,11 @@ class Values:
         return [v for side in (self.dense, self.small) for v in side.values() if isinstance(v, Tensor)]
 
 
-@dataclass(frozen=True)
-class Call:
-    """One operator call; arguments that are nodes stand for their values."""
-
-    target: Any
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-    @classmethod
-    def bound(cls, target: Any, arguments: dict[str, Any]) -> Call:
-        """A call from arguments by schema name."""
-        args: list[Any] = []
-        kwargs: dict[str, Any] = {}
-        positional = True  # until an argument is left out
-        for argument in target._schema.arguments:
-            if argument.name not in arguments:
-                positional = False
-            elif positional and not argument.kwarg_only:
-                args.append(arguments[argument.name])
-            else:
-                kwargs[argument.name] = arguments[argument.name]
-        return cls(target, tuple(args), kwargs)
-
-    def arguments(self) -> dict[str, Any]:
-        """Arguments by schema name, with defaults."""
-        schema = self.target._schema.arguments
-        given = {a.name: a.default_value for a in schema if a.has_default_value()}
-        given |= dict(zip((a.name for a in schema), self.args, strict=False))
-        return given | self.kwargs
-
-
-class Twin:
+class Twin(Outline):
     """The two programs.
 
     Attributes:
-        nodes: The nodes that compute something, in order.
-        index: Node -> its place among them.
-        names: Placeholder -> state-dict name of the tensor that it stands for.
+        planned: Node -> its call in the pruned program.
     """
 
     def __init__(self, graph: Graph, small: nn.Module) -> None:
@@ -100,37 +67,28 @@ class Twin:
         Raises:
             ApplyError: If an operator's constants cannot follow the plan.
         """
+        super().__init__(graph)
         record = record_of(small)
         program = graph.program
-        self.graph = graph
         self._masked = record.form == "masked"
         self._constants = Constants.of(graph, record.plan)
         self._captured = CapturedModel(program)
-        self.names: dict[fx.Node, str] = {}
         self._dense: dict[fx.Node, Any] = {}
         self._small: dict[fx.Node, Any] = {}
-        self._inputs: list[fx.Node] = []
         self._indices: dict[tuple[fx.Node, int], Tensor] = {}
         self._changed: set[fx.Node] = set()
         copies: dict[int, Tensor] = {}
-        for node, kind, name in lifted(program):
-            if kind is InputKind.USER_INPUT:
-                self._inputs.append(node)
-            elif name is not None:
-                self.names[node] = name
-                self._dense[node] = dense = tensor_of(program, name)
-                if isinstance(dense, Tensor):
-                    self._dense[node] = dense.detach()
-                    self._small[node] = self._counterpart(node, name, dense, small, copies)
-                else:
-                    self._small[node] = dense
+        for node, name in self.names.items():
+            self._dense[node] = dense = tensor_of(program, name)
+            if isinstance(dense, Tensor):
+                self._dense[node] = dense.detach()
+                self._small[node] = self._counterpart(node, name, dense, small, copies)
+            else:
+                self._small[node] = dense
         for node in program.graph.nodes:
             if node.op == "get_attr":
                 part = program.graph_module.get_submodule(str(node.target))
                 self._dense[node] = self._small[node] = part
-        self.nodes = [node for node in program.graph.nodes if node.op == "call_function"]
-        self.index = {node: k for k, node in enumerate(self.nodes)}
-        self.writes = written(program.graph_module)
         self.planned = {node: self._follow(node) for node in self.nodes}
         self._dies = self._last_uses()
 
@@ -148,14 +106,14 @@ class Twin:
     def _follow(self, node: fx.Node) -> Call:
         call = self._constants.follow(node)
         if call is None:
-            return Call(node.target, tuple(node.args), dict(node.kwargs))
+            return Call.captured(node)
         arguments = map_tensors(lambda t: t.to(self.graph.device), call.arguments)  # positions that follow
         return Call.bound(call.target, arguments)
 
     def _last_uses(self) -> list[list[fx.Node]]:
         """For each position, the nodes whose values nothing reads after it."""
         dies: list[list[fx.Node]] = [[] for _ in self.nodes]
-        for node in (*self.nodes, *self._inputs):
+        for node in (*self.nodes, *self.inputs):
             users = [self.index[user] for user in node.users if user in self.index]
             if len(users) == len(node.users):
                 last = max(users, default=self.index.get(node))
@@ -166,7 +124,7 @@ class Twin:
     def start(self, batch: Batch) -> Values:
         """The values before the first node: the inputs, and copies of what the program writes to."""
         values = Values()
-        for node, leaf in zip(self._inputs, self._captured.leaves(batch.args, batch.kwargs), strict=True):
+        for node, leaf in zip(self.inputs, self._captured.leaves(batch.args, batch.kwargs), strict=True):
             values.dense[node] = values.small[node] = leaf
             if node.name in self.writes:
                 values.dense[node], values.small[node] = leaf.clone(), leaf.clone()
@@ -180,7 +138,7 @@ class Twin:
         """Run all nodes before position `stop` that have not run."""
         for k in range(values.position, stop):
             node = self.nodes[k]
-            dense = Call(node.target, tuple(node.args), dict(node.kwargs))
+            dense = Call.captured(node)
             values.dense[node] = self._run(dense, values.dense, self._dense)
             values.small[node] = self._run(
                 dense if self._masked else self.planned[node], values.small, self._small
@@ -195,7 +153,7 @@ class Twin:
         if node in values.dense or node in self._dense:
             found = values.dense.get(node, self._dense.get(node))
         else:
-            call = Call(node.target, tuple(node.args), dict(node.kwargs))
+            call = Call.captured(node)
             found = self._run(call, values.dense, self._dense)
         return self.restrict(node, found)
 
@@ -206,7 +164,7 @@ class Twin:
         else:
             call = self.planned[node]
             if self._masked:
-                call = Call(node.target, tuple(node.args), dict(node.kwargs))
+                call = Call.captured(node)
             found = self._run(call, values.small, self._small)
         return self.restrict(node, found) if self._masked else found
 
@@ -273,10 +231,6 @@ class Twin:
     def readers(self, node: fx.Node) -> set[fx.Node]:
         """All nodes that read the tensor behind a placeholder."""
         return {user for n in self.same(node) for user in n.users}
-
-    def is_tensor(self, node: Any) -> bool:
-        """Whether an argument stands for a tensor of the model that the program does not write to."""
-        return isinstance(node, fx.Node) and node in self.names and node.name not in self.writes
 
     def replace(self, node: fx.Node, value: Tensor) -> None:
         """Write the kept positions of the pruned program's tensor behind a placeholder."""

@@ -45,7 +45,7 @@ def in_bytes(memory: int | str) -> int:
 
 def is_heavy(signal: Signal, graph: Graph) -> bool:
     """Whether the signal holds more than a few numbers a unit."""
-    return any(signal.held(group, 2) for group in graph.groups)
+    return any(signal.held(graph, 2).values())
 
 
 def passes(graph: Graph, signals: Sequence[Signal], limit: int | None, classes: int) -> list[Covers]:
@@ -67,15 +67,16 @@ def passes(graph: Graph, signals: Sequence[Signal], limit: int | None, classes: 
     heavy = [signal for signal in signals if is_heavy(signal, graph)]
     if limit is None or not heavy:
         return [everything]
+    by_signal = [signal.held(graph, classes) for signal in heavy]
     chunks: list[list[Group]] = [[]]
     taken = 0
     for group in graph.groups:
-        held = sum(signal.held(group, classes) for signal in heavy)
+        held = sum(by_group.get(group.name, 0) for by_group in by_signal)
         if held > limit:
             names = ", ".join(signal.name for signal in heavy)
             raise SettingError(
                 f"memory: expected at least {held} bytes, which {names} may hold for group {group.name}, got "
-                f"{limit}. Do raise the limit, or ask for fewer samples or projections."
+                f"{limit}. Do raise the limit, or choose settings or signals that hold less."
             )
         if taken + held > limit:
             chunks.append([])

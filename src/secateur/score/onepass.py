@@ -23,7 +23,7 @@ from secateur.graph.groups import Group, Site
 from secateur.score.checkpoint import Values
 from secateur.score.loss import LossFn, check_label_range, default_loss, logits_of
 from secateur.score.memory import Covers
-from secateur.score.program import CapturedModel
+from secateur.score.program import CapturedModel, Read
 from secateur.score.signal import Context, Signal, Step, Tally
 from secateur.score.units import by_entry
 
@@ -99,6 +99,11 @@ class OnePass:
         for signal, group, site in watched:
             observer = _Observer(signal, self._tallies[signal.name], group, site)
             self._observers.setdefault(site.node, []).append(observer)
+        self._callers: dict[str, list[Tally]] = {}
+        for signal in active:
+            tally = self._tallies[signal.name]
+            for node in tally.calls() if "calls" in signal.needs else ():
+                self._callers.setdefault(node, []).append(tally)
         self._by_gradient = frozenset(site.node for site in by_gradient)
         self._kept: dict[str, tuple[Tensor, GradientEdge]] = {}  # of the batch in progress
         self._open_axes = {node: self.model.open_axes(node) for node in self._observers}
@@ -156,12 +161,16 @@ class OnePass:
         """Run the model on a batch; returns its output, or the loss if `loss_fn` is to call it."""
         seen: set[str] = set()
 
-        def watcher(node: str, value: Tensor) -> None:
+        def watcher(node: str, value: Tensor, read: Read) -> None:
             if node not in seen:  # a loss_fn may call the model again: only its first call counts
                 seen.add(node)
-                self._observe(node, value, step)
+                if node in self._observers:
+                    self._observe(node, value, step)
+                for tally in self._callers.get(node, ()):
+                    tally.call(node, value.detach(), read, step)
 
-        self.model.watch(self._observers, watcher)
+        watched = self._observers.keys() | self._callers.keys()
+        self.model.watch(watched, watcher)
         try:
             if self._loss_fn is not None and self._differentiates:
                 output = self._loss_fn(self.model, batch.raw)
@@ -169,7 +178,7 @@ class OnePass:
                 output = self.model(*batch.args, **batch.kwargs)
         finally:
             self.model.watch((), None)
-        if len(seen) < len(self._observers):
+        if len(seen) < len(watched):
             raise CalibrationError(
                 "loss_fn: expected it to call the model it is given, got a loss without. "
                 "Do compute the loss as loss_fn(model, batch) from model(...)."

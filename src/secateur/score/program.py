@@ -17,9 +17,13 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from secateur.errors import CalibrationError
 from secateur.graph.rules.op import is_open
+from secateur.graph.writes import written
 
-Watcher = Callable[[str, Tensor], None]
-"""Called with a node's name and value, right after the node was computed."""
+Read = Callable[[fx.Node], Any]
+"""Gives the value of a node that the watched one reads."""
+
+Watcher = Callable[[str, Tensor, Read], None]
+"""Called with a node's name and value, right after the node was computed, and with a way to its inputs."""
 
 
 class _Watching(fx.Interpreter):
@@ -37,7 +41,7 @@ class _Watching(fx.Interpreter):
         if n.op == "placeholder" and n.name in self._cloned and isinstance(value, Tensor):
             return value.clone()
         if self.watcher is not None and n.name in self.watched:
-            self.watcher(n.name, value)
+            self.watcher(n.name, value, self.env.__getitem__)
         return value
 
 
@@ -204,21 +208,3 @@ def _check_leaf(node: fx.Node, leaf: Any) -> None:
             f"model input {node.name}: expected shape {described}, got {list(leaf.shape)}. {remedy}, or "
             "trace with other example inputs."
         )
-
-
-def written(module: fx.GraphModule) -> frozenset[str]:
-    """Names of the nodes that some operator writes in place."""
-    names: set[str] = set()
-    for part in module.modules():
-        if not isinstance(part, fx.GraphModule):
-            continue
-        for node in part.graph.nodes:
-            schema = getattr(node.target, "_schema", None)
-            if schema is None or not getattr(schema, "is_mutable", False):
-                continue
-            for position, argument in enumerate(schema.arguments):
-                if argument.alias_info is None or not argument.alias_info.is_write:
-                    continue
-                value = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
-                fx.map_arg(value, lambda n: names.add(n.name))
-    return frozenset(names)

@@ -14,6 +14,7 @@ from secateur.score.geometric_median import GeometricMedian
 from secateur.score.magnitude import L1, L2, Magnitude
 from secateur.score.random import Random
 from secateur.score.rank import Rank
+from secateur.score.reconstruction import Reconstruction
 from secateur.score.signal import Signal
 from secateur.score.snip import Snip
 from secateur.score.taylor import Taylor
@@ -31,6 +32,7 @@ SIGNALS: dict[str, type[Signal]] = {
     "activation": Activation,
     "apoz": APoZ,
     "rank": Rank,
+    "reconstruction": Reconstruction,
     "taylor_sample": TaylorSample,
     "fisher": Fisher,
     "snip": Snip,

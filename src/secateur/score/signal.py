@@ -11,22 +11,23 @@ holds (`Tally.state`) and can take such states over (`Tally.merge`).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, fx
 
 from secateur.graph.graph import Graph
 from secateur.graph.groups import Group, Site
 
-Need = Literal["weights", "activations", "labels", "gradients", "activation_gradients"]
+Need = Literal["weights", "activations", "labels", "gradients", "activation_gradients", "calls"]
 """What a signal reads. ``weights``: parameters alone, no data. ``activations``: the values at its sites.
 ``labels``: the class of each sample. ``gradients``: of the loss with respect to its tensors.
-``activation_gradients``: the values at its sites together with the loss's gradients with respect to them."""
+``activation_gradients``: the values at its sites together with the loss's gradients with respect to them.
+``calls``: what operators of the captured program read and give, those that its tally names."""
 
 Vector = NDArray[np.float64]
 """One score per unit. [group.size]"""
@@ -72,7 +73,7 @@ class Step:
 class Tally(ABC):
     """The running state of one signal over one pass over the data.
 
-    For each batch: `begin`, `observe`, then `gradients` and `activation_gradients`.
+    For each batch: `begin`, `observe` and `call`, then `gradients` and `activation_gradients`.
     """
 
     def begin(self, step: Step) -> None:  # noqa: B027 a signal implements only what it needs
@@ -107,6 +108,20 @@ class Tally(ABC):
             value: As in `observe`.
             gradient: Shaped like `value`; of the batch's mean loss. Multiply by ``step.size`` for the
                 gradient of each sample's own loss.
+            step: The batch.
+        """
+
+    def calls(self) -> Collection[str]:
+        """Names of the nodes in ``context.graph.program.graph`` to show to `call`."""
+        return ()
+
+    def call(self, node: str, value: Tensor, read: Callable[[fx.Node], Any], step: Step) -> None:  # noqa: B027
+        """What one of these nodes gave.
+
+        Args:
+            node: Its name.
+            value: Its output. Not to be written or, unless copied, kept.
+            read: The value of a node that it reads.
             step: The batch.
         """
 
@@ -182,13 +197,13 @@ class Signal(ABC):
         """Whose gradients to take; used if the signal needs gradients. Producing parameters by default."""
         return tuple(s.tensor for s in group.of_role("produce"))
 
-    def held(self, group: Group, classes: int) -> int:
-        """Most bytes that a tally holds for this group while data of so many classes are read.
+    def held(self, graph: Graph, classes: int) -> Mapping[str, int]:
+        """Most bytes that a tally holds for each group while data of so many classes are read.
 
-        Used with a memory limit, to choose how many groups to score at a time. The default, 0, is right
+        Used with a memory limit, to choose how many groups to score at a time. The default, none, is right
         where it is a few numbers a unit.
         """
-        return 0
+        return {}
 
     @abstractmethod
     def start(self, context: Context) -> Tally:

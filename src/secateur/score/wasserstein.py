@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from secateur.errors import CalibrationError, ScoreError, SettingError
+from secateur.graph.graph import Graph
 from secateur.graph.groups import Group, Site, Stage
 from secateur.score.diameter import diameters
 from secateur.score.signal import Context, Need, Signal, Step, Tally, Vector
@@ -87,10 +88,10 @@ class Wasserstein(Signal):
             chosen[producer] = _STAGES[earlier[-1] if earlier else stages[0]]
         return tuple(site for site in group.sites if site.stage == chosen[site.producer])
 
-    def held(self, group: Group, classes: int) -> int:
+    def held(self, graph: Graph, classes: int) -> dict[str, int]:
         """4 · classes · per_class · projections · entries, over all sites; twice that in a float64 model."""
-        entries = sum(len(site.unit) for site in self.sites(group))
-        return 4 * classes * self.per_class * self.projections * entries
+        entries = {group.name: sum(len(site.unit) for site in self.sites(group)) for group in graph.groups}
+        return {name: 4 * classes * self.per_class * self.projections * n for name, n in entries.items()}
 
     def start(self, context: Context) -> Tally:
         """Begin a run."""

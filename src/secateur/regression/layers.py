@@ -2,19 +2,24 @@
 
 A layer that multiplies its input with a weight and sums is ``Y = X W + b``: each position of its output
 gives a row, each input that a position reads gives a column. A grouped convolution is as many
-regressions as it has groups.
+regressions as it has groups. Where all positions are more than enough, some of each sample will do.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from secateur.repair.twin import Call, Twin
+from secateur.regression.outline import Call, Outline
+
+_CHUNK = 1 << 23
+"""Entries of the column matrix that are made at a time."""
 
 
 class Layer(ABC):
@@ -30,12 +35,19 @@ class Layer(ABC):
         return bool(call.arguments()[self.x].meta["val"].ndim >= 2)
 
     @abstractmethod
-    def columns(self, x: Tensor, weight: Tensor, call: Call) -> Tensor:
-        """What each position of the output reads. [groups, positions, columns]"""
+    def columns(self, x: Tensor, weight: Tensor, call: Call, places: Tensor | None = None) -> Tensor:
+        """What each position of the output reads. [groups, positions, columns]
+
+        Args:
+            x: The input.
+            weight: The weight.
+            call: The call.
+            places: The positions of each sample that count, if not all. [samples, positions of one]
+        """
 
     @abstractmethod
-    def targets(self, y: Tensor, weight: Tensor, call: Call) -> Tensor:
-        """The output, a row for each position. [groups, positions, outputs]"""
+    def targets(self, y: Tensor, weight: Tensor, call: Call, places: Tensor | None = None) -> Tensor:
+        """The output, a row for each position that counts. [groups, positions, outputs]"""
 
     @abstractmethod
     def matrix(self, weight: Tensor, call: Call) -> Tensor:
@@ -54,13 +66,14 @@ class Layer(ABC):
 class Linear(Layer):
     """x [..., in] times weight [out, in] transposed."""
 
-    def columns(self, x: Tensor, weight: Tensor, call: Call) -> Tensor:
+    def columns(self, x: Tensor, weight: Tensor, call: Call, places: Tensor | None = None) -> Tensor:
         """[1, positions, in]"""
-        return x.reshape(1, -1, x.shape[-1])
+        rows = x.reshape(1, len(x), -1, x.shape[-1])
+        return _at(rows, places).reshape(1, -1, x.shape[-1])
 
-    def targets(self, y: Tensor, weight: Tensor, call: Call) -> Tensor:
+    def targets(self, y: Tensor, weight: Tensor, call: Call, places: Tensor | None = None) -> Tensor:
         """[1, positions, out]"""
-        return y.reshape(1, -1, y.shape[-1])
+        return self.columns(y, weight, call, places)
 
     def matrix(self, weight: Tensor, call: Call) -> Tensor:
         """[1, in, out]"""
@@ -107,7 +120,7 @@ class Convolution(Layer):
         given = call.arguments()
         return bool(given[self.x].meta["val"].ndim == given[self.weight].meta["val"].ndim)
 
-    def columns(self, x: Tensor, weight: Tensor, call: Call) -> Tensor:
+    def columns(self, x: Tensor, weight: Tensor, call: Call, places: Tensor | None = None) -> Tensor:
         """[groups, batch * output map, in / groups * kernel]"""
         given = call.arguments()
         axes = weight.ndim - 2
@@ -123,13 +136,13 @@ class Convolution(Layer):
         else:
             amounts = [(p, p) for p in _per_axis(given["padding"], axes)]
         x = F.pad(x, [n for pair in reversed(amounts) for n in pair])
-        return _patches(x, int(given["groups"]), reach, stride, dilation)
+        return _patches(x, int(given["groups"]), reach, stride, dilation, places)
 
-    def targets(self, y: Tensor, weight: Tensor, call: Call) -> Tensor:
+    def targets(self, y: Tensor, weight: Tensor, call: Call, places: Tensor | None = None) -> Tensor:
         """[groups, batch * output map, out / groups]"""
         groups = int(call.arguments()["groups"])
-        y = y.unflatten(1, (groups, -1)).movedim((1, 2), (0, -1))
-        return y.reshape(groups, -1, y.shape[-1])
+        y = y.unflatten(1, (groups, -1)).movedim((1, 2), (0, -1)).flatten(2, -2)
+        return _at(y, places).reshape(groups, -1, y.shape[-1])
 
     def matrix(self, weight: Tensor, call: Call) -> Tensor:
         """[groups, in / groups * kernel, out / groups]"""
@@ -144,7 +157,7 @@ class Convolution(Layer):
 class Transposed(Convolution):
     """Transposed: weight [in, out / groups, *kernel]. It is a convolution of the input spread apart."""
 
-    def columns(self, x: Tensor, weight: Tensor, call: Call) -> Tensor:
+    def columns(self, x: Tensor, weight: Tensor, call: Call, places: Tensor | None = None) -> Tensor:
         """[groups, batch * output map, in / groups * kernel]"""
         given = call.arguments()
         axes = weight.ndim - 2
@@ -159,7 +172,7 @@ class Transposed(Convolution):
         spread[tuple(every)] = x
         amounts = [(r - p, r - p + e) for r, p, e in zip(reach, padding, extra, strict=True)]
         spread = F.pad(spread, [n for pair in reversed(amounts) for n in pair])
-        return _patches(spread, int(given["groups"]), reach, [1] * axes, dilation)
+        return _patches(spread, int(given["groups"]), reach, [1] * axes, dilation, places)
 
     def matrix(self, weight: Tensor, call: Call) -> Tensor:
         """[groups, in / groups * kernel, out / groups]"""
@@ -174,7 +187,14 @@ class Transposed(Convolution):
         return found.movedim(-1, 2).flatten(0, 1).flip(list(range(2, weight.ndim)))
 
 
-def _patches(x: Tensor, groups: int, reach: list[int], stride: list[int], dilation: list[int]) -> Tensor:
+def _at(rows: Tensor, places: Tensor | None) -> Tensor:
+    """Some of the rows [groups, batch, positions, entries] of each sample."""
+    return rows if places is None else rows[:, torch.arange(len(places), device=rows.device)[:, None], places]
+
+
+def _patches(
+    x: Tensor, groups: int, reach: list[int], stride: list[int], dilation: list[int], places: Tensor | None
+) -> Tensor:
     """The entries that each position of a sliding kernel covers. [groups, batch * positions, columns]"""
     axes = len(reach)
     x = x.unflatten(1, (groups, -1))
@@ -185,6 +205,11 @@ def _patches(x: Tensor, groups: int, reach: list[int], stride: list[int], dilati
     x = x[tuple(every)]
     x = x.movedim(1, 0).movedim(2, 2 + axes)
     columns = x.shape[2 + axes :].numel()
+    if places is not None:
+        sample = torch.arange(len(places), device=x.device)[:, None]
+        at = torch.unravel_index(places, x.shape[2 : 2 + axes])
+        chosen: tuple[Any, ...] = (slice(None), sample, *at)
+        x = x[chosen]
     return x.reshape(groups, -1, columns)
 
 
@@ -223,17 +248,34 @@ class Site:
     bias: fx.Node | None
 
     @classmethod
-    def of(cls, node: fx.Node, twin: Twin) -> Site | None:
-        """The node as a layer; None if it is none whose weight can be set."""
+    def of(cls, node: fx.Node, call: Call, outline: Outline) -> Site | None:
+        """The node as a layer; None if it is none whose weight can be set.
+
+        Args:
+            node: An operator call.
+            call: The same, with the constants that it has after a plan.
+            outline: Of the program.
+        """
         layer = LAYERS.get(str(node.target))
         if layer is None:
             return None
-        call = twin.planned[node]
         given = call.arguments()
         x, weight = given[layer.x], given[layer.weight]
         bias = given[layer.bias] if layer.bias else None
-        usable = isinstance(x, fx.Node) and x not in twin.names and twin.is_tensor(weight)
-        usable = usable and (bias is None or (twin.is_tensor(bias) and bias.meta["val"].ndim == 1))
+        usable = isinstance(x, fx.Node) and x not in outline.names and outline.is_tensor(weight)
+        usable = usable and (bias is None or (outline.is_tensor(bias) and bias.meta["val"].ndim == 1))
         if not usable or not weight.meta["val"].is_floating_point() or not layer.fits(call):
             return None
         return cls(node, layer, x, weight, bias)
+
+    def pieces(self, call: Call, weight: Tensor, *values: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """Values with samples along axis 0, the last shaped like the layer's output, a few samples at a time.
+
+        So the matrix of columns of each piece stays small.
+        """
+        entries = self.positions(call, weight, values[-1]) * weight[0].numel()
+        yield from zip(*(v.split(max(1, _CHUNK // max(1, entries))) for v in values), strict=True)
+
+    def positions(self, call: Call, weight: Tensor, y: Tensor) -> int:
+        """How many positions a sample of the output has."""
+        return y[:1].numel() // max(1, self.layer.outputs(weight, call))

@@ -43,11 +43,18 @@ class Sums:
 
     @classmethod
     def of(cls, x: Tensor, y: Tensor) -> Sums:
-        """The sums of x [groups, positions, columns] and y [groups, positions, outputs], in float64."""
-        x, y = x.double(), y.double()
+        """The sums of x [groups, positions, columns] and y [groups, positions, outputs], in float64.
+
+        Products of a piece are taken in float32 if that is what it is in: they are as exact as the values.
+        """
         few = x.shape[1] <= x.shape[2]
-        products = None if few else _products(x, y)
-        return cls(x.shape[1], x.sum(1), y.sum(1), y.square().sum(1), (x, y) if few else None, products)
+        if few or x.dtype != torch.float32 or y.dtype != torch.float32:
+            x, y = x.double(), y.double()
+        sx, sy, syy = (v.sum(1, dtype=torch.float64) for v in (x, y, y.square()))
+        if few:
+            return cls(x.shape[1], sx, sy, syy, (x, y), None)
+        xx, xy = _products(x, y)
+        return cls(x.shape[1], sx, sy, syy, None, (xx.double(), xy.double()))
 
     def __add__(self, other: Sums) -> Sums:
         """Sums over both."""

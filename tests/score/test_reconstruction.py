@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import importlib
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import secateur as sc
-from secateur.repair.damage import damage
+from secateur.regression import elimination
 from tests.models import build
 from tests.repair.nets import inputs, topology_data
 
-MODULE = importlib.import_module("secateur.repair.damage")
+
+def scored(net: nn.Module, graph: sc.Graph, data: Any) -> dict[str, NDArray[np.float64]]:
+    return dict(sc.score(graph, data, "reconstruction", progress=False)["reconstruction"])
 
 
 def remaining(columns: Tensor, wanted: Tensor, keep: Tensor) -> float:
@@ -26,7 +29,7 @@ def remaining(columns: Tensor, wanted: Tensor, keep: Tensor) -> float:
     return float(((y - x @ np.linalg.lstsq(x, y, rcond=None)[0]) ** 2).sum())
 
 
-def literal(columns: Tensor, unit: Tensor, wanted: Tensor, scatter: float) -> np.ndarray:
+def literal(columns: Tensor, unit: Tensor, wanted: Tensor, scatter: float) -> NDArray[np.float64]:
     """Refit without each unit that is left, drop the one that costs least, and so on."""
     alive, value = list(range(int(unit.max()) + 1)), np.zeros(int(unit.max()) + 1)
     while alive:
@@ -38,8 +41,8 @@ def literal(columns: Tensor, unit: Tensor, wanted: Tensor, scatter: float) -> np
     return value
 
 
-def test_linear_layers_and_a_residual_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(MODULE, "DAMPING", 1e-12)
+def test_linear_layers_against_refitting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(elimination, "DAMPING", 1e-12)
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)).double()
     data = inputs(5, batches=3, samples=20)
@@ -48,7 +51,7 @@ def test_linear_layers_and_a_residual_convolution(monkeypatch: pytest.MonkeyPatc
     with torch.no_grad():
         hidden, out = net[:2](x), net(x)
     scatter = float((out - out.mean(0)).square().sum())
-    found = damage(net, graph, sc.Calibration.of(data))
+    found = scored(net, graph, data)
     np.testing.assert_allclose(found["0"], literal(hidden, torch.arange(7), out, scatter), rtol=1e-5)
 
 
@@ -66,7 +69,7 @@ class Block(nn.Module):
 
 
 def test_the_error_is_relative_to_the_sum_that_it_goes_into(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(MODULE, "DAMPING", 1e-12)
+    monkeypatch.setattr(elimination, "DAMPING", 1e-12)
     torch.manual_seed(0)
     net = Block().double().eval()
     data = inputs(3, 5, 5, batches=3, samples=8)
@@ -80,30 +83,25 @@ def test_the_error_is_relative_to_the_sum_that_it_goes_into(monkeypatch: pytest.
     scatter = float((whole - whole.mean((0, 2, 3), keepdim=True)).square().sum())
     wanted = into.movedim(1, -1).flatten(0, 2)
     value = literal(columns, torch.arange(45) // 9, wanted, scatter)
-    (found,) = damage(net, graph, sc.Calibration.of(data)).values()
+    (found,) = scored(net, graph, data).values()
     np.testing.assert_allclose(found, value, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["unet", "grouped", "flatten_to_linear", "gated", "shared_input", "lstm"])
-def test_every_unit_of_every_group_that_layers_consume_has_a_value(name: str) -> None:
+def test_every_unit_has_a_value(name: str) -> None:
     net = build(name)
     data = topology_data(name, batches=2)
     first = data[0] if isinstance(data[0], dict) else data[0][0]
     graph = sc.trace(net, first)
-    found = damage(net, graph, sc.Calibration.of(data))
-    assert found
-    sizes = {g.name: g.size for g in graph.groups}
-    for group, values in found.items():
-        assert values.shape == (sizes[group],)
-        assert np.isfinite(values).all()
-        assert (values >= 0).all()
-    again = damage(net, graph, sc.Calibration.of(data))
+    found = scored(net, graph, data)
+    for group in graph.groups:
+        assert found[group.name].shape == (group.size,)
+        assert (found[group.name] >= 0).all()
+    again = scored(net, graph, data)
     assert all(np.array_equal(found[k], again[k]) for k in found)
 
 
-def test_what_others_can_replace_goes_first_also_in_steps(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_what_others_can_replace_goes_first_also_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 4)).double()
     with torch.no_grad():
@@ -111,10 +109,47 @@ def test_what_others_can_replace_goes_first_also_in_steps(
         net[0].bias[6:] = 0
     data = inputs(6, batches=2, samples=40)
     graph = sc.trace(net, data[0][0])
-    found = damage(net, graph, sc.Calibration.of(data))["0"]
+    found = scored(net, graph, data)["0"]
     order = np.argsort(found, kind="stable")
     assert found[order[1]] < 0.05 * found[order[2]]
     assert all(a <= b for a, b in pairwise(found[order]))
-    monkeypatch.setattr(MODULE, "STEPS", 4)
-    stepped = damage(net, graph, sc.Calibration.of(data))["0"]  # two at a time
+    monkeypatch.setattr(elimination, "STEPS", 4)
+    stepped = scored(net, graph, data)["0"]  # two at a time
     assert set(np.argsort(stepped)[:1]) == set(order[:1])
+
+
+class Gate(nn.Module):
+    """Two layers that nothing but a product reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 6), nn.Linear(8, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.a(x) * self.b(x)).sum(-1)
+
+
+def test_what_no_layer_reads_is_to_be_told_by_what_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(elimination, "DAMPING", 1e-12)
+    net = Gate().double()
+    data = inputs(8, batches=3, samples=20)
+    graph = sc.trace(net, data[0][0], allow_inexact=True)
+    (group,) = graph.groups
+    found = scored(net, graph, data)[group.name]
+    alive, value = list(range(6)), np.zeros(6)
+    x = torch.cat([b[0] for b in data])
+    with torch.no_grad():
+        sites = [net.get_submodule(site.producer.rsplit(".", 1)[0])(x) for site in group.sites]
+    while alive:
+        errors = {
+            u: sum(
+                remaining(y, y, torch.tensor([a for a in alive if a != u], dtype=torch.long))
+                / float((y - y.mean(0)).square().sum())
+                for y in sites
+            )
+            for u in alive
+        }
+        gone = min(errors, key=lambda u: errors[u])
+        value[gone] = errors[gone]
+        alive.remove(gone)
+    np.testing.assert_allclose(found, value, rtol=1e-5, atol=1e-9)

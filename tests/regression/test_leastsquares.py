@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from secateur.repair.leastsquares import DEFAULT_DAMPING, Problem, Sums, fit, total
+from secateur.regression.leastsquares import DEFAULT_DAMPING, Problem, Sums, fit, total
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import secateur as sc
-from secateur.repair.layers import Site
+from secateur.regression.layers import Site
 from secateur.repair.sweep import tasks
 from secateur.repair.twin import Twin
 from tests.apply.plans import plan_of
@@ -59,7 +59,7 @@ def test_columns_times_matrix_is_the_output(name: str) -> None:
     graph = sc.trace(whole, x[:2])
     small = sc.apply(whole, plan_of(graph, {}), graph=graph)
     twin = Twin(graph, small)
-    sites = [s for s in (Site.of(node, twin) for node in twin.nodes) if s is not None][2:]
+    sites = [s for s in (Site.of(node, twin.planned[node], twin) for node in twin.nodes) if s is not None][2:]
     assert len(sites) == (3 if name == "matrices" else 1)
     values = twin.start(next(iter(sc.Calibration.of([(x,)]))))
     for site in sites:
@@ -98,6 +98,6 @@ def test_what_is_no_layer_whose_weight_can_be_set() -> None:
     x = torch.randn(5, 4, dtype=torch.float64)
     graph = sc.trace(net, x)
     twin = Twin(graph, sc.apply(net, plan_of(graph, {}), graph=graph))
-    found = [s for s in (Site.of(node, twin) for node in twin.nodes) if s is not None]
+    found = [s for s in (Site.of(node, twin.planned[node], twin) for node in twin.nodes) if s is not None]
     assert [twin.names[s.weight] for s in found] == ["first.weight", "second.weight"]
     assert [twin.names[t.weight] for t in tasks(twin)] == ["second.weight"]  # the other is also read doubled

@@ -1,0 +1,80 @@
+"""The captured program as a list of operator calls on the model's tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx
+from torch.export.graph_signature import InputKind
+
+from secateur.graph.graph import Graph
+from secateur.graph.walk import lifted
+from secateur.graph.writes import written
+
+
+@dataclass(frozen=True)
+class Call:
+    """One operator call; arguments that are nodes stand for their values."""
+
+    target: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @classmethod
+    def captured(cls, node: fx.Node) -> Call:
+        """The call of a node, as it was captured."""
+        return cls(node.target, tuple(node.args), dict(node.kwargs))
+
+    @classmethod
+    def bound(cls, target: Any, arguments: dict[str, Any]) -> Call:
+        """A call from arguments by schema name."""
+        args: list[Any] = []
+        kwargs: dict[str, Any] = {}
+        positional = True  # until an argument is left out
+        for argument in target._schema.arguments:
+            if argument.name not in arguments:
+                positional = False
+            elif positional and not argument.kwarg_only:
+                args.append(arguments[argument.name])
+            else:
+                kwargs[argument.name] = arguments[argument.name]
+        return cls(target, tuple(args), kwargs)
+
+    def arguments(self) -> dict[str, Any]:
+        """Arguments by schema name, with defaults."""
+        schema = self.target._schema.arguments
+        given = {a.name: a.default_value for a in schema if a.has_default_value()}
+        given |= dict(zip((a.name for a in schema), self.args, strict=False))
+        return given | self.kwargs
+
+
+class Outline:
+    """What calls what.
+
+    Attributes:
+        graph: The trace.
+        nodes: The nodes that compute something, in order.
+        index: Node -> its place among them.
+        names: Placeholder -> state-dict name of the tensor that it stands for.
+        inputs: The placeholders that stand for the model's inputs.
+        writes: Names of the nodes whose values something writes into.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        """Read the program of a trace."""
+        self.graph = graph
+        self.names: dict[fx.Node, str] = {}
+        self.inputs: list[fx.Node] = []
+        for node, kind, name in lifted(graph.program):
+            if kind is InputKind.USER_INPUT:
+                self.inputs.append(node)
+            elif name is not None:
+                self.names[node] = name
+        self.nodes = [node for node in graph.program.graph.nodes if node.op == "call_function"]
+        self.index = {node: k for k, node in enumerate(self.nodes)}
+        self.writes = written(graph.program.graph_module)
+
+    def is_tensor(self, node: Any) -> bool:
+        """Whether an argument stands for a tensor of the model that the program does not write to."""
+        return isinstance(node, fx.Node) and node in self.names and node.name not in self.writes

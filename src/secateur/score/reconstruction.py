@@ -1,0 +1,325 @@
+"""What the loss of each unit does that refitting its consumers cannot undo."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, fx
+
+from secateur.errors import ScoreError
+from secateur.graph.graph import Graph
+from secateur.graph.groups import Group, Site, Slice
+from secateur.graph.rules.op import hint
+from secateur.graph.walk import tensor_of
+from secateur.regression.additions import addition_after
+from secateur.regression.elimination import Consumer, eliminate
+from secateur.regression.layers import Site as LayerCall
+from secateur.regression.outline import Call, Outline
+from secateur.score.program import Read
+from secateur.score.signal import Context, Need, Signal, Step, Tally, Vector
+
+
+@dataclass(frozen=True)
+class Reconstruction(Signal):
+    r"""The error that is left after the consuming layers have been refitted to the units that stay.
+
+    Units of a group go one after another, each time the one whose loss adds the least error to the outputs
+    of the layers that read the group, once these are refitted by least squares to what is left
+    (`secateur.regression.elimination`). A unit's score is the error after it and all before it are gone,
+
+    .. math:: U_j = \sum_c \frac{\min_W \lVert X_c^{(j)} W - Y_c \rVert^2}{\lVert Z_c - \bar Z_c \rVert^2},
+
+    summed over the consuming layers c, with :math:`X_c^{(j)}` the inputs of the layer without those units,
+    :math:`Y_c` its outputs, and :math:`Z_c` what these go into: the sum of a residual stream, where they go
+    into one, else the outputs themselves. So the scores of all groups are on one scale,
+    ``sc.Global(removal="reconstruction", normalise="none")`` spreads what damage remains evenly, and what
+    others can stand in for goes first, however large it is. Consumers that are no regressions, such as the
+    weights of an LSTM, do not count. For a group that only such consumers read, the units themselves take the
+    place of the outputs: how much of their activations those that stay cannot tell, linearly.
+
+    Source: ThiNet (Luo et al. 2017, arXiv 1707.06342) chooses by reconstruction error; the elimination is
+    the optimal brain surgeon's (Hassibi and Stork 1993); the common scale across groups is ours.
+
+    Direction: large means that the loss cannot be undone, so worth more. Needs no labels.
+    """
+
+    name: ClassVar[str] = "reconstruction"
+    needs: ClassVar[frozenset[Need]] = frozenset({"calls"})
+
+    def held(self, graph: Graph, classes: int) -> dict[str, int]:
+        """8 bytes for each pair of columns of each consuming layer."""
+        layers = _Layers(graph)
+        return {g.name: sum(8 * layers.pairs(reader) for reader in layers.readers(g)) for g in graph.groups}
+
+    def start(self, context: Context) -> Tally:
+        """Begin a run."""
+        return _ReconstructionTally(context)
+
+
+class _Layers:
+    """Every call of a layer in a graph."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.outline = Outline(graph)
+        self._graph = graph
+        first: dict[int, str] = {}  # tied tensors go by their first name
+        for name in self.outline.names.values():
+            first.setdefault(id(tensor_of(graph.program, name)), name)
+        self._by_weight: dict[str, list[LayerCall]] = {}
+        for node in self.outline.nodes:
+            layer = LayerCall.of(node, Call.captured(node), self.outline)
+            if layer is not None:
+                name = first[id(self.tensor(layer.weight))]
+                self._by_weight.setdefault(name, []).append(layer)
+
+    def of(self, piece: Slice) -> list[LayerCall]:
+        """The calls that read a tensor of the model as their weight."""
+        return self._by_weight.get(piece.tensor, [])
+
+    def tensor(self, node: fx.Node) -> Tensor:
+        """The tensor of the model that a placeholder stands for."""
+        return tensor_of(self._graph.program, self.outline.names[node])
+
+    def readers(self, group: Group) -> list[LayerCall | Site]:
+        """The calls that read units of a group; where there are none, the sites that show them.
+
+        Raises:
+            ScoreError: There is neither.
+        """
+        pieces = group.of_role("consume")
+        calls = dict.fromkeys(layer for piece in pieces for layer in self.of(piece))
+        if not calls and not group.sites:
+            raise ScoreError(
+                f"reconstruction, group {group.name}: expected a linear layer or convolution that reads it, "
+                "or a place where its activations show, got neither. Do choose another signal."
+            )
+        return list(calls) or list(group.sites)
+
+    def pairs(self, reader: LayerCall | Site) -> int:
+        """Number of pairs of columns, over all parts of a grouped layer."""
+        if isinstance(reader, Site):
+            return len(reader.unit) ** 2
+        matrix = reader.layer.matrix(self.tensor(reader.weight).to("meta"), Call.captured(reader.node))
+        return int(matrix.shape[0] * matrix.shape[1] ** 2)
+
+
+class _Sums:
+    """What one call of a layer reads and what its output goes into, summed over positions in float64.
+
+    Attributes:
+        state: ``count`` and ``ends``, the numbers of positions; ``x`` [parts, columns] and ``xx``
+            [parts, columns, columns], the columns and their products; ``y`` and ``yy`` [parts, outputs], what
+            the output goes into and its squares.
+    """
+
+    def __init__(self, parts: int, columns: int, outputs: int, device: torch.device) -> None:
+        options: Any = {"dtype": torch.float64, "device": device}
+        self.state = {
+            "count": torch.zeros((), **options),
+            "x": torch.zeros(parts, columns, **options),
+            "xx": torch.zeros(parts, columns, columns, **options),
+            "ends": torch.zeros((), **options),
+            "y": torch.zeros(parts, outputs, **options),
+            "yy": torch.zeros(parts, outputs, **options),
+        }
+
+    def add_columns(self, x: Tensor) -> None:
+        """x: [parts, positions, columns]"""
+        x = x if x.dtype in (torch.float32, torch.float64) else x.float()  # products are as exact as values
+        self.state["count"] += x.shape[1]
+        self.state["x"] += x.sum(1, dtype=torch.float64)
+        self.state["xx"] += x.transpose(1, 2) @ x
+
+    def add_ends(self, y: Tensor) -> None:
+        """y: [parts, positions, outputs]"""
+        y = y.double()
+        self.state["ends"] += y.shape[1]
+        self.state["y"] += y.sum(1)
+        self.state["yy"] += y.square().sum(1)
+
+    def scatter(self) -> Tensor:
+        """Of the columns, about their mean. [parts, columns, columns]"""
+        x = self.state["x"]
+        return self.state["xx"] - x[:, :, None] * x[:, None] / self.state["count"].clamp_min(1)
+
+    def end_scatter(self) -> float:
+        """Of what the output goes into, about its mean."""
+        around = self.state["yy"] - self.state["y"].square() / self.state["ends"].clamp_min(1)
+        return float(around.clamp_min(0).sum())
+
+
+class _Reading(ABC):
+    """Something that reads a group's units, as regressions whose columns belong to them.
+
+    Attributes:
+        sums: Of what was seen.
+    """
+
+    sums: _Sums
+
+    @abstractmethod
+    def shows(self) -> dict[str, Callable[[Tensor, Read], None]]:
+        """What to do with the value of which node."""
+
+    @abstractmethod
+    def consumers(self, group: Group) -> Iterator[Consumer]:
+        """The regressions that read units of a group."""
+
+
+class _LayerReading(_Reading):
+    """One call of a layer."""
+
+    def __init__(self, layer: LayerCall, layers: _Layers) -> None:
+        self._layer, self._layers = layer, layers
+        self._call = Call.captured(layer.node)
+        self._weight = layers.tensor(layer.weight).detach()
+        self._matrix = layer.layer.matrix(self._weight, self._call).double()
+        self._addition = addition_after(layer, layers.outline)
+        parts, columns, outputs = self._matrix.shape
+        self.sums = _Sums(parts, columns, outputs, self._weight.device)
+
+    def shows(self) -> dict[str, Callable[[Tensor, Read], None]]:
+        """The layer shows its columns; it, or the addition behind it, where they end."""
+        layer = self._layer
+
+        def columns(value: Tensor, read: Read) -> None:
+            for x, _ in layer.pieces(self._call, self._weight, read(layer.x).detach(), value):
+                self.sums.add_columns(layer.layer.columns(x, self._weight, self._call))
+
+        def ends(value: Tensor, read: Read) -> None:
+            self.sums.add_ends(layer.layer.targets(value, self._weight, self._call))
+
+        def both(value: Tensor, read: Read) -> None:
+            columns(value, read)
+            ends(value, read)
+
+        if self._addition is None:
+            return {layer.node.name: both}
+        return {layer.node.name: columns, self._addition.node.name: ends}
+
+    def consumers(self, group: Group) -> Iterator[Consumer]:
+        """Those of each tensor axis of the group that is the layer's weight."""
+        scatter, ends = self.sums.scatter(), self.sums.end_scatter()
+        scaled = self._matrix * self._factor()[:, None] / (ends**0.5 or 1.0)
+        for piece in group.of_role("consume"):
+            if self._layer in self._layers.of(piece):
+                entries = _unit_of(piece, self._weight)
+                unit = self._layer.layer.matrix(entries, self._call)[:, :, 0]
+                for part in range(len(unit)):
+                    if bool((unit[part] >= 0).any()):
+                        yield Consumer(scatter[part], scaled[part], unit[part])
+
+    def _factor(self) -> Tensor:
+        """What each output is multiplied with on the way to the addition. [parts, outputs]"""
+        value = self._layer.node.meta["val"]
+        shape = [hint(n) for n in value.shape]
+        ends = []
+        for start in (0.0, 1.0):
+            at = torch.full(shape, start, dtype=value.dtype, device=self._weight.device)
+            source = self._layer.node
+            for node in () if self._addition is None else self._addition.chain:
+                given = {n: self._layers.tensor(n).detach() for n in node.all_input_nodes if n is not source}
+                given[source] = at
+                call = Call.captured(node)
+                at = call.target(*fx.map_arg(call.args, given.get), **fx.map_arg(call.kwargs, given.get))
+                source = node
+            ends.append(at)
+        found = self._layer.layer.targets(ends[1] - ends[0], self._weight, self._call)
+        return found[:, 0].double()
+
+
+class _SiteReading(_Reading):
+    """The activations at one site, for themselves."""
+
+    def __init__(self, site: Site, device: torch.device) -> None:
+        self._site = site
+        self._position = torch.as_tensor(site.position, device=device)
+        self.sums = _Sums(1, len(site.unit), 0, device)
+
+    def shows(self) -> dict[str, Callable[[Tensor, Read], None]]:
+        """A row for each sample and place of the map."""
+
+        def columns(value: Tensor, read: Read) -> None:
+            entries = value.index_select(self._site.axis, self._position).movedim(self._site.axis, -1)
+            self.sums.add_columns(entries.reshape(1, -1, entries.shape[-1]))
+
+        return {self._site.node: columns}
+
+    def consumers(self, group: Group) -> Iterator[Consumer]:
+        """One, that wants each entry back."""
+        (scatter,) = self.sums.scatter()
+        whole = float(scatter.diagonal().sum())
+        wanted = torch.eye(len(scatter), dtype=scatter.dtype, device=scatter.device) / (whole**0.5 or 1.0)
+        yield Consumer(scatter, wanted, torch.as_tensor(self._site.unit, device=scatter.device))
+
+
+class _ReconstructionTally(Tally):
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        layers = _Layers(context.graph)
+        made: dict[LayerCall | Site, _Reading] = {}
+        self._readings: dict[str, list[_Reading]] = {}
+        for group in context.graph.groups:
+            for reader in layers.readers(group):
+                if reader not in made:
+                    made[reader] = (
+                        _SiteReading(reader, context.graph.device)
+                        if isinstance(reader, Site)
+                        else _LayerReading(reader, layers)
+                    )
+                self._readings.setdefault(group.name, []).append(made[reader])
+        self._sums = [reading.sums for reading in made.values()]
+        self._shows: dict[str, list[Callable[[Tensor, Read], None]]] = {}
+        for reading in made.values():
+            for node, show in reading.shows().items():
+                self._shows.setdefault(node, []).append(show)
+
+    def calls(self) -> frozenset[str]:
+        """The layers, the additions that they go into, and the sites of groups that no layer reads."""
+        return frozenset(self._shows)
+
+    def call(self, node: str, value: Tensor, read: Read, step: Step) -> None:
+        """Add up what one of them reads and gives."""
+        for show in self._shows[node]:
+            show(value, read)
+
+    def state(self) -> dict[str, Tensor]:
+        """All sums, by number."""
+        return {
+            f"{k}.{name}": tensor.cpu()
+            for k, sums in enumerate(self._sums)
+            for name, tensor in sums.state.items()
+        }
+
+    def merge(self, states: Sequence[Mapping[str, Tensor]]) -> None:
+        """Add the states up, in their order."""
+        for k, sums in enumerate(self._sums):
+            for name, tensor in sums.state.items():
+                total = states[0][f"{k}.{name}"].clone()
+                for state in states[1:]:
+                    total += state[f"{k}.{name}"]
+                tensor.copy_(total)
+
+    def finish(self) -> Mapping[str, Vector]:
+        """Eliminate the units of each group."""
+        return {
+            group.name: eliminate(
+                group.size, [c for reading in self._readings[group.name] for c in reading.consumers(group)]
+            )
+            for group in self.context.graph.groups
+        }
+
+
+def _unit_of(piece: Slice, weight: Tensor) -> Tensor:
+    """Which unit each entry of a weight reads; -1 for none."""
+    found = torch.full(weight.shape, -1, dtype=torch.int64, device=weight.device)
+    position = torch.as_tensor(piece.position, device=weight.device)
+    unit = torch.as_tensor(piece.unit, device=weight.device)
+    shape = [1] * weight.ndim
+    shape[piece.axis] = -1
+    sizes = [n if k != piece.axis else len(unit) for k, n in enumerate(weight.shape)]
+    return found.index_copy(piece.axis, position, unit.reshape(shape).expand(sizes))
