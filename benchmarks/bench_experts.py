@@ -1,24 +1,28 @@
 """Experts removed: equality, what it costs in perplexity, and the memory of rewriting a checkpoint.
 
-    python -m benchmarks.bench_experts [equality] [quality] [checkpoint] [--quick]
+    python -m benchmarks.bench_experts [equality] [quality] [scale] [--quick]
 
 equality    sliced against a dense model that excludes the experts, in float64, for every family of `tests`
 quality     a small Qwen2-MoE trained on tinyshakespeare (`benchmarks.moe_language_model`): rules and signals
-            at the same total of experts, with and without repair, five calibration seeds
-checkpoint  Qwen1.5-MoE-A2.7B's shape on the meta device; and a sharded checkpoint of its layout with smaller
+            at the same total of experts, with and without repair, five draws of calibration data; about half
+            an hour on one thread once the model is trained
+scale       Qwen1.5-MoE-A2.7B's shape on the meta device; and a sharded checkpoint of its layout with smaller
             width, rewritten from a plan in a process of its own, whose peak memory is measured
+
+Each writes a result file of its own: `experts_<part>.json`.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +32,7 @@ from safetensors.torch import save_file
 import secateur as sc
 from benchmarks import results
 from benchmarks.moe_language_model import STEPS, batches, library, perplexity, text, trained
+from secateur.allocate.base import Allocator
 from secateur.allocate.emp import EMP
 from secateur.allocate.global_ranking import Global
 from secateur.experts.allocate import allocate_experts
@@ -37,10 +42,10 @@ from secateur.experts.repair import repair_experts
 from secateur.experts.score import score_experts
 from secateur.experts.trace import trace_experts
 
-PARTS = ("equality", "quality", "checkpoint")
+PARTS = ("equality", "quality", "scale")
 SEEDS = (0, 1, 2, 3, 4)
 SHARES = (0.75, 0.5)
-SIGNALS = ("frequency", "reap", "expert_taylor", "random", "output_change", "specialisation")
+SIGNALS = ("frequency", "reap", "expert_taylor", "random")
 PROTECTS = {"expert_taylor": "reap"}
 """ToD's other signal: the Taylor signal, or this where that is the removal signal."""
 SHAPE = {"num_hidden_layers": 24, "num_experts": 60, "num_experts_per_tok": 4}
@@ -77,55 +82,57 @@ def random_scores(graph: ExpertGraph, seed: int) -> Mapping[str, Mapping[str, An
     return score_experts(graph, None, "random", seed=seed).values
 
 
+RULES: Mapping[str, Callable[[str], Allocator]] = {
+    "tod": lambda signal: sc.ToD(removal=signal, protection=PROTECTS.get(signal, "expert_taylor")),
+    "emp": lambda signal: EMP(removal=signal),
+    "global": lambda signal: Global(removal=signal),
+    "uniform": lambda signal: sc.Uniform(removal=signal),
+}
+
+
 def quality(steps: int, seeds: Sequence[int], stretches: int, count: int) -> dict[str, Any]:
-    """Perplexity of every rule and signal at the same number of experts, before and after repair."""
+    """Perplexity of every rule and signal at the same number of experts, before and after repair.
+
+    Args:
+        steps: Of training.
+        seeds: Of the calibration data, and of what is random.
+        stretches: Of the test text, 128 characters each.
+        count: Batches of calibration data, 32 stretches each; scores and repairs read the same.
+    """
     model = trained(steps)
     train, test, _ = text()
     dense = perplexity(model, test, stretches)
-    runs = []
+    settings = {"steps": steps, "test_stretches": stretches, "calibration_batches": count, "dense": dense}
+    runs: list[dict[str, Any]] = []
     for seed in seeds:
         data = batches(train, count, seed + 1)
         graph = trace_experts(model, data[0])
         begun = time.perf_counter()
         scores = score_experts(graph, data, SIGNALS, seed=seed, progress=False)
-        seconds = time.perf_counter() - begun
-        for share, signal in ((share, signal) for share in SHARES for signal in SIGNALS):
-            rules = {
-                "tod": sc.ToD(removal=signal, protection=PROTECTS.get(signal, "expert_taylor")),
-                "emp": EMP(removal=signal),
-                "global": Global(removal=signal),
-                "uniform": sc.Uniform(removal=signal),
-            }
-            for name, rule in rules.items():
-                plan = allocate_experts(graph, scores, rule, sc.Budget(experts=share), seed=seed)
-                small = apply_experts(model, plan, graph=graph)
-                repaired = repair_experts(small, model, data, graph=graph, seed=seed, progress=False)
-                runs.append(
-                    {
-                        "seed": seed,
-                        "share": share,
-                        "signal": signal,
-                        "rule": name,
-                        "kept": [group.kept for group in plan.groups],
-                        "pruned": perplexity(small, test, stretches),
-                        "repaired": perplexity(repaired, test, stretches),
-                        "scoring_seconds": seconds,
-                    }
-                )
+        scoring = time.perf_counter() - begun
+        begun = time.perf_counter()
+        for share, signal, (name, rule) in itertools.product(SHARES, SIGNALS, RULES.items()):
+            plan = allocate_experts(graph, scores, rule(signal), sc.Budget(experts=share), seed=seed)
+            small = apply_experts(model, plan, graph=graph)
+            repaired = repair_experts(small, model, data, graph=graph, seed=seed, progress=False)
+            (entry,) = sc.record_of(repaired).repairs
+            kept = [group.kept for group in plan.groups]
+            runs.append({"seed": seed, "share": share, "signal": signal, "rule": name, "kept": kept,
+                         "pruned": perplexity(small, test, stretches),
+                         "repaired": perplexity(repaired, test, stretches),
+                         "blocks_off": [entry["before"], entry["after"]]})  # fmt: skip
+        print(f"seed {seed}: scored in {scoring:.0f} s, {time.perf_counter() - begun:.0f} s", flush=True)
     print(f"\nPerplexity a character, dense {dense:.3f}; mean ± standard deviation over {len(seeds)} seeds")
     rows = []
-    for share, signal in ((share, signal) for share in SHARES for signal in SIGNALS):
-        for stage in ("pruned", "repaired"):
-            cells = []
-            for name in ("tod", "emp", "global", "uniform"):
-                found = [
-                    r[stage] for r in runs if (r["share"], r["signal"], r["rule"]) == (share, signal, name)
-                ]
-                spread = statistics.stdev(found) if len(found) > 1 else 0.0
-                cells.append(f"{statistics.mean(found):.3f} ± {spread:.3f}")
-            rows.append((f"{share:.0%}", signal, stage, *cells))
+    for share, signal, stage in itertools.product(SHARES, SIGNALS, ("pruned", "repaired")):
+        cells = []
+        for name in RULES:
+            found = [r[stage] for r in runs if (r["share"], r["signal"], r["rule"]) == (share, signal, name)]
+            spread = statistics.stdev(found) if len(found) > 1 else 0.0
+            cells.append(f"{statistics.mean(found):.3f} ± {spread:.3f}")
+        rows.append((f"{share:.0%}", signal, stage, *cells))
     print(results.table(("experts kept", "signal", "stage", "ToD", "EMP", "Global", "Uniform"), rows))
-    return {"dense": dense, "steps": steps, "runs": runs}
+    return {**settings, "seeds": list(seeds), "runs": runs}
 
 
 def on_meta() -> tuple[dict[str, Any], sc.Plan]:
@@ -241,20 +248,21 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of training")
     asked = parser.parse_args()
     library()
-    parts = asked.parts or PARTS
-    found: dict[str, Any] = {}
-    if "equality" in parts:
-        found["equality"] = equality()
-    if "quality" in parts:
-        steps = asked.steps or (20 if asked.quick else STEPS)
-        found["quality"] = quality(
-            steps, SEEDS[:1] if asked.quick else SEEDS, 8 if asked.quick else 400, 2 if asked.quick else 16
-        )
-    if "checkpoint" in parts:
-        found["meta"], plan = on_meta()
-        found["checkpoint"] = checkpoint(128 if asked.quick else 768, plan)
-    if not asked.quick:
-        results.write("experts", found)
+    for part in asked.parts or PARTS:
+        found: dict[str, Any]
+        if part == "equality":
+            found = {"families": equality()}
+        elif part == "quality":
+            steps = asked.steps or (20 if asked.quick else STEPS)
+            sizes = (SEEDS[:1], 8, 1) if asked.quick else (SEEDS, 160, 4)
+            found = quality(steps, *sizes)
+        elif part == "scale":
+            meta, plan = on_meta()
+            found = {"meta": meta, "checkpoint": checkpoint(128 if asked.quick else 768, plan)}
+        else:
+            parser.error(f"expected one of {', '.join(PARTS)}, got {part}")
+        if not asked.quick:
+            results.write(f"experts_{part}", found)
 
 
 if __name__ == "__main__":

@@ -1,37 +1,43 @@
 """Which weights go, and how many of each layer, at equal sparsity.
 
-    python -m benchmarks.bench_weights [--model resnet20 llama] [--sparsities ...] [--seeds N] [--images N]
+    python -m benchmarks.bench_weights [--model resnet20 llama] [--sparsities ...] [--seeds N] [--quick]
+    python -m benchmarks.bench_weights --block
 
 Top-1 of ResNet-20 and perplexity of a small Llama: criteria by rules, each with the budget solved for the
 sparsity, with and without repair; beside them EMP at β = 1, whose sparsity nobody chooses. The repair is
 ``variance`` for ResNet-20 and the second-order update of linear layers for the language model. Seeds choose
-the calibration data. Every run and the medians go to `benchmarks/results/weights.json`. Data: see
-`benchmarks/cifar.py`; the language model is trained here on tinyshakespeare.txt, by characters, and kept in
-`benchmarks/cache`.
+the calibration data. Every run and the medians go to `benchmarks/results/weights_<model>.json`, which is
+written anew after each seed. EMP over the whole model keeps the highest scores of all, as global ranking
+does. Data: see `benchmarks/cifar.py`; the language model is that of `benchmarks/small_language_model.py`.
+
+``--block`` masks one layer of a 7-billion-parameter Llama, 4096 inputs and 11008 outputs, and prints the peak
+of the memory and the seconds of each step (`benchmarks/results/weights_block.json`).
 """
 
 from __future__ import annotations
 
 import argparse
-import math
+import resource
 import statistics
+import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 import secateur as sc
 from benchmarks import cifar, results
+from benchmarks.moe_language_model import text, windows
 from benchmarks.resnet20 import trained as trained_resnet20
+from benchmarks.small_language_model import perplexity
+from benchmarks.small_language_model import trained as trained_llama
 from secateur import masks
-from secateur.allocate import EMP, ERK, LAMP, OWL, Budget, Global, Repairability, Uniform
+from secateur.allocate import EMP, ERK, LAMP, OWL, Budget, Repairability, Uniform
 from secateur.masks.prune import measured
 from secateur.repair.sweep import sweep
-from tests.zoo.importing import import_transformers
 
 SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95)
 CRITERIA = ("magnitude", "wanda", "taylor")
@@ -40,13 +46,11 @@ RULES: dict[str, Callable[[str], Any]] = {
     "emp layer": lambda c: EMP(removal=c),
     "emp model": lambda c: EMP(scope="model", removal=c),
     "emp row": lambda c: EMP(scope="row", removal=c),
-    "global": lambda c: Global(normalise="none", removal=c),
     "erk": lambda c: ERK(removal=c),
     "lamp": lambda c: LAMP(removal=c),
     "owl": lambda c: OWL(removal=c),
     "repairability": lambda c: Repairability(removal=c),
 }
-CACHE = Path(__file__).parent / "cache"
 
 
 @dataclass(frozen=True)
@@ -68,12 +72,12 @@ class Case:
     graph: sc.Graph | None = None
 
 
-def resnet20(images: int) -> Case:
+def resnet20(images: int, judged: int) -> Case:
     """ResNet-20 on CIFAR-10."""
     model = trained_resnet20()
     graph = sc.trace(model, torch.zeros(2, 3, 32, 32))
     x, y = cifar.load("train", 8 * images)
-    test = list(zip(*(t.split(250) for t in cifar.load("test")), strict=True))
+    test = list(zip(*(t.split(250) for t in cifar.load("test", judged)), strict=True))
 
     def batches(seed: int) -> list[Any]:
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:images]
@@ -88,95 +92,76 @@ def resnet20(images: int) -> Case:
     return Case(model, batches, measure, repair, graph)
 
 
-def llama(images: int, steps: int = 1500, length: int = 128) -> Case:
-    """A small model of Llama's shape, by characters."""
-    library: Any = import_transformers()
-    if library is None:
-        print("Skipped: transformers is not installed.")
-        raise SystemExit(0)
-    text = (cifar.require("tinyshakespeare.txt") / "tinyshakespeare.txt").read_text()
-    letters = sorted(set(text))
-    tokens = torch.tensor([letters.index(c) for c in text])
-    train, test = tokens[: int(0.9 * len(tokens))], tokens[int(0.9 * len(tokens)) :]
-    torch.manual_seed(0)
-    config = library.LlamaConfig(
-        vocab_size=len(letters),
-        hidden_size=128,
-        intermediate_size=344,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=length,
-        tie_word_embeddings=False,
-    )
-    model: Any = library.LlamaForCausalLM(config)
+def llama(images: int, judged: int) -> Case:
+    """A small Llama, by characters; a stretch of text stands for four images."""
+    model = trained_llama()
+    train, test, _ = text()
 
-    def windows(source: Tensor, count: int, seed: int) -> Tensor:
-        generator = torch.Generator().manual_seed(seed)
-        starts = torch.randint(len(source) - length, (count,), generator=generator)
-        return torch.stack([source[s : s + length] for s in starts.tolist()])
+    def batches(seed: int) -> list[Any]:
+        ids = windows(train, max(8, images // 4), 10**6 + seed)
+        return [{"input_ids": part, "labels": part} for part in ids.split(16)]
 
-    def as_batches(found: Tensor) -> list[Any]:
-        return [{"input_ids": part, "labels": part} for part in found.split(16)]
-
-    weights = CACHE / f"llama-{steps}.safetensors"
-    if weights.is_file():
-        model.load_state_dict(load_file(weights))
-    else:
-        optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=0.1)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
-        for step in range(steps):
-            part = windows(train, 16, step)
-            optimizer.zero_grad()
-            loss = model(input_ids=part, labels=part).loss
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            if step % 100 == 0:
-                print(f"step {step}: loss {loss.item():.3f}", flush=True)
-        CACHE.mkdir(exist_ok=True)
-        save_file(model.state_dict(), weights)
-    judged = as_batches(windows(test, 64, 0))
     return Case(
-        model.eval(),
-        lambda seed: as_batches(windows(train, max(16, images // 8), 10**6 + seed)),
-        lambda m: math.exp(min(sc.evaluate(m, judged).loss, 50.0)),
+        model,
+        batches,
+        lambda m: perplexity(m, test, max(8, judged // 8)),
         lambda small, dense, plan, data: masks.surgeon(small, dense, plan, data),
     )
 
 
-CASES: dict[str, Callable[[int], Case]] = {"resnet20": resnet20, "llama": llama}
+CASES: dict[str, Callable[[int, int], Case]] = {"resnet20": resnet20, "llama": llama}
 
 
-def run(case: Case, criterion: str, rule: str, sparsity: float | None, seed: int) -> dict[str, Any]:
-    """One line: what a rule and a criterion give at a sparsity; None: the rule decides."""
-    data = case.calibration(seed)
-    scores = masks.score(case.model, data, criterion, seed=seed, progress=False)
-    made = measured(RULES[rule](criterion), case.model, data, scores)
-    budget = None if sparsity is None else Budget(sparsity=sparsity)
-    plan = masks.allocate(masks.Weights.of(case.model), scores, made, budget, seed=seed)
-    small = masks.apply(case.model, plan, case.graph)
-    before = case.measure(small)
-    case.repair(small, case.model, plan, data)
-    return {
-        "criterion": criterion,
-        "rule": rule,
-        "asked": sparsity,
-        "sparsity": plan.sparsity,
-        "seed": seed,
-        "pruned": before,
-        "repaired": case.measure(small),
-    }
+class Runs:
+    """The runs of one case; what repeats is computed once."""
+
+    def __init__(self, case: Case) -> None:
+        """Nothing has run."""
+        self.case, self.done = case, list[dict[str, Any]]()
+        self._pruned: dict[bytes, float] = {}
+
+    def seed(
+        self,
+        seed: int,
+        criteria: Sequence[str],
+        wanted: Sequence[tuple[float | None, str]],
+    ) -> None:
+        """Every criterion, and every rule at every sparsity; None: the rule decides."""
+        case, data = self.case, self.case.calibration(seed)
+        weights = masks.Weights.of(case.model)
+        scores = masks.score(case.model, data, criteria, seed=seed, progress=False)
+        for criterion in criteria:
+            rules: dict[str, Any] = {}
+            for sparsity, name in wanted:
+                if name not in rules:  # curves are measured once
+                    rules[name] = measured(RULES[name](criterion), case.model, data, scores)
+                budget = None if sparsity is None else Budget(sparsity=sparsity)
+                plan = masks.allocate(weights, scores, rules[name], budget, seed=seed)
+                self._run(plan, data, {"criterion": criterion, "rule": name, "asked": sparsity, "seed": seed})
+
+    def _run(self, plan: masks.MaskPlan, data: list[Any], line: dict[str, Any]) -> None:
+        small = masks.apply(self.case.model, plan, self.case.graph)
+        key = b"".join(mask.tobytes() for mask in plan.masks.values())
+        if key not in self._pruned:
+            self._pruned[key] = self.case.measure(small)
+        self.case.repair(small, self.case.model, plan, data)
+        found = {"sparsity": plan.sparsity, "pruned": self._pruned[key], "repaired": self.case.measure(small)}
+        self.done.append(line | found)
 
 
-def report(name: str, dense: float, runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Prints the medians over seeds, and returns them."""
+def medians_of(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Over seeds."""
     keys = list(dict.fromkeys((r["asked"], r["criterion"], r["rule"]) for r in runs))
     medians = []
     for asked, criterion, rule in keys:
         same = [r for r in runs if (r["asked"], r["criterion"], r["rule"]) == (asked, criterion, rule)]
         middle = {k: statistics.median(r[k] for r in same) for k in ("sparsity", "pruned", "repaired")}
         medians.append({"asked": asked, "criterion": criterion, "rule": rule, **middle})
+    return sorted(medians, key=lambda m: m["asked"] or 2.0)
+
+
+def report(name: str, dense: float, medians: Sequence[dict[str, Any]]) -> None:
+    """Prints the medians over seeds."""
     rows = [
         [
             "β = 1" if m["asked"] is None else f"{m['asked']:.0%}",
@@ -190,7 +175,50 @@ def report(name: str, dense: float, runs: Sequence[dict[str, Any]]) -> list[dict
     ]
     print(f"\n{name}: dense {dense:.2f}\n")
     print(results.table(["asked", "criterion", "rule", "zero %", "pruned", "repaired"], rows))
-    return medians
+
+
+def compare(name: str, given: argparse.Namespace) -> None:
+    """One model, all seeds."""
+    case = CASES[name](given.images, given.test)
+    dense, runs = case.measure(case.model), Runs(case)
+    wanted: list[tuple[float | None, str]] = [(s, r) for s in given.sparsities for r in given.rules]
+    wanted += [(None, r) for r in given.rules if r.startswith("emp")]
+    for seed in range(given.seeds):
+        runs.seed(seed, given.criteria, wanted)
+        medians = medians_of(runs.done)
+        content = {"arguments": vars(given), "seeds": seed + 1, "dense": dense, "medians": medians}
+        if not given.dry:
+            results.write(f"weights_{name}", content | {"runs": runs.done})
+    report(name, dense, medians)
+
+
+def block(given: argparse.Namespace) -> None:
+    """Masks a layer of 4096 inputs and 11008 outputs."""
+    model = nn.Linear(4096, 11008, bias=False)
+    data = [torch.randn(512, 4096, generator=torch.Generator().manual_seed(k)) for k in range(4)]
+    steps: list[dict[str, Any]] = []
+    start = time.perf_counter()
+
+    def note(step: str) -> None:
+        # Kilobytes on Linux, bytes on macOS.
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        steps.append({"step": step, "peak_gb": peak / 1e9, "seconds": time.perf_counter() - start})
+
+    note("model")
+    scores = masks.score(model, data, "wanda", progress=False)
+    note("wanda")
+    plan = masks.allocate(masks.Weights.of(model), scores, Uniform(removal="wanda"), Budget(sparsity=0.5))
+    note("uniform, 50 %")
+    masks.check(model, masks.apply(model, plan), plan)
+    note("applied and checked")
+    del plan
+    plan = masks.allocate(masks.Weights.of(model), scores, masks.Pattern(removal="wanda"))
+    masks.check(model, masks.apply(model, plan), plan)
+    note("2:4, applied and checked")
+    rows = [[s["step"], f"{s['peak_gb']:.2f}", f"{s['seconds']:.1f}"] for s in steps]
+    print(results.table(["after", "peak GB", "seconds"], rows))
+    if not given.dry:
+        results.write("weights_block", {"arguments": vars(given), "steps": steps})
 
 
 def main() -> None:
@@ -203,25 +231,19 @@ def main() -> None:
     parser.add_argument("--criteria", nargs="+", choices=CRITERIA, default=list(CRITERIA))
     parser.add_argument("--rules", nargs="+", choices=tuple(RULES), default=list(RULES))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--images", type=int, default=512, help="calibration images")
+    parser.add_argument("--images", type=int, default=256, help="calibration images")
+    parser.add_argument("--test", type=int, default=1000, help="test images")
     parser.add_argument("--dry", action="store_true", help="write no result file")
+    parser.add_argument("--quick", action="store_true", help="one seed, two sparsities, little data; dry")
+    parser.add_argument("--block", action="store_true", help="mask one layer of a large model instead")
     given = parser.parse_args()
-    content: dict[str, Any] = {"arguments": vars(given), "models": {}}
+    if given.quick:
+        given.seeds, given.sparsities, given.images, given.test, given.dry = 1, [0.5, 0.8], 64, 200, True
+    if given.block:
+        block(given)
+        return
     for name in given.model:
-        case = CASES[name](given.images)
-        dense = case.measure(case.model)
-        wanted: list[tuple[float | None, str]] = [(s, r) for s in given.sparsities for r in given.rules]
-        wanted += [(None, r) for r in given.rules if r.startswith("emp")]
-        runs = [
-            run(case, criterion, rule, sparsity, seed)
-            for sparsity, rule in wanted
-            for criterion in given.criteria
-            for seed in range(given.seeds)
-        ]
-        medians = report(name, dense, runs)
-        content["models"][name] = {"dense": dense, "runs": runs, "medians": medians}
-    if not given.dry:
-        results.write("weights", content)
+        compare(name, given)
 
 
 if __name__ == "__main__":

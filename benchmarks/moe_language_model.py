@@ -3,13 +3,15 @@
     python -m benchmarks.moe_language_model [--steps N]
 
 trains it if there are no weights yet, and prints its perplexity. Weights lie in `benchmarks/cache`, which git
-ignores. A CUDA device is used where there is one.
+ignores. Training that is stopped goes on from its last checkpoint, and gives what it would have given. A CUDA
+device is used where there is one.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,9 @@ from benchmarks import cifar
 from tests.zoo.importing import import_transformers
 
 CACHE = Path(__file__).parent / "cache"
-LENGTH, BATCH, STEPS = 128, 32, 2000
+LENGTH, BATCH, STEPS, RATE = 128, 32, 2000, 1e-3
+EVERY = 50
+"""Steps from one checkpoint to the next."""
 SHARE = 0.9
 """Of the text that is trained on; the rest is for testing."""
 
@@ -105,28 +109,49 @@ def trained(steps: int = STEPS) -> nn.Module:
     if file.is_file():
         model.load_state_dict(load_file(file))
     else:
-        _train(model, train, steps)
-        CACHE.mkdir(exist_ok=True)
-        save_file({k: v.cpu().contiguous() for k, v in model.state_dict().items()}, file)
+        _train(model, train, steps, file)
     model.config.output_router_logits = False
     return model.cpu().eval()
 
 
-def _train(model: nn.Module, numbers: Tensor, steps: int) -> None:
+def _train(model: nn.Module, numbers: Tensor, steps: int, weights: Path) -> None:
+    """Trains from the last checkpoint on, and writes the weights."""
+    CACHE.mkdir(exist_ok=True)
+    (CACHE / ".gitignore").write_text("*\n")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device).train()
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-3, total_steps=steps, pct_start=0.1)
-    for step in range(steps):
-        ids = windows(numbers, BATCH, step).to(device)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.05, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=steps, pct_start=0.1)
+    parts = {"model": model, "optimiser": optimiser, "schedule": schedule}
+    checkpoint = weights.with_suffix(".checkpoint")
+    start = 0
+    if checkpoint.is_file():
+        found = torch.load(checkpoint, weights_only=True, map_location=device)
+        start = found.pop("step")
+        for name, part in parts.items():
+            part.load_state_dict(found[name])
+    for step in range(start, steps):
+        ids = windows(numbers, BATCH, step).to(device)  # by the step's number, also when resumed
         loss = model(input_ids=ids, labels=ids).loss
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         schedule.step()
-        if step % 100 == 0 or step == steps - 1:
-            print(f"step {step}: loss {float(loss):.3f}", flush=True)
+        if (step + 1) % EVERY == 0 or step + 1 == steps:
+            print(f"step {step + 1} of {steps}: loss {float(loss.detach()):.3f}", flush=True)
+            _replace(checkpoint, {**{n: p.state_dict() for n, p in parts.items()}, "step": step + 1})
+    beside = weights.with_suffix(".new")
+    save_file({k: v.cpu().contiguous() for k, v in model.state_dict().items()}, beside)
+    os.replace(beside, weights)
+    checkpoint.unlink(missing_ok=True)
+
+
+def _replace(file: Path, content: dict[str, Any]) -> None:
+    """Written beside it first: a file that is there is whole."""
+    beside = file.with_suffix(".new")
+    torch.save(content, beside)
+    os.replace(beside, file)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -21,6 +21,12 @@ def write(name: str, content: Mapping[str, Any]) -> Path:
     return path
 
 
+def read(name: str) -> dict[str, Any] | None:
+    """What ``results/<name>.json`` holds; None if there is none."""
+    path = FOLDER / f"{name}.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
 def table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Rows under headings, in aligned columns; numbers to the right."""
     texts = [[str(cell) for cell in row] for row in rows]

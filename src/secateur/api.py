@@ -40,6 +40,7 @@ from secateur.experts.allocate import allocate_experts
 from secateur.experts.apply import apply_experts, verify_experts
 from secateur.experts.checkpoint import prune_checkpoint, save_pretrained
 from secateur.experts.empty import empty_weights
+from secateur.experts.equal import EqualCounts
 from secateur.experts.repair import repair_experts
 from secateur.experts.score import score_experts
 from secateur.experts.trace import trace_experts
@@ -96,6 +97,7 @@ __all__ = [  # noqa: RUF022 grouped by what a reader looks for
     "trace_experts",
     "score_experts",
     "allocate_experts",
+    "EqualCounts",
     "apply_experts",
     "verify_experts",
     "repair_experts",

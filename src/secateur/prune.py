@@ -9,6 +9,7 @@ from torch import nn
 
 from secateur.allocate import Budget, Limits, resolve
 from secateur.allocate.registry import Allocates
+from secateur.allocate.unit_distortions import with_unit_curves
 from secateur.apply.apply import FORMS, apply
 from secateur.apply.record import record_of
 from secateur.calibration import Calibration
@@ -126,7 +127,8 @@ def prune(
     with clock(seconds, "score"):
         scores = score(graph, fit, rule.signals, loss_fn=loss_fn, seed=seed, progress=progress)
     with clock(seconds, "allocate"):
-        plan = _agreed(graph, lambda: rule.allocate(graph, scores, budget, limits, seed))
+        curved = with_unit_curves(rule, graph, fit, scores, progress=progress)
+        plan = _agreed(graph, lambda: curved.allocate(graph, scores, budget, limits, seed))
     with clock(seconds, "apply"):
         small = apply(model, plan, form, graph=graph, example_inputs=inputs)
     with clock(seconds, "verify"):

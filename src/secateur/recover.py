@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from secateur.accelerating import Crew
 from secateur.apply.copying import duplicate
 from secateur.apply.record import attach, record_of
 from secateur.calibration import Batch, Calibration, seeded
@@ -42,10 +45,16 @@ def recover(
     term alone, without a teacher the second. The learning rate falls to zero along half a cosine. What a
     mask has set to zero stays zero.
 
+    Of several processes each trains on every N-th batch, and all return the same model: gradients are
+    averaged, as are batch-norm statistics at the end. Where the batches do not come out even, the first
+    ones serve twice. A loader that Accelerate has prepared gives each process its own share already.
+
     Args:
         model: What `apply` or `repair` returned; it is left as it was.
-        teacher: The dense model, or None to train on labels alone.
-        loader: What `Calibration.of` takes; a shuffling loader shuffles alike in every epoch.
+        teacher: The dense model, or None to train on labels alone; it is copied if it lives elsewhere
+            than where training takes place.
+        loader: What `Calibration.of` takes. A shuffling loader shuffles anew in each epoch, unless it has a
+            generator of its own: that starts each epoch alike.
         epochs: Passes over the data, at least 1.
         learning_rate: Of the first step; unused if `optimizer` is given.
         distill: Share of the teacher in the loss, in [0, 1].
@@ -53,50 +62,56 @@ def recover(
         optimizer: Makes one from the parameters; SGD with Nesterov momentum 0.9 and weight decay 5e-4 if
             not given.
         loss_fn: As for `score`.
-        accelerator: An `accelerate.Accelerator`: it prepares model and optimizer and runs the backward pass.
-        seed: Of everything that draws.
+        accelerator: An `accelerate.Accelerator` for one process or for data parallel ones. It says where to
+            train, in what precision, and how many batches make a step.
+        seed: Of everything that draws; the same in every process.
         progress: Show a bar on a terminal.
 
     Returns:
-        A new model, with the record of the one that came in.
+        A new model where `model` lives, with its record.
 
     Raises:
-        SettingError: A setting is out of range.
+        SettingError: A setting is out of range, or the accelerator shards models.
         ArtifactError: If `model` did not come from `apply`.
         CalibrationError: There is neither a teacher nor a loss, or the loss is not finite.
     """
     _check(epochs, distill, temperature)
+    crew = Crew.of(accelerator, loader)
+    model = unwrap(model)
     record = record_of(model)
     student = duplicate(model)
     holes = _holes(student) if record.form == "masked" else []
     trained = [p for p in student.parameters() if p.requires_grad]
-    steps = optimizer(trained) if optimizer else _sgd(trained, learning_rate)
+    plain = optimizer(trained) if optimizer else _sgd(trained, learning_rate)
     data = Calibration.of(loader, seed=seed)
-    modes = [(module, module.training) for module in student.modules()]
-    wrapped = student
-    if accelerator is not None:
-        wrapped, steps = accelerator.prepare(student, steps)
-    data = data.to(device_of(student))
     count = data.count() or sum(1 for _ in data.raw_batches())
-    total = max(1, epochs * count)
+    total = max(1, epochs * crew.updates(count))
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        steps, lambda step: 0.5 * (1 + math.cos(math.pi * min(step, total) / total))
+        plain, lambda step: 0.5 * (1 + math.cos(math.pi * min(step, total) / total))
     )
-    objective = _Objective(None if teacher is None else unwrap(teacher), distill, temperature, loss_fn)
-    with seeded(seed):
-        student.train()
+    wrapped, steps = (student, plain) if accelerator is None else accelerator.prepare(student, plain)
+    device = device_of(student)
+    data = data.to(device)
+    objective = _Objective(_on(teacher, device), distill, temperature, loss_fn)
+    with seeded(seed + crew.rank):
+        wrapped.train()
+        steps.zero_grad()
         for epoch in range(epochs):
-            for batch in data.batches(f"Epoch {epoch + 1}", progress):
-                loss = objective(wrapped, batch)
-                steps.zero_grad()
-                loss.backward() if accelerator is None else accelerator.backward(loss)
-                steps.step()
-                schedule.step()
+            shuffled = replace(data, seed=data.seed + epoch)
+            for batch, update in crew.share(shuffled, count, f"Epoch {epoch + 1}", progress):
+                with crew.gathering(wrapped, update):
+                    crew.backward(objective(wrapped, batch))
+                    if update:
+                        steps.step()
+                        steps.zero_grad()
+                if update and not getattr(steps, "step_was_skipped", False):
+                    schedule.step()
                 _punch(holes)
-    for module, mode in modes:
-        module.training = mode
+    crew.agree(student)
     flush_subnormals(student)
-    return attach(student, record)
+    result = duplicate(model)  # not the student: what prepared it may have left its marks on it
+    result.load_state_dict(student.state_dict())
+    return attach(result, record)
 
 
 class _Objective:
@@ -113,17 +128,22 @@ class _Objective:
         Raises:
             CalibrationError: There is neither a teacher nor a loss, or the loss is not finite.
         """
-        output = model(*batch.args, **batch.kwargs)
         task: Tensor | None = None
+        calls: list[_Call] = []
         if self.loss_fn is not None:
-            task = self.loss_fn(model, batch.raw)
-        elif batch.labels is not None or self.teacher is None:
-            task = default_loss(output, batch)
+            with _listening(model) as calls:
+                task = self.loss_fn(model, batch.raw)
         loss = task
-        if self.teacher is not None:
-            loss = self._divergence(output, batch)
-            if task is not None:
-                loss = self.distill * loss + (1 - self.distill) * task
+        if self.teacher is not None or self.loss_fn is None:
+            # The loss function's own call serves too: a second would count twice in batch norms.
+            found = [call.output for call in calls if call.has(batch)]
+            output = found[0] if found else model(*batch.args, **batch.kwargs)
+            if self.loss_fn is None and (batch.labels is not None or self.teacher is None):
+                loss = task = default_loss(output, batch)
+            if self.teacher is not None:
+                loss = self._divergence(self.teacher, output, batch)
+                if task is not None:
+                    loss = self.distill * loss + (1 - self.distill) * task
         if loss is None or not bool(torch.isfinite(loss)):
             raise CalibrationError(
                 f"recover, batch {batch.index}: expected a finite loss, got {loss}. "
@@ -131,11 +151,8 @@ class _Objective:
             )
         return loss
 
-    def _divergence(self, output: Any, batch: Batch) -> Tensor:
+    def _divergence(self, teacher: nn.Module, output: Any, batch: Batch) -> Tensor:
         """KL of the teacher and the model: classes lie along axis 1, or the last of a language model's."""
-        teacher = self.teacher
-        if teacher is None:
-            raise CalibrationError("recover: expected a teacher, got none. Do give one.")
         with torch.no_grad(), evaluating(teacher):
             wanted = logits_of(teacher(*batch.args, **batch.kwargs))
         got = logits_of(output)
@@ -145,9 +162,51 @@ class _Objective:
                 f"{type(output).__name__}. Do pass teacher=None, and loss_fn if need be."
             )
         axis = -1 if got.ndim == 3 and not isinstance(output, Tensor) else 1
-        ours, theirs = (F.log_softmax(v.float() / self.temperature, axis) for v in (got, wanted))
+        ours, theirs = (
+            F.log_softmax(v.to(torch.promote_types(v.dtype, torch.float32)) / self.temperature, axis)
+            for v in (got, wanted)
+        )
         each = (theirs.exp() * (theirs - ours)).sum(axis)
         return each.mean() * self.temperature**2
+
+
+@dataclass(frozen=True, eq=False)
+class _Call:
+    """What a model was given, and what it gave."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    output: Any
+
+    def has(self, batch: Batch) -> bool:
+        """Whether it was given the very inputs of a batch."""
+        if len(self.args) != len(batch.args) or [*self.kwargs] != [*batch.kwargs]:
+            return False
+        given, wanted = ([*v.args, *v.kwargs.values()] for v in (self, batch))
+        return all(a is b for a, b in zip(given, wanted, strict=True))
+
+
+@contextmanager
+def _listening(model: nn.Module) -> Iterator[list[_Call]]:
+    """The calls of a model inside the block."""
+    calls: list[_Call] = []
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        calls.append(_Call(args, kwargs, output))
+
+    handle = model.register_forward_hook(note, with_kwargs=True)
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
+def _on(teacher: nn.Module | None, device: torch.device) -> nn.Module | None:
+    """The teacher, or a copy of it, where the model is trained."""
+    if teacher is None:
+        return None
+    teacher = unwrap(teacher)
+    return teacher if device_of(teacher) == device else duplicate(teacher).to(device)
 
 
 def _check(epochs: int, distill: float, temperature: float) -> None:

@@ -130,6 +130,16 @@ def load(
     return attach(small, record)
 
 
+def saved_plan(directory: str | os.PathLike[str]) -> Plan:
+    """The plan of an artefact, without its tensors.
+
+    Raises:
+        ArtifactError: There is no artefact, or it is damaged.
+        PlanError: A newer version wrote the plan.
+    """
+    return Plan.from_json(json.dumps(_read(Path(directory)).plan))
+
+
 def _shape(model: nn.Module, plan: Plan, content: _Content, example_inputs: Any) -> nn.Module:
     if content.form == "masked":
         return masked(model, plan)

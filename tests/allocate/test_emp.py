@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
+import secateur as sc
 from secateur.allocate import EMP, Budget, Limits, retained_bound
 from secateur.allocate.effective_size import effective_number, effective_size
 from secateur.errors import SettingError
@@ -204,3 +206,36 @@ def test_bad_settings() -> None:
         EMP(scope="all")  # type: ignore[arg-type]
     with pytest.raises(SettingError, match="expected single weights for scope 'row', got the units"):
         EMP(scope="row").allocate(graph, random_scores(graph, 0))
+
+
+class Attends(torch.nn.Module):
+    """Channels, four heads, and neurons."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = torch.nn.Conv2d(3, 8, 2, stride=2)
+        self.attend = torch.nn.MultiheadAttention(8, 4, batch_first=True)
+        self.up, self.down = torch.nn.Linear(8, 12), torch.nn.Linear(12, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[batch, 3, 8, 8] to [batch, 5]."""
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = self.attend(x, x, x, need_weights=False)[0].mean(1)
+        return self.down(torch.relu(self.up(x)))
+
+
+def test_channels_heads_and_neurons_of_a_network() -> None:
+    torch.manual_seed(0)
+    model = Attends().double().eval()
+    with torch.no_grad():  # of the heads one is large, so of the four about one is there
+        model.attend.out_proj.weight[:, :6] *= 0.01
+        model.attend.in_proj_weight.view(3, 8, 8)[:, :6] *= 0.01
+    data = [(torch.randn(6, 3, 8, 8).double(), torch.arange(6) % 5) for _ in range(5)]
+    result = sc.prune(model, data, None, "emp", repair=None, measure_latency=False, progress=False)
+    sizes = {group.name: (group.size, group.kept) for group in result.plan.groups}  # type: ignore[union-attr]
+    assert sorted(size for size, _ in sizes.values()) == [4, 8, 8, 12]
+    for name, (size, count) in sizes.items():
+        assert count == effective_size(result.scores["magnitude"][name])
+        assert (count == 1) == (size == 4)
+    found: Any = result.plan.certificates
+    assert all(entry["bound"] <= entry["mass"] <= 1 for entry in found["groups"].values())

@@ -63,7 +63,7 @@ def test_the_command_line_knows_what_the_library_knows(name: str) -> None:
 
     known = {
         "AllocatorName": {*allocate.names()} - {"repairability"},
-        "RepairName": {*REPAIRS, "auto", "none"},
+        "RepairName": {*REPAIRS, "surgeon", "auto", "none"},
     }
     assert {member.value for member in getattr(prune, name)} == known[name]
 

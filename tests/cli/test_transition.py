@@ -7,7 +7,7 @@ import pytest
 
 from secateur.cli.transition import listing
 from secateur.evaluate import Evaluation
-from secateur.masks.transition import Point, Transition
+from secateur.masks.transition import REPAIRS, Point, Transition
 from tests.cli.conftest import refused, run
 
 BASE = ("transition", "--model", "net.py:make", "--data", "x.npz")
@@ -29,7 +29,7 @@ def test_each_point_is_measured(folder: Path) -> None:
     assert run(*args).stdout == result.stdout
 
 
-@pytest.mark.parametrize("repair", ["variance", "batchnorm"])
+@pytest.mark.parametrize("repair", REPAIRS)
 def test_the_table_and_the_plot(folder: Path, repair: str) -> None:
     pytest.importorskip("matplotlib")
     result = run(*BASE, "--rules", "erk,lamp", "--sparsities", "0.6", "--repair", repair, "--plot", "t.svg")
@@ -65,5 +65,5 @@ def test_bad_input(folder: Path) -> None:
     assert "expected fractions in (0, 1)" in refused(2, *BASE, "--sparsities", "0.5,1")
     assert "expected fractions in (0, 1)" in refused(2, *BASE, "--sparsities", "half")
     assert "--criterion l3: expected one of magnitude" in refused(2, *BASE, "--criterion", "l3")
-    assert "--repair auto: expected one of variance, batchnorm" in refused(2, *BASE, "--repair", "auto")
+    assert "--repair auto: expected one of variance, channelwise, " in refused(2, *BASE, "--repair", "auto")
     assert "--share 0.0: expected a number in (0, 1]" in refused(2, *BASE, "--share", "0")

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 import secateur as sc
-from secateur.experts.allocate import allocate_experts
+from secateur.experts.allocate import allocate_experts, rule_called
 from secateur.experts.graph import ExpertGraph
 from secateur.experts.trace import trace_experts
-from tests.experts.models import make, words
+from tests.experts.models import Mixture, PlainLM, make, words
 
 SIGNALS = ("reap", "expert_taylor", "frequency")
 RULES = {
@@ -76,6 +76,33 @@ def test_too_small_a_budget_says_what_can_be_reached(graphs: dict[str, ExpertGra
     assert caught.value.smallest == 8
 
 
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("family", ["qwen2", "deepseek"])
+def test_equal_counts_by_any_rule(graphs: dict[str, ExpertGraph], family: str, rule: str) -> None:
+    graph = graphs[family]
+    scores = table(graph, 1)
+    free = allocate_experts(graph, scores, RULES[rule], sc.Budget(experts=11))
+    plan = allocate_experts(graph, scores, RULES[rule], sc.Budget(experts=11), uniform=True)
+    assert [g.kept for g in plan.groups] == ([5, 5] if family == "qwen2" else [4, 4])
+    assert plan.allocator == free.allocator
+    assert plan.settings["equal_counts"] is True
+    again = allocate_experts(
+        graph, scores, sc.EqualCounts(rule_called(RULES[rule])), sc.Budget(experts=11, spend=False)
+    )
+    assert again == plan
+
+
+def test_equal_counts_need_a_budget_and_equal_blocks(graphs: dict[str, ExpertGraph]) -> None:
+    graph = graphs["qwen2"]
+    with pytest.raises(sc.SettingError, match="EqualCounts: expected a budget, got none"):
+        allocate_experts(graph, table(graph, 0), "tod", uniform=True)
+    model = PlainLM().eval()
+    model.blocks[0] = Mixture(experts=9)
+    uneven = trace_experts(model.eval(), words())
+    with pytest.raises(sc.SettingError, match=r"one number of experts, got \[6, 9\]"):
+        allocate_experts(uneven, table(uneven, 0), "uniform", sc.Budget(experts=0.5), uniform=True)
+
+
 def test_a_budget_in_experts_is_for_experts() -> None:
     from tests.allocate.fake import FakeGraph, random_scores
 
@@ -85,5 +112,5 @@ def test_a_budget_in_experts_is_for_experts() -> None:
 
 
 def test_unknown_rules_are_refused(graphs: dict[str, ExpertGraph]) -> None:
-    with pytest.raises(sc.SettingError, match="expected one of tod, emp, global, uniform or an Allocator"):
+    with pytest.raises(sc.SettingError, match="expected one of tod, emp, global, uniform, random or an"):
         allocate_experts(graphs["qwen2"], {}, "lottery")

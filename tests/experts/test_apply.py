@@ -105,7 +105,7 @@ def test_counts_are_true_where_one_number_can_be(family: str) -> None:
     }
 
 
-@pytest.mark.parametrize("family", ["qwen2", "gptoss", "deepseek", "plain"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_saved_and_loaded_bit_for_bit(family: str, tmp_path: Path) -> None:
     model, ids = make(family), words()
     graph = trace_experts(model, ids)

@@ -12,8 +12,10 @@ from typer.testing import CliRunner
 
 import secateur as sc
 from secateur.cli.main import app
+from secateur.experts.allocate import allocate_experts
 from secateur.experts.apply import apply_experts
 from secateur.experts.checkpoint import PLAN, prune_checkpoint, pruned_config, save_pretrained
+from secateur.experts.score import score_experts
 from secateur.experts.trace import trace_experts
 from secateur.plan import Plan
 from tests.experts.models import CONFIGS, library, make, words
@@ -53,8 +55,11 @@ def test_on_disk_is_as_in_memory(family: str, tmp_path: Path) -> None:
     assert {f.name for f in (tmp_path / "small").iterdir()} == files | {PLAN}
 
 
-def test_unequal_counts_on_disk_have_the_tensors_of_unequal_counts_in_memory(tmp_path: Path) -> None:
-    model, small, plan = pruned("mixtral", equal=False)
+@pytest.mark.parametrize("family", ["mixtral", "deepseek", "gptoss"])
+def test_unequal_counts_on_disk_have_the_tensors_of_unequal_counts_in_memory(
+    family: str, tmp_path: Path
+) -> None:
+    model, small, plan = pruned(family, equal=False)
     model.save_pretrained(tmp_path / "dense")
     prune_checkpoint(tmp_path / "dense", plan, tmp_path / "small")
     small.save_pretrained(tmp_path / "expected")
@@ -62,8 +67,24 @@ def test_unequal_counts_on_disk_have_the_tensors_of_unequal_counts_in_memory(tmp
     assert got.keys() == wanted.keys()
     assert all(torch.equal(got[name], wanted[name]) for name in wanted)
     config = json.loads((tmp_path / "small" / "config.json").read_text())
-    assert config["num_local_experts"] == 8
-    assert config["per_layer_config"] == {"0": {"num_local_experts": 2}, "1": {"num_local_experts": 3}}
+    count = "n_routed_experts" if family == "deepseek" else "num_local_experts"
+    assert config[count] == 8
+    # Dense layers, such as DeepSeek's first, have no experts to count.
+    kept = {group.name.split(".")[2]: group.kept for group in plan.groups}
+    assert len(set(kept.values())) == 2
+    assert config["per_layer_config"] == {layer: {count: n} for layer, n in kept.items()}
+
+
+@pytest.mark.parametrize("family", ["qwen2", "deepseek"])
+def test_any_rule_gives_what_stock_transformers_loads(family: str, tmp_path: Path) -> None:
+    model = make(family)
+    graph = trace_experts(model, words())
+    scores = score_experts(graph, [words()], ("frequency", "reap"))
+    rule = sc.ToD(removal="frequency", protection="reap")
+    plan = allocate_experts(graph, scores, rule, sc.Budget(experts=0.7), uniform=True)
+    small = apply_experts(model, plan, graph=graph)
+    save_pretrained(small, tmp_path / "small")
+    assert torch.equal(logits(stock(tmp_path / "small"), words()), logits(small, words()))
 
 
 def test_counts_in_a_part_of_the_configuration() -> None:

@@ -119,7 +119,9 @@ def test_layers_forced_out() -> None:
     plan = allocate(WEIGHTS, SCORES, Repairability(CURVES, dense=("conv.*",)), Budget(sparsity=0.5))
     assert plan.sparsities["conv.weight"] == 0
     assert plan.sparsity == pytest.approx(0.5, abs=0.01)
-    with pytest.raises(SettingError, match="expected each pattern of dense to match a weight, got 'down"):
+    with pytest.raises(
+        SettingError, match="expected each pattern of dense to match a weight or a group, got 'down"
+    ):
         allocate(WEIGHTS, SCORES, Repairability(CURVES, dense=("down*",)), Budget(sparsity=0.5))
 
 

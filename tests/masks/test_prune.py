@@ -12,7 +12,7 @@ import torch
 import secateur as sc
 from secateur.allocate import Budget, Repairability
 from secateur.errors import SettingError
-from secateur.masks import prune
+from secateur.masks import apply, prune
 from tests.masks.nets import data, net
 
 
@@ -64,3 +64,19 @@ def test_rules_that_read_units_are_refused() -> None:
         prune(net(), data(), Budget(sparsity=0.5), sc.Uniform(removal="l1"))
     with pytest.raises(SettingError, match="got 'wasserstein'"):
         prune(net(), data(), Budget(sparsity=0.5), "tod")
+
+
+def test_the_surgeon_by_name() -> None:
+    model, batches = net(), [x for x, _ in data(6, 60)]  # without labels the distance to the dense judges
+    result = prune(model, batches, Budget(sparsity=0.6), "erk", "surgeon", progress=False)
+    (tried,) = result.report.repairs
+    assert (tried["method"], tried["kept"], tried["updated"]) == ("surgeon", True, ["fc.weight"])
+    for name, mask in result.plan.masks.items():
+        assert not result.model.get_parameter(name)[torch.tensor(~mask)].any()
+    assert not torch.equal(result.model.fc.weight, apply(model, result.plan).fc.weight)
+    both = prune(model, batches, Budget(sparsity=0.6), "erk", ["surgeon", "variance"], progress=False)
+    assert [entry["method"] for entry in both.report.repairs] == ["surgeon", "variance"]
+    with pytest.raises(SettingError, match="batchnorm, surgeon, got 'surgery'"):
+        prune(model, batches, Budget(sparsity=0.6), "erk", "surgery", progress=False)
+    with pytest.raises(SettingError, match=r"names among .*, batchnorm, got 'surgeon'"):
+        sc.prune(model, batches, sc.Budget(macs=0.6), repair="surgeon", progress=False)

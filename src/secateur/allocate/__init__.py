@@ -4,6 +4,7 @@ from secateur.allocate.base import Allocator
 from secateur.allocate.budget import Budget
 from secateur.allocate.curve import Curve
 from secateur.allocate.decision import Decision
+from secateur.allocate.distortion import Distortion
 from secateur.allocate.effective_size import effective_number, effective_size
 from secateur.allocate.emp import EMP, retained_bound
 from secateur.allocate.erk import ERK
@@ -12,10 +13,11 @@ from secateur.allocate.lamp import LAMP
 from secateur.allocate.limits import Limits
 from secateur.allocate.owl import OWL
 from secateur.allocate.registry import names, resolve
-from secateur.allocate.repairability import Distortion, Repairability
+from secateur.allocate.repairability import Repairability
 from secateur.allocate.staircase import Staircase
 from secateur.allocate.tod import ToD, tolerance_curve
 from secateur.allocate.uniform import Uniform
+from secateur.allocate.unit_distortions import unit_distortions
 
 __all__ = [
     "EMP",
@@ -39,4 +41,5 @@ __all__ = [
     "resolve",
     "retained_bound",
     "tolerance_curve",
+    "unit_distortions",
 ]

@@ -6,10 +6,10 @@ How it becomes densities is our own choice; see `Repairability`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,103 +18,72 @@ from pydantic import JsonValue
 from secateur.allocate.base import Allocator
 from secateur.allocate.budget import Budget
 from secateur.allocate.decision import Decision
+from secateur.allocate.distortion import Distortion
 from secateur.allocate.limits import Limits, shorten
 from secateur.allocate.ranking import ascending
 from secateur.allocate.signals import ScoreTable, vector
 from secateur.allocate.staircase import Staircase
 from secateur.errors import SettingError
+from secateur.graph.groups import Group
+from secateur.graph.weight import WeightGroup
 from secateur.score.combination import Asked, name_of
 
 if TYPE_CHECKING:
     from secateur.graph.graph import Graph
 
 
-@dataclass(frozen=True, eq=False)
-class Distortion:
-    """What pruning one layer alone does to its outputs, before and after repair.
-
-    Distortion is the squared error of the outputs over the sum of their squares.
-
-    Attributes:
-        sparsity: Ascending, from 0 to 1. [points]
-        raw: D_raw, the distortion. [points]
-        repaired: D_rep, what is left of it after each output's mean and variance are matched. [points]
-    """
-
-    sparsity: NDArray[np.float64]
-    raw: NDArray[np.float64]
-    repaired: NDArray[np.float64]
-
-    @property
-    def ratio(self) -> NDArray[np.float64]:
-        """RR = D_rep / D_raw: the fraction of the damage that repair leaves; 0 where none is. [points]"""
-        found: NDArray[np.float64] = self.repaired / np.where(self.raw > 0, self.raw, np.inf)
-        return found
-
-    def residual(self, sparsity: float) -> float:
-        """D_rep at a sparsity, linear between the points."""
-        return float(np.interp(sparsity, self.sparsity, self.repaired))
-
-    def price(self, sparsity: NDArray[np.float64]) -> NDArray[np.float64]:
-        """How fast the layer is lost as sparsity rises: the slope of D_rep(s) / D_rep(1); never falling.
-
-        D_rep(1), the distortion of constant outputs, is the outputs' variance. Slopes are those of the lower
-        convex hull, each at the middle of its piece, linear in between; 0 at sparsity 0, and beyond the last
-        middle rising on as before it.
-        """
-        x, y = _hull(self.sparsity, np.maximum.accumulate(self.repaired) / (self.repaired[-1] or 1.0))
-        slope, middle = np.diff(y) / np.diff(x), (x[1:] + x[:-1]) / 2
-        slope, middle = np.append(0.0, slope), np.append(0.0, middle)
-        steepness = (slope[-1] - slope[-2]) / (middle[-1] - middle[-2])
-        end = slope[-1] + steepness * (1 - middle[-1])
-        found: NDArray[np.float64] = np.interp(sparsity, np.append(middle, 1.0), np.append(slope, end))
-        return found
-
-
-def _hull(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The corners of the lower convex hull."""
-    kept: list[int] = []
-    for k in range(len(x)):
-        while len(kept) > 1:
-            a, b = kept[-2:]
-            if (y[b] - y[a]) * (x[k] - x[a]) < (y[k] - y[a]) * (x[b] - x[a]):
-                break
-            kept.pop()
-        kept.append(k)
-    return x[kept], y[kept]
+Per = Literal["unit", "macs", "params"]
 
 
 @dataclass(frozen=True)
 class Repairability(Allocator):
     r"""Every layer is pruned up to the sparsity at which one more weight loses the same share of the layer.
 
-    .. math:: \min_s \sum_l \frac{D_{rep,l}(s_l)}{D_{rep,l}(1)}
-              \quad\text{for given}\quad \sum_l N_l s_l
+    .. math:: \min_s \sum_l \frac{D_{rep,l}(s_l)}{V_l}
+              \quad\text{for given}\quad \sum_l N_l c_l s_l
 
-    The residual that repair leaves is the price of sparsity. With λ the price of one weight, solved for the
-    budget, layer l loses weights while ``D_rep,l'(s) / (D_rep,l(1) · N_l) <= λ``. D_rep = RR · D_raw, so of
-    two layers with the same raw damage the one with the higher RR, whose damage repair leaves, is kept
-    denser. D_rep(1) is the variance of the layer's outputs: the share counts a layer that is lost as lost,
-    however large the mean of its outputs. Its curves are measured on one layer at a time; that shares of
+    The residual that repair leaves is the price of sparsity. With λ the price, solved for the budget, layer l
+    of N weights loses weights while ``D_rep,l'(s) / (V_l · N_l · c_l) <= λ``. D_rep = RR · D_raw, so of two
+    layers with the same raw damage the one with the higher RR, whose damage repair leaves, is kept denser.
+    V_l is the variance of the layer's outputs, D_rep(1): the share counts a layer that is lost as lost,
+    however large the mean of its outputs. The curves are measured on one layer at a time; that shares of
     layers add up is the assumption. The lowest scores of each layer go.
+
+    Of units (channels, neurons, heads) the outputs are those of the layers that read the group, each of which
+    counts: a unit of a stream that ten layers read is lost to ten. c_l is what one unit costs while
+    everything else stays; a single weight costs one.
 
     Source: the diagnostic is that of Relative Repairability, arXiv 2605.25508; the mapping is ours. The curve
     is replaced by its lower convex hull, without which layers would jump.
 
     Attributes:
-        curves: Per weight its `Distortion`; None: `secateur.masks.prune` measures them.
+        curves: Per weight tensor, or group of units, its `Distortion`; None: `sc.prune` measures them.
         removal: Signal whose lowest scores go first; that of the curves.
-        dense: Layers whose name matches one of these shell patterns stay as they are, projections for
-            instance: ``("*downsample*",)``.
+        dense: Forced out: layers whose name matches one of these shell patterns stay as they are, projections
+            for instance: ``("*downsample*",)``, or what `secateur.masks.projections` finds.
+        along: Forced in: layers whose name matches one of these lose the share that all others lose together,
+            whatever their own curves say; they need none.
+        per: What a unit costs, c_l: its ``macs``, its ``params``, or one for each ``unit``.
 
     Raises:
-        SettingError: On `allocate`: there is no budget, a layer has no curve, or a pattern matches nothing.
+        SettingError: `per` is none of these; on `allocate`: there is no budget, a layer has no curve, or a
+            pattern matches nothing.
     """
 
     curves: Mapping[str, Distortion] | None = None
     removal: Asked = "magnitude"
     dense: tuple[str, ...] = ()
+    along: tuple[str, ...] = ()
+    per: Per = "macs"
     name: ClassVar[str] = "repairability"
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        if self.per not in get_args(Per):
+            raise SettingError(
+                f"Repairability: expected per to be 'unit', 'macs' or 'params', got {self.per!r}. "
+                "Name one of these."
+            )
 
     @property
     def signals(self) -> tuple[Asked, ...]:
@@ -130,24 +99,44 @@ class Repairability(Allocator):
         return None
 
     def settings(self, knob: float | None) -> dict[str, JsonValue]:
-        """The price λ that decided, the signal, and what stays dense."""
-        price = None if knob is None else float(knob)
-        return {"price": price, "removal": name_of(self.removal), "dense": list(self.dense)}
+        """The price λ that decided, and what was set."""
+        return {
+            "price": None if knob is None else float(knob),
+            "removal": name_of(self.removal),
+            "dense": list(self.dense),
+            "along": list(self.along),
+            "per": self.per,
+        }
 
     def steps(self, graph: Graph, scores: ScoreTable, limits: Limits) -> Mapping[str, Staircase]:
-        """The unit at place i of N goes from λ = price(at sparsity (i + 1) / N) / N on."""
+        """The unit at place i of N goes from λ = price(at sparsity (i + 1) / N) / (N · cost) on."""
         groups = limits.considered(graph.groups)
-        held = _matching(self.dense, [g.name for g in groups])
+        names = [g.name for g in groups]
+        held, forced = _matching("dense", self.dense, names), _matching("along", self.along, names)
         found = {}
         for group in groups:
-            if group.name in held:
+            if group.name in held | forced:
                 continue
             count = np.arange(1, group.size, dtype=np.int64)
-            price = self._curve(group.name).price(count / group.size) / group.size
+            whole = group.size * self._cost(graph, group)
+            price = self._curve(group.name).price(count / group.size) / whole
             last = np.append(price[1:] > price[:-1], np.ones(min(1, len(price)), dtype=np.bool_))
             order = ascending(vector(scores, self.removal, group))
             found[group.name] = Staircase(order, price[last], count[last])
+        others = list(found.values())
+        for group in groups:
+            if group.name in forced - held:
+                found[group.name] = _along(others, ascending(vector(scores, self.removal, group)))
         return found
+
+    def _cost(self, graph: Graph, group: Group) -> float:
+        """What one unit of a group costs while everything else stays; above 0."""
+        if self.per == "unit" or isinstance(group, WeightGroup):
+            return 1.0
+        one = np.arange(group.size) > 0
+        return float(
+            max(1, getattr(graph.cost(), self.per) - getattr(graph.cost({group.name: one}), self.per))
+        )
 
     def certificates(
         self, graph: Graph, scores: ScoreTable, limits: Limits, decision: Decision
@@ -156,7 +145,7 @@ class Repairability(Allocator):
         residual = {
             name: self._curve(name).residual(decision.removed[name] / len(stairs.order))
             for name, stairs in decision.steps.items()
-            if decision.removed[name]
+            if decision.removed[name] and self.curves is not None and name in self.curves
         }
         return {"residual": dict(residual), "sum": sum(residual.values())}
 
@@ -165,20 +154,35 @@ class Repairability(Allocator):
             got = "none" if self.curves is None else f"only {shorten(self.curves)}"
             raise SettingError(
                 f"Repairability: expected a curve of {name!r}, got {got}. Measure them with "
-                "secateur.masks.distortions."
+                "secateur.masks.distortions, or of units secateur.allocate.unit_distortions; what no layer "
+                "reads has none: ignore it by Limits(ignore=...)."
             )
         return self.curves[name]
 
 
-def _matching(patterns: Iterable[str], names: list[str]) -> set[str]:
+def _along(others: Sequence[Staircase], order: NDArray[np.int64]) -> Staircase:
+    """A group that loses the share that others lose together, rounded down."""
+    knob = np.concatenate([stairs.knob for stairs in others] or [np.empty(0)])
+    went = np.concatenate(
+        [np.diff(stairs.count, prepend=0) for stairs in others] or [np.empty(0, dtype=np.int64)]
+    )
+    when = np.argsort(knob, kind="stable")
+    at, last = np.unique(knob[when][::-1], return_index=True)
+    gone = went[when].cumsum()[::-1][last]
+    count = np.minimum(gone * len(order) // max(1, sum(len(s.order) for s in others)), len(order) - 1)
+    changes = np.diff(count, prepend=0) > 0
+    return Staircase(order, at[changes], count[changes])
+
+
+def _matching(setting: str, patterns: Iterable[str], names: list[str]) -> set[str]:
     """The names that a pattern matches."""
     found: set[str] = set()
     for pattern in patterns:
         matching = {name for name in names if fnmatchcase(name, pattern)}
         if not matching:
             raise SettingError(
-                f"Repairability: expected each pattern of dense to match a weight, got {pattern!r}, which "
-                f"matches none. Choose among {shorten(names)}."
+                f"Repairability: expected each pattern of {setting} to match a weight or a group, got "
+                f"{pattern!r}, which matches none. Choose among {shorten(names)}."
             )
         found |= matching
     return found

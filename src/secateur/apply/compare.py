@@ -50,6 +50,23 @@ def relative_difference(ours: list[torch.Tensor], theirs: list[torch.Tensor]) ->
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
 
+def _grouped_product(
+    rows: torch.Tensor, matrices: torch.Tensor, offs: torch.Tensor, *_: Any, **__: Any
+) -> torch.Tensor:
+    """Rows [rows, in] up to each offset, times one of the matrices [matrices, in, out] after the other."""
+    ends = [0, *offs.tolist()]
+    parts = [rows[a:b] @ matrix for a, b, matrix in zip(ends, ends[1:], matrices, strict=False)]
+    return torch.cat([*parts, rows.new_zeros(len(rows) - ends[-1], matrices.shape[2])])
+
+
+_WITHOUT_DOUBLE = {
+    getattr(torch.ops.aten, name).default: function
+    for name, function in {"_grouped_mm": _grouped_product}.items()
+    if hasattr(torch.ops.aten, name)
+}
+"""Operators whose kernels know no float64, with what computes the same."""
+
+
 class _AllDouble(TorchDispatchMode):
     """Every operator that names a floating dtype gets float64: models cast inside their forward pass."""
 
@@ -58,7 +75,7 @@ class _AllDouble(TorchDispatchMode):
             lambda value: torch.float64 if isinstance(value, torch.dtype) and value in _FLOATS else value,
             (args, kwargs or {}),
         )
-        return func(*args, **kwargs)
+        return _WITHOUT_DOUBLE.get(func, func)(*args, **kwargs)
 
 
 @contextmanager

@@ -219,7 +219,23 @@ def squeeze(call: Call) -> None:
     call.arguments = {"self": call.arguments["self"], "dim": [k for k in sorted(dims) if len(masks[k]) == 1]}
 
 
+def grouped_product(call: Call) -> None:
+    """Nothing changes, but the kernel reads rows only where each starts at a multiple of 16 bytes."""
+    rows, weight = (call.arguments[name] for name in ("self", "mat2"))
+    into, out = (int(mask.sum()) for mask in call.before(weight)[1:])
+    stored = weight.meta["val"]
+    bytes_each = stored.element_size()
+    for length in (into, into if stored.stride()[1] == 1 else out):
+        if length * bytes_each % 16:
+            raise ApplyError(
+                f"apply: expected rows of a multiple of 16 bytes at {call.node} ({rows.meta['val'].dtype}), "
+                f"because its kernel reads no others, got {length} numbers. Plan with "
+                f"Limits(round_to={16 // bytes_each}), or set the model's experts to 'batched_mm'."
+            )
+
+
 REWRITES: dict[str, Rewrite] = {
+    "_grouped_mm.default": grouped_product,
     **dict.fromkeys(
         ("view.default", "reshape.default", "_unsafe_view.default", "_reshape_alias.default"), output_sizes
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -26,6 +27,7 @@ class GranularityName(str, Enum):
 
     unit = "unit"
     weight = "weight"
+    expert = "expert"
 
 
 class AllocatorName(str, Enum):
@@ -48,9 +50,11 @@ class RepairName(str, Enum):
     none = "none"
     reconstruct = "reconstruct"
     variance = "variance"
+    channelwise = "channelwise"
     layerwise = "layerwise"
     bias = "bias"
     batchnorm = "batchnorm"
+    surgeon = "surgeon"
 
 
 class FormName(str, Enum):
@@ -81,8 +85,12 @@ def prune(
     sparsity: Annotated[
         Number, typer.Option(help="Of single weights, the fraction that becomes zero, as 0.9.")
     ] = None,
+    experts: Annotated[
+        Text, typer.Option(help="Of a mixture of experts, how many stay: a fraction (0.75) or a count.")
+    ] = None,
     granularity: Annotated[
-        GranularityName, typer.Option(help="Channels, neurons and heads go, or single weights become zero.")
+        GranularityName,
+        typer.Option(help="Channels, neurons and heads go, single weights become zero, or experts go."),
     ] = GranularityName.unit,
     allocator: Annotated[
         Optional[AllocatorName],  # noqa: UP045
@@ -94,7 +102,9 @@ def prune(
     ratio: Annotated[
         Number, typer.Option(help="Of uniform, without a budget: the fraction removed, in [0, 1).")
     ] = None,
-    repair: Annotated[RepairName, typer.Option(help="What may undo damage, if it helps.")] = RepairName.auto,
+    repair: Annotated[
+        RepairName, typer.Option(help="What may undo damage, if it helps; surgeon: of single weights.")
+    ] = RepairName.auto,
     round_to: Annotated[int, typer.Option(help="Keep a multiple of this many units in each layer.")] = 1,
     min_keep: Annotated[int, typer.Option(help="Keep at least this many units in each layer.")] = 1,
     ignore: Annotated[
@@ -118,9 +128,9 @@ def prune(
     with reported(debug=debug):
         import secateur as sc
 
-        budget = _budget(macs, params, sparsity)
-        default = AllocatorName.tod if granularity is GranularityName.unit else AllocatorName.emp
-        rule = _rule(allocator or default, tolerance, ratio, budget)
+        budget = _budget(macs, params, sparsity, experts)
+        default = AllocatorName.emp if granularity is GranularityName.weight else AllocatorName.tod
+        rule = _rule(allocator or default, granularity, tolerance, ratio, budget)
         limits = sc.Limits(round_to=round_to, min_keep=min_keep, ignore=tuple(ignore or ()))
         target = Target.of("--model", model)
         folder_to_write(out)
@@ -178,12 +188,19 @@ def show(report: Report, reload: str) -> str:
     return table(report, reload=reload)
 
 
-def _budget(macs: str | None, params: str | None, sparsity: float | None) -> Budget | None:
+def _budget(
+    macs: str | None, params: str | None, sparsity: float | None, experts: str | None
+) -> Budget | None:
     import secateur as sc
 
-    if macs is None and params is None and sparsity is None:
+    if macs is None and params is None and sparsity is None and experts is None:
         return None
-    return sc.Budget(macs=_amount("--macs", macs), params=_amount("--params", params), sparsity=sparsity)
+    return sc.Budget(
+        macs=_amount("--macs", macs),
+        params=_amount("--params", params),
+        sparsity=sparsity,
+        experts=_amount("--experts", experts),
+    )
 
 
 def _amount(option: str, text: str | None) -> float | int | None:
@@ -201,11 +218,15 @@ def _amount(option: str, text: str | None) -> float | int | None:
 
 
 def _rule(
-    allocator: AllocatorName, tolerance: float | None, ratio: float | None, budget: Budget | None
+    allocator: AllocatorName,
+    granularity: GranularityName,
+    tolerance: float | None,
+    ratio: float | None,
+    budget: Budget | None,
 ) -> Allocates:
     """The allocator; a setting that would do nothing is refused."""
-    import secateur as sc
     from secateur.allocate import resolve
+    from secateur.experts.allocate import rule_called
 
     if ratio is not None and allocator is not AllocatorName.uniform:
         raise SettingError(
@@ -227,5 +248,8 @@ def _rule(
             raise SettingError(
                 f"--ratio: expected either a ratio or a budget for uniform, got {got}. Give one."
             )
-        return sc.Uniform(ratio=ratio)
-    return resolve(allocator.value) if tolerance is None else sc.ToD(tolerance=tolerance)
+    named: Any = (rule_called if granularity is GranularityName.expert else resolve)(allocator.value)
+    settings = {"ratio": ratio, "tolerance": tolerance}
+    given = {name: value for name, value in settings.items() if value is not None}
+    found: Allocates = replace(named, **given)
+    return found

@@ -17,7 +17,9 @@ def prune_checkpoint(
     directory: Annotated[
         Path, typer.Argument(help="Folder with config.json and safetensors, whole or sharded.")
     ],
-    plan: Annotated[Path, typer.Option(help="Plan for its experts, as Plan.to_json wrote it.")],
+    plan: Annotated[
+        Path, typer.Option(help="Plan for its experts: a file of Plan.to_json, or what prune wrote to --out.")
+    ],
     out: Annotated[Path, typer.Option(help="New or empty folder for the smaller checkpoint.")],
     debug: Debug = False,
 ) -> None:
@@ -25,8 +27,9 @@ def prune_checkpoint(
     with reported(debug=debug):
         from secateur.experts import checkpoint
         from secateur.plan import Plan
+        from secateur.save import saved_plan
 
-        decided = Plan.from_json(plan)
+        decided = saved_plan(plan) if plan.is_dir() else Plan.from_json(plan)
         checkpoint.prune_checkpoint(directory, decided, out)
         kept, before = (sum(getattr(g, name) for g in decided.groups) for name in ("kept", "size"))
     typer.echo(f"written to  {out}\n{kept} of {before} experts kept in {len(decided.groups)} blocks")

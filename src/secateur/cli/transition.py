@@ -36,7 +36,11 @@ def transition(
         str, typer.Option(help="Which weights of a layer go first: magnitude, wanda, taylor, fisher, random.")
     ] = "magnitude",
     repair: Annotated[
-        str, typer.Option(help="Of every allocation alike: variance or batchnorm.")
+        str,
+        typer.Option(
+            help="Of every allocation alike: variance (shrunk where little signal is left), channelwise "
+            "(plain), layerwise, batchnorm, reconstruct, surgeon."
+        ),
     ] = "variance",
     share: Annotated[
         float, typer.Option(help="What of the dense model's accuracy counts as recovered, in (0, 1].")

@@ -23,6 +23,7 @@ from secateur.allocate.tod import ToD
 from secateur.allocate.uniform import Uniform
 from secateur.errors import PlanError, SettingError
 from secateur.experts.blocks import Block
+from secateur.experts.equal import EqualCounts
 from secateur.experts.graph import ExpertGraph
 from secateur.graph.graph import Graph
 from secateur.graph.groups import Group
@@ -35,6 +36,7 @@ DEFAULTS: Mapping[str, Allocator] = {
     "emp": EMP(removal="reap"),
     "global": Global(removal="reap"),
     "uniform": Uniform(removal="reap"),
+    "random": Uniform(removal="random"),
 }
 """What a rule's name stands for where experts are decided on: signals that experts have."""
 
@@ -46,6 +48,8 @@ def allocate_experts(
     budget: Budget | None = None,
     limits: Limits | None = None,
     seed: int = 0,
+    *,
+    uniform: bool = False,
 ) -> Plan:
     """Decides how many experts each block loses, and which.
 
@@ -60,6 +64,8 @@ def allocate_experts(
             number, or any other; None lets the rule decide.
         limits: What the rule may not overstep; None for the defaults.
         seed: Recorded in the plan.
+        uniform: Whether all blocks have to keep equally many experts, which is what stock Transformers can
+            load; the same as ``EqualCounts(allocator)``. Needs a budget.
 
     Raises:
         SettingError: The rule is none, or its knob is not set.
@@ -69,7 +75,12 @@ def allocate_experts(
     rule = rule_called(allocator)
     limits = within(graph, limits or Limits())
     grouped = any(block.routing_groups > 1 for block in graph.blocks)
-    chosen = _Grouped(rule, graph) if grouped else rule
+    equal = uniform or isinstance(rule, EqualCounts)
+    inner = rule.rule if isinstance(rule, EqualCounts) else rule
+    chosen: Allocator = _Grouped(inner, graph) if grouped else inner
+    if equal:
+        chosen = EqualCounts(chosen)
+        budget = None if budget is None else replace(budget, spend=False)
     plan = chosen.allocate(cast(Graph, graph), scores, budget, limits, seed)
     check_kept(graph, plan)
     return plan

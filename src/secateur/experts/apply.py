@@ -16,10 +16,10 @@ from secateur.errors import SettingError, VerificationError
 from secateur.experts.allocate import check_kept
 from secateur.experts.counts import new_counts
 from secateur.experts.graph import ExpertGraph
-from secateur.experts.kernels import with_loop
 from secateur.experts.routing import excluding
 from secateur.experts.trace import trace_experts
 from secateur.graph.graph import fingerprint
+from secateur.kernels import with_loop
 from secateur.models import device_of, unwrap
 from secateur.plan import Plan
 from secateur.verify import Proof

@@ -37,8 +37,8 @@ _LISTED = re.compile(r"^(?P<before>.*\bexperts)\.(?P<number>\d+)\.(?P<after>.+)$
 def save_pretrained(small: nn.Module, directory: str | Path) -> Path:
     """Write a checkpoint that stock Transformers loads: ``AutoModelForCausalLM.from_pretrained``.
 
-    The plan is written beside it. Equal numbers of experts in all blocks are needed; others are saved with
-    `secateur.save`.
+    The plan is written beside it. Equal numbers of experts in all blocks are needed, as
+    ``allocate_experts(..., uniform=True)`` plans them; others are saved with `secateur.save`.
 
     Args:
         small: What `apply_experts` returned for a model of Transformers.
@@ -53,7 +53,7 @@ def save_pretrained(small: nn.Module, directory: str | Path) -> Path:
     if len(counts) > 1:
         raise SettingError(
             f"save_pretrained: expected equally many experts in all blocks, got {sorted(counts)}. Plan with "
-            "Uniform, or save with secateur.save and load with secateur.load."
+            "allocate_experts(..., uniform=True), or save with secateur.save and load with secateur.load."
         )
     if not hasattr(small, "save_pretrained"):
         raise SettingError(

@@ -19,9 +19,9 @@ from secateur.errors import SecateurError
 from secateur.experts.blocks import Block, counts_in
 from secateur.experts.counts import keep_masks, new_counts
 from secateur.experts.graph import ExpertGraph, build
-from secateur.experts.kernels import with_loop
 from secateur.experts.routing import Call, Routed, excluding
 from secateur.graph.inputs import InputSpec
+from secateur.kernels import with_loop
 from secateur.plan import Plan
 
 TOLERANCE = 1e-9

@@ -17,11 +17,13 @@ from torch.utils import _pytree as pytree
 from secateur.collecting import uncollected
 from secateur.errors import CaptureError, NothingToPruneError
 from secateur.graph.assemble import assemble, cost_model
+from secateur.graph.datasizes import measure_sizes
 from secateur.graph.graph import Graph, fingerprint
 from secateur.graph.inline import inline_regions
 from secateur.graph.inputs import InputSpec, batch_size, call_arguments
 from secateur.graph.rules.op import hint, is_open
 from secateur.graph.walk import walk
+from secateur.kernels import capturable
 from secateur.models import evaluating, unwrap
 
 
@@ -63,6 +65,7 @@ def trace(model: nn.Module, example_inputs: Any, *, allow_inexact: bool = False)
         raise CaptureError(
             f"trace: expected {type(model).__name__} to return tensors, got none. Return a tensor."
         )
+    measure_sizes(program)
     state, tensors = walk(program)
     assembled = assemble(state, tensors, allow_inexact=allow_inexact)
     alone = {left.group.name for left in assembled.left}
@@ -112,7 +115,7 @@ def capture(
     if shapes is None:
         args, kwargs = _at_least_two(*given)
         shapes = _batch_axes((args, kwargs))
-    with evaluating(model), torch.no_grad(), _quiet(), uncollected():
+    with evaluating(model), capturable(model), torch.no_grad(), _quiet(), uncollected():
         try:
             program = export(model, args, kwargs, dynamic_shapes=shapes, strict=False)  # type: ignore[arg-type]
         except Exception:  # whatever stops the general capture, the exact one may still work

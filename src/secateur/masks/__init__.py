@@ -6,6 +6,7 @@ from secateur.masks.distortion import distortions
 from secateur.masks.interop import from_torch, to_semi_structured, to_torch
 from secateur.masks.pattern import Pattern
 from secateur.masks.plan import MaskPlan
+from secateur.masks.projections import projections
 from secateur.masks.prune import MaskResult, prune
 from secateur.masks.score import CRITERIA, score
 from secateur.masks.surgeon import surgeon
@@ -22,6 +23,7 @@ __all__ = [
     "check",
     "distortions",
     "from_torch",
+    "projections",
     "prune",
     "score",
     "surgeon",

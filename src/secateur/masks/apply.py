@@ -10,6 +10,7 @@ from secateur.apply.record import Record, attach
 from secateur.errors import PlanError, VerificationError
 from secateur.graph.graph import Graph
 from secateur.graph.graph import fingerprint as fingerprint_of
+from secateur.masks.offload import store, stored, values_of
 from secateur.masks.plan import MaskPlan
 from secateur.models import unwrap
 from secateur.plan import Plan
@@ -31,8 +32,8 @@ def apply(model: nn.Module, plan: MaskPlan, graph: Graph | None = None) -> nn.Mo
     model = unwrap(model)
     small = duplicate(model)
     with torch.no_grad():
-        for _, weight, keep in masked_tensors(small, plan):
-            weight.masked_fill_(~keep, 0)
+        for layer, name, keep in masked_layers(small, plan):
+            store(layer, stored(layer, name).masked_fill(~keep, 0), name)
     if graph is not None:
         note = f"{plan.sparsity:.2%} of the weights are zero, by {plan.allocator}"
         whole = Plan.build(graph, {}, allocator="none", seed=plan.seed)
@@ -47,7 +48,7 @@ def check(model: nn.Module, small: nn.Module, plan: MaskPlan) -> None:
         PlanError: The plan is of another model.
         VerificationError: Any tensor differs in any bit.
     """
-    expected, found = apply(model, plan).state_dict(), unwrap(small).state_dict()
+    expected, found = values_of(apply(model, plan)), values_of(unwrap(small))
     wrong = [n for n in expected.keys() | found.keys() if not _same(expected.get(n), found.get(n))]
     if wrong:
         raise VerificationError(
@@ -56,8 +57,8 @@ def check(model: nn.Module, small: nn.Module, plan: MaskPlan) -> None:
         )
 
 
-def masked_tensors(model: nn.Module, plan: MaskPlan) -> list[tuple[str, Tensor, Tensor]]:
-    """Each masked tensor with its name and its mask, on its device.
+def masked_layers(model: nn.Module, plan: MaskPlan) -> list[tuple[nn.Module, str, Tensor]]:
+    """For each masked tensor the module that has it, its name there, and its mask, on its device.
 
     Raises:
         PlanError: The plan is of another model.
@@ -68,10 +69,12 @@ def masked_tensors(model: nn.Module, plan: MaskPlan) -> list[tuple[str, Tensor, 
             f"masks: expected the model they were made for (fingerprint {plan.fingerprint[:12]}), got one "
             f"with other parameter names or shapes ({found[:12]}). Use that model, or make new ones."
         )
-    tensors = dict(model.named_parameters(remove_duplicate=False))
+    owners = (
+        (model.get_submodule(p), n, m)
+        for (p, _, n), m in ((n.rpartition("."), m) for n, m in plan.masks.items())
+    )
     return [
-        (name, tensors[name], torch.tensor(mask, device=tensors[name].device))
-        for name, mask in plan.masks.items()
+        (layer, name, torch.tensor(mask, device=stored(layer, name).device)) for layer, name, mask in owners
     ]
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,70 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from secateur.allocate.distortion import GRID, Distortion, Moments
 from secateur.allocate.ranking import ranks
-from secateur.allocate.repairability import Distortion
 from secateur.calibration import Calibration, seeded
 from secateur.errors import ScoreError
 from secateur.masks.weights import Layer, Weights, layers_of
 from secateur.models import device_of, evaluating, unwrap
-
-GRID = (0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 1.0)
-"""Sparsities at which the curves are measured."""
-
-
-@dataclass
-class _Moments:
-    """Sums over samples and positions of a layer's own output y and its pruned output z.
-
-    Attributes:
-        count: Samples times positions.
-        y: [outputs]
-        yy: Squares. [outputs]
-        z: [sparsities, outputs]
-        zz: Squares. [sparsities, outputs]
-        yz: Products. [sparsities, outputs]
-    """
-
-    count: int
-    y: Tensor
-    yy: Tensor
-    z: Tensor
-    zz: Tensor
-    yz: Tensor
-
-    @classmethod
-    def of(cls, y: Tensor, pruned: Iterable[Tensor]) -> _Moments:
-        """Of outputs [positions, outputs] each, the pruned ones made one after another."""
-        y = y.double()
-        sums = [(z.sum(0), z.square().sum(0), (z * y).sum(0)) for z in (v.double() for v in pruned)]
-        theirs = (torch.stack(found) for found in zip(*sums, strict=True))
-        return cls(len(y), y.sum(0), y.square().sum(0), *theirs)
-
-    def __add__(self, other: _Moments) -> _Moments:
-        return _Moments(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
-
-    def distortion(self, sparsity: Sequence[float]) -> Distortion:
-        """Raw, and with each output's mean and variance matched, over the sum of squares of y.
-
-        Matching takes z to ``(z - mean z) σ_y / σ_z + mean y``, whose squared error is, for each output and
-        position, ``σ_y² + σ_y² - 2 cov σ_y / σ_z``, and σ_y² where z is constant.
-        """
-        n = self.count
-        vary = (self.yy / n - (self.y / n).square()).clamp_min(0)
-        varz = (self.zz / n - (self.z / n).square()).clamp_min(0)
-        cov = self.yz / n - (self.y / n) * (self.z / n)
-        rounding = 1e-12 * self.zz / n
-        gain = torch.where(
-            varz > rounding, (vary / varz.clamp_min(torch.finfo(torch.float64).tiny)).sqrt(), 0.0
-        )
-        raw = (self.zz - 2 * self.yz + self.yy).clamp_min(0).sum(1)
-        repaired = n * (vary + gain.square() * varz - 2 * gain * cov).clamp_min(0).sum(1)
-        scale = float(self.yy.sum()) or 1.0
-        return Distortion(
-            np.asarray(sparsity, dtype=np.float64),
-            (raw / scale).cpu().numpy(),
-            (repaired / scale).cpu().numpy(),
-        )
 
 
 def distortions(
@@ -111,7 +52,7 @@ def distortions(
                 f"distortions: expected {group.size} scores of {group.name!r}. Score the model first."
             )
     places = {name: torch.from_numpy(ranks(np.asarray(scores[name]))) for name in layers}
-    sums: dict[str, _Moments] = {}
+    sums: dict[str, Moments] = {}
     handles = []
     for name, found in layers.items():
         for layer in found:
@@ -121,7 +62,7 @@ def distortions(
             ) -> None:
                 weights = _pruned(layer.weight.detach(), places[name], grid)
                 z = (_rows(layer, _run(layer, args[0], weight)) for weight in weights)
-                moments = _Moments.of(_rows(layer, output), z)
+                moments = Moments.of(_rows(layer, output), z)
                 sums[name] = sums[name] + moments if name in sums else moments
 
             handles.append(layer.register_forward_hook(see))

@@ -11,7 +11,7 @@ from torch.nn.utils import prune
 from secateur.apply.copying import duplicate
 from secateur.errors import SettingError
 from secateur.graph.graph import fingerprint
-from secateur.masks.apply import masked_tensors
+from secateur.masks.apply import masked_layers
 from secateur.masks.plan import MaskPlan
 from secateur.models import unwrap
 
@@ -29,9 +29,8 @@ def to_torch(model: nn.Module, plan: MaskPlan) -> nn.Module:
         PlanError: The plan is of another model.
     """
     model = unwrap(model)
-    for name, _, keep in masked_tensors(model, plan):
-        path, _, tensor = name.rpartition(".")
-        prune.custom_from_mask(model.get_submodule(path), tensor, keep)
+    for layer, name, keep in masked_layers(model, plan):
+        prune.custom_from_mask(layer, name, keep)
     return model
 
 

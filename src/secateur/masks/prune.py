@@ -22,8 +22,10 @@ from secateur.masks.apply import apply, check
 from secateur.masks.distortion import distortions
 from secateur.masks.plan import MaskPlan
 from secateur.masks.score import CRITERIA, score
+from secateur.masks.surgeon import surgeon
 from secateur.masks.weights import Weights
 from secateur.models import unwrap
+from secateur.repair.repair import Repair, Work
 from secateur.repair.repair import repair as repair_model
 from secateur.repair.repair import resolve as resolve_repairs
 from secateur.report.report import Figures, Layer, Report, versions
@@ -73,7 +75,8 @@ def prune(
         budget: ``Budget(sparsity=0.9)``; None lets the rule decide.
         allocator: A name or an instance, ``Uniform(removal="wanda")`` for one; `Repairability` without curves
             has them measured.
-        repair: As for `sc.repair`; what is zero stays zero.
+        repair: As for `sc.repair`, and ``surgeon``: the second-order update of linear layers, from the dense
+            weights on, so the first where there are several. What is zero stays zero.
         limits: What must stay.
         evaluation: Data that the report's accuracy is measured on; the held-out part if not given.
         loss_fn: As for `sc.score`.
@@ -85,8 +88,14 @@ def prune(
     """
     rule = resolve(allocator)
     wanted = _criteria(rule)
-    resolve_repairs(repair)
     model = unwrap(model)
+
+    def second_order(candidate: nn.Module, work: Work) -> dict[str, Any] | None:
+        names = surgeon(candidate, model, plan, work.data, progress=work.progress)
+        return {"updated": list(names)} if names else None
+
+    own = {"surgeon": Repair("surgeon", second_order)}
+    resolve_repairs(repair, own)  # a wrong name is refused now, not after scoring
     data = Calibration.of(calibration, seed=seed)
     fit, held = data.split()
     seconds: dict[str, float] = {}
@@ -104,7 +113,7 @@ def prune(
         check(model, small, plan)
     with clock(seconds, "repair"):
         repaired = repair_model(
-            small, model, data, repair, graph=graph, loss_fn=loss_fn, seed=seed, progress=progress
+            small, model, data, repair, own=own, graph=graph, loss_fn=loss_fn, seed=seed, progress=progress
         )
     stages = [("dense", model), ("pruned", small)]
     if any(entry["kept"] for entry in record_of(repaired).repairs):

@@ -16,8 +16,11 @@ from torch.func import functional_call
 
 from secateur.calibration import Batch, Calibration, seeded
 from secateur.errors import CalibrationError, ScoreError, SettingError
+from secateur.masks.blocks import Chain
+from secateur.masks.offload import input_device, stored
 from secateur.masks.weights import Layer, Weights, layers_of
-from secateur.models import device_of, evaluating, unwrap
+from secateur.models import evaluating, unwrap
+from secateur.repair.progress import bar
 from secateur.score.loss import LossFn, default_loss
 from secateur.score.scores import Scores
 
@@ -28,7 +31,8 @@ class Sums:
 
     Attributes:
         samples: How many were seen.
-        inputs: Sums of squares of what each weight multiplies, over samples and positions; by weight.
+        inputs: Sums of squares of what each weight multiplies, over samples and positions; by weight, in a
+            shape that broadcasts to the weight's.
         positions: How many positions those are, by weight.
         gradient: Sums of the samples' gradients.
         squares: Sums of their squares.
@@ -99,6 +103,7 @@ def score(
     criteria: str | Iterable[str] = "magnitude",
     *,
     loss_fn: LossFn | None = None,
+    by_block: bool | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> Scores:
@@ -116,13 +121,20 @@ def score(
       sample.
     - ``random``: uniform in [0, 1), by the seed and the weight's name.
 
-    The model comes back bitwise as it was. It is scored in evaluation mode.
+    The model comes back bitwise as it was. It is scored in evaluation mode, without key-value caches.
+
+    Wanda's pass can be made block by block (`secateur.masks.blocks`): each block of a language model, or of
+    any other chain of alike blocks, sees all the data before the next one does. What is held are the hidden
+    states between two blocks, of all batches, and what one block computes for one batch; weights that are
+    offloaded are fetched block by block. The scores are the same up to rounding.
 
     Args:
         model: Any module.
         calibration: What `Calibration.of` takes; None if no criterion reads data.
         criteria: Names of `CRITERIA`.
         loss_fn: As for `sc.score`.
+        by_block: Make Wanda's pass block by block; None: where Accelerate has offloaded weights. A model
+            that is no chain of blocks is run whole, and so is everything that takes gradients.
         seed: For shuffling loaders and ``random``.
         progress: Show a bar on a terminal.
 
@@ -150,9 +162,17 @@ def score(
                 f"masks: expected calibration data for {', '.join(n for n in names if CRITERIA[n].needs)}, "
                 "got none. Do give some, or use magnitude."
             )
-        data = Calibration.of(calibration, seed=seed).to(device_of(model))
+        data = Calibration.of(calibration, seed=seed)
+        device = input_device(model)
+        data = data if device is None else data.to(device)
+        if by_block is None:
+            by_block = any(p.is_meta for p in model.parameters())
         with seeded(seed), evaluating(model):
-            _gather(model, layers, data, needs, sums, loss_fn, progress)
+            chain = Chain.of(model, data) if by_block and needs == {"inputs"} else None
+            if chain is not None:
+                _gather_by_block(chain, layers, data, sums, progress)
+            else:
+                _gather(model, layers, data, needs, sums, loss_fn, progress)
     if "inputs" in needs:
         unseen = [name for name in layers if name not in sums.inputs]
         if unseen:
@@ -162,7 +182,7 @@ def score(
             )
     values: dict[str, dict[str, Any]] = {name: {} for name in names}
     for group in weights.groups:
-        weight = layers[group.name][0].weight.detach().double()
+        weight = stored(layers[group.name][0]).detach().double()
         for name in names:
             found = CRITERIA[name].value(group.name, weight, sums, seed)
             values[name][group.name] = found.reshape(-1).cpu().numpy()
@@ -192,6 +212,20 @@ def _gather(
             for sample in batch.cut(batch.size):
                 found = _gradients(model, layers, sample, loss_fn)
                 _add(sums.squares, {name: g.square() for name, g in found.items()}, 1)
+
+
+def _gather_by_block(
+    chain: Chain, layers: Mapping[str, list[Layer]], data: Calibration, sums: Sums, progress: bool
+) -> None:
+    """What the layers read, block by block; then of what is before and behind the blocks."""
+    with watched(layers, sums):
+        for _ in bar(chain.blocks, "Scoring weights, block by block", progress):
+            chain.advance()
+
+        def count(output: Any, batch: Batch) -> None:
+            sums.samples += batch.size
+
+        chain.finish(data, count)
 
 
 def _add(into: dict[str, Tensor], found: Mapping[str, Tensor], times: int) -> None:
@@ -250,16 +284,21 @@ def watched(layers: Mapping[str, list[Layer]], sums: Sums) -> Iterator[None]:
 def squared_inputs(layer: Layer, x: Tensor) -> tuple[Tensor, int]:
     """For each weight of a layer, the sum of squares of what it multiplies, and over how many positions.
 
+    The sums have one row for all outputs where these read the same.
+
     A layer is linear in its weight, so the derivative of ``sum(layer(x²))`` by the weight is that sum,
     whatever stride, padding and dilation. One output of each group is enough: all multiply the same.
     """
     squares = x.double().square()
     if isinstance(layer, nn.Linear):
         rows = squares.reshape(-1, squares.shape[-1])
-        return rows.sum(0).expand(layer.out_features, -1), len(rows)
+        return rows.sum(0)[None], len(rows)
     batched = squares if squares.ndim == layer.weight.ndim else squares[None]
     one = torch.ones_like(layer.weight[: layer.groups], dtype=torch.float64).requires_grad_()
     with torch.enable_grad():
         out = layer._conv_forward(batched, one, None)
         (found,) = torch.autograd.grad(out.sum(), one)
-    return found.repeat_interleave(layer.out_channels // layer.groups, 0), out.numel() // out.shape[1]
+    positions = out.numel() // out.shape[1]
+    return (
+        found if layer.groups == 1 else found.repeat_interleave(layer.out_channels // layer.groups, 0)
+    ), positions

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,10 +12,12 @@ from torch import Tensor, nn
 
 from secateur.calibration import Calibration, seeded
 from secateur.errors import SettingError
-from secateur.masks.apply import masked_tensors
+from secateur.masks.apply import masked_layers
+from secateur.masks.blocks import Chain, lists_of
+from secateur.masks.offload import input_device, store, stored
 from secateur.masks.plan import MaskPlan
 from secateur.masks.weights import Layer, layers_of
-from secateur.models import device_of, evaluating, unwrap
+from secateur.models import evaluating, unwrap
 from secateur.repair.progress import bar
 
 DAMPING = 1e-2
@@ -60,13 +64,17 @@ def surgeon(
     calibration: Any,
     *,
     damping: float = DAMPING,
+    by_block: bool = True,
     progress: bool = False,
 ) -> tuple[str, ...]:
     """Update the linear layers of a masked model, in place, one after another, with `update`.
 
-    Each layer's second moments are those of what it reads in the masked model after the layers before it have
-    been updated: one pass over the data a layer, and memory for one layer's moments. Convolutions are left as
-    they are; `sc.repair` refits those by least squares, which for small layers is the exact answer.
+    Each layer's second moments are those of what it reads in the masked model after the layers before it
+    have been updated, with memory for one layer's moments. In a language model, or any other chain of alike
+    blocks, that is one pass of all the data through the layer's block, and one more to reach the next block;
+    what is held of the data are the hidden states between two blocks (`secateur.masks.blocks`). Any other
+    model is run whole for each layer; both give the same up to rounding. Convolutions are left as they are;
+    `sc.repair` refits those by least squares, which for small layers is the exact answer.
 
     Args:
         small: What `apply` returned.
@@ -74,6 +82,7 @@ def surgeon(
         plan: Its masks.
         calibration: What `Calibration.of` takes; labels are not read.
         damping: Relative to the mean of the moments' diagonal, above 0.
+        by_block: False runs the whole model for each layer, whatever it is, and holds no hidden states.
         progress: Show a bar on a terminal.
 
     Returns:
@@ -81,45 +90,113 @@ def surgeon(
 
     Raises:
         PlanError: The plan is of another model.
-        SettingError: `damping` is not above 0.
+        SettingError: `damping` is not above 0, or the weights lie where nothing can be written.
         CalibrationError: There is no data.
     """
     if not damping > 0:
         raise SettingError(f"surgeon: expected damping above 0, got {damping!r}. Write damping=0.01.")
-    small = unwrap(small)
-    data = Calibration.of(calibration).to(device_of(small))
-    readers, dense = layers_of(small), dict(unwrap(model).named_parameters())
-    linear = [
-        (name, weight, keep)
-        for name, weight, keep in masked_tensors(small, plan)
-        if name in readers and isinstance(readers[name][0], nn.Linear)
-    ]
-    done = []
-    for name, weight, keep in bar(linear, "second order", progress):
-        hessian = _moments(small, readers[name], data)
-        if bool(keep.all()) or not bool(torch.isfinite(hessian).all()) or not hessian.any():
-            continue
-        hessian.diagonal().add_(damping * float(hessian.diagonal().mean()))
-        weight.copy_(update(dense[name].to(weight.device), keep, hessian))
-        done.append(name)
+    small, model = unwrap(small), unwrap(model)
+    data, device = Calibration.of(calibration), input_device(small)
+    data = data if device is None else data.to(device)
+    tasks = _tasks(small, model, plan)
+    done: list[str] = []
+
+    def set_right(some: Sequence[_Task], run: Callable[[], None]) -> None:
+        for task in bar(some, "second order", progress):
+            hessian = _moments(task.readers, run)
+            if bool(task.keep.all()) or not bool(torch.isfinite(hessian).all()) or not hessian.any():
+                continue
+            hessian.diagonal().add_(damping * float(hessian.diagonal().mean()))
+            store(task.readers[0], update(stored(task.dense), task.keep, hessian))
+            done.append(task.name)
+
+    def whole() -> None:
+        for batch in data.batches():
+            small(*batch.args, **batch.kwargs)
+
+    with seeded(0), evaluating(small):
+        for blocks in lists_of(small) if by_block else []:
+            parts = _by_block(tasks, blocks)
+            if parts is None:
+                continue
+            before, inside, behind = parts
+            set_right(before, whole)
+            tasks = [task for task in tasks if task not in before]
+            chain = Chain.of(small, data, blocks)
+            if chain is None:
+                continue
+            for some in inside:
+                set_right(some, chain.visit)
+                chain.advance()
+            set_right(behind, partial(chain.finish, data))
+            return tuple(done)
+        set_right(tasks, whole)
     return tuple(done)
 
 
-def _moments(model: nn.Module, layers: Sequence[Layer], data: Calibration) -> Tensor:
-    """The sum of x x^T over all that the layers read. [inputs, inputs]"""
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """A weight to update.
+
+    Attributes:
+        name: In the state dict.
+        readers: The layers that read it.
+        dense: The layer of the dense model that has it.
+        keep: Its mask.
+    """
+
+    name: str
+    readers: list[Layer]
+    dense: nn.Module
+    keep: Tensor
+
+
+def _tasks(small: nn.Module, model: nn.Module, plan: MaskPlan) -> list[_Task]:
+    """The masked weights that only linear layers read, in the plan's order."""
+    readers = layers_of(small)
+    masked = zip(plan.masks, masked_layers(small, plan), strict=True)
+    return [
+        _Task(name, readers[name], model.get_submodule(name.rpartition(".")[0]), keep)
+        for name, (_, _, keep) in masked
+        if name in readers and isinstance(readers[name][0], nn.Linear)
+    ]
+
+
+def _by_block(
+    tasks: Sequence[_Task], blocks: Sequence[nn.Module]
+) -> tuple[list[_Task], list[list[_Task]], list[_Task]] | None:
+    """What comes before the blocks, in each, and behind; None if a weight is read in several, or none is."""
+    place = {id(layer): k for k, block in enumerate(blocks) for layer in block.modules()}
+    before: list[_Task] = []
+    inside: list[list[_Task]] = [[] for _ in blocks]
+    behind: list[_Task] = []
+    for task in tasks:
+        found = {place.get(id(layer)) for layer in task.readers}
+        if len(found) > 1:
+            return None
+        (k,) = found
+        if k is not None:
+            inside[k].append(task)
+        else:
+            (behind if any(inside) else before).append(task)
+    return (before, inside, behind) if any(inside) else None
+
+
+def _moments(layers: Sequence[Layer], run: Callable[[], None]) -> Tensor:
+    """The sum of x x^T over all that the layers read in a run. [inputs, inputs]"""
     columns = int(layers[0].weight.shape[1])
-    found = torch.zeros(columns, columns, dtype=torch.float64, device=device_of(model))
+    sums: list[Tensor] = []
 
     def see(module: nn.Module, args: tuple[Any, ...]) -> None:
         x = args[0].detach().reshape(-1, columns).double()
-        found.addmm_(x.t(), x)
+        if not sums:
+            sums.append(torch.zeros(columns, columns, dtype=torch.float64, device=x.device))
+        sums[0].addmm_(x.t(), x)
 
     handles = [layer.register_forward_pre_hook(see) for layer in layers]
     try:
-        with seeded(0), evaluating(model):
-            for batch in data.batches():
-                model(*batch.args, **batch.kwargs)
+        run()
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return sums[0] if sums else torch.zeros(columns, columns, dtype=torch.float64)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
@@ -17,8 +19,10 @@ from secateur.graph.graph import Graph
 from secateur.graph.trace import trace
 from secateur.masks.allocate import allocate
 from secateur.masks.apply import apply
+from secateur.masks.plan import MaskPlan
 from secateur.masks.prune import measured
 from secateur.masks.score import score
+from secateur.masks.surgeon import surgeon
 from secateur.masks.weights import Weights
 from secateur.repair.batchnorm import batch_norms, reestimate
 from secateur.repair.sweep import sweep as refit
@@ -100,8 +104,27 @@ def sweep(
     """
     example = fit.first()
     graph = trace(model, example.kwargs or example.args, allow_inexact=True)
+    points = []
+    for name, sparsity, plan in allocations(model, fit, rules, sparsities, criterion=criterion, seed=seed):
+        small = apply(model, plan, graph)
+        REPAIRS[repair](Masked(small, model, plan, graph), fit)
+        found = evaluate(small, held)
+        points.append(Point(name, sparsity, found.loss, found.accuracy))
+    return Transition(evaluate(model, held), tuple(points), share)
+
+
+def allocations(
+    model: nn.Module,
+    fit: Calibration,
+    rules: Mapping[str, str | Allocates],
+    sparsities: Sequence[float],
+    *,
+    criterion: str = "magnitude",
+    seed: int = 0,
+) -> Iterator[tuple[str, float, MaskPlan]]:
+    """Each rule's masks at each sparsity that it reaches; arguments as for `sweep`."""
     scores = score(model, fit, criterion, seed=seed)
-    weights, points = Weights.of(model), []
+    weights = Weights.of(model)
     for name, given in rules.items():
         rule = measured(_with_criterion(resolve(given), criterion), model, fit, scores)
         for sparsity in sparsities:
@@ -109,25 +132,47 @@ def sweep(
                 plan = allocate(weights, scores, rule, Budget(sparsity=sparsity), seed=seed)
             except UnreachableBudgetError:
                 continue
-            small = apply(model, plan, graph)
-            REPAIRS[repair](small, graph, fit)
-            found = evaluate(small, held)
-            points.append(Point(name, sparsity, found.loss, found.accuracy))
-    return Transition(evaluate(model, held), tuple(points), share)
+            yield name, sparsity, plan
 
 
 def _with_criterion(rule: Any, criterion: str) -> Any:
     return rule if rule.signals == ("random",) else replace(rule, removal=criterion)
 
 
-def _variance(small: nn.Module, graph: Graph, fit: Calibration) -> None:
-    refit("variance", small, graph, fit)
+@dataclass(frozen=True, eq=False)
+class Masked:
+    """What a repair of an allocation works on.
+
+    Attributes:
+        small: The masked model, which it changes in place.
+        model: The dense one.
+        plan: The masks.
+        graph: The dense model's trace.
+    """
+
+    small: nn.Module
+    model: nn.Module
+    plan: MaskPlan
+    graph: Graph
 
 
-def _batchnorm(small: nn.Module, graph: Graph, fit: Calibration) -> None:
-    if batch_norms(small):
-        reestimate(small, fit)
+def _sweep(masked: Masked, fit: Calibration, *, name: str) -> None:
+    refit(name, masked.small, masked.graph, fit)
 
 
-REPAIRS = {"variance": _variance, "batchnorm": _batchnorm}
-"""What can be done to every allocation alike."""
+def _batchnorm(masked: Masked, fit: Calibration) -> None:
+    if batch_norms(masked.small):
+        reestimate(masked.small, fit)
+
+
+def _surgeon(masked: Masked, fit: Calibration) -> None:
+    surgeon(masked.small, masked.model, masked.plan, fit)
+
+
+REPAIRS: Mapping[str, Callable[[Masked, Calibration], None]] = MappingProxyType(
+    {name: partial(_sweep, name=name) for name in ("variance", "channelwise", "layerwise", "reconstruct")}
+    | {"batchnorm": _batchnorm, "surgeon": _surgeon}
+)
+"""What can be done to every allocation alike. ``channelwise`` is plain variance matching of each output,
+``variance`` the same with adaptive shrinkage (ASR), ``layerwise`` one factor a layer; ``surgeon`` updates
+linear layers only."""

@@ -12,6 +12,7 @@ from torch import nn
 from secateur.errors import NothingToPruneError
 from secateur.graph.graph import fingerprint
 from secateur.graph.weight import WeightGroup
+from secateur.masks.offload import same_tensor
 from secateur.models import unwrap
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -72,8 +73,10 @@ def layers_of(model: nn.Module) -> dict[str, list[Layer]]:
     """Per weight, by its first name in the state dict, the layers that read it, in the model's order."""
     owners: dict[int, list[tuple[str, nn.Module]]] = {}
     for path, module in model.named_modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            owners.setdefault(id(parameter), []).append((f"{path}.{name}" if path else name, module))
+        for name, _ in module.named_parameters(recurse=False):
+            owners.setdefault(same_tensor(module, name), []).append(
+                (f"{path}.{name}" if path else name, module)
+            )
     found: dict[str, list[Layer]] = {}
     for owned in owners.values():
         layers = [module for name, module in owned if name.rpartition(".")[2] == "weight"]

@@ -10,7 +10,8 @@ what the layer should give (`targets.py`). How is the method's choice:
   section 3.1, and Luo et al. 2017, ThiNet (arXiv 1707.06342), section 3.2, refit to the dense outputs.
   Departures: damping towards W0, and targets that take the rest of a sum into account.
 - ``bias``: the bias alone, so that each output's mean is what it should be.
-- ``variance``, ``channelwise`` and ``layerwise``: bias and a factor, so that mean and variance are (`moments.py`).
+- ``variance``, ``channelwise`` and ``layerwise``: bias and a factor, so that mean and variance are
+  (`moments.py`).
 
 A layer without a bias whose output goes into a batch norm alone gets one in form of that norm's mean.
 """

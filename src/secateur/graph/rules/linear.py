@@ -27,8 +27,7 @@ def contract(op: Op, operands: Sequence[fx.Node], terms: Sequence[str], out: str
             if letter in term
         ]
         axes[letter] = op.broadcast(*sides)[0]
-    weights = [k for k, operand in enumerate(operands) if op.is_weight(operand)]
-    weights = [] if len(weights) == len(operands) else weights
+    weights = op.weights(operands)
     for letter in (c for c in axes if c not in out):
         consuming = [k for k in weights if letter in terms[k]]
         if not consuming:
@@ -98,6 +97,28 @@ def _matmul(op: Op, left: fx.Node, right: fx.Node) -> Axes:
     a = batch[len(batch) - (ranks[0] - len(a)) :] + a
     b = batch[len(batch) - (ranks[1] - len(b)) :] + b
     return contract(op, (left, right), (a, b), batch + ("m" if "m" in a else "") + ("n" if "n" in b else ""))
+
+
+@rule("aten._grouped_mm.default", "transformers.grouped_mm_fallback.default")
+def grouped_matmul(op: Op) -> Axes:
+    """Rows [rows, in], each times one of the matrices of weight [matrices, in, out].
+
+    Which matrix a row meets depends on the data, so all of them stay. They have their axes in common: a unit
+    is a position of all of them.
+    """
+    x, weight = op.positional[:2]
+    plain_call = len(op.axes(x)) == 2 and len(op.axes(weight)) == 3 and op.get("bias") is None
+    if not op.is_weight(weight) or not plain_call:
+        raise ValueError("expected rows and a weight of several matrices")
+    rows, into = op.axes(x)
+    matrices, own, out = op.axes(weight)
+    op.freeze(matrices, "which matrix a row meets depends on the data")
+    op.tie(into, own)
+    op.consumes(weight, own)
+    op.role(out, PRODUCE)
+    op.produces(weight, 1)
+    op.count(1, rows, into, out)
+    return rows, out
 
 
 @rule("aten.einsum.default")

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -76,10 +77,24 @@ class Walk:
     constants: dict[fx.Node, torch.Tensor] = field(default_factory=dict)
 
 
+_MEASURED: WeakKeyDictionary[Any, dict[Any, int]] = WeakKeyDictionary()
+"""By the shape environment of a capture: sizes that depend on the data, as the example inputs made them."""
+
+
+def remember_size(size: torch.SymInt, number: int) -> None:
+    """Say what the example inputs make of a size that depends on the data.
+
+    Axes of one or no position mean something else to a rule (they broadcast), so two stand for these.
+    """
+    _MEASURED.setdefault(size.node.shape_env, {})[size.node.expr] = max(number, 2)
+
+
 def hint(size: Any) -> int:
     """The size that the example inputs gave an axis; symbolic sizes are looked up, not guarded on."""
     if isinstance(size, torch.SymInt):
         known = size.node.hint
+        if known is None:
+            known = _MEASURED.get(size.node.shape_env, {}).get(size.node.expr)
         if known is None:
             raise ValueError("the size depends on the data")
         return int(known)
@@ -238,6 +253,26 @@ class Op:
         """True if the argument is computed from parameters and buffers alone."""
         return value in self.walk.from_parameters
 
+    def weights(self, operands: Sequence[fx.Node]) -> list[int]:
+        """Which operands of a product are weights, by number; none if all are.
+
+        Where none is computed from parameters alone, a part of one that the data choose is a weight too:
+        the matrix of the expert that a token goes to, say.
+        """
+        for kind in (self.is_weight, self.is_chosen_weight):
+            found = [k for k, operand in enumerate(operands) if kind(operand)]
+            if found:
+                return found if len(found) < len(operands) else []
+        return []
+
+    def is_chosen_weight(self, value: Any) -> bool:
+        """True if the argument is read, at positions that may depend on the data, from a weight."""
+        while str(value.target) not in _READS:
+            if len(value.all_input_nodes) != 1 or str(value.target) not in _ZERO_AT_ZERO:
+                return False
+            (value,) = value.all_input_nodes
+        return self.is_weight(value.all_input_nodes[0])
+
     def broadcast(self, *operands: Axes) -> Axes:
         """Tie the axes of operands that broadcast against each other; returns the result's labels."""
         rank = max((len(axes) for axes in operands), default=0)
@@ -291,6 +326,9 @@ _ZERO_AT_ZERO = frozenset(
     )
 ) | {"operator.getitem"}  # fmt: skip
 """Operators whose result is zero where the first operand is."""
+
+_READS = frozenset({"aten.index.Tensor", "aten.index_select.default"})
+"""Operators that read positions of their first operand."""
 
 _PRODUCTS = frozenset(
     f"aten.{name}" for name in ("mul.Tensor", "matmul.default", "mm.default", "bmm.default", "einsum.default")

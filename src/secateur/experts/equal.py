@@ -1,0 +1,72 @@
+"""Equally many experts in all blocks, whatever rule says which: what stock Transformers can load."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from pydantic import JsonValue
+
+from secateur.allocate.base import Allocator
+from secateur.allocate.budget import Budget
+from secateur.allocate.limits import Limits
+from secateur.allocate.signals import ScoreTable
+from secateur.allocate.staircase import Staircase
+from secateur.errors import SettingError
+from secateur.graph.graph import Graph
+from secateur.score.combination import Asked
+
+
+@dataclass(frozen=True)
+class EqualCounts(Allocator):
+    """Each block loses equally many experts, the first to go by another rule's order.
+
+    A configuration of Transformers has one number of experts for all layers, so this is what
+    ``from_pretrained`` can load. The budget gives the number: the most experts that it allows all blocks to
+    keep. Nothing of it is spent on single blocks.
+
+    Attributes:
+        rule: Says in which order the experts of a block go.
+
+    Raises:
+        SettingError: On `allocate`, there is no budget, or blocks have different numbers of experts.
+    """
+
+    rule: Allocator
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """The rule's."""
+        return self.rule.name
+
+    @property
+    def signals(self) -> tuple[Asked, ...]:
+        """The rule's."""
+        return self.rule.signals
+
+    def knob(self, budget: Budget | None) -> float | None:
+        """The fraction removed, which only a budget can say."""
+        if budget is None:
+            raise SettingError(
+                "EqualCounts: expected a budget, got none. Give Budget(experts=0.75), for example."
+            )
+        return None
+
+    def settings(self, knob: float | None) -> dict[str, JsonValue]:
+        """The rule's, and the fraction that every block lost."""
+        return {**self.rule.settings(None), "equal_counts": True, "ratio": None if knob is None else knob}
+
+    def steps(self, graph: Graph, scores: ScoreTable, limits: Limits) -> Mapping[str, Staircase]:
+        """K experts of each block go from ratio k / N on."""
+        sizes = sorted({group.size for group in limits.considered(graph.groups)})
+        if len(sizes) > 1:
+            raise SettingError(
+                f"EqualCounts: expected blocks with one number of experts, got {sizes}. Leave it out, and "
+                "save with secateur.save."
+            )
+        count = limits.feasible(sizes[0])
+        return {
+            name: Staircase(order=stairs.order, knob=np.asarray(count / sizes[0]), count=count)
+            for name, stairs in self.rule.steps(graph, scores, limits).items()
+        }

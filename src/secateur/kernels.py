@@ -1,0 +1,47 @@
+"""Which of Transformers' kernels runs a model's experts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from torch import nn
+
+M = TypeVar("M", bound=nn.Module)
+
+_FIELD = "_experts_implementation"
+_LOOP, _GROUPED = "eager", "grouped_mm"
+
+
+def with_loop(model: M) -> M:
+    """Let a copy of a Transformers model run its experts one after the other; returns it.
+
+    The fast kernels know no float64. Other models are left as they are.
+    """
+    for config in _configs(model):
+        setattr(config, _FIELD, _LOOP)
+    return model
+
+
+@contextmanager
+def capturable(model: nn.Module) -> Iterator[None]:
+    """Inside, experts that would run in a loop run as one grouped product, which computes the same.
+
+    The loop goes over the experts that some token chose: how often it turns depends on the data, and no
+    capture can hold that. Everything is restored afterwards.
+    """
+    looping = [config for config in _configs(model) if getattr(config, _FIELD) == _LOOP]
+    try:
+        for config in looping:
+            setattr(config, _FIELD, _GROUPED)
+        yield
+    finally:
+        for config in looping:
+            setattr(config, _FIELD, _LOOP)
+
+
+def _configs(model: nn.Module) -> list[Any]:
+    """The configurations in which a model or its parts name a kernel for experts, each once."""
+    found = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
+    return [config for config in found.values() if getattr(config, _FIELD, None) is not None]

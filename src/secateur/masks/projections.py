@@ -1,0 +1,68 @@
+"""Which weights are projections: shortcuts that reshape a residual stream beside a branch."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from secateur.graph.graph import Graph
+from secateur.graph.walk import tensor_of
+from secateur.regression.layers import Site
+from secateur.regression.outline import Call, Outline
+
+_SUMS = ("aten.add.Tensor", "aten.add_.Tensor")
+
+
+def projections(graph: Graph) -> tuple[str, ...]:
+    """The weights of the projections of a network, by their names in the state dict, in order of execution.
+
+    A projection is a linear layer or a convolution with a kernel of one position, whose output, normalised
+    perhaps, is added to that of a branch with layers of its own that starts where the projection does. For
+    the settings ``dense`` and ``along`` of `Repairability`.
+
+    Args:
+        graph: The trace.
+
+    Example:
+        ``Repairability(dense=projections(graph))`` prunes all but the projections.
+    """
+    outline = Outline(graph)
+    sites = {}
+    for node in outline.nodes:
+        site = Site.of(node, Call.captured(node), outline)
+        if site is not None:
+            sites[node] = site
+    found = []
+    for site in sites.values():
+        name = outline.names[site.weight]
+        small = all(length == 1 for length in tensor_of(graph.program, name).shape[2:])
+        other = _added_to(site.node, sites, outline) if small else None
+        if other is not None and _reaches(site.x, other, sites):
+            found.append(name)
+    return tuple(dict.fromkeys(found))
+
+
+def _added_to(node: fx.Node, sites: dict[fx.Node, Site], outline: Outline) -> fx.Node | None:
+    """The other operand of the addition that a layer's output reaches alone and without another layer."""
+    while len(node.users) == 1:
+        (user,) = node.users
+        others = [n for n in user.all_input_nodes if n is not node and n not in outline.names]
+        if str(user.target) in _SUMS and len(others) == 1:
+            return others[0]
+        if user in sites or others or user not in outline.index:
+            return None
+        node = user
+    return None
+
+
+def _reaches(start: fx.Node, end: fx.Node, sites: dict[fx.Node, Site]) -> bool:
+    """Whether a value is computed from another one by way of at least one layer."""
+    seen: set[tuple[fx.Node, bool]] = set()
+    waiting = [(end, False)]
+    while waiting:
+        node, layered = waiting.pop()
+        if node is start and layered:
+            return True
+        if (node, layered) not in seen:
+            seen.add((node, layered))
+            waiting += [(n, layered or node in sites) for n in node.all_input_nodes]
+    return False
