@@ -2,7 +2,9 @@
 
     python -m benchmarks.bench_repair [accuracy] [images] [peer] [cost]
 
-- accuracy: every method alone, `auto`, and two ways to choose the units, at four budgets, over seeds.
+Each part has a result file of its own.
+
+- accuracy: two ways to choose the units at four budgets, over seeds, and every method alone at one of them.
 - images: accuracy against the number of calibration images.
 - peer: Torch-Pruning's criteria at the same budgets, with and without batch-norm re-estimation.
 - cost: seconds and memory of repair, against one forward pass; one large linear layer.
@@ -19,20 +21,15 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from pydantic import JsonValue
 from torch import Tensor, nn
 
 import secateur as sc
 from benchmarks import cifar, results
 from benchmarks.resnet20 import ResNet20, top1, trained
-from secateur.allocate.staircase import Staircase
 from secateur.regression.leastsquares import Sums, fit
 from secateur.repair.batchnorm import reestimate
 
@@ -45,41 +42,14 @@ METHODS: tuple[Any, ...] = (
     "batchnorm", "bias", "layerwise", "variance", ("variance", "batchnorm"), "reconstruct",
     ("reconstruct", "batchnorm"), "auto",
 )  # fmt: skip
+BASIC = ("batchnorm", "reconstruct")
+ABLATION = 0.58
+"""The share of the MACs at which every method is tried."""
+
 POOL = 5000
 """Training images that calibration images are drawn from."""
 
 Batches = list[tuple[Tensor, ...]]
-
-
-@dataclass(frozen=True)
-class EvenDamage(sc.Allocator):
-    """One threshold for all groups on what is left of a unit's loss after refitting (`damage`)."""
-
-    threshold: float | None = None
-    name: ClassVar[str] = "even damage"
-
-    @property
-    def signals(self) -> tuple[str, ...]:
-        """The signal."""
-        return ("damage",)
-
-    def knob(self, budget: sc.Budget | None) -> float | None:
-        """The threshold."""
-        return self.threshold
-
-    def settings(self, knob: float | None) -> dict[str, JsonValue]:
-        """The threshold that decided."""
-        return {"threshold": knob}
-
-    def steps(self, graph: sc.Graph, scores: Any, limits: sc.Limits) -> Mapping[str, Staircase]:
-        """Every unit whose value is at most the threshold goes; one always stays."""
-        found = {}
-        for group in limits.considered(graph.groups):
-            values: NDArray[np.float64] = np.asarray(scores["damage"][group.name])
-            order = np.argsort(values, kind="stable")
-            knob, last = np.unique(values[order][:-1][::-1], return_index=True)
-            found[group.name] = Staircase(order=order, knob=knob, count=len(values) - 1 - last)
-        return found
 
 
 def draw(seed: int, count: int, images: Tensor, labels: Tensor | None = None) -> Batches:
@@ -95,79 +65,103 @@ def inner(graph: sc.Graph) -> sc.Limits:
     return sc.Limits(ignore=tuple(names))
 
 
-def plans(
-    model: nn.Module, data: Batches, labelled: Batches, seed: int
-) -> dict[str, Callable[[float], sc.Plan]]:
-    """Ways to choose the units: name -> plan for a share of the MACs."""
-    graph = sc.trace(model, data[0][0][:2])
-    scores = sc.score(graph, labelled, ("magnitude", "wasserstein"), seed=seed, progress=False)
-    product = {
-        name: np.asarray(scores["magnitude"][name]) * np.asarray(scores["wasserstein"][name])
-        for name in (g.name for g in graph.groups)
-    }
-    left = {"damage": damage(model, graph, sc.Calibration.of(data))}
+RULES: dict[str, sc.Allocator] = {
+    "repair-aware": sc.RepairAware(),
+    "uniform, magnitude x wasserstein": sc.Uniform(removal="magnitude*wasserstein"),
+}
+"""Ways to choose the units. The first reads no labels."""
 
-    def plan(rule: sc.Allocator, table: Any) -> Callable[[float], sc.Plan]:
-        return lambda macs: rule.allocate(graph, table, sc.Budget(macs=macs), inner(graph), seed)
 
-    return {
-        "even damage": plan(EvenDamage(), left),
-        "uniform, magnitude x wasserstein": plan(sc.Uniform(removal="product"), {"product": product}),
+def plans(graph: sc.Graph, data: Batches, labelled: Batches, seed: int) -> dict[str, Callable[..., sc.Plan]]:
+    """For each rule: share of the MACs -> plan; all channels, or those inside the blocks."""
+    table = {
+        "repair-aware": sc.score(graph, data, "reconstruction", seed=seed, progress=False),
+        "uniform, magnitude x wasserstein": sc.score(
+            graph, labelled, ("magnitude", "wasserstein"), seed=seed, progress=False
+        ),
     }
+
+    def plan(name: str) -> Callable[..., sc.Plan]:
+        def made(macs: float, scope: str = "inner") -> sc.Plan:
+            limits = inner(graph) if scope == "inner" else sc.Limits()
+            return RULES[name].allocate(graph, table[name], sc.Budget(macs=macs), limits, seed)
+
+        return made
+
+    return {name: plan(name) for name in RULES}
 
 
 def accuracy(
     model: nn.Module, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], seeds: Sequence[int] = SEEDS
 ) -> list[dict[str, Any]]:
-    """Top-1 for every seed, way to choose, budget and method."""
+    """Top-1 for every seed, way to choose, scope, budget and method; every method at one budget."""
     found = []
     for seed in seeds:
         data, labelled = draw(seed, IMAGES, train[0]), draw(seed, IMAGES, *train)
         graph = sc.trace(model, data[0][0][:2])
-        for name, plan_for in plans(model, data, labelled, seed).items():
-            for macs in MACS:
-                plan = plan_for(macs)
-                small = sc.apply(model, plan, graph=graph)
-                row = {
-                    "seed": seed, "plan": name, "budget": macs, "macs": plan.predicted.macs / plan.dense.macs,
-                    "params": plan.predicted.params / plan.dense.params,
-                    "kept": {g.name: g.kept for g in plan.groups}, "none": top1(small, *test),
-                }  # fmt: skip
-                for method in METHODS:
-                    start = time.perf_counter()
-                    repaired = sc.repair(small, model, data, method, graph=graph, seed=seed, progress=False)
-                    seconds = time.perf_counter() - start
-                    title = method if isinstance(method, str) else " + ".join(method)
-                    row[title] = top1(repaired, *test)
-                    row[f"{title} seconds"] = seconds
-                    if method == "auto":
-                        kept = [t["method"] for t in sc.record_of(repaired).repairs if t["kept"]]
-                        row["auto chose"] = kept[0] if kept else "nothing"
-                found.append(row)
-                print(f"seed {seed}, {name}, {macs}: {row['none']:.3f} -> {row[title]:.3f}", file=sys.stderr)
+        made = plans(graph, data, labelled, seed)
+        first = next(iter(made))
+        cases = [(name, "inner", macs) for name in made for macs in MACS]
+        cases += [(first, "all", macs) for macs in MACS]
+        for name, scope, macs in cases:
+            plan = made[name](macs, scope)
+            small = sc.apply(model, plan, graph=graph)
+            row = {
+                "seed": seed, "plan": name, "scope": scope, "budget": macs,
+                "macs": plan.predicted.macs / plan.dense.macs,
+                "params": plan.predicted.params / plan.dense.params,
+                "kept": {g.name: g.kept for g in plan.groups}, "none": top1(small, *test),
+            }  # fmt: skip
+            every = (name, scope, macs) == (first, "inner", ABLATION)
+            for method in METHODS if every else BASIC:
+                repaired = sc.repair(small, model, data, method, graph=graph, seed=seed, progress=False)
+                title = method if isinstance(method, str) else " + ".join(method)
+                row[title] = top1(repaired, *test)
+                if method == "auto":
+                    kept = [t["method"] for t in sc.record_of(repaired).repairs if t["kept"]]
+                    row["auto chose"] = kept[0] if kept else "nothing"
+            found.append(row)
+            shown = {k: v for k, v in row.items() if k != "kept"}
+            print(shown, file=sys.stderr, flush=True)
     return found
 
 
-def accuracy_table(rows: list[dict[str, Any]], dense: float) -> str:
-    """Medians over seeds."""
-    titles = ["none", *(m if isinstance(m, str) else " + ".join(m) for m in METHODS)]
+def spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation, in points."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{100 * statistics.mean(values):.1f} ± {100 * deviation:.1f}"
+
+
+def accuracy_tables(rows: list[dict[str, Any]], dense: float) -> str:
+    """Means over seeds; then every method at one budget."""
     lines = []
-    for name in dict.fromkeys(r["plan"] for r in rows):
+    for name, scope in dict.fromkeys((r["plan"], r["scope"]) for r in rows):
         for macs in MACS:
-            mine = [r for r in rows if (r["plan"], r["budget"]) == (name, macs)]
-            medians = [f"{100 * statistics.median(r[t] for r in mine):.1f}" for t in titles]
-            lines.append((name, f"{macs:.2f}", *medians, f"{100 * TARGETS[macs]:.1f}"))
-    return f"dense {100 * dense:.1f}\n" + results.table(("plan", "MACs", *titles, "target"), lines)
+            mine = [r for r in rows if (r["plan"], r["scope"], r["budget"]) == (name, scope, macs)]
+            cells = [spread([r[title] for r in mine]) for title in ("none", *BASIC)]
+            lines.append((name, scope, f"{macs:.2f}", *cells, f"{100 * TARGETS[macs]:.1f}"))
+    first = rows[0]["plan"]
+    one = [r for r in rows if (r["plan"], r["scope"], r["budget"]) == (first, "inner", ABLATION)]
+    titles = ["none", *(m if isinstance(m, str) else " + ".join(m) for m in METHODS)]
+    return (
+        f"dense {100 * dense:.1f}\n"
+        + results.table(("plan", "channels", "MACs", "none", *BASIC, "target"), lines)
+        + f"\n\neach method alone, at {ABLATION} of the MACs\n"
+        + results.table(("method", "top-1"), [(t, spread([r[t] for r in one])) for t in titles])
+    )
 
 
 def by_count(
-    model: nn.Module, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], seeds: Sequence[int] = SEEDS
+    model: nn.Module,
+    train: tuple[Tensor, Tensor],
+    test: tuple[Tensor, Tensor],
+    seeds: Sequence[int] = SEEDS[:3],
 ) -> list[dict[str, Any]]:
-    """Top-1 at 0.58 of the MACs against the number of calibration images; the plan stays the same."""
+    """Top-1 at one budget against the number of calibration images; the plan stays the same."""
     found = []
     data, labelled = draw(0, IMAGES, train[0]), draw(0, IMAGES, *train)
     graph = sc.trace(model, data[0][0][:2])
-    plan = next(iter(plans(model, data, labelled, 0).values()))(0.58)
+    plan = next(iter(plans(graph, data, labelled, 0).values()))(ABLATION)
     small = sc.apply(model, plan, graph=graph)
     for count in COUNTS:
         for seed in seeds:
@@ -238,9 +232,8 @@ def cost(model: nn.Module, train: tuple[Tensor, Tensor]) -> dict[str, Any]:
     """Seconds of each repair and of one forward pass over the same images; memory of a large layer."""
     data = draw(0, IMAGES, train[0])
     graph = sc.trace(model, data[0][0][:2])
-    plan = EvenDamage().allocate(
-        graph, {"damage": damage(model, graph, sc.Calibration.of(data))}, sc.Budget(macs=0.58), inner(graph)
-    )
+    scores = sc.score(graph, data, "reconstruction", progress=False)
+    plan = sc.RepairAware().allocate(graph, scores, sc.Budget(macs=ABLATION), inner(graph))
     small = sc.apply(model, plan, graph=graph)
     found: dict[str, Any] = {}
 
@@ -295,37 +288,32 @@ def main() -> None:
     model = trained()
     train, test = cifar.load("train", POOL), cifar.load("test")
     dense = top1(model, *test)
-    found: dict[str, Any] = {
-        "dense": dense,
-        "images": IMAGES,
-        "targets": {str(k): v for k, v in TARGETS.items()},
-    }
+    about = {"dense": dense, "images": IMAGES, "targets": {str(k): v for k, v in TARGETS.items()}}
     if "accuracy" in asked:
-        found["accuracy"] = accuracy(model, train, test)
-        print(accuracy_table(found["accuracy"], dense))
+        rows = accuracy(model, train, test)
+        print(accuracy_tables(rows, dense))
+        results.write("repair_accuracy", {**about, "runs": rows})
     if "images" in asked:
-        found["by_count"] = by_count(model, train, test)
-        rows = [
-            (n, *(f"{100 * statistics.median(r[m] for r in found['by_count'] if r['images'] == n):.1f}"
-                  for m in ("none", "batchnorm", "variance", "reconstruct", "auto")))
-            for n in COUNTS
-        ]  # fmt: skip
-        print("\n0.58 of the MACs, by number of calibration images")
-        print(results.table(("images", "none", "batchnorm", "variance", "reconstruct", "auto"), rows))
+        runs = by_count(model, train, test)
+        methods = ("none", "batchnorm", "variance", "reconstruct", "auto")
+        lines = [(n, *(spread([r[m] for r in runs if r["images"] == n]) for m in methods)) for n in COUNTS]
+        print(f"\n{ABLATION} of the MACs, by number of calibration images")
+        print(results.table(("images", *methods), lines))
+        results.write("repair_images", {**about, "runs": runs})
     if "peer" in asked:
-        found["peer"] = peer(model, train, test)
-        rows = [
+        runs = peer(model, train, test)
+        lines = [
             (r["criterion"], r["scope"], f"{r['budget']:.2f}", f"{r['macs']:.3f}", f"{100 * r['none']:.1f}",
              f"{100 * r['batchnorm']:.1f}")
-            for r in found["peer"]
+            for r in runs
         ]  # fmt: skip
         print("\nTorch-Pruning")
-        print(results.table(("criterion", "scope", "budget", "MACs", "none", "batchnorm"), rows))
+        print(results.table(("criterion", "scope", "budget", "MACs", "none", "batchnorm"), lines))
+        results.write("repair_peer", {**about, "runs": runs})
     if "cost" in asked:
-        found["cost"] = cost(model, train)
-        print(f"\nseconds for {IMAGES} images: {found['cost']}")
-    if not sys.argv[1:]:
-        results.write("repair", found)
+        seconds = cost(model, train)
+        print(f"\nseconds for {IMAGES} images: {seconds}")
+        results.write("repair_cost", {"images": IMAGES, "cost": seconds})
 
 
 if __name__ == "__main__":

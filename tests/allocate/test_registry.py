@@ -9,7 +9,18 @@ from secateur.errors import SettingError
 
 
 def test_names() -> None:
-    assert names() == ("emp", "erk", "global", "lamp", "owl", "random", "repairability", "tod", "uniform")
+    assert names() == (
+        "emp",
+        "erk",
+        "global",
+        "lamp",
+        "owl",
+        "random",
+        "repair_aware",
+        "repairability",
+        "tod",
+        "uniform",
+    )
     assert resolve("tod") == ToD()
     assert resolve("uniform") == Uniform()
     assert resolve("random") == Uniform(removal="random")

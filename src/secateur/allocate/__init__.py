@@ -13,6 +13,7 @@ from secateur.allocate.lamp import LAMP
 from secateur.allocate.limits import Limits
 from secateur.allocate.owl import OWL
 from secateur.allocate.registry import names, resolve
+from secateur.allocate.repair_aware import RepairAware
 from secateur.allocate.repairability import Repairability
 from secateur.allocate.staircase import Staircase
 from secateur.allocate.tod import ToD, tolerance_curve
@@ -31,6 +32,7 @@ __all__ = [
     "Distortion",
     "Global",
     "Limits",
+    "RepairAware",
     "Repairability",
     "Staircase",
     "ToD",

@@ -14,6 +14,7 @@ from secateur.allocate.global_ranking import Global
 from secateur.allocate.lamp import LAMP
 from secateur.allocate.limits import Limits
 from secateur.allocate.owl import OWL
+from secateur.allocate.repair_aware import RepairAware
 from secateur.allocate.repairability import Repairability
 from secateur.allocate.signals import ScoreTable
 from secateur.allocate.tod import ToD
@@ -47,7 +48,7 @@ class Allocates(Protocol):
 
 
 _RULES: Mapping[str, Callable[[], Allocator]] = MappingProxyType(
-    {rule.name: rule for rule in (ToD, EMP, Uniform, Global, ERK, LAMP, OWL, Repairability)}
+    {rule.name: rule for rule in (ToD, EMP, Uniform, Global, ERK, LAMP, OWL, Repairability, RepairAware)}
     | {"random": lambda: Uniform(removal="random")}
 )
 

@@ -40,6 +40,7 @@ class AllocatorName(str, Enum):
     erk = "erk"
     lamp = "lamp"
     owl = "owl"
+    repair_aware = "repair_aware"
     random = "random"
 
 

@@ -9,6 +9,7 @@ from secateur.score.geometric_median import GeometricMedian
 from secateur.score.magnitude import L1, L2, Magnitude
 from secateur.score.random import Random
 from secateur.score.rank import Rank
+from secateur.score.reconstruction import Reconstruction
 from secateur.score.scores import Scores
 from secateur.score.scoring import score
 from secateur.score.signal import Context, Signal, Step, SumTally, Tally
@@ -33,6 +34,7 @@ __all__ = [  # noqa: RUF022 grouped by what a reader looks for
     "Activation",
     "APoZ",
     "Rank",
+    "Reconstruction",
     # Signals of the loss
     "Taylor",
     "TaylorSample",
