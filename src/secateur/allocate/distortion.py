@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from secateur.allocate.hull import lower_hull
+
 GRID = (0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 1.0)
 """Sparsities at which the curves are measured."""
 
@@ -52,26 +54,13 @@ class Distortion:
         between; 0 at sparsity 0, and beyond the last middle rising on as before it.
         """
         whole = float(self.repaired[-1]) if self.whole is None else self.whole
-        x, y = _hull(self.sparsity, self.readers * np.maximum.accumulate(self.repaired) / (whole or 1.0))
+        x, y = lower_hull(self.sparsity, self.readers * np.maximum.accumulate(self.repaired) / (whole or 1.0))
         slope, middle = np.diff(y) / np.diff(x), (x[1:] + x[:-1]) / 2
         slope, middle = np.append(0.0, slope), np.append(0.0, middle)
         steepness = (slope[-1] - slope[-2]) / (middle[-1] - middle[-2])
         end = slope[-1] + steepness * (1 - middle[-1])
         found: NDArray[np.float64] = np.interp(sparsity, np.append(middle, 1.0), np.append(slope, end))
         return found
-
-
-def _hull(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The corners of the lower convex hull."""
-    kept: list[int] = []
-    for k in range(len(x)):
-        while len(kept) > 1:
-            a, b = kept[-2:]
-            if (y[b] - y[a]) * (x[k] - x[a]) < (y[k] - y[a]) * (x[b] - x[a]):
-                break
-            kept.pop()
-        kept.append(k)
-    return x[kept], y[kept]
 
 
 @dataclass

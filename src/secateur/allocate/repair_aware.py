@@ -2,29 +2,177 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import ClassVar
+import heapq
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
-from secateur.allocate.global_ranking import Global
-from secateur.score.combination import Asked
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import JsonValue
+
+from secateur.allocate.base import Allocator
+from secateur.allocate.budget import Budget
+from secateur.allocate.decision import Decision
+from secateur.allocate.hull import slopes
+from secateur.allocate.limits import Limits
+from secateur.allocate.ranking import ascending
+from secateur.allocate.signals import ScoreTable, vector
+from secateur.allocate.staircase import Staircase
+from secateur.errors import SettingError
+from secateur.score.combination import Asked, name_of
+
+if TYPE_CHECKING:
+    from secateur.graph.graph import Graph
+
+Per = Literal["macs", "params"]
+
+ROUNDS = 40
+"""How often, on the way to nothing, the units' costs are taken anew."""
 
 
 @dataclass(frozen=True)
-class RepairAware(Global):
-    """One threshold for all groups on the error that refitting cannot undo.
+class RepairAware(Allocator):
+    r"""Removes where the error that refitting leaves is smallest for what the removal saves.
 
-    The ``reconstruction`` signal says, for each unit, how much of what the group's consumers compute is lost
-    for good once this unit and all that are easier to replace are gone, relative to what their outputs go
-    into. It is on one scale for all groups, so a threshold on it spreads the damage that remains after
-    ``sc.repair(..., "reconstruct")`` evenly, and no labels are needed. Pair the two.
+    .. math:: \min_k \sum_g E_g(k_g) \quad\text{for given}\quad C(k_1, k_2, \dots)
+
+    E_g(k) is what the ``reconstruction`` signal says of group g without its k most replaceable units: how
+    much of what the group's consumers compute is lost for good, however they are refitted, relative to what
+    their outputs go into. C is the cost of the network, in which each group's units cost the more, the
+    more units their neighbours keep. The programme is followed from the dense network down: always the unit
+    goes that adds the least error for the cost it saves, on the lower convex hulls of the curves, with costs
+    that are taken anew each time a fortieth of the network is gone. So every budget is a prefix of one path.
+    Were costs independent of each other, each point of it would be the exact minimum for its cost. That
+    errors of groups add up is the assumption. No labels are needed. Repair with ``reconstruct`` afterwards.
 
     Source: ours; the elimination behind the signal is Hassibi and Stork's (1993).
 
     Attributes:
-        ratio: Fraction of all units removed, in [0, 1). None if a budget decides.
-        removal: The signal; another one should be in one unit for all groups.
+        error: The sum of the groups' errors to stop before. None if a budget decides.
+        removal: The signal whose scores are errors, in one unit for all groups.
+        per: What a unit costs: ``macs`` or ``params``.
+
+    Raises:
+        SettingError: A setting is none of these; on `allocate`, both or neither of error and budget is given.
     """
 
+    error: float | None = None
     removal: Asked = "reconstruction"
-    normalise: str = field(default="none", init=False)
+    per: Per = "macs"
     name: ClassVar[str] = "repair_aware"
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        if self.error is not None and not self.error > 0:
+            raise SettingError(f"RepairAware: expected an error above 0, got {self.error!r}. Give 0.1, say.")
+        if self.per not in get_args(Per):
+            raise SettingError(
+                f"RepairAware: expected per to be 'macs' or 'params', got {self.per!r}. Name one of these."
+            )
+
+    @property
+    def signals(self) -> tuple[Asked, ...]:
+        """The removal signal."""
+        return (self.removal,)
+
+    def knob(self, budget: Budget | None) -> float | None:
+        """The error."""
+        if (self.error is None) == (budget is None):
+            got = "neither" if budget is None else "both"
+            raise SettingError(
+                f"RepairAware: expected either an error or a budget, got {got}. "
+                "Write RepairAware(error=0.1), or RepairAware() with a budget."
+            )
+        return self.error
+
+    def settings(self, knob: float | None) -> dict[str, JsonValue]:
+        """The error that decided, the signal and the cost."""
+        error = None if knob is None else float(knob)
+        return {"error": error, "removal": name_of(self.removal), "per": self.per}
+
+    def steps(self, graph: Graph, scores: ScoreTable, limits: Limits) -> Mapping[str, Staircase]:
+        """Each unit goes when the sum of all groups' errors reaches what it is with this unit gone."""
+        groups = limits.considered(graph.groups)
+        orders, errors = [], []
+        for group in groups:
+            values = vector(scores, self.removal, group)
+            orders.append(ascending(values))
+            # One unit stays: a group without any would cut the network.
+            errors.append(np.concatenate([np.zeros(1), values[orders[-1]][:-1]]))
+        path = _path(graph, [g.name for g in groups], orders, errors, self.per)
+        gone = np.zeros(len(groups), dtype=np.int64)
+        total, sums = 0.0, [[] for _ in groups]  # type: list[list[float]]
+        for g in path:
+            total += errors[g][gone[g] + 1] - errors[g][gone[g]]
+            gone[g] += 1
+            sums[g].append(total)
+        return {
+            group.name: _staircase(order, np.maximum.accumulate(np.array([0.0, *at])[1:]))
+            for group, order, at in zip(groups, orders, sums, strict=True)
+        }
+
+    def certificates(
+        self, graph: Graph, scores: ScoreTable, limits: Limits, decision: Decision
+    ) -> dict[str, JsonValue]:
+        """The predicted error of each group that loses units, and their sum."""
+        found: dict[str, JsonValue] = {}
+        total = 0.0
+        for group in limits.considered(graph.groups):
+            removed = decision.removed[group.name]
+            if removed:
+                values = np.sort(vector(scores, self.removal, group))
+                found[group.name] = float(values[removed - 1])
+                total += float(values[removed - 1])
+        return {"error": found, "sum": total}
+
+
+def _staircase(order: NDArray[np.int64], knob: NDArray[np.float64]) -> Staircase:
+    """The first units of an order go at these values of the knob, which never fall."""
+    last = np.flatnonzero(np.append(knob[1:] > knob[:-1], np.ones(min(1, len(knob)), dtype=np.bool_)))
+    return Staircase(order, knob[last], last + 1)
+
+
+def _path(
+    graph: Graph,
+    names: Sequence[str],
+    orders: Sequence[NDArray[np.int64]],
+    errors: Sequence[NDArray[np.float64]],
+    per: Per,
+) -> list[int]:
+    """The groups in the order in which they lose units, until each has one.
+
+    Args:
+        graph: What the costs are of.
+        names: Of the groups.
+        orders: The units of each group in the order in which they go. [group.size]
+        errors: Of each group after 0, 1, … units are gone. [group.size]
+        per: The cost.
+    """
+    steps = [slopes(curve) for curve in errors]
+    keep = {name: np.ones(len(order), dtype=np.bool_) for name, order in zip(names, orders, strict=True)}
+    gone = [0] * len(names)
+    path: list[int] = []
+    interval = getattr(graph.cost(), per) / ROUNDS
+    while True:
+        now = getattr(graph.cost(keep), per)
+        saves: dict[int, float] = {}
+        for g, (name, order) in enumerate(zip(names, orders, strict=True)):
+            if gone[g] < len(steps[g]):
+                unit = order[gone[g]]
+                keep[name][unit] = False
+                saves[g] = max(now - getattr(graph.cost(keep), per), 1e-9 * interval)
+                keep[name][unit] = True
+        if not saves:
+            return path
+        waiting = [(steps[g][gone[g]] / saved, g) for g, saved in saves.items()]
+        heapq.heapify(waiting)
+        saved = 0.0
+        while waiting and saved < interval:
+            _, g = heapq.heappop(waiting)
+            keep[names[g]][orders[g][gone[g]]] = False
+            gone[g] += 1
+            path.append(g)
+            saved += saves[g]
+            if gone[g] < len(steps[g]):
+                heapq.heappush(waiting, (steps[g][gone[g]] / saves[g], g))
