@@ -102,13 +102,14 @@ class RepairAware(Allocator):
             errors.append(np.concatenate([np.zeros(1), values[orders[-1]][:-1]]))
         path = _path(graph, [g.name for g in groups], orders, errors, self.per)
         gone = np.zeros(len(groups), dtype=np.int64)
-        total, sums = 0.0, [[] for _ in groups]  # type: list[list[float]]
+        total = 0.0
+        sums: list[list[float]] = [[] for _ in groups]
         for g in path:
             total += errors[g][gone[g] + 1] - errors[g][gone[g]]
             gone[g] += 1
             sums[g].append(total)
         return {
-            group.name: _staircase(order, np.maximum.accumulate(np.array([0.0, *at])[1:]))
+            group.name: _staircase(order, np.maximum.accumulate(np.array(at, dtype=np.float64)))
             for group, order, at in zip(groups, orders, sums, strict=True)
         }
 
