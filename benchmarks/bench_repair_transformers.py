@@ -2,10 +2,11 @@
 
     python -m benchmarks.bench_repair_transformers [vit] [llama] [--quick]
 
-ToD and Uniform choose among the hidden neurons and the heads; the residual stream, which layer norms mix,
-stays as it is. Repair sees the calibration inputs alone: no labels, and no loss. The ViT's units are removed
+ToD, Uniform and RepairAware choose among the hidden neurons and the heads; the residual stream, which
+layer norms mix, stays as it is. Repair sees the calibration inputs alone: no labels, and no loss. The ViT's units are removed
 by U-Score (`wasserstein`), which tells classes apart; the Llama's by mean absolute activation, since a
-language model has none to tell apart. ToD protects by `taylor` in both.
+language model has none to tell apart. ToD protects by `taylor` in both;
+RepairAware reads its own signal and no labels.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from benchmarks.small_networks import network
 
 MACS = (0.75, 0.5)
 SEEDS = (0, 1, 2)
-METHODS = ("bias", "reconstruct", "auto")
+METHODS = ("bias", "reconstruct")
 IMAGES, WINDOWS = 512, 256
 BATCHES = 10
 POOL = 5000
@@ -107,10 +108,14 @@ def compare(name: str, subject: Subject, seeds: Sequence[int]) -> list[dict[str,
         data, scored = subject.draw(seed)
         example = sc.Calibration.of(data).first()
         graph = sc.trace(subject.model, example.kwargs or example.args)
-        signals = (subject.removal, "taylor")
+        signals = (subject.removal, "taylor", "reconstruction")
         scores = sc.score(graph, scored, signals, loss_fn=subject.loss_fn, seed=seed, progress=False)
         for budget in MACS:
-            for rule in (sc.ToD(removal=subject.removal), sc.Uniform(removal=subject.removal)):
+            for rule in (
+                sc.ToD(removal=subject.removal),
+                sc.Uniform(removal=subject.removal),
+                sc.RepairAware(),
+            ):
                 plan = rule.allocate(graph, scores, sc.Budget(macs=budget), seed=seed)
                 small = sc.apply(subject.model, plan, graph=graph)
                 row: dict[str, Any] = {
@@ -130,7 +135,7 @@ def compare(name: str, subject: Subject, seeds: Sequence[int]) -> list[dict[str,
                     kept = [t["method"] for t in sc.record_of(repaired).repairs if t["kept"]]
                     row[f"{method} kept"] = kept
                 found.append(row)
-                shown = {k: row[k] for k in ("seed", "budget", "allocator", "none", *METHODS, "auto kept")}
+                shown = {k: row[k] for k in ("seed", "budget", "allocator", "none", *METHODS)}
                 print(f"{name}: {shown}", file=sys.stderr, flush=True)
     return found
 

@@ -234,3 +234,13 @@ def test_subnormals_are_flushed_but_not_those_of_half_precision() -> None:
     assert net.weight[0, 0] == 0
     assert net.weight[0, 1] > 0
     assert torch.equal(half.weight, kept)
+
+
+def test_without_any_bias_a_shift_has_nothing_to_change() -> None:
+    net = nn.Sequential(nn.Linear(4, 8, bias=False), nn.ReLU(), nn.Linear(8, 3, bias=False))
+    data = [(torch.randn(20, 4),) for _ in range(5)]
+    graph = sc.trace(net, data[0][0])
+    plan = sc.Uniform(0.5).allocate(graph, sc.score(graph, None, "magnitude", progress=False))
+    small = sc.apply(net, plan, graph=graph)
+    (entry,) = sc.record_of(sc.repair(small, net, data, "bias", graph=graph, progress=False)).repairs
+    assert (entry["kept"], entry["why"]) == (False, "the model has nothing that it could change")

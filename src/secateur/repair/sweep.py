@@ -174,6 +174,8 @@ def _refit(
         outputs = len(weight) * weight.shape[2]
         bias = None if bias is None else bias.reshape(outputs, 1)
         found = method.regress(given, weight.new_ones(outputs, 1, 1), bias, intercept, None)
+        if found.bias is None and bool((found.weight == 1).all()):
+            return None
         weight = weight * found.weight.reshape(len(weight), 1, -1)
     else:
         found = method.regress(given, weight, bias, intercept, _free(task, twin))
