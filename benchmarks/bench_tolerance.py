@@ -111,12 +111,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("networks", nargs="*", metavar="network", help=", ".join(NAMES))
+    parser.add_argument("--seeds", type=int, default=len(SEEDS), help="calibration seeds")
     parser.add_argument(
         "--quick", action="store_true", help="one seed, few tolerances and images, no result file"
     )
     asked = parser.parse_args()
     ready = [n for n in NAMES if n == "resnet20" or weights_of(n).is_file()]
-    seeds, tolerances = (SEEDS[:1], TOLERANCES[::5]) if asked.quick else (SEEDS, TOLERANCES)
+    seeds, tolerances = (SEEDS[:1], TOLERANCES[::5]) if asked.quick else (range(asked.seeds), TOLERANCES)
     images, test = cifar.load("train", 5000), cifar.load("test", 200 if asked.quick else None)
     print(
         f"CIFAR-10 (JPEG), % of dense cost, top-1 in % on {len(test[1])} test images, "

@@ -38,6 +38,20 @@ class _Package(ModuleType):
         return sorted({*super().__dir__(), *import_module("secateur.api").__all__})
 
 
-_SHADOWED = frozenset({"apply", "evaluate", "prune", "recover", "repair", "save", "score", "verify"})
+_SHADOWED = frozenset(
+    {
+        "apply",
+        "compare",
+        "evaluate",
+        "export",
+        "latency",
+        "prune",
+        "recover",
+        "repair",
+        "save",
+        "score",
+        "verify",
+    }
+)
 
 sys.modules[__name__].__class__ = _Package

@@ -20,7 +20,8 @@ from secateur.allocate import (
 from secateur.apply.apply import apply
 from secateur.apply.record import record_of
 from secateur.calibration import Calibration
-from secateur.cost import Cost, Latency, latency, weight_bytes
+from secateur.compare import Comparison, compare
+from secateur.cost import Cost, weight_bytes
 from secateur.errors import (
     ApplyError,
     ArtifactError,
@@ -28,6 +29,7 @@ from secateur.errors import (
     CalibrationError,
     CaptureError,
     ConstantScoresWarning,
+    ExportError,
     NothingToPruneError,
     PlanError,
     ScoreError,
@@ -45,9 +47,14 @@ from secateur.experts.equal import EqualCounts
 from secateur.experts.repair import repair_experts
 from secateur.experts.score import score_experts
 from secateur.experts.trace import trace_experts
+from secateur.export.card import model_card
+from secateur.export.checking import Exported
+from secateur.export.export import export
 from secateur.first_order import first_order_bound, loss_change
 from secateur.graph.graph import Graph
 from secateur.graph.trace import trace
+from secateur.latency.bench import Bench, bench
+from secateur.latency.timing import Latency, latency
 from secateur.masks import MaskPlan, Pattern
 from secateur.plan import Plan
 from secateur.prune import prune
@@ -91,8 +98,12 @@ __all__ = [  # noqa: RUF022 grouped by what a reader looks for
     "verify",
     "save",
     "load",
+    "export",
+    "model_card",
     "evaluate",
+    "compare",
     "latency",
+    "bench",
     "weight_bytes",
     "record_of",
     # Mixtures of experts
@@ -144,10 +155,13 @@ __all__ = [  # noqa: RUF022 grouped by what a reader looks for
     "Product",
     "RankSum",
     # What the calls return
+    "Bench",
     "Calibration",
+    "Comparison",
     "Cost",
     "Curve",
     "Evaluation",
+    "Exported",
     "Graph",
     "Latency",
     "MaskPlan",
@@ -164,6 +178,7 @@ __all__ = [  # noqa: RUF022 grouped by what a reader looks for
     "CalibrationError",
     "CaptureError",
     "ConstantScoresWarning",
+    "ExportError",
     "NothingToPruneError",
     "PlanError",
     "ScoreError",

@@ -57,5 +57,9 @@ class ArtifactError(SecateurError, ValueError):
     """A saved model, score table or checkpoint is missing, damaged, foreign, or newer than this version."""
 
 
+class ExportError(SecateurError, RuntimeError):
+    """A model cannot be written in a format, or what was written does not compute what the model does."""
+
+
 class ConstantScoresWarning(UserWarning):
     """A signal gives every unit of a group the same score, and units of that group go all the same."""

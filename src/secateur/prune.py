@@ -18,14 +18,17 @@ from secateur.evaluate import evaluate
 from secateur.experts.prune import prune_experts
 from secateur.graph.graph import Graph
 from secateur.graph.trace import trace
+from secateur.latency.meeting import plan_within_latency
 from secateur.masks.prune import MaskResult
 from secateur.masks.prune import prune as prune_weights
 from secateur.models import unwrap
 from secateur.plan import Plan
 from secateur.repair.repair import repair as repair_model
 from secateur.repair.repair import resolve as resolve_repairs
-from secateur.report.report import Report, layers_of, versions
-from secateur.result import Result, asked_for, clock, few, figures, proof_entry, untouched
+from secateur.report.data import versions
+from secateur.report.evidence import knob_of, layers_of
+from secateur.report.report import Report
+from secateur.result import Result, asked_for, clock, few, figures, proof_entry, scored_on, untouched
 from secateur.score import score
 from secateur.score.distributed import joined
 from secateur.score.loss import LossFn
@@ -128,7 +131,17 @@ def prune(
         scores = score(graph, fit, rule.signals, loss_fn=loss_fn, seed=seed, progress=progress)
     with clock(seconds, "allocate"):
         curved = with_unit_curves(rule, graph, fit, scores, progress=progress)
-        plan = _agreed(graph, lambda: curved.allocate(graph, scores, budget, limits, seed))
+
+        def allocate(asked: Budget | None) -> Plan:
+            planned: Plan = curved.allocate(graph, scores, asked, limits, seed)
+            return planned
+
+        def decide() -> Plan:
+            if isinstance(budget, Budget) and budget.latency is not None:
+                return plan_within_latency(model, graph, budget, allocate, inputs, form)
+            return allocate(budget)
+
+        plan = _agreed(graph, decide)
     with clock(seconds, "apply"):
         small = apply(model, plan, form, graph=graph, example_inputs=inputs)
     with clock(seconds, "verify"):
@@ -150,11 +163,22 @@ def prune(
         measures = figures(stages, measured, plan, example, measure_latency=measure_latency)
     report = Report(
         model=type(model).__name__,
-        asked=asked_for(budget, plan.allocator, granularity, repair, form, seed),
+        asked=asked_for(
+            budget,
+            plan.allocator,
+            granularity,
+            repair,
+            form,
+            seed,
+            loss_fn=loss_fn,
+            allow_inexact=allow_inexact,
+        ),
         settings=plan.settings,
         figures=measures,
         judged_on="held-out calibration data" if evaluation is None else "evaluation data",
-        layers=layers_of(plan),
+        calibration=scored_on(scores),
+        layers=layers_of(plan, scores),
+        knob=knob_of(plan),
         untouched=untouched(graph),
         form=record_of(small).form,
         note=record_of(small).note,
@@ -162,7 +186,7 @@ def prune(
         repairs=record_of(repaired).repairs,
         certificates=plan.certificates,
         seconds=seconds,
-        versions=versions(),
+        versions=versions(graph.device),
     )
     return Result(repaired, plan, scores, graph, report)
 

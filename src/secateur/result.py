@@ -13,13 +13,16 @@ from torch import nn
 
 from secateur.allocate import Budget
 from secateur.calibration import Batch, map_tensors
-from secateur.cost import latency, weight_bytes
+from secateur.cost import weight_bytes
 from secateur.evaluate import Evaluation
 from secateur.graph.graph import Graph
+from secateur.latency.timing import latency
 from secateur.models import device_of
 from secateur.plan import Plan
-from secateur.report.report import Figures, Kept, Report
+from secateur.report.data import Figures, Kept
+from secateur.report.report import Report
 from secateur.score import Scores
+from secateur.score.loss import LossFn
 from secateur.verify import Proof
 
 _PROOF_SAMPLES = 4
@@ -88,7 +91,12 @@ def figures(
         # Repair changes numbers, not shapes: the repaired model runs as fast as the pruned one.
         dense, small = latency([stages[0][1], stages[1][1]], batch.args, batch.kwargs)
         times = [
-            {"latency": t.median, "latency_quartiles": t.spread, "latency_batch": t.batch}
+            {
+                "latency": t.median,
+                "latency_quartiles": t.spread,
+                "latency_runs": t.seconds,
+                "latency_batch": t.batch,
+            }
             for t in (dense, small, small)
         ]
     return tuple(
@@ -100,6 +108,7 @@ def figures(
             loss=found.loss,
             measure=found.measure,
             accuracy=found.accuracy,
+            samples=found.samples,
             **timing,
         )
         for (stage, model), found, timing in zip(stages, measured, times, strict=False)
@@ -113,8 +122,11 @@ def asked_for(
     repair: str | Sequence[str] | None,
     form: str,
     seed: int,
+    *,
+    loss_fn: LossFn | None = None,
+    **further: bool | int | float | str | None,
 ) -> dict[str, Any]:
-    """The call's arguments as the report holds them."""
+    """The call's arguments as the report holds them; `further` are those that not every call has."""
     return {
         "budget": budget.as_settings() if budget else None,
         "allocator": allocator,
@@ -122,7 +134,14 @@ def asked_for(
         "repair": repair if repair is None or isinstance(repair, str) else list(repair),
         "form": form,
         "seed": seed,
+        "loss": "default" if loss_fn is None else getattr(loss_fn, "__qualname__", type(loss_fn).__name__),
+        **further,
     }
+
+
+def scored_on(scores: Scores) -> dict[str, int]:
+    """How much the scores were made from, as the report holds it."""
+    return {name: count for name in ("samples", "classes") if (count := getattr(scores, name))}
 
 
 def untouched(graph: Graph) -> tuple[Kept, ...]:

@@ -85,7 +85,7 @@ def test_a_plot(folder: Path, name: str) -> None:
 def test_bad_input(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "ends in .svg, .png, .pdf, got '.txt'" in refused(2, *BASE, "--plot", "curve.txt")
     assert "a folder that can be written to, got 'none'" in refused(2, *BASE, "--plot", "none/curve.svg")
-    assert "--rows 1: expected at least 2." in refused(2, *BASE, "--rows", "1")
+    assert "--rows 1: expected a number of at least 2" in refused(2, *BASE, "--rows", "1")
     assert "nonsense" in refused(2, *BASE, "--removal", "nonsense")
 
     original = builtins.__import__

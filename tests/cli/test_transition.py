@@ -61,9 +61,11 @@ def test_where_a_rule_stops() -> None:
 
 
 def test_bad_input(folder: Path) -> None:
-    assert "--rules: expected names among emp, erk, " in refused(2, *BASE, "--rules", "tod")
-    assert "expected fractions in (0, 1)" in refused(2, *BASE, "--sparsities", "0.5,1")
-    assert "expected fractions in (0, 1)" in refused(2, *BASE, "--sparsities", "half")
+    assert "--rules tod: expected one of emp, uniform, " in refused(2, *BASE, "--rules", "tod")
+    assert "--sparsities 1: expected a number above 0 and below 1" in refused(
+        2, *BASE, "--sparsities", "0.5,1"
+    )
+    assert "--sparsities half: expected a number" in refused(2, *BASE, "--sparsities", "half")
     assert "--criterion l3: expected one of magnitude" in refused(2, *BASE, "--criterion", "l3")
     assert "--repair auto: expected one of variance, channelwise, " in refused(2, *BASE, "--repair", "auto")
-    assert "--share 0.0: expected a number in (0, 1]" in refused(2, *BASE, "--share", "0")
+    assert "--share 0: expected a number above 0 and of at most 1" in refused(2, *BASE, "--share", "0")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from secateur.report.report import Figures, Kept, Layer, Report
+from secateur.report.data import Figures, Histogram, Kept, Knob, Layer
+from secateur.report.report import Report
 
 DENSE = Figures(
     stage="dense",
@@ -16,7 +17,9 @@ DENSE = Figures(
     accuracy=0.9917,
     latency=0.00345,
     latency_quartiles=(0.00342, 0.0035),
+    latency_runs=(0.00342, 0.00345, 0.0035, 0.0039),
     latency_batch=60,
+    samples=360,
 )
 PRUNED = DENSE.model_copy(
     update={
@@ -28,6 +31,7 @@ PRUNED = DENSE.model_copy(
         "accuracy": 0.1556,
         "latency": 0.00285,
         "latency_quartiles": (0.00281, 0.00289),
+        "latency_runs": (0.00281, 0.00284, 0.00289, 0.0099),
     }
 )
 REPAIRED = PRUNED.model_copy(update={"stage": "repaired", "loss": 0.4909, "accuracy": 0.8972})
@@ -59,6 +63,20 @@ CERTIFICATES: dict[str, Any] = {
 }
 
 
+REMOVAL = Histogram(
+    signal="wasserstein", edges=(0.5, 1.0, 1.5, 2.0), kept=(0, 4, 6), removed=(4, 2, 0), cut=1.25
+)
+PROTECTION = Histogram(
+    signal="taylor", edges=(0.01, 0.1, 1.0), kept=(3, 7), removed=(4, 2), cut=None, scale="log"
+)
+KNOB = Knob(
+    values=(0.0, 0.125, 0.25, 0.5),
+    macs=(40_813_184, 30_000_000, 25_000_000, 18_900_000, 4_000_000),
+    params=(174_970, 140_000, 120_000, 91_000, 20_000),
+    at=2,
+)
+
+
 def report(**changes: Any) -> Report:
     """A complete report, with `changes` made to it."""
     fields: dict[str, Any] = {
@@ -81,10 +99,15 @@ def report(**changes: Any) -> Report:
         "judged_on": "evaluation data",
         "layers": (
             Layer(
-                group="stem", kept=10, total=16, producers=("stem.weight", "a.weight", "a.bias", "b.weight")
+                group="stem",
+                kept=10,
+                total=16,
+                producers=("stem.weight", "a.weight", "a.bias", "b.weight"),
+                scores=(REMOVAL, PROTECTION),
             ),
             Layer(group="body.conv", kept=51, total=64, producers=("body.conv.weight", "body.conv.bias")),
         ),
+        "knob": KNOB,
         "untouched": (
             Kept(what="head.weight axis 0", reason="model output"),
             Kept(what="head.bias axis 0", reason="model output"),
@@ -101,6 +124,10 @@ def report(**changes: Any) -> Report:
                 "before": 3.63,
                 "after": 0.56,
                 "held_out_samples": 60,
+                "layers": {
+                    "stem.weight": {"damping": 1e-3, "before": 0.5, "after": 0.125},
+                    "body.conv.weight": {"damping": None, "before": 0.25, "after": 0.0625},
+                },
             },
         ),
         "certificates": CERTIFICATES,

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from secateur.allocate import Budget, ToD
-from secateur.report import words
+from secateur.allocate import EMP, Budget, ToD
+from secateur.report.bargain import asked
+from secateur.report.certificates import Certificate, certificate
 from tests.allocate.fake import FakeGraph
 from tests.report.reports import CERTIFICATES, report
 
@@ -26,8 +27,8 @@ EXCHANGE: dict[str, Any] = {
 }
 
 
-def said(**certificates: Any) -> words.Certificate:
-    found = words.certificate(report(certificates=CERTIFICATES | certificates))
+def said(**certificates: Any) -> Certificate:
+    found = certificate(report(certificates=CERTIFICATES | certificates))
     assert found is not None
     return found
 
@@ -68,12 +69,51 @@ def test_what_a_plan_carries_can_be_put_in_words() -> None:
     rng = np.random.default_rng(0)
     scores = {s: {g.name: rng.uniform(size=g.size) for g in graph.groups} for s in ToD().signals}
     plan = ToD().allocate(graph, scores, Budget(macs=0.5))
-    found = words.certificate(
+    found = certificate(
         report(certificates=plan.certificates, asked={"allocator": "tod", "budget": plan.budget})
     )
     assert found is not None
     assert len(found.words) == 5
     assert {len(row) for row in found.rows} == {len(found.titles)} == {8}
-    assert words.asked(report(asked={"allocator": "tod", "budget": plan.budget})).startswith(
+    assert asked(report(asked={"allocator": "tod", "budget": plan.budget})).startswith(
         "at most 50 % of the MACs, allocator tod"
     )
+
+
+def planned(rule: Any, budget: Budget | None = None) -> Certificate:
+    graph: Any = FakeGraph([20, 30])
+    rng = np.random.default_rng(0)
+    scores = {s: {g.name: rng.uniform(size=g.size) for g in graph.groups} for s in rule.signals}
+    plan = rule.allocate(graph, scores, budget)
+    found = certificate(
+        report(certificates=plan.certificates, asked={"allocator": plan.allocator, "budget": plan.budget})
+    )
+    assert found is not None
+    assert not found.raw
+    assert {len(row) for row in found.rows} <= {len(found.titles)}
+    return found
+
+
+def test_effective_sizes_say_what_stays_and_what_had_to() -> None:
+    by_layer = planned(EMP(beta=0.75))
+    assert by_layer.words[0].startswith("Of each layer, β = 0.75 times the effective number")
+    assert by_layer.titles[-1] == "at least"
+    for row in by_layer.rows:
+        kept, bound = (float(row[i].removesuffix(" %")) for i in (3, 6))
+        assert 0 < bound <= kept < 100
+    whole = planned(EMP(beta=0.75, scope="model"))
+    assert "whatever the scores with this effective number" in whole.words[1]
+    assert len(whole.titles) == 4
+    idle = certificate(report(certificates={"beta": None, "scope": "layer", "whole": {}, "groups": {}}))
+    assert idle is not None
+    assert "Nothing had to go" in idle.words[0]
+
+
+def test_residuals_are_predicted_for_each_layer_and_named_at_their_worst() -> None:
+    found = certificate(report(certificates={"residual": {"a": 0.125, "b": 0.25}, "sum": 0.375}))
+    assert found is not None
+    assert "18.8 % distortion in the mean, and 25.0 % in b, the most." in found.words[0]
+    assert found.rows == (("a", "12.5 %"), ("b", "25.0 %"))
+    nothing = certificate(report(certificates={"residual": {}, "sum": 0}))
+    assert nothing is not None
+    assert "nothing to predict" in nothing.words[0]

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from secateur.errors import SettingError
+from secateur.report.data import Kept, Layer
 from secateur.report.html import render
-from secateur.report.report import Kept, Layer
 from tests.report.reports import DENSE, PRUNED, report
 
 ATTACK = "<script>alert(1)</script>\" onmouseover='x'"
@@ -80,7 +80,9 @@ def test_bars_are_as_long_as_what_was_kept() -> None:
     widths = [
         value for name, value in Page(render(report())).attributes if name == "style" and "width" in value
     ]
-    assert widths == ["width:62.50%", "width:79.69%"]
+    # What two layers kept, and the errors of two before and after repair, relative to the largest.
+    assert widths[:2] == ["width:62.50%", "width:79.69%"]
+    assert widths[2:] == [f"width:{share}%" for share in ("100.00", "25.00", "50.00", "12.50")]
 
 
 def test_certificates_are_put_in_words() -> None:

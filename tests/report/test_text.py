@@ -5,7 +5,7 @@ import re
 import pytest
 
 from secateur.report import words
-from secateur.report.report import Kept, Layer
+from secateur.report.data import Kept, Layer
 from secateur.report.text import MOST_LAYERS, bar, table
 from tests.report.reports import DENSE, PRUNED, report
 

@@ -16,8 +16,14 @@ if TYPE_CHECKING:
     from secateur.cost import Cost
 
 
-_COST = {"macs": "macs", "params": "params", "experts": "experts", "sparsity": "weights"}
-"""Per field of a budget, what it bounds: an attribute of the cost."""
+_COST = {
+    "macs": "macs",
+    "params": "params",
+    "experts": "experts",
+    "sparsity": "weights",
+    "latency": "latency",
+}
+"""Per field of a budget, what it bounds: an attribute of the cost. No cost counts latency: it is measured."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,8 @@ class Budget:
         experts: Routed experts in all blocks of a mixture-of-experts model.
         sparsity: Of single weights, the fraction that is zero at least, a float in (0, 1).
         spend: Whether to spend what the knob leaves of the budget.
+        latency: Seconds of a forward pass over those of the dense model, a float in (0, 1). `secateur.prune`
+            meets it by measuring a handful of plans on this machine, so the plan depends on the machine.
 
     Raises:
         BudgetError: None is given, one is neither such a fraction nor such an integer, or `spend` is no bool.
@@ -52,6 +60,7 @@ class Budget:
     sparsity: float | None = None
     spend: bool = True
     experts: float | int | None = None
+    latency: float | None = None
 
     def __post_init__(self) -> None:
         """Checks the values."""
@@ -60,6 +69,10 @@ class Budget:
         if isinstance(self.sparsity, int):
             raise BudgetError(
                 f"budget: expected sparsity to be a float in (0, 1), got {self.sparsity}. Write sparsity=0.9."
+            )
+        if isinstance(self.latency, int):
+            raise BudgetError(
+                f"budget: expected latency to be a float in (0, 1), got {self.latency}. Write latency=0.6."
             )
         if not isinstance(self.spend, bool):
             raise BudgetError(
@@ -79,7 +92,8 @@ class Budget:
         """The largest whole cost that each entry allows, by the cost's name.
 
         Raises:
-            BudgetError: The cost is none of what is pruned: MACs of single weights, or sparsity of units.
+            BudgetError: The cost is none of what is counted here: MACs of single weights, sparsity of
+                units, or latency.
         """
         return {_COST[name]: _most(name, value, dense) for name, value in self._asked().items()}
 
@@ -186,6 +200,8 @@ def _most(name: str, value: float | int, dense: Cost) -> int:
     whole = getattr(dense, _COST[name], None)
     if whole is None:
         other = {"sparsity": "granularity 'weight'", "experts": "granularity 'expert'"}.get(name)
+        if name == "latency":
+            other = "secateur.prune with granularity 'unit', which measures it"
         other = other or "granularity 'unit', or sparsity"
         raise BudgetError(f"budget: expected a bound on {sorted(vars(dense))}, got {name}. Use {other}.")
     if name != "sparsity":

@@ -120,6 +120,13 @@ def _config(model: nn.Module, small: nn.Module) -> dict[str, int]:
     return {}
 
 
+def configuration_fits(model: nn.Module) -> bool:
+    """Whether the model's class, built from its configuration alone, has the model's shapes."""
+    config = getattr(model, "config", None)
+    own = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    return config is not None and _shapes_from(model, config, {}) == own
+
+
 def _options(field: str, value: Any, shrunk: set[tuple[int, int]]) -> set[int]:
     """What a field may have become."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 2:

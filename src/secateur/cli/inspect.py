@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json as json_format
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from secateur.cli.loading import Target, example_of, load_data, load_model
-from secateur.cli.prune import Text, Texts
-from secateur.cli.shell import Debug, Json, reported
-from secateur.errors import SettingError
+from secateur.cli.command import READING, command
+from secateur.cli.inputs import Inputs
+from secateur.config.run import Run
 from secateur.report import words
 
 if TYPE_CHECKING:
@@ -21,48 +17,16 @@ if TYPE_CHECKING:
 MOST = 6
 
 
-def inspect(
-    model: Annotated[
-        str, typer.Option(help="package.module:function or file.py:function that returns the model.")
-    ],
-    input: Annotated[
-        Texts,
-        typer.Option(help="Sizes of an input, 1x3x224x224 or 1x16:int64; repeat it for several inputs."),
-    ] = None,
-    data: Annotated[
-        Text, typer.Option(help="Instead of --input: data whose first batch is the input.")
-    ] = None,
-    allow_inexact: Annotated[
-        bool, typer.Option("--allow-inexact", help="Also offer groups whose units an operator mixes.")
-    ] = False,
-    json: Json = False,
-    debug: Debug = False,
-) -> None:
+@command("model", "input", "data", "allow_inexact", *READING, "seed", needs=("model",))
+def inspect(run: Run, json: bool) -> str:
     """Show a model's groups of units, what they cost, and what cannot be pruned and why."""
-    with reported(debug=debug):
-        import secateur as sc
-
-        target = Target.of("--model", model)
-        if (input is None) == (data is None):
-            got = "neither" if data is None else "both"
-            raise SettingError(
-                f"inspect: expected either --input or --data, got {got}. "
-                "Write --input 1x3x224x224, for example."
-            )
-        network, _ = load_model(target)
-        graph = sc.trace(network, _example(input, data), allow_inexact=allow_inexact)
-        found = describe(type(network).__name__, graph)
-        shown = json_format.dumps(found, indent=1) if json else listing(found)
-    typer.echo(shown)
-
-
-def _example(sizes: Sequence[str] | None, data: str | None) -> Any:
     import secateur as sc
 
-    if data is None:
-        return tuple(example_of(text) for text in sizes or ())
-    batch = sc.Calibration.of(load_data("--data", data, batch_size=2, seed=0)).first()
-    return batch.kwargs or batch.args
+    inputs = Inputs(run)
+    network = inputs.source.make()
+    graph = sc.trace(network, inputs.example, allow_inexact=run.allow_inexact)
+    found = describe(type(network).__name__, graph)
+    return json_format.dumps(found, indent=1) if json else listing(found)
 
 
 def describe(name: str, graph: Graph) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from typing import Annotated
 
 import typer
 
-from secateur.errors import SecateurError, SettingError, UnreachableBudgetError, VerificationError
+from secateur.errors import SecateurError, UnreachableBudgetError, VerificationError
 
-BUG, BAD_INPUT, UNREACHABLE, NOT_PROVEN = 1, 2, 3, 4
+BUG, BAD_INPUT, UNREACHABLE, NOT_PROVEN, INTERRUPTED = 1, 2, 3, 4, 130
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on stdout.")]
@@ -32,6 +32,11 @@ def reported(*, debug: bool) -> Iterator[None]:
     try:
         with redirect_stdout(sys.stderr):
             yield
+    except KeyboardInterrupt as error:
+        if debug:
+            raise
+        typer.echo("secateur: interrupted; no file was left half-written.", err=True)
+        raise typer.Exit(INTERRUPTED) from error
     except Exception as error:
         if debug:
             raise
@@ -60,25 +65,6 @@ def one_line(message: str) -> str:
     if len(lines) > 3:
         lines = [lines[0], "...", lines[-1]]
     return " ".join(lines)
-
-
-def folder_to_write(out: Path) -> Path:
-    """Make the folder now: better refused before an hour of scoring than after it.
-
-    Raises:
-        SettingError: If nothing can be written there.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SettingError(
-            f"--out {out}: expected a folder that can be written to, got {error.strerror}. Name another."
-        ) from error
-    if not os.access(out, os.W_OK):
-        raise SettingError(
-            f"--out {out}: expected a folder that can be written to, got a read-only one. Name another."
-        )
-    return out
 
 
 def python_command(code: str) -> str:

@@ -5,72 +5,53 @@ from __future__ import annotations
 import json as json_format
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from secateur.cli.loading import Target, load_data, load_model
-from secateur.cli.prune import Texts
-from secateur.cli.shell import Debug, Json, Seed, reported
-from secateur.errors import SettingError
+from secateur.cli.command import LIMITS, READING, command
+from secateur.cli.inputs import Inputs, limits_of
+from secateur.cli.output import file_in_place
+from secateur.config.run import Run
 from secateur.report import words
 from secateur.report.text import bar
 
 if TYPE_CHECKING:
     from secateur.allocate import Curve
 
-# Optional[...] rather than | None: typer reads it at run time, where older Pythons need it.
-Place = Optional[Path]  # noqa: UP045
 
-
-def tolerance(
-    model: Annotated[
-        str, typer.Option(help="package.module:function or file.py:function that returns the model.")
-    ],
-    data: Annotated[
-        str, typer.Option(help="Calibration data: module:function, or .npz with arrays x and y.")
-    ],
-    removal: Annotated[str, typer.Option(help="Signal whose lowest scores go first.")] = "wasserstein",
-    protection: Annotated[str, typer.Option(help="Signal whose highest scores are to stay.")] = "taylor",
-    rows: Annotated[int, typer.Option(help="Rows of the table, about evenly spaced in MACs.")] = 20,
-    plot: Annotated[Place, typer.Option(help="Draw the curve into this file: .svg, .png or .pdf.")] = None,
-    round_to: Annotated[int, typer.Option(help="Keep a multiple of this many units in each layer.")] = 1,
-    min_keep: Annotated[int, typer.Option(help="Keep at least this many units in each layer.")] = 1,
-    ignore: Annotated[
-        Texts, typer.Option(help="Leave groups of this name alone (* and ?); may be repeated.")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(help="For .npz files.")] = 64,
-    seed: Seed = 0,
-    json: Json = False,
-    debug: Debug = False,
-) -> None:
+@command(
+    "model",
+    "data",
+    "removal",
+    "protection",
+    "curve.rows",
+    "curve.plot",
+    *LIMITS,
+    "allow_inexact",
+    *READING,
+    "seed",
+    needs=("model", "data"),
+)
+def tolerance(run: Run, json: bool) -> str:
     """Show what each tolerance of the rule tod would leave: MACs, parameters and units of each layer."""
-    with reported(debug=debug):
-        import secateur as sc
-        from secateur.report.plot import check, draw
+    import secateur as sc
+    from secateur.report.plot import check, draw
 
-        rule = sc.ToD(removal=removal, protection=protection)
-        limits = sc.Limits(round_to=round_to, min_keep=min_keep, ignore=tuple(ignore or ()))
-        # Better refused now than after an hour of scoring.
-        if rows < 2:
-            raise SettingError(f"--rows {rows}: expected at least 2. Give 20, for example.")
-        if plot is not None:
-            check(plot)
-        network, _ = load_model(Target.of("--model", model))
-        calibration = sc.Calibration.of(
-            load_data("--data", data, batch_size=batch_size, seed=seed), seed=seed
-        )
-        # The part that `secateur prune` scores on, so that the same tolerance means the same plan.
-        fit, _ = calibration.split()
-        example = calibration.first()
-        graph = sc.trace(network, example.kwargs or example.args)
-        curve = rule.curve(graph, sc.score(graph, fit, rule.signals, seed=seed), limits)
-        title = f"{type(network).__name__}, removal {removal}, protection {protection}"
-        shown = _json(title, curve) if json else listing(title, curve, rows)
-        if plot is not None:
-            draw(curve, plot, title)
-            shown += "" if json else f"\n\nwritten to  {plot}"
-    typer.echo(shown)
+    rule = sc.ToD(removal=run.removal or "wasserstein", protection=run.protection or "taylor")
+    plot = None if run.curve.plot is None else Path(run.curve.plot)
+    if plot is not None:
+        check(plot)  # better refused now than after an hour of scoring
+    inputs = Inputs(run)
+    # The part that `secateur prune` scores on, so that the same tolerance means the same plan.
+    fit, _ = inputs.data.split()
+    graph = sc.trace(inputs.model, inputs.example, allow_inexact=run.allow_inexact)
+    curve = rule.curve(graph, sc.score(graph, fit, rule.signals, seed=run.seed), limits_of(run))
+    title = f"{type(inputs.model).__name__}, removal {rule.removal}, protection {rule.protection}"
+    shown = _json(title, curve) if json else listing(title, curve, run.curve.rows)
+    if plot is not None:
+        with file_in_place(plot) as partial:
+            draw(curve, partial, title)
+        shown += "" if json else f"\n\nwritten to  {plot}"
+    return shown
 
 
 def _json(title: str, curve: Curve) -> str:

@@ -6,89 +6,60 @@ import json as json_format
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from secateur.cli.loading import Target, load_data, load_model
-from secateur.cli.prune import Text
-from secateur.cli.shell import Debug, Json, Seed, reported
-from secateur.cli.tolerance import Place
-from secateur.errors import SettingError
+from secateur.cli.command import READING, command
+from secateur.cli.inputs import Inputs
+from secateur.cli.output import file_in_place
+from secateur.config.run import Run
 
 if TYPE_CHECKING:
     from secateur.masks.transition import Point, Transition
 
-RULES = "uniform,erk,lamp,emp,repairability"
-SPARSITIES = "0.5,0.7,0.8,0.85,0.9,0.93,0.95,0.97"
 
-
-def transition(
-    model: Annotated[
-        str, typer.Option(help="package.module:function or file.py:function that returns the model.")
-    ],
-    data: Annotated[str, typer.Option(help="Labelled data: module:function, or .npz with arrays x and y.")],
-    rules: Annotated[str, typer.Option(help="Rules to compare, with commas between.")] = RULES,
-    sparsities: Annotated[
-        str, typer.Option(help="Fractions of the weights that go, with commas.")
-    ] = SPARSITIES,
-    criterion: Annotated[
-        str, typer.Option(help="Which weights of a layer go first: magnitude, wanda, taylor, fisher, random.")
-    ] = "magnitude",
-    repair: Annotated[
-        str,
-        typer.Option(
-            help="Of every allocation alike: variance (shrunk where little signal is left), channelwise "
-            "(plain), layerwise, batchnorm, reconstruct, surgeon."
-        ),
-    ] = "variance",
-    share: Annotated[
-        float, typer.Option(help="What of the dense model's accuracy counts as recovered, in (0, 1].")
-    ] = 0.95,
-    evaluation: Annotated[
-        Text, typer.Option(help="Data to measure on, as for --data; else a held-out fifth of --data.")
-    ] = None,
-    plot: Annotated[Place, typer.Option(help="Draw the curves into this file: .svg, .png or .pdf.")] = None,
-    batch_size: Annotated[int, typer.Option(help="For .npz files.")] = 64,
-    seed: Seed = 0,
-    json: Json = False,
-    debug: Debug = False,
-) -> None:
+@command(
+    "model",
+    "data",
+    "transition.rules",
+    "transition.sparsities",
+    "transition.criterion",
+    "transition.repair",
+    "transition.share",
+    "evaluation",
+    "transition.plot",
+    *READING,
+    "seed",
+    needs=("model", "data"),
+)
+def transition(run: Run, json: bool) -> str:
     """Show at which sparsity of single weights each rule stops being recoverable by repair."""
-    with reported(debug=debug):
-        import secateur as sc
-        from secateur.masks.transition import sweep
-        from secateur.report.plot import check
+    from secateur.masks.transition import sweep
+    from secateur.report.plot import check
 
-        names, amounts = _rules(rules), _fractions(sparsities)
-        _settings(criterion, repair, share)
-        if plot is not None:
-            check(plot)
-        network, _ = load_model(Target.of("--model", model))
-        calibration = sc.Calibration.of(
-            load_data("--data", data, batch_size=batch_size, seed=seed), seed=seed
-        )
-        fit, held = calibration.split()
-        if evaluation is not None:
-            judged = load_data("--evaluation", evaluation, batch_size=batch_size, seed=seed)
-            held = sc.Calibration.of(judged, seed=seed)
-        found = sweep(
-            network,
-            fit,
-            held,
-            {name: name for name in names},
-            amounts,
-            criterion=criterion,
-            repair=repair,
-            share=share,
-            seed=seed,
-        )
-        title = f"{type(network).__name__}, {criterion}, repaired by {repair}"
-        shown = _json(title, names, found) if json else listing(title, names, found)
-        if plot is not None:
-            draw(names, found, plot, title)
-            shown += "" if json else f"\n\nwritten to  {plot}"
-    typer.echo(shown)
+    asked = run.transition
+    plot = None if asked.plot is None else Path(asked.plot)
+    if plot is not None:
+        check(plot)
+    inputs = Inputs(run)
+    fit, held = inputs.data.split()
+    found = sweep(
+        inputs.model,
+        fit,
+        inputs.evaluation or held,
+        {name: name for name in asked.rules},
+        sorted(asked.sparsities),
+        criterion=asked.criterion,
+        repair=asked.repair,
+        share=asked.share,
+        seed=run.seed,
+    )
+    title = f"{type(inputs.model).__name__}, {asked.criterion}, repaired by {asked.repair}"
+    shown = _json(title, asked.rules, found) if json else listing(title, asked.rules, found)
+    if plot is not None:
+        with file_in_place(plot) as partial:
+            draw(asked.rules, found, partial, title)
+        shown += "" if json else f"\n\nwritten to  {plot}"
+    return shown
 
 
 def listing(title: str, rules: Sequence[str], found: Transition) -> str:
@@ -155,36 +126,3 @@ def _json(title: str, rules: Sequence[str], found: Transition) -> str:
         "points": [asdict(point) for point in found.points],
     }
     return json_format.dumps(content, indent=1)
-
-
-def _rules(text: str) -> tuple[str, ...]:
-    from secateur.allocate import names
-
-    known = [name for name in names() if name != "tod"]
-    found = tuple(part.strip() for part in text.split(","))
-    for name in found:
-        if name not in known:
-            raise SettingError(f"--rules: expected names among {', '.join(known)}, got {name!r}. Name some.")
-    return found
-
-
-def _fractions(text: str) -> tuple[float, ...]:
-    try:
-        found = tuple(sorted(float(part) for part in text.split(",")))
-    except ValueError:
-        found = (0.0,)
-    if not all(0 < value < 1 for value in found):
-        raise SettingError(f"--sparsities {text}: expected fractions in (0, 1). Write 0.8,0.9, for example.")
-    return found
-
-
-def _settings(criterion: str, repair: str, share: float) -> None:
-    from secateur.masks import CRITERIA
-    from secateur.masks.transition import REPAIRS
-
-    if criterion not in CRITERIA:
-        raise SettingError(f"--criterion {criterion}: expected one of {', '.join(CRITERIA)}. Name one.")
-    if repair not in REPAIRS:
-        raise SettingError(f"--repair {repair}: expected one of {', '.join(REPAIRS)}. Name one.")
-    if not 0 < share <= 1:
-        raise SettingError(f"--share {share}: expected a number in (0, 1]. Give 0.95, for example.")

@@ -19,8 +19,10 @@ from secateur.experts.score import score_experts
 from secateur.experts.trace import trace_experts
 from secateur.graph.graph import Graph
 from secateur.models import unwrap
-from secateur.report.report import Report, layers_of, versions
-from secateur.result import Result, asked_for, clock, few, figures, proof_entry, untouched
+from secateur.report.data import versions
+from secateur.report.evidence import knob_of, layers_of
+from secateur.report.report import Report
+from secateur.result import Result, asked_for, clock, few, figures, proof_entry, scored_on, untouched
 from secateur.score.loss import LossFn
 
 _REPAIRS = (None, "auto", METHOD, [METHOD], (METHOD,))
@@ -90,11 +92,13 @@ def prune_experts(
         measures = figures(stages, found, plan, example, measure_latency=measure_latency)
     report = Report(
         model=type(model).__name__,
-        asked=asked_for(budget, plan.allocator, "expert", repair, "module", seed),
+        asked=asked_for(budget, plan.allocator, "expert", repair, "module", seed, loss_fn=loss_fn),
         settings=plan.settings,
         figures=measures,
         judged_on="held-out calibration data" if evaluation is None else "evaluation data",
-        layers=layers_of(plan),
+        calibration=scored_on(scores),
+        layers=layers_of(plan, scores),
+        knob=knob_of(plan),
         untouched=untouched(cast(Graph, graph)),
         form="module",
         note="",

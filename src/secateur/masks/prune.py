@@ -28,8 +28,10 @@ from secateur.models import unwrap
 from secateur.repair.repair import Repair, Work
 from secateur.repair.repair import repair as repair_model
 from secateur.repair.repair import resolve as resolve_repairs
-from secateur.report.report import Figures, Layer, Report, versions
-from secateur.result import asked_for, clock
+from secateur.report.data import Figures, Layer, versions
+from secateur.report.evidence import histograms
+from secateur.report.report import Report
+from secateur.result import asked_for, clock, scored_on
 from secateur.score.combination import name_of
 from secateur.score.loss import LossFn
 from secateur.score.scores import Scores
@@ -123,12 +125,19 @@ def prune(
         figures = tuple(_figures(stage, m, model, judged, loss_fn, graph, plan) for stage, m in stages)
     report = Report(
         model=type(model).__name__,
-        asked=asked_for(budget, plan.allocator, "weight", repair, "masked", seed),
+        asked=asked_for(budget, plan.allocator, "weight", repair, "masked", seed, loss_fn=loss_fn),
         settings=dict(plan.settings),
         figures=figures,
         judged_on="held-out calibration data" if evaluation is None else "evaluation data",
+        calibration=scored_on(scores),
         layers=tuple(
-            Layer(group=name, kept=int(mask.sum()), total=mask.size, producers=(name,))
+            Layer(
+                group=name,
+                kept=int(mask.sum()),
+                total=mask.size,
+                producers=(name,),
+                scores=histograms(scores, name, mask),
+            )
             for name, mask in plan.masks.items()
         ),
         untouched=(),
@@ -183,4 +192,5 @@ def _figures(
         loss=found.loss,
         measure=found.measure,
         accuracy=found.accuracy,
+        samples=found.samples,
     )

@@ -1,1 +1,1 @@
-"""What a person looks at: one report as data, and its two faces, text and HTML."""
+"""What a person looks at: one report as data, in words, and its faces: text, HTML and Markdown."""

@@ -6,20 +6,24 @@ from importlib import resources
 from typing import TYPE_CHECKING
 
 from secateur.errors import SettingError
-from secateur.report import words
+from secateur.report import bargain, shapes, words
+from secateur.report.certificates import certificate
 
 if TYPE_CHECKING:
-    from secateur.report.report import Report
+    from secateur.report.data import Facts
 
-TEMPLATE = "page.html.j2"
+TEMPLATE, STYLE = "page.html.j2", "page.css"
+
+MOST_LAYERS = 24
+"""Layers whose histograms are open from the start; of more, all are one click away, and printed."""
 
 
-def render(report: Report, *, reload: str = "") -> str:
+def render(report: Facts, *, reload: str = "") -> str:
     """The page as a string; every name and message from the model is escaped.
 
     Args:
         report: What to show.
-        reload: How the saved model is read back; made from `Report.artefact` if not given.
+        reload: How the saved model is read back; made from the report if not given.
 
     Raises:
         SettingError: If Jinja is missing.
@@ -33,21 +37,30 @@ def render(report: Report, *, reload: str = "") -> str:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    source = resources.files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8")
-    if report.artefact is not None and not reload:
-        reload = words.loading(report.artefact)
-    return environment.from_string(source).render(
+    strips, times = shapes.strips(report)
+    return environment.from_string(_text(TEMPLATE)).render(
         report=report,
+        style=_text(STYLE),
         words=words,
+        bargain=bargain,
+        shapes=shapes,
         tiles=tiles(report),
         columns=words.columns(report),
         rows=words.rows(report),
-        certificate=words.certificate(report),
-        reload=reload,
+        strips=strips,
+        times=times,
+        stairs=shapes.stairs(report),
+        certificate=certificate(report),
+        most_layers=MOST_LAYERS,
+        reload=reload or words.reloading(report),
     )
 
 
-def tiles(report: Report) -> tuple[tuple[str, str, str], ...]:
+def _text(name: str) -> str:
+    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def tiles(report: Facts) -> tuple[tuple[str, str, str], ...]:
     """Headline figures: what, the figure, and from what to what."""
     dense, best = report.figures[0], report.figures[-1]
     found: list[tuple[str, str, str]] = []
@@ -64,7 +77,8 @@ def tiles(report: Report) -> tuple[tuple[str, str, str], ...]:
             (
                 "latency",
                 words.percent(best.latency, dense.latency),
-                f"{words.milliseconds(best.latency)} of {words.milliseconds(dense.latency)}",
+                f"{words.milliseconds(best.latency)} of {words.milliseconds(dense.latency)}"
+                + (", spreads overlap" if words.same_speed(report) else ""),
             )
         )
     return tuple(found)

@@ -6,22 +6,22 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from secateur.report import words
+from secateur.report import bargain, words
 
 if TYPE_CHECKING:
-    from secateur.report.report import Layer, Report
+    from secateur.report.data import Facts, Layer
 
 WIDTH = 100
 BAR = 20
 MOST_LAYERS, MOST_REASONS = 40, 8
 
 
-def table(report: Report, *, reload: str = "") -> str:
+def table(report: Facts, *, reload: str = "") -> str:
     """The one table, what each layer kept, and what happened on the way; no colour codes.
 
     Args:
         report: What to show.
-        reload: How the saved model is read back; made from `Report.artefact` if not given.
+        reload: How the saved model is read back; made from the report if not given.
 
     Returns:
         Lines of at most about 100 columns, without a newline at the end.
@@ -37,7 +37,7 @@ def table(report: Report, *, reload: str = "") -> str:
         _settings(report),
     ]
     if report.artefact is not None:
-        how = reload or words.loading(report.artefact)
+        how = reload or words.reloading(report)
         # Not wrapped: these lines are to be pasted.
         sections.append(
             [f"written to  {report.artefact}", "reload with", *(f"  {line}" for line in how.splitlines())]
@@ -45,7 +45,7 @@ def table(report: Report, *, reload: str = "") -> str:
     return "\n\n".join("\n".join(lines) for lines in sections if lines)
 
 
-def _figures(report: Report) -> list[str]:
+def _figures(report: Facts) -> list[str]:
     """Two header lines, then for each model its figures and, below them, those relative to dense."""
     columns = words.columns(report)
     lines = [["", *(c.title for c in columns)]]
@@ -103,7 +103,7 @@ def bar(kept: int, total: int, width: int = BAR) -> str:
     return "█" * full + "░" * (width - full)
 
 
-def _left(report: Report) -> list[str]:
+def _left(report: Facts) -> list[str]:
     found = words.left(report)
     if not found:
         return []
@@ -117,8 +117,8 @@ def _left(report: Report) -> list[str]:
     return _bullets("left as it was, and why", lines)
 
 
-def _settings(report: Report) -> list[str]:
-    line = "; ".join(f"{name} {value}" for name, value in words.settings(report))
+def _settings(report: Facts) -> list[str]:
+    line = "; ".join(f"{name} {value}" for name, value in bargain.settings(report))
     spent = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in report.seconds.items())
     return [*_wrap(f"settings: {line}", "", "  "), *_wrap(f"seconds: {spent}", "", "  ")]
 

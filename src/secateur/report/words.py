@@ -1,4 +1,4 @@
-"""A report's figures and findings in words, shared by the text and the HTML page."""
+"""A report's figures and findings in words, shared by all its faces."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from secateur.report.report import Figures, Layer, Report
+    from secateur.report.data import Facts, Figures, Histogram, Layer
 
 MINUS, ENOUGH = "\N{MINUS SIGN}", 3
 
@@ -67,9 +67,15 @@ def quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def loading(artefact: str) -> str:
-    """Python that loads an artefact, given `make_model`."""
-    return f"import secateur as sc\nmodel = sc.load({quoted(artefact)}, make_model)"
+def loading(artefact: str, make_model: str = "") -> str:
+    """Python that loads an artefact; `make_model` is the line that defines ``make_model``, if known."""
+    lines = ("import secateur as sc", make_model, f"model = sc.load({quoted(artefact)}, make_model)")
+    return "\n".join(filter(None, lines))
+
+
+def reloading(report: Facts) -> str:
+    """Python that loads the saved model; empty if it was not saved."""
+    return "" if report.artefact is None else loading(report.artefact, report.make_model)
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,7 @@ class Row:
     relative: tuple[str, ...]
 
 
-def columns(report: Report) -> tuple[Column, ...]:
+def columns(report: Facts) -> tuple[Column, ...]:
     """The quantities that were measured, in reading order."""
     found = [Column("parameters"), Column("MACs"), Column("weights", "MB")]
     found.insert(0, Column("loss" if report.figures[0].measure == "loss" else "distance"))
@@ -111,7 +117,7 @@ def columns(report: Report) -> tuple[Column, ...]:
     return tuple(found)
 
 
-def rows(report: Report) -> tuple[Row, ...]:
+def rows(report: Facts) -> tuple[Row, ...]:
     """The models, a cell for each of `columns`."""
     dense = report.figures[0]
     titles = [column.title for column in columns(report)]
@@ -146,9 +152,10 @@ def _cell(title: str, own: Figures, dense: Figures) -> tuple[str, str]:
     return text, percent(own.latency, dense.latency or 0)
 
 
-def _loss(value: float | None) -> str:
-    """JSON has no NaN: a report that was read back holds None for it."""
-    return "not finite" if value is None or not math.isfinite(value) else f"{value:.4g}"
+def _loss(value: Any) -> str:
+    """JSON has no NaN: a report that was read back may hold a word for it."""
+    finite = isinstance(value, int | float) and math.isfinite(value)
+    return f"{value:.4g}" if finite else "not finite"
 
 
 def _accuracy(value: float | None) -> str:
@@ -167,7 +174,7 @@ def _places(size: float) -> int:
     return 3 if size < 1 else 2 if size < 10 else 1 if size < 100 else 0
 
 
-def headline(report: Report) -> str:
+def headline(report: Facts) -> str:
     """The result in one line."""
     dense, best = report.figures[0], report.figures[-1]
     line = f"{report.model}: {percent(best.macs, dense.macs)} of its MACs"
@@ -176,7 +183,7 @@ def headline(report: Report) -> str:
     return line
 
 
-def footnotes(report: Report) -> tuple[str, ...]:
+def footnotes(report: Facts) -> tuple[str, ...]:
     """What the table's figures mean."""
     dense = report.figures[0]
     measured = "Accuracy (top-1) and loss" if dense.accuracy is not None else "Loss"
@@ -188,9 +195,13 @@ def footnotes(report: Report) -> tuple[str, ...]:
         "MACs: multiply-accumulates for one sample, half of FLOPs. "
         "Weights: parameters and buffers in memory, 1 MB = 1,000,000 bytes.",
     ]
+    notes += interval(report)
     if dense.latency is not None:
         samples = "one sample" if dense.latency_batch == 1 else f"a batch of {dense.latency_batch}"
-        notes.append(f"Latency: median and quartiles of forward passes of {samples}, on this machine.")
+        notes.append(
+            f"Latency: median and quartiles of forward passes of {samples}, on the machine that pruned. "
+            + speed(report)
+        )
         if report.figures[-1].stage == "repaired":
             notes.append(
                 "Repair changes numbers, not shapes: costs and latency are those of the pruned model."
@@ -201,6 +212,62 @@ def footnotes(report: Report) -> tuple[str, ...]:
             "Parameters and MACs are those that taking them out would leave."
         )
     return tuple(notes)
+
+
+def interval(report: Facts) -> tuple[str, ...]:
+    """Between which bounds each model's accuracy lies, as far as its samples can tell."""
+    found = [
+        f"{f.stage} {100 * low:.2f} to {100 * high:.2f} %"
+        for f in report.figures
+        if f.accuracy is not None and f.samples
+        for low, high in [wilson(f.accuracy, f.samples)]
+    ]
+    if not found:
+        return ()
+    samples = report.figures[0].samples or 0
+    return (
+        f"Accuracy was measured on {samples:,} {'sample' if samples == 1 else 'samples'}. "
+        f"95 % interval of each model for itself (Wilson): {', '.join(found)}.",
+    )
+
+
+def wilson(share: float, samples: int, z: float = 1.959964) -> tuple[float, float]:
+    """The interval of a probability of which `share` of some samples came true.
+
+    Source: Wilson 1927, Probable inference, the law of succession, and statistical inference.
+
+    Args:
+        share: In [0, 1].
+        samples: At least 1.
+        z: Quantile of the normal distribution; 1.96 for 95 %.
+
+    Example:
+        >>> [round(bound, 3) for bound in wilson(0.9, 100)]
+        [0.826, 0.945]
+    """
+    spread = z * z / samples
+    middle = (share + spread / 2) / (1 + spread)
+    half = math.sqrt(spread * (share * (1 - share) + spread / 4)) / (1 + spread)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def speed(report: Facts) -> str:
+    """What the measured latencies allow to say."""
+    dense, best = report.figures[0], report.figures[-1]
+    if dense.latency is None or best.latency is None or not best.latency:
+        return ""
+    factor = dense.latency / best.latency
+    if same_speed(report):
+        return "The spreads overlap: this measurement shows no gain in speed."
+    if factor > 1:
+        return f"The pruned model is {factor:.2f} times as fast."
+    return f"The pruned model is slower: it takes {1 / factor:.2f} times as long."
+
+
+def same_speed(report: Facts) -> bool:
+    """Whether the middle halves of the passes before and after overlap."""
+    before, after = report.figures[0].latency_quartiles, report.figures[-1].latency_quartiles
+    return before is not None and after is not None and before[0] <= after[1] and after[0] <= before[1]
 
 
 def layer_name(layer: Layer) -> str:
@@ -227,7 +294,7 @@ MIXED = (
 """What the removal of inexact groups means."""
 
 
-def proof(report: Report) -> str:
+def proof(report: Facts) -> str:
     """What was proven, in a sentence."""
     found = report.proof
     if report.asked.get("granularity") == "weight":
@@ -249,7 +316,7 @@ def proof(report: Report) -> str:
     )
 
 
-def form(report: Report) -> str:
+def form(report: Facts) -> str:
     """What the result is, in a sentence."""
     if report.asked.get("granularity") == "weight":
         return f"The result has the dense model's shapes: {report.note}. Zeros are multiplied like the rest."
@@ -268,7 +335,7 @@ def form(report: Report) -> str:
     return f"{what} {why}"
 
 
-def repairs(report: Report) -> tuple[str, ...]:
+def repairs(report: Facts) -> tuple[str, ...]:
     """What repair tried and what it brought, a line each."""
     if not report.repairs:
         return ("None was asked for." if report.asked.get("repair") is None else "None was tried.",)
@@ -287,49 +354,89 @@ def repairs(report: Report) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def settings(report: Report) -> tuple[tuple[str, str], ...]:
-    """Name and value of what decided: what was asked for, and what was solved for it."""
-    budget = report.asked.get("budget")
-    found = [("allocator", str(report.asked.get("allocator"))), ("budget", _budget(budget))]
-    for name, value in report.settings.items():
-        if name != "limits":
-            found.append((name, _setting(value, solved=bool(budget) and name in ("tolerance", "ratio"))))
-    limits = report.settings.get("limits")
-    if isinstance(limits, Mapping):
-        found += [(name, _setting(value)) for name, value in limits.items() if value not in ([], None)]
-    found.append(("seed", str(report.asked.get("seed"))))
-    return tuple(found)
+@dataclass(frozen=True)
+class Refit:
+    """What a repair brought layer by layer.
+
+    Attributes:
+        method: Its name.
+        rows: Per weight the squared error of the layer's output before and after, as shares of the scatter
+            of what it should be.
+    """
+
+    method: str
+    rows: tuple[tuple[str, float, float], ...]
 
 
-def asked(report: Report) -> str:
-    """What the user wanted, in a phrase."""
-    repair = report.asked.get("repair")
-    named = (
-        "none" if repair is None else ", ".join(map(str, repair)) if isinstance(repair, list) else str(repair)
+REFIT = (
+    "Squared error of each layer's output, given the layers before it as repaired, as a share of the scatter "
+    "of what the output should be: as pruning left the layer, and refitted. The second is measured on data "
+    "that the fit did not see."
+)
+
+
+def refits(report: Facts) -> tuple[Refit, ...]:
+    """The repairs that were kept and say what they did to each layer.
+
+    A combination such as ``reconstruct + batchnorm`` starts from what its first methods gave alone.
+    """
+    tried = {str(entry["method"]): entry for entry in report.repairs}
+    found: dict[str, Refit] = {}
+    for name in (str(entry["method"]) for entry in report.repairs if entry["kept"]):
+        parts = name.split(" + ")
+        for count in range(1, len(parts) + 1):
+            start = " + ".join(parts[:count])
+            rows = _refitted(tried.get(start, {}).get("layers"))
+            if rows:
+                found[start] = Refit(start, rows)
+    return tuple(found.values())
+
+
+def _refitted(layers: Any) -> tuple[tuple[str, float, float], ...]:
+    if not isinstance(layers, Mapping):
+        return ()
+    return tuple(
+        (str(name), float(entry["before"]), float(entry["after"]))
+        for name, entry in layers.items()
+        if {"before", "after"} <= set(entry)
     )
-    budget = report.asked.get("budget")
-    wanted = _budget(budget) if budget else "no budget"
-    return f"{wanted}, allocator {report.asked.get('allocator')}, repair {named}"
 
 
-def _budget(budget: Any) -> str:
-    if not isinstance(budget, Mapping) or not budget:
-        return "none, the allocator decided"
-    return " and ".join(
-        f"at most {f'{value:,}' if isinstance(value, int) else f'{100 * value:g} % of the'} "
-        f"{'MACs' if name == 'macs' else 'parameters' if name == 'params' else name}"
-        for name, value in budget.items()
-        if name != "spend"
-    ) + (", as far as the rule's knob alone goes" if budget.get("spend") is False else "")
+def knob_name(report: Facts) -> str:
+    """What the rule's knob is called."""
+    names = {"tod": "tolerance", "emp": "−β", "uniform": "ratio", "global": "ratio", "repair_aware": "ratio"}
+    return names.get(str(report.asked.get("allocator")), "knob")
 
 
-def _setting(value: Any, *, solved: bool = False) -> str:
-    if value is None:
-        return "not needed, nothing had to go" if solved else "none"
-    text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    if isinstance(value, list):
-        text = ", ".join(map(str, value))
-    return f"{text}, solved for the budget" if solved else text
+def knob(report: Facts) -> str:
+    """The curve of the knob in words; empty if there is none."""
+    curve = report.knob
+    if curve is None:
+        return ""
+    best, name = report.figures[-1], knob_name(report)
+    where = (
+        "Nothing had to go"
+        if curve.at is None
+        else f"The plan's {name} is {curve.values[curve.at]:.4g}, which leaves "
+        f"{percent(curve.macs[curve.at + 1], curve.macs[0])} of the MACs"
+    )
+    if curve.at is not None and best.macs != curve.macs[curve.at + 1]:
+        where += f"; units that came back to spend the budget make it {percent(best.macs, curve.macs[0])}"
+    return (
+        f"{where}. All from one scoring: every other {name} is a plan too, and none leaves less than "
+        f"{percent(curve.macs[-1], curve.macs[0])}."
+    )
+
+
+def role(report: Facts, signal: str) -> str:
+    """What the allocator uses a signal for, empty if nothing is known of it."""
+    uses = [use for use in ("removal", "protection") if report.settings.get(use) == signal]
+    return " and ".join(uses)
+
+
+def scored(report: Facts) -> tuple[tuple[Layer, Histogram], ...]:
+    """Every histogram with its layer."""
+    return tuple((layer, found) for layer in report.layers for found in layer.scores)
 
 
 @dataclass(frozen=True)
@@ -341,7 +448,7 @@ class Left:
     where: tuple[str, ...]
 
 
-def left(report: Report) -> tuple[Left, ...]:
+def left(report: Facts) -> tuple[Left, ...]:
     """What could not be pruned, by reason, in order of first appearance."""
     by_reason: dict[str, list[Any]] = {}
     for kept in report.untouched:
@@ -350,134 +457,3 @@ def left(report: Report) -> tuple[Left, ...]:
         Left(reason, tuple(k.what for k in kept), tuple(dict.fromkeys(k.where for k in kept if k.where)))
         for reason, kept in by_reason.items()
     )
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """What the allocator vouches for.
-
-    Attributes:
-        words: What it says, a sentence each.
-        note: What the table's columns mean.
-        titles: Columns of the table.
-        rows: Per layer, a cell for each column.
-        raw: JSON, where the certificate is of an unknown kind; then there are no words.
-    """
-
-    words: tuple[str, ...] = ()
-    note: str = ""
-    titles: tuple[str, ...] = ()
-    rows: tuple[tuple[str, ...], ...] = ()
-    raw: str = ""
-
-
-def certificate(report: Report) -> Certificate | None:
-    """The certificates of the plan in words; None if there are none."""
-    found: Mapping[str, Any] = report.certificates
-    if not found:
-        return None
-    groups = found.get("groups")
-    known = isinstance(groups, Mapping) and all(
-        isinstance(g, Mapping) and {"removed", "overlap", "overlap_bound", "mass", "mass_bound"} <= set(g)
-        for g in groups.values()
-    )
-    if report.asked.get("allocator") != "tod" or not known or not groups:
-        return Certificate(raw=json.dumps(found, indent=1, ensure_ascii=False))
-    if found.get("tolerance") is None:
-        return Certificate(words=("Nothing had to go, so there is nothing to vouch for.",))
-    tolerance = float(found["tolerance"])
-    removed = sum(g["removed"] for g in groups.values())
-    overlap = sum(g["overlap"] for g in groups.values())
-    bound = sum(g["overlap_bound"] for g in groups.values())
-    words = (
-        f"Tolerance of Difference {tolerance:.4g}: of the k units that a layer lost, at most "
-        f"{100 * tolerance:.3g} % are among the k of that layer that the protection signal values most.",
-        f"Over all layers {removed:,} units went; {overlap:,} of them were among those, and "
-        f"{bound:,} was the limit.",
-    )
-    exchange = found.get("exchange")
-    compared = exchange["groups"] if isinstance(exchange, Mapping) else {}
-    return Certificate(
-        words=(*words, *_given_back(groups), *_exchange(exchange), *_constant(found.get("constant"))),
-        note=(
-            "Score gone and at most are shares of a layer's whole protection score: what went with the "
-            "removed units, and the most that this tolerance lets go."
-            + (
-                " Uniform removes so many units; exchange is what the difference adds to or takes off the "
-                "additive loss, in % of the whole network's protection score."
-                if compared
-                else ""
-            )
-        ),
-        titles=("layer", "removed", "most protected", "limit", "score gone", "at most")
-        + (("uniform removes", "exchange") if compared else ()),
-        rows=tuple(
-            (
-                name,
-                f"{g['removed']:,}",
-                f"{g['overlap']:,}",
-                f"{g['overlap_bound']:,}",
-                _share(g["mass"]),
-                _share(g["mass_bound"]),
-                *_exchanged(compared.get(name)),
-            )
-            for name, g in groups.items()
-        ),
-    )
-
-
-def _given_back(groups: Mapping[str, Any]) -> tuple[str, ...]:
-    """Units that stay although the tolerance lets them go."""
-    kept = sum(g.get("allowed", g["removed"]) - g["removed"] for g in groups.values())
-    if not kept:
-        return ()
-    return (
-        f"{kept:,} {'unit' if kept == 1 else 'units'} that this tolerance lets go stayed, to spend the "
-        "budget. k counts them too: the limits are those of the tolerance, and fewer units went.",
-    )
-
-
-def _exchange(found: Any) -> tuple[str, ...]:
-    """The comparison with uniform, and what it assumes."""
-    if not isinstance(found, Mapping) or found.get("loss") is None:
-        return ()
-    own, other = found["macs"]
-    loss, before = found["loss"], found["other_loss"]
-    outcome = "lowers" if loss < before else "raises" if loss > before else "leaves"
-    return (
-        f"Uniform pruning by the same removal signal within the same budget leaves {number(other)} MACs "
-        f"({number(own)} here). Against it, this plan removes units that hold {_share(found['taken'])} of "
-        f"the network's protection score, and keeps units that hold {_share(found['spared'])}. That exchange "
-        f"{outcome} the protection score removed "
-        + (f"from {_share(before)} to {_share(loss)}." if outcome != "leaves" else f"at {_share(loss)}."),
-        "This speaks of damage as far as damage adds up over the removed units and protection scores "
-        "measure it on one scale in all layers: no interplay between units, no repair. Measured accuracy "
-        "decides.",
-    )
-
-
-def _exchanged(found: Mapping[str, Any] | None) -> tuple[str, ...]:
-    """The cells of one layer: what uniform removes, and what the difference does to the additive loss."""
-    if found is None:
-        return ()
-    removed = f"{found['other_removed']:,}"
-    if found["taken"] is None:
-        return removed, "–"
-    change = 100 * (found["taken"] - found["spared"])
-    sign = "+" if change > 0 else MINUS if change < 0 else "±"
-    return removed, f"{sign}{abs(change):.2f}"
-
-
-def _constant(found: Any) -> tuple[str, ...]:
-    """Layers whose units a signal cannot tell apart."""
-    if not found:
-        return ()
-    signals = sorted({signal for flat in found.values() for signal in flat})
-    return (
-        f"In {shorten(found)} every unit has the same score from {' and '.join(signals)}: how many units "
-        "went there follows from their position, not from what they are worth.",
-    )
-
-
-def _share(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f} %"

@@ -1,0 +1,132 @@
+"""A command made from the settings that it reads: its options, ``--config``, ``--set``, and their checks."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from secateur.cli.shell import Debug, Json, reported
+from secateur.config.option import Setting, settings
+from secateur.config.run import Run
+from secateur.errors import SettingError
+
+METAVARS: Mapping[str, str] = {"text": "TEXT", "whole": "INTEGER", "number": "NUMBER"}
+EXAMPLES: Mapping[str, str] = {
+    "model": "net.py:make",
+    "data": "x.npz",
+    "scores": "scores.safetensors",
+    "plan": "plan.json",
+    "artefact": "small",
+    "repaired": "repaired",
+}
+
+READING = ("batch_size", "samples", "images.size", "text.tokenizer", "text.length")
+"""How data from files become batches."""
+NAMES = {"images.size": "image_size", "text.length": "text_length"}
+RULE = ("allocator", "tolerance", "ratio", "removal", "protection")
+BUDGET = ("budget.macs", "budget.params")
+LIMITS = ("limits.round_to", "limits.min_keep", "limits.ignore")
+
+# Optional[...] rather than | None: typer reads these at run time, where older Pythons need it.
+Text = Optional[str]  # noqa: UP045
+Texts = Optional[list[str]]  # noqa: UP045
+Place = Optional[Path]  # noqa: UP045
+
+Body = Callable[[Run, bool], str]
+
+
+def command(
+    *paths: str, needs: Sequence[str] = (), names: Mapping[str, str] | None = None
+) -> Callable[[Body], Callable[..., None]]:
+    """Make a command of a function that takes a checked `Run` and whether JSON is wanted.
+
+    The function is called once all settings are valid, its output is printed on stdout, and whatever it
+    raises becomes one line and an exit code. Its docstring is the command's help.
+
+    Args:
+        paths: The settings that have an option, by path. ``--config`` and ``--set`` reach all others.
+        needs: Those of them without which the command can do nothing.
+        names: Options that are not called as the last part of their path: ``{"artefact": "out"}``.
+    """
+    known = settings(Run)
+    called = NAMES | dict(names or {})
+    options = {called.get(path, path.rpartition(".")[2]): known[path] for path in paths}
+
+    def decorate(body: Body) -> Callable[..., None]:
+        def run(config: Path | None, sets: list[str] | None, json: bool, debug: bool, **given: Any) -> None:
+            with reported(debug=debug):
+                from secateur.config.read import read_run
+
+                chosen = {
+                    options[name].path: (_dashed(name), value)
+                    for name, value in given.items()
+                    if value not in (None, False, [])
+                }
+                asked = read_run(config, sets or (), chosen)
+                _require(body.__name__, asked, needs, options)
+                shown = body(asked, json)
+            typer.echo(shown)
+
+        parameters = [_parameter(name, setting) for name, setting in options.items()]
+        signature = inspect.Signature([*parameters, *_COMMON])
+        run.__name__, run.__doc__ = body.__name__, body.__doc__
+        run.__signature__ = signature  # type: ignore[attr-defined]  # what typer reads
+        run.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
+        return run
+
+    return decorate
+
+
+def _dashed(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _parameter(name: str, setting: Setting) -> inspect.Parameter:
+    words = [setting.help]
+    if setting.several:
+        words.append("With commas between, or repeated." if setting.commas else "May be repeated.")
+    if setting.shown:
+        words.append(f"Default: {setting.shown}.")
+    about: dict[str, Any] = {"help": " ".join(words), "show_default": False}
+    if setting.kind == "switch":
+        return _keyword(name, Annotated[bool, typer.Option(_dashed(name), **about)], False)
+    about["metavar"] = f"[{'|'.join(setting.names)}]" if setting.names else METAVARS[setting.kind]
+    kind = Texts if setting.several else Text
+    return _keyword(name, Annotated[kind, typer.Option(_dashed(name), **about)], None)
+
+
+def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+_CONFIG = typer.Option("--config", help="YAML file with settings, as secateur init writes it.")
+_SET = typer.Option("--set", metavar="NAME=VALUE", help="A setting of the configuration; may be repeated.")
+_COMMON = (
+    _keyword("config", Annotated[Place, _CONFIG], None),
+    _keyword("sets", Annotated[Texts, _SET], None),
+    _keyword("json", Json, False),
+    _keyword("debug", Debug, False),
+)
+
+
+def _require(command: str, run: Run, needs: Sequence[str], options: Mapping[str, Setting]) -> None:
+    """Raises SettingError for what is missing, and for a model or data that nothing can be."""
+    from secateur.cli.loading import check_data, check_model
+
+    for name, setting in options.items():
+        if setting.path in needs and getattr(run, setting.path) is None:
+            raise SettingError(
+                f"secateur {command}: expected {_dashed(name)}, or {setting.path} in a configuration, got "
+                f"neither. Write {_dashed(name)} {EXAMPLES[setting.path]}, for example."
+            )
+    paths = {setting.path for setting in options.values()}
+    if run.model is not None and "model" in paths:
+        check_model("--model", run.model)
+    for path in ("data", "evaluation"):
+        text = getattr(run, path)
+        if text is not None and path in paths:
+            check_data(f"--{path}", text)

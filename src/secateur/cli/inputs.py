@@ -1,0 +1,147 @@
+"""What a run works on: the model and the data that it names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from secateur.cli.loading import ModelSource, example_of, load_data, model_source
+from secateur.config.run import Run
+from secateur.errors import SettingError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from secateur.allocate import Budget, Limits
+    from secateur.allocate.registry import Allocates
+    from secateur.calibration import Calibration
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The model and the data of a run, each loaded when it is first asked for."""
+
+    run: Run
+
+    @cached_property
+    def source(self) -> ModelSource:
+        """Where the model comes from."""
+        return model_source("--model", self.run.model or "")
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The dense model, with its weights."""
+        return self.source.load()
+
+    @cached_property
+    def data(self) -> Calibration:
+        """The calibration data."""
+        return self._read("--data", self.run.data or "")
+
+    @cached_property
+    def evaluation(self) -> Calibration | None:
+        """The data that accuracy is measured on, if they are not a part of `data`."""
+        return None if self.run.evaluation is None else self._read("--evaluation", self.run.evaluation)
+
+    @cached_property
+    def example(self) -> Any:
+        """Example inputs: of the sizes given, else the first batch.
+
+        Raises:
+            SettingError: If there is neither.
+        """
+        if self.run.input:
+            return tuple(example_of(text) for text in self.run.input)
+        if self.run.data is None:
+            raise SettingError(
+                "inputs: expected --input or --data, got neither. Write --input 1x3x224x224, for example."
+            )
+        batch = self.data.first()
+        return batch.kwargs or batch.args
+
+    def _read(self, option: str, text: str) -> Calibration:
+        from secateur.calibration import Calibration
+
+        run = self.run
+        found = load_data(
+            option,
+            text,
+            batch_size=run.batch_size,
+            seed=run.seed,
+            samples=run.samples,
+            images=run.images,
+            texts=run.text,
+            source=None if run.model is None else self.source,
+        )
+        return Calibration.of(found, seed=run.seed)
+
+
+def budget_of(run: Run) -> Budget | None:
+    """The budget as the library takes it; None if the rule decides."""
+    from secateur.allocate import Budget
+
+    asked = run.budget
+    if not asked.asked:
+        return None
+    return Budget(spend=asked.spend, **asked.asked)
+
+
+def limits_of(run: Run) -> Limits:
+    """The limits as the library takes them."""
+    from secateur.allocate import Limits
+
+    asked = run.limits
+    return Limits(
+        round_to=asked.round_to, min_keep=asked.min_keep, max_ratio=asked.max_ratio, ignore=asked.ignore
+    )
+
+
+def rule_of(run: Run) -> Allocates:
+    """The allocator, with what was asked of it.
+
+    Raises:
+        SettingError: It lacks a setting without which it cannot decide, or has none of the kind.
+    """
+    if run.rule == "uniform" and run.ratio is None and not run.budget.asked:
+        raise SettingError("--ratio: expected either a ratio or a budget for uniform, got neither. Give one.")
+    return rule_called(run, run.rule)
+
+
+def rule_called(run: Run, name: str) -> Allocates:
+    """The allocator of this name, with the run's signals and, if it is the run's own rule, its knob.
+
+    Raises:
+        SettingError: It has no such setting.
+    """
+    from dataclasses import fields, replace
+
+    from secateur.allocate import resolve
+    from secateur.experts.allocate import rule_called as for_experts
+
+    found: Any = (for_experts if run.granularity == "expert" else resolve)(name)
+    asked: dict[str, Any] = {"removal": run.removal} if name != "random" else {}
+    if name == run.rule:
+        asked |= {"protection": run.protection, "tolerance": run.tolerance, "ratio": run.ratio}
+    given = {setting: value for setting, value in asked.items() if value is not None}
+    unknown = sorted(set(given) - {each.name for each in fields(found)})
+    if unknown:
+        raise SettingError(
+            f"--{unknown[0]}: expected a setting of allocator {name}, got one that it does not have. "
+            "Leave it out."
+        )
+    rule: Allocates = replace(found, **given)
+    return rule
+
+
+def only_units(command: str, run: Run) -> None:
+    """Refuse granularities that only the whole street knows.
+
+    Raises:
+        SettingError: The run is not about units.
+    """
+    if run.granularity != "unit":
+        raise SettingError(
+            f"secateur {command}: expected granularity unit, got {run.granularity}. Use secateur prune, "
+            "which does all the steps."
+        )

@@ -1,0 +1,303 @@
+"""Where a model comes from: a function, timm, a Hugging Face folder or a ``.pt2`` file."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from secateur.cli.loading.target import Target
+from secateur.errors import SettingError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class ModelSource(Protocol):
+    """What knows how to make a model, with its weights and without."""
+
+    @property
+    def import_line(self) -> str:
+        """Python that defines `make_model`, which makes the dense model; its weights do not matter."""
+
+    def make(self) -> nn.Module:
+        """The model's architecture; its weights do not matter."""
+
+    def load(self) -> nn.Module:
+        """The model with its weights."""
+
+
+def model_source(option: str, text: str) -> ModelSource:
+    """What a user's text names. Nothing is loaded.
+
+    Raises:
+        SettingError: If it names nothing of the kinds there are.
+
+    Example:
+        >>> model_source("--model", "timm:resnet18,num_classes=10")
+        TimmModel(option='--model', name='resnet18', keywords={'num_classes': 10})
+    """
+    if text.startswith("timm:"):
+        name, *pairs = text.removeprefix("timm:").split(",")
+        return TimmModel(option, name, dict(_pair(option, text, pair) for pair in pairs))
+    path = Path(text)
+    if path.suffix == ".pt2":
+        if not path.is_file():
+            raise SettingError(f"{option} {text}: expected an exported program, got no file. Check the path.")
+        return ExportedModel(option, text)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise SettingError(
+                f"{option} {text}: expected a Hugging Face folder, got one without config.json. "
+                "Do save_pretrained, or name a function."
+            )
+        return HuggingFaceModel(option, text)
+    return FunctionModel(Target.of(option, text))
+
+
+def check_model(option: str, text: str) -> None:
+    """Refuses what names no model; see `model_source`."""
+    model_source(option, text)
+
+
+def load_model(source: Target | ModelSource) -> tuple[nn.Module, Callable[[], nn.Module]]:
+    """The model, and the function that makes it.
+
+    Raises:
+        SettingError: If the source gives no module.
+    """
+    found = FunctionModel(source) if isinstance(source, Target) else source
+    return found.load(), found.make
+
+
+@dataclass(frozen=True)
+class FunctionModel:
+    """A user's own function, which returns the trained model."""
+
+    target: Target
+
+    @property
+    def import_line(self) -> str:
+        """As of `ModelSource`."""
+        return self.target.import_line
+
+    def make(self) -> nn.Module:
+        """As of `ModelSource`."""
+        return self.load()
+
+    def load(self) -> nn.Module:
+        """As of `ModelSource`.
+
+        Raises:
+            SettingError: If the function does not return a module.
+        """
+        from torch import nn
+
+        target = self.target
+        function = target.find()
+        if isinstance(function, nn.Module):
+            raise SettingError(
+                f"{target}: expected a function that returns the model, got a {type(function).__name__} "
+                "itself. Write a function that makes it; loading the pruned model calls it too."
+            )
+        model = target.call()
+        if not isinstance(model, nn.Module):
+            raise SettingError(
+                f"{target}: expected {target.function}() to return a torch.nn.Module, got "
+                f"{type(model).__name__}. Return the model."
+            )
+        return model
+
+
+@dataclass(frozen=True)
+class TimmModel:
+    """A model of timm, ``timm:resnet18`` or ``timm:resnet18,num_classes=10,checkpoint_path=own.safetensors``.
+
+    Without a checkpoint it has timm's pretrained weights, from timm's cache or the Hub.
+
+    Attributes:
+        option: The option it was given to, for messages.
+        name: Of the architecture.
+        keywords: Arguments of ``timm.create_model``.
+    """
+
+    option: str
+    name: str
+    keywords: dict[str, Any]
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        """The keywords that say what the architecture is like."""
+        return {k: v for k, v in self.keywords.items() if k not in ("pretrained", "checkpoint_path")}
+
+    @property
+    def import_line(self) -> str:
+        """As of `ModelSource`."""
+        arguments = "".join(f", {name}={value!r}" for name, value in self.shape.items())
+        return f"import timm\nmake_model = lambda: timm.create_model({self.name!r}{arguments}).eval()"
+
+    def make(self) -> nn.Module:
+        """As of `ModelSource`."""
+        return self._create(**self.shape)
+
+    def load(self) -> nn.Module:
+        """As of `ModelSource`.
+
+        Raises:
+            SettingError: If timm is missing, does not know the model, or cannot get its weights.
+        """
+        checkpoint = self.keywords.get("checkpoint_path")
+        if checkpoint is None:
+            return self._create(**{"pretrained": True, **self.keywords})
+        model = self._create(**self.shape)
+        with self._explained(f"weights of {self.name} in {checkpoint}"):
+            from timm.models import load_state_dict
+
+            model.load_state_dict(load_state_dict(str(checkpoint), weights_only=True))
+        return model
+
+    def _create(self, **keywords: Any) -> nn.Module:
+        with self._explained(f"a model that timm.create_model({self.name!r}) makes"):
+            import timm
+
+            model: nn.Module = timm.create_model(self.name, **keywords).eval()
+            return model
+
+    @contextmanager
+    def _explained(self, wanted: str) -> Iterator[None]:
+        with explained(f"{self.option} timm:{self.name}", wanted, "Do pip install timm, or check the name."):
+            yield
+
+
+@dataclass(frozen=True)
+class HuggingFaceModel:
+    """A folder that ``save_pretrained`` of Transformers wrote. Nothing is downloaded, no code of it is run.
+
+    Attributes:
+        option: The option it was given to, for messages.
+        folder: The folder.
+    """
+
+    option: str
+    folder: str
+
+    @property
+    def architecture(self) -> str:
+        """The class that the folder's configuration names.
+
+        Raises:
+            SettingError: If it names none.
+        """
+        try:
+            config = json.loads((Path(self.folder) / "config.json").read_text(encoding="utf-8"))
+            return str(config["architectures"][0])
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise SettingError(
+                f"{self.option} {self.folder}: expected a config.json with architectures, got none "
+                f"({type(error).__name__}: {error}). Do save_pretrained again."
+            ) from error
+
+    @property
+    def import_line(self) -> str:
+        """As of `ModelSource`."""
+        return (
+            f"from transformers import AutoConfig, {self.architecture}\n"
+            f"make_model = lambda: {self.architecture}(AutoConfig.from_pretrained({self.folder!r})).eval()"
+        )
+
+    def make(self) -> nn.Module:
+        """As of `ModelSource`."""
+        with self._explained():
+            from transformers import AutoConfig
+
+            model: nn.Module = self._class()(AutoConfig.from_pretrained(self.folder)).eval()
+            return model
+
+    def load(self) -> nn.Module:
+        """As of `ModelSource`.
+
+        Raises:
+            SettingError: If Transformers is missing or cannot read the folder.
+        """
+        with self._explained():
+            model: nn.Module = self._class().from_pretrained(self.folder, local_files_only=True).eval()
+            return model
+
+    def _class(self) -> Any:
+        import transformers
+
+        return getattr(transformers, self.architecture)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        advice = "Do pip install transformers, or save_pretrained again."
+        with explained(f"{self.option} {self.folder}", "a folder that Transformers can read", advice):
+            yield
+
+
+@dataclass(frozen=True)
+class ExportedModel:
+    """A program that ``torch.export.save`` wrote.
+
+    Attributes:
+        option: The option it was given to, for messages.
+        path: The ``.pt2`` file.
+    """
+
+    option: str
+    path: str
+
+    @property
+    def import_line(self) -> str:
+        """As of `ModelSource`."""
+        return (
+            "from secateur.cli.loading import model_source\n"
+            f"make_model = model_source('model', {self.path!r}).make"
+        )
+
+    def make(self) -> nn.Module:
+        """As of `ModelSource`."""
+        return self.load()
+
+    def load(self) -> nn.Module:
+        """As of `ModelSource`.
+
+        Raises:
+            SettingError: If torch cannot read the file.
+        """
+        with explained(f"{self.option} {self.path}", "an exported program", "Do torch.export.save again."):
+            import torch
+
+            program = torch.export.load(self.path).module()
+        for name in ("train", "eval"):  # torch puts versions there that only raise
+            vars(program).pop(name, None)
+        return program.eval()
+
+
+@contextmanager
+def explained(where: str, wanted: str, advice: str) -> Iterator[None]:
+    """Another library's error as one of ours."""
+    try:
+        yield
+    except SettingError:
+        raise
+    except Exception as error:  # whatever a library raises is about what it was given
+        got = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise SettingError(f"{where}: expected {wanted}, got {got}. {advice}") from error
+
+
+def _pair(option: str, text: str, pair: str) -> tuple[str, Any]:
+    name, equals, value = pair.partition("=")
+    if not equals or not name.isidentifier():
+        raise SettingError(
+            f"{option} {text}: expected name=value after a comma, got {pair!r}. "
+            f"Write {option} timm:resnet18,num_classes=10, for example."
+        )
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value

@@ -1,0 +1,340 @@
+"""Several rules at equal budgets on a user's own model and data."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from pydantic import JsonValue
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import nn
+
+from secateur.allocate import Budget, Limits, resolve
+from secateur.allocate.registry import Allocates
+from secateur.allocate.unit_distortions import with_unit_curves
+from secateur.apply.apply import apply
+from secateur.apply.record import record_of
+from secateur.calibration import Calibration
+from secateur.errors import SettingError, UnreachableBudgetError
+from secateur.evaluate import Evaluation, evaluate
+from secateur.graph.trace import trace
+from secateur.models import unwrap
+from secateur.plan import CostRecord, Plan
+from secateur.repair.repair import repair as repair_model
+from secateur.repair.repair import resolve as resolve_repairs
+from secateur.result import few
+from secateur.score import score
+from secateur.score.loss import LossFn
+from secateur.verify import verify
+
+RULES = ("tod", "emp", "uniform", "global", "random")
+BUDGETS = (Budget(macs=0.8), Budget(macs=0.6), Budget(macs=0.4))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One rule at one budget.
+
+    Attributes:
+        rule: The name it is shown under.
+        budget: What was asked for.
+        cost: What the pruned model costs.
+        pruned: It measured, before repair.
+        repaired: It measured, after repair; equal to `pruned` where nothing helped.
+        repair: What of the repairs was kept, as the record names it; empty if nothing.
+    """
+
+    rule: str
+    budget: Mapping[str, JsonValue]
+    cost: CostRecord
+    pruned: Evaluation
+    repaired: Evaluation
+    repair: str
+
+
+@dataclass(frozen=True)
+class Missed:
+    """A rule that does not reach a budget.
+
+    Attributes:
+        rule: The name it is shown under.
+        budget: What was asked for.
+        smallest: The least that it reaches, in the budget's own terms.
+    """
+
+    rule: str
+    budget: Mapping[str, JsonValue]
+    smallest: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found.
+
+    Attributes:
+        model: The dense model's class.
+        dense: The dense model measured.
+        cost: What it costs.
+        outcomes: One for each budget and rule that reaches it, budget by budget.
+        missed: The others.
+    """
+
+    model: str
+    dense: Evaluation
+    cost: CostRecord
+    outcomes: tuple[Outcome, ...]
+    missed: tuple[Missed, ...]
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """The rules, in the order they were given."""
+        return tuple(dict.fromkeys([o.rule for o in self.outcomes] + [m.rule for m in self.missed]))
+
+    @property
+    def budgets(self) -> tuple[Mapping[str, JsonValue], ...]:
+        """The budgets, in the order they were given."""
+        given = [o.budget for o in self.outcomes] + [m.budget for m in self.missed]
+        return tuple({_named(budget): budget for budget in given}.values())
+
+    @property
+    def by_accuracy(self) -> bool:
+        """Whether accuracy is defined on the data, so that it decides; else the loss does."""
+        return self.dense.accuracy is not None
+
+    def best(self, budget: Mapping[str, JsonValue]) -> Outcome | None:
+        """The outcome that does best after repair at a budget: by accuracy, then by loss."""
+        at = [each for each in self.outcomes if each.budget == budget]
+        return min(at, key=lambda each: _rank(each.repaired), default=None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, as JSON can hold it."""
+        return {
+            "model": self.model,
+            "dense": {**asdict(self.dense), **self.cost.model_dump()},
+            "outcomes": [
+                {**asdict(each), "budget": dict(each.budget), "cost": each.cost.model_dump()}
+                for each in self.outcomes
+            ],
+            "missed": [{**asdict(each), "budget": dict(each.budget)} for each in self.missed],
+        }
+
+    def __str__(self) -> str:
+        """A table: for each budget, what each rule makes of it."""
+        from secateur.report import words
+
+        def shown(found: Evaluation) -> str:
+            return f"{found.loss:.4g}" if found.accuracy is None else words.percent(found.accuracy, 1)
+
+        measure = "top-1" if self.by_accuracy else self.dense.measure
+        lines = [
+            f"{self.model}: {words.number(self.cost.params)} parameters, {words.number(self.cost.macs)} MACs "
+            f"for one sample; dense: {measure} {shown(self.dense)} on {self.dense.samples:,} samples",
+            "",
+        ]
+        wide = max(len(name) for name in (*self.rules, "rule"))
+        line = f"{{:10}}  {{:{wide}}}  {{:>7}}  {{:>10}}  {{:>9}}  {{:>9}}   {{}}"
+        lines.append(line.format("budget", "rule", "MACs", "parameters", "pruned", "repaired", "repair"))
+        for budget in self.budgets:
+            name = _named(budget)
+            best = self.best(budget)
+            for each in (o for o in self.outcomes if o.budget == budget):
+                cost = [
+                    words.percent(getattr(each.cost, what), getattr(self.cost, what))
+                    for what in ("macs", "params")
+                ]
+                repaired = shown(each.repaired) + (" *" if each is best else "  ")
+                cells = (
+                    name,
+                    each.rule,
+                    *cost,
+                    shown(each.pruned),
+                    repaired,
+                    each.repair or "nothing helped",
+                )
+                lines.append(line.format(*cells))
+            for missed in (m for m in self.missed if m.budget == budget):
+                lines.append(
+                    f"{name:10}  {missed.rule:{wide}}  not reached; the least is {missed.smallest:g}"
+                )
+        lines += ["", f"pruned, repaired: {measure}. *: the best at its budget."]
+        return "\n".join(text.rstrip() for text in lines)
+
+
+def compare(
+    model: nn.Module,
+    calibration: Any,
+    rules: Sequence[str] | Mapping[str, str | Allocates] = RULES,
+    budgets: Sequence[Budget] = BUDGETS,
+    repair: str | Sequence[str] | None = "auto",
+    *,
+    limits: Limits | None = None,
+    form: Literal["auto", "module", "graph", "masked"] = "auto",
+    evaluation: Any = None,
+    loss_fn: LossFn | None = None,
+    allow_inexact: bool = False,
+    seed: int = 0,
+    progress: bool = True,
+) -> Comparison:
+    """Allocate with each rule at each budget from one scoring, repair all alike, and measure.
+
+    Every model is proven as `prune` does it, and is what `prune` would return for that rule, budget and seed.
+    A rule that does not reach a budget is listed, and stops nothing.
+
+    Args:
+        model: Any module that `torch.export` can capture; it is left as it was.
+        calibration: As for `prune`.
+        rules: Names; or allocators, or their names, by the name they are shown under.
+        budgets: What each result may cost.
+        repair: As for `prune`, the same for all.
+        limits: What must stay.
+        form: As for `apply`.
+        evaluation: Data to measure on; the held-out fifth of the calibration data if not given.
+        loss_fn: As for `prune`.
+        allow_inexact: As for `trace`.
+        seed: Of everything that draws.
+        progress: Show bars on a terminal.
+
+    Returns:
+        What was found; ``print`` shows the table, `draw` the plot.
+
+    Raises:
+        SettingError: There is no rule or no budget, or a name is unknown.
+        SecateurError: One of its kinds; see each step of `prune`.
+    """
+    named = dict(rules) if isinstance(rules, Mapping) else {name: name for name in rules}
+    if not named or not budgets:
+        raise SettingError(
+            f"compare: expected rules and budgets, got {len(named)} and {len(budgets)}. Give one each."
+        )
+    chosen = {name: resolve(rule) for name, rule in named.items()}
+    resolve_repairs(repair)
+    model = unwrap(model)
+    data = Calibration.of(calibration, seed=seed)
+    fit, held = data.split()
+    judged = held if evaluation is None else Calibration.of(evaluation, seed=seed)
+    example = data.first()
+    inputs = example.kwargs or example.args
+    graph = trace(model, inputs, allow_inexact=allow_inexact)
+    signals = [signal for rule in chosen.values() for signal in rule.signals]
+    scores = score(graph, fit, signals, loss_fn=loss_fn, seed=seed, progress=progress)
+    curved = {
+        name: with_unit_curves(rule, graph, fit, scores, progress=progress) for name, rule in chosen.items()
+    }
+
+    def measured(candidate: nn.Module) -> Evaluation:
+        return evaluate(candidate, judged, dense=model, loss_fn=loss_fn)
+
+    def outcome(name: str, budget: Budget, plan: Plan) -> Outcome:
+        small = apply(model, plan, form, graph=graph, example_inputs=inputs)
+        verify(model, small, plan, few(example, graph.static_batch))
+        pruned = measured(small)
+        repaired = repair_model(
+            small, model, data, repair, graph=graph, loss_fn=loss_fn, seed=seed, progress=False
+        )
+        kept = " + ".join(each["method"] for each in record_of(repaired).repairs if each["kept"])
+        after = measured(repaired) if kept else pruned
+        return Outcome(name, budget.as_settings(), plan.predicted, pruned, after, kept)
+
+    outcomes: list[Outcome] = []
+    missed: list[Missed] = []
+    with _bar(len(chosen) * len(budgets), progress) as step:
+        for budget in budgets:
+            for name, rule in curved.items():
+                step(f"{name} at {_named(budget.as_settings())}")
+                try:
+                    plan = rule.allocate(graph, scores, budget, limits, seed)
+                except UnreachableBudgetError as error:
+                    missed.append(Missed(name, budget.as_settings(), error.smallest))
+                else:
+                    outcomes.append(outcome(name, budget, plan))
+    dense = measured(model)
+    cost = CostRecord.of(graph.cost())
+    return Comparison(type(model).__name__, dense, cost, tuple(outcomes), tuple(missed))
+
+
+def draw(found: Comparison, path: Path) -> None:
+    """Draws accuracy against MACs, a line for each rule; the loss where there is no accuracy.
+
+    The same comparison gives the same bytes.
+
+    Args:
+        found: What to draw.
+        path: The file; its suffix says the format.
+
+    Raises:
+        SettingError: See `secateur.report.plot.check`.
+    """
+    from secateur.report.plot import METADATA, check
+
+    check(path)
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    def height(each: Evaluation) -> float:
+        return each.loss if each.accuracy is None else 100 * each.accuracy
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    whole = max(found.cost.macs, 1)
+    for rule in found.rules:
+        points = sorted((o for o in found.outcomes if o.rule == rule), key=lambda o: o.cost.macs)
+        across = [100 * each.cost.macs / whole for each in points]
+        (line,) = axes.plot(
+            across, [height(o.repaired) for o in points], marker="o", markersize=4, label=rule
+        )
+        axes.plot(
+            across, [height(o.pruned) for o in points], linestyle=":", linewidth=0.8, color=line.get_color()
+        )
+    axes.plot([100], [height(found.dense)], marker="D", color="black", linestyle="none", label="dense")
+    axes.set(
+        xlabel="% of dense MACs",
+        ylabel="top-1 %" if found.by_accuracy else found.dense.measure,
+        title=f"{found.model}: repaired, and dotted as pruned",
+    )
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with mpl.rc_context({"svg.hashsalt": "secateur"}):
+        figure.savefig(path, dpi=150, metadata=METADATA[path.suffix.lower()])
+
+
+def _rank(found: Evaluation) -> tuple[float, float]:
+    return (0.0 if found.accuracy is None else -found.accuracy, found.loss)
+
+
+def _named(budget: Mapping[str, JsonValue]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in budget.items())
+
+
+class _Step(Protocol):
+    def __call__(self, what: str) -> None:
+        """Say what comes next; what came before is done."""
+
+
+@contextmanager
+def _bar(total: int, progress: bool) -> Iterator[_Step]:
+    """A bar with the time left on stderr, if that is a terminal."""
+    if not (progress and sys.stderr.isatty()):
+        yield lambda what: None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed} of {task.total}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("Comparing", total=total)
+        begun = False
+
+        def step(what: str) -> None:
+            nonlocal begun
+            bar.update(task, description=what, advance=int(begun))
+            begun = True
+
+        yield step

@@ -1,0 +1,68 @@
+"""The names that a configuration may hold, known without importing torch.
+
+They are the library's own; a test compares each with what the library knows.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Granularity = Literal["unit", "weight", "expert"]
+Form = Literal["auto", "module", "graph", "masked"]
+Rule = Literal[
+    "tod",
+    "emp",
+    "uniform",
+    "global",
+    "erk",
+    "lamp",
+    "owl",
+    "repairability",
+    "repair_aware",
+    "random",
+]
+MaskRule = Literal[
+    "emp", "uniform", "global", "erk", "lamp", "owl", "repairability", "repair_aware", "random"
+]
+Criterion = Literal["magnitude", "wanda", "taylor", "snip", "fisher", "random"]
+MaskRepair = Literal["variance", "channelwise", "layerwise", "reconstruct", "batchnorm", "surgeon"]
+
+SIGNALS = (
+    "wasserstein",
+    "taylor",
+    "magnitude",
+    "l1",
+    "l2",
+    "batchnorm_scale",
+    "geometric_median",
+    "activation",
+    "apoz",
+    "rank",
+    "reconstruction",
+    "taylor_sample",
+    "fisher",
+    "snip",
+    "random",
+)
+EXPERT_SIGNALS = (
+    "frequency",
+    "router_weight",
+    "reap",
+    "output_change",
+    "specialisation",
+    "expert_taylor",
+    "weight_norm",
+    "random",
+)
+REPAIRS = (
+    "auto",
+    "none",
+    "reconstruct",
+    "variance",
+    "channelwise",
+    "layerwise",
+    "bias",
+    "batchnorm",
+    "surgeon",
+    "experts",
+)

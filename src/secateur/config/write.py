@@ -1,0 +1,101 @@
+"""A configuration with a comment for every setting."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from secateur.config.option import Setting, sections, settings
+from secateur.config.run import Run
+
+WIDTH = 100
+
+HEAD = """\
+# A run of secateur. Every command reads its part of this file:
+#   secateur inspect --config {name}
+#   secateur prune --config {name} --set budget.macs=0.4
+# Take the # off a line without a blank after it to use it: it shows the default, or an example where there is
+# none. Options of the command line win over --set, which wins over this file. Paths are relative to where the
+# command is run.
+"""
+
+EXAMPLES: Mapping[str, Any] = {
+    "model": "net.py:make",
+    "data": "x.npz",
+    "evaluation": "test.npz",
+    "input": ("1x3x224x224",),
+    "samples": 1000,
+    "images.size": 224,
+    "images.mean": (0.485, 0.456, 0.406),
+    "images.std": (0.229, 0.224, 0.225),
+    "text.tokenizer": "folder",
+    "budget.macs": 0.5,
+    "budget.params": 0.5,
+    "budget.sparsity": 0.9,
+    "budget.latency": 0.6,
+    "budget.experts": 0.75,
+    "allocator": "tod",
+    "tolerance": 0.1,
+    "ratio": 0.5,
+    "removal": "wasserstein",
+    "protection": "taylor",
+    "limits.ignore": ("stem",),
+    "signals": ("wasserstein", "taylor"),
+    "checkpoint": "scoring.checkpoint",
+    "memory": "2 GB",
+    "scores": "scores.safetensors",
+    "plan": "plan.json",
+    "artefact": "small",
+    "repaired": "repaired",
+    "compare.plot": "compare.svg",
+    "curve.plot": "curve.svg",
+    "transition.plot": "transition.svg",
+}
+"""What a setting without a default could be; a test holds each to be valid."""
+
+
+def commented(given: Mapping[str, Any], name: str = "secateur.yaml") -> str:
+    """A YAML file in which `given` is set, and every other setting is there as a comment.
+
+    Args:
+        given: By path.
+        name: The file's name, for its first lines.
+
+    Example:
+        >>> [line for line in commented({"budget.macs": 0.4}).splitlines() if "macs: " in line]
+        ['  macs: 0.4', '  #macs: [0.8, 0.6, 0.4]']
+    """
+    about = sections(Run)
+    lines = [HEAD.format(name=name)]
+    section = ""
+    for path, setting in settings(Run).items():
+        inside, _, leaf = path.rpartition(".")
+        if inside and inside != section:
+            lines += [*([""] if section else []), f"# {about[inside]}", f"{inside}:"]
+        elif section and not inside:
+            lines.append("")
+        section = inside
+        lines += _lines(setting, leaf, "  " if inside else "", given)
+        if not inside:
+            lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _lines(setting: Setting, leaf: str, indent: str, given: Mapping[str, Any]) -> Iterator[str]:
+    choices = f" One of {', '.join(setting.names)}." if setting.names else ""
+    for line in textwrap.wrap(setting.help + choices, WIDTH, break_on_hyphens=False):
+        yield f"{indent}# {line}"
+    if setting.path in given:
+        yield f"{indent}{leaf}: {_value(given[setting.path])}"
+        return
+    value = EXAMPLES.get(setting.path, setting.default)
+    yield f"{indent}#{leaf}: {_value(value)}"
+
+
+def _value(value: Any) -> str:
+    """The value as YAML; JSON is YAML, and plain words need no quotes."""
+    if isinstance(value, str) and value.replace("_", "").isalnum() and value not in ("true", "false", "null"):
+        return value
+    return json.dumps(list(value) if isinstance(value, tuple) else value)

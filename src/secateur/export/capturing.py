@@ -1,0 +1,104 @@
+"""A model captured for a file: plain outputs, nothing of the user's code and data, inputs to check it on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from secateur.apply.compare import run
+from secateur.graph.inputs import batch_size, samples_of
+from secateur.graph.trace import capture
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Captured:
+    """A model as one program of tensor operators.
+
+    Attributes:
+        model: What was captured.
+        program: In evaluation mode. Its outputs are tensors in lists, tuples and dictionaries, so that a
+            process without the model's library can unpack them; no example inputs, no source lines.
+        inputs: The names of its tensor inputs, in order.
+        outputs: A name for each of its tensor outputs, in order.
+        trials: The example inputs and, if the batch axis may have any size, one sample more.
+    """
+
+    model: nn.Module
+    program: ExportedProgram
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    trials: tuple[Arguments, ...]
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether the program takes any batch size."""
+        return len(self.trials) > 1
+
+    @cached_property
+    def wanted(self) -> tuple[list[torch.Tensor], ...]:
+        """What the model itself answers to each trial."""
+        return tuple(run(self.model, args, kwargs) for args, kwargs in self.trials)
+
+
+def captured(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Captured:
+    """Capture a model.
+
+    Args:
+        model: Any module, a captured program of `apply` too; it is left as it was.
+        args: Positional inputs, on the model's device.
+        kwargs: Keyword inputs.
+
+    Raises:
+        CaptureError: If `torch.export` cannot capture the model.
+    """
+    program, _, static = capture(model, args, kwargs)
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)
+    program.example_inputs = None
+    outputs = _plain_outputs(program)
+    held = {n.name for n in program.graph.nodes if isinstance(n.meta.get("val"), torch.Tensor)}
+    inputs = tuple(str(name) for name in program.graph_signature.user_inputs if name in held)
+    given: Arguments = (args, dict(kwargs))
+    trials = [given]
+    if static is None:
+        trials.append(samples_of(given, [*range(batch_size(given)), 0]))
+    return Captured(model, program, inputs, outputs, tuple(trials))
+
+
+def _plain_outputs(program: ExportedProgram) -> tuple[str, ...]:
+    """Let the program return builtin containers only; returns a name for each tensor."""
+    signature = program.module_call_graph[0].signature
+    if signature is None:
+        return ()
+    old = signature.out_spec
+    plain = _plain(pytree.tree_unflatten(list(range(old.num_leaves)), old))
+    found, signature.out_spec = pytree.tree_flatten_with_path(plain)
+    results = program.graph.output_node().args[0]
+    values = list(results)[-len(found) :] if isinstance(results, list | tuple) else [results]
+    names = []
+    for (path, _), value in zip(found, values, strict=True):
+        meta = getattr(value, "meta", {})
+        if isinstance(meta.get("val"), torch.Tensor):
+            names.append("_".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in path))
+    return tuple(f"output_{n}" if n.isdigit() else n or "output" for n in names)
+
+
+def _plain(value: Any) -> Any:
+    """Mappings, named tuples and dataclasses as builtin containers of the same leaves."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, list):
+        return [_plain(v) for v in value]
+    return tuple(_plain(v) for v in value) if isinstance(value, tuple) else value

@@ -1,0 +1,1 @@
+"""Time on this machine: models against each other, and whether a pruned one is faster."""

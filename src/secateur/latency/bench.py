@@ -1,0 +1,197 @@
+"""`sc.bench`: whether a pruned model is faster on this machine, by how much, and how sure that is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.apply.record import record_of
+from secateur.errors import ArtifactError, SettingError
+from secateur.graph.inputs import batch_size, call_arguments, samples_of
+from secateur.latency.backends import BACKENDS
+from secateur.latency.interval import Interval, median_ratio
+from secateur.latency.reasons import reasons
+from secateur.latency.timing import Latency, interleaved, waiting
+from secateur.models import device_of, unwrap
+
+
+@dataclass(frozen=True)
+class Row:
+    """Both models in one back end at one batch size.
+
+    Attributes:
+        backend: ``eager``, ``compile`` or ``onnxruntime``.
+        batch: Samples in a pass.
+        dense: Seconds of the dense model.
+        pruned: Seconds of the pruned model, in the same rounds.
+        speedup: Dense over pruned: above 1, the pruned model is faster.
+    """
+
+    backend: str
+    batch: int
+    dense: Latency
+    pruned: Latency
+    speedup: Interval
+
+    @property
+    def verdict(self) -> str:
+        """``faster``, ``slower``, or ``no gain`` where the interval includes 1."""
+        if 1.0 in self.speedup:
+            return "no gain"
+        return "faster" if self.speedup.low > 1 else "slower"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What `bench` measured; ``print(bench)`` shows it.
+
+    Attributes:
+        rows: A row for each back end and batch size.
+        failed: Back ends that could not run both models, with the reason.
+        reasons: Where some row has no gain: why, as far as the models and the figures show.
+        confidence: Of the intervals.
+        rounds: Counted passes of each model.
+        warmup: Passes before them.
+        threads: Threads within an operator.
+        device: Where the models live.
+    """
+
+    rows: tuple[Row, ...]
+    failed: dict[str, str]
+    reasons: tuple[str, ...]
+    confidence: float
+    rounds: int
+    warmup: int
+    threads: int
+    device: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, every run included."""
+        found = asdict(self)
+        for row, plain in zip(self.rows, found["rows"], strict=True):
+            plain["verdict"] = row.verdict
+        return found
+
+    def __str__(self) -> str:
+        """A table, and plain words where there is no gain."""
+        from secateur.latency.words import table
+
+        return table(self)
+
+
+def bench(
+    dense: nn.Module,
+    small: nn.Module,
+    example_inputs: Any = None,
+    *,
+    backends: Sequence[str] = ("eager",),
+    batches: Sequence[int] | None = None,
+    rounds: int = 30,
+    warmup: int = 5,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Bench:
+    """Time a pruned model against the dense one, in turn, in evaluation mode and without gradients.
+
+    Args:
+        dense: The model before.
+        small: The model after, on the same device. Neither is changed.
+        example_inputs: As for `trace`; made from the shapes in the pruned model's plan if not given.
+        backends: Of ``eager``, ``compile`` and ``onnxruntime`` (which runs on the CPU and takes
+            ``pip install "secateur[export]"``).
+        batches: Batch sizes; the inputs' samples are repeated to make them. Their own if not given.
+        rounds: Counted passes of each model in each back end at each batch size, at least 5.
+        warmup: Passes before them that do not count.
+        confidence: Of the intervals, in (0, 1).
+        seed: Of the intervals' draws.
+
+    Returns:
+        The measurements. A back end that cannot run both models is left out and named in `failed`.
+
+    Raises:
+        SettingError: If a back end is unknown, a number is out of range, inputs are missing, or no back end
+            can run both models.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> found = bench(net, net, torch.zeros(2, 4), batches=(1, 16), rounds=5)
+        >>> [(row.backend, row.batch, len(row.dense.seconds)) for row in found.rows]
+        [('eager', 1, 5), ('eager', 16, 5)]
+    """
+    _check(backends, batches, rounds, warmup, confidence)
+    dense, small = unwrap(dense), unwrap(small)
+    args, kwargs = _arguments(small, example_inputs)
+    own = batch_size((args, kwargs))
+    rows: list[Row] = []
+    failed: dict[str, str] = {}
+    for backend in backends:
+        for size in batches or (own,):
+            given = (
+                samples_of((args, kwargs), [i % own for i in range(size)]) if size != own else (args, kwargs)
+            )
+            try:
+                times = _measure(backend, (dense, small), given, rounds, warmup)
+            except Exception as error:  # compilers and runtimes raise their own
+                failed[backend] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+                break
+            speedup = median_ratio(times[0], times[1], confidence=confidence, seed=seed)
+            rows.append(Row(backend, size, Latency(times[0], size), Latency(times[1], size), speedup))
+    if not rows:
+        why = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
+        raise SettingError(f"bench: expected a back end that runs both models, got none. {why} Try eager.")
+    gainless = any(row.verdict != "faster" for row in rows)
+    return Bench(
+        rows=tuple(rows),
+        failed=failed,
+        reasons=reasons(small, rows) if gainless else (),
+        confidence=confidence,
+        rounds=rounds,
+        warmup=warmup,
+        threads=torch.get_num_threads(),
+        device=str(device_of(small)),
+    )
+
+
+def _measure(
+    backend: str,
+    models: tuple[nn.Module, nn.Module],
+    inputs: tuple[tuple[Any, ...], dict[str, Any]],
+    rounds: int,
+    warmup: int,
+) -> list[tuple[float, ...]]:
+    with BACKENDS[backend](models, *inputs) as calls:
+        return interleaved(calls, rounds, warmup, waiting(inputs))
+
+
+def _arguments(small: nn.Module, example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if example_inputs is not None:
+        return call_arguments(example_inputs, device_of(small))
+    try:
+        return record_of(small).plan.inputs.arguments(None, device_of(small))
+    except ArtifactError as error:
+        raise SettingError(
+            "bench: expected example_inputs for a model that did not come from apply, got none. Pass what "
+            "the models are called with."
+        ) from error
+
+
+def _check(
+    backends: Sequence[str], batches: Sequence[int] | None, rounds: int, warmup: int, confidence: float
+) -> None:
+    wrong = [name for name in backends if name not in BACKENDS]
+    if wrong or not backends:
+        raise SettingError(
+            f"bench(backends={list(backends)!r}): expected some of {', '.join(BACKENDS)}, got "
+            f"{wrong[0] if wrong else 'none'}. Write backends=('eager', 'compile'), for example."
+        )
+    for name, value, least in (("rounds", rounds, 5), ("warmup", warmup, 0)):
+        if value < least:
+            raise SettingError(f"bench({name}={value}): expected at least {least}. Give 30, for example.")
+    if batches is not None and (not batches or min(batches) < 1):
+        raise SettingError(f"bench(batches={list(batches)}): expected sizes of at least 1. Write (1, 32).")
+    if not 0 < confidence < 1:
+        raise SettingError(f"bench(confidence={confidence}): expected a number in (0, 1). Write 0.95.")

@@ -1,0 +1,120 @@
+"""Why is there no speed-up? What the models and the figures themselves show of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from secateur.apply.record import Record, record_of
+from secateur.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from secateur.latency.bench import Row
+
+MULTIPLE = 8
+"""Floats in a vector register of 256 bits; kernels for matrices work in multiples of it."""
+
+FEW = 0.1
+"""A smaller share of MACs removed than this cannot show above what else takes time."""
+
+
+WIDE = 1.5
+"""Ends of an interval this far apart, as a ratio, say that the measurement failed, not the pruning."""
+
+
+def reasons(small: nn.Module, rows: Sequence[Row]) -> tuple[str, ...]:
+    """Sentences, the most likely cause first; none where neither the models nor the figures show one.
+
+    Args:
+        small: The pruned model.
+        rows: What was measured; at least one row shows no gain.
+    """
+    try:
+        record: Record | None = record_of(small)
+    except ArtifactError:  # not ours: only the figures speak
+        record = None
+    found = [_noise(rows)]
+    if record is not None:
+        found += [_zeros(record), _few(record), _widths(record)]
+    found += [_fixed_cost(rows), _not_in_macs(record, rows)]
+    return tuple(reason for reason in found if reason)
+
+
+def _noise(rows: Sequence[Row]) -> str:
+    widest = max(
+        (row for row in rows if row.verdict == "no gain"),
+        key=lambda r: r.speedup.high / r.speedup.low,
+        default=None,
+    )
+    if widest is None or widest.speedup.high / widest.speedup.low < WIDE:
+        return ""
+    return (
+        f"Something else kept the machine busy: in {widest.backend} with a batch of {widest.batch} all from "
+        f"{widest.speedup.low:.2f} to {widest.speedup.high:.2f} is possible. Measure again when it is idle, "
+        f"with more rounds."
+    )
+
+
+def _zeros(record: Record) -> str:
+    if record.form != "masked":
+        return ""
+    return (
+        "The pruned model is in form masked: what was removed is zero, not gone, and a zero takes as long to "
+        "multiply as any number. Apply the plan in form auto."
+    )
+
+
+def _few(record: Record) -> str:
+    plan = record.plan
+    gone = 1 - plan.predicted.macs / plan.dense.macs if plan.dense.macs else 0.0
+    return f"Only {gone:.1%} of the MACs were removed. Ask for a smaller budget." if gone < FEW else ""
+
+
+def _widths(record: Record) -> str:
+    pruned = [g for g in record.plan.groups if g.removed]
+    odd = [g for g in pruned if g.kept % MULTIPLE and g.size % MULTIPLE == 0]
+    if record.form == "masked" or not odd:
+        return ""
+    return (
+        f"{len(odd)} of {len(pruned)} pruned groups kept a number of units that is no multiple of {MULTIPLE} "
+        f"({odd[0].name}: {odd[0].kept} of {odd[0].size}), which kernels fill up to the next one. Prune with "
+        f"sc.Limits(round_to={MULTIPLE})."
+    )
+
+
+def _fixed_cost(rows: Sequence[Row]) -> str:
+    """A gainless row whose samples take twice as long as in larger batches waits for operators to start."""
+    for row in rows:
+        larger = [r for r in rows if r.backend == row.backend and r.batch > row.batch]
+        if row.verdict == "faster" or not larger:
+            continue
+        best = min(larger, key=lambda r: r.dense.median / r.batch)
+        each, then = row.dense.median / row.batch, best.dense.median / best.batch
+        if each >= 2 * then:
+            return (
+                f"In {row.backend}, a sample of the dense model takes {each / then:.1f} times as long in a "
+                f"batch of {row.batch} as in one of {best.batch}: most of that time goes into starting "
+                f"operators, of which the pruned model has as many. Use larger batches, or a back "
+                f"end that fuses operators."
+            )
+    return ""
+
+
+def _not_in_macs(record: Record | None, rows: Sequence[Row]) -> str:
+    """Where the pruned model does its fewer MACs more slowly."""
+    if record is None or record.form == "masked":
+        return ""
+    macs = record.plan.dense.macs, record.plan.predicted.macs
+    for row in rows:
+        dense, small = macs[0] * row.batch / row.dense.median, macs[1] * row.batch / row.pruned.median
+        if row.verdict == "faster" or small >= dense:
+            continue
+        return (
+            f"In {row.backend} with a batch of {row.batch}, the dense model does {dense / 1e9:.3g} billion "
+            f"MACs a second and the pruned one {small / 1e9:.3g}: fewer MACs at a lower rate, so the time "
+            f"goes into what does not shrink with them (starting operators, moving activations, narrow "
+            f"kernels)."
+        )
+    return ""

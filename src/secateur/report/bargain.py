@@ -1,0 +1,134 @@
+"""What was asked for and what came of it, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from secateur.report.words import milliseconds, number, percent
+
+if TYPE_CHECKING:
+    from secateur.report.data import Facts
+
+SOLVED = ("tolerance", "ratio", "beta", "epsilon", "density", "price")
+"""Settings that a budget solves for: where the knob of each rule stands."""
+
+
+@dataclass(frozen=True)
+class Bargain:
+    """One thing that was asked for, and what came of it."""
+
+    what: str
+    asked: str
+    achieved: str
+
+
+def bargains(report: Facts) -> tuple[Bargain, ...]:
+    """What was asked for and what came of it, the budget first."""
+    budget = report.asked.get("budget")
+    found = []
+    if isinstance(budget, Mapping):
+        found = [
+            Bargain(_called(name), _bound(name, value), _achieved(name, report))
+            for name, value in budget.items()
+            if name != "spend"
+        ]
+    if not found:
+        found = [Bargain("budget", "none, the allocator decides", f"MACs {_achieved('macs', report)}")]
+    solved = [(name, report.settings[name]) for name in SOLVED if name in report.settings]
+    found.append(
+        Bargain(
+            "allocator",
+            str(report.asked.get("allocator")),
+            ", ".join(f"{name} {_setting(value, solved=bool(budget))}" for name, value in solved) or "–",
+        )
+    )
+    kept = [str(entry["method"]) for entry in report.repairs if entry["kept"]]
+    found.append(Bargain("repair", _repair(report), ", ".join(kept) or "nothing kept"))
+    if "form" in report.asked:
+        found.append(Bargain("form", str(report.asked["form"]), report.form))
+    return tuple(found)
+
+
+def _called(name: str) -> str:
+    """What people call a quantity that a budget bounds."""
+    return {"macs": "MACs", "params": "parameters"}.get(name, name)
+
+
+def _bound(name: str, value: Any) -> str:
+    """What a budget wants of one quantity."""
+    if name == "sparsity":
+        return f"at least {100 * value:g} % of the weights zero"
+    return (
+        f"at most {f'{value:,}' if isinstance(value, int) else f'{100 * value:g} % of the'} {_called(name)}"
+    )
+
+
+def _achieved(name: str, report: Facts) -> str:
+    dense, best = report.figures[0], report.figures[-1]
+    kept, total = (sum(getattr(layer, which) for layer in report.layers) for which in ("kept", "total"))
+    if name == "macs":
+        return f"{number(best.macs)} of {number(dense.macs)}, {percent(best.macs, dense.macs)}"
+    if name == "params":
+        return f"{number(best.params)} of {number(dense.params)}, {percent(best.params, dense.params)}"
+    if name == "sparsity":
+        return f"{percent(total - kept, total)} of the weights zero"
+    if name == "experts":
+        return f"{number(kept)} of {number(total)}, {percent(kept, total)}"
+    if name == "latency" and dense.latency is not None and best.latency is not None:
+        share = percent(best.latency, dense.latency)
+        return f"{milliseconds(best.latency)} of {milliseconds(dense.latency)}, {share}"
+    return "–"
+
+
+def settings(report: Facts) -> tuple[tuple[str, str], ...]:
+    """Name and value of everything that decided: what was asked for, and what was solved for it."""
+    budget = report.asked.get("budget")
+    found = [("allocator", str(report.asked.get("allocator"))), ("budget", _budget(budget))]
+    for name, value in report.settings.items():
+        if name != "limits":
+            found.append((name, _setting(value, solved=bool(budget) and name in SOLVED)))
+    limits = report.settings.get("limits")
+    if isinstance(limits, Mapping):
+        found += [(name, _setting(value)) for name, value in limits.items() if value not in ([], None)]
+    others = {
+        name: value for name, value in report.asked.items() if name not in ("allocator", "budget", "seed")
+    }
+    found += [(name, _setting(value)) for name, value in others.items()]
+    found += [(f"{name} scored", f"{count:,}") for name, count in report.calibration.items()]
+    found.append(("seed", str(report.asked.get("seed"))))
+    return tuple(found)
+
+
+def asked(report: Facts) -> str:
+    """What the user wanted, in a phrase."""
+    budget = report.asked.get("budget")
+    wanted = _budget(budget) if budget else "no budget"
+    return f"{wanted}, allocator {report.asked.get('allocator')}, repair {_repair(report)}"
+
+
+def _repair(report: Facts) -> str:
+    repair = report.asked.get("repair")
+    if repair is None:
+        return "none"
+    return ", ".join(map(str, repair)) if isinstance(repair, list) else str(repair)
+
+
+def _budget(budget: Any) -> str:
+    if not isinstance(budget, Mapping) or not budget:
+        return "none, the allocator decided"
+    return " and ".join(_bound(name, value) for name, value in budget.items() if name != "spend") + (
+        ", as far as the rule's knob alone goes" if budget.get("spend") is False else ""
+    )
+
+
+def _setting(value: Any, *, solved: bool = False) -> str:
+    if value is None:
+        return "not needed, nothing had to go" if solved else "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, list):
+        text = ", ".join(map(str, value)) or "none"
+    return f"{text}, solved for the budget" if solved else text

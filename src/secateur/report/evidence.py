@@ -1,0 +1,130 @@
+"""From scores and plan to what the report shows of them: histograms and the curve of the knob, thinned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secateur.allocate import Curve
+from secateur.errors import PlanError
+from secateur.plan import Plan
+from secateur.report.data import Histogram, Knob, Layer
+from secateur.score.scores import Scores
+
+BINS = 24
+POINTS = 200
+"""Points of the curve that are kept: more than a screen shows of it."""
+
+SKEWED = 0.1
+"""Where the middle score is below this share of the way from the lowest to the highest, bins are factors."""
+
+
+def layers_of(plan: Plan, scores: Scores | None = None) -> tuple[Layer, ...]:
+    """Kept and total units of each group of a plan, and what they were worth.
+
+    Args:
+        plan: The decision.
+        scores: What it was made from, if that is to be shown.
+    """
+    return tuple(
+        Layer(
+            group=g.name,
+            kept=g.kept,
+            total=g.size,
+            producers=tuple(dict.fromkeys(s.tensor for s in g.slices if s.role == "produce")),
+            scores=histograms(scores, g.name, g.keep),
+        )
+        for g in plan.groups
+    )
+
+
+def histograms(scores: Scores | None, group: str, keep: NDArray[np.bool_]) -> tuple[Histogram, ...]:
+    """One for each signal that scored the group.
+
+    Args:
+        scores: By signal and group; None for none.
+        group: Its name.
+        keep: True for what stays. [any shape of group.size entries]
+    """
+    by_signal: Mapping[str, Mapping[str, NDArray[np.float64]]] = {} if scores is None else scores.values
+    return tuple(
+        histogram(signal, by_group[group], keep.ravel())
+        for signal, by_group in by_signal.items()
+        if group in by_group
+    )
+
+
+def histogram(signal: str, scores: NDArray[np.float64], keep: NDArray[np.bool_]) -> Histogram:
+    """Counts the units that stay and those that go, by their score.
+
+    Args:
+        signal: Whose scores.
+        scores: Finite, higher is worth more. [units]
+        keep: True for each unit that stays. [units]
+
+    Example:
+        >>> found = histogram("magnitude", np.array([1.0, 2.0, 3.0]), np.array([False, True, True]))
+        >>> found.cut, sum(found.kept), sum(found.removed)
+        (2.0, 2, 1)
+    """
+    low, high = float(scores.min()), float(scores.max())
+    scale: Literal["linear", "log"] = "log" if _skewed(scores, low, high) else "linear"
+    if low == high:
+        edges = np.array([low, high])
+    else:
+        edges = np.geomspace(low, high, BINS + 1) if scale == "log" else _spaced(low, high)
+        edges[0], edges[-1] = low, high  # whatever rounding did
+    lowest = float(scores[keep].min()) if keep.any() else high
+    parted = bool((~keep).any()) and float(scores[~keep].max()) <= lowest
+    return Histogram(
+        signal=signal,
+        edges=tuple(edges.tolist()),
+        kept=tuple(np.histogram(scores[keep], edges)[0].tolist()),
+        removed=tuple(np.histogram(scores[~keep], edges)[0].tolist()),
+        cut=lowest if parted else None,
+        scale=scale,
+    )
+
+
+def _skewed(scores: NDArray[np.float64], low: float, high: float) -> bool:
+    """Whether equally wide bins would put most units of positive scores into the first few."""
+    middle = float(np.median(scores / high)) if high > 0 else 1.0
+    return low > 0 and middle - low / high < SKEWED * (1 - low / high)
+
+
+def _spaced(low: float, high: float) -> NDArray[np.float64]:
+    """Equally far apart; halved first, because the span of very large scores would overflow."""
+    edges: NDArray[np.float64] = 2 * np.linspace(low / 2, high / 2, BINS + 1)
+    return edges
+
+
+def knob_of(plan: Plan) -> Knob | None:
+    """The curve that the plan is a point of, thinned; None if the plan does not know it.
+
+    The plan's point is the first at which no group keeps more than the plan does: where units came back
+    to spend a budget, the point that they came back from.
+    """
+    try:
+        curve = plan.curve
+    except PlanError:
+        return None
+    if len(curve) < 2:
+        return None
+    at = _point(curve, plan)
+    shown = curve.spread(POINTS)
+    shown = np.unique(np.append(shown, [0] if at is None else [0, at]))
+    return Knob(
+        values=tuple(curve.knob[shown[1:]].tolist()),
+        macs=tuple(curve.macs[shown].tolist()),
+        params=tuple(curve.params[shown].tolist()),
+        at=None if not at else int(np.searchsorted(shown, at)) - 1,
+    )
+
+
+def _point(curve: Curve, plan: Plan) -> int | None:
+    kept = {group.name: group.kept for group in plan.groups}
+    enough = (curve.kept <= [kept[name] for name in curve.groups]).all(axis=1)
+    return int(enough.argmax()) if enough.any() else None

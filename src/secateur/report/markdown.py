@@ -1,0 +1,237 @@
+"""A report as Markdown: the page's content for a pull request, a model card or a notebook."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from secateur.report import bargain, words
+from secateur.report.certificates import certificate
+
+if TYPE_CHECKING:
+    from secateur.report.data import Facts, Knob
+
+SHADES = "·▁▂▃▄▅▆▇█"
+CURVE_ROWS = 12
+
+
+def document(report: Facts) -> str:
+    """The report as one Markdown text; every name and message from the model is escaped.
+
+    Args:
+        report: What to show.
+    """
+    parts = [part for section in _SECTIONS for part in section(report)]
+    return f"# {escape(report.model)}, pruned\n\n" + "\n\n".join(filter(None, parts)) + "\n"
+
+
+def escape(text: str) -> str:
+    r"""Text that Markdown shows as it is, in one line.
+
+    Example:
+        >>> print(escape("layer_1 <b> | *x*"))
+        layer\_1 \<b\> \| \*x\*
+    """
+    return re.sub(r"([\\`*_{}\[\]<>#|!~$&])", r"\\\1", " ".join(text.split()))
+
+
+def grid(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table; the first column to the left, the others to the right."""
+    lines = [titles, ["---", *["---:"] * (len(titles) - 1)]]
+    lines += [[escape(cell) for cell in row] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def spark(counts: Sequence[int], most: int) -> str:
+    """Bars of one character each; a dot only where nothing is.
+
+    Example:
+        >>> spark([0, 1, 4, 8], 8)
+        '·▁▄█'
+    """
+    return "".join(SHADES[-(-8 * count // max(most, 1))] for count in counts)
+
+
+def _summary(report: Facts) -> Iterator[str]:
+    yield escape(f"Asked for {bargain.asked(report)}.")
+    yield grid(
+        ("what", "asked", "achieved"), [(b.what, b.asked, b.achieved) for b in bargain.bargains(report)]
+    )
+
+
+def _figures(report: Facts) -> Iterator[str]:
+    yield "## Before and after"
+    titles = [" ".join(filter(None, (c.title, c.unit and f"[{c.unit}]"))) for c in words.columns(report)]
+    yield grid(
+        ("model", *titles),
+        [
+            (
+                row.stage,
+                *(
+                    cell if row.stage == "dense" else f"{cell}, {relative}"
+                    for cell, relative in zip(row.cells, row.relative, strict=True)
+                ),
+            )
+            for row in words.rows(report)
+        ],
+    )
+    yield from map(escape, words.footnotes(report))
+
+
+def _layers(report: Facts) -> Iterator[str]:
+    if not report.layers:
+        return
+    yield "## What each layer kept"
+    yield grid(
+        ("layer", "kept", "removed", "of", "kept, %"),
+        [
+            (
+                words.layer_name(layer),
+                f"{layer.kept:,}",
+                f"{layer.total - layer.kept:,}",
+                f"{layer.total:,}",
+                words.percent(layer.kept, layer.total),
+            )
+            for layer in report.layers
+        ],
+    )
+    yield escape(words.sharing(report.layers))
+
+
+def _knob(report: Facts) -> Iterator[str]:
+    curve = report.knob
+    if curve is None:
+        return
+    yield f"## What every {escape(words.knob_name(report))} would leave"
+    yield grid(
+        (escape(words.knob_name(report)), "MACs", "parameters", ""),
+        [
+            (
+                "none" if i == 0 else f"{curve.values[i - 1]:.4g}",
+                words.percent(curve.macs[i], curve.macs[0]),
+                words.percent(curve.params[i], curve.params[0]),
+                "the plan" if curve.at is not None and i == curve.at + 1 else "",
+            )
+            for i in _some(curve)
+        ],
+    )
+    yield escape(words.knob(report))
+
+
+def _some(curve: Knob) -> list[int]:
+    """A few points about evenly spread over the curve, the plan's among them."""
+    last = len(curve.values)
+    found = {round(k * last / (CURVE_ROWS - 1)) for k in range(CURVE_ROWS)}
+    return sorted(found if curve.at is None else found | {curve.at + 1})
+
+
+def _scores(report: Facts) -> Iterator[str]:
+    found = words.scored(report)
+    if not found:
+        return
+    yield "## What the units were worth, and the cut"
+    yield grid(
+        ("layer", "signal", "lowest", "highest", "cut", "removed", "kept"),
+        [
+            (
+                layer.group,
+                " ".join(
+                    filter(None, (h.signal, f"({use})" if (use := words.role(report, h.signal)) else ""))
+                ),
+                f"{h.edges[0]:.3g}",
+                f"{h.edges[-1]:.3g}",
+                "–" if h.cut is None else f"{h.cut:.3g}",
+                *(spark(counts, max(*h.kept, *h.removed)) for counts in (h.removed, h.kept)),
+            )
+            for layer, h in found
+        ],
+    )
+    yield escape(
+        "Units by score, from the lowest to the highest; the cut is the lowest score that stays, where all "
+        "that go score no more."
+    )
+
+
+def _proof(report: Facts) -> Iterator[str]:
+    yield "## Proof"
+    yield escape(words.proof(report))
+    yield escape(words.form(report))
+
+
+def _repairs(report: Facts) -> Iterator[str]:
+    yield "## Repair"
+    yield _list(words.repairs(report))
+    for refit in words.refits(report):
+        yield f"### Error of each layer before and after {escape(refit.method)}"
+        yield grid(
+            ("layer", "before", "after"), [(name, f"{b:.3g}", f"{a:.3g}") for name, b, a in refit.rows]
+        )
+        yield escape(words.REFIT)
+
+
+def _certificate(report: Facts) -> Iterator[str]:
+    found = certificate(report)
+    if found is None:
+        return
+    yield "## What the allocator vouches for"
+    yield from map(escape, found.words)
+    if found.rows:
+        yield grid(found.titles, found.rows)
+        yield escape(found.note)
+    if found.raw:
+        # Indented, which no name in it can end.
+        yield "\n".join(f"    {line}" for line in found.raw.splitlines())
+
+
+def _left(report: Facts) -> Iterator[str]:
+    yield "## What was left as it was, and why"
+    found = words.left(report)
+    if not found:
+        yield "Nothing: every layer was open to pruning."
+        return
+    yield _list(
+        f"{part.reason}: {', '.join(part.what)}" + (f" (at {', '.join(part.where)})" if part.where else "")
+        for part in found
+    )
+
+
+def _settings(report: Facts) -> Iterator[str]:
+    yield "## Settings"
+    yield grid(("setting", "value"), bargain.settings(report))
+    yield "## Run"
+    yield grid(
+        ("what", "value"),
+        [
+            *((phase, f"{seconds:.2f} s") for phase, seconds in report.seconds.items()),
+            *report.versions.items(),
+        ],
+    )
+
+
+def _reload(report: Facts) -> Iterator[str]:
+    code = words.reloading(report)
+    if code:
+        yield "## Load it again"
+        yield escape(f"Written to {report.artefact}.")
+        yield "\n".join(f"    {line}" for line in code.splitlines())
+
+
+def _list(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {escape(line)}" for line in lines)
+
+
+_SECTIONS = (
+    _summary,
+    _figures,
+    _layers,
+    _knob,
+    _scores,
+    _proof,
+    _repairs,
+    _certificate,
+    _left,
+    _settings,
+    _reload,
+)
+"""In reading order."""

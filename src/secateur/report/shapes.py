@@ -1,0 +1,209 @@
+"""What the page draws, as numbers: positions in percent of a plot's width and height, (0, 0) at the top left.
+
+The page's template turns them into SVG. Plots stretch with the page and their labels do not, so they are
+readable on a telephone and in print.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from secateur.report import words
+
+if TYPE_CHECKING:
+    from secateur.report.data import Facts, Histogram
+
+MOST_RUNS_BEYOND = 2.0
+"""A pass that took this many times the slower model's third quartile is beyond the plot's right edge."""
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A labelled place on an axis."""
+
+    at: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Bars:
+    """A histogram: what stays stands on what goes.
+
+    Attributes:
+        kept: Path of the bars of what stays.
+        removed: Of what goes.
+        cut: Where the cut is, None if there is none.
+        low: Label of the left edge.
+        high: Of the right edge.
+        cut_label: Of the cut.
+        most: Units in the highest bin.
+        said: All of it in words.
+    """
+
+    kept: str
+    removed: str
+    cut: float | None
+    low: str
+    high: str
+    cut_label: str
+    most: int
+    said: str
+
+
+def bars(histogram: Histogram) -> Bars:
+    """The shape of a histogram; its bins are drawn equally wide."""
+    bins = len(histogram.kept)
+    totals = [k + r for k, r in zip(histogram.kept, histogram.removed, strict=True)]
+    most = max(totals)
+    low, high = (f"{edge:.3g}" for edge in (histogram.edges[0], histogram.edges[-1]))
+    label = "" if histogram.cut is None else f"{histogram.cut:.3g}"
+    kept, removed = sum(histogram.kept), sum(histogram.removed)
+    return Bars(
+        kept=_columns(histogram.removed, totals, most),
+        removed=_columns([0] * bins, histogram.removed, most),
+        cut=None if histogram.cut is None else 100 * _within(histogram, histogram.cut) / bins,
+        low=low,
+        high=high,
+        cut_label=label,
+        most=most,
+        said=f"{histogram.signal}: {kept} units stay and {removed} go, scores from {low} to {high}"
+        + (f", cut at {label}" if label else "")
+        + (", bins are equal factors" if histogram.scale == "log" else ""),
+    )
+
+
+def _columns(bottom: Sequence[int], top: Sequence[int], most: int) -> str:
+    width = 100 / len(top)
+    return "".join(
+        f"M{i * width:.4g} {100 - 100 * b / most:.4g}H{(i + 1) * width:.4g}V{100 - 100 * t / most:.4g}"
+        f"H{i * width:.4g}Z"
+        for i, (b, t) in enumerate(zip(bottom, top, strict=True))
+        if t > b
+    )
+
+
+def _within(histogram: Histogram, score: float) -> float:
+    """The place of a score, in bins from the left."""
+    edges = histogram.edges
+    i = min(max(bisect.bisect_right(edges, score) - 1, 0), len(edges) - 2)
+    below, above = edges[i], edges[i + 1]
+    if above <= below:
+        return float(i)
+    if histogram.scale == "log":
+        return i + math.log(score / below) / math.log(above / below)
+    return i + (score / 2 - below / 2) / (above / 2 - below / 2)
+
+
+@dataclass(frozen=True)
+class Stairs:
+    """What every value of the knob leaves.
+
+    Attributes:
+        macs: Path of the MACs.
+        params: Of the parameters.
+        ticks: On the knob's axis.
+        plan: Where the plan is, (right, down); None if nothing had to go.
+        name: Of the knob.
+        said: The curve in words.
+    """
+
+    macs: str
+    params: str
+    ticks: tuple[Tick, ...]
+    plan: tuple[float, float] | None
+    name: str
+    said: str
+
+
+def stairs(report: Facts) -> Stairs | None:
+    """The shape of the knob's curve; None if there is none."""
+    curve = report.knob
+    if curve is None:
+        return None
+    values = curve.values
+    # Values over many sizes, such as prices, are drawn by their logarithm.
+    wide = values[0] > 0 and values[len(values) // 2] < 0.1 * values[-1]
+    scaled = [math.log10(value) for value in values] if wide else list(values)
+    right = scaled[-1]
+    margin = 0.03 * ((right - scaled[0]) or abs(right) or 1.0)
+    left = 0.0 if not wide and 0 <= scaled[0] and right > 0 else scaled[0] - margin
+    right += margin
+
+    def across(value: float) -> float:
+        return 100 * (value - left) / (right - left)
+
+    places = [0.0, *map(across, scaled), 100.0]
+    found = None
+    if curve.at is not None:
+        found = (places[curve.at + 1], 100 * (1 - report.figures[-1].macs / max(curve.macs[0], 1)))
+    return Stairs(
+        macs=_steps(places, curve.macs),
+        params=_steps(places, curve.params),
+        ticks=tuple(Tick(across(at), f"{10**at:.3g}" if wide else f"{at:.3g}") for at in _round(left, right)),
+        plan=found,
+        name=words.knob_name(report),
+        said=words.knob(report),
+    )
+
+
+def _steps(places: Sequence[float], values: Sequence[int]) -> str:
+    top = max(values[0], 1)
+    path = "".join(
+        f"V{100 - 100 * value / top:.5g}H{place:.5g}" for value, place in zip(values, places[1:], strict=True)
+    )
+    return f"M0 0{path}"
+
+
+def _round(low: float, high: float, about: int = 5) -> Iterable[float]:
+    """Round numbers between two, about so many."""
+    raw = (high - low) / about
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= 0.8 * raw)
+    first = math.ceil(low / step - 1e-9)
+    return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+@dataclass(frozen=True)
+class Strip:
+    """The passes of one model on a common axis of time that starts at 0.
+
+    Attributes:
+        stage: Whose.
+        runs: Where each pass is.
+        box: First and third quartile, and median.
+        beyond: How many passes took longer than the plot is wide.
+        figure: The median in words.
+    """
+
+    stage: str
+    runs: tuple[float, ...]
+    box: tuple[float, float, float]
+    beyond: int
+    figure: str
+
+
+def strips(report: Facts) -> tuple[tuple[Strip, ...], tuple[Tick, ...]]:
+    """The passes of each model that was timed, and the ticks of their axis [ms]."""
+    # A repaired model was not timed again: it has the pruned one's passes.
+    timed = [f for f in report.figures[:2] if f.latency_runs and f.latency and f.latency_quartiles]
+    if not timed:
+        return (), ()
+    quartiles = [f.latency_quartiles or (0.0, 0.0) for f in timed]
+    limit = MOST_RUNS_BEYOND * max(high for _, high in quartiles)
+    width = 1.05 * min(max(max(f.latency_runs) for f in timed), limit) or 1.0
+    made = tuple(
+        Strip(
+            stage=f.stage,
+            runs=tuple(100 * run / width for run in f.latency_runs if run <= width),
+            box=(100 * low / width, 100 * high / width, 100 * (f.latency or 0) / width),
+            beyond=sum(run > width for run in f.latency_runs),
+            figure=words.milliseconds(f.latency or 0),
+        )
+        for f, (low, high) in zip(timed, quartiles, strict=True)
+    )
+    ticks = tuple(Tick(100 * at / (1e3 * width), f"{at:.3g}") for at in _round(0, 1e3 * width))
+    return made, ticks

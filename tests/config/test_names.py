@@ -1,0 +1,41 @@
+"""The names that are written down for the command line are those that the library knows."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+from secateur import allocate
+from secateur.apply.apply import FORMS
+from secateur.compare import RULES
+from secateur.config import names
+from secateur.config.run import CompareSection
+from secateur.experts.signals import SIGNALS as EXPERT_SIGNALS
+from secateur.masks import CRITERIA
+from secateur.masks.transition import REPAIRS as MASK_REPAIRS
+from secateur.repair.repair import REPAIRS
+from secateur.score.registry import SIGNALS
+
+
+def test_names_are_the_librarys() -> None:
+    assert set(get_args(names.Rule)) == set(allocate.names())
+    assert set(get_args(names.MaskRule)) == set(allocate.names()) - {"tod"}
+    assert set(get_args(names.Form)) == set(FORMS)
+    assert set(get_args(names.Criterion)) == set(CRITERIA)
+    assert set(get_args(names.MaskRepair)) == set(MASK_REPAIRS)
+    assert set(names.SIGNALS) == set(SIGNALS)
+    assert set(names.EXPERT_SIGNALS) == set(EXPERT_SIGNALS)
+    assert set(names.REPAIRS) == {*REPAIRS, "surgeon", "experts", "auto", "none"}
+    assert CompareSection().rules == RULES
+
+
+def test_sections_hold_the_librarys_defaults() -> None:
+    from secateur.config.run import BudgetSection, LimitsSection, Run
+
+    limits = LimitsSection()
+    assert allocate.Limits() == allocate.Limits(
+        limits.round_to, limits.min_keep, limits.max_ratio, limits.ignore
+    )
+    asked = BudgetSection(macs=0.5)
+    assert allocate.Budget(macs=0.5) == allocate.Budget(spend=asked.spend, **asked.asked)
+    assert Run().rule == "tod"
+    assert Run(granularity="weight").rule == "emp"
