@@ -3,10 +3,10 @@
     python -m benchmarks.bench_repair_transformers [vit] [llama] [--quick]
 
 ToD, Uniform and RepairAware choose among the hidden neurons and the heads; the residual stream, which
-layer norms mix, stays as it is. Repair sees the calibration inputs alone: no labels, and no loss. The ViT's units are removed
-by U-Score (`wasserstein`), which tells classes apart; the Llama's by mean absolute activation, since a
-language model has none to tell apart. ToD protects by `taylor` in both;
-RepairAware reads its own signal and no labels.
+layer norms mix, stays as it is. Repair sees the calibration inputs alone: no labels, and no loss. The ViT's
+units are removed by U-Score (`wasserstein`), which tells classes apart; the Llama's by mean absolute
+activation, since a language model has none to tell apart. ToD protects by `taylor` in both; RepairAware reads
+its own signal and no labels.
 """
 
 from __future__ import annotations

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from torch import nn
 
 from secateur.apply.record import Record, record_of
 from secateur.errors import ArtifactError
-
-if TYPE_CHECKING:
-    from secateur.latency.bench import Row
+from secateur.latency.measurement import Row
 
 MULTIPLE = 8
 """Floats in a vector register of 256 bits; kernels for matrices work in multiples of it."""
 
 FEW = 0.1
 """A smaller share of MACs removed than this cannot show above what else takes time."""
-
 
 WIDE = 1.5
 """Ends of an interval this far apart, as a ratio, say that the measurement failed, not the pruning."""

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import textwrap
-from typing import TYPE_CHECKING
 
+from secateur.latency.measurement import Measurement, Row
 from secateur.report.words import milliseconds
-
-if TYPE_CHECKING:
-    from secateur.latency.bench import Bench, Row
 
 WIDTH = 100
 
 
-def table(bench: Bench) -> str:
+def table(bench: Measurement) -> str:
     """The rows, a sentence on the whole, and the reasons where something is not faster."""
     heads = ("back end", "batch", "dense", "pruned", "speed-up", f"{bench.confidence:.0%} interval", "")
     lines = [heads, *(_cells(row) for row in bench.rows)]
@@ -41,7 +38,7 @@ def table(bench: Bench) -> str:
     return "\n".join(shown)
 
 
-def summary(bench: Bench) -> str:
+def summary(bench: Measurement) -> str:
     """One plain sentence: where the pruned model is faster, and where not."""
     best = max(bench.rows, key=lambda row: row.speedup.low)
     without = [row for row in bench.rows if row.verdict != "faster"]

@@ -34,11 +34,11 @@ class Activation(Signal):
 
     Attributes:
         measure: ``mean`` of absolute values, or ``energy``, the mean square.
-        combine: How several entries become one score; see `secateur.score.combine`.
+        combine: How several entries become one score, the largest by default; see `secateur.score.combine`.
     """
 
     measure: Literal["mean", "energy"] = "mean"
-    combine: Combine = "mean"
+    combine: Combine = "max"
 
     name: ClassVar[str] = "activation"
     needs: ClassVar[frozenset[Need]] = frozenset({"activations"})
