@@ -252,7 +252,12 @@ def test_a_real_ctrl_c(folder: Path) -> None:
         "small",
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", code, *arguments], cwd=folder, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, *arguments],
+        cwd=folder,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Jobs that a shell runs in the background ignore the signal, and hand that down.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stderr is not None
     while "reading" not in (line := process.stderr.readline()):

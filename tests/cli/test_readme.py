@@ -37,7 +37,7 @@ def test_the_command_lines_run(folder: Path) -> None:
         library()
         (folder / "moe.py").write_text(MIXTURE.replace("def load", "def data"))
     for line in lines[1:]:  # the demo has a test of its own, in quick mode
-        result = run(*shlex.split(line)[1:])
+        result = run(*shlex.split(line, comments=True)[1:])
         assert result.exit_code == 0, result.stderr
 
 
