@@ -31,7 +31,8 @@ from safetensors.torch import save_file
 
 import secateur as sc
 from benchmarks import results
-from benchmarks.moe_language_model import STEPS, batches, library, perplexity, text, trained
+from benchmarks.characters import perplexity, text
+from benchmarks.moe_language_model import STEPS, batches, library, trained
 from secateur.allocate.base import Allocator
 from secateur.allocate.emp import EMP
 from secateur.allocate.global_ranking import Global

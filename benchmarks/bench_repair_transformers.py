@@ -25,9 +25,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import secateur as sc
-from benchmarks import cifar, results
-from benchmarks import small_language_model as llama_text
+from benchmarks import characters, cifar, results
 from benchmarks.resnet20 import top1
+from benchmarks.small_language_model import trained as trained_llama
 from benchmarks.small_networks import network
 
 MACS = (0.75, 0.5)
@@ -81,10 +81,10 @@ def vit(quick: bool) -> Subject:
 
 def llama(quick: bool) -> Subject:
     """The small Llama on Shakespeare."""
-    train, test, _ = llama_text.text()
+    train, test, _ = characters.text()
 
     def draw(seed: int) -> tuple[list[Any], list[Any]]:
-        batches = [{"input_ids": ids} for ids in llama_text.windows(train, WINDOWS, seed).chunk(BATCHES)]
+        batches = [{"input_ids": ids} for ids in characters.windows(train, WINDOWS, seed).chunk(BATCHES)]
         return batches, batches
 
     def loss(model: Any, batch: Any) -> torch.Tensor:
@@ -93,8 +93,8 @@ def llama(quick: bool) -> Subject:
 
     stretches = 50 if quick else STRETCHES
     return Subject(
-        "perplexity", llama_text.trained(), "activation", draw,
-        lambda model: llama_text.perplexity(model, test, stretches), WINDOWS, loss,
+        "perplexity", trained_llama(), "activation", draw,
+        lambda model: characters.perplexity(model, test, stretches), WINDOWS, loss,
     )  # fmt: skip
 
 

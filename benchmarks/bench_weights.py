@@ -30,9 +30,8 @@ from torch import nn
 
 import secateur as sc
 from benchmarks import cifar, results
-from benchmarks.moe_language_model import text, windows
+from benchmarks.characters import perplexity, text, windows
 from benchmarks.resnet20 import trained as trained_resnet20
-from benchmarks.small_language_model import perplexity
 from benchmarks.small_language_model import trained as trained_llama
 from secateur import masks
 from secateur.allocate import EMP, ERK, LAMP, OWL, Budget, Repairability, Uniform
