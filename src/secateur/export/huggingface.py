@@ -81,9 +81,9 @@ def _quiet() -> Iterator[None]:
         warnings.simplefilter("ignore")
         try:
             log.setLevel(logging.ERROR)
-            bars.disable_progress_bar()  # type: ignore[no-untyped-call]
+            bars.disable_progress_bar()
             yield
         finally:
             log.setLevel(level)
             if shown:
-                bars.enable_progress_bar()  # type: ignore[no-untyped-call]
+                bars.enable_progress_bar()

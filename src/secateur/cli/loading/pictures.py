@@ -163,7 +163,7 @@ def _of_timm(source: TimmModel) -> Centred:
 
     known = timm.get_pretrained_cfg(source.name)
     about = {} if known is None else vars(known)
-    config = resolve_data_config(dict(source.keywords), pretrained_cfg=about)  # type: ignore[no-untyped-call]
+    config = resolve_data_config(dict(source.keywords), pretrained_cfg=about)
     return Centred(
         int(config["input_size"][-1]), tuple(config["mean"]), tuple(config["std"]), float(config["crop_pct"])
     )
