@@ -104,8 +104,15 @@ def onnx_runner(path: Path, options: Mapping[str, Any] | None = None) -> Runs:
     return runs
 
 
-def session_of(path: Path, options: Mapping[str, Any] | None = None) -> Any:
-    """An inference session, which says nothing on stderr."""
+def session_of(path: Path, options: Mapping[str, Any] | None = None, *, flush: bool = False) -> Any:
+    """An inference session, which says nothing on stderr.
+
+    Args:
+        path: The model.
+        options: Attributes of the session's options.
+        flush: Take numbers below the smallest normal one as zero. ONNX Runtime then does so for all that the
+            calling thread computes from now on, not only for the session.
+    """
     require_onnx()
     import onnxruntime
 
@@ -113,7 +120,8 @@ def session_of(path: Path, options: Mapping[str, Any] | None = None) -> Any:
     settings.log_severity_level = 3
     for name, value in (options or {}).items():
         setattr(settings, name, value)
-    settings.add_session_config_entry("session.set_denormal_as_zero", "1")
+    if flush:
+        settings.add_session_config_entry("session.set_denormal_as_zero", "1")
     return onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
 
 

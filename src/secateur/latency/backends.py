@@ -16,6 +16,7 @@ from secateur.errors import SettingError
 from secateur.export.capturing import captured
 from secateur.export.checking import check
 from secateur.export.onnx import feeds, onnx_runner, require_onnx, session_of, write_onnx
+from secateur.latency.timing import restored_subnormals
 from secateur.models import device_of, evaluating
 
 Call = Callable[[], object]
@@ -62,14 +63,14 @@ def onnxruntime(models: Models, args: tuple[Any, ...], kwargs: Mapping[str, Any]
         raise SettingError(
             f"bench(onnxruntime): expected models on the CPU, got one on {elsewhere[0]}. Move it first."
         )
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, restored_subnormals():
         calls = []
         for number, model in enumerate(models):
             path = Path(folder) / f"{number}.onnx"
             found = captured(model, args, kwargs)
             write_onnx(found, path)
             check(path, onnx_runner(path), found, "onnxruntime", None)
-            session = session_of(path, {"intra_op_num_threads": torch.get_num_threads()})
+            session = session_of(path, {"intra_op_num_threads": torch.get_num_threads()}, flush=True)
             calls.append(_session_call(session, feeds(session, args, kwargs)))
         yield calls
 

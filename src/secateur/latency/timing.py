@@ -104,19 +104,26 @@ def waiting(arguments: Any) -> Callable[[], None]:
 
 
 @contextmanager
+def restored_subnormals() -> Iterator[None]:
+    """What this thread makes of numbers below the smallest normal one is afterwards as it was before."""
+    smallest = torch.finfo(torch.float32).tiny
+    were = bool((torch.tensor(smallest) * 0.5).item() == 0)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(were)
+
+
+@contextmanager
 def flushed_subnormals() -> Iterator[None]:
     """Inside, this thread takes numbers below the smallest normal one as zero; restored afterwards.
 
     Processors compute with such numbers up to a hundred times slower. Pruned and repaired networks can meet
     more of them than the dense one, or fewer, which would be taken for a gain or a loss of pruning.
     """
-    smallest = torch.finfo(torch.float32).tiny
-    were = bool((torch.tensor(smallest) * 0.5).item() == 0)
-    torch.set_flush_denormal(True)
-    try:
+    with restored_subnormals():
+        torch.set_flush_denormal(True)
         yield
-    finally:
-        torch.set_flush_denormal(were)
 
 
 def _tensors(arguments: Any) -> list[torch.Tensor]:
