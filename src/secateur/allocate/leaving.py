@@ -23,9 +23,7 @@ def staircase(leaves: NDArray[np.float64]) -> Staircase:
         ([2, 3, 0, 1], [0.1, 0.5], [1, 3])
     """
     order = ascending(leaves)
-    values = leaves[order][: int((leaves < np.inf).sum())]
-    last = np.flatnonzero(np.append(values[1:] != values[:-1], np.ones(min(1, len(values)), dtype=np.bool_)))
-    return Staircase(order, values[last], last + 1)
+    return Staircase.of(order, leaves[order][: int((leaves < np.inf).sum())])
 
 
 def split(values: NDArray[np.float64], groups: Sequence[Group]) -> Mapping[str, NDArray[np.float64]]:

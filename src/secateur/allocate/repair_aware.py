@@ -109,7 +109,7 @@ class RepairAware(Allocator):
             gone[g] += 1
             sums[g].append(total)
         return {
-            group.name: _staircase(order, np.maximum.accumulate(np.array(at, dtype=np.float64)))
+            group.name: Staircase.of(order, np.maximum.accumulate(np.array(at, dtype=np.float64)))
             for group, order, at in zip(groups, orders, sums, strict=True)
         }
 
@@ -126,12 +126,6 @@ class RepairAware(Allocator):
                 found[group.name] = float(values[removed - 1])
                 total += float(values[removed - 1])
         return {"error": found, "sum": total}
-
-
-def _staircase(order: NDArray[np.int64], knob: NDArray[np.float64]) -> Staircase:
-    """The first units of an order go at these values of the knob, which never fall."""
-    last = np.flatnonzero(np.append(knob[1:] > knob[:-1], np.ones(min(1, len(knob)), dtype=np.bool_)))
-    return Staircase(order, knob[last], last + 1)
 
 
 def _path(

@@ -120,9 +120,7 @@ class Repairability(Allocator):
             count = np.arange(1, group.size, dtype=np.int64)
             whole = group.size * self._cost(graph, group)
             price = self._curve(group.name).price(count / group.size) / whole
-            last = np.append(price[1:] > price[:-1], np.ones(min(1, len(price)), dtype=np.bool_))
-            order = ascending(vector(scores, self.removal, group))
-            found[group.name] = Staircase(order, price[last], count[last])
+            found[group.name] = Staircase.of(ascending(vector(scores, self.removal, group)), price)
         others = list(found.values())
         for group in groups:
             if group.name in forced - held:

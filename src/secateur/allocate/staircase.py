@@ -25,6 +25,18 @@ class Staircase:
     knob: NDArray[np.float64]
     count: NDArray[np.int64]
 
+    @classmethod
+    def of(cls, order: NDArray[np.int64], knob: NDArray[np.float64]) -> Staircase:
+        """The first units of an order go one after the other at these values of the knob, which never fall.
+
+        Example:
+            >>> found = Staircase.of(np.array([2, 0, 1]), np.array([0.5, 0.5]))
+            >>> found.knob.tolist(), found.count.tolist()
+            ([0.5], [2])
+        """
+        last = np.flatnonzero(np.append(knob[1:] > knob[:-1], np.ones(min(1, len(knob)), dtype=np.bool_)))
+        return cls(order, knob[last], last + 1)
+
     def removed(self, knob: float | None) -> int:
         """How many units are gone at this value of the knob; None: the knob is off, nothing goes."""
         stair = 0 if knob is None else int(np.searchsorted(self.knob, knob, side="right"))

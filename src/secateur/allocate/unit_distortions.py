@@ -18,10 +18,10 @@ from secateur.allocate.signals import ScoreTable, table, vector
 from secateur.calibration import Calibration, seeded
 from secateur.errors import ScoreError
 from secateur.graph.graph import Graph
-from secateur.graph.groups import Group, Slice
-from secateur.graph.walk import tensor_of
+from secateur.graph.groups import Slice
 from secateur.regression.layers import Site
-from secateur.regression.outline import Call, Outline
+from secateur.regression.outline import Call
+from secateur.regression.readers import LayerCalls, unit_of
 from secateur.score.combination import Asked
 from secateur.score.program import CapturedModel
 from secateur.score.scores import Scores
@@ -139,38 +139,25 @@ def with_unit_curves(
 
 def _readers(graph: Graph, places: Mapping[str, Tensor]) -> dict[str, list[_Reader]]:
     """For each node that is a layer's call, the groups that it reads."""
-    outline = Outline(graph)
-    first: dict[int, str] = {}  # tied tensors go by their first name
-    for name in outline.names.values():
-        first.setdefault(id(tensor_of(graph.program, name)), name)
-    pieces: dict[str, list[tuple[Group, Slice]]] = {}
-    for group in graph.groups:
-        for piece in group.of_role("consume"):
-            pieces.setdefault(piece.tensor, []).append((group, piece))
+    calls = LayerCalls(graph)
     found: dict[str, list[_Reader]] = {}
-    for node in outline.nodes:
-        call = Call.captured(node)
-        site = Site.of(node, call, outline)
-        if site is None:
-            continue
-        weight = tensor_of(graph.program, outline.names[site.weight])
-        by_group: dict[str, Tensor] = {}
-        for group, piece in pieces.get(first[id(weight)], []):
-            goes = _goes(piece, group.size, places[group.name], weight)
-            earlier = by_group.get(group.name)
-            by_group[group.name] = goes if earlier is None else torch.minimum(earlier, goes)
-        if by_group:
-            found[node.name] = [_Reader(name, site, call, goes) for name, goes in by_group.items()]
+    for group in graph.groups:
+        by_site: dict[Site, Tensor] = {}
+        for piece in group.of_role("consume"):
+            for site in calls.of(piece):
+                goes = _goes(piece, places[group.name], calls.tensor(site.weight))
+                earlier = by_site.get(site)
+                by_site[site] = goes if earlier is None else torch.minimum(earlier, goes)
+        for site, goes in by_site.items():
+            reader = _Reader(group.name, site, Call.captured(site.node), goes)
+            found.setdefault(site.node.name, []).append(reader)
     return found
 
 
-def _goes(piece: Slice, size: int, places: Tensor, weight: Tensor) -> Tensor:
-    """The place of each entry's unit. Of the weight's shape."""
-    along = torch.full((weight.shape[piece.axis],), size, dtype=torch.int64)
-    along[torch.as_tensor(piece.position)] = places[torch.as_tensor(piece.unit)]
-    shape = [1] * weight.ndim
-    shape[piece.axis] = -1
-    return along.reshape(shape).expand(weight.shape).to(weight.device)
+def _goes(piece: Slice, places: Tensor, weight: Tensor) -> Tensor:
+    """The place of each entry's unit; that after the last for entries of no unit. Of the weight's shape."""
+    last = torch.tensor([len(places)])
+    return torch.cat([places, last]).to(weight.device)[unit_of(piece, weight)]
 
 
 def _pruned(weight: Tensor, goes: Tensor, counts: NDArray[np.int64]) -> Iterator[Tensor]:

@@ -145,10 +145,12 @@ def sweep(
     """
     twin = Twin(graph, small)
     frontier = Frontier(twin, calibration)
-    samples = sum(batch.size for batch in calibration.batches())
+    method = METHODS[name]
+    # Reads the data once more, and only fits ask for it.
+    samples = 0 if method.by_output else sum(batch.size for batch in calibration.batches())
     report = {}
     for task in bar(tasks(twin), name, progress):
-        found = _refit(task, METHODS[name], twin, frontier, samples)
+        found = _refit(task, method, twin, frontier, samples)
         if found is not None:
             report[twin.names[task.weight]] = found
     twin.store(small)
@@ -206,7 +208,7 @@ def _parts(
     """Sums over all batches and calls, dealt into a few parts."""
     columns = 1 if method.by_output else twin.tensor(task.weight)[0].numel()
     parts: list[Sums | None] = [None] * (PARTS if columns <= LARGE else 2)
-    most = -(-ROWS * columns // samples)
+    most = -(-ROWS * columns // max(1, samples))
     for index, values in frontier.visit(start):
         generator = torch.Generator().manual_seed(index)
         here = values.fork() if len(task.sites) > 1 else values

@@ -12,13 +12,13 @@ from torch import Tensor, fx
 
 from secateur.errors import ScoreError
 from secateur.graph.graph import Graph
-from secateur.graph.groups import Group, Site, Slice
+from secateur.graph.groups import Group, Site
 from secateur.graph.rules.op import hint
-from secateur.graph.walk import tensor_of
 from secateur.regression.additions import addition_after
 from secateur.regression.elimination import Consumer, eliminate
 from secateur.regression.layers import Site as LayerCall
-from secateur.regression.outline import Call, Outline
+from secateur.regression.outline import Call
+from secateur.regression.readers import LayerCalls, unit_of
 from secateur.score.program import Read
 from secateur.score.signal import Context, Need, Signal, Step, Tally, Vector
 
@@ -60,29 +60,8 @@ class Reconstruction(Signal):
         return _ReconstructionTally(context)
 
 
-class _Layers:
-    """Every call of a layer in a graph."""
-
-    def __init__(self, graph: Graph) -> None:
-        self.outline = Outline(graph)
-        self._graph = graph
-        first: dict[int, str] = {}  # tied tensors go by their first name
-        for name in self.outline.names.values():
-            first.setdefault(id(tensor_of(graph.program, name)), name)
-        self._by_weight: dict[str, list[LayerCall]] = {}
-        for node in self.outline.nodes:
-            layer = LayerCall.of(node, Call.captured(node), self.outline)
-            if layer is not None:
-                name = first[id(self.tensor(layer.weight))]
-                self._by_weight.setdefault(name, []).append(layer)
-
-    def of(self, piece: Slice) -> list[LayerCall]:
-        """The calls that read a tensor of the model as their weight."""
-        return self._by_weight.get(piece.tensor, [])
-
-    def tensor(self, node: fx.Node) -> Tensor:
-        """The tensor of the model that a placeholder stands for."""
-        return tensor_of(self._graph.program, self.outline.names[node])
+class _Layers(LayerCalls):
+    """The calls of layers, and what stands in for them."""
 
     def readers(self, group: Group) -> list[LayerCall | Site]:
         """The calls that read units of a group; where there are none, the sites that show them.
@@ -207,7 +186,7 @@ class _LayerReading(_Reading):
         scaled = self._matrix * self._factor()[:, None] / (ends**0.5 or 1.0)
         for piece in group.of_role("consume"):
             if self._layer in self._layers.of(piece):
-                entries = _unit_of(piece, self._weight)
+                entries = unit_of(piece, self._weight)
                 unit = self._layer.layer.matrix(entries, self._call)[:, :, 0]
                 for part in range(len(unit)):
                     if bool((unit[part] >= 0).any()):
@@ -312,14 +291,3 @@ class _ReconstructionTally(Tally):
             )
             for group in self.context.graph.groups
         }
-
-
-def _unit_of(piece: Slice, weight: Tensor) -> Tensor:
-    """Which unit each entry of a weight reads; -1 for none."""
-    found = torch.full(weight.shape, -1, dtype=torch.int64, device=weight.device)
-    position = torch.as_tensor(piece.position, device=weight.device)
-    unit = torch.as_tensor(piece.unit, device=weight.device)
-    shape = [1] * weight.ndim
-    shape[piece.axis] = -1
-    sizes = [n if k != piece.axis else len(unit) for k, n in enumerate(weight.shape)]
-    return found.index_copy(piece.axis, position, unit.reshape(shape).expand(sizes))
