@@ -25,10 +25,10 @@ from secateur.errors import PlanError, SettingError
 from secateur.experts.blocks import Block
 from secateur.experts.equal import EqualCounts
 from secateur.experts.graph import ExpertGraph
+from secateur.experts.wrapped import Wrapped
 from secateur.graph.graph import Graph
 from secateur.graph.groups import Group
 from secateur.plan import Plan
-from secateur.score.combination import Asked
 from secateur.score.scores import Scores
 
 DEFAULTS: Mapping[str, Allocator] = {
@@ -141,25 +141,10 @@ def _of_groups(block: Block) -> str:
 
 
 @dataclass(frozen=True)
-class _Grouped(Allocator):
+class _Grouped(Wrapped):
     """A rule that decides in each routing group on its own, and takes equally many from each of a block."""
 
-    rule: Allocator
     experts: ExpertGraph
-
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        return self.rule.name
-
-    @property
-    def signals(self) -> tuple[Asked, ...]:
-        return self.rule.signals
-
-    def knob(self, budget: Budget | None) -> float | None:
-        return self.rule.knob(budget)
-
-    def settings(self, knob: float | None) -> dict[str, JsonValue]:
-        return self.rule.settings(knob)
 
     def steps(self, graph: Graph, scores: ScoreTable, limits: Limits) -> Mapping[str, Staircase]:
         parts = {g.name: _parts(self.experts.block(g.name), g) for g in limits.considered(graph.groups)}

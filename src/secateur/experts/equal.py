@@ -8,18 +8,17 @@ from dataclasses import dataclass
 import numpy as np
 from pydantic import JsonValue
 
-from secateur.allocate.base import Allocator
 from secateur.allocate.budget import Budget
 from secateur.allocate.limits import Limits
 from secateur.allocate.signals import ScoreTable
 from secateur.allocate.staircase import Staircase
 from secateur.errors import SettingError
+from secateur.experts.wrapped import Wrapped
 from secateur.graph.graph import Graph
-from secateur.score.combination import Asked
 
 
 @dataclass(frozen=True)
-class EqualCounts(Allocator):
+class EqualCounts(Wrapped):
     """Each block loses equally many experts, the first to go by another rule's order.
 
     A configuration of Transformers has one number of experts for all layers, so this is what
@@ -32,18 +31,6 @@ class EqualCounts(Allocator):
     Raises:
         SettingError: On `allocate`, there is no budget, or blocks have different numbers of experts.
     """
-
-    rule: Allocator
-
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        """The rule's."""
-        return self.rule.name
-
-    @property
-    def signals(self) -> tuple[Asked, ...]:
-        """The rule's."""
-        return self.rule.signals
 
     def knob(self, budget: Budget | None) -> float | None:
         """The fraction removed, which only a budget can say."""
