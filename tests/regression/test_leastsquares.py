@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from secateur.regression.leastsquares import DEFAULT_DAMPING, Problem, Sums, fit, total
+from secateur.regression.leastsquares import DEFAULT_DAMPING, Problem, Sums, descend, fit, total
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -153,3 +153,22 @@ def test_nothing_changes_where_nothing_predicts_better() -> None:
     torch.testing.assert_close(found.weight, start, rtol=1e-9, atol=1e-9)
     assert found.bias is not None
     torch.testing.assert_close(found.bias, bias, rtol=1e-9, atol=1e-9)
+
+
+def test_descent_finds_the_lowest_of_a_valley_and_few_candidates_are_tried() -> None:
+    candidates = [10.0**k for k in range(-5, 5)]
+    for lowest in candidates:
+        tried = []
+
+        def error(damping: float, lowest: float = lowest, tried: list[float] = tried) -> float:
+            tried.append(damping)
+            return abs(math.log10(damping / lowest)) + 1
+
+        assert descend(error, candidates) == (lowest, 1.0)
+        assert len(tried) == len(set(tried)) <= 3 + abs(candidates.index(lowest) - 5)
+
+
+def test_descent_leaves_where_there_is_no_solution() -> None:
+    assert descend(lambda d: math.inf if d < 4 else d, [1.0, 2.0, 3.0, 4.0, 5.0]) == (4.0, 4.0)
+    assert descend(lambda d: math.inf, [1.0, 2.0, 3.0]) == (3.0, math.inf)
+    assert descend(lambda d: 1.0, [1.0, 2.0, 3.0])[1] == 1.0

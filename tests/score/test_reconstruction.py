@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 import secateur as sc
 from secateur.regression import elimination
+from secateur.score import reconstruction
 from tests.models import build
 from tests.repair.nets import inputs, topology_data
 
@@ -153,3 +154,33 @@ def test_what_no_layer_reads_is_to_be_told_by_what_stays(monkeypatch: pytest.Mon
         value[gone] = errors[gone]
         alive.remove(gone)
     np.testing.assert_allclose(found, value, rtol=1e-5, atol=1e-9)
+
+
+def test_a_draw_of_positions_stands_for_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the positions give nearly the same scores, also where columns and ends count differently."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), Block2(), nn.AdaptiveAvgPool2d(1)).double()
+    data = [(torch.rand(16, 3, 12, 12, dtype=torch.float64),) for _ in range(4)]
+    graph = sc.trace(net, data[0][0])
+    found = []
+    for most in (10_000, 64):
+        monkeypatch.setattr(reconstruction, "POSITIONS", most)
+        found.append(scored(net, graph, data))
+    assert found[0].keys() == found[1].keys()
+    for group, every in found[0].items():
+        assert not np.array_equal(found[1][group], every)
+        np.testing.assert_allclose(np.sort(found[1][group]), np.sort(every), rtol=0.1)
+    assert scored(net, graph, data).keys() == found[1].keys()
+    for group, again in scored(net, graph, data).items():
+        np.testing.assert_array_equal(again, found[1][group])
+
+
+class Block2(nn.Module):
+    """x + conv(relu(conv(x))), four channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Conv2d(4, 6, 3, padding=1), nn.Conv2d(6, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.outer(torch.relu(self.inner(x)))

@@ -276,6 +276,15 @@ class Site:
         entries = self.positions(call, weight, values[-1]) * weight[0].numel()
         yield from zip(*(v.split(max(1, _CHUNK // max(1, entries))) for v in values), strict=True)
 
+    def draw(
+        self, call: Call, weight: Tensor, y: Tensor, most: int, generator: torch.Generator
+    ) -> Tensor | None:
+        """Positions of each sample at random, at most so many. [samples, most]; None: all of them."""
+        positions = self.positions(call, weight, y)
+        if positions <= most:
+            return None
+        return torch.rand(len(y), positions, generator=generator).topk(most).indices.to(y.device)
+
     def positions(self, call: Call, weight: Tensor, y: Tensor) -> int:
         """How many positions a sample of the output has."""
         return y[:1].numel() // max(1, self.layer.outputs(weight, call))

@@ -7,7 +7,7 @@ few parts, so that the damping can be chosen by how well what one part teaches p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -226,8 +226,9 @@ def fit(
 ) -> Fit:
     """The weight W and bias b that minimise ``||X W + b - Y||^2 + damping ||W - weight||^2``.
 
-    The damping is relative to the mean diagonal of the scatter of X. Each candidate is judged by
-    cross-validation: fitted to all parts but one, it has to predict that one. Keeping the weight, with
+    The damping is relative to the mean diagonal of the scatter of X. Candidates are judged by
+    cross-validation, from the middle downhill: fitted to all parts but one, each has to predict that one.
+    Keeping the weight, with
     the intercept that suits it, and changing nothing at all are candidates too. So data that are few or
     degenerate lead to less change.
 
@@ -237,31 +238,56 @@ def fit(
         bias: The bias so far. [groups, outputs]
         intercept: Whether there may be a bias.
         free: True for entries of the weight that may change. [groups, columns, outputs]
-        dampings: The candidates.
+        dampings: The candidates, ascending.
     """
     loss = sum(part.loss(weight, bias) for part in parts)
-    candidates = (*dampings, float("inf")) if intercept else tuple(dampings)
-    errors = [0.0] * len(candidates)
-    if len(parts) == 1:
-        candidates, errors = (DEFAULT_DAMPING,), [0.0]
-    else:
-        for k, part in enumerate(parts):
-            rest = total([*parts[:k], *parts[k + 1 :]])
-            problem = Problem(rest, weight, intercept, free)
-            for i, damping in enumerate(candidates):
-                found = problem.solve(damping)
-                errors[i] += (
-                    float("inf") if found is None else part.loss(found, _bias(rest, found, bias, intercept))
-                )
     whole = total(parts)
     target = whole.scatter(intercept) or 1.0
-    best = min(range(len(candidates)), key=errors.__getitem__)
-    found = Problem(whole, weight, intercept, free).solve(candidates[best])
-    if found is None or not errors[best] < loss:
+    damping, error = DEFAULT_DAMPING, 0.0
+    if len(parts) > 1:
+
+        def predicted(damping: float) -> float:
+            errors = 0.0
+            for k, part in enumerate(parts):
+                rest = total([*parts[:k], *parts[k + 1 :]])
+                found = Problem(rest, weight, intercept, free).solve(damping)
+                if found is None:
+                    return float("inf")
+                errors += part.loss(found, _bias(rest, found, bias, intercept))
+            return errors
+
+        damping, error = descend(predicted, dampings)
+        stays = predicted(float("inf")) if intercept else float("inf")
+        if stays < error:
+            damping, error = float("inf"), stays
+    found = Problem(whole, weight, intercept, free).solve(damping)
+    if found is None or not error < loss:
         return Fit(weight, bias, float("inf"), loss / target, loss / target)
     new = _bias(whole, found, bias, intercept)
-    after = errors[best] if len(parts) > 1 else whole.loss(found, new)
-    return Fit(found, new, candidates[best], loss / target, after / target)
+    after = error if len(parts) > 1 else whole.loss(found, new)
+    return Fit(found, new, damping, loss / target, after / target)
+
+
+def descend(error: Callable[[float], float], candidates: Sequence[float]) -> tuple[float, float]:
+    """From the middle of the candidates downhill, in steps of one: where the error is lowest, and what it is.
+
+    Candidates for which there is no solution count as infinitely bad.
+    """
+    errors: dict[int, float] = {}
+
+    def at(k: int) -> float:
+        if k not in errors:
+            errors[k] = error(candidates[k]) if 0 <= k < len(candidates) else float("inf")
+        return errors[k]
+
+    best = len(candidates) // 2
+    while True:
+        lowest = min((best + 1, best, best - 1), key=at)
+        if at(lowest) == at(best):
+            if at(best) < float("inf") or best == len(candidates) - 1:
+                return candidates[best], at(best)
+            lowest = best + 1  # no solution here: more damping has one sooner
+        best = lowest
 
 
 def _bias(sums: Sums, weight: Tensor, bias: Tensor | None, intercept: bool) -> Tensor | None:

@@ -237,10 +237,7 @@ def _sums(
     x: Tensor = twin.small_value(site.node if method.by_output else site.x, values)
     bias = None if site.bias is None else twin.tensor(site.bias)
     for a, b in site.pieces(call, tensor, x, wanted):
-        places = None
-        if not method.by_output and most < site.positions(call, tensor, b):
-            drawn = torch.rand(len(b), site.positions(call, tensor, b), generator=generator)
-            places = drawn.topk(most).indices.to(b.device)
+        places = None if method.by_output else site.draw(call, tensor, b, most, generator)
         y = site.layer.targets(b, tensor, call, places)
         if bias is not None and task.bias is None:  # it is not refitted
             y = y - bias.reshape(len(y), 1, -1)

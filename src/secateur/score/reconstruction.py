@@ -22,6 +22,12 @@ from secateur.regression.readers import LayerCalls, unit_of
 from secateur.score.program import Read
 from secateur.score.signal import Context, Need, Signal, Step, Tally, Vector
 
+POSITIONS = 64
+"""Of each sample a layer reads at most this many positions of its output, drawn at random, ..."""
+
+SHARE = 4
+"""... or one for this many of its columns, where that is more."""
+
 
 @dataclass(frozen=True)
 class Reconstruction(Signal):
@@ -40,6 +46,9 @@ class Reconstruction(Signal):
     others can stand in for goes first, however large it is. Consumers that are no regressions, such as the
     weights of an LSTM, do not count. For a group that only such consumers read, the units themselves take the
     place of the outputs: how much of their activations those that stay cannot tell, linearly.
+
+    Of large maps a layer reads positions drawn at random: `POSITIONS` of each sample, or as many as a quarter
+    of its columns. So the cost of a sample does not grow with its resolution.
 
     Source: ThiNet (Luo et al. 2017, arXiv 1707.06342) chooses by reconstruction error; the elimination is
     the optimal brain surgeon's (Hassibi and Stork 1993); the common scale across groups is ours.
@@ -110,7 +119,7 @@ class _Sums:
         """x: [parts, positions, columns]"""
         x = x if x.dtype in (torch.float32, torch.float64) else x.float()  # products are as exact as values
         self.state["count"] += x.shape[1]
-        self.state["x"] += x.sum(1, dtype=torch.float64)
+        self.state["x"] += (x.new_ones(len(x), 1, x.shape[1]) @ x)[:, 0]
         self.state["xx"] += x.transpose(1, 2) @ x
 
     def add_ends(self, y: Tensor) -> None:
@@ -120,14 +129,16 @@ class _Sums:
         self.state["y"] += y.sum(1)
         self.state["yy"] += y.square().sum(1)
 
-    def scatter(self) -> Tensor:
-        """Of the columns, about their mean. [parts, columns, columns]"""
-        x = self.state["x"]
-        return self.state["xx"] - x[:, :, None] * x[:, None] / self.state["count"].clamp_min(1)
+    def covariance(self) -> Tensor:
+        """Of the columns. [parts, columns, columns]"""
+        count = self.state["count"].clamp_min(1)
+        mean = self.state["x"] / count
+        return self.state["xx"] / count - mean[:, :, None] * mean[:, None]
 
-    def end_scatter(self) -> float:
-        """Of what the output goes into, about its mean."""
-        around = self.state["yy"] - self.state["y"].square() / self.state["ends"].clamp_min(1)
+    def end_variance(self) -> float:
+        """Of what the output goes into, over all its entries together."""
+        count = self.state["ends"].clamp_min(1)
+        around = self.state["yy"] / count - (self.state["y"] / count).square()
         return float(around.clamp_min(0).sum())
 
 
@@ -141,7 +152,7 @@ class _Reading(ABC):
     sums: _Sums
 
     @abstractmethod
-    def shows(self) -> dict[str, Callable[[Tensor, Read], None]]:
+    def shows(self) -> dict[str, Callable[[Tensor, Read, torch.Generator], None]]:
         """What to do with the value of which node."""
 
     @abstractmethod
@@ -161,20 +172,22 @@ class _LayerReading(_Reading):
         parts, columns, outputs = self._matrix.shape
         self.sums = _Sums(parts, columns, outputs, self._weight.device)
 
-    def shows(self) -> dict[str, Callable[[Tensor, Read], None]]:
+    def shows(self) -> dict[str, Callable[[Tensor, Read, torch.Generator], None]]:
         """The layer shows its columns; it, or the addition behind it, where they end."""
         layer = self._layer
 
-        def columns(value: Tensor, read: Read) -> None:
-            for x, _ in layer.pieces(self._call, self._weight, read(layer.x).detach(), value):
-                self.sums.add_columns(layer.layer.columns(x, self._weight, self._call))
+        def columns(value: Tensor, read: Read, drawn: torch.Generator) -> None:
+            most = max(POSITIONS, self._matrix.shape[1] // SHARE)
+            for x, y in layer.pieces(self._call, self._weight, read(layer.x).detach(), value):
+                places = layer.draw(self._call, self._weight, y, most, drawn)
+                self.sums.add_columns(layer.layer.columns(x, self._weight, self._call, places))
 
-        def ends(value: Tensor, read: Read) -> None:
+        def ends(value: Tensor, read: Read, drawn: torch.Generator) -> None:
             self.sums.add_ends(layer.layer.targets(value, self._weight, self._call))
 
-        def both(value: Tensor, read: Read) -> None:
-            columns(value, read)
-            ends(value, read)
+        def both(value: Tensor, read: Read, drawn: torch.Generator) -> None:
+            columns(value, read, drawn)
+            ends(value, read, drawn)
 
         if self._addition is None:
             return {layer.node.name: both}
@@ -182,7 +195,7 @@ class _LayerReading(_Reading):
 
     def consumers(self, group: Group) -> Iterator[Consumer]:
         """Those of each tensor axis of the group that is the layer's weight."""
-        scatter, ends = self.sums.scatter(), self.sums.end_scatter()
+        covariance, ends = self.sums.covariance(), self.sums.end_variance()
         scaled = self._matrix * self._factor()[:, None] / (ends**0.5 or 1.0)
         for piece in group.of_role("consume"):
             if self._layer in self._layers.of(piece):
@@ -190,7 +203,7 @@ class _LayerReading(_Reading):
                 unit = self._layer.layer.matrix(entries, self._call)[:, :, 0]
                 for part in range(len(unit)):
                     if bool((unit[part] >= 0).any()):
-                        yield Consumer(scatter[part], scaled[part], unit[part])
+                        yield Consumer(covariance[part], scaled[part], unit[part])
 
     def _factor(self) -> Tensor:
         """What each output is multiplied with on the way to the addition. [parts, outputs]"""
@@ -219,10 +232,10 @@ class _SiteReading(_Reading):
         self._position = torch.as_tensor(site.position, device=device)
         self.sums = _Sums(1, len(site.unit), 0, device)
 
-    def shows(self) -> dict[str, Callable[[Tensor, Read], None]]:
+    def shows(self) -> dict[str, Callable[[Tensor, Read, torch.Generator], None]]:
         """A row for each sample and place of the map."""
 
-        def columns(value: Tensor, read: Read) -> None:
+        def columns(value: Tensor, read: Read, drawn: torch.Generator) -> None:
             entries = value.index_select(self._site.axis, self._position).movedim(self._site.axis, -1)
             self.sums.add_columns(entries.reshape(1, -1, entries.shape[-1]))
 
@@ -230,10 +243,10 @@ class _SiteReading(_Reading):
 
     def consumers(self, group: Group) -> Iterator[Consumer]:
         """One, that wants each entry back."""
-        (scatter,) = self.sums.scatter()
-        whole = float(scatter.diagonal().sum())
-        wanted = torch.eye(len(scatter), dtype=scatter.dtype, device=scatter.device) / (whole**0.5 or 1.0)
-        yield Consumer(scatter, wanted, torch.as_tensor(self._site.unit, device=scatter.device))
+        (covariance,) = self.sums.covariance()
+        whole = float(covariance.diagonal().sum())
+        wanted = torch.eye(len(covariance)).to(covariance) / (whole**0.5 or 1.0)
+        yield Consumer(covariance, wanted, torch.as_tensor(self._site.unit, device=covariance.device))
 
 
 class _ReconstructionTally(Tally):
@@ -252,7 +265,7 @@ class _ReconstructionTally(Tally):
                     )
                 self._readings.setdefault(group.name, []).append(made[reader])
         self._sums = [reading.sums for reading in made.values()]
-        self._shows: dict[str, list[Callable[[Tensor, Read], None]]] = {}
+        self._shows: dict[str, list[Callable[[Tensor, Read, torch.Generator], None]]] = {}
         for reading in made.values():
             for node, show in reading.shows().items():
                 self._shows.setdefault(node, []).append(show)
@@ -264,7 +277,7 @@ class _ReconstructionTally(Tally):
     def call(self, node: str, value: Tensor, read: Read, step: Step) -> None:
         """Add up what one of them reads and gives."""
         for show in self._shows[node]:
-            show(value, read)
+            show(value, read, torch.Generator().manual_seed(self.context.seed + step.index))
 
     def state(self) -> dict[str, Tensor]:
         """All sums, by number."""
