@@ -19,6 +19,7 @@ from secateur.allocate import (
 )
 from secateur.apply.apply import apply
 from secateur.apply.record import record_of
+from secateur.auto import Auto
 from secateur.calibration import Calibration
 from secateur.compare import Comparison, compare
 from secateur.cost import Cost, weight_bytes
@@ -174,6 +175,7 @@ __all__ = [  # noqa: RUF022 grouped by what a reader looks for
     "SecateurError",
     "ApplyError",
     "ArtifactError",
+    "Auto",
     "BudgetError",
     "CalibrationError",
     "CaptureError",

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from pydantic import JsonValue
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import nn
 
-from secateur.allocate import Budget, Limits, resolve
+from secateur.allocate import Budget, Limits
 from secateur.allocate.registry import Allocates
 from secateur.allocate.unit_distortions import with_unit_curves
 from secateur.apply.apply import apply
 from secateur.apply.record import record_of
+from secateur.auto import Auto, choose
+from secateur.auto.auto import rule_or_auto
+from secateur.auto.scored import scored
 from secateur.calibration import Calibration
 from secateur.errors import SettingError, UnreachableBudgetError
 from secateur.evaluate import Evaluation, evaluate
 from secateur.graph.trace import trace
 from secateur.models import unwrap
 from secateur.plan import CostRecord, Plan
+from secateur.progress import steps
 from secateur.repair.repair import repair as repair_model
 from secateur.repair.repair import resolve as resolve_repairs
 from secateur.result import few
@@ -32,7 +32,7 @@ from secateur.score import score
 from secateur.score.loss import LossFn
 from secateur.verify import verify
 
-RULES = ("tod", "emp", "uniform", "global", "random")
+RULES = ("repair_aware", "tod", "emp", "uniform", "global", "random")
 BUDGETS = (Budget(macs=0.8), Budget(macs=0.6), Budget(macs=0.4))
 
 
@@ -168,7 +168,7 @@ class Comparison:
 def compare(
     model: nn.Module,
     calibration: Any,
-    rules: Sequence[str] | Mapping[str, str | Allocates] = RULES,
+    rules: Sequence[str] | Mapping[str, str | Allocates | Auto] = RULES,
     budgets: Sequence[Budget] = BUDGETS,
     repair: str | Sequence[str] | None = "auto",
     *,
@@ -211,7 +211,7 @@ def compare(
         raise SettingError(
             f"compare: expected rules and budgets, got {len(named)} and {len(budgets)}. Give one each."
         )
-    chosen = {name: resolve(rule) for name, rule in named.items()}
+    chosen = {name: rule_or_auto(rule) for name, rule in named.items()}
     resolve_repairs(repair)
     model = unwrap(model)
     data = Calibration.of(calibration, seed=seed)
@@ -220,11 +220,28 @@ def compare(
     example = data.first()
     inputs = example.kwargs or example.args
     graph = trace(model, inputs, allow_inexact=allow_inexact)
-    signals = [signal for rule in chosen.values() for signal in rule.signals]
+    plain = {name: rule for name, rule in chosen.items() if not isinstance(rule, Auto)}
+    signals = [signal for rule in plain.values() for signal in rule.signals]
     scores = score(graph, fit, signals, loss_fn=loss_fn, seed=seed, progress=progress)
     curved = {
-        name: with_unit_curves(rule, graph, fit, scores, progress=progress) for name, rule in chosen.items()
+        name: with_unit_curves(rule, graph, fit, scores, progress=progress) for name, rule in plain.items()
     }
+    known = {
+        name: scored(rule, graph, fit, loss_fn=loss_fn, seed=seed, progress=progress)
+        for name, rule in chosen.items()
+        if isinstance(rule, Auto)
+    }
+
+    def planned(name: str, budget: Budget) -> Plan:
+        rule = chosen[name]
+        if not isinstance(rule, Auto):
+            made: Plan = curved[name].allocate(graph, scores, budget, limits, seed)
+            return made
+        choice = choose(
+            rule, model, graph, fit, held, budget, limits,
+            repair=repair, known=known[name], loss_fn=loss_fn, seed=seed,
+        )  # fmt: skip
+        return choice.rule.allocate(graph, choice.scores, budget, limits, seed)
 
     def measured(candidate: nn.Module) -> Evaluation:
         return evaluate(candidate, judged, dense=model, loss_fn=loss_fn)
@@ -242,12 +259,12 @@ def compare(
 
     outcomes: list[Outcome] = []
     missed: list[Missed] = []
-    with _bar(len(chosen) * len(budgets), progress) as step:
+    with steps(len(chosen) * len(budgets), progress) as step:
         for budget in budgets:
-            for name, rule in curved.items():
+            for name in chosen:
                 step(f"{name} at {_named(budget.as_settings())}")
                 try:
-                    plan = rule.allocate(graph, scores, budget, limits, seed)
+                    plan = planned(name, budget)
                 except UnreachableBudgetError as error:
                     missed.append(Missed(name, budget.as_settings(), error.smallest))
                 else:
@@ -308,33 +325,3 @@ def _rank(found: Evaluation) -> tuple[float, float]:
 
 def _named(budget: Mapping[str, JsonValue]) -> str:
     return ", ".join(f"{name} {value}" for name, value in budget.items())
-
-
-class _Step(Protocol):
-    def __call__(self, what: str) -> None:
-        """Say what comes next; what came before is done."""
-
-
-@contextmanager
-def _bar(total: int, progress: bool) -> Iterator[_Step]:
-    """A bar with the time left on stderr, if that is a terminal."""
-    if not (progress and sys.stderr.isatty()):
-        yield lambda what: None
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed} of {task.total}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("Comparing", total=total)
-        begun = False
-
-        def step(what: str) -> None:
-            nonlocal begun
-            bar.update(task, description=what, advance=int(begun))
-            begun = True
-
-        yield step

@@ -7,11 +7,13 @@ from typing import Any, Literal
 
 from torch import nn
 
-from secateur.allocate import Budget, Limits, resolve
+from secateur.allocate import Budget, Limits
 from secateur.allocate.registry import Allocates
 from secateur.allocate.unit_distortions import with_unit_curves
 from secateur.apply.apply import FORMS, apply
 from secateur.apply.record import record_of
+from secateur.auto import Auto, Choice, choose
+from secateur.auto.auto import rule_or_auto
 from secateur.calibration import Calibration
 from secateur.errors import SettingError
 from secateur.evaluate import evaluate
@@ -39,7 +41,7 @@ def prune(
     model: nn.Module,
     calibration: Any,
     budget: Budget | None = None,
-    allocator: str | Allocates | None = None,
+    allocator: str | Allocates | Auto | None = None,
     granularity: Literal["unit", "weight", "expert"] = "unit",
     repair: str | Sequence[str] | None = "auto",
     *,
@@ -60,7 +62,8 @@ def prune(
             and judge repairs; scores and repairs see the rest.
         budget: What the result may cost; None lets the rule decide.
         allocator: A name or an instance: ``"tod"``, ``sc.ToD(tolerance=0.05)``, ``sc.Uniform(ratio=0.3)``.
-            None for ``"tod"``, or for single weights ``"emp"``.
+            None for ``"auto"``, where rules compete on held-out data (`sc.Auto`); for single weights for
+            ``"emp"``, for experts for ``"tod"``.
         granularity: What is removed. ``"unit"``: channels, neurons, heads, hidden units. ``"weight"``: single
             weights, which become zero. ``"expert"``: experts of a mixture-of-experts model, which need not
             be captured.
@@ -84,6 +87,7 @@ def prune(
     if granularity == "expert":
         if form not in ("auto", "module"):
             raise SettingError(f"prune(form={form!r}): expected 'auto' or 'module' for experts.")
+        allocator = _one_rule(allocator, granularity)
         return prune_experts(
             model,
             calibration,
@@ -100,6 +104,7 @@ def prune(
     if granularity == "weight":
         if form not in ("auto", "masked"):
             raise SettingError(f"prune(form={form!r}): expected 'auto' or 'masked' for single weights.")
+        allocator = _one_rule(allocator, granularity)
         return prune_weights(
             model,
             calibration,
@@ -112,12 +117,11 @@ def prune(
             seed=seed,
             progress=progress,
         )
-    allocator = allocator or "tod"
     if granularity != "unit":
         raise SettingError(f"prune(granularity={granularity!r}): expected 'unit', 'weight' or 'expert'.")
     if form not in FORMS:
         raise SettingError(f"prune(form={form!r}): expected one of {', '.join(FORMS)}.")
-    rule = resolve(allocator)
+    decider = rule_or_auto(allocator)
     resolve_repairs(repair)  # a wrong name is refused now, not after scoring
     model = unwrap(model)
     data = Calibration.of(calibration, seed=seed)
@@ -127,10 +131,29 @@ def prune(
     inputs = example.kwargs or example.args
     with clock(seconds, "trace"):
         graph = trace(model, inputs, allow_inexact=allow_inexact)
-    with clock(seconds, "score"):
-        scores = score(graph, fit, rule.signals, loss_fn=loss_fn, seed=seed, progress=progress)
+    choice: Choice | None = None
+    if isinstance(decider, Auto):
+        with clock(seconds, "choose"):
+            choice = choose(
+                decider,
+                model,
+                graph,
+                fit,
+                held,
+                budget,
+                limits,
+                repair=repair,
+                loss_fn=loss_fn,
+                seed=seed,
+                progress=progress,
+            )
+        curved, scores, budget = choice.rule, choice.scores, choice.budget
+    else:
+        with clock(seconds, "score"):
+            scores = score(graph, fit, decider.signals, loss_fn=loss_fn, seed=seed, progress=progress)
+        with clock(seconds, "curves"):
+            curved = with_unit_curves(decider, graph, fit, scores, progress=progress)
     with clock(seconds, "allocate"):
-        curved = with_unit_curves(rule, graph, fit, scores, progress=progress)
 
         def allocate(asked: Budget | None) -> Plan:
             planned: Plan = curved.allocate(graph, scores, asked, limits, seed)
@@ -165,7 +188,7 @@ def prune(
         model=type(model).__name__,
         asked=asked_for(
             budget,
-            plan.allocator,
+            Auto.name if choice else plan.allocator,
             granularity,
             repair,
             form,
@@ -185,10 +208,20 @@ def prune(
         proof=proof_entry(proof),
         repairs=record_of(repaired).repairs,
         certificates=plan.certificates,
+        contest=None if choice is None else choice.contest,
         seconds=seconds,
         versions=versions(graph.device),
     )
     return Result(repaired, plan, scores, graph, report)
+
+
+def _one_rule(allocator: str | Allocates | Auto | None, granularity: str) -> str | Allocates | None:
+    if isinstance(allocator, Auto) or allocator == Auto.name:
+        raise SettingError(
+            f"prune(allocator='auto'): expected a rule for granularity {granularity!r}, since rules compete "
+            "for units only. Name one, or leave it out."
+        )
+    return allocator
 
 
 def _agreed(graph: Graph, allocate: Callable[[], Plan]) -> Plan:

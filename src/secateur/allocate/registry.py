@@ -58,11 +58,12 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(_RULES))
 
 
-def resolve(allocator: str | Allocates) -> Allocates:
+def resolve(allocator: str | Allocates, also: tuple[str, ...] = ()) -> Allocates:
     """The allocator of this name with its default settings, or the one that was passed.
 
     Args:
         allocator: A name, or an object with `signals` and `allocate`.
+        also: Further names that the caller knows, for the message.
 
     Raises:
         SettingError: The name is unknown, or the object is no allocator.
@@ -71,7 +72,7 @@ def resolve(allocator: str | Allocates) -> Allocates:
         >>> resolve("tod")
         ToD(tolerance=0.1, removal='wasserstein', protection='taylor')
     """
-    known = ", ".join(repr(name) for name in names())
+    known = ", ".join(repr(name) for name in (*names(), *also))
     if isinstance(allocator, str):
         if allocator not in _RULES:
             raise SettingError(f"allocator: expected one of {known}, got {allocator!r}. Name one of these.")

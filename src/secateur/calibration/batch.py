@@ -133,14 +133,15 @@ class Batch:
         """
         pieces = min(pieces, self.size)
         bounds = [self.size * i // pieces for i in range(pieces + 1)]
-
-        def part(tensor: Tensor, start: int, stop: int) -> Tensor:
-            return tensor[start:stop] if tensor.ndim and len(tensor) == self.size else tensor
-
         return [
-            Batch.of(map_tensors(partial(part, start=a, stop=b), self.raw), self.index)
+            Batch.of(map_tensors(partial(_part, size=self.size, start=a, stop=b), self.raw), self.index)
             for a, b in pairwise(bounds)
         ]
+
+    def first(self, count: int) -> Batch:
+        """The first `count` samples, or all where there are fewer."""
+        part = partial(_part, size=self.size, start=0, stop=count)
+        return Batch.of(map_tensors(part, self.raw), self.index)
 
     def classes(self) -> Tensor:
         """The class of each sample.
@@ -189,6 +190,11 @@ class Batch:
                     f"calibration batch {self.index}: expected finite inputs, got NaN or infinity in a "
                     f"tensor of shape {list(tensor.shape)}. Do clean the data."
                 )
+
+
+def _part(tensor: Tensor, size: int, start: int, stop: int) -> Tensor:
+    """Some samples of a tensor that has them along axis 0; any other as it is."""
+    return tensor[start:stop] if tensor.ndim and len(tensor) == size else tensor
 
 
 def _kinds(inputs: Any) -> str:

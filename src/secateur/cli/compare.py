@@ -6,7 +6,7 @@ import json as json_format
 from pathlib import Path
 
 from secateur.cli.command import LIMITS, READING, command
-from secateur.cli.inputs import Inputs, limits_of, only_units, rule_called
+from secateur.cli.inputs import Inputs, contender, limits_of, only_units
 from secateur.cli.output import file_in_place
 from secateur.config.run import Run
 
@@ -43,7 +43,7 @@ def compare(run: Run, json: bool) -> str:
     found = compare_rules(
         inputs.model,
         inputs.data,
-        {name: rule_called(run, name) for name in asked.rules},
+        {name: contender(run, name) for name in asked.rules},
         [sc.Budget(macs=share) for share in sorted(asked.macs, reverse=True)],
         run.repairs,
         limits=limits_of(run),

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from secateur.allocate import Budget, Limits
     from secateur.allocate.registry import Allocates
+    from secateur.auto import Auto
     from secateur.calibration import Calibration
 
 
@@ -97,15 +98,37 @@ def limits_of(run: Run) -> Limits:
     )
 
 
-def rule_of(run: Run) -> Allocates:
-    """The allocator, with what was asked of it.
+def rule_of(run: Run) -> Allocates | Auto:
+    """What decides: the allocator with what was asked of it, or a choice among several.
 
     Raises:
         SettingError: It lacks a setting without which it cannot decide, or has none of the kind.
     """
-    if run.rule == "uniform" and run.ratio is None and not run.budget.asked:
+    return contender(run, run.rule) if run.rule == "auto" else single_rule_of(run)
+
+
+def single_rule_of(run: Run) -> Allocates:
+    """The same for steps that take one rule.
+
+    Raises:
+        SettingError: It is ``auto``; or see `rule_of`.
+    """
+    name = run.single_rule
+    if name == "auto":
+        raise SettingError(
+            "--allocator auto: expected one rule, since this step tries none out. Use secateur prune, or "
+            "name one."
+        )
+    if name == "uniform" and run.ratio is None and not run.budget.asked:
         raise SettingError("--ratio: expected either a ratio or a budget for uniform, got neither. Give one.")
-    return rule_called(run, run.rule)
+    return rule_called(run, name)
+
+
+def contender(run: Run, name: str) -> Allocates | Auto:
+    """The allocator of this name, or the choice among several for ``auto``; see `rule_called`."""
+    from secateur.auto import Auto
+
+    return Auto() if name == Auto.name else rule_called(run, name)
 
 
 def rule_called(run: Run, name: str) -> Allocates:
@@ -121,7 +144,7 @@ def rule_called(run: Run, name: str) -> Allocates:
 
     found: Any = (for_experts if run.granularity == "expert" else resolve)(name)
     asked: dict[str, Any] = {"removal": run.removal} if name != "random" else {}
-    if name == run.rule:
+    if name == run.single_rule:
         asked |= {"protection": run.protection, "tolerance": run.tolerance, "ratio": run.ratio}
     given = {setting: value for setting, value in asked.items() if value is not None}
     unknown = sorted(set(given) - {each.name for each in fields(found)})

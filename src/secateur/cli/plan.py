@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from secateur.cli.command import BUDGET, LIMITS, READING, RULE, command
-from secateur.cli.inputs import Inputs, budget_of, limits_of, only_units, rule_of
+from secateur.cli.inputs import Inputs, budget_of, limits_of, only_units, single_rule_of
 from secateur.cli.output import file_to_write
 from secateur.config.run import Run
 
@@ -32,7 +32,7 @@ def plan(run: Run, json: bool) -> str:
     import secateur as sc
     from secateur.allocate.unit_distortions import with_unit_curves
 
-    rule = rule_of(run)
+    rule = single_rule_of(run)
     scores = sc.Scores.load(run.scores or "")
     inputs = Inputs(run)
     graph = sc.trace(inputs.model, inputs.example, allow_inexact=run.allow_inexact)

@@ -37,7 +37,7 @@ def score(run: Run, json: bool) -> str:
     import secateur as sc
 
     inputs = Inputs(run)
-    signals = run.signals or rule_called(run, run.rule).signals
+    signals = run.signals or rule_called(run, run.single_rule).signals
     graph = sc.trace(inputs.model, inputs.example, allow_inexact=run.allow_inexact)
     scores = sc.score(
         graph,

@@ -10,6 +10,7 @@ from typing import Literal
 Granularity = Literal["unit", "weight", "expert"]
 Form = Literal["auto", "module", "graph", "masked"]
 Rule = Literal[
+    "auto",
     "tod",
     "emp",
     "uniform",

@@ -95,7 +95,9 @@ class TextSection:
 class CompareSection:
     """What `secateur compare` compares."""
 
-    rules: tuple[Rule, ...] = option("Rules to compare.", ("tod", "emp", "uniform", "global", "random"))
+    rules: tuple[Rule, ...] = option(
+        "Rules to compare.", ("repair_aware", "tod", "emp", "uniform", "global", "random")
+    )
     macs: tuple[float, ...] = option(
         "Fractions of the dense MACs at which they are compared.",
         (0.8, 0.6, 0.4),
@@ -162,7 +164,9 @@ class Run:
         "Channels, neurons and heads go, single weights become zero, or experts go.", "unit"
     )
     budget: BudgetSection = option("What the result may cost; empty lets the rule decide.", BudgetSection())
-    allocator: Rule | None = option("Rule for how much of each layer goes; tod, or emp for single weights.")
+    allocator: Rule | None = option(
+        "Rule for how much of each layer goes; auto, emp for single weights, tod for experts."
+    )
     tolerance: float | None = option(
         "Of tod, without a budget; 0.1 if not given.", bounds=Bounds(least=0, most=1)
     )
@@ -214,6 +218,14 @@ class Run:
     @property
     def rule(self) -> str:
         """The allocator's name, its default filled in."""
+        of_tod = (self.tolerance, self.removal, self.protection)
+        if self.allocator is None and self.granularity == "unit" and of_tod == (None, None, None):
+            return "auto"
+        return self.single_rule
+
+    @property
+    def single_rule(self) -> str:
+        """The same for steps that take one rule; ``auto`` has to try several."""
         return self.allocator or ("emp" if self.granularity == "weight" else "tod")
 
     @property

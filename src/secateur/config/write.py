@@ -36,7 +36,7 @@ EXAMPLES: Mapping[str, Any] = {
     "budget.sparsity": 0.9,
     "budget.latency": 0.6,
     "budget.experts": 0.75,
-    "allocator": "tod",
+    "allocator": "repair_aware",
     "tolerance": 0.1,
     "ratio": 0.5,
     "removal": "wasserstein",

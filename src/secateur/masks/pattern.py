@@ -42,6 +42,17 @@ class Pattern(Allocator):
     Raises:
         SettingError: n and m are no such integers; on `allocate`, there is a budget, or what is pruned is
             units.
+
+    Example:
+        >>> import torch
+        >>> import secateur as sc
+        >>> _ = torch.manual_seed(0)
+        >>> from secateur import masks
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> weights, scores = masks.Weights.of(net), masks.score(net)
+        >>> plan = masks.allocate(weights, scores, sc.Pattern(2, 4))
+        >>> masks.apply(net, plan)[0].weight.count_nonzero(dim=1).tolist()
+        [2, 2, 2, 2, 2, 2, 2, 2]
     """
 
     n: int = 2

@@ -20,7 +20,7 @@ from secateur.masks.blocks import Chain
 from secateur.masks.offload import input_device, stored
 from secateur.masks.weights import Layer, Weights, layers_of
 from secateur.models import evaluating, unwrap
-from secateur.repair.progress import bar
+from secateur.progress import bar
 from secateur.score.loss import LossFn, default_loss
 from secateur.score.scores import Scores
 

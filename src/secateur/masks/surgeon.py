@@ -18,7 +18,7 @@ from secateur.masks.offload import input_device, store, stored
 from secateur.masks.plan import MaskPlan
 from secateur.masks.weights import Layer, layers_of
 from secateur.models import evaluating, unwrap
-from secateur.repair.progress import bar
+from secateur.progress import bar
 
 DAMPING = 1e-2
 """Added to the diagonal of the inputs' second moments, relative to its mean."""

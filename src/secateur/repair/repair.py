@@ -14,6 +14,7 @@ from torch import nn
 from secateur.apply.copying import duplicate
 from secateur.apply.record import attach, record_of, with_repairs
 from secateur.calibration import Calibration, seeded
+from secateur.calibration.thinning import thinned
 from secateur.errors import SecateurError, SettingError
 from secateur.evaluate import Evaluation, evaluate
 from secateur.graph.graph import Graph
@@ -88,6 +89,15 @@ AUTO = (
 )
 """The combinations that ``auto`` compares; a tie goes to the earlier one."""
 
+HEAT = 128
+"""Where there is plenty of data, all combinations run on about so many samples first, ..."""
+
+PLENTY = 4
+"""... that is, where there are so many times as many, ..."""
+
+FINALISTS = 2
+"""... and so many run on all of it."""
+
 
 def resolve(
     methods: str | Sequence[str] | None, own: Mapping[str, Repair] | None = None
@@ -132,7 +142,8 @@ def repair(
     Each method works on four fifths of the batches and is judged on the rest: by the loss where the
     data has labels, else by the distance to the dense model's outputs. What does not lower that is
     taken back, so the result never measures worse than what came in. Where the samples are few, a fifth
-    of them is too few to judge on: then each fifth is left out in turn, and their mean judges.
+    of them is too few to judge on: then each fifth is left out in turn, and their mean judges. Where they are
+    plenty, ``auto`` first compares all combinations on a part, and then the best two on all.
 
     Methods that refit layers go through the network in order and set each layer right, given those
     before it: ``reconstruct`` by least squares towards the dense layer's outputs, ``variance`` by a
@@ -159,6 +170,22 @@ def repair(
         SettingError: If a method is unknown.
         ArtifactError: If `small` did not come from `apply`.
         CalibrationError: If the data is empty, or too little to hold some out.
+
+    Example:
+        >>> import torch
+        >>> import secateur as sc
+        >>> _ = torch.manual_seed(0)
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).eval()
+        >>> graph = sc.trace(net, torch.zeros(2, 4))
+        >>> plan = sc.Uniform(ratio=0.25).allocate(graph, sc.score(graph, None, "magnitude"))
+        >>> small = sc.apply(net, plan)
+        >>> data = [torch.randn(20, 4) for _ in range(5)]
+        >>> better = sc.repair(small, net, data, "reconstruct", progress=False)
+        >>> distance = [sc.evaluate(m, data, dense=net).loss for m in (small, better)]
+        >>> distance[1] < distance[0]
+        True
+        >>> [entry["kept"] for entry in sc.record_of(better).repairs]
+        [True]
     """
     plan = record_of(small).plan
     combinations = resolve(methods, own)
@@ -183,7 +210,9 @@ def repair(
         trials = _Trials(judge, [(Work(the_graph, fit, progress), held) for fit, held in folds])
         start = trials.measured([best] * len(folds))
         if methods == "auto":
+            combinations, behind = trials.promising(best, combinations)
             result, tried = trials.compare(start, combinations)
+            tried += behind
         else:
             result, tried = trials.chain(start, combinations[0])
     best = result.models[-1]
@@ -232,6 +261,27 @@ class _Trials:
                 return str(error)
             models.append(candidate)
         return NOTHING if notes is None else self.measured(models, notes)
+
+    def promising(
+        self, small: nn.Module, combinations: tuple[tuple[Repair, ...], ...]
+    ) -> tuple[tuple[tuple[Repair, ...], ...], list[dict[str, Any]]]:
+        """The combinations that do best on a part of plenty of data, and the record of the others."""
+        (work, held), *more = self.folds
+        samples = 0 if more else sum(batch.size for batch in work.data)
+        if samples < PLENTY * HEAT or len(combinations) <= FINALISTS:
+            return combinations, []
+        part = thinned(work.data, HEAT / samples, whole=work.graph().static_batch is not None)
+        heat = _Trials(self.judge, [(replace(work, data=part, progress=False), held)])
+        _, tried = heat.compare(heat.measured([small]), combinations)
+        after = [entry.get("after", math.inf) for entry in tried]
+        order = sorted(range(len(tried)), key=lambda k: after[k] if math.isfinite(after[k]) else math.inf)
+        final = sorted(order[:FINALISTS])
+        behind = [
+            {key: value for key, value in tried[k].items() if key != "layers"}
+            | {"kept": False, "fitted_on": HEAT}
+            for k in order[FINALISTS:]
+        ]
+        return tuple(combinations[k] for k in final), behind
 
     def chain(self, start: _Trial, methods: Sequence[Repair]) -> tuple[_Trial, list[dict[str, Any]]]:
         """The methods one after another, each kept if it helps."""

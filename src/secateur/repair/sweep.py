@@ -28,12 +28,12 @@ from torch import Tensor, fx, nn
 
 from secateur.calibration import Calibration
 from secateur.graph.graph import Graph
+from secateur.progress import bar
 from secateur.regression.additions import Addition, addition_after
 from secateur.regression.layers import Site
 from secateur.regression.leastsquares import Fit, Sums, fit
 from secateur.repair.frontier import Frontier
 from secateur.repair.moments import channelwise, layerwise, mean, variance
-from secateur.repair.progress import bar
 from secateur.repair.targets import target
 from secateur.repair.twin import Twin, Values
 

@@ -114,6 +114,52 @@ class Kept(_Data):
     where: str = ""
 
 
+class Candidate(_Data):
+    """A rule that competed.
+
+    Attributes:
+        name: The name it is shown under.
+        macs: Of its plan, as a share of the dense model's; None without a plan.
+        params: Likewise, of the parameters.
+        errors: What it measured on held-out data in each round that it ran in; lower is better.
+        verdict: ``chosen``, or why not.
+    """
+
+    name: str
+    macs: float | None
+    params: float | None
+    errors: tuple[float, ...]
+    verdict: str
+
+
+class Round(_Data):
+    """A round of a contest.
+
+    Attributes:
+        repair: What repaired the candidates; empty for nothing.
+        samples: How many calibration samples it worked on.
+    """
+
+    repair: str
+    samples: int
+
+
+class Contest(_Data):
+    """How a rule was chosen by measurement.
+
+    Attributes:
+        measure: What the candidates' errors are.
+        rounds: Those that were run.
+        held: How many held-out samples judged.
+        candidates: All of them, the winner first.
+    """
+
+    measure: str
+    rounds: tuple[Round, ...]
+    held: int
+    candidates: tuple[Candidate, ...]
+
+
 class Facts(_Data):
     """All that a person may ask of a run of `prune`.
 
@@ -133,6 +179,7 @@ class Facts(_Data):
         proof: Relative difference to the reference, and what that was.
         repairs: What repair tried.
         certificates: What the allocator vouches for.
+        contest: How the rule was chosen, where rules competed.
         seconds: Wall time of each phase.
         versions: secateur, torch, Python, platform.
         artefact: Where the model was saved, if it was.
@@ -154,6 +201,7 @@ class Facts(_Data):
     proof: dict[str, JsonValue]
     repairs: tuple[dict[str, Any], ...]
     certificates: dict[str, JsonValue]
+    contest: Contest | None = None
     seconds: dict[str, float]
     versions: dict[str, str]
     artefact: str | None = None

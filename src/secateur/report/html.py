@@ -6,7 +6,7 @@ from importlib import resources
 from typing import TYPE_CHECKING
 
 from secateur.errors import SettingError
-from secateur.report import bargain, shapes, words
+from secateur.report import bargain, contest, shapes, words
 from secateur.report.certificates import certificate
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def render(report: Facts, *, reload: str = "") -> str:
         words=words,
         bargain=bargain,
         shapes=shapes,
+        contest=contest,
         tiles=tiles(report),
         columns=words.columns(report),
         rows=words.rows(report),

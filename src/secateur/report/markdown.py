@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from secateur.report import bargain, words
+from secateur.report import bargain, contest, words
 from secateur.report.certificates import certificate
 
 if TYPE_CHECKING:
@@ -159,6 +159,14 @@ def _proof(report: Facts) -> Iterator[str]:
     yield escape(words.form(report))
 
 
+def _contest(report: Facts) -> Iterator[str]:
+    if report.contest is None:
+        return
+    yield "## Rules that competed"
+    yield grid(contest.titles(report.contest), contest.rows(report.contest))
+    yield escape(contest.words(report.contest))
+
+
 def _repairs(report: Facts) -> Iterator[str]:
     yield "## Repair"
     yield _list(words.repairs(report))
@@ -228,6 +236,7 @@ _SECTIONS = (
     _knob,
     _scores,
     _proof,
+    _contest,
     _repairs,
     _certificate,
     _left,

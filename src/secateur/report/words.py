@@ -347,7 +347,8 @@ def repairs(report: Facts) -> tuple[str, ...]:
             continue
         lines.append(
             f"{tried['method']}: {outcome}; {tried['measure']} {_loss(tried['before'])} before and "
-            f"{_loss(tried['after'])} after, on {tried['held_out_samples']} held-out calibration samples."
+            f"{_loss(tried['after'])} after, on {tried['held_out_samples']} held-out calibration samples"
+            + (f"; tried on about {tried['fitted_on']} samples only." if "fitted_on" in tried else ".")
         )
     if not any(tried["kept"] for tried in report.repairs):
         lines.append("Nothing that was tried helped: the model is as pruning left it.")

@@ -1,0 +1,86 @@
+"""The candidates of a choice among rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import ClassVar
+
+from secateur.allocate import EMP, Global, Repairability, RepairAware, ToD, Uniform, resolve
+from secateur.allocate.registry import Allocates
+from secateur.auto.streams import StreamsWhole
+from secateur.errors import SettingError
+
+_DEFAULT: Mapping[str, Callable[[], Allocates]] = MappingProxyType(
+    {
+        "repair_aware": RepairAware,
+        "repair_aware, streams whole": lambda: StreamsWhole(RepairAware()),
+        "repair_aware by params": lambda: RepairAware(per="params"),
+        "global, reconstruction": lambda: Global(removal="reconstruction"),
+        "global, fisher": lambda: Global(removal="fisher"),
+        "global, magnitude": Global,
+        "tod": ToD,
+        "tod, reconstruction and fisher": lambda: ToD(removal="reconstruction", protection="fisher"),
+        "emp": EMP,
+        "repairability": Repairability,
+        "uniform, reconstruction": lambda: Uniform(removal="reconstruction"),
+        "uniform, magnitude x wasserstein": lambda: Uniform(removal="magnitude*wasserstein"),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Auto:
+    """Rules that compete: each is applied and repaired on part of the data and measured on held-out data.
+
+    Pass it, or its name ``"auto"``, as `allocator` to `sc.prune`. It is no rule itself: what the winner is
+    depends on the model, the data, the budget and the repair.
+
+    Attributes:
+        candidates: By the name that the report shows; rules, or their names. The default takes every paper's
+            rule and the repair-aware one, with several removal signals. Candidates that the data cannot feed,
+            for want of labels say, do not run.
+        finalists: How many run again, on more data, unless fewer are left in the race.
+
+    Raises:
+        SettingError: There is no candidate, one is no rule, or `finalists` is below 1.
+
+    Example:
+        >>> Auto(candidates={"small tolerance": ToD(), "even": "uniform"}).rules["even"]
+        Uniform(ratio=None, removal='magnitude')
+    """
+
+    candidates: Mapping[str, str | Allocates] | None = None
+    finalists: int = 3
+    name: ClassVar[str] = "auto"
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        if self.candidates is not None and not self.candidates:
+            raise SettingError(
+                "auto: expected at least one candidate, got none. Do give rules by name, or leave it out."
+            )
+        if type(self.finalists) is not int or self.finalists < 1:
+            raise SettingError(f"auto: expected finalists of at least 1, got {self.finalists!r}. Do give 3.")
+        if self.candidates is not None:
+            object.__setattr__(self, "candidates", MappingProxyType(dict(self.candidates)))
+        _ = self.rules  # a wrong name is refused now
+
+    @property
+    def rules(self) -> dict[str, Allocates]:
+        """The candidates as rules."""
+        if self.candidates is None:
+            return {name: make() for name, make in _DEFAULT.items()}
+        return {name: resolve(rule) for name, rule in self.candidates.items()}
+
+
+def rule_or_auto(allocator: str | Allocates | Auto | None) -> Allocates | Auto:
+    """What decides: `Auto` for its name or None, else the rule of this name, or what was passed.
+
+    Raises:
+        SettingError: The name is unknown, or the object is no allocator.
+    """
+    if allocator is None or allocator == Auto.name:
+        return Auto()
+    return allocator if isinstance(allocator, Auto) else resolve(allocator, also=(Auto.name,))

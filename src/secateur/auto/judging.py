@@ -1,0 +1,87 @@
+"""How far a model is from the dense one, sample by sample."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from secateur.calibration import Batch, Calibration
+from secateur.models import device_of, evaluating
+from secateur.score.loss import LossFn
+
+PIECES = 8
+"""A loss is taken of each batch in this many pieces: a single value says nothing about its spread."""
+
+HELD_BYTES = 1 << 28
+"""Outputs of the dense model are kept from one candidate to the next while they take no more than this."""
+
+
+class Judge:
+    """How far from the dense model a model is, on held-out data.
+
+    Without a loss it is the squared distance of the outputs to the dense model's, relative to the mean square
+    of these. It needs no labels, and it tells candidates apart better than the loss on labels does, which is
+    noisier on as few samples (`docs/auto.md` has the measurement).
+    """
+
+    def __init__(self, dense: nn.Module, data: Calibration, loss_fn: LossFn | None = None) -> None:
+        """Prepare.
+
+        Args:
+            dense: The dense model.
+            data: Held-out data.
+            loss_fn: The mean loss of a batch, which judges instead.
+        """
+        self._dense, self._data, self._loss_fn = dense, data.to(device_of(dense)), loss_fn
+        self._kept: dict[int, list[Tensor]] = {}
+        self._bytes = 0
+
+    @torch.no_grad()
+    def __call__(self, model: nn.Module) -> NDArray[np.float64]:
+        """The error on each sample, or each few samples, the same and in the same order for every model."""
+        errors: list[float] = []
+        norms: list[float] = []
+        with evaluating(model), evaluating(self._dense):
+            for batch in self._data.batches():
+                if self._loss_fn is not None:
+                    errors += [float(self._loss_fn(model, piece.raw)) for piece in batch.cut(PIECES)]
+                    continue
+                error, norm = _apart(_tensors(model, batch), self._wanted(batch), batch.size)
+                errors += error.tolist()
+                norms += norm.tolist()
+        scale = float(np.mean(norms)) if norms else 1.0
+        return np.array(errors, dtype=np.float64) / (scale or 1.0)
+
+    def _wanted(self, batch: Batch) -> list[Tensor]:
+        if batch.index in self._kept:
+            return self._kept[batch.index]
+        found = _tensors(self._dense, batch)
+        size = sum(t.nbytes for t in found)
+        if self._bytes + size <= HELD_BYTES:
+            self._kept[batch.index] = found
+            self._bytes += size
+        return found
+
+
+def _tensors(model: nn.Module, batch: Batch) -> list[Tensor]:
+    found: Any = pytree.tree_leaves(model(*batch.args, **batch.kwargs))
+    return [t for t in found if isinstance(t, Tensor) and t.is_floating_point()]
+
+
+def _apart(mine: list[Tensor], theirs: list[Tensor], size: int) -> tuple[Tensor, Tensor]:
+    """Squared distance and squared norm, by sample where outputs are rows of samples. [size] or [1]"""
+    by_row = [(a, b) for a, b in zip(mine, theirs, strict=True) if b.ndim and len(b) == size]
+    pairs = by_row or list(zip(mine, theirs, strict=True))
+    rows = size if by_row else 1
+    error, norm = torch.zeros(rows, dtype=torch.float64), torch.zeros(rows, dtype=torch.float64)
+    for a, b in pairs:
+        finite = torch.isfinite(b)  # masks may hold minus infinity, in both alike
+        apart = torch.where(finite, a - b, torch.where(a == b, 0.0, torch.inf))
+        error += apart.double().square().reshape(rows, -1).sum(1).cpu()
+        norm += torch.where(finite, b, 0.0).double().square().reshape(rows, -1).sum(1).cpu()
+    return torch.nan_to_num(error, nan=torch.inf, posinf=torch.inf), norm

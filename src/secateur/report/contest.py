@@ -1,0 +1,50 @@
+"""How rules competed, as a table and in words."""
+
+from __future__ import annotations
+
+from secateur.report.data import Candidate, Contest
+from secateur.report.words import percent
+
+TITLES = ("rule", "MACs", "parameters")
+
+
+def words(contest: Contest) -> str:
+    """What the table says."""
+    measured = (
+        "squared distance to the dense model's outputs relative to their size"
+        if contest.measure == "distance to dense"
+        else contest.measure
+    )
+    return (
+        f"Rules at the same budget, applied and repaired on part of the calibration data; {measured}, on "
+        f"{contest.held} held-out samples, lower is better. The first decided."
+    )
+
+
+def titles(contest: Contest) -> tuple[str, ...]:
+    """Of the columns: a round says what it repaired with, and on how many samples."""
+    rounds = (
+        f"{entry.repair}, {entry.samples} samples" if entry.repair else "as pruned"
+        for entry in contest.rounds
+    )
+    return (*TITLES, *rounds, "outcome")
+
+
+def rows(contest: Contest) -> tuple[tuple[str, ...], ...]:
+    """A row for each candidate."""
+    return tuple(_row(entry, len(contest.rounds)) for entry in contest.candidates)
+
+
+def _row(entry: Candidate, rounds: int) -> tuple[str, ...]:
+    shares = ("" if share is None else percent(share, 1) for share in (entry.macs, entry.params))
+    errors = [f"{error:.4g}" for error in entry.errors] + [""] * (rounds - len(entry.errors))
+    return (entry.name, *shares, *errors, entry.verdict)
+
+
+def lines(contest: Contest) -> tuple[str, ...]:
+    """What the table says, and each candidate in a line."""
+    found = []
+    for entry in contest.candidates:
+        errors = ", ".join(f"{error:.3g}" for error in entry.errors)
+        found.append(f"{entry.name}: {errors + '; ' if errors else ''}{entry.verdict}")
+    return (words(contest), *found)
