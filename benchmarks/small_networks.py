@@ -6,9 +6,10 @@ trains what has no weights yet, resumes what was interrupted, and prints the den
 checkpoints lie in `benchmarks/cache`, which git ignores. The same network, epochs and machine give the
 same weights; a CUDA device is used where there is one, which gives others.
 
-Sources of the shapes: Simonyan and Zisserman 2015 (VGG-16, with batch norm), Huang et al. 2017 (DenseNet-BC),
-Liu et al. 2022 (ConvNeXt), Touvron et al. 2021 (DeiT, without its teacher: the distillation token learns
-from the labels).
+Sources of the shapes: Simonyan and Zisserman 2015 (VGG-16, with batch norm), He et al. 2016 (ResNet-18, its
+basic blocks and shortcuts by projection), Sandler et al. 2018 (MobileNetV2, table 2), Huang et al. 2017
+(DenseNet-BC), Liu et al. 2022 (ConvNeXt), Touvron et al. 2021 (DeiT, without its teacher: the distillation
+token learns from the labels).
 """
 
 from __future__ import annotations
@@ -46,6 +47,82 @@ def vgg16(classes: int = 10) -> nn.Module:
             width = outputs
         layers.append(nn.MaxPool2d(2))
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(width, classes))
+
+
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions with batch norm; the shortcut projects where the shape changes."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(outputs)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride > 1 or inputs != outputs:
+            project = nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)
+            self.shortcut = nn.Sequential(project, nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, inputs, h, w] to [batch, outputs, h / stride, w / stride]."""
+        y = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
+        return F.relu(y + self.shortcut(x))
+
+
+def resnet18(classes: int = 10, widths: Sequence[int] = (16, 32, 64, 128)) -> nn.Module:
+    """Four stages of two basic blocks, a quarter of the paper's widths; the pooled stem leaves 16×16 maps."""
+    width = widths[0]
+    layers: list[nn.Module] = [nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)]
+    layers += [nn.ReLU(), nn.MaxPool2d(2)]
+    for stage, outputs in enumerate(widths):
+        layers += [BasicBlock(width, outputs, 1 if stage == 0 else 2), BasicBlock(outputs, outputs, 1)]
+        width = outputs
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes))
+
+
+class InvertedResidual(nn.Module):
+    """1×1 to a wider layer, depthwise 3×3, 1×1 back without an activation; a shortcut where it fits."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        hidden = expansion * inputs
+        layers: list[nn.Module] = []
+        if expansion > 1:
+            layers += [nn.Conv2d(inputs, hidden, 1, bias=False), nn.BatchNorm2d(hidden), nn.ReLU6()]
+        depthwise = nn.Conv2d(hidden, hidden, 3, stride=stride, padding=1, groups=hidden, bias=False)
+        layers += [depthwise, nn.BatchNorm2d(hidden), nn.ReLU6()]
+        layers += [nn.Conv2d(hidden, outputs, 1, bias=False), nn.BatchNorm2d(outputs)]
+        self.layers = nn.Sequential(*layers)
+        self.residual = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, inputs, h, w] to [batch, outputs, h / stride, w / stride]."""
+        return x + self.layers(x) if self.residual else self.layers(x)
+
+
+MOBILE_STAGES = (
+    (1, 8, 1, 1),
+    (6, 12, 2, 2),
+    (6, 16, 3, 1),
+    (6, 32, 4, 2),
+    (6, 48, 3, 1),
+    (6, 80, 3, 1),
+    (6, 160, 1, 1),
+)
+"""Expansion, width, blocks and first stride of every stage of the MobileNetV2 below."""
+
+
+def mobilenet_v2(classes: int = 10) -> nn.Module:
+    """The paper's 17 blocks at half its widths; two of its five halvings are left out, for 32×32 images."""
+    width, last = 16, 320
+    layers: list[nn.Module] = [nn.Conv2d(3, width, 3, stride=2, padding=1, bias=False)]
+    layers += [nn.BatchNorm2d(width), nn.ReLU6()]
+    for expansion, outputs, blocks, stride in MOBILE_STAGES:
+        for block in range(blocks):
+            layers.append(InvertedResidual(width, outputs, stride if block == 0 else 1, expansion))
+            width = outputs
+    layers += [nn.Conv2d(width, last, 1, bias=False), nn.BatchNorm2d(last), nn.ReLU6()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(last, classes))
 
 
 class DenseLayer(nn.Module):
@@ -158,7 +235,7 @@ class Recipe:
 
     Attributes:
         make: Makes it.
-        epochs: Passes over the training images: what takes a few minutes on two cores.
+        epochs: Passes over the training images: what takes a few minutes on two cores; 10 at most.
         rate: Highest learning rate.
         decay: Weight decay.
         adaptive: AdamW rather than SGD with momentum.
@@ -173,6 +250,8 @@ class Recipe:
 
 RECIPES = {
     "vgg16_bn": Recipe(vgg16, 4, 0.1, 5e-4, adaptive=False),
+    "resnet18": Recipe(resnet18, 7, 0.1, 5e-4, adaptive=False),
+    "mobilenet_v2": Recipe(mobilenet_v2, 6, 0.1, 5e-4, adaptive=False),
     "densenet": Recipe(densenet, 3, 0.1, 5e-4, adaptive=False),
     "convnext": Recipe(convnext, 4, 4e-3, 0.05, adaptive=True),
     "deit": Recipe(DeiT, 5, 2e-3, 0.05, adaptive=True),

@@ -1,0 +1,89 @@
+"""Everyone, at every point, for every seed; what is in the result file already is not run again."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from benchmarks.frontier.entrant import Entrant, NotHereError
+from benchmarks.frontier.store import Run, Store
+from benchmarks.frontier.workload import Draw, Workload
+
+LIMIT_SECONDS = 900.0
+"""Of processor time, for one entrant at one point."""
+
+
+def run(
+    workload: Workload,
+    store: Store,
+    entrants: Sequence[Entrant],
+    points: Sequence[float],
+    seeds: Sequence[int],
+) -> None:
+    """Adds a run for each seed, entrant and point that the store has none of."""
+    for seed in seeds:
+        draw = workload.draw(seed)
+        for entrant in entrants:
+            for point in points:
+                key = {"seed": seed, "side": entrant.side, "rule": entrant.name, "point": point}
+                if store.has("runs", **key):
+                    continue
+                try:
+                    found = measured(workload, entrant, draw, point)
+                except NotHereError as error:
+                    print(f"{entrant.side}, {entrant.name}: {error}; left out.", file=sys.stderr)
+                    break
+                store.add("runs", {**key, **found})
+                print(_line(workload.name, key, found), file=sys.stderr, flush=True)
+
+
+def measured(workload: Workload, entrant: Entrant, draw: Draw, point: float) -> Run:
+    """Cost, seconds and top-1 by stage; or under ``error`` what it failed with.
+
+    Anyone's failure is a result: this goes through the night, and the tables show it.
+    """
+    try:
+        with within(LIMIT_SECONDS):
+            made = entrant.made(draw, point)
+        final = list(made.stages.values())[-1]
+        return {
+            **workload.cost(final),
+            "top1": {stage: workload.top1(model) for stage, model in made.stages.items()},
+            "seconds": made.seconds,
+            **made.notes,
+        }
+    except NotHereError:
+        raise
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [""])[0]
+        return {"error": f"{type(error).__name__}: {first[:300]}"}
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """Interrupts what takes longer, in processor time of this process.
+
+    Raises:
+        TimeoutError: It did.
+    """
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"more than {seconds:g} s of processor time")
+
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+
+
+def _line(network: str, key: Run, found: Run) -> str:
+    name = f"{network} seed {key['seed']} {key['side']} {key['rule']} at {key['point']}"
+    if "error" in found:
+        return f"{name}: {found['error']}"
+    stages = ", ".join(f"{stage} {100 * value:.1f}" for stage, value in found["top1"].items())
+    return f"{name}: {found['macs']:.3f} of the MACs, {stages}, {sum(found['seconds'].values()):.1f} s"

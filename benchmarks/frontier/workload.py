@@ -1,0 +1,122 @@
+"""What all are measured on: one network, its calibration images by seed, its test images, its costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import secateur as sc
+from benchmarks import cifar
+from benchmarks.resnet20 import top1
+from benchmarks.small_networks import network
+from secateur.graph.groups import Group
+
+POOL = 5000
+"""Training images that calibration images are drawn from."""
+
+BATCH = 100
+
+
+def macs(model: nn.Module, images: Tensor) -> int:
+    """Multiply-accumulates of one image, of any module: what its convolutions and matrix products do.
+
+    Args:
+        model: Is run once.
+        images: At least two, since a captured program may not take one alone. [batch, 3, height, width]
+    """
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # fused attention would count as nothing
+        model(images)
+    return int(counter.get_total_flops()) // (2 * len(images))
+
+
+def params(model: nn.Module) -> int:
+    """Parameters, tied ones once."""
+    return sum(p.numel() for p in model.parameters())
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The calibration images of one seed, in batches of `BATCH`.
+
+    Attributes:
+        seed: Chooses them.
+        labelled: Images and labels.
+        unlabelled: The same images alone.
+    """
+
+    seed: int
+    labelled: list[tuple[Tensor, Tensor]]
+
+    @property
+    def unlabelled(self) -> list[tuple[Tensor]]:
+        """The same images in the same batches."""
+        return [(images,) for images, _ in self.labelled]
+
+
+class Workload:
+    """A trained network, and how anything made of it is measured.
+
+    Args:
+        name: One of `benchmarks.small_networks.NAMES`.
+        images: Calibration images a seed.
+        test_images: How many of the test images; None for all.
+    """
+
+    def __init__(self, name: str, images: int = 1000, test_images: int | None = None) -> None:
+        self.name = name
+        self.images = images
+        self.model = network(name)
+        self.test = cifar.load("test", test_images)
+        self._pool = cifar.load("train", POOL)
+        self.example = self._pool[0][:2]
+        self.graph = sc.trace(self.model, self.example)
+        self.dense_macs, self.dense_params = macs(self.model, self.example), params(self.model)
+        self._known: WeakKeyDictionary[nn.Module, float] = WeakKeyDictionary()
+
+    def makers(self, group: Group) -> dict[str, int]:
+        """The layers that compute a group's units, and how many channels each gives it.
+
+        A depthwise or grouped convolution does not count where another layer does: it passes channels on.
+        """
+        found = {
+            piece.tensor.rpartition(".")[0]: len(piece.position)
+            for piece in group.of_role("produce")
+            if piece.tensor.endswith(".weight")
+        }
+        mixing = {name: count for name, count in found.items() if not self._passes(name)}
+        return mixing or found
+
+    def _passes(self, name: str) -> bool:
+        layer = self.model.get_submodule(name)
+        return isinstance(layer, nn.Conv2d) and layer.groups > 1
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """The groups that several layers add to."""
+        return tuple(g.name for g in self.graph.groups if len(self.makers(g)) > 1)
+
+    def draw(self, seed: int) -> Draw:
+        """Another draw for each seed, the same for all who are measured."""
+        generator = torch.Generator().manual_seed(seed)
+        chosen = torch.randperm(POOL, generator=generator)[: self.images]
+        images, labels = self._pool
+        return Draw(seed, [(images[c], labels[c]) for c in chosen.split(BATCH)])
+
+    def top1(self, model: nn.Module) -> float:
+        """The fraction of test images that a model in eval mode gets right; measured once a model."""
+        if model not in self._known:
+            self._known[model] = top1(model, *self.test)
+        return self._known[model]
+
+    def cost(self, model: nn.Module) -> dict[str, float]:
+        """MACs and parameters, as fractions of the dense network's."""
+        return {
+            "macs": macs(model, self.example) / self.dense_macs,
+            "params": params(model) / self.dense_params,
+        }
