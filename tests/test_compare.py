@@ -73,7 +73,7 @@ def test_bad_input() -> None:
     model = net()
     with pytest.raises(SettingError, match="expected rules and budgets, got 0 and 3"):
         sc.compare(model, data(model), [])
-    with pytest.raises(SettingError, match="got 5 and 0"):
+    with pytest.raises(SettingError, match="got 6 and 0"):
         sc.compare(model, data(model), budgets=[])
     with pytest.raises(SettingError, match="'best'"):
         sc.compare(model, data(model), ["best"])

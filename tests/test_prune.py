@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import secateur as sc
 from secateur.apply.compare import relative_difference, run
+from secateur.score.combination import name_of
 from tests.graph.test_trace import assert_same, state_of
 from tests.models import CLASSES, INEXACT, TOPOLOGIES, build
 
@@ -40,7 +41,12 @@ def test_every_step_of_the_street() -> None:
     )
     assert sum(p.numel() for p in result.model.parameters()) == result.plan.predicted.params
     assert result.scores.samples == 48
-    assert set(result.scores.values) == {"wasserstein", "taylor"}
+    assert set(result.scores.values) == {
+        name_of(s) for rule in sc.Auto().rules.values() for s in rule.signals
+    }
+    assert {h.signal for layer in result.report.layers for h in layer.scores} == {
+        result.plan.settings[use] for use in ("removal", "protection") if use in result.plan.settings
+    }
     record = sc.record_of(result.model)
     assert record.plan == result.plan
     report = result.report

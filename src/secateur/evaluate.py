@@ -54,6 +54,14 @@ def evaluate(
 
     Raises:
         CalibrationError: If the data has no labels and neither `loss_fn` nor `dense` is given.
+
+    Example:
+        >>> import torch
+        >>> import secateur as sc
+        >>> model = torch.nn.Identity()
+        >>> logits = torch.tensor([[2.0, 0.0], [0.0, 2.0], [2.0, 0.0], [2.0, 0.0]])
+        >>> sc.evaluate(model, [(logits, torch.tensor([0, 1, 0, 1]))]).accuracy
+        0.75
     """
     calibration = Calibration.of(data).to(device_of(model))
     loss, right, classed, samples, scale = 0.0, 0, 0, 0, 0.0

@@ -95,6 +95,19 @@ def loss_change(
     Raises:
         ScoreError: The scores do not fit.
         CalibrationError: The data holds no labels, and no `loss_fn` is given.
+
+    Example:
+        >>> import torch
+        >>> import secateur as sc
+        >>> _ = torch.manual_seed(0)
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).eval()
+        >>> graph = sc.trace(net, torch.zeros(2, 4))
+        >>> data = [(torch.randn(20, 4), torch.arange(20) % 2) for _ in range(3)]
+        >>> scores = sc.score(graph, data, "taylor", progress=False)
+        >>> plan = sc.Uniform(ratio=0.25, removal="taylor").allocate(graph, scores)
+        >>> change = sc.loss_change(net, sc.apply(net, plan), data, scores["taylor"], plan.keep)
+        >>> abs(change.measured) < 2 * change.bound
+        True
     """
     bound = first_order_bound(scores, keep)
     before, after = (evaluate(m, data, loss_fn=loss_fn).loss for m in (model, small))

@@ -14,6 +14,7 @@ from secateur.apply.apply import FORMS, apply
 from secateur.apply.record import record_of
 from secateur.auto import Auto, Choice, choose
 from secateur.auto.auto import rule_or_auto
+from secateur.auto.scored import scored
 from secateur.calibration import Calibration
 from secateur.errors import SettingError
 from secateur.evaluate import evaluate
@@ -32,6 +33,7 @@ from secateur.report.evidence import knob_of, layers_of
 from secateur.report.report import Report
 from secateur.result import Result, asked_for, clock, few, figures, proof_entry, scored_on, untouched
 from secateur.score import score
+from secateur.score.combination import name_of
 from secateur.score.distributed import joined
 from secateur.score.loss import LossFn
 from secateur.verify import verify
@@ -133,6 +135,8 @@ def prune(
         graph = trace(model, inputs, allow_inexact=allow_inexact)
     choice: Choice | None = None
     if isinstance(decider, Auto):
+        with clock(seconds, "score"):
+            known = scored(decider, graph, fit, loss_fn=loss_fn, seed=seed, progress=progress)
         with clock(seconds, "choose"):
             choice = choose(
                 decider,
@@ -143,6 +147,7 @@ def prune(
                 budget,
                 limits,
                 repair=repair,
+                known=known,
                 loss_fn=loss_fn,
                 seed=seed,
                 progress=progress,
@@ -200,7 +205,7 @@ def prune(
         figures=measures,
         judged_on="held-out calibration data" if evaluation is None else "evaluation data",
         calibration=scored_on(scores),
-        layers=layers_of(plan, scores),
+        layers=layers_of(plan, scores.only(map(name_of, curved.signals))),
         knob=knob_of(plan),
         untouched=untouched(graph),
         form=record_of(small).form,

@@ -74,6 +74,20 @@ def recover(
         SettingError: A setting is out of range, or the accelerator shards models.
         ArtifactError: If `model` did not come from `apply`.
         CalibrationError: There is neither a teacher nor a loss, or the loss is not finite.
+
+    Example:
+        >>> import torch
+        >>> import secateur as sc
+        >>> _ = torch.manual_seed(0)
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).eval()
+        >>> graph = sc.trace(net, torch.zeros(2, 4))
+        >>> plan = sc.Uniform(ratio=0.25).allocate(graph, sc.score(graph, None, "magnitude"))
+        >>> small = sc.apply(net, plan)
+        >>> data = [torch.randn(20, 4) for _ in range(5)]  # without labels the teacher alone teaches
+        >>> tuned = sc.recover(small, net, data, epochs=3, progress=False)
+        >>> distance = [sc.evaluate(m, data, dense=net).loss for m in (small, tuned)]
+        >>> distance[1] < distance[0]
+        True
     """
     _check(epochs, distill, temperature)
     crew = Crew.of(accelerator, loader)

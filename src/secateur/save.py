@@ -67,6 +67,19 @@ def save(small: nn.Module, directory: str | os.PathLike[str]) -> Path:
 
     Raises:
         ArtifactError: If the model did not come from `apply`.
+
+    Example:
+        >>> import torch
+        >>> import secateur as sc
+        >>> _ = torch.manual_seed(0)
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).eval()
+        >>> graph = sc.trace(net, torch.zeros(2, 4))
+        >>> plan = sc.Uniform(ratio=0.25).allocate(graph, sc.score(graph, None, "magnitude"))
+        >>> small = sc.apply(net, plan)
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     sorted(path.name for path in sc.save(small, directory).iterdir())
+        ['model.safetensors', 'secateur.json']
     """
     record = record_of(small)
     folder = Path(directory)
@@ -114,6 +127,22 @@ def load(
 
     Raises:
         ArtifactError: If a file is missing, damaged, altered, foreign or newer, or the model is another.
+
+    Example:
+        >>> import tempfile
+        >>> import torch
+        >>> import secateur as sc
+        >>> def make_model():
+        ...     return torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> net = make_model()
+        >>> graph = sc.trace(net, torch.zeros(2, 4))
+        >>> plan = sc.Uniform(ratio=0.25).allocate(graph, sc.score(graph, None, "magnitude"))
+        >>> small = sc.apply(net, plan)
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     loaded = sc.load(sc.save(small, directory), make_model)
+        >>> x = torch.randn(3, 4)
+        >>> torch.equal(loaded(x), small(x))
+        True
     """
     folder = Path(directory)
     content = _read(folder)

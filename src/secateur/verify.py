@@ -52,6 +52,16 @@ def verify(
     Raises:
         VerificationError: If the outputs differ by more.
         PlanError: If the plan is for another model.
+
+    Example:
+        >>> import torch
+        >>> import secateur as sc
+        >>> _ = torch.manual_seed(0)
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).eval()
+        >>> graph = sc.trace(net, torch.zeros(2, 4))
+        >>> plan = sc.Uniform(ratio=0.25).allocate(graph, sc.score(graph, None, "magnitude"))
+        >>> sc.verify(net, sc.apply(net, plan), plan).difference < 1e-9
+        True
     """
     model = unwrap(model)
     plan.check(fingerprint(model))

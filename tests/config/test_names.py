@@ -17,7 +17,7 @@ from secateur.score.registry import SIGNALS
 
 
 def test_names_are_the_librarys() -> None:
-    assert set(get_args(names.Rule)) == set(allocate.names())
+    assert set(get_args(names.Rule)) == {"auto", *allocate.names()}
     assert set(get_args(names.MaskRule)) == set(allocate.names()) - {"tod"}
     assert set(get_args(names.Form)) == set(FORMS)
     assert set(get_args(names.Criterion)) == set(CRITERIA)
@@ -37,5 +37,6 @@ def test_sections_hold_the_librarys_defaults() -> None:
     )
     asked = BudgetSection(macs=0.5)
     assert allocate.Budget(macs=0.5) == allocate.Budget(spend=asked.spend, **asked.asked)
-    assert Run().rule == "tod"
+    assert Run().rule == "auto"
+    assert Run().single_rule == Run(removal="l1").rule == Run(granularity="expert").rule == "tod"
     assert Run(granularity="weight").rule == "emp"

@@ -100,6 +100,17 @@ class EMP(Allocator):
 
     Raises:
         SettingError: A setting is out of range; on `allocate`, scope ``row`` without single weights.
+
+    Example:
+        >>> import torch
+        >>> import secateur as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> graph = sc.trace(net, torch.zeros(2, 4))
+        >>> scores = {"magnitude": {"0": np.array([9.0, 9, 9, 0.1, 0.1, 0.1, 0.1, 0.1])}}
+        >>> sc.EMP().allocate(graph, scores).groups[0].kept
+        3
+        >>> sc.EMP(beta=1.5).allocate(graph, scores).groups[0].kept
+        4
     """
 
     beta: float = 1.0

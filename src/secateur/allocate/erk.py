@@ -60,6 +60,17 @@ class ERK(Allocator):
 
     Raises:
         SettingError: A setting is out of range; on `allocate`, there is no budget or there are no weights.
+
+    Example:
+        >>> import torch
+        >>> import secateur as sc
+        >>> _ = torch.manual_seed(0)
+        >>> from secateur import masks
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> weights, scores = masks.Weights.of(net), masks.score(net)
+        >>> plan = masks.allocate(weights, scores, sc.ERK(cap=0.9), sc.Budget(sparsity=0.5))
+        >>> round(plan.sparsity, 2)
+        0.5
     """
 
     cap: float = 1.0

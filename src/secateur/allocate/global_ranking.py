@@ -84,6 +84,17 @@ class Global(Allocator):
     Raises:
         SettingError: A setting is none of these; on `allocate`, both or neither of ratio and budget is given.
         ScoreError: On `allocate`, scores that are to be divided are negative.
+
+    Example:
+        >>> import numpy as np
+        >>> import torch
+        >>> import secateur as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 3), torch.nn.Linear(3, 2))
+        >>> graph = sc.trace(net, torch.zeros(2, 2))
+        >>> scores = {"magnitude": {"0": np.array([1.0, 9, 9]), "1": np.array([2.0, 3, 9])}}
+        >>> plan = sc.Global(normalise="none").allocate(graph, scores, sc.Budget(macs=0.6))
+        >>> [(group.name, group.removed) for group in plan.groups]
+        [('0', (0,)), ('1', (0,))]
     """
 
     ratio: float | None = None

@@ -24,6 +24,17 @@ class LAMP(Global):
     Attributes:
         ratio: Fraction of all units removed, in [0, 1). None if a budget decides.
         removal: Signal whose lowest scores go first: a name or an instance.
+
+    Example:
+        >>> import torch
+        >>> import secateur as sc
+        >>> _ = torch.manual_seed(0)
+        >>> from secateur import masks
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> weights, scores = masks.Weights.of(net), masks.score(net)
+        >>> plan = masks.allocate(weights, scores, sc.LAMP(), sc.Budget(sparsity=0.5))
+        >>> round(plan.sparsity, 2)
+        0.5
     """
 
     normalise: str = field(default="lamp", init=False)

@@ -51,6 +51,19 @@ class OWL(Allocator):
 
     Raises:
         SettingError: A setting is out of range; on `allocate`, there is no budget.
+
+    Example:
+        >>> import torch
+        >>> import secateur as sc
+        >>> _ = torch.manual_seed(0)
+        >>> from secateur import masks
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> weights = masks.Weights.of(net)
+        >>> data = [torch.randn(20, 4) for _ in range(5)]
+        >>> scores = masks.score(net, data, ["wanda", "magnitude"], progress=False)
+        >>> plan = masks.allocate(weights, scores, sc.OWL(), sc.Budget(sparsity=0.5))
+        >>> round(plan.sparsity, 2)
+        0.5
     """
 
     above: float = 5.0

@@ -55,6 +55,16 @@ class RepairAware(Allocator):
 
     Raises:
         SettingError: A setting is none of these; on `allocate`, both or neither of error and budget is given.
+
+    Example:
+        >>> import torch
+        >>> import secateur as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> graph = sc.trace(net, torch.zeros(2, 4))
+        >>> error = np.array([0.0, 0.001, 0.002, 0.004, 0.1, 0.2, 0.4, 1.0])  # after so many are gone
+        >>> plan = sc.RepairAware(error=0.01).allocate(graph, {"reconstruction": {"0": error}})
+        >>> plan.groups[0].removed, plan.certificates["sum"]
+        ((0, 1, 2, 3), 0.004)
     """
 
     error: float | None = None

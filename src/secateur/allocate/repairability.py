@@ -68,6 +68,19 @@ class Repairability(Allocator):
     Raises:
         SettingError: `per` is none of these; on `allocate`: there is no budget, a layer has no curve, or a
             pattern matches nothing.
+
+    Example:
+        >>> import torch
+        >>> import secateur as sc
+        >>> _ = torch.manual_seed(0)
+        >>> from secateur import masks
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> weights, scores = masks.Weights.of(net), masks.score(net)
+        >>> data = [torch.randn(20, 4) for _ in range(5)]
+        >>> curves = masks.distortions(net, data, scores["magnitude"], progress=False)
+        >>> plan = masks.allocate(weights, scores, sc.Repairability(curves), sc.Budget(sparsity=0.5))
+        >>> sorted(plan.certificates["residual"])
+        ['0.weight', '2.weight']
     """
 
     curves: Mapping[str, Distortion] | None = None

@@ -100,6 +100,18 @@ class ToD(Allocator):
 
     Raises:
         SettingError: `tolerance` is out of range.
+
+    Example:
+        >>> import torch
+        >>> import secateur as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> graph = sc.trace(net, torch.zeros(2, 4))
+        >>> protection = np.array([1.0, 9, 2, 3, 8, 7, 6, 5])
+        >>> scores = {"wasserstein": {"0": np.arange(8.0)}, "taylor": {"0": protection}}
+        >>> sc.ToD(tolerance=0.0).allocate(graph, scores).groups[0].removed
+        (0,)
+        >>> sc.ToD(tolerance=0.34).allocate(graph, scores).groups[0].removed
+        (0, 1, 2, 3)
     """
 
     tolerance: float = 0.1

@@ -35,6 +35,18 @@ class Uniform(Allocator):
 
     Raises:
         SettingError: `ratio` is out of range; on `allocate`, both or neither of ratio and budget is given.
+
+    Example:
+        >>> import numpy as np
+        >>> import torch
+        >>> import secateur as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> graph = sc.trace(net, torch.zeros(2, 4))
+        >>> scores = {"magnitude": {"0": np.array([5.0, 1, 6, 2, 7, 8, 9, 3])}}
+        >>> sc.Uniform(ratio=0.25).allocate(graph, scores).groups[0].removed
+        (1, 3)
+        >>> sc.Uniform().allocate(graph, scores, sc.Budget(params=0.5)).groups[0].kept
+        3
     """
 
     ratio: float | None = None

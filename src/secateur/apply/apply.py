@@ -53,6 +53,22 @@ def apply(
         PlanError: If the plan was made for another model.
         ApplyError: If the model cannot take the form asked for.
         SettingError: If `form` is unknown.
+
+    Example:
+        >>> import torch
+        >>> import secateur as sc
+        >>> _ = torch.manual_seed(0)
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).eval()
+        >>> graph = sc.trace(net, torch.zeros(2, 4))
+        >>> plan = sc.Uniform(ratio=0.25).allocate(graph, sc.score(graph, None, "magnitude"))
+        >>> sc.apply(net, plan)
+        Sequential(
+          (0): Linear(in_features=4, out_features=6, bias=True)
+          (1): ReLU()
+          (2): Linear(in_features=6, out_features=2, bias=True)
+        )
+        >>> sc.apply(net, plan, "masked")[0].weight.shape
+        torch.Size([8, 4])
     """
     if form not in FORMS:
         raise SettingError(f"apply(form={form!r}): expected one of {', '.join(FORMS)}.")

@@ -50,6 +50,17 @@ def record_of(model: nn.Module) -> Record:
 
     Raises:
         ArtifactError: If the model did not come from `apply`.
+
+    Example:
+        >>> import torch
+        >>> import secateur as sc
+        >>> _ = torch.manual_seed(0)
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).eval()
+        >>> graph = sc.trace(net, torch.zeros(2, 4))
+        >>> plan = sc.Uniform(ratio=0.25).allocate(graph, sc.score(graph, None, "magnitude"))
+        >>> small = sc.apply(net, plan)
+        >>> sc.record_of(small).form, sc.record_of(small).plan == plan
+        ('module', True)
     """
     record = getattr(model, _ATTRIBUTE, None)
     if isinstance(model, fx.GraphModule):

@@ -51,6 +51,19 @@ def model_card(
 
     Returns:
         Front matter between ``---`` lines, then Markdown.
+
+    Example:
+        >>> import torch
+        >>> import secateur as sc
+        >>> _ = torch.manual_seed(0)
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).eval()
+        >>> graph = sc.trace(net, torch.zeros(2, 4))
+        >>> plan = sc.Uniform(ratio=0.25).allocate(graph, sc.score(graph, None, "magnitude"))
+        >>> small = sc.apply(net, plan)
+        >>> print(sc.model_card(small, license="apache-2.0")[:27])
+        ---
+        license: apache-2.0
+        lib
     """
     title = name or f"{type(small).__name__}, pruned"
     base = base_model or _origin(small)

@@ -60,6 +60,18 @@ def latency(
 
     Returns:
         A measurement for each model.
+
+    Example:
+        >>> import torch
+        >>> import secateur as sc
+        >>> _ = torch.manual_seed(0)
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).eval()
+        >>> graph = sc.trace(net, torch.zeros(2, 4))
+        >>> plan = sc.Uniform(ratio=0.25).allocate(graph, sc.score(graph, None, "magnitude"))
+        >>> small = sc.apply(net, plan)
+        >>> dense, pruned = sc.latency([net, small], (torch.zeros(2, 4),), runs=5)
+        >>> len(dense.seconds), pruned.batch
+        (5, 2)
     """
     named = dict(kwargs or {})
 

@@ -35,6 +35,17 @@ class Activation(Signal):
     Attributes:
         measure: ``mean`` of absolute values, or ``energy``, the mean square.
         combine: How several entries become one score, the largest by default; see `secateur.score.combine`.
+
+    Example:
+        >>> import torch
+        >>> import secateur as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(1, 3, bias=False), torch.nn.Linear(3, 2, bias=False))
+        >>> _ = net[0].weight.data.copy_(torch.tensor([[1.0], [2.0], [3.0]]))
+        >>> _ = net[1].weight.data.copy_(torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 1.0]]))
+        >>> graph = sc.trace(net, torch.zeros(2, 1))
+        >>> data = [(torch.ones(4, 1), torch.tensor([0, 0, 1, 1]))]
+        >>> sc.score(graph, data, sc.Activation(), progress=False)["activation"]["0"]
+        array([1., 2., 3.])
     """
 
     measure: Literal["mean", "energy"] = "mean"

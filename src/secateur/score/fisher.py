@@ -33,6 +33,17 @@ class Fisher(Signal):
     empirical Fisher information, not that of labels drawn from the model.
 
     Direction: large means that the task is sensitive to the unit, so it is to be protected.
+
+    Example:
+        >>> import torch
+        >>> import secateur as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(1, 3, bias=False), torch.nn.Linear(3, 2, bias=False))
+        >>> _ = net[0].weight.data.copy_(torch.tensor([[1.0], [2.0], [3.0]]))
+        >>> _ = net[1].weight.data.copy_(torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 1.0]]))
+        >>> graph = sc.trace(net, torch.zeros(2, 1))
+        >>> data = [(torch.ones(4, 1), torch.tensor([0, 0, 0, 1]))]
+        >>> sc.score(graph, data, sc.Fisher(), progress=False)["fisher"]["0"].round(3)
+        array([0.293, 0.   , 2.634])
     """
 
     name: ClassVar[str] = "fisher"

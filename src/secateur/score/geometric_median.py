@@ -31,6 +31,16 @@ class GeometricMedian(Signal):
 
     Attributes:
         combine: How several tensors become one score; see `secateur.score.combine`.
+
+    Example:
+        >>> import torch
+        >>> import secateur as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(1, 3, bias=False), torch.nn.Linear(3, 2, bias=False))
+        >>> _ = net[0].weight.data.copy_(torch.tensor([[1.0], [2.0], [3.0]]))
+        >>> _ = net[1].weight.data.copy_(torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 1.0]]))
+        >>> graph = sc.trace(net, torch.zeros(2, 1))
+        >>> int(sc.score(graph, None, sc.GeometricMedian())["geometric_median"]["0"].argmin())
+        1
     """
 
     combine: Combine = "mean"

@@ -41,6 +41,16 @@ class Magnitude(Signal):
         p: 1 for the sum of absolute values, 2 for the Euclidean norm.
         roles: Which of the unit's tensors count.
         combine: How the tensors' relative norms become one score; see `secateur.score.combine`.
+
+    Example:
+        >>> import torch
+        >>> import secateur as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(1, 3, bias=False), torch.nn.Linear(3, 2, bias=False))
+        >>> _ = net[0].weight.data.copy_(torch.tensor([[1.0], [2.0], [3.0]]))
+        >>> _ = net[1].weight.data.copy_(torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 1.0]]))
+        >>> graph = sc.trace(net, torch.zeros(2, 1))
+        >>> sc.score(graph, None, sc.Magnitude(roles=("produce",)))["magnitude"]["0"]
+        array([0.5, 1. , 1.5])
     """
 
     p: Literal[1, 2] = 2
@@ -69,7 +79,18 @@ class Magnitude(Signal):
 
 @dataclass(frozen=True)
 class L1(Magnitude):
-    """`Magnitude` with sums of absolute values."""
+    """`Magnitude` with sums of absolute values.
+
+    Example:
+        >>> import torch
+        >>> import secateur as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(1, 3, bias=False), torch.nn.Linear(3, 2, bias=False))
+        >>> _ = net[0].weight.data.copy_(torch.tensor([[1.0], [2.0], [3.0]]))
+        >>> _ = net[1].weight.data.copy_(torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 1.0]]))
+        >>> graph = sc.trace(net, torch.zeros(2, 1))
+        >>> sc.score(graph, None, sc.L1())["l1"]["0"]
+        array([0.625, 1.25 , 1.125])
+    """
 
     p: Literal[1, 2] = field(default=1, init=False)
 
@@ -78,7 +99,18 @@ class L1(Magnitude):
 
 @dataclass(frozen=True)
 class L2(Magnitude):
-    """`Magnitude` with Euclidean norms."""
+    """`Magnitude` with Euclidean norms.
+
+    Example:
+        >>> import torch
+        >>> import secateur as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(1, 3, bias=False), torch.nn.Linear(3, 2, bias=False))
+        >>> _ = net[0].weight.data.copy_(torch.tensor([[1.0], [2.0], [3.0]]))
+        >>> _ = net[1].weight.data.copy_(torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 1.0]]))
+        >>> graph = sc.trace(net, torch.zeros(2, 1))
+        >>> sc.score(graph, None, sc.L2())["l2"]["0"]
+        array([0.68933983, 1.12132034, 1.18933983])
+    """
 
     p: Literal[1, 2] = field(default=2, init=False)
 

@@ -19,6 +19,17 @@ class Random(Signal):
     A group's numbers do not depend on the other groups, on the data, or on other signals.
 
     Direction: none; higher is kept, as everywhere. Needs no data.
+
+    Example:
+        >>> import torch
+        >>> import secateur as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(1, 3, bias=False), torch.nn.Linear(3, 2, bias=False))
+        >>> _ = net[0].weight.data.copy_(torch.tensor([[1.0], [2.0], [3.0]]))
+        >>> _ = net[1].weight.data.copy_(torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 1.0]]))
+        >>> graph = sc.trace(net, torch.zeros(2, 1))
+        >>> one, again = (sc.score(graph, None, sc.Random(), seed=3)["random"]["0"] for _ in range(2))
+        >>> bool((one == again).all())
+        True
     """
 
     name: ClassVar[str] = "random"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
@@ -72,6 +72,10 @@ class Scores:
                 f"Do add it to the signals of sc.score."
             )
         return self.values[signal]
+
+    def only(self, signals: Iterable[str]) -> Scores:
+        """The same without any but these signals."""
+        return replace(self, values={name: self[name] for name in signals})
 
     def __contains__(self, signal: object) -> bool:
         """Whether the signal was asked for."""

@@ -68,6 +68,17 @@ def score(
         ScoreError: A signal is unknown, a weight is not finite, scores are not, or another process failed.
         ArtifactError: The checkpoint is damaged, or of another model, data or settings.
         SettingError: The memory limit is too low for a single group, or a setting is none.
+
+    Example:
+        >>> import torch
+        >>> import secateur as sc
+        >>> _ = torch.manual_seed(0)
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).eval()
+        >>> graph = sc.trace(net, torch.zeros(2, 4))
+        >>> data = [(torch.randn(10, 4), torch.arange(10) % 2) for _ in range(3)]
+        >>> scores = sc.score(graph, data, ("wasserstein", "l1*apoz"), progress=False)
+        >>> sorted(scores.values), scores["wasserstein"]["0"].shape
+        (['apoz', 'l1', 'l1*apoz', 'wasserstein'], (8,))
     """
     asked = listed(signals)
     chosen = resolve(asked)

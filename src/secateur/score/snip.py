@@ -30,6 +30,17 @@ class Snip(Signal):
 
     Direction: large means that the task is sensitive to the unit, so it is to be protected. Keeps one
     gradient of each producing tensor, in float64.
+
+    Example:
+        >>> import torch
+        >>> import secateur as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(1, 3, bias=False), torch.nn.Linear(3, 2, bias=False))
+        >>> _ = net[0].weight.data.copy_(torch.tensor([[1.0], [2.0], [3.0]]))
+        >>> _ = net[1].weight.data.copy_(torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 1.0]]))
+        >>> graph = sc.trace(net, torch.zeros(2, 1))
+        >>> data = [(torch.ones(4, 1), torch.tensor([0, 0, 0, 1]))]
+        >>> sc.score(graph, data, sc.Snip(), progress=False)["snip"]["0"].round(3)
+        array([0.631, 0.   , 1.892])
     """
 
     name: ClassVar[str] = "snip"

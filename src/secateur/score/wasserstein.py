@@ -55,6 +55,17 @@ class Wasserstein(Signal):
         stage: Where to observe: the layer's own output (``produced``), after the normalisation that follows
             (``normalised``), or after the activation (``activated``). A layer without that stage is observed
             at the nearest earlier one; failing that, at its first.
+
+    Example:
+        >>> import torch
+        >>> import secateur as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(1, 3, bias=False), torch.nn.Linear(3, 2, bias=False))
+        >>> _ = net[0].weight.data.copy_(torch.tensor([[1.0], [2.0], [3.0]]))
+        >>> _ = net[1].weight.data.copy_(torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 1.0]]))
+        >>> graph = sc.trace(net, torch.zeros(2, 1))
+        >>> data = [(torch.tensor([[0.0], [0.0], [1.0], [1.0]]), torch.tensor([0, 0, 1, 1]))]
+        >>> sc.score(graph, data, sc.Wasserstein(), progress=False)["wasserstein"]["0"]
+        array([1., 2., 3.])
     """
 
     projections: int = 16
