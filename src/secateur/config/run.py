@@ -179,6 +179,9 @@ class Run:
     protection: str | None = option(
         "Of tod: signal whose highest scores are to stay; taylor if not given.", choices=_SIGNAL
     )
+    steps: int = option(
+        "Rounds of removal, repair and scoring anew; several need a budget.", 1, bounds=Bounds(least=1)
+    )
     limits: LimitsSection = option("What must stay, whatever the rule decides.", LimitsSection())
     allow_inexact: bool = option("Also offer groups whose units an operator mixes.", False)
     repair: tuple[str, ...] = option(
