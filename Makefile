@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 INSTALL := $(PIP) install --constraint constraints.txt
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
-SOURCES := src tests benchmarks docs
+SOURCES := src tests benchmarks docs examples
 
 # GNU make must not pick up a half-built environment after an interruption.
 .DELETE_ON_ERROR:
@@ -78,13 +78,15 @@ $(VENV)/.stamp-dev: $(VENV)/.stamp-torch pyproject.toml
 	@$(INSTALL) --editable '.[dev]'
 	@touch $@
 
-# torchvision has no build for some Pythons and platforms; the zoo tests then skip and say so.
+# torchvision has no build for some Pythons and platforms; the tests that need one of these then skip and say so.
 $(VENV)/.stamp-zoo: $(VENV)/.stamp-dev
-	@echo "Installing timm, torchvision and transformers into $(VENV) for tests/zoo"
+	@echo "Installing timm, torchvision, transformers and Lightning into $(VENV) for tests"
 	@$(INSTALL) --no-deps timm torchvision \
 		|| echo "make: timm and torchvision could not be installed; the tests of their architectures will skip." >&2
 	@$(INSTALL) transformers \
 		|| echo "make: transformers could not be installed; the tests of its architectures will skip." >&2
+	@$(INSTALL) --no-deps lightning lightning-utilities pytorch-lightning torchmetrics \
+		|| echo "make: Lightning could not be installed; the tests of its callback will skip." >&2
 	@touch $@
 
 $(VENV)/.stamp-docs: $(VENV)/.stamp-torch pyproject.toml

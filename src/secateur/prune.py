@@ -36,6 +36,7 @@ from secateur.score import score
 from secateur.score.combination import name_of
 from secateur.score.distributed import joined
 from secateur.score.loss import LossFn
+from secateur.steps import budget_after, plan_in_steps
 from secateur.verify import verify
 
 
@@ -48,6 +49,7 @@ def prune(
     repair: str | Sequence[str] | None = "auto",
     *,
     limits: Limits | None = None,
+    steps: int = 1,
     form: Literal["auto", "module", "graph", "masked"] = "auto",
     evaluation: Any = None,
     loss_fn: LossFn | None = None,
@@ -71,6 +73,8 @@ def prune(
             be captured.
         repair: None, a name, a list of names, or ``"auto"``.
         limits: What must stay: multiples, minimum, groups to leave alone.
+        steps: Rounds in which units are removed, the model repaired and scored anew, each of which takes the
+            same fraction of what is left; needs a budget of macs or params.
         form: As for `apply`.
         evaluation: Data that the report's accuracy is measured on; the held-out part if not given.
         loss_fn: ``loss_fn(model, batch)``, the mean loss of a batch, instead of the default.
@@ -86,6 +90,11 @@ def prune(
     Raises:
         SecateurError: One of its kinds; see each step.
     """
+    if type(steps) is not int or steps < 1 or (steps > 1 and (budget is None or granularity != "unit")):
+        raise SettingError(
+            f"prune(steps={steps!r}): expected a number of rounds of at least 1, and for several a budget "
+            "and granularity 'unit'. Do give these, or leave steps out."
+        )
     if granularity == "expert":
         if form not in ("auto", "module"):
             raise SettingError(f"prune(form={form!r}): expected 'auto' or 'module' for experts.")
@@ -165,6 +174,22 @@ def prune(
             return planned
 
         def decide() -> Plan:
+            if steps > 1 and budget is not None:
+                return plan_in_steps(
+                    model,
+                    graph,
+                    fit,
+                    curved,
+                    allocate(budget_after(1, steps, budget, graph)),
+                    budget,
+                    steps,
+                    limits,
+                    repair=repair,
+                    allow_inexact=allow_inexact,
+                    loss_fn=loss_fn,
+                    seed=seed,
+                    progress=progress,
+                )
             if isinstance(budget, Budget) and budget.latency is not None:
                 return plan_within_latency(model, graph, budget, allocate, inputs, form)
             return allocate(budget)
@@ -200,6 +225,7 @@ def prune(
             seed,
             loss_fn=loss_fn,
             allow_inexact=allow_inexact,
+            **({"steps": steps} if steps > 1 else {}),
         ),
         settings=plan.settings,
         figures=measures,

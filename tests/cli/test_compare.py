@@ -43,7 +43,7 @@ def test_the_table(folder: Path) -> None:
 
 
 def test_bad_input(folder: Path) -> None:
-    assert "--rules best: expected one of tod" in refused(2, *BASE, "--rules", "best")
+    assert "--rules best: expected one of auto" in refused(2, *BASE, "--rules", "best")
     assert "--macs 1: expected a number above 0 and below 1" in refused(2, *BASE, "--macs", "1")
     assert "ends in .svg, .png, .pdf" in refused(2, *BASE, "--plot", "c.txt")
     assert "expected granularity unit" in refused(2, *BASE, "--set", "granularity=expert")

@@ -38,7 +38,7 @@ def demo(
         with one_thread():
             model = train(digits.images, digits.labels, epochs=QUICK_EPOCHS if quick else EPOCHS, seed=seed)
             result = sc.prune(
-                model, digits.calibration, sc.Budget(macs=MACS), "tod", evaluation=digits.test, seed=seed
+                model, digits.calibration, sc.Budget(macs=MACS), evaluation=digits.test, seed=seed
             )
         report = write(result.model, result.report, out, reload_code(_IMPORT, out), make_model=_IMPORT)
         command = python_command(

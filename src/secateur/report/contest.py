@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from secateur.report.data import Candidate, Contest
+from typing import TYPE_CHECKING
+
 from secateur.report.words import percent
+
+if TYPE_CHECKING:
+    from secateur.report.data import Candidate, Contest
 
 TITLES = ("rule", "MACs", "parameters")
 

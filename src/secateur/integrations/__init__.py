@@ -1,0 +1,11 @@
+"""Pruning while training: gradually, with the trainer that the user already has.
+
+The core (`Schedule`, `GradualPruner`, `shape_state`, `reshape`) needs nothing but PyTorch. Each framework has
+a module of its own, which imports it: `secateur.integrations.huggingface`, `secateur.integrations.lightning`.
+"""
+
+from secateur.integrations.pruner import GradualPruner, Round
+from secateur.integrations.schedule import Schedule
+from secateur.integrations.shapes import read_shape, reshape, shape_state, write_shape
+
+__all__ = ["GradualPruner", "Round", "Schedule", "read_shape", "reshape", "shape_state", "write_shape"]

@@ -1,0 +1,69 @@
+"""A model that becomes smaller where it is, so that whoever holds it goes on with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.apply.record import record_of
+from secateur.apply.sizes import set_sizes
+
+
+def adopt(model: nn.Module, small: nn.Module) -> None:
+    """Give `model` the tensors, sizes and submodules of `small`, which was made from it.
+
+    Submodules of the same class stay the objects that they are, with their hooks and what else hangs on them;
+    those that `small` has another class for (they run as captured) are replaced.
+
+    Args:
+        model: Changed in place.
+        small: What `apply` or `repair` made from a copy of it, in form ``module``; not to be used afterwards.
+    """
+    _take(model, small)
+    record = record_of(small)
+    inside = tuple(f"{path}." for path in record.captured)
+    final = {path: _value(small, path) for path in record.sizes if not path.startswith(inside)}
+    set_sizes(model, model, {k: list(v) if isinstance(v, tuple) else v for k, v in final.items()})
+
+
+def _take(old: nn.Module, new: nn.Module) -> None:
+    for names, theirs in ((old._parameters, new._parameters), (old._buffers, new._buffers)):
+        for name in [n for n in names if n not in theirs]:
+            delattr(old, name)
+        for name, tensor in theirs.items():
+            setattr(
+                old, name, tensor
+            )  # a recurrent layer follows what is set, not what is put in its dictionary
+    for name, value in vars(new).items():
+        if name == "training":
+            continue
+        if isinstance(value, torch.Tensor) or (_is_plain(value) and vars(old).get(name) != value):
+            setattr(old, name, value)
+    kept: dict[str, nn.Module | None] = {}
+    for name, child in new._modules.items():
+        mine = old._modules.get(name)
+        if mine is None or child is None or type(mine) is not type(child):
+            kept[name] = child
+        else:
+            _take(mine, child)
+            kept[name] = mine
+    old._modules.clear()
+    old._modules.update(kept)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return isinstance(value, bool | int | float | str)
+
+
+def _value(root: Any, path: str) -> Any:
+    for part in path.split("."):
+        if isinstance(root, Mapping):
+            root = root[part]
+        else:
+            root = root[int(part)] if isinstance(root, list | tuple) else getattr(root, part)
+    return root

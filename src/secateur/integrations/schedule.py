@@ -1,0 +1,158 @@
+"""When to prune during training, and how far each time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Literal
+
+from secateur.allocate import Budget
+from secateur.cost import Cost
+from secateur.errors import SettingError
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Rounds of pruning on the way to a budget.
+
+    Of n rounds, round k comes after step ``start + k * (end - start) / n``, rounded down, and by then the
+    fraction ``1 - (1 - k / n)^3`` of all that shall go is gone (``linear``: ``k / n``). The cubic curve takes
+    most early, where units are plentiful and training has time to make up for them. Source: Zhu & Gupta 2017,
+    To prune, or not to prune, arXiv 1710.01878, equation 1 with an initial sparsity of 0: their first
+    pruning, at `start` itself, removes nothing and is left out here. They count zero weights; here it is MACs
+    or parameters.
+
+    Attributes:
+        budget: What the last round leaves, of MACs, parameters or both; fractions are of the model before the
+            first round.
+        start: The step that pruning starts after: an integer, or a float in [0, 1], the share of all steps.
+        end: The step of the last round, if `every` does not end before; like `start`.
+        rounds: How many.
+        every: In place of `rounds`: the steps from one to the next.
+        curve: ``cubic`` or ``linear``.
+
+    Raises:
+        SettingError: A value is out of range, or there are more rounds than steps.
+
+    Example:
+        >>> schedule = Schedule(Budget(macs=0.5), start=100, end=500, rounds=4)
+        >>> schedule.steps
+        (200, 300, 400, 500)
+        >>> [schedule.target(k, Cost(params=10, macs=1000)).macs for k in (1, 2, 3, 4)]
+        [710, 562, 507, 500]
+    """
+
+    budget: Budget
+    start: int | float
+    end: int | float
+    rounds: int | None = None
+    every: int | None = None
+    curve: Literal["cubic", "linear"] = "cubic"
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        asked = self.budget.as_settings() if isinstance(self.budget, Budget) else {}
+        if not asked or asked.keys() - {"macs", "params", "spend"}:
+            raise SettingError(
+                f"schedule: expected a Budget of macs or params, got {self.budget!r}. "
+                "Do write Budget(macs=0.5)."
+            )
+        if self.curve not in ("cubic", "linear"):
+            raise SettingError(
+                f"schedule: expected curve 'cubic' or 'linear', got {self.curve!r}. Do name one."
+            )
+        if (self.rounds is None) == (self.every is None):
+            raise SettingError(
+                f"schedule: expected either rounds or every, got {self.rounds} and {self.every}. Do give one."
+            )
+        for name in ("rounds", "every"):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < 1):
+                raise SettingError(
+                    f"schedule: expected {name} to be an integer of at least 1, got {value!r}."
+                )
+        for name in ("start", "end"):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or value < 0 or (type(value) is float and not value <= 1):
+                raise SettingError(
+                    f"schedule: expected {name} to be a step, an integer from 0, or a share of all steps, "
+                    f"a float in [0, 1], got {value!r}."
+                )
+        if type(self.start) is type(self.end) and not self.start < self.end:
+            raise SettingError(
+                f"schedule: expected start before end, got {self.start} and {self.end}. Do swap them."
+            )
+        if self.resolved:
+            self._count()
+
+    @property
+    def resolved(self) -> bool:
+        """Whether start and end are steps, not shares."""
+        return type(self.start) is int and type(self.end) is int
+
+    def over(self, total: float | None) -> Schedule:
+        """This schedule with shares of `total` steps as steps.
+
+        Raises:
+            SettingError: There are shares, and nobody knows the total.
+        """
+        if self.resolved:
+            return self
+        if total is None or not 0 < total < float("inf"):
+            raise SettingError(
+                f"schedule: expected the number of training steps, of which start={self.start} and "
+                f"end={self.end} are shares, got {total}. Do pass total=, or give start and end as integers."
+            )
+        start, end = (int(v * total) if type(v) is float else v for v in (self.start, self.end))
+        return replace(self, start=start, end=end)
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """After which step each round comes, ascending.
+
+        Raises:
+            SettingError: `over` has not been called on shares.
+        """
+        count, start = self._count(), int(self.start)
+        if self.every is not None:
+            return tuple(start + self.every * k for k in range(1, count + 1))
+        return tuple(start + (int(self.end) - start) * k // count for k in range(1, count + 1))
+
+    def due(self, step: int) -> int:
+        """How many rounds there are up to and after `step`."""
+        return sum(step >= one for one in self.steps)
+
+    def target(self, number: int, dense: Cost) -> Budget:
+        """What round `number` may leave, in absolute terms.
+
+        Args:
+            number: From 1.
+            dense: What the model cost before the first round.
+
+        Raises:
+            SettingError: There is no such round.
+        """
+        count = self._count()
+        if not 1 <= number <= count:
+            raise SettingError(f"schedule: expected a round from 1 to {count}, got {number}.")
+        left = Fraction(count - number, count) ** (3 if self.curve == "cubic" else 1)
+        bounds = {}
+        for name, final in self.budget.targets(dense).items():
+            whole = getattr(dense, name)
+            bounds[name] = max(1, min(final, whole) + int((whole - min(final, whole)) * left))
+        return Budget(macs=bounds.get("macs"), params=bounds.get("params"), spend=self.budget.spend)
+
+    def _count(self) -> int:
+        if not self.resolved:
+            raise SettingError(
+                f"schedule: expected steps, got shares {self.start} and {self.end}. Do call over(total)."
+            )
+        room = int(self.end) - int(self.start)
+        count = self.rounds if self.every is None else room // self.every
+        if count is None or not 1 <= count <= room:
+            asked = f"{self.rounds} rounds" if self.every is None else f"one every {self.every}"
+            raise SettingError(
+                f"schedule: expected at least one step a round from {self.start} to {self.end}, got {asked}. "
+                "Do ask for fewer, or widen the range."
+            )
+        return count

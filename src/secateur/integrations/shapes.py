@@ -1,0 +1,191 @@
+"""What a training checkpoint needs beside tensors, so that a fresh model has their shapes first."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import nn
+
+from secateur.apply.module import smaller_module
+from secateur.apply.record import Record, attach, record_of
+from secateur.apply.regions import Regions
+from secateur.apply.tensors import check_positions
+from secateur.errors import ArtifactError, PlanError
+from secateur.graph.graph import fingerprint
+from secateur.graph.trace import trace
+from secateur.integrations.adopting import adopt
+from secateur.integrations.wrappers import as_written, refresh
+from secateur.models import device_of, unwrap
+from secateur.plan import Plan
+
+FORMAT = 1
+FILE = "pruning.json"
+ROUNDS = "rounds"
+"""The entry of a plan's settings that says how many rounds it is the sum of."""
+
+
+class _Content(BaseModel):
+    """What `shape_state` returns of a pruned model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: int
+    fingerprint: str
+    plan: dict[str, Any]
+    note: str
+    sizes: dict[str, bool | int | list[int]]
+    captured: tuple[str, ...]
+
+
+def shape_state(model: nn.Module) -> dict[str, Any]:
+    """How a model was made smaller, as plain data for a checkpoint.
+
+    Args:
+        model: What a `GradualPruner` works on, in whatever wrapper; or what `sc.apply` returned in form
+            ``module``.
+
+    Returns:
+        Numbers, strings, lists and dictionaries, which JSON and ``torch.load`` in safe mode take; empty for a
+            model from which nothing was removed.
+
+    Raises:
+        ArtifactError: The model was pruned in another form.
+    """
+    model = unwrap(model)
+    record = pruned_record(model)
+    if record is None:
+        return {}
+    return {
+        "format": FORMAT,
+        "fingerprint": fingerprint(model),
+        "plan": json.loads(record.plan.to_json()),
+        "note": record.note,
+        "sizes": json.loads(json.dumps(record.sizes)),
+        "captured": list(record.captured),
+    }
+
+
+def reshape(model: nn.Module, state: Mapping[str, Any]) -> None:
+    """Make a fresh dense model as small as the one that a checkpoint holds, in place; the values come after.
+
+    Do this before an optimizer is made and before the state dict is loaded.
+
+    Args:
+        model: The dense model, or one that has the checkpoint's shapes already.
+        state: From `shape_state`.
+
+    Raises:
+        ArtifactError: The state is malformed or newer, or it belongs to another model.
+    """
+    inner = unwrap(model)
+    found = pruned_record(inner)
+    if not state:
+        if found is not None:
+            raise ArtifactError(
+                f"reshape: expected a dense model, as the checkpoint holds one, got a {type(inner).__name__} "
+                "that has been pruned. Do make the model anew."
+            )
+        return
+    content = _read(state)
+    try:
+        plan = Plan.from_json(json.dumps(content.plan))
+        mine = fingerprint(inner)
+        record = Record(plan, "module", content.note, sizes=content.sizes, captured=content.captured)
+        if mine == content.fingerprint and (found is None or found.plan == plan):
+            attach(inner, record)
+            return
+        plan.check(mine)
+        check_positions(inner, plan)
+    except PlanError as error:
+        raise ArtifactError(
+            f"reshape: {error} A checkpoint of pruned training goes on from the dense model, made anew."
+        ) from error
+    with as_written(inner):
+        adopt(inner, _smaller(inner, record))
+    attach(inner, record)
+    refresh(model)
+
+
+def write_shape(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
+    """Write `shape_state` into a checkpoint's folder; returns the file."""
+    path = Path(folder) / FILE
+    waiting = path.with_name(f".{FILE}.{os.getpid()}")
+    waiting.write_text(json.dumps(shape_state(model), indent=1) + "\n", encoding="utf-8")
+    os.replace(waiting, path)
+    return path
+
+
+def read_shape(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """What `write_shape` wrote; empty where it wrote nothing: then nothing was removed.
+
+    Raises:
+        ArtifactError: The file is damaged.
+    """
+    path = Path(folder) / FILE
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise ArtifactError(f"{path}: expected JSON, got {error}. Do take another checkpoint.") from error
+    if not isinstance(state, dict):
+        raise ArtifactError(
+            f"{path}: expected a mapping, got {type(state).__name__}. Do take another checkpoint."
+        )
+    return state
+
+
+def pruned_record(model: nn.Module) -> Record | None:
+    """What was done to a model so far, relative to the dense one; None if nothing was.
+
+    Raises:
+        ArtifactError: It was not done in form ``module``.
+    """
+    try:
+        record = record_of(model)
+    except ArtifactError:
+        return None
+    if record.form != "module":
+        raise ArtifactError(
+            f"gradual pruning: expected a plain model or one of form 'module', got form {record.form!r}. "
+            "Do apply the plan with form='module'."
+        )
+    return record
+
+
+def rounds_of(model: nn.Module) -> int:
+    """How many rounds a model has been through."""
+    record = pruned_record(model)
+    return 0 if record is None else int(str(record.plan.settings.get(ROUNDS, 0)))
+
+
+def _smaller(model: nn.Module, record: Record) -> nn.Module:
+    small = smaller_module(model, record.plan, record.sizes)
+    if record.captured:
+        args, kwargs = record.plan.inputs.arguments(None, device_of(model))
+        graph = trace(model, kwargs or args, allow_inexact=not all(g.exact for g in record.plan.groups))
+        Regions(model, args, kwargs).put(small, record.captured, graph, record.plan)
+    return attach(small, record)
+
+
+def _read(state: Mapping[str, Any]) -> _Content:
+    written = state.get("format")
+    if isinstance(written, int) and written > FORMAT:
+        raise ArtifactError(
+            f"reshape: expected format {FORMAT} or older, got {written}, which a newer secateur wrote. "
+            "Upgrade secateur."
+        )
+    try:
+        return _Content.model_validate(dict(state))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ArtifactError(
+            f"reshape: expected what shape_state returned, got {where}: {first['msg']}. "
+            "Do take another checkpoint."
+        ) from error
