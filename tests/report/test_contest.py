@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from secateur.auto.contest import Candidate, Contest, Round
 from secateur.report import contest
-from secateur.report.data import Candidate, Contest, Round
 from secateur.report.html import render
 from tests.report.reports import report
 

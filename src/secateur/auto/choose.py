@@ -14,6 +14,7 @@ from secateur.allocate.registry import Allocates
 from secateur.allocate.unit_distortions import with_unit_curves
 from secateur.apply.apply import apply
 from secateur.auto.auto import Auto
+from secateur.auto.contest import Candidate, Contest, Round
 from secateur.auto.judging import Judge
 from secateur.auto.outcome import Choice
 from secateur.auto.race import Heat, Runner, race
@@ -30,7 +31,6 @@ from secateur.graph.graph import Graph
 from secateur.plan import Plan
 from secateur.progress import steps
 from secateur.repair.repair import Repair, Work, resolve
-from secateur.report.data import Candidate, Contest, Round
 from secateur.score import Scores
 from secateur.score.combination import name_of
 from secateur.score.loss import LossFn

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from secateur.allocate import Budget
 from secateur.allocate.registry import Allocates
-from secateur.report.data import Contest
+from secateur.auto.contest import Contest
 from secateur.score import Scores
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from secateur.report.words import percent
 
 if TYPE_CHECKING:
-    from secateur.report.data import Candidate, Contest
+    from secateur.auto.contest import Candidate, Contest
 
 TITLES = ("rule", "MACs", "parameters")
 

@@ -11,6 +11,8 @@ import numpy
 import torch
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from secateur.auto.contest import Contest
+
 FORMAT = 1
 """Of the JSON. A newer version may add to it; what another version does not know it refuses by name."""
 
@@ -112,52 +114,6 @@ class Kept(_Data):
     what: str
     reason: str
     where: str = ""
-
-
-class Candidate(_Data):
-    """A rule that competed.
-
-    Attributes:
-        name: The name it is shown under.
-        macs: Of its plan, as a share of the dense model's; None without a plan.
-        params: Likewise, of the parameters.
-        errors: What it measured on held-out data in each round that it ran in; lower is better.
-        verdict: ``chosen``, or why not.
-    """
-
-    name: str
-    macs: float | None
-    params: float | None
-    errors: tuple[float, ...]
-    verdict: str
-
-
-class Round(_Data):
-    """A round of a contest.
-
-    Attributes:
-        repair: What repaired the candidates; empty for nothing.
-        samples: How many calibration samples it worked on.
-    """
-
-    repair: str
-    samples: int
-
-
-class Contest(_Data):
-    """How a rule was chosen by measurement.
-
-    Attributes:
-        measure: What the candidates' errors are.
-        rounds: Those that were run.
-        held: How many held-out samples judged.
-        candidates: All of them, the winner first.
-    """
-
-    measure: str
-    rounds: tuple[Round, ...]
-    held: int
-    candidates: tuple[Candidate, ...]
 
 
 class Facts(_Data):
