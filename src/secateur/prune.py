@@ -143,6 +143,7 @@ def prune(
     with clock(seconds, "trace"):
         graph = trace(model, inputs, allow_inexact=allow_inexact)
     choice: Choice | None = None
+    asked = budget
     if isinstance(decider, Auto):
         with clock(seconds, "score"):
             known = scored(decider, graph, fit, loss_fn=loss_fn, seed=seed, progress=progress)
@@ -217,7 +218,7 @@ def prune(
     report = Report(
         model=type(model).__name__,
         asked=asked_for(
-            budget,
+            asked,
             Auto.name if choice else plan.allocator,
             granularity,
             repair,
@@ -227,6 +228,7 @@ def prune(
             allow_inexact=allow_inexact,
             **({"steps": steps} if steps > 1 else {}),
         ),
+        rule=plan.allocator,
         settings=plan.settings,
         figures=measures,
         judged_on="held-out calibration data" if evaluation is None else "evaluation data",

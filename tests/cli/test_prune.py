@@ -151,7 +151,7 @@ def test_a_bug_ends_with_1_and_debug_shows_it(folder: Path, monkeypatch: pytest.
         (("--macs", "half"), r"--macs half: expected a fraction or a count"),
         (("--macs", "1.5"), r"expected macs to be a fraction"),
         (("--macs", "0.5", "--tolerance", "0.1"), "either a tolerance or a budget, got both"),
-        (("--ratio", "0.5"), "--ratio: expected it with allocator uniform, got tod"),
+        (("--ratio", "0.5"), "--ratio: expected it with allocator uniform, got auto"),
         (
             ("--allocator", "uniform", "--tolerance", "0.1"),
             "--tolerance: expected it with allocator tod, got uniform",
@@ -208,7 +208,10 @@ def test_a_file_that_is_no_npz_is_refused(folder: Path) -> None:
 def test_npz_without_labels_serves_signals_that_need_none(folder: Path) -> None:
     np.savez(folder / "bare.npz", images=np.zeros((10, 3, 6, 6), dtype=np.float32))
     assert run(*BASE, "--data", "bare.npz", "--allocator", "uniform", "--ratio", "0.25").exit_code == 0
-    assert "labels" in refused(2, *BASE, "--data", "bare.npz", "--macs", "0.5")
+    assert "labels" in refused(2, *BASE, "--data", "bare.npz", "--macs", "0.5", "--allocator", "tod")
+    found = run(*BASE, "--data", "bare.npz", "--macs", "0.5")
+    assert found.exit_code == 0
+    assert "tod: did not run: signal wasserstein" in found.stdout
 
 
 def test_missing_jinja_costs_the_page_and_not_the_model(

@@ -17,7 +17,7 @@ from tests.test_prune import loader
 
 
 def unit() -> Any:
-    return sc.prune(build("residual", torch.float32), loader(), sc.Budget(macs=0.6), progress=False)
+    return sc.prune(build("residual", torch.float32), loader(), sc.Budget(macs=0.6), "tod", progress=False)
 
 
 def weight() -> Any:

@@ -36,12 +36,14 @@ def bargains(report: Facts) -> tuple[Bargain, ...]:
         ]
     if not found:
         found = [Bargain("budget", "none, the allocator decides", f"MACs {_achieved('macs', report)}")]
+    chosen = [report.contest.candidates[0].name] if report.contest else []
     solved = [(name, report.settings[name]) for name in SOLVED if name in report.settings]
     found.append(
         Bargain(
             "allocator",
             str(report.asked.get("allocator")),
-            ", ".join(f"{name} {_setting(value, solved=bool(budget))}" for name, value in solved) or "–",
+            ", ".join(chosen + [f"{name} {_setting(value, solved=bool(budget))}" for name, value in solved])
+            or "–",
         )
     )
     kept = [str(entry["method"]) for entry in report.repairs if entry["kept"]]
@@ -86,6 +88,8 @@ def settings(report: Facts) -> tuple[tuple[str, str], ...]:
     """Name and value of everything that decided: what was asked for, and what was solved for it."""
     budget = report.asked.get("budget")
     found = [("allocator", str(report.asked.get("allocator"))), ("budget", _budget(budget))]
+    if report.contest:
+        found.insert(1, ("chosen", report.contest.candidates[0].name))
     for name, value in report.settings.items():
         if name != "limits":
             found.append((name, _setting(value, solved=bool(budget) and name in SOLVED)))

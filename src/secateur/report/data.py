@@ -123,6 +123,7 @@ class Facts(_Data):
         format: Of this data.
         model: The dense model's class.
         asked: Budget, allocator, repair, form, granularity, seed and what else was set, as given.
+        rule: The rule that decided; empty if it is the allocator that was asked for.
         settings: The allocator's settings, with what it solved for.
         figures: Dense, pruned and, if anything was kept of it, repaired.
         judged_on: What accuracy and loss were measured on.
@@ -145,6 +146,7 @@ class Facts(_Data):
     format: int = FORMAT
     model: str
     asked: dict[str, JsonValue]
+    rule: str = ""
     settings: dict[str, JsonValue]
     figures: tuple[Figures, ...]
     judged_on: str

@@ -406,7 +406,7 @@ def _refitted(layers: Any) -> tuple[tuple[str, float, float], ...]:
 def knob_name(report: Facts) -> str:
     """What the rule's knob is called."""
     names = {"tod": "tolerance", "emp": "−β", "uniform": "ratio", "global": "ratio", "repair_aware": "ratio"}
-    return names.get(str(report.asked.get("allocator")), "knob")
+    return names.get(report.rule or str(report.asked.get("allocator")), "knob")
 
 
 def knob(report: Facts) -> str:
