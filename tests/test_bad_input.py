@@ -105,7 +105,15 @@ def broken(position: int, change: Callable[[Tensor, Tensor], tuple[Any, Any]]) -
 )
 def test_data_that_cannot_be_used(calibration: Any, message: str) -> None:
     with pytest.raises(sc.CalibrationError, match=message):
-        prune(None, calibration() if callable(calibration) else calibration)
+        prune(None, calibration() if callable(calibration) else calibration, allocator="tod")
+
+
+@pytest.mark.parametrize("index", [0, -1, 100])
+def test_rules_that_compete_refuse_wrong_labels_too(index: int) -> None:
+    """They do without labels where there are none; wrong ones are a mistake."""
+    labels = torch.full((8,), index)
+    with pytest.raises(sc.CalibrationError, match="class|label"):
+        prune(None, [(x, labels) for x, _ in data()], sc.Budget(macs=0.5))
 
 
 def test_an_empty_loader_by_name() -> None:
@@ -212,7 +220,7 @@ def test_outputs_that_are_no_logits() -> None:
         (
             lambda: prune(allocator="magic"),
             sc.SettingError,
-            "allocator: expected one of 'emp', .*, 'uniform', got 'magic'",
+            "allocator: expected one of 'auto', 'emp', .*, 'uniform', got 'magic'",
         ),
         (lambda: prune(allocator=sc.ToD), sc.SettingError, "Pass an instance"),
         (

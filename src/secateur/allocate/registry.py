@@ -72,7 +72,7 @@ def resolve(allocator: str | Allocates, also: tuple[str, ...] = ()) -> Allocates
         >>> resolve("tod")
         ToD(tolerance=0.1, removal='wasserstein', protection='taylor')
     """
-    known = ", ".join(repr(name) for name in (*names(), *also))
+    known = ", ".join(repr(name) for name in sorted((*names(), *also)))
     if isinstance(allocator, str):
         if allocator not in _RULES:
             raise SettingError(f"allocator: expected one of {known}, got {allocator!r}. Name one of these.")

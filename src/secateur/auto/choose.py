@@ -89,6 +89,11 @@ def choose(
         UnreachableBudgetError: None reaches the budget.
         BudgetError: There is no budget, and no labels for ``tod`` to do without one.
     """
+    if budget is not None and not isinstance(budget, Budget):
+        raise BudgetError(
+            f"auto: expected budget to be a Budget or None, got {budget!r}. "
+            "Write Budget(macs=0.5), for example."
+        )
     if known is None:
         known = scored(auto, graph, fit, loss_fn=loss_fn, seed=seed, progress=progress)
     scores, missing = known.scores, known.missing

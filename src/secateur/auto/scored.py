@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from secateur.auto.auto import Auto
-from secateur.calibration import Calibration
+from secateur.calibration import Batch, Calibration
 from secateur.errors import CalibrationError, ScoreError
 from secateur.graph.graph import Graph
 from secateur.score import Scores, score
-from secateur.score.combination import Asked, name_of
+from secateur.score.combination import name_of
 from secateur.score.loss import LossFn
+from secateur.score.registry import resolve
+from secateur.score.signal import Signal
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,24 +32,40 @@ class Scored:
 def scored(
     auto: Auto, graph: Graph, data: Calibration, *, loss_fn: LossFn | None, seed: int, progress: bool
 ) -> Scored:
-    """The scores of every signal that the candidates need; and for those that there are not, why."""
+    """The scores of every signal that the candidates need; and for those that there are not, why.
+
+    Raises:
+        SecateurError: The data, the model or a setting is wrong; see `sc.score`.
+    """
     wanted = {name_of(signal): signal for rule in auto.rules.values() for signal in rule.signals}
-
-    def gathered(signals: Iterable[Asked]) -> Scores:
-        return score(graph, data, tuple(signals), loss_fn=loss_fn, seed=seed, progress=progress)
-
-    try:
-        return Scored(gathered(wanted.values()))
-    except (CalibrationError, ScoreError) as error:
-        if len(wanted) < 2:
-            return Scored(Scores({}, fingerprint=graph.fingerprint), dict.fromkeys(wanted, str(error)))
-    found: list[Scores] = []
-    missing: dict[str, str] = {}
+    first = data.first()
+    missing = {}
     for name, signal in wanted.items():
+        why = next(filter(None, (_lacking(leaf, graph, first, loss_fn) for leaf in resolve(signal))), None)
+        if why is not None:
+            missing[name] = why
+    signals = [signal for name, signal in wanted.items() if name not in missing]
+    if not signals:
+        return Scored(Scores({}, fingerprint=graph.fingerprint), missing)
+    found = score(graph, data, signals, loss_fn=loss_fn, seed=seed, progress=progress)
+    return Scored(found, missing)
+
+
+def _lacking(signal: Signal, graph: Graph, first: Batch, loss_fn: LossFn | None) -> str | None:
+    """Why a signal says nothing about this model or these data; None if it does.
+
+    Labels that are there but wrong are no such reason: scoring refuses them.
+    """
+    classed = first.labels is not None and (first.labels.ndim == 1) and loss_fn is None
+    if "labels" in signal.needs and not classed:
         try:
-            found.append(gathered([signal]))
-        except (CalibrationError, ScoreError) as error:
-            missing[name] = str(error)
-    values = {name: part[name] for part in found for name in part.signals}
-    samples, classes = (max((getattr(part, k) for part in found), default=0) for k in ("samples", "classes"))
-    return Scored(Scores(values, samples, classes, seed, graph.fingerprint), missing)
+            first.classes()
+        except CalibrationError as error:
+            return f"signal {signal.name}: {error}"
+    if signal.needs & {"gradients", "activation_gradients"} and first.labels is None and loss_fn is None:
+        return f"signal {signal.name}: expected labels or loss_fn, got neither."
+    try:
+        signal.held(graph, 1)
+    except ScoreError as error:  # a group that it cannot see
+        return str(error)
+    return None
