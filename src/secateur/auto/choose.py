@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,48 +96,21 @@ def choose(
         )
     if known is None:
         known = scored(auto, graph, fit, loss_fn=loss_fn, seed=seed, progress=progress)
-    scores, missing = known.scores, known.missing
+    scores = known.scores
     total = sum(batch.size for batch in fit)
     whole = graph.static_batch is not None
     few = thinned(fit, max(FEW, LEAST / total), whole=whole)
     more = few if LEAST >= MORE * total else thinned(fit, MORE, whole=whole)
-    entries: dict[str, Candidate] = {}
-    plans: dict[str, Plan] = {}
-    rules: dict[str, Allocates] = {}
-    unreached: list[UnreachableBudgetError] = []
-    agreed = budget if budget is not None else _by_tolerance(graph, scores, missing, limits, seed)
-    planned = agreed if agreed.latency is None else replace(agreed, latency=None, macs=agreed.latency)
-    for name, rule in auto.rules.items():
-        lacking = [missing[name_of(s)] for s in rule.signals if name_of(s) in missing]
-        if lacking:
-            entries[name] = _absent(name, f"did not run: {lacking[0]}")
-            continue
-        try:
-            rules[name] = with_unit_curves(rule, graph, few, scores, progress=progress)
-            plan = rules[name].allocate(graph, scores, planned, limits, seed)
-        except SecateurError as error:
-            if isinstance(error, UnreachableBudgetError):
-                unreached.append(error)
-            entries[name] = _absent(name, f"did not run: {error}")
-            continue
-        twin = next((other for other, known in plans.items() if known.groups == plan.groups), None)
-        if twin is not None:
-            entries[name] = _ran(Runner(name, out=f"the same plan as {twin}"), plan)
-            continue
-        plans[name] = plan
-    if not plans:
-        if unreached:
-            raise min(unreached, key=lambda error: error.smallest)
-        why = "; ".join(f"{entry.name} {entry.verdict}" for entry in entries.values())
-        raise NothingToPruneError(f"auto: expected a candidate that can run, got none: {why}.")
-    rounds = _rounds(repair, few, more, auto.finalists, len(plans))
+    agreed = budget if budget is not None else _by_tolerance(graph, scores, known.missing, limits, seed)
+    field = _Field.of(auto, graph, known, few, agreed, limits, seed, progress=progress)
+    rounds = _rounds(repair, few, more, auto.finalists, len(field.plans))
     judge = Judge(model, held, loss_fn)
 
     def run(name: str, number: int) -> NDArray[np.float64] | str:
         step(f"{name}, round {number + 1}")
         methods, data, _ = rounds[number]
         try:
-            small = apply(model, plans[name], "graph", graph=graph)
+            small = apply(model, field.plans[name], "graph", graph=graph)
             for method in methods:
                 method.run(small, Work(lambda: graph, data))
             return judge(small)
@@ -145,15 +118,12 @@ def choose(
             return f"did not run: {error}"
 
     with seeded(seed), steps(None, progress) as step:
-        order = race(list(plans), run, [heat for _, _, heat in rounds])
+        order = race(list(field.plans), run, [heat for _, _, heat in rounds])
     if order[0].out:
         raise NothingToPruneError(f"auto: expected a candidate that can run, got none: {order[0].out}.")
     winner = order[0].name
-    for runner in order:
-        entries[runner.name] = _ran(runner, plans[runner.name])
-    ranked = [entries.pop(runner.name) for runner in order]
     return Choice(
-        rules[winner],
+        field.rules[winner],
         agreed,
         scores,
         Contest(
@@ -166,9 +136,72 @@ def choose(
                 for methods, data, _ in rounds[: len(order[0].errors)]
             ),
             held=sum(batch.size for batch in held),
-            candidates=(*ranked, *entries.values()),
+            candidates=(*(_ran(runner, field.plans[runner.name]) for runner in order), *field.others),
         ),
     )
+
+
+@dataclass(frozen=True)
+class _Field:
+    """Who takes part.
+
+    Attributes:
+        plans: Of each candidate that runs.
+        rules: The same candidates, with what they have measured.
+        others: The candidates that do not run, with the reason.
+    """
+
+    plans: dict[str, Plan]
+    rules: dict[str, Allocates]
+    others: list[Candidate]
+
+    @classmethod
+    def of(
+        cls,
+        auto: Auto,
+        graph: Graph,
+        known: Scored,
+        data: Calibration,
+        budget: Budget,
+        limits: Limits | None,
+        seed: int,
+        *,
+        progress: bool,
+    ) -> _Field:
+        """Let every candidate plan.
+
+        Raises:
+            NothingToPruneError: No candidate can run; the message says why each cannot.
+            UnreachableBudgetError: None reaches the budget.
+        """
+        field = cls({}, {}, [])
+        unreached: list[UnreachableBudgetError] = []
+        if budget.latency is not None:
+            budget = replace(budget, latency=None, macs=budget.macs or budget.latency)
+        for name, rule in auto.rules.items():
+            lacking = [known.missing[name_of(s)] for s in rule.signals if name_of(s) in known.missing]
+            if lacking:
+                field.others.append(_absent(name, lacking[0]))
+                continue
+            try:
+                curved = with_unit_curves(rule, graph, data, known.scores, progress=progress)
+                plan = curved.allocate(graph, known.scores, budget, limits, seed)
+            except SecateurError as error:
+                if isinstance(error, UnreachableBudgetError):
+                    unreached.append(error)
+                field.others.append(_absent(name, str(error)))
+                continue
+            twin = next((other for other, made in field.plans.items() if made.groups == plan.groups), None)
+            if twin is not None:
+                field.others.append(_ran(Runner(name, out=f"the same plan as {twin}"), plan))
+                continue
+            field.plans[name], field.rules[name] = plan, curved
+        if field.plans:
+            return field
+        if unreached:
+            raise min(unreached, key=lambda error: error.smallest)
+        why = "; ".join(f"{entry.name} {entry.verdict}" for entry in field.others)
+        raise NothingToPruneError(f"auto: expected a candidate that can run, got none: {why}")
 
 
 def _by_tolerance(
@@ -197,7 +230,7 @@ def _ran(runner: Runner, plan: Plan) -> Candidate:
 
 
 def _absent(name: str, why: str) -> Candidate:
-    return Candidate(name=name, macs=None, params=None, errors=(), verdict=why)
+    return Candidate(name=name, macs=None, params=None, errors=(), verdict=f"did not run: {why}")
 
 
 def _rounds(
