@@ -95,7 +95,8 @@ def _config(model: nn.Module, small: nn.Module) -> dict[str, int]:
 
     That takes equal sizes in all layers. Candidates are widths whose value is the old size of an axis,
     and head counts that shrink in an axis' proportion. The model class, built without data from the
-    changed configuration, must then have exactly the pruned tensors; the largest such change is taken.
+    changed configuration, must then have exactly the pruned tensors. The smallest such change is taken: a
+    field that no shape shows, as the heads of some models, stays.
     """
     config = getattr(model, "config", None)
     if config is None or not hasattr(config, "to_dict"):
@@ -112,7 +113,7 @@ def _config(model: nn.Module, small: nn.Module) -> dict[str, int]:
         options = _options(field, value, shrunk)
         if len(options) == 1:
             candidates[field] = options.pop()
-    for count in range(len(candidates), 0, -1):
+    for count in range(1, len(candidates) + 1):
         for fields in list(itertools.combinations(candidates, count))[:_TRIALS]:
             changes = {field: candidates[field] for field in fields}
             if _shapes_from(model, config, changes) == wanted:
