@@ -1,0 +1,150 @@
+"""What repairs take: the sweep walked on the meta device, beside formulas for its fits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from benchmarks.scale.least_squares import TRIED, fit, merging
+from benchmarks.scale.passes import forward
+from benchmarks.scale.scoring import batches
+from benchmarks.scale.simulation import Meter
+from benchmarks.scale.subject import Subject, storages
+from benchmarks.scale.work import Work, total
+from secateur.calibration import Batch
+from secateur.cost import weight_bytes
+from secateur.repair.frontier import HELD_BYTES
+from secateur.repair.sweep import LARGE, METHODS, PARTS, ROWS, Task, _sums, tasks
+from secateur.repair.targets import target
+from secateur.repair.twin import Twin, Values
+
+
+def batchnorm(subject: Subject) -> Work:
+    """`repair/batchnorm.py`: the pruned network forward, once over the data, its norms as in evaluation."""
+    return forward(subject, subject.small) * batches(subject.repaired, subject)
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Where the sweep refits a weight.
+
+    Attributes:
+        step: Both networks from the stop before to this one, one batch.
+        looked: What the layer should give and what it gives, compared; one batch.
+        summed: The sums of one batch.
+        pieces: In how many parts these come.
+        held: Bytes of a batch's values that later layers still read.
+        damaged: Whether anything before it was pruned, so that it is refitted.
+        fitted: The fit.
+    """
+
+    step: Work
+    looked: Work
+    summed: Work
+    pieces: int
+    held: int
+    damaged: bool
+    fitted: Work
+
+
+def sweep(subject: Subject, name: str, tried: int = TRIED, limit: int = HELD_BYTES) -> Work:
+    """`repair/sweep.py`: every layer behind the first pruned one, in order, on both networks side by side.
+
+    A stop visits every batch, twice (is it damaged? then the sums). Batches whose values between two stops
+    fit `limit` together go on from there; the others start from the first operator at every visit: that is
+    what grows with the square of the depth.
+
+    Held: the pruned network's copy, the values of batches (at most `limit`, and one batch that is walked),
+    sums and fit of one layer.
+    """
+    count = max(1, round(batches(subject.repaired, subject)))
+    works, prefix, held_before = [], Work(), count
+    waiting = Work()  # operators that held batches have not run yet
+    for stop in walked(subject, name, tried):
+        prefix += stop.step
+        waiting += stop.step
+        room = min(count, limit // max(1, stop.held))
+        kept = min(held_before, count)
+        walk = waiting * kept + prefix * (count - kept)
+        here = walk + stop.looked * (1 if stop.damaged else count)
+        if stop.damaged:
+            # The first batch shows the damage; the sums are the visit of all.
+            again = prefix * (count - room)
+            here += again * (1 / count) + stop.summed * count + stop.fitted
+        values = min(limit, room * stop.held) + max(prefix.peak, stop.held)
+        works.append(Work(here.amounts, max(stop.looked.peak, stop.summed.peak, stop.fitted.peak) + values))
+        held_before, waiting = room, Work()
+    return total(works).beside(weight_bytes(subject.small))
+
+
+def walked(subject: Subject, name: str, tried: int = TRIED) -> Iterator[Stop]:
+    """Every stop, with one batch on the meta device."""
+    twin, method = Twin(subject.graph, subject.small), METHODS[name]
+    values = twin.start(Batch.of(subject.inputs(subject.batch), 0))
+    generator = torch.Generator().manual_seed(0)
+    damaged = False
+    with torch.no_grad():
+        for task in tasks(twin):
+            site, addition = task.sites[0], task.sums[0]
+            with Meter() as stepping:
+                twin.advance(values, twin.index[site.node])
+            with Meter() as looking:
+                _compare(task, twin, values)
+            columns = twin.tensor(site.weight)[0].numel()
+            damaged = damaged or columns < twin.dense_tensor(site.weight)[0].numel() or _cut(task, twin)
+            most = -(-ROWS * columns // max(1, subject.repaired))
+            pieces: list[Any] = []
+            with Meter() as summing:
+                for sums in _sums(site, addition, task, method, twin, values, most, generator):
+                    pieces.append((sums.count, sums.rows is not None))
+                    del sums
+            yield Stop(
+                stepping.work(),
+                looking.work(),
+                summing.work(),
+                len(pieces),
+                storages(values.tensors()),
+                damaged,
+                _fitted(task, twin, pieces, subject, by_output=method.by_output, tried=tried),
+            )
+
+
+def _compare(task: Task, twin: Twin, values: Values) -> None:
+    """As `sweep._damaged`, without its answer."""
+    site, addition = task.sites[0], task.sums[0]
+    wanted, got = target(site, addition, twin, values), twin.small_value(site.node, values)
+    wanted.double().norm(), (wanted.double() - got.double()).norm()
+
+
+def _cut(task: Task, twin: Twin) -> bool:
+    """Whether a layer reads fewer inputs than its dense one did."""
+    node = task.weight
+    return bool(twin._dense[node].shape[1:] != twin.tensor(node).shape[1:])
+
+
+def _fitted(
+    task: Task, twin: Twin, pieces: list[Any], subject: Subject, *, by_output: bool, tried: int
+) -> Work:
+    """Merging the sums of all batches, and the fit."""
+    site = task.sites[0]
+    matrix = site.layer.matrix(twin.tensor(site.weight), twin.planned[site.node])
+    groups, columns, outputs = matrix.shape
+    count = max(1, round(batches(subject.repaired, subject)))
+    many = len(pieces) * count
+    if by_output:
+        return merging(groups * outputs, 1, 1, many)
+    rows = sum(n for n, _ in pieces) * count
+    split = min(count, PARTS if columns <= LARGE else 2)
+    intercept = task.bias is not None or task.norm is not None
+    few = rows <= columns
+    of_a_part = -(-rows // split) if few else 0
+    fitted = fit(groups, columns, outputs, split, rows=of_a_part, intercept=intercept, tried=tried)
+    if few:
+        return fitted
+    products = merging(groups, columns, outputs, many)
+    if any(is_rows for _, is_rows in pieces):
+        products += Work({"matmul float64": groups * rows * columns * (columns + outputs)})
+    return products + fitted
