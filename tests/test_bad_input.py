@@ -112,7 +112,7 @@ def test_data_that_cannot_be_used(calibration: Any, message: str) -> None:
 def test_rules_that_compete_refuse_wrong_labels_too(index: int) -> None:
     """They do without labels where there are none; wrong ones are a mistake."""
     labels = torch.full((8,), index)
-    with pytest.raises(sc.CalibrationError, match="class|label"):
+    with pytest.raises(sc.CalibrationError, match=r"class|label"):
         prune(None, [(x, labels) for x, _ in data()], sc.Budget(macs=0.5))
 
 

@@ -12,10 +12,10 @@ from torch.nn import functional as F
 
 import secateur as sc
 from secateur.auto.auto import rule_or_auto
-from secateur.auto.judging import Judge
 from secateur.auto.streams import streams
 from secateur.calibration import Calibration
 from secateur.errors import BudgetError, NothingToPruneError, SettingError, UnreachableBudgetError
+from secateur.repair.judging import Judge
 from secateur.repair.sweep import sweep
 
 

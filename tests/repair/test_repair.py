@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import secateur as sc
+from secateur.repair.judging import Judge
 from secateur.repair.repair import AUTO, NOTHING, REPAIRS, Repair, Work, flush_subnormals
 from tests.apply.plans import plan_of, random_plan
 from tests.graph.test_trace import assert_same, state_of
@@ -54,16 +55,17 @@ def test_the_best_on_held_out_data_is_kept_and_never_measures_worse(form: str, l
     before = state_of(small)
     repaired = sc.repair(small, dense, data)
     assert_same(before, state_of(small))
-    ours, theirs = (sc.evaluate(m, held(data), dense=dense) for m in (repaired, small))
-    assert ours.loss <= theirs.loss
+    judge = Judge(dense, sc.Calibration.of(held(data)))
+    ours, theirs = (float(judge(m).mean()) for m in (repaired, small))
+    assert ours <= theirs
     tried = by_method(repaired)
     assert [*tried] == [" + ".join(names) for names in AUTO]
     best = min(tried.values(), key=lambda entry: entry["after"])
     assert [entry for entry in tried.values() if entry["kept"]] == [best]
-    assert best["after"] == pytest.approx(ours.loss)
+    assert best["after"] == pytest.approx(ours)
     for entry in tried.values():
-        assert entry["measure"] == ("loss" if labels else "distance to dense")
-        assert entry["before"] == pytest.approx(theirs.loss)
+        assert entry["measure"] == "distance to dense"
+        assert entry["before"] == pytest.approx(theirs)
         assert entry["held_out_samples"] == 16
     layers = tried["reconstruct"]["layers"]
     assert set(layers) <= set(small.state_dict())
@@ -244,3 +246,21 @@ def test_without_any_bias_a_shift_has_nothing_to_change() -> None:
     small = sc.apply(net, plan, graph=graph)
     (entry,) = sc.record_of(sc.repair(small, net, data, "bias", graph=graph, progress=False)).repairs
     assert (entry["kept"], entry["why"]) == (False, "the model has nothing that it could change")
+
+
+def test_plenty_of_data_run_all_on_a_part_and_the_best_two_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    dense, small = pruned()
+    data = samples(labels=False)
+    module = importlib.import_module("secateur.repair.repair")
+    every = by_method(sc.repair(small, dense, data))
+    assert not any("fitted_on" in entry for entry in every.values())
+    monkeypatch.setattr(module, "HEAT", 4)
+    tried = by_method(sc.repair(small, dense, data))
+    assert {*tried} == {*every}
+    final = [name for name, entry in tried.items() if "fitted_on" not in entry]
+    assert len(final) == 2
+    for name in final:
+        assert tried[name]["after"] == pytest.approx(every[name]["after"])
+    (kept,) = (name for name, entry in tried.items() if entry["kept"])
+    assert kept in final
+    assert all(entry["fitted_on"] == 4 for name, entry in tried.items() if name not in final)

@@ -15,7 +15,6 @@ from secateur.allocate.unit_distortions import with_unit_curves
 from secateur.apply.apply import apply
 from secateur.auto.auto import Auto
 from secateur.auto.contest import Candidate, Contest, Round
-from secateur.auto.judging import Judge
 from secateur.auto.outcome import Choice
 from secateur.auto.race import Heat, Runner, race
 from secateur.auto.scored import Scored, scored
@@ -30,6 +29,7 @@ from secateur.errors import (
 from secateur.graph.graph import Graph
 from secateur.plan import Plan
 from secateur.progress import steps
+from secateur.repair.judging import Judge
 from secateur.repair.repair import Repair, Work, resolve
 from secateur.score import Scores
 from secateur.score.combination import name_of
@@ -127,7 +127,7 @@ def choose(
         agreed,
         scores,
         Contest(
-            measure="distance to dense" if loss_fn is None else "loss",
+            measure=judge.measure,
             rounds=tuple(
                 Round(
                     repair=" + ".join(method.name for method in methods),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -16,12 +17,12 @@ from secateur.apply.record import attach, record_of, with_repairs
 from secateur.calibration import Calibration, seeded
 from secateur.calibration.thinning import thinned
 from secateur.errors import SecateurError, SettingError
-from secateur.evaluate import Evaluation, evaluate
 from secateur.graph.graph import Graph
 from secateur.graph.trace import trace
 from secateur.models import unwrap
 from secateur.repair.batchnorm import batch_norms, reestimate
 from secateur.repair.folds import folds_of
+from secateur.repair.judging import Judge
 from secateur.repair.sweep import sweep
 from secateur.score.loss import LossFn
 
@@ -139,11 +140,11 @@ def repair(
 ) -> nn.Module:
     """Undo what can be undone of the damage that pruning did, without training.
 
-    Each method works on four fifths of the batches and is judged on the rest: by the loss where the
-    data has labels, else by the distance to the dense model's outputs. What does not lower that is
-    taken back, so the result never measures worse than what came in. Where the samples are few, a fifth
-    of them is too few to judge on: then each fifth is left out in turn, and their mean judges. Where they are
-    plenty, ``auto`` first compares all combinations on a part, and then the best two on all.
+    Each method works on four fifths of the batches and is judged on the rest: by the distance to the dense
+    model's outputs, or by `loss_fn` (`secateur.repair.judging`). What does not lower that is taken back, so
+    the result never measures worse than what came in. Where the samples are few, a fifth of them is too few
+    to judge on: then each fifth is left out in turn, and their mean judges. Where they are plenty, ``auto``
+    first compares all combinations on a part, and then the best two on all.
 
     Methods that refit layers go through the network in order and set each layer right, given those
     before it: ``reconstruct`` by least squares towards the dense layer's outputs, ``variance`` by a
@@ -154,12 +155,12 @@ def repair(
     Args:
         small: What `apply` returned, in any form; it is left as it was. Zeros of a mask stay zero.
         model: The dense model.
-        calibration: What `Calibration.of` takes; labels only judge.
+        calibration: What `Calibration.of` takes; labels are not needed.
         methods: ``auto`` compares combinations and takes the best; a name; several, which are done in
             order, each where it helps; or None.
         own: Further repairs by name, which `methods` may name.
         graph: The trace of `model`, if at hand; it saves tracing again.
-        loss_fn: As for `score`; it judges instead of the default loss.
+        loss_fn: As for `score`; it judges instead of the distance.
         seed: For shuffling loaders.
         progress: Show bars on a terminal.
 
@@ -203,11 +204,10 @@ def repair(
             traced.append(trace(model, first.kwargs or first.args, allow_inexact=not exact))
         return traced[0]
 
-    def judge(candidate: nn.Module, held: Calibration) -> Evaluation:
-        return evaluate(candidate, held, dense=model, loss_fn=loss_fn)
-
     with seeded(seed):
-        trials = _Trials(judge, [(Work(the_graph, fit, progress), held) for fit, held in folds])
+        trials = _Trials(
+            [(Work(the_graph, fit, progress), Judge(model, held, loss_fn)) for fit, held in folds]
+        )
         start = trials.measured([best] * len(folds))
         if methods == "auto":
             combinations, behind = trials.promising(best, combinations)
@@ -226,29 +226,22 @@ class _Trial:
     """A model for each fold, and how they measure; `notes` say what was done to the last."""
 
     models: list[nn.Module]
-    measured: Evaluation
+    error: float
     notes: dict[str, Any] = field(default_factory=dict)
 
     def better_than(self, other: _Trial) -> bool:
         """Whether it measures better; what is not finite never does."""
-        mine, theirs = self.measured.loss, other.measured.loss
-        return math.isfinite(mine) and (mine < theirs or not math.isfinite(theirs))
+        return math.isfinite(self.error) and (self.error < other.error or not math.isfinite(other.error))
 
 
 class _Trials:
-    def __init__(
-        self,
-        judge: Callable[[nn.Module, Calibration], Evaluation],
-        folds: Sequence[tuple[Work, Calibration]],
-    ) -> None:
-        self.judge, self.folds = judge, folds
+    def __init__(self, folds: Sequence[tuple[Work, Judge]]) -> None:
+        self.folds = folds
 
     def measured(self, models: list[nn.Module], notes: dict[str, Any] | None = None) -> _Trial:
         """Each model judged on what its fold holds out."""
-        found = [self.judge(model, held) for model, (_, held) in zip(models, self.folds, strict=True)]
-        samples = sum(each.samples for each in found)
-        loss = sum(each.loss * each.samples for each in found) / samples
-        return _Trial(models, replace(found[-1], loss=loss, samples=samples), notes or {})
+        errors = np.concatenate([judge(m) for m, (_, judge) in zip(models, self.folds, strict=True)])
+        return _Trial(models, float(errors.mean()), notes or {})
 
     def attempt(self, start: _Trial, method: Repair) -> _Trial | str:
         """The repaired models, or why there are none."""
@@ -266,12 +259,12 @@ class _Trials:
         self, small: nn.Module, combinations: tuple[tuple[Repair, ...], ...]
     ) -> tuple[tuple[tuple[Repair, ...], ...], list[dict[str, Any]]]:
         """The combinations that do best on a part of plenty of data, and the record of the others."""
-        (work, held), *more = self.folds
+        (work, judge), *more = self.folds
         samples = 0 if more else sum(batch.size for batch in work.data)
         if samples < PLENTY * HEAT or len(combinations) <= FINALISTS:
             return combinations, []
         part = thinned(work.data, HEAT / samples, whole=work.graph().static_batch is not None)
-        heat = _Trials(self.judge, [(replace(work, data=part, progress=False), held)])
+        heat = _Trials([(replace(work, data=part, progress=False), judge)])
         _, tried = heat.compare(heat.measured([small]), combinations)
         after = [entry.get("after", math.inf) for entry in tried]
         order = sorted(range(len(tried)), key=lambda k: after[k] if math.isfinite(after[k]) else math.inf)
@@ -289,7 +282,7 @@ class _Trials:
         for method in methods:
             after = self.attempt(best, method)
             helps = isinstance(after, _Trial) and after.better_than(best)
-            tried.append(_entry(method.name, best, after, kept=helps))
+            tried.append(self._entry(method.name, best, after, kept=helps))
             if isinstance(after, _Trial) and helps:
                 best = after
         return best, tried
@@ -310,26 +303,25 @@ class _Trials:
             if isinstance(after, _Trial) and isinstance(so_far, _Trial) and after.better_than(so_far):
                 best = names
         tried = [
-            _entry(" + ".join(names), start, done[names], kept=names == best)
+            self._entry(" + ".join(names), start, done[names], kept=names == best)
             for names in (tuple(m.name for m in methods) for methods in combinations)
         ]
         found = done[best]
         return (found if isinstance(found, _Trial) else start), tried
 
-
-def _entry(name: str, before: _Trial, after: _Trial | str, *, kept: bool) -> dict[str, Any]:
-    """What the record says of one trial."""
-    if isinstance(after, str):
-        return {"method": name, "kept": False, "why": after}
-    return {
-        "method": name,
-        "kept": kept,
-        "measure": before.measured.measure,
-        "before": before.measured.loss,
-        "after": after.measured.loss,
-        "held_out_samples": after.measured.samples,
-        **after.notes,
-    }
+    def _entry(self, name: str, before: _Trial, after: _Trial | str, *, kept: bool) -> dict[str, Any]:
+        """What the record says of one trial."""
+        if isinstance(after, str):
+            return {"method": name, "kept": False, "why": after}
+        return {
+            "method": name,
+            "kept": kept,
+            "measure": self.folds[0][1].measure,
+            "before": before.error,
+            "after": after.error,
+            "held_out_samples": sum(judge.samples for _, judge in self.folds),
+            **after.notes,
+        }
 
 
 def flush_subnormals(model: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,16 @@ class Judge:
         self._dense, self._data, self._loss_fn = dense, data.to(device_of(dense)), loss_fn
         self._kept: dict[int, list[Tensor]] = {}
         self._bytes = 0
+
+    @property
+    def measure(self) -> str:
+        """What the errors are."""
+        return "distance to dense" if self._loss_fn is None else "loss"
+
+    @cached_property
+    def samples(self) -> int:
+        """How many judge."""
+        return sum(batch.size for batch in self._data)
 
     @torch.no_grad()
     def __call__(self, model: nn.Module) -> NDArray[np.float64]:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from secateur.auto import judging
-from secateur.auto.judging import Judge
 from secateur.calibration import Calibration
+from secateur.repair import judging
+from secateur.repair.judging import Judge
 
 DATA = [torch.randn(n, 4, generator=torch.Generator().manual_seed(n), dtype=torch.float64) for n in (6, 5)]
 
