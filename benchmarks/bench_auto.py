@@ -32,7 +32,7 @@ from benchmarks.resnet20 import top1
 from benchmarks.small_networks import network
 from secateur.allocate.unit_distortions import with_unit_curves
 from secateur.auto.choose import FEW, MORE
-from secateur.auto.judging import Judge
+from secateur.repair.judging import Judge
 from secateur.calibration import Calibration
 from secateur.calibration.thinning import thinned
 from secateur.evaluate import evaluate
