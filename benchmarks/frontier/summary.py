@@ -39,7 +39,8 @@ class Cell:
         return statistics.stdev(values) if len(values) > 1 else 0.0
 
     def __str__(self) -> str:
-        return f"{self.mean:.1f} ± {self.spread:.1f}"
+        spread = f" ± {self.spread:.1f}" if len(self.by_seed) > 1 else ""
+        return f"{self.mean:.1f}{spread}"
 
 
 @dataclass(frozen=True)
