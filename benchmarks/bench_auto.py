@@ -32,11 +32,11 @@ from benchmarks.resnet20 import top1
 from benchmarks.small_networks import network
 from secateur.allocate.unit_distortions import with_unit_curves
 from secateur.auto.choose import FEW, MORE
-from secateur.repair.judging import Judge
 from secateur.calibration import Calibration
 from secateur.calibration.thinning import thinned
 from secateur.evaluate import evaluate
 from secateur.repair.batchnorm import batch_norms, reestimate
+from secateur.repair.judging import Judge
 from secateur.repair.sweep import sweep
 
 IMAGES = 1000
