@@ -84,7 +84,10 @@ def a_shared_run_resumes(met: Met) -> None:
 
 
 def assert_equal(met: Met, what: str, expected: Scores) -> None:
-    """Every process has the same scores, bit for bit, and they are the expected ones to 1e-12."""
+    """Every process has the same scores, bit for bit, and they are the expected ones to rounding.
+
+    Sums are added in another order, and the elimination behind `reconstruction` magnifies what that changes.
+    """
     first = Scores.load(met[0][what])
     for mine in met:
         got = Scores.load(mine[what])
@@ -95,7 +98,7 @@ def assert_equal(met: Met, what: str, expected: Scores) -> None:
             assert list(got[name]) == list(expected[name])
             for group, vector in expected[name].items():
                 assert got[name][group].tobytes() == first[name][group].tobytes()
-                np.testing.assert_allclose(got[name][group], vector, rtol=1e-12, err_msg=f"{name} {group}")
+                np.testing.assert_allclose(got[name][group], vector, rtol=1e-11, err_msg=f"{name} {group}")
 
 
 def test_the_comparison_sees_a_difference(tmp_path: Path) -> None:
