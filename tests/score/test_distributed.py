@@ -102,7 +102,7 @@ def assert_equal(met: Met, what: str, expected: Scores) -> None:
 
 
 def test_the_comparison_sees_a_difference(tmp_path: Path) -> None:
-    one, other, third = (Scores({"a": {"g": np.array([1.0, 1.0 + x])}}) for x in (0, 4e-12, 1e-15))
+    one, other, third = (Scores({"a": {"g": np.array([1.0, 1.0 + x])}}) for x in (0, 4e-11, 1e-15))
     named = enumerate((one, other, third))
     files = {scores: {"": scores.save(tmp_path / str(index))} for index, scores in named}
     assert_equal([files[one]], "", third)
