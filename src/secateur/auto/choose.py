@@ -135,7 +135,7 @@ def choose(
                 )
                 for methods, data, _ in rounds[: len(order[0].errors)]
             ),
-            held=sum(batch.size for batch in held),
+            held=judge.samples,
             candidates=(*(_ran(runner, field.plans[runner.name]) for runner in order), *field.others),
         ),
     )
