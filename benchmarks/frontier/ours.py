@@ -1,7 +1,8 @@
 """secateur's rules at equal budgets, each followed by refitting every layer.
 
-A seed's images are scored once and all rules plan from these scores. Refitting reads no labels; the
-signals that need labels get them.
+A seed's images are scored once and all rules plan from these scores; as in `sc.prune`, a fifth of the images
+is held out from scoring and refitting, to judge. Refitting reads no labels; the signals that need labels get
+them.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ class Scoring:
         if key not in self._known:
             start = process_time()
             data, signals = (draw.labelled, LABELLED) if labelled else (draw.unlabelled, UNLABELLED)
-            found = sc.score(self._workload.graph, data, signals, seed=draw.seed, progress=False)
+            fit, _ = sc.Calibration.of(data).split()
+            found = sc.score(self._workload.graph, fit, signals, seed=draw.seed, progress=False)
             self._known[key] = found, process_time() - start
         return self._known[key]
 

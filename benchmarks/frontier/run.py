@@ -9,10 +9,14 @@ from contextlib import contextmanager
 
 from benchmarks.frontier.entrant import Entrant, NotHereError
 from benchmarks.frontier.store import Run, Store
+from benchmarks.frontier.summary import AUTO, OURS, REPAIRED
 from benchmarks.frontier.workload import Draw, Workload
 
 LIMIT_SECONDS = 900.0
 """Of processor time, for one entrant at one point."""
+
+BEHIND = 3.0
+"""An entrant further behind than this, in points of top-1 at the first seed, is not run for the others."""
 
 
 def run(
@@ -21,14 +25,21 @@ def run(
     entrants: Sequence[Entrant],
     points: Sequence[float],
     seeds: Sequence[int],
+    behind: float = BEHIND,
 ) -> None:
-    """Adds a run for each seed, entrant and point that the store has none of."""
+    """Adds a run for each seed, entrant and point that the store has none of.
+
+    After the first seed only those run who were no more than `behind` points of top-1 behind the best there,
+    in any stage; the others cannot lead, and most of the time would go to them.
+    """
     for seed in seeds:
         draw = workload.draw(seed)
         for entrant in entrants:
             for point in points:
                 key = {"seed": seed, "side": entrant.side, "rule": entrant.name, "point": point}
                 if store.has("runs", **key):
+                    continue
+                if seed != seeds[0] and not may_lead(store, entrant, point, seeds[0], behind):
                     continue
                 try:
                     found = measured(workload, entrant, draw, point)
@@ -37,6 +48,21 @@ def run(
                     break
                 store.add("runs", {**key, **found})
                 print(_line(workload.name, key, found), file=sys.stderr, flush=True)
+
+
+def may_lead(store: Store, entrant: Entrant, point: float, seed: int, behind: float) -> bool:
+    """Whether an entrant was near the best of its kind at a seed, in one of its stages; `auto` always may."""
+    if entrant.name == AUTO:
+        return True
+    runs = [r for r in store.content["runs"] if (r["seed"], r["point"]) == (seed, point) and "top1" in r]
+    kind = [r for r in runs if (r["side"] == OURS) == (entrant.side == OURS)]
+    mine = [r for r in kind if (r["side"], r["rule"]) == (entrant.side, entrant.name)]
+    return any(
+        100 * top1 >= 100 * max(r["top1"].get(stage, 0.0) for r in kind) - behind
+        for run in mine
+        for stage, top1 in run["top1"].items()
+        if entrant.side != OURS or stage == REPAIRED
+    )
 
 
 def measured(workload: Workload, entrant: Entrant, draw: Draw, point: float) -> Run:

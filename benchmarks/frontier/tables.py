@@ -48,8 +48,8 @@ def short(contents: Sequence[Content]) -> str:
     intro = (
         f"One shot, no training, {first['calibration_images']} calibration images, top-1 in % on "
         f"{first['test_images']} test images, mean ± standard deviation over {draws} of the "
-        "calibration images, or one draw where no deviation stands. Ours are refitted (`reconstruct`, no "
-        "labels); `auto` is one call of `sc.prune`; "
+        "calibration images; who is more than 3 points behind the best of its kind at the first draw runs on "
+        "that one only. Ours are refitted (`reconstruct`, no labels); `auto` is one call of `sc.prune`; "
         f"the single rules are {_listing(_rules(contents))}. Peers: {_listing(tools) or 'none'}, each "
         "criterion, ranking and scope at the largest cost that it reaches within the budget. The best single "
         "rule and the best peer are chosen at each point by the test images themselves. In bold the highest "

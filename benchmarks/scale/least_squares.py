@@ -5,8 +5,8 @@ from __future__ import annotations
 from benchmarks.scale.work import Work
 from secateur.regression.elimination import STEPS
 
-TRIED = 5
-"""Dampings that `leastsquares.descend` tries, as a rule: it starts in the middle of ten and goes downhill."""
+TRIED = 4
+"""Dampings that `leastsquares.descend` tries, as a rule: it starts where the layer before ended."""
 
 
 def fit(
@@ -14,16 +14,16 @@ def fit(
 ) -> Work:
     r"""`leastsquares.fit`, for every one of `groups` regressions of c columns and o outputs.
 
-    Each of the parts p is predicted once by what the others teach, for each damping that is tried: a
-    product :math:`S W` (:math:`c^2 o` multiply-adds in float64) to set the problem up, a Cholesky factor
-    (:math:`c^3 / 6`), its two triangular solves (:math:`c^2 o`) and a product for the error. Keeping the
-    weight, a candidate where there may be a bias, takes two products. Before that each part's error is
-    taken once, and at the end the whole is solved once. With p = 1 nothing is held out. With `rows`, so few
-    that their rows are kept, of r rows: :math:`r c (r + o)` to set up, a factor of :math:`r^3 / 6`, solves
-    of :math:`r^2 o`, a product of :math:`r c o` behind them, and one for the error.
+    Each of the parts p is predicted by what the others teach: a product :math:`S W` (:math:`c^2 o`
+    multiply-adds in float64) to set its problem up once; then, for each damping that is tried, a Cholesky
+    factor (:math:`c^3 / 6`), its two triangular solves (:math:`c^2 o`) and a product for the error. Keeping
+    the weight, a candidate where there may be a bias, takes the latter. Before that each part's error is
+    taken once, and at the end the whole is set up and solved once. With p = 1 nothing is held out. With
+    `rows`, so few that their rows are kept, of r rows: :math:`r c (r + o)` to set up, a factor of
+    :math:`r^3 / 6`, solves of :math:`r^2 o`, a product of :math:`r c o` behind them, and one for the error.
 
-    Held at a time: the sums of p parts, of their whole, and of the rest where p > 2; the problem's own two
-    matrices, the damped one, its factor, and what is made while the mean is taken off.
+    Held at a time: the sums of p parts, of their whole, and of each part's rest where p > 2; each problem's
+    own two matrices, the damped one, its factor, and what is made while the mean is taken off.
 
     Args:
         groups: Of a grouped convolution; else 1.
@@ -37,10 +37,9 @@ def fit(
     c, o = columns, outputs
 
     def solved(r: int) -> Work:
-        """A problem set up and solved."""
         if rows:
-            return Work({"matmul float64": r * c * (r + 2 * o), "factor float64": r**3 / 6 + r * r * o})
-        return Work({"matmul float64": c * c * o, "factor float64": c**3 / 6 + c * c * o})
+            return Work({"matmul float64": r * c * o, "factor float64": r**3 / 6 + r * r * o})
+        return Work({"factor float64": c**3 / 6 + c * c * o})
 
     def set_up(r: int) -> Work:
         return Work({"matmul float64": r * c * (r + o) if rows else c * c * o})
@@ -50,10 +49,11 @@ def fit(
     rounds, kept = (tried * parts, parts * intercept) if parts > 1 else (0, 0)
     errors = parts + rounds + kept if parts > 1 else 2 * parts
     rest = rows * (parts - 1)
-    work = solved(rest) * rounds + set_up(rest) * kept + solved(rows * parts)
+    work = set_up(rest) * (parts if parts > 1 else 0) + solved(rest) * rounds
+    work += set_up(rows * parts) + solved(rows * parts)
     work += Work({"matmul float64": rows * c * o if rows else c * c * o}) * errors
-    moved = (rounds + kept + 1) * (max(parts - 2, 0) * 3 + 5) * sums + (rounds + 1) * 4 * 8 * s * s
-    held = (parts + 3 + (parts > 2)) * sums + 3 * 8 * s * s
+    moved = parts * (max(parts - 2, 0) * 3 + 5) * sums + (rounds + 1) * 4 * 8 * s * s
+    held = (2 * parts + 3 + parts * (parts > 2)) * sums + 3 * 8 * s * s
     work = work * groups + Work({"bytes": moved * groups, "calls": 25 * (rounds + kept + 1)})
     return work.beside(held * groups)
 

@@ -17,7 +17,7 @@ from benchmarks.scale.work import Work, total
 from secateur.calibration import Batch
 from secateur.cost import weight_bytes
 from secateur.repair.frontier import HELD_BYTES
-from secateur.repair.sweep import LARGE, METHODS, PARTS, ROWS, Task, _sums, tasks
+from secateur.repair.sweep import FACTORS, LARGE, PARTS, ROWS, Task, sums_of, tasks
 from secateur.repair.targets import target
 from secateur.repair.twin import Twin, Values
 
@@ -34,6 +34,7 @@ class Stop:
     Attributes:
         step: Both networks from the stop before to this one, one batch.
         looked: What the layer should give and what it gives, compared; one batch.
+        known: The part of `looked` and `summed`, and of the next `step`, that a held batch does once for all.
         summed: The sums of one batch.
         pieces: In how many parts these come.
         held: Bytes of a batch's values that later layers still read.
@@ -43,6 +44,7 @@ class Stop:
 
     step: Work
     looked: Work
+    known: Work
     summed: Work
     pieces: int
     held: int
@@ -73,16 +75,16 @@ def sweep(subject: Subject, name: str, tried: int = TRIED, limit: int = HELD_BYT
         if stop.damaged:
             # The first batch shows the damage; the sums are the visit of all.
             again = prefix * (count - room)
-            here += again * (1 / count) + stop.summed * count + stop.fitted
+            here += again * (1 / count) + stop.summed * count + stop.known * -min(room, 1) + stop.fitted
         values = min(limit, room * stop.held) + max(prefix.peak, stop.held)
         works.append(Work(here.amounts, max(stop.looked.peak, stop.summed.peak, stop.fitted.peak) + values))
-        held_before, waiting = room, Work()
+        held_before, waiting = room, stop.known * -1
     return total(works).beside(weight_bytes(subject.small))
 
 
 def walked(subject: Subject, name: str, tried: int = TRIED) -> Iterator[Stop]:
     """Every stop, with one batch on the meta device."""
-    twin, method = Twin(subject.graph, subject.small), METHODS[name]
+    twin, by_output = Twin(subject.graph, subject.small), name in FACTORS
     values = twin.start(Batch.of(subject.inputs(subject.batch), 0))
     generator = torch.Generator().manual_seed(0)
     damaged = False
@@ -91,24 +93,30 @@ def walked(subject: Subject, name: str, tried: int = TRIED) -> Iterator[Stop]:
             site, addition = task.sites[0], task.sums[0]
             with Meter() as stepping:
                 twin.advance(values, twin.index[site.node])
+            with Meter() as knowing:
+                twin.dense_value(site.node, values.fork())
+            ahead = values.fork()
             with Meter() as looking:
-                _compare(task, twin, values)
+                _compare(task, twin, ahead)
             columns = twin.tensor(site.weight)[0].numel()
             damaged = damaged or columns < twin.dense_tensor(site.weight)[0].numel() or _cut(task, twin)
             most = -(-ROWS * columns // max(1, subject.repaired))
             pieces: list[Any] = []
             with Meter() as summing:
-                for sums in _sums(site, addition, task, method, twin, values, most, generator):
+                for sums in sums_of(
+                    site, addition, task, twin, values.fork(), generator, by_output=by_output, most=most
+                ):
                     pieces.append((sums.count, sums.rows is not None))
                     del sums
             yield Stop(
                 stepping.work(),
                 looking.work(),
+                knowing.work(),
                 summing.work(),
                 len(pieces),
-                storages(values.tensors()),
+                storages(ahead.tensors()),
                 damaged,
-                _fitted(task, twin, pieces, subject, by_output=method.by_output, tried=tried),
+                _fitted(task, twin, pieces, subject, by_output=by_output, tried=tried),
             )
 
 

@@ -197,7 +197,7 @@ def prune(
 
         plan = _agreed(graph, decide)
     with clock(seconds, "apply"):
-        small = apply(model, plan, form, graph=graph, example_inputs=inputs)
+        small = apply(model, plan, form, graph=graph, example_inputs=few(example, graph.static_batch))
     with clock(seconds, "verify"):
         proof = verify(model, small, plan, few(example, graph.static_batch))
     with clock(seconds, "repair"):

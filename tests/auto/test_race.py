@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from secateur.auto.race import Heat, race, standard_errors
+from secateur.auto.race import Heat, race
+from secateur.repair.judging import standard_errors
 
 NOISE = np.random.default_rng(0).normal(size=100)
 HEATS = (Heat(3, None), Heat(2, 3.0), Heat(1, None))

@@ -90,8 +90,8 @@ def test_products_of_a_least_squares_fit(
     seen: set[float] = set()
     descend = leastsquares.descend
 
-    def counted(error: object, candidates: object) -> object:
-        return descend(lambda damping: seen.add(damping) or error(damping), candidates)  # type: ignore[operator,arg-type]
+    def counted(error: object, *rest: object) -> object:
+        return descend(lambda damping: seen.add(damping) or error(damping), *rest)  # type: ignore[operator,arg-type]
 
     monkeypatch.setattr(leastsquares, "descend", counted)
     weight = torch.randn(groups, columns, outputs, dtype=torch.float64)

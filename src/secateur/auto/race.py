@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from secateur.repair.judging import standard_errors
+
 
 @dataclass(frozen=True)
 class Heat:
@@ -84,17 +86,6 @@ def race(
     ran = [r for r in runners if r.errors]
     ran.sort(key=lambda r: (r.out != "", -len(r.errors), _last(r.errors[-1]), order[r.name]))
     return ran + [r for r in runners if not r.errors]
-
-
-def standard_errors(differences: NDArray[np.float64]) -> float:
-    """The mean of differences in units of its standard error; infinite where one is not finite."""
-    if not np.isfinite(differences).all():
-        return float("inf")
-    mean = float(differences.mean())
-    if len(differences) < 2 or mean == 0:
-        return 0.0
-    spread = float(differences.std(ddof=1)) / len(differences) ** 0.5
-    return mean / spread if spread else float(np.copysign(np.inf, mean))
 
 
 def _last(error: float) -> float:

@@ -141,8 +141,11 @@ class Convolution(Layer):
     def targets(self, y: Tensor, weight: Tensor, call: Call, places: Tensor | None = None) -> Tensor:
         """[groups, batch * output map, out / groups]"""
         groups = int(call.arguments()["groups"])
-        y = y.unflatten(1, (groups, -1)).movedim((1, 2), (0, -1)).flatten(2, -2)
-        return _at(y, places).reshape(groups, -1, y.shape[-1])
+        y = y.flatten(2)
+        if places is not None:
+            y = y.gather(2, places[:, None].expand(-1, y.shape[1], -1))
+        by_group: Tensor = y.unflatten(1, (groups, -1))
+        return by_group.movedim((1, 2), (0, -1)).flatten(1, 2)
 
     def matrix(self, weight: Tensor, call: Call) -> Tensor:
         """[groups, in / groups * kernel, out / groups]"""
@@ -268,12 +271,15 @@ class Site:
             return None
         return cls(node, layer, x, weight, bias)
 
-    def pieces(self, call: Call, weight: Tensor, *values: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    def pieces(
+        self, call: Call, weight: Tensor, *values: Tensor, most: int | None = None
+    ) -> Iterator[tuple[Tensor, ...]]:
         """Values with samples along axis 0, the last shaped like the layer's output, a few samples at a time.
 
-        So the matrix of columns of each piece stays small.
+        So the matrix of columns of each piece, of at most `most` positions a sample, stays small.
         """
-        entries = self.positions(call, weight, values[-1]) * weight[0].numel()
+        positions = self.positions(call, weight, values[-1])
+        entries = (positions if most is None else min(positions, most)) * weight[0].numel()
         yield from zip(*(v.split(max(1, _CHUNK // max(1, entries))) for v in values), strict=True)
 
     def draw(

@@ -16,6 +16,9 @@ from torch import Tensor
 DAMPINGS = (1e-12, 1e-9, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Candidates, relative to the mean of the diagonal of the columns' scatter matrix."""
 
+NARROW = 192
+"""Up to so many columns, all products at once; beyond, mirrored ones are not computed twice."""
+
 DEFAULT_DAMPING = 1e-2
 """Where the data are a single part, so that nothing can be held out."""
 
@@ -107,8 +110,19 @@ class Sums:
 
 
 def _products(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    across = x.transpose(1, 2)
-    return across @ x, across @ y
+    return _gram(x), x.transpose(1, 2) @ y
+
+
+def _gram(x: Tensor) -> Tensor:
+    """The products of x [groups, positions, columns] with itself."""
+    columns = x.shape[2]
+    if columns <= NARROW:
+        return x.transpose(1, 2) @ x
+    left, right = x.split(-(-columns // 2), 2)
+    both = left.transpose(1, 2) @ right
+    return torch.cat(
+        [torch.cat([_gram(left), both], 2), torch.cat([both.transpose(1, 2), _gram(right)], 2)], 1
+    )
 
 
 def total(parts: Sequence[Sums]) -> Sums:
@@ -223,14 +237,14 @@ def fit(
     intercept: bool,
     free: Tensor | None = None,
     dampings: Sequence[float] = DAMPINGS,
+    near: float | None = None,
 ) -> Fit:
     """The weight W and bias b that minimise ``||X W + b - Y||^2 + damping ||W - weight||^2``.
 
     The damping is relative to the mean diagonal of the scatter of X. Candidates are judged by
-    cross-validation, from the middle downhill: fitted to all parts but one, each has to predict that one.
-    Keeping the weight, with
-    the intercept that suits it, and changing nothing at all are candidates too. So data that are few or
-    degenerate lead to less change.
+    cross-validation, from `near` downhill: fitted to all parts but one, each has to predict that one.
+    Keeping the weight, with the intercept that suits it, and changing nothing at all are candidates too. So
+    data that are few or degenerate lead to less change.
 
     Args:
         parts: Sums of the data, in one or more parts.
@@ -239,24 +253,26 @@ def fit(
         intercept: Whether there may be a bias.
         free: True for entries of the weight that may change. [groups, columns, outputs]
         dampings: The candidates, ascending.
+        near: The candidate to begin with; the middle one if not given.
     """
     loss = sum(part.loss(weight, bias) for part in parts)
     whole = total(parts)
     target = whole.scatter(intercept) or 1.0
     damping, error = DEFAULT_DAMPING, 0.0
     if len(parts) > 1:
+        rests = [total([*parts[:k], *parts[k + 1 :]]) for k in range(len(parts))]
+        problems = [Problem(rest, weight, intercept, free) for rest in rests]
 
         def predicted(damping: float) -> float:
             errors = 0.0
-            for k, part in enumerate(parts):
-                rest = total([*parts[:k], *parts[k + 1 :]])
-                found = Problem(rest, weight, intercept, free).solve(damping)
+            for part, rest, problem in zip(parts, rests, problems, strict=True):
+                found = problem.solve(damping)
                 if found is None:
                     return float("inf")
                 errors += part.loss(found, _bias(rest, found, bias, intercept))
             return errors
 
-        damping, error = descend(predicted, dampings)
+        damping, error = descend(predicted, dampings, near)
         stays = predicted(float("inf")) if intercept else float("inf")
         if stays < error:
             damping, error = float("inf"), stays
@@ -268,10 +284,12 @@ def fit(
     return Fit(found, new, damping, loss / target, after / target)
 
 
-def descend(error: Callable[[float], float], candidates: Sequence[float]) -> tuple[float, float]:
-    """From the middle of the candidates downhill, in steps of one: where the error is lowest, and what it is.
+def descend(
+    error: Callable[[float], float], candidates: Sequence[float], near: float | None = None
+) -> tuple[float, float]:
+    """From one of the candidates downhill, in steps of one: where the error is lowest, and what it is.
 
-    Candidates for which there is no solution count as infinitely bad.
+    It begins with `near`, or the middle one. Where there is no solution the error counts as infinite.
     """
     errors: dict[int, float] = {}
 
@@ -280,7 +298,7 @@ def descend(error: Callable[[float], float], candidates: Sequence[float]) -> tup
             errors[k] = error(candidates[k]) if 0 <= k < len(candidates) else float("inf")
         return errors[k]
 
-    best = len(candidates) // 2
+    best = candidates.index(near) if near in candidates else len(candidates) // 2
     while True:
         lowest = min((best + 1, best, best - 1), key=at)
         if at(lowest) == at(best):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from secateur.calibration import Batch, Calibration
+from secateur.calibration.thinning import thinned
 from secateur.models import device_of, evaluating
 from secateur.score.loss import LossFn
 
@@ -41,6 +42,11 @@ class Judge:
         self._dense, self._data, self._loss_fn = dense, data.to(device_of(dense)), loss_fn
         self._kept: dict[int, list[Tensor]] = {}
         self._bytes = 0
+
+    def on_part(self, samples: int, *, whole: bool) -> Judge:
+        """The same, by about so many of the samples, in whole batches if need be."""
+        part = thinned(self._data, samples / max(1, self.samples), whole=whole)
+        return Judge(self._dense, part, self._loss_fn)
 
     @property
     def measure(self) -> str:
@@ -77,6 +83,17 @@ class Judge:
             self._kept[batch.index] = found
             self._bytes += size
         return found
+
+
+def standard_errors(differences: NDArray[np.float64]) -> float:
+    """The mean of differences in units of its standard error; infinite where one is not finite."""
+    if not np.isfinite(differences).all():
+        return float("inf")
+    mean = float(differences.mean())
+    if len(differences) < 2 or mean == 0:
+        return 0.0
+    spread = float(differences.std(ddof=1)) / len(differences) ** 0.5
+    return mean / spread if spread else float(np.copysign(np.inf, mean))
 
 
 def _tensors(model: nn.Module, batch: Batch) -> list[Tensor]:

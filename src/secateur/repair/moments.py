@@ -13,16 +13,12 @@ from torch import Tensor
 from secateur.regression.leastsquares import Fit, Sums, total
 
 
-def mean(
-    parts: Sequence[Sums], factor: Tensor, bias: Tensor | None, intercept: bool, free: Tensor | None = None
-) -> Fit:
+def mean(parts: Sequence[Sums], factor: Tensor, bias: Tensor | None, intercept: bool) -> Fit:
     """The bias that makes the mean of each output the dense one's."""
     return _set(total(parts), factor, factor, bias, intercept)
 
 
-def layerwise(
-    parts: Sequence[Sums], factor: Tensor, bias: Tensor | None, intercept: bool, free: Tensor | None = None
-) -> Fit:
+def layerwise(parts: Sequence[Sums], factor: Tensor, bias: Tensor | None, intercept: bool) -> Fit:
     """One factor for the whole layer: the root of the dense outputs' summed variance over the pruned ones'.
 
     Source: as in the layer-wise repair that arXiv 2605.21426 compares with (REFLOW's scale a layer).
@@ -35,9 +31,7 @@ def layerwise(
     )
 
 
-def channelwise(
-    parts: Sequence[Sums], factor: Tensor, bias: Tensor | None, intercept: bool, free: Tensor | None = None
-) -> Fit:
+def channelwise(parts: Sequence[Sums], factor: Tensor, bias: Tensor | None, intercept: bool) -> Fit:
     """A factor for each output: the root of the dense output's variance over the pruned one's.
 
     Where the pruned output is constant, it stays so. Source: REPAIR (arXiv 2211.08403).
@@ -49,9 +43,7 @@ def channelwise(
     return _set(sums, factor * torch.where(torch.isfinite(gain), gain, 1.0), factor, bias, intercept)
 
 
-def variance(
-    parts: Sequence[Sums], factor: Tensor, bias: Tensor | None, intercept: bool, free: Tensor | None = None
-) -> Fit:
+def variance(parts: Sequence[Sums], factor: Tensor, bias: Tensor | None, intercept: bool) -> Fit:
     """A factor for each output: ``1 + r^2 (g - 1)``.
 
     g is the root of the dense output's variance over the pruned one's, which matches the variance, and r

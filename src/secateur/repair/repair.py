@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from secateur.apply.copying import duplicate
@@ -22,7 +23,7 @@ from secateur.graph.trace import trace
 from secateur.models import unwrap
 from secateur.repair.batchnorm import batch_norms, reestimate
 from secateur.repair.folds import folds_of
-from secateur.repair.judging import Judge
+from secateur.repair.judging import Judge, standard_errors
 from secateur.repair.sweep import sweep
 from secateur.score.loss import LossFn
 
@@ -90,14 +91,17 @@ AUTO = (
 )
 """The combinations that ``auto`` compares; a tie goes to the earlier one."""
 
-HEAT = 128
+HEAT = 64
 """Where there is plenty of data, all combinations run on about so many samples first, ..."""
 
 PLENTY = 4
-"""... that is, where there are so many times as many, ..."""
+"""... that is, where there are so many times as many, and as many others judge; ..."""
 
 FINALISTS = 2
-"""... and so many run on all of it."""
+"""... and so many run on all of it, ..."""
+
+MARGIN = 3.0
+"""... or fewer, if all others are more standard errors than this behind."""
 
 
 def resolve(
@@ -144,7 +148,7 @@ def repair(
     model's outputs, or by `loss_fn` (`secateur.repair.judging`). What does not lower that is taken back, so
     the result never measures worse than what came in. Where the samples are few, a fifth of them is too few
     to judge on: then each fifth is left out in turn, and their mean judges. Where they are plenty, ``auto``
-    first compares all combinations on a part, and then the best two on all.
+    first compares all combinations on a part, and then the best, or the best two, on all.
 
     Methods that refit layers go through the network in order and set each layer right, given those
     before it: ``reconstruct`` by least squares towards the dense layer's outputs, ``variance`` by a
@@ -210,7 +214,10 @@ def repair(
         )
         start = trials.measured([best] * len(folds))
         if methods == "auto":
-            combinations, behind = trials.promising(best, combinations)
+            behind: list[dict[str, Any]] = []
+            part = trials.part()
+            if part is not None and len(combinations) > FINALISTS:
+                combinations, behind = part.best(part.measured([best]), combinations)
             result, tried = trials.compare(start, combinations)
             tried += behind
         else:
@@ -226,8 +233,13 @@ class _Trial:
     """A model for each fold, and how they measure; `notes` say what was done to the last."""
 
     models: list[nn.Module]
-    error: float
+    errors: NDArray[np.float64]
     notes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def error(self) -> float:
+        """The mean."""
+        return float(self.errors.mean())
 
     def better_than(self, other: _Trial) -> bool:
         """Whether it measures better; what is not finite never does."""
@@ -241,7 +253,7 @@ class _Trials:
     def measured(self, models: list[nn.Module], notes: dict[str, Any] | None = None) -> _Trial:
         """Each model judged on what its fold holds out."""
         errors = np.concatenate([judge(m) for m, (_, judge) in zip(models, self.folds, strict=True)])
-        return _Trial(models, float(errors.mean()), notes or {})
+        return _Trial(models, errors, notes or {})
 
     def attempt(self, start: _Trial, method: Repair) -> _Trial | str:
         """The repaired models, or why there are none."""
@@ -255,26 +267,36 @@ class _Trials:
             models.append(candidate)
         return NOTHING if notes is None else self.measured(models, notes)
 
-    def promising(
-        self, small: nn.Module, combinations: tuple[tuple[Repair, ...], ...]
-    ) -> tuple[tuple[tuple[Repair, ...], ...], list[dict[str, Any]]]:
-        """The combinations that do best on a part of plenty of data, and the record of the others."""
+    def part(self) -> _Trials | None:
+        """Trials on a part of the data that is enough to tell good from bad; None if there is little more."""
         (work, judge), *more = self.folds
         samples = 0 if more else sum(batch.size for batch in work.data)
-        if samples < PLENTY * HEAT or len(combinations) <= FINALISTS:
-            return combinations, []
-        part = thinned(work.data, HEAT / samples, whole=work.graph().static_batch is not None)
-        heat = _Trials([(replace(work, data=part, progress=False), judge)])
-        _, tried = heat.compare(heat.measured([small]), combinations)
-        after = [entry.get("after", math.inf) for entry in tried]
-        order = sorted(range(len(tried)), key=lambda k: after[k] if math.isfinite(after[k]) else math.inf)
-        final = sorted(order[:FINALISTS])
+        if samples < PLENTY * HEAT:
+            return None
+        whole = work.graph().static_batch is not None
+        few = thinned(work.data, HEAT / samples, whole=whole)
+        return _Trials([(replace(work, data=few, progress=False), judge.on_part(HEAT, whole=whole))])
+
+    def best(
+        self, start: _Trial, combinations: tuple[tuple[Repair, ...], ...]
+    ) -> tuple[tuple[tuple[Repair, ...], ...], list[dict[str, Any]]]:
+        """The best combinations that none is clearly better than, and the record of the others."""
+        done = self.results(start, combinations)
+        names = [tuple(method.name for method in methods) for methods in combinations]
+        trials = {k: found for k, n in enumerate(names) if isinstance(found := done[n], _Trial)}
+        order = sorted(trials, key=lambda k: e if math.isfinite(e := trials[k].error) else math.inf)
+        stay = {
+            k
+            for k in order[:FINALISTS]
+            if not standard_errors(trials[k].errors - trials[order[0]].errors) > MARGIN
+        }
         behind = [
-            {key: value for key, value in tried[k].items() if key != "layers"}
-            | {"kept": False, "fitted_on": HEAT}
-            for k in order[FINALISTS:]
+            self._entry(" + ".join(names[k]), start, done[names[k]], kept=False, layers=False)
+            | {"fitted_on": HEAT}
+            for k in (*order, *sorted({*range(len(names))} - {*order}))
+            if k not in stay
         ]
-        return tuple(combinations[k] for k in final), behind
+        return tuple(methods for k, methods in enumerate(combinations) if k in stay), behind
 
     def chain(self, start: _Trial, methods: Sequence[Repair]) -> tuple[_Trial, list[dict[str, Any]]]:
         """The methods one after another, each kept if it helps."""
@@ -287,30 +309,37 @@ class _Trials:
                 best = after
         return best, tried
 
-    def compare(
+    def results(
         self, start: _Trial, combinations: Sequence[Sequence[Repair]]
-    ) -> tuple[_Trial, list[dict[str, Any]]]:
-        """The best of several combinations, or `start` if none is better."""
+    ) -> dict[tuple[str, ...], _Trial | str]:
+        """What each combination, and each beginning of one, comes to; or why to nothing."""
         done: dict[tuple[str, ...], _Trial | str] = {(): start}
-        best: tuple[str, ...] = ()
         for methods in combinations:
             names: tuple[str, ...] = ()
             for method in methods:
                 before, names = done[names], (*names, method.name)
                 if names not in done:
                     done[names] = before if isinstance(before, str) else self.attempt(before, method)
-            after, so_far = done[names], done[best]
-            if isinstance(after, _Trial) and isinstance(so_far, _Trial) and after.better_than(so_far):
-                best = names
-        tried = [
-            self._entry(" + ".join(names), start, done[names], kept=names == best)
-            for names in (tuple(m.name for m in methods) for methods in combinations)
-        ]
-        found = done[best]
-        return (found if isinstance(found, _Trial) else start), tried
+        return done
 
-    def _entry(self, name: str, before: _Trial, after: _Trial | str, *, kept: bool) -> dict[str, Any]:
-        """What the record says of one trial."""
+    def compare(
+        self, start: _Trial, combinations: Sequence[Sequence[Repair]]
+    ) -> tuple[_Trial, list[dict[str, Any]]]:
+        """The best of several combinations, or `start` if none is better."""
+        done = self.results(start, combinations)
+        names = [tuple(method.name for method in methods) for methods in combinations]
+        best = start
+        chosen: tuple[str, ...] = ()
+        for name in names:
+            after = done[name]
+            if isinstance(after, _Trial) and after.better_than(best):
+                best, chosen = after, name
+        return best, [self._entry(" + ".join(n), start, done[n], kept=n == chosen) for n in names]
+
+    def _entry(
+        self, name: str, before: _Trial, after: _Trial | str, *, kept: bool, layers: bool = True
+    ) -> dict[str, Any]:
+        """What the record says of one trial, with or without each layer of it."""
         if isinstance(after, str):
             return {"method": name, "kept": False, "why": after}
         return {
@@ -320,7 +349,7 @@ class _Trials:
             "before": before.error,
             "after": after.error,
             "held_out_samples": sum(judge.samples for _, judge in self.folds),
-            **after.notes,
+            **{key: value for key, value in after.notes.items() if layers or key != "layers"},
         }
 
 

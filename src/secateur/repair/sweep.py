@@ -43,7 +43,7 @@ PARTS = 4
 LARGE = 2048
 """... where a layer has at most this many columns; else two: each part holds a matrix of that size."""
 
-ROWS = 200
+ROWS = 100
 """Positions for each column that a fit reads, where the data hold more: of each sample some, at random."""
 
 _ROUNDING = 4
@@ -103,27 +103,8 @@ def _norm_after(node: fx.Node, twin: Twin) -> fx.Node | None:
     return mean if twin.is_tensor(mean) and twin.readers(mean) == {users[0]} else None
 
 
-@dataclass(frozen=True)
-class Method:
-    """How a layer is refitted.
-
-    Attributes:
-        regress: (parts, weight, bias, intercept, free) -> what to set.
-        by_output: The regression is on each output of the layer itself, one column for each, and its
-            weight is a factor; else on the layer's input.
-    """
-
-    regress: Callable[[Sequence[Sums], Tensor, Tensor | None, bool, Tensor | None], Fit]
-    by_output: bool
-
-
-METHODS = {
-    "reconstruct": Method(fit, by_output=False),
-    "bias": Method(mean, by_output=True),
-    "variance": Method(variance, by_output=True),
-    "channelwise": Method(channelwise, by_output=True),
-    "layerwise": Method(layerwise, by_output=True),
-}
+FACTORS = {"bias": mean, "variance": variance, "channelwise": channelwise, "layerwise": layerwise}
+"""The methods that regress each output of the layer itself, one column for each: the weight is a factor."""
 
 
 @torch.no_grad()
@@ -145,103 +126,122 @@ def sweep(
     """
     twin = Twin(graph, small)
     frontier = Frontier(twin, calibration)
-    method = METHODS[name]
+    regress = FACTORS.get(name)
     # Reads the data once more, and only fits ask for it.
-    samples = 0 if method.by_output else sum(batch.size for batch in calibration.batches())
+    samples = 0 if regress else sum(batch.size for batch in calibration.batches())
+    walk = _Sweep(twin, frontier, regress, samples)
     report = {}
     for task in bar(tasks(twin), name, progress):
-        found = _refit(task, method, twin, frontier, samples)
+        found = walk.refit(task)
         if found is not None:
             report[twin.names[task.weight]] = found
     twin.store(small)
     return report
 
 
-def _refit(
-    task: Task, method: Method, twin: Twin, frontier: Frontier, samples: int
-) -> dict[str, float | None] | None:
-    """Refit one weight; None if it is right as it is, or its values are not finite."""
-    start = min(twin.index[site.node] for site in task.sites)
-    if len(task.sites) == 1 and not _damaged(task, twin, frontier, start):
-        return None
-    first = task.sites[0]
-    call, tensor = twin.planned[first.node], twin.tensor(first.weight)
-    weight = first.layer.matrix(tensor, call).double()
-    given = _parts(task, method, twin, frontier, start, samples)
-    if not all(part.finite() for part in given):
-        return None
-    bias = None if task.bias is None else twin.tensor(task.bias).double().reshape(len(weight), -1)
-    intercept = task.bias is not None or task.norm is not None
-    if method.by_output:
-        outputs = len(weight) * weight.shape[2]
-        bias = None if bias is None else bias.reshape(outputs, 1)
-        found = method.regress(given, weight.new_ones(outputs, 1, 1), bias, intercept, None)
-        if found.bias is None and bool((found.weight == 1).all()):
+@dataclass(eq=False)
+class _Sweep:
+    """What every layer's turn needs.
+
+    Attributes:
+        twin: The programs.
+        frontier: The data, where the sweep has come to.
+        regress: Of `FACTORS`; None for a fit on the layer's input.
+        samples: How many samples there are; read by fits only.
+        near: The damping that the fit before chose: the search for the next starts there.
+    """
+
+    twin: Twin
+    frontier: Frontier
+    regress: Callable[[Sequence[Sums], Tensor, Tensor | None, bool], Fit] | None
+    samples: int
+    near: float | None = None
+
+    def refit(self, task: Task) -> dict[str, float | None] | None:
+        """Refit one weight; None if it is right as it is, or its values are not finite."""
+        twin, first = self.twin, task.sites[0]
+        start = min(twin.index[site.node] for site in task.sites)
+        if len(task.sites) == 1 and not self._damaged(task, start):
             return None
-        weight = weight * found.weight.reshape(len(weight), 1, -1)
-    else:
-        found = method.regress(given, weight, bias, intercept, _free(task, twin))
-        weight = found.weight
-    twin.replace(task.weight, first.layer.unmatrix(weight, tensor, call))
-    if found.bias is not None and task.bias is not None:
-        twin.replace(task.bias, found.bias.reshape(-1))
-    elif found.bias is not None and task.norm is not None:
-        twin.replace(task.norm, twin.tensor(task.norm).double() - found.bias.reshape(-1))
-    damping = found.damping if math.isfinite(found.damping) else None
-    return {"damping": damping, "before": found.before, "after": found.after}
+        call, tensor = twin.planned[first.node], twin.tensor(first.weight)
+        weight = first.layer.matrix(tensor, call).double()
+        given = self._parts(task, start)
+        if not all(part.finite() for part in given):
+            return None
+        bias = None if task.bias is None else twin.tensor(task.bias).double().reshape(len(weight), -1)
+        intercept = task.bias is not None or task.norm is not None
+        if self.regress is not None:
+            outputs = len(weight) * weight.shape[2]
+            bias = None if bias is None else bias.reshape(outputs, 1)
+            found = self.regress(given, weight.new_ones(outputs, 1, 1), bias, intercept)
+            if found.bias is None and bool((found.weight == 1).all()):
+                return None
+            weight = weight * found.weight.reshape(len(weight), 1, -1)
+        else:
+            found = fit(given, weight, bias, intercept, _free(task, twin), near=self.near)
+            weight = found.weight
+        damping = found.damping if math.isfinite(found.damping) else None
+        self.near = damping or self.near
+        twin.replace(task.weight, first.layer.unmatrix(weight, tensor, call))
+        if found.bias is not None and task.bias is not None:
+            twin.replace(task.bias, found.bias.reshape(-1))
+        elif found.bias is not None and task.norm is not None:
+            twin.replace(task.norm, twin.tensor(task.norm).double() - found.bias.reshape(-1))
+        return {"damping": damping, "before": found.before, "after": found.after}
+
+    def _damaged(self, task: Task, start: int) -> bool:
+        """Whether a layer gives anything else than it should on any batch."""
+        (site,), (addition,) = task.sites, task.sums
+        for _, values in self.frontier.visit(start):
+            wanted = target(site, addition, self.twin, values)
+            got = self.twin.small_value(site.node, values)
+            tolerance = _ROUNDING * torch.finfo(wanted.dtype).eps * wanted.double().norm()
+            if not bool((wanted.double() - got.double()).norm() <= tolerance):
+                return True
+        return False
+
+    def _parts(self, task: Task, start: int) -> list[Sums]:
+        """Sums over all batches and calls, dealt into a few parts."""
+        twin, by_output = self.twin, self.regress is not None
+        columns = 1 if by_output else twin.tensor(task.weight)[0].numel()
+        parts: list[Sums | None] = [None] * (PARTS if columns <= LARGE else 2)
+        most = -(-ROWS * columns // max(1, self.samples))
+        for index, values in self.frontier.visit(start):
+            generator = torch.Generator().manual_seed(index)
+            here = values.fork() if len(task.sites) > 1 else values
+            for site, addition in zip(task.sites, task.sums, strict=True):
+                twin.advance(here, twin.index[site.node])
+                for sums in sums_of(
+                    site, addition, task, twin, here, generator, by_output=by_output, most=most
+                ):
+                    k = index % len(parts)
+                    known = parts[k]
+                    parts[k] = sums if known is None else known + sums
+        return [part for part in parts if part is not None]
 
 
-def _damaged(task: Task, twin: Twin, frontier: Frontier, start: int) -> bool:
-    """Whether a layer gives anything else than it should on any batch."""
-    (site,), (addition,) = task.sites, task.sums
-    for _, values in frontier.visit(start):
-        wanted, got = target(site, addition, twin, values), twin.small_value(site.node, values)
-        tolerance = _ROUNDING * torch.finfo(wanted.dtype).eps * wanted.double().norm()
-        if not bool((wanted.double() - got.double()).norm() <= tolerance):
-            return True
-    return False
-
-
-def _parts(
-    task: Task, method: Method, twin: Twin, frontier: Frontier, start: int, samples: int
-) -> list[Sums]:
-    """Sums over all batches and calls, dealt into a few parts."""
-    columns = 1 if method.by_output else twin.tensor(task.weight)[0].numel()
-    parts: list[Sums | None] = [None] * (PARTS if columns <= LARGE else 2)
-    most = -(-ROWS * columns // max(1, samples))
-    for index, values in frontier.visit(start):
-        generator = torch.Generator().manual_seed(index)
-        here = values.fork() if len(task.sites) > 1 else values
-        for site, addition in zip(task.sites, task.sums, strict=True):
-            twin.advance(here, twin.index[site.node])
-            for sums in _sums(site, addition, task, method, twin, here, most, generator):
-                k = index % len(parts)
-                known = parts[k]
-                parts[k] = sums if known is None else known + sums
-    return [part for part in parts if part is not None]
-
-
-def _sums(
+def sums_of(
     site: Site,
     addition: Addition | None,
     task: Task,
-    method: Method,
     twin: Twin,
     values: Values,
-    most: int,
     generator: torch.Generator,
+    *,
+    by_output: bool,
+    most: int,
 ) -> Iterator[Sums]:
-    """Sums over one batch, a few samples at a time, of each at most so many positions."""
+    """Sums over one batch, a few samples at a time, of each at most so many positions for a fit."""
     call, tensor = twin.planned[site.node], twin.tensor(site.weight)
     wanted = target(site, addition, twin, values)
-    x: Tensor = twin.small_value(site.node if method.by_output else site.x, values)
+    x: Tensor = twin.small_value(site.node if by_output else site.x, values)
     bias = None if site.bias is None else twin.tensor(site.bias)
-    for a, b in site.pieces(call, tensor, x, wanted):
-        places = None if method.by_output else site.draw(call, tensor, b, most, generator)
+    for a, b in site.pieces(call, tensor, x, wanted, most=None if by_output else most):
+        places = None if by_output else site.draw(call, tensor, b, most, generator)
         y = site.layer.targets(b, tensor, call, places)
         if bias is not None and task.bias is None:  # it is not refitted
             y = y - bias.reshape(len(y), 1, -1)
-        if not method.by_output:
+        if not by_output:
             yield Sums.of(site.layer.columns(a, tensor, call, places), y)
             continue
         own = site.layer.targets(a, tensor, call)

@@ -139,7 +139,8 @@ class Twin(Outline):
         for k in range(values.position, stop):
             node = self.nodes[k]
             dense = Call.captured(node)
-            values.dense[node] = self._run(dense, values.dense, self._dense)
+            if node not in values.dense:
+                values.dense[node] = self._run(dense, values.dense, self._dense)
             values.small[node] = self._run(
                 dense if self._masked else self.planned[node], values.small, self._small
             )
@@ -150,12 +151,9 @@ class Twin(Outline):
 
     def dense_value(self, node: fx.Node, values: Values) -> Any:
         """A node's value in the dense program, computed if it is next in line, at the kept positions."""
-        if node in values.dense or node in self._dense:
-            found = values.dense.get(node, self._dense.get(node))
-        else:
-            call = Call.captured(node)
-            found = self._run(call, values.dense, self._dense)
-        return self.restrict(node, found)
+        if node not in values.dense and node not in self._dense:
+            values.dense[node] = self._run(Call.captured(node), values.dense, self._dense)
+        return self.restrict(node, values.dense.get(node, self._dense.get(node)))
 
     def small_value(self, node: fx.Node, values: Values) -> Any:
         """A node's value in the pruned program, computed if it is next in line, at the kept positions."""
