@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -34,6 +35,7 @@ def calibrate(device: str = "cpu") -> dict[str, float]:
         found[f"convolution {name}"] = _convolution(_TYPES[name], device)
     found["factor float64"] = _factor(device)
     found["bytes"] = _bytes(device)
+    found["filed"] = _filed()
     found["sorted"] = _sorted(device)
     found["differences"] = _differences(device)
     found["calls"], found["nodes"] = _calls(device), _nodes()
@@ -88,6 +90,18 @@ def _factor(device: str) -> float:
 def _bytes(device: str) -> float:
     a = torch.randn(2**22 if device == "cpu" else 2**28, device=device)
     return _a_second(3 * a.nbytes, lambda: a + a, device)
+
+
+def _filed() -> float:
+    a = torch.randn(2**23)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "values.pt"
+
+        def run() -> None:
+            torch.save(a, path)
+            torch.load(path, weights_only=True)
+
+        return _a_second(2 * a.nbytes, run, "cpu")
 
 
 def _sorted(device: str) -> float:

@@ -37,7 +37,8 @@ class Stop:
         known: The part of `looked` and `summed`, and of the next `step`, that a held batch does once for all.
         summed: The sums of one batch.
         pieces: In how many parts these come.
-        held: Bytes of a batch's values that later layers still read.
+        held: Bytes of a batch's values that later layers still read, with what is known.
+        filed: The same without.
         damaged: Whether anything before it was pruned, so that it is refitted.
         fitted: The fit.
     """
@@ -48,6 +49,7 @@ class Stop:
     summed: Work
     pieces: int
     held: int
+    filed: int
     damaged: bool
     fitted: Work
 
@@ -55,30 +57,28 @@ class Stop:
 def sweep(subject: Subject, name: str, tried: int = TRIED, limit: int = HELD_BYTES) -> Work:
     """`repair/sweep.py`: every layer behind the first pruned one, in order, on both networks side by side.
 
-    A stop visits every batch, twice (is it damaged? then the sums). Batches whose values between two stops
-    fit `limit` together go on from there; the others start from the first operator at every visit: that is
-    what grows with the square of the depth.
+    A stop visits every batch (is it damaged? the first batch says so, if it is; then the sums). Batches whose
+    values between two stops fit `limit` together are kept in memory, those of the others in files. What a
+    visit makes of the dense network's layer is kept with the values in memory, but not in files.
 
     Held: the pruned network's copy, the values of batches (at most `limit`, and one batch that is walked),
     sums and fit of one layer.
     """
     count = max(1, round(batches(subject.repaired, subject)))
-    works, prefix, held_before = [], Work(), count
-    waiting = Work()  # operators that held batches have not run yet
+    works, held_before, known_before, filed_before, walking = [], 0, Work(), 0, 0
     for stop in walked(subject, name, tried):
-        prefix += stop.step
-        waiting += stop.step
+        walking = max(walking, stop.step.peak)
         room = min(count, limit // max(1, stop.held))
-        kept = min(held_before, count)
-        walk = waiting * kept + prefix * (count - kept)
-        here = walk + stop.looked * (1 if stop.damaged else count)
+        here = stop.step * count + known_before * -held_before
+        here += Work({"filed": filed_before * (count - held_before) + stop.filed * (count - room)})
+        here += stop.looked * (1 if stop.damaged else count)
         if stop.damaged:
-            # The first batch shows the damage; the sums are the visit of all.
-            again = prefix * (count - room)
-            here += again * (1 / count) + stop.summed * count + stop.known * -min(room, 1) + stop.fitted
-        values = min(limit, room * stop.held) + max(prefix.peak, stop.held)
+            again = 1 if room else 0  # the first batch is looked at, then summed
+            here += stop.summed * count + stop.known * -again + stop.fitted
+            here += Work({"filed": stop.filed * (1 - again)})
+        values = min(limit, room * stop.held) + max(walking, stop.held)
         works.append(Work(here.amounts, max(stop.looked.peak, stop.summed.peak, stop.fitted.peak) + values))
-        held_before, waiting = room, stop.known * -1
+        held_before, known_before, filed_before = room, stop.known, stop.filed
     return total(works).beside(weight_bytes(subject.small))
 
 
@@ -115,6 +115,7 @@ def walked(subject: Subject, name: str, tried: int = TRIED) -> Iterator[Stop]:
                 summing.work(),
                 len(pieces),
                 storages(ahead.tensors()),
+                storages(values.tensors()),
                 damaged,
                 _fitted(task, twin, pieces, subject, by_output=by_output, tried=tried),
             )

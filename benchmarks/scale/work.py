@@ -14,15 +14,17 @@ KINDS = (
     "convolution float64",
     "factor float64",
     "bytes",
+    "filed",
     "sorted",
     "differences",
     "calls",
     "nodes",
 )
-"""What work is measured in. ``matmul``, ``convolution``: multiply-adds of that type. ``factor``: those
-of Cholesky factors, inverses and triangular solves. ``bytes``: read or written. ``sorted``: numbers that are
-sorted, in rows of some dozens. ``differences``: numbers in sums of absolute differences. ``calls``: operators
-that Python calls. ``nodes``: of the program that `torch.export` captures and the rules of `graph/` walk."""
+"""What work is measured in. ``matmul``, ``convolution``: multiply-adds of that type. ``factor``: those of
+Cholesky factors, inverses and triangular solves. ``bytes``: read or written. ``filed``: bytes written to
+files or read from them. ``sorted``: numbers that are sorted, in rows of some dozens. ``differences``: numbers
+in sums of absolute differences. ``calls``: operators that Python calls. ``nodes``: of the program that
+`torch.export` captures and the rules of `graph/` walk."""
 
 
 @dataclass(frozen=True)

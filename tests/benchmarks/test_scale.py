@@ -161,7 +161,7 @@ def test_products_of_the_columns_of_a_reader() -> None:
 @pytest.mark.parametrize("limit", [1 << 30, 0])
 @pytest.mark.parametrize("method", ["variance", "reconstruct"])
 def test_products_of_a_sweep(method: str, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of two batches; where none can be held, every visit starts both again."""
+    """Of two batches; those that cannot be held are read from files and written again."""
     monkeypatch.setattr(frontier, "HELD_BYTES", limit)
     one = subject("cpu")
     small, graph = one.small, one.graph
@@ -170,6 +170,7 @@ def test_products_of_a_sweep(method: str, limit: int, monkeypatch: pytest.Monkey
     literal = repairing.sweep(subject(), method, limit=limit)
     assert [stop.damaged for stop in repairing.walked(subject(), method)] == [False, True, True]
     assert meter.work().amounts["convolution float32"] == literal.amounts["convolution float32"]
+    assert (literal.amounts["filed"] > 0) == (limit == 0)
 
 
 def test_the_share_of_a_plan_is_what_the_small_network_computes() -> None:

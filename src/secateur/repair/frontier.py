@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
 
 from secateur.calibration import Batch, Calibration
 from secateur.repair.twin import Twin, Values
 
 HELD_BYTES = 1 << 30
-"""Values of batches that are kept while the walk pauses; other batches start from the first node again."""
+"""Values of batches that are kept in memory while the walk pauses; those of other batches go to files."""
 
 
 class Frontier:
     """The values of every batch at the place that the walk has reached.
 
-    A batch's values are kept between two visits while all that are kept fit the limit; those of the
-    other batches are computed again from the start. So memory does not grow with the number of batches.
+    Between two visits they are kept in memory while they fit the limit, and else in temporary files (in the
+    folder that `tempfile` chooses, ``TMPDIR`` say), so that memory does not grow with the number of batches.
+    Where there is no room for a file either, that batch starts from the first node again. Use it in ``with``.
     """
 
     def __init__(self, twin: Twin, calibration: Calibration, limit: int | None = None) -> None:
@@ -24,17 +29,28 @@ class Frontier:
         Args:
             twin: The programs.
             calibration: The batches.
-            limit: Bytes that may be kept; `HELD_BYTES` if not given.
+            limit: Bytes that may be kept in memory; `HELD_BYTES` if not given.
         """
         self._twin, self._calibration = twin, calibration.to(twin.graph.device)
         self._limit = HELD_BYTES if limit is None else limit
         self._held: dict[int, Values] = {}
         self._sizes: dict[int, int] = {}
+        self._folder: TemporaryDirectory[str] | None = None
+        self._files: dict[int, Path] = {}
         self._batches = calibration.count()
+
+    def __enter__(self) -> Frontier:
+        """Itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Removes the files."""
+        if self._folder is not None:
+            self._folder.cleanup()
 
     def visit(self, position: int) -> Iterator[tuple[int, Values]]:
         """Each batch's number, and its values just before the node at `position`."""
-        if self._batches is not None and len(self._held) == self._batches:
+        if self._batches is not None and len(self._held) + len(self._files) == self._batches:
             for index in range(self._batches):
                 yield index, self._at(position, index, None)
             return
@@ -45,21 +61,54 @@ class Frontier:
         self._batches = count
 
     def bytes(self) -> int:
-        """What is kept."""
+        """What is kept in memory."""
         return sum(self._sizes.values())
 
     def _at(self, position: int, index: int, batch: Batch | None) -> Values:
-        values = self._held.pop(index, None)
-        self._sizes.pop(index, None)
+        values, file = self._taken(index)
         if values is None or values.position > position:
             if batch is None:
                 raise RuntimeError("a walk goes forward only")
             values = self._twin.start(batch)
-        self._twin.advance(values, position)
+        if file is None or values.position < position:
+            self._twin.advance(values, position)
+            file = None
+        self._keep(index, values, file)
+        return values
+
+    def _taken(self, index: int) -> tuple[Values | None, Path | None]:
+        """A batch's values, and the file that they came from."""
+        self._sizes.pop(index, None)
+        file = self._files.pop(index, None)
+        if file is None:
+            return self._held.pop(index, None), None
+        found = torch.load(file, map_location=self._twin.graph.device, weights_only=True)
+        nodes = {node.name: node for node in self._twin.graph.program.graph.nodes}
+        dense, small = ({nodes[n]: v for n, v in side.items()} for side in found["values"])
+        return Values(dense, small, found["position"]), file
+
+    def _keep(self, index: int, values: Values, file: Path | None) -> None:
         size = _bytes(values)
         if self.bytes() + size <= self._limit:
             self._held[index], self._sizes[index] = values, size
-        return values
+            return
+        if file is None:
+            file = self._written(index, values)
+        if file is not None:
+            self._files[index] = file
+
+    def _written(self, index: int, values: Values) -> Path | None:
+        """A file of the values; None if there is no room for it."""
+        if self._folder is None:
+            self._folder = TemporaryDirectory(prefix="secateur-")
+        path = Path(self._folder.name) / f"{index}.pt"
+        sides = [{node.name: v for node, v in side.items()} for side in (values.dense, values.small)]
+        try:
+            torch.save({"values": sides, "position": values.position}, path)
+        except (OSError, RuntimeError):
+            path.unlink(missing_ok=True)
+            return None
+        return path
 
 
 def _bytes(values: Values) -> int:

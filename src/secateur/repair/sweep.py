@@ -125,16 +125,16 @@ def sweep(
         and ``after``, relative to the scatter of the targets.
     """
     twin = Twin(graph, small)
-    frontier = Frontier(twin, calibration)
     regress = FACTORS.get(name)
     # Reads the data once more, and only fits ask for it.
     samples = 0 if regress else sum(batch.size for batch in calibration.batches())
-    walk = _Sweep(twin, frontier, regress, samples)
     report = {}
-    for task in bar(tasks(twin), name, progress):
-        found = walk.refit(task)
-        if found is not None:
-            report[twin.names[task.weight]] = found
+    with Frontier(twin, calibration) as frontier:
+        walk = _Sweep(twin, frontier, regress, samples)
+        for task in bar(tasks(twin), name, progress):
+            found = walk.refit(task)
+            if found is not None:
+                report[twin.names[task.weight]] = found
     twin.store(small)
     return report
 
