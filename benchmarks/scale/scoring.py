@@ -29,20 +29,15 @@ COMPARED = 2**22
 def taylor(subject: Subject) -> Work:
     """`score/taylor.py`: forward and backward, and every product of weight and gradient in float64.
 
-    Each batch converts both (2 · (item + 8) bytes a weight), multiplies (24) and sums (8). All products of
-    a batch are held until the last group is summed, beside all gradients: 8 bytes and the item's size for
-    each producing weight, and 16 more for the tensor that is being converted. What is kept between batches:
-    8 bytes a unit.
+    Each batch converts both (2 · (item + 8) bytes a weight), multiplies (24) and sums (8). Held are all
+    gradients, and for one tensor at a time 24 bytes a weight; between batches, 8 bytes a unit.
     """
     tensors = subject.graph.program.state_dict
     sizes = {name: (tensors[name].numel(), tensors[name].itemsize) for name in producing(subject)}
     passed = forward_backward(subject)
     moved = sum(n * (2 * (item + 8) + 32) for n, item in sizes.values())
     held = sum(n * item for n, item in sizes.values())
-    peak, so_far = 0, 0
-    for n, _ in sizes.values():
-        peak = max(peak, so_far + 24 * n)
-        so_far += 8 * n
+    peak = max((24 * n for n, _ in sizes.values()), default=0)
     products = Work({"bytes": moved, "calls": 5 * len(sizes)}, held + peak)
     return (passed + products) * batches(subject.samples, subject)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from secateur.score.signal import Context, Need, Signal, Step, Tally, Vector
-from secateur.score.units import sum_by_unit
+from secateur.score.units import producers, sum_by_unit
 
 
 @dataclass(frozen=True)
@@ -81,14 +81,11 @@ class _SnipTally(Tally):
                     self._sums[name] = self._sums[name] + total if name in self._sums else total.clone()
 
     def finish(self) -> Mapping[str, Vector]:
-        products = {
-            name: (self._context.tensors[name].detach().double() * total / self._samples).abs()
-            for name, total in self._sums.items()
-        }
-        scores: dict[str, Vector] = {}
-        for group in self._context.graph.groups:
-            pieces = [piece for piece in group.of_role("produce") if piece.tensor in products]
-            scores[group.name] = np.zeros(group.size)
-            for piece in pieces:
-                scores[group.name] += sum_by_unit(products[piece.tensor], piece, group.size)
+        scores: dict[str, Vector] = {group.name: np.zeros(group.size) for group in self._context.graph.groups}
+        for name, pieces in producers(self._context.graph).items():
+            if name in self._sums:
+                weight = self._context.tensors[name].detach().double()
+                product = (weight * self._sums[name] / self._samples).abs()
+                for group, piece in pieces:
+                    scores[group.name] += sum_by_unit(product, piece, group.size)
         return scores

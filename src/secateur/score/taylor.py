@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from secateur.score.signal import Context, Need, Signal, Step, SumTally, Tally, Vector
-from secateur.score.units import sum_by_unit
+from secateur.score.units import producers, sum_by_unit
 
 
 @dataclass(frozen=True)
@@ -49,16 +49,16 @@ class Taylor(Signal):
 
 
 class _TaylorTally(SumTally):
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self._made = producers(context.graph)
+
     def gradients(self, gradients: Mapping[str, Tensor], step: Step) -> None:
-        products: dict[str, Tensor] = {}  # a tensor may lie in several groups, by different positions
-        for group in self.context.graph.groups:
-            for piece in group.of_role("produce"):
-                if piece.tensor not in gradients:
-                    continue
-                if piece.tensor not in products:
-                    weight = self.context.tensors[piece.tensor].detach()
-                    products[piece.tensor] = weight.double() * gradients[piece.tensor].double()
-                self.sums[group.name] += step.size * sum_by_unit(products[piece.tensor], piece, group.size)
+        for name, pieces in self._made.items():
+            if name in gradients:
+                product = self.context.tensors[name].detach().double() * gradients[name].double()
+                for group, piece in pieces:
+                    self.sums[group.name] += step.size * sum_by_unit(product, piece, group.size)
 
     def finish(self) -> Mapping[str, Vector]:
         return {name: np.abs(total) / self.samples for name, total in self.sums.items()}

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from secateur.errors import ScoreError
+from secateur.graph.graph import Graph
 from secateur.graph.groups import Group, Site, Slice
 
 
@@ -32,6 +33,18 @@ def sum_by_unit(tensor: Tensor, piece: Slice, size: int) -> NDArray[np.float64]:
     totals = tensor.sum(dim=others, dtype=torch.float64) if others else tensor.double()
     weights = totals.detach().cpu().numpy()[piece.position]
     return np.bincount(piece.unit, weights=weights, minlength=size).astype(np.float64)
+
+
+def producers(graph: Graph) -> dict[str, list[tuple[Group, Slice]]]:
+    """For each tensor that produces units, the groups that it does so for; by different positions if several.
+
+    In this order what is computed of a tensor is needed once, and can be dropped.
+    """
+    found: dict[str, list[tuple[Group, Slice]]] = {}
+    for group in graph.groups:
+        for piece in group.of_role("produce"):
+            found.setdefault(piece.tensor, []).append((group, piece))
+    return found
 
 
 def covered(piece: Slice, size: int) -> NDArray[np.bool_]:
