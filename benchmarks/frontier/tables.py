@@ -56,7 +56,7 @@ def short(contents: Sequence[Content]) -> str:
         "mean."
     )
     outcome = " ".join([_peers_that_win(contents), _where_auto_leads(contents)]).strip()
-    return "\n\n".join([_wrapped(intro), "\n".join(lines), _wrapped(outcome)])
+    return "\n\n".join([_wrapped(intro), "\n".join(lines), _wrapped(outcome), *_after_tuning(contents)])
 
 
 def full(contents: Sequence[Content]) -> str:
@@ -127,19 +127,56 @@ def _tuned(content: Content) -> str:
     """Before and after the same fine-tuning."""
     if not content["tuned"]:
         return ""
-    heading = ("by", "rule", "start", "MACs", "before", "after")
+    heading = ("by", "rule", "start", "MACs", "before", "after", "speed-up")
     lines = [_line(heading), _line(["---"] * len(heading))]
     for r in content["tuned"]:
         values = (
-            (f"{100 * r['before']:.1f}", f"{100 * r['after']:.1f}")
+            (f"{100 * r['before']:.1f}", f"{100 * r['after']:.1f}", _speedup(r))
             if "error" not in r
-            else (NONE, r["error"])
+            else (NONE, r["error"], NONE)
         )
         lines.append(_line((r["side"], r["rule"], STAGES[r["start"]], f"{r['point']:g}", *values)))
+    return f"{_how_tuned(content)}:" + "\n\n" + "\n".join(lines)
+
+
+def _how_tuned(content: Content) -> str:
     one = content["tuned"][0]
-    amount = f"{one['epochs']} epoch(s) over {one['images']} training images"
-    text = f"Fine-tuned alike for {amount}, seed {one['seed']}:"
-    return text + "\n\n" + "\n".join(lines)
+    return f"Fine-tuned alike for {one['epochs']} epochs over {one['images']} training images, one draw"
+
+
+def _speedup(run: Content) -> str:
+    middle, low, high = run["speedup"]
+    return f"{middle:.2f} ({low:.2f}–{high:.2f})"
+
+
+def _after_tuning(contents: Sequence[Content]) -> list[str]:
+    """Of each network, the best of each kind after the same fine-tuning, with its speed-up."""
+    tuned = [content for content in contents if content["tuned"]]
+    if not tuned:
+        return []
+    heading = ("network, dense", "MACs", "`auto`", "best single rule", "best peer")
+    lines = [_line(heading), _line(["---"] * len(heading))]
+    for content in tuned:
+        good = [r for r in content["tuned"] if "error" not in r]
+        kinds = [
+            [r for r in good if r["side"] == OURS and r["rule"] == AUTO],
+            [r for r in good if r["side"] == OURS and r["rule"] != AUTO],
+            [r for r in good if r["side"] != OURS],
+        ]
+        most = max(r["after"] for r in good)
+        cells = []
+        for kind in kinds:
+            top = max(kind, key=lambda r: float(r["after"]), default=None)
+            text = NONE if top is None else f"{100 * top['after']:.1f}"
+            text = f"**{text}**" if top is not None and top["after"] == most else text
+            cells.append(text if top is None else f"{text}, {top['speedup'][0]:.2f}x ({top['rule']})")
+        title = f"{content['network']}, {100 * content['dense_top1']:.1f}"
+        lines.append(_line((title, f"{content['tuned'][0]['point']:g}", *cells)))
+    intro = (
+        f"{_how_tuned(tuned[0])}, distilled from the dense network; top-1 in %, and how many times as many "
+        "images a second as the dense network, 32 at a time, eager, one thread:"
+    )
+    return [_wrapped(intro), "\n".join(lines)]
 
 
 def _peers_that_win(contents: Sequence[Content]) -> str:
