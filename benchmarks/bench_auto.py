@@ -31,7 +31,7 @@ from benchmarks.bench_repair import draw
 from benchmarks.resnet20 import top1
 from benchmarks.small_networks import network
 from secateur.allocate.unit_distortions import with_unit_curves
-from secateur.auto.choose import FEW, MORE
+from secateur.auto.contending import FEW, MORE
 from secateur.calibration import Calibration
 from secateur.calibration.thinning import thinned
 from secateur.evaluate import evaluate

@@ -241,7 +241,8 @@ def compare(
             rule, model, graph, fit, held, budget, limits,
             repair=repair, known=known[name], loss_fn=loss_fn, seed=seed,
         )  # fmt: skip
-        return choice.rule.allocate(graph, choice.scores, budget, limits, seed)
+        of_winner: Plan = choice.rule.allocate(graph, choice.scores, budget, limits, seed)
+        return of_winner
 
     def measured(candidate: nn.Module) -> Evaluation:
         return evaluate(candidate, judged, dense=model, loss_fn=loss_fn)

@@ -66,8 +66,8 @@ def prune(
             and judge repairs; scores and repairs see the rest.
         budget: What the result may cost; None lets the rule decide.
         allocator: A name or an instance: ``"tod"``, ``sc.ToD(tolerance=0.05)``, ``sc.Uniform(ratio=0.3)``.
-            None for ``"auto"``, where rules compete on held-out data (`sc.Auto`); for single weights for
-            ``"emp"``, for experts for ``"tod"``.
+            ``"auto"``: rules compete on held-out data (`sc.Auto`), which is what None stands for; for single
+            weights it stands for ``"emp"``, for experts for ``"tod"``.
         granularity: What is removed. ``"unit"``: channels, neurons, heads, hidden units. ``"weight"``: single
             weights, which become zero. ``"expert"``: experts of a mixture-of-experts model, which need not
             be captured.
@@ -98,7 +98,6 @@ def prune(
     if granularity == "expert":
         if form not in ("auto", "module"):
             raise SettingError(f"prune(form={form!r}): expected 'auto' or 'module' for experts.")
-        allocator = _one_rule(allocator, granularity)
         return prune_experts(
             model,
             calibration,
@@ -115,7 +114,6 @@ def prune(
     if granularity == "weight":
         if form not in ("auto", "masked"):
             raise SettingError(f"prune(form={form!r}): expected 'auto' or 'masked' for single weights.")
-        allocator = _one_rule(allocator, granularity)
         return prune_weights(
             model,
             calibration,
@@ -246,15 +244,6 @@ def prune(
         versions=versions(graph.device),
     )
     return Result(repaired, plan, scores, graph, report)
-
-
-def _one_rule(allocator: str | Allocates | Auto | None, granularity: str) -> str | Allocates | None:
-    if isinstance(allocator, Auto) or allocator == Auto.name:
-        raise SettingError(
-            f"prune(allocator='auto'): expected a rule for granularity {granularity!r}, since rules compete "
-            "for units only. Name one, or leave it out."
-        )
-    return allocator
 
 
 def _agreed(graph: Graph, allocate: Callable[[], Plan]) -> Plan:

@@ -159,8 +159,6 @@ def test_what_cannot_be() -> None:
         sc.Auto(finalists=0)
     with pytest.raises(SettingError, match="'auto'"):
         rule_or_auto("no such rule")
-    with pytest.raises(SettingError, match="compete for units only"):
-        prune(model, data(), granularity="weight", allocator="auto", budget=sc.Budget(sparsity=0.5))
 
 
 def test_compare_takes_it_as_one_of_its_rules(net: nn.Module) -> None:

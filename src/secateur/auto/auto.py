@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from secateur.allocate import EMP, Global, Repairability, RepairAware, ToD, Uniform, resolve
 from secateur.allocate.registry import Allocates
@@ -35,7 +35,8 @@ class Auto:
     """Rules that compete: each is applied and repaired on part of the data and measured on held-out data.
 
     Pass it, or its name ``"auto"``, as `allocator` to `sc.prune`. It is no rule itself: what the winner is
-    depends on the model, the data, the budget and the repair.
+    depends on the model, the data, the budget and the repair. For units it is the default; single weights
+    and experts have candidates of their own (`secateur.auto.weights`, `secateur.auto.experts`).
 
     Attributes:
         candidates: By the name that the report shows; rules, or their names. The default takes every paper's
@@ -69,10 +70,21 @@ class Auto:
 
     @property
     def rules(self) -> dict[str, Allocates]:
-        """The candidates as rules."""
+        """The candidates for units as rules."""
+        return self.rules_or(_DEFAULT, resolve)
+
+    def rules_or(
+        self, default: Mapping[str, Callable[[], Any]], called: Callable[[Any], Any]
+    ) -> dict[str, Any]:
+        """The candidates as rules, or these.
+
+        Args:
+            default: Makes each, by the name that the report shows, where no candidates were given.
+            called: Name or rule -> rule.
+        """
         if self.candidates is None:
-            return {name: make() for name, make in _DEFAULT.items()}
-        return {name: resolve(rule) for name, rule in self.candidates.items()}
+            return {name: make() for name, make in default.items()}
+        return {name: called(rule) for name, rule in self.candidates.items()}
 
 
 def rule_or_auto(allocator: str | Allocates | Auto | None) -> Allocates | Auto:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from secateur.allocate import Budget
-from secateur.allocate.registry import Allocates
 from secateur.auto.contest import Contest
 from secateur.score import Scores
 
@@ -21,7 +21,7 @@ class Choice:
         contest: What became of each candidate, the winner first.
     """
 
-    rule: Allocates
+    rule: Any
     budget: Budget
     scores: Scores
     contest: Contest

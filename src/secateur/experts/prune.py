@@ -9,6 +9,8 @@ from torch import nn
 
 from secateur.allocate import Budget, Limits
 from secateur.apply.record import record_of, with_repairs
+from secateur.auto.auto import Auto
+from secateur.auto.experts import choose_experts
 from secateur.calibration import Calibration
 from secateur.errors import SettingError
 from secateur.evaluate import evaluate
@@ -23,6 +25,7 @@ from secateur.report.data import versions
 from secateur.report.evidence import knob_of, layers_of
 from secateur.report.report import Report
 from secateur.result import Result, asked_for, clock, few, figures, proof_entry, scored_on, untouched
+from secateur.score.combination import name_of
 from secateur.score.loss import LossFn
 
 _REPAIRS = (None, "auto", METHOD, [METHOD], (METHOD,))
@@ -46,7 +49,9 @@ def prune_experts(
 
     Repair is ``"experts"``, which ``"auto"`` tries too: it is kept if the held-out loss is no worse for it.
     """
-    rule = rule_called(allocator)
+    decider = Auto() if allocator == Auto.name else allocator
+    if not isinstance(decider, Auto):
+        decider = rule_called(decider)
     if repair not in _REPAIRS:
         raise SettingError(
             f"prune(granularity='expert', repair={repair!r}): expected None, 'auto' or {METHOD!r}. Name one."
@@ -59,9 +64,28 @@ def prune_experts(
     seconds: dict[str, float] = {}
     with clock(seconds, "trace"):
         graph = trace_experts(model, example.kwargs or example.args)
-    with clock(seconds, "score"):
-        asked = cast(tuple[str, ...], rule.signals)
-        scores = score_experts(graph, fit, asked, loss_fn=loss_fn, seed=seed, progress=progress)
+    contest = None
+    asked = budget
+    if isinstance(decider, Auto):
+        with clock(seconds, "choose"):
+            choice = choose_experts(
+                decider,
+                model,
+                graph,
+                fit,
+                held,
+                budget,
+                limits,
+                repair=repair,
+                loss_fn=loss_fn,
+                seed=seed,
+                progress=progress,
+            )
+        rule, scores, budget, contest = choice.rule, choice.scores, choice.budget, choice.contest
+    else:
+        rule = decider
+        with clock(seconds, "score"):
+            scores = score_experts(graph, fit, rule.signals, loss_fn=loss_fn, seed=seed, progress=progress)
     with clock(seconds, "allocate"):
         plan = allocate_experts(graph, scores, rule, budget, limits, seed)
     with clock(seconds, "apply"):
@@ -92,12 +116,15 @@ def prune_experts(
         measures = figures(stages, found, plan, example, measure_latency=measure_latency)
     report = Report(
         model=type(model).__name__,
-        asked=asked_for(budget, plan.allocator, "expert", repair, "module", seed, loss_fn=loss_fn),
+        asked=asked_for(
+            asked, Auto.name if contest else plan.allocator, "expert", repair, "module", seed, loss_fn=loss_fn
+        ),
+        rule=plan.allocator,
         settings=plan.settings,
         figures=measures,
         judged_on="held-out calibration data" if evaluation is None else "evaluation data",
         calibration=scored_on(scores),
-        layers=layers_of(plan, scores),
+        layers=layers_of(plan, scores.only(map(name_of, rule.signals))),
         knob=knob_of(plan),
         untouched=untouched(cast(Graph, graph)),
         form="module",
@@ -105,6 +132,7 @@ def prune_experts(
         proof=proof_entry(proof),
         repairs=record_of(repaired).repairs,
         certificates=plan.certificates,
+        contest=contest,
         seconds=seconds,
         versions=versions(),
     )

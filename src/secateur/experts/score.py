@@ -58,7 +58,7 @@ def score_experts(
         CalibrationError: The data cannot feed what a signal needs.
     """
     asked = [signals] if isinstance(signals, str | Signal | ExpertSignal | Combination) else list(signals)
-    chosen = _leaves(asked)
+    chosen = leaves(asked)
     context = Context(graph, seed)
     tallies = {name: signal.start(context) for name, signal in chosen.items()}
     needing = {
@@ -78,11 +78,12 @@ def score_experts(
     return with_combinations(scores, [a for a in asked if not isinstance(a, ExpertSignal)])
 
 
-def _leaves(asked: Iterable[Any]) -> dict[str, ExpertSignal]:
+def leaves(asked: Iterable[Any]) -> dict[str, ExpertSignal]:
+    """The signals that are asked for, or that what is asked for is made of, by name."""
     found: dict[str, ExpertSignal] = {}
     for one in map(parse, asked):
         if isinstance(one, Combination):
-            found |= _leaves(one.parts)
+            found |= leaves(one.parts)
         elif isinstance(one, ExpertSignal):
             found[one.name] = one
         elif one in SIGNALS:

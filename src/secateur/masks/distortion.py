@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,25 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from secateur.allocate import Repairability
 from secateur.allocate.distortion import GRID, Distortion, Moments
 from secateur.allocate.ranking import ranks
+from secateur.allocate.registry import Allocates
 from secateur.calibration import Calibration, seeded
 from secateur.errors import ScoreError
 from secateur.masks.weights import Layer, Weights, layers_of
 from secateur.models import device_of, evaluating, unwrap
+from secateur.score.combination import name_of
+from secateur.score.scores import Scores
+
+
+def with_curves(
+    rule: Allocates, model: nn.Module, data: Any, scores: Scores, *, progress: bool = False
+) -> Allocates:
+    """The rule, with the curves that `Repairability` needs, measured if it has none; any other as it is."""
+    if not isinstance(rule, Repairability) or rule.curves is not None:
+        return rule
+    return replace(rule, curves=distortions(model, data, scores[name_of(rule.removal)], progress=progress))
 
 
 def distortions(

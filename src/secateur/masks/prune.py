@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from secateur.allocate import Budget, Limits, Repairability, resolve
+from secateur.allocate import Budget, Limits
 from secateur.allocate.registry import Allocates
 from secateur.apply.record import record_of
+from secateur.auto.auto import Auto, rule_or_auto
+from secateur.auto.weights import choose_weights
 from secateur.calibration import Calibration
 from secateur.cost import weight_bytes
-from secateur.errors import SettingError
 from secateur.evaluate import evaluate
 from secateur.graph.graph import Graph
 from secateur.graph.trace import trace
 from secateur.masks.allocate import allocate
 from secateur.masks.apply import apply, check
-from secateur.masks.distortion import distortions
+from secateur.masks.distortion import with_curves
 from secateur.masks.plan import MaskPlan
-from secateur.masks.score import CRITERIA, score
+from secateur.masks.score import asked_of, score
 from secateur.masks.surgeon import surgeon
 from secateur.masks.weights import Weights
 from secateur.models import unwrap
@@ -32,7 +33,6 @@ from secateur.report.data import Figures, Layer, versions
 from secateur.report.evidence import histograms
 from secateur.report.report import Report
 from secateur.result import asked_for, clock, scored_on
-from secateur.score.combination import name_of
 from secateur.score.loss import LossFn
 from secateur.score.scores import Scores
 
@@ -60,7 +60,7 @@ def prune(
     model: nn.Module,
     calibration: Any,
     budget: Budget | None = None,
-    allocator: str | Allocates = "emp",
+    allocator: str | Allocates | Auto = "emp",
     repair: str | Sequence[str] | None = "auto",
     *,
     limits: Limits | None = None,
@@ -76,7 +76,7 @@ def prune(
         calibration: As for `sc.prune`.
         budget: ``Budget(sparsity=0.9)``; None lets the rule decide.
         allocator: A name or an instance, ``Uniform(removal="wanda")`` for one; `Repairability` without curves
-            has them measured.
+            has them measured. ``"auto"`` lets rules compete, as for `sc.prune`.
         repair: As for `sc.repair`, and ``surgeon``: the second-order update of linear layers, from the dense
             weights on, so the first where there are several. What is zero stays zero.
         limits: What must stay.
@@ -88,26 +88,50 @@ def prune(
     Raises:
         SecateurError: One of its kinds; see each step.
     """
-    rule = resolve(allocator)
-    wanted = _criteria(rule)
+    decider = rule_or_auto(allocator)
+    wanted = () if isinstance(decider, Auto) else asked_of(decider)
     model = unwrap(model)
 
-    def second_order(candidate: nn.Module, work: Work) -> dict[str, Any] | None:
-        names = surgeon(candidate, model, plan, work.data, progress=work.progress)
-        return {"updated": list(names)} if names else None
+    def own(plan: MaskPlan) -> dict[str, Repair]:
+        def second_order(candidate: nn.Module, work: Work) -> dict[str, Any] | None:
+            names = surgeon(candidate, model, plan, work.data, progress=work.progress)
+            return {"updated": list(names)} if names else None
 
-    own = {"surgeon": Repair("surgeon", second_order)}
-    resolve_repairs(repair, own)  # a wrong name is refused now, not after scoring
+        return {"surgeon": Repair("surgeon", second_order)}
+
+    # A wrong name is refused now, not after scoring.
+    resolve_repairs(repair, {"surgeon": Repair("surgeon", lambda small, work: None)})
     data = Calibration.of(calibration, seed=seed)
     fit, held = data.split()
     seconds: dict[str, float] = {}
     example = data.first()
     with clock(seconds, "trace"):
         graph = trace(model, example.kwargs or example.args, allow_inexact=True)
-    with clock(seconds, "score"):
-        scores = score(model, fit, wanted, loss_fn=loss_fn, seed=seed, progress=progress)
+    contest = None
+    asked = budget
+    if isinstance(decider, Auto):
+        with clock(seconds, "choose"):
+            choice = choose_weights(
+                decider,
+                model,
+                graph,
+                fit,
+                held,
+                budget,
+                limits,
+                repair=repair,
+                own=own,
+                loss_fn=loss_fn,
+                seed=seed,
+                progress=progress,
+            )
+        rule, scores, budget, contest = choice.rule, choice.scores, choice.budget, choice.contest
+    else:
+        with clock(seconds, "score"):
+            scores = score(model, fit, wanted, loss_fn=loss_fn, seed=seed, progress=progress)
+        rule = decider
     with clock(seconds, "allocate"):
-        rule = measured(rule, model, fit, scores, progress=progress)
+        rule = with_curves(rule, model, fit, scores, progress=progress)
         plan = allocate(Weights.of(model), scores, rule, budget, limits, seed)
     with clock(seconds, "apply"):
         small = apply(model, plan, graph)
@@ -115,7 +139,15 @@ def prune(
         check(model, small, plan)
     with clock(seconds, "repair"):
         repaired = repair_model(
-            small, model, data, repair, own=own, graph=graph, loss_fn=loss_fn, seed=seed, progress=progress
+            small,
+            model,
+            data,
+            repair,
+            own=own(plan),
+            graph=graph,
+            loss_fn=loss_fn,
+            seed=seed,
+            progress=progress,
         )
     stages = [("dense", model), ("pruned", small)]
     if any(entry["kept"] for entry in record_of(repaired).repairs):
@@ -125,7 +157,10 @@ def prune(
         figures = tuple(_figures(stage, m, model, judged, loss_fn, graph, plan) for stage, m in stages)
     report = Report(
         model=type(model).__name__,
-        asked=asked_for(budget, plan.allocator, "weight", repair, "masked", seed, loss_fn=loss_fn),
+        asked=asked_for(
+            asked, Auto.name if contest else plan.allocator, "weight", repair, "masked", seed, loss_fn=loss_fn
+        ),
+        rule=plan.allocator,
         settings=dict(plan.settings),
         figures=figures,
         judged_on="held-out calibration data" if evaluation is None else "evaluation data",
@@ -146,31 +181,11 @@ def prune(
         proof={"difference": 0.0, "tolerance": 0.0, "reference": "masks", "outputs": len(model.state_dict())},
         repairs=record_of(repaired).repairs,
         certificates=dict(plan.certificates),
+        contest=contest,
         seconds=seconds,
         versions=versions(),
     )
     return MaskResult(repaired, plan, scores, graph, report)
-
-
-def measured(
-    rule: Allocates, model: nn.Module, data: Any, scores: Scores, *, progress: bool = False
-) -> Allocates:
-    """The rule, with the curves that `Repairability` needs, measured if it has none; any other as it is."""
-    if not isinstance(rule, Repairability) or rule.curves is not None:
-        return rule
-    return replace(rule, curves=distortions(model, data, scores[name_of(rule.removal)], progress=progress))
-
-
-def _criteria(rule: Allocates) -> tuple[str, ...]:
-    """What the rule needs, by name."""
-    names = tuple(name_of(asked) for asked in rule.signals)
-    unknown = [name for name in names if name not in CRITERIA]
-    if unknown:
-        raise SettingError(
-            f"prune: expected a rule that reads {', '.join(CRITERIA)} of single weights, got {unknown[0]!r}. "
-            'Set its removal signal: removal="wanda", for example.'
-        )
-    return names
 
 
 def _figures(

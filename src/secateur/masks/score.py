@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from secateur.allocate.registry import Allocates
 from secateur.calibration import Batch, Calibration, seeded
 from secateur.errors import CalibrationError, ScoreError, SettingError
 from secateur.masks.blocks import Chain
@@ -21,6 +22,7 @@ from secateur.masks.offload import input_device, stored
 from secateur.masks.weights import Layer, Weights, layers_of
 from secateur.models import evaluating, unwrap
 from secateur.progress import bar
+from secateur.score.combination import name_of
 from secateur.score.loss import LossFn, default_loss
 from secateur.score.scores import Scores
 
@@ -302,3 +304,15 @@ def squared_inputs(layer: Layer, x: Tensor) -> tuple[Tensor, int]:
     return (
         found if layer.groups == 1 else found.repeat_interleave(layer.out_channels // layer.groups, 0)
     ), positions
+
+
+def asked_of(rule: Allocates) -> tuple[str, ...]:
+    """What the rule needs, by name."""
+    names = tuple(name_of(asked) for asked in rule.signals)
+    unknown = [name for name in names if name not in CRITERIA]
+    if unknown:
+        raise SettingError(
+            f"prune: expected a rule that reads {', '.join(CRITERIA)} of single weights, got {unknown[0]!r}. "
+            'Set its removal signal: removal="wanda", for example.'
+        )
+    return names

@@ -19,8 +19,8 @@ from secateur.graph.graph import Graph
 from secateur.graph.trace import trace
 from secateur.masks.allocate import allocate
 from secateur.masks.apply import apply
+from secateur.masks.distortion import with_curves
 from secateur.masks.plan import MaskPlan
-from secateur.masks.prune import measured
 from secateur.masks.score import score
 from secateur.masks.surgeon import surgeon
 from secateur.masks.weights import Weights
@@ -126,7 +126,7 @@ def allocations(
     scores = score(model, fit, criterion, seed=seed)
     weights = Weights.of(model)
     for name, given in rules.items():
-        rule = measured(_with_criterion(resolve(given), criterion), model, fit, scores)
+        rule = with_curves(_with_criterion(resolve(given), criterion), model, fit, scores)
         for sparsity in sparsities:
             try:
                 plan = allocate(weights, scores, rule, Budget(sparsity=sparsity), seed=seed)

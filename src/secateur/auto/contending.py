@@ -1,0 +1,223 @@
+"""Candidates plan for the same budget, and their plans race: apply, repair, judge, drop the worse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from secateur.auto.contest import Candidate, Contest, Round
+from secateur.auto.race import Heat, Runner, race
+from secateur.calibration import Calibration, seeded
+from secateur.calibration.thinning import thinned
+from secateur.errors import NothingToPruneError, SecateurError, UnreachableBudgetError
+from secateur.progress import steps
+from secateur.repair.judging import Judge
+from secateur.score.combination import name_of
+
+FEW, MORE = 1 / 16, 1 / 4
+"""Shares of the data that repairs work on in the first rounds, and in the last."""
+
+LEAST = 64
+"""No fewer samples than this, where there are as many."""
+
+MARGIN = 3.0
+"""See `Heat`."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a candidate decided.
+
+    Attributes:
+        rule: The candidate, with what it has measured.
+        plan: Its plan.
+        macs: The plan's, as a share of the dense model's; None where that is not what is removed.
+        params: Likewise, of the parameters.
+    """
+
+    rule: Any
+    plan: Any
+    macs: float | None
+    params: float
+
+
+@dataclass(frozen=True)
+class Field:
+    """Who takes part.
+
+    Attributes:
+        planned: What each candidate that runs decided.
+        others: The candidates that do not run, with the reason.
+    """
+
+    planned: dict[str, Planned]
+    others: list[Candidate]
+
+    @classmethod
+    def of(
+        cls,
+        rules: Mapping[str, Any],
+        missing: Mapping[str, str],
+        decide: Callable[[Any], Planned],
+        same: Callable[[Any, Any], bool],
+    ) -> Field:
+        """Let every candidate plan.
+
+        Args:
+            rules: The candidates.
+            missing: Signals that there are no scores of, with the reason.
+            decide: A candidate's answer.
+            same: Whether two plans are equal.
+
+        Raises:
+            NothingToPruneError: No candidate can run; the message says why each cannot.
+            UnreachableBudgetError: None reaches the budget.
+        """
+        field = cls({}, [])
+        unreached: list[UnreachableBudgetError] = []
+        for name, rule in rules.items():
+            lacking = [missing[name_of(s)] for s in rule.signals if name_of(s) in missing]
+            if lacking:
+                field.others.append(_absent(name, lacking[0]))
+                continue
+            try:
+                found = decide(rule)
+            except SecateurError as error:
+                if isinstance(error, UnreachableBudgetError):
+                    unreached.append(error)
+                field.others.append(_absent(name, str(error)))
+                continue
+            twin = next((n for n, other in field.planned.items() if same(other.plan, found.plan)), None)
+            if twin is not None:
+                field.others.append(_ran(Runner(name, out=f"the same plan as {twin}"), found))
+                continue
+            field.planned[name] = found
+        if field.planned:
+            return field
+        if unreached:
+            raise min(unreached, key=lambda error: error.smallest)
+        why = "; ".join(f"{entry.name} {entry.verdict}" for entry in field.others)
+        raise NothingToPruneError(f"auto: expected a candidate that can run, got none: {why}")
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a plan becomes a model that is judged.
+
+    Attributes:
+        repair: What repairs it; empty for nothing.
+        make: Plan, and the data that the repair works on -> model.
+    """
+
+    repair: str
+    make: Callable[[Any, Calibration], nn.Module]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One round of the race.
+
+    Attributes:
+        way: How models are made.
+        data: What their repair works on.
+        heat: What the round decides.
+    """
+
+    way: Way
+    data: Calibration
+    heat: Heat
+
+
+def parts(data: Calibration, *, whole: bool = False) -> tuple[Calibration, Calibration]:
+    """The data of the first rounds, and of the last; the same where there is little.
+
+    Args:
+        data: All that repairs may see.
+        whole: Take whole batches only.
+    """
+    total = sum(batch.size for batch in data)
+    few = thinned(data, max(FEW, LEAST / total), whole=whole)
+    return few, (few if LEAST >= MORE * total else thinned(data, MORE, whole=whole))
+
+
+def stages(
+    asked: Way, cheap: Way | None, few: Calibration, more: Calibration, finalists: int, count: int
+) -> list[Stage]:
+    """The rounds: first what costs little, last what counts.
+
+    Args:
+        asked: The repair in earnest.
+        cheap: What costs next to nothing, for a first round that halves the field; None for no such round.
+        few: The data of the first rounds.
+        more: The data of the last.
+        finalists: How many come to the last round, at most.
+        count: How many begin.
+    """
+    if not asked.repair:
+        return [Stage(asked, few, Heat(1, None))]
+    found = [Stage(asked, more, Heat(1, None))]
+    if few is not more:
+        found.insert(0, Stage(asked, few, Heat(finalists, MARGIN)))
+    if cheap is not None:
+        found.insert(0, Stage(cheap, few, Heat(max(finalists, -(-count // 2)), None)))
+    return found
+
+
+def contend(
+    field: Field, rounds: Sequence[Stage], judge: Judge, *, seed: int = 0, progress: bool = False
+) -> tuple[str, Contest]:
+    """The winner's name, and what became of each candidate.
+
+    Args:
+        field: Who takes part.
+        rounds: The last leaves one.
+        judge: Measures, on held-out data.
+        seed: Of everything that draws.
+        progress: Show bars on a terminal.
+
+    Raises:
+        NothingToPruneError: No plan could be run; the message says why.
+    """
+
+    def run(name: str, number: int) -> NDArray[np.float64] | str:
+        step(f"{name}, round {number + 1}")
+        try:
+            return judge(rounds[number].way.make(field.planned[name].plan, rounds[number].data))
+        except SecateurError as error:
+            return f"did not run: {error}"
+
+    with seeded(seed), steps(None, progress) as step:
+        order = race(list(field.planned), run, [stage.heat for stage in rounds])
+    if order[0].out:
+        raise NothingToPruneError(f"auto: expected a candidate that can run, got none: {order[0].out}.")
+    return order[0].name, Contest(
+        measure=judge.measure,
+        rounds=tuple(
+            Round(
+                repair=stage.way.repair,
+                samples=sum(batch.size for batch in stage.data) if stage.way.repair else 0,
+            )
+            for stage in rounds[: len(order[0].errors)]
+        ),
+        held=judge.samples,
+        candidates=(*(_ran(runner, field.planned[runner.name]) for runner in order), *field.others),
+    )
+
+
+def _ran(runner: Runner, found: Planned) -> Candidate:
+    return Candidate(
+        name=runner.name,
+        macs=found.macs,
+        params=found.params,
+        errors=tuple(runner.errors),
+        verdict=runner.out or "chosen",
+    )
+
+
+def _absent(name: str, why: str) -> Candidate:
+    return Candidate(name=name, macs=None, params=None, errors=(), verdict=f"did not run: {why}")
