@@ -58,20 +58,21 @@ def prune(model: nn.Module, given: Any, **settings: Any) -> Any:
 def test_what_decides_by_default_is_the_best_of_its_candidates(net: nn.Module) -> None:
     """Each candidate on its own, by hand: the winner's rule gives the least error of those it beat last."""
     before = {k: v.clone() for k, v in net.state_dict().items()}
-    result = prune(net, data(), budget=sc.Budget(macs=0.6))
+    result = prune(net, data(batches=25), budget=sc.Budget(macs=0.6))
     contest = result.report.contest
     assert result.report.asked["allocator"] == "auto"
     assert contest.candidates[0].verdict == "chosen"
     assert [c.verdict for c in contest.candidates].count("chosen") == 1
     assert {c.name for c in contest.candidates} == set(sc.Auto().rules)
     assert all(c.macs <= 0.6 for c in contest.candidates if c.errors)
-    assert contest.held == 32
-    assert contest.rounds[0].repair == "batchnorm"
+    assert contest.held == 80
+    assert [r.repair for r in contest.rounds] == ["reconstruct"] * len(contest.rounds)
+    assert [r.samples for r in contest.rounds] in ([64], [64, 80])
     last = [c for c in contest.candidates if len(c.errors) == len(contest.rounds)]
     assert contest.candidates[0].errors[-1] == min(c.errors[-1] for c in last)
     for name, tensor in net.state_dict().items():
         torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
-    again = prune(net, data(), budget=sc.Budget(macs=0.6))
+    again = prune(net, data(batches=25), budget=sc.Budget(macs=0.6))
     assert again.plan == result.plan
     assert again.report.contest == contest
     for face in (str(result.report), result.report.to_markdown()):
@@ -94,7 +95,7 @@ def test_errors_of_the_last_round_are_those_of_the_model_made_by_hand(net: nn.Mo
 
         sweep("reconstruct", small, graph, fit)  # 64 samples are all that there are
         errors[name] = float(Judge(net, held)(small).mean())
-    assert [r.samples for r in contest.rounds] == [64, 64]
+    assert [r.samples for r in contest.rounds] == [64]
     assert contest.candidates[0].name == min(errors, key=lambda name: errors[name])
     for c in contest.candidates:
         assert c.errors[-1] == pytest.approx(errors[c.name], rel=1e-3)

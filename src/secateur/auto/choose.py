@@ -20,7 +20,7 @@ from secateur.errors import BudgetError
 from secateur.graph.graph import Graph
 from secateur.plan import Plan
 from secateur.repair.judging import Judge
-from secateur.repair.repair import Repair, Work, resolve
+from secateur.repair.repair import Work, resolve
 from secateur.score import Scores
 from secateur.score.combination import name_of
 from secateur.score.loss import LossFn
@@ -43,13 +43,12 @@ def choose(
 ) -> Choice:
     """Score once, let every candidate plan, and race their plans: apply, repair, judge, and drop the worse.
 
-    The first round only re-estimates batch norms, which costs little, and halves the field; later ones repair
-    in earnest, on more and more of the data.
+    All candidates are repaired on a few samples, and those that may still win on more. The repair is what was
+    asked for; for ``auto`` it is ``reconstruct``. Equal plans run once. What judges is the distance to the
+    dense model's outputs, or `loss_fn`, on `held`.
 
-    All candidates are held to the same budget. Without one, the cost that ``tod`` with its default tolerance
-    decides on is the budget of all. Repairs in earnest are those asked for; for ``auto`` it is
-    ``reconstruct``. Equal plans run once. What judges is the distance to the dense model's outputs, or
-    `loss_fn`, on `held`.
+    All are held to the same budget. Without one, the cost that ``tod`` with its default tolerance decides on
+    is the budget of all.
 
     Args:
         auto: The candidates.
@@ -90,21 +89,16 @@ def choose(
         macs, params = plan.predicted.macs / plan.dense.macs, plan.predicted.params / plan.dense.params
         return Planned(curved, plan, macs, params)
 
-    def way(methods: tuple[Repair, ...]) -> Way:
-        def make(plan: Plan, data: Calibration) -> nn.Module:
-            small = apply(model, plan, "graph", graph=graph)
-            for method in methods:
-                method.run(small, Work(lambda: graph, data))
-            return small
+    methods = next(iter(resolve("reconstruct" if repair == "auto" else repair)), ())
 
-        return Way(" + ".join(method.name for method in methods), make)
+    def make(plan: Plan, data: Calibration) -> nn.Module:
+        small = apply(model, plan, "graph", graph=graph)
+        for method in methods:
+            method.run(small, Work(lambda: graph, data))
+        return small
 
     field = Field.of(auto.rules, known.missing, decide, lambda one, other: one.groups == other.groups)
-    asked = next(iter(resolve("reconstruct" if repair == "auto" else repair)), ())
-    cheap = resolve("batchnorm")[0]
-    rounds = stages(
-        way(asked), None if asked == cheap else way(cheap), few, more, auto.finalists, len(field.planned)
-    )
+    rounds = stages(Way(" + ".join(method.name for method in methods), make), few, more, auto.finalists)
     winner, contest = contend(field, rounds, Judge(model, held, loss_fn), seed=seed, progress=progress)
     return Choice(field.planned[winner].rule, agreed, scores, contest)
 

@@ -20,7 +20,7 @@ from secateur.repair.judging import Judge
 from secateur.score.combination import name_of
 
 FEW, MORE = 1 / 16, 1 / 4
-"""Shares of the data that repairs work on in the first rounds, and in the last."""
+"""Shares of the data that repairs work on in the first round, and in the last."""
 
 LEAST = 64
 """No fewer samples than this, where there are as many."""
@@ -134,7 +134,7 @@ class Stage:
 
 
 def parts(data: Calibration, *, whole: bool = False) -> tuple[Calibration, Calibration]:
-    """The data of the first rounds, and of the last; the same where there is little.
+    """The data of the first round, and of the last; the same where there is little.
 
     Args:
         data: All that repairs may see.
@@ -145,27 +145,18 @@ def parts(data: Calibration, *, whole: bool = False) -> tuple[Calibration, Calib
     return few, (few if LEAST >= MORE * total else thinned(data, MORE, whole=whole))
 
 
-def stages(
-    asked: Way, cheap: Way | None, few: Calibration, more: Calibration, finalists: int, count: int
-) -> list[Stage]:
-    """The rounds: first what costs little, last what counts.
+def stages(way: Way, few: Calibration, more: Calibration, finalists: int) -> list[Stage]:
+    """The rounds: all on a few samples, then those that may still win on more.
 
     Args:
-        asked: The repair in earnest.
-        cheap: What costs next to nothing, for a first round that halves the field; None for no such round.
-        few: The data of the first rounds.
+        way: How models are made.
+        few: The data of the first round.
         more: The data of the last.
         finalists: How many come to the last round, at most.
-        count: How many begin.
     """
-    if not asked.repair:
-        return [Stage(asked, few, Heat(1, None))]
-    found = [Stage(asked, more, Heat(1, None))]
-    if few is not more:
-        found.insert(0, Stage(asked, few, Heat(finalists, MARGIN)))
-    if cheap is not None:
-        found.insert(0, Stage(cheap, few, Heat(max(finalists, -(-count // 2)), None)))
-    return found
+    if not way.repair or few is more:
+        return [Stage(way, few, Heat(1, None))]
+    return [Stage(way, few, Heat(finalists, MARGIN)), Stage(way, more, Heat(1, None))]
 
 
 def contend(

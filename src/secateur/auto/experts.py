@@ -54,7 +54,7 @@ def choose_experts(
     seed: int = 0,
     progress: bool = False,
 ) -> Choice:
-    """As `choose`, for experts; the first round judges them as they come, later ones refitted.
+    """As `choose`, for experts.
 
     Raises:
         NothingToPruneError: No candidate could run; the message says why each could not.
@@ -82,17 +82,15 @@ def choose_experts(
         macs, params = plan.predicted.macs / plan.dense.macs, plan.predicted.params / plan.dense.params
         return Planned(rule, plan, macs, params)
 
-    def applied(plan: Plan, data: Calibration) -> nn.Module:
-        return apply_experts(model, plan, graph=graph)
-
-    def refitted(plan: Plan, data: Calibration) -> nn.Module:
+    def make(plan: Plan, data: Calibration) -> nn.Module:
         small = apply_experts(model, plan, graph=graph)
+        if repair is None:
+            return small
         return repair_experts(small, model, data, graph=graph, seed=seed, progress=False)
 
     few, more = parts(fit)
     field = Field.of(rules, missing, decide, lambda one, other: one.groups == other.groups)
-    asked, cheap = (Way("", applied), None) if repair is None else (Way(METHOD, refitted), Way("", applied))
-    rounds = stages(asked, cheap, few, more, auto.finalists, len(field.planned))
+    rounds = stages(Way("" if repair is None else METHOD, make), few, more, auto.finalists)
     winner, contest = contend(field, rounds, Judge(model, held, loss_fn), seed=seed, progress=progress)
     return Choice(field.planned[winner].rule, agreed, scores, contest)
 

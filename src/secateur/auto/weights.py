@@ -92,21 +92,17 @@ def choose_weights(
         gone = sum(int((~mask).sum()) for mask in plan.masks.values())
         return Planned(curved, plan, None, 1 - gone / params)
 
-    def way(names: str | Sequence[str] | None) -> Way:
-        def make(plan: MaskPlan, data: Calibration) -> nn.Module:
-            small = apply(model, plan, graph)
-            for method in next(iter(resolve_repairs(names, own(plan))), ()):
-                method.run(small, Work(lambda: graph, data))
-            return small
+    names = "reconstruct" if repair == "auto" else repair
+    listed = () if names is None else (names,) if isinstance(names, str) else tuple(names)
 
-        listed = () if names is None else (names,) if isinstance(names, str) else tuple(names)
-        return Way(" + ".join(listed), make)
+    def make(plan: MaskPlan, data: Calibration) -> nn.Module:
+        small = apply(model, plan, graph)
+        for method in next(iter(resolve_repairs(listed, own(plan))), ()):
+            method.run(small, Work(lambda: graph, data))
+        return small
 
     field = Field.of(rules, {}, decide, _same)
-    asked, cheap = way("reconstruct" if repair == "auto" else repair), way("batchnorm")
-    rounds = stages(
-        asked, None if asked.repair == cheap.repair else cheap, few, more, auto.finalists, len(field.planned)
-    )
+    rounds = stages(Way(" + ".join(listed), make), few, more, auto.finalists)
     winner, contest = contend(field, rounds, Judge(model, held, loss_fn), seed=seed, progress=progress)
     return Choice(field.planned[winner].rule, agreed, scores, contest)
 
