@@ -3,12 +3,15 @@
     python -m benchmarks.bench_auto ranking [--networks resnet20 densenet deit] [--share 0.5] [--seeds N]
     python -m benchmarks.bench_auto cost [--threads N]
     python -m benchmarks.bench_auto rounds [--seeds N]
+    python -m benchmarks.bench_auto weights experts [--seeds N]
 
 - ranking: every candidate of `sc.Auto` at one budget, refitted on part and on all of the calibration data.
   How well the held-out loss on labels and the held-out distance to the dense model's outputs, each on 200
   samples, rank the candidates' top-1 on the test images: Spearman's correlation. And what `auto` chose.
 - cost: processor seconds and wall seconds from the call to the verified and repaired ResNet-20, 1,000 images.
 - rounds: ``steps`` of 1, 2 and 4 for the repair-aware rule and ToD, ResNet-20 and DeiT, top-1.
+- weights, experts: `auto` for single weights of ResNet-20 (top-1) and for experts of the small Qwen2-MoE
+  (perplexity a character), beside each of its candidates alone, in the same call of `sc.prune`.
 
 Each part goes to `benchmarks/results/auto_<part>.json`.
 """
@@ -19,6 +22,7 @@ import argparse
 import statistics
 import sys
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -28,10 +32,14 @@ from torch import Tensor, nn
 import secateur as sc
 from benchmarks import cifar, results
 from benchmarks.bench_repair import draw
+from benchmarks.characters import perplexity, text
+from benchmarks.moe_language_model import batches, library, trained
 from benchmarks.resnet20 import top1
 from benchmarks.small_networks import network
 from secateur.allocate.unit_distortions import with_unit_curves
 from secateur.auto.contending import FEW, MORE
+from secateur.auto.experts import DEFAULT as EXPERTS
+from secateur.auto.weights import DEFAULT as WEIGHTS
 from secateur.calibration import Calibration
 from secateur.calibration.thinning import thinned
 from secateur.evaluate import evaluate
@@ -39,7 +47,10 @@ from secateur.repair.batchnorm import batch_norms, reestimate
 from secateur.repair.judging import Judge
 from secateur.repair.sweep import sweep
 
+PARTS = ("ranking", "cost", "rounds", "weights", "experts")
 IMAGES = 1000
+STRETCHES, BATCHES = 160, 5
+"""Of 128 characters: test text, and batches of 32 to calibrate on."""
 STAGES = ("batchnorm, 1/16", "reconstruct, 1/16", "reconstruct, 1/4", "reconstruct, all")
 
 
@@ -185,12 +196,75 @@ def rounds(seeds: int, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]
     return rows
 
 
+def weights(
+    seeds: int, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], images: int
+) -> list[dict[str, Any]]:
+    """Top-1 of `auto` and of each candidate for single weights."""
+    model = network("resnet20").eval()
+
+    def pruned(rule: Any, share: float, seed: int) -> Any:
+        return sc.prune(
+            model, draw(seed, images, *train), sc.Budget(sparsity=share), rule, "weight",
+            repair="reconstruct", seed=seed, progress=False,
+        )  # fmt: skip
+
+    rules = {name: make() for name, make in WEIGHTS.items()}
+    return beside(rules, (0.7, 0.9), seeds, pruned, lambda small: 100 * top1(small.eval(), *test))
+
+
+def experts(seeds: int, stretches: int, count: int) -> list[dict[str, Any]]:
+    """Perplexity of `auto` and of each candidate for experts."""
+    library()
+    model = trained()
+    train, test, _ = text()
+
+    def pruned(rule: Any, share: float, seed: int) -> Any:
+        return sc.prune(
+            model, batches(train, count, seed + 1), sc.Budget(experts=share), rule, "expert", measure_latency=False, seed=seed,
+            progress=False,
+        )  # fmt: skip
+
+    rules = {name: make() for name, make in EXPERTS.items()}
+    return beside(rules, (0.75, 0.5), seeds, pruned, lambda small: perplexity(small, test, stretches))
+
+
+def beside(
+    rules: dict[str, Any],
+    shares: Sequence[float],
+    seeds: int,
+    pruned: Callable[[Any, float, int], Any],
+    measured: Callable[[nn.Module], float],
+) -> list[dict[str, Any]]:
+    """Every rule and `auto` at every share, by seed; printed as means."""
+    rows = []
+    for seed in range(seeds):
+        for share in shares:
+            for name, rule in {**rules, "auto": "auto"}.items():
+                found = pruned(rule, share, seed)
+                contest = found.report.contest
+                rows.append({
+                    "seed": seed, "share": share, "rule": name, "value": measured(found.model),
+                    "chose": None if contest is None else contest.candidates[0].name,
+                })  # fmt: skip
+                print(rows[-1], file=sys.stderr, flush=True)
+    lines = []
+    for name in (*rules, "auto"):
+        cells = []
+        for share in shares:
+            values = [r["value"] for r in rows if (r["rule"], r["share"]) == (name, share)]
+            spread = statistics.stdev(values) if len(values) > 1 else 0.0
+            cells.append(f"{statistics.mean(values):.2f} ± {spread:.2f}")
+        lines.append((name, *cells))
+    print(results.table(("rule", *(f"{share:g}" for share in shares)), lines))
+    return rows
+
+
 def main() -> None:
     """Runs the parts that are named, and writes their result files."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("parts", nargs="+", choices=("ranking", "cost", "rounds"))
+    parser.add_argument("parts", nargs="+", choices=PARTS)
     parser.add_argument("--networks", nargs="+", default=["resnet20", "densenet", "deit"])
     parser.add_argument("--share", type=float, default=0.5, help="of the MACs")
     parser.add_argument("--seeds", type=int, default=1)
@@ -209,8 +283,12 @@ def main() -> None:
             print(ranking_table(rows))
         elif part == "cost":
             rows = cost(asked.threads, train)
-        else:
+        elif part == "rounds":
             rows = rounds(asked.seeds, train, test)
+        elif part == "weights":
+            rows = weights(asked.seeds, train, test, IMAGES)
+        else:
+            rows = experts(asked.seeds, STRETCHES, BATCHES)
         results.write(f"auto_{part}", {"images": IMAGES, "test_images": asked.test, "runs": rows})
 
 
