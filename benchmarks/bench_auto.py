@@ -220,8 +220,8 @@ def experts(seeds: int, stretches: int, count: int) -> list[dict[str, Any]]:
 
     def pruned(rule: Any, share: float, seed: int) -> Any:
         return sc.prune(
-            model, batches(train, count, seed + 1), sc.Budget(experts=share), rule, "expert", measure_latency=False, seed=seed,
-            progress=False,
+            model, batches(train, count, seed + 1), sc.Budget(experts=share), rule, "expert",
+            measure_latency=False, seed=seed, progress=False,
         )  # fmt: skip
 
     rules = {name: make() for name, make in EXPERTS.items()}
