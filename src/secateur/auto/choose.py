@@ -12,7 +12,7 @@ from secateur.allocate.registry import Allocates
 from secateur.allocate.unit_distortions import with_unit_curves
 from secateur.apply.apply import apply
 from secateur.auto.auto import Auto
-from secateur.auto.contending import Field, Planned, Way, contend, parts, stages
+from secateur.auto.contending import Field, Planned, Way, contend, parts
 from secateur.auto.outcome import Choice
 from secateur.auto.scored import Scored, scored
 from secateur.calibration import Calibration
@@ -98,8 +98,9 @@ def choose(
         return small
 
     field = Field.of(auto.rules, known.missing, decide, lambda one, other: one.groups == other.groups)
-    rounds = stages(Way(" + ".join(method.name for method in methods), make), few, more, auto.finalists)
-    winner, contest = contend(field, rounds, Judge(model, held, loss_fn), seed=seed, progress=progress)
+    way = Way(" + ".join(method.name for method in methods), make)
+    judge = Judge(model, held, loss_fn)
+    winner, contest = contend(field, way, few, more, auto.finalists, judge, seed=seed, progress=progress)
     return Choice(field.planned[winner].rule, agreed, scores, contest)
 
 

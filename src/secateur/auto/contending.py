@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,21 +118,6 @@ class Way:
     make: Callable[[Any, Calibration], nn.Module]
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One round of the race.
-
-    Attributes:
-        way: How models are made.
-        data: What their repair works on.
-        heat: What the round decides.
-    """
-
-    way: Way
-    data: Calibration
-    heat: Heat
-
-
 def parts(data: Calibration, *, whole: bool = False) -> tuple[Calibration, Calibration]:
     """The data of the first round, and of the last; the same where there is little.
 
@@ -145,55 +130,55 @@ def parts(data: Calibration, *, whole: bool = False) -> tuple[Calibration, Calib
     return few, (few if LEAST >= MORE * total else thinned(data, MORE, whole=whole))
 
 
-def stages(way: Way, few: Calibration, more: Calibration, finalists: int) -> list[Stage]:
-    """The rounds: all on a few samples, then those that may still win on more.
-
-    Args:
-        way: How models are made.
-        few: The data of the first round.
-        more: The data of the last.
-        finalists: How many come to the last round, at most.
-    """
-    if not way.repair or few is more:
-        return [Stage(way, few, Heat(1, None))]
-    return [Stage(way, few, Heat(finalists, MARGIN)), Stage(way, more, Heat(1, None))]
-
-
 def contend(
-    field: Field, rounds: Sequence[Stage], judge: Judge, *, seed: int = 0, progress: bool = False
+    field: Field,
+    way: Way,
+    few: Calibration,
+    more: Calibration,
+    finalists: int,
+    judge: Judge,
+    *,
+    seed: int = 0,
+    progress: bool = False,
 ) -> tuple[str, Contest]:
-    """The winner's name, and what became of each candidate.
+    """Let all race on a few samples, then those that may still win on more.
 
     Args:
         field: Who takes part.
-        rounds: The last leaves one.
+        way: How models are made.
+        few: The data of the first round.
+        more: The data of the last; one round decides where that is the same, or nothing is repaired.
+        finalists: How many come to the last round, at most.
         judge: Measures, on held-out data.
         seed: Of everything that draws.
         progress: Show bars on a terminal.
 
+    Returns:
+        The winner's name, and what became of each candidate.
+
     Raises:
         NothingToPruneError: No plan could be run; the message says why.
     """
+    rounds = [(few, Heat(finalists, MARGIN)), (more, Heat(1, None))]
+    if not way.repair or few is more:
+        rounds = [(few, Heat(1, None))]
 
     def run(name: str, number: int) -> NDArray[np.float64] | str:
         step(f"{name}, round {number + 1}")
         try:
-            return judge(rounds[number].way.make(field.planned[name].plan, rounds[number].data))
+            return judge(way.make(field.planned[name].plan, rounds[number][0]))
         except SecateurError as error:
             return f"did not run: {error}"
 
     with seeded(seed), steps(None, progress) as step:
-        order = race(list(field.planned), run, [stage.heat for stage in rounds])
+        order = race(list(field.planned), run, [heat for _, heat in rounds])
     if order[0].out:
         raise NothingToPruneError(f"auto: expected a candidate that can run, got none: {order[0].out}.")
     return order[0].name, Contest(
         measure=judge.measure,
         rounds=tuple(
-            Round(
-                repair=stage.way.repair,
-                samples=sum(batch.size for batch in stage.data) if stage.way.repair else 0,
-            )
-            for stage in rounds[: len(order[0].errors)]
+            Round(repair=way.repair, samples=sum(batch.size for batch in data) if way.repair else 0)
+            for data, _ in rounds[: len(order[0].errors)]
         ),
         held=judge.samples,
         candidates=(*(_ran(runner, field.planned[runner.name]) for runner in order), *field.others),

@@ -10,7 +10,7 @@ from torch import nn
 from secateur.allocate import EMP, Budget, Global, Limits, ToD, Uniform
 from secateur.allocate.base import Allocator
 from secateur.auto.auto import Auto
-from secateur.auto.contending import Field, Planned, Way, contend, parts, stages
+from secateur.auto.contending import Field, Planned, Way, contend, parts
 from secateur.auto.outcome import Choice
 from secateur.calibration import Calibration
 from secateur.errors import BudgetError
@@ -90,8 +90,9 @@ def choose_experts(
 
     few, more = parts(fit)
     field = Field.of(rules, missing, decide, lambda one, other: one.groups == other.groups)
-    rounds = stages(Way("" if repair is None else METHOD, make), few, more, auto.finalists)
-    winner, contest = contend(field, rounds, Judge(model, held, loss_fn), seed=seed, progress=progress)
+    way = Way("" if repair is None else METHOD, make)
+    judge = Judge(model, held, loss_fn)
+    winner, contest = contend(field, way, few, more, auto.finalists, judge, seed=seed, progress=progress)
     return Choice(field.planned[winner].rule, agreed, scores, contest)
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from secateur.allocate import EMP, ERK, LAMP, Budget, Limits, Repairability, Uniform, resolve
 from secateur.allocate.registry import Allocates
 from secateur.auto.auto import Auto
-from secateur.auto.contending import Field, Planned, Way, contend, parts, stages
+from secateur.auto.contending import Field, Planned, Way, contend, parts
 from secateur.auto.outcome import Choice
 from secateur.calibration import Calibration
 from secateur.graph.graph import Graph
@@ -102,8 +102,9 @@ def choose_weights(
         return small
 
     field = Field.of(rules, {}, decide, _same)
-    rounds = stages(Way(" + ".join(listed), make), few, more, auto.finalists)
-    winner, contest = contend(field, rounds, Judge(model, held, loss_fn), seed=seed, progress=progress)
+    way = Way(" + ".join(listed), make)
+    judge = Judge(model, held, loss_fn)
+    winner, contest = contend(field, way, few, more, auto.finalists, judge, seed=seed, progress=progress)
     return Choice(field.planned[winner].rule, agreed, scores, contest)
 
 
