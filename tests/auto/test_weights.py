@@ -36,6 +36,8 @@ def test_the_winner_is_who_measures_best_in_the_last_round_and_its_plan_is_the_r
     assert all(torch.equal(t, alone.model.state_dict()[n]) for n, t in result.model.state_dict().items())
     assert (result.report.rule, result.report.asked["allocator"]) == (alone.plan.allocator, "auto")
 
+    assert [layer.scores for layer in result.report.layers] == [layer.scores for layer in alone.report.layers]
+
     # By hand: with this little data there is one round, on all that is not held out.
     fit, held = sc.Calibration.of(batches).split()
     judge, graph, errors = Judge(model, held), result.graph, {}

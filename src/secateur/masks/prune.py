@@ -171,7 +171,7 @@ def prune(
                 kept=int(mask.sum()),
                 total=mask.size,
                 producers=(name,),
-                scores=histograms(scores, name, mask),
+                scores=histograms(scores.only(asked_of(rule)), name, mask),
             )
             for name, mask in plan.masks.items()
         ),
