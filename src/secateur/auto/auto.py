@@ -36,7 +36,7 @@ class Auto:
 
     Pass it, or its name ``"auto"``, as `allocator` to `sc.prune`. It is no rule itself: what the winner is
     depends on the model, the data, the budget and the repair. For units it is the default; single weights
-    and experts have candidates of their own (`secateur.auto.weights`, `secateur.auto.experts`).
+    and experts have candidates of their own (`secateur.masks.choose`, `secateur.experts.choose`).
 
     Attributes:
         candidates: By the name that the report shows; rules, or their names. The default takes every paper's

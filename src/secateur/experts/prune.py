@@ -10,12 +10,12 @@ from torch import nn
 from secateur.allocate import Budget, Limits
 from secateur.apply.record import record_of, with_repairs
 from secateur.auto.auto import Auto
-from secateur.auto.experts import choose_experts
 from secateur.calibration import Calibration
 from secateur.errors import SettingError
 from secateur.evaluate import evaluate
 from secateur.experts.allocate import allocate_experts, rule_called
 from secateur.experts.apply import apply_experts, verify_experts
+from secateur.experts.choose import choose_experts
 from secateur.experts.repair import METHOD, repair_experts
 from secateur.experts.score import score_experts
 from secateur.experts.trace import trace_experts

@@ -12,7 +12,6 @@ from secateur.allocate import Budget, Limits
 from secateur.allocate.registry import Allocates
 from secateur.apply.record import record_of
 from secateur.auto.auto import Auto, rule_or_auto
-from secateur.auto.weights import choose_weights
 from secateur.calibration import Calibration
 from secateur.cost import weight_bytes
 from secateur.evaluate import evaluate
@@ -20,6 +19,7 @@ from secateur.graph.graph import Graph
 from secateur.graph.trace import trace
 from secateur.masks.allocate import allocate
 from secateur.masks.apply import apply, check
+from secateur.masks.choose import choose_weights
 from secateur.masks.distortion import with_curves
 from secateur.masks.plan import MaskPlan
 from secateur.masks.score import asked_of, score

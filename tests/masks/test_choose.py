@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import secateur as sc
-from secateur.auto.weights import DEFAULT
 from secateur.errors import NothingToPruneError, SettingError, UnreachableBudgetError
 from secateur.masks import apply, prune
 from secateur.masks.allocate import allocate
+from secateur.masks.choose import DEFAULT
 from secateur.masks.weights import Weights
 from secateur.repair.judging import Judge
 from secateur.repair.repair import REPAIRS, Work

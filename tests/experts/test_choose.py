@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import secateur as sc
-from secateur.auto.experts import DEFAULT
 from secateur.errors import BudgetError, NothingToPruneError
 from secateur.experts.allocate import rule_called
+from secateur.experts.choose import DEFAULT
 from tests.experts.models import make, words
 
 
