@@ -25,8 +25,8 @@ from secateur.graph.trace import trace
 from secateur.models import unwrap
 from secateur.plan import CostRecord, Plan
 from secateur.progress import steps
+from secateur.repair.methods import resolve as resolve_repairs
 from secateur.repair.repair import repair as repair_model
-from secateur.repair.repair import resolve as resolve_repairs
 from secateur.result import few
 from secateur.score import score
 from secateur.score.loss import LossFn

@@ -26,8 +26,8 @@ from secateur.masks.prune import MaskResult
 from secateur.masks.prune import prune as prune_weights
 from secateur.models import unwrap
 from secateur.plan import Plan
+from secateur.repair.methods import resolve as resolve_repairs
 from secateur.repair.repair import repair as repair_model
-from secateur.repair.repair import resolve as resolve_repairs
 from secateur.report.data import versions
 from secateur.report.evidence import knob_of, layers_of
 from secateur.report.report import Report

@@ -12,7 +12,7 @@ from secateur.config.run import CompareSection
 from secateur.experts.signals import SIGNALS as EXPERT_SIGNALS
 from secateur.masks import CRITERIA
 from secateur.masks.transition import REPAIRS as MASK_REPAIRS
-from secateur.repair.repair import REPAIRS
+from secateur.repair.methods import REPAIRS
 from secateur.score.registry import SIGNALS
 
 

@@ -16,7 +16,7 @@ from secateur.masks.allocate import allocate
 from secateur.masks.choose import DEFAULT
 from secateur.masks.weights import Weights
 from secateur.repair.judging import Judge
-from secateur.repair.repair import REPAIRS, Work
+from secateur.repair.methods import REPAIRS, Work
 from tests.masks.nets import data, net
 
 CANDIDATES = {"even": sc.Uniform(), "emp": sc.EMP(), "wanda": sc.ERK(removal="wanda")}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import secateur as sc
-from secateur.repair.repair import REPAIRS
+from secateur.repair.methods import REPAIRS
 from tests.apply.plans import random_plan
 from tests.models import TOPOLOGIES, build
 from tests.repair.nets import Data, distance, inputs, pruned, topology, topology_data

@@ -13,8 +13,11 @@ import torch
 from torch import Tensor, nn
 
 import secateur as sc
+from secateur.repair import trials
 from secateur.repair.judging import Judge
-from secateur.repair.repair import AUTO, NOTHING, REPAIRS, Repair, Work, flush_subnormals
+from secateur.repair.methods import AUTO, REPAIRS, Repair, Work
+from secateur.repair.repair import flush_subnormals
+from secateur.repair.trials import NOTHING
 from tests.apply.plans import plan_of, random_plan
 from tests.graph.test_trace import assert_same, state_of
 from tests.models import TOPOLOGIES, build
@@ -251,10 +254,9 @@ def test_without_any_bias_a_shift_has_nothing_to_change() -> None:
 def test_plenty_of_data_run_all_on_a_part_and_the_best_two_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
     dense, small = pruned()
     data = samples(labels=False)
-    module = importlib.import_module("secateur.repair.repair")
     every = by_method(sc.repair(small, dense, data))
     assert not any("fitted_on" in entry for entry in every.values())
-    monkeypatch.setattr(module, "HEAT", 4)
+    monkeypatch.setattr(trials, "HEAT", 4)
     tried = by_method(sc.repair(small, dense, data))
     assert {*tried} == {*every}
     final = [name for name, entry in tried.items() if "fitted_on" not in entry]

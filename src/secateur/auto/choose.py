@@ -20,7 +20,7 @@ from secateur.errors import BudgetError
 from secateur.graph.graph import Graph
 from secateur.plan import Plan
 from secateur.repair.judging import Judge
-from secateur.repair.repair import Work, resolve
+from secateur.repair.methods import Work, resolve
 from secateur.score import Scores
 from secateur.score.combination import name_of
 from secateur.score.loss import LossFn

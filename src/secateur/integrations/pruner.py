@@ -29,8 +29,8 @@ from secateur.integrations.shapes import ROUNDS, pruned_record, rounds_of
 from secateur.integrations.wrappers import as_written, check_whole, refresh
 from secateur.models import device_of, unwrap
 from secateur.plan import Plan
+from secateur.repair.methods import resolve as resolve_repairs
 from secateur.repair.repair import repair as repair_model
-from secateur.repair.repair import resolve as resolve_repairs
 from secateur.score import Scores, score
 from secateur.score.distributed import joined
 from secateur.score.loss import LossFn

@@ -22,8 +22,8 @@ from secateur.masks.plan import MaskPlan
 from secateur.masks.score import asked_of, score
 from secateur.masks.weights import Weights
 from secateur.repair.judging import Judge
-from secateur.repair.repair import Repair, Work
-from secateur.repair.repair import resolve as resolve_repairs
+from secateur.repair.methods import Repair, Work
+from secateur.repair.methods import resolve as resolve_repairs
 from secateur.score.loss import LossFn
 
 DEFAULT: Mapping[str, Callable[[], Allocates]] = MappingProxyType(

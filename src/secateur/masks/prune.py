@@ -26,9 +26,9 @@ from secateur.masks.score import asked_of, score
 from secateur.masks.surgeon import surgeon
 from secateur.masks.weights import Weights
 from secateur.models import unwrap
-from secateur.repair.repair import Repair, Work
+from secateur.repair.methods import Repair, Work
+from secateur.repair.methods import resolve as resolve_repairs
 from secateur.repair.repair import repair as repair_model
-from secateur.repair.repair import resolve as resolve_repairs
 from secateur.report.data import Figures, Layer, versions
 from secateur.report.evidence import histograms
 from secateur.report.report import Report
