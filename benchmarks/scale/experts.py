@@ -15,7 +15,7 @@ from benchmarks.scale.subject import Subject
 from benchmarks.scale.work import Work
 from secateur.experts.blocks import Block
 from secateur.experts.graph import expert_parameters
-from secateur.experts.repair import DAMPINGS, _inner
+from secateur.experts.repair import DAMPINGS, _inner, passes
 from secateur.experts.routing import replaced
 from secateur.experts.trace import trace_experts
 
@@ -124,39 +124,39 @@ def score(subject: Subject, found: list[Mixture]) -> Work:
 
 
 def repair(subject: Subject, found: list[Mixture], share: float = 0.5, memory: int = 2**31) -> Work:
-    r"""`experts/repair.py`: dense forward, each pruned block, one regression for each block.
+    r"""`experts/repair.py`: dense forward, each pruned block, as many experts together as fit.
 
-    With k experts kept of inner size i and width w, c = k · i columns: t · c · (c + w) multiply-adds in
+    With k experts of inner size i together, and width w, c = k · i columns: t · c · (c + w) multiply-adds in
     float64 for t tokens, then for every damping and the end a Cholesky factor (c³ / 6), its solves (c² · w)
-    and the held-out error (c² · w). Held: for as many blocks as fit `memory` together (one at least), 2 · 8
-    · c² bytes of sums, as much of cross products as c · w, and while one is solved three matrices more. One
-    batch's columns are held as well: 8 · t · c. The data are read once for every such part.
+    and the held-out error (c² · w). Held: for all that one pass refits, 2 · 8 · c² bytes of sums, as much of
+    cross products as c · w, and while one is solved three matrices more. One batch's columns are held as
+    well: 8 · t · c.
     """
     tokens = subject.batch * _length(subject)
     kind = str(next(subject.model.parameters()).dtype).removeprefix("torch.")
     count = batches(subject.repaired, subject)
-    together = max(1, memory // max(sums_of_a_block(m, share) for m in found))
-    parts = -(-len(found) // together)
+    by_name = {m.block.name: m for m in found}
+    kept = {m.block.name: round(m.count * share) for m in found}
+    passed = passes(subject.model, [m.block for m in found], kept, memory)
     dense = outside(subject, found, backward=False)
     for m in found:
         dense += m.forward(tokens, kind)
-    work = dense * (count * parts)
+    work = dense * (count * len(passed))
     widest = held = 0
     solves = len(DAMPINGS) + 1
-    for m in found:
-        c = round(m.count * share) * m.inner
-        work += m.forward(tokens, kind) * (3 * count)
-        work += Work({"matmul float64": tokens * c * (c + m.width), "bytes": tokens * c * 8 * 4}) * count
-        solved = {"matmul float64": 2 * c * c * m.width, "factor float64": c**3 / 6, "bytes": 56 * c * c}
-        work += Work(solved) * solves
-        held = max(held, min(together, len(found)) * 2 * 8 * c * (c + m.width))
-        widest = max(widest, 8 * (3 * c * c + 2 * c * m.width), 2 * 8 * tokens * c)
+    for parts in passed:
+        here = 0
+        for part in parts:
+            m = by_name[part.block.name]
+            c = len(part.experts) * m.inner
+            work += m.forward(tokens, kind) * (3 * count)
+            work += Work({"matmul float64": tokens * c * (c + m.width), "bytes": tokens * c * 8 * 4}) * count
+            solved = {"matmul float64": 2 * c * c * m.width, "factor float64": c**3 / 6, "bytes": 56 * c * c}
+            work += Work(solved) * solves
+            here += 2 * 8 * c * (c + m.width)
+            widest = max(widest, 8 * (3 * c * c + 2 * c * m.width), 2 * 8 * tokens * c)
+        held = max(held, here)
     return Work(work.amounts, held + widest + subject.bytes)
-
-
-def sums_of_a_block(mixture: Mixture, share: float = 0.5) -> int:
-    """Bytes that `repair_experts` says one block's sums need."""
-    return 2 * 8 * (round(mixture.count * share) * mixture.inner) ** 2
 
 
 def _length(subject: Subject) -> int:

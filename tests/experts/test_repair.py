@@ -14,7 +14,7 @@ import secateur as sc
 from secateur.experts import repair as room
 from secateur.experts.apply import apply_experts
 from secateur.experts.down import inputs_of
-from secateur.experts.repair import repair_experts
+from secateur.experts.repair import passes, repair_experts
 from secateur.experts.routing import watching
 from secateur.experts.trace import trace_experts
 from tests.experts.models import FAMILIES, Mixture, PlainLM, make, words
@@ -55,7 +55,9 @@ def test_what_goes_into_the_down_projections_gives_the_experts_outputs(family: s
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-def test_it_is_the_ridge_solution(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("together", [3, 2, 1])
+def test_it_is_the_ridge_solution(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all experts at once, or of some after others: then to what those before them leave."""
     monkeypatch.setattr(room, "DAMPINGS", (1e-2,))
     torch.manual_seed(0)
     model = PlainLM(inner=3, experts=5, k=2).eval()
@@ -63,10 +65,14 @@ def test_it_is_the_ridge_solution(monkeypatch: pytest.MonkeyPatch) -> None:
     graph = trace_experts(model, ids)
     keep = {"blocks.1": np.array([True, False, True, True, False])}
     small = apply_experts(model, plan_of(graph, keep), graph=graph)
-    repaired = repair_experts(small, model, [ids], graph=graph)
+    repaired = repair_experts(small, model, [ids], graph=graph, memory=16 * (3 * together) ** 2)
     entry = sc.record_of(repaired).repairs[0]
     assert entry["kept"]
-    assert entry["blocks"]["blocks.1"]["after"] < entry["blocks"]["blocks.1"]["before"]
+    found = entry["blocks"]["blocks.1"]
+    assert found["after"] < found["before"]
+    parts = [range(part[0], part[-1] + 1) for part in np.array_split(np.arange(3), -(-3 // together))]
+    assert len(found["dampings"]) == len(parts)
+    assert set(found["dampings"]) <= {1e-2, None}
 
     seen = []
     model.blocks[1].register_forward_hook(lambda _, args, out: seen.append((args[0], out)))
@@ -74,24 +80,46 @@ def test_it_is_the_ridge_solution(monkeypatch: pytest.MonkeyPatch) -> None:
         model(ids)
     x, y = (t.detach().double().flatten(0, 1) for t in seen[0])
     block: Mixture = copy.deepcopy(small.blocks[1]).double()
-    rows, targets = [], []
-    for t in range(len(x)):
-        values, chosen = block.router(x[t]).topk(2)
-        row = torch.zeros(3, 3, dtype=torch.float64)
-        for weight, e in zip(values.softmax(-1), chosen, strict=True):
-            row[e] = weight * torch.tanh(block.experts[e].up(x[t]))
-        rows.append(row.flatten().detach())
-        targets.append((y[t] - block(x[t][None])[0]).detach())
-    a, b = torch.stack(rows), torch.stack(targets)
-    ridge = 1e-2 * (a.T @ a).diagonal().mean()
-    change = torch.linalg.solve(a.T @ a + ridge * torch.eye(9, dtype=torch.float64), a.T @ b).reshape(
-        3, 3, -1
-    )
+    for part, damping in zip(parts, found["dampings"], strict=True):
+        if damping is None:  # no better on held-out tokens
+            continue
+        rows, targets = [], []
+        for t in range(len(x)):
+            values, chosen = block.router(x[t]).topk(2)
+            row = torch.zeros(3, 3, dtype=torch.float64)
+            for weight, e in zip(values.softmax(-1), chosen, strict=True):
+                row[e] = weight * torch.tanh(block.experts[e].up(x[t]))
+            rows.append(row[part.start : part.stop].flatten().detach())
+            targets.append((y[t] - block(x[t][None])[0]).detach())
+        a, b = torch.stack(rows), torch.stack(targets)
+        ridge = 1e-2 * (a.T @ a).diagonal().mean() * torch.eye(a.shape[1], dtype=torch.float64)
+        change = torch.linalg.solve(a.T @ a + ridge, a.T @ b).reshape(len(part), 3, -1)
+        for e, matrix in zip(part, change, strict=True):
+            block.experts[e].down.weight.data += matrix.T
     for e in range(3):
-        got = repaired.blocks[1].experts[e].down.weight - small.blocks[1].experts[e].down.weight
-        torch.testing.assert_close(got.detach().double(), change[e].T, rtol=1e-3, atol=1e-5)
+        got, wanted = repaired.blocks[1].experts[e].down.weight, block.experts[e].down.weight
+        torch.testing.assert_close(got.detach().double(), wanted.detach(), rtol=1e-3, atol=1e-5)
     for name, tensor in small.blocks[0].state_dict().items():
         assert torch.equal(tensor, repaired.blocks[0].state_dict()[name])
+
+
+def test_passes_take_all_experts_of_a_block_or_one_part_of_each_block_at_a_time() -> None:
+    model, _, graph = pruned("plain")
+    blocks = list(graph.blocks)
+    kept = dict.fromkeys((block.name for block in blocks), 3)
+
+    def ranges(memory: int) -> list[list[tuple[str, list[int]]]]:
+        return [
+            [(p.block.name, list(p.experts)) for p in part] for part in passes(model, blocks, kept, memory)
+        ]
+
+    one = 16 * 12**2
+    names = list(kept)
+    assert ranges(len(names) * 9 * one) == [[(name, [0, 1, 2]) for name in names]]
+    assert ranges(9 * one) == [[(name, [0, 1, 2])] for name in names]
+    assert ranges(4 * one) == [[(name, [0, 1])] for name in names] + [[(name, [2]) for name in names]]
+    assert len(names) <= 4
+    assert ranges(one) == [[(name, [e])] for e in range(3) for name in names]
 
 
 @pytest.mark.parametrize("family", ["qwen2", "mixtral", "gptoss", "plain"])
@@ -113,7 +141,7 @@ def test_blocks_that_do_not_fit_together_are_read_in_turn() -> None:
     for name, tensor in together.state_dict().items():
         assert torch.equal(tensor, apart.state_dict()[name])
     with pytest.raises(
-        sc.SettingError, match=r"expected sums that fit into 1,000 bytes, got 9,216 for blocks.0"
+        sc.SettingError, match=r"expected sums that fit into 1,000 bytes, got 2,304 for an expert of blocks.0"
     ):
         repair_experts(small, model, data, graph=graph, memory=1000)
 

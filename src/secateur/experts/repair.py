@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -44,48 +46,57 @@ def repair_experts(
               + \lambda \sum_e \lVert D_e \rVert^2
 
     g being the pruned router's weights and a what goes into a down-projection. Only sums of products are
-    kept, in float64: per block the square of (experts kept × their inner size). The last fifth of each
-    batch's tokens is held out to choose λ; a block whose held-out error no λ lowers stays as it is. All sums
-    then give the result. Blocks are fitted from the dense model's activations, each on its own: later ones do
-    not make up for errors of earlier ones.
+    kept, in float64: per block the square of (experts kept × their inner size). Where that does not fit into
+    `memory`, as many experts as fit are refitted at a time, those after them to what these leave. The last
+    fifth of each batch's tokens is held out to choose λ; experts whose held-out error no λ lowers stay as
+    they are. All sums then give the result. Blocks are fitted from the dense model's activations, each on its
+    own: later ones do not make up for errors of earlier ones.
 
     Args:
         small: What `apply_experts` returned; it is left as it was.
         model: The dense model.
         calibration: Data, without labels. What `Calibration.of` takes.
         graph: The trace of the dense model.
-        memory: Most bytes for sums; if all blocks need more, the data are read several times.
+        memory: Most bytes for sums; if all blocks need more, the data are read several times. ``2**35``
+            refits 32 experts of inner size 1,408 together, the default eight.
         seed: For shuffling loaders.
         progress: Show a bar on a terminal.
 
     Returns:
         A repaired copy. `secateur.record_of` has the held-out errors before and after, as shares of the dense
-        blocks' output: sum ||y - ŷ||² / sum ||y||². Of each block the sums of squares, and λ.
+        blocks' output: sum ||y - ŷ||² / sum ||y||². Of each block the sums of squares, and λ of each part.
 
     Raises:
-        SettingError: One block's sums alone need more than `memory`, or experts do not end in a linear layer.
+        SettingError: One expert's sums alone need more than `memory`, or experts do not end in a linear
+            layer.
         ArtifactError: `small` did not come from `apply_experts`.
     """
     record = record_of(small)
     kept = {group.name: group.kept for group in record.plan.groups if group.removed}
     repaired = duplicate(small)
     data = Calibration.of(calibration, seed=seed).to(device_of(model))
-    blocks = [block for block in graph.blocks if block.name in kept]
+    blocks = {block.name: block for block in graph.blocks if block.name in kept}
     report: dict[str, Any] = {}
-    for part in _parts(model, blocks, kept, memory):
-        fits = {block.name: _Fit(repaired, replace(block, count=kept[block.name])) for block in part}
+    for parts in passes(model, list(blocks.values()), kept, memory):
+        fits = {part.block.name: _Fit(repaired, part) for part in parts}
+        dense = [blocks[name] for name in fits]
 
         def watch(call: Call, _: Callable[[], Routed], fits: dict[str, _Fit] = fits) -> None:
             fits[call.block.name].add(call)
 
-        with evaluating(model), evaluating(repaired), torch.no_grad(), watching(model, part, watch):
+        with evaluating(model), evaluating(repaired), torch.no_grad(), watching(model, dense, watch):
             for batch in data.batches("Repairing experts", progress):
                 model(*batch.args, **batch.kwargs)
-        report |= {name: fit.solve() for name, fit in fits.items()}
+        for name, fit in fits.items():
+            found = fit.solve()
+            damping = found.pop("damping")
+            known = report.setdefault(name, {**found, "dampings": []})
+            known["after"] = found["after"]
+            known["dampings"].append(damping)
     scale = sum(found["scale"] for found in report.values()) or 1.0
     entry = {
         "method": METHOD,
-        "kept": any(found["damping"] is not None for found in report.values()),
+        "kept": any(set(found["dampings"]) != {None} for found in report.values()),
         "measure": "distance to the dense blocks",
         "before": sum(found["before"] for found in report.values()) / scale,
         "after": sum(found["after"] for found in report.values()) / scale,
@@ -95,27 +106,52 @@ def repair_experts(
     return with_repairs(repaired, [entry])
 
 
-def _parts(model: nn.Module, blocks: list[Block], kept: dict[str, int], memory: int) -> Iterator[list[Block]]:
-    """The blocks in order, as many at a time as the memory allows."""
-    part: list[Block] = []
-    used = 0
+@dataclass(frozen=True)
+class Part:
+    """Experts of a block whose down-projections are refitted together.
+
+    Attributes:
+        block: The pruned block.
+        experts: Their numbers among those that stayed.
+    """
+
+    block: Block
+    experts: range
+
+
+def passes(model: nn.Module, blocks: list[Block], kept: dict[str, int], memory: int) -> list[list[Part]]:
+    """What each pass over the data refits: as many blocks as the memory allows.
+
+    Of each block all experts, or where their sums do not fit, one part after another.
+
+    Raises:
+        SettingError: The sums of one expert do not fit.
+    """
+    turns: list[list[tuple[Part, int]]] = []
     for block in blocks:
-        needed = 2 * 8 * (kept[block.name] * _inner(model, block)) ** 2
-        if needed > memory:
+        inner, count = _inner(model, block), kept[block.name]
+        most = math.isqrt(memory // 16) // inner
+        if not most:
             raise SettingError(
-                f"repair_experts: expected sums that fit into {memory:,} bytes, got {needed:,} for "
-                f"{block.name} "
-                f"({kept[block.name]} experts of inner size {_inner(model, block)}). Give more memory, or "
-                "leave "
-                "this repair out."
+                f"repair_experts: expected sums that fit into {memory:,} bytes, got {16 * inner**2:,} for an "
+                f"expert of {block.name} (inner size {inner}). Give more memory, or leave this repair out."
             )
-        if part and used + needed > memory:
-            yield part
-            part, used = [], 0
-        part.append(block)
-        used += needed
-    if part:
-        yield part
+        pruned = replace(block, count=count)
+        for turn, experts in enumerate(np.array_split(np.arange(count), -(-count // most))):
+            if turn == len(turns):
+                turns.append([])
+            part = Part(pruned, range(int(experts[0]), int(experts[-1]) + 1))
+            turns[turn].append((part, 16 * (len(experts) * inner) ** 2))
+    found: list[list[Part]] = []
+    for turn_parts in turns:
+        used = memory + 1
+        for part, needed in turn_parts:
+            if used + needed > memory:
+                found.append([])
+                used = 0
+            found[-1].append(part)
+            used += needed
+    return found
 
 
 def _inner(model: nn.Module, block: Block) -> int:
@@ -147,11 +183,11 @@ class _Sums:
 
 
 class _Fit:
-    """One block: sums while the data are read, then new down-projections."""
+    """One block, or a part of it: sums while the data are read, then new down-projections."""
 
-    def __init__(self, small: nn.Module, block: Block) -> None:
-        self._small, self._block = small, block
-        self._module = small.get_submodule(block.name)
+    def __init__(self, small: nn.Module, part: Part) -> None:
+        self._small, self._block, self._experts = small, part.block, part.experts
+        self._module = small.get_submodule(part.block.name)
         self._sums: tuple[_Sums, _Sums] | None = None
         self._down: Down | None = None
         self._scale, self._tokens = 0.0, 0
@@ -167,9 +203,11 @@ class _Fit:
             self._module(*call.args, **call.kwargs)
         routed, ours = seen[0]
         self._down, inputs = inputs_of(self._small, self._block, routed)
-        weight = torch.where(routed.valid, routed.weight, 0).double()
-        columns = weight.new_zeros(len(weight), self._block.count, self._down.inner)
-        index = torch.where(routed.valid, routed.index, 0)[..., None].expand_as(inputs)
+        number = routed.index - self._experts.start
+        mine = routed.valid & (number >= 0) & (number < len(self._experts))
+        weight = torch.where(mine, routed.weight, 0).double()
+        columns = weight.new_zeros(len(weight), len(self._experts), self._down.inner)
+        index = torch.where(mine, number, 0)[..., None].expand_as(inputs)
         columns.scatter_add_(1, index, weight[..., None] * inputs.double())
         x, y = columns.flatten(1), call.result(call.output).double() - ours.double()
         if self._sums is None:
@@ -195,10 +233,10 @@ class _Fit:
         if not errors[best] < held.square:
             return {"damping": None, "after": held.square, **found}
         whole = _Sums(fit.gram + held.gram, fit.cross + held.cross)
-        change = _change(whole, best).reshape(self._block.count, self._down.inner, -1)
-        for expert in range(self._block.count):
+        changes = _change(whole, best).reshape(len(self._experts), self._down.inner, -1)
+        for expert, change in zip(self._experts, changes, strict=True):
             matrix = self._down.matrix(expert).data
-            matrix.copy_((matrix.double() + change[expert].T).to(matrix.dtype))
+            matrix.copy_((matrix.double() + change.T).to(matrix.dtype))
         return {"damping": best, "after": errors[best], **found}
 
 
