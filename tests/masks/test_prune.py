@@ -34,6 +34,7 @@ def test_from_a_model_to_a_report(allocator: Any) -> None:
     shown = str(result.report)
     assert "exactly the masked weights at zero" in shown
     assert "the dense model's shapes" in shown
+    assert "single weights are zero, shapes and MACs are the dense model's" in " ".join(shown.split())
     again = prune(model, batches, Budget(sparsity=0.5), allocator, "variance", progress=False)
     assert again.plan.to_json() == result.plan.to_json()
     assert all(torch.equal(t, again.model.state_dict()[n]) for n, t in result.model.state_dict().items())

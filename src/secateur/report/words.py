@@ -206,7 +206,12 @@ def footnotes(report: Facts) -> tuple[str, ...]:
             notes.append(
                 "Repair changes numbers, not shapes: costs and latency are those of the pruned model."
             )
-    if report.form == "masked":
+    if report.form == "masked" and report.asked.get("granularity") == "weight":
+        notes.append(
+            "The form is masked: single weights are zero, shapes and MACs are the dense model's. "
+            "Parameters are those that are not zero."
+        )
+    elif report.form == "masked":
         notes.append(
             "The form is masked: the units are zeroed, not taken out. "
             "Parameters and MACs are those that taking them out would leave."
