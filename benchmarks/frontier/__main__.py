@@ -18,7 +18,7 @@ import warnings
 
 from benchmarks import results
 from benchmarks.frontier import ours, peers, plots, report, store, tables
-from benchmarks.frontier.run import BEHIND, run
+from benchmarks.frontier.run import run
 from benchmarks.frontier.tuning import tune
 from benchmarks.frontier.workload import Workload
 from benchmarks.small_networks import CACHE, NAMES
@@ -40,9 +40,6 @@ def arguments() -> argparse.Namespace:
         "--points", nargs="+", type=float, help="shares of the MACs; default 4 or 2, by network"
     )
     parser.add_argument("--seeds", type=int, default=5, help="draws of calibration images")
-    parser.add_argument("--behind", type=float, default=BEHIND,
-                        help="points of top-1 behind the best at the first seed beyond which other seeds are "
-                             "left out")  # fmt: skip
     parser.add_argument("--images", type=int, default=IMAGES, help="calibration images")
     parser.add_argument("--rules", "--ours", nargs="*", metavar="RULE",
                         help=f"of ours, by name or its first word, or all: {'; '.join(ours.RULES)}; "
@@ -82,7 +79,6 @@ def measure(asked: argparse.Namespace) -> None:
             entrants,
             points[-1:] if asked.quick else points,
             range(1 if asked.quick else asked.seeds),
-            asked.behind,
         )
         if asked.tune:
             settings = {"images": 2000, "epochs": 1} if asked.quick else {}

@@ -126,14 +126,20 @@ def contest(of: Sequence[Row], point: float) -> Contest:
     ours = [row for row in of if row.side == OURS and row.stage == REPAIRED]
     theirs = [row for row in of if row.side != OURS]
     refreshed = {(row.side, row.rule) for row in theirs if row.stage == REFRESHED}
-    return Contest(
-        best((row for row in ours if row.rule == AUTO), point),
-        best((row for row in ours if row.rule != AUTO), point),
-        best((row for row in theirs if row.stage == COMES), point),
-        best(
-            (row for row in theirs if row.stage == REFRESHED or (row.side, row.rule) not in refreshed), point
-        ),
+    kinds = (
+        [row for row in ours if row.rule == AUTO],
+        [row for row in ours if row.rule != AUTO],
+        [row for row in theirs if row.stage == COMES],
+        [row for row in theirs if row.stage == REFRESHED or (row.side, row.rule) not in refreshed],
     )
+    return Contest(*(best(_on_most_draws(kind, point), point) for kind in kinds))
+
+
+def _on_most_draws(of: Sequence[Row], point: float) -> list[Row]:
+    """Those that ran on as many draws as any: others did not come near at the first one."""
+    there = [row for row in of if point in row.cells]
+    most = max((len(row.cells[point].by_seed) for row in there), default=0)
+    return [row for row in there if len(row.cells[point].by_seed) == most]
 
 
 def standard_error(one: Cell, other: Cell) -> float:
