@@ -16,8 +16,8 @@ LIMIT_SECONDS = 900.0
 """Of processor time, for one entrant at one point."""
 
 BEHIND, OURS_BEHIND = 3.0, 1.0
-"""Points of top-1: a peer, and a rule of ours, that is further behind the best of its kind at the first seed is
-not run for the others. Ours differ less from draw to draw, since refitting mends much."""
+"""Points of top-1: a peer, and a rule of ours, further behind the best of its kind at the first seed does not
+run on the others. Ours differ less from draw to draw, since refitting mends much."""
 
 
 def run(
