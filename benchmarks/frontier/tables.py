@@ -158,6 +158,7 @@ def _after_tuning(contents: Sequence[Content]) -> list[str]:
         return []
     heading = ("network, dense", "MACs", "`auto`", "best single rule", "best peer")
     lines = [_line(heading), _line(["---"] * len(heading))]
+    ahead: list[str] = []
     for content in tuned:
         good = [r for r in content["tuned"] if "error" not in r]
         kinds = [
@@ -166,19 +167,26 @@ def _after_tuning(contents: Sequence[Content]) -> list[str]:
             [r for r in good if r["side"] != OURS],
         ]
         most = max(r["after"] for r in good)
+        if any(r["after"] == most for r in kinds[2]):
+            ahead.append(f"{content['network']} ({100 * most:.1f})")
         cells = []
         for kind in kinds:
             top = max(kind, key=lambda r: float(r["after"]), default=None)
             text = NONE if top is None else f"{100 * top['after']:.1f}"
             text = f"**{text}**" if top is not None and top["after"] == most else text
-            cells.append(text if top is None else f"{text}, {top['speedup'][0]:.2f}x ({top['rule']})")
+            if top is not None:
+                text += f", {top['speedup'][0]:.2f}x" + (f" ({top['rule']})" if top["rule"] != AUTO else "")
+            cells.append(text)
         title = f"{content['network']}, {100 * content['dense_top1']:.1f}"
         lines.append(_line((title, f"{content['tuned'][0]['point']:g}", *cells)))
     intro = (
         f"{_how_tuned(tuned[0])}, distilled from the dense network; top-1 in %, and how many times as many "
         "images a second as the dense network, 32 at a time, eager, one thread:"
     )
-    return [_wrapped(intro), "\n".join(lines)]
+    outcome = (
+        f"A peer is first, or level with the first, on {_listing(ahead)}." if ahead else "No peer is first."
+    )
+    return [_wrapped(intro), "\n".join(lines), _wrapped(outcome)]
 
 
 def _peers_that_win(contents: Sequence[Content]) -> str:
