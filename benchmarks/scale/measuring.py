@@ -50,7 +50,7 @@ def measured(name: str) -> dict[str, Any]:
     """What `measure` finds in a process of its own, on one thread."""
     environment = os.environ | _RETURNED | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "benchmarks.scale.measuring", name]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
@@ -167,14 +167,14 @@ class _counting:
         self._into, self._original = into, leastsquares.descend
 
     def __enter__(self) -> None:
-        def descend(error: Any, candidates: Any) -> Any:
+        def descend(error: Any, *rest: Any) -> Any:
             seen: set[float] = set()
 
             def counted(damping: float) -> float:
                 seen.add(damping)
                 return float(error(damping))
 
-            found = self._original(counted, candidates)
+            found = self._original(counted, *rest)
             self._into.append(len(seen))
             return found
 
