@@ -16,7 +16,7 @@ from secateur.calibration import Calibration, seeded
 from secateur.calibration.thinning import thinned
 from secateur.errors import NothingToPruneError, SecateurError, UnreachableBudgetError
 from secateur.progress import steps
-from secateur.repair.judging import Judge
+from secateur.repair.judging import MARGIN, Judge
 from secateur.score.combination import name_of
 
 FEW, MORE = 1 / 16, 1 / 4
@@ -24,9 +24,6 @@ FEW, MORE = 1 / 16, 1 / 4
 
 LEAST = 64
 """No fewer samples than this, where there are as many."""
-
-MARGIN = 3.0
-"""See `Heat`."""
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,10 @@ class Judge:
         return found
 
 
+MARGIN = 3.0
+"""Standard errors of the difference to the best, beyond which one is clearly worse."""
+
+
 def standard_errors(differences: NDArray[np.float64]) -> float:
     """The mean of differences in units of its standard error; infinite where one is not finite."""
     if not np.isfinite(differences).all():

@@ -14,7 +14,7 @@ from torch import nn
 from secateur.apply.copying import duplicate
 from secateur.calibration.thinning import thinned
 from secateur.errors import SecateurError
-from secateur.repair.judging import Judge, standard_errors
+from secateur.repair.judging import MARGIN, Judge, standard_errors
 from secateur.repair.methods import Repair, Work
 
 NOTHING = "the model has nothing that it could change"
@@ -26,10 +26,7 @@ PLENTY = 4
 """... that is, where there are so many times as many, and as many others judge; ..."""
 
 FINALISTS = 2
-"""... and so many run on all of it, ..."""
-
-MARGIN = 3.0
-"""... or fewer, if all others are more standard errors than this behind."""
+"""... and so many run on all of it, or fewer, if all others are clearly behind (`MARGIN`)."""
 
 
 @dataclass(frozen=True, eq=False)
