@@ -9,15 +9,11 @@ from contextlib import contextmanager
 
 from benchmarks.frontier.entrant import Entrant, NotHereError
 from benchmarks.frontier.store import Run, Store
-from benchmarks.frontier.summary import AUTO, OURS, REPAIRED
+from benchmarks.frontier.summary import AUTO, BEHIND, OURS, OURS_BEHIND, REPAIRED
 from benchmarks.frontier.workload import Draw, Workload
 
 LIMIT_SECONDS = 900.0
 """Of processor time, for one entrant at one point."""
-
-BEHIND, OURS_BEHIND = 3.0, 1.0
-"""Points of top-1: a peer, and a rule of ours, further behind the best of its kind at the first seed does not
-run on the others. Ours differ less from draw to draw, since refitting mends much."""
 
 
 def run(

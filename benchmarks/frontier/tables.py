@@ -6,11 +6,12 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.frontier.run import BEHIND, OURS_BEHIND
 from benchmarks.frontier.summary import (
     AUTO,
+    BEHIND,
     COMES,
     OURS,
+    OURS_BEHIND,
     REFRESHED,
     REPAIRED,
     Row,

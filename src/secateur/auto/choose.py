@@ -86,8 +86,7 @@ def choose(
     def decide(rule: Allocates) -> Planned:
         curved = with_unit_curves(rule, graph, few, scores, progress=progress)
         plan = curved.allocate(graph, scores, held_to, limits, seed)
-        macs, params = plan.predicted.macs / plan.dense.macs, plan.predicted.params / plan.dense.params
-        return Planned(curved, plan, macs, params)
+        return Planned.of(curved, plan)
 
     methods = next(iter(resolve("reconstruct" if repair == "auto" else repair)), ())
 

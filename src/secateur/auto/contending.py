@@ -15,6 +15,7 @@ from secateur.auto.race import Heat, Runner, race
 from secateur.calibration import Calibration, seeded
 from secateur.calibration.thinning import thinned
 from secateur.errors import NothingToPruneError, SecateurError, UnreachableBudgetError
+from secateur.plan import Plan
 from secateur.progress import steps
 from secateur.repair.judging import MARGIN, Judge
 from secateur.score.combination import name_of
@@ -41,6 +42,13 @@ class Planned:
     plan: Any
     macs: float | None
     params: float
+
+    @classmethod
+    def of(cls, rule: Any, plan: Plan) -> Planned:
+        """A plan that takes units or experts out."""
+        return cls(
+            rule, plan, plan.predicted.macs / plan.dense.macs, plan.predicted.params / plan.dense.params
+        )
 
 
 @dataclass(frozen=True)

@@ -79,8 +79,7 @@ def choose_experts(
 
     def decide(rule: Allocator) -> Planned:
         plan = allocate_experts(graph, scores, rule, agreed, limits, seed)
-        macs, params = plan.predicted.macs / plan.dense.macs, plan.predicted.params / plan.dense.params
-        return Planned(rule, plan, macs, params)
+        return Planned.of(rule, plan)
 
     def make(plan: Plan, data: Calibration) -> nn.Module:
         small = apply_experts(model, plan, graph=graph)

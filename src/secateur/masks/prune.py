@@ -155,6 +155,7 @@ def prune(
     judged = held if evaluation is None else Calibration.of(evaluation, seed=seed)
     with clock(seconds, "measure"):
         figures = tuple(_figures(stage, m, model, judged, loss_fn, graph, plan) for stage, m in stages)
+    decisive = scores.only(asked_of(rule))
     report = Report(
         model=type(model).__name__,
         asked=asked_for(
@@ -171,7 +172,7 @@ def prune(
                 kept=int(mask.sum()),
                 total=mask.size,
                 producers=(name,),
-                scores=histograms(scores.only(asked_of(rule)), name, mask),
+                scores=histograms(decisive, name, mask),
             )
             for name, mask in plan.masks.items()
         ),

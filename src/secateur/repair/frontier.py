@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from torch import fx
 
 from secateur.calibration import Batch, Calibration
 from secateur.repair.twin import Twin, Values
@@ -76,6 +78,11 @@ class Frontier:
         self._keep(index, values, file)
         return values
 
+    @cached_property
+    def _nodes(self) -> dict[str, fx.Node]:
+        """By name, which is what files hold."""
+        return {node.name: node for node in self._twin.graph.program.graph.nodes}
+
     def _taken(self, index: int) -> tuple[Values | None, Path | None]:
         """A batch's values, and the file that they came from."""
         self._sizes.pop(index, None)
@@ -83,8 +90,7 @@ class Frontier:
         if file is None:
             return self._held.pop(index, None), None
         found = torch.load(file, map_location=self._twin.graph.device, weights_only=True)
-        nodes = {node.name: node for node in self._twin.graph.program.graph.nodes}
-        dense, small = ({nodes[n]: v for n, v in side.items()} for side in found["values"])
+        dense, small = ({self._nodes[n]: v for n, v in side.items()} for side in found["values"])
         return Values(dense, small, found["position"]), file
 
     def _keep(self, index: int, values: Values, file: Path | None) -> None:
