@@ -89,8 +89,7 @@ def choose_weights(
     def decide(rule: Allocates) -> Planned:
         curved = with_curves(rule, model, few, scores, progress=progress)
         plan = allocate(weights, scores, curved, agreed, limits, seed)
-        gone = sum(int((~mask).sum()) for mask in plan.masks.values())
-        return Planned(curved, plan, None, 1 - gone / params)
+        return Planned(curved, plan, None, 1 - plan.removed / params)
 
     names = "reconstruct" if repair == "auto" else repair
     listed = () if names is None else (names,) if isinstance(names, str) else tuple(names)

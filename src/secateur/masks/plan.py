@@ -77,6 +77,11 @@ class MaskPlan:
         return {name: 1 - float(mask.mean()) if mask.size else 0.0 for name, mask in self.masks.items()}
 
     @property
+    def removed(self) -> int:
+        """How many entries of all masked tensors go."""
+        return sum(int((~mask).sum()) for mask in self.masks.values())
+
+    @property
     def sparsity(self) -> float:
         """The fraction of all masked tensors' entries that goes, in [0, 1]."""
         size = sum(mask.size for mask in self.masks.values())

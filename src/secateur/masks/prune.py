@@ -199,7 +199,7 @@ def _figures(
     plan: MaskPlan,
 ) -> Figures:
     found, cost = evaluate(model, data, dense=dense, loss_fn=loss_fn), graph.cost()
-    gone = 0 if stage == "dense" else sum(int((~mask).sum()) for mask in plan.masks.values())
+    gone = 0 if stage == "dense" else plan.removed
     return Figures(
         stage=stage,
         params=cost.params - gone,
