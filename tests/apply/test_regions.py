@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import secateur as sc
 from secateur.apply import regions
 from secateur.apply.regions import Region
-from secateur.graph.trace import capture
+from secateur.graph.capture import capture
 
 
 class Attention(nn.Module):

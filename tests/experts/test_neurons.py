@@ -11,7 +11,7 @@ from torch import nn
 
 import secateur as sc
 from secateur.graph.datasizes import measure_sizes
-from secateur.graph.trace import capture
+from secateur.graph.capture import capture
 from tests.experts.models import EXPERTS, FAMILIES, WIDTH, PlainLM, make, maker, words
 from tests.experts.test_apply import logits
 

@@ -24,7 +24,7 @@ from secateur.errors import ApplyError, CaptureError
 from secateur.graph.graph import Graph
 from secateur.graph.inputs import batch_size, samples_of
 from secateur.graph.rules.op import Walk, is_open
-from secateur.graph.trace import capture
+from secateur.graph.capture import capture
 from secateur.graph.walk import lifted, tensor_of
 from secateur.plan import Plan
 

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from secateur.apply.compare import run
 from secateur.graph.inputs import batch_size, samples_of
-from secateur.graph.trace import capture
+from secateur.graph.capture import capture
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
