@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import secateur as sc
-from secateur.graph.datasizes import measure_sizes
 from secateur.graph.capture import capture
+from secateur.graph.datasizes import measure_sizes
 from tests.experts.models import EXPERTS, FAMILIES, WIDTH, PlainLM, make, maker, words
 from tests.experts.test_apply import logits
 

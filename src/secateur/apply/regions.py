@@ -21,10 +21,10 @@ from secateur.apply.constants import Constants
 from secateur.apply.program import Program, build_program
 from secateur.apply.sizes import running_modules
 from secateur.errors import ApplyError, CaptureError
+from secateur.graph.capture import capture
 from secateur.graph.graph import Graph
 from secateur.graph.inputs import batch_size, samples_of
 from secateur.graph.rules.op import Walk, is_open
-from secateur.graph.capture import capture
 from secateur.graph.walk import lifted, tensor_of
 from secateur.plan import Plan
 

@@ -14,8 +14,8 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from secateur.apply.compare import run
-from secateur.graph.inputs import batch_size, samples_of
 from secateur.graph.capture import capture
+from secateur.graph.inputs import batch_size, samples_of
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
