@@ -1,103 +1,323 @@
-"""Example inputs as data: enough of them to call a model again without the user's tensors."""
+"""What a model takes, as data: enough to call it again, at several sizes, without the user's tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict
+from torch import nn
 from torch.utils import _pytree as pytree
 
 from secateur.errors import SettingError
 
 A = TypeVar("A")
 
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword arguments of one call."""
 
-class Leaf(BaseModel):
-    """One argument: a tensor's shape and dtype, a constant, or a container of these."""
+Place = tuple[str, int]
+"""An axis of an input: the input's name and the number of the axis."""
 
+
+class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Leaf(_Record):
+    """One argument: a tensor's shape, dtype and range of values, a constant, or a container of these.
+
+    Attributes:
+        kind: What it is.
+        shape: Of a tensor.
+        dtype: Of a tensor, without ``torch.``.
+        low: Smallest value of a tensor of integers; of floating ones only where none is negative.
+        high: Largest value.
+        kept: For a mask of padding, the value that marks what counts; None for all other tensors.
+        value: Of a constant.
+        items: Of a container.
+        keys: Of a mapping.
+    """
 
     kind: Literal["tensor", "constant", "list", "tuple", "dict"]
     shape: tuple[int, ...] = ()
     dtype: str = ""
+    low: int | float | None = None
+    high: int | float | None = None
+    kept: int | None = None
     value: bool | int | float | str | None = None
     items: tuple[Leaf, ...] = ()
     keys: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, value: Any) -> Leaf:
+    def of(cls, value: Any, name: str = "") -> Leaf:
         """Describe `value`; raises SettingError for a type that a saved plan could not hold."""
         if isinstance(value, torch.Tensor):
-            return cls(kind="tensor", shape=tuple(value.shape), dtype=str(value.dtype).removeprefix("torch."))
+            low, high = _range(value)
+            dtype = str(value.dtype).removeprefix("torch.")
+            kept = _kept(value, name)
+            return cls(kind="tensor", shape=tuple(value.shape), dtype=dtype, low=low, high=high, kept=kept)
         if value is None or isinstance(value, bool | int | float | str):
             return cls(kind="constant", value=value)
         if isinstance(value, list | tuple):
             kind: Literal["list", "tuple"] = "list" if isinstance(value, list) else "tuple"
-            return cls(kind=kind, items=tuple(cls.of(v) for v in value))
+            return cls(kind=kind, items=tuple(cls.of(v, name) for v in value))
         if isinstance(value, Mapping):
-            return cls(
-                kind="dict", keys=tuple(map(str, value)), items=tuple(cls.of(v) for v in value.values())
-            )
+            items = tuple(cls.of(v, str(k)) for k, v in value.items())
+            return cls(kind="dict", keys=tuple(map(str, value)), items=items)
         raise SettingError(
             f"example inputs: expected tensors, numbers, strings, lists, tuples and mappings, got "
             f"{type(value).__name__}. Pass the model plain tensors, or wrap it in a module that does."
         )
 
-    def example(
-        self, generator: torch.Generator, device: torch.device | str, dtype: torch.dtype | None
-    ) -> Any:
-        """A value of this description: normal floats, zero integers and False booleans."""
+    def tensors(self, name: str) -> Iterator[tuple[str, Leaf]]:
+        """The tensors in this argument, each with its name: ``x``, ``x.0``, ``x.mask``."""
         if self.kind == "tensor":
-            own = getattr(torch, self.dtype)
-            if not own.is_floating_point:
-                return torch.zeros(self.shape, dtype=own, device=device)
-            return torch.randn(self.shape, generator=generator).to(device, dtype or own)
+            yield name, self
+        for key, item in zip(self.keys or map(str, range(len(self.items))), self.items, strict=True):
+            yield from item.tensors(f"{name}.{key}")
+
+    def with_highest(self, name: str, highest: Mapping[str, int]) -> Leaf:
+        """The same argument, with integers from 0 to the given number in the tensors named there."""
+        if self.kind == "tensor":
+            return self.model_copy(update={"low": 0, "high": highest[name]}) if name in highest else self
+        keys = self.keys or map(str, range(len(self.items)))
+        items = (v.with_highest(f"{name}.{k}", highest) for k, v in zip(keys, self.items, strict=True))
+        return self.model_copy(update={"items": tuple(items)})
+
+    def draw(
+        self,
+        name: str,
+        sizes: Mapping[Place, int],
+        generator: torch.Generator,
+        device: torch.device | str,
+        dtype: torch.dtype | None,
+    ) -> Any:
+        """A value of this description, with axes in `sizes` of those sizes."""
+        if self.kind == "tensor":
+            shape = tuple(sizes.get((name, axis), n) for axis, n in enumerate(self.shape))
+            return _draw(self, shape, generator, dtype).to(device)
         if self.kind == "constant":
             return self.value
-        items = [item.example(generator, device, dtype) for item in self.items]
+        keys = self.keys or tuple(map(str, range(len(self.items))))
+        items = [
+            item.draw(f"{name}.{key}", sizes, generator, device, dtype)
+            for key, item in zip(keys, self.items, strict=True)
+        ]
         if self.kind == "dict":
             return dict(zip(self.keys, items, strict=True))
         return items if self.kind == "list" else tuple(items)
 
 
-class InputSpec(BaseModel):
-    """The arguments a model was traced with, by shape and dtype.
+def _range(value: torch.Tensor) -> tuple[int | float | None, int | float | None]:
+    """The smallest and largest value that drawn tensors may have; None where normal noise will do."""
+    if value.is_meta or not value.numel() or value.is_complex() or value.dtype is torch.bool:
+        return None, None
+    value = value.detach()
+    if not value.is_floating_point():
+        return int(value.min()), int(value.max())
+    low, high = float(value.min()), float(value.max())
+    return (low, high) if 0 <= low < high < float("inf") else (None, None)
+
+
+def _kept(value: torch.Tensor, name: str) -> int | None:
+    """What marks the positions that count, if a tensor is a mask of padding; else None.
+
+    That is a tensor of zeros and ones whose rows each begin with the same value, and change once at most.
+    """
+    if (
+        value.is_meta
+        or value.is_floating_point()
+        or value.is_complex()
+        or value.ndim < 2
+        or not value.numel()
+    ):
+        return None
+    rows = value.detach().reshape(-1, value.shape[-1]).long()
+    first = int(rows[0, 0])
+    if (
+        first not in (0, 1)
+        or not bool(((rows == 0) | (rows == 1)).all())
+        or bool((rows[:, 0] != first).any())
+    ):
+        return None
+    changes = (rows[:, 1:] != rows[:, :-1]).sum(1)
+    told = "mask" in name.lower() or (value.dtype is torch.bool and bool(changes.any()))
+    return first if told and not bool((changes > 1).any()) else None
+
+
+def _draw(
+    leaf: Leaf, shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype | None
+) -> torch.Tensor:
+    own: torch.dtype = getattr(torch, leaf.dtype)
+    if leaf.kept is not None and shape and shape[-1]:
+        length = shape[-1]
+        rows = int(torch.tensor(shape[:-1]).prod()) if len(shape) > 1 else 1
+        ends = torch.randint(max(1, length // 2), length + 1, (rows,), generator=generator)
+        if rows:
+            ends[-1], ends[0] = max(1, length // 2), length  # some padding, and one row without
+        counts = torch.arange(length)[None, :] < ends[:, None]
+        return (counts if leaf.kept else ~counts).reshape(shape).to(own)
+    if own.is_floating_point or own.is_complex:
+        wanted = dtype if dtype is not None and own.is_floating_point else own
+        if leaf.low is None or leaf.high is None:
+            return torch.randn(shape, generator=generator, dtype=own if own.is_complex else None).to(wanted)
+        return (leaf.low + (leaf.high - leaf.low) * torch.rand(shape, generator=generator)).to(wanted)
+    low, high = (0, 1) if leaf.low is None or leaf.high is None else (int(leaf.low), int(leaf.high))
+    return torch.randint(low, high + 1, shape, generator=generator).to(own)
+
+
+class OpenAxis(_Record):
+    """An axis that may have any size, as far as tried.
+
+    Attributes:
+        places: The axes of inputs that have this size, together.
+        size: When traced.
+        other: Another size at which the dense model ran too.
+        batch: Whether it is the batch: the first axis of the first input, and of all that are as long.
+    """
+
+    places: tuple[Place, ...]
+    size: int
+    other: int
+    batch: bool = False
+
+    def __str__(self) -> str:
+        """``axis 1 of ids, mask (9, 8)``."""
+        inputs = ", ".join(dict.fromkeys(name for name, _ in self.places))
+        axes = sorted({axis for _, axis in self.places})
+        what = "batch" if self.batch else f"axis {', '.join(map(str, axes))}"
+        return f"{what} of {inputs} (tried {self.size} and {self.other})"
+
+
+class FixedAxis(_Record):
+    """An axis at which the dense model took no other size that was tried.
+
+    Attributes:
+        places: The axes of inputs that have this size.
+        size: The only size.
+        reason: What the model said at another size.
+        where: The line of the user's code that said it.
+    """
+
+    places: tuple[Place, ...]
+    size: int
+    reason: str
+    where: str = ""
+
+    def __str__(self) -> str:
+        """``axis 1 of x is 3: expected input … (net.py:7: …)``."""
+        axes = ", ".join(f"axis {axis} of {name}" for name, axis in self.places)
+        return f"{axes} is {self.size}: {self.reason}" + (f" ({self.where})" if self.where else "")
+
+
+class InputSpec(_Record):
+    """The arguments a model was traced with, and which of their axes may have other sizes.
+
+    Attributes:
+        args: Positional arguments.
+        kwargs: Keyword arguments by name.
+        names: Names of the positional arguments.
+        open: Axes that may vary.
+        fixed: Axes that may not, with the reason.
+        together: Whether all open axes may have their other size at once; if not, one at a time.
+        drawn: Whether the dense model takes drawn values; if not, only the user's own serve.
 
     Example:
         >>> InputSpec.of((torch.zeros(2, 3),), {}).args[0].shape
         (2, 3)
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     args: tuple[Leaf, ...] = ()
     kwargs: dict[str, Leaf] = {}
+    names: tuple[str, ...] = ()
+    open: tuple[OpenAxis, ...] = ()
+    fixed: tuple[FixedAxis, ...] = ()
+    together: bool = True
+    drawn: bool = True
 
     @classmethod
-    def of(cls, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> InputSpec:
-        """Describe a call's arguments."""
-        return cls(args=tuple(map(Leaf.of, args)), kwargs={k: Leaf.of(v) for k, v in kwargs.items()})
+    def of(
+        cls, args: tuple[Any, ...], kwargs: Mapping[str, Any], model: nn.Module | None = None
+    ) -> InputSpec:
+        """Describe a call's arguments; `model` gives the names of the positional ones."""
+        names = _parameters(model, len(args))
+        return cls(
+            args=tuple(Leaf.of(v, n) for v, n in zip(args, names, strict=True)),
+            kwargs={k: Leaf.of(v, k) for k, v in kwargs.items()},
+            names=names,
+        )
+
+    def _leaves(self) -> dict[str, Leaf]:
+        names = self.names or tuple(map(str, range(len(self.args))))
+        return {**dict(zip(names, self.args, strict=True)), **self.kwargs}
+
+    def tensors(self) -> dict[str, Leaf]:
+        """All tensors by name, in order."""
+        return dict(pair for name, leaf in self._leaves().items() for pair in leaf.tensors(name))
+
+    def with_highest(self, highest: Mapping[str, int]) -> InputSpec:
+        """The same inputs, with integers from 0 to the given number in the tensors named there."""
+        changed = {name: leaf.with_highest(name, highest) for name, leaf in self._leaves().items()}
+        kwargs = {name: changed.pop(name) for name in self.kwargs}
+        return self.model_copy(update={"args": tuple(changed.values()), "kwargs": kwargs})
 
     def example(
-        self, *, seed: int = 0, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Arguments of this description, deterministic in `seed`; floats in `dtype` if it is given."""
+        self,
+        *,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+        sizes: Mapping[Place, int] | None = None,
+    ) -> Arguments:
+        """Drawn arguments, the same for one seed; floats in `dtype`, and axes in `sizes` of those sizes."""
         generator = torch.Generator().manual_seed(seed)
-        args = tuple(leaf.example(generator, device, dtype) for leaf in self.args)
-        return args, {k: leaf.example(generator, device, dtype) for k, leaf in self.kwargs.items()}
+        made = {n: v.draw(n, sizes or {}, generator, device, dtype) for n, v in self._leaves().items()}
+        kwargs = {name: made.pop(name) for name in self.kwargs}
+        return tuple(made.values()), kwargs
 
-    def arguments(self, example_inputs: Any, device: torch.device) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def other_sizes(self) -> list[tuple[str, dict[Place, int]]]:
+        """What to try beside the traced size: a title, and the sizes that differ."""
+        changes = [(str(a), {place: a.other for place in a.places}) for a in self.open]
+        if len(changes) > 1 and self.together:
+            return [
+                ("; ".join(title for title, _ in changes), {k: v for _, c in changes for k, v in c.items()})
+            ]
+        return changes
+
+    def examples(
+        self, *, seed: int = 0, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    ) -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
+        """Drawn arguments at the traced size and at every other one: a title, positional and keyword ones."""
+        sets: list[tuple[str, dict[Place, int]]] = [("as traced", {}), *self.other_sizes()]
+        return [(t, *self.example(seed=seed, device=device, dtype=dtype, sizes=s)) for t, s in sets]
+
+    def arguments(self, example_inputs: Any, device: torch.device) -> Arguments:
         """What a user passed as example inputs, on `device`; `example` if that is None."""
         if example_inputs is None:
             return self.example(device=device)
         return call_arguments(example_inputs, device)
 
+    def describe(self) -> str:
+        """Which axes may vary and which may not, in one line each."""
+        lines = [f"may vary: {axis}" for axis in self.open] or ["may vary: nothing"]
+        return "\n".join([*lines, *(f"fixed: {axis}" for axis in self.fixed)])
 
-def call_arguments(
-    example_inputs: Any, device: torch.device | None = None
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+
+def _parameters(model: nn.Module | None, count: int) -> tuple[str, ...]:
+    """Names of a forward pass's first `count` parameters; their numbers where they have none."""
+    try:
+        found = inspect.signature(model.forward).parameters.values() if model is not None else ()
+    except (TypeError, ValueError):
+        found = ()
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    names = [p.name for p in found if p.kind in kinds][:count]
+    return (*names, *map(str, range(len(names), count)))
+
+
+def call_arguments(example_inputs: Any, device: torch.device | None = None) -> Arguments:
     """Positional and keyword arguments from what a user passes as example inputs.
 
     A tensor is the only argument, a tuple or list holds the positional ones, a mapping the keyword ones.
@@ -121,9 +341,7 @@ def call_arguments(
         )
     if device is None:
         return args, kwargs
-    moved: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map_only(
-        torch.Tensor, lambda t: t.to(device), (args, kwargs)
-    )
+    moved: Arguments = pytree.tree_map_only(torch.Tensor, lambda t: t.to(device), (args, kwargs))
     return moved
 
 
@@ -143,4 +361,21 @@ def samples_of(arguments: A, positions: list[int]) -> A:
         return value
 
     found: A = pytree.tree_map(taken, arguments)
+    return found
+
+
+def resized(spec: InputSpec, arguments: Arguments, sizes: Mapping[Place, int]) -> Arguments:
+    """The user's own arguments cropped, or repeated from the start, to other sizes."""
+    names = iter(spec.tensors())
+
+    def change(value: torch.Tensor) -> torch.Tensor:
+        name = next(names)
+        for axis, n in enumerate(value.shape):
+            size = sizes.get((name, axis), n)
+            if size != n:
+                positions = torch.arange(size, device=value.device) % max(n, 1)
+                value = value.index_select(axis, positions)
+        return value
+
+    found: Arguments = pytree.tree_map_only(torch.Tensor, change, arguments)
     return found

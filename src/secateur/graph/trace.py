@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -13,19 +15,25 @@ from secateur.graph.capture import capture
 from secateur.graph.datasizes import measure_sizes
 from secateur.graph.graph import Graph, fingerprint
 from secateur.graph.inputs import InputSpec, call_arguments
+from secateur.graph.openaxes import open_inputs
 from secateur.graph.walk import walk
 from secateur.models import unwrap
+from secateur.preserving import preserved
 
 
-def trace(model: nn.Module, example_inputs: Any, *, allow_inexact: bool = False) -> Graph:
+def trace(
+    model: nn.Module, example_inputs: Any, *, more_inputs: Iterable[Any] = (), allow_inexact: bool = False
+) -> Graph:
     """Find what can be removed from a model, and what has to go together.
 
     Args:
         model: Any module that `torch.export` can capture; it is left as it was.
         example_inputs: A tensor, a tuple of positional arguments, or a mapping of keyword arguments.
-            Shapes and dtypes matter, values do not; tensors are moved to the model's device. The first
-            axis is taken as the batch; where the model allows it, the captured program then accepts any
-            batch size.
+            Tensors are moved to the model's device. The first axis is taken as the batch. The model is also
+            run at other sizes of every axis, to learn which may vary (``graph.inputs``); what is found to go
+            together holds at both sizes.
+        more_inputs: Further inputs of other sizes, as in `example_inputs`: the axes in which they differ may
+            vary, and are not tried.
         allow_inexact: Also offer groups whose units an operator mixes without weights (a layer norm
             over channels, say): removing some changes what the others compute.
 
@@ -46,17 +54,29 @@ def trace(model: nn.Module, example_inputs: Any, *, allow_inexact: bool = False)
     """
     model = unwrap(model)
     device = next((t.device for t in model.state_dict().values()), None)
-    args, kwargs = call_arguments(example_inputs, device)
-    spec = InputSpec.of(args, kwargs)
-    program, batch, static = capture(model, args, kwargs)
+    given = call_arguments(example_inputs, device)
+    spec = InputSpec.of(*given, model)  # refuses what no plan could hold before anything takes time
+    with preserved(model):
+        program, batch, static = capture(model, *given)
     if not any(
         isinstance(v.meta.get("val"), torch.Tensor) for v in program.graph.output_node().all_input_nodes
     ):
         raise CaptureError(
             f"trace: expected {type(model).__name__} to return tensors, got none. Return a tensor."
         )
-    measure_sizes(program)
-    state, tensors = walk(program)
+    more = [call_arguments(arguments, device) for arguments in more_inputs]
+    spec, larger = open_inputs(model, spec, given, program, more, static)
+    other = None
+    if larger is not None:
+        with (
+            preserved(model),
+            contextlib.suppress(CaptureError),
+        ):  # `verify` still runs the model at that size
+            other = capture(model, *larger)[0]
+    for captured in (program, other):
+        if captured is not None:
+            measure_sizes(captured)
+    state, tensors = walk(program, other)
     assembled = assemble(state, tensors, allow_inexact=allow_inexact)
     alone = {left.group.name for left in assembled.left}
     groups = tuple(g for g in assembled.groups if g.name not in alone)

@@ -46,23 +46,30 @@ def tensor_of(program: ExportedProgram, name: str) -> torch.Tensor:
     return found
 
 
-def walk(program: ExportedProgram) -> tuple[Walk, list[Tensor]]:
+def walk(program: ExportedProgram, other: ExportedProgram | None = None) -> tuple[Walk, list[Tensor]]:
     """Propagate labels through the program, a second time if the first left forks to decide.
+
+    Args:
+        program: The captured program.
+        other: The same model captured at other sizes. Its operators tie the same parameters once more, so
+            that what may be removed holds at both sizes.
 
     Returns:
         What was learnt, and the program's tensors; tied ones appear once, under their first name.
     """
-    trial, tensors = _propagate(program, None)
-    if not trial.forks and not trial.unmerged:
-        return trial, tensors
-    return _propagate(program, decide(trial))
+    state, tensors = _propagate(program, Walk(None), {})
+    if state.forks or state.unmerged:
+        state, tensors = _propagate(program, Walk(decide(state)), {})
+    if other is not None:
+        also = Walk(state.choices or {}, store=state.store, reasons=state.reasons, roles=state.roles)
+        _propagate(other, also, {id(tensor_of(program, t.name)): t for t in tensors})
+    return state, tensors
 
 
 def _propagate(
-    program: ExportedProgram, choices: dict[tuple[str, int], int] | None
+    program: ExportedProgram, state: Walk, tensors: dict[int, Tensor]
 ) -> tuple[Walk, list[Tensor]]:
-    state = Walk(choices)
-    tensors: dict[int, Tensor] = {}
+    """One walk into `state`; `tensors` are those whose labels are known from an earlier one, by identity."""
     for node, kind, target in lifted(program):
         if kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR) and target is not None:
             tensor = tensor_of(program, target)

@@ -1,0 +1,250 @@
+"""Which axes of which input may have other sizes: the dense model is asked, by ordinary forward passes."""
+
+from __future__ import annotations
+
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import torch
+from torch import fx, nn
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from secateur.calibration.randomness import seeded
+from secateur.graph.inputs import Arguments, FixedAxis, InputSpec, OpenAxis, Place, batch_size, resized
+from secateur.models import device_of, evaluating
+from secateur.preserving import preserved
+
+Attempt = Callable[[Arguments], Exception | None]
+"""Runs the dense model on arguments; returns what it raised, if it did."""
+
+
+def open_inputs(
+    model: nn.Module,
+    spec: InputSpec,
+    given: Arguments,
+    program: ExportedProgram,
+    more: Sequence[Arguments],
+    static_batch: int | None,
+) -> tuple[InputSpec, Arguments | None]:
+    """What a model takes, and arguments of other sizes for a second capture.
+
+    Args:
+        model: The dense model; it is left as it was.
+        spec: The arguments' description.
+        given: The arguments it was captured with.
+        program: What was captured.
+        more: Further arguments of the user, whose sizes may differ.
+        static_batch: The only batch size that the capture takes; None if it takes any.
+
+    Returns:
+        The description; and arguments with every open axis at another size, None where the capture leaves
+        open what may vary.
+    """
+
+    def attempt(arguments: Arguments) -> Exception | None:
+        args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, arguments)
+        with preserved(model), evaluating(model), torch.no_grad(), seeded(0), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                model(*args, **kwargs)
+            except Exception as error:  # the user's forward may fail in any way
+                return error
+        return None
+
+    spec = _differing(spec, more) if more else find_open_axes(spec, given, attempt)
+    if any(leaf.is_meta for leaf in pytree.tree_leaves(given) if isinstance(leaf, torch.Tensor)):
+        return spec, None
+    spec = widened(spec, program, attempt, device_of(model))
+    changed = [axis for axis in spec.open if static_batch is not None or not axis.batch]
+    if not changed:
+        return spec, None
+    if not spec.together:
+        changed = changed[:1]
+    sizes = {place: axis.other for axis in changed for place in axis.places}
+    return spec, resized(spec, given, sizes)
+
+
+def _differing(spec: InputSpec, more: Sequence[Arguments]) -> InputSpec:
+    """The description with those axes open in which the user's own inputs differ."""
+    shapes = {name: leaf.shape for name, leaf in spec.tensors().items()}
+    found: dict[tuple[int, int], list[Place]] = {}
+    for arguments in more:
+        leaves = [v for v in pytree.tree_leaves(arguments) if isinstance(v, torch.Tensor)]
+        for (name, shape), leaf in zip(shapes.items(), leaves, strict=False):
+            for axis, (old, new) in enumerate(zip(shape, leaf.shape, strict=False)):
+                known = any((name, axis) in places for places in found.values())
+                if old != new and not known:
+                    found.setdefault((old, new), []).append((name, axis))
+    axes = (OpenAxis(places=tuple(p), size=old, other=new) for (old, new), p in found.items())
+    return spec.model_copy(update={"open": tuple(axes)})
+
+
+def find_open_axes(spec: InputSpec, given: Arguments, attempt: Attempt) -> InputSpec:
+    """Try the model at other sizes.
+
+    Axes of one size are changed together first; where that works, each alone. The batch comes first, and the
+    other axes are tried with two samples, which costs less.
+
+    Args:
+        spec: The arguments' description.
+        given: The user's own arguments.
+        attempt: Runs the dense model.
+
+    Returns:
+        The description, with open and fixed axes.
+    """
+    shapes = {name: leaf.shape for name, leaf in spec.tensors().items()}
+    batch = batch_size(given)
+    found: list[OpenAxis] = []
+    fixed: list[FixedAxis] = []
+    few: dict[Place, int] = {}
+    for places in _classes(shapes, batch):
+        size = shapes[places[0][0]][places[0][1]]
+        is_batch = size == batch and all(axis == 0 for _, axis in places)
+        options = [1, size + 1] if is_batch and size > 2 else _candidates(size)
+        other, error = _first(attempt, spec, given, places, options, few)
+        if other is None:
+            reason, where = _said(error)
+            fixed.append(FixedAxis(places=places, size=size, reason=reason, where=where))
+            continue
+        apart = [] if is_batch else _apart(attempt, spec, given, places, other, few)
+        rest = tuple(p for p in places if all(p not in axis.places for axis in apart))
+        found += [OpenAxis(places=rest, size=size, other=other, batch=is_batch)] if rest else []
+        found += apart
+        if is_batch and size > 2:
+            few = (
+                dict.fromkeys(places, 2)
+                if attempt(resized(spec, given, dict.fromkeys(places, 2))) is None
+                else {}
+            )
+    spec = spec.model_copy(update={"open": tuple(found), "fixed": tuple(fixed)})
+    every = {place: axis.other for axis in found for place in axis.places}
+    if len(found) > 1 and attempt(resized(spec, given, every)) is not None:
+        spec = spec.model_copy(update={"together": False})
+    return spec
+
+
+def _classes(shapes: Mapping[str, tuple[int, ...]], batch: int) -> list[tuple[Place, ...]]:
+    """Axes of equal sizes, larger than one; the first axes that are as long as the batch come first."""
+    found: dict[tuple[bool, int], list[Place]] = {}
+    for name, shape in shapes.items():
+        for axis, size in enumerate(shape):
+            if size > 1 or (axis == 0 and size == batch):
+                found.setdefault((axis == 0 and size == batch, size), []).append((name, axis))
+    return [tuple(found[key]) for key in sorted(found, key=lambda key: not key[0])]
+
+
+def _candidates(size: int) -> list[int]:
+    """Other sizes to try: neighbours, then one that strides and windows divide."""
+    step = size & -size  # the largest power of two that divides it
+    whole = size - step if 1 < step < size else size + step
+    return list(dict.fromkeys(n for n in (size - 1, size + 1, whole, 2 * size) if n >= 2 and n != size))
+
+
+def _first(
+    attempt: Attempt,
+    spec: InputSpec,
+    given: Arguments,
+    places: Iterable[Place],
+    options: Iterable[int],
+    few: Mapping[Place, int],
+) -> tuple[int | None, Exception | None]:
+    error = None
+    for size in options:
+        error = attempt(resized(spec, given, {**few, **dict.fromkeys(places, size)}))
+        if error is None:
+            return size, None
+    return None, error
+
+
+def _apart(
+    attempt: Attempt,
+    spec: InputSpec,
+    given: Arguments,
+    places: tuple[Place, ...],
+    other: int,
+    few: Mapping[Place, int],
+) -> list[OpenAxis]:
+    """Those of the axes that may vary alone: height and width, say. Each gets a size of its own if it can."""
+    found: list[OpenAxis] = []
+    if len(places) == 1:
+        return found
+    size = spec.tensors()[places[0][0]].shape[places[0][1]]
+    for place in places:
+        taken = [axis.other for axis in found]
+        options = [n for n in (other, *_candidates(size)) if n not in taken] + [other]
+        alone, _ = _first(attempt, spec, given, [place], options if found else [other], few)
+        if alone is None:
+            break  # what is left varies together
+        found.append(OpenAxis(places=(place,), size=size, other=alone))
+    return found
+
+
+_LIBRARIES = ("/torch/", "\\torch\\", "/secateur/", "\\secateur\\")
+
+
+def _said(error: Exception | None) -> tuple[str, str]:
+    """What the model said, and the innermost line of the user's code that was running."""
+    if error is None:
+        return "no other size to try", ""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [
+        f for f in frames if not any(p in f.filename.replace("\\", "/") for p in ("/torch/", "/secateur/"))
+    ]
+    text = " ".join(str(error).split())
+    text = text if len(text) <= 160 else text[:157] + "…"
+    if not own:
+        return f"{type(error).__name__}: {text}", ""
+    file = own[-1].filename.replace("\\", "/").rsplit("/", 1)[-1]
+    return f"{type(error).__name__}: {text}", f"{file}:{own[-1].lineno}: {own[-1].line}"
+
+
+def widened(spec: InputSpec, program: ExportedProgram, attempt: Attempt, device: torch.device) -> InputSpec:
+    """The description with integers over the whole vocabulary, and whether the model takes drawn values."""
+    inputs = [
+        node
+        for node in program.graph.nodes
+        if node.op == "placeholder" and node.name in set(program.graph_signature.user_inputs)
+    ]
+    tensors = [n for n in inputs if isinstance(n.meta.get("val"), torch.Tensor)]
+    entries = {}
+    for name, node in zip(spec.tensors(), tensors, strict=False):
+        if (rows := _vocabulary(node)) is not None:
+            entries[name] = rows - 1
+    for changes in ([entries] if entries else []) + [{}]:
+        trial = spec.with_highest(changes)
+        if all(attempt((args, kwargs)) is None for _, args, kwargs in trial.examples(device=device)):
+            return trial
+    return spec.model_copy(update={"drawn": False})
+
+
+_SAME = (
+    "to",
+    "clone",
+    "contiguous",
+    "view",
+    "reshape",
+    "unsqueeze",
+    "flatten",
+    "long",
+    "int",
+    "slice",
+    "detach",
+)
+
+
+def _vocabulary(node: fx.Node) -> int | None:
+    """The number of rows of the smallest table that an integer input is looked up in; None for no table."""
+    found: list[int] = []
+    pending = [node]
+    while pending:
+        for user in pending.pop().users:
+            name = str(user.target)
+            table = user.args[0]
+            if name.startswith("aten.embedding.") and isinstance(table, fx.Node):
+                found.append(int(table.meta["val"].shape[0]))
+            elif any(name.startswith((f"aten.{n}.", f"aten._{n}_copy.")) for n in _SAME):
+                pending.append(user)
+    return min(found, default=None)

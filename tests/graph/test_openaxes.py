@@ -1,0 +1,133 @@
+"""Which axes may vary, what a model may be fed, and groupings that hold at one size only."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+import secateur as sc
+from secateur.graph.inputs import InputSpec, OpenAxis
+
+
+class Pictures(nn.Module):
+    """A convolutional network that pools, with a flat head if asked."""
+
+    def __init__(self, side: int = 0) -> None:
+        super().__init__()
+        self.side = side
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8 * max(side, 1) ** 2, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x).relu()
+        return self.b(h.flatten(1) if self.side else h.mean((2, 3)))
+
+
+class Words(nn.Module):
+    """A tagger that reads ids and a mask, and takes at most ten of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(30, 8), nn.Embedding(10, 8)
+        self.a, self.b = nn.Linear(8, 12), nn.Linear(12, 3)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        h = self.words(ids) + self.places(torch.arange(ids.shape[1]))
+        return self.b(self.a(h * mask[..., None]).relu())
+
+
+def axes(spec: InputSpec) -> list[tuple[tuple[tuple[str, int], ...], int]]:
+    return [(axis.places, axis.size) for axis in spec.open]
+
+
+def test_height_and_width_vary_alone_and_channels_do_not() -> None:
+    spec = sc.trace(Pictures().eval(), torch.randn(2, 3, 6, 6)).inputs
+    assert axes(spec) == [((("x", 0),), 2), ((("x", 2),), 6), ((("x", 3),), 6)]
+    assert len({axis.other for axis in spec.open[1:]}) == 2
+    (fixed,) = spec.fixed
+    assert (fixed.places, fixed.size) == ((("x", 1),), 3)
+    assert "self.a(x).relu()" in fixed.where
+    assert spec.together
+
+
+def test_a_flat_head_fixes_the_picture() -> None:
+    spec = sc.trace(Pictures(6).eval(), torch.randn(2, 3, 6, 6)).inputs
+    assert axes(spec) == [((("x", 0),), 2)]
+    assert {places for f in spec.fixed for places in f.places} == {("x", 1), ("x", 2), ("x", 3)}
+
+
+def test_ids_and_their_mask_vary_together_and_are_drawn_over_the_vocabulary() -> None:
+    ids = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8, 9, 1]] * 2)
+    spec = sc.trace(Words().eval(), {"ids": ids, "mask": torch.ones(2, 10, dtype=torch.long)}).inputs
+    assert axes(spec)[1:] == [((("ids", 1), ("mask", 1)), 10)]
+    assert spec.open[1].other == 9  # there are ten places only
+    for title, args, kwargs in spec.examples():
+        assert args == (), title
+        assert int(kwargs["ids"].max()) > 9
+        lengths = kwargs["mask"].sum(1)
+        assert lengths.max() == kwargs["mask"].shape[1] > lengths.min() >= 1
+        assert (kwargs["mask"].diff(dim=1) <= 0).all()
+    assert len(spec.examples()) == 2
+
+
+def test_the_users_own_batches_say_what_varies() -> None:
+    long, short = torch.randn(4, 9, 6), torch.randn(4, 5, 6)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    spec = sc.trace(model, long, more_inputs=[short]).inputs
+    assert spec.open == (OpenAxis(places=(("input", 1),), size=9, other=5),)
+
+
+def test_nothing_is_drawn_that_the_model_cannot_take() -> None:
+    class Sorted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if not torch.compiler.is_exporting() and bool((x[:, 0].diff() < 0).any()):
+                raise ValueError("rows are not in order")
+            return self.b(self.a(x).relu())
+
+    x = torch.arange(18.0).reshape(6, 3)
+    assert not sc.trace(Sorted().eval(), x).inputs.drawn
+
+
+def test_a_grouping_that_holds_at_one_size_only_is_none() -> None:
+    class Regrouped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.i, self.b, self.o = nn.Conv2d(3, 32, 1), nn.Conv2d(32, 32, 1), nn.Conv2d(32, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.i(x)
+            return self.o(x + self.b(x).flatten(2).transpose(1, 2).reshape(x.shape))
+
+    model, x = Regrouped().eval(), torch.randn(2, 3, 2, 2)
+    try:
+        graph = sc.trace(model, x)
+    except sc.NothingToPruneError:
+        return
+    plan = sc.Uniform(ratio=0.4).allocate(graph, sc.score(graph, None, "magnitude"))
+    small, masked = sc.apply(model, plan, graph=graph), sc.apply(model, plan, "masked")
+    for size in ((2, 2), (4, 4), (3, 5)):
+        y = torch.randn(2, 3, *size)
+        torch.testing.assert_close(small(y), masked(y))
+
+
+def test_a_trace_leaves_caches_and_counters_as_they_were() -> None:
+    class Caching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.seen = nn.Linear(6, 8), nn.Linear(8, 2), [0]
+            self.register_buffer("count", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen.append(len(x))
+            self.last = x
+            self.count += 1
+            return self.b(self.a(x).relu())
+
+    model = Caching().eval()
+    sc.trace(model, torch.randn(3, 6))
+    assert model.seen == [0]
+    assert not hasattr(model, "last")
+    assert float(model.count) == 0
