@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from secateur.errors import SettingError
+from secateur.preserving import preserved
+
+A = TypeVar("A")
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -31,16 +36,30 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block, without key-value caches; everything is restored afterwards.
+    """Evaluation mode inside the block; what forward passes change is put back.
+
+    The model gets copies of its inputs, so that one that writes into them leaves the caller's alone.
+    """
+    with preserved(model), evaluation_mode(model):
+        if not isinstance(
+            model, torch.jit.ScriptModule
+        ):  # which takes no hooks; `preserved` removes this one
+            model.register_forward_pre_hook(_copied, prepend=True, with_kwargs=True)
+        yield
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block, without key-value caches; both are restored afterwards.
 
     A language model whose configuration says `use_cache` returns its cache beside its logits, which no
     capture can hold and no comparison needs.
     """
     modes = [(module, module.training) for module in model.modules()]
-    configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
+    configs = {id(c): c for m, _ in modes if (c := getattr(m, "config", None)) is not None}
     caching = [c for c in configs.values() if getattr(c, "use_cache", False) is True]
-    model.eval()
     try:
+        set_mode(model, training=False)
         for config in caching:
             config.use_cache = False
         yield
@@ -48,7 +67,35 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         for config in caching:
             config.use_cache = True
         for module, mode in modes:
-            module.training = mode
+            if module.training != mode:
+                module.training = mode
+
+
+def set_mode(model: nn.Module, *, training: bool) -> None:
+    """Switch to training or evaluation mode, also a module that has no such switch."""
+    try:
+        model.train() if training else model.eval()
+    except NotImplementedError:  # an exported program's module computes what was captured, in any mode
+        for module in model.modules():
+            module.training = training
+
+
+def _copied(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    return copied((args, kwargs))
+
+
+def copied(arguments: A) -> A:
+    """The same arguments in tensors and containers of their own; a tensor that comes twice still does."""
+    made: dict[int, Any] = {}
+
+    def copy_of(leaf: Any) -> Any:
+        if id(leaf) not in made:
+            clone = getattr(leaf, "clone", None)  # tensors, and batches of graphs
+            made[id(leaf)] = clone() if callable(clone) and not isinstance(leaf, nn.Module) else leaf
+        return made[id(leaf)]
+
+    found: A = pytree.tree_map(copy_of, arguments)
+    return found
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -1,50 +1,246 @@
-"""A model that comes back as it was, whatever ran it."""
+"""What a forward pass may change in a model, remembered and put back.
+
+Forward passes keep things: caches, counters, the last features, running means in buffers; and `torch.export`
+leaves tensors without data wherever they put them. `preserved` undoes all of it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import functools
+import sys
+import types
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+_ATOMS = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
+_FOREIGN = {
+    *sys.stdlib_module_names, "accelerate", "lightning", "numpy", "pytorch_lightning", "secateur", "torch",
+}  # fmt: skip
+"""Libraries whose objects are not looked into: they are shared with what does not belong to the model."""
+_FAR = 2
+"""How far from a module things are looked at: an object's attributes are one step away, a closure two."""
+_LONG = 10_000
+"""Of a longer container, the entries are remembered, but not what they hold."""
+
+
+class State:
+    """All that a model holds at one moment, but the values of its parameters.
+
+    Of modules, their classes, the lists and dictionaries they hold and the objects in these, it remembers what
+    each attribute and entry is; of tensors that are no parameters also the values. Forward passes do not
+    write parameters, but that of an embedding with `max_norm`.
+
+    Example:
+        >>> net = nn.Module()
+        >>> net.register_buffer("calls", torch.zeros(1))
+        >>> state = State(net)
+        >>> net.calls += 1
+        >>> net.cache = torch.ones(1)
+        >>> state.restore(), net.calls, hasattr(net, "cache")
+        (True, tensor([0.]), False)
+        >>> state.restore()  # nothing left to restore
+        False
+    """
+
+    def __init__(self, model: nn.Module, *, functions: bool = False) -> None:
+        """Remember the state of `model`.
+
+        Args:
+            model: Any module.
+            functions: Also what its functions and hooks hold in closures and global containers. Observers
+                keep there what they see.
+        """
+        self._functions = functions
+        self._restorers: list[Callable[[], bool]] = []
+        self._seen: dict[int, Any] = {}  # the objects too, so that no identity is given out twice
+        self._see(model, 0)
+        for module in model.modules():
+            if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None:
+                self._values(module.weight)
+        for buffer in model.buffers():  # those of a scripted module are in no Python dictionary
+            self._see(buffer, 0)
+
+    def restore(self) -> bool:
+        """Put everything back; returns whether anything had changed."""
+        return any([put_back() for put_back in self._restorers])
+
+    def _see(self, value: Any, steps: int) -> None:
+        if type(value) in _ATOMS or steps > _FAR or id(value) in self._seen:
+            return
+        self._seen[id(value)] = value
+        if isinstance(value, Tensor):
+            self._tensor(value, copied=steps < _FAR and not isinstance(value, nn.Parameter))
+        elif isinstance(value, nn.Module):
+            self._class(type(value))
+            self._restorers.append(functools.partial(_same_class, value, type(value)))
+            self._entries(vars(value), 0)
+        elif isinstance(value, dict):
+            self._entries(value, steps)
+        elif isinstance(value, list | deque | set):
+            self._restorers.append(functools.partial(_same_items, value, list(value)))
+            self._each(value, steps)
+        elif isinstance(value, tuple | frozenset):
+            self._each(value, steps)
+        elif isinstance(value, torch.Generator):
+            self._restorers.append(functools.partial(_same_stream, value, value.get_state()))
+        elif isinstance(value, functools.partial):
+            self._each((value.func, value.args, value.keywords), steps)
+        elif isinstance(value, types.MethodType):
+            self._each((value.__self__, value.__func__), steps)
+        elif isinstance(value, types.FunctionType):
+            if self._functions and _is_own(value):
+                self._closure(value, steps + 2)
+        elif isinstance(value, types.SimpleNamespace) or (
+            not isinstance(value, type) and _is_own(type(value))
+        ):
+            self._entries(getattr(value, "__dict__", None), steps + 1)
+
+    def _entries(self, entries: Any, steps: int) -> None:
+        if isinstance(entries, dict):
+            self._restorers.append(functools.partial(_same_entries, entries, dict(entries)))
+            self._each(entries.values(), steps)
+
+    def _each(self, values: Iterable[Any], steps: int) -> None:
+        values = [v for v in values if type(v) not in _ATOMS]
+        for value in values if len(values) <= _LONG else ():
+            self._see(value, steps)
+
+    def _closure(self, function: types.FunctionType, steps: int) -> None:
+        for cell in function.__closure__ or ():
+            try:
+                held = cell.cell_contents
+            except ValueError:  # a variable that has no value yet
+                continue
+            self._restorers.append(functools.partial(_same_cell, cell, held))
+            self._see(held, steps)
+        names = function.__globals__.keys() & set(function.__code__.co_names)
+        self._each(_holders(function.__globals__[name] for name in names), steps)
+
+    def _class(self, cls: type) -> None:
+        """What the classes of a module hold, which a forward pass can write as well."""
+        for base in cls.__mro__:
+            if id(base) in self._seen:
+                continue
+            self._seen[id(base)] = base
+            if not _is_own(base):
+                continue
+            held = {k: v for k, v in vars(base).items() if not k.startswith("__")}
+            self._restorers.append(functools.partial(_same_attributes, base, held))
+            self._each(_holders(held.values()), 0)
+            for value in held.values():
+                if isinstance(value, types.FunctionType):
+                    self._see(value, 0)
+
+    def _tensor(self, tensor: Tensor, *, copied: bool) -> None:
+        if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout is not torch.strided:
+            return
+        self._restorers.append(functools.partial(_same_tensor, tensor, tensor.detach(), tensor.requires_grad))
+        if copied:
+            self._values(tensor)
+
+    def _values(self, tensor: Tensor) -> None:
+        if not tensor.is_meta:
+            self._restorers.append(functools.partial(_same_values, tensor.detach(), tensor.detach().clone()))
 
 
 @contextmanager
-def preserved(model: nn.Module) -> Iterator[None]:
-    """Put back, also after an exception, what the block changes in a model.
+def preserved(model: nn.Module, *, functions: bool = False) -> Iterator[State]:
+    """After the block the model is as it was before, whatever forward passes did to it.
 
-    That is every attribute of every module, what lists, dictionaries and sets among them hold, and the values
-    of buffers. Parameters are not copied: no forward pass writes them.
+    Gives the state that is put back; `functions` as for `State`.
     """
-    before = [(module, dict(vars(module))) for module in model.modules()]
-    containers = [(v, _copied(v)) for _, held in before for v in held.values() if _is_container(v)]
-    buffers = [(b, b.detach().clone(), b._version) for b in model.buffers() if not b.is_meta]
+    state = State(model, functions=functions)
     try:
-        yield
+        yield state
     finally:
-        for module, held in before:
-            vars(module).clear()
-            vars(module).update(held)
-        for container, held in containers:
-            _refill(container, held)
-        with torch.no_grad():
-            for buffer, value, version in buffers:
-                if buffer._version != version:
-                    buffer.copy_(value)
+        state.restore()
 
 
-def _is_container(value: Any) -> bool:
-    return isinstance(value, list | dict | set)
+def _holders(values: Iterable[Any]) -> list[Any]:
+    return [v for v in values if isinstance(v, Tensor | list | dict | set | deque)]
 
 
-def _copied(container: Any) -> Any:
-    return container.copy()
+def _is_own(made: type | types.FunctionType) -> bool:
+    """Whether the user, or a library of models, wrote a class or function."""
+    return (made.__module__ or "").partition(".")[0] not in _FOREIGN
 
 
-def _refill(container: Any, held: Any) -> None:
-    if isinstance(container, list):
-        container[:] = held
-    else:
-        container.clear()
-        container.update(held)
+def _is_same(a: Any, b: Any) -> bool:
+    return a is b or (type(a) is type(b) and type(a) in _ATOMS and bool(a == b))
+
+
+def _same_class(module: nn.Module, cls: type) -> bool:
+    if type(module) is cls:
+        return False
+    module.__class__ = cls
+    return True
+
+
+def _same_entries(entries: dict[Any, Any], before: dict[Any, Any]) -> bool:
+    now, was = [*entries, *entries.values()], [*before, *before.values()]
+    if len(now) == len(was) and all(map(_is_same, now, was)):
+        return False
+    entries.clear()
+    entries.update(before)
+    return True
+
+
+def _same_items(items: Any, before: list[Any]) -> bool:
+    if len(items) == len(before) and all(map(_is_same, items, before)):
+        return False
+    items.clear()
+    (items.update if isinstance(items, set) else items.extend)(before)
+    return True
+
+
+def _same_attributes(cls: type, before: dict[str, Any]) -> bool:
+    now = {k: v for k, v in vars(cls).items() if not k.startswith("__")}
+    new = [name for name in now if name not in before]
+    other = [name for name, value in before.items() if name not in now or not _is_same(now[name], value)]
+    for name in new:
+        delattr(cls, name)
+    for name in other:
+        setattr(cls, name, before[name])
+    return bool(new or other)
+
+
+def _same_cell(cell: types.CellType, before: Any) -> bool:
+    with suppress(ValueError):  # it has no value any more
+        if _is_same(cell.cell_contents, before):
+            return False
+    cell.cell_contents = before
+    return True
+
+
+def _same_stream(generator: torch.Generator, before: Tensor) -> bool:
+    if torch.equal(generator.get_state(), before):
+        return False
+    generator.set_state(before)
+    return True
+
+
+def _same_tensor(tensor: Tensor, before: Tensor, requires_grad: bool) -> bool:
+    if _place(tensor) == _place(before) and tensor.requires_grad == requires_grad:
+        return False
+    if not requires_grad and not tensor.is_leaf:
+        tensor.detach_()  # what was written into it has a history
+    tensor.data = before
+    tensor.requires_grad_(requires_grad)
+    return True
+
+
+def _place(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+
+
+def _same_values(tensor: Tensor, before: Tensor) -> bool:
+    if torch.equal(tensor, before):
+        return False
+    with torch.inference_mode(tensor.is_inference()), torch.no_grad():
+        tensor.copy_(before)
+    return True

@@ -20,7 +20,8 @@ from secateur.graph.inline import inline_regions
 from secateur.graph.inputs import batch_size
 from secateur.graph.rules.op import hint, is_open
 from secateur.kernels import capturable
-from secateur.models import evaluating
+from secateur.models import evaluation_mode
+from secateur.preserving import preserved
 
 
 def capture(
@@ -45,7 +46,14 @@ def capture(
     if shapes is None:
         args, kwargs = _at_least_two(*given)
         shapes = _batch_axes((args, kwargs))
-    with evaluating(model), capturable(model), torch.no_grad(), _quiet(), uncollected():
+    with (
+        preserved(model, functions=True),
+        evaluation_mode(model),
+        capturable(model),
+        torch.no_grad(),
+        _quiet(),
+        uncollected(),
+    ):
         try:
             program = export(model, args, kwargs, dynamic_shapes=shapes, strict=False)  # type: ignore[arg-type]
         except Exception:  # whatever stops the general capture, the exact one may still work

@@ -39,7 +39,6 @@ def reestimate(model: nn.Module, calibration: Calibration, *, progress: bool = F
         CalibrationError: If a layer sees one value a channel in every batch.
     """
     layers = batch_norms(model)
-    momenta = [layer.momentum for layer in layers]
     with evaluating(model), torch.no_grad():
         try:
             for layer in layers:
@@ -61,6 +60,8 @@ def reestimate(model: nn.Module, calibration: Calibration, *, progress: bool = F
                 f"batch norm: expected more than one value a channel in a batch, got one ({error}). "
                 f"Do give larger batches."
             ) from error
-        finally:
-            for layer, momentum in zip(layers, momenta, strict=True):
-                layer.momentum = momentum
+        found = [[buffer.clone() for buffer in layer.buffers()] for layer in layers]
+    with torch.no_grad():
+        for layer, values in zip(layers, found, strict=True):
+            for buffer, value in zip(layer.buffers(), values, strict=True):
+                buffer.copy_(value)
