@@ -31,9 +31,9 @@ _LONG = 10_000
 class State:
     """All that a model holds at one moment, but the values of its parameters.
 
-    Of modules, their classes, the lists and dictionaries they hold and the objects in these, it remembers what
-    each attribute and entry is; of tensors that are no parameters also the values. Forward passes do not
-    write parameters, but that of an embedding with `max_norm`.
+    Of modules, their classes, the lists and dictionaries they hold and the objects in these, it remembers
+    what each attribute and entry is; of tensors that are no parameters also the values. Forward passes do
+    not write parameters, but that of an embedding with `max_norm`.
 
     Example:
         >>> net = nn.Module()
