@@ -18,7 +18,6 @@ from secateur.graph.inputs import InputSpec, call_arguments
 from secateur.graph.openaxes import open_inputs
 from secateur.graph.walk import walk
 from secateur.models import unwrap
-from secateur.preserving import preserved
 
 
 def trace(
@@ -56,8 +55,7 @@ def trace(
     device = next((t.device for t in model.state_dict().values()), None)
     given = call_arguments(example_inputs, device)
     spec = InputSpec.of(*given, model)  # refuses what no plan could hold before anything takes time
-    with preserved(model):
-        program, batch, static = capture(model, *given)
+    program, batch, static = capture(model, *given)
     if not any(
         isinstance(v.meta.get("val"), torch.Tensor) for v in program.graph.output_node().all_input_nodes
     ):
@@ -68,10 +66,7 @@ def trace(
     spec, larger = open_inputs(model, spec, given, program, more, static)
     other = None
     if larger is not None:
-        with (
-            preserved(model),
-            contextlib.suppress(CaptureError),
-        ):  # `verify` still runs the model at that size
+        with contextlib.suppress(CaptureError):  # `verify` still runs the model at that size
             other = capture(model, *larger)[0]
     for captured in (program, other):
         if captured is not None:
