@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +237,32 @@ def test_forms(form: Any) -> None:
         build("plain", torch.float32), loader("plain"), allocator=sc.Uniform(ratio=0.3), form=form, **QUICK
     )
     assert result.report.form == form == sc.record_of(result.model).form
+
+
+@pytest.mark.parametrize("leaves", ["graph", "leave"])
+def test_what_apply_leaves_whole_is_whole_in_the_plan_and_the_report(
+    leaves: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, asked = build("plain", torch.float32), []
+
+    def leaving(model: nn.Module, plan: sc.Plan, form: Any, **given: Any) -> nn.Module:
+        asked.append(given["on_unrealisable"])
+        rest = {name: keep for name, keep in plan.keep.items() if name == "2"}
+        return sc.apply(
+            model, sc.Plan.build(given["graph"], rest, allocator="uniform", seed=0), form, **given
+        )
+
+    monkeypatch.setattr(sys.modules["secateur.prune"], "apply", leaving)
+    result = sc.prune(
+        model, loader("plain"), allocator=sc.Uniform(ratio=0.5), on_unrealisable=leaves, **QUICK
+    )
+    assert asked == [leaves]
+    assert [g.name for g in result.plan.groups if g.kept < g.size] == ["2"]
+    assert result.plan == sc.record_of(result.model).plan
+    assert [layer.kept for layer in result.report.layers] == [g.kept for g in result.plan.groups]
+    assert result.report.figures[1].params == sum(p.numel() for p in result.model.parameters())
+    with pytest.raises(sc.SettingError, match="expected 'graph' or 'leave'"):
+        sc.prune(model, loader("plain"), on_unrealisable="whole", **QUICK)  # type: ignore[arg-type]
 
 
 def test_the_report_as_json_and_text(tmp_path: Path) -> None:

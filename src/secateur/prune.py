@@ -51,6 +51,7 @@ def prune(
     limits: Limits | None = None,
     steps: int = 1,
     form: Literal["auto", "module", "graph", "masked"] = "auto",
+    on_unrealisable: Literal["graph", "leave"] = "graph",
     evaluation: Any = None,
     loss_fn: LossFn | None = None,
     allow_inexact: bool = False,
@@ -76,6 +77,7 @@ def prune(
         steps: Rounds in which units are removed, the model repaired and scored anew, each of which takes the
             same fraction of what is left; needs a budget of macs or params.
         form: As for `apply`.
+        on_unrealisable: As for `apply`; where groups are left whole, the result's plan says so.
         evaluation: Data that the report's accuracy is measured on; the held-out part if not given.
         loss_fn: ``loss_fn(model, batch)``, the mean loss of a batch, instead of the default.
         allow_inexact: As for `trace`.
@@ -130,6 +132,8 @@ def prune(
         raise SettingError(f"prune(granularity={granularity!r}): expected 'unit', 'weight' or 'expert'.")
     if form not in FORMS:
         raise SettingError(f"prune(form={form!r}): expected one of {', '.join(FORMS)}.")
+    if on_unrealisable not in ("graph", "leave"):
+        raise SettingError(f"prune(on_unrealisable={on_unrealisable!r}): expected 'graph' or 'leave'.")
     decider = rule_or_auto(allocator)
     resolve_repairs(repair)  # a wrong name is refused now, not after scoring
     model = unwrap(model)
@@ -195,7 +199,15 @@ def prune(
 
         plan = _agreed(graph, decide)
     with clock(seconds, "apply"):
-        small = apply(model, plan, form, graph=graph, example_inputs=few(example, graph.static_batch))
+        small = apply(
+            model,
+            plan,
+            form,
+            graph=graph,
+            example_inputs=few(example, graph.static_batch),
+            on_unrealisable=on_unrealisable,
+        )
+        plan = record_of(small).plan  # without what was left whole
     with clock(seconds, "verify"):
         proof = verify(model, small, plan, few(example, graph.static_batch))
     with clock(seconds, "repair"):
@@ -225,6 +237,7 @@ def prune(
             loss_fn=loss_fn,
             allow_inexact=allow_inexact,
             **({"steps": steps} if steps > 1 else {}),
+            **({} if on_unrealisable == "graph" else {"on_unrealisable": on_unrealisable}),
         ),
         rule=plan.allocator,
         settings=plan.settings,

@@ -76,7 +76,9 @@ def test_scoring_and_planning_need_no_data_where_the_signal_needs_none(folder: P
     base = ("--model", "net.py:make", "--input", "2x3x6x6", "--allocator", "uniform", "--removal", "l2")
     done("score", *base, "--out", "s.safetensors")
     done("plan", *base, "--ratio", "0.25", "--scores", "s.safetensors", "--out", "plan.json")
-    found = json.loads(done("apply", "--model", "net.py:make", "--plan", "plan.json", "--out", "s", "--json"))
+    applied = ("apply", "--model", "net.py:make", "--plan", "plan.json", "--out", "s", "--json")
+    assert "expected one of graph, leave" in refused(2, *applied, "--on-unrealisable", "whole")
+    found = json.loads(done(*applied, "--on-unrealisable", "leave"))
     assert found["pruned"]["macs"] < found["dense"]["macs"]
     assert found["proof"]["difference"] <= 1e-9
 

@@ -20,6 +20,7 @@ from secateur.config.run import Run
     "data",
     "input",
     "form",
+    "on_unrealisable",
     *READING,
     "seed",
     needs=("model", "plan", "artefact"),
@@ -33,7 +34,9 @@ def apply(run: Run, json: bool) -> str:
     decided = sc.Plan.from_json(run.plan or "")
     inputs = Inputs(run)
     example = inputs.example if run.input or run.data else None
-    small = sc.apply(inputs.model, decided, run.form, example_inputs=example)
+    small = sc.apply(
+        inputs.model, decided, run.form, example_inputs=example, on_unrealisable=run.on_unrealisable
+    )
     # A plan's record may leave out what its form could not express.
     done = sc.record_of(small)
     proof = sc.verify(inputs.model, small, done.plan, example)

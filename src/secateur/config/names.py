@@ -9,6 +9,7 @@ from typing import Literal
 
 Granularity = Literal["unit", "weight", "expert"]
 Form = Literal["auto", "module", "graph", "masked"]
+Unrealisable = Literal["graph", "leave"]
 Rule = Literal[
     "auto",
     "tod",

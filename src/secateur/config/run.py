@@ -20,6 +20,7 @@ from secateur.config.names import (
     MaskRepair,
     MaskRule,
     Rule,
+    Unrealisable,
 )
 from secateur.config.option import Bounds, Choices, option
 
@@ -188,6 +189,11 @@ class Run:
         "What may undo damage, if it helps; several are done in order.", ("auto",), choices=Choices(REPAIRS)
     )
     form: Form = option("Of the result; auto is a module where that can be.", "auto")
+    on_unrealisable: Unrealisable = option(
+        "What form auto does about groups that no module can express: a captured program, or leave them "
+        "whole.",
+        "graph",
+    )
     signals: tuple[str, ...] = option(
         "What secateur score computes; what the rule needs if not given.", (), choices=_SIGNAL
     )
