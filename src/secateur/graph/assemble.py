@@ -64,12 +64,11 @@ def assemble(walk: Walk, tensors: list[Tensor], *, allow_inexact: bool) -> Assem
     tensors = _by_use(tensors)
     root_of = store.find(np.arange(n, dtype=np.int64))
     group_of, unit_of, firsts = _partition(walk, tensors, root_of, bits, is_frozen)
-    mixed = store.mixed_roots()
     inexact: dict[int, list[str]] = {}
-    for root, reasons in mixed.items():
-        if group_of[root] >= 0:
-            known = inexact.setdefault(int(group_of[root]), [])
-            known += [text for r in reasons if (text := _text(r.what, r.where)) not in known]
+    for reason, mixed in store.mixed().items():
+        for g in np.unique(group_of[mixed]).tolist():
+            if g >= 0:
+                inexact.setdefault(g, []).append(_text(reason.what, reason.where))
     slices = _slices(tensors, root_of, bits, group_of, unit_of, len(firsts))
     sites = _sites(walk, group_of, unit_of, len(firsts))
     names = _names([slices[g] for g in range(len(firsts))])
@@ -227,7 +226,7 @@ def _sites(
             if not outputs:
                 continue
             start = outputs[0]
-        producer = _origin(walk, produced.weight)
+        producer = walk.names[produced.origin]
         for node, stage in _stages(start):
             axes = walk.values[node]
             if not isinstance(axes, tuple) or produced.axis >= len(axes):
@@ -241,13 +240,6 @@ def _sites(
                     Site(node.name, produced.axis, stage, producer, position, unit_of[roots[position]])
                 )
     return found
-
-
-def _origin(walk: Walk, weight: fx.Node) -> str:
-    """The name of the parameter that a weight is, or is computed from."""
-    while weight not in walk.names:
-        weight = weight.all_input_nodes[0]
-    return walk.names[weight]
 
 
 def _stages(start: fx.Node) -> list[tuple[fx.Node, Stage]]:

@@ -19,16 +19,20 @@ from secateur.graph.rules.op import Walk
 def decide(trial: Walk) -> dict[tuple[str, int], int]:
     """The carrying axis of each fork, from a walk that collected them."""
     store = trial.store
-    unfit = set(store.frozen_roots()) | set(store.mixed_roots())
-    roots = [[set(store.find(labels).tolist()) for labels in fork.trial] for fork in trial.forks]
+    unfit = set(store.frozen_roots()).union(*(roots.tolist() for roots in store.mixed().values()))
+    roots = [[frozenset(store.find(labels).tolist()) for labels in fork.trial] for fork in trial.forks]
     met: dict[int, set[int]] = {}  # root -> the forks that have an axis with it
     for number, axes in enumerate(roots):
         for root in set().union(*axes):
             met.setdefault(root, set()).add(number)
+    tied = {
+        axis: len(set().union(*(met[root] for root in axis)))
+        for axis in dict.fromkeys(axis for axes in roots for axis in axes)
+    }
     choices = {}
     for fork, axes in zip(trial.forks, roots, strict=True):
         ranks = [
-            (not axis & unfit, len(set().union(*(met[root] for root in axis))), size, k)
+            (not axis & unfit, tied[axis], size, k)
             for k, (axis, size) in enumerate(zip(axes, fork.sizes, strict=True))
         ]
         choices[fork.key] = int(np.argmax([sorted(ranks).index(rank) for rank in ranks]))

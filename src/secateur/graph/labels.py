@@ -7,6 +7,8 @@ with a reason (see `Reasons`). Every operation is vectorised over whole axes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,7 +63,8 @@ class LabelStore:
         self._held = np.zeros(1024, dtype=bool)  # by root: some parameter holds the class
         self._count = 1
         self._frozen: list[tuple[Labels, Labels]] = []
-        self._mixed: list[tuple[Labels, Reason]] = []
+        self._mixed: dict[Reason, list[Labels]] = {}
+        self._muted = False
 
     def __len__(self) -> int:
         """One more than the largest label given out."""
@@ -87,6 +90,7 @@ class LabelStore:
             above = self._parent[root]
             if np.array_equal(above, root):
                 break
+            self._parent[root] = self._parent[above]  # halves the path, so that long chains stay short
             root = above
         self._parent[clipped] = root
         return np.where(live, root, labels)
@@ -124,30 +128,36 @@ class LabelStore:
         labels = np.ravel(labels)
         because = np.broadcast_to(np.asarray(because, dtype=np.int64), labels.shape)
         live = labels > 0
-        if live.any():
+        if live.any() and not self._muted:
             self._frozen.append((labels[live].copy(), because[live].copy()))
 
     def mix(self, labels: Labels, reason: Reason) -> None:
         """Say that an operator mixes these labels without weights, so that removing one changes the rest."""
         live = labels[labels > 0]
-        if live.size:
-            self._mixed.append((live.copy(), reason))
+        if live.size and not self._muted:
+            self._mixed.setdefault(reason, []).append(live.copy())
+
+    @contextmanager
+    def muted(self) -> Iterator[None]:
+        """Inside, labels are tied only: nothing is frozen or mixed."""
+        before, self._muted = self._muted, True
+        try:
+            yield
+        finally:
+            self._muted = before
 
     def frozen_roots(self) -> dict[int, int]:
         """Root -> the label <= 0 that first froze it, a label with a reason being preferred to 0."""
-        found: dict[int, int] = {}
-        for labels, because in self._frozen:
-            for root, why in zip(self.find(labels).tolist(), because.tolist(), strict=True):
-                if found.get(root, 0) == 0:
-                    found[root] = why
-        return found
+        if not self._frozen:
+            return {}
+        roots = self.find(np.concatenate([labels for labels, _ in self._frozen]))
+        because = np.concatenate([because for _, because in self._frozen])
+        order = np.argsort(because == 0, kind="stable")
+        found, first = np.unique(roots[order], return_index=True)
+        return dict(zip(found.tolist(), because[order][first].tolist(), strict=True))
 
-    def mixed_roots(self) -> dict[int, list[Reason]]:
-        """Root -> the operators that mix it, in order."""
-        found: dict[int, list[Reason]] = {}
-        for labels, reason in self._mixed:
-            for root in np.unique(self.find(labels)).tolist():
-                reasons = found.setdefault(root, [])
-                if reason not in reasons:
-                    reasons.append(reason)
-        return found
+    def mixed(self) -> dict[Reason, Labels]:
+        """The operators that mix labels, in order, each with the roots that it mixes."""
+        return {
+            reason: np.unique(self.find(np.concatenate(labels))) for reason, labels in self._mixed.items()
+        }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from secateur.graph.forks import decide
 from secateur.graph.labels import Labels, Reason
 from secateur.graph.rules import Op, find_rule, operator_name
 from secateur.graph.rules.op import Value, Walk, shape_of, where
+from secateur.graph.writes import dead_nodes, erase, written_through
 
 _FOLD_LIMIT = 1 << 20
 """Largest constant that is computed while tracing. [elements]"""
@@ -49,6 +51,9 @@ def tensor_of(program: ExportedProgram, name: str) -> torch.Tensor:
 def walk(program: ExportedProgram, other: ExportedProgram | None = None) -> tuple[Walk, list[Tensor]]:
     """Propagate labels through the program, a second time if the first left forks to decide.
 
+    Operators that nothing reads tie labels, since a model's own code runs them, but neither freeze nor mix;
+    they are taken out of the program.
+
     Args:
         program: The captured program.
         other: The same model captured at other sizes. Its operators tie the same parameters once more, so
@@ -63,6 +68,9 @@ def walk(program: ExportedProgram, other: ExportedProgram | None = None) -> tupl
     if other is not None:
         also = Walk(state.choices or {}, store=state.store, reasons=state.reasons, roles=state.roles)
         _propagate(other, also, {id(tensor_of(program, t.name)): t for t in tensors})
+    dead = dead_nodes(program.graph)
+    state.values = {node: value for node, value in state.values.items() if node not in dead}
+    erase(program.graph_module, dead)
     return state, tensors
 
 
@@ -70,6 +78,8 @@ def _propagate(
     program: ExportedProgram, state: Walk, tensors: dict[int, Tensor]
 ) -> tuple[Walk, list[Tensor]]:
     """One walk into `state`; `tensors` are those whose labels are known from an earlier one, by identity."""
+    dead = dead_nodes(program.graph)
+    state.written = written_through(program.graph)
     for node, kind, target in lifted(program):
         if kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR) and target is not None:
             tensor = tensor_of(program, target)
@@ -84,7 +94,7 @@ def _propagate(
             state.names[node] = known.name
             if kind is not InputKind.PARAMETER:
                 state.constants[node] = tensor
-            state.from_parameters.add(node)
+            state.weights.add_parameter(node)
         elif isinstance(node.meta.get("val"), torch.Tensor):
             label = state.reasons.label(Reason(f"model input {node.name}"))
             state.values[node] = _filled(node.meta["val"], label)
@@ -92,10 +102,10 @@ def _propagate(
             state.values[node] = None
     for node in program.graph.nodes:
         if node.op == "call_function":
-            state.values[node] = _visit(node, state)
+            with state.store.muted() if node in dead else nullcontext():
+                state.values[node] = _visit(node, state)
             inputs = [n for n in node.all_input_nodes if state.values.get(n) is not None]
-            if inputs and all(n in state.from_parameters for n in inputs):
-                state.from_parameters.add(node)
+            state.weights.add_call(node, inputs)
             _fold(node, state)
         elif node.op == "output":
             because = state.reasons.label(Reason("model output"))
@@ -103,6 +113,7 @@ def _propagate(
                 _freeze(state.values[source], because, state)
         elif node.op == "get_attr":
             state.values[node] = None
+    state.produced = [p for p in state.produced if p.node not in dead]
     return state, list(tensors.values())
 
 
@@ -131,6 +142,7 @@ def _fold(node: fx.Node, state: Walk) -> None:
         not isinstance(value, torch.Tensor)
         or not isinstance(target, torch._ops.OpOverload)
         or value.is_floating_point()
+        or any(isinstance(size, torch.SymInt) for size in value.shape)
         or value.numel() > _FOLD_LIMIT
         or not inputs
         or any(n not in state.constants or state.constants[n].is_meta for n in inputs)

@@ -1,23 +1,106 @@
-"""Which values a captured program overwrites."""
+"""What a captured program overwrites, and which of its operators matter."""
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Iterator
+from typing import Any
+
+import torch
 from torch import fx
 
 
 def written(module: fx.GraphModule) -> frozenset[str]:
     """Names of the nodes that some operator writes in place."""
-    names: set[str] = set()
-    for part in module.modules():
-        if not isinstance(part, fx.GraphModule):
-            continue
-        for node in part.graph.nodes:
-            schema = getattr(node.target, "_schema", None)
-            if schema is None or not getattr(schema, "is_mutable", False):
-                continue
-            for position, argument in enumerate(schema.arguments):
-                if argument.alias_info is None or not argument.alias_info.is_write:
-                    continue
-                value = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
-                fx.map_arg(value, lambda n: names.add(n.name))
-    return frozenset(names)
+    return frozenset(
+        source.name
+        for part in module.modules()
+        if isinstance(part, fx.GraphModule)
+        for node in part.graph.nodes
+        for source in _overwrites(node)
+    )
+
+
+def written_through(graph: fx.Graph) -> frozenset[fx.Node]:
+    """Nodes that an operator writes to, themselves or through a view of them."""
+    found: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        found.update(_overwrites(node))
+        if node in found and (source := _viewed(node)) is not None:
+            found.add(source)
+    return frozenset(found)
+
+
+def dead_nodes(graph: fx.Graph) -> frozenset[fx.Node]:
+    """Operator calls that reach no output, write nothing that is read, and draw no random numbers."""
+    memory: dict[fx.Node, fx.Node] = {}  # node -> the node that made the memory it lies in
+    writers: dict[fx.Node, list[fx.Node]] = {}
+    pending = []
+    for node in graph.nodes:
+        source = _viewed(node)
+        memory[node] = node if source is None else memory[source]
+        for target in _overwrites(node):
+            writers.setdefault(memory[target], []).append(node)
+        if node.op == "output" or _has_effects(node):
+            pending.append(node)
+    for owner, nodes in writers.items():
+        pending += nodes if owner.op == "placeholder" else []
+    live: set[fx.Node] = set()
+    while pending:
+        node = pending.pop()
+        if node not in live:
+            live.add(node)
+            pending += [*node.all_input_nodes, *writers.get(memory[node], ())]
+    return frozenset(
+        n
+        for n in graph.nodes
+        if n.op == "call_function" and n not in live and not (_asserts(n) and live.issuperset(n.all_input_nodes))
+    )
+
+
+def erase(module: fx.GraphModule, nodes: frozenset[fx.Node]) -> None:
+    """Take nodes out of a program that only each other read."""
+    for node in reversed(module.graph.nodes):
+        if node in nodes:
+            module.graph.erase_node(node)
+    module.recompile()
+
+
+def _asserts(node: fx.Node) -> bool:
+    return node.meta.get("val") is None and not node.users
+
+
+def _has_effects(node: fx.Node) -> bool:
+    if node.op != "call_function" or node.target is operator.getitem:
+        return False
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return isinstance(node.target, torch._ops.HigherOrderOperator)
+    idle = "dropout" in node.target.__name__ and node.args[2:3] == (False,)
+    return torch.Tag.nondeterministic_seeded in node.target.tags and not idle
+
+
+def _arguments(node: fx.Node) -> Iterator[tuple[Any, Any]]:
+    """The schema's arguments that share memory with a result or are written, with what is given for them."""
+    schema = getattr(node.target, "_schema", None)
+    for position, argument in enumerate(schema.arguments if schema is not None else ()):
+        if argument.alias_info is not None:
+            yield (
+                argument,
+                node.args[position] if position < len(node.args) else node.kwargs.get(argument.name),
+            )
+
+
+def _overwrites(node: fx.Node) -> list[fx.Node]:
+    found: list[fx.Node] = []
+    for argument, value in _arguments(node):
+        if argument.alias_info.is_write:
+            fx.map_arg(value, found.append)
+    return found
+
+
+def _viewed(node: fx.Node) -> fx.Node | None:
+    """The node in whose memory this one's value lies; None if it has its own."""
+    if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
+        return node.args[0]
+    given = (value for _, value in _arguments(node) if isinstance(value, fx.Node))
+    return next(given, None)

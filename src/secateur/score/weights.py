@@ -29,7 +29,7 @@ def multipliers(graph: Graph) -> frozenset[str]:
         if operator_name(node) in NORMS:
             factors = [Op(node, graph.walk).get("weight")]
         elif operator_name(node) in _PRODUCTS:
-            factors = [n for n in node.all_input_nodes if n in graph.walk.from_parameters]
+            factors = [n for n in node.all_input_nodes if n in graph.walk.weights.computed]
         else:
             continue
         found.update(name for factor in factors if factor is not None and (name := _origin(factor, graph)))

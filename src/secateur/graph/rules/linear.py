@@ -27,7 +27,7 @@ def contract(op: Op, operands: Sequence[fx.Node], terms: Sequence[str], out: str
             if letter in term
         ]
         axes[letter] = op.broadcast(*sides)[0]
-    weights = op.weights(operands)
+    weights = op.operand_weights(operands)
     for letter in (c for c in axes if c not in out):
         consuming = [k for k in weights if letter in terms[k]]
         if not consuming:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ import torch
 from torch import fx
 
 from secateur.graph.labels import Labels, LabelStore, Reason, Reasons
+from secateur.graph.weights import Weights
 
 Axes = tuple[Labels, ...]
 """The labels of one tensor, an array per axis."""
@@ -37,11 +37,17 @@ class Contraction:
 
 @dataclass(frozen=True)
 class Produced:
-    """The output of a layer with weights: where activations can be observed."""
+    """The output of a layer with weights: where activations can be observed.
+
+    Attributes:
+        node: The output.
+        axis: The axis of its units.
+        origin: The parameter that the layer's weight is, or is computed from.
+    """
 
     node: fx.Node
     axis: int
-    weight: fx.Node
+    origin: fx.Node
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,8 @@ class Walk:
 
     `choices` says which axis carries the units where a split leaves that open. In a walk without
     choices the forks are collected, and their axes carry trial labels to see where each leads; where
-    two axes of units merge it does not choose between them either, and `unmerged` says so.
+    two axes of units merge it does not choose between them either, and `unmerged` says so. `written`
+    holds the nodes that an operator writes to, themselves or through a view of them.
     """
 
     choices: dict[tuple[str, int], int] | None = None
@@ -72,9 +79,10 @@ class Walk:
     roles: list[tuple[Labels, int]] = field(default_factory=list)
     contractions: list[Contraction] = field(default_factory=list)
     produced: list[Produced] = field(default_factory=list)
-    from_parameters: set[fx.Node] = field(default_factory=set)
+    weights: Weights = field(default_factory=Weights)
     names: dict[fx.Node, str] = field(default_factory=dict)
     constants: dict[fx.Node, torch.Tensor] = field(default_factory=dict)
+    written: frozenset[fx.Node] = frozenset()
 
 
 _MEASURED: WeakKeyDictionary[Any, dict[Any, int]] = WeakKeyDictionary()
@@ -147,6 +155,7 @@ class Op:
         self.store = walk.store
         self.name = str(node.target)
         self._arguments = self._bind()
+        self._where: str | None = None
 
     def _bind(self) -> dict[str, Any]:
         schema = getattr(self.node.target, "_schema", None)
@@ -197,7 +206,13 @@ class Op:
     @property
     def reason(self) -> Reason:
         """This operator as a reason, by name and source line."""
-        return Reason(self.name, where(self.node))
+        return self.because()
+
+    def because(self, what: str | None = None) -> Reason:
+        """This operator, or what it does, as a reason."""
+        if self._where is None:
+            self._where = where(self.node)
+        return Reason(f"{self.name}: {what}" if what else self.name, self._where)
 
     def tensors(self) -> list[fx.Node]:
         """All tensor arguments, those inside lists too."""
@@ -209,8 +224,7 @@ class Op:
 
     def freeze(self, labels: Labels, what: str | None = None) -> None:
         """Say that `labels` are never removed, because of this operator (or of `what` it does)."""
-        reason = Reason(f"{self.name}: {what}", where(self.node)) if what else self.reason
-        self.store.freeze(labels, self.walk.reasons.label(reason))
+        self.store.freeze(labels, self.walk.reasons.label(self.because(what)))
 
     def mix(self, labels: Labels) -> None:
         """Say that this operator mixes the positions of an axis without weights."""
@@ -226,24 +240,30 @@ class Op:
         A weight may be computed from parameters. Removing a unit is then exact only if its part of the
         weight is zero where the parameters' is; otherwise this counts as mixing.
         """
-        self.role(labels, CONSUME)
         if weight in self.walk.names:
-            return
-        origins = vanishing(self.walk, weight, labels)
-        if origins is None:
-            what = f"{self.name}: its weight is not zero where the parameters are that it is computed from"
-            self.store.mix(labels, Reason(what, where(self.node)))
+            self.role(labels, CONSUME)
             return
         roots = np.unique(self.store.find(labels[labels > 0]))
-        for parameter in origins:
-            axes = self.axes(parameter)
+
+        def holding(parameter: fx.Node) -> list[Labels]:
+            return [a for a in self.axes(parameter) if np.isin(roots, self.store.find(a)).all()]
+
+        origins = self.walk.weights.vanishing(weight, lambda parameter: bool(holding(parameter)))
+        if origins is None:
+            self.store.mix(labels, self.because("its weight is not zero where its parameters are"))
+        if origins is not None or self.is_weight(weight):
+            self.role(labels, CONSUME)
+        for parameter in origins or ():
+            axes = holding(parameter)
             own = [a for a in axes if np.isin(a[a > 0], labels).any()]
             for axis in own or axes:
                 self.role(axis[np.isin(self.store.find(axis), roots)], CONSUME)
 
     def produces(self, weight: fx.Node, axis: int) -> None:
         """Say that output axis `axis` of this operator is computed from `weight`."""
-        self.walk.produced.append(Produced(self.node, axis, weight))
+        origin = self.walk.weights.origin(weight)
+        if origin is not None:
+            self.walk.produced.append(Produced(self.node, axis, origin))
 
     def count(self, factor: int, *axes: Labels) -> None:
         """Count `factor` x the kept positions of each of `axes` as MACs."""
@@ -251,27 +271,19 @@ class Op:
 
     def is_weight(self, value: Any) -> bool:
         """True if the argument is computed from parameters and buffers alone."""
-        return value in self.walk.from_parameters
+        return value in self.walk.weights.computed
 
-    def weights(self, operands: Sequence[fx.Node]) -> list[int]:
+    def operand_weights(self, operands: Sequence[fx.Node]) -> list[int]:
         """Which operands of a product are weights, by number; none if all are.
 
         Where none is computed from parameters alone, a part of one that the data choose is a weight too:
         the matrix of the expert that a token goes to, say.
         """
-        for kind in (self.is_weight, self.is_chosen_weight):
-            found = [k for k, operand in enumerate(operands) if kind(operand)]
+        for kind in (self.walk.weights.computed, self.walk.weights.chosen):
+            found = [k for k, operand in enumerate(operands) if operand in kind]
             if found:
                 return found if len(found) < len(operands) else []
         return []
-
-    def is_chosen_weight(self, value: Any) -> bool:
-        """True if the argument is read, at positions that may depend on the data, from a weight."""
-        while str(value.target) not in _READS:
-            if len(value.all_input_nodes) != 1 or str(value.target) not in _ZERO_AT_ZERO:
-                return False
-            (value,) = value.all_input_nodes
-        return self.is_weight(value.all_input_nodes[0])
 
     def broadcast(self, *operands: Axes) -> Axes:
         """Tie the axes of operands that broadcast against each other; returns the result's labels."""
@@ -302,61 +314,9 @@ class Op:
     def carry(self, labels: Labels, sizes: Sequence[int], axis: int) -> Labels:
         """Let one axis of the shape `sizes` carry the flat `labels`; positions along the others are tied."""
         lines = np.moveaxis(labels.reshape(sizes), axis, 0).reshape(sizes[axis], -1)
-        for k in range(1, lines.shape[1]):
-            self.tie(lines[:, 0], lines[:, k])
-        return np.ascontiguousarray(lines[:, 0])
-
-
-_ZERO_AT_ZERO = frozenset(
-    f"aten.{name}"
-    for name in (
-        "view.default", "reshape.default", "_unsafe_view.default", "flatten.using_ints", "unflatten.int",
-        "permute.default", "transpose.int", "t.default", "numpy_T.default", "matrix_H.default", "mT.default",
-        "adjoint.default", "swapaxes.default", "swapdims.default", "movedim.int", "unsqueeze.default",
-        "squeeze.default", "squeeze.dim", "squeeze.dims", "expand.default", "repeat.default",
-        "repeat_interleave.self_int", "slice.Tensor", "narrow.default", "select.int",
-        "index.Tensor", "index_select.default", "flip.default", "split.Tensor",
-        "split_with_sizes.default", "chunk.default", "unbind.int", "roll.default", "clone.default",
-        "contiguous.default", "detach.default", "detach_.default", "alias.default", "to.dtype",
-        "to.device", "to.dtype_layout", "_to_copy.default", "type_as.default", "dropout.default",
-        "neg.default", "abs.default", "relu.default", "tanh.default", "sign.default",
-        "sqrt.default", "square.default", "silu.default", "gelu.default", "div.Tensor",
-        "div.Scalar", "mul.Scalar", "sum.dim_IntList", "mean.dim", "constant_pad_nd.default",
-        "pad.default",
-    )
-) | {"operator.getitem"}  # fmt: skip
-"""Operators whose result is zero where the first operand is."""
-
-_READS = frozenset({"aten.index.Tensor", "aten.index_select.default"})
-"""Operators that read positions of their first operand."""
-
-_PRODUCTS = frozenset(
-    f"aten.{name}" for name in ("mul.Tensor", "matmul.default", "mm.default", "bmm.default", "einsum.default")
-)
-"""Operators whose result is zero where any operand is."""
-
-_SUMS = frozenset(f"aten.{name}" for name in ("add.Tensor", "sub.Tensor", "cat.default", "stack.default"))
-"""Operators whose result is zero where all operands are."""
-
-
-def vanishing(walk: Walk, weight: fx.Node, labels: Labels) -> list[fx.Node] | None:
-    """The parameters that, zero at the units `labels`, make `weight` zero there; None if none do."""
-    if weight in walk.names:
-        axes = walk.values[weight]
-        roots = np.unique(walk.store.find(labels[labels > 0]))
-        holds = isinstance(axes, tuple) and any(np.isin(roots, walk.store.find(a)).all() for a in axes)
-        return [weight] if holds else None
-    name = "operator.getitem" if weight.target is operator.getitem else str(weight.target)
-    sources = weight.all_input_nodes
-    if name in _ZERO_AT_ZERO:
-        return vanishing(walk, sources[0], labels)
-    found = [vanishing(walk, source, labels) for source in sources]
-    if name in _PRODUCTS:
-        return next((f for f in found if f is not None), None)
-    numbers = any(isinstance(operand, int | float) for operand in weight.args[:2]) and len(found) < 2
-    if name in _SUMS and not numbers and all(f is not None for f in found):
-        return [parameter for f in found if f is not None for parameter in f]
-    return None
+        first = np.ascontiguousarray(lines[:, 0])
+        self.tie(first[:, None], lines[:, 1:])
+        return first
 
 
 def product(sizes: Iterable[int]) -> int:

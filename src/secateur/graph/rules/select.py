@@ -71,17 +71,6 @@ def positions_taken(node: fx.Node, size: int) -> Labels:
     return positions[start:end:step]
 
 
-def _written(view: fx.Node) -> bool:
-    """True if an operator writes to this node's tensor, or to a view of it."""
-    for user in view.users:
-        schema = getattr(user.target, "_schema", None)
-        tensors = (*schema.arguments, *schema.returns) if schema else ()
-        aliases = [tensor.alias_info for tensor in tensors if tensor.alias_info]
-        if any(alias.is_write for alias in aliases) or (aliases and _written(user)):
-            return True
-    return False
-
-
 @rule("aten.slice.Tensor", "aten.narrow.default")
 def slice_axis(op: Op) -> Axes:
     """A range of an axis.
@@ -90,7 +79,7 @@ def slice_axis(op: Op) -> Axes:
     is written through it, its units stay.
     """
     dim = op.integer("dim") % len(op.axes(op["self"]))
-    if op.get("step", 1) != 1 and _written(op.node):
+    if op.get("step", 1) != 1 and op.node in op.walk.written:
         op.freeze(op.axes(op["self"])[dim], "written in steps")
     return _choose(op, dim, positions_taken(op.node, op.shape(op["self"])[dim]))
 
