@@ -65,10 +65,10 @@ def assemble(walk: Walk, tensors: list[Tensor], *, allow_inexact: bool) -> Assem
     root_of = store.find(np.arange(n, dtype=np.int64))
     group_of, unit_of, firsts = _partition(walk, tensors, root_of, bits, is_frozen)
     inexact: dict[int, list[str]] = {}
-    for reason, mixed in store.mixed().items():
+    for mixing, mixed in store.mixed().items():
         for g in np.unique(group_of[mixed]).tolist():
             if g >= 0:
-                inexact.setdefault(g, []).append(_text(reason.what, reason.where))
+                inexact.setdefault(g, []).append(_text(mixing.what, mixing.where))
     slices = _slices(tensors, root_of, bits, group_of, unit_of, len(firsts))
     sites = _sites(walk, group_of, unit_of, len(firsts))
     names = _names([slices[g] for g in range(len(firsts))])

@@ -54,7 +54,9 @@ def dead_nodes(graph: fx.Graph) -> frozenset[fx.Node]:
     return frozenset(
         n
         for n in graph.nodes
-        if n.op == "call_function" and n not in live and not (_asserts(n) and live.issuperset(n.all_input_nodes))
+        if n.op == "call_function"
+        and n not in live
+        and not (_asserts(n) and live.issuperset(n.all_input_nodes))
     )
 
 

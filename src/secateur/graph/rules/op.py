@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from secateur.graph.labels import Labels, LabelStore, Reason, Reasons
-from secateur.graph.weights import Weights
+from secateur.graph.rules.weights import Weights
 
 Axes = tuple[Labels, ...]
 """The labels of one tensor, an array per axis."""
