@@ -61,7 +61,7 @@ class Subject:
     @cached_property
     def small(self) -> nn.Module:
         """The captured program after the plan."""
-        program, _ = smaller_program(self.model, self.graph, self.plan)
+        program = smaller_program(self.model, self.graph, self.plan)
         return attach(program, Record(self.plan, "graph"))
 
     @property

@@ -22,10 +22,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from secateur.apply.masked import masked
+from secateur.apply.mending import mend
 from secateur.apply.module import smaller_module
 from secateur.apply.program import smaller_program
+from secateur.apply.realise import understood
 from secateur.apply.record import Form, Record, attach, record_of
-from secateur.apply.regions import Regions
 from secateur.apply.tensors import check_positions
 from secateur.errors import ArtifactError, PlanError
 from secateur.graph.graph import fingerprint
@@ -177,9 +178,10 @@ def _shape(model: nn.Module, plan: Plan, content: _Content, example_inputs: Any)
     args, kwargs = plan.inputs.arguments(example_inputs, device_of(model))
     graph = trace(model, kwargs or args, allow_inexact=not all(g.exact for g in plan.groups))
     if content.form == "graph":
-        return smaller_program(model, graph, plan)[0]
-    small = smaller_module(model, plan, content.sizes)
-    Regions(model, args, kwargs).put(small, content.captured, graph, plan)
+        return smaller_program(model, graph, plan)
+    sizes, rules = understood(model, graph, plan)
+    small = smaller_module(model, plan, {**content.sizes, **sizes})
+    mend(small, rules)
     return small
 
 

@@ -84,7 +84,7 @@ def apply(
         exact = all(g.exact for g in plan.groups)
         graph = trace(model, (*args,) if not kwargs else kwargs, allow_inexact=not exact)
     if form == "graph":
-        return attach(smaller_program(model, graph, plan)[0], Record(plan, "graph"))
+        return attach(smaller_program(model, graph, plan), Record(plan, "graph"))
     try:
         return proven_module(model, graph, plan, args, kwargs)
     except ApplyError as error:
@@ -93,7 +93,7 @@ def apply(
         groups = unrealisable(model, graph, plan, args, kwargs)
         why = f"groups that need form 'graph': {', '.join(groups)}. {error}"
     if on_unrealisable == "graph":
-        return attach(smaller_program(model, graph, plan)[0], Record(plan, "graph", why))
+        return attach(smaller_program(model, graph, plan), Record(plan, "graph", why))
     rest = restricted(plan, graph, [g.name for g in plan.groups if g.name not in groups])
     small = proven_module(model, graph, rest, args, kwargs)
     return attach(small, replace(record_of(small), note=f"left whole: {why}"))

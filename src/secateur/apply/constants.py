@@ -8,7 +8,6 @@ from typing import Any
 from torch import fx
 
 from secateur.apply.rewrites import REWRITES, Call, Mask
-from secateur.apply.sizes import SizeChanges, running_modules
 from secateur.graph.graph import Graph
 from secateur.graph.labels import Labels
 from secateur.graph.rules import operator_name
@@ -20,17 +19,12 @@ Kept = Callable[[Labels], Mask]
 
 
 class Constants:
-    """Which positions of each captured tensor stay, and how operators' arguments follow.
-
-    Attributes:
-        changes: What became of the size constants of the operators asked for so far.
-    """
+    """Which positions of each captured tensor stay, and how operators' arguments follow."""
 
     def __init__(self, walk: Walk, kept: Kept) -> None:
         self._walk = walk
         self._kept_along = kept
         self._masks: dict[fx.Node, list[Mask]] = {}
-        self.changes = SizeChanges()
 
     @classmethod
     def of(cls, graph: Graph, plan: Plan) -> Constants:
@@ -47,21 +41,15 @@ class Constants:
     def follow(self, node: fx.Node) -> Call | None:
         """The call with its new arguments; None if it stays as it is."""
         rewrite = REWRITES.get(operator_name(node).removeprefix("aten."))
-        if rewrite is None:
+        if rewrite is None or not self._touched(node):
             return None
         target: Any = node.target
         names = (argument.name for argument in target._schema.arguments)
         before = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
-        if not self._touched(node):
-            self._note(node, before, before)
-            return None
         after = self._walk.values[node]
         masks: list[Any] = [self._kept(v) for v in after] if isinstance(after, list) else self._kept(after)
-        call = Call(node, target, dict(before), self.kept, masks, self._walk)
+        call = Call(node, target, before, self.kept, masks, self._walk)
         rewrite(call)
-        self._note(node, before, call.arguments)
-        if call.target is not target or any(v is not before.get(k) for k, v in call.arguments.items()):
-            self.changes.owners.update(running_modules(node)[-1:])
         return call
 
     def _kept(self, value: Value) -> list[Mask]:
@@ -71,11 +59,3 @@ class Constants:
         values = [self._walk.values.get(n) for n in (node, *node.all_input_nodes)]
         flat = [v for value in values for v in (value if isinstance(value, list) else [value])]
         return any(not mask.all() for value in flat for mask in self._kept(value))
-
-    def _note(self, node: fx.Node, before: dict[str, Any], after: dict[str, Any]) -> None:
-        """Remember what became of constants; a split that became one by sizes is compared with these."""
-        for name, new in after.items():
-            old = before.get(name)
-            if name == "split_sizes" and old is None:
-                old = before.get("split_size")
-            self.changes.note(node, old, new)

@@ -19,7 +19,6 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from secateur.apply.constants import Constants
 from secateur.apply.copying import duplicate
-from secateur.apply.sizes import SizeChanges
 from secateur.apply.tensors import cut, tensor_called
 from secateur.collecting import uncollected
 from secateur.errors import ApplyError
@@ -65,7 +64,7 @@ class Program(fx.GraphModule):
             return super().__deepcopy__(memo)
 
 
-def smaller_program(model: nn.Module, graph: Graph, plan: Plan) -> tuple[fx.GraphModule, SizeChanges]:
+def smaller_program(model: nn.Module, graph: Graph, plan: Plan) -> fx.GraphModule:
     """A runnable module of the captured program after `plan`, with the model's parameter names.
 
     Args:
@@ -73,14 +72,10 @@ def smaller_program(model: nn.Module, graph: Graph, plan: Plan) -> tuple[fx.Grap
         graph: The trace.
         plan: The decision.
 
-    Returns:
-        The module, and the constants of the program that changed.
-
     Raises:
         ApplyError: If an operator's constants cannot follow.
     """
-    constants = Constants.of(graph, plan)
-    return build_program(model, graph.program, constants), constants.changes
+    return build_program(model, graph.program, Constants.of(graph, plan))
 
 
 def build_program(model: nn.Module, program: ExportedProgram, constants: Constants) -> fx.GraphModule:

@@ -1,30 +1,36 @@
-"""Which groups a smaller module can express, and which need the captured program."""
+"""Form ``module``: the user's own classes with smaller tensors, proven to compute what the plan means."""
 
 from __future__ import annotations
 
 import itertools
 import re
-import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
-from secateur.apply.attributes import follows
+from secateur.apply import calls
+from secateur.apply.calls import Need
 from secateur.apply.compare import relative_difference, run
+from secateur.apply.constants import Constants
+from secateur.apply.masked import masked
+from secateur.apply.mending import Mender, Rules, mend, need_of
 from secateur.apply.metadata import new_metadata
 from secateur.apply.module import smaller_module
 from secateur.apply.program import smaller_program
 from secateur.apply.record import Record, attach
-from secateur.apply.regions import Regions
-from secateur.apply.sizes import Sizes, set_sizes
+from secateur.apply.recording import Recorded, assign_nodes, record
+from secateur.apply.sizes import set_sizes
+from secateur.apply.tracking import Equation, Tracked, solve, tracked
+from secateur.calibration.randomness import seeded
 from secateur.errors import ApplyError
 from secateur.graph.graph import Graph
+from secateur.graph.inputs import Arguments, resized
+from secateur.models import evaluating
 from secateur.plan import Plan
+from secateur.preserving import preserved
 
 SAME = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 5e-2}
 """Relative difference below which two forms count as equal; they may sum in another order."""
@@ -37,135 +43,138 @@ def proven_module(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
 ) -> nn.Module:
-    """The smaller module, once a forward pass has shown that it computes what the sliced program does.
+    """The smaller module, once forward passes have shown that it computes what the plan means.
 
-    Size attributes are tried alone first. Where none of their readings gives such a module, the submodules
-    whose code stands in the way run as captured.
+    Attributes change whose values are seen to reach a size that shrinks. What the code holds as a number is
+    mended at the call. The result is compared with the masked dense model, at every size that the trace found
+    to be open; where a removed group is inexact, with the sliced program at the traced size.
 
     Raises:
         ApplyError: If there is no such module.
     """
-    program, changes = smaller_program(model, graph, plan)
-    trial = _Trial(model, graph, plan, run(program, args, kwargs), args, kwargs)
-    regions = _regions(model, graph, args, kwargs)
-    guesses = list(changes.guesses(model))
-    owners = frozenset(path for path in changes.owners if not follows(model.get_submodule(path)))
-    nothing: frozenset[str] = frozenset()
-    attempts = [(guesses, nothing, False)]
-    if owners:
-        attempts += [([*guesses, {}], owners, wider) for wider in (False, True)]
-    first: ApplyError | None = None
-    for readings, capturable, wider in attempts:
-        for sizes in readings:
-            try:
-                small, captured = trial.module(sizes, regions, capturable, wider=wider)
-            except ApplyError as error:
-                first = first or error
-            else:
-                metadata = new_metadata(model, small, graph, graph.keep_slots(plan.keep))
-                set_sizes(model, small, metadata)
-                sizes = {**sizes, **metadata}
-                return attach(small, Record(plan, "module", _note(captured), sizes=sizes, captured=captured))
-    raise first or ApplyError("apply: expected a reading of the size attributes, got none.")
+    given: Arguments = (args, dict(kwargs))
+    sizes, rules = understood(model, graph, plan)
+    small = smaller_module(model, plan, sizes)
+    mended = mend(small, rules)
+    _prove(model, small, graph, plan, given)
+    metadata = new_metadata(model, small, graph, graph.keep_slots(plan.keep))
+    set_sizes(model, small, metadata)
+    sizes = {**sizes, **metadata}
+    return attach(small, Record(plan, "module", _note(mended), sizes=sizes, captured=mended))
 
 
-_REGIONS: WeakKeyDictionary[Graph, Regions] = WeakKeyDictionary()
-"""What was captured for a trace serves every further plan, as long as the trace lives."""
+def understood(model: nn.Module, graph: Graph, plan: Plan) -> tuple[dict[str, Any], dict[str, Rules]]:
+    """Attributes with their new values, and by module the calls that have to be mended.
+
+    Raises:
+        ApplyError: If a line would have to say different things.
+    """
+    args, kwargs = graph.captured_inputs()
+    constants = Constants.of(graph, plan)
+    known: dict[Any, Need | None] = {}
+
+    def needs(node: Any) -> Need | None:
+        if node not in known:
+            known[node] = need_of(constants, node)
+        return known[node]
+
+    with evaluating(model), torch.no_grad(), seeded(0):
+        try:
+            with tracked(model):
+                dense = record(model, args, kwargs)
+        except (
+            Exception
+        ):  # code that takes no kind of integer but Python's own tells nothing of its attributes
+            with preserved(model):
+                dense = record(model, args, kwargs)
+    assign_nodes(dense, graph.program.graph, model)
+    sizes = _in_lists(model, solve(*_equations(dense, needs)))
+    small = smaller_module(model, plan, sizes)
+    with evaluating(small), torch.no_grad(), seeded(0):
+        try:
+            return sizes, Mender([c for c in dense if c.steps], needs).run(small, args, kwargs)
+        except ApplyError:
+            raise
+        except Exception as error:  # the user's forward may fail in any way once shapes have changed
+            raise _failed(error) from error
 
 
-def _regions(model: nn.Module, graph: Graph, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Regions:
-    found = _REGIONS.get(graph)
-    if found is None or found.model is not model:
-        found = _REGIONS[graph] = Regions(model, args, kwargs)
+def _equations(
+    dense: list[Recorded], needs: Callable[[Any], Need | None]
+) -> tuple[list[Equation], list[Equation]]:
+    """What tracked numbers must become, and those that must stay."""
+    changes: list[Equation] = []
+    stays: list[Equation] = []
+    for call in dense:
+        moved: set[int] = set()
+        for step, node in zip(call.steps, call.nodes, strict=True):
+            need = None if node is None else needs(node)
+            if need is None:
+                continue
+            for number, wanted in calls.wanted(call.name, step, need, call.args, call.kwargs):
+                moved.add(id(number))
+                if isinstance(number, Tracked):
+                    changes.append(Equation(number, wanted))
+        for number in calls.numbers(call.args, call.kwargs):
+            if isinstance(number, Tracked) and id(number) not in moved:
+                stays.append(Equation(number, int(number)))
+    return changes, stays
+
+
+def _in_lists(model: nn.Module, solved: Mapping[str, int]) -> dict[str, Any]:
+    """Attributes with their new values; of those that are lists, the whole list."""
+    found: dict[str, Any] = {}
+    for path, value in solved.items():
+        holder, _, last = path.rpartition(".")
+        if last.isdigit():
+            module, _, name = holder.rpartition(".")
+            held = getattr(model.get_submodule(module), name, None)
+            if isinstance(held, list | tuple):
+                found.setdefault(holder, list(held))[int(last)] = value
+                continue
+        found[path] = value
     return found
 
 
-def _note(captured: tuple[str, ...]) -> str:
-    if not captured:
+def _note(mended: tuple[str, ...]) -> str:
+    if not mended:
         return ""
-    alike = Counter(re.sub(r"\d+", "*", path) for path in captured)
+    alike = Counter(re.sub(r"\d+", "*", path) or "the model itself" for path in mended)
     names = (name if count == 1 else f"{name} ({count})" for name, count in alike.items())
-    return f"submodules that run as captured, because their code holds a size: {', '.join(names)}."
+    return f"modules whose code holds a size as a number, which is mended at the call: {', '.join(names)}."
 
 
-@dataclass(frozen=True, eq=False)
-class _Trial:
-    """Builds smaller modules and compares them with what the sliced program computes."""
-
-    model: nn.Module
-    graph: Graph
-    plan: Plan
-    expected: list[torch.Tensor]
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-
-    def module(
-        self, sizes: Sizes, regions: Regions, owners: frozenset[str], *, wider: bool
-    ) -> tuple[nn.Module, tuple[str, ...]]:
-        """The smaller module with these size attributes; of `owners` those in the way run as captured.
-
-        The one that fails is captured along with all of its class in which a constant changes. Where
-        nothing fails but the numbers differ, all in which a constant changes are. If that is not enough,
-        and `wider` is true, so are those around them.
-        """
-        captured: frozenset[str] = frozenset()
-        while True:
-            small = smaller_module(self.model, self.plan, sizes)
-            regions.put(small, captured, self.graph, self.plan)
-            try:
-                _prove(small, self.expected, self.args, self.kwargs)
-            except ApplyError as error:
-                found = self._to_capture(small, error, owners - captured)
-                if not found and wider:
-                    found = frozenset(path.rpartition(".")[0] for path in captured) - {""}
-                more = _outermost(captured | found)
-                if more == captured:
-                    raise
-                captured = more
-            else:
-                return small, tuple(sorted(captured))
-
-    def _to_capture(self, small: nn.Module, error: ApplyError, left: frozenset[str]) -> frozenset[str]:
-        running = _running(small, error.__cause__)
-        blamed = next((path for path in reversed(running) if path in left), None)
-        if blamed is None:
-            return left
-        kind = type(self.model.get_submodule(blamed))
-        return frozenset(path for path in left if type(self.model.get_submodule(path)) is kind)
+def _prove(model: nn.Module, small: nn.Module, graph: Graph, plan: Plan, given: Arguments) -> None:
+    """Raise ApplyError unless the module gives the expected outputs, at every size that may vary."""
+    exact = all(g.exact or not g.removed for g in plan.groups)
+    reference = masked(model, plan) if exact else smaller_program(model, graph, plan)
+    trials = [("the traced size", given)]
+    if exact:
+        trials += [(title, resized(graph.inputs, given, s)) for title, s in graph.inputs.other_sizes()]
+    for title, (args, kwargs) in trials:
+        expected = run(reference, args, kwargs)
+        try:
+            got = run(small, args, kwargs)
+        except Exception as error:
+            raise _failed(error, title) from error
+        tolerance = max((SAME.get(t.dtype, 1e-3) for t in expected), default=0.0)
+        difference = relative_difference(got, expected)
+        if not difference <= tolerance:
+            raise ApplyError(
+                f"apply: expected the smaller module to compute what the plan means, got a relative "
+                f"difference of {difference:.2g} at {title}. Its code uses a size that has changed in a way "
+                f"that no attribute and no call shows. Leave the group alone (Limits(ignore=...)), or use "
+                f"form='graph'."
+            )
 
 
-def _outermost(paths: frozenset[str]) -> frozenset[str]:
-    """Without those inside another one."""
-    return frozenset(p for p in paths if not any(p.startswith(f"{other}.") for other in paths))
-
-
-def _running(small: nn.Module, error: BaseException | None) -> list[str]:
-    """Paths of the submodules whose code was running when an error occurred, outermost first."""
-    paths = {id(module): path for path, module in small.named_modules()}
-    frames = traceback.walk_tb(error.__traceback__ if error is not None else None)
-    running = (frame.f_locals.get("self") for frame, _ in frames)
-    return [paths[id(module)] for module in running if id(module) in paths]
-
-
-def _prove(
-    small: nn.Module, expected: list[torch.Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> None:
-    """Raise ApplyError unless the module gives the expected outputs."""
-    try:
-        got = run(small, args, kwargs)
-    except Exception as error:  # the user's forward may fail in any way once shapes have changed
-        raise ApplyError(
-            f"apply: the smaller module's forward pass failed ({type(error).__name__}: {error}), "
-            f"most likely because the code holds a size that does not follow its tensors. Use form='graph', "
-            f"or leave the group alone."
-        ) from error
-    tolerance = max((SAME.get(t.dtype, 1e-3) for t in expected), default=0.0)
-    difference = relative_difference(got, expected)
-    if not difference <= tolerance:
-        raise ApplyError(
-            f"apply: expected the smaller module to compute what the sliced program computes, got a relative "
-            f"difference of {difference:.2g}. Its code uses a size that has changed. Use form='graph'."
-        )
+def _failed(error: Exception, title: str = "the traced size") -> ApplyError:
+    text = " ".join(str(error).split())[:200]
+    return ApplyError(
+        f"apply: the smaller module's forward pass failed at {title} ({type(error).__name__}: {text}), most "
+        f"likely because its code holds a size that does not follow its tensors. Leave the group alone "
+        f"(Limits(ignore=...)), or use form='graph'."
+    )
 
 
 def unrealisable(

@@ -19,7 +19,7 @@ from secateur.graph.assemble import Assembled, slots_of
 from secateur.graph.costs import CostModel
 from secateur.graph.coverage import Coverage, coverage_of
 from secateur.graph.groups import Frozen, Group, Left
-from secateur.graph.inputs import InputSpec
+from secateur.graph.inputs import Arguments, InputSpec
 from secateur.graph.labels import Labels
 from secateur.graph.rules.op import Walk
 from secateur.graph.walk import Tensor, tensor_of
@@ -68,6 +68,11 @@ class Graph:
     def device(self) -> torch.device:
         """Where the model's first tensor lives (the CPU if it has none)."""
         return next((t.device for t in self.program.state_dict.values()), torch.device("cpu"))
+
+    def captured_inputs(self) -> Arguments:
+        """The arguments that the program was captured with, a batch of one doubled."""
+        args, kwargs = self.program.example_inputs or self.inputs.example(device=self.device)
+        return tuple(args), dict(kwargs)
 
     def coverage(self) -> Coverage:
         """What is prunable, protected or frozen, and why, for every parameter."""

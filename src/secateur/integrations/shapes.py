@@ -11,9 +11,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
+from secateur.apply.mending import mend
 from secateur.apply.module import smaller_module
+from secateur.apply.realise import understood
 from secateur.apply.record import Record, attach, record_of
-from secateur.apply.regions import Regions
 from secateur.apply.tensors import check_positions
 from secateur.errors import ArtifactError, PlanError
 from secateur.graph.graph import fingerprint
@@ -169,7 +170,8 @@ def _smaller(model: nn.Module, record: Record) -> nn.Module:
     if record.captured:
         args, kwargs = record.plan.inputs.arguments(None, device_of(model))
         graph = trace(model, kwargs or args, allow_inexact=not all(g.exact for g in record.plan.groups))
-        Regions(model, args, kwargs).put(small, record.captured, graph, record.plan)
+        _, rules = understood(model, graph, record.plan)
+        mend(small, rules)
     return attach(small, record)
 
 
