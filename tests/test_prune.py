@@ -131,7 +131,7 @@ def test_kinds_of_networks(name: str) -> None:
     result = sc.prune(build(name, torch.float32), batches, sc.Budget(params=0.8), allocator, **extra, **QUICK)
     assert result.plan.predicted.params <= 0.8 * result.plan.dense.params
     assert result.report.proof["difference"] <= 1e-9
-    assert result.report.form == ("graph" if name == "hard_coded_view" else "module")
+    assert result.report.form == "module"
 
 
 @pytest.mark.parametrize("name", sorted(INEXACT))

@@ -248,24 +248,16 @@ def test_constants_with_removed_positions_follow() -> None:
 # Form auto
 
 
-def test_auto_says_why_a_program_was_needed() -> None:
+def test_a_size_that_the_code_holds_is_mended_at_the_call() -> None:
     model, graph = dense("hard_coded_view"), traced("hard_coded_view")
     keep = {"conv1": np.arange(6) > 0, "conv2": np.arange(8) > 2, "hidden": np.arange(10) > 0}
     plan = plan_of(graph, keep)
-    record = sc.record_of(sc.apply(model, plan, graph=graph))
-    assert record.form == "graph"
-    assert record.note.startswith(
-        "groups that need form 'graph': conv2. apply: the smaller module's forward pass failed"
-    )
-    with pytest.raises(sc.ApplyError, match="code holds a size that does not follow its tensors"):
-        sc.apply(model, plan, "module", graph=graph)
-    rest = sc.apply(model, plan, graph=graph, on_unrealisable="leave")
-    record = sc.record_of(rest)
-    assert record.form == "module"
-    assert record.note.startswith("left whole: groups that need form 'graph': conv2.")
-    assert {g.name: g.kept for g in record.plan.groups} == {"conv1": 5, "conv2": 8, "hidden": 9}
-    assert rest.hidden.in_features == 8 * 49
-    assert sc.verify(model, rest, record.plan).difference <= 1e-9
+    small = sc.apply(model, plan, graph=graph)
+    record = sc.record_of(small)
+    assert (record.form, record.captured) == ("module", ("",))
+    assert "mended at the call: the model itself" in record.note
+    assert type(small) is type(model)
+    assert sc.verify(model, small, plan).difference <= 1e-9
 
 
 def test_auto_takes_a_module_where_it_can() -> None:

@@ -12,7 +12,7 @@ from torch import nn
 
 import secateur as sc
 from secateur.integrations import GradualPruner, Schedule, read_shape, reshape, shape_state, write_shape
-from tests.apply.test_regions import CASES
+from tests.apply.test_mending import CASES
 from tests.graph.test_trace import assert_same, state_of
 from tests.integrations.training import a_pruner, batches, network, step
 from tests.models import TOPOLOGIES, build

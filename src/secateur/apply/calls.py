@@ -33,7 +33,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of the result along some axes: axis -> (dense size, new size)."""
+    """Sizes of the result along some axes.
+
+    Attributes:
+        axes: For each the number of the axis, what the code says without help, and what it has to say. The
+            ratio of the two holds at other sizes too.
+    """
 
     axes: tuple[tuple[int, int, int], ...]
 
@@ -113,7 +118,7 @@ def _components(key: Any) -> list[Any]:
 
 
 def _index_steps(x: torch.Tensor, key: Any) -> list[Step]:
-    """Slices and numbers in order, each with the axis that it has by then; index tensors are the last step."""
+    """Slices and numbers in order, each with the axis that it has by then; index tensors come last."""
     parts = _components(key)
     consumed = sum(_consumes(part) for part in parts)
     steps: list[Step] = []
@@ -198,6 +203,18 @@ def wanted(
     return [(given, need.value)]
 
 
+def observed(name: str, need: Need, args: Sequence[Any], kwargs: dict[str, Any]) -> Need:
+    """The need with what the smaller model's code says without help, as far as it can be read."""
+    if not isinstance(need, Sizes):
+        return need
+    found = _sizes(name, args, kwargs)
+    if found is None:
+        return need
+    values, offset, _ = found
+    inside = [(axis, new) for axis, _, new in need.axes if 0 <= axis - offset < len(values)]
+    return Sizes(tuple((axis, int(values[axis - offset]), new) for axis, new in inside))
+
+
 def numbers(*arguments: Any) -> list[int]:
     """All integers in the arguments of a call, those in slices too."""
     found: list[int] = []
@@ -257,7 +274,7 @@ def _sizes(
     """The sizes in a call, the axis of the first, and a way to build the call with others; None for none."""
     start = 0 if name in _CREATORS else 2 if name == "unflatten" else 1
     given = list(args[start:])
-    if given and isinstance(given[0], int) and not isinstance(given[0], bool):
+    if given and isinstance(given[0], int | torch.SymInt) and not isinstance(given[0], bool):
         values = given
 
         def spread(new: list[int]) -> Arguments:
@@ -296,6 +313,10 @@ def _is_sizes(value: Any) -> bool:
 
 def _part_sizes(name: str, args: Sequence[Any], kwargs: dict[str, Any], dim: int) -> tuple[int, ...]:
     """The sizes of the parts that a split gives, from its arguments."""
+    if "tensor_split" not in name:
+        for given in (*args[1:2], *kwargs.values()):
+            if isinstance(given, list | tuple):
+                return tuple(given)  # they need not sum up to what is there
     x = _source(args, kwargs)
     probe = torch.empty([1 if k != dim else n for k, n in enumerate(x.shape)], device="meta")
     how = dict(kwargs)

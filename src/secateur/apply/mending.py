@@ -2,8 +2,8 @@
 
 ``x.reshape(B, N, C)`` with C read off the input, ``x.new_full((16, 1, 1), 0.5)``: no attribute makes such
 code take fewer units. The module keeps its class and its code. Its ``forward`` runs with a mode that gives
-such a call its new size, and leaves all others alone. So training mode, gradients, dtypes, devices and other sizes
-are what the user's code makes of them.
+such a call its new size, and leaves all others alone. So training mode, gradients, dtypes, devices and other
+sizes are what the user's code makes of them.
 """
 
 from __future__ import annotations
@@ -102,10 +102,13 @@ class Mender:
         record(small, args, kwargs, self._change)
         rules: dict[str, Rules] = {}
         for (module, place), runs in self._seen.items():
-            if all(fitting for _, fitting in runs):
+            unfit = [needs for needs, fitting in runs if not fitting]
+            if not unfit:
                 continue
-            needs, _ = runs[0]
-            if any(other != needs for other, _ in runs):
+            needs = unfit[0]
+            if any(other != needs for other in unfit) or any(
+                _news(other) != _news(needs) for other, _ in runs
+            ):
                 raise ApplyError(
                     f"apply: expected one size for every run of a line in module {module or 'itself'}, got "
                     f"several at {_line(place)}. Leave the group alone, or hold the size in an attribute."
@@ -119,6 +122,8 @@ class Mender:
         needs = {k: need for k, need in every.items() if need is not None}
         steps = known.steps
         fitting = all(calls.fits(call.name, steps[k], need, args, kwargs) for k, need in needs.items())
+        if not fitting:
+            needs = {k: calls.observed(call.name, need, args, kwargs) for k, need in needs.items()}
         self._seen.setdefault((call.module, call.place), []).append((needs, fitting))
         return func(*args, **kwargs) if fitting else mended(func, call.name, steps, needs, args, kwargs)
 
@@ -134,6 +139,14 @@ class Mender:
             f"apply: expected the smaller model to run the same code as the dense one, got another way at "
             f"{_line(call.place)}: it branches on a size that has changed. Leave the group alone."
         )
+
+
+def _news(needs: Mapping[int, Need]) -> list[tuple[int, Any]]:
+    """What steps have to say, whatever they say without help."""
+    return [
+        (k, sorted((axis, new) for axis, _, new in need.axes) if isinstance(need, Sizes) else need)
+        for k, need in needs.items()
+    ]
 
 
 def _line(place: Place) -> str:

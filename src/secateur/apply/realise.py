@@ -82,9 +82,7 @@ def understood(model: nn.Module, graph: Graph, plan: Plan) -> tuple[dict[str, An
         try:
             with tracked(model):
                 dense = record(model, args, kwargs)
-        except (
-            Exception
-        ):  # code that takes no kind of integer but Python's own tells nothing of its attributes
+        except Exception:  # some code takes no integers but Python's own: it tells nothing of attributes
             with preserved(model):
                 dense = record(model, args, kwargs)
     assign_nodes(dense, graph.program.graph, model)

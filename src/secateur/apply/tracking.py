@@ -140,8 +140,8 @@ def solve(changes: Iterable[Equation], stays: Iterable[Equation]) -> dict[str, i
     """New values of attributes by which numbers become what they must, and no other number changes.
 
     Attributes are taken one at a time: the value of one that makes a change true is kept if nothing that
-    stays contradicts it, nor a change that the attributes found so far decide. What none explains is left to the
-    calls.
+    stays contradicts it, nor a change that the attributes found so far decide. What none explains is left to
+    the calls.
     """
     changes, stays = list(changes), list(stays)
     found: dict[str, int] = {}
