@@ -180,19 +180,35 @@ class MendedForward:
         rules: What has to be mended, as plain data.
     """
 
-    def __init__(self, module: nn.Module, rules: Rules) -> None:
+    def __init__(self, module: nn.Module, rules: Rules, inner: Any = None) -> None:
         self.module, self.rules = module, rules
-        self._own = vars(module).get("forward")  # what somebody else put there
+        self._inner = inner  # what stood in its place before: an earlier round's, or somebody else's
+
+    def moved(self, module: nn.Module) -> MendedForward:
+        """The same for another module of the same class."""
+        inner = self._inner.moved(module) if isinstance(self._inner, MendedForward) else self._inner
+        return MendedForward(module, self.rules, inner)
 
     @property
     def __wrapped__(self) -> Any:
         """The user's forward, for whoever asks for its signature."""
-        return self._own or type(self.module).forward.__get__(self.module)
+        return self._inner or type(self.module).forward.__get__(self.module)
+
+    @property
+    def __code__(self) -> Any:
+        """The code of the user's forward: `torch.export` reads the names of its arguments there."""
+        return self.__wrapped__.__code__
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the user's forward, mended."""
-        with _Mending(self):
-            return self.__wrapped__(*args, **kwargs)
+        return mended_forward(self, args, kwargs)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # a compiler makes frames anew, which tell places
+def mended_forward(owner: MendedForward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run the user's forward, mended. `place_of` knows this function by its name."""
+    with _Mending(owner):
+        return owner.__wrapped__(*args, **kwargs)
 
 
 class _Mending(TorchFunctionMode):
@@ -205,9 +221,10 @@ class _Mending(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name not in calls.FAMILIES:
             return func(*args, **kwargs)
-        place, frame = place_of(sys._getframe(1), MendedForward.__call__.__code__)
+        place, frame = place_of(sys._getframe(1))
         needs = self._owner.rules.get(place)
-        if not needs or frame is None or frame.f_locals.get("self") is not self._owner:
+        runs = None if frame is None else frame.f_locals.get("owner")
+        if not needs or runs is None or runs.module is not self._owner.module:
             return func(*args, **kwargs)
         steps = calls.steps_of(name, args, kwargs)
         try:
@@ -223,6 +240,6 @@ def mend(small: nn.Module, rules: Mapping[str, Rules]) -> tuple[str, ...]:
         own = {place: needs for place, needs in found.items() if needs}
         if own:
             module = small.get_submodule(path)
-            module.forward = MendedForward(module, own)
+            module.forward = MendedForward(module, own, vars(module).get("forward"))
             paths.append(path)
     return tuple(sorted(paths))

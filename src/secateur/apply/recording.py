@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -98,18 +99,21 @@ def _key_of_step(step: Step, args: Sequence[Any], result: Any) -> Key:
     return (step.family, *(str(tuple(t.shape)) for t in tensors))
 
 
-def place_of(frame: FrameType | None, until: object = None) -> tuple[Place, FrameType | None]:
+_PACKAGE = str(Path(__file__).parent)
+
+
+def place_of(frame: FrameType | None) -> tuple[Place, FrameType | None]:
     """Where a call stands, and the frame in which the enclosing module was called.
 
-    Frames of modes that lie between are left out. `until` is the code of a function that stands for the call
-    of a module, besides torch's own.
+    Frames of this package that lie between are left out.
     """
     found = []
     while frame is not None:
         code = frame.f_code
-        if code is until or code.co_filename == _module.__file__:
+        own = code.co_filename.startswith(_PACKAGE)
+        if code.co_filename == _module.__file__ or (own and code.co_name == "mended_forward"):
             break
-        if code.co_name != "__torch_function__":
+        if not own and code.co_name != "__torch_function__":
             found.append((code.co_filename, code.co_name, code.co_firstlineno, frame.f_lasti))
         frame = frame.f_back
     return tuple(found), frame

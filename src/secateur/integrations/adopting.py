@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur.apply.mending import MendedForward
 from secateur.apply.record import record_of
 from secateur.apply.sizes import set_sizes
 
@@ -16,7 +17,7 @@ def adopt(model: nn.Module, small: nn.Module) -> None:
     """Give `model` the tensors, sizes and submodules of `small`, which was made from it.
 
     Submodules of the same class stay the objects that they are, with their hooks and what else hangs on them;
-    those that `small` has another class for (they run as captured) are replaced.
+    those that `small` has another class for are replaced.
 
     Args:
         model: Changed in place.
@@ -24,8 +25,7 @@ def adopt(model: nn.Module, small: nn.Module) -> None:
     """
     _take(model, small)
     record = record_of(small)
-    inside = tuple(f"{path}." for path in record.captured)
-    final = {path: _value(small, path) for path in record.sizes if not path.startswith(inside)}
+    final = {path: _value(small, path) for path in record.sizes}
     set_sizes(model, model, {k: list(v) if isinstance(v, tuple) else v for k, v in final.items()})
 
 
@@ -42,6 +42,9 @@ def _take(old: nn.Module, new: nn.Module) -> None:
             continue
         if isinstance(value, torch.Tensor) or (_is_plain(value) and vars(old).get(name) != value):
             setattr(old, name, value)
+    mended = vars(new).get("forward")
+    if isinstance(mended, MendedForward):
+        old.forward = mended.moved(old)
     kept: dict[str, nn.Module | None] = {}
     for name, child in new._modules.items():
         mine = old._modules.get(name)
