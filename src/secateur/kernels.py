@@ -1,4 +1,4 @@
-"""Which of Transformers' kernels runs a model's experts."""
+"""Which kernels run Transformers' experts and PyTorch's own transformer layers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 M = TypeVar("M", bound=nn.Module)
@@ -39,6 +40,21 @@ def capturable(model: nn.Module) -> Iterator[None]:
     finally:
         for config in looping:
             setattr(config, _FIELD, _LOOP)
+
+
+@contextmanager
+def without_fast_path() -> Iterator[None]:
+    """Inside, PyTorch's transformer layers compute by ordinary operations; restored afterwards.
+
+    Their fast path, which evaluation mode takes, runs no hooks, knows no capture, and returns zeros at padded
+    positions where the ordinary operations return something else.
+    """
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 def _configs(model: nn.Module) -> list[Any]:

@@ -85,7 +85,9 @@ LAYERS: tuple[tuple[tuple[type[nn.Module], ...], Callable[[nn.Module, Stays], Si
 
 def follows(layer: nn.Module) -> bool:
     """Whether all that such a layer holds of sizes is known, so that it works with smaller tensors."""
-    return any(isinstance(layer, classes) for classes, _ in LAYERS)
+    return isinstance(layer, nn.MultiheadAttention) or any(
+        isinstance(layer, classes) for classes, _ in LAYERS
+    )
 
 
 def new_attributes(layer: nn.Module, stays: Stays) -> Sizes:

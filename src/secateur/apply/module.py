@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from secateur.apply.attention import resize
 from secateur.apply.attributes import new_attributes
 from secateur.apply.copying import duplicate
 from secateur.apply.sizes import Sizes, set_sizes
@@ -56,15 +57,18 @@ def _emptied(path: str, module: nn.Module, removed: Mapping[str, Removed]) -> bo
 
 
 def _update(old: nn.Module, new: nn.Module, removed: dict[int, dict[int, NDArray[np.int64]]]) -> None:
-    own = [*old.parameters(recurse=False), *old.buffers(recurse=False)]
+    attention = isinstance(old, nn.MultiheadAttention)  # whose output projection is a layer of its own
+    own = [*old.parameters(recurse=attention), *old.buffers(recurse=False)]
     if not any(id(tensor) in removed for tensor in own):
         return
 
     def stays(name: str, axis: int) -> NDArray[np.bool_]:
-        tensor = getattr(old, name)
+        tensor = tensor_called(old, name)
         axes: Removed = removed.get(id(tensor), {})
         return kept(tensor.shape[axis], axes.get(axis, np.zeros(0, np.int64)))
 
+    if isinstance(old, nn.MultiheadAttention) and isinstance(new, nn.MultiheadAttention):
+        resize(old, new, stays)
     for attribute, value in new_attributes(old, stays).items():
         if getattr(new, attribute, value) != value:
             setattr(new, attribute, value)

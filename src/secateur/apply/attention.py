@@ -1,0 +1,271 @@
+"""`nn.MultiheadAttention` with a number of heads of its own.
+
+PyTorch's class computes the size of a head as ``embed_dim / num_heads``, so it cannot lose a head while its
+inputs and outputs keep their width. `PrunedAttention` keeps the size of a head, and its tensors say how many
+there are. Names and shapes, with `width` for the number of heads that stay times `head_dim`:
+``in_proj_weight`` [3 · width, embed_dim] (or ``q_proj_weight``, ``k_proj_weight``, ``v_proj_weight``
+[width, inputs]), ``in_proj_bias`` [3 · width], ``bias_k`` and ``bias_v`` [1, 1, width],
+``out_proj.weight`` [outputs, width].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from secateur.errors import ApplyError
+
+_SEPARATE = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
+Stays = Callable[[str, int], NDArray[np.bool_]]
+"""(tensor's name in the layer, axis) -> which positions of the old axis stay."""
+
+
+class PrunedAttention(nn.MultiheadAttention):
+    """`nn.MultiheadAttention` with fewer heads than its width has room for.
+
+    It has the same parameters under the same names, the same arguments and the same results. It has no kernel
+    of its own for evaluation mode (PyTorch's "fast path"), and takes nested tensors without it.
+
+    Attributes:
+        num_heads: Heads that are left.
+        head_dim: Size of each.
+        embed_dim: Width of the queries.
+    """
+
+    dense_class: type[nn.MultiheadAttention] = nn.MultiheadAttention
+    """The class that the layer had before."""
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The outputs, and the attention weights if they are asked for; see `nn.MultiheadAttention`."""
+        return multi_head_attention(
+            query, key, value, self.head_dim, self.in_proj_weight, self.in_proj_bias,
+            self.bias_k, self.bias_v, self.add_zero_attn, self.dropout,
+            self.out_proj.weight, self.out_proj.bias, training=self.training,
+            key_padding_mask=key_padding_mask, need_weights=need_weights, attn_mask=attn_mask,
+            q_proj_weight=self.q_proj_weight, k_proj_weight=self.k_proj_weight,
+            v_proj_weight=self.v_proj_weight, average_attn_weights=average_attn_weights,
+            is_causal=is_causal, batch_first=self.batch_first,
+        )  # fmt: skip
+
+    def extra_repr(self) -> str:
+        """The sizes that tensors alone do not show."""
+        return f"num_heads={self.num_heads}, head_dim={self.head_dim}"
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """For copies and pickles: a class that was made here is found by the one it was made from."""
+        parts = super().__reduce_ex__(protocol)
+        return (_blank, (self.dense_class,), *parts[2:])
+
+
+def _blank(dense_class: type[nn.MultiheadAttention]) -> nn.MultiheadAttention:
+    made = pruned_class(dense_class)
+    return made.__new__(made)
+
+
+_CLASSES: dict[Any, type[PrunedAttention]] = {nn.MultiheadAttention: PrunedAttention}
+
+
+def pruned_class(dense_class: type[nn.MultiheadAttention]) -> type[PrunedAttention]:
+    """The class of a pruned layer of this class: its own methods, over those of `PrunedAttention`.
+
+    A ``forward`` of the user's own stays, and reaches the one above by ``super().forward``.
+    """
+    if dense_class not in _CLASSES:
+        namespace = {"__module__": dense_class.__module__, "__doc__": dense_class.__doc__}
+        bases = (dense_class, PrunedAttention)
+        _CLASSES[dense_class] = type(dense_class.__name__, bases, {**namespace, "dense_class": dense_class})
+    return _CLASSES[dense_class]
+
+
+def resize(old: nn.MultiheadAttention, new: nn.MultiheadAttention, stays: Stays) -> None:
+    """Let a copy of a layer compute with the heads that its tensors, which were cut, still hold.
+
+    Args:
+        old: The dense layer.
+        new: The copy, with smaller tensors.
+        stays: What was not cut.
+
+    Raises:
+        ApplyError: If what goes is not whole heads.
+    """
+    packed = new.in_proj_weight is not None
+    _check_heads(old, stays, ("in_proj_weight",) if packed else _SEPARATE)
+    q, k, v = (new.in_proj_weight,) * 3 if packed else (getattr(new, name) for name in _SEPARATE)
+    new.embed_dim, new.kdim, new.vdim = q.shape[1], k.shape[1], v.shape[1]
+    new.num_heads = new.out_proj.weight.shape[1] // old.head_dim
+    free_heads(new)
+
+
+def free_heads(layer: nn.MultiheadAttention) -> None:
+    """Give a layer a number of heads that need not fill its width."""
+    if not isinstance(layer, PrunedAttention):
+        layer.__class__ = pruned_class(type(layer))
+    # nn.TransformerEncoderLayer asks for this before it takes its fast path, which assumes that heads fill
+    # the width. It is true: queries, keys and values have another size than the inputs.
+    layer._qkv_same_embed_dim = False
+
+
+def _check_heads(layer: nn.MultiheadAttention, stays: Stays, inputs: tuple[str, ...]) -> None:
+    """Raise ApplyError unless queries, keys, values and outputs keep the same whole heads."""
+    rows = np.concatenate([stays("out_proj.weight", 1), *(stays(name, 0) for name in inputs)])
+    heads = rows.reshape(4, -1, layer.head_dim)
+    if not (heads == heads[:1, :, :1]).all():
+        raise ApplyError(
+            f"apply: expected whole heads of {type(layer).__name__} to go, the same of queries, keys and "
+            f"values, got single ones of the {layer.head_dim} channels of a head. Remove whole heads."
+        )
+
+
+@torch.fx.wrap  # one call for torch.fx.symbolic_trace, which takes PyTorch's layer as one, too
+def multi_head_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    head_dim: int,
+    in_proj_weight: Tensor | None,
+    in_proj_bias: Tensor | None,
+    bias_k: Tensor | None,
+    bias_v: Tensor | None,
+    add_zero_attn: bool,
+    dropout_p: float,
+    out_proj_weight: Tensor,
+    out_proj_bias: Tensor | None,
+    training: bool = True,
+    key_padding_mask: Tensor | None = None,
+    need_weights: bool = True,
+    attn_mask: Tensor | None = None,
+    q_proj_weight: Tensor | None = None,
+    k_proj_weight: Tensor | None = None,
+    v_proj_weight: Tensor | None = None,
+    average_attn_weights: bool = True,
+    is_causal: bool = False,
+    batch_first: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """`F.multi_head_attention_forward` for any number of heads of size `head_dim`, by ordinary operations.
+
+    Arguments and results are as there, but for `head_dim` in place of the embedding's size and the number of
+    heads, and for `batch_first`. Nested tensors are taken as `nn.TransformerEncoder` makes them.
+    """
+    lengths = None
+    if query.is_nested or key.is_nested or value.is_nested:
+        masked = key_padding_mask is not None or attn_mask is not None
+        if query is not key or key is not value or masked or need_weights or not batch_first:
+            raise ValueError(
+                "MultiheadAttention: expected one nested tensor as query, key and value, batch_first=True, "
+                "need_weights=False and no mask. Use torch.nested.to_padded_tensor and key_padding_mask."
+            )
+        lengths = [len(sequence) for sequence in query.unbind()]
+        query, key_padding_mask = _padded(query, lengths)
+        key = value = query
+    if is_causal and attn_mask is None:
+        raise ValueError(
+            "MultiheadAttention: expected attn_mask with is_causal=True, got None. Pass the causal mask."
+        )
+    batched = query.dim() == 3
+    if not batched:
+        alone = {id(x): x[None] for x in (query, key, value)}  # what is one tensor stays one
+        query, key, value = (alone[id(x)] for x in (query, key, value))
+        key_padding_mask = None if key_padding_mask is None else key_padding_mask[None]
+    order = (0, 2, 1, 3) if batch_first or not batched else (1, 2, 0, 3)
+    weights = in_proj_weight if in_proj_weight is not None else (q_proj_weight, k_proj_weight, v_proj_weight)
+    projected = _projected(query, key, value, weights, in_proj_bias)
+    # [batch, heads, length, head_dim] each
+    q, k, v = (t.unflatten(-1, (t.shape[-1] // head_dim, head_dim)).permute(order) for t in projected)
+    hinted = is_causal and key_padding_mask is None and not need_weights
+    mask = _merged(None if hinted else attn_mask, key_padding_mask, q, k.shape[2])
+    if bias_k is not None and bias_v is not None:
+        k, v = (torch.cat([t, _as_position(b, t)], 2) for t, b in ((k, bias_k), (v, bias_v)))
+    if add_zero_attn:
+        k, v = F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1))
+    if mask is not None:
+        mask = F.pad(mask, (0, int(bias_k is not None) + int(add_zero_attn)))
+    dropout, found = dropout_p if training else 0.0, None
+    if need_weights:
+        scores = (q * math.sqrt(1.0 / head_dim)) @ k.transpose(-2, -1)
+        found = F.dropout(torch.softmax(scores if mask is None else scores + mask, -1), dropout)
+        heads = found @ v
+        found = found.mean(1) if average_attn_weights else found
+    else:
+        heads = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=hinted)
+    back = (0, 2, 1, 3) if batch_first or not batched else (2, 0, 1, 3)
+    out = F.linear(heads.permute(back).flatten(2), out_proj_weight, out_proj_bias)
+    if lengths is not None:
+        out = torch.nested.as_nested_tensor([o[:n] for o, n in zip(out, lengths, strict=True)])
+    elif not batched:
+        out, found = out[0], None if found is None else found[0]
+    return out, found
+
+
+def _padded(nested: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor]:
+    """Sequences of different lengths as one tensor [batch, longest, inputs], and where it is padding."""
+    padded = torch.nested.to_padded_tensor(nested, 0.0)
+    positions = torch.arange(padded.shape[1], device=padded.device)
+    return padded, positions >= torch.tensor(lengths, device=padded.device)[:, None]
+
+
+def _projected(
+    query: Tensor, key: Tensor, value: Tensor, weights: Any, bias: Tensor | None
+) -> tuple[Tensor, ...]:
+    """Queries, keys and values, from one weight for all [3 · width, inputs] or from three."""
+    packed = isinstance(weights, Tensor)
+    if packed and query is key and key is value:
+        return F.linear(query, weights, bias).chunk(3, -1)
+    biases = (None,) * 3 if bias is None else bias.chunk(3)
+    parts = weights.chunk(3) if packed else weights
+    return tuple(F.linear(x, w, b) for x, w, b in zip((query, key, value), parts, biases, strict=True))
+
+
+def _as_position(bias: Tensor, heads: Tensor) -> Tensor:
+    """A bias [1, 1, heads · head_dim] as a position of keys or values [batch, heads, length, head_dim]."""
+    batch, count, _, size = heads.shape
+    return bias.view(1, count, 1, size).expand(batch, -1, -1, -1)
+
+
+def _merged(attn_mask: Tensor | None, key_padding_mask: Tensor | None, q: Tensor, keys: int) -> Tensor | None:
+    """Both masks as numbers to add to scores of `keys` keys, for queries [batch, heads, length, head_dim]."""
+    batch, heads, length, _ = q.shape
+    merged = None
+    if attn_mask is not None:
+        shape = (length, keys) if attn_mask.dim() == 2 else (batch * heads, length, keys)
+        if attn_mask.shape != shape:
+            raise ValueError(
+                f"MultiheadAttention: expected attn_mask of shape [{length}, {keys}] or [batch · heads, "
+                f"{length}, {keys}] with {batch} · {heads}, got {list(attn_mask.shape)}. Read num_heads of "
+                f"this layer."
+            )
+        merged = _additive(
+            attn_mask if attn_mask.dim() == 2 else attn_mask.unflatten(0, (batch, heads)), q.dtype
+        )
+    if key_padding_mask is not None:
+        if key_padding_mask.shape != (batch, keys):
+            raise ValueError(
+                f"MultiheadAttention: expected key_padding_mask of shape [{batch}, {keys}], got "
+                f"{list(key_padding_mask.shape)}. Mark each key with True where it is to be ignored."
+            )
+        padding = _additive(key_padding_mask, q.dtype)[:, None, None]
+        merged = padding if merged is None else merged + padding
+    return merged
+
+
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask as numbers: minus infinity where it is True."""
+    if mask.dtype is torch.bool:
+        return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, float("-inf"))
+    return mask.to(dtype)
