@@ -35,12 +35,12 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block; what forward passes change is put back.
+def evaluating(model: nn.Module, *, training: bool = False) -> Iterator[None]:
+    """Evaluation mode inside the block, or training mode; what forward passes change is put back.
 
     The model gets copies of its inputs, so that one that writes into them leaves the caller's alone.
     """
-    with preserved(model), evaluation_mode(model):
+    with preserved(model), evaluation_mode(model, training=training):
         if not isinstance(
             model, torch.jit.ScriptModule
         ):  # which takes no hooks; `preserved` removes this one
@@ -49,8 +49,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block, without key-value caches; both are restored afterwards.
+def evaluation_mode(model: nn.Module, *, training: bool = False) -> Iterator[None]:
+    """Evaluation or training mode inside the block, without key-value caches; both are restored afterwards.
 
     A language model whose configuration says `use_cache` returns its cache beside its logits, which no
     capture can hold and no comparison needs.
@@ -59,7 +59,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     configs = {id(c): c for m, _ in modes if (c := getattr(m, "config", None)) is not None}
     caching = [c for c in configs.values() if getattr(c, "use_cache", False) is True]
     try:
-        set_mode(model, training=False)
+        set_mode(model, training=training)
         for config in caching:
             config.use_cache = False
         yield

@@ -30,7 +30,7 @@ from secateur.apply.record import Form, Record, attach, record_of
 from secateur.apply.tensors import check_positions
 from secateur.errors import ArtifactError, PlanError
 from secateur.graph.graph import fingerprint
-from secateur.graph.trace import trace
+from secateur.graph.trace import retrace
 from secateur.models import device_of, unwrap
 from secateur.plan import Plan
 
@@ -176,7 +176,8 @@ def _shape(model: nn.Module, plan: Plan, content: _Content, example_inputs: Any)
     if content.form == "module" and not content.captured:
         return smaller_module(model, plan, content.sizes)
     args, kwargs = plan.inputs.arguments(example_inputs, device_of(model))
-    graph = trace(model, kwargs or args, allow_inexact=not all(g.exact for g in plan.groups))
+    exact = all(g.exact for g in plan.groups)
+    graph = retrace(model, plan.inputs, (args, kwargs), allow_inexact=not exact)
     if content.form == "graph":
         return smaller_program(model, graph, plan)
     sizes, rules = understood(model, graph, plan)

@@ -14,7 +14,7 @@ from secateur.apply.record import Record, attach, record_of
 from secateur.apply.tensors import check_positions
 from secateur.errors import ApplyError, SettingError
 from secateur.graph.graph import Graph, fingerprint
-from secateur.graph.trace import trace
+from secateur.graph.trace import retrace
 from secateur.models import device_of, unwrap
 from secateur.plan import Plan
 
@@ -82,7 +82,7 @@ def apply(
     args, kwargs = plan.inputs.arguments(example_inputs, device_of(model))
     if graph is None:
         exact = all(g.exact for g in plan.groups)
-        graph = trace(model, (*args,) if not kwargs else kwargs, allow_inexact=not exact)
+        graph = retrace(model, plan.inputs, (args, kwargs), allow_inexact=not exact)
     if form == "graph":
         return attach(smaller_program(model, graph, plan), Record(plan, "graph"))
     try:

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from secateur.apply import calls
 from secateur.apply.calls import Need, Number, Parts, Positions, Sizes
 from secateur.apply.constants import Constants
-from secateur.apply.recording import Place, Recorded, place_of, record
+from secateur.apply.recording import Place, Recorded, place_of
 from secateur.errors import ApplyError
 
 Rules = dict[Place, dict[int, Need]]
@@ -81,7 +81,7 @@ def _positions(arguments: Mapping[str, Any], target: str) -> Positions | None:
 
 @dataclass
 class Mender:
-    """Runs a smaller model beside what was recorded of the dense one, and finds the calls to be mended.
+    """Follows a smaller model beside what was recorded of the dense one, and finds the calls to be mended.
 
     Attributes:
         dense: The dense model's calls, with the operators that they became.
@@ -93,13 +93,12 @@ class Mender:
     _seen: dict[tuple[str, Place], list[tuple[dict[int, Need], bool]]] = field(default_factory=dict)
     _number: int = 0
 
-    def run(self, small: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Rules]:
-        """Run the smaller model once; returns what has to be mended, by module path.
+    def rules(self) -> dict[str, Rules]:
+        """What has to be mended, by module path, once the smaller model has run.
 
         Raises:
-            ApplyError: If one line would have to say different things, or the model takes another way.
+            ApplyError: If one line would have to say different things.
         """
-        record(small, args, kwargs, self._change)
         rules: dict[str, Rules] = {}
         for (module, place), runs in self._seen.items():
             unfit = [needs for needs, fitting in runs if not fitting]
@@ -116,7 +115,12 @@ class Mender:
             rules.setdefault(module, {})[place] = needs
         return rules
 
-    def _change(self, call: Recorded, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def change(self, call: Recorded, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Carry out a call of the smaller model as it has to be.
+
+        Raises:
+            ApplyError: If the smaller model runs other code than the dense one.
+        """
         known = self._next(call)
         every = {k: self.needs(node) for k, node in enumerate(known.nodes) if node is not None}
         needs = {k: need for k, need in every.items() if need is not None}

@@ -21,16 +21,16 @@ from secateur.apply.metadata import new_metadata
 from secateur.apply.module import smaller_module
 from secateur.apply.program import smaller_program
 from secateur.apply.record import Record, attach
-from secateur.apply.recording import Recorded, assign_nodes, record
+from secateur.apply.recording import Change, Recorded, assign_nodes, record
 from secateur.apply.sizes import set_sizes
 from secateur.apply.tracking import Equation, Tracked, solve, tracked
 from secateur.calibration.randomness import seeded
 from secateur.errors import ApplyError
 from secateur.graph.graph import Graph
 from secateur.graph.inputs import Arguments, resized
+from secateur.graph.views import View
 from secateur.models import evaluating
 from secateur.plan import Plan
-from secateur.preserving import preserved
 
 SAME = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 5e-2}
 """Relative difference below which two forms count as equal; they may sum in another order."""
@@ -69,32 +69,72 @@ def understood(model: nn.Module, graph: Graph, plan: Plan) -> tuple[dict[str, An
     Raises:
         ApplyError: If a line would have to say different things.
     """
-    args, kwargs = graph.captured_inputs()
-    constants = Constants.of(graph, plan)
-    known: dict[Any, Need | None] = {}
+    passes = [_Pass(model, graph, plan, view) for view in (None, *graph.views)]
+    equations = [p.equations() for p in passes]
+    changes, stays = ([e for pair in equations for e in pair[k]] for k in (0, 1))
+    sizes = _in_lists(model, solve(changes, stays))
+    small = smaller_module(model, plan, sizes)
+    rules: dict[str, Rules] = {}
+    for one in passes:
+        for module, found in one.mended(small).items():
+            known = rules.setdefault(module, {})
+            if any(known.get(place, needs) != needs for place, needs in found.items()):
+                raise ApplyError(
+                    f"apply: expected one size for every run of a line in module {module or 'itself'}, got "
+                    f"another in training mode or in another method. Leave the group alone."
+                )
+            known.update(found)
+    return sizes, rules
 
-    def needs(node: Any) -> Need | None:
-        if node not in known:
-            known[node] = need_of(constants, node)
-        return known[node]
 
-    with evaluating(model), torch.no_grad(), seeded(0):
+class _Pass:
+    """One way to run the dense model, recorded, with what its calls have to say in the smaller one."""
+
+    def __init__(self, model: nn.Module, graph: Graph, plan: Plan, view: View | None) -> None:
+        self._training, self._method = (view.training, view.method) if view is not None else (False, "")
+        walk, program = (graph.walk, graph.program) if view is None else (view.walk, view.program)
+        self._arguments = graph.captured_inputs() if view is None else view.arguments
+        slots = graph.keep_slots(plan.keep)
+        self._constants = Constants(walk or graph.walk, lambda labels: graph.kept_along(labels, slots))
+        self._known: dict[Any, Need | None] = {}
         try:
             with tracked(model):
-                dense = record(model, args, kwargs)
+                self.dense = self._record(model)
         except Exception:  # some code takes no integers but Python's own: it tells nothing of attributes
-            with preserved(model):
-                dense = record(model, args, kwargs)
-    assign_nodes(dense, graph.program.graph, model)
-    sizes = _in_lists(model, solve(*_equations(dense, needs)))
-    small = smaller_module(model, plan, sizes)
-    with evaluating(small), torch.no_grad(), seeded(0):
+            self.dense = self._record(model)
+        assign_nodes(self.dense, program.graph, model, "model." if self._method else "")
+
+    def _record(self, model: nn.Module, change: Change | None = None) -> list[Recorded]:
+        args, kwargs = self._arguments
+        with evaluating(model, training=self._training), torch.no_grad(), seeded(0):
+            return record(model, args, kwargs, change, method=self._method)
+
+    def needs(self, node: Any) -> Need | None:
+        """What the call behind an operator has to say."""
+        if node not in self._known:
+            self._known[node] = need_of(self._constants, node)
+        return self._known[node]
+
+    def equations(self) -> tuple[list[Equation], list[Equation]]:
+        """What tracked numbers must become, and those that must stay."""
+        return _equations(self.dense, self.needs)
+
+    def mended(self, small: nn.Module) -> dict[str, Rules]:
+        """The calls of the smaller model that have to be mended."""
+        mender = Mender([call for call in self.dense if call.steps], self.needs)
         try:
-            return sizes, Mender([c for c in dense if c.steps], needs).run(small, args, kwargs)
+            self._record(small, mender.change)
         except ApplyError:
             raise
-        except Exception as error:  # the user's forward may fail in any way once shapes have changed
-            raise _failed(error) from error
+        except Exception as error:  # the user's code may fail in any way once shapes have changed
+            raise _failed(error, self._method or "the traced size") from error
+        rules = mender.rules()
+        if self._method and "" in rules:
+            raise ApplyError(
+                f"apply: expected the method {self._method} to read its sizes from attributes or tensors, "
+                f"got a number that changes. Hold the size in an attribute."
+            )
+        return rules
 
 
 def _equations(

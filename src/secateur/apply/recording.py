@@ -142,8 +142,15 @@ def running(model: nn.Module) -> Iterator[Callable[[], str]]:
             hook.remove()
 
 
-def assign_nodes(calls: Sequence[Recorded], program: fx.Graph, model: nn.Module) -> None:
-    """Find the operator that each sized step became: both come in the same order, module by module."""
+def assign_nodes(calls: Sequence[Recorded], program: fx.Graph, model: nn.Module, prefix: str = "") -> None:
+    """Find the operator that each sized step became: both come in the same order, module by module.
+
+    Args:
+        calls: What a run of the model recorded; gets the operators.
+        program: The captured operators.
+        model: The model.
+        prefix: What its module paths begin with in the program, beyond their own.
+    """
     first = {id(module): path for path, module in model.named_modules()}
     steps: dict[str, list[tuple[Recorded, int]]] = {}
     for call in calls:
@@ -154,6 +161,7 @@ def assign_nodes(calls: Sequence[Recorded], program: fx.Graph, model: nn.Module)
     for node in program.nodes:
         if node.op == "call_function" and _family(node) is not None:
             path = next(iter(running_modules(node)[-1:]), "").partition("@")[0]
+            path = path.removeprefix(prefix)
             try:
                 path = first[id(model.get_submodule(path))]
             except (AttributeError, KeyError):
@@ -207,9 +215,11 @@ def record(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     change: Change | None = None,
+    *,
+    method: str = "",
 ) -> list[Recorded]:
-    """Run a model once, and return the calls that its code makes, in order."""
+    """Run a model once, or one of its methods, and return the calls that its code makes, in order."""
     with running(model) as module, Recorder(module, change) as recorder:
-        model(*args, **kwargs)
+        (getattr(model, method) if method else model)(*args, **kwargs)
     found: list[Recorded] = recorder.calls
     return found

@@ -29,8 +29,10 @@ def capture(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     shapes: ShapesCollection | None = None,
+    *,
+    training: bool = False,
 ) -> tuple[ExportedProgram, int, int | None]:
-    """Capture a model in evaluation mode, with a batch axis of any size where the model allows it.
+    """Capture a model in one mode, with a batch axis of any size where the model allows it.
 
     Args:
         model: What to capture.
@@ -38,6 +40,7 @@ def capture(
         kwargs: Keyword arguments.
         shapes: Which axes may have any size; the first of each tensor that is as long as the batch if
             not given.
+        training: Capture it in training mode, not in evaluation mode.
 
     Returns:
         The program, the batch size of the capture, and that size again if the program accepts no other.
@@ -48,7 +51,7 @@ def capture(
         shapes = _batch_axes((args, kwargs))
     with (
         preserved(model, functions=True),
-        evaluation_mode(model),
+        evaluation_mode(model, training=training),
         capturable(model),
         torch.no_grad(),
         _quiet(),

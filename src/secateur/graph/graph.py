@@ -22,6 +22,7 @@ from secateur.graph.groups import Frozen, Group, Left
 from secateur.graph.inputs import Arguments, InputSpec
 from secateur.graph.labels import Labels
 from secateur.graph.rules.op import Walk
+from secateur.graph.views import View
 from secateur.graph.walk import Tensor, tensor_of
 
 
@@ -42,6 +43,7 @@ class Graph:
         program: The captured program. Its tensors are the model's own, not copies.
         fingerprint: Hash of the model's state-dict names and shapes.
         inputs: Shapes and dtypes of the example inputs.
+        views: Further ways to run the model that were captured: in training mode, by other methods.
         static_batch: The only batch size the program accepts; None if any will do.
     """
 
@@ -52,6 +54,7 @@ class Graph:
     fingerprint: str
     inputs: InputSpec
     static_batch: int | None
+    views: tuple[View, ...] = field(repr=False)
     walk: Walk = field(repr=False)
     assembled: Assembled = field(repr=False)
     costs: CostModel = field(repr=False)

@@ -223,6 +223,7 @@ class InputSpec(_Record):
         open: Axes that may vary.
         fixed: Axes that may not, with the reason.
         together: Whether all open axes may have their other size at once; if not, one at a time.
+        methods: Further methods that take the same arguments and were traced too.
         drawn: Whether the dense model takes drawn values; if not, only the user's own serve.
 
     Example:
@@ -237,6 +238,7 @@ class InputSpec(_Record):
     fixed: tuple[FixedAxis, ...] = ()
     together: bool = True
     drawn: bool = True
+    methods: tuple[str, ...] = ()
 
     @classmethod
     def of(

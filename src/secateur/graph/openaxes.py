@@ -25,9 +25,8 @@ def open_inputs(
     given: Arguments,
     program: ExportedProgram,
     more: Sequence[Arguments],
-    static_batch: int | None,
-) -> tuple[InputSpec, Arguments | None]:
-    """What a model takes, and arguments of other sizes for a second capture.
+) -> InputSpec:
+    """Find out what a model takes.
 
     Args:
         model: The dense model; it is left as it was.
@@ -35,11 +34,9 @@ def open_inputs(
         given: The arguments it was captured with.
         program: What was captured.
         more: Further arguments of the user, whose sizes may differ.
-        static_batch: The only batch size that the capture takes; None if it takes any.
 
     Returns:
-        The description; and arguments with every open axis at another size, None where the capture leaves
-        open what may vary.
+        The description, with open and fixed axes, and ranges of values that the model takes.
     """
 
     def attempt(arguments: Arguments) -> Exception | None:
@@ -54,15 +51,23 @@ def open_inputs(
 
     spec = _differing(spec, more) if more else find_open_axes(spec, given, attempt)
     if any(leaf.is_meta for leaf in pytree.tree_leaves(given) if isinstance(leaf, torch.Tensor)):
-        return spec, None
-    spec = widened(spec, program, attempt, device_of(model))
+        return spec
+    return widened(spec, program, attempt, device_of(model))
+
+
+def larger_arguments(spec: InputSpec, given: Arguments, static_batch: int | None) -> Arguments | None:
+    """Arguments with open axes at their other sizes; None if the first capture leaves open what may vary.
+
+    Args:
+        spec: What may vary.
+        given: The arguments of the first capture.
+        static_batch: The only batch size that it takes; None if it takes any.
+    """
     changed = [axis for axis in spec.open if static_batch is not None or not axis.batch]
-    if not changed:
-        return spec, None
-    if not spec.together:
-        changed = changed[:1]
-    sizes = {place: axis.other for axis in changed for place in axis.places}
-    return spec, resized(spec, given, sizes)
+    if not changed or any(v.is_meta for v in pytree.tree_leaves(given) if isinstance(v, torch.Tensor)):
+        return None
+    sizes = {p: axis.other for axis in (changed if spec.together else changed[:1]) for p in axis.places}
+    return resized(spec, given, sizes)
 
 
 def _differing(spec: InputSpec, more: Sequence[Arguments]) -> InputSpec:

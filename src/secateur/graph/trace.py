@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
+from torch.export import ExportedProgram
 
 from secateur.errors import CaptureError, NothingToPruneError
 from secateur.graph.assemble import assemble, cost_model
 from secateur.graph.capture import capture
 from secateur.graph.datasizes import measure_sizes
 from secateur.graph.graph import Graph, fingerprint
-from secateur.graph.inputs import InputSpec, call_arguments
-from secateur.graph.openaxes import open_inputs
-from secateur.graph.walk import walk
+from secateur.graph.inputs import Arguments, InputSpec, call_arguments
+from secateur.graph.openaxes import larger_arguments, open_inputs
+from secateur.graph.views import further_views
+from secateur.graph.walk import keep_inputs_of, walk
 from secateur.models import unwrap
 
 
 def trace(
-    model: nn.Module, example_inputs: Any, *, more_inputs: Iterable[Any] = (), allow_inexact: bool = False
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    more_inputs: Iterable[Any] = (),
+    methods: Iterable[str] = (),
+    allow_inexact: bool = False,
 ) -> Graph:
     """Find what can be removed from a model, and what has to go together.
 
@@ -33,6 +41,8 @@ def trace(
             together holds at both sizes.
         more_inputs: Further inputs of other sizes, as in `example_inputs`: the axes in which they differ may
             vary, and are not tried.
+        methods: Names of further methods of the model, such as ``"embed"``, which take the same inputs and
+            are to work after pruning. Without this, what only they read keeps its inputs whole.
         allow_inexact: Also offer groups whose units an operator mixes without weights (a layer norm
             over channels, say): removing some changes what the others compute.
 
@@ -55,23 +65,56 @@ def trace(
     device = next((t.device for t in model.state_dict().values()), None)
     given = call_arguments(example_inputs, device)
     spec = InputSpec.of(*given, model)  # refuses what no plan could hold before anything takes time
+    spec = spec.model_copy(update={"methods": tuple(methods)})
+    program, batch, static = _captured(model, given)
+    more = [call_arguments(arguments, device) for arguments in more_inputs]
+    spec = open_inputs(model, spec, given, program, more)
+    return _graph(model, given, spec, program, batch, static, allow_inexact=allow_inexact)
+
+
+def retrace(model: nn.Module, spec: InputSpec, given: Arguments, *, allow_inexact: bool) -> Graph:
+    """`trace` of a model for which it is known what may vary: from a plan.
+
+    Args:
+        model: The dense model.
+        spec: What the first trace found.
+        given: Arguments, on the model's device.
+        allow_inexact: As for `trace`.
+    """
+    program, batch, static = _captured(model, given)
+    return _graph(model, given, spec, program, batch, static, allow_inexact=allow_inexact)
+
+
+def _captured(model: nn.Module, given: Arguments) -> tuple[ExportedProgram, int, int | None]:
     program, batch, static = capture(model, *given)
-    if not any(
-        isinstance(v.meta.get("val"), torch.Tensor) for v in program.graph.output_node().all_input_nodes
-    ):
+    results = program.graph.output_node().all_input_nodes
+    if not any(isinstance(v.meta.get("val"), torch.Tensor) for v in results):
         raise CaptureError(
             f"trace: expected {type(model).__name__} to return tensors, got none. Return a tensor."
         )
-    more = [call_arguments(arguments, device) for arguments in more_inputs]
-    spec, larger = open_inputs(model, spec, given, program, more, static)
-    other = None
+    return program, batch, static
+
+
+def _graph(
+    model: nn.Module,
+    given: Arguments,
+    spec: InputSpec,
+    program: ExportedProgram,
+    batch: int,
+    static: int | None,
+    *,
+    allow_inexact: bool,
+) -> Graph:
+    views, unread = further_views(model, program, given, spec.methods)
+    others = [view.program for view in views]
+    larger = larger_arguments(spec, given, static)
     if larger is not None:
         with contextlib.suppress(CaptureError):  # `verify` still runs the model at that size
-            other = capture(model, *larger)[0]
-    for captured in (program, other):
-        if captured is not None:
-            measure_sizes(captured)
-    state, tensors = walk(program, other)
+            others.append(capture(model, *larger)[0])
+    for captured in (program, *others):
+        measure_sizes(captured)
+    state, tensors, learnt = walk(program, *others)
+    keep_inputs_of(unread, state, tensors)
     assembled = assemble(state, tensors, allow_inexact=allow_inexact)
     alone = {left.group.name for left in assembled.left}
     groups = tuple(g for g in assembled.groups if g.name not in alone)
@@ -82,6 +125,7 @@ def trace(
         program=program,
         fingerprint=fingerprint(model),
         inputs=spec,
+        views=tuple(replace(view, walk=also) for view, also in zip(views, learnt, strict=False)),
         static_batch=static,
         walk=state,
         assembled=assembled,

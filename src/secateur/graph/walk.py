@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -48,7 +48,7 @@ def tensor_of(program: ExportedProgram, name: str) -> torch.Tensor:
     return found
 
 
-def walk(program: ExportedProgram, other: ExportedProgram | None = None) -> tuple[Walk, list[Tensor]]:
+def walk(program: ExportedProgram, *others: ExportedProgram) -> tuple[Walk, list[Tensor], list[Walk]]:
     """Propagate labels through the program, a second time if the first left forks to decide.
 
     Operators that nothing reads tie labels, since a model's own code runs them, but neither freeze nor mix;
@@ -56,22 +56,25 @@ def walk(program: ExportedProgram, other: ExportedProgram | None = None) -> tupl
 
     Args:
         program: The captured program.
-        other: The same model captured at other sizes. Its operators tie the same parameters once more, so
-            that what may be removed holds at both sizes.
+        others: The same model captured at another size, in training mode, or by another method. Their
+            operators tie the same parameters once more, so that what may be removed holds in all of them.
 
     Returns:
-        What was learnt, and the program's tensors; tied ones appear once, under their first name.
+        What was learnt; the program's tensors, of which tied ones appear once, under their first name; and
+        what was learnt of each of the others.
     """
     state, tensors = _propagate(program, Walk(None), {})
     if state.forks or state.unmerged:
         state, tensors = _propagate(program, Walk(decide(state)), {})
-    if other is not None:
+    known = {id(tensor_of(program, t.name)): t for t in tensors}
+    learnt = []
+    for other in others:
         also = Walk(state.choices or {}, store=state.store, reasons=state.reasons, roles=state.roles)
-        _propagate(other, also, {id(tensor_of(program, t.name)): t for t in tensors})
+        learnt.append(_propagate(other, also, dict(known))[0])
     dead = dead_nodes(program.graph)
     state.values = {node: value for node, value in state.values.items() if node not in dead}
     erase(program.graph_module, dead)
-    return state, tensors
+    return state, tensors, learnt
 
 
 def _propagate(
@@ -210,3 +213,19 @@ def _check(result: Value, value: Any) -> None:
         for r, v in zip(result, value, strict=True):
             if isinstance(v, torch.Tensor) and r is not None:
                 _check(r, v)
+
+
+def keep_inputs_of(unread: Sequence[str], walk: Walk, tensors: list[Tensor]) -> None:
+    """Freeze what tensors may read that no captured pass reads: any axis that is as long as one of theirs."""
+    left = set(unread)
+    sizes: dict[int, str] = {}
+    for tensor in tensors:
+        if tensor.name in left:
+            for axis in tensor.axes:
+                sizes.setdefault(len(axis), tensor.name)
+    for tensor in tensors:
+        for axis in tensor.axes if tensor.name not in left else ():
+            name = sizes.get(len(axis))
+            if name is not None and len(axis) > 1:
+                what = f"may feed {name}, which no captured pass reads"
+                walk.store.freeze(axis, walk.reasons.label(Reason(what)))

@@ -18,7 +18,7 @@ from secateur.apply.record import Record, attach, record_of
 from secateur.apply.tensors import check_positions
 from secateur.errors import ArtifactError, PlanError
 from secateur.graph.graph import fingerprint
-from secateur.graph.trace import trace
+from secateur.graph.trace import retrace
 from secateur.integrations.adopting import adopt
 from secateur.integrations.wrappers import as_written, refresh
 from secateur.models import device_of, unwrap
@@ -169,7 +169,8 @@ def _smaller(model: nn.Module, record: Record) -> nn.Module:
     small = smaller_module(model, record.plan, record.sizes)
     if record.captured:
         args, kwargs = record.plan.inputs.arguments(None, device_of(model))
-        graph = trace(model, kwargs or args, allow_inexact=not all(g.exact for g in record.plan.groups))
+        exact = all(g.exact for g in record.plan.groups)
+        graph = retrace(model, record.plan.inputs, (args, kwargs), allow_inexact=not exact)
         _, rules = understood(model, graph, record.plan)
         mend(small, rules)
     return attach(small, record)

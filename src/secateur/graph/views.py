@@ -1,0 +1,117 @@
+"""What an evaluation pass does not run: training, and other methods of a model, captured too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+
+from secateur.errors import CaptureError, SettingError
+from secateur.graph.capture import capture
+from secateur.graph.inputs import Arguments
+from secateur.graph.rules.op import Walk
+from secateur.graph.walk import lifted, tensor_of
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """One more way to run a model.
+
+    Attributes:
+        program: What was captured.
+        arguments: What it was captured with.
+        training: Whether in training mode.
+        method: The method that was called; empty for ``forward``.
+        walk: The labels of its values, in the same store as those of the forward pass; set by `trace`.
+    """
+
+    program: ExportedProgram
+    arguments: Arguments
+    training: bool = False
+    method: str = ""
+    walk: Walk | None = None
+
+
+class Method(nn.Module):
+    """A method of a model as a module of its own."""
+
+    def __init__(self, model: nn.Module, name: str) -> None:
+        super().__init__()
+        self.model, self.name = model, name
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the method."""
+        return getattr(self.model, self.name)(*args, **kwargs)
+
+
+def further_views(
+    model: nn.Module,
+    program: ExportedProgram,
+    given: Arguments,
+    methods: Iterable[str],
+) -> tuple[list[View], list[str]]:
+    """Capture what reads parameters that the forward pass in evaluation mode does not.
+
+    Args:
+        model: The dense model.
+        program: Its forward pass in evaluation mode.
+        given: The arguments of that.
+        methods: Further methods of the model, called with the same arguments.
+
+    Returns:
+        The captures, and the names of the tensors that none of them reads.
+
+    Raises:
+        SettingError: If the model has no such method.
+        CaptureError: If a method cannot be captured.
+    """
+    views: list[View] = []
+    unread = _tensors(program) - _read(program)
+    for name in methods:
+        if not callable(getattr(model, name, None)):
+            raise SettingError(
+                f"trace(methods={name!r}): expected a method of {type(model).__name__}, got no such one."
+            )
+        try:
+            found, _, _ = capture(Method(model, name), *given)
+        except CaptureError as error:
+            raise CaptureError(f"trace(methods={name!r}): {error}") from error
+        views.append(View(found, given, method=name))
+        unread = {key for key in unread if key not in _read(found)}
+    if unread:
+        try:
+            found, _, _ = capture(model, *given, training=True)
+        except CaptureError:
+            return views, _names(program, unread)
+        read = _read(found)
+        if unread & read:
+            views.append(View(found, given, training=True))
+            unread -= read
+    return views, _names(program, unread)
+
+
+def _tensors(program: ExportedProgram) -> set[int]:
+    """Parameters and buffers, by identity; numbers and vectors of one entry hold no units."""
+    return {
+        id(tensor_of(program, name))
+        for _, kind, name in lifted(program)
+        if kind in (InputKind.PARAMETER, InputKind.BUFFER) and name and tensor_of(program, name).numel() > 1
+    }
+
+
+def _read(program: ExportedProgram) -> set[int]:
+    return {
+        id(tensor_of(program, name))
+        for node, kind, name in lifted(program)
+        if kind in (InputKind.PARAMETER, InputKind.BUFFER) and name and node.users
+    }
+
+
+def _names(program: ExportedProgram, wanted: set[int]) -> list[str]:
+    named: Mapping[str, torch.Tensor] = program.state_dict
+    return [name for name, tensor in named.items() if id(tensor) in wanted]

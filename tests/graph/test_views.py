@@ -1,0 +1,89 @@
+"""What an evaluation pass does not run: training heads and other methods."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import secateur as sc
+
+
+class Auxiliary(nn.Module):
+    """A head that only training uses, whose code holds a size; and a projection that only `embed` uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 24, 3)
+        self.aux, self.out = nn.Linear(16, 4), nn.Linear(24, 4)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        h = self.a(x).relu()
+        y = self.out(self.b(h).relu().mean((2, 3)))
+        return (y, self.aux(h.mean((2, 3)).view(-1, 16))) if self.training else y
+
+
+class Embedding(Auxiliary):
+    """The same with a method of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = nn.Linear(24, 5)
+
+    def embed(self, x: Tensor) -> Tensor:
+        return self.project(self.b(self.a(x).relu()).relu().mean((2, 3)))
+
+
+def pruned(model: nn.Module, x: Tensor, **options: object) -> tuple[nn.Module, nn.Module, sc.Graph]:
+    graph = sc.trace(model, x, **options)  # type: ignore[arg-type]
+    plan = sc.Uniform(ratio=0.4).allocate(graph, sc.score(graph, None, "magnitude"))
+    return sc.apply(model, plan, graph=graph), sc.apply(model, plan, "masked"), graph
+
+
+def test_a_head_that_only_training_uses_follows() -> None:
+    torch.manual_seed(0)
+    model, x = Auxiliary().double().eval(), torch.randn(4, 3, 8, 8).double()
+    small, masked, graph = pruned(model, x)
+    assert [g.name for g in graph.groups] == ["a", "b"]
+    assert "aux.weight" in {s.tensor for s in graph["a"].slices}
+    assert small.aux.in_features == small.a.out_channels == 10
+    torch.testing.assert_close(small(x), masked(x))
+    for ours, theirs in zip(small.train()(x), masked.train()(x), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    sum(v.sum() for v in small(x)).backward()
+    assert all(p.grad is not None for p in small.parameters())
+    assert not model.training
+
+
+def test_what_only_a_method_uses_follows_where_it_is_named() -> None:
+    torch.manual_seed(0)
+    model, x = Embedding().double().eval(), torch.randn(4, 3, 8, 8).double()
+    small, masked, graph = pruned(model, x, methods=["embed"])
+    assert [g.name for g in graph.groups] == ["a", "b"]
+    torch.testing.assert_close(small.embed(x), masked.embed(x))
+    assert small.project.in_features == 15
+    assert graph.inputs.methods == ("embed",)
+
+
+def test_else_its_inputs_are_kept_and_named(tmp_path: object) -> None:
+    model, x = Embedding().double().eval(), torch.randn(4, 3, 8, 8).double()
+    small, masked, graph = pruned(model, x)
+    assert [g.name for g in graph.groups] == ["a"]
+    assert {(f.tensor, f.reason) for f in graph.frozen if "feed" in f.reason} >= {
+        ("b.weight", "may feed project.weight, which no captured pass reads")
+    }
+    torch.testing.assert_close(small.embed(x), masked.embed(x))
+
+
+def test_a_plan_made_with_methods_is_applied_and_loaded_without_its_graph(tmp_path: object) -> None:
+    model, x = Embedding().double().eval(), torch.randn(4, 3, 8, 8).double()
+    small, _, _ = pruned(model, x, methods=["embed"])
+    again = sc.apply(model, sc.record_of(small).plan)
+    sc.save(again, str(tmp_path))
+    loaded = sc.load(str(tmp_path), lambda: Embedding().double().eval())
+    assert torch.equal(loaded.embed(x), small.embed(x))
+
+
+def test_an_unknown_method_is_refused() -> None:
+    with pytest.raises(sc.SettingError, match="expected a method of Auxiliary"):
+        sc.trace(Auxiliary().eval(), torch.randn(2, 3, 8, 8), methods=["embed"])
