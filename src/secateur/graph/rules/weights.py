@@ -1,4 +1,4 @@
-"""Weights that are no parameters themselves: computed from parameters, or parts of one that the data choose."""
+"""Weights that are no parameters themselves: computed from some, or parts of one that the data choose."""
 
 from __future__ import annotations
 
