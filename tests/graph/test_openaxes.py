@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 import secateur as sc
-from secateur.graph.inputs import InputSpec, OpenAxis
+from secateur.graph.inputs import Arguments, InputSpec, OpenAxis
+from secateur.graph.openaxes import find_open_axes
 
 
 class Pictures(nn.Module):
@@ -67,6 +68,28 @@ def test_ids_and_their_mask_vary_together_and_are_drawn_over_the_vocabulary() ->
         assert lengths.max() == kwargs["mask"].shape[1] > lengths.min() >= 1
         assert (kwargs["mask"].diff(dim=1) <= 0).all()
     assert len(spec.examples()) == 2
+
+
+def test_a_mask_that_goes_unread_without_padding_still_varies_with_its_ids() -> None:
+    class Skipping(Words):
+        def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+            return super().forward(ids, torch.ones_like(ids) if bool(mask.all()) else mask)
+
+    ids = torch.randint(0, 30, (2, 10))
+    model = Skipping().eval()
+    assert model(ids, torch.ones(2, 7)).shape == (2, 10, 3)
+    mask = torch.ones(2, 10, dtype=torch.long)
+    spec = InputSpec.of((), {"ids": ids, "mask": mask})
+
+    def attempt(arguments: Arguments) -> Exception | None:
+        try:
+            model(*arguments[0], **arguments[1])
+        except Exception as error:
+            return error
+        return None
+
+    found = find_open_axes(spec, ((), {"ids": ids, "mask": mask}), attempt)
+    assert axes(found)[1:] == [((("ids", 1), ("mask", 1)), 10)]
 
 
 def test_the_users_own_batches_say_what_varies() -> None:

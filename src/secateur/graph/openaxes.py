@@ -101,6 +101,13 @@ def find_open_axes(spec: InputSpec, given: Arguments, attempt: Attempt) -> Input
     """
     shapes = {name: leaf.shape for name, leaf in spec.tensors().items()}
     batch = batch_size(given)
+    device = next((v.device for v in pytree.tree_leaves(given) if isinstance(v, torch.Tensor)), "cpu")
+    # A mask without padding may go unread, whatever its size; a drawn one has padding.
+    drawn = attempt(spec.example(device=device)) is None
+
+    def tried(sizes: Mapping[Place, int]) -> Exception | None:
+        return attempt(spec.example(sizes=sizes, device=device) if drawn else resized(spec, given, sizes))
+
     found: list[OpenAxis] = []
     fixed: list[FixedAxis] = []
     few: dict[Place, int] = {}
@@ -108,12 +115,12 @@ def find_open_axes(spec: InputSpec, given: Arguments, attempt: Attempt) -> Input
         size = shapes[places[0][0]][places[0][1]]
         is_batch = size == batch and all(axis == 0 for _, axis in places)
         options = [1, size + 1] if is_batch and size > 2 else _candidates(size)
-        other, error = _first(attempt, spec, given, places, options, few)
+        other, error = _first(tried, places, options, few)
         if other is None:
             reason, where = _said(error)
             fixed.append(FixedAxis(places=places, size=size, reason=reason, where=where))
             continue
-        apart = [] if is_batch else _apart(attempt, spec, given, places, other, few)
+        apart = [] if is_batch else _apart(tried, spec, places, other, few)
         rest = tuple(p for p in places if all(p not in axis.places for axis in apart))
         found += [OpenAxis(places=rest, size=size, other=other, batch=is_batch)] if rest else []
         found += apart
@@ -125,7 +132,7 @@ def find_open_axes(spec: InputSpec, given: Arguments, attempt: Attempt) -> Input
             )
     spec = spec.model_copy(update={"open": tuple(found), "fixed": tuple(fixed)})
     every = {place: axis.other for axis in found for place in axis.places}
-    if len(found) > 1 and attempt(resized(spec, given, every)) is not None:
+    if len(found) > 1 and tried(every) is not None:
         spec = spec.model_copy(update={"together": False})
     return spec
 
@@ -148,25 +155,22 @@ def _candidates(size: int) -> list[int]:
 
 
 def _first(
-    attempt: Attempt,
-    spec: InputSpec,
-    given: Arguments,
+    tried: Callable[[Mapping[Place, int]], Exception | None],
     places: Iterable[Place],
     options: Iterable[int],
     few: Mapping[Place, int],
 ) -> tuple[int | None, Exception | None]:
     error = None
     for size in options:
-        error = attempt(resized(spec, given, {**few, **dict.fromkeys(places, size)}))
+        error = tried({**few, **dict.fromkeys(places, size)})
         if error is None:
             return size, None
     return None, error
 
 
 def _apart(
-    attempt: Attempt,
+    tried: Callable[[Mapping[Place, int]], Exception | None],
     spec: InputSpec,
-    given: Arguments,
     places: tuple[Place, ...],
     other: int,
     few: Mapping[Place, int],
@@ -179,7 +183,7 @@ def _apart(
     for place in places:
         taken = [axis.other for axis in found]
         options = [n for n in (other, *_candidates(size)) if n not in taken] + [other]
-        alone, _ = _first(attempt, spec, given, [place], options if found else [other], few)
+        alone, _ = _first(tried, [place], options if found else [other], few)
         if alone is None:
             break  # what is left varies together
         found.append(OpenAxis(places=(place,), size=size, other=alone))
