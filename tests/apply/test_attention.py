@@ -18,7 +18,6 @@ from torch import Tensor, nn
 import secateur as sc
 from secateur.apply.attention import PrunedAttention, free_heads
 from secateur.apply.module import smaller_module
-from secateur.apply.record import Record, attach
 from secateur.apply.tensors import removed_positions
 from secateur.kernels import without_fast_path
 from tests.apply.plans import plan_of, random_plan
@@ -258,18 +257,21 @@ def pruned(request: pytest.FixtureRequest) -> tuple[nn.Module, nn.Module, nn.Mod
 
 
 def prune(name: str) -> tuple[nn.Module, nn.Module, nn.Module, sc.Plan, Inputs]:
-    model, plan = planned(name)
-    small = attach(smaller_module(model, plan), Record(plan, "module"))
+    model, plan, small = applied(name)
+    small = copy.deepcopy(small)
     assert all(type(m) is not nn.MultiheadAttention for m in attentions(small))
     return model, sc.apply(model, plan, "masked"), small, plan, MODELS[name][1]
 
 
 @functools.cache
-def planned(name: str) -> tuple[nn.Module, sc.Plan]:
+def applied(name: str) -> tuple[nn.Module, sc.Plan, nn.Module]:
     make, inputs = MODELS[name]
     model = randomised(make()).eval()
     graph = sc.trace(model, inputs(4, 7))
-    return model, random_plan(graph, 0.3)
+    plan = random_plan(graph, 0.3)
+    small = sc.apply(model, plan, "module", graph=graph, example_inputs=inputs(4, 7))
+    assert sc.record_of(small).note == ""  # nothing that has to be mended
+    return model, plan, small
 
 
 @pytest.mark.parametrize("fast", [False, True])

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import handle_torch_function, has_torch_function
 
 from secateur.errors import ApplyError
 
@@ -133,8 +134,21 @@ def _check_heads(layer: nn.MultiheadAttention, stays: Stays, inputs: tuple[str, 
         )
 
 
-@torch.fx.wrap  # one call for torch.fx.symbolic_trace, which takes PyTorch's layer as one, too
+@torch.fx.wrap
 def multi_head_attention(
+    query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    """`attend`, as one call for `torch.fx.symbolic_trace` and for modes, as PyTorch's own function is."""
+    inputs = (query, key, value)
+    if has_torch_function(inputs):
+        found: tuple[Tensor, Tensor | None] = handle_torch_function(
+            multi_head_attention, inputs, *inputs, *args, **kwargs
+        )
+        return found
+    return attend(query, key, value, *args, **kwargs)
+
+
+def attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
