@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import secateur as sc
 from secateur.apply.attention import PrunedAttention, free_heads
@@ -191,6 +192,48 @@ class OneInput(nn.MultiheadAttention):
         return self.num_heads, self.head_dim
 
 
+class Direct(nn.MultiheadAttention):
+    """A user's own class that calls PyTorch's function."""
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        x = x.transpose(0, 1)
+        out, _ = F.multi_head_attention_forward(
+            x, x, x, self.embed_dim, self.num_heads, self.in_proj_weight, self.in_proj_bias, None, None,
+            False, 0.0, self.out_proj.weight, self.out_proj.bias, training=self.training, need_weights=False,
+        )  # fmt: skip
+        return out.transpose(0, 1)
+
+
+class ByHand(nn.MultiheadAttention):
+    """A user's own class that computes everything itself."""
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        batch, length, width = x.shape
+        projected = F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, -1)
+        q, k, v = (t.view(batch, length, self.num_heads, self.head_dim).transpose(1, 2) for t in projected)
+        heads = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        return self.out_proj(heads.reshape(batch, length, width))
+
+
+class Pool(nn.Module):
+    """Pools a sequence by attention with projections that are layers of their own, as CLIP's ResNets do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(16, 16) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.transpose(0, 1)
+        x = torch.cat([x.mean(0, keepdim=True), x])
+        return F.multi_head_attention_forward(
+            query=x[:1], key=x, value=x, embed_dim_to_check=x.shape[-1], num_heads=4,
+            q_proj_weight=self.q.weight, k_proj_weight=self.k.weight, v_proj_weight=self.v.weight,
+            in_proj_weight=None, in_proj_bias=torch.cat([self.q.bias, self.k.bias, self.v.bias]),
+            bias_k=None, bias_v=None, add_zero_attn=False, dropout_p=0.0, out_proj_weight=self.out.weight,
+            out_proj_bias=self.out.bias, use_separate_proj_weight=True, need_weights=False,
+        )[0][0]  # fmt: skip
+
+
 def layer(**options: Any) -> nn.TransformerEncoderLayer:
     return nn.TransformerEncoderLayer(16, 4, 24, dropout=0.0, **({"batch_first": True} | options))
 
@@ -228,6 +271,15 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Inputs]] = {
         lambda n, s: (floats(n, s, 16), floats(n, 3, 16)),
     ),
     "a user's class": (lambda: Alone(OneInput(16, 4, batch_first=True)), lambda n, s: (floats(n, s, 16),)),
+    "a class that calls the function": (
+        lambda: Alone(Direct(16, 4, batch_first=True)),
+        lambda n, s: (floats(n, s, 16),),
+    ),
+    "a class that computes itself": (
+        lambda: Alone(ByHand(16, 4, batch_first=True)),
+        lambda n, s: (floats(n, s, 16),),
+    ),
+    "pooling": (Pool, lambda n, s: (floats(n, s, 16),)),
     "a mask for each head": (Causal, lambda n, s: (floats(n, s, 16),)),
     "encoder": (lambda: Sequence(encoder()), lambda n, s: (tokens(n, s),)),
     "encoder, norm first": (
@@ -270,7 +322,8 @@ def applied(name: str) -> tuple[nn.Module, sc.Plan, nn.Module]:
     graph = sc.trace(model, inputs(4, 7))
     plan = random_plan(graph, 0.3)
     small = sc.apply(model, plan, "module", graph=graph, example_inputs=inputs(4, 7))
-    assert sc.record_of(small).note == ""  # nothing that has to be mended
+    mended = name in ("a class that calls the function", "a class that computes itself", "pooling")
+    assert bool(sc.record_of(small).note) == mended
     return model, plan, small
 
 

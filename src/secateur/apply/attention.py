@@ -10,8 +10,9 @@ there are. Names and shapes, with `width` for the number of heads that stay time
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -225,6 +226,41 @@ def attend(
     elif not batched:
         out, found = out[0], None if found is None else found[0]
     return out, found
+
+
+_SIGNATURE = inspect.signature(F.multi_head_attention_forward)
+
+
+def head_size(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
+    """The size of a head in a call of `F.multi_head_attention_forward`."""
+    given = _SIGNATURE.bind(*args, **kwargs).arguments
+    return int(given["embed_dim_to_check"]) // int(given["num_heads"])
+
+
+def has_head_size(size: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether `F.multi_head_attention_forward`, called like this, computes heads of this size."""
+    given = _SIGNATURE.bind(*args, **kwargs).arguments
+    width = given["out_proj_weight"].shape[1]
+    stated = given["query"].shape[-1], given["embed_dim_to_check"], given["num_heads"] * size
+    return bool(stated == (width, width, width))
+
+
+def with_head_size(size: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
+    """What `F.multi_head_attention_forward`, called like this, would return if heads had this size.
+
+    Raises:
+        ApplyError: If the call brings keys or values that are projected already.
+    """
+    given = dict(_SIGNATURE.bind(*args, **kwargs).arguments)
+    if given.pop("static_k", None) is not None or given.pop("static_v", None) is not None:
+        raise ApplyError(
+            "apply: expected multi_head_attention_forward without static_k and static_v, got them. Leave the "
+            "group alone (Limits(ignore=...))."
+        )
+    if given.pop("use_separate_proj_weight", False) and given.get("q_proj_weight") is not None:
+        given["in_proj_weight"] = None
+    del given["embed_dim_to_check"], given["num_heads"]
+    return multi_head_attention(**given, head_dim=size)
 
 
 def _padded(nested: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor]:

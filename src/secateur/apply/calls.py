@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from secateur.apply.attention import has_head_size
+
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -68,7 +70,14 @@ class Number:
     value: int | tuple[int | None, ...]
 
 
-Need = Sizes | Parts | Positions | Number
+@dataclass(frozen=True)
+class Heads:
+    """The size of an attention's heads, which stays when some go."""
+
+    size: int
+
+
+Need = Sizes | Parts | Positions | Number | Heads
 """What a step has to say in the smaller model."""
 
 _CREATORS = ("zeros", "ones", "empty", "rand", "randn", "full")
@@ -87,6 +96,7 @@ _FAMILIES = {
     ),
     "group_norm": ("group_norm",),
     "layer_norm": ("layer_norm", "rms_norm"),
+    "attention": ("multi_head_attention_forward",),
     "take": ("slice", "narrow", "select", "index", "index_select", "__getitem__", "__setitem__"),
 }  # fmt: skip
 FAMILIES = {name: family for family, names in _FAMILIES.items() for name in names}
@@ -167,6 +177,8 @@ def fits(name: str, step: Step, need: Need, args: Sequence[Any], kwargs: dict[st
         return _part_sizes(name, args, kwargs, need.dim) == need.sizes
     if isinstance(need, Positions):
         return bool(_reads(name, step, args, kwargs) == _positions(need))
+    if isinstance(need, Heads):
+        return has_head_size(need.size, args, kwargs)
     given = _number(step.family, args, kwargs)
     if not isinstance(need.value, tuple) or not isinstance(given, tuple):
         return bool(given == need.value)
@@ -194,6 +206,8 @@ def wanted(
             return [(component, need.start)]
         if isinstance(component, slice) and need.listed is None:
             return [(component.start, need.start), (component.stop, need.stop)]
+        return []
+    if isinstance(need, Heads):
         return []
     word, place = _PLACES[step.family]
     given = kwargs[word] if word in kwargs else args[place] if place < len(args) else None

@@ -18,7 +18,8 @@ from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 
 from secateur.apply import calls
-from secateur.apply.calls import Need, Number, Parts, Positions, Sizes
+from secateur.apply.attention import head_size, with_head_size
+from secateur.apply.calls import Heads, Need, Number, Parts, Positions, Sizes
 from secateur.apply.constants import Constants
 from secateur.apply.recording import Place, Recorded, place_of
 from secateur.errors import ApplyError
@@ -123,6 +124,8 @@ class Mender:
         """
         known = self._next(call)
         every = {k: self.needs(node) for k, node in enumerate(known.nodes) if node is not None}
+        if call.steps[0].family == "attention":  # many operators, none of which holds its sizes
+            every = {0: Heads(head_size(known.args, known.kwargs))}
         needs = {k: need for k, need in every.items() if need is not None}
         steps = known.steps
         fitting = all(calls.fits(call.name, steps[k], need, args, kwargs) for k, need in needs.items())
@@ -138,7 +141,8 @@ class Mender:
             if known.steps:
                 if (known.name, known.place, known.module) == (call.name, call.place, call.module):
                     return known
-                break
+                if known.steps[0].family != "attention":  # which a layer of our own may have replaced
+                    break
         raise ApplyError(
             f"apply: expected the smaller model to run the same code as the dense one, got another way at "
             f"{_line(call.place)}: it branches on a size that has changed. Leave the group alone."
@@ -172,6 +176,8 @@ def mended(
     for k, need in needs.items():
         if isinstance(need, Parts):
             return calls.split(need, args, kwargs)
+        if isinstance(need, Heads):
+            return with_head_size(need.size, args, kwargs)
         args, kwargs = calls.changed(name, steps[k], need, args, kwargs)
     return func(*args, **kwargs)
 
