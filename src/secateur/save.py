@@ -49,7 +49,7 @@ class _Content(BaseModel):
     form: Form
     note: str
     repairs: tuple[dict[str, Any], ...]
-    sizes: dict[str, bool | int | list[int]]
+    sizes: dict[str, bool | int | float | list[int]]
     captured: tuple[str, ...]
     tied: dict[str, str]
     tensors_sha256: str

@@ -1,15 +1,13 @@
 """What a model says of itself beside its layers: timm's feature table, Hugging Face's configuration.
 
-Neither is read by the forward pass, so a forward pass cannot prove them; each is updated only where
-something else can.
+The forward pass need not read either, so that it computes the right thing proves nothing of them. Each number
+changes only where something else shows its new value.
 """
 
 from __future__ import annotations
 
-import copy
-import itertools
-import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,15 +15,26 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from secateur.apply.compare import relative_difference, run, run_in_double
+from secateur.apply.configuration import (
+    built_from,
+    changed_configuration,
+    configurations_in,
+    has_configuration,
+    set_numbers,
+)
+from secateur.apply.reading import read_configuration, shapes_of
 from secateur.graph.graph import Graph
+from secateur.graph.inputs import Arguments, resized
+from secateur.models import device_of, evaluating
 
-_TRIALS = 16
-"""How many combinations of fields of each size are tried."""
+_SAME = 1e-9
+"""Relative difference in float64 below which two models compute the same."""
 
 
 def new_metadata(
     model: nn.Module, small: nn.Module, graph: Graph, slots: NDArray[np.bool_]
-) -> dict[str, int]:
+) -> dict[str, Any]:
     """Paths of numbers in feature tables and configurations, with their new values.
 
     Args:
@@ -34,8 +43,11 @@ def new_metadata(
         graph: The trace.
         slots: Which units stay. [slots]
     """
-    features = _feature_info(model, graph, slots)
-    return {**features, **_num_features(model, small, features), **_config(model, small)}
+    return {
+        **_feature_info(model, graph, slots),
+        **_feature_widths(model, small, graph),
+        **{f"config.{path}": value for path, value in _configuration(model, small, graph).items()},
+    }
 
 
 def _feature_info(model: nn.Module, graph: Graph, slots: NDArray[np.bool_]) -> dict[str, int]:
@@ -72,82 +84,89 @@ def _width_after(graph: Graph, slots: NDArray[np.bool_], module: str, width: int
     return None
 
 
-def _num_features(model: nn.Module, small: nn.Module, features: Mapping[str, int]) -> dict[str, int]:
-    """timm's `num_features` and `head_hidden_size`: the classifier's input, or the last map's width."""
-    classifier = getattr(model, "get_classifier", None)
-    if not callable(classifier) or not isinstance(before := classifier(), nn.Linear):
+def _feature_widths(model: nn.Module, small: nn.Module, graph: Graph) -> dict[str, int]:
+    """timm's `num_features` and `head_hidden_size`: how wide is what two of its methods return."""
+
+    def shapes(of: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, torch.Size]:
+        with evaluating(of), torch.no_grad():
+            features = of.forward_features(*args, **kwargs)
+            hidden = of.forward_head(features, pre_logits=True)
+        return {"num_features": features.shape, "head_hidden_size": hidden.shape}
+
+    if not all(hasattr(model, name) for name in ("forward_features", "forward_head", "num_features")):
         return {}
-    after = small.get_classifier()  # type: ignore[operator]
-    table = getattr(model, "feature_info", None)
-    widths = {before.in_features: after.in_features}
-    if isinstance(table, list) and table and f"feature_info.{len(table) - 1}.num_chs" in features:
-        widths.setdefault(table[-1]["num_chs"], features[f"feature_info.{len(table) - 1}.num_chs"])
+    try:
+        before, after = (shapes(of, *_trials(graph, device_of(small))[0]) for of in (model, small))
+    except Exception:  # other methods of these names, which take or return something else
+        return {}
     found = {}
-    for name in ("num_features", "head_hidden_size"):
+    for name in before:
         old = getattr(model, name, None)
-        if isinstance(old, int) and widths.get(old, old) != old:
-            found[name] = widths[old]
+        new = {b for a, b in zip(before[name], after[name], strict=True) if a == old and b != old}
+        if len(new) == 1:
+            found[name] = int(new.pop())
     return found
 
 
-def _config(model: nn.Module, small: nn.Module) -> dict[str, int]:
-    """Fields of a configuration from which a model of the pruned shapes can be made.
+def _trials(graph: Graph, device: torch.device) -> list[Arguments]:
+    """Drawn arguments at the traced size and at every other one, or the traced ones if it takes no drawn ones."""
+    spec = graph.inputs
+    if spec.drawn or graph.program.example_inputs is None:
+        return [(args, kwargs) for _, args, kwargs in spec.examples(device=device)]
+    args, kwargs = graph.program.example_inputs
+    return [resized(spec, (args, kwargs), sizes) for sizes in ({}, *(s for _, s in spec.other_sizes()))]
 
-    That takes equal sizes in all layers. Candidates are widths whose value is the old size of an axis,
-    and head counts that shrink in an axis' proportion. The model class, built without data from the
-    changed configuration, must then have exactly the pruned tensors. The smallest such change is taken: a
-    field that no shape shows, as the heads of some models, stays.
+
+def _configuration(model: nn.Module, small: nn.Module, graph: Graph) -> dict[str, Any]:
+    """Numbers of a configuration from which the model's class computes what the smaller model does.
+
+    The class is built from them, given the smaller model's tensors, and run. The smaller model is run with them
+    too, since its code may read its configuration.
     """
-    config = getattr(model, "config", None)
-    if config is None or not hasattr(config, "to_dict"):
+    if not has_configuration(model):
         return {}
-    wanted = {name: tuple(t.shape) for name, t in small.state_dict().items()}
-    shrunk = {
-        (int(old), int(new))
-        for name, tensor in model.state_dict().items()
-        for old, new in zip(tensor.shape, wanted.get(name, ()), strict=False)
-        if old != new
-    }
-    candidates = {}
-    for field, value in vars(config).items():
-        options = _options(field, value, shrunk)
-        if len(options) == 1:
-            candidates[field] = options.pop()
-    for count in range(1, len(candidates) + 1):
-        for fields in list(itertools.combinations(candidates, count))[:_TRIALS]:
-            changes = {field: candidates[field] for field in fields}
-            if _shapes_from(model, config, changes) == wanted:
-                return {f"config.{field}": value for field, value in changes.items()}
+    options = read_configuration(type(model), model.config, shapes_of(small)).options
+    if not any(options):
+        return {}
+    wanted = _Answers(small, _trials(graph, device_of(small)))
+    for changes in options:
+        config = changed_configuration(model.config, changes)
+        if wanted.given_by(built_from(type(model), config, small)):
+            with _configured(small, changes):
+                if wanted.given_by(small):
+                    return changes
     return {}
 
 
-def configuration_fits(model: nn.Module) -> bool:
-    """Whether the model's class, built from its configuration alone, has the model's shapes."""
-    config = getattr(model, "config", None)
-    own = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-    return config is not None and _shapes_from(model, config, {}) == own
+class _Answers:
+    """What a model computes from some inputs."""
+
+    def __init__(self, model: nn.Module, trials: list[Arguments]) -> None:
+        self.trials = trials
+        self.own = [run(model, *trial) for trial in trials]
+        self.model, self.double = model, list[list[torch.Tensor]]()
+
+    def given_by(self, other: nn.Module) -> bool:
+        """Whether another model computes the same, bit for bit or else in float64."""
+        try:
+            found = [run(other, *trial) for trial in self.trials]
+            if all(relative_difference(a, b) == 0 for a, b in zip(found, self.own, strict=True)):
+                return True
+            self.double = self.double or [run_in_double(self.model, *trial) for trial in self.trials]
+            found = [run_in_double(other, *trial) for trial in self.trials]
+        except Exception:  # its forward pass may fail in any way
+            return False
+        return all(relative_difference(a, b) <= _SAME for a, b in zip(found, self.double, strict=True))
 
 
-def _options(field: str, value: Any, shrunk: set[tuple[int, int]]) -> set[int]:
-    """What a field may have become."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 2:
-        return set()
-    if re.search("intermediate|ffn|inner|d_ff|hidden_dim", field):
-        return {new for old, new in shrunk if old == value}
-    if "head" in field:
-        return {value * new // old for old, new in shrunk if old % value == 0 and value * new % old == 0}
-    return set()
-
-
-def _shapes_from(
-    model: nn.Module, config: Any, changes: Mapping[str, int]
-) -> dict[str, tuple[int, ...]] | None:
-    trial = copy.deepcopy(config)
-    for field, value in changes.items():
-        setattr(trial, field, value)
+@contextmanager
+def _configured(small: nn.Module, changes: Mapping[str, Any]) -> Iterator[None]:
+    """The model with these numbers in its configuration; they are as before afterwards."""
+    before = [(config, dict(vars(config))) for config in configurations_in(small)]
     try:
-        with torch.device("meta"):
-            built = type(model)(trial)
-    except Exception:  # the configuration cannot express it, or the class takes more than it
-        return None
-    return {name: tuple(t.shape) for name, t in built.state_dict().items()}
+        set_numbers(small, changes)
+        yield
+    finally:
+        for config, held in before:
+            vars(config).clear()
+            vars(config).update(held)

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from secateur.apply.configuration import has_configuration, set_numbers
 from secateur.errors import ArtifactError
 
 Sizes = Mapping[str, Any]
@@ -26,6 +27,9 @@ def set_sizes(dense: nn.Module, small: nn.Module, sizes: Sizes) -> None:
     """
     for key, value in sizes.items():
         path, _, name = key.rpartition(".")
+        if key.startswith("config.") and has_configuration(small):
+            set_numbers(small, {key.removeprefix("config."): value})
+            continue
         old = _step(_reach(dense, path), name)
         if _step(_reach(small, path), name) != old or not _same_kind(old, value):
             continue

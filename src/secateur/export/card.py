@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from torch import nn
 
-from secateur.apply.metadata import configuration_fits
+from secateur.apply.reading import configuration_fits
 from secateur.apply.record import Record, record_of
 from secateur.errors import ArtifactError
 from secateur.report import words

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,13 @@ import torch
 from torch import nn
 
 from secateur.apply.compare import run
-from secateur.apply.metadata import configuration_fits
-from secateur.errors import ExportError, SettingError
+from secateur.apply.configuration import has_configuration, quietly
+from secateur.apply.reading import configuration_fits, read_configuration, shapes_of
+from secateur.apply.record import record_of
+from secateur.errors import ArtifactError, ExportError, SettingError
 from secateur.export.checking import Runs
 from secateur.models import device_of
+from secateur.plan import GroupDecision
 
 CONFIG, CARD = "config.json", "README.md"
 
@@ -26,7 +28,7 @@ def require_pretrained(model: nn.Module, path: Path) -> None:
 
     Raises:
         SettingError: It is no model of Transformers in form ``module``, or something else is in the folder.
-        ExportError: Its configuration does not say the pruned sizes.
+        ExportError: Its configuration does not give the pruned sizes.
     """
     if not hasattr(model, "save_pretrained") or not hasattr(model, "config"):
         raise SettingError(
@@ -41,12 +43,60 @@ def require_pretrained(model: nn.Module, path: Path) -> None:
             f"Name another."
         )
     if not configuration_fits(model):
-        raise ExportError(
-            f"export({path}): expected a configuration from which {type(model).__name__} can be made in the "
-            f"pruned sizes, got different sizes in layers for which it holds one. Remove as much of each "
-            f"layer (sc.Uniform(ratio=0.3), without a budget), or use secateur.save or .pt2, which hold "
-            f"any sizes."
-        )
+        raise ExportError(f"export({path}): {_unsaid(model)}")
+
+
+def _unsaid(model: nn.Module) -> str:
+    """Which sizes a configuration does not give, why, and what to ask for instead."""
+    kind, config = type(model).__name__, type(model.config).__name__
+    otherwise = "or use secateur.save or .pt2, which hold any sizes"
+    if not has_configuration(model):
+        return f"expected a configuration of Transformers, got {config}. Name a .pt2 file, {otherwise}."
+    gap = read_configuration(type(model), model.config, shapes_of(model)).gap
+    if not gap.axes:
+        return f"expected {config} to give the model, but {gap.reason}. Name a .pt2 file, {otherwise}."
+    layers = _listed(tensor.rpartition(".")[0] for tensor, _ in gap.axes)
+    groups = _groups(model, {tensor for tensor, _ in gap.axes})
+    names = ", ".join(f'"{name}"' for name in dict.fromkeys(map(_anywhere, (g.name for g in groups))))
+    ask = (
+        f"Leave these groups out (sc.Limits(ignore=({names},)))"
+        if groups
+        else "Leave these layers as they are"
+    )
+    steps = {group.size * gap.step for group in groups}
+    why = f"its {_listed(gap.paths)} cannot: {gap.reason}"
+    if gap.uneven:
+        why = f"its {_listed(gap.paths)} {gap.reason}"
+        ask = "Remove as many units of each (sc.Uniform(ratio=0.3), without a budget)"
+    elif len(steps) == 1 and (step := steps.pop()) >= 1 and step.denominator == 1:
+        ask = f"Keep a multiple of {step} units of each (sc.Limits(round_to={step}))"
+    elif not gap.paths:
+        heads = getattr(model.config, "num_attention_heads", None)
+        why = "no field of it does"
+        if any(group.size == heads for group in groups):
+            why += f": {kind} reads no head_dim, so fewer num_attention_heads would each be larger"
+    return f"expected {config} to give the sizes of {layers}, but {why}. {ask}, {otherwise}."
+
+
+def _groups(model: nn.Module, tensors: set[str]) -> list[GroupDecision]:
+    """The groups that lost units of these tensors."""
+    try:
+        groups = record_of(model).plan.groups
+    except ArtifactError:  # not pruned by secateur
+        return []
+    return [g for g in groups if g.removed and any(piece.tensor in tensors for piece in g.slices)]
+
+
+def _anywhere(path: str) -> str:
+    """The same path in all layers."""
+    return re.sub(r"\d+", "*", path)
+
+
+def _listed(paths: Iterable[str], most: int = 2) -> str:
+    """Paths, those that differ in a layer's number once, and how many more there are."""
+    names = list(dict.fromkeys(map(_anywhere, paths)))
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def write_pretrained(model: nn.Module, path: Path, card: str) -> None:
@@ -72,18 +122,13 @@ def pretrained_runner(path: Path, model: nn.Module) -> Runs:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without Transformers' bars and remarks."""
-    log = logging.getLogger("transformers")
-    level = log.level
     from transformers.utils import logging as bars
 
     shown = bars.is_progress_bar_enabled()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quietly():
         try:
-            log.setLevel(logging.ERROR)
             bars.disable_progress_bar()
             yield
         finally:
-            log.setLevel(level)
             if shown:
                 bars.enable_progress_bar()
