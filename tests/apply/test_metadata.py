@@ -11,39 +11,43 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import secateur as sc
-from tests.apply.plans import plan_of, random_plan
+from tests.apply.plans import plan_of
 
 
 class Features(nn.Module):
-    """A network with timm's table of feature maps."""
+    """A network with timm's table of feature maps, and a hidden layer in its head as wide as the last map."""
 
     def __init__(self) -> None:
         super().__init__()
         self.stem, self.body = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 10, 1)
-        self.fc = nn.Linear(10, 2)
-        self.num_features = 10
+        self.hidden, self.fc = nn.Linear(10, 10), nn.Linear(10, 2)
+        self.num_features = self.head_hidden_size = 10
         self.feature_info = [
             {"num_chs": 6, "reduction": 1, "module": "stem"},
             {"num_chs": 10, "reduction": 1, "module": "body"},
         ]
 
-    def get_classifier(self) -> nn.Module:
-        return self.fc
+    def forward_features(self, x: Tensor) -> Tensor:
+        return F.relu(self.body(F.relu(self.stem(x))))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        x = F.relu(self.hidden(x.mean((2, 3))))
+        return x if pre_logits else self.fc(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(F.relu(self.body(F.relu(self.stem(x)))).mean((2, 3)))
+        return self.forward_head(self.forward_features(x))
 
 
-def test_feature_tables_follow_and_come_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize("gone", [(1, 2, 3), (0, 0, 3), (0, 2, 0)])
+def test_feature_tables_follow_and_come_back(tmp_path: Path, gone: tuple[int, int, int]) -> None:
     model, x = Features().eval(), torch.randn(2, 3, 4, 4)
     graph = sc.trace(model, x)
-    plan = random_plan(graph)
-    small = sc.apply(model, plan, graph=graph, example_inputs=x)
-    widths = [int(plan.keep[name].sum()) for name in ("stem", "body")]
+    keep = {n: np.arange(graph[n].size) >= k for n, k in zip(("stem", "body", "hidden"), gone, strict=True)}
+    small = sc.apply(model, plan_of(graph, keep), graph=graph, example_inputs=x)
     sc.save(small, tmp_path)
     for pruned in (small, sc.load(tmp_path, lambda: Features().eval())):
-        assert [entry["num_chs"] for entry in pruned.feature_info] == widths
-        assert pruned.num_features == pruned.fc.in_features == widths[1]
+        assert [entry["num_chs"] for entry in pruned.feature_info] == [6 - gone[0], 10 - gone[1]]
+        assert (pruned.num_features, pruned.head_hidden_size) == (10 - gone[1], 10 - gone[2])
     assert [entry["num_chs"] for entry in model.feature_info] == [6, 10]
 
 

@@ -109,7 +109,7 @@ def _feature_widths(model: nn.Module, small: nn.Module, graph: Graph) -> dict[st
 
 
 def _trials(graph: Graph, device: torch.device) -> list[Arguments]:
-    """Drawn arguments at the traced size and at every other one, or the traced ones if it takes no drawn ones."""
+    """Arguments at the traced size and at every other one, drawn if the model takes such."""
     spec = graph.inputs
     if spec.drawn or graph.program.example_inputs is None:
         return [(args, kwargs) for _, args, kwargs in spec.examples(device=device)]
@@ -120,8 +120,8 @@ def _trials(graph: Graph, device: torch.device) -> list[Arguments]:
 def _configuration(model: nn.Module, small: nn.Module, graph: Graph) -> dict[str, Any]:
     """Numbers of a configuration from which the model's class computes what the smaller model does.
 
-    The class is built from them, given the smaller model's tensors, and run. The smaller model is run with them
-    too, since its code may read its configuration.
+    The class is built from them, given the smaller model's tensors, and run. The smaller model is run with
+    them too, since its code may read its configuration.
     """
     if not has_configuration(model):
         return {}

@@ -283,7 +283,7 @@ class _Reader:
         if len(ratios) > 1:
             kind = _kind(min(first.moves))
             sizes = sorted({self.wanted[name][k] for name, k in first.moves if _kind((name, k)) == kind})
-            reason = f"is one number for layers that keep {' and '.join(map(str, sizes[-3:]))}"
+            reason = f"can only be the same in all layers, which keep {' and '.join(map(str, sizes[-3:]))}"
             return Gap(axes, paths, reason, uneven=True)
         values = {n.path: self._values(n) for n in own}
         said = [e for changes, e in self.errors if any(v in values.get(p, ()) for p, v in changes.items())]

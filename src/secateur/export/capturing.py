@@ -1,11 +1,10 @@
-"""A model captured for a file: plain outputs, nothing of the user's code and data, inputs to check it on."""
+"""A model captured for a file: plain outputs, nothing of the user's code and data."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,11 +12,7 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from secateur.apply.compare import run
 from secateur.graph.capture import capture
-from secateur.graph.inputs import batch_size, samples_of
-
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,24 +25,14 @@ class Captured:
             process without the model's library can unpack them; no example inputs, no source lines.
         inputs: The names of its tensor inputs, in order.
         outputs: A name for each of its tensor outputs, in order.
-        trials: The example inputs and, if the batch axis may have any size, one sample more.
+        dynamic: Whether the program takes any batch size.
     """
 
     model: nn.Module
     program: ExportedProgram
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    trials: tuple[Arguments, ...]
-
-    @property
-    def dynamic(self) -> bool:
-        """Whether the program takes any batch size."""
-        return len(self.trials) > 1
-
-    @cached_property
-    def wanted(self) -> tuple[list[torch.Tensor], ...]:
-        """What the model itself answers to each trial."""
-        return tuple(run(self.model, args, kwargs) for args, kwargs in self.trials)
+    dynamic: bool
 
 
 def captured(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Captured:
@@ -68,11 +53,7 @@ def captured(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any])
     outputs = _plain_outputs(program)
     held = {n.name for n in program.graph.nodes if isinstance(n.meta.get("val"), torch.Tensor)}
     inputs = tuple(str(name) for name in program.graph_signature.user_inputs if name in held)
-    given: Arguments = (args, dict(kwargs))
-    trials = [given]
-    if static is None:
-        trials.append(samples_of(given, [*range(batch_size(given)), 0]))
-    return Captured(model, program, inputs, outputs, tuple(trials))
+    return Captured(model, program, inputs, outputs, static is None)
 
 
 def _plain_outputs(program: ExportedProgram) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import torch
 
 from secateur.apply.compare import relative_difference
 from secateur.errors import ExportError
-from secateur.export.capturing import Captured
+from secateur.export.trials import Trials
 from secateur.graph.inputs import batch_size
 
 Runs = Callable[[tuple[Any, ...], Mapping[str, Any]], list[torch.Tensor]]
@@ -26,7 +26,7 @@ class Exported:
         path: The file or folder.
         difference: The largest over outputs and trials of max|file - model| / max|model|.
         tolerance: What that had to stay under.
-        batches: The batch sizes it was run with; two if the file takes any.
+        batches: The batch sizes it was run with; more than one if the file takes any.
         runtime: What ran the file: ``onnxruntime``, ``torch`` or ``transformers``.
     """
 
@@ -37,30 +37,32 @@ class Exported:
     runtime: str
 
 
-def tolerance_of(captured: Captured) -> float:
-    """Half of the digits of the coarsest floating dtype among weights and outputs: the square root of eps."""
-    tensors = (*captured.model.state_dict().values(), *captured.wanted[0])
-    coarsest = max((torch.finfo(t.dtype).eps for t in tensors if t.is_floating_point()), default=1e-7)
-    return float(coarsest**0.5)
+def tolerance_of(trials: Trials, *, same_code: bool = False) -> float:
+    """The square root of eps, which is half of the digits, of the coarsest dtype among weights and outputs.
+
+    For `same_code`, which rounds alike, it is 100 eps if that is less.
+    """
+    tensors = (*trials.model.state_dict().values(), *trials.wanted[0])
+    eps = max((torch.finfo(t.dtype).eps for t in tensors if t.is_floating_point()), default=1e-14)
+    return float(min(eps**0.5, 100 * eps) if same_code else eps**0.5)
 
 
-def check(path: Path, runs: Runs, captured: Captured, runtime: str, tolerance: float | None) -> Exported:
+def check(path: Path, runs: Runs, trials: Trials, runtime: str, tolerance: float) -> Exported:
     """Run what was written on every trial and compare it with the model.
 
     Args:
         path: Where the file will be.
         runs: Runs what was written.
-        captured: The model and the trials.
+        trials: The inputs, and the model's answers.
         runtime: What `runs` runs it with.
-        tolerance: The largest accepted relative difference; `tolerance_of` if None.
+        tolerance: The largest accepted relative difference.
 
     Raises:
         ExportError: If the answers differ by more, or the file cannot be run.
     """
-    accepted = tolerance_of(captured) if tolerance is None else tolerance
     worst = 0.0
-    sizes = tuple(batch_size(trial) for trial in captured.trials)
-    for size, (args, kwargs), wanted in zip(sizes, captured.trials, captured.wanted, strict=True):
+    for (args, kwargs), wanted in zip(trials.arguments, trials.wanted, strict=True):
+        size = batch_size((args, kwargs))
         try:
             found = [t.cpu() for t in runs(args, kwargs)]
         except Exception as error:  # a runtime raises its own
@@ -70,11 +72,11 @@ def check(path: Path, runs: Runs, captured: Captured, runtime: str, tolerance: f
                 f"Export to another format, or report this as a bug."
             ) from error
         difference = relative_difference(found, [t.cpu() for t in wanted])
-        if not difference <= accepted:
+        if not difference <= tolerance:
             raise ExportError(
-                f"export({path}): expected what {runtime} computes to equal {type(captured.model).__name__} "
-                f"to {accepted:.1g} relative, got a largest difference of {difference:.3g} with a batch of "
+                f"export({path}): expected what {runtime} computes to equal {type(trials.model).__name__} "
+                f"to {tolerance:.1g} relative, got a largest difference of {difference:.3g} with a batch of "
                 f"{size}. Nothing was kept. Export in float32, or pass tolerance= if that is close enough."
             )
         worst = max(worst, difference)
-    return Exported(path, worst, accepted, sizes, runtime)
+    return Exported(path, worst, tolerance, trials.batches, runtime)

@@ -8,17 +8,16 @@ from typing import Any
 
 from torch import nn
 
-from secateur.apply.record import record_of
-from secateur.errors import ArtifactError, SettingError
+from secateur.errors import SettingError
 from secateur.export.capturing import captured
 from secateur.export.card import model_card
-from secateur.export.checking import Exported, check
+from secateur.export.checking import Exported, check, tolerance_of
 from secateur.export.huggingface import pretrained_runner, require_pretrained, write_pretrained
 from secateur.export.onnx import onnx_runner, require_onnx, write_onnx
 from secateur.export.program import program_runner, write_program
+from secateur.export.trials import Trials, captured_trials, inputs_of
 from secateur.export.writing import beside, put, put_folder
-from secateur.graph.inputs import call_arguments
-from secateur.models import device_of, unwrap
+from secateur.models import unwrap
 
 SUFFIXES = (".onnx", ".pt2")
 
@@ -34,9 +33,10 @@ def export(
 ) -> Exported:
     """Write a model for ONNX Runtime (``.onnx``), PyTorch alone (``.pt2``) or Hugging Face (a folder).
 
-    What was written is run on the example inputs and compared with the model before it takes its place;
-    where the batch axis may have any size, once more with one sample more. A file that was there stays until
-    then, so an interrupted export leaves the old file or the new one.
+    What was written is run and compared with the model before it takes its place: on the example inputs and
+    on drawn ones, with ids over the whole vocabulary and masks with padding. Where the batch axis may have
+    any size, a second one is tried; for a folder also other lengths and sizes that the trace found to be open.
+    A file that was there stays until then, so an interrupted export leaves the old file or the new one.
 
     Args:
         small: A module, a captured program or a masked model of `apply`, or any other model; it is left as
@@ -47,7 +47,7 @@ def export(
         example_inputs: As for `trace`: a tensor, a tuple of positional arguments or a mapping of keyword
             arguments. The first axis is the batch. Made from the shapes in the model's plan if not given.
         tolerance: The largest accepted relative difference; if None, half of the digits of the coarsest
-            dtype, 3.5e-4 in float32.
+            dtype, 3.5e-4 in float32. For a folder, which the same code runs, it is 1.2e-5.
         opset: For ONNX, the version of the operator set; the exporter's own choice if None.
         card: For a folder, the text of its README.md, as `model_card` writes it; made from the model if None.
 
@@ -55,7 +55,7 @@ def export(
         The path, and how close the file comes to the model.
 
     Raises:
-        ExportError: If an operator has no counterpart in the format, a configuration cannot say the sizes,
+        ExportError: If an operator has no counterpart in the format, a configuration cannot give the sizes,
             or what was written computes something else.
         CaptureError: If `torch.export` cannot capture the model.
         SettingError: If the suffix is unknown, inputs are needed, or ``.onnx`` needs what is not installed.
@@ -71,19 +71,24 @@ def export(
     path, model = Path(path), unwrap(small)
     suffix = path.suffix.lower()
     _check_asked(model, path, suffix, opset, card)
-    args, kwargs = _arguments(model, path, example_inputs)
-    found = captured(model, args, kwargs)
+    given, spec = inputs_of(model, example_inputs)
+    if suffix:
+        found = captured(model, *given)
+        trials = captured_trials(model, given, spec, dynamic=found.dynamic)
+    else:
+        trials = Trials.of(model, given, spec, [{}, *(sizes for _, sizes in spec.other_sizes())])
+    accepted = tolerance_of(trials, same_code=not suffix) if tolerance is None else tolerance
     with beside(path) as folder:
         written = folder / path.name
         if suffix == ".onnx":
             write_onnx(found, written, opset)
-            done = check(path, onnx_runner(written), found, "onnxruntime", tolerance)
+            done = check(path, onnx_runner(written), trials, "onnxruntime", accepted)
         elif suffix == ".pt2":
             write_program(found, written)
-            done = check(path, program_runner(written), found, "torch", tolerance)
+            done = check(path, program_runner(written), trials, "torch", accepted)
         else:
             write_pretrained(model, written, model_card(model) if card is None else card)
-            done = check(path, pretrained_runner(written, model), found, "transformers", tolerance)
+            done = check(path, pretrained_runner(written, model), trials, "transformers", accepted)
         (put if suffix else put_folder)(written, path)
     return done
 
@@ -105,15 +110,3 @@ def _check_asked(model: nn.Module, path: Path, suffix: str, opset: int | None, c
         require_onnx()
     elif not suffix:
         require_pretrained(model, path)
-
-
-def _arguments(model: nn.Module, path: Path, example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if example_inputs is not None:
-        return call_arguments(example_inputs, device_of(model))
-    try:
-        return record_of(model).plan.inputs.arguments(None, device_of(model))
-    except ArtifactError as error:
-        raise SettingError(
-            f"export({path}): expected example_inputs for a model that did not come from apply, got none. "
-            f"Pass what the model is called with."
-        ) from error

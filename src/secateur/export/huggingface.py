@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from secateur.apply.compare import run
-from secateur.apply.configuration import has_configuration, quietly
+from secateur.apply.configuration import LAYERS, has_configuration, quietly
 from secateur.apply.reading import configuration_fits, read_configuration, shapes_of
 from secateur.apply.record import record_of
 from secateur.errors import ArtifactError, ExportError, SettingError
@@ -66,7 +66,7 @@ def _unsaid(model: nn.Module) -> str:
     steps = {group.size * gap.step for group in groups}
     why = f"its {_listed(gap.paths)} cannot: {gap.reason}"
     if gap.uneven:
-        why = f"its {_listed(gap.paths)} {gap.reason}"
+        why = f"its {_listed(gap.paths)} {gap.reason} ({kind} reads no {LAYERS})"
         ask = "Remove as many units of each (sc.Uniform(ratio=0.3), without a budget)"
     elif len(steps) == 1 and (step := steps.pop()) >= 1 and step.denominator == 1:
         ask = f"Keep a multiple of {step} units of each (sc.Limits(round_to={step}))"
@@ -74,7 +74,7 @@ def _unsaid(model: nn.Module) -> str:
         heads = getattr(model.config, "num_attention_heads", None)
         why = "no field of it does"
         if any(group.size == heads for group in groups):
-            why += f": {kind} reads no head_dim, so fewer num_attention_heads would each be larger"
+            why += f": {kind} makes heads of hidden_size / num_attention_heads, and reads no head_dim"
     return f"expected {config} to give the sizes of {layers}, but {why}. {ask}, {otherwise}."
 
 

@@ -14,8 +14,10 @@ from torch import nn
 
 from secateur.errors import SettingError
 from secateur.export.capturing import captured
-from secateur.export.checking import check
+from secateur.export.checking import check, tolerance_of
 from secateur.export.onnx import feeds, onnx_runner, require_onnx, session_of, write_onnx
+from secateur.export.trials import captured_trials
+from secateur.graph.inputs import InputSpec
 from secateur.latency.timing import restored_subnormals
 from secateur.models import device_of, evaluating
 
@@ -69,7 +71,9 @@ def onnxruntime(models: Models, args: tuple[Any, ...], kwargs: Mapping[str, Any]
             path = Path(folder) / f"{number}.onnx"
             found = captured(model, args, kwargs)
             write_onnx(found, path)
-            check(path, onnx_runner(path), found, "onnxruntime", None)
+            given = (args, dict(kwargs))
+            trials = captured_trials(model, given, InputSpec.of(*given, model), dynamic=found.dynamic)
+            check(path, onnx_runner(path), trials, "onnxruntime", tolerance_of(trials))
             session = session_of(path, {"intra_op_num_threads": torch.get_num_threads()}, flush=True)
             calls.append(_session_call(session, feeds(session, args, kwargs)))
         yield calls
