@@ -51,6 +51,15 @@ def holders_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from holders_of(value, f"{prefix}{name}.")
 
 
+def named(config: Any, name: str) -> int | None:
+    """The number that a configuration gives under a common name of Transformers, if it gives one."""
+    try:
+        value = getattr(config, name, None)
+    except Exception:  # it differs from layer to layer
+        return None
+    return value if isinstance(value, int) else None
+
+
 def numbers_of(config: Any) -> Iterator[tuple[str, int | float]]:
     """The numbers from which a size may follow, by path: integers from two, other numbers from one."""
     for prefix, holder in holders_of(config):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from secateur.apply.configuration import (
     has_configuration,
     set_numbers,
 )
-from secateur.apply.reading import read_configuration, shapes_of
+from secateur.apply.reading import Builds, read_configuration, shapes_of
 from secateur.graph.graph import Graph
 from secateur.graph.inputs import Arguments, resized
 from secateur.models import device_of, evaluating
@@ -117,6 +118,18 @@ def _trials(graph: Graph, device: torch.device) -> list[Arguments]:
     return [resized(spec, (args, kwargs), sizes) for sizes in ({}, *(s for _, s in spec.other_sizes()))]
 
 
+_BUILDS: WeakKeyDictionary[Graph, Builds] = WeakKeyDictionary()
+"""What was learnt of a class serves every further plan, as long as the trace lives."""
+
+
+def _builds_of(model: nn.Module, graph: Graph) -> Builds:
+    config: Any = model.config
+    found = _BUILDS.get(graph)
+    if found is None or found.kind is not type(model) or found.config.to_dict() != config.to_dict():
+        found = _BUILDS[graph] = Builds(type(model), config)
+    return found
+
+
 def _configuration(model: nn.Module, small: nn.Module, graph: Graph) -> dict[str, Any]:
     """Numbers of a configuration from which the model's class computes what the smaller model does.
 
@@ -125,7 +138,7 @@ def _configuration(model: nn.Module, small: nn.Module, graph: Graph) -> dict[str
     """
     if not has_configuration(model):
         return {}
-    options = read_configuration(type(model), model.config, shapes_of(small)).options
+    options = read_configuration(_builds_of(model, graph), shapes_of(small)).options
     if not any(options):
         return {}
     wanted = _Answers(small, _trials(graph, device_of(small)))

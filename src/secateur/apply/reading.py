@@ -8,6 +8,8 @@ answers: whoever asks has to run them.
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import itertools
 import math
 import re
@@ -26,9 +28,11 @@ from secateur.apply.configuration import (
     changed_configuration,
     has_configuration,
     holders_of,
+    named,
     numbers_of,
     quietly,
 )
+from secateur.experts.empty import empty_weights
 
 Shapes = Mapping[str, tuple[int, ...]]
 """State-dict name -> shape."""
@@ -65,7 +69,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Gap:
-    """Sizes that no configuration of a class gives.
+    """Sizes that no configuration of a class gives: those that follow from no number first.
 
     Attributes:
         axes: The axes, each with its size from the configuration and the one that it should have.
@@ -96,52 +100,72 @@ class Reading:
     gap: Gap
 
 
-def read_configuration(kind: type[nn.Module], config: Any, wanted: Shapes) -> Reading:
-    """Find the configurations from which a class has the wanted shapes.
+class Builds:
+    """A class built from changed configurations, without data: its shapes, each found out once.
 
-    Args:
+    Attributes:
         kind: The model's class.
         config: The configuration to start from; it is left as it was.
-        wanted: The shapes of the smaller model's tensors.
+        errors: What the class or its configuration said to changes that they refused.
     """
-    with quietly():
-        return _Reader(kind, config, wanted).read()
+
+    def __init__(self, kind: type[nn.Module], config: Any) -> None:
+        self.kind, self.config = kind, copy.deepcopy(config)
+        self.errors: list[tuple[Changes, Exception]] = []
+        self._known: dict[frozenset[tuple[str, Any]], Shapes | None] = {}
+
+    def shapes(self, changes: Changes) -> Shapes | None:
+        """The shapes after these changes; None if the class cannot be built."""
+        key = frozenset(changes.items())
+        if key not in self._known:
+            try:
+                self._known[key] = self._built(changed_configuration(self.config, changes))
+            except Exception as error:  # whatever the class, or its configuration, does not take
+                self.errors.append((changes, error))
+                self._known[key] = None
+        return self._known[key]
+
+    def _built(self, config: Any) -> Shapes:
+        with quietly():
+            with contextlib.suppress(Exception), torch.device("meta"):
+                return shapes_of(self.kind(config))
+            with empty_weights():  # its constructor may read numbers out of tensors
+                return shapes_of(self.kind(config))
+
+
+def read_configuration(builds: Builds, wanted: Shapes) -> Reading:
+    """Find the configurations from which a class has the wanted shapes: those of a smaller model's tensors."""
+    start, name = builds.shapes({}), builds.kind.__name__
+    if start is None:
+        return Reading((), Gap(reason=f"{name}(config) fails: {last_line(builds.errors[0][1])}"))
+    if not _alike(start, wanted):
+        odd = sorted(start.keys() ^ wanted.keys())
+        return Reading((), Gap(reason=f"{name}(config) has other tensors: {', '.join(odd[:3])}"))
+    return _Reader(builds, start, wanted, _differences(start, wanted)).read()
 
 
 def configuration_fits(model: nn.Module) -> bool:
     """Whether the model's class, built from the model's configuration alone, has the model's shapes."""
-    if not has_configuration(model):
-        return False
-    wanted = shapes_of(model)
-    with quietly():
-        return _Reader(type(model), model.config, wanted).shapes({}) == wanted
+    return has_configuration(model) and Builds(type(model), model.config).shapes({}) == shapes_of(model)
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class _Reader:
-    """Builds a class from changed configurations, and compares shapes.
+    """Compares the shapes that a class has with those that it should have.
 
     Attributes:
-        resized: The axes that have to change, each with its size now and then.
-        errors: What the class or its configuration said to changes that it refused.
+        builds: The class.
+        start: Its shapes as they are.
+        wanted: Its shapes as they should be.
+        resized: The axes that differ, with both sizes.
     """
 
-    kind: type[nn.Module]
-    config: Any
+    builds: Builds
+    start: Shapes
     wanted: Shapes
-    start: Shapes = field(default_factory=dict)
-    resized: dict[Axis, tuple[int, int]] = field(default_factory=dict)
-    errors: list[tuple[Changes, Exception]] = field(default_factory=list)
+    resized: dict[Axis, tuple[int, int]]
 
     def read(self) -> Reading:
-        start, name = self.shapes({}), self.kind.__name__
-        if start is None:
-            return Reading((), Gap(reason=f"{name}(config) fails: {last_line(self.errors[0][1])}"))
-        if not _alike(start, self.wanted):
-            odd = sorted(start.keys() ^ self.wanted.keys())
-            return Reading((), Gap(reason=f"{name}(config) has other tensors: {', '.join(odd[:3])}"))
-        self.start = start
-        self.resized = _differences(start, self.wanted)
         if not self.resized:
             return Reading(({},), Gap())
         reading = self._with({})
@@ -151,7 +175,7 @@ class _Reader:
 
     def _with(self, stated: Changes) -> Reading:
         """The answers after some numbers that have a default were stated."""
-        paths = {**dict(numbers_of(self.config)), **stated}
+        paths = {**dict(numbers_of(self.builds.config)), **stated}
         numbers = [self._number(path, value, stated) for path, value in paths.items()]
         reading = self._solved(numbers, stated)
         if not reading.options and (layers := self._of_layers(numbers, stated)):
@@ -161,21 +185,11 @@ class _Reader:
             reading = one_by_one if one_by_one.options else reading
         return reading
 
-    def shapes(self, changes: Changes) -> Shapes | None:
-        """The class's shapes after these changes; None if it cannot be built."""
-        try:
-            config = changed_configuration(self.config, changes)
-            with torch.device("meta"):
-                return shapes_of(self.kind(config))
-        except Exception as error:  # whatever the class, or its configuration, does not take
-            self.errors.append((changes, error))
-            return None
-
     def _number(self, path: str, value: int | float, stated: Changes) -> Number:
         """A number with what follows from it: the axes whose size changes when it is doubled, or halved."""
         if not path.endswith(("_id", "_ids")):
             for other in (2 * value, value // 2 if isinstance(value, int) else value / 2):
-                shapes = self.shapes({**stated, path: other})
+                shapes = self.builds.shapes({**stated, path: other})
                 if shapes is not None:
                     moved = _differences(self.start, shapes) if _alike(self.start, shapes) else ()
                     return Number(path, value, frozenset(moved))
@@ -189,35 +203,36 @@ class _Reader:
         """
         found: dict[str, int] = {}
         sizes = dict.fromkeys(old for old, _ in self.resized.values())
-        for prefix, holder in holders_of(self.config):
+        for prefix, holder in holders_of(self.builds.config):
             options = {
                 f"{prefix}{name}": sizes
                 for name, value in holder.to_dict().items()
                 if value is None and not name.startswith("_") and not name.endswith(("_id", "_ids"))
             }
-            width, heads = (getattr(holder, n, None) for n in ("hidden_size", "num_attention_heads"))
-            if isinstance(width, int) and isinstance(heads, int) and heads:
-                if not isinstance(getattr(holder, _HEAD_SIZE, None), int):
-                    options[f"{prefix}{_HEAD_SIZE}"] = {width // heads: None}
+            width, heads = named(holder, "hidden_size"), named(holder, "num_attention_heads")
+            if width and heads and named(holder, _HEAD_SIZE) is None:
+                options[f"{prefix}{_HEAD_SIZE}"] = {width // heads: None}
             for path, defaults in options.items():
                 if self._number(path, next(iter(defaults)), {}).moves:
-                    same = next((v for v in defaults if self.shapes({path: v}) == self.start), None)
+                    same = next((v for v in defaults if self.builds.shapes({path: v}) == self.start), None)
                     found |= {path: same} if same is not None else {}
         return found
 
     def _of_layers(self, numbers: Iterable[Number], stated: Changes) -> list[Number]:
         """Numbers of single layers, where Transformers knows such and the class heeds them."""
         found = []
-        for prefix, holder in holders_of(self.config):
-            layers = getattr(holder, "num_hidden_layers", 0)
-            if not hasattr(type(holder), LAYERS) or not isinstance(layers, int):
+        for prefix, holder in holders_of(self.builds.config):
+            layers = named(holder, "num_hidden_layers") or 0
+            if not hasattr(type(holder), LAYERS):
                 continue
             for number in numbers:
                 name = number.path.removeprefix(prefix)
                 if number.path == prefix + name and "." not in name and self._belongs(number):
-                    paths = [f"{prefix}{LAYERS}.{k}.{name}" for k in range(layers)]
-                    own = [self._number(path, number.value, stated) for path in paths]
-                    found += [n for n in own if n.moves and n.moves < number.moves]
+                    for k in range(layers):
+                        own = self._number(f"{prefix}{LAYERS}.{k}.{name}", number.value, stated)
+                        if not own.moves or not own.moves < number.moves:
+                            break  # the class does not heed it
+                        found.append(own)
         return found
 
     def _belongs(self, number: Number) -> bool:
@@ -241,18 +256,24 @@ class _Reader:
         kept = {path: value for path, value in stated.items() if path in moved}
         options = ({k: v for part in whole for k, v in part.items()} for whole in itertools.product(*parts))
         found = [{**kept, **changes} for changes in itertools.islice(options, _MOST_OPTIONS)]
-        found = [changes for changes in found if self.shapes(changes) == self.wanted]
+        found = [changes for changes in found if self.builds.shapes(changes) == self.wanted]
         return Reading(tuple(found), self._gap(self.resized, numbers))
 
     def _answers(self, component: list[Number], stated: Changes) -> list[dict[str, Any]]:
         """Changes of these numbers that give their axes the wanted sizes; those of more numbers first."""
         axes = frozenset().union(*(n.moves for n in component))
+        alike: dict[tuple[Any, ...], set[int]] = {}
+        for name, k in axes:  # what follows from the same numbers in the same way can only be of one size
+            key = (self.start[name][k], *(n.path for n in component if (name, k) in n.moves))
+            alike.setdefault(key, set()).add(self.wanted[name][k])
+        if any(len(sizes) > 1 for sizes in alike.values()):
+            return []
         found = []
         for values in itertools.product(*([n.value, *self._values(n)] for n in component)):
             changed = [(n, v) for n, v in zip(component, values, strict=True) if v != n.value]
             if axes <= frozenset().union(*(n.moves for n, _ in changed)):
                 changes = {n.path: v for n, v in changed}
-                shapes = self.shapes({**stated, **changes})
+                shapes = self.builds.shapes({**stated, **changes})
                 if shapes is not None and all(shapes[name][k] == self.wanted[name][k] for name, k in axes):
                     found.append(changes)
         return sorted(found, key=len, reverse=True)
@@ -276,17 +297,25 @@ class _Reader:
     def _gap(self, axes: Mapping[Axis, tuple[int, int]], numbers: Iterable[Number]) -> Gap:
         """Why these axes do not get their sizes."""
         own = [n for n in numbers if self._belongs(n) and n.moves & axes.keys()]
-        if not own:
-            return Gap(axes)
+        moved = frozenset().union(*(n.moves for n in own))
+        if bare := {axis: pair for axis, pair in axes.items() if axis not in moved}:
+            return Gap(bare)
         paths, first = tuple(n.path for n in own), own[0]
         ratios = self._ratios(first)
         if len(ratios) > 1:
-            kind = _kind(min(first.moves))
-            sizes = sorted({self.wanted[name][k] for name, k in first.moves if _kind((name, k)) == kind})
-            reason = f"can only be the same in all layers, which keep {' and '.join(map(str, sizes[-3:]))}"
+            kept: dict[int, set[int]] = {}
+            for name, k in first.moves:
+                kept.setdefault(self.start[name][k], set()).add(self.wanted[name][k])
+            several = [
+                " and ".join(map(str, sorted(sizes)[-3:])) for sizes in kept.values() if len(sizes) > 1
+            ]
+            which = f"keep {several[0]}" if several else "shrink differently"
+            reason = f"can only be the same in all layers, which {which}"
             return Gap(axes, paths, reason, uneven=True)
         values = {n.path: self._values(n) for n in own}
-        said = [e for changes, e in self.errors if any(v in values.get(p, ()) for p, v in changes.items())]
+        said = [
+            e for changes, e in self.builds.errors if any(v in values.get(p, ()) for p, v in changes.items())
+        ]
         reason = last_line(said[0]) if said else "a model made from them computes something else"
         value = Fraction(first.value)
         step = 1 / value if (value * ratios[0]).denominator > 1 else Fraction(0)
@@ -297,7 +326,8 @@ def last_line(error: BaseException) -> str:
     """The end of an error's text, which says what was wrong, without the name of the error."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[-1] if lines else type(error).__name__
-    return re.sub(r"^\w*(Error|Exception): ", "", text)[:160]
+    text = re.sub(r"^\w*(Error|Exception): ", "", text).rstrip(".")
+    return text if len(text) <= 120 else f"{text[:119]}…"
 
 
 def _kind(axis: Axis) -> Axis:

@@ -35,8 +35,8 @@ def export(
 
     What was written is run and compared with the model before it takes its place: on the example inputs and
     on drawn ones, with ids over the whole vocabulary and masks with padding. Where the batch axis may have
-    any size, a second one is tried; for a folder also other lengths and sizes that the trace found to be open.
-    A file that was there stays until then, so an interrupted export leaves the old file or the new one.
+    any size, a second one is tried; for a folder also other lengths that the trace found to be open. A file
+    that was there stays until then, so an interrupted export leaves the old file or the new one.
 
     Args:
         small: A module, a captured program or a masked model of `apply`, or any other model; it is left as

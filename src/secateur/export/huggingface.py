@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from secateur.apply.compare import run
-from secateur.apply.configuration import LAYERS, has_configuration, quietly
-from secateur.apply.reading import configuration_fits, read_configuration, shapes_of
+from secateur.apply.configuration import LAYERS, has_configuration, holders_of, named, quietly
+from secateur.apply.reading import Builds, configuration_fits, read_configuration, shapes_of
 from secateur.apply.record import record_of
 from secateur.errors import ArtifactError, ExportError, SettingError
 from secateur.export.checking import Runs
@@ -52,7 +52,7 @@ def _unsaid(model: nn.Module) -> str:
     otherwise = "or use secateur.save or .pt2, which hold any sizes"
     if not has_configuration(model):
         return f"expected a configuration of Transformers, got {config}. Name a .pt2 file, {otherwise}."
-    gap = read_configuration(type(model), model.config, shapes_of(model)).gap
+    gap = read_configuration(Builds(type(model), model.config), shapes_of(model)).gap
     if not gap.axes:
         return f"expected {config} to give the model, but {gap.reason}. Name a .pt2 file, {otherwise}."
     layers = _listed(tensor.rpartition(".")[0] for tensor, _ in gap.axes)
@@ -66,15 +66,15 @@ def _unsaid(model: nn.Module) -> str:
     steps = {group.size * gap.step for group in groups}
     why = f"its {_listed(gap.paths)} cannot: {gap.reason}"
     if gap.uneven:
-        why = f"its {_listed(gap.paths)} {gap.reason} ({kind} reads no {LAYERS})"
+        why = f"its {_listed(gap.paths)} {gap.reason} ({kind} reads no {LAYERS} for it)"
         ask = "Remove as many units of each (sc.Uniform(ratio=0.3), without a budget)"
-    elif len(steps) == 1 and (step := steps.pop()) >= 1 and step.denominator == 1:
+    elif len(steps) == 1 and (step := steps.pop()) >= 2 and step.denominator == 1:
         ask = f"Keep a multiple of {step} units of each (sc.Limits(round_to={step}))"
     elif not gap.paths:
-        heads = getattr(model.config, "num_attention_heads", None)
+        heads = {named(held, "num_attention_heads") for _, held in holders_of(model.config)}
         why = "no field of it does"
-        if any(group.size == heads for group in groups):
-            why += f": {kind} makes heads of hidden_size / num_attention_heads, and reads no head_dim"
+        if any(group.size in heads for group in groups):
+            why += ": these heads are hidden_size / num_attention_heads wide, and no head_dim is read"
     return f"expected {config} to give the sizes of {layers}, but {why}. {ask}, {otherwise}."
 
 
