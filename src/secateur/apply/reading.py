@@ -134,7 +134,7 @@ class Builds:
 
 
 def read_configuration(builds: Builds, wanted: Shapes) -> Reading:
-    """Find the configurations from which a class has the wanted shapes: those of a smaller model's tensors."""
+    """Find the configurations from which a class has the wanted shapes, those of a smaller model."""
     start, name = builds.shapes({}), builds.kind.__name__
     if start is None:
         return Reading((), Gap(reason=f"{name}(config) fails: {last_line(builds.errors[0][1])}"))

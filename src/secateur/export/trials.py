@@ -15,6 +15,7 @@ from secateur.apply.record import record_of
 from secateur.errors import ArtifactError, SettingError
 from secateur.graph.inputs import Arguments, InputSpec, Place, batch_size, call_arguments, resized
 from secateur.models import device_of
+from secateur.preserving import preserved
 
 Sizes = Mapping[Place, int]
 
@@ -76,16 +77,18 @@ class Trials:
             spec: What else it takes.
             sizes: For each drawn trial, the axes that are not as in `spec`.
         """
-        arguments, wanted = [given], [run(model, *given)]
-        for changes in sizes:
-            drawn = spec.example(seed=1, device=device_of(model), sizes=changes)
-            for trial in (drawn, resized(spec, given, changes)):
-                try:
-                    wanted.append(run(model, *trial))
-                except Exception:  # a forward pass may refuse inputs in any way
-                    continue
-                arguments.append(trial)
-                break
+        arguments, wanted = [given], []
+        with preserved(model):
+            wanted.append(run(model, *given))
+            for changes in sizes:
+                drawn = spec.example(seed=1, device=device_of(model), sizes=changes)
+                for trial in (drawn, resized(spec, given, changes)):
+                    try:
+                        wanted.append(run(model, *trial))
+                    except Exception:  # a forward pass may refuse inputs in any way
+                        continue
+                    arguments.append(trial)
+                    break
         return cls(model, tuple(arguments), tuple(wanted))
 
     @property
