@@ -3,8 +3,9 @@
     python -m benchmarks.bench_zoo [name ...]
 
 30 % of the units of every group, at least one, are removed at random; forms `graph` and `auto` are both
-proven against the masked dense model in float64, saved and loaded. An architecture whose groups an
-operator mixes throughout is pruned inexactly, and form `auto` compared with `graph`.
+proven against the masked dense model in float64, saved and loaded. Form `auto` is then run with every axis
+that may vary at another size, in half precision, and for a step in training mode. An architecture whose groups
+an operator mixes throughout is pruned inexactly, and form `auto` compared with `graph`.
 """
 
 from __future__ import annotations
@@ -47,12 +48,14 @@ def main() -> None:
             w.name, w.family, w.groups, w.units, f"{w.macs_share:.2f}", f"{w.macs:.2f}", w.form,
             f"{1 - w.needs_graph:.2f}",
             *(f"{w.seconds[s]:.2f}" for s in ("trace", "plan", "apply", "apply_auto")),
-            f"{w.proof_graph:.0e}", f"{w.proof_auto:.0e}", "; ".join(w.frozen),
+            f"{w.proof_graph:.0e}", f"{w.proof_auto:.0e}", f"{w.elsewhere:.0e}", len(w.open), w.fixed,
+            w.half, w.training, "; ".join(w.frozen),
         )
         for w in found
     ]  # fmt: skip
     headings = ("architecture", "library", "groups", "units", "coverage", "MACs", "form", "in module",
-                "trace", "plan", "apply", "auto", "graph proof", "auto proof", "no rule for")  # fmt: skip
+                "trace", "plan", "apply", "auto", "graph proof", "auto proof", "other sizes", "open axes",
+                "fixed axes", "half", "training step", "no rule for")  # fmt: skip
     print(
         f"{int(RATIO * 100)} % of the units of every group removed; seconds; coverage = share of the MACs in "
         f"layers with prunable units; in module = share of the removed MACs that form module can remove"

@@ -32,4 +32,5 @@ def test_traced_pruned_verified_saved_and_loaded(entry: Entry) -> None:
     assert found.macs < 1
     assert found.proof_graph <= TOLERANCE
     assert found.proof_auto <= TOLERANCE
+    assert found.elsewhere <= TOLERANCE
     assert not found.frozen, "operators without a rule"

@@ -7,7 +7,7 @@ import math
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +16,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.utils import _pytree as pytree
 
 import secateur as sc
-from secateur.apply.compare import run
+from secateur.apply.compare import relative_difference, run, run_in_double
+from secateur.graph.inputs import Arguments, resized
 from tests.zoo.entry import Entry
 from tests.zoo.weights import Inputs
 
@@ -43,6 +45,12 @@ class Walked:
         frozen: Operators that froze something for want of a rule, with how many tensor axes each.
         proof_graph: Relative difference of form ``graph`` to the masked dense model, in float64.
         proof_auto: The same for form ``auto``.
+        open: The axes that may vary, each with the sizes that were tried.
+        fixed: How many axes of inputs may not.
+        elsewhere: The largest relative difference to the masked dense model with open axes at their other
+            sizes, in float64; for inexact plans, which have no such reference, 0 if the model runs there.
+        half: In half precision: ``runs``, or ``dense does not``.
+        training: A step in training mode: ``runs``, or ``dense does not``.
         seconds: By step.
     """
 
@@ -58,6 +66,11 @@ class Walked:
     frozen: dict[str, int] = field(default_factory=dict)
     proof_graph: float = math.inf
     proof_auto: float = math.inf
+    open: list[str] = field(default_factory=list)
+    fixed: int = 0
+    elsewhere: float = math.inf
+    half: str = ""
+    training: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
@@ -116,6 +129,11 @@ def walk(entry: Entry) -> Walked:
     with found.timed("verify_both"):
         found.proof_graph = sc.verify(model, program, plan, inputs, tolerance=TOLERANCE).difference
         found.proof_auto = sc.verify(model, chosen, plan, inputs, tolerance=TOLERANCE).difference
+    with found.timed("elsewhere"):
+        found.open, found.fixed = [str(a) for a in graph.inputs.open], len(graph.inputs.fixed)
+        found.elsewhere = elsewhere(model, chosen, graph, plan, (args, kwargs), exact=not entry.inexact)
+        found.half = as_dense(model, chosen, lambda m: half(m, args, kwargs))
+        found.training = as_dense(model, chosen, lambda m: training_step(m, args, kwargs))
     found.groups, found.units = len(graph.groups), sum(group.size for group in graph.groups)
     found.macs_share = graph.coverage().macs_share
     found.macs = plan.predicted.macs / max(plan.dense.macs, 1)
@@ -133,6 +151,48 @@ def walk(entry: Entry) -> Walked:
         for small in (program, chosen):
             reload(small, model, inputs)
     return found
+
+
+def elsewhere(
+    model: nn.Module, small: nn.Module, graph: sc.Graph, plan: sc.Plan, given: Arguments, *, exact: bool
+) -> float:
+    """The largest difference to the masked dense model at the other sizes of open axes, in float64."""
+    masked = sc.apply(model, plan, "masked")
+    worst = 0.0
+    for _, sizes in graph.inputs.other_sizes():
+        args, kwargs = resized(graph.inputs, given, sizes)
+        ours = run_in_double(small, args, kwargs)
+        if exact:
+            worst = max(worst, relative_difference(ours, run_in_double(masked, args, kwargs)))
+    return worst
+
+
+def as_dense(model: nn.Module, small: nn.Module, does: Callable[[nn.Module], None]) -> str:
+    """``runs`` if a copy of the pruned model does something; it must wherever the dense one can."""
+    try:
+        does(copy.deepcopy(model))
+    except Exception:  # a layer without a kernel for half precision, a loss that is no number
+        return "dense does not"
+    does(copy.deepcopy(small))
+    return "runs"
+
+
+def half(model: nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor]) -> None:
+    """One forward pass in half precision."""
+    args, kwargs = pytree.tree_map(lambda v: v.half() if v.is_floating_point() else v, (args, kwargs))
+    run(model.half(), args, kwargs)
+
+
+def training_step(model: nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor]) -> None:
+    """A forward and a backward pass in training mode, and a step of an optimizer."""
+    model.train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    outputs = [v for v in pytree.tree_leaves(model(*args, **kwargs)) if isinstance(v, torch.Tensor)]
+    loss = sum(v[torch.isfinite(v)].square().mean() for v in outputs if v.requires_grad)
+    loss.backward()  # type: ignore[union-attr]  # an output without gradient fails in the dense model too
+    optimizer.step()
+    if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
+        raise AssertionError("expected finite weights after a step of training.")
 
 
 def reload(small: nn.Module, model: nn.Module, inputs: Inputs) -> None:
