@@ -4,7 +4,7 @@
 
 30 % of the units of every group, at least one, are removed at random; forms `graph` and `auto` are both
 proven against the masked dense model in float64, saved and loaded. Form `auto` is then run with every axis
-that may vary at another size, in half precision, and for a step in training mode. An architecture whose groups
+that may vary at another size, in half precision, and for a step in training. An architecture whose groups
 an operator mixes throughout is pruned inexactly, and form `auto` compared with `graph`.
 """
 

@@ -35,12 +35,11 @@ def apply(
     Args:
         model: The dense model; it is left as it was.
         plan: The decision, made for a model with the same tensors.
-        form: ``module``: the same classes with smaller tensors, proven against form ``graph`` by a
-            forward pass; submodules whose code holds a size that no attribute gives run as captured,
-            under the same names (``record_of(result).captured``). ``graph``: the captured program,
-            which exists for every plan. ``masked``: the dense model with what consumes the removed
-            units zeroed. ``auto``: a module where that proof succeeds, else the program;
-            `secateur.record_of(result).note` then says why.
+        form: ``module``: the same classes and code with smaller tensors, compared with ``masked`` at every
+            size that may vary; a size that the code holds as a number is mended at that call, in the modules
+            that ``record_of(result).captured`` names. ``graph``: the captured program. ``masked``: the
+            dense model with what consumes the removed units zeroed. ``auto``: a module where that
+            comparison succeeds, else the program; `secateur.record_of(result).note` then says why.
         example_inputs: Inputs for the forward pass; made from the plan's shapes if not given.
         graph: The trace of this model, if at hand; it saves tracing again.
         on_unrealisable: What ``auto`` does where a module cannot express some groups: return the

@@ -22,10 +22,10 @@ class Record:
     Attributes:
         plan: The decision that was applied.
         form: How it was applied.
-        note: Why form ``auto`` did not return a module, or what in the module runs as captured.
+        note: Why form ``auto`` did not return a module, or which of its modules are mended.
         repairs: What repair tried, in order, as plain data.
         sizes: Attributes that form ``module`` updated beyond PyTorch's own layers, by path.
-        captured: Submodules of form ``module`` that run as captured, by path.
+        captured: Modules of form ``module`` with a call that is mended, by path (see `secateur.apply.mending`).
     """
 
     plan: Plan
