@@ -29,13 +29,15 @@ def inside(graph: sc.Graph) -> list[str]:
     return [g.name for g in graph.groups if ".experts" in g.name]
 
 
-def plan_of(graph: sc.Graph, share: float = 0.3, seed: int = 0) -> sc.Plan:
+def plan_of(graph: sc.Graph, share: float = 0.3, seed: int = 0, multiple: int = 4) -> sc.Plan:
+    """Plans that a grouped product of float32 can run: its kernel reads rows of multiples of 16 bytes."""
     rng = np.random.default_rng(seed)
     keep = {}
     for name in inside(graph):
         size = graph[name].size
         keep[name] = np.ones(size, dtype=np.bool_)
-        keep[name][rng.choice(size, round(share * size), replace=False)] = False
+        gone = multiple * max(1, round(share * size / multiple))
+        keep[name][rng.choice(size, gone, replace=False)] = False
     return sc.Plan.build(graph, keep, allocator="test")
 
 
@@ -68,6 +70,13 @@ def test_fused_experts_share_one_kept_set_and_sliced_equals_masked(family: str, 
         assert not torch.allclose(logits(small, ids), logits(model, ids), atol=1e-3)
     assert model.config._experts_implementation == kernel
     assert small.config._experts_implementation == kernel
+
+
+def test_rows_that_a_kernel_cannot_read_are_refused_with_what_to_do() -> None:
+    model, ids = with_kernel(make("qwen2"), "grouped_mm"), words()
+    graph = sc.trace(model, ids)
+    with pytest.raises(sc.ApplyError, match=r"multiple of 16 bytes.*Limits\(round_to=8\)"):
+        sc.apply(model, plan_of(graph, multiple=1), "module", graph=graph, example_inputs=ids)
 
 
 def test_equality_has_an_independent_reference() -> None:

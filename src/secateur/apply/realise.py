@@ -208,10 +208,13 @@ def _prove(model: nn.Module, small: nn.Module, graph: Graph, plan: Plan, given: 
 
 def _failed(error: Exception, title: str = "the traced size") -> ApplyError:
     text = " ".join(str(error).split())[:200]
+    why = "most likely because its code holds a size that does not follow its tensors"
+    what = "Leave the group alone (Limits(ignore=...)), or use form='graph'."
+    if "multiple of" in text:
+        why, what = "because a kernel takes some sizes only", "Plan with Limits(round_to=8)."
     return ApplyError(
-        f"apply: the smaller module's forward pass failed at {title} ({type(error).__name__}: {text}), most "
-        f"likely because its code holds a size that does not follow its tensors. Leave the group alone "
-        f"(Limits(ignore=...)), or use form='graph'."
+        f"apply: the smaller module's forward pass failed at {title} ({type(error).__name__}: {text}), "
+        f"{why}. {what}"
     )
 
 
