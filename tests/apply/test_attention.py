@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 
 import secateur as sc
 from secateur.apply.attention import PrunedAttention, free_heads
@@ -24,6 +25,8 @@ from secateur.kernels import without_fast_path
 from tests.apply.plans import plan_of, random_plan
 
 Arguments = tuple[Tensor, ...]
+
+pytestmark = pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype")
 
 
 @pytest.fixture(autouse=True)
@@ -439,6 +442,30 @@ def test_attributes_say_what_is_left() -> None:
     assert (found.embed_dim, found.kdim, found.vdim, found.out_proj.in_features) == (16, 16, 16, 12)
     assert repr(small.attention).startswith("OneInput(\n  num_heads=3, head_dim=4")
     assert type(model.attention) is OneInput
+
+
+class Doubled(nn.Module):
+    """A parametrization."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return 2 * weight
+
+
+def test_computed_weights_can_be_made_plain_again() -> None:
+    model = randomised(Alone(OneInput(16, 4, batch_first=True))).eval()
+    parametrize.register_parametrization(model.attention, "in_proj_weight", Doubled())
+    x = floats(2, 5, 16)
+    graph = sc.trace(model, x)
+    plan = random_plan(graph, 0.3)
+    small = sc.apply(model, plan, "module", graph=graph, example_inputs=x)
+    wanted = sc.apply(model, plan, "masked")(x)
+    torch.testing.assert_close(small(x), wanted)
+    torch.testing.assert_close(copy.deepcopy(small)(x), wanted)
+    parametrize.remove_parametrizations(small.attention, "in_proj_weight")
+    assert isinstance(small.attention, OneInput)
+    assert isinstance(small.attention, PrunedAttention)
+    assert small.attention.in_proj_weight.shape == (36, 16)
+    torch.testing.assert_close(pickle.loads(pickle.dumps(small))(x), wanted)
 
 
 def test_an_output_narrower_than_the_input() -> None:

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import handle_torch_function, has_torch_function
 
 from secateur.errors import ApplyError
@@ -117,8 +118,13 @@ def resize(old: nn.MultiheadAttention, new: nn.MultiheadAttention, stays: Stays)
 
 def free_heads(layer: nn.MultiheadAttention) -> None:
     """Give a layer a number of heads that need not fill its width."""
-    if not isinstance(layer, PrunedAttention):
-        layer.__class__ = pruned_class(type(layer))
+    own = type(layer)
+    if not isinstance(layer, PrunedAttention) and is_parametrized(layer):
+        # PyTorch gave this one layer a class, which holds the computed weights and goes with them.
+        held = {k: v for k, v in vars(own).items() if k not in ("__dict__", "__weakref__")}
+        layer.__class__ = type(own.__name__, (pruned_class(own.__bases__[0]),), held)
+    elif not isinstance(layer, PrunedAttention):
+        layer.__class__ = pruned_class(own)
     # nn.TransformerEncoderLayer asks for this before it takes its fast path, which assumes that heads fill
     # the width. It is true: queries, keys and values have another size than the inputs.
     layer._qkv_same_embed_dim = False
@@ -126,9 +132,11 @@ def free_heads(layer: nn.MultiheadAttention) -> None:
 
 def _check_heads(layer: nn.MultiheadAttention, stays: Stays, inputs: tuple[str, ...]) -> None:
     """Raise ApplyError unless queries, keys, values and outputs keep the same whole heads."""
-    rows = np.concatenate([stays("out_proj.weight", 1), *(stays(name, 0) for name in inputs)])
-    heads = rows.reshape(4, -1, layer.head_dim)
-    if not (heads == heads[:1, :, :1]).all():
+    own = dict(layer.named_parameters())
+    axes = [("out_proj.weight", 1), *((name, 0) for name in inputs)]
+    # A weight that is computed, by a parametrization, follows from parameters under other names.
+    masks = [stays(*axis).reshape(-1, layer.num_heads, layer.head_dim) for axis in axes if axis[0] in own]
+    if not all((mask == masks[0][:1, :, :1]).all() for mask in masks):
         raise ApplyError(
             f"apply: expected whole heads of {type(layer).__name__} to go, the same of queries, keys and "
             f"values, got single ones of the {layer.head_dim} channels of a head. Remove whole heads."
