@@ -66,7 +66,7 @@ def evaluate(
     calibration = Calibration.of(data).to(device_of(model))
     loss, right, classed, samples, scale = 0.0, 0, 0, 0, 0.0
     measure = "loss"
-    with evaluating(model), torch.no_grad():
+    with evaluating(model, fast_path=True), torch.no_grad():
         for batch in calibration.batches(description, progress):
             samples += batch.size
             if loss_fn is not None:
@@ -75,7 +75,7 @@ def evaluate(
             output = model(*batch.args, **batch.kwargs)
             if dense is not None and not _has_loss(output, batch):
                 measure = "distance to dense"
-                with evaluating(dense):
+                with evaluating(dense, fast_path=True):
                     wanted = dense(*batch.args, **batch.kwargs)
                 error, norm = _distance(output, wanted)
                 loss, scale = loss + error, scale + norm

@@ -57,6 +57,17 @@ def without_fast_path() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(enabled)
 
 
+def fast_path_note(model: nn.Module) -> str:
+    """What a captured program does not do that the model's fast path does; empty if there is nothing."""
+    encoders = [m for m in model.modules() if isinstance(m, nn.TransformerEncoder)]
+    if not any(encoder.use_nested_tensor for encoder in encoders):
+        return ""
+    return (
+        "at positions that src_key_padding_mask hides, nn.TransformerEncoder in evaluation mode may return "
+        "zeros; the program computes them, as with torch.backends.mha.set_fastpath_enabled(False)."
+    )
+
+
 def _configs(model: nn.Module) -> list[Any]:
     """The configurations in which a model or its parts name a kernel for experts, each once."""
     found = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}

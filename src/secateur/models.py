@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from secateur.errors import SettingError
+from secateur.kernels import without_fast_path
 from secateur.preserving import preserved
 
 A = TypeVar("A")
@@ -35,12 +36,13 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def evaluating(model: nn.Module, *, training: bool = False) -> Iterator[None]:
+def evaluating(model: nn.Module, *, training: bool = False, fast_path: bool = False) -> Iterator[None]:
     """Evaluation mode inside the block, or training mode; what forward passes change is put back.
 
     The model gets copies of its inputs, so that one that writes into them leaves the caller's alone.
+    `fast_path` lets PyTorch's transformer layers take theirs: only where the user's own use is measured.
     """
-    with preserved(model), evaluation_mode(model, training=training):
+    with preserved(model), evaluation_mode(model, training=training, fast_path=fast_path):
         if not isinstance(
             model, torch.jit.ScriptModule
         ):  # which takes no hooks; `preserved` removes this one
@@ -49,11 +51,11 @@ def evaluating(model: nn.Module, *, training: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def evaluation_mode(model: nn.Module, *, training: bool = False) -> Iterator[None]:
-    """Evaluation or training mode inside the block, without key-value caches; both are restored afterwards.
+def evaluation_mode(model: nn.Module, *, training: bool = False, fast_path: bool = False) -> Iterator[None]:
+    """Evaluation or training mode inside the block, without key-value caches; all is restored afterwards.
 
     A language model whose configuration says `use_cache` returns its cache beside its logits, which no
-    capture can hold and no comparison needs.
+    capture can hold and no comparison needs. So it is with the fast path of PyTorch's transformer layers.
     """
     modes = [(module, module.training) for module in model.modules()]
     configs = {id(c): c for m, _ in modes if (c := getattr(m, "config", None)) is not None}
@@ -62,7 +64,8 @@ def evaluation_mode(model: nn.Module, *, training: bool = False) -> Iterator[Non
         set_mode(model, training=training)
         for config in caching:
             config.use_cache = False
-        yield
+        with nullcontext() if fast_path else without_fast_path():
+            yield
     finally:
         for config in caching:
             config.use_cache = True

@@ -22,6 +22,7 @@ from secateur.apply.attention import PrunedAttention, free_heads
 from secateur.apply.module import smaller_module
 from secateur.apply.tensors import removed_positions
 from secateur.kernels import without_fast_path
+from secateur.models import evaluating
 from tests.apply.plans import plan_of, random_plan
 
 Arguments = tuple[Tensor, ...]
@@ -391,6 +392,30 @@ def test_it_is_pruned_again(pruned: Any) -> None:
         torch.testing.assert_close(again(*inputs(*sizes)), masked(*inputs(*sizes)), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["cross", "encoder"])
+@pytest.mark.filterwarnings("ignore")  # of the exporter, about its own code
+def test_onnx_runtime_takes_it_at_any_length(name: str, tmp_path: Any) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    _, _, small, _, inputs = prune(name)
+    small.float().eval()
+
+    def cast(*sizes: int) -> Arguments:
+        return tuple(t.float() if t.is_floating_point() else t for t in inputs(*sizes))
+
+    auto = torch.export.Dim.DYNAMIC
+    shapes = tuple({0: auto, 1: auto} for _ in inputs(4, 7))
+    torch.onnx.export(
+        small, cast(4, 7), tmp_path / "small.onnx", dynamo=True, dynamic_shapes=shapes, verbose=False
+    )
+    session = runtime.InferenceSession(tmp_path / "small.onnx")
+    for sizes in ((4, 7), (3, 12)):
+        names = [each.name for each in session.get_inputs()]
+        got = session.run(None, dict(zip(names, (t.numpy() for t in cast(*sizes)), strict=True)))[0]
+        with without_fast_path():
+            np.testing.assert_allclose(got, small(*cast(*sizes)).detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["cross", "encoder", "transformer"])
 def test_it_compiles_for_any_length(name: str) -> None:
     _, _, small, _, inputs = prune(name)
@@ -419,6 +444,31 @@ def test_an_encoder_returns_zeros_where_the_dense_one_does() -> None:
         small.embedding(ids), src_key_padding_mask=ids == 0
     )  # with gradients no zeros, as in torch
     assert (trained[ids == 0] != 0).all()
+
+
+def test_the_captured_program_says_that_it_returns_no_zeros() -> None:
+    model, _, _, plan, inputs = prune("encoder")
+    program = sc.apply(model, plan, "graph", example_inputs=inputs(4, 7))
+    assert "nn.TransformerEncoder in evaluation mode may return zeros" in sc.record_of(program).note
+    with without_fast_path(), torch.no_grad():
+        torch.testing.assert_close(program(*inputs(4, 7)), sc.apply(model, plan, "masked")(*inputs(4, 7)))
+    model, _, _, plan, inputs = prune("cross")
+    assert sc.record_of(sc.apply(model, plan, "graph", example_inputs=inputs(4, 7))).note == ""
+
+
+def test_hooks_see_layers_of_an_encoder_with_padding() -> None:
+    model, _, _, _, inputs = prune("encoder")
+    seen: list[Tensor] = []
+    hook = model.encoder.layers[0].linear1.register_forward_pre_hook(
+        lambda _, args: seen.append(args[0].square())
+    )
+    with evaluating(model), torch.no_grad():
+        assert not torch.backends.mha.get_fastpath_enabled()
+        model(*inputs(4, 7))
+    hook.remove()
+    assert seen[0].shape == (4, 7, 16)
+    with evaluating(model, fast_path=True):
+        assert torch.backends.mha.get_fastpath_enabled()
 
 
 def test_symbolic_tracing_takes_it_as_one_call() -> None:

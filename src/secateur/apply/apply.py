@@ -15,6 +15,7 @@ from secateur.apply.tensors import check_positions
 from secateur.errors import ApplyError, SettingError
 from secateur.graph.graph import Graph, fingerprint
 from secateur.graph.trace import retrace
+from secateur.kernels import fast_path_note
 from secateur.models import device_of, unwrap
 from secateur.plan import Plan
 
@@ -83,7 +84,7 @@ def apply(
         exact = all(g.exact for g in plan.groups)
         graph = retrace(model, plan.inputs, (args, kwargs), allow_inexact=not exact)
     if form == "graph":
-        return attach(smaller_program(model, graph, plan), Record(plan, "graph"))
+        return attach(smaller_program(model, graph, plan), Record(plan, "graph", fast_path_note(model)))
     try:
         return proven_module(model, graph, plan, args, kwargs)
     except ApplyError as error:
@@ -92,6 +93,7 @@ def apply(
         groups = unrealisable(model, graph, plan, args, kwargs)
         why = f"groups that need form 'graph': {', '.join(groups)}. {error}"
     if on_unrealisable == "graph":
+        why = f"{why} {fast_path_note(model)}".rstrip()
         return attach(smaller_program(model, graph, plan), Record(plan, "graph", why))
     rest = restricted(plan, graph, [g.name for g in plan.groups if g.name not in groups])
     small = proven_module(model, graph, rest, args, kwargs)

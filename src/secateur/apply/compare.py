@@ -12,13 +12,12 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.apply.copying import duplicate
-from secateur.kernels import without_fast_path
 from secateur.models import evaluating
 
 
 def run(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
     """The output tensors of a model in evaluation mode, flat."""
-    with evaluating(model), without_fast_path(), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         output = model(*args, **kwargs)
     leaves = pytree.tree_leaves(output)
     return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]

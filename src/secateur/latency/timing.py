@@ -80,7 +80,7 @@ def latency(
 
     with ExitStack() as modes, torch.no_grad():
         for model in models:
-            modes.enter_context(evaluating(model))
+            modes.enter_context(evaluating(model, fast_path=True))
         seconds = interleaved([call(m) for m in models], runs, warmup, waiting((args, named)))
     batch = next((v.shape[0] for v in _tensors((args, named)) if v.ndim), 1)
     return tuple(Latency(times, batch) for times in seconds)
