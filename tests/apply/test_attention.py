@@ -539,6 +539,18 @@ def test_an_output_narrower_than_the_input() -> None:
                 torch.testing.assert_close(small(given_), sc.apply(model, plan, "masked")(given_))
 
 
+@pytest.mark.parametrize("name", ["encoder", "transformer"])
+def test_narrower_streams(name: str) -> None:
+    make, inputs = MODELS[name]
+    model = randomised(make()).eval()
+    graph = sc.trace(model, inputs(4, 7), allow_inexact=True)
+    plan = random_plan(graph, 0.3)
+    small = sc.apply(model, plan, "module", graph=graph, example_inputs=inputs(4, 7))
+    assert {(m.embed_dim, m.num_heads, m.head_dim) for m in attentions(small)} == {(12, 3, 4)}
+    program = sc.apply(model, plan, "graph", graph=graph)
+    torch.testing.assert_close(small(*inputs(4, 7)), program(*inputs(4, 7)), rtol=1e-9, atol=1e-12)
+
+
 def test_parts_of_heads_are_refused() -> None:
     model, _, _, plan, _ = prune("cross")
     removed = removed_positions(plan)["attention.out_proj.weight"][1]

@@ -116,6 +116,14 @@ def resize(old: nn.MultiheadAttention, new: nn.MultiheadAttention, stays: Stays)
     free_heads(new)
 
 
+def follow_width(model: nn.Module) -> None:
+    """Let each `nn.Transformer` inside state the width of its layers, which it asks of its inputs."""
+    for module in model.modules():
+        if isinstance(module, nn.Transformer):
+            layers = (m for m in module.encoder.modules() if isinstance(m, nn.MultiheadAttention))
+            module.d_model = next((layer.embed_dim for layer in layers), module.d_model)
+
+
 def free_heads(layer: nn.MultiheadAttention) -> None:
     """Give a layer a number of heads that need not fill its width."""
     own = type(layer)

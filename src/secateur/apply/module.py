@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from secateur.apply.attention import resize
+from secateur.apply.attention import follow_width, resize
 from secateur.apply.attributes import new_attributes
 from secateur.apply.copying import duplicate
 from secateur.apply.sizes import Sizes, set_sizes
@@ -36,6 +36,7 @@ def smaller_module(model: nn.Module, plan: Plan, sizes: Sizes | None = None) -> 
     by_identity = {id(cut_tensors[name]): axes for name, axes in removed.items()}
     for old, new in zip(model.modules(), small.modules(), strict=True):
         _update(old, new, by_identity)
+    follow_width(small)
     set_sizes(model, small, sizes or {})
     _drop_emptied(small, removed)
     return small
