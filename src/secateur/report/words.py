@@ -332,12 +332,7 @@ def form(report: Facts) -> str:
     }.get(report.form, f"The result has the form {report.form}.")
     if not report.note:
         return what
-    why = (
-        report.note[0].upper() + report.note[1:]
-        if report.form == "module"
-        else f"Why not a module: {report.note}"
-    )
-    return f"{what} {why}"
+    return f"{what} {report.note[0].upper()}{report.note[1:]}"
 
 
 def repairs(report: Facts) -> tuple[str, ...]:
