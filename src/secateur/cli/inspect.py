@@ -103,6 +103,7 @@ def listing(found: dict[str, Any]) -> str:
         "",
         "parameters, MACs: the share that goes with all but one of the group's units, the others left whole.",
     ]
+    lines += ["", *found["coverage"]["inputs"].splitlines()]
     lines += ["", "left alone, and why", *(f"  {line}" for line in _left(found))]
     return "\n".join(lines)
 

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from secateur.graph.assemble import Assembled, slots_of
+from secateur.graph.inputs import InputSpec
 from secateur.graph.rules.op import Walk
 from secateur.graph.walk import Tensor
 
@@ -43,24 +44,26 @@ class Coverage:
         parameters: In order of first use.
         macs_share: Share of the MACs that belong to operators with at least one prunable axis, in [0, 1].
         params_share: Share of the parameters' elements with the status ``prunable``, in [0, 1].
+        inputs: Which axes of the inputs may have other sizes, and which may not and why.
     """
 
     parameters: tuple[ParameterCoverage, ...]
     macs_share: float
     params_share: float
+    inputs: str
 
     def __str__(self) -> str:
-        """The two shares, then what is not prunable and why."""
+        """The two shares, what is not prunable and why, and which sizes of inputs may vary."""
         lines = [
             f"{self.macs_share:.1%} of the MACs and {self.params_share:.1%} of the parameters lie in layers "
             f"with prunable units"
         ]
         lines += [f"{p.status}: {p.name}: {'; '.join(p.reasons)}" for p in self.parameters if p.reasons]
-        return "\n".join(lines)
+        return "\n".join([*lines, self.inputs])
 
 
 def coverage_of(
-    walk: Walk, assembled: Assembled, tensors: Sequence[Tensor], sizes: dict[str, int]
+    walk: Walk, assembled: Assembled, tensors: Sequence[Tensor], sizes: dict[str, int], inputs: InputSpec
 ) -> Coverage:
     """Say for every parameter whether and why it is prunable, protected or frozen.
 
@@ -69,6 +72,7 @@ def coverage_of(
         assembled: The groups.
         tensors: The program's tensors.
         sizes: Elements of each parameter by name.
+        inputs: What the model takes.
     """
     left = {entry.group.name: entry.reason for entry in assembled.left}
     numbered = [left.get(group.name, "") for group in assembled.groups]
@@ -93,7 +97,8 @@ def coverage_of(
         touched += macs if open_axis else 0
     elements = sum(p.size for p in found)
     inside = sum(p.size for p in found if p.status == "prunable")
-    return Coverage(tuple(found), touched / total if total else 0.0, inside / elements if elements else 0.0)
+    shares = touched / total if total else 0.0, inside / elements if elements else 0.0
+    return Coverage(tuple(found), *shares, inputs.describe())
 
 
 def _parameter(

@@ -80,7 +80,7 @@ class Graph:
     def coverage(self) -> Coverage:
         """What is prunable, protected or frozen, and why, for every parameter."""
         sizes = {t.name: tensor_of(self.program, t.name).numel() for t in self.tensors}
-        return coverage_of(self.walk, self.assembled, self.tensors, sizes)
+        return coverage_of(self.walk, self.assembled, self.tensors, sizes, self.inputs)
 
     def keep_slots(self, keep: Mapping[str, NDArray[np.bool_]] | None) -> NDArray[np.bool_]:
         """One vector over the units of all groups, from masks by group name; unnamed groups stay. [slots]
@@ -151,4 +151,4 @@ class Graph:
             lines.append(
                 f"kept: {f.tensor} axis {f.axis} ({f.count}): {f.reason}{' at ' + f.where if f.where else ''}"
             )
-        return "\n".join(lines)
+        return "\n".join([*lines, self.inputs.describe()])

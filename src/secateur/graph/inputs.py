@@ -207,10 +207,14 @@ class FixedAxis(_Record):
     reason: str
     where: str = ""
 
+    def place_and_size(self) -> str:
+        """``axis 1 of x is 3``."""
+        axes = ", ".join(f"axis {axis} of {name}" for name, axis in self.places)
+        return f"{axes} is {self.size}"
+
     def __str__(self) -> str:
         """``axis 1 of x is 3: expected input … (net.py:7: …)``."""
-        axes = ", ".join(f"axis {axis} of {name}" for name, axis in self.places)
-        return f"{axes} is {self.size}: {self.reason}" + (f" ({self.where})" if self.where else "")
+        return f"{self.place_and_size()}: {self.reason}" + (f" ({self.where})" if self.where else "")
 
 
 class InputSpec(_Record):
@@ -304,8 +308,15 @@ class InputSpec(_Record):
 
     def describe(self) -> str:
         """Which axes may vary and which may not, in one line each."""
-        lines = [f"may vary: {axis}" for axis in self.open] or ["may vary: nothing"]
-        return "\n".join([*lines, *(f"fixed: {axis}" for axis in self.fixed)])
+        return "\n".join([f"sizes that may vary: {self._varying()}", *(f"fixed: {a}" for a in self.fixed)])
+
+    def sentence(self) -> str:
+        """The same in one sentence for a report, without reasons."""
+        fixed = "; ".join(axis.place_and_size() for axis in self.fixed)
+        return f"Sizes that may vary: {self._varying()}." + (f" Fixed: {fixed}." if fixed else "")
+
+    def _varying(self) -> str:
+        return "; ".join(map(str, self.open)) or "none"
 
 
 def _parameters(model: nn.Module | None, count: int) -> tuple[str, ...]:
