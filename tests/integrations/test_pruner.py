@@ -129,6 +129,30 @@ def test_a_model_that_was_pruned_before() -> None:
         a_pruner().advance(masked, step=2)
 
 
+def test_heads_go_while_training() -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 4, 32, dropout=0.1, batch_first=True)
+    model = nn.Sequential(nn.Linear(6, 16), nn.TransformerEncoder(layer, 1), nn.Flatten(), nn.Linear(64, 3))
+    labels = torch.arange(12) % 3
+    data = [(torch.randn(12, 4, 6) + labels[:, None, None], labels)]
+    attention = model[1].layers[0].self_attn
+    seen: list[tuple[int, ...]] = []
+    attention.register_forward_hook(lambda module, args, output: seen.append(output[0].shape))
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    pruner = GradualPruner(Schedule(sc.Budget(macs=0.5), 0, 4, rounds=2), data, "uniform")
+    losses = []
+    for number in range(1, 9):
+        losses.append(step(model, optimizer, data[0]))
+        pruner.advance(model, optimizer, step=number)
+    assert model[1].layers[0].self_attn is attention
+    assert attention.num_heads < 4
+    assert optimizer.state[attention.in_proj_weight]["exp_avg"].shape == (12 * attention.num_heads, 16)
+    assert losses[-1] < losses[0]
+    before = len(seen)
+    model(data[0][0])
+    assert len(seen) == before + 1
+
+
 def test_groups_that_a_module_cannot_express_stay_whole_and_others_pay() -> None:
     class Fixed(nn.Module):
         """Its forward insists on the width of one layer."""

@@ -16,8 +16,8 @@ from secateur.apply.sizes import set_sizes
 def adopt(model: nn.Module, small: nn.Module) -> None:
     """Give `model` the tensors, sizes and submodules of `small`, which was made from it.
 
-    Submodules of the same class stay the objects that they are, with their hooks and what else hangs on them;
-    those that `small` has another class for are replaced.
+    Submodules of the same class, or of one made from it, stay the objects that they are, with their hooks and
+    what else hangs on them; those that `small` has another class for are replaced.
 
     Args:
         model: Changed in place.
@@ -30,6 +30,7 @@ def adopt(model: nn.Module, small: nn.Module) -> None:
 
 
 def _take(old: nn.Module, new: nn.Module) -> None:
+    old.__class__ = type(new)  # an attention that lost heads has a class that can do without them
     for names, theirs in ((old._parameters, new._parameters), (old._buffers, new._buffers)):
         for name in [n for n in names if n not in theirs]:
             delattr(old, name)
@@ -48,7 +49,7 @@ def _take(old: nn.Module, new: nn.Module) -> None:
     kept: dict[str, nn.Module | None] = {}
     for name, child in new._modules.items():
         mine = old._modules.get(name)
-        if mine is None or child is None or type(mine) is not type(child):
+        if mine is None or child is None or not isinstance(child, type(mine)):
             kept[name] = child
         else:
             _take(mine, child)
