@@ -302,6 +302,9 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Inputs]] = {
 """Models with heads, and what gives them inputs of a batch size and a length."""
 
 
+SOME = ("cross", "added positions", "a class that calls the function", "a mask for each head", "encoder")
+
+
 def attentions(model: nn.Module) -> list[nn.MultiheadAttention]:
     return [m for m in model.modules() if isinstance(m, nn.MultiheadAttention)]
 
@@ -370,8 +373,9 @@ def test_verify_and_loading_take_it(pruned: Any, tmp_path: Any) -> None:
         assert torch.equal(again(*inputs(3, 9)), small(*inputs(3, 9)))
 
 
-def test_it_is_captured_with_open_axes(pruned: Any) -> None:
-    _, _, small, _, inputs = pruned
+@pytest.mark.parametrize("name", SOME)
+def test_it_is_captured_with_open_axes(name: str) -> None:
+    _, _, small, _, inputs = prune(name)
     auto = torch.export.Dim.AUTO
     shapes = tuple({0: auto, 1: auto} for _ in inputs(4, 7))
     program = torch.export.export(small, inputs(4, 7), dynamic_shapes=shapes).module()
@@ -380,8 +384,9 @@ def test_it_is_captured_with_open_axes(pruned: Any) -> None:
         torch.testing.assert_close(program(*given_), small(*given_), rtol=1e-9, atol=1e-12)
 
 
-def test_it_is_pruned_again(pruned: Any) -> None:
-    _, _, small, _, inputs = pruned
+@pytest.mark.parametrize("name", SOME)
+def test_it_is_pruned_again(name: str) -> None:
+    _, _, small, _, inputs = prune(name)
     graph = sc.trace(small, inputs(4, 7))
     assert any(group.size == 3 for group in graph.groups)
     plan = random_plan(graph, 0.3, seed=1)
