@@ -4,9 +4,34 @@ Each message is one string of the form ``where: expected ..., got .... Do ....``
 inherits the builtin that fits, so code that knows nothing of secateur still catches it.
 """
 
+LONGEST = 600
+"""The most characters of a message. What it has no room for is in `SecateurError.details`."""
+
 
 class SecateurError(Exception):
-    """Base of every error that secateur raises on purpose."""
+    """Base of every error that secateur raises on purpose.
+
+    Attributes:
+        details: What the message leaves out: a whole table, or another library's own words. Often empty.
+
+    Example:
+        >>> error = SecateurError("found none: " + "so much to say. " * 99 + "Do this.")
+        >>> len(str(error)), str(error)[-8:], len(error.details)
+        (600, 'Do this.', 1604)
+    """
+
+    def __init__(self, message: str = "", details: str = "") -> None:
+        short = _shortened(message)
+        super().__init__(short)
+        self.details = details or (message if short != message else "")
+
+
+def _shortened(message: str) -> str:
+    """The beginning and the end of a long message: what was wrong, and what to do."""
+    if len(message) <= LONGEST:
+        return message
+    gap, end = " … (error.details has it all) … ", message[-LONGEST // 3 :]
+    return message[: LONGEST - len(gap) - len(end)] + gap + end
 
 
 class CaptureError(SecateurError, RuntimeError):
