@@ -139,7 +139,14 @@ class Exercise:
         for tensor in tensors.values():
             tensor.requires_grad_()
         args, kwargs = doubled(args, kwargs)
-        with evaluating(double), without_fast_path(), torch.enable_grad(), all_double(), draws.shared(), _Followed():
+        with (
+            evaluating(double),
+            without_fast_path(),
+            torch.enable_grad(),
+            all_double(),
+            draws.shared(),
+            _Followed(),
+        ):
             set_mode(double, training=training)
             total = _projected(tensors_in(double(*args, **kwargs)))
         with all_double():
