@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
+import itertools
+import random
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 import secateur as sc
+from secateur.apply.module import smaller_module
+from secateur.apply.record import Record, attach, with_repairs
 from tests.apply.plans import plan_of, random_plan
 from tests.apply.test_equality import dense, traced
 from tests.graph.test_trace import assert_same, state_of
@@ -133,3 +142,224 @@ def test_wrapped_models_and_mappings() -> None:
     image, vector = TOPOLOGIES["multi_input"].inputs(2, torch.float64)
     proof = sc.verify(nn.DataParallel(model), small, plan, {"vector": vector, "image": image})
     assert proof.difference <= 1e-9
+
+
+class VAE(nn.Module):
+    """Draws noise of a width that the plan cuts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.e, self.mu, self.lv = nn.Linear(12, 32), nn.Linear(32, 8), nn.Linear(32, 8)
+        self.d, self.o = nn.Linear(8, 32), nn.Linear(32, 12)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.e(x).relu()
+        mu, deviation = self.mu(h), (self.lv(h) / 2).exp()
+        return self.o(self.d(mu + torch.randn_like(mu) * deviation).relu()), h.mean(1)
+
+
+def two(function: Callable[[Any, Tensor], Any], **more: nn.Module) -> nn.Module:
+    return Calls(function, a=nn.Linear(12, 16), b=nn.Linear(16, 3), **more)
+
+
+DRAWING: dict[str, Callable[[], nn.Module]] = {
+    "noise": VAE,
+    "dropout": lambda: two(lambda m, x: m.b(F.dropout(m.a(x).relu(), 0.5))),
+    "dropouts": lambda: two(
+        lambda m, x: m.b(F.dropout(m.c(F.dropout(m.a(x).relu(), 0.5)).relu(), 0.5)), c=nn.Linear(16, 16)
+    ),
+    "mask by hand": lambda: two(lambda m, x: m.b(m.a(x).relu().mul(torch.rand_like(m.a(x)) > 0.5))),
+    "depth": lambda: two(lambda m, x: m.b(m.a(x).relu()) * torch.empty(len(x), 1).bernoulli_(0.5)),
+    "python's": lambda: two(lambda m, x: m.b(m.a(x).relu()) * random.random()),
+}
+
+
+def smaller(model: nn.Module, plan: sc.Plan) -> nn.Module:
+    """Form `module`, without the comparison that `apply` makes."""
+    return attach(smaller_module(model, plan), Record(plan, "module"))
+
+
+@pytest.mark.parametrize("make", DRAWING.values(), ids=DRAWING)
+def test_both_sides_draw_the_same(make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    model, x = make().eval(), torch.randn(8, 12)
+    plan = random_plan(sc.trace(model, x))
+    small, before = smaller(model, plan), torch.get_rng_state()
+    proof = sc.verify(model, small, plan, x)
+    assert proof.proven, proof.doubts
+    assert proof.difference <= 1e-9
+    assert torch.equal(before, torch.get_rng_state())
+    with torch.no_grad():
+        next(small.parameters()).add_(1e-3)
+    with pytest.raises(sc.VerificationError):
+        sc.verify(model, small, plan, x)
+
+
+def test_draws_that_cannot_be_shared_are_named() -> None:
+    x = torch.randn(8, 12)
+    plan = plan_of(sc.trace(two(lambda m, x: m.b(m.a(x))), x), {"a": np.arange(16) > 3})
+    model = two(lambda m, x: m.b(torch.poisson(m.a(x).exp()))).eval()
+    with pytest.raises(sc.VerificationError, match=r"draw random numbers.* not the same \(poisson \[8, 12\]"):
+        sc.verify(model, smaller(model, plan), plan, x)
+
+
+class Keeps(nn.Module):
+    """Adds up what it has seen, and answers with that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(12, 16), nn.Linear(16, 3)
+        self.register_buffer("total", torch.zeros(3))
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.total += self.b(self.a(x).relu()).mean(0)
+        x.mul_(0.5)  # the caller's own
+        return self.total * self.calls
+
+
+def test_both_sides_start_from_the_same_state() -> None:
+    model, x = Keeps().eval(), torch.randn(8, 12)
+    plan = random_plan(sc.trace(model, x))
+    small = smaller(model, plan)
+    before = state_of(model), state_of(small), x.clone()
+    for _ in range(2):
+        assert sc.verify(model, small, plan, x).proven
+    assert_same(before[0], state_of(model))
+    assert_same(before[1], state_of(small))
+    assert torch.equal(before[2], x)
+    assert model.calls == small.calls == 0
+
+
+class Auxiliary(nn.Module):
+    """A second head, which only training runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(12, 16), nn.Linear(16, 8), nn.Linear(8, 3)
+        self.aux, self.drop = nn.Linear(12, 3), nn.Dropout(0.3)
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.out(self.drop(self.b(self.a(x).relu()).relu()))
+        return (y, self.aux(x)) if self.training else y
+
+
+def test_what_only_training_reads_is_compared_in_training_mode() -> None:
+    model, x = Auxiliary().eval(), torch.randn(8, 12)
+    plan = random_plan(sc.trace(model, x))
+    small = smaller(model, plan)
+    assert sc.verify(model, small, plan, x).training
+    plain = two(lambda m, x: m.b(m.a(x).relu())).eval()
+    other = random_plan(sc.trace(plain, x))
+    assert not sc.verify(plain, smaller(plain, other), other, x).training
+    with torch.no_grad():
+        small.aux.weight += 1
+    with pytest.raises(sc.VerificationError, match=r"training mode in 1 of 2 outputs \(number 1\); what aux"):
+        sc.verify(model, small, plan, x)
+    small.aux = nn.Linear(11, 3)
+    with pytest.raises(sc.VerificationError, match=r"mat1.* in training mode, where aux.bias, aux.w"):
+        sc.verify(model, small, plan, x)
+
+
+def test_a_difference_at_another_size_only() -> None:
+    """And what runs at the traced size only."""
+    model, x = dense("mlp"), TOPOLOGIES["mlp"].inputs(4, torch.float64)
+    plan = random_plan(traced("mlp"))
+    right = sc.apply(model, plan, "module", graph=traced("mlp"))
+    assert sc.verify(model, right, plan, x).sizes == ("input [4, 6]", "input [1, 6]")
+    wrong = Calls(lambda m, x: m.net(x) * (1 if len(x) == 4 else 2), net=right)
+    with pytest.raises(sc.VerificationError, match=r"at input \[1, 6\]"):
+        sc.verify(model, wrong, plan, x)
+    assert sc.verify(model, wrong, plan, x, other_sizes=False).sizes == ("input [4, 6]",)
+    fails = Calls(lambda m, x: m.net(x).reshape(4, -1), net=right)
+    with pytest.raises(sc.VerificationError, match=r"to run where the dense one does, got .* at input \[1"):
+        sc.verify(model, fails, plan, x)
+    refusing = attach(fails, Record(plan, "graph"))  # a captured program may say no
+    proof = sc.verify(model, refusing, plan, x)
+    assert proof.sizes == ("input [4, 6]",)
+    assert proof.refused == ("input [1, 6]",)
+
+
+def test_inputs_that_the_dense_model_refuses() -> None:
+    model, plan = dense("mlp"), random_plan(traced("mlp"))
+    small = sc.apply(model, plan, graph=traced("mlp"))
+    with pytest.raises(
+        sc.SettingError, match=r"inputs that Mlp takes, got input \[2, 5\]: RuntimeError: mat1"
+    ):
+        sc.verify(model, small, plan, torch.randn(2, 5), other_sizes=False)
+
+
+def test_outputs_that_say_nothing() -> None:
+    torch.manual_seed(0)
+    model = two(lambda m, x: (m.b(m.a(x).relu()), torch.ones(len(x), 1, dtype=x.dtype))).eval()
+    x = torch.randn(8, 12)
+    plan = random_plan(sc.trace(model, x))
+    proof = sc.verify(model, sc.apply(model, plan), plan, x)
+    assert proof.proven
+    assert proof.constant == (1,)
+    softened = two(lambda m, x: m.b(m.a(x).relu())[:, :1].softmax(1)).eval()  # one class: always 1
+    plan = random_plan(sc.trace(softened, x))
+    proof = sc.verify(softened, sc.apply(softened, plan), plan, x)
+    assert "all outputs are one number everywhere" in proof.doubts
+    assert not proof.proven
+
+
+CAUSES = {
+    "trained": "Its tensor b.weight is not what the plan leaves of the dense model's",
+    "half": "Its tensor a.weight is not what the plan leaves of the dense model's",
+    "repaired": "It was repaired after apply",
+    "rounding": "amplifies rounding",
+    "unrepeatable": "differs by .* between two runs on the same inputs",
+    "bug": "what b returns is the first to differ. Please report this as a bug",
+}
+
+
+@pytest.mark.parametrize("name", CAUSES)
+def test_a_bug_is_suspected_last(name: str) -> None:
+    torch.manual_seed(0)
+    numbers = itertools.count()
+    functions: dict[str, Callable[[Any, Tensor], Tensor]] = {
+        "rounding": lambda m, x: torch.sin(1e9 * m.b(m.a(x).tanh())),
+        "unrepeatable": lambda m, x: m.b(m.a(x).tanh()) * float(next(numbers)),
+    }
+    model = two(functions.get(name, lambda m, x: m.b(m.a(x).tanh()))).eval()
+    x = torch.randn(8, 12)
+    plan = random_plan(sc.trace(model, x))
+    small = smaller(model, plan)
+    if name == "bug":
+        small.b.register_forward_hook(lambda *_: torch.ones(8, 3, dtype=torch.float64))
+    if name == "rounding":
+        small.b.register_forward_hook(lambda _, __, y: y * (1 + 2e-15))
+    with torch.no_grad():
+        if name == "trained":
+            small.b.weight += 1
+        elif name == "half":
+            small.bfloat16()
+        elif name == "repaired":
+            small.b.bias += 1
+            with_repairs(small, [{"method": "bias", "kept": True}])
+    with pytest.raises(sc.VerificationError, match=CAUSES[name]) as error:
+        sc.verify(model, small, plan, x, other_sizes=False)
+    assert len(str(error.value)) <= 600
+    assert ("bug" in str(error.value)) == (name == "bug")
+
+
+def test_no_reference_is_no_proof(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where units are mixed, the captured program is what is left to compare with, and it may be refused."""
+    model, graph = dense("layer_norm"), traced("layer_norm", allow_inexact=True)
+    plan = random_plan(graph)
+    program = sc.apply(model, plan, "graph", graph=graph)
+    itself = sc.verify(model, program, plan)
+    assert not itself.proven
+    assert "is itself the captured program" in itself.doubts[0]
+    small = sc.apply(model, plan, "module", graph=graph)
+    assert sc.verify(model, small, plan).proven
+
+    def refuse(*_: Any, **__: Any) -> nn.Module:
+        raise sc.ApplyError("apply: no.")
+
+    monkeypatch.setattr(importlib.import_module("secateur.verify"), "apply", refuse)
+    proof = sc.verify(model, small, plan)
+    assert (proof.reference, proof.proven) == ("none", False)
+    assert "the captured program is refused: ApplyError: apply: no." in proof.doubts[0]

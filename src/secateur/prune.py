@@ -11,7 +11,7 @@ from secateur.allocate import Budget, Limits
 from secateur.allocate.registry import Allocates
 from secateur.allocate.unit_distortions import with_unit_curves
 from secateur.apply.apply import FORMS, apply
-from secateur.apply.record import record_of
+from secateur.apply.record import record_of, with_note
 from secateur.auto import Auto, Choice, choose
 from secateur.auto.auto import rule_or_auto
 from secateur.auto.scored import scored
@@ -210,6 +210,9 @@ def prune(
         plan = record_of(small).plan  # without what was left whole
     with clock(seconds, "verify"):
         proof = verify(model, small, plan, few(example, graph.static_batch))
+        note = record_of(small).note  # without the doubts, which the report's proof has
+        if not proof.proven:
+            with_note(small, f"not proven: {'; '.join(proof.doubts)}.")
     with clock(seconds, "repair"):
         repaired = repair_model(
             small, model, data, repair, graph=graph, loss_fn=loss_fn, seed=seed, progress=progress
@@ -248,7 +251,7 @@ def prune(
         knob=knob_of(plan),
         untouched=untouched(graph),
         form=record_of(small).form,
-        note=record_of(small).note,
+        note=note,
         attributes=dict(record_of(small).sizes),
         proof=proof_entry(proof),
         repairs=record_of(repaired).repairs,

@@ -1,41 +1,90 @@
-"""The numeric proof: a pruned model computes what the masked dense one computes."""
+"""The numeric proof: a pruned model computes what the masked dense one computes, and what was seen of it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from secateur.apply.apply import apply
-from secateur.apply.compare import relative_difference, run_in_double
-from secateur.errors import VerificationError
+from secateur.apply.masked import masked
+from secateur.diagnosis import Pair
+from secateur.errors import ApplyError, CaptureError, SettingError
+from secateur.exercised import Exercise
 from secateur.graph.graph import fingerprint
+from secateur.graph.inputs import InputSpec, resized
 from secateur.models import device_of, unwrap
+from secateur.otherweights import with_other_weights
 from secateur.plan import Plan
+from secateur.proving import ArgumentSet, Comparisons, is_program, listed, shortened
+
+SIZES = (0.3, 1.0)
+"""Of the random numbers added to the weights, relative to these, for what the model's own weights hide."""
 
 
 @dataclass(frozen=True)
 class Proof:
-    """What was compared and how close it came.
+    """What was compared, how close it came, and what the comparison could see.
 
     Attributes:
-        difference: Largest relative difference over all outputs.
+        difference: Largest relative difference over all outputs and sizes.
         tolerance: What it had to stay under.
-        reference: ``masked`` for exact plans, ``graph`` where a removed group is inexact.
+        reference: ``masked`` for exact plans, ``graph`` where a removed group is inexact, ``none`` where
+            there is nothing to compare with.
         outputs: Number of output tensors compared.
+        sizes: The sizes of the inputs at which both were compared.
+        refused: Sizes at which the dense model runs, and the captured program says that it does not.
+        training: Whether training mode was compared too. It is where evaluation leaves parameters unread.
+        exercised: For each tensor that the plan cut, how many of the positions that stay were seen to move
+            the output, and how many stay.
+        not_exercised: Cut tensors that moved no output: the comparison says nothing about them.
+        cancelled: Cut tensors that no input can exercise, because what follows cancels them: a bias in front
+            of a softmax over positions, say.
+        other_weights: Cut tensors that the model's own weights hide, by a factor of zero, say: they moved the
+            output once random numbers were added to the weights of both models.
+        constant: Numbers of the outputs that are one number everywhere, and so say nothing.
+        doubts: Why this is no proof; empty if it is one.
     """
 
     difference: float
     tolerance: float
     reference: str
     outputs: int
+    sizes: tuple[str, ...] = ()
+    refused: tuple[str, ...] = field(default=(), repr=False)
+    training: bool = field(default=False, repr=False)
+    exercised: dict[str, tuple[int, int]] = field(default_factory=dict, repr=False)
+    not_exercised: tuple[str, ...] = ()
+    cancelled: tuple[str, ...] = field(default=(), repr=False)
+    other_weights: tuple[str, ...] = field(default=(), repr=False)
+    constant: tuple[int, ...] = field(default=(), repr=False)
+    doubts: tuple[str, ...] = field(default=(), repr=False)
+
+    @property
+    def proven(self) -> bool:
+        """Whether every cut tensor that can move the output was seen to, and the outputs agree."""
+        return not self.doubts
 
 
 def verify(
-    model: nn.Module, small: nn.Module, plan: Plan, example_inputs: Any = None, *, tolerance: float = 1e-9
+    model: nn.Module,
+    small: nn.Module,
+    plan: Plan,
+    example_inputs: Any = None,
+    *,
+    other_sizes: bool = True,
+    tolerance: float = 1e-9,
 ) -> Proof:
-    """Compare a pruned model with the masked dense one, in float64, on real inputs.
+    """Compare a pruned model with the masked dense one, in float64, at every size, and say what was seen.
+
+    The comparison runs on inputs that the trace knows how to draw, with every axis that may vary at two
+    sizes. Each tensor that the plan cut has to move the output: a backward pass tells, or a forward pass with
+    that tensor spoiled where gradients do not reach. What never does is ``not_exercised``, and the result is
+    then not ``proven``. Where the forward pass draws random numbers, both models draw the same.
 
     Verify before repair: a repaired model differs from the masked one on purpose.
 
@@ -43,15 +92,18 @@ def verify(
         model: The dense model. Neither it nor `small` is changed; copies are compared.
         small: What `apply` returned.
         plan: The plan in between.
-        example_inputs: As for `trace`; random ones of the traced shapes if not given.
+        example_inputs: As for `trace`: real inputs, in place of drawn ones of the traced sizes.
+        other_sizes: Compare at the other sizes of open axes too, on drawn inputs. If False, and
+            `example_inputs` are given, these are all that is looked at.
         tolerance: Largest accepted relative difference, max|a - b| / max|b|.
 
     Returns:
-        The difference found.
+        What was found. See ``proven`` and ``doubts``.
 
     Raises:
-        VerificationError: If the outputs differ by more.
+        VerificationError: If the outputs differ by more, or the pruned model fails where the dense one runs.
         PlanError: If the plan is for another model.
+        SettingError: If the dense model runs on none of the inputs.
 
     Example:
         >>> import torch
@@ -60,22 +112,164 @@ def verify(
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).eval()
         >>> graph = sc.trace(net, torch.zeros(2, 4))
         >>> plan = sc.Uniform(ratio=0.25).allocate(graph, sc.score(graph, None, "magnitude"))
-        >>> sc.verify(net, sc.apply(net, plan), plan).difference < 1e-9
-        True
+        >>> proof = sc.verify(net, sc.apply(net, plan), plan)
+        >>> proof.difference < 1e-9, proof.proven, proof.not_exercised
+        (True, True, ())
     """
     model = unwrap(model)
     plan.check(fingerprint(model))
-    args, kwargs = plan.inputs.arguments(example_inputs, device_of(model))
+    sets = argument_sets(plan.inputs, example_inputs, device_of(model), other_sizes=other_sizes)
     exact = all(group.exact or not group.removed for group in plan.groups)
-    reference = "masked" if exact else "graph"
-    expected = apply(model, plan, "masked" if exact else "graph", example_inputs=kwargs or args)
-    wanted = run_in_double(expected, args, kwargs)
-    got = run_in_double(small, args, kwargs)
-    difference = relative_difference(got, wanted)
-    if not difference <= tolerance:
-        raise VerificationError(
-            f"verify: expected the pruned {type(model).__name__} to equal the {reference} dense one to "
-            f"{tolerance:.1g} relative in float64, got {difference:.3g} over {len(wanted)} outputs. "
-            f"If it was repaired or trained after apply, verify before that; otherwise report this as a bug."
+    try:
+        reference = masked(model, plan) if exact else _program(model, small, plan, sets[0])
+    except ApplyError as error:
+        if exact:
+            raise
+        return Proof(float("nan"), tolerance, "none", 0, doubts=(str(error),))
+    pair = Pair(model, small, reference)
+    comparisons = Comparisons(plan, tolerance, "masked" if exact else "graph")
+    draws = [comparisons.compare(pair, arguments) for arguments in sets]
+    if not comparisons.sizes:
+        raise SettingError(
+            f"verify: expected inputs that {type(model).__name__} takes, got {comparisons.refused}. "
+            f"Pass example_inputs= on which the dense model runs."
         )
-    return Proof(difference, tolerance, reference, len(wanted))
+    exercise = Exercise(model, small, plan, tolerance)
+    # The cheapest pass comes first: mostly it shows all there is to see.
+    order = sorted((i for i, d in enumerate(draws) if d is not None), key=lambda i: _numbers(sets[i]))
+    for i in order:
+        if (exercise.left or exercise.half_seen) and (shared := draws[i]) is not None:
+            exercise.look(small, *sets[i][1:], shared)
+    training = _in_training(comparisons, pair, exercise, sets[order[0]])
+    hidden = set(exercise.left)
+    if exact:
+        drawn = plan.inputs.drawn and (other_sizes or example_inputs is None)
+        _other_weights(comparisons, pair, exercise, plan, sets, drawn)
+    shown = tuple(sorted(hidden - set(exercise.left)))
+    return _proof(comparisons, exercise, tolerance, training=training, other_weights=shown)
+
+
+def argument_sets(
+    spec: InputSpec, example_inputs: Any, device: torch.device, *, other_sizes: bool = True, seed: int = 0
+) -> list[ArgumentSet]:
+    """Inputs of every size to compare two models on.
+
+    Args:
+        spec: What the dense model takes.
+        example_inputs: The user's own inputs, in place of drawn ones of the traced sizes.
+        device: Where the tensors will be.
+        other_sizes: Whether to give sizes other than the traced ones too: drawn, or, where the model does not
+            take drawn values, cut from the user's own.
+        seed: Of what is drawn.
+    """
+    given = spec.arguments(example_inputs, device)
+    sets = [given]
+    if other_sizes and (spec.drawn or example_inputs is None):
+        sets += [(args, kwargs) for _, args, kwargs in spec.examples(seed=seed, device=device)[1:]]
+    elif other_sizes:
+        sets += [resized(spec, given, sizes) for _, sizes in spec.other_sizes()]
+    return [(_title(spec, arguments), *arguments) for arguments in sets]
+
+
+def _title(spec: InputSpec, arguments: tuple[tuple[Any, ...], Mapping[str, Any]]) -> str:
+    """``ids [2, 9], mask [2, 9]``."""
+    parts = []
+    for (kind, *path), value in pytree.tree_flatten_with_path(arguments)[0]:
+        if isinstance(value, torch.Tensor):
+            keys = [str(getattr(key, "key", getattr(key, "idx", key))) for key in path]
+            if getattr(kind, "idx", 1) == 0:
+                known = spec.names[int(keys[0]) :][:1]
+                keys[0] = known[0] if known and not known[0].isdigit() else f"input {keys[0]}"
+            parts.append(f"{'.'.join(keys)} {list(value.shape)}")
+    return ", ".join(parts[:4]) + (f" and {len(parts) - 4} more" if len(parts) > 4 else "")
+
+
+def _numbers(arguments: ArgumentSet) -> int:
+    return sum(t.numel() for t in pytree.tree_leaves(arguments) if isinstance(t, torch.Tensor))
+
+
+def _program(model: nn.Module, small: nn.Module, plan: Plan, arguments: ArgumentSet) -> nn.Module:
+    """The captured program after a plan, which is the reference where units are mixed.
+
+    Raises:
+        ApplyError: If there is none, or `small` is that program itself.
+    """
+    mixed = (
+        "the plan removes units that an operator mixes with others, so that no masked model is a reference"
+    )
+    if is_program(small):
+        raise ApplyError(f"{mixed}, and the pruned model is itself the captured program, the only other one")
+    _, args, kwargs = arguments
+    try:
+        return apply(model, plan, "graph", example_inputs=kwargs or args)
+    except (ApplyError, CaptureError) as error:
+        raise ApplyError(f"{mixed}, and the captured program is refused: {shortened(error)}") from error
+
+
+def _in_training(comparisons: Comparisons, pair: Pair, exercise: Exercise, arguments: ArgumentSet) -> bool:
+    """Compare in training mode where evaluation leaves parameters unread: an auxiliary head, say."""
+    if not exercise.unread or is_program(pair.small):  # a captured program has evaluation alone
+        return False
+    draws = comparisons.compare(pair, arguments, training=True, only_training=sorted(exercise.unread))
+    if draws is not None and exercise.left:
+        exercise.look(pair.small, *arguments[1:], draws, training=True)
+    return draws is not None
+
+
+def _other_weights(
+    comparisons: Comparisons,
+    pair: Pair,
+    exercise: Exercise,
+    plan: Plan,
+    sets: Sequence[ArgumentSet],
+    drawn: bool,
+) -> None:
+    """Compare with other weights while that makes more of the cut tensors move the output."""
+    for seed, size in enumerate(SIZES, 1):
+        left = set(exercise.left) - set(exercise.cancelled)
+        if not left:
+            return
+        if drawn:
+            device = device_of(pair.model)
+            sets = argument_sets(plan.inputs, None, device, other_sizes=len(sets) > 1, seed=seed)
+        model, small = with_other_weights(pair.model, pair.small, plan, size, seed)
+        other = Pair(model, small, masked(model, plan), own_weights=False)
+        arguments = sets[(seed - 1) % len(sets)]
+        draws = comparisons.compare(other, arguments, seed=seed)
+        if draws is not None:
+            exercise.look(small, *arguments[1:], draws)
+
+
+def _proof(
+    comparisons: Comparisons,
+    exercise: Exercise,
+    tolerance: float,
+    *,
+    training: bool,
+    other_weights: tuple[str, ...],
+) -> Proof:
+    """What all comparisons together say."""
+    counts, cancelled = exercise.counts(), exercise.cancelled
+    unseen = tuple(name for name in exercise.left if name not in cancelled)
+    doubts = []
+    if unseen:
+        doubts.append(
+            f"{len(unseen)} of the {len(counts)} tensors that were cut moved no output: {listed(unseen)}"
+        )
+    if all(comparisons.constant):
+        doubts.append("all outputs are one number everywhere")
+    return Proof(
+        difference=comparisons.worst,
+        tolerance=tolerance,
+        reference=comparisons.reference,
+        outputs=len(comparisons.constant),
+        sizes=tuple(comparisons.sizes),
+        refused=tuple(comparisons.program_refused),
+        training=training,
+        exercised=counts,
+        not_exercised=unseen,
+        cancelled=cancelled,
+        other_weights=other_weights,
+        constant=tuple(i for i, constant in enumerate(comparisons.constant) if constant),
+        doubts=tuple(doubts),
+    )

@@ -8,7 +8,8 @@ import yaml
 from torch import nn
 
 import secateur as sc
-from secateur.report import words
+from secateur.report import proofs, words
+from secateur.report.markdown import escape
 
 
 def result() -> Any:
@@ -47,7 +48,7 @@ def test_figures_are_those_of_the_report() -> None:
     assert rows["top-1 accuracy"] == [f"{f.accuracy:.2%}" for f in stages]
     assert rows["MACs for one sample"][0] == words.number(stages[0].macs)
     assert rows["MACs for one sample"][1].startswith(words.number(stages[1].macs) + " (")
-    assert words.proof(found.report) in text
+    assert escape(proofs.paragraph(found.report)) in text
     assert "secateur as sc" in text
 
 

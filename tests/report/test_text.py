@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from secateur.report import words
+from secateur.report import proofs
 from secateur.report.data import Kept, Layer
 from secateur.report.text import MOST_LAYERS, bar, table
 from tests.report.reports import DENSE, PRUNED, report
@@ -176,5 +176,5 @@ def test_it_is_plain_text_of_terminal_width() -> None:
 def test_what_removing_mixed_units_means_is_said() -> None:
     exact = report()
     mixed = exact.model_copy(update={"proof": {**exact.proof, "reference": "graph"}})
-    assert words.MIXED in words.proof(mixed)
-    assert words.MIXED not in words.proof(exact)
+    assert proofs.MIXED in proofs.paragraph(mixed)
+    assert proofs.MIXED not in proofs.paragraph(exact)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -12,15 +12,66 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.apply.copying import duplicate
+from secateur.apply.draws import Draws
 from secateur.models import evaluating
 
+M = TypeVar("M", bound=nn.Module)
 
-def run(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
-    """The output tensors of a model in evaluation mode, flat."""
-    with evaluating(model), torch.no_grad():
+Runs = Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any], Draws], list[torch.Tensor]]
+"""Runs a model on arguments: `run`, `run_in_double`."""
+
+
+def run(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    draws: Draws | None = None,
+    *,
+    training: bool = False,
+) -> list[torch.Tensor]:
+    """The output tensors of a model, flat.
+
+    Args:
+        model: Any module; it is left as it was.
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+        draws: The random numbers, for what is compared with another run.
+        training: Run in training mode, and not in evaluation mode.
+    """
+    shared = draws.shared() if draws is not None else nullcontext()
+    with evaluating(model, training=training), torch.no_grad(), shared:
         output = model(*args, **kwargs)
-    leaves = pytree.tree_leaves(output)
-    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    return tensors_in(output)
+
+
+def tensors_in(output: Any) -> list[torch.Tensor]:
+    """The tensors of an output, in order."""
+    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
+
+
+def run_both(
+    ours: nn.Module,
+    theirs: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    draws: Draws | None = None,
+    runs: Runs | None = None,
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The output tensors of two models that draw the same random numbers.
+
+    Args:
+        ours: One model.
+        theirs: The other.
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+        draws: The numbers, to look at afterwards or to use again.
+        runs: What runs each; `run_in_double` if not given: on copies, so each starts from its own state.
+    """
+    draws, runs = Draws() if draws is None else draws, runs or run_in_double
+    got, wanted = (runs(model, args, kwargs, draws) for model in (ours, theirs))
+    if draws.narrowed:
+        got = runs(ours, args, kwargs, draws)
+    return got, wanted
 
 
 def relative_difference(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> float:
@@ -47,7 +98,12 @@ def relative_difference(ours: list[torch.Tensor], theirs: list[torch.Tensor]) ->
     return worst
 
 
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+_DOUBLE = {
+    torch.float16: torch.float64,
+    torch.bfloat16: torch.float64,
+    torch.float32: torch.float64,
+    torch.complex64: torch.complex128,
+}
 
 
 def _grouped_product(
@@ -72,14 +128,15 @@ class _AllDouble(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         args, kwargs = pytree.tree_map(
-            lambda value: torch.float64 if isinstance(value, torch.dtype) and value in _FLOATS else value,
+            lambda value: _DOUBLE.get(value, value) if isinstance(value, torch.dtype) else value,
             (args, kwargs or {}),
         )
         return _WITHOUT_DOUBLE.get(func, func)(*args, **kwargs)
 
 
 @contextmanager
-def _all_double() -> Iterator[None]:
+def all_double() -> Iterator[None]:
+    """Inside, whatever a model casts to float32 or less is float64."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
@@ -89,16 +146,55 @@ def _all_double() -> Iterator[None]:
         torch.set_default_dtype(default)
 
 
-def run_in_double(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
+def run_in_double(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    draws: Draws | None = None,
+    *,
+    training: bool = False,
+) -> list[torch.Tensor]:
     """`run` on a float64 copy of the model and of the inputs, whatever casts the model makes."""
-    return run_doubled(duplicate(model).double(), args, kwargs)
+    return run_doubled(double_copy(model), args, kwargs, draws, training=training)
 
 
-def run_doubled(double: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
+def run_doubled(
+    double: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    draws: Draws | None = None,
+    *,
+    training: bool = False,
+) -> list[torch.Tensor]:
     """`run_in_double` for a model that is a float64 copy already."""
-    args, kwargs = pytree.tree_map(
-        lambda v: v.detach().double() if isinstance(v, torch.Tensor) and v.is_floating_point() else v,
-        (args, dict(kwargs)),
+    args, kwargs = doubled(args, kwargs)
+    with all_double():
+        return run(double, args, kwargs, draws, training=training)
+
+
+def doubled(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments with floats in float64, and complex numbers of two of these."""
+    found: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map_only(
+        torch.Tensor, lambda t: _double(t.detach()), (args, dict(kwargs))
     )
-    with _all_double():
-        return run(double, args, kwargs)
+    return found
+
+
+def double_copy(model: M) -> M:
+    """A copy whose parameters, buffers and tensor attributes hold float64."""
+    double = duplicate(model).double()
+    for module in double.modules():
+        for held in (module._parameters, module._buffers):
+            for tensor in held.values():
+                if tensor is not None and tensor.is_complex():
+                    tensor.data = _double(tensor.data)
+        for name, value in list(vars(module).items()):
+            if isinstance(value, torch.Tensor):
+                vars(module)[name] = _double(value)
+    return double
+
+
+def _double(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.is_complex():
+        return tensor.to(torch.complex128)
+    return tensor.double() if tensor.is_floating_point() else tensor

@@ -77,3 +77,9 @@ def with_repairs(model: nn.Module, repairs: list[dict[str, Any]]) -> nn.Module:
     """Add what repair tried to the model's record; returns the model."""
     record = record_of(model)
     return attach(model, replace(record, repairs=(*record.repairs, *repairs)))
+
+
+def with_note(model: nn.Module, note: str) -> nn.Module:
+    """Add a sentence to the note in the model's record; returns the model."""
+    record = record_of(model)
+    return attach(model, replace(record, note=" ".join(filter(None, (record.note, note)))))

@@ -30,6 +30,7 @@ def apply(run: Run, json: bool) -> str:
     """Remove what a plan says, prove it, and save the smaller model, unrepaired."""
     out = folder_to_write(Path(run.artefact or ""))
     import secateur as sc
+    from secateur.report.proofs import described
 
     decided = sc.Plan.from_json(run.plan or "")
     inputs = Inputs(run)
@@ -55,8 +56,7 @@ def apply(run: Run, json: bool) -> str:
     said = [
         str(done.plan),
         f"form {done.form}" + (f": {done.note}" if done.note else ""),
-        f"proof: {proof.difference:.1e} relative difference to the {proof.reference} dense model in float64, "
-        f"at most {proof.tolerance:.0e} allowed",
+        f"proof: {described(asdict(proof))}",
         written(out, reload_code(inputs.source.import_line, out)),
     ]
     return "\n\n".join(said)

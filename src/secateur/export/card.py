@@ -11,7 +11,8 @@ from torch import nn
 from secateur.apply.reading import configuration_fits
 from secateur.apply.record import Record, record_of
 from secateur.errors import ArtifactError
-from secateur.report import words
+from secateur.report import proofs, words
+from secateur.report.markdown import escape
 from secateur.report.report import Report
 
 TAGS = ("pruning", "model-compression", "secateur")
@@ -91,7 +92,7 @@ def model_card(
     if record is not None:
         parts.append(_how(record))
     if report is not None and report.proof:
-        parts.append(f"## Proof\n\n{words.proof(report)}")
+        parts.append(f"## Proof\n\n{escape(proofs.paragraph(report))}")
     parts.append(_loading(small))
     return "\n\n".join(parts) + "\n"
 

@@ -134,7 +134,7 @@ class Facts(_Data):
         form: The form of the result, with `note` if that was not the one hoped for.
         note: See `form`.
         attributes: Numbers of modules and configurations that follow the new sizes, by path.
-        proof: Relative difference to the reference, and what that was.
+        proof: Relative difference to the reference, what that was, at which sizes, and what it could see.
         repairs: What repair tried.
         certificates: What the allocator vouches for.
         contest: How the rule was chosen, where rules competed.

@@ -6,7 +6,7 @@ from importlib import resources
 from typing import TYPE_CHECKING
 
 from secateur.errors import SettingError
-from secateur.report import bargain, contest, shapes, words
+from secateur.report import bargain, contest, proofs, shapes, words
 from secateur.report.certificates import certificate
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def render(report: Facts, *, reload: str = "") -> str:
         report=report,
         style=_text(STYLE),
         words=words,
+        proof=proofs.paragraph(report),
         bargain=bargain,
         shapes=shapes,
         contest=contest,

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from secateur.report import bargain, contest, words
+from secateur.report import bargain, contest, proofs, words
 from secateur.report.certificates import certificate
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def _scores(report: Facts) -> Iterator[str]:
 
 def _proof(report: Facts) -> Iterator[str]:
     yield "## Proof"
-    yield escape(words.proof(report))
+    yield escape(proofs.paragraph(report))
     yield escape(words.form(report))
 
 

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from secateur.report import bargain, contest, words
+from secateur.report import bargain, contest, proofs, words
 
 if TYPE_CHECKING:
     from secateur.report.data import Facts, Layer
@@ -31,7 +31,7 @@ def table(report: Facts, *, reload: str = "") -> str:
         _figures(report),
         [line for note in words.footnotes(report) for line in _wrap(note, "  ")],
         _layers(report.layers),
-        _bullets("proof", (words.proof(report), words.form(report))),
+        _bullets("proof", (proofs.paragraph(report), words.form(report))),
         _bullets("rules that competed", contest.lines(report.contest)) if report.contest else [],
         _bullets("repair", words.repairs(report)),
         _left(report),

@@ -292,36 +292,6 @@ def sharing(layers: Iterable[Layer]) -> str:
     return "(+n): n more layers produce the same units, which only go together." if shared else ""
 
 
-MIXED = (
-    " Some removed units were mixed with others by an operator without weights, such as a layer norm: what "
-    "the others compute changes with the removal, on purpose, and only the measured accuracy says how much "
-    "that costs."
-)
-"""What the removal of inexact groups means."""
-
-
-def proof(report: Facts) -> str:
-    """What was proven, in a sentence."""
-    found = report.proof
-    if report.asked.get("granularity") == "weight":
-        return (
-            "Before repair, the pruned model is the dense model with exactly the masked weights at zero: its "
-            f"{found['outputs']} tensors were compared bit for bit."
-        )
-    references = {
-        "masked": "the dense model with the same units zeroed",
-        "experts excluded": "the dense model whose routers may not choose the removed experts",
-    }
-    reference = references.get(str(found["reference"]), "the captured program with the same units cut out")
-    count = found["outputs"]
-    outputs = "its output differs" if count == 1 else f"its {count} outputs differ"
-    return (
-        f"Before repair, the pruned model computes what {reference} computes: on real samples in float64 "
-        f"{outputs} by {found['difference']:.1e} relative (allowed: {found['tolerance']:.0e})."
-        + ("" if found["reference"] in references else MIXED)
-    )
-
-
 def form(report: Facts) -> str:
     """What the result is, in a sentence."""
     if report.asked.get("granularity") == "weight":

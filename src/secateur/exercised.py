@@ -1,0 +1,279 @@
+"""Which of the tensors that a plan cut move the output: what does not, no comparison can see."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from secateur.apply.compare import (
+    all_double,
+    double_copy,
+    doubled,
+    relative_difference,
+    run_doubled,
+    tensors_in,
+)
+from secateur.apply.draws import Draws
+from secateur.apply.tensors import kept, removed_positions, tensor_called
+from secateur.errors import ApplyError
+from secateur.kernels import without_fast_path
+from secateur.models import evaluating, set_mode
+from secateur.plan import Plan
+
+SPOILED = 64
+"""Most forward passes that try one tensor each, where gradients say nothing."""
+
+
+class Exercise:
+    """What has been seen to move the output so far.
+
+    A position moves it where a change of the size of the tensor's largest entry changes the outputs, each
+    relative to its own largest entry, by more than the tolerance in the root mean square.
+
+    Attributes:
+        unread: Parameters of the pruned model that no gradient reached in any pass; None before one did.
+    """
+
+    def __init__(self, model: nn.Module, small: nn.Module, plan: Plan, tolerance: float) -> None:
+        """See the class; `model` is the dense model and `small` the pruned one."""
+        self.unread: set[str] | None = None
+        self._tolerance = tolerance
+        self._stays: dict[str, dict[int, NDArray[np.int64]]] = {}
+        self._moved: dict[str, dict[int, NDArray[np.bool_]]] = {}
+        self._reached: set[str] = set()
+        self._tries = SPOILED
+        for name, axes in removed_positions(plan).items():
+            try:
+                shape, now = tensor_called(model, name).shape, tensor_called(small, name).shape
+            except ApplyError:  # a constant made inside forward(), or an expert that went as a whole
+                continue
+            stays = {a: np.flatnonzero(kept(shape[a], gone)) for a, gone in axes.items()}
+            # Form `masked` keeps the dense shape: there only some of the entries survive.
+            self._stays[name] = {
+                a: at if now[a] == shape[a] else np.arange(now[a]) for a, at in stays.items()
+            }
+            self._moved[name] = {a: np.zeros(len(at), dtype=bool) for a, at in self._stays[name].items()}
+
+    @property
+    def left(self) -> tuple[str, ...]:
+        """The cut tensors that have not moved the output in any pass."""
+        return tuple(n for n, axes in self._moved.items() if not all(moved.any() for moved in axes.values()))
+
+    @property
+    def half_seen(self) -> bool:
+        """Whether of some cut tensor less than half of the positions that stay moved the output."""
+        return any(2 * moved < stay for moved, stay in self.counts().values())
+
+    @property
+    def cancelled(self) -> tuple[str, ...]:
+        """Those of `left` that nothing can show, because what follows cancels them.
+
+        A bias in front of a softmax over positions or of a norm: the gradient reaches it and sums to nothing,
+        while another tensor of the same layer, cut at the same positions, moves the output.
+        """
+        return tuple(name for name in self.left if name in self._reached and self._has_sibling(name))
+
+    def _has_sibling(self, name: str) -> bool:
+        layer = name.rpartition(".")[0]
+        cut = [at.tolist() for at in self._stays[name].values()]
+        return any(
+            other.rpartition(".")[0] == layer and other not in self.left and at.tolist() in cut
+            for other, axes in self._stays.items()
+            for at in axes.values()
+        )
+
+    def counts(self) -> dict[str, tuple[int, int]]:
+        """For each cut tensor, how many of the positions that stay moved the output, and how many stay."""
+        return {
+            name: (sum(int(m.sum()) for m in axes.values()), sum(len(m) for m in axes.values()))
+            for name, axes in self._moved.items()
+        }
+
+    def look(
+        self,
+        small: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        draws: Draws,
+        *,
+        training: bool = False,
+    ) -> None:
+        """One backward pass; what no gradient reached is spoiled, and one forward pass each tells.
+
+        Args:
+            small: The pruned model; it is left as it was.
+            args: Positional arguments.
+            kwargs: Keyword arguments.
+            draws: The random numbers of the comparison.
+            training: Look at what training mode computes.
+        """
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of gradients that the user did not ask for
+            with contextlib.suppress(Exception):  # autograd may fail on a user's forward in any way
+                self._by_gradients(small, args, kwargs, draws, training)
+            if self.left:
+                self._by_spoiling(small, args, kwargs, draws, training)
+
+    def _by_gradients(
+        self,
+        small: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        draws: Draws,
+        training: bool,
+    ) -> None:
+        double = double_copy(small)
+        tensors = {name: tensor_called(double, name) for name in self._stays}
+        tensors = {**dict(double.named_parameters()), **tensors}
+        tensors = {name: t for name, t in tensors.items() if t.is_floating_point() or t.is_complex()}
+        for tensor in tensors.values():
+            tensor.requires_grad_()
+        args, kwargs = doubled(args, kwargs)
+        with (
+            evaluating(double),
+            without_fast_path(),
+            torch.enable_grad(),
+            all_double(),
+            draws.shared(),
+            _Followed(),
+        ):
+            set_mode(double, training=training)
+            total = _projected(tensors_in(double(*args, **kwargs)))
+        with all_double():
+            gradients = torch.autograd.grad(total, list(tensors.values()), allow_unused=True)
+        found = dict(zip(tensors, gradients, strict=True))
+        unread = {name for name, gradient in found.items() if gradient is None}
+        self.unread = unread if self.unread is None else self.unread & unread
+        for name in self._stays:
+            if (gradient := found.get(name)) is not None:
+                self._note(name, gradient, tensors[name].detach())
+
+    def _note(self, name: str, gradient: torch.Tensor, tensor: torch.Tensor) -> None:
+        scale = float(tensor.abs().max()) or 1.0
+        effect = gradient.abs().nan_to_num(0.0, 0.0, 0.0) * scale
+        for axis, at in self._stays[name].items():
+            effect = effect.index_select(axis, torch.as_tensor(at, device=effect.device))
+        if bool(effect.any()):
+            self._reached.add(name)
+        for axis, moved in self._moved[name].items():
+            rest = [a for a in range(effect.ndim) if a != axis]
+            each = torch.linalg.vector_norm(effect, dim=rest) if rest else effect
+            moved |= (each > self._tolerance).cpu().numpy()
+
+    def _by_spoiling(
+        self,
+        small: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        draws: Draws,
+        training: bool,
+    ) -> None:
+        def moves(names: Iterable[str]) -> bool:
+            double = double_copy(small)
+            for name in names:
+                self._spoil(name, tensor_called(double, name))
+            try:
+                got = run_doubled(double, args, kwargs, draws, training=training)
+            except Exception:  # such as a position that is now outside of its table
+                return True
+            return relative_difference(got, before) > self._tolerance
+
+        before = run_doubled(double_copy(small), args, kwargs, draws, training=training)
+        left = self.left
+        if not moves(left):
+            return
+        for name in left:
+            if self._tries and (len(left) == 1 or moves([name])):
+                for moved in self._moved[name].values():
+                    moved |= True
+            self._tries = max(0, self._tries - 1)
+
+    def _spoil(self, name: str, tensor: torch.Tensor) -> None:
+        """Other numbers at all positions that stay: of the same sign and size, 0.1 in place of 0."""
+        spoiled = spoiled_copy(tensor)
+        with torch.no_grad():
+            for axis, at in self._stays[name].items():
+                gone = torch.as_tensor(~np.isin(np.arange(tensor.shape[axis]), at), device=tensor.device)
+                spoiled = torch.where(_along(gone, axis, tensor.ndim), tensor, spoiled)
+            tensor.copy_(spoiled)
+
+
+def spoiled_copy(tensor: torch.Tensor, seed: int = 0) -> torch.Tensor:
+    """Other numbers: of the same sign and size, 0.1 in place of 0; whole numbers in reverse order."""
+    tensor = tensor.detach()
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return tensor.flip(tuple(range(tensor.ndim)))
+    noise = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(seed)).to(tensor.device)
+    return torch.where(tensor == 0, 0.1 * noise, tensor * (0.5 * noise).exp()).to(tensor.dtype)
+
+
+def _along(mask: torch.Tensor, axis: int, ndim: int) -> torch.Tensor:
+    return mask.reshape([-1 if a == axis else 1 for a in range(ndim)])
+
+
+def _projected(outputs: list[torch.Tensor]) -> torch.Tensor:
+    """One number: a random projection of all outputs, each of them relative to its largest entry.
+
+    A plain sum would not see what a softmax or a norm at the end leaves constant.
+    """
+    total = torch.zeros((), dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    for output in outputs:
+        if output.is_complex():
+            output = torch.view_as_real(output.resolve_conj())
+        if not output.is_floating_point():
+            continue
+        finite = output[torch.isfinite(output)]
+        scale = float(finite.detach().abs().max()) if finite.numel() else 0.0
+        if not finite.requires_grad or not scale:
+            continue
+        along = torch.randn(len(finite), generator=generator, dtype=torch.float64).to(finite.device)
+        total = total.to(finite.device) + (finite * along).sum() / scale / math.sqrt(len(finite))
+    return total
+
+
+class _Followed(TorchFunctionMode):
+    """Lets gradients pass where a forward pass stops them, and reach the statistics of a batch norm."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch._C._set_grad_enabled:
+            return None
+        if func is torch.Tensor.detach:
+            return args[0].view_as(args[0])
+        if func is F.batch_norm:
+            return _batch_norm(*args, **kwargs)
+        if func in (torch.batch_norm, torch.ops.aten.batch_norm.default):
+            x, weight, bias, mean, var, training, momentum, eps = args[:8]
+            return _batch_norm(x, mean, var, weight, bias, training, momentum, eps)
+        return func(*args, **kwargs)
+
+
+def _batch_norm(
+    x: torch.Tensor,
+    mean: torch.Tensor | None,
+    var: torch.Tensor | None,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> torch.Tensor:
+    """`F.batch_norm`, differentiable in the statistics; torch's own refuses those that require gradients."""
+    if training or mean is None or var is None:
+        mean, var = (t.detach().clone() if t is not None else None for t in (mean, var))
+        return F.batch_norm(x, mean, var, weight, bias, training, momentum, eps)
+    shape = [1, -1] + [1] * (x.ndim - 2)
+    scale = (var + eps).rsqrt()
+    y = (x - mean.reshape(shape)) * (scale if weight is None else scale * weight).reshape(shape)
+    return y if bias is None else y + bias.reshape(shape)

@@ -1,0 +1,164 @@
+"""Comparisons of a pruned model with what it has to equal, and the words for one that fails."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.apply.compare import relative_difference, run_both, run_in_double
+from secateur.apply.draws import Draws
+from secateur.apply.record import record_of
+from secateur.diagnosis import Compared, Pair, cause, first_module
+from secateur.errors import ArtifactError, VerificationError
+from secateur.plan import Plan
+
+ArgumentSet = tuple[str, tuple[Any, ...], dict[str, Any]]
+"""A title that gives the sizes, positional and keyword arguments."""
+
+
+class Comparisons:
+    """Comparisons of a pruned model with its reference, and what they have shown so far.
+
+    Attributes:
+        reference: ``masked`` or ``graph``.
+        sizes: Titles of the argument sets on which both agree, in evaluation mode and with their own weights.
+        refused: What the dense model said of the last set that it does not take.
+        program_refused: Titles of sets that the dense model takes, and a captured program refuses.
+        worst: The largest difference so far.
+    """
+
+    def __init__(self, plan: Plan, tolerance: float, reference: str) -> None:
+        self.reference = reference
+        self.sizes: list[str] = []
+        self.refused = ""
+        self.program_refused: list[str] = []
+        self.worst = 0.0
+        self._plan, self._tolerance = plan, tolerance
+        self._seen: list[list[tuple[float, float]]] = []
+
+    def compare(
+        self,
+        pair: Pair,
+        arguments: ArgumentSet,
+        *,
+        training: bool = False,
+        only_training: Sequence[str] = (),
+        seed: int = 0,
+    ) -> Draws | None:
+        """Compares on one argument set.
+
+        Args:
+            pair: The models.
+            arguments: The argument set.
+            training: Compare in training mode.
+            only_training: Parameters that evaluation does not read.
+            seed: Of random numbers in the forward pass.
+
+        Returns:
+            These random numbers; None where the dense model does not run, or where weights other than the
+            user's differ by no more than rounding does.
+
+        Raises:
+            VerificationError: If the two differ, or only the pruned model fails.
+        """
+        title, args, kwargs = arguments
+        if training or not pair.own_weights:
+            title += " in training mode" if training else " with random numbers added to all weights"
+        draws, runs = Draws(seed), partial(run_in_double, training=training)
+        try:
+            got, wanted = run_both(pair.small, pair.reference, args, kwargs, draws, runs)
+        except Exception as error:  # a user's forward may fail in any way
+            try:
+                runs(pair.reference, args, kwargs, Draws(seed))
+            except Exception as refused:
+                self.refused = f"{title}: {shortened(refused)}"
+                return None
+            if self.sizes and is_program(pair.small, in_parts=True):  # it may say no, as long as it says so
+                self.program_refused.append(title)
+                return None
+            unread = f", where {listed(only_training)} are read" if only_training else ""
+            raise VerificationError(
+                f"verify: expected the pruned {type(pair.model).__name__} to run where the dense one does, "
+                f"got {shortened(error)} at {title}{unread}. A size in its code, or a tensor that its trace "
+                f"did not see, did not follow. Leave out the group that the error names, with "
+                f"limits=sc.Limits(ignore=...), and report this as a bug."
+            ) from error
+        difference = relative_difference(got, wanted)
+        found = Compared(pair, self._plan, args, kwargs, draws, difference, training=training)
+        if not found.difference <= self._tolerance:
+            if not pair.own_weights and found.rounding():
+                return None
+            raise VerificationError(self._message(found, title, got, wanted))
+        self.worst = max(self.worst, found.difference)
+        if pair.own_weights and not training and title not in self.sizes:
+            self.sizes.append(title)
+        self._seen.append([_extremes(t) for t in wanted])
+        return draws
+
+    @property
+    def constant(self) -> list[bool]:
+        """For each output, whether it was one number everywhere, in all comparisons."""
+        return [
+            min(low for low, _ in found) == max(high for _, high in found)
+            and (len(found) > 1 or found[0] == (0.0, 0.0))
+            for found in zip(*self._seen, strict=False)
+        ]
+
+    def _message(
+        self, found: Compared, title: str, got: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]
+    ) -> str:
+        path, kind = first_module(found), type(found.pair.model).__name__
+        return (
+            f"verify: expected the pruned {kind} to equal the {self.reference} dense one "
+            f"to {self._tolerance:.1g} relative in float64, got {found.difference:.3g} at {title}"
+            f"{_where(got, wanted, self._tolerance)}"
+            + (f"; what {path} returns is the first to differ. " if path else ". ")
+            + cause(found)
+        )
+
+
+def _extremes(output: torch.Tensor) -> tuple[float, float]:
+    """The smallest and the largest number in an output."""
+    real = torch.view_as_real(output.resolve_conj()) if output.is_complex() else output
+    numbers = real.double()[torch.isfinite(real)]
+    return (float(numbers.min()), float(numbers.max())) if numbers.numel() else (0.0, 0.0)
+
+
+def is_program(model: nn.Module, *, in_parts: bool = False) -> bool:
+    """Whether a pruned model is of form ``graph``; with `in_parts`, also whether parts run as captured."""
+    try:
+        record = record_of(model)
+    except ArtifactError:  # a class of the user's own around it
+        return False
+    return record.form == "graph" or (in_parts and bool(record.captured))
+
+
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """``a, b, c and 4 more``."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _where(got: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor], tolerance: float) -> str:
+    """Which of several outputs differ, or that their shapes do."""
+    shapes = [[list(t.shape) for t in outputs] for outputs in (got, wanted)]
+    if shapes[0] != shapes[1]:
+        ours, theirs = (listed(list(map(str, found))) for found in shapes)
+        return f", because it returns {ours} and not {theirs}"
+    if len(got) == 1:
+        return ""
+    differ = [
+        str(i)
+        for i, (a, b) in enumerate(zip(got, wanted, strict=True))
+        if not relative_difference([a], [b]) <= tolerance
+    ]
+    return f" in {len(differ)} of {len(got)} outputs (number {listed(differ)})"
+
+
+def shortened(error: BaseException) -> str:
+    """What an error says, in at most 160 characters."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= 160 else text[:157] + "..."
