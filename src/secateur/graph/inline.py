@@ -1,4 +1,4 @@
-"""Regions that capture keeps as nested programs (`torch.no_grad()`, disabled autocast) put back in line."""
+"""Regions that capture keeps as nested programs (`torch.no_grad()`, autocast) put back in line."""
 
 from __future__ import annotations
 
@@ -8,55 +8,104 @@ from typing import Any
 import torch
 from torch import fx
 from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from secateur.graph.rules.op import shape_of
 
 _GRAD = "wrap_with_set_grad_enabled"
 _AUTOCAST = "wrap_with_autocast"
 
 
+def autocast_to(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """What autocast does to an operand: it is cast unless it holds integers or doubles."""
+    castable = tensor.is_floating_point() and tensor.dtype is not torch.float64
+    return tensor.to(dtype) if castable else tensor
+
+
 def inline_regions(program: ExportedProgram) -> None:
-    """Replace regions whose mode changes no value by their operators, in place.
+    """Replace regions by their operators, in place.
 
-    The results of a `no_grad` region are detached, which keeps gradients what they were. A region of
-    *enabled* autocast changes values, so it stays nested.
+    The results of a `no_grad` region are detached, which keeps gradients what they were. In a region of
+    autocast, `autocast_to` stands before each operator whose operands are cast there.
     """
-    graph = program.graph_module.graph
-    inlined = 0
-    while (found := _first_region(program)) is not None:  # regions may lie inside regions
-        _inline(graph, *found)
-        inlined += 1
-    if not inlined:
+    _flatten(program.graph_module, None)
+
+
+def _flatten(module: fx.GraphModule, autocast: torch.dtype | None) -> None:
+    """Put regions of `module` in line; its own operators run under autocast to this dtype."""
+    found = False
+    for node in list(module.graph.nodes):
+        region = _region(module, node, autocast)
+        if region is not None:
+            inner, operands, detach, dtype = region
+            _flatten(inner, dtype)
+            _inline(module.graph, node, inner, operands, detach)
+            found = True
+        elif autocast is not None and isinstance(node.target, torch._ops.OpOverload):
+            _cast_operands(module.graph, node, autocast)
+            found = True
+    if not found:
         return
-    for node in list(graph.nodes):
+    for node in list(module.graph.nodes):
         if node.op == "get_attr" and not node.users:
-            graph.erase_node(node)
-    program.graph_module.recompile()
+            module.graph.erase_node(node)
+    module.recompile()
 
 
-def _first_region(program: ExportedProgram) -> tuple[fx.Node, fx.GraphModule, tuple[Any, ...], bool] | None:
-    for node in program.graph_module.graph.nodes:
-        found = _region(program.graph_module, node)
-        if found is not None:
-            return node, *found
-    return None
-
-
-def _region(root: torch.nn.Module, node: fx.Node) -> tuple[fx.GraphModule, tuple[Any, ...], bool] | None:
-    """The nested program of a node, its operands, and whether its results are to be detached."""
+def _region(
+    root: torch.nn.Module, node: fx.Node, autocast: torch.dtype | None
+) -> tuple[fx.GraphModule, tuple[Any, ...], bool, torch.dtype | None] | None:
+    """The nested program of a node, its operands, whether its results are detached, and its autocast."""
     name = getattr(node.target, "__name__", "") if node.op == "call_function" else ""
+    detach = False
+    arguments: tuple[Any, ...] = node.args
     if name == _GRAD:
-        enabled, region, *operands = node.args
+        enabled, region, *operands = arguments
+        detach = not enabled
     elif name == _AUTOCAST:
-        _, _, enabled, _, region, *operands = node.args
-        if enabled:
-            return None
+        device, dtype, enabled, _, region, *operands = arguments
+        autocast = (dtype or torch.get_autocast_dtype(device)) if enabled else None
     else:
         return None
-    if not isinstance(region, fx.Node) or not isinstance(region.target, str):
-        return None
-    inner = root.get_submodule(region.target)
-    return (
-        (inner, tuple(operands), name == _GRAD and not enabled) if isinstance(inner, fx.GraphModule) else None
-    )
+    inner = root.get_submodule(region.target) if isinstance(region, fx.Node) else None
+    return (inner, tuple(operands), detach, autocast) if isinstance(inner, fx.GraphModule) else None
+
+
+def _cast_operands(graph: fx.Graph, node: fx.Node, dtype: torch.dtype) -> None:
+    """Put casts before an operator, if autocast makes some."""
+    to = _operand_dtype(node, dtype)
+    if to is None:
+        return
+    made: dict[fx.Node, fx.Node] = {}
+    with graph.inserting_before(node):
+        for source in node.all_input_nodes:
+            value = source.meta.get("val")
+            if isinstance(value, torch.Tensor) and value.dtype is not to and value.is_floating_point():
+                made[source] = graph.call_function(autocast_to, (source, to))
+                made[source].meta = {**node.meta, "val": autocast_to(value, to)}
+    node.args = fx.map_arg(node.args, lambda n: made.get(n, n))
+    node.kwargs = fx.map_arg(node.kwargs, lambda n: made.get(n, n))
+
+
+def _operand_dtype(node: fx.Node, dtype: torch.dtype) -> torch.dtype | None:
+    """What autocast casts an operator's operands to: with it, the result has the type that was captured."""
+    captured = [v.dtype for v in pytree.tree_leaves(node.meta.get("val")) if isinstance(v, torch.Tensor)]
+    for to in (None, dtype, torch.float32) if captured else ():
+
+        def operand(source: fx.Node, to: torch.dtype | None = to) -> Any:
+            value = source.meta["val"]
+            if not isinstance(value, torch.Tensor):
+                return value
+            bare = torch.empty(shape_of(value), dtype=value.dtype, device="meta")
+            return bare if to is None else autocast_to(bare, to)
+
+        try:
+            result = node.target(*fx.map_arg(node.args, operand), **fx.map_arg(node.kwargs, operand))  # type: ignore[operator]
+        except Exception:  # noqa: S112  # an operator that does not take these types
+            continue
+        if [v.dtype for v in pytree.tree_leaves(result) if isinstance(v, torch.Tensor)] == captured:
+            return to
+    return None
 
 
 def _inline(
