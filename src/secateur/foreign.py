@@ -55,7 +55,10 @@ _KINDS = (
         "no fake impl|[Mm]eta kernel|abstract impl|register_fake",
         "a custom operator is called there, and nothing says what it returns. Use torch.library.register_fake",
     ),
-    ("nested.*FakeTensorMode|inside of a compiled|torch.compile", "code is compiled there. Call it uncompiled"),
+    (
+        "nested.*FakeTensorMode|inside of a compiled|torch.compile",
+        "code is compiled there. Call it uncompiled",
+    ),
 )
 """What an error's text or the names of what was running contain; and what it means, with what to do."""
 
