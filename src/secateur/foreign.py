@@ -1,4 +1,4 @@
-"""What an exception of the user's code or of another library means to the user: where, what, and what to do."""
+"""What an exception of the user's code or of another library means: where, what, and what to do."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ _KINDS = (
     ),
     (
         r"data-dependent|Could not extract specialized integer|unbacked|\.item\(\)",
-        "what the forward pass does there depends on the values of a tensor, and a capture has to hold for all "
-        "values. Use torch.where, or decide before the model is called",
+        "what the forward pass does there depends on the values of a tensor, and a capture has to hold for "
+        "all values. Use torch.where, or decide before the model is called",
     ),
     (
         r"numpy\(\)|__array__|tolist\(\)|converted to numpy",
@@ -49,11 +49,11 @@ _KINDS = (
     ),
     (
         "unhashable type: .*Sym",
-        "a size is the key of a dictionary or a cached function there. Make the table anew, or key by a string",
+        "a size is the key of a dictionary or a cached function there. Make the table anew, or key by text",
     ),
     (
         "no fake impl|[Mm]eta kernel|abstract impl|register_fake",
-        "a custom operator is called there, and nothing says what it returns. Use torch.library.register_fake",
+        "a custom operator is called there; nothing says what it returns. Use torch.library.register_fake",
     ),
     (
         "nested.*FakeTensorMode|inside of a compiled|torch.compile",
