@@ -204,8 +204,8 @@ def test_dict_outputs_and_keyword_inputs_survive() -> None:
     assert {k: tuple(v.shape) for k, v in out.items()} == {"features": (2, 6), "logits": (2, 5)}
 
 
-def test_regions_that_capture_keeps_nested_are_kept() -> None:
-    """Enabled autocast changes values, so its region is not put in line; what it touches is frozen."""
+def test_units_pass_through_regions_of_autocast() -> None:
+    """The program computes such a region in autocast, as the module does."""
 
     def forward(m: nn.Module, x: Tensor) -> Tensor:
         x = F.relu(m.b(F.relu(m.a(x))))
@@ -217,12 +217,14 @@ def test_regions_that_capture_keeps_nested_are_kept() -> None:
         forward, a=nn.Linear(3, 6), b=nn.Linear(6, 5), c=nn.Linear(5, 4), d=nn.Linear(4, 8), e=nn.Linear(8, 2)
     )
     graph = sc.trace(net, torch.zeros(2, 3))
-    assert [g.name for g in graph.groups] == ["a", "d"]
+    assert [g.name for g in graph.groups] == ["a", "b", "c", "d"]
     plan = random_plan(graph)
-    small = sc.apply(net, plan, graph=graph)
-    assert sc.verify(net, small, plan).difference <= 1e-9
-    small = sc.apply(net, plan, "graph", graph=graph)
-    assert sc.verify(net, small, plan).difference <= 1e-9
+    module, program = (sc.apply(net, plan, form, graph=graph) for form in ("module", "graph"))
+    for small in (module, program):
+        assert sc.verify(net, small, plan).difference <= 1e-9
+    x = torch.randn(4, 3)
+    assert torch.equal(module(x), program(x))
+    assert not torch.equal(program(x), copy.deepcopy(program).double()(x.double()).float())
 
 
 def test_constants_with_removed_positions_follow() -> None:

@@ -47,7 +47,7 @@ class _Reader:
     def output(self, pruned: Tensor, weight: Tensor, args: Any, kwargs: Any) -> Tensor:
         """What the call gives with another weight. [positions, outputs]"""
         swapped = [pruned if value is weight else value for value in args]
-        return self.rows(self.call.target(*swapped, **kwargs), weight)
+        return self.rows(self.call.run(*swapped, **kwargs), weight)
 
     def rows(self, output: Tensor, weight: Tensor) -> Tensor:
         """An output as [positions, outputs]."""

@@ -23,6 +23,7 @@ from secateur.apply.tensors import cut, tensor_called
 from secateur.collecting import uncollected
 from secateur.errors import ApplyError
 from secateur.graph.graph import Graph
+from secateur.graph.inline import in_modes, modes_of
 from secateur.graph.rules import operator_name
 from secateur.graph.walk import lifted, tensor_of
 from secateur.plan import Plan
@@ -186,15 +187,15 @@ class _Builder:
     def _call(self, node: fx.Node) -> fx.Node:
         name, target = operator_name(node), cast(Any, node.target)
         if name == "aten.batch_norm.default" and (layer := self._batch_norm(node)):
-            return self.out.call_module(layer, (self._argument(node.args[0]),))
+            return self._emit(node, self.out.get_attr(layer), (self._argument(node.args[0]),))
         dropout = DROPOUTS.get(name.removeprefix("aten.").removesuffix(".default").rstrip("_"))
         if dropout is not None:
             layer = f"dropout_{node.name}"
             self.root.add_module(layer, dropout(float(node.args[1])))  # type: ignore[arg-type]
-            return self.out.call_module(layer, (self._argument(node.args[0]),))
+            return self._emit(node, self.out.get_attr(layer), (self._argument(node.args[0]),))
         call = self.constants.follow(node)
         if call is None:
-            return self.out.call_function(target, self._map(tuple(node.args)), self._map(dict(node.kwargs)))
+            return self._emit(node, target, self._map(tuple(node.args)), self._map(dict(node.kwargs)))
         args, kwargs = [], {}
         positional = True  # until an argument is left out
         for argument in call.target._schema.arguments:
@@ -204,7 +205,16 @@ class _Builder:
                 args.append(self._map(call.arguments[argument.name]))
             else:
                 kwargs[argument.name] = self._map(call.arguments[argument.name])
-        return self.out.call_function(call.target, tuple(args), kwargs)
+        return self._emit(node, call.target, tuple(args), kwargs)
+
+    def _emit(self, node: fx.Node, target: Any, args: tuple[Any, ...], kwargs: Any = None) -> fx.Node:
+        """A call in the modes of the captured one; `target` is an operator, or the node of a layer."""
+        modes = modes_of(node)
+        if modes:
+            return self.out.call_function(in_modes, (modes, target, *args), kwargs)
+        if isinstance(target, fx.Node):
+            return self.out.call_module(str(target.target), args)
+        return self.out.call_function(target, args, kwargs)
 
     def _batch_norm(self, node: fx.Node) -> str | None:
         """Turn the tensors of a batch-norm call, if they are one layer's, into a layer; returns its path."""

@@ -53,7 +53,7 @@ def capture(
         preserved(model, functions=True),
         evaluation_mode(model, training=training),
         capturable(model),
-        torch.no_grad(),
+        torch.enable_grad(),
         _quiet(),
         uncollected(),
     ):

@@ -10,6 +10,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
+from secateur.graph.inline import entered, modes_of
 from secateur.graph.rules.op import remember_size
 from secateur.graph.walk import lifted, tensor_of
 
@@ -50,7 +51,8 @@ class _Measuring(fx.Interpreter):
         self._nodes = nodes
 
     def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
+        with entered(modes_of(n)):
+            value = super().run_node(n)
         if n in self._nodes:
             found = pytree.tree_leaves(value)
             for captured, actual in zip(pytree.tree_leaves(n.meta["val"]), found, strict=True):

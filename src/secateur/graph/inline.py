@@ -1,8 +1,10 @@
-"""Regions that capture keeps as nested programs (`torch.no_grad()`, disabled autocast) put back in line."""
+"""Regions that capture keeps as nested programs (`torch.no_grad()`, autocast) put back in line."""
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -12,27 +14,54 @@ from torch.export import ExportedProgram
 _GRAD = "wrap_with_set_grad_enabled"
 _AUTOCAST = "wrap_with_autocast"
 
+Mode = tuple[Any, ...]
+"""``("grad", enabled)`` or ``("autocast", device type, dtype, enabled, cache enabled)``."""
+
+_MODES = "secateur_modes"
+
+
+def modes_of(node: fx.Node) -> tuple[Mode, ...]:
+    """The modes in which an operator was captured, outermost first."""
+    found: tuple[Mode, ...] = node.meta.get(_MODES, ())
+    return found
+
+
+@contextmanager
+def entered(modes: tuple[Mode, ...]) -> Iterator[None]:
+    """Run the block in these modes."""
+    with ExitStack() as stack:
+        for kind, *values in modes:
+            if kind == "grad":
+                stack.enter_context(torch.set_grad_enabled(values[0]))
+            else:
+                device, dtype, enabled, cached = values
+                stack.enter_context(torch.autocast(device, dtype, enabled, cached))
+        yield
+
+
+def in_modes(modes: tuple[Mode, ...], function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """What a function gives in these modes."""
+    with entered(modes):
+        return function(*args, **kwargs)
+
 
 def inline_regions(program: ExportedProgram) -> None:
-    """Replace regions whose mode changes no value by their operators, in place.
+    """Replace regions by their operators, in place. Each operator remembers its modes: see `modes_of`.
 
-    The results of a `no_grad` region are detached, which keeps gradients what they were. A region of
-    *enabled* autocast changes values, so it stays nested.
+    The results of a `no_grad` region are detached, so that gradients are right for who ignores the modes.
+    What asserts the dtype and the device of the capture is dropped: the model itself asserts nothing.
     """
     graph = program.graph_module.graph
-    inlined = 0
     while (found := _first_region(program)) is not None:  # regions may lie inside regions
         _inline(graph, *found)
-        inlined += 1
-    if not inlined:
-        return
-    for node in list(graph.nodes):
-        if node.op == "get_attr" and not node.users:
+    for node in reversed(list(graph.nodes)):
+        pins = str(node.target).startswith("aten._assert_tensor_metadata")
+        if pins or (node.op == "get_attr" and not node.users):
             graph.erase_node(node)
     program.graph_module.recompile()
 
 
-def _first_region(program: ExportedProgram) -> tuple[fx.Node, fx.GraphModule, tuple[Any, ...], bool] | None:
+def _first_region(program: ExportedProgram) -> tuple[fx.Node, fx.GraphModule, tuple[Any, ...], Mode] | None:
     for node in program.graph_module.graph.nodes:
         found = _region(program.graph_module, node)
         if found is not None:
@@ -40,27 +69,26 @@ def _first_region(program: ExportedProgram) -> tuple[fx.Node, fx.GraphModule, tu
     return None
 
 
-def _region(root: torch.nn.Module, node: fx.Node) -> tuple[fx.GraphModule, tuple[Any, ...], bool] | None:
-    """The nested program of a node, its operands, and whether its results are to be detached."""
+def _region(root: torch.nn.Module, node: fx.Node) -> tuple[fx.GraphModule, tuple[Any, ...], Mode] | None:
+    """The nested program of a node, its operands, and the mode in which it runs."""
     name = getattr(node.target, "__name__", "") if node.op == "call_function" else ""
+    mode: Mode
     if name == _GRAD:
         enabled, region, *operands = node.args
+        mode = ("grad", enabled)
     elif name == _AUTOCAST:
-        _, _, enabled, _, region, *operands = node.args
-        if enabled:
-            return None
+        device, dtype, enabled, cached, region, *operands = node.args
+        mode = ("autocast", device, dtype, enabled, cached)
     else:
         return None
     if not isinstance(region, fx.Node) or not isinstance(region.target, str):
         return None
     inner = root.get_submodule(region.target)
-    return (
-        (inner, tuple(operands), name == _GRAD and not enabled) if isinstance(inner, fx.GraphModule) else None
-    )
+    return (inner, tuple(operands), mode) if isinstance(inner, fx.GraphModule) else None
 
 
 def _inline(
-    graph: fx.Graph, node: fx.Node, inner: fx.GraphModule, operands: tuple[Any, ...], detach: bool
+    graph: fx.Graph, node: fx.Node, inner: fx.GraphModule, operands: tuple[Any, ...], mode: Mode
 ) -> None:
     made: dict[fx.Node, Any] = {}
     parameters = iter(operands)
@@ -71,12 +99,15 @@ def _inline(
                 made[source] = next(parameters)
             elif source.op == "output":
                 results = fx.node.map_arg(source.args[0], made.__getitem__)
+            elif source.op == "get_attr":
+                holder = node.graph.owning_module
+                name = f"{node.name}_{source.target}"
+                setattr(holder, name, getattr(inner, source.target))
+                made[source] = graph.get_attr(name)
             else:
                 made[source] = graph.node_copy(source, made.__getitem__)
-                if source.op == "get_attr":
-                    holder = node.graph.owning_module
-                    setattr(holder, source.target, getattr(inner, source.target))
-        if detach:
+                made[source].meta[_MODES] = (*modes_of(node), mode, *modes_of(source))
+        if mode == ("grad", False):
             results = fx.node.map_arg(results, lambda result: _detached(graph, result))
     if isinstance(results, list | tuple):
         for user in list(node.users):

@@ -9,6 +9,7 @@ from torch import fx
 from torch.export.graph_signature import InputKind
 
 from secateur.graph.graph import Graph
+from secateur.graph.inline import Mode, in_modes, modes_of
 from secateur.graph.walk import lifted
 from secateur.graph.writes import written
 
@@ -20,14 +21,15 @@ class Call:
     target: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    modes: tuple[Mode, ...] = ()
 
     @classmethod
     def captured(cls, node: fx.Node) -> Call:
         """The call of a node, as it was captured."""
-        return cls(node.target, tuple(node.args), dict(node.kwargs))
+        return cls(node.target, tuple(node.args), dict(node.kwargs), modes_of(node))
 
     @classmethod
-    def bound(cls, target: Any, arguments: dict[str, Any]) -> Call:
+    def bound(cls, target: Any, arguments: dict[str, Any], modes: tuple[Mode, ...] = ()) -> Call:
         """A call from arguments by schema name."""
         args: list[Any] = []
         kwargs: dict[str, Any] = {}
@@ -39,7 +41,11 @@ class Call:
                 args.append(arguments[argument.name])
             else:
                 kwargs[argument.name] = arguments[argument.name]
-        return cls(target, tuple(args), kwargs)
+        return cls(target, tuple(args), kwargs, modes)
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """What the operator gives for these arguments, in the modes in which it was captured."""
+        return in_modes(self.modes, self.target, *args, **kwargs)
 
     def arguments(self) -> dict[str, Any]:
         """Arguments by schema name, with defaults."""

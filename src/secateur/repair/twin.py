@@ -22,6 +22,7 @@ from secateur.apply.tensors import cut, tensor_called
 from secateur.calibration import Batch, map_tensors
 from secateur.errors import ApplyError
 from secateur.graph.graph import Graph
+from secateur.graph.inline import modes_of
 from secateur.graph.walk import tensor_of
 from secateur.regression.outline import Call, Outline
 from secateur.score.program import CapturedModel
@@ -108,7 +109,7 @@ class Twin(Outline):
         if call is None:
             return Call.captured(node)
         arguments = map_tensors(lambda t: t.to(self.graph.device), call.arguments)  # positions that follow
-        return Call.bound(call.target, arguments)
+        return Call.bound(call.target, arguments, modes_of(node))
 
     def _last_uses(self) -> list[list[fx.Node]]:
         """For each position, the nodes whose values nothing reads after it."""
@@ -192,7 +193,7 @@ class Twin(Outline):
 
         args = fx.map_arg(call.args, value_of)
         kwargs = fx.map_arg(call.kwargs, value_of)
-        return call.target(*args, **kwargs)
+        return call.run(*args, **kwargs)
 
     def kept(self, node: fx.Node) -> list[Mask]:
         """Which positions of each axis of a node's dense value stay."""

@@ -16,6 +16,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from secateur.errors import CalibrationError
+from secateur.graph.inline import entered, modes_of
 from secateur.graph.rules.op import is_open
 from secateur.graph.writes import written
 
@@ -37,7 +38,8 @@ class _Watching(fx.Interpreter):
         self._cloned = cloned
 
     def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
+        with entered(modes_of(n)):
+            value = super().run_node(n)
         if n.op == "placeholder" and n.name in self._cloned and isinstance(value, Tensor):
             return value.clone()
         if self.watcher is not None and n.name in self.watched:

@@ -229,7 +229,7 @@ class _LayerReading(_Reading):
                 given = {n: self._layers.tensor(n).detach() for n in node.all_input_nodes if n is not source}
                 given[source] = at
                 call = Call.captured(node)
-                at = call.target(*fx.map_arg(call.args, given.get), **fx.map_arg(call.kwargs, given.get))
+                at = call.run(*fx.map_arg(call.args, given.get), **fx.map_arg(call.kwargs, given.get))
                 source = node
             ends.append(at)
         found = self._layer.layer.targets(ends[1] - ends[0], self._weight, self._call)
