@@ -249,6 +249,7 @@ def prune(
         untouched=untouched(graph),
         form=record_of(small).form,
         note=record_of(small).note,
+        attributes=dict(record_of(small).sizes),
         proof=proof_entry(proof),
         repairs=record_of(repaired).repairs,
         certificates=plan.certificates,

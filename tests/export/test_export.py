@@ -152,6 +152,38 @@ def test_what_computes_something_else_is_refused_and_the_old_file_stays(tmp_path
     assert list(tmp_path.iterdir()) == [path]
 
 
+class Forgetful(nn.Module):
+    """While it is captured, it may forget its mask, or all ids but the first ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.up, self.down = nn.Embedding(20, 4), nn.Linear(4, 6), nn.Linear(6, 3)
+        self.forgets = ""
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            ids = ids.clamp(max=1) if self.forgets == "ids" else ids
+            mask = torch.ones_like(mask) if self.forgets == "mask" else mask
+        hidden = torch.relu(self.up(self.words(ids)))
+        return (self.down(hidden) * mask[..., None]).sum(1)
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+@pytest.mark.parametrize("forgets", ["ids", "mask", ""])
+def test_ids_and_padding_that_the_example_lacks_are_tried(tmp_path: Path, forgets: str, suffix: str) -> None:
+    torch.manual_seed(0)
+    model = Forgetful().eval()
+    inputs = {"ids": torch.zeros(2, 6, dtype=torch.long), "mask": torch.ones(2, 6, dtype=torch.long)}
+    graph = sc.trace(model, inputs)
+    small: Any = sc.apply(model, random_plan(graph), graph=graph, example_inputs=inputs)
+    small.forgets = forgets
+    if not forgets:
+        assert sc.export(small, tmp_path / f"net{suffix}", inputs).batches == (2, 3)
+        return
+    with pytest.raises(sc.ExportError, match="largest difference"):
+        sc.export(small, tmp_path / f"net{suffix}", inputs)
+
+
 def test_the_tolerance_decides(tmp_path: Path) -> None:
     torch.manual_seed(0)
     wide = nn.Sequential(nn.Linear(300, 300), nn.Tanh(), nn.Linear(300, 40)).eval()

@@ -117,3 +117,14 @@ def test_loading_defines_make_model_where_it_is_known() -> None:
         'model = sc.load("demo", make_model)',
     ]
     assert words.reloading(report(artefact=None)) == ""
+
+
+def test_numbers_that_follow_are_listed_once_for_all_layers() -> None:
+    sizes: dict[str, Any] = {f"layers.{k}.heads": 2 for k in range(5)}
+    sizes |= {"config.heads": 2, "blocks.0.width": 7, "blocks.1.width": 8}
+    assert words.form(report(attributes=sizes)).endswith(
+        " Numbers that follow: blocks.*.width = 7 or 8, config.heads = 2, layers.*.heads = 2."
+    )
+    many = report(attributes={f"part{chr(97 + k)}.heads": 1 for k in range(11)})
+    assert "and 3 more, which the JSON lists" in words.form(many)
+    assert "follow" not in words.form(report())

@@ -260,7 +260,7 @@ class _Reader:
         return Reading(tuple(found), self._gap(self.resized, numbers))
 
     def _answers(self, component: list[Number], stated: Changes) -> list[dict[str, Any]]:
-        """Changes of these numbers that give their axes the wanted sizes; those of more numbers first."""
+        """Changes of these numbers that give their axes the wanted sizes: whole heads before their size."""
         axes = frozenset().union(*(n.moves for n in component))
         alike: dict[tuple[Any, ...], set[int]] = {}
         for name, k in axes:  # what follows from the same numbers in the same way can only be of one size
@@ -276,7 +276,7 @@ class _Reader:
                 shapes = self.builds.shapes({**stated, **changes})
                 if shapes is not None and all(shapes[name][k] == self.wanted[name][k] for name, k in axes):
                     found.append(changes)
-        return sorted(found, key=len, reverse=True)
+        return sorted(found, key=lambda changes: (-len(changes), any(_HEAD_SIZE in path for path in changes)))
 
     def _ratios(self, number: Number) -> list[Fraction]:
         """By how much the axes of a number shrink, the commonest first."""

@@ -129,6 +129,7 @@ def prune_experts(
         untouched=untouched(cast(Graph, graph)),
         form="module",
         note="",
+        attributes=dict(record_of(small).sizes),
         proof=proof_entry(proof),
         repairs=record_of(repaired).repairs,
         certificates=plan.certificates,

@@ -25,7 +25,10 @@ def adopt(model: nn.Module, small: nn.Module) -> None:
     """
     _take(model, small)
     record = record_of(small)
-    final = {path: _value(small, path) for path in record.sizes}
+    final = {
+        path: record.sizes[path] if path.startswith("config.") else _value(small, path)
+        for path in record.sizes
+    }
     set_sizes(model, model, {k: list(v) if isinstance(v, tuple) else v for k, v in final.items()})
 
 

@@ -133,6 +133,7 @@ class Facts(_Data):
         untouched: What could not be pruned, and why.
         form: The form of the result, with `note` if that was not the one hoped for.
         note: See `form`.
+        attributes: Numbers of modules and configurations that follow the new sizes, by path.
         proof: Relative difference to the reference, and what that was.
         repairs: What repair tried.
         certificates: What the allocator vouches for.
@@ -156,6 +157,7 @@ class Facts(_Data):
     untouched: tuple[Kept, ...]
     form: str
     note: str
+    attributes: dict[str, JsonValue] = Field(default_factory=dict)
     proof: dict[str, JsonValue]
     repairs: tuple[dict[str, Any], ...]
     certificates: dict[str, JsonValue]

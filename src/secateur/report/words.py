@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -330,9 +331,19 @@ def form(report: Facts) -> str:
         "graph": "The result is the captured program with smaller tensors (form graph).",
         "masked": "The result is the dense model with zeroed units (form masked).",
     }.get(report.form, f"The result has the form {report.form}.")
-    if not report.note:
-        return what
-    return f"{what} {report.note[0].upper()}{report.note[1:]}"
+    if report.note:
+        what += f" {report.note[0].upper()}{report.note[1:]}"
+    return what + attributes(report)
+
+
+def attributes(report: Facts, most: int = 8) -> str:
+    """The numbers that followed, as a sentence; those that layers have alike are named once."""
+    alike: dict[str, dict[str, None]] = {}
+    for path, value in report.attributes.items():
+        alike.setdefault(re.sub(r"\d+", "*", path), {})[str(value)] = None
+    shown = [f"{path} = {' or '.join(list(values)[:3])}" for path, values in sorted(alike.items())[:most]]
+    more = f" and {len(alike) - most} more, which the JSON lists" if len(alike) > most else ""
+    return f" Numbers that follow: {', '.join(shown)}{more}." if shown else ""
 
 
 def repairs(report: Facts) -> tuple[str, ...]:
