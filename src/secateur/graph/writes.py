@@ -69,7 +69,9 @@ def erase(module: fx.GraphModule, nodes: frozenset[fx.Node]) -> None:
 
 
 def _asserts(node: fx.Node) -> bool:
-    return node.meta.get("val") is None and not node.users
+    """True for a check of what is given; those of a type or device would bind a program to it."""
+    named = str(node.target) == "aten._assert_tensor_metadata.default"
+    return node.meta.get("val") is None and not node.users and not named
 
 
 def _has_effects(node: fx.Node) -> bool:

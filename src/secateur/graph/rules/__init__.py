@@ -14,8 +14,9 @@ from secateur.graph.rules import (
     reshape,
     select,
 )
+from secateur.graph.rules.naming import operator_name
 from secateur.graph.rules.op import Op
-from secateur.graph.rules.registry import RULES, find_rule, operator_name, rule
+from secateur.graph.rules.registry import RULES, find_rule, rule
 
 __all__ = [
     "RULES",

@@ -46,12 +46,29 @@ def _convolve(op: Op, *, transposed: bool) -> Axes:
     for kernel_axis in weight_axes[2:]:
         op.store.freeze(kernel_axis, 0)
     op.produces(weight, channel)
+    space = _space(op, x_axes[channel + 1 :], transposed=transposed)
     # Every weight meets every position of the output (of the input, if transposed) once.
-    positions = op.shape(x if transposed else op.node)
-    space = product(positions[channel + 1 :]) * product(positions[:channel])
-    op.count(space * product(op.shape(weight)[2:]), *weight_axes[:2])
-    output = list(x_axes[:channel]) + [out] + [plain(n) for n in op.output_shape[channel + 1 :]]
-    return tuple(output)
+    met = x_axes[channel + 1 :] if transposed else space
+    op.count(product(op.shape(weight)[2:]), *x_axes[:channel], *met, *weight_axes[:2])
+    return (*x_axes[:channel], out, *space)
+
+
+def _space(op: Op, axes: Axes, *, transposed: bool) -> Axes:
+    """The output's axes of space (or time). A kernel of one position leaves an axis what it is."""
+    shape, kernel = op.output_shape[-len(axes) :], op.shape(op["weight"])[2:]
+    names = ("stride", "padding", "output_padding")
+    given = {n: v for n in names if isinstance(v := op.get(n, 0), list | tuple | int)}  # or "same", "valid"
+    out = []
+    for k, (axis, size) in enumerate(zip(axes, shape, strict=True)):
+        stride, *padding = (
+            op.integers([v if isinstance(v, int) else v[k % len(v)]])[0] for v in given.values()
+        )
+        if kernel[k] == 1 and stride == 1 and not any(padding):
+            out.append(axis)
+            continue
+        op.freeze(axis, "a kernel moves along it")
+        out.append(plain(size))
+    return tuple(out)
 
 
 def _grouped(op: Op, x: Labels, first: Labels, second: Labels, groups: int, *, transposed: bool) -> Labels:

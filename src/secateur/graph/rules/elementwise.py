@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from secateur.graph.rules.op import Axes, Op
+from secateur.graph.rules.op import Axes, Op, plain
 from secateur.graph.rules.registry import rule
 
 
@@ -21,15 +21,15 @@ def pointwise(op: Op) -> Axes:
     "aten.clone.default", "aten.contiguous.default", "aten.detach.default", "aten.detach_.default",
     "aten.alias.default", "aten.lift_fresh_copy.default", "aten.positive.default",
     "aten.to.dtype", "aten.to.device", "aten.to.dtype_layout", "aten.to.other", "aten._to_copy.default",
-    "aten.type_as.default", "aten.cumsum.default", "aten.nan_to_num.default",
+    "aten.type_as.default", "aten.nan_to_num.default",
+    "aten.real.default", "aten.imag.default", "aten._conj.default", "aten.conj.default",
+    "aten.resolve_conj.default", "aten.resolve_neg.default",
     "aten.bernoulli.default", "aten.bernoulli_.float", "aten.rand_like.default", "aten.randn_like.default",
     "aten.zeros_like.default", "aten.ones_like.default", "aten.full_like.default", "aten.empty_like.default",
-    "aten.fill.Scalar", "aten.fill.Tensor", "aten.fill_.Scalar", "aten.fill_.Tensor", "aten.zero_.default",
+     "aten.fill.Scalar", "aten.fill.Tensor", "aten.fill_.Scalar", "aten.fill_.Tensor", "aten.zero_.default",
 )  # fmt: skip
 def same_shape(op: Op) -> Axes:
     """The output has the first argument's labels; other tensors broadcast against it."""
-    if op.name.startswith("aten.cumsum"):
-        op.mix(op.axes(op["self"])[op.integer("dim")])
     first = op.axes(op.tensors()[0])
     if op.name.startswith(("aten.to.other", "aten.type_as")):
         return first
@@ -40,6 +40,40 @@ def same_shape(op: Op) -> Axes:
 def copy(op: Op) -> Axes:
     """Writes one tensor into another: they hold the same units."""
     return op.broadcast(*(op.axes(n) for n in op.tensors()))
+
+
+@rule("aten.view_as_real.default", "aten.view_as_complex.default")
+def complex_view(op: Op) -> Axes:
+    """Two real numbers, along a last axis of their own, as one complex number, and back."""
+    x = op.axes(op["self"])
+    if op.name.startswith("aten.view_as_real"):
+        return (*x, plain(2))
+    op.freeze(x[-1], "two numbers that make one")
+    return x[:-1]
+
+
+@rule("aten.tril.default", "aten.triu.default", "aten.tril_.default", "aten.triu_.default")
+def triangle(op: Op) -> Axes:
+    """Zeros on one side of a diagonal: the last two axes are counted."""
+    x = op.axes(op["self"])
+    for axis in x[-2:]:
+        op.freeze(axis, "counted from a diagonal")
+    return x
+
+
+@rule("aten.one_hot.default")
+def one_hot(op: Op) -> Axes:
+    """A new last axis with a position for every class, all of which are needed."""
+    return (*op.axes(op["self"]), plain(op.output_shape[-1]))
+
+
+@rule("aten.meshgrid.default", "aten.meshgrid.indexing")
+def meshgrid(op: Op) -> list[Axes]:
+    """Copies of vectors along each other's axes."""
+    vectors = [op.axes(n)[0] for n in op["tensors"]]
+    if op.get("indexing", "ij") == "xy" and len(vectors) > 1:
+        vectors[:2] = vectors[1::-1]
+    return [tuple(vectors) for _ in vectors]
 
 
 @rule("aten.prelu.default")

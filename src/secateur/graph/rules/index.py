@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import fx
 
-from secateur.graph.rules.op import Axes, Op, Walk
+from secateur.graph.rules.op import Axes, Op, Walk, plain
 from secateur.graph.rules.registry import rule
 
 
@@ -31,22 +31,33 @@ def index_select(op: Op) -> Axes:
     """Positions of one axis: a constant index maps units, another needs them all."""
     x = op.axes(op["self"])
     dim = op.integer("dim") % len(x)
-    return _read(op, x, {dim: op["index"]}, dim)
+    return _read(op, x, {dim: op["index"]})
 
 
 @rule("aten.index.Tensor")
 def index(op: Op) -> Axes:
     """`x[:, a, b]`: the indexed axes become the axes of the (broadcast) index tensors."""
     x = op.axes(op["self"])
-    given = {k: v for k, v in enumerate(op["indices"]) if v is not None}
-    if any(v.meta["val"].dtype in (torch.bool, torch.uint8) for v in given.values()):
-        raise ValueError("a mask picks a number of positions that depends on the data")
-    dims = sorted(given)
-    adjacent = dims == list(range(dims[0], dims[-1] + 1))
-    return _read(op, x, given, dims[0] if adjacent else 0)
+    given = _indexed(op, len(x))
+    return _read(op, x, given)
 
 
-def _read(op: Op, x: Axes, given: dict[int, fx.Node], at: int) -> Axes:
+def _indexed(op: Op, rank: int) -> dict[int, fx.Node]:
+    """The index tensor of each axis; a mask serves several axes, and gives as many vectors of positions."""
+    given: dict[int, fx.Node] = {}
+    dim = 0
+    for index in op["indices"]:
+        masking = index is not None and index.meta["val"].dtype in (torch.bool, torch.uint8)
+        for _ in range(len(op.axes(index)) if masking else 1):
+            if index is not None:
+                given[dim] = index
+            dim += 1
+    if dim > rank:
+        raise ValueError("more indices than axes")
+    return given
+
+
+def _read(op: Op, x: Axes, given: dict[int, fx.Node]) -> Axes:
     rest = [a for k, a in enumerate(x) if k not in given]
     if len(given) == 1:
         ((dim, node),) = given.items()
@@ -55,9 +66,51 @@ def _read(op: Op, x: Axes, given: dict[int, fx.Node], at: int) -> Axes:
             return (*x[:dim], x[dim][positions], *x[dim + 1 :])
     for dim in given:
         op.freeze(x[dim], "which positions are read depends on an index tensor")
-    read = op.broadcast(*(op.axes(node) for node in given.values()))
-    before = at if at else 0
-    return (*rest[:before], *read, *rest[before:])
+    at = min(given) if _side_by_side(given) else 0
+    shape = op.output_shape[at : len(op.output_shape) - len(rest) + at]
+    return (*rest[:at], *_read_axes(op, given, shape), *rest[at:])
+
+
+def _read_axes(op: Op, given: dict[int, fx.Node], shape: tuple[int, ...]) -> Axes:
+    """The axes of what index tensors read; those of a mask are as long as it has True entries."""
+    masks = [n for n in given.values() if n.meta["val"].dtype in (torch.bool, torch.uint8)]
+    for node in masks:
+        for axis in op.axes(node):
+            op.freeze(axis, "a mask picks positions")
+    if masks:
+        for node in given.values():
+            for axis in op.axes(node):
+                op.freeze(axis, "read beside a mask")
+        return tuple(plain(n) for n in shape)
+    return op.broadcast(*(op.axes(node) for node in given.values()))
+
+
+@rule("aten.index_put.default", "aten.index_put_.default")
+def index_put(op: Op) -> Axes:
+    """`x[:, a, b] = values`: the indexed axes stay; the others are the same units in both."""
+    x, values = op.axes(op["self"]), op.axes(op["values"])
+    given = _indexed(op, len(x))
+    for dim in given:
+        op.freeze(x[dim], "which positions are written depends on an index tensor")
+    rest = [a for k, a in enumerate(x) if k not in given]
+    at = min(given) if _side_by_side(given) else 0
+    known = [op.axes(n) for n in given.values() if n.meta["val"].dtype not in (torch.bool, torch.uint8)]
+    for node in given.values():
+        for axis in op.axes(node):
+            op.freeze(axis, "which positions are written depends on an index tensor")
+    written = max(map(len, known), default=1)
+    full = (*rest[:at], *(plain(1) for _ in range(written)), *rest[at:])
+    for source, target in zip(values[::-1], full[::-1], strict=False):
+        if len(source) == len(target):
+            op.tie(source, target)
+        else:
+            op.freeze(source, "written by an index tensor")
+    return x
+
+
+def _side_by_side(given: dict[int, fx.Node]) -> bool:
+    """Whether indexed axes lie side by side, so that what they read takes their place."""
+    return sorted(given) == list(range(min(given), max(given) + 1))
 
 
 @rule("aten.gather.default", "aten.take_along_dim.default")
@@ -73,6 +126,8 @@ def gather(op: Op) -> Axes:
             out.append(op.broadcast((source,), (target,))[0])
         else:
             op.freeze(source, "read in part")
+            if k != dim:
+                op.freeze(target, "reads another axis in part")
             out.append(target)
     return tuple(out)
 
@@ -86,6 +141,7 @@ def write_rows(op: Op) -> Axes:
     dim = op.integer("dim") % len(x)
     op.freeze(x[dim], "which positions are written depends on an index tensor")
     op.freeze(source[dim], "written in part")
+    op.freeze(op.axes(op["index"])[0], "which positions are written depends on it")
     rest = op.broadcast((*x[:dim], *x[dim + 1 :]), (*source[:dim], *source[dim + 1 :]))
     return (*rest[:dim], x[dim], *rest[dim:])
 
@@ -105,6 +161,29 @@ def scatter(op: Op) -> Axes:
                 op.freeze(axis, "which positions are written depends on an index tensor")
             out.append(a)
     return tuple(out)
+
+
+@rule("aten.scatter.value", "aten.scatter_.value")
+def scatter_value(op: Op) -> Axes:
+    """As `scatter`, with one number for all."""
+    x, index = op.axes(op["self"]), op.axes(op["index"])
+    dim = op.integer("dim") % len(x)
+    for k, (a, b) in enumerate(zip(x, index, strict=True)):
+        if k != dim and len(a) == len(b):
+            op.tie(a, b)
+        else:
+            op.freeze(a, "which positions are written depends on an index tensor")
+            op.freeze(b, "which positions are written depends on an index tensor")
+    return x
+
+
+@rule("aten.masked_scatter.default", "aten.masked_scatter_.default")
+def masked_scatter(op: Op) -> Axes:
+    """Numbers of a source, one after the other, written where a mask is True: all positions count."""
+    for node in op.tensors():
+        for axis in op.axes(node):
+            op.freeze(axis, "written in order where a mask is True")
+    return op.axes(op["self"])
 
 
 @rule("aten.topk.default", "aten.sort.default", "aten.sort.stable")

@@ -8,7 +8,7 @@ import numpy as np
 from torch import fx
 
 from secateur.graph.labels import Labels
-from secateur.graph.rules.op import PRODUCE, Axes, Op
+from secateur.graph.rules.op import PRODUCE, Axes, Op, plain
 from secateur.graph.rules.registry import rule
 
 
@@ -29,7 +29,11 @@ def contract(op: Op, operands: Sequence[fx.Node], terms: Sequence[str], out: str
         axes[letter] = op.broadcast(*sides)[0]
     weights = op.operand_weights(operands)
     for letter in (c for c in axes if c not in out):
-        consuming = [k for k in weights if letter in terms[k]]
+        consuming = [
+            k
+            for k in weights
+            if letter in terms[k] and len(op.axes(operands[k])[terms[k].index(letter)]) == len(axes[letter])
+        ]
         if not consuming:
             op.mix(axes[letter])
         for k in consuming:
@@ -112,13 +116,43 @@ def grouped_matmul(op: Op) -> Axes:
         raise ValueError("expected rows and a weight of several matrices")
     rows, into = op.axes(x)
     matrices, own, out = op.axes(weight)
-    op.freeze(matrices, "which matrix a row meets depends on the data")
+    for axis in (matrices, rows):
+        op.freeze(axis, "which matrix a row meets depends on the data")
     op.tie(into, own)
     op.consumes(weight, own)
     op.role(out, PRODUCE)
     op.produces(weight, 1)
     op.count(1, rows, into, out)
     return rows, out
+
+
+@rule("aten.outer.default", "aten.ger.default")
+def outer(op: Op) -> Axes:
+    """All products of two vectors' entries."""
+    return contract(op, op.positional[:2], ("i", "j"), "ij")
+
+
+@rule("aten.tensordot.default")
+def tensordot(op: Op) -> Axes:
+    """Products summed over pairs of axes."""
+    terms = [
+        [chr(0x100 + 64 * i + k) for k in range(len(op.axes(x)))] for i, x in enumerate(op.positional[:2])
+    ]
+    pairs = list(zip(op.integers(op["dims_self"]), op.integers(op["dims_other"]), strict=True))
+    summed = {terms[0][a] for a, _ in pairs}
+    for a, b in pairs:
+        terms[1][b] = terms[0][a]
+    out = "".join(c for term in terms for c in term if c not in summed)
+    return contract(op, op.positional[:2], ["".join(t) for t in terms], out)
+
+
+@rule("aten.cdist.default", "aten._cdist_forward.default")
+def distances(op: Op) -> Axes:
+    """Distances [..., P, R] between vectors [..., P, M] and [..., R, M]."""
+    a, b = op.axes(op["x1"]), op.axes(op["x2"])
+    (features,) = op.broadcast(a[-1:], b[-1:])
+    op.mix(features)
+    return (*op.broadcast(a[:-2], b[:-2]), a[-2], b[-2])
 
 
 @rule("aten.einsum.default")
@@ -170,11 +204,27 @@ def attention(op: Op) -> Axes:
     (source,) = op.broadcast(k[-2:-1], v[-2:-1])
     op.mix(embedding)
     op.mix(source)
+    if op.get("is_causal", False):
+        for axis in (q[-2], source):
+            op.freeze(axis, "in order of time")
     if mask is not None:
         op.broadcast((*batch, q[-2], source), op.axes(mask))
     op.count(1, *batch, q[-2], source, embedding)
     op.count(1, *batch, q[-2], source, v[-1])
     return (*batch, q[-2], v[-1])
+
+
+@rule("aten.embedding_bag.default", "aten.embedding_bag.padding_idx")
+def embedding_bag(op: Op) -> list[Axes | None]:
+    """Rows of weight [entries, features], summed (or averaged, or compared) within bags."""
+    entries, features = op.axes(op["weight"])
+    op.freeze(entries, "which rows are read depends on the data")
+    for name in ("indices", "offsets", "per_sample_weights"):
+        if op.get(name) is not None:
+            op.freeze(op.axes(op[name])[0], "which rows are in a bag depends on the data")
+    op.role(features, PRODUCE)
+    op.produces(op["weight"], 1)
+    return [(plain(op.shape(op.node.meta["val"][0])[0]), features), None, None, None]
 
 
 @rule("aten.embedding.default")

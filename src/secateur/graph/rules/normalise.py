@@ -9,12 +9,18 @@ from secateur.graph.rules.registry import rule
 @rule("aten.batch_norm.default", "aten.instance_norm.default")
 @rule("aten._native_batch_norm_legit_no_training.default", "aten.native_batch_norm.default")
 def per_channel(op: Op) -> Axes | list[Axes | None]:
-    """Statistics and affine parameters per channel (axis 1): exact."""
+    """Affine parameters per channel (axis 1): exact. Statistics that are not stored mix what they are over.
+
+    Those of batch norm are over the batch and space, those of instance norm over space.
+    """
     x = op.axes(op["input"])
     for name in ("weight", "bias", "running_mean", "running_var"):
         parameter = op.get(name)
         if parameter is not None:
             op.tie(op.axes(parameter)[0], x[1])
+    if op.get("training", False) or op.get("use_input_stats", False):
+        for axis in x[2:] if "instance" in op.name else (x[0], *x[2:]):
+            op.mix(axis)
     return [x, None, None] if "native" in op.name else x
 
 
@@ -41,6 +47,8 @@ def group_norm(op: Op) -> Axes:
     """
     x = op.axes(op["input"])
     channels = x[1]
+    for axis in x[2:]:
+        op.mix(axis)
     groups = op.integer("num_groups")
     for name in ("weight", "bias"):
         parameter = op.get(name)
@@ -57,17 +65,25 @@ def group_norm(op: Op) -> Axes:
 
 
 @rule("aten.softmax.int", "aten.log_softmax.int", "aten._softmax.default", "aten._log_softmax.default")
-@rule("aten.logsumexp.default", "aten.linalg_vector_norm.default")
-def over_one_axis(op: Op) -> Axes:
-    """A sum over an axis mixes its positions."""
+@rule(
+    "aten.cumsum.default", "aten.cumprod.default", "aten.logcumsumexp.default", "aten.cummax.default",
+    "aten.cummin.default",
+)  # fmt: skip
+def over_one_axis(op: Op) -> Axes | list[Axes]:
+    """A sum over an axis, or over the part of it so far, mixes its positions."""
     x = op.axes(op["self"])
-    dims = op["dim"] if isinstance(op["dim"], list | tuple) else [op["dim"]]
-    dims = [d % len(x) for d in dims] if dims and dims[0] is not None else list(range(len(x)))
-    for dim in dims:
-        op.mix(x[dim])
-    if "softmax" in op.name:
-        return x
-    return reduced(x, dims, keepdim=bool(op.get("keepdim", False)))
+    op.mix(x[op.integer("dim") % len(x)])
+    return [x, x] if isinstance(op.node.meta["val"], list | tuple) else x
+
+
+@rule("aten._weight_norm.default")
+def weight_norm(op: Op) -> Axes:
+    """A weight divided by its norm over all axes but one, times a length for each position of that one."""
+    v, length, kept = op.axes(op["v"]), op.axes(op["g"]), op.integer("dim")
+    for k, axis in enumerate(v):
+        if k != kept % len(v) or kept == -1:  # -1: over all axes
+            op.mix(axis)
+    return op.broadcast(v, length)
 
 
 def reduced(x: Axes, dims: list[int], *, keepdim: bool) -> Axes:

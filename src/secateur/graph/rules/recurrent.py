@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from secateur.graph.labels import Labels
-from secateur.graph.rules.op import CONSUME, PRODUCE, Axes, Op, product
+from secateur.graph.rules.op import CONSUME, PRODUCE, Axes, Op
 from secateur.graph.rules.registry import rule
 
 
@@ -25,11 +25,15 @@ def recurrent(op: Op) -> list[Axes]:
     per_cell = len(parameters) // (op.integer("num_layers") * directions)
     projected = per_cell == (5 if biases else 3)
     state_axes = [op.axes(s) for s in states]
+    batch = 0 if op["batch_first"] else 1
+    op.freeze(x[1 - batch], "steps in time")
+    for layers, samples, _ in state_axes:
+        op.freeze(layers, "layers and directions")
+        op.tie(samples, x[batch])
     out = state_axes[0][-1]  # what a cell passes on
     hidden = state_axes[1][-1] if lstm else out
     if not projected:
         op.tie(out, hidden)
-    steps = product(op.shape(op["input"])[:-1])
     below = x[-1]
     for layer in range(op.integer("num_layers")):
         for direction in range(directions):
@@ -40,7 +44,7 @@ def recurrent(op: Op) -> list[Axes]:
                 _tie_gates(op, rows, hidden)
                 op.tie(columns, source)
                 op.role(columns, CONSUME)
-                op.count(steps, rows, columns)
+                op.count(1, *x[:-1], rows, columns)
             for bias in cell[2:4] if biases else []:
                 _tie_gates(op, op.axes(bias)[0], hidden)
             if projected:
@@ -49,7 +53,7 @@ def recurrent(op: Op) -> list[Axes]:
                 op.tie(columns, hidden)
                 op.role(rows, PRODUCE)
                 op.role(columns, CONSUME)
-                op.count(steps, rows, columns)
+                op.count(1, *x[:-1], rows, columns)
         below = np.concatenate([out] * directions)
     op.produces(parameters[per_cell - 1 if projected else 0], len(x) - 1)
     return [(*x[:-1], below), *state_axes]
@@ -76,7 +80,7 @@ def cell(op: Op) -> Axes | list[Axes]:
         _tie_gates(op, rows, hidden)
         op.tie(columns, source)
         op.role(columns, CONSUME)
-        op.count(product(op.shape(op["input"])[:-1]), rows, columns)
+        op.count(1, *x[:-1], rows, columns)
     for name in ("b_ih", "b_hh"):
         if op.get(name) is not None:
             _tie_gates(op, op.axes(op[name])[0], hidden)

@@ -20,12 +20,17 @@ from secateur.graph.rules.registry import rule
 @rule(
     "aten.var_mean.dim", "aten.var_mean.default", "aten.std_mean.correction", "aten.std_mean.dim",
     "aten.std_mean.default", "aten.var.default", "aten.std.default", "aten.prod.default",
-    "aten.aminmax.default",
+    "aten.aminmax.default", "aten.median.default", "aten.median.dim", "aten.nanmedian.default",
+    "aten.nanmedian.dim", "aten.mode.default", "aten.kthvalue.default", "aten.nansum.default",
+    "aten.nanmean.default", "aten.count_nonzero.dim_IntList", "aten.count_nonzero.default",
+    "aten.logsumexp.default", "aten.linalg_vector_norm.default", "aten.norm.ScalarOpt_dim", "aten.norm.Scalar",
+    "aten.cosine_similarity.default", "aten.pairwise_distance.default", "aten.any.default", "aten.all.default",
+    "aten.any.dims", "aten.all.dims",
 )  # fmt: skip
 def reduction(op: Op) -> Axes | list[Axes]:
     """A reduction over an axis mixes its positions; the other axes pass."""
-    x = op.axes(op.tensors()[0])
-    dims = op.get("dim", [])
+    x = op.broadcast(*(op.axes(n) for n in op.tensors()))
+    dims = -1 if "pairwise" in op.name else op.get("dim", [])
     dims = dims if isinstance(dims, list | tuple) else [dims]
     over = [d % len(x) for d in op.integers(dims)] if dims else list(range(len(x)))
     for dim in over:
@@ -48,15 +53,18 @@ def reduction(op: Op) -> Axes | list[Axes]:
     "aten.upsample_bicubic2d.vec", "aten._upsample_nearest_exact1d.vec",
     "aten._upsample_nearest_exact2d.vec", "aten._upsample_nearest_exact3d.vec",
     "aten._upsample_bilinear2d_aa.vec", "aten._upsample_bicubic2d_aa.vec",
-    "aten.upsample_nearest1d.default", "aten.upsample_nearest2d.default", "aten.upsample_nearest3d.default",
+    "aten._upsample_nearest_exact1d.default", "aten._upsample_nearest_exact2d.default",
+    "aten._upsample_nearest_exact3d.default", "aten._upsample_bilinear2d_aa.default",
+    "aten._upsample_bicubic2d_aa.default", "aten.upsample_nearest1d.default", "aten.upsample_nearest2d.default", "aten.upsample_nearest3d.default",
     "aten.upsample_linear1d.default", "aten.upsample_bilinear2d.default",
     "aten.upsample_trilinear3d.default", "aten.upsample_bicubic2d.default", "aten.reflection_pad1d.default",
     "aten.reflection_pad2d.default", "aten.reflection_pad3d.default", "aten.replication_pad1d.default",
-    "aten.replication_pad2d.default", "aten.replication_pad3d.default",
+    "aten.replication_pad2d.default", "aten.replication_pad3d.default", "aten.max_unpool2d.default",
+    "aten.max_unpool3d.default",
 )  # fmt: skip
 def resampling(op: Op) -> Axes | list[Axes]:
-    """Only the axes that change size are resampled; units along those (rare) are frozen."""
-    x = op.axes(op.tensors()[0])
+    """Only the axes of space are resampled; units along those (rare) are frozen."""
+    x = op.broadcast(*(op.axes(n) for n in op.tensors()))
     several = isinstance(op.node.meta["val"], list | tuple)
     shape = shape_of(op.node.meta["val"][0]) if several else op.output_shape
     space = len(x) - int(re.findall(r"(\d)d", op.name)[0])  # the channel axis may come first, without a batch
@@ -64,3 +72,42 @@ def resampling(op: Op) -> Axes | list[Axes]:
         op.freeze(axis, "resampled axis")
     out = (*x[:space], *(plain(n) for n in shape[space:]))
     return [out for _ in op.node.meta["val"]] if several else out
+
+
+@rule("aten.grid_sampler.default", "aten.grid_sampler_2d.default", "aten.grid_sampler_3d.default")
+def grid_sample(op: Op) -> Axes:
+    """Maps [batch, channels, *space] read at points of a grid [batch, *out, coordinates]."""
+    x, grid = op.axes(op["input"]), op.axes(op["grid"])
+    for axis in (*x[2:], grid[-1]):
+        op.freeze(axis, "resampled axis")
+    (batch,) = op.broadcast(x[:1], grid[:1])
+    return (batch, x[1], *grid[1:-1])
+
+
+@rule(
+    "aten.fft_fft.default", "aten.fft_ifft.default", "aten.fft_rfft.default", "aten.fft_irfft.default",
+    "aten.fft_hfft.default", "aten.fft_ihfft.default", "aten.fft_fft2.default", "aten.fft_ifft2.default",
+    "aten.fft_rfft2.default", "aten.fft_irfft2.default", "aten.fft_fftn.default", "aten.fft_ifftn.default",
+    "aten.fft_rfftn.default", "aten.fft_irfftn.default", "aten.fft_fftshift.default",
+    "aten.fft_ifftshift.default", "aten.diff.default",
+)  # fmt: skip
+def along_axes(op: Op) -> Axes:
+    """Transforms of whole axes, which stay; the others pass."""
+    x, shape = op.axes(op["self"]), op.output_shape
+    for source in op.tensors()[1:]:  # what `diff` puts before and after
+        for axis in op.axes(source):
+            op.freeze(axis, "joined to an axis whose positions are compared")
+    dims = op.get("dim", range(len(x)))
+    dims = {d % len(x) for d in ([dims] if isinstance(dims, int) else dims)}
+    for dim in dims:
+        op.freeze(x[dim], "transformed as a whole")
+    return tuple(plain(shape[k]) if k in dims else axis for k, axis in enumerate(x))
+
+
+@rule("aten.stft.default", "aten.stft.center")
+def spectrogram(op: Op) -> Axes:
+    """Windows along the last axis, each transformed."""
+    x = op.axes(op["self"])
+    for axis in (x[-1], *(a for n in op.tensors()[1:] for a in op.axes(n))):
+        op.freeze(axis, "transformed as a whole")
+    return (*x[:-1], *(plain(n) for n in op.output_shape[len(x) - 1 :]))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import fx
 
+from secateur.graph.rules.naming import operator_name
 from secateur.graph.rules.op import Op, Value
 
 Rule = Callable[[Op], Value]
@@ -57,13 +58,4 @@ def _is_pointwise(target: object, name: str) -> bool:
     packet = getattr(torch.ops.aten, base, None)  # the tag is often missing on the in-place twin
     return packet is not None and any(
         torch.Tag.pointwise in getattr(packet, overload).tags for overload in packet.overloads()
-    )
-
-
-def operator_name(node: fx.Node) -> str:
-    """``aten.conv2d.default``, or ``operator.getitem`` for a Python function."""
-    if isinstance(node.target, torch._ops.OpOverload | torch._ops.HigherOrderOperator):
-        return str(node.target)
-    return f"{getattr(node.target, '__module__', '')}.{getattr(node.target, '__name__', node.target)}".lstrip(
-        "_"
     )

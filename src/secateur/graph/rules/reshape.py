@@ -162,8 +162,11 @@ def shuffle(op: Op) -> Axes:
         groups = op.integer("groups")
         inner = op.carry(labels, (groups, len(labels) // groups), 1)
         x[channel] = np.repeat(inner, groups)
-    shape = op.output_shape
-    return tuple(a if k <= channel else plain(shape[k]) for k, a in enumerate(x))
+    if "channel" in op.name:
+        return tuple(x)
+    for axis in x[-2:]:
+        op.freeze(axis, "holds positions of channels")
+    return (*x[:-2], *(plain(n) for n in op.output_shape[-2:]))
 
 
 @rule("aten.im2col.default", "aten.col2im.default")
@@ -172,9 +175,19 @@ def patches(op: Op) -> Axes:
     x = list(op.axes(op["self"]))
     shape = op.output_shape
     window = product(op.integers(op["kernel_size"]))
+    channel = len(x) - (3 if op.name.startswith("aten.im2col") else 2)
+    for axis in x[channel + 1 :]:
+        op.freeze(axis, "windows are taken from it")
     if op.name.startswith("aten.im2col"):
-        channel = len(x) - 3
         return (*x[:channel], np.repeat(x[channel], window), plain(shape[-1]))
-    channel = len(x) - 2
     carried = op.carry(x[channel], (len(x[channel]) // window, window), 0)
     return (*x[:channel], carried, *(plain(n) for n in shape[channel + 1 :]))
+
+
+@rule("aten.unfold.default")
+def windows(op: Op) -> Axes:
+    """Windows along one axis, their positions along a new last one."""
+    x, shape = op.axes(op["self"]), op.output_shape
+    dim = op.integer("dimension") % max(len(x), 1)
+    op.freeze(x[dim], "windows are taken from it")
+    return (*x[:dim], plain(shape[dim]), *x[dim + 1 :], plain(shape[-1]))

@@ -13,12 +13,17 @@ from secateur.graph.rules.registry import rule
 
 
 @rule("aten.cat.default", "aten.concat.default", "aten.concatenate.default")
+@rule("aten.hstack.default", "aten.vstack.default")
 def cat(op: Op) -> Axes:
     """Labels one after the other; the other axes are the same units."""
     parts = [op.axes(n) for n in op["tensors"]]
     parts = [p for p in parts if not (len(p) == 1 and len(p[0]) == 0)]  # torch skips empty vectors
     rank = len(parts[0])
     dim = op.integers([op.get("dim", op.get("axis", 0))])[0] % rank
+    if "stack" in op.name:
+        dim = min(1, rank - 1) if "hstack" in op.name else 0
+        if rank < 2 and "vstack" in op.name:
+            raise ValueError("vectors become rows")
     rest = op.broadcast(*(tuple(a for k, a in enumerate(p) if k != dim) for p in parts))
     joined = np.concatenate([p[dim] for p in parts])
     return (*rest[:dim], joined, *rest[dim:])
@@ -100,6 +105,16 @@ def flip(op: Op) -> Axes:
     x = op.axes(op["self"])
     dims = {d % len(x) for d in op.integers(op["dims"])}
     return tuple(np.flip(a) if k in dims else a for k, a in enumerate(x))
+
+
+@rule("aten.rot90.default")
+def rot90(op: Op) -> Axes:
+    """A plane of two axes turned by quarters."""
+    x = list(op.axes(op["self"]))
+    first, second = (d % len(x) for d in op.integers(op["dims"]))
+    for _ in range(op.integer("k") % 4):
+        x[first], x[second] = np.flip(x[second]), x[first]
+    return tuple(x)
 
 
 @rule("aten.roll.default")

@@ -1,11 +1,12 @@
-"""Weights that are no parameters themselves: computed from some, or parts of one that the data choose."""
+"""Weights that are no parameters: computed from parameters, or parts of one that the data choose."""
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 
 from torch import fx
+
+from secateur.graph.rules.naming import operator_name
 
 _ZERO_AT_ZERO = frozenset(
     f"aten.{name}"
@@ -22,7 +23,7 @@ _ZERO_AT_ZERO = frozenset(
         "neg.default", "abs.default", "relu.default", "tanh.default", "sign.default",
         "sqrt.default", "square.default", "silu.default", "gelu.default", "div.Tensor",
         "div.Scalar", "mul.Scalar", "sum.dim_IntList", "mean.dim", "constant_pad_nd.default",
-        "pad.default",
+        "pad.default", "_weight_norm.default",
     )
 ) | {"operator.getitem"}  # fmt: skip
 """Operators whose result is zero where the first operand is."""
@@ -61,7 +62,7 @@ class Weights:
 
     def add_call(self, node: fx.Node, sources: list[fx.Node]) -> None:
         """Learn of an operator call with these tensor arguments."""
-        name = "operator.getitem" if node.target is operator.getitem else str(node.target)
+        name = operator_name(node)
         if sources and all(n in self.computed for n in sources):
             self.computed.add(node)
         elif len(sources) == 1 and name in _ZERO_AT_ZERO and sources[0] in self.chosen:

@@ -1,0 +1,181 @@
+"""Every operator with units along every axis of every operand: pruned equals masked, or they stay."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import secateur as sc
+from secateur.apply.compare import relative_difference, run
+from secateur.graph.rules import RULES, operator_name
+from tests.apply.plans import random_plan
+from tests.graph.operators import CALLS, Call, Operand
+
+ELSEWHERE = {
+    "pointwise",  # all operators of its kind: see `test_what_acts_position_by_position`
+    "operator.getitem",
+    "aten._grouped_mm.default",  # knows no float64: see `tests.graph.test_chosen_weights`
+    "transformers.grouped_mm_fallback.default",
+}
+"""Rules without a call of their own."""
+
+NUMBERS = 20_000
+"""Length of the input."""
+
+Live = frozenset[tuple[int, int]]
+"""Operands and axes of these that hold units."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A call, and where it meets units; `activations` says that weights are computed from the input."""
+
+    call: Call
+    live: Live
+    activations: bool
+
+    def is_weight(self, operand: Operand) -> bool:
+        return operand.kind == "w" and not self.activations
+
+
+class Noise:
+    """Pieces of one long input, so that all a model reads comes from one tensor of a fixed size."""
+
+    def __init__(self, numbers: Tensor) -> None:
+        self.numbers, self.start = numbers, 0
+
+    def take(self, shape: Sequence[int]) -> Tensor:
+        count = math.prod(shape)
+        self.start += count
+        return self.numbers[self.start - count : self.start].reshape(list(shape))
+
+
+class Source(nn.Module):
+    """A tensor with units along the given axes: a linear layer for each, times a tensor from the input."""
+
+    def __init__(self, shape: tuple[int, ...], axes: list[int]) -> None:
+        super().__init__()
+        self.shape, self.axes = shape, axes
+        self.layers = nn.ModuleList(nn.Linear(7, shape[k]) for k in axes)
+
+    def forward(self, noise: Noise) -> Tensor:
+        y = noise.take([1 if k in self.axes else n for k, n in enumerate(self.shape)])
+        for k, layer in zip(self.axes, self.layers, strict=True):
+            y = y * layer(noise.take([7])).reshape([-1 if k == j else 1 for j in range(len(self.shape))])
+        return y
+
+
+class Readers(nn.Module):
+    """A linear layer along every axis of a tensor."""
+
+    def __init__(self, shape: tuple[int, ...], summed: tuple[int, ...]) -> None:
+        super().__init__()
+        self.summed = summed
+        self.layers = nn.ModuleList(nn.Linear(n, 2) for k, n in enumerate(shape) if k not in summed)
+
+    def forward(self, y: Tensor) -> Tensor:
+        if self.summed:
+            y = y.sum(self.summed)
+        for k, layer in enumerate(self.layers):
+            y = layer(y.movedim(k, -1)).movedim(-1, k)
+        return y
+
+
+def reals(y: Any) -> list[Tensor]:
+    """The tensors that an operator returned, as real numbers."""
+    found = y if isinstance(y, tuple | list) else [y]
+    return [torch.view_as_real(t) if t.is_complex() else t.double() for t in found if t.numel()]
+
+
+class Around(nn.Module):
+    """One call between layers."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        self.case = case
+        self.sources, self.weights = nn.ModuleDict(), nn.ParameterDict()
+        for number, operand in enumerate(case.call.operands):
+            axes = [k for n, k in sorted(case.live) if n == number]
+            if case.is_weight(operand):
+                self.weights[str(number)] = nn.Parameter(torch.randn(operand.shape))
+            elif operand.kind in "xwc":
+                self.sources[str(number)] = Source(operand.shape, axes)
+        self.double()
+        with torch.no_grad():
+            results = reals(self.call(Noise(torch.randn(NUMBERS).double())))
+        self.readers = nn.ModuleList(Readers(tuple(y.shape), case.call.summed) for y in results).double()
+
+    def call(self, noise: Noise) -> Any:
+        operands = []
+        for number, operand in enumerate(self.case.call.operands):
+            if str(number) in self.weights:
+                value = self.weights[str(number)]
+            elif str(number) in self.sources:
+                value = self.sources[str(number)](noise)
+                value = torch.complex(value, -value) if operand.kind == "c" else value
+            else:
+                value = noise.take(operand.shape)
+                value = (value * 100).long() % operand.high if operand.kind == "i" else value > 0
+            operands.append(value)
+        return self.case.call.function(*operands)
+
+    def forward(self, noise: Noise) -> list[Tensor]:
+        ys = reals(self.call(noise))
+        return [reader(y) for reader, y in zip(self.readers, ys, strict=True)]
+
+
+class Together(nn.Module):
+    """Several cases in one model, so that they are captured at once."""
+
+    def __init__(self, cases: list[Case]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(Around(case) for case in cases)
+
+    def forward(self, numbers: Tensor) -> list[list[Tensor]]:
+        noise = Noise(numbers.view(NUMBERS))
+        return [part(noise) for part in self.parts]
+
+
+def cases(call: Call) -> list[Case]:
+    """Units along each axis of each operand alone, along all axes of one, and along all of all."""
+    found = []
+    for activations in {False, any(o.kind == "w" for o in call.operands)}:
+        own = [
+            (n, o) for n, o in enumerate(call.operands)
+            if o.kind in "xc" or (activations and o.kind == "w")
+        ]  # fmt: skip
+        single = [frozenset({(n, k)}) for n, o in own for k, size in enumerate(o.shape) if size > 1]
+        whole = [frozenset((n, k) for k, size in enumerate(o.shape) if size > 1) for n, o in own]
+        every = frozenset().union(*whole)
+        found += [Case(call, live, activations) for live in dict.fromkeys([*single, *whole, every]) if live]
+    return found
+
+
+def test_every_rule_has_a_call() -> None:
+    assert set(RULES) - set(CALLS) <= ELSEWHERE
+    bases = {name.split(".")[1] for name in set(CALLS) - set(RULES)}
+    assert bases == set("relu gelu sigmoid neg add mul atan2 where".split())  # position by position
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_pruned_equals_masked(name: str) -> None:
+    torch.manual_seed(0)
+    model = Together([case for call in CALLS[name] for case in cases(call)]).eval()
+    inputs = (torch.randn(NUMBERS).double(),)
+    try:
+        graph = sc.trace(model, inputs)
+    except sc.NothingToPruneError:
+        return
+    for seed in range(2):
+        plan = random_plan(graph, 0.5, seed)
+        wanted = run(sc.apply(model, plan, "masked"), inputs, {})
+        for form in ("graph", "auto"):
+            got = run(sc.apply(model, plan, form, graph=graph), inputs, {})
+            assert relative_difference(got, wanted) <= 1e-9, form
+    assert name in {operator_name(node) for node in graph.program.graph.nodes}
