@@ -94,13 +94,16 @@ def grid_sample(op: Op) -> Axes:
 def along_axes(op: Op) -> Axes:
     """Transforms of whole axes, which stay; the others pass."""
     x, shape = op.axes(op["self"]), op.output_shape
-    for source in op.tensors()[1:]:  # what `diff` puts before and after
-        for axis in op.axes(source):
-            op.freeze(axis, "joined to an axis whose positions are compared")
     dims = op.get("dim", range(len(x)))
     dims = {d % len(x) for d in ([dims] if isinstance(dims, int) else dims)}
     for dim in dims:
         op.freeze(x[dim], "transformed as a whole")
+    for source in op.tensors()[1:]:  # what `diff` puts before and after
+        for k, axis in enumerate(op.axes(source)):
+            if k in dims:
+                op.freeze(axis, "transformed as a whole")
+            else:
+                op.tie(axis, x[k])
     return tuple(plain(shape[k]) if k in dims else axis for k, axis in enumerate(x))
 
 
