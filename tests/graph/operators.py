@@ -1,4 +1,4 @@
-"""A call of every operator with a rule, for tests that run it with units along any axis of any operand."""
+"""A call of every operator that has a rule, for tests that run it with units along any axis of any operand."""
 
 from __future__ import annotations
 
@@ -20,13 +20,11 @@ class Operand:
         kind: ``x``: an activation. ``w``: a parameter in most networks. ``i``: integers below `high`, from
             the model's input. ``m``: a mask, from the input. ``c``: complex numbers, made of activations.
         high: One more than the largest integer.
-        passes: Axes along which units may be cut, where this operand alone holds units along one axis.
     """
 
     shape: tuple[int, ...]
     kind: str = "x"
     high: int = 0
-    passes: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,16 +42,16 @@ class Call:
     summed: tuple[int, ...] = ()
 
 
-def x(*shape: int, passes: str = "") -> Operand:
-    return Operand(shape, passes=passes)
+def x(*shape: int) -> Operand:
+    return Operand(shape)
 
 
-def w(*shape: int, passes: str = "") -> Operand:
-    return Operand(shape, "w", passes=passes)
+def w(*shape: int) -> Operand:
+    return Operand(shape, "w")
 
 
-def c(*shape: int, passes: str = "") -> Operand:
-    return Operand(shape, "c", passes=passes)
+def c(*shape: int) -> Operand:
+    return Operand(shape, "c")
 
 
 def i(high: int, *shape: int) -> Operand:
@@ -138,7 +136,7 @@ for rank in (1, 2, 3):
     space, kernel = (5, 6, 7)[:rank], (3, 2, 2)[:rank]
     call(f"conv{rank}d conv{rank}d.padding", plainly, x(2, 4, *space), w(6, 4, *kernel), w(6))
     call(f"conv{rank}d", plainly, x(2, 4, *space), w(6, 4, *[1] * rank))
-    call(f"conv{rank}d", lambda op, a, b: op(a, b, None, 2, 1), x(2, 4, *space), w(6, 4, *[1] * rank))
+    call(f"conv{rank}d", lambda op, a, b: op(a, b, None, [2], [1]), x(2, 4, *space), w(6, 4, *[1] * rank))
     call(
         f"conv{rank}d",
         lambda op, a, b, r=rank: op(a, b, None, [1] * r, [0] * r, [1] * r, 2),
@@ -187,7 +185,9 @@ call("native_dropout", lambda op, a: op(a, 0.5, False), x(2, 3, 4))
 call("detach_ zero_", lambda op, a: op(a.clone()), x(2, 3, 4))
 call("fill.Scalar fill_.Scalar full_like", lambda op, a: op(a.clone(), 2.0), x(2, 3, 4))
 call("fill.Tensor fill_.Tensor", lambda op, a: op(a.clone(), torch.tensor(2.0)), x(2, 3, 4))
-call("bernoulli bernoulli_.float rand_like randn_like empty_like", lambda op, a: op(a * 0) * 0, x(2, 3, 4))
+call(
+    "bernoulli bernoulli_.float rand_like randn_like empty_like", lambda op, a: op(a * 0).zero_(), x(2, 3, 4)
+)
 call("prelu", plainly, x(2, 3, 4), w(3))
 call("glu", lambda op, a: op(a, 1), x(2, 6, 4))
 call("view_as_real", plainly, c(3, 4))
@@ -199,7 +199,7 @@ call("meshgrid", lambda op, a, b: op([a, b]), x(3), x(4))
 call("meshgrid.indexing", lambda op, a, b: op([a, b], indexing="xy"), x(3), x(4))
 for name in "zeros ones empty.memory_format rand randn new_zeros new_ones new_empty".split():
     size = "new" in name
-    call(name, lambda op, a, n=size: a + 0 * op(*[a] * n, [2, 3, 4]), x(2, 3, 4))
+    call(name, lambda op, a, n=size: a + op(*[a] * n, [2, 3, 4]).zero_(), x(2, 3, 4))
 call("full", lambda op, a: a + op([2, 3, 4], 1.5), x(2, 3, 4))
 call("new_full", lambda op, a: a + op(a, [2, 3, 4], 1.5), x(2, 3, 4))
 call("arange", lambda op, a: a + op(4), x(2, 3, 4))

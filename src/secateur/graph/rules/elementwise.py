@@ -26,7 +26,7 @@ def pointwise(op: Op) -> Axes:
     "aten.resolve_conj.default", "aten.resolve_neg.default",
     "aten.bernoulli.default", "aten.bernoulli_.float", "aten.rand_like.default", "aten.randn_like.default",
     "aten.zeros_like.default", "aten.ones_like.default", "aten.full_like.default", "aten.empty_like.default",
-    "aten.fill.Scalar", "aten.fill.Tensor", "aten.fill_.Scalar", "aten.fill_.Tensor", "aten.zero_.default",
+     "aten.fill.Scalar", "aten.fill.Tensor", "aten.fill_.Scalar", "aten.fill_.Tensor", "aten.zero_.default",
 )  # fmt: skip
 def same_shape(op: Op) -> Axes:
     """The output has the first argument's labels; other tensors broadcast against it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from secateur.graph.labels import Labels
-from secateur.graph.rules.op import CONSUME, PRODUCE, Axes, Op
+from secateur.graph.rules.op import PRODUCE, Axes, Op
 from secateur.graph.rules.registry import rule
 
 
@@ -43,7 +43,7 @@ def recurrent(op: Op) -> list[Axes]:
                 rows, columns = op.axes(weight)
                 _tie_gates(op, rows, hidden)
                 op.tie(columns, source)
-                op.role(columns, CONSUME)
+                op.consumes(weight, columns)
                 op.count(1, *x[:-1], rows, columns)
             for bias in cell[2:4] if biases else []:
                 _tie_gates(op, op.axes(bias)[0], hidden)
@@ -52,7 +52,7 @@ def recurrent(op: Op) -> list[Axes]:
                 op.tie(rows, out)
                 op.tie(columns, hidden)
                 op.role(rows, PRODUCE)
-                op.role(columns, CONSUME)
+                op.consumes(cell[-1], columns)
                 op.count(1, *x[:-1], rows, columns)
         below = np.concatenate([out] * directions)
     op.produces(parameters[per_cell - 1 if projected else 0], len(x) - 1)
@@ -79,7 +79,7 @@ def cell(op: Op) -> Axes | list[Axes]:
         rows, columns = op.axes(op[name])
         _tie_gates(op, rows, hidden)
         op.tie(columns, source)
-        op.role(columns, CONSUME)
+        op.consumes(op[name], columns)
         op.count(1, *x[:-1], rows, columns)
     for name in ("b_ih", "b_hh"):
         if op.get(name) is not None:

@@ -23,10 +23,8 @@ from secateur.graph.rules.registry import rule
     "aten.aminmax.default", "aten.median.default", "aten.median.dim", "aten.nanmedian.default",
     "aten.nanmedian.dim", "aten.mode.default", "aten.kthvalue.default", "aten.nansum.default",
     "aten.nanmean.default", "aten.count_nonzero.dim_IntList", "aten.count_nonzero.default",
-    "aten.logsumexp.default", "aten.linalg_vector_norm.default", "aten.norm.ScalarOpt_dim",
-    "aten.norm.Scalar",
-    "aten.cosine_similarity.default", "aten.pairwise_distance.default", "aten.any.default",
-    "aten.all.default",
+    "aten.logsumexp.default", "aten.linalg_vector_norm.default", "aten.norm.ScalarOpt_dim", "aten.norm.Scalar",
+    "aten.cosine_similarity.default", "aten.pairwise_distance.default", "aten.any.default", "aten.all.default",
     "aten.any.dims", "aten.all.dims",
 )  # fmt: skip
 def reduction(op: Op) -> Axes | list[Axes]:
@@ -57,8 +55,7 @@ def reduction(op: Op) -> Axes | list[Axes]:
     "aten._upsample_bilinear2d_aa.vec", "aten._upsample_bicubic2d_aa.vec",
     "aten._upsample_nearest_exact1d.default", "aten._upsample_nearest_exact2d.default",
     "aten._upsample_nearest_exact3d.default", "aten._upsample_bilinear2d_aa.default",
-    "aten._upsample_bicubic2d_aa.default", "aten.upsample_nearest1d.default",
-    "aten.upsample_nearest2d.default", "aten.upsample_nearest3d.default",
+    "aten._upsample_bicubic2d_aa.default", "aten.upsample_nearest1d.default", "aten.upsample_nearest2d.default", "aten.upsample_nearest3d.default",
     "aten.upsample_linear1d.default", "aten.upsample_bilinear2d.default",
     "aten.upsample_trilinear3d.default", "aten.upsample_bicubic2d.default", "aten.reflection_pad1d.default",
     "aten.reflection_pad2d.default", "aten.reflection_pad3d.default", "aten.replication_pad1d.default",
@@ -97,13 +94,16 @@ def grid_sample(op: Op) -> Axes:
 def along_axes(op: Op) -> Axes:
     """Transforms of whole axes, which stay; the others pass."""
     x, shape = op.axes(op["self"]), op.output_shape
-    for source in op.tensors()[1:]:  # what `diff` puts before and after
-        for axis in op.axes(source):
-            op.freeze(axis, "joined to an axis whose positions are compared")
     dims = op.get("dim", range(len(x)))
     dims = {d % len(x) for d in ([dims] if isinstance(dims, int) else dims)}
     for dim in dims:
         op.freeze(x[dim], "transformed as a whole")
+    for source in op.tensors()[1:]:  # what `diff` puts before and after
+        for k, axis in enumerate(op.axes(source)):
+            if k in dims:
+                op.freeze(axis, "transformed as a whole")
+            else:
+                op.tie(axis, x[k])
     return tuple(plain(shape[k]) if k in dims else axis for k, axis in enumerate(x))
 
 
