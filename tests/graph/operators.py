@@ -1,4 +1,4 @@
-"""A call of every operator that has a rule, for tests that run it with units along any axis of any operand."""
+"""A call of every operator with a rule, for tests that run it with units along any axis of any operand."""
 
 from __future__ import annotations
 

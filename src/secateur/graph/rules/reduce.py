@@ -23,8 +23,10 @@ from secateur.graph.rules.registry import rule
     "aten.aminmax.default", "aten.median.default", "aten.median.dim", "aten.nanmedian.default",
     "aten.nanmedian.dim", "aten.mode.default", "aten.kthvalue.default", "aten.nansum.default",
     "aten.nanmean.default", "aten.count_nonzero.dim_IntList", "aten.count_nonzero.default",
-    "aten.logsumexp.default", "aten.linalg_vector_norm.default", "aten.norm.ScalarOpt_dim", "aten.norm.Scalar",
-    "aten.cosine_similarity.default", "aten.pairwise_distance.default", "aten.any.default", "aten.all.default",
+    "aten.logsumexp.default", "aten.linalg_vector_norm.default", "aten.norm.ScalarOpt_dim",
+    "aten.norm.Scalar",
+    "aten.cosine_similarity.default", "aten.pairwise_distance.default", "aten.any.default",
+    "aten.all.default",
     "aten.any.dims", "aten.all.dims",
 )  # fmt: skip
 def reduction(op: Op) -> Axes | list[Axes]:
@@ -55,7 +57,8 @@ def reduction(op: Op) -> Axes | list[Axes]:
     "aten._upsample_bilinear2d_aa.vec", "aten._upsample_bicubic2d_aa.vec",
     "aten._upsample_nearest_exact1d.default", "aten._upsample_nearest_exact2d.default",
     "aten._upsample_nearest_exact3d.default", "aten._upsample_bilinear2d_aa.default",
-    "aten._upsample_bicubic2d_aa.default", "aten.upsample_nearest1d.default", "aten.upsample_nearest2d.default", "aten.upsample_nearest3d.default",
+    "aten._upsample_bicubic2d_aa.default", "aten.upsample_nearest1d.default",
+    "aten.upsample_nearest2d.default", "aten.upsample_nearest3d.default",
     "aten.upsample_linear1d.default", "aten.upsample_bilinear2d.default",
     "aten.upsample_trilinear3d.default", "aten.upsample_bicubic2d.default", "aten.reflection_pad1d.default",
     "aten.reflection_pad2d.default", "aten.reflection_pad3d.default", "aten.replication_pad1d.default",
