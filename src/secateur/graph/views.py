@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import CodeType
 from typing import Any
 
 import torch
@@ -64,7 +65,7 @@ def further_views(
         methods: Further methods of the model, called with the same arguments.
 
     Returns:
-        The captures, and the names of the tensors that none of them reads.
+        The captures, and the names of the tensors that none of them reads, but some other method may.
 
     Raises:
         SettingError: If the model has no such method.
@@ -87,12 +88,38 @@ def further_views(
         try:
             found, _, _ = capture(model, *given, training=True)
         except CaptureError:
-            return views, _names(program, unread)
+            return views, [n for n in _names(program, unread) if _is_named(model, n, {"__init__"})]
         read = _read(found)
         if unread & read:
             views.append(View(found, given, training=True))
             unread -= read
-    return views, _names(program, unread)
+    return views, [n for n in _names(program, unread) if _is_named(model, n, {"__init__", "forward"})]
+
+
+def _is_named(model: nn.Module, name: str, known: set[str]) -> bool:
+    """Whether a method of the modules that hold a tensor, but for those `known`, names it or its holder."""
+    holder, path = model, ""
+    for attribute in name.split("."):
+        functions = {
+            key: value
+            for kind in reversed(type(holder).__mro__)
+            if not kind.__module__.startswith("torch.")
+            for key, value in vars(kind).items()
+        }
+        for key, value in functions.items():
+            code = getattr(getattr(value, "fget", value), "__code__", None)
+            if key not in known and code is not None and attribute in _names_in(code):
+                return True
+        path = f"{path}.{attribute}".lstrip(".")
+        if path == name:
+            break
+        holder = model.get_submodule(path)
+    return False
+
+
+def _names_in(code: CodeType) -> set[str]:
+    inner = (c for c in code.co_consts if isinstance(c, CodeType))
+    return set(code.co_names).union(*map(_names_in, inner))
 
 
 def _tensors(program: ExportedProgram) -> set[int]:
