@@ -1,4 +1,4 @@
-"""A call of every operator with a rule, for tests that run it with units along any axis of any operand."""
+"""A call of every operator that has a rule, to be run with units along any axis of any operand."""
 
 from __future__ import annotations
 
@@ -295,6 +295,11 @@ for rank in (1, 2, 3):
     pads = f"reflection_pad{d} replication_pad{d}"
     call(pads, lambda op, a, r=rank: op(a, [1] * 2 * r), x(2, 3, *space))
 call("max_unpool2d", lambda op, a, n: op(a, n, [4, 4]), x(2, 3, 2, 2), i(16, 2, 3, 2, 2))
+call(
+    "max_unpool2d",
+    lambda op, a: op(*aten.max_pool2d_with_indices(a, [2, 2]), [4, 4]),
+    x(2, 3, 4, 4),
+)  # fmt: skip
 call(
     "max_unpool3d",
     lambda op, a, n: op(a, n, [4, 4, 4], [2] * 3, [0] * 3),

@@ -18,6 +18,7 @@ from secateur.collecting import uncollected
 from secateur.errors import CaptureError
 from secateur.graph.inline import inline_regions
 from secateur.graph.inputs import batch_size
+from secateur.graph.recurrences import shapes_known
 from secateur.graph.rules.op import hint, is_open
 from secateur.kernels import capturable
 from secateur.models import evaluation_mode
@@ -53,6 +54,7 @@ def capture(
         preserved(model, functions=True),
         evaluation_mode(model, training=training),
         capturable(model),
+        shapes_known(),
         torch.enable_grad(),
         _quiet(),
         uncollected(),

@@ -28,11 +28,13 @@ def pointwise(op: Op) -> Axes:
     "aten.zeros_like.default", "aten.ones_like.default", "aten.full_like.default", "aten.empty_like.default",
      "aten.fill.Scalar", "aten.fill.Tensor", "aten.fill_.Scalar", "aten.fill_.Tensor", "aten.zero_.default",
 )  # fmt: skip
-def same_shape(op: Op) -> Axes:
+def same_shape(op: Op) -> Axes | list[Axes]:
     """The output has the first argument's labels; other tensors broadcast against it."""
     first = op.axes(op.tensors()[0])
     if op.name.startswith(("aten.to.other", "aten.type_as")):
         return first
+    if op.name == "aten.native_dropout.default":
+        return [first, first]  # the second is the mask
     return op.broadcast(first, *(op.axes(n) for n in op.tensors()[1:]))
 
 

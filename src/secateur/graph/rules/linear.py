@@ -215,7 +215,7 @@ def attention(op: Op) -> Axes:
 
 
 @rule("aten.embedding_bag.default", "aten.embedding_bag.padding_idx")
-def embedding_bag(op: Op) -> list[Axes | None]:
+def embedding_bag(op: Op) -> list[Axes]:
     """Rows of weight [entries, features], summed (or averaged, or compared) within bags."""
     entries, features = op.axes(op["weight"])
     op.freeze(entries, "which rows are read depends on the data")
@@ -224,7 +224,11 @@ def embedding_bag(op: Op) -> list[Axes | None]:
             op.freeze(op.axes(op[name])[0], "which rows are in a bag depends on the data")
     op.role(features, PRODUCE)
     op.produces(op["weight"], 1)
-    return [(plain(op.shape(op.node.meta["val"][0])[0]), features), None, None, None]
+    bags, *counts = (op.shape(value) for value in op.node.meta["val"])
+    return [
+        (plain(bags[0]), features),
+        *(tuple(map(plain, shape[:1])) + (features,) * (len(shape) - 1) for shape in counts),
+    ]
 
 
 @rule("aten.embedding.default")

@@ -9,25 +9,20 @@ from secateur.graph.rules.op import Axes, Op, plain, shape_of
 from secateur.graph.rules.registry import rule
 
 
-@rule("aten.mean.dim", "aten.mean.default", "aten.sum.dim_IntList", "aten.sum.default", "aten.amax.default")
 @rule(
-    "aten.amin.default", "aten.max.dim", "aten.min.dim", "aten.prod.dim_int", "aten.var.dim", "aten.std.dim"
-)
-@rule(
-    "aten.var.correction", "aten.std.correction", "aten.var_mean.correction", "aten.any.dim", "aten.all.dim"
-)
-@rule("aten.argmax.default", "aten.argmin.default", "aten.max.default", "aten.min.default")
-@rule(
-    "aten.var_mean.dim", "aten.var_mean.default", "aten.std_mean.correction", "aten.std_mean.dim",
-    "aten.std_mean.default", "aten.var.default", "aten.std.default", "aten.prod.default",
-    "aten.aminmax.default", "aten.median.default", "aten.median.dim", "aten.nanmedian.default",
-    "aten.nanmedian.dim", "aten.mode.default", "aten.kthvalue.default", "aten.nansum.default",
-    "aten.nanmean.default", "aten.count_nonzero.dim_IntList", "aten.count_nonzero.default",
-    "aten.logsumexp.default", "aten.linalg_vector_norm.default", "aten.norm.ScalarOpt_dim",
-    "aten.norm.Scalar",
-    "aten.cosine_similarity.default", "aten.pairwise_distance.default", "aten.any.default",
-    "aten.all.default",
-    "aten.any.dims", "aten.all.dims",
+    "aten.mean.dim", "aten.mean.default", "aten.sum.dim_IntList", "aten.sum.default", "aten.amax.default",
+    "aten.amin.default", "aten.max.dim", "aten.min.dim", "aten.prod.dim_int", "aten.var.dim",
+    "aten.std.dim", "aten.var.correction", "aten.std.correction", "aten.var_mean.correction",
+    "aten.any.dim", "aten.all.dim", "aten.argmax.default", "aten.argmin.default", "aten.max.default",
+    "aten.min.default", "aten.var_mean.dim", "aten.var_mean.default", "aten.std_mean.correction",
+    "aten.std_mean.dim", "aten.std_mean.default", "aten.var.default", "aten.std.default",
+    "aten.prod.default", "aten.aminmax.default", "aten.median.default", "aten.median.dim",
+    "aten.nanmedian.default", "aten.nanmedian.dim", "aten.mode.default", "aten.kthvalue.default",
+    "aten.nansum.default", "aten.nanmean.default", "aten.count_nonzero.dim_IntList",
+    "aten.count_nonzero.default", "aten.logsumexp.default", "aten.linalg_vector_norm.default",
+    "aten.norm.ScalarOpt_dim", "aten.norm.Scalar", "aten.cosine_similarity.default",
+    "aten.pairwise_distance.default", "aten.any.default", "aten.all.default", "aten.any.dims",
+    "aten.all.dims",
 )  # fmt: skip
 def reduction(op: Op) -> Axes | list[Axes]:
     """A reduction over an axis mixes its positions; the other axes pass."""
@@ -60,10 +55,10 @@ def reduction(op: Op) -> Axes | list[Axes]:
     "aten._upsample_bicubic2d_aa.default", "aten.upsample_nearest1d.default",
     "aten.upsample_nearest2d.default", "aten.upsample_nearest3d.default",
     "aten.upsample_linear1d.default", "aten.upsample_bilinear2d.default",
-    "aten.upsample_trilinear3d.default", "aten.upsample_bicubic2d.default", "aten.reflection_pad1d.default",
-    "aten.reflection_pad2d.default", "aten.reflection_pad3d.default", "aten.replication_pad1d.default",
-    "aten.replication_pad2d.default", "aten.replication_pad3d.default", "aten.max_unpool2d.default",
-    "aten.max_unpool3d.default",
+    "aten.upsample_trilinear3d.default", "aten.upsample_bicubic2d.default",
+    "aten.reflection_pad1d.default", "aten.reflection_pad2d.default", "aten.reflection_pad3d.default",
+    "aten.replication_pad1d.default", "aten.replication_pad2d.default", "aten.replication_pad3d.default",
+    "aten.max_unpool2d.default", "aten.max_unpool3d.default",
 )  # fmt: skip
 def resampling(op: Op) -> Axes | list[Axes]:
     """Only the axes of space are resampled; units along those (rare) are frozen."""

@@ -1,0 +1,55 @@
+"""The shapes of recurrent layers' results, told to capture at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_LAYERS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+
+
+@contextmanager
+def shapes_known() -> Iterator[None]:
+    """Inside, capture does not run recurrent layers step by step only to learn the shapes of their results.
+
+    PyTorch has no quick way, so the Python kernels of these operators give way to one. A version of PyTorch
+    without such kernels takes the time it takes.
+    """
+    operators = [getattr(torch.ops.aten, name).input for name in _LAYERS]
+    before = [(op, dict(kernels)) for op in operators if (kernels := getattr(op, "py_kernels", None))]
+    try:
+        for op, kernels in before:
+            _set(op, dict.fromkeys(kernels, _results))
+        yield
+    finally:
+        for op, kernels in before:
+            _set(op, kernels)
+
+
+def _set(op: Any, kernels: dict[Any, Any]) -> None:
+    op.py_kernels.update(kernels)
+    op._dispatch_cache.clear()
+
+
+def _results(
+    input: Tensor,
+    hx: Tensor | Sequence[Tensor],
+    params: Sequence[Tensor],
+    has_biases: bool,
+    num_layers: int,
+    dropout: float,
+    train: bool,
+    bidirectional: bool,
+    batch_first: bool,
+) -> tuple[Tensor, ...]:
+    """Results of the right shapes, strides and types; they need a gradient if a parameter does."""
+    states = [hx] if isinstance(hx, Tensor) else list(hx)
+    steps = input.transpose(0, 1) if batch_first else input
+    width = states[0].shape[-1] * (2 if bidirectional else 1)
+    zero = sum(p.sum() for p in params) * 0
+    out = input.new_zeros((*steps.shape[:-1], width)) + zero
+    return (out.transpose(0, 1) if batch_first else out, *(torch.zeros_like(s) + zero for s in states))
