@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from tests.libraries.case import Case, Use
 
 GROUPS = {"norm_num_groups": 4}
-BLOCKS = {"block_out_channels": (16, 32), "layers_per_block": 1, **GROUPS}
+BLOCKS: dict[str, Any] = {"block_out_channels": (16, 32), "layers_per_block": 1, **GROUPS}
+CODED = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2, **BLOCKS}
 
 
 def _make(name: str, **options: Any) -> Any:
@@ -112,11 +113,15 @@ def unconditional_step(model: nn.Module) -> Tensor:
     return torch.from_numpy(made)
 
 
+def _autoencoder() -> Any:
+    return _make("AutoencoderKL", latent_channels=4, **CODED)().eval()
+
+
 def latent_step(model: nn.Module) -> Tensor:
     """Two steps of Stable Diffusion with guidance, around embeddings of a prompt."""
     diffusers: Any = import_module("diffusers")
     torch.manual_seed(5)
-    vae = diffusers.AutoencoderKL(latent_channels=4, **BLOCKS).eval()
+    vae = _autoencoder()
     scheduler = diffusers.DDIMScheduler()
     pipeline = diffusers.StableDiffusionPipeline(
         vae, None, None, model, scheduler, None, None, requires_safety_checker=False
@@ -139,7 +144,7 @@ def dit_step(model: nn.Module) -> Tensor:
     """Two steps of the pipeline for DiT."""
     diffusers: Any = import_module("diffusers")
     torch.manual_seed(5)
-    vae = diffusers.AutoencoderKL(latent_channels=4, **BLOCKS).eval()
+    vae = _autoencoder()
     pipeline = diffusers.DiTPipeline(model, vae, diffusers.DDIMScheduler())
     pipeline.set_progress_bar_config(disable=True)
     made = pipeline([1], num_inference_steps=2, output_type="np", generator=torch.Generator().manual_seed(0))
@@ -199,11 +204,9 @@ CASES = (
           down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
           up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"), **BLOCKS),
     _case("AutoencoderKL", "AutoencoderKL", _pixels(), ((16, 16), (32, 16), (24, 40)), encode_and_decode,
-          latent_channels=4, down_block_types=("DownEncoderBlock2D",) * 2,
-          up_block_types=("UpDecoderBlock2D",) * 2, **BLOCKS),
+          latent_channels=4, **CODED),
     _case("VQModel", "VQModel", _pixels(), ((16, 16), (32, 24)), encode_and_decode, latent_channels=4,
-          num_vq_embeddings=32, down_block_types=("DownEncoderBlock2D",) * 2,
-          up_block_types=("UpDecoderBlock2D",) * 2, **BLOCKS),
+          num_vq_embeddings=32, **CODED),
     _case("AutoencoderTiny", "AutoencoderTiny", _pixels(), ((32, 32), (64, 48)),
           encoder_block_out_channels=(16, 16, 16), decoder_block_out_channels=(16, 16, 16),
           num_encoder_blocks=(1, 1, 1), num_decoder_blocks=(1, 1, 1)),

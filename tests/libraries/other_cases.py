@@ -37,6 +37,23 @@ def _molecules(_: int, size: Any) -> tuple[Tensor, ...]:
     )
 
 
+class _Near(nn.Module):
+    """Which atoms of the same molecule see each other; the library's own function needs a compiled part."""
+
+    def forward(self, positions: Tensor, molecule: Tensor) -> tuple[Tensor, Tensor]:
+        distance = (positions[:, None] - positions[None]).square().sum(-1).add(1e-9).sqrt()
+        near = (molecule[:, None] == molecule[None]) & (distance < 10.0) & (distance > 1e-3)
+        edges = near.nonzero().t()
+        return edges, (positions[edges[0]] - positions[edges[1]]).norm(dim=-1)
+
+
+def _schnet() -> nn.Module:
+    models: Any = import_module("torch_geometric.nn.models")
+    model: nn.Module = models.SchNet(hidden_channels=16, num_filters=16, num_interactions=2, num_gaussians=8,
+                                     interaction_graph=_Near())  # fmt: skip
+    return model
+
+
 class _Convolutions(nn.Module):
     """Two graph convolutions with a linear layer after them, as tutorials write it."""
 
@@ -78,20 +95,8 @@ GRAPHS = (
     _convolutions("TransformerConv", heads=2, concat=True, last=32),
     _convolutions("ChebConv", 2),
     _convolutions("RGCNConv", 3, inputs=_relations),
-    _pyg("SchNet", hidden_channels=16, num_filters=16, num_interactions=2, num_gaussians=8, cutoff=10.0,
-         inputs=_molecules, sizes=((5, 2), (7, 2), (5, 4))),
+    Case("PyG SchNet", "torch-geometric", _schnet, _molecules, ((5, 2), (7, 2), (5, 4)), batches=(1,)),
 )  # fmt: skip
-
-
-class _Observed(nn.Module):
-    """A policy's networks called with the observation as a dictionary."""
-
-    def __init__(self, policy: nn.Module) -> None:
-        super().__init__()
-        self.policy = policy
-
-    def forward(self, obs: dict[str, Tensor]) -> Any:
-        return self.policy(obs, deterministic=True)
 
 
 def _spaces() -> tuple[Any, Any]:
@@ -115,14 +120,13 @@ def _q_network() -> nn.Module:
     return model
 
 
-def _observation(batch: int, _: Any) -> dict[str, dict[str, Tensor]]:
-    goal = F.one_hot(torch.randint(0, 4, (batch,)), 4).float()
+def _seen(batch: int, _: Any) -> dict[str, Any]:
+    goal = torch.randint(0, 4, (batch,))
     return {"obs": {"position": torch.randn(batch, 5), "speed": torch.randn(batch, 3), "goal": goal}}
 
 
-def _sparse_observation(batch: int, _: Any) -> dict[str, Any]:
-    seen = {"position": torch.randn(batch, 5), "speed": torch.randn(batch, 3), "goal": torch.randint(0, 4, (batch,))}
-    return {"obs": seen, "deterministic": True}
+def _decided(batch: int, _: Any) -> dict[str, Any]:
+    return {**_seen(batch, _), "deterministic": True}
 
 
 def predict(model: Any) -> Tensor:
@@ -135,14 +139,13 @@ def predict(model: Any) -> Tensor:
 def evaluate_actions(model: Any) -> list[Tensor]:
     """What the policy's training reads: values, log probabilities and entropy."""
     with torch.no_grad():
-        return list(model.evaluate_actions(_sparse_observation(3, None)["obs"], torch.randn(3, 2)))
+        return list(model.evaluate_actions(_seen(3, None)["obs"], torch.randn(3, 2)))
 
 
 POLICIES = (
-    Case("SB3 PPO policy (dictionary)", "stable-baselines3", _actor_critic, _sparse_observation, (None,),
+    Case("SB3 PPO policy (dictionary)", "stable-baselines3", _actor_critic, _decided, (None,),
          uses={"predict": predict, "evaluate_actions": evaluate_actions}),
-    Case("SB3 DQN network (dictionary)", "stable-baselines3", _q_network,
-         lambda batch, size: {"obs": _sparse_observation(batch, size)["obs"]}, (None,)),
+    Case("SB3 DQN network (dictionary)", "stable-baselines3", _q_network, _seen, (None,)),
 )  # fmt: skip
 
 
