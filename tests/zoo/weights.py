@@ -77,7 +77,7 @@ def build(construct: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
             bound = math.sqrt(6 / fan_in)
             tensor.uniform_(-bound, bound, generator=generator)
         for name, parameter in model.named_parameters():
-            if parameter.is_floating_point() and parameter.numel() > 1:
+            if parameter.is_floating_point() and (parameter.numel() > 1 or parameter.ndim > 1):
                 _spread(name, parameter, generator)
     return model.eval()
 
@@ -88,7 +88,7 @@ def _spread(name: str, parameter: Tensor, generator: torch.Generator) -> None:
     if not bool((parameter == value).all()):
         return
     if abs(value) >= 0.1:
-        parameter.uniform_(0.5 * value, 1.5 * value, generator=generator)
+        parameter.uniform_(0.5, 1.5, generator=generator).mul_(value)
     elif value != 0 or ("weight" in name and parameter.ndim == 1):
         parameter.uniform_(0.1, 0.5, generator=generator)
     else:
