@@ -8,6 +8,7 @@ JOBS ?= 2
 ARGS ?=
 
 VENV := .venv
+LIBRARIES ?= .venv-libraries
 BIN := $(VENV)/bin
 # -qq: no warnings, but errors are still printed.
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
@@ -18,7 +19,7 @@ SOURCES := src tests benchmarks docs examples
 # GNU make must not pick up a half-built environment after an interruption.
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check lint types fmt docs bench clean
+.PHONY: help demo test test-all test-libraries check lint types fmt docs bench clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | awk -F'\t' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -31,6 +32,9 @@ test: $(VENV)/.stamp-dev $(VENV)/.stamp-zoo  ## Run the tests, without the slow 
 
 test-all: $(VENV)/.stamp-dev $(VENV)/.stamp-zoo  ## Run all tests, the slow ones too
 	$(PYTEST) -m "" $(ARGS)
+
+test-libraries: $(LIBRARIES)/.stamp  ## Prune models of other libraries, in an environment of their own
+	$(LIBRARIES)/bin/python -m tests.libraries.run
 
 check: lint types test  ## What CI runs: lint, types, test
 
@@ -87,6 +91,13 @@ $(VENV)/.stamp-zoo: $(VENV)/.stamp-dev
 		|| echo "make: transformers could not be installed; the tests of its architectures will skip." >&2
 	@$(INSTALL) --no-deps lightning lightning-utilities pytorch-lightning torchmetrics \
 		|| echo "make: Lightning could not be installed; the tests of its callback will skip." >&2
+	@touch $@
+
+$(LIBRARIES)/.stamp: tests/libraries/requirements.txt tests/libraries/packages.txt
+	$(PYTHON) -m venv $(LIBRARIES)
+	@$(LIBRARIES)/bin/python -m pip install --quiet -c constraints.txt torch
+	@$(LIBRARIES)/bin/python -m pip install --quiet --editable '.[dev]' -r tests/libraries/requirements.txt
+	@$(LIBRARIES)/bin/python -m pip install --quiet --no-deps -r tests/libraries/packages.txt
 	@touch $@
 
 $(VENV)/.stamp-docs: $(VENV)/.stamp-torch pyproject.toml

@@ -30,7 +30,15 @@ def _spoken(batch: int, size: Any) -> tuple[Tensor, ...]:
 def _transformer() -> nn.Module:
     module: Any = import_module("speechbrain.lobes.models.transformer.TransformerASR")
     model: nn.Module = module.TransformerASR(
-        30, 20, d_model=32, nhead=4, num_encoder_layers=2, num_decoder_layers=1, d_ffn=48, dropout=0.0, causal=False
+        30,
+        20,
+        d_model=32,
+        nhead=4,
+        num_encoder_layers=2,
+        num_decoder_layers=1,
+        d_ffn=48,
+        dropout=0.0,
+        causal=False,
     )
     return model
 

@@ -14,7 +14,11 @@ from tests.libraries.case import Case, Use
 
 GROUPS = {"norm_num_groups": 4}
 BLOCKS: dict[str, Any] = {"block_out_channels": (16, 32), "layers_per_block": 1, **GROUPS}
-CODED = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2, **BLOCKS}
+CODED = {
+    "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 2,
+    **BLOCKS,
+}
 
 
 def _make(name: str, **options: Any) -> Any:
@@ -27,7 +31,11 @@ def _steps(batch: int) -> Tensor:
 
 def _noisy(channels: int = 3) -> Any:
     def inputs(batch: int, size: Any) -> dict[str, Any]:
-        return {"sample": torch.randn(batch, channels, *size), "timestep": _steps(batch), "return_dict": False}
+        return {
+            "sample": torch.randn(batch, channels, *size),
+            "timestep": _steps(batch),
+            "return_dict": False,
+        }
 
     return inputs
 

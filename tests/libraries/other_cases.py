@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.libraries.case import Case
-from tests.libraries.diffusers_cases import save_pretrained
 from tests.libraries.vision_cases import made
 
 
@@ -57,7 +56,9 @@ def _schnet() -> nn.Module:
 class _Convolutions(nn.Module):
     """Two graph convolutions with a linear layer after them, as tutorials write it."""
 
-    def __init__(self, kind: str, *args: Any, last: int = 16, first: tuple[int, int] = (6, 16), **options: Any) -> None:
+    def __init__(
+        self, kind: str, *args: Any, last: int = 16, first: tuple[int, int] = (6, 16), **options: Any
+    ) -> None:
         super().__init__()
         layer = getattr(import_module("torch_geometric.nn"), kind)
         self.first = layer(*first, *args, **options)
@@ -108,7 +109,9 @@ def _spaces() -> tuple[Any, Any]:
 def _actor_critic() -> nn.Module:
     policies: Any = import_module("stable_baselines3.common.policies")
     observed, actions = _spaces()
-    model: nn.Module = policies.MultiInputActorCriticPolicy(observed, actions, lambda _: 1e-3, net_arch=[32, 24])
+    model: nn.Module = policies.MultiInputActorCriticPolicy(
+        observed, actions, lambda _: 1e-3, net_arch=[32, 24]
+    )
     return model
 
 
@@ -131,7 +134,11 @@ def _decided(batch: int, _: Any) -> dict[str, Any]:
 
 def predict(model: Any) -> Tensor:
     """The policy's own `predict`, on one observation in NumPy."""
-    seen = {"position": torch.randn(1, 5), "speed": torch.randn(1, 3), "goal": torch.ones(1, dtype=torch.long)}
+    seen = {
+        "position": torch.randn(1, 5),
+        "speed": torch.randn(1, 3),
+        "goal": torch.ones(1, dtype=torch.long),
+    }
     actions, _ = model.predict({k: v.numpy() for k, v in seen.items()}, deterministic=True)
     return torch.from_numpy(actions)
 
@@ -232,8 +239,8 @@ REST = (
     Case("x-transformers Decoder", "x-transformers", _lego("Decoder"), _words, (10, 17)),
     Case("x-transformers Encoder", "x-transformers", _lego("Encoder"), _words, (10, 17)),
     Case("mambapy Mamba", "mambapy",
-         lambda: getattr(import_module("mambapy.mamba"), "Mamba")(
-             getattr(import_module("mambapy.mamba"), "MambaConfig")(d_model=32, n_layers=2, d_state=8)),
+         lambda: import_module("mambapy.mamba").Mamba(
+             import_module("mambapy.mamba").MambaConfig(d_model=32, n_layers=2, d_state=8)),
          lambda batch, length: (torch.randn(batch, length, 32),), (16, 25)),
     Case("PEFT Llama with LoRA", "peft", _lora,
          lambda batch, length: {"input_ids": torch.randint(0, 100, (batch, length))}, (10, 17),

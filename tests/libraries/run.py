@@ -26,7 +26,14 @@ SECONDS = 300
 def walked(case: Case) -> dict[str, Any]:
     """What `tests.libraries.walk` finds about one case, in a process of its own."""
     command = [sys.executable, "-m", "tests.libraries.walk", case.name]
-    failed = {"name": case.name, "library": case.library, "form": "refused", "note": "", "groups": 0, "macs": 1.0}
+    failed = {
+        "name": case.name,
+        "library": case.library,
+        "form": "refused",
+        "note": "",
+        "groups": 0,
+        "macs": 1.0,
+    }
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS, check=False)
     except subprocess.TimeoutExpired:
@@ -41,7 +48,9 @@ def walked(case: Case) -> dict[str, Any]:
 
 def faults(found: dict[str, Any]) -> list[str]:
     """Checks that crashed or computed something wrong, with their titles."""
-    return [f"{title}: {what}" for title, what in found["checks"].items() if what.startswith(("WRONG", "crash"))]
+    return [
+        f"{title}: {what}" for title, what in found["checks"].items() if what.startswith(("WRONG", "crash"))
+    ]
 
 
 def read() -> dict[str, dict[str, Any]]:
@@ -53,7 +62,9 @@ def read() -> dict[str, dict[str, Any]]:
 def write(found: dict[str, dict[str, Any]], order: list[str]) -> None:
     """Writes the cases that still exist, in their order."""
     cases = [found[name] for name in order if name in found]
-    RESULTS.write_text(json.dumps({"workload": "python -m tests.libraries.run", "cases": cases}, indent=1) + "\n")
+    RESULTS.write_text(
+        json.dumps({"workload": "python -m tests.libraries.run", "cases": cases}, indent=1) + "\n"
+    )
 
 
 def main(names: list[str]) -> int:

@@ -156,7 +156,13 @@ def _case(
     return Case(name, "transformers", _make(kind, settings, options), inputs, sizes, uses=uses, **more)
 
 
-SEQUENCES = {"vocab_size": WORDS, "d_model": WIDTH, "decoder_start_token_id": 1, "pad_token_id": 0, "eos_token_id": 2}
+SEQUENCES = {
+    "vocab_size": WORDS,
+    "d_model": WIDTH,
+    "decoder_start_token_id": 1,
+    "pad_token_id": 0,
+    "eos_token_id": 2,
+}
 BART = {**SEQUENCES, "encoder_layers": LAYERS, "decoder_layers": LAYERS, "encoder_attention_heads": HEADS,
         "decoder_attention_heads": HEADS, "encoder_ffn_dim": 2 * WIDTH, "decoder_ffn_dim": 2 * WIDTH,
         "max_position_embeddings": 64, "bos_token_id": 1, "forced_eos_token_id": None}  # fmt: skip

@@ -24,7 +24,9 @@ def pictures(channels: int = 3) -> Any:
 SIZES = ((64, 64), (96, 64), (128, 160))
 
 
-def _segmentation(name: str, encoder: str = "resnet18", sizes: tuple[Any, ...] = SIZES, **options: Any) -> Case:
+def _segmentation(
+    name: str, encoder: str = "resnet18", sizes: tuple[Any, ...] = SIZES, **options: Any
+) -> Case:
     make = made("segmentation_models_pytorch", name, encoder_name=encoder, encoder_weights=None, classes=4,
                 **options)  # fmt: skip
     return Case(f"smp {name} {encoder}", "segmentation-models-pytorch", make, pictures(), sizes)

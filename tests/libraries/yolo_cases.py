@@ -42,7 +42,9 @@ def predict(model: nn.Module, config: str) -> list[Tensor]:
     """What the predictor finds in a picture (it fuses batch norms into convolutions first)."""
     picture = torch.rand(1, 3, 64, 96)
     yolo = wrapped(copy.deepcopy(model), config)
-    found = yolo.predict(picture, imgsz=(64, 96), conf=0.0, max_det=5, verbose=False, save=False, device="cpu")
+    found = yolo.predict(
+        picture, imgsz=(64, 96), conf=0.0, max_det=5, verbose=False, save=False, device="cpu"
+    )
     return [result.probs.data if result.probs is not None else result.boxes.data for result in found]
 
 
