@@ -18,6 +18,7 @@ from secateur.graph.datasizes import measure_sizes
 from secateur.graph.graph import Graph, fingerprint
 from secateur.graph.inputs import Arguments, InputSpec, call_arguments
 from secateur.graph.openaxes import larger_arguments, open_inputs
+from secateur.graph.programs import Programs
 from secateur.graph.views import further_views
 from secateur.graph.walk import keep_inputs_of, walk
 from secateur.models import unwrap
@@ -131,6 +132,7 @@ def _graph(
         assembled=assembled,
         costs=cost_model(assembled, state, tensors, batch),
         tensors=tuple(tensors),
+        programs=Programs(program, model),
     )
     if not groups:
         raise NothingToPruneError(
