@@ -31,7 +31,17 @@ from secateur.repair.repair import repair as repair_model
 from secateur.report.data import versions
 from secateur.report.evidence import knob_of, layers_of
 from secateur.report.report import Report
-from secateur.result import Result, asked_for, clock, few, figures, proof_entry, scored_on, untouched
+from secateur.result import (
+    Result,
+    asked_for,
+    check_labels,
+    clock,
+    few,
+    figures,
+    proof_entry,
+    scored_on,
+    untouched,
+)
 from secateur.score import score
 from secateur.score.combination import name_of
 from secateur.score.distributed import joined
@@ -148,6 +158,8 @@ def prune(
     seconds: dict[str, float] = {}
     example = data.first()
     inputs = example.inputs
+    if evaluation is None:
+        check_labels(model, example, loss_fn)
     with clock(seconds, "trace"):
         graph = trace(model, inputs, allow_inexact=allow_inexact)
     choice: Choice | None = None

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from secateur.allocate import Budget
@@ -17,11 +18,12 @@ from secateur.cost import weight_bytes
 from secateur.evaluate import Evaluation
 from secateur.graph.graph import Graph
 from secateur.latency.timing import latency
-from secateur.models import device_of
+from secateur.models import device_of, evaluating
 from secateur.plan import Plan
 from secateur.report.data import Figures, Kept
 from secateur.report.report import Report
 from secateur.score import Scores
+from secateur.score.loss import LossFn, default_loss
 from secateur.verify import Proof
 
 _PROOF_SAMPLES = 4
@@ -58,6 +60,19 @@ def clock(seconds: dict[str, float], phase: str) -> Iterator[None]:
 def few(batch: Batch, static: int | None) -> Any:
     """A handful of the batch's samples; all of them where the program takes no other batch size."""
     return batch.first(static or _PROOF_SAMPLES).inputs
+
+
+@torch.no_grad()
+def check_labels(model: nn.Module, batch: Batch, loss_fn: LossFn | None) -> None:
+    """Refuse labels that have no loss now, not after all else is done.
+
+    Raises:
+        CalibrationError: The labels do not fit what the model gives.
+    """
+    if loss_fn is None and batch.labels is not None:
+        few = batch.first(_PROOF_SAMPLES).to(device_of(model))
+        with evaluating(model):
+            default_loss(few.run(model, labelled=True), few)
 
 
 def proof_entry(proof: Proof) -> dict[str, Any]:

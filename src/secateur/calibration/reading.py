@@ -14,7 +14,6 @@ from torch.utils import _pytree as pytree
 from secateur.calibration.randomness import seeded
 from secateur.errors import CalibrationError
 from secateur.models import evaluating
-from secateur.preserving import preserved
 
 Forward = Callable[[Callable[..., Any], Any], Any]
 """``forward(model, batch)``: calls the model on what the loader gave, and returns what the model gives."""
@@ -69,6 +68,11 @@ class Reading:
     def of(self, model: nn.Module) -> Reading:
         """The same for a model; itself where one is known."""
         return self if self.model is not None else Reading(model, self.forward, self.whole)
+
+    def inputs(self, raw: Any) -> Any:
+        """A batch as example inputs: a mapping of keyword arguments, or a tuple of positional ones."""
+        taken = self.take(raw, "example inputs")
+        return taken.kwargs or taken.args
 
     def take(self, raw: Any, where: str) -> Taken:
         """Take a batch apart.
@@ -251,8 +255,8 @@ def recorded(
 def runs(model: nn.Module, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> bool:
     """Whether the model accepts a call; it is left as it was."""
     device = next((t.device for t in model.state_dict().values()), torch.device("cpu"))
-    args, kwargs = pytree.tree_map_only(torch.Tensor, lambda t: t.to(device, copy=True), (args, kwargs or {}))
-    with preserved(model), evaluating(model), torch.no_grad(), seeded(0):
+    args, kwargs = pytree.tree_map_only(torch.Tensor, lambda t: t.to(device), (args, kwargs or {}))
+    with evaluating(model), torch.no_grad(), seeded(0):
         try:
             model(*args, **kwargs)
         except Exception:  # a user's forward may fail in any way

@@ -15,7 +15,6 @@ from torch.utils import _pytree as pytree
 
 from secateur.calibration.randomness import seeded
 from secateur.models import evaluating
-from secateur.preserving import preserved
 
 if TYPE_CHECKING:
     from secateur.calibration.batch import Batch
@@ -44,7 +43,7 @@ def samples_apart(batch: Batch) -> bool:
         return alike or model is None
     few = min(FEW, batch.size)
     part = batch.samples(0, few)
-    with preserved(model), evaluating(model):
+    with evaluating(model):
         try:
             together, alone = (_outputs(b, model) for b in (part, part.samples(0, few // 2)))
         except Exception:  # a user's forward may fail in any way: an index beyond the samples, say

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind
+from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from secateur.calibration.randomness import seeded
 from secateur.errors import CalibrationError, CaptureError
 from secateur.graph.capture import capture
-from secateur.graph.datasizes import measure_sizes
+from secateur.graph.datasizes import arguments_of, measure_sizes
+from secateur.graph.inline import Interpreter
 from secateur.graph.inputs import Place
 from secateur.graph.rules.op import hint, is_open
 from secateur.graph.walk import lifted
@@ -33,9 +33,8 @@ class Programs:
     """The captured program, and those of other sizes, each captured when it is first asked for.
 
     An axis in which inputs differ is captured as one of any size. Whether that program is right at a new size
-    is not taken on trust, since a forward pass may go another way there: its guards are asked, and its
-    outputs are compared with the model's. Where it is not, or the axis cannot be left open, there is a
-    program for each size.
+    is not taken on trust, since a forward pass may go another way there: its outputs are compared with the
+    model's. Where it is not, or the axis cannot be left open, there is a program for each size.
     """
 
     def __init__(self, program: ExportedProgram, model: nn.Module | None = None) -> None:
@@ -152,18 +151,21 @@ class Programs:
         """Whether a program gives what the model does."""
         if self.model is None:
             return True
-        found = []
-        for model in (program.module(), self.model):
-            own = [v.clone() if isinstance(v, Tensor) else v for v in leaves]
-            args, kwargs = pytree.tree_unflatten(own, program.call_spec.in_spec)
-            with seeded(0), warnings.catch_warnings(), evaluating(model):
-                warnings.simplefilter("ignore")
-                try:
-                    output = model(*args, **kwargs)
-                except Exception:  # a guard of the capture, or the user's own forward
-                    return False
-            found.append([v for v in pytree.tree_leaves(output) if isinstance(v, Tensor)])
-        return len(found[0]) == len(found[1]) and all(map(_close, *found))
+        args, kwargs = pytree.tree_unflatten(leaves, program.call_spec.in_spec)
+        own = [v.clone() if isinstance(v, Tensor) else v for v in leaves]
+        try:
+            with seeded(0), evaluating(self.model):
+                wanted = self.model(*args, **kwargs)
+            with seeded(0):
+                outputs = Interpreter(program.graph_module).run(*arguments_of(program, own))
+        except Exception:  # the user's own forward, or an operator that has other sizes in it
+            return False
+        specs = program.graph_signature.output_specs
+        given = [v for v, s in zip(outputs, specs, strict=True) if s.kind is OutputKind.USER_OUTPUT]
+        found, expected = (
+            [v for v in pytree.tree_leaves(o) if isinstance(v, Tensor)] for o in (given, wanted)
+        )
+        return len(found) == len(expected) and all(map(_close, found, expected))
 
 
 def is_trusted(program: ExportedProgram, leaves: list[Any]) -> bool:

@@ -17,7 +17,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from secateur.calibration.reading import plain_attribute
 from secateur.errors import ScoreError
-from secateur.graph.inline import entered, modes_of
+from secateur.graph.inline import Interpreter
 from secateur.graph.matching import matched
 from secateur.graph.programs import Programs, batch_axes, leaves_of
 from secateur.graph.rules.op import where
@@ -35,19 +35,17 @@ class NotObservedError(ScoreError):
     """What a signal watches is not there, or is another thing, at the size of a batch."""
 
 
-class _Watching(fx.Interpreter):
+class _Watching(Interpreter):
     """Interprets the program's graph and shows the values of watched nodes."""
 
     def __init__(self, module: fx.GraphModule, cloned: frozenset[str]) -> None:
         super().__init__(module)
-        self.extra_traceback = False  # it would append the node to every message, also to ours
         self.watched: Collection[str] = ()
         self.watcher: Watcher | None = None
         self._cloned = cloned
 
     def run_node(self, n: fx.Node) -> Any:
-        with entered(modes_of(n)):
-            value = super().run_node(n)
+        value = super().run_node(n)
         if n.op == "placeholder" and n.name in self._cloned and isinstance(value, Tensor):
             return value.clone()
         if self.watcher is not None and n.name in self.watched:
