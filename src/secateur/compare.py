@@ -18,7 +18,7 @@ from secateur.apply.record import record_of
 from secateur.auto import Auto, choose
 from secateur.auto.auto import rule_or_auto
 from secateur.auto.scored import scored
-from secateur.calibration import Calibration
+from secateur.calibration import Calibration, Forward
 from secateur.errors import SettingError, UnreachableBudgetError
 from secateur.evaluate import Evaluation, evaluate
 from secateur.graph.trace import trace
@@ -176,6 +176,7 @@ def compare(
     form: Literal["auto", "module", "graph", "masked"] = "auto",
     evaluation: Any = None,
     loss_fn: LossFn | None = None,
+    forward: Forward | None = None,
     allow_inexact: bool = False,
     seed: int = 0,
     progress: bool = True,
@@ -195,6 +196,7 @@ def compare(
         form: As for `apply`.
         evaluation: Data to measure on; the held-out fifth of the calibration data if not given.
         loss_fn: As for `prune`.
+        forward: As for `prune`.
         allow_inexact: As for `trace`.
         seed: Of everything that draws.
         progress: Show bars on a terminal.
@@ -214,11 +216,13 @@ def compare(
     chosen = {name: rule_or_auto(rule) for name, rule in named.items()}
     resolve_repairs(repair)
     model = unwrap(model)
-    data = Calibration.of(calibration, seed=seed)
+    data = Calibration.of(calibration, seed=seed, forward=forward, model=model)
     fit, held = data.split()
-    judged = held if evaluation is None else Calibration.of(evaluation, seed=seed)
+    judged = (
+        held if evaluation is None else Calibration.of(evaluation, seed=seed, forward=forward, model=model)
+    )
     example = data.first()
-    inputs = example.kwargs or example.args
+    inputs = example.inputs
     graph = trace(model, inputs, allow_inexact=allow_inexact)
     plain = {name: rule for name, rule in chosen.items() if not isinstance(rule, Auto)}
     signals = [signal for rule in plain.values() for signal in rule.signals]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from secateur.calibration import Batch, Calibration
+from secateur.calibration import Batch, Calibration, Forward, is_soft
 from secateur.models import device_of, evaluating
 from secateur.score.loss import LossFn, default_loss, logits_of
 
@@ -39,6 +40,7 @@ def evaluate(
     *,
     dense: nn.Module | None = None,
     loss_fn: LossFn | None = None,
+    forward: Forward | None = None,
     progress: bool = False,
     description: str = "Evaluating",
 ) -> Evaluation:
@@ -49,6 +51,7 @@ def evaluate(
         data: What `Calibration.of` takes.
         dense: The model whose outputs count as right where the data holds no labels.
         loss_fn: As for `score`.
+        forward: As for `score`.
         progress: Show a bar on a terminal.
         description: Its title.
 
@@ -63,7 +66,7 @@ def evaluate(
         >>> sc.evaluate(model, [(logits, torch.tensor([0, 1, 0, 1]))]).accuracy
         0.75
     """
-    calibration = Calibration.of(data).to(device_of(model))
+    calibration = Calibration.of(data, forward=forward, model=model).to(device_of(model))
     loss, right, classed, samples, scale = 0.0, 0, 0, 0, 0.0
     measure = "loss"
     with evaluating(model, fast_path=True), torch.no_grad():
@@ -72,11 +75,11 @@ def evaluate(
             if loss_fn is not None:
                 loss += float(loss_fn(model, batch.raw)) * batch.size
                 continue
-            output = model(*batch.args, **batch.kwargs)
+            output = batch.run(model, labelled=True)
             if dense is not None and not _has_loss(output, batch):
                 measure = "distance to dense"
                 with evaluating(dense, fast_path=True):
-                    wanted = dense(*batch.args, **batch.kwargs)
+                    wanted = batch.run(dense, labelled=True)
                 error, norm = _distance(output, wanted)
                 loss, scale = loss + error, scale + norm
                 continue
@@ -89,7 +92,8 @@ def evaluate(
 
 
 def _has_loss(output: Any, batch: Batch) -> bool:
-    return batch.labels is not None or getattr(output, "loss", None) is not None
+    own = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    return batch.labels is not None or own is not None
 
 
 def _distance(output: Any, wanted: Any) -> tuple[float, float]:
@@ -107,6 +111,11 @@ def _distance(output: Any, wanted: Any) -> tuple[float, float]:
 def _top1(output: Any, batch: Batch) -> tuple[int, int]:
     """Hits and samples, where there is one class for each row of the logits."""
     logits = logits_of(output)
-    if logits is None or logits.ndim != 2 or batch.labels is None or batch.labels.shape != logits.shape[:1]:
+    labels = batch.labels
+    if logits is None or logits.ndim != 2 or labels is None:
         return 0, 0
-    return int((logits.argmax(1) == batch.labels).sum()), len(logits)
+    if labels.shape == logits.shape and is_soft(labels):
+        labels = labels.argmax(1)
+    if labels.shape != logits.shape[:1] or labels.is_floating_point():
+        return 0, 0
+    return int((logits.argmax(1) == labels).sum()), len(logits)

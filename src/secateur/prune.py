@@ -15,7 +15,7 @@ from secateur.apply.record import record_of, with_note
 from secateur.auto import Auto, Choice, choose
 from secateur.auto.auto import rule_or_auto
 from secateur.auto.scored import scored
-from secateur.calibration import Calibration
+from secateur.calibration import Calibration, Forward
 from secateur.errors import SettingError
 from secateur.evaluate import evaluate
 from secateur.experts.prune import prune_experts
@@ -31,11 +31,21 @@ from secateur.repair.repair import repair as repair_model
 from secateur.report.data import versions
 from secateur.report.evidence import knob_of, layers_of
 from secateur.report.report import Report
-from secateur.result import Result, asked_for, clock, few, figures, proof_entry, scored_on, untouched
+from secateur.result import (
+    Result,
+    asked_for,
+    check_labels,
+    clock,
+    few,
+    figures,
+    proof_entry,
+    scored_on,
+    untouched,
+)
 from secateur.score import score
 from secateur.score.combination import name_of
 from secateur.score.distributed import joined
-from secateur.score.loss import LossFn
+from secateur.score.loss import LossFn, loss_name
 from secateur.steps import budget_after, plan_in_steps
 from secateur.verify import verify
 
@@ -54,6 +64,7 @@ def prune(
     on_unrealisable: Literal["graph", "leave"] = "graph",
     evaluation: Any = None,
     loss_fn: LossFn | None = None,
+    forward: Forward | None = None,
     allow_inexact: bool = False,
     measure_latency: bool = True,
     seed: int = 0,
@@ -80,6 +91,9 @@ def prune(
         on_unrealisable: As for `apply`; where groups are left whole, the result's plan says so.
         evaluation: Data that the report's accuracy is measured on; the held-out part if not given.
         loss_fn: ``loss_fn(model, batch)``, the mean loss of a batch, instead of the default.
+        forward: ``forward(model, batch)`` calls the model on what the loader gives:
+            ``lambda model, batch: model(batch["image"])``. Needed where batches are neither tensors, nor
+            ``(inputs, labels)``, nor mappings whose keys are arguments.
         allow_inexact: As for `trace`.
         measure_latency: Time the models on this machine (a few dozen forward passes).
         seed: Of everything that draws. Same inputs and seed, same plan.
@@ -109,6 +123,7 @@ def prune(
             limits=limits,
             evaluation=evaluation,
             loss_fn=loss_fn,
+            forward=forward,
             measure_latency=measure_latency,
             seed=seed,
             progress=progress,
@@ -125,6 +140,7 @@ def prune(
             limits=limits,
             evaluation=evaluation,
             loss_fn=loss_fn,
+            forward=forward,
             seed=seed,
             progress=progress,
         )
@@ -137,11 +153,13 @@ def prune(
     decider = rule_or_auto(allocator)
     resolve_repairs(repair)  # a wrong name is refused now, not after scoring
     model = unwrap(model)
-    data = Calibration.of(calibration, seed=seed)
+    data = Calibration.of(calibration, seed=seed, forward=forward, model=model)
     fit, held = data.split()
     seconds: dict[str, float] = {}
     example = data.first()
-    inputs = example.kwargs or example.args
+    inputs = example.inputs
+    if evaluation is None:
+        check_labels(model, example, loss_fn)
     with clock(seconds, "trace"):
         graph = trace(model, inputs, allow_inexact=allow_inexact)
     choice: Choice | None = None
@@ -217,7 +235,9 @@ def prune(
         repaired = repair_model(
             small, model, data, repair, graph=graph, loss_fn=loss_fn, seed=seed, progress=progress
         )
-    judged = held if evaluation is None else Calibration.of(evaluation, seed=seed)
+    judged = (
+        held if evaluation is None else Calibration.of(evaluation, seed=seed, forward=forward, model=model)
+    )
     kept_any = any(r["kept"] for r in record_of(repaired).repairs)
     stages = [("dense", model), ("pruned", small)] + ([("repaired", repaired)] if kept_any else [])
     with clock(seconds, "measure"):
@@ -237,7 +257,7 @@ def prune(
             repair,
             form,
             seed,
-            loss_fn=loss_fn,
+            loss=loss_name(loss_fn, example),
             allow_inexact=allow_inexact,
             **({"steps": steps} if steps > 1 else {}),
             **({} if on_unrealisable == "graph" else {"on_unrealisable": on_unrealisable}),

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from secateur.accelerating import Crew
 from secateur.apply.copying import duplicate
 from secateur.apply.record import attach, record_of
-from secateur.calibration import Batch, Calibration, seeded
+from secateur.calibration import Batch, Calibration, Forward, seeded
 from secateur.errors import CalibrationError, SettingError
 from secateur.models import device_of, evaluating, unwrap
 from secateur.repair.repair import flush_subnormals
@@ -33,6 +33,7 @@ def recover(
     temperature: float = 2.0,
     optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None,
     loss_fn: LossFn | None = None,
+    forward: Forward | None = None,
     accelerator: Any = None,
     seed: int = 0,
     progress: bool = True,
@@ -62,6 +63,7 @@ def recover(
         optimizer: Makes one from the parameters; SGD with Nesterov momentum 0.9 and weight decay 5e-4 if
             not given.
         loss_fn: As for `score`.
+        forward: As for `score`.
         accelerator: An `accelerate.Accelerator` for one process or for data parallel ones. It says where to
             train, in what precision, and how many batches make a step.
         seed: Of everything that draws; the same in every process.
@@ -97,7 +99,7 @@ def recover(
     holes = _holes(student) if record.form == "masked" else []
     trained = [p for p in student.parameters() if p.requires_grad]
     plain = optimizer(trained) if optimizer else _sgd(trained, learning_rate)
-    data = Calibration.of(loader, seed=seed)
+    data = Calibration.of(loader, seed=seed, forward=forward, model=model)
     count = data.count() or sum(1 for _ in data.raw_batches())
     total = max(1, epochs * crew.updates(count))
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -150,8 +152,9 @@ class _Objective:
         loss = task
         if self.teacher is not None or self.loss_fn is None:
             # The loss function's own call serves too: a second would count twice in batch norms.
-            found = [call.output for call in calls if call.has(batch)]
-            output = found[0] if found else model(*batch.args, **batch.kwargs)
+            own = self.loss_fn is not None and batch.reading.forward is not None
+            found = [call.output for call in calls if own or call.has(batch)]
+            output = found[0] if found else batch.run(model, labelled=True)
             if self.loss_fn is None and (batch.labels is not None or self.teacher is None):
                 loss = task = default_loss(output, batch)
             if self.teacher is not None:
@@ -168,7 +171,7 @@ class _Objective:
     def _divergence(self, teacher: nn.Module, output: Any, batch: Batch) -> Tensor:
         """KL of the teacher and the model: classes lie along axis 1, or the last of a language model's."""
         with torch.no_grad(), evaluating(teacher):
-            wanted = logits_of(teacher(*batch.args, **batch.kwargs))
+            wanted = logits_of(batch.run(teacher))
         got = logits_of(output)
         if got is None or wanted is None or got.shape != wanted.shape:
             raise CalibrationError(
@@ -194,9 +197,10 @@ class _Call:
 
     def has(self, batch: Batch) -> bool:
         """Whether it was given the very inputs of a batch."""
-        if len(self.args) != len(batch.args) or [*self.kwargs] != [*batch.kwargs]:
+        kwargs = {k: v for k, v in self.kwargs.items() if k in batch.kwargs or k != "labels"}
+        if len(self.args) != len(batch.args) or [*kwargs] != [*batch.kwargs]:
             return False
-        given, wanted = ([*v.args, *v.kwargs.values()] for v in (self, batch))
+        given, wanted = [*self.args, *kwargs.values()], [*batch.args, *batch.kwargs.values()]
         return all(a is b for a, b in zip(given, wanted, strict=True))
 
 

@@ -13,17 +13,17 @@ import torch
 from torch import nn
 
 from secateur.allocate import Budget
-from secateur.calibration import Batch, map_tensors
+from secateur.calibration import Batch
 from secateur.cost import weight_bytes
 from secateur.evaluate import Evaluation
 from secateur.graph.graph import Graph
 from secateur.latency.timing import latency
-from secateur.models import device_of
+from secateur.models import device_of, evaluating
 from secateur.plan import Plan
 from secateur.report.data import Figures, Kept
 from secateur.report.report import Report
 from secateur.score import Scores
-from secateur.score.loss import LossFn
+from secateur.score.loss import LossFn, default_loss
 from secateur.verify import Proof
 
 _PROOF_SAMPLES = 4
@@ -59,12 +59,20 @@ def clock(seconds: dict[str, float], phase: str) -> Iterator[None]:
 
 def few(batch: Batch, static: int | None) -> Any:
     """A handful of the batch's samples; all of them where the program takes no other batch size."""
-    count = static or min(_PROOF_SAMPLES, batch.size)
+    return batch.first(static or _PROOF_SAMPLES).inputs
 
-    def first(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor[:count] if tensor.ndim and tensor.shape[0] == batch.size else tensor
 
-    return map_tensors(first, batch.kwargs or batch.args)
+@torch.no_grad()
+def check_labels(model: nn.Module, batch: Batch, loss_fn: LossFn | None) -> None:
+    """Refuse labels that have no loss now, not after all else is done.
+
+    Raises:
+        CalibrationError: The labels do not fit what the model gives.
+    """
+    if loss_fn is None and batch.labels is not None:
+        few = batch.first(_PROOF_SAMPLES).to(device_of(model))
+        with evaluating(model):
+            default_loss(few.run(model, labelled=True), few)
 
 
 def proof_entry(proof: Proof) -> dict[str, Any]:
@@ -120,7 +128,7 @@ def asked_for(
     form: str,
     seed: int,
     *,
-    loss_fn: LossFn | None = None,
+    loss: str = "default",
     **further: bool | int | float | str | None,
 ) -> dict[str, Any]:
     """The call's arguments as the report holds them; `further` are those that not every call has."""
@@ -131,7 +139,7 @@ def asked_for(
         "repair": repair if repair is None or isinstance(repair, str) else list(repair),
         "form": form,
         "seed": seed,
-        "loss": "default" if loss_fn is None else getattr(loss_fn, "__qualname__", type(loss_fn).__name__),
+        "loss": loss,
         **further,
     }
 

@@ -80,7 +80,7 @@ def plan_in_steps(
                 small, model, data, methods, graph=graph, loss_fn=loss_fn, seed=seed, progress=False
             )
             example = data.first()
-            now = trace(small, example.kwargs or example.args, allow_inexact=allow_inexact)
+            now = trace(small, example.inputs, allow_inexact=allow_inexact)
             scores = score(now, data, rule.signals, loss_fn=loss_fn, seed=seed, progress=False)
             curved = with_unit_curves(rule, now, data, scores)
             left = budget_after(round_, count, budget, graph)

@@ -264,15 +264,15 @@ def test_batches_that_do_not_fit_go_to_files_or_are_run_again_with_the_same_resu
 
 
 def test_what_is_held_stays_below_the_limit() -> None:
-    from secateur.repair.twin import Twin
+    from secateur.repair.twin import Twins
 
     data = topology_data("residual", batches=6)
     _, graph, small = topology("residual", "module")
-    twin = Twin(graph, small)
+    twins = Twins(graph, small)
     for limit in (0, 50_000, 1 << 30):
-        with frontier.Frontier(twin, sc.Calibration.of(data), limit) as walk:
-            for position in range(0, len(twin.nodes), 3):
-                assert [k for k, _ in walk.visit(position)] == list(range(6))
+        with frontier.Frontier(twins, sc.Calibration.of(data), limit) as walk:
+            for position in range(0, len(twins.first.nodes), 3):
+                assert [k for k, _, _ in walk.visit(lambda twin, p=position: p)] == list(range(6))
                 assert walk.bytes() <= limit
             assert walk.bytes() > 50_000 or limit < 1 << 30
 

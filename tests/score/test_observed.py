@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from secateur.errors import CalibrationError, ScoreError, SettingError
+from secateur.errors import ScoreError, SettingError
 from secateur.graph.groups import Group, Site
 from secateur.graph.trace import trace
-from secateur.score import Activation, APoZ, Context, Rank, Signal, score
+from secateur.score import Activation, APoZ, Rank, Signal, score
 from secateur.score.observed import check_observable, sites_at
 from tests.models import TOPOLOGIES, build
 from tests.score import literal
@@ -81,15 +81,16 @@ def test_rank_of_channels_last_windows_and_half_precision() -> None:
     assert ((rough > 0) & (rough <= 8)).all()
 
 
-def test_maps_of_another_size_are_refused() -> None:
-    net = nn.Sequential(nn.Conv1d(2, 4, 1), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(4, 2))
-    graph = trace(net, torch.randn(2, 2, 6))
-    signal = Rank()
-    tally = signal.start(Context(graph, {}, frozenset(), 0))
-    group = graph.groups[0]
-    (site,) = signal.sites(group)
-    with pytest.raises(CalibrationError, match=r"rank: expected maps of 6 columns .* got 7 numbers a unit"):
-        tally.observe(group, site, torch.randn(2, 4, 7), None)  # type: ignore[arg-type]
+def test_maps_of_any_size_have_their_own_rank() -> None:
+    net = nn.Sequential(
+        nn.Conv2d(1, 2, 1, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 2)
+    )
+    graph = trace(net, torch.randn(2, 1, 4, 6))
+    eye, flat = torch.eye(3)[None, None], torch.ones(1, 1, 12, 2)  # of the first 12 numbers none is a column
+    found = [
+        score(graph, data, "rank", progress=False)["rank"]["0"][0] for data in ([eye], [flat], [eye, flat])
+    ]
+    assert found == [3, 1, 2]
 
 
 def test_which_sites() -> None:

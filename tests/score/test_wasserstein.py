@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from secateur.graph.groups import Group, Site
 from secateur.graph.trace import trace
 from secateur.score import Wasserstein, score
 from secateur.score.signal import Context, Step, Tally
+from secateur.score.units import traced_map
 from secateur.score.wasserstein import largest_distance
 from tests.models import build
 from tests.score import reference
@@ -137,7 +140,9 @@ class _Run:
         self.batches: list[Recorded] = []
         for index, size in enumerate(SIZES):
             step = Step(index, size, torch.randint(0, 4, (size,), generator=random))
-            shapes = [(size, len(site.unit), 1 + 4 * (n % 2)) for n, (_, site) in enumerate(self.sites)]
+            shapes = [
+                (size, len(site.unit), *(traced_map(self.graph, site) or (1,))) for _, site in self.sites
+            ]
             values = [torch.randn(*shape, generator=random) for shape in shapes]
             self.batches.append((step, values))
 
@@ -148,7 +153,7 @@ class _Run:
         for step, values in batches:
             tally.begin(step)
             for (group, site), value in zip(self.sites, values, strict=True):
-                tally.observe(group, site, value, step)
+                tally.observe(group, site, value.flatten(2), replace(step, map=tuple(value.shape[2:])))
         return tally
 
     def assert_as_one_run(self, tally: Tally) -> None:
@@ -187,15 +192,6 @@ def test_a_merged_tally_goes_on() -> None:
     run.assert_as_one_run(run.feed(merged, run.batches[4:]))
 
 
-def test_maps_of_different_sizes_are_refused_between_processes() -> None:
-    run = _Run()
-    step, values = run.batches[1]
-    other = run.feed(run.tally(), [(step, [v.repeat(1, 1, 2) for v in values])])
-    states = [run.feed(run.tally(), run.batches[:1]).state(), other.state()]
-    with pytest.raises(CalibrationError, match=r"expected activations of 1 numbers a unit.* got 2 at"):
-        run.tally().merge(states)
-
-
 def test_no_samples_at_all_are_refused() -> None:
     with pytest.raises(CalibrationError, match="samples of at least two classes, got none"):
         _Run().tally().finish()
@@ -212,7 +208,8 @@ def test_holds_what_it_says() -> None:
             * entries
             // sum(len(s.unit) for s in run.signal.sites(group))
         )
-        assert held.nbytes == (bound if number % 2 else bound // 3)  # maps of one number have one direction
+        alone = traced_map(run.graph, site) == ()  # one number has one direction
+        assert held.nbytes == (bound // 3 if alone else bound)
 
 
 def test_units_may_be_permuted() -> None:
@@ -304,21 +301,22 @@ def test_activations_that_overflow_are_named() -> None:
         score(graph, [(x, torch.tensor([0, 1, 0, 1]))], "wasserstein")
 
 
-def test_maps_of_different_sizes_are_refused() -> None:
-    net = nn.Sequential(nn.Conv1d(2, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(4, 2))
-    graph = trace(net, torch.randn(4, 2, 9))
-    length = torch.export.Dim("length", min=4, max=64)
-    program = torch.export.export(
-        net.eval(), (torch.randn(4, 2, 9),), dynamic_shapes=({0: torch.export.Dim("n", min=2), 2: length},)
+@pytest.mark.parametrize("shape", [(4, 2, 9), (4, 2, 6, 8)])
+def test_maps_of_other_sizes_are_averaged_to_the_traced_one(shape: tuple[int, ...]) -> None:
+    dimensions = len(shape) - 2
+    conv: Any = {1: nn.Conv1d, 2: nn.Conv2d}[dimensions]
+    pool: Any = {1: nn.AdaptiveAvgPool1d, 2: nn.AdaptiveAvgPool2d}[dimensions]
+    net = nn.Sequential(conv(2, 4, 1), nn.ReLU(), pool(1), nn.Flatten(), nn.Linear(4, 2)).double()
+    x, labels = torch.randn(*shape, dtype=torch.float64), torch.tensor([0, 1, 0, 1])
+    graph = trace(net, x)
+    doubled = x
+    for axis in range(2, x.ndim):
+        doubled = doubled.repeat_interleave(2, axis)  # whose means over pairs are x again
+    once, mixed = (
+        score(graph, data, "wasserstein")["wasserstein"]["0"]
+        for data in ([(x, labels)], [(x[:2], labels[:2]), (doubled[2:], labels[2:])])
     )
-    object.__setattr__(graph, "program", program)
-    site = graph.groups[0].sites[0].node
-    assert site in {node.name for node in program.graph.nodes}
-    data = [(torch.randn(2, 2, n), torch.tensor([0, 1])) for n in (9, 10)]
-    with pytest.raises(
-        CalibrationError, match="batch 1: wasserstein, group 0: expected activations of 7 numbers"
-    ):
-        score(graph, data, "wasserstein")
+    np.testing.assert_allclose(mixed, once, rtol=1e-12)
 
 
 def test_a_unit_that_nobody_can_see_is_refused() -> None:

@@ -107,13 +107,12 @@ def unit_distortions(
             key = (reader.group, reader.site.node)
             sums[key] = sums[key] + found if key in sums else found
 
-    model = CapturedModel(graph.program)
+    model = CapturedModel(graph.programs)
     model.watch(readers, see)
     with seeded(0), torch.no_grad():
-        for batch in (
-            Calibration.of(calibration).to(graph.device).batches("Measuring repairability", progress)
-        ):
-            model(*batch.args, **batch.kwargs)
+        data = Calibration.of(calibration, model=graph.programs.model).to(graph.device)
+        for batch in data.batches("Measuring repairability", progress):
+            batch.run(model)
     return {
         group.name: _mean(
             [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Literal
 
 from torch import nn
 
@@ -90,8 +91,13 @@ def choose(
 
     methods = next(iter(resolve("reconstruct" if repair == "auto" else repair)), ())
 
+    varied = any(not graph.programs.begins_with(b.args, b.kwargs) for part in (fit, held) for b in part)
+
     def make(plan: Plan, data: Calibration) -> nn.Module:
-        small = apply(model, plan, "graph", graph=graph)
+        # The program is the fastest to make, but takes the traced sizes alone.
+        exact = all(group.exact for group in plan.groups)
+        form: Literal["graph", "masked", "module"] = ("masked" if exact else "module") if varied else "graph"
+        small = apply(model, plan, form, graph=graph)
         for method in methods:
             method.run(small, Work(lambda: graph, data))
         return small

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from secateur.auto.auto import Auto
 from secateur.calibration import Batch, Calibration
 from secateur.errors import CalibrationError, ScoreError
 from secateur.graph.graph import Graph
 from secateur.score import Scores, score
-from secateur.score.combination import name_of
+from secateur.score.combination import Asked, name_of
 from secateur.score.loss import LossFn
+from secateur.score.program import NotObservedError
 from secateur.score.registry import resolve
 from secateur.score.signal import Signal
 
@@ -47,17 +49,32 @@ def scored(
     signals = [signal for name, signal in wanted.items() if name not in missing]
     if not signals:
         return Scored(Scores({}, fingerprint=graph.fingerprint), missing)
-    found = score(graph, data, signals, loss_fn=loss_fn, seed=seed, progress=progress)
-    return Scored(found, missing)
+
+    def found(asked: Sequence[Asked]) -> Scores:
+        return score(graph, data, asked, loss_fn=loss_fn, seed=seed, progress=progress)
+
+    try:
+        return Scored(found(signals), missing)
+    except NotObservedError:  # at other sizes the model does other things: which signals does that concern?
+        values: dict[str, Any] = {}
+        scores = Scores({}, fingerprint=graph.fingerprint)
+        for signal in signals:
+            try:
+                scores = found([signal])
+                values |= scores.values
+            except NotObservedError as error:
+                missing[name_of(signal)] = str(error)
+        return Scored(replace(scores, values=values), missing)
 
 
 def _lacking(signal: Signal, graph: Graph, first: Batch, loss_fn: LossFn | None) -> str | None:
     """Why a signal says nothing about this model or these data; None if it does.
 
-    Labels that are there but wrong are no such reason: scoring refuses them.
+    Classes that are there but wrong are no such reason: scoring refuses them.
     """
-    classed = first.labels is not None and (first.labels.ndim == 1) and loss_fn is None
-    if "labels" in signal.needs and not classed:
+    labels = first.labels
+    classed = labels is not None and labels.ndim == 1 and not labels.is_floating_point()
+    if "labels" in signal.needs and (not classed or loss_fn is not None or first.whole):
         try:
             first.classes()
         except CalibrationError as error:

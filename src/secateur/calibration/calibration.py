@@ -22,11 +22,12 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from secateur.calibration.batch import Batch
 from secateur.calibration.randomness import OwnStream, seeded
+from secateur.calibration.reading import Forward, Reading
 from secateur.errors import CalibrationError, SettingError
 
 
@@ -49,7 +50,9 @@ class _Part:
     def __iter__(self) -> Iterator[Any]:
         position = 0
         for index, raw in enumerate(self.parent.raw_batches()):
-            pieces = [raw] if self.pieces == 1 else [b.raw for b in Batch.of(raw, index).cut(self.pieces)]
+            pieces = [raw]
+            if self.pieces > 1:
+                pieces = [b.raw for b in Batch.of(raw, index, self.parent.reading).cut(self.pieces)]
             for piece in pieces:
                 if self._is_held(position) == self.held:
                     yield piece
@@ -73,24 +76,40 @@ class Calibration:
         source: The user's loader or list of batches.
         seed: Where the random state of each pass starts.
         device: Where batches are moved; None leaves them where they are.
+        reading: How batches are taken apart.
     """
 
     source: Iterable[Any]
     seed: int = 0
     device: torch.device | None = None
+    reading: Reading = field(default_factory=Reading, repr=False)
     _start: tuple[tuple[torch.Generator, Tensor], ...] = field(default=(), repr=False)
 
     @classmethod
-    def of(cls, data: Any, *, seed: int = 0, batch_size: int = 64) -> Calibration:
+    def of(
+        cls,
+        data: Any,
+        *,
+        seed: int = 0,
+        batch_size: int = 64,
+        forward: Forward | None = None,
+        whole: bool | None = None,
+        model: nn.Module | None = None,
+    ) -> Calibration:
         """Take calibration data as a user holds it.
 
         Args:
-            data: A DataLoader; a Dataset; an iterable of batches (`Batch.of` lists what a batch may be); one
+            data: A DataLoader; a Dataset; an iterable of batches (`Reading` lists what a batch may be); one
                 tensor, mapping, or tuple of tensors, taken as a single large batch and cut to `batch_size`;
-                or a Calibration, which comes back as it is. A one-shot iterator, such as a generator, is
-                read once and its batches are kept in memory.
+                or a Calibration, which comes back with what else is given here. A one-shot iterator, such as
+                a generator, is read once and its batches are kept in memory.
             seed: Where the random state of each pass starts.
             batch_size: Samples a batch, where `data` does not say.
+            forward: ``forward(model, batch)`` calls the model on what the loader gives:
+                ``lambda model, batch: model(batch["image"])``. Then a batch may be anything.
+            whole: True: batches are never cut into samples, as graphs and pairs must not be. None: that is
+                found out, from what batches hold and by running `model` on a few samples.
+            model: The model that takes them.
 
         Raises:
             CalibrationError: `data` is none of these.
@@ -103,17 +122,20 @@ class Calibration:
             (8, 2)
         """
         if isinstance(data, Calibration):
-            return data
+            old = data.reading
+            if (forward, whole) == (None, None) and (model is None or old.model is not None):
+                return data
+            kept = old.whole if whole is None else whole
+            return replace(data, reading=Reading(model or old.model, forward or old.forward, kept))
+        reading = Reading(model, forward, whole)
         if batch_size < 1:
             raise SettingError(
                 f"calibration: expected batch_size of at least 1, got {batch_size}. "
                 "Do give a positive number."
             )
-        if isinstance(data, Tensor | Mapping) or (
-            isinstance(data, tuple) and data and all(isinstance(v, Tensor) for v in data)
-        ):
-            whole = Batch.of(data)
-            return cls([b.raw for b in whole.cut(-(-whole.size // batch_size))], seed)
+        if _is_batch(data):
+            batch = Batch.of(data, reading=reading)
+            return cls([b.raw for b in batch.cut(-(-batch.size // batch_size))], seed, reading=reading)
         rows = hasattr(data, "__getitem__") and isinstance(data, Sized) and not isinstance(data, Iterable)
         if isinstance(data, Dataset) or rows:
             data = DataLoader(data, batch_size=batch_size)
@@ -125,7 +147,8 @@ class Calibration:
         if isinstance(data, Iterator):
             with seeded(seed):
                 data = list(data)
-        return cls(data, seed, None, tuple((g, g.get_state()) for g in _generators(data)))
+        start = tuple((g, g.get_state()) for g in _generators(data))
+        return cls(data, seed, reading=reading, _start=start)
 
     def raw_batches(self) -> Iterator[Any]:
         """What the source gives, in the random state of the pass."""
@@ -161,7 +184,7 @@ class Calibration:
         count = 0
         for raw in _with_bar(self.raw_batches(), desc, self.count(), progress):
             if takes(count):
-                batch = Batch.of(raw, count)
+                batch = Batch.of(raw, count, self.reading)
                 batch.check_finite()
                 yield batch if self.device is None else batch.to(self.device)
             count += 1
@@ -194,13 +217,13 @@ class Calibration:
         """Set every `every`-th batch aside.
 
         With fewer than `every` batches each is first cut along axis 0 into smaller ones, so that there is
-        something to hold out.
+        something to hold out; batches that cannot be cut are held out as they are.
 
         Returns:
             The data to fit on, and the held-out data.
 
         Raises:
-            CalibrationError: There is a single sample only.
+            CalibrationError: There is a single sample only, or a single batch that cannot be cut.
             SettingError: `every` is below 2.
         """
         if every < 2:
@@ -212,17 +235,29 @@ class Calibration:
         if total is None:
             total = sum(1 for _ in self.raw_batches())
         pieces = 1
-        if 0 < total < every:
+        whole = 0 < total < every and self.first().whole
+        if 0 < total < every and not whole:
             pieces = -(-every // total)
             sizes = [batch.size for batch in self]
             total = sum(min(size, pieces) for size in sizes)
         if total < 2:
             raise CalibrationError(
-                f"calibration split: expected at least two samples, got {total}. "
-                "Do give more data, so that a part can be held out."
+                f"calibration split: expected at least two {'batches' if whole else 'samples'}, got {total}. "
+                "Pass more data, so that a part can be held out."
+                + (" These batches cannot be cut: their samples depend on each other." if whole else "")
             )
         fit, held = (_Part(self, pieces, total, every, held) for held in (False, True))
-        return Calibration(fit, self.seed, self.device), Calibration(held, self.seed, self.device)
+        return replace(self, source=fit, _start=()), replace(self, source=held, _start=())
+
+
+def _is_batch(data: Any) -> bool:
+    """Whether data are one batch: a tensor, a mapping, a tuple of tensors, or inputs with their labels."""
+    if isinstance(data, Tensor | Mapping):
+        return True
+    if not isinstance(data, tuple) or not data:
+        return False
+    several = len(data) == 2 and isinstance(data[0], list | tuple | Mapping) and isinstance(data[1], Tensor)
+    return several or all(isinstance(v, Tensor) for v in data)
 
 
 def _generators(source: Any) -> list[torch.Generator]:

@@ -22,8 +22,8 @@ class _Thinned:
     def __iter__(self) -> Iterator[Any]:
         owed = 0.0
         for index, raw in enumerate(self.source.raw_batches()):
-            batch = Batch.of(raw, index)
-            least = batch.size if self.whole else min(batch.size, TOGETHER)
+            batch = Batch.of(raw, index, self.source.reading)
+            least = batch.size if self.whole or batch.whole else min(batch.size, TOGETHER)
             owed = owed + batch.size * self.share if index else max(batch.size * self.share, least)
             taken = min(batch.size, round(owed))
             if taken >= least:

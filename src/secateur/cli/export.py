@@ -88,4 +88,4 @@ def example_for(command: str, sizes: list[str] | None, data: str | None, seed: i
     from secateur.calibration import Calibration
 
     batch = Calibration.of(load_data("--data", data, seed=seed), seed=seed).first()
-    return batch.kwargs or batch.args
+    return batch.inputs

@@ -59,7 +59,7 @@ class Inputs:
                 "inputs: expected --input or --data, got neither. Write --input 1x3x224x224, for example."
             )
         batch = self.data.first()
-        return batch.kwargs or batch.args
+        return batch.inputs
 
     def _read(self, option: str, text: str) -> Calibration:
         from secateur.calibration import Calibration

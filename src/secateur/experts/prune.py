@@ -10,7 +10,7 @@ from torch import nn
 from secateur.allocate import Budget, Limits
 from secateur.apply.record import record_of, with_repairs
 from secateur.auto.auto import Auto
-from secateur.calibration import Calibration
+from secateur.calibration import Calibration, Forward
 from secateur.errors import SettingError
 from secateur.evaluate import evaluate
 from secateur.experts.allocate import allocate_experts, rule_called
@@ -26,7 +26,7 @@ from secateur.report.evidence import knob_of, layers_of
 from secateur.report.report import Report
 from secateur.result import Result, asked_for, clock, few, figures, proof_entry, scored_on, untouched
 from secateur.score.combination import name_of
-from secateur.score.loss import LossFn
+from secateur.score.loss import LossFn, loss_name
 
 _REPAIRS = (None, "auto", METHOD, [METHOD], (METHOD,))
 
@@ -41,6 +41,7 @@ def prune_experts(
     limits: Limits | None,
     evaluation: Any,
     loss_fn: LossFn | None,
+    forward: Forward | None,
     measure_latency: bool,
     seed: int,
     progress: bool,
@@ -57,13 +58,15 @@ def prune_experts(
             f"prune(granularity='expert', repair={repair!r}): expected None, 'auto' or {METHOD!r}. Name one."
         )
     model = unwrap(model)
-    data = Calibration.of(calibration, seed=seed)
+    data = Calibration.of(calibration, seed=seed, forward=forward, model=model)
     fit, held = data.split()
-    judged = held if evaluation is None else Calibration.of(evaluation, seed=seed)
+    judged = (
+        held if evaluation is None else Calibration.of(evaluation, seed=seed, forward=forward, model=model)
+    )
     example = data.first()
     seconds: dict[str, float] = {}
     with clock(seconds, "trace"):
-        graph = trace_experts(model, example.kwargs or example.args)
+        graph = trace_experts(model, example.inputs)
     contest = None
     asked = budget
     if isinstance(decider, Auto):
@@ -117,7 +120,13 @@ def prune_experts(
     report = Report(
         model=type(model).__name__,
         asked=asked_for(
-            asked, Auto.name if contest else plan.allocator, "expert", repair, "module", seed, loss_fn=loss_fn
+            asked,
+            Auto.name if contest else plan.allocator,
+            "expert",
+            repair,
+            "module",
+            seed,
+            loss=loss_name(loss_fn, example),
         ),
         rule=plan.allocator,
         settings=plan.settings,

@@ -74,7 +74,7 @@ def repair_experts(
     record = record_of(small)
     kept = {group.name: group.kept for group in record.plan.groups if group.removed}
     repaired = duplicate(small)
-    data = Calibration.of(calibration, seed=seed).to(device_of(model))
+    data = Calibration.of(calibration, seed=seed, model=model).to(device_of(model))
     blocks = {block.name: block for block in graph.blocks if block.name in kept}
     report: dict[str, Any] = {}
     for parts in passes(model, list(blocks.values()), kept, memory):
@@ -86,7 +86,7 @@ def repair_experts(
 
         with evaluating(model), evaluating(repaired), torch.no_grad(), watching(model, dense, watch):
             for batch in data.batches("Repairing experts", progress):
-                model(*batch.args, **batch.kwargs)
+                batch.run(model)
         for name, fit in fits.items():
             found = fit.solve()
             damping = found.pop("damping")

@@ -127,7 +127,7 @@ def _gather(
             if gradients:
                 _loss(model, batch, loss_fn).backward()
             else:
-                model(*batch.args, **batch.kwargs)
+                batch.run(model)
             samples += batch.size
     return samples
 
@@ -135,7 +135,7 @@ def _gather(
 def _loss(model: nn.Module, batch: Batch, loss_fn: LossFn | None) -> Tensor:
     if loss_fn is not None:
         return loss_fn(model, batch.raw)
-    return default_loss(model(*batch.args, **batch.kwargs), batch)
+    return default_loss(batch.run(model, labelled=True), batch)
 
 
 def _real(batch: Batch, tokens: int, device: torch.device) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from secateur.collecting import uncollected
 from secateur.errors import CaptureError
 from secateur.graph.inline import inline_regions
-from secateur.graph.inputs import batch_size
+from secateur.graph.inputs import Place, batch_size
 from secateur.graph.recurrences import shapes_known
 from secateur.graph.rules.op import hint, is_open
 from secateur.kernels import capturable
@@ -31,6 +31,7 @@ def capture(
     kwargs: Mapping[str, Any],
     shapes: ShapesCollection | None = None,
     *,
+    also: Collection[Place] = (),
     training: bool = False,
 ) -> tuple[ExportedProgram, int, int | None]:
     """Capture a model in one mode, with a batch axis of any size where the model allows it.
@@ -41,6 +42,7 @@ def capture(
         kwargs: Keyword arguments.
         shapes: Which axes may have any size; the first of each tensor that is as long as the batch if
             not given.
+        also: Further axes that may have any size, if `shapes` is not given; tensors by number.
         training: Capture it in training mode, not in evaluation mode.
 
     Returns:
@@ -49,7 +51,7 @@ def capture(
     given = args, dict(kwargs)
     if shapes is None:
         args, kwargs = _at_least_two(*given)
-        shapes = _batch_axes((args, kwargs))
+        shapes = _open_axes((args, kwargs), also)
     with (
         preserved(model, functions=True),
         evaluation_mode(model, training=training),
@@ -86,13 +88,17 @@ def capture(
     return program, captured, None if dynamic else captured
 
 
-def _batch_axes(arguments: Any) -> ShapesCollection:
+def _open_axes(arguments: Any, also: Collection[Place]) -> ShapesCollection:
+    """The batch axis of each tensor that has one, and the others asked for."""
     leaves = [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, torch.Tensor)]
     batch = batch_size(arguments)
     shapes = ShapesCollection()
-    for leaf in leaves:
+    for number, leaf in enumerate(leaves):
+        axes = {axis for name, axis in also if name == str(number)}
         if leaf.ndim and leaf.shape[0] == batch:
-            shapes[leaf] = {0: Dim.AUTO}
+            axes.add(0)
+        if axes:
+            shapes[leaf] = dict.fromkeys(sorted(axes), Dim.AUTO)
     return shapes
 
 

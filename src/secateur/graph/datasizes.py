@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
-from secateur.graph.inline import entered, modes_of
+from secateur.graph.inline import Interpreter
 from secateur.graph.rules.op import remember_size
 from secateur.graph.walk import lifted, tensor_of
 
@@ -28,31 +29,35 @@ def measure_sizes(program: ExportedProgram) -> None:
     ]
     if not nodes or program.example_inputs is None:
         return
-    leaves = iter(pytree.tree_leaves(program.example_inputs))
-    values: list[Any] = []
-    for _, kind, name in lifted(program):
-        if kind is InputKind.USER_INPUT or name is None:
-            values.append(next(leaves))
-        else:
-            tensor = tensor_of(program, name).detach()
-            values.append(tensor if kind is InputKind.PARAMETER else tensor.clone())
+    values = arguments_of(program, pytree.tree_leaves(program.example_inputs))
     if any(isinstance(value, Tensor) and value.is_meta for value in values):
         return
     with torch.no_grad():
         _Measuring(program.graph_module, frozenset(nodes)).run(*values)
 
 
-class _Measuring(fx.Interpreter):
+def arguments_of(program: ExportedProgram, leaves: Iterable[Any]) -> list[Any]:
+    """What a program's graph takes for the leaves of the inputs: buffers, which it may write, are copies."""
+    given = iter(leaves)
+    values: list[Any] = []
+    for _, kind, name in lifted(program):
+        if kind is InputKind.USER_INPUT or name is None:
+            values.append(next(given))
+        else:
+            tensor = tensor_of(program, name).detach()
+            values.append(tensor if kind is InputKind.PARAMETER else tensor.clone())
+    return values
+
+
+class _Measuring(Interpreter):
     """Compares what nodes give with the sizes that capture left open."""
 
     def __init__(self, module: fx.GraphModule, nodes: frozenset[fx.Node]) -> None:
         super().__init__(module)
-        self.extra_traceback = False
         self._nodes = nodes
 
     def run_node(self, n: fx.Node) -> Any:
-        with entered(modes_of(n)):
-            value = super().run_node(n)
+        value = super().run_node(n)
         if n in self._nodes:
             found = pytree.tree_leaves(value)
             for captured, actual in zip(pytree.tree_leaves(n.meta["val"]), found, strict=True):

@@ -21,6 +21,7 @@ from secateur.graph.coverage import Coverage, coverage_of
 from secateur.graph.groups import Frozen, Group, Left
 from secateur.graph.inputs import Arguments, InputSpec
 from secateur.graph.labels import Labels
+from secateur.graph.programs import Programs
 from secateur.graph.rules.op import Walk
 from secateur.graph.views import View
 from secateur.graph.walk import Tensor, tensor_of
@@ -41,6 +42,7 @@ class Graph:
         left: Groups that are left alone as a whole, and why.
         frozen: Parts of tensors that may not shrink, and why.
         program: The captured program. Its tensors are the model's own, not copies.
+        programs: The same, and others for inputs of other sizes, captured when they come.
         fingerprint: Hash of the model's state-dict names and shapes.
         inputs: Shapes and dtypes of the example inputs.
         views: Further ways to run the model that were captured: in training mode, by other methods.
@@ -59,6 +61,7 @@ class Graph:
     assembled: Assembled = field(repr=False)
     costs: CostModel = field(repr=False)
     tensors: tuple[Tensor, ...] = field(repr=False)
+    programs: Programs = field(repr=False)
 
     def __getitem__(self, name: str) -> Group:
         """The prunable group of this name."""

@@ -45,6 +45,19 @@ def in_modes(modes: tuple[Mode, ...], function: Callable[..., Any], *args: Any, 
         return function(*args, **kwargs)
 
 
+class Interpreter(fx.Interpreter):
+    """Runs a program's operators, each in the modes in which it was captured."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.extra_traceback = False  # it would append the node to every message, also to ours
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run one operator."""
+        with entered(modes_of(n)):
+            return super().run_node(n)
+
+
 def inline_regions(program: ExportedProgram) -> None:
     """Replace regions by their operators, in place. Each operator remembers its modes: see `modes_of`.
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
+from secateur.calibration.reading import Forward, Reading
 from secateur.errors import CaptureError, NothingToPruneError
 from secateur.graph.assemble import assemble, cost_model
 from secateur.graph.capture import capture
@@ -18,6 +19,7 @@ from secateur.graph.datasizes import measure_sizes
 from secateur.graph.graph import Graph, fingerprint
 from secateur.graph.inputs import Arguments, InputSpec, call_arguments
 from secateur.graph.openaxes import larger_arguments, open_inputs
+from secateur.graph.programs import Programs
 from secateur.graph.views import further_views
 from secateur.graph.walk import keep_inputs_of, walk
 from secateur.models import unwrap
@@ -30,6 +32,7 @@ def trace(
     more_inputs: Iterable[Any] = (),
     methods: Iterable[str] = (),
     allow_inexact: bool = False,
+    forward: Forward | None = None,
 ) -> Graph:
     """Find what can be removed from a model, and what has to go together.
 
@@ -45,6 +48,8 @@ def trace(
             are to work after pruning. Without this, what only they read keeps its inputs whole.
         allow_inexact: Also offer groups whose units an operator mixes without weights (a layer norm
             over channels, say): removing some changes what the others compute.
+        forward: ``forward(model, batch)`` calls the model on `example_inputs`, which then may be anything:
+            a batch as the loader gives it.
 
     Returns:
         The groups, what is frozen and why, and a cost model.
@@ -63,11 +68,16 @@ def trace(
     """
     model = unwrap(model)
     device = next((t.device for t in model.state_dict().values()), None)
-    given = call_arguments(example_inputs, device)
+    reading = Reading(model, forward)
+
+    def arguments(inputs: Any) -> Arguments:
+        return call_arguments(inputs if forward is None else reading.inputs(inputs), device)
+
+    given = arguments(example_inputs)
     spec = InputSpec.of(*given, model)  # refuses what no plan could hold before anything takes time
     spec = spec.model_copy(update={"methods": tuple(methods)})
     program, batch, static = _captured(model, given)
-    more = [call_arguments(arguments, device) for arguments in more_inputs]
+    more = [arguments(inputs) for inputs in more_inputs]
     spec = open_inputs(model, spec, given, program, more)
     return _graph(model, given, spec, program, batch, static, allow_inexact=allow_inexact)
 
@@ -131,6 +141,7 @@ def _graph(
         assembled=assembled,
         costs=cost_model(assembled, state, tensors, batch),
         tensors=tuple(tensors),
+        programs=Programs(program, model),
     )
     if not groups:
         raise NothingToPruneError(

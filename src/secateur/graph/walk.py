@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -66,15 +66,21 @@ def walk(program: ExportedProgram, *others: ExportedProgram) -> tuple[Walk, list
     state, tensors = _propagate(program, Walk(None), {})
     if state.forks or state.unmerged:
         state, tensors = _propagate(program, Walk(decide(state)), {})
-    known = {id(tensor_of(program, t.name)): t for t in tensors}
     learnt = []
     for other in others:
         also = Walk(state.choices or {}, store=state.store, reasons=state.reasons, roles=state.roles)
-        learnt.append(_propagate(other, also, dict(known))[0])
+        learnt.append(walk_into(other, also, program, tensors))
     dead = dead_nodes(program.graph)
     state.values = {node: value for node, value in state.values.items() if node not in dead}
     erase(program.graph_module, dead)
     return state, tensors, learnt
+
+
+def walk_into(
+    other: ExportedProgram, state: Walk, program: ExportedProgram, tensors: Iterable[Tensor]
+) -> Walk:
+    """Propagate labels through another program of the model, into the labels of the tensors of `program`."""
+    return _propagate(other, state, {id(tensor_of(program, t.name)): t for t in tensors})[0]
 
 
 def _propagate(

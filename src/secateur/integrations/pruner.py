@@ -17,7 +17,7 @@ from secateur.allocate.unit_distortions import with_unit_curves
 from secateur.apply.apply import apply
 from secateur.apply.composing import compose, split
 from secateur.apply.record import Record, attach, record_of
-from secateur.calibration import Calibration
+from secateur.calibration import Calibration, Forward
 from secateur.cost import Cost
 from secateur.errors import SettingError
 from secateur.graph.graph import Graph
@@ -89,6 +89,7 @@ class GradualPruner:
         repair: As for `sc.prune`, but None by default: training goes on anyway.
         limits: What must stay.
         loss_fn: As for `sc.score`.
+        forward: As for `sc.score`.
         allow_inexact: As for `sc.trace`.
         seed: Of everything that draws.
         progress: Show bars on a terminal.
@@ -123,6 +124,7 @@ class GradualPruner:
         repair: str | Sequence[str] | None = None,
         limits: Limits | None = None,
         loss_fn: LossFn | None = None,
+        forward: Forward | None = None,
         allow_inexact: bool = False,
         seed: int = 0,
         progress: bool = False,
@@ -133,7 +135,7 @@ class GradualPruner:
             )
         resolve_repairs(repair)
         self.schedule = schedule
-        self.calibration = Calibration.of(calibration, seed=seed)
+        self.calibration = Calibration.of(calibration, seed=seed, forward=forward)
         self.allocator = resolve(allocator)
         self.repair = repair
         self.limits = limits or Limits()
@@ -185,9 +187,9 @@ class GradualPruner:
 
     def _smaller(self, model: nn.Module, schedule: Schedule, number: int, before: Record | None) -> nn.Module:
         """A copy of the model after this round, alike in all processes."""
-        data = self.calibration
+        data = Calibration.of(self.calibration, model=model)
         example = data.first()
-        inputs = example.kwargs or example.args
+        inputs = example.inputs
         with joined(device_of(model)) as team:
             if team.size > 1:
                 _agree(model)

@@ -190,7 +190,7 @@ class Chain:
             with ExitStack() as stack, torch.no_grad():
                 for block in self.blocks:
                     stack.enter_context(_instead(block, lambda *a, output=output, **b: output))
-                see(self._model(*batch.args, **batch.kwargs), batch)
+                see(batch.run(self._model), batch)
 
     @torch.no_grad()
     def _run(self, *, keep: bool) -> None:
@@ -211,7 +211,7 @@ def _first_call(model: nn.Module, block: nn.Module, batch: Batch) -> _Call:
 
     with _instead(block, stop):
         try:
-            model(*batch.args, **batch.kwargs)
+            batch.run(model)
         except _Reached as reached:
             return reached.call
     raise _NoChainError
@@ -248,7 +248,7 @@ def _skeleton(
     with ExitStack() as stack:
         for k, block in enumerate(blocks):
             stack.enter_context(_instead(block, passing(k)))
-        model(*batch.args, **batch.kwargs)
+        batch.run(model)
     if len(found) != len(blocks):
         raise _NoChainError
     return first[0], found

@@ -80,11 +80,11 @@ def distortions(
                 sums[name] = sums[name] + moments if name in sums else moments
 
             handles.append(layer.register_forward_hook(see))
-    data = Calibration.of(calibration).to(device_of(model))
+    data = Calibration.of(calibration, model=model).to(device_of(model))
     try:
         with seeded(0), evaluating(model), torch.no_grad():
             for batch in data.batches("Measuring repairability", progress):
-                model(*batch.args, **batch.kwargs)
+                batch.run(model)
     finally:
         for handle in handles:
             handle.remove()

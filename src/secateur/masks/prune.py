@@ -12,7 +12,7 @@ from secateur.allocate import Budget, Limits
 from secateur.allocate.registry import Allocates
 from secateur.apply.record import record_of
 from secateur.auto.auto import Auto, rule_or_auto
-from secateur.calibration import Calibration
+from secateur.calibration import Calibration, Forward
 from secateur.cost import weight_bytes
 from secateur.evaluate import evaluate
 from secateur.graph.graph import Graph
@@ -33,7 +33,7 @@ from secateur.report.data import Figures, Layer, versions
 from secateur.report.evidence import histograms
 from secateur.report.report import Report
 from secateur.result import asked_for, clock, scored_on
-from secateur.score.loss import LossFn
+from secateur.score.loss import LossFn, loss_name
 from secateur.score.scores import Scores
 
 
@@ -66,6 +66,7 @@ def prune(
     limits: Limits | None = None,
     evaluation: Any = None,
     loss_fn: LossFn | None = None,
+    forward: Forward | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> MaskResult:
@@ -82,6 +83,7 @@ def prune(
         limits: What must stay.
         evaluation: Data that the report's accuracy is measured on; the held-out part if not given.
         loss_fn: As for `sc.score`.
+        forward: As for `sc.score`.
         seed: Of everything that draws.
         progress: Show bars on a terminal.
 
@@ -101,12 +103,12 @@ def prune(
 
     # A wrong name is refused now, not after scoring.
     resolve_repairs(repair, {"surgeon": Repair("surgeon", lambda small, work: None)})
-    data = Calibration.of(calibration, seed=seed)
+    data = Calibration.of(calibration, seed=seed, forward=forward, model=model)
     fit, held = data.split()
     seconds: dict[str, float] = {}
     example = data.first()
     with clock(seconds, "trace"):
-        graph = trace(model, example.kwargs or example.args, allow_inexact=True)
+        graph = trace(model, example.inputs, allow_inexact=True)
     contest = None
     asked = budget
     if isinstance(decider, Auto):
@@ -152,14 +154,22 @@ def prune(
     stages = [("dense", model), ("pruned", small)]
     if any(entry["kept"] for entry in record_of(repaired).repairs):
         stages.append(("repaired", repaired))
-    judged = held if evaluation is None else Calibration.of(evaluation, seed=seed)
+    judged = (
+        held if evaluation is None else Calibration.of(evaluation, seed=seed, forward=forward, model=model)
+    )
     with clock(seconds, "measure"):
         figures = tuple(_figures(stage, m, model, judged, loss_fn, graph, plan) for stage, m in stages)
     decisive = scores.only(asked_of(rule))
     report = Report(
         model=type(model).__name__,
         asked=asked_for(
-            asked, Auto.name if contest else plan.allocator, "weight", repair, "masked", seed, loss_fn=loss_fn
+            asked,
+            Auto.name if contest else plan.allocator,
+            "weight",
+            repair,
+            "masked",
+            seed,
+            loss=loss_name(loss_fn, example),
         ),
         rule=plan.allocator,
         settings=dict(plan.settings),

@@ -164,7 +164,7 @@ def score(
                 f"masks: expected calibration data for {', '.join(n for n in names if CRITERIA[n].needs)}, "
                 "got none. Do give some, or use magnitude."
             )
-        data = Calibration.of(calibration, seed=seed)
+        data = Calibration.of(calibration, seed=seed, model=model)
         device = input_device(model)
         data = data if device is None else data.to(device)
         if by_block is None:
@@ -208,7 +208,7 @@ def _gather(
                 _add(sums.gradient, _gradients(model, layers, batch, loss_fn), batch.size)
             elif "inputs" in needs:
                 with torch.no_grad():
-                    model(*batch.args, **batch.kwargs)
+                    batch.run(model)
     if "squares" in needs:  # apart, so that single samples are not watched as well
         for batch in data.batches("Scoring weights, sample by sample", progress):
             for sample in batch.cut(batch.size):
@@ -246,9 +246,7 @@ def _gradients(
 
     with torch.enable_grad():
         loss = (
-            default_loss(run(*batch.args, **batch.kwargs), batch)
-            if loss_fn is None
-            else loss_fn(run, batch.raw)
+            default_loss(batch.run(run, labelled=True), batch) if loss_fn is None else loss_fn(run, batch.raw)
         )
         found = torch.autograd.grad(loss, list(aliases.values()), allow_unused=True)
     return {

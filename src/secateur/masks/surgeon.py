@@ -96,7 +96,7 @@ def surgeon(
     if not damping > 0:
         raise SettingError(f"surgeon: expected damping above 0, got {damping!r}. Write damping=0.01.")
     small, model = unwrap(small), unwrap(model)
-    data, device = Calibration.of(calibration), input_device(small)
+    data, device = Calibration.of(calibration, model=small), input_device(small)
     data = data if device is None else data.to(device)
     tasks = _tasks(small, model, plan)
     done: list[str] = []
@@ -112,7 +112,7 @@ def surgeon(
 
     def whole() -> None:
         for batch in data.batches():
-            small(*batch.args, **batch.kwargs)
+            batch.run(small)
 
     with seeded(0), evaluating(small):
         for blocks in lists_of(small) if by_block else []:

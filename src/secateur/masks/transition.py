@@ -103,7 +103,7 @@ def sweep(
         seed: Of everything that draws.
     """
     example = fit.first()
-    graph = trace(model, example.kwargs or example.args, allow_inexact=True)
+    graph = trace(model, example.inputs, allow_inexact=True)
     points = []
     for name, sparsity, plan in allocations(model, fit, rules, sparsities, criterion=criterion, seed=seed):
         small = apply(model, plan, graph)

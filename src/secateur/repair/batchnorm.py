@@ -48,11 +48,11 @@ def reestimate(model: nn.Module, calibration: Calibration, *, progress: bool = F
             data, seen = calibration.to(device_of(model)), 0
             for batch in data.batches("Batch norm", progress):
                 if batch.size > 1:
-                    model(*batch.args, **batch.kwargs)
+                    batch.run(model)
                     seen += 1
             if not seen:
                 for batch in data.batches("Batch norm", progress):
-                    model(*batch.args, **batch.kwargs)
+                    batch.run(model)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import cached_property
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from torch import fx
 
 from secateur.calibration import Batch, Calibration
-from secateur.repair.twin import Twin, Values
+from secateur.repair.twin import Twin, Twins, Values
 
 HELD_BYTES = 1 << 30
 """Values of batches that are kept in memory while the walk pauses; those of other batches go to files."""
@@ -25,15 +23,16 @@ class Frontier:
     Where there is no room for a file either, that batch starts from the first node again. Use it in ``with``.
     """
 
-    def __init__(self, twin: Twin, calibration: Calibration, limit: int | None = None) -> None:
+    def __init__(self, twins: Twins, calibration: Calibration, limit: int | None = None) -> None:
         """Begin at the first node.
 
         Args:
-            twin: The programs.
+            twins: The programs.
             calibration: The batches.
             limit: Bytes that may be kept in memory; `HELD_BYTES` if not given.
         """
-        self._twin, self._calibration = twin, calibration.to(twin.graph.device)
+        self._twins, self._calibration = twins, calibration.to(twins.first.graph.device)
+        self._twin_of: dict[int, Twin] = {}
         self._limit = HELD_BYTES if limit is None else limit
         self._held: dict[int, Values] = {}
         self._sizes: dict[int, int] = {}
@@ -50,15 +49,21 @@ class Frontier:
         if self._folder is not None:
             self._folder.cleanup()
 
-    def visit(self, position: int) -> Iterator[tuple[int, Values]]:
-        """Each batch's number, and its values just before the node at `position`."""
+    def visit(self, place: Callable[[Twin], int | None]) -> Iterator[tuple[int, Twin, Values]]:
+        """Each batch's number, its programs, and its values just before the node at a position.
+
+        Args:
+            place: The position in the programs; None leaves out the batches that take them.
+        """
         if self._batches is not None and len(self._held) + len(self._files) == self._batches:
             for index in range(self._batches):
-                yield index, self._at(position, index, None)
+                yield from self._at(place, index, None)
             return
         count = 0
         for batch in self._calibration.batches():
-            yield batch.index, self._at(position, batch.index, batch)
+            if batch.index not in self._twin_of:
+                self._twin_of[batch.index] = self._twins.of(batch)
+            yield from self._at(place, batch.index, batch)
             count += 1
         self._batches = count
 
@@ -66,22 +71,23 @@ class Frontier:
         """What is kept in memory."""
         return sum(self._sizes.values())
 
-    def _at(self, position: int, index: int, batch: Batch | None) -> Values:
+    def _at(
+        self, place: Callable[[Twin], int | None], index: int, batch: Batch | None
+    ) -> Iterator[tuple[int, Twin, Values]]:
+        twin = self._twin_of[index]
+        position = place(twin)
+        if position is None:
+            return
         values, file = self._taken(index)
         if values is None or values.position > position:
             if batch is None:
                 raise RuntimeError("a walk goes forward only")
-            values = self._twin.start(batch)
+            values = twin.start(batch)
         if file is None or values.position < position:
-            self._twin.advance(values, position)
+            twin.advance(values, position)
             file = None
         self._keep(index, values, file)
-        return values
-
-    @cached_property
-    def _nodes(self) -> dict[str, fx.Node]:
-        """By name, which is what files hold."""
-        return {node.name: node for node in self._twin.graph.program.graph.nodes}
+        yield index, twin, values
 
     def _taken(self, index: int) -> tuple[Values | None, Path | None]:
         """A batch's values, and the file that they came from."""
@@ -89,8 +95,10 @@ class Frontier:
         file = self._files.pop(index, None)
         if file is None:
             return self._held.pop(index, None), None
-        found = torch.load(file, map_location=self._twin.graph.device, weights_only=True)
-        dense, small = ({self._nodes[n]: v for n, v in side.items()} for side in found["values"])
+        graph = self._twin_of[index].graph
+        found = torch.load(file, map_location=graph.device, weights_only=True)
+        nodes = {node.name: node for node in graph.program.graph.nodes}
+        dense, small = ({nodes[n]: v for n, v in side.items()} for side in found["values"])
         return Values(dense, small, found["position"]), file
 
     def _keep(self, index: int, values: Values, file: Path | None) -> None:

@@ -101,7 +101,7 @@ def standard_errors(differences: NDArray[np.float64]) -> float:
 
 
 def _tensors(model: nn.Module, batch: Batch) -> list[Tensor]:
-    found: Any = pytree.tree_leaves(model(*batch.args, **batch.kwargs))
+    found: Any = pytree.tree_leaves(batch.run(model))
     return [t for t in found if isinstance(t, Tensor) and t.is_floating_point()]
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from secateur.apply.copying import duplicate
 from secateur.apply.record import attach, record_of, with_repairs
-from secateur.calibration import Calibration, seeded
+from secateur.calibration import Calibration, Forward, seeded
 from secateur.graph.graph import Graph
 from secateur.graph.trace import trace
 from secateur.models import unwrap
@@ -30,6 +30,7 @@ def repair(
     own: Mapping[str, Repair] | None = None,
     graph: Graph | None = None,
     loss_fn: LossFn | None = None,
+    forward: Forward | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> nn.Module:
@@ -56,6 +57,7 @@ def repair(
         own: Further repairs by name, which `methods` may name.
         graph: The trace of `model`, if at hand; it saves tracing again.
         loss_fn: As for `score`; it judges instead of the distance.
+        forward: As for `score`.
         seed: For shuffling loaders.
         progress: Show bars on a terminal.
 
@@ -89,14 +91,14 @@ def repair(
     if not combinations:
         return best
     model = unwrap(model)
-    folds = folds_of(Calibration.of(calibration, seed=seed))
+    folds = folds_of(Calibration.of(calibration, seed=seed, forward=forward, model=model))
     traced = [] if graph is None else [graph]
 
     def the_graph() -> Graph:
         if not traced:
             first = folds[-1][0].first()
             exact = all(group.exact for group in plan.groups)
-            traced.append(trace(model, first.kwargs or first.args, allow_inexact=not exact))
+            traced.append(trace(model, first.inputs, allow_inexact=not exact))
         return traced[0]
 
     with seeded(seed):

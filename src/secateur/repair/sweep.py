@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -35,7 +35,7 @@ from secateur.regression.leastsquares import Fit, Sums, fit
 from secateur.repair.frontier import Frontier
 from secateur.repair.moments import channelwise, layerwise, mean, variance
 from secateur.repair.targets import target
-from secateur.repair.twin import Twin, Values
+from secateur.repair.twin import Twin, Twins, Values
 
 PARTS = 4
 """Into how many parts the batches are dealt for cross-validation, ..."""
@@ -124,14 +124,15 @@ def sweep(
         For each refitted weight its ``damping``, None where the weight stayed, and its error ``before``
         and ``after``, relative to the scatter of the targets.
     """
-    twin = Twin(graph, small)
+    twins = Twins(graph, small)
+    twin = twins.first
     regress = FACTORS.get(name)
     # Reads the data once more, and only fits ask for it.
     samples = 0 if regress else sum(batch.size for batch in calibration.batches())
     report = {}
-    with Frontier(twin, calibration) as frontier:
+    with Frontier(twins, calibration) as frontier:
         walk = _Sweep(twin, frontier, regress, samples)
-        for task in bar(tasks(twin), name, progress):
+        for task in bar([*walk.tasks(twin).values()], name, progress):
             found = walk.refit(task)
             if found is not None:
                 report[twin.names[task.weight]] = found
@@ -144,7 +145,7 @@ class _Sweep:
     """What every layer's turn needs.
 
     Attributes:
-        twin: The programs.
+        twin: The programs of the traced sizes.
         frontier: The data, where the sweep has come to.
         regress: Of `FACTORS`; None for a fit on the layer's input.
         samples: How many samples there are; read by fits only.
@@ -156,17 +157,45 @@ class _Sweep:
     regress: Callable[[Sequence[Sums], Tensor, Tensor | None, bool], Fit] | None
     samples: int
     near: float | None = None
+    _tasks: dict[Twin, dict[str, Task]] = field(default_factory=dict)
+
+    def tasks(self, twin: Twin) -> dict[str, Task]:
+        """The tasks of a pair of programs by the name of the weight, in order of execution.
+
+        In programs of other sizes those count that come in the order of the traced ones.
+        """
+        if twin not in self._tasks:
+            found = {twin.names[task.weight]: task for task in tasks(twin)}
+            if twin is not self.twin:
+                reached = -1
+                for name in self.tasks(self.twin):
+                    if name in found and (start := _start(found[name], twin)) >= reached:
+                        reached = start
+                    else:
+                        found.pop(name, None)
+            self._tasks[twin] = found
+        return self._tasks[twin]
+
+    def _visit(self, name: str) -> Iterator[tuple[int, Twin, Task, Values]]:
+        """Each batch that reaches a weight, with its programs and the calls of the weight there."""
+
+        def place(twin: Twin) -> int | None:
+            task = self.tasks(twin).get(name)
+            return None if task is None else _start(task, twin)
+
+        for index, twin, values in self.frontier.visit(place):
+            yield index, twin, self.tasks(twin)[name], values
 
     def refit(self, task: Task) -> dict[str, float | None] | None:
         """Refit one weight; None if it is right as it is, or its values are not finite."""
         twin, first = self.twin, task.sites[0]
-        start = min(twin.index[site.node] for site in task.sites)
-        if len(task.sites) == 1 and not self._damaged(task, start):
+        name = twin.names[task.weight]
+        if not self._damaged(name):
             return None
         call, tensor = twin.planned[first.node], twin.tensor(first.weight)
         weight = first.layer.matrix(tensor, call).double()
-        given = self._parts(task, start)
-        if not all(part.finite() for part in given):
+        given = self._parts(name)
+        if not given or not all(part.finite() for part in given):
             return None
         bias = None if task.bias is None else twin.tensor(task.bias).double().reshape(len(weight), -1)
         intercept = task.bias is not None or task.norm is not None
@@ -189,24 +218,26 @@ class _Sweep:
             twin.replace(task.norm, twin.tensor(task.norm).double() - found.bias.reshape(-1))
         return {"damping": damping, "before": found.before, "after": found.after}
 
-    def _damaged(self, task: Task, start: int) -> bool:
-        """Whether a layer gives anything else than it should on any batch."""
-        (site,), (addition,) = task.sites, task.sums
-        for _, values in self.frontier.visit(start):
-            wanted = target(site, addition, self.twin, values)
-            got = self.twin.small_value(site.node, values)
+    def _damaged(self, name: str) -> bool:
+        """Whether a layer gives anything else than it should on any batch, as far as a single call shows."""
+        for _, twin, task, values in self._visit(name):
+            if len(task.sites) > 1:
+                return True
+            (site,), (addition,) = task.sites, task.sums
+            wanted = target(site, addition, twin, values)
+            got = twin.small_value(site.node, values)
             tolerance = _ROUNDING * torch.finfo(wanted.dtype).eps * wanted.double().norm()
             if not bool((wanted.double() - got.double()).norm() <= tolerance):
                 return True
         return False
 
-    def _parts(self, task: Task, start: int) -> list[Sums]:
+    def _parts(self, name: str) -> list[Sums]:
         """Sums over all batches and calls, dealt into a few parts."""
-        twin, by_output = self.twin, self.regress is not None
-        columns = 1 if by_output else twin.tensor(task.weight)[0].numel()
+        by_output = self.regress is not None
+        columns = 1 if by_output else self.twin.tensor(self.tasks(self.twin)[name].weight)[0].numel()
         parts: list[Sums | None] = [None] * (PARTS if columns <= LARGE else 2)
         most = -(-ROWS * columns // max(1, self.samples))
-        for index, values in self.frontier.visit(start):
+        for index, twin, task, values in self._visit(name):
             generator = torch.Generator().manual_seed(index)
             here = values.fork() if len(task.sites) > 1 else values
             for site, addition in zip(task.sites, task.sums, strict=True):
@@ -218,6 +249,11 @@ class _Sweep:
                     known = parts[k]
                     parts[k] = sums if known is None else known + sums
         return [part for part in parts if part is not None]
+
+
+def _start(task: Task, twin: Twin) -> int:
+    """The position of a task's first call."""
+    return min(twin.index[site.node] for site in task.sites)
 
 
 def sums_of(

@@ -23,9 +23,10 @@ from secateur.calibration import Batch, map_tensors
 from secateur.errors import ApplyError
 from secateur.graph.graph import Graph
 from secateur.graph.inline import modes_of
+from secateur.graph.programs import leaves_of
+from secateur.graph.resizing import graph_at
 from secateur.graph.walk import tensor_of
 from secateur.regression.outline import Call, Outline
-from secateur.score.program import CapturedModel
 
 
 @dataclass
@@ -58,12 +59,13 @@ class Twin(Outline):
         planned: Node -> its call in the pruned program.
     """
 
-    def __init__(self, graph: Graph, small: nn.Module) -> None:
+    def __init__(self, graph: Graph, small: nn.Module, first: Twin | None = None) -> None:
         """Pair the programs.
 
         Args:
             graph: The trace of the dense model.
             small: What `apply` made of it, perhaps repaired since.
+            first: The pair of another size, whose tensors this one shares.
 
         Raises:
             ApplyError: If an operator's constants cannot follow the plan.
@@ -73,17 +75,17 @@ class Twin(Outline):
         program = graph.program
         self._masked = record.form == "masked"
         self._constants = Constants.of(graph, record.plan)
-        self._captured = CapturedModel(program)
         self._dense: dict[fx.Node, Any] = {}
         self._small: dict[fx.Node, Any] = {}
         self._indices: dict[tuple[fx.Node, int], Tensor] = {}
-        self._changed: set[fx.Node] = set()
-        copies: dict[int, Tensor] = {}
+        # By state-dict name what was changed, and by identity the copies of the pruned model's tensors.
+        self._changed: dict[str, Tensor] = {} if first is None else first._changed
+        self._copies: dict[int, Tensor] = {} if first is None else first._copies
         for node, name in self.names.items():
             self._dense[node] = dense = tensor_of(program, name)
             if isinstance(dense, Tensor):
                 self._dense[node] = dense.detach()
-                self._small[node] = self._counterpart(node, name, dense, small, copies)
+                self._small[node] = self._counterpart(node, name, dense, small)
             else:
                 self._small[node] = dense
         for node in program.graph.nodes:
@@ -93,16 +95,16 @@ class Twin(Outline):
         self.planned = {node: self._follow(node) for node in self.nodes}
         self._dies = self._last_uses()
 
-    def _counterpart(
-        self, node: fx.Node, name: str, dense: Tensor, small: nn.Module, copies: dict[int, Tensor]
-    ) -> Tensor:
+    def _counterpart(self, node: fx.Node, name: str, dense: Tensor, small: nn.Module) -> Tensor:
         """A copy of the pruned model's tensor; tied ones get one."""
         try:
             tensor = tensor_called(small, name)
         except ApplyError:  # a constant that capture lifted out of forward()
             masks = [] if self._masked else self.kept(node)
-            tensor = cut(dense, {k: np.flatnonzero(~m) for k, m in enumerate(masks) if not m.all()})
-        return copies.setdefault(id(tensor), tensor.detach().clone())
+            return cut(dense, {k: np.flatnonzero(~m) for k, m in enumerate(masks) if not m.all()}).clone()
+        if id(tensor) not in self._copies:
+            self._copies[id(tensor)] = tensor.detach().clone()
+        return self._copies[id(tensor)]
 
     def _follow(self, node: fx.Node) -> Call:
         call = self._constants.follow(node)
@@ -125,7 +127,8 @@ class Twin(Outline):
     def start(self, batch: Batch) -> Values:
         """The values before the first node: the inputs, and copies of what the program writes to."""
         values = Values()
-        for node, leaf in zip(self.inputs, self._captured.leaves(batch.args, batch.kwargs), strict=True):
+        leaves = leaves_of(self.graph.program, batch.args, batch.kwargs)
+        for node, leaf in zip(self.inputs, leaves, strict=True):
             values.dense[node] = values.small[node] = leaf
             if node.name in self.writes:
                 values.dense[node], values.small[node] = leaf.clone(), leaf.clone()
@@ -240,10 +243,36 @@ class Twin(Outline):
             target[torch.meshgrid(*axes, indexing="ij")] = value
         else:
             target.copy_(value)
-        self._changed.add(node)
+        self._changed[self.names[node]] = target
 
     def store(self, small: nn.Module) -> None:
         """Write every tensor that was replaced into a pruned model."""
         with torch.no_grad():
-            for node in self._changed:
-                tensor_called(small, self.names[node]).copy_(self._small[node])
+            for name, tensor in self._changed.items():
+                tensor_called(small, name).copy_(tensor)
+
+
+class Twins:
+    """The pairs of programs that the batches take: usually one, more where their sizes differ.
+
+    Attributes:
+        first: The pair of the traced sizes.
+    """
+
+    def __init__(self, graph: Graph, small: nn.Module) -> None:
+        """Pair the programs of the traced sizes; the others when a batch needs them."""
+        self.first = Twin(graph, small)
+        self._small = small
+        self._all = {id(graph.program): self.first}
+
+    def of(self, batch: Batch) -> Twin:
+        """The pair that takes a batch.
+
+        Raises:
+            CalibrationError: There is none, or it ties other units together.
+        """
+        graph = self.first.graph
+        program = graph.programs.of(batch.args, dict(batch.kwargs))
+        if id(program) not in self._all:
+            self._all[id(program)] = Twin(graph_at(graph, program), self._small, self.first)
+        return self._all[id(program)]

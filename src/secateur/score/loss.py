@@ -8,7 +8,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from secateur.calibration import Batch
+from secateur.calibration import Batch, is_soft
 from secateur.errors import CalibrationError
 
 LossFn = Callable[[Callable[..., Any], Any], Tensor]
@@ -25,7 +25,10 @@ def logits_of(output: Any) -> Tensor | None:
 
 
 def default_loss(output: Any, batch: Batch) -> Tensor:
-    """The output's own `loss` for a mapping batch; otherwise the mean cross-entropy of logits and labels.
+    """The output's own `loss` for a mapping batch; otherwise the loss that fits the labels.
+
+    That is the mean cross-entropy of logits and classes, also of one-hot and soft labels (rows of numbers
+    that add up to one); and the mean squared error of the output and floating labels of its shape.
 
     Raises:
         CalibrationError: The output or the labels do not allow that; the message says what to do.
@@ -38,23 +41,45 @@ def default_loss(output: Any, batch: Batch) -> Tensor:
     if logits is None:
         raise CalibrationError(
             f"loss: expected the model to return logits, got {type(output).__name__}. "
-            "Do pass loss_fn(model, batch)."
+            "Pass loss_fn(model, batch)."
         )
     labels = batch.labels
     if labels is None:
         raise CalibrationError(
-            "loss: expected labels, got none. Do give batches (inputs, labels), or pass loss_fn."
+            "loss: expected labels, got none. Pass batches (inputs, labels), or loss_fn(model, batch)."
         )
+    if labels.is_floating_point() and labels.numel() == logits.numel() and logits.shape[-1] == 1:
+        labels = labels.reshape(logits.shape)  # a number a sample
+    if labels.shape == logits.shape and is_soft(labels):
+        return F.cross_entropy(logits, labels.to(logits.dtype))
+    if labels.shape == logits.shape and labels.is_floating_point():
+        if bool(((labels == 0) | (labels == 1)).all()):
+            raise CalibrationError(
+                "loss: expected classes, or numbers to predict, got floating labels of zeros and ones alone. "
+                "Pass loss_fn, for instance lambda model, batch: "
+                "F.binary_cross_entropy_with_logits(model(batch[0]), batch[1])."
+            )
+        return F.mse_loss(logits, labels.to(logits.dtype))
     dense = [logits.shape[0], *logits.shape[2:]]
     if labels.is_floating_point() or logits.ndim < 2 or list(labels.shape) != dense:
         raise CalibrationError(
-            f"loss: expected integer labels {dense} for logits {list(logits.shape)}, got {labels.dtype} "
-            f"{list(labels.shape)}. Do pass loss_fn(model, batch), or check that inputs and labels belong "
-            "together."
+            f"loss: expected integer labels {dense}, or floating ones of the shape of the logits "
+            f"{list(logits.shape)}, got {labels.dtype} {list(labels.shape)}. Pass loss_fn(model, batch), or "
+            "check that inputs and labels belong together."
         )
     labels = labels.long()
     check_label_range(labels, logits)
     return F.cross_entropy(logits, labels)
+
+
+def loss_name(loss_fn: LossFn | None, batch: Batch) -> str:
+    """What the loss is, for a report."""
+    if loss_fn is not None:
+        return str(getattr(loss_fn, "__qualname__", type(loss_fn).__name__))
+    labels = batch.labels
+    if labels is None or batch.extra is not None or not labels.is_floating_point():
+        return "default"
+    return "cross-entropy of soft labels" if is_soft(labels) else "mean squared error, for floating labels"
 
 
 def check_label_range(labels: Tensor, logits: Tensor) -> None:

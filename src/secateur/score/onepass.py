@@ -20,10 +20,11 @@ from secateur.calibration import Batch
 from secateur.errors import CalibrationError, ScoreError
 from secateur.graph.graph import Graph
 from secateur.graph.groups import Group, Site
+from secateur.graph.rules.op import shape_of
 from secateur.score.checkpoint import Values
 from secateur.score.loss import LossFn, check_label_range, default_loss, logits_of
 from secateur.score.memory import Covers
-from secateur.score.program import CapturedModel, Read
+from secateur.score.program import CapturedModel, NotObservedError, Read
 from secateur.score.signal import Context, Signal, Step, Tally
 from secateur.score.units import by_entry
 
@@ -88,7 +89,7 @@ class OnePass:
             if site.producer in graph.program.state_dict
             and graph.program.state_dict[site.producer].is_floating_point()
         }
-        self.model = CapturedModel(graph.program, producers.union(self._parameters))
+        self.model = CapturedModel(graph.programs, producers.union(self._parameters))
         _check_weights(graph, self.model)
         self._signals = {signal.name: signal for signal in active}
         self._tallies = {
@@ -105,8 +106,8 @@ class OnePass:
             for node in tally.calls() if "calls" in signal.needs else ():
                 self._callers.setdefault(node, []).append(tally)
         self._by_gradient = frozenset(site.node for site in by_gradient)
+        self._lengths = {n.name: shape_of(n) for n in graph.program.graph.nodes if n.name in self._observers}
         self._kept: dict[str, tuple[Tensor, GradientEdge]] = {}  # of the batch in progress
-        self._open_axes = {node: self.model.open_axes(node) for node in self._observers}
 
     def _context(self, graph: Graph, groups: tuple[Group, ...], seed: int, memory: int | None) -> Context:
         part = graph if groups == graph.groups else replace(graph, groups=groups)
@@ -175,7 +176,7 @@ class OnePass:
             if self._loss_fn is not None and self._differentiates:
                 output = self._loss_fn(self.model, batch.raw)
             else:
-                output = self.model(*batch.args, **batch.kwargs)
+                output = batch.run(self.model, labelled=self._differentiates)
         finally:
             self.model.watch((), None)
         if len(seen) < len(watched):
@@ -199,7 +200,10 @@ class OnePass:
         view = self._viewer(node, plain, step)
         for observer in self._observers[node]:
             if "activations" in observer.signal.needs:
-                observer.tally.observe(observer.group, observer.site, view(observer), step)
+                seen = view(observer)
+                observer.tally.observe(
+                    observer.group, observer.site, seen.flatten(2), replace(step, map=tuple(seen.shape[2:]))
+                )
         if node not in self._by_gradient or not torch.is_grad_enabled():
             return
         if not value.requires_grad:
@@ -217,9 +221,17 @@ class OnePass:
         views: dict[Site, Tensor] = {}
 
         def view(observer: _Observer) -> Tensor:
-            site = observer.site
+            site, group = observer.site, observer.group
             if site not in views:
-                views[site] = by_entry(value, site, step.size, self._open_axes[node], observer.group)
+                expected = self._lengths[site.node][site.axis]
+                if value.shape[site.axis] != expected:
+                    raise NotObservedError(
+                        f"group {group.name}: expected {expected} entries at {node}, as traced, got "
+                        f"{value.shape[site.axis]}: the size of the inputs is part of that axis. Pad batches "
+                        "to the traced size, or use a signal that reads no activations."
+                    )
+                found = by_entry(value, site, step.size, self.model.batch_axes(node), group)
+                views[site] = found if found.ndim > 2 else found[:, :, None]
             return views[site]
 
         return view
@@ -250,8 +262,10 @@ class OnePass:
         slopes = self._viewer(node, torch.zeros_like(value) if gradient is None else gradient, step)
         for observer in self._observers[node]:
             if "activation_gradients" in observer.signal.needs:
+                value_, slope = values(observer), slopes(observer)
+                here = replace(step, map=tuple(value_.shape[2:]))
                 observer.tally.activation_gradients(
-                    observer.group, observer.site, values(observer), slopes(observer), step
+                    observer.group, observer.site, value_.flatten(2), slope.flatten(2), here
                 )
 
     def _loss(self, output: Any, batch: Batch) -> Tensor:

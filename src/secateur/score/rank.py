@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
-from secateur.errors import CalibrationError
 from secateur.graph.groups import Group, Site
-from secateur.graph.rules.op import hint, is_open
 from secateur.score.combine import Combine, check_combine
 from secateur.score.observed import EntryTally, sites_at
-from secateur.score.signal import Context, Need, Signal, Tally
+from secateur.score.signal import Context, Need, Signal, Step, Tally
 
 _CHUNK = 2**22
 """Most numbers of maps that are decomposed at a time."""
@@ -73,20 +71,17 @@ class Rank(Signal):
 class _RankTally(EntryTally):
     def __init__(self, signal: Rank, context: Context) -> None:
         super().__init__(signal, context, signal.combine)
-        nodes = {node.name: node for node in context.graph.program.graph.nodes}
-        self._columns = {site: _columns(nodes[site.node], site) for site in self._key}
+        self._columns = 1
+
+    def observe(self, group: Group, site: Site, value: Tensor, step: Step) -> None:
+        self._columns = step.map[-1]
+        super().observe(group, site, value, step)
 
     def measure(self, value: Tensor, site: Site) -> Tensor:
         samples, entries, size = value.shape
-        columns = self._columns[site]
-        if size % columns:
-            raise CalibrationError(
-                f"rank: expected maps of {columns} columns at {site.node}, as the model was traced with, got "
-                f"{size} numbers a unit. Do give samples of one size."
-            )
         if value.dtype not in (torch.float32, torch.float64):
             value = value.float()  # singular values are not computed in half precision
-        maps = value.reshape(samples * entries, size // columns, columns)
+        maps = value.reshape(samples * entries, size // self._columns, self._columns)
         parts = maps.split(max(1, _CHUNK // size))
         return torch.cat([_ranks(part) for part in parts]).reshape(samples, entries)
 
@@ -97,12 +92,3 @@ def _ranks(maps: Tensor) -> Tensor:
         return (maps != 0).flatten(1).any(1).long()
     ranks: Tensor = torch.linalg.matrix_rank(maps)
     return ranks
-
-
-def _columns(node: fx.Node, site: Site) -> int:
-    """The length of the last axis of a site's map; 1 if it has none."""
-    shape = tuple(node.meta["val"].shape)
-    open_axes = [axis for axis, size in enumerate(shape) if axis != site.axis and is_open(size)]
-    samples = open_axes[0] if len(open_axes) == 1 else int(site.axis == 0)
-    rest = [axis for axis in range(len(shape)) if axis not in (site.axis, samples)]
-    return hint(shape[rest[-1]]) if rest else 1

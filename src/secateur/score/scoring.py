@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from os import PathLike
 from typing import Any
 
-from secateur.calibration import Calibration
+from secateur.calibration import Calibration, Forward
 from secateur.graph.graph import Graph
 from secateur.score.combination import Asked, listed, with_combinations
 from secateur.score.gather import gather
@@ -21,6 +21,7 @@ def score(
     signals: Asked | Iterable[Asked] = ("wasserstein", "taylor"),
     *,
     loss_fn: LossFn | None = None,
+    forward: Forward | None = None,
     seed: int = 0,
     progress: bool = True,
     memory: int | str | None = None,
@@ -48,6 +49,8 @@ def score(
         loss_fn: ``loss_fn(model, batch)`` returns the mean loss of a batch; `model` is called like the user's
             own, `batch` is what the loader gave. By default the cross-entropy of logits and labels, or the
             `loss` that the model returns for a mapping batch.
+        forward: ``forward(model, batch)`` calls the model on what the loader gives, where that is not a
+            tensor, ``(inputs, labels)`` or a mapping of arguments (see `Calibration.of`).
         seed: For shuffling loaders and for what signals draw. Same seed, same scores.
         progress: Show a bar on a terminal.
         memory: Most that the signals together may hold of what they accumulate, in bytes or as ``"2 GB"``;
@@ -82,7 +85,9 @@ def score(
     """
     asked = listed(signals)
     chosen = resolve(asked)
-    data = None if calibration is None else Calibration.of(calibration, seed=seed)
+    data = None
+    if calibration is not None:
+        data = Calibration.of(calibration, seed=seed, forward=forward, model=graph.programs.model)
     scores = gather(
         graph,
         data,

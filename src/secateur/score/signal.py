@@ -63,11 +63,13 @@ class Step:
         index: Position of the batch in the calibration data, also when processes share them.
         size: Number of samples.
         classes: The class of each sample, if any signal needs labels. int64 [size]
+        map: The shape of the map of what is shown; other batches may have maps of other sizes.
     """
 
     index: int
     size: int
     classes: Tensor | None
+    map: tuple[int, ...] = ()
 
 
 class Tally(ABC):
@@ -85,8 +87,8 @@ class Tally(ABC):
         Args:
             group: Whose units they are.
             site: Where; ``site.unit[i]`` is the unit of entry i.
-            value: [step.size, entries, map], where map is whatever else the activation has (1 if nothing).
-                Not to be written or, unless copied, kept.
+            value: [step.size, entries, map], where map is whatever else the activation has (1 if nothing),
+                flattened; `step.map` is its shape. Not to be written or, unless copied, kept.
             step: The batch.
         """
 

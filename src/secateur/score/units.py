@@ -10,6 +10,8 @@ from torch import Tensor
 from secateur.errors import ScoreError
 from secateur.graph.graph import Graph
 from secateur.graph.groups import Group, Site, Slice
+from secateur.graph.programs import batch_axes, inputs_of
+from secateur.graph.rules.op import hint, shape_of
 
 
 def sum_by_unit(tensor: Tensor, piece: Slice, size: int) -> NDArray[np.float64]:
@@ -67,43 +69,59 @@ def max_by_unit(entries: NDArray[np.float64], unit: NDArray[np.int64], into: NDA
 
 
 def by_entry(value: Tensor, site: Site, batch: int, dynamic: tuple[int, ...], group: Group) -> Tensor:
-    """View an activation as samples, entries of the group, and the rest.
+    """View an activation as samples, entries of the group, and the map: whatever other axes it has.
 
     Args:
         value: What the site's node computed.
         site: Where the units lie in it.
         batch: Number of samples.
-        dynamic: The axes whose length the captured program leaves open.
+        dynamic: The axes whose length depends on the number of samples, as far as the captured program says.
         group: For messages.
 
     Returns:
-        [batch, entries, map]; a view where strides allow.
+        [batch, entries, *map]; a view where strides allow.
 
     Raises:
         ScoreError: No axis holds the samples.
-
-    Where the batch axis is: the open axis, if there is exactly one. Otherwise, and for programs captured at
-    a fixed batch size, axis 0 if it is as long as the batch, then the first other axis that is, then axis 0
-    if its length is a multiple of the batch, as when windows or positions were folded into it (batch-major).
     """
-    open_axes = [a for a in dynamic if a != site.axis and value.shape[a] % batch == 0]
-    exact = [a for a in range(value.ndim) if a != site.axis and value.shape[a] == batch]
-    if len(open_axes) == 1:
-        axis = open_axes[0]
-    elif exact:
-        axis = exact[0]
-    elif site.axis != 0 and value.shape[0] % batch == 0:
-        axis = 0
-    else:
+    axis = _sample_axis(tuple(value.shape), site, batch, dynamic)
+    if axis is None:
         raise ScoreError(
             f"group {group.name}: expected an axis of {batch} samples at {site.node}, got shape "
-            f"{list(value.shape)}. Do exclude the group, or use a signal that reads no activations."
+            f"{list(value.shape)}. Exclude the group, or use a signal that reads no activations."
         )
     value = value.movedim((axis, site.axis), (0, 1))
     if value.shape[0] != batch:
         # [batch * k, units, ...] -> [batch, units, k, ...]
         value = value.unflatten(0, (batch, -1)).movedim(1, 2)
-    value = value.reshape(batch, value.shape[1], -1)
     if len(site.position) == value.shape[1] and bool((site.position == np.arange(value.shape[1])).all()):
         return value
     return value[:, torch.as_tensor(site.position, device=value.device)]
+
+
+def _sample_axis(shape: tuple[int, ...], site: Site, batch: int, dynamic: tuple[int, ...]) -> int | None:
+    """Where the samples are: the axis that depends on their number, if there is exactly one.
+
+    Otherwise, and for programs captured at a fixed batch size, axis 0 if it is as long as the batch, then the
+    first other axis that is, then axis 0 if its length is a multiple of the batch, as when windows or
+    positions were folded into it (batch-major).
+    """
+    open_axes = [a for a in dynamic if a != site.axis and shape[a] % batch == 0]
+    exact = [a for a in range(len(shape)) if a != site.axis and shape[a] == batch]
+    if len(open_axes) == 1:
+        return open_axes[0]
+    if exact:
+        return exact[0]
+    return 0 if site.axis != 0 and shape[0] % batch == 0 else None
+
+
+def traced_map(graph: Graph, site: Site) -> tuple[int, ...]:
+    """The shape of a site's map in the traced program."""
+    node = next(n for n in graph.program.graph.nodes if n.name == site.node)
+    first = next(n.meta["val"] for n in inputs_of(graph.program))
+    shape, batch = shape_of(node), hint(first.shape[0])
+    axis = _sample_axis(shape, site, batch, batch_axes(graph.program, node))
+    if axis is None:
+        return ()
+    rest = tuple(n for k, n in enumerate(shape) if k not in (axis, site.axis))
+    return rest if shape[axis] == batch else (shape[axis] // batch, *rest)

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from secateur.errors import CalibrationError, ScoreError, SettingError
 from secateur.graph.graph import Graph
 from secateur.graph.groups import Group, Site, Stage
 from secateur.score.diameter import diameters
 from secateur.score.signal import Context, Need, Signal, Step, Tally, Vector
-from secateur.score.units import max_by_unit
+from secateur.score.units import max_by_unit, traced_map
 
 _STAGES: tuple[Stage, ...] = ("produced", "normalised", "activated")
 
@@ -43,7 +45,8 @@ class Wasserstein(Signal):
     it is useful if anything it carries tells classes apart.
 
     Source: FAIR-Pruner, arXiv 2508.02291. Departure: of each class the first `per_class` samples are used, so
-    that memory does not grow with the data. What is kept is, in bytes,
+    that memory does not grow with the data. Maps of another size than the traced one, as of texts of several
+    lengths, are averaged to that size first. What is kept is, in bytes,
     4 · classes · per_class · projections · units, or twice that of a model in float64. The largest distance
     is found exactly, but without visiting all pairs of classes (`secateur.score.diameter`).
 
@@ -124,6 +127,22 @@ def directions(size: int, count: int, seed: int) -> Tensor:
     return torch.nn.functional.normalize(drawn, dim=0)
 
 
+def resized(maps: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Maps [samples, entries, *map] brought to another shape, each place the mean of those it stands for.
+
+    Example:
+        >>> resized(torch.tensor([[[1.0, 3.0, 5.0, 7.0]]]), (2,))
+        tensor([[[2., 6.]]])
+    """
+    if tuple(maps.shape[2:]) == shape or not shape:
+        return maps
+    pools: Any = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)
+    if len(shape) != maps.ndim - 2 or len(shape) > len(pools):
+        maps, shape = maps.flatten(2), (math.prod(shape),)
+    found: Tensor = pools[len(shape) - 1](maps, list(shape))
+    return found
+
+
 def largest_distance(samples: Sequence[Tensor], classes: NDArray[np.int64]) -> NDArray[np.float64]:
     """Largest mean-over-projections Wasserstein-1 distance between two classes, for every entry.
 
@@ -195,7 +214,8 @@ class _WassersteinTally(Tally):
         self._directions: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
         self._sites = {group.name: signal.sites(group) for group in context.graph.groups}
         self._kept: dict[Site, list[Tensor]] = {}  # [samples, entries, projections] of each batch
-        self._map: dict[Site, int] = {}  # numbers a map has
+        sites = (site for sites in self._sites.values() for site in sites)
+        self._maps = {site: traced_map(context.graph, site) for site in sites}
         for group in context.graph.groups:
             missing = group.size - len({int(u) for site in self._sites[group.name] for u in site.unit})
             if missing:
@@ -230,7 +250,7 @@ class _WassersteinTally(Tally):
             value = value[self._keep.to(value.device)]
         if value.dtype not in (torch.float32, torch.float64):
             value = value.float()
-        self._check_map(group.name, site, value.shape[2])
+        value = resized(value.unflatten(2, step.map), self._maps[site]).flatten(2)
         projected = value @ self._direction(value)  # a new tensor, also for one number a unit
         if not bool(torch.isfinite(projected).all()):
             raise CalibrationError(
@@ -238,14 +258,6 @@ class _WassersteinTally(Tally):
                 "infinity. Do check the data, and the model for overflow."
             )
         self._kept.setdefault(site, []).append(projected)
-
-    def _check_map(self, group: str, site: Site, numbers: int) -> None:
-        if self._map.setdefault(site, numbers) != numbers:
-            raise CalibrationError(
-                f"wasserstein, group {group}: expected activations of {self._map[site]} numbers a "
-                f"unit, as in the first batch, got {numbers} at {site.node}. Do give "
-                "samples of one size, padded if need be."
-            )
 
     def _direction(self, value: Tensor) -> Tensor:
         key = (value.shape[2], value.dtype, value.device)
@@ -255,11 +267,10 @@ class _WassersteinTally(Tally):
         return self._directions[key]
 
     def state(self) -> dict[str, Tensor]:
-        """``samples`` [kept, 3]; then, by number of the site, its map's size and the samples' projections."""
+        """``samples`` [kept, 3]; then, by number of the site, the samples' projections."""
         found = {"samples": torch.tensor(self._samples, dtype=torch.int64).reshape(-1, 3)}
         for number, (_, site) in enumerate(self._all_sites()):
             if site in self._kept:
-                found[f"map.{number}"] = torch.tensor(self._map[site])
                 found[f"projected.{number}"] = torch.cat(self._kept[site]).cpu()
         return found
 
@@ -278,12 +289,9 @@ class _WassersteinTally(Tally):
         ]
         self._samples = [samples[row] for row in rows]
         self._kept.clear()
-        self._map.clear()
         device = next((t.device for t in self._context.tensors.values()), torch.device("cpu"))
-        for number, (group, site) in enumerate(self._all_sites()):
+        for number, (_, site) in enumerate(self._all_sites()):
             holding = [state for state in states if f"projected.{number}" in state]
-            for state in holding:
-                self._check_map(group, site, int(state[f"map.{number}"]))
             if holding:
                 joined = torch.cat([state[f"projected.{number}"] for state in holding])
                 self._kept[site] = [joined[rows].to(device)]

@@ -61,7 +61,7 @@ Pair = namedtuple("Pair", ["inputs", "labels"])
         (((X, X), Y), 2, [], True),
         (([X, X, X],), 3, [], False),
         (({"a": X, "b": X}, Y), 0, ["a", "b"], True),
-        ({"a": X, "labels": Y}, 0, ["a", "labels"], True),
+        ({"a": X, "labels": Y}, 0, ["a"], True),
         ({"a": X, "label": Y}, 0, ["a"], True),
         (OrderedDict(a=X), 0, ["a"], False),
         ((X, Y.tolist()), 1, [], True),
@@ -83,12 +83,12 @@ def test_kinds_of_batch(raw: Any, args: int, kwargs: list[str], labelled: bool) 
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        ((X, X, Y), "batch 4: expected .* got tuple of 3. Do wrap several inputs"),
+        ((X, X, Y), "batch 4: expected .* got tuple of 3. Wrap several inputs"),
         ((), "got tuple of 0"),
         ("text", "got str"),
         (3, "got int"),
         ((["a", "b"], Y), "expected inputs that are tensors, got str"),
-        ({"text": "a", "labels": Y}, "expected inputs that are tensors, got Tensor, str"),
+        ({"text": "a", "labels": Y}, "expected inputs that are tensors, got str"),
         (({}, Y), "expected inputs that are tensors, got nothing"),
         ((torch.zeros(0, 3), Y), r"at least one sample along axis 0, got shape \[0, 3\]"),
         (torch.tensor(1.0), r"at least one sample along axis 0, got shape \[\]"),

@@ -1,0 +1,264 @@
+"""How what a loader gives becomes a call of the model, and which part of it is labels."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from secateur.calibration.randomness import seeded
+from secateur.errors import CalibrationError
+from secateur.models import evaluating
+
+Forward = Callable[[Callable[..., Any], Any], Any]
+"""``forward(model, batch)``: calls the model on what the loader gave, and returns what the model gives."""
+
+LABEL_KEYS = ("labels", "label", "targets", "target", "y")
+"""Keys of a mapping, or attributes of another object, that hold labels, in order of preference."""
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A batch taken apart.
+
+    Attributes:
+        args: Positional arguments of the model.
+        kwargs: Keyword arguments.
+        labels: What the batch holds as labels; None if nothing.
+        extra: Labels as a keyword argument that the model also takes, to compute its own loss.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    labels: Any = None
+    extra: Mapping[str, Any] | None = None
+
+
+class Reading:
+    """How batches of one source are taken apart.
+
+    A tensor is the input. ``(inputs, labels)`` and ``(inputs,)`` hold the input first; `inputs` may be a list
+    or tuple (several positional arguments) or a mapping (keyword arguments). A mapping holds keyword
+    arguments, and its labels under one of `LABEL_KEYS`. With `forward` a batch may be anything: the arguments
+    are those with which `forward` calls the model.
+
+    Labels are no argument, but where the model cannot run without them. A model that takes ``labels`` to
+    compute its own loss gets them where a loss is wanted, and only there.
+    """
+
+    def __init__(
+        self, model: nn.Module | None = None, forward: Forward | None = None, whole: bool | None = None
+    ) -> None:
+        """Say how.
+
+        Args:
+            model: The model whose arguments batches hold, if known.
+            forward: The user's way to call it.
+            whole: True: batches cannot be cut into samples; False: they can; None: find out.
+        """
+        self.model, self.forward, self.whole = model, forward, whole
+        self._needs_labels: bool | None = None
+        self._takes_labels: bool | None = None
+
+    def of(self, model: nn.Module) -> Reading:
+        """The same for a model; itself where one is known."""
+        return self if self.model is not None else Reading(model, self.forward, self.whole)
+
+    def inputs(self, raw: Any) -> Any:
+        """A batch as example inputs: a mapping of keyword arguments, or a tuple of positional ones."""
+        taken = self.take(raw, "example inputs")
+        return taken.kwargs or taken.args
+
+    def take(self, raw: Any, where: str) -> Taken:
+        """Take a batch apart.
+
+        Raises:
+            CalibrationError: It is none of the kinds above, or names what is no argument of the model.
+        """
+        if self.forward is not None:
+            args, kwargs = recorded(self.forward, raw, self.model, where)
+            given = {id(v) for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Tensor)}
+            return Taken(*self._one_kind(args, kwargs, where), _labels_in(raw, given))
+        if isinstance(raw, Mapping):
+            return self._mapping(raw, where)
+        if isinstance(raw, Tensor):
+            return Taken((raw,), {})
+        if not isinstance(raw, list | tuple):
+            raise CalibrationError(
+                f"{where}: expected (inputs, labels), (inputs,), a tensor or a mapping, got "
+                f"{type(raw).__name__}. Pass forward=, for instance lambda model, batch: model(batch.x)."
+            )
+        if len(raw) not in (1, 2):
+            raise CalibrationError(
+                f"{where}: expected (inputs, labels), (inputs,), a tensor or a mapping, got "
+                f"{type(raw).__name__} of {len(raw)}. Wrap several inputs in a tuple of their own, "
+                "((a, b), labels), or pass forward=, for instance lambda model, batch: model(batch[0])."
+            )
+        inputs, labels = raw[0], raw[1] if len(raw) == 2 else None
+        if isinstance(inputs, Mapping):
+            self._check_names(inputs, where)
+            return Taken((), {str(k): v for k, v in inputs.items()}, labels)
+        return Taken(tuple(inputs) if isinstance(inputs, list | tuple) else (inputs,), {}, labels)
+
+    def _mapping(self, raw: Mapping[Any, Any], where: str) -> Taken:
+        names, _ = self._parameters()
+        keys = [k for k in LABEL_KEYS if k in raw and (k == "labels" or k not in names)]
+        # Without the names of arguments, what is called a target may as well be an input.
+        key = next((k for k in keys if names or k in ("labels", "label")), None)
+        kwargs = {str(k): v for k, v in raw.items() if k != key}
+        self._check_names(kwargs, where)
+        if key != "labels":
+            return Taken((), kwargs, None if key is None else raw[key])
+        labels = {"labels": raw["labels"]}
+        if self._needs_labels is None:
+            self._try_labels(kwargs, labels)
+        if self._needs_labels:
+            return Taken((), kwargs | labels, raw["labels"], labels)
+        return Taken((), kwargs, raw["labels"], labels if self._takes_labels else None)
+
+    def _try_labels(self, kwargs: dict[str, Any], labels: dict[str, Any]) -> None:
+        """Find out, by running the model, whether it takes labels and whether it needs them."""
+        names, open_ended = self._parameters()
+        if self.model is None:
+            self._takes_labels = True
+        elif "labels" not in names and not open_ended:
+            self._takes_labels = self._needs_labels = False
+        else:
+            self._takes_labels = runs(self.model, kwargs=kwargs | labels)
+            self._needs_labels = self._takes_labels and not runs(self.model, kwargs=kwargs)
+
+    def _parameters(self) -> tuple[dict[str, inspect.Parameter], bool]:
+        """The forward pass's named parameters, and whether it takes others too."""
+        try:
+            found = inspect.signature(self.model.forward).parameters if self.model is not None else None
+        except (TypeError, ValueError):
+            found = None
+        if found is None:
+            return {}, True
+        named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        return (
+            {n: p for n, p in found.items() if p.kind in named},
+            any(p.kind is inspect.Parameter.VAR_KEYWORD for p in found.values()),
+        )
+
+    def _check_names(self, given: Mapping[Any, Any], where: str) -> None:
+        """Raise CalibrationError for keys that are no arguments, and for arguments without a key."""
+        names, open_ended = self._parameters()
+        if not names:
+            return
+        unknown = [] if open_ended and names.keys() & given.keys() else [k for k in given if k not in names]
+        missing = [n for n, p in names.items() if p.default is p.empty and n not in given]
+        if not unknown and (not missing or missing == ["labels"]):
+            return
+        said = f"got {', '.join(map(str, given))}" + (f" without {', '.join(missing)}" if missing else "")
+        example = next(iter(given), "image")
+        raise CalibrationError(
+            f"{where}: expected keys that are arguments of {type(self.model).__name__}.forward "
+            f"({_short(names)}), {said}. Rename them, or pass forward=, for instance "
+            f"lambda model, batch: model(batch[{example!r}])."
+        )
+
+    def _one_kind(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], where: str
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments as positional or keyword ones alone, which is what example inputs can be."""
+        if not args or not kwargs:
+            return args, kwargs
+        names = [*self._parameters()[0]][: len(args)]
+        if len(names) < len(args) or set(names) & kwargs.keys():
+            raise CalibrationError(
+                f"{where}: expected forward to call the model with positional or with keyword arguments, got "
+                f"{len(args)} and {len(kwargs)}. Name them all."
+            )
+        return (), dict(zip(names, args, strict=True)) | kwargs
+
+
+def _short(names: Mapping[str, Any]) -> str:
+    shown = [*names][:12]
+    return ", ".join(shown) + (", …" if len(names) > len(shown) else "")
+
+
+def _labels_in(raw: Any, given: set[int]) -> Any:
+    """What a batch that `forward` reads holds as labels: not what it gives to the model."""
+    if isinstance(raw, list | tuple):
+        found = [raw[1]] if len(raw) == 2 else []
+    elif isinstance(raw, Mapping):
+        found = [raw[k] for k in LABEL_KEYS if k in raw]
+    else:
+        found = [v for k in LABEL_KEYS if (v := getattr(raw, k, None)) is not None]
+    return next((v for v in found if id(v) not in given), None)
+
+
+class _Recorded(BaseException):
+    """Carries the arguments of the recorded call out of the user's code."""
+
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        super().__init__()
+        self.call = args, kwargs
+
+
+class _Recorder:
+    """Stands in for the model while the arguments of the call are found out."""
+
+    def __init__(self, model: nn.Module | None) -> None:
+        self._model = model
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise _Recorded(args, kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return plain_attribute(self._model, name)
+
+
+def plain_attribute(model: nn.Module | None, name: str) -> Any:
+    """An attribute of the model that is data, such as ``config``, for code that is to call the model itself.
+
+    Raises:
+        AttributeError: It is something to call, or there is none.
+    """
+    value = None if name.startswith("__") else getattr(model, name, None)
+    if value is None or callable(value):
+        raise AttributeError(
+            f"forward: expected it to call the model itself, model(...), got model.{name}. Wrap the model in "
+            "a module whose forward does what you need."
+        )
+    return value
+
+
+def recorded(
+    forward: Forward, raw: Any, model: nn.Module | None = None, where: str = "forward"
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments with which the user's `forward` first calls the model; the model is not run.
+
+    Raises:
+        CalibrationError: It does not call the model.
+
+    Example:
+        >>> recorded(lambda model, batch: model(batch["image"], scale=2), {"image": 1})
+        ((1,), {'scale': 2})
+    """
+    try:
+        forward(_Recorder(model), raw)
+    except _Recorded as found:
+        return found.call
+    raise CalibrationError(
+        f"{where}: expected forward(model, batch) to call the model, got no call. "
+        "Return model(...), for instance lambda model, batch: model(batch['image'])."
+    )
+
+
+def runs(model: nn.Module, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> bool:
+    """Whether the model accepts a call; it is left as it was."""
+    device = next((t.device for t in model.state_dict().values()), torch.device("cpu"))
+    args, kwargs = pytree.tree_map_only(torch.Tensor, lambda t: t.to(device), (args, kwargs or {}))
+    with evaluating(model), torch.no_grad(), seeded(0):
+        try:
+            model(*args, **kwargs)
+        except Exception:  # a user's forward may fail in any way
+            return False
+    return True

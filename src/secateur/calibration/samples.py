@@ -1,0 +1,76 @@
+"""Whether a batch can be cut into samples that the model treats one by one.
+
+Boxes of a detector, the nodes and edges of a graph, pairs that a loss compares: such batches are whole. Axes
+of one length prove nothing, so that is tried: a model whose samples stand for themselves gives the first of
+them what it gives them alone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from secateur.calibration.randomness import seeded
+from secateur.models import evaluating
+
+if TYPE_CHECKING:
+    from secateur.calibration.batch import Batch
+
+FEW = 4
+"""So many samples are tried, and the first half of them alone."""
+
+CLOSE = 1e-3
+"""Relative difference of outputs that rounding may make; half precision is allowed fifty times that."""
+
+
+@torch.no_grad()
+def samples_apart(batch: Batch) -> bool:
+    """Whether the samples of batches like this one can be told apart, as far as can be found out."""
+    raw = batch.raw
+    if isinstance(raw, list | tuple) and len(raw) == 2 and raw[1] is not None and batch.labels is None:
+        return False  # boxes, or a text for each sample
+    if batch.labels is not None and (batch.labels.ndim == 0 or len(batch.labels) != batch.size):
+        return False
+    if not isinstance(raw, Tensor | list | tuple) and not hasattr(raw, "items"):
+        return False  # an object of the user's: a batch of graphs, say
+    inputs = [v for v in pytree.tree_leaves((batch.args, batch.kwargs)) if isinstance(v, Tensor) and v.ndim]
+    alike = all(len(v) == batch.size for v in inputs)
+    model = batch.reading.model
+    if model is None or batch.size < 2 or any(t.is_meta for t in model.state_dict().values()):
+        return alike or model is None
+    few = min(FEW, batch.size)
+    part = batch.samples(0, few)
+    with evaluating(model):
+        try:
+            together, alone = (_outputs(b, model) for b in (part, part.samples(0, few // 2)))
+        except Exception:  # a user's forward may fail in any way: an index beyond the samples, say
+            return False
+        pairs = [
+            (a[: len(b)], b)
+            for a, b in zip(together, alone, strict=False)
+            if a.ndim and b.ndim and len(a) * (few // 2) == len(b) * few and a.shape[1:] == b.shape[1:]
+        ]
+        if not pairs:
+            return alike
+        if all(_close(a, b) for a, b in pairs):
+            return True
+        # A model that draws random numbers says nothing by giving others.
+        again = _outputs(part, model, seed=1)
+        drawn = any(not _close(a, b) for a, b in zip(together, again, strict=True) if a.shape == b.shape)
+        return alike and drawn
+
+
+def _outputs(batch: Batch, model: Any, seed: int = 0) -> list[Tensor]:
+    device = next((t.device for t in model.state_dict().values()), torch.device("cpu"))
+    with seeded(seed):
+        found = batch.to(device).run(model)
+    return [v for v in pytree.tree_leaves(found) if isinstance(v, Tensor) and v.is_floating_point()]
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    allowed = CLOSE * (1 if a.dtype in (torch.float32, torch.float64) else 50)
+    a, b = (torch.nan_to_num(v.double()) for v in (a, b))
+    return bool((a - b).norm() <= allowed * b.norm())

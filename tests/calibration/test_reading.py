@@ -1,0 +1,217 @@
+"""How what a loader gives becomes a call of the model."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import secateur as sc
+from secateur.calibration import Batch, Calibration
+from secateur.calibration.reading import LABEL_KEYS, Reading, recorded
+
+X, Y = torch.arange(12.0).reshape(6, 2), torch.arange(6) % 3
+
+
+class Net(nn.Module):
+    """Takes an image and perhaps a mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.config = nn.Linear(2, 3), SimpleNamespace(scale=2.0)
+
+    def forward(self, image: Tensor, mask: Tensor | None = None) -> Tensor:
+        out: Tensor = self.layer(image if mask is None else image * mask)
+        return out
+
+
+class OwnLoss(nn.Module):
+    """Takes labels, and may need them."""
+
+    def __init__(self, needed: bool) -> None:
+        super().__init__()
+        self.layer, self.needed = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 3)), needed
+
+    def forward(self, x: Tensor, labels: Tensor | None = None, **more: Any) -> dict[str, Tensor]:
+        logits = self.layer(x)
+        if labels is None:
+            if self.needed:
+                raise ValueError("labels, please")
+            return {"logits": logits}
+        return {"logits": logits, "loss": nn.functional.cross_entropy(logits, labels)}
+
+
+def read(raw: Any, model: nn.Module | None = None, forward: Any = None) -> Batch:
+    return Calibration.of([raw], model=model, forward=forward).first()
+
+
+def given(batch: Batch) -> tuple[int, list[str]]:
+    return len(batch.args), list(batch.kwargs)
+
+
+# Labels
+
+
+@pytest.mark.parametrize("key", LABEL_KEYS)
+def test_labels_are_no_argument_of_a_model_that_does_not_take_them(key: str) -> None:
+    batch = read({"image": X, key: Y}, Net())
+    assert given(batch) == (0, ["image"])
+    assert torch.equal(batch.classes(), Y)
+    assert batch.extra is None
+    assert batch.run(Net(), labelled=True).shape == (6, 3)
+
+
+def test_what_is_called_a_target_is_an_input_if_the_model_takes_it() -> None:
+    class Both(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return x + y
+
+    batch = read({"x": X, "y": X, "target": Y}, Both())
+    assert given(batch) == (0, ["x", "y"])
+    assert torch.equal(batch.classes(), Y)
+
+
+def test_a_model_with_a_loss_of_its_own_gets_labels_where_a_loss_is_wanted() -> None:
+    model = OwnLoss(needed=False)
+    batch = read({"x": X, "labels": Y}, model)
+    assert given(batch) == (0, ["x"])
+    assert "loss" not in batch.run(model)
+    assert "loss" in batch.run(model, labelled=True)
+    graph = sc.trace(model, batch.inputs)
+    assert list(graph.inputs.kwargs) == ["x"]
+
+
+def test_a_model_that_cannot_run_without_labels_gets_them_always() -> None:
+    model = OwnLoss(needed=True)
+    batch = read({"x": X, "labels": Y}, model)
+    assert given(batch) == (0, ["x", "labels"])
+    assert "loss" in batch.run(model)
+    assert "loss" in batch.run(model, labelled=True)
+
+
+# forward=
+
+
+@pytest.mark.parametrize(
+    ("raw", "forward", "args", "kwargs", "labelled"),
+    [
+        ({"picture": X, "label": Y}, lambda m, b: m(b["picture"]), 1, [], True),
+        ({"picture": X, "y": Y}, lambda m, b: m(image=b["picture"] / 2), 0, ["image"], True),
+        ((X, X, Y), lambda m, b: m(b[0], b[1]), 2, [], False),
+        ((X, Y), lambda m, b: m(b[0]).softmax(1), 1, [], True),
+        ((X, X), lambda m, b: m(b[0], mask=b[1]), 0, ["image", "mask"], False),
+        (SimpleNamespace(x=X, y=Y), lambda m, b: m(b.x * m.config.scale), 1, [], True),
+        ({"y": X}, lambda m, b: m(b["y"]), 1, [], False),
+    ],
+)
+def test_forward_says_how_to_call_the_model(
+    raw: Any, forward: Any, args: int, kwargs: list[str], labelled: bool
+) -> None:
+    model = Net().eval()
+    batch = read(raw, model, forward)
+    assert given(batch) == (args, kwargs)
+    assert (batch.labels is not None) == labelled
+    assert torch.equal(batch.run(model), forward(model, raw))
+    if "softmax" not in str(forward(model, raw).grad_fn).lower():
+        assert torch.equal(model(*batch.args, **batch.kwargs), forward(model, raw))
+
+
+def test_the_model_is_not_run_to_find_its_arguments() -> None:
+    def run(*args: Any) -> None:
+        raise AssertionError
+
+    model = Net()
+    model.forward = run  # type: ignore[method-assign]
+    assert recorded(lambda m, b: m(b, 1).logits, X, model) == ((X, 1), {})
+
+
+@pytest.mark.parametrize(
+    ("forward", "said"),
+    [
+        (lambda m, b: b["picture"], r"to call the model, got no call"),
+        (lambda m, b: m("text"), "expected inputs that are tensors, got str"),
+        (lambda m, b: m(b["picture"], image=1), "with positional or with keyword arguments, got 1 and 1"),
+    ],
+)
+def test_a_forward_that_does_not_call_the_model_is_refused(forward: Any, said: str) -> None:
+    with pytest.raises(sc.CalibrationError, match=said):
+        read({"picture": X}, Net(), forward)
+
+
+def test_a_forward_that_calls_a_method_is_told_what_to_do() -> None:
+    with pytest.raises(AttributeError, match=r"expected it to call the model itself.* got model\.layer"):
+        read({"picture": X}, Net(), lambda m, b: m.layer(b["picture"]))
+
+
+# Keys that are no arguments
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        ({"picture": X, "label": Y}, r"arguments of Net\.forward \(image, mask\), got picture without image"),
+        ({"image": X, "index": Y}, r"got image, index\. .* forward="),
+        (({"mask": X}, Y), "got mask without image"),
+    ],
+)
+def test_keys_that_are_no_arguments_are_named_with_the_remedy(raw: Any, said: str) -> None:
+    with pytest.raises(sc.CalibrationError, match=said) as refused:
+        read(raw, Net())
+    assert len(str(refused.value)) <= 600
+
+
+def test_further_keys_are_left_to_a_model_that_takes_any() -> None:
+    batch = read({"x": X, "flag": X}, OwnLoss(needed=False))
+    assert given(batch) == (0, ["x", "flag"])
+    with pytest.raises(sc.CalibrationError, match="got picture without x"):
+        read({"picture": X}, OwnLoss(needed=False))
+
+
+def test_without_a_model_keys_are_taken_as_they_are() -> None:
+    assert given(Batch.of({"anything": X, "labels": Y})) == (0, ["anything"])
+
+
+def test_data_keep_the_model_and_the_forward_that_they_were_made_with() -> None:
+    def forward(model: Any, batch: Any) -> Any:
+        return model(batch["picture"])
+
+    net = Net()
+    data = Calibration.of([{"picture": X}], forward=forward)
+    assert Calibration.of(data) is data
+    bound = Calibration.of(data, model=net)
+    assert (bound.reading.model, bound.reading.forward) == (net, forward)
+    assert Calibration.of(bound, model=Net()) is bound
+    assert Reading(net).of(Net()).model is net
+
+
+# Through the verbs
+
+
+def test_every_verb_takes_forward() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    data = [{"picture": torch.randn(8, 2), "label": torch.arange(8) % 3, "name": "x"} for _ in range(6)]
+    plain = [(batch["picture"], batch["label"]) for batch in data]
+    more: Any = {"forward": lambda model, batch: model(batch["picture"])}
+    results = [
+        sc.prune(net, d, sc.Budget(params=0.7), "tod", measure_latency=False, progress=False, **m)
+        for d, m in ((data, more), (plain, {}))
+    ]
+    assert results[0].plan == results[1].plan
+    assert results[0].report.figures == results[1].report.figures
+    for a, b in zip(*(r.model.state_dict().values() for r in results), strict=True):
+        assert torch.equal(a, b)
+    assert sc.evaluate(net, data, **more) == sc.evaluate(net, plain)
+    tuned = [
+        sc.recover(results[0].model, net, d, epochs=1, progress=False, **m)
+        for d, m in ((data, more), (plain, {}))
+    ]
+    for a, b in zip(*(t.state_dict().values() for t in tuned), strict=True):
+        assert torch.equal(a, b)
+    graph = sc.trace(net, data[0], **more)
+    assert [g.name for g in graph.groups] == ["0"]
+    masked = sc.prune(net, data, sc.Budget(sparsity=0.5), "emp", granularity="weight", progress=False, **more)
+    assert masked.plan.sparsity == pytest.approx(0.5, abs=0.05)

@@ -1,0 +1,130 @@
+"""The captured program, and others for inputs of other sizes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import secateur as sc
+from secateur.calibration import Calibration
+from secateur.graph import programs as programs_module
+from secateur.graph.matching import matched
+from secateur.graph.programs import Programs, leaves_of, shapes_of
+from secateur.graph.resizing import graph_at
+from tests.lengths import SIZES, batches, network
+
+
+def all_programs(name: str) -> tuple[sc.Graph, list[Any]]:
+    """A trace, and the program for each batch."""
+    model = network(name)
+    data = list(Calibration.of(batches(name), model=model))
+    graph = sc.trace(model, data[0].inputs)
+    return graph, [graph.programs.of(b.args, b.kwargs) for b in data]
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_each_program_gives_what_the_model_gives(name: str) -> None:
+    from secateur.score.program import CapturedModel
+
+    model = network(name)
+    graph, _ = all_programs(name)
+    run = CapturedModel(graph.programs)
+    for batch in Calibration.of(batches(name), model=model):
+        found, wanted = batch.run(run), batch.run(model)
+        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
+
+
+def test_an_axis_that_differs_is_captured_as_one_of_any_size() -> None:
+    graph, found = all_programs("tokens")
+    assert shapes_of(found[1]) == {"[0][0]": (None, None)}
+    assert found[0] is graph.program
+    assert len({id(p) for p in found}) == 2
+
+
+def test_a_size_that_the_code_holds_has_a_program_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Held(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            length = int(np.array(x.shape[1]))
+            out: Tensor = self.layer(x).reshape(-1, length * 6).sum(1, keepdim=True)
+            return out
+
+    model = Held().eval()
+    programs = Programs(torch.export.export(model, (torch.randn(2, 3, 4),)), model)
+    for length in (3, 5, 6, 5):
+        (leaf,) = leaves_of(programs.of((torch.randn(2, length, 4),), {}), (torch.randn(2, length, 4),), {})
+        assert leaf.shape[1] == length
+    assert len(programs) == 3
+    monkeypatch.setattr(programs_module, "MOST", 3)
+    with pytest.raises(sc.CalibrationError, match="at most 3 sizes, since the model's code holds each"):
+        programs.of((torch.randn(2, 7, 4),), {})
+
+
+def test_inputs_that_do_not_agree_with_each_other_are_refused() -> None:
+    graph, _ = all_programs("padded")
+    ids, mask = torch.zeros(4, 8, dtype=torch.long), torch.ones(4, 7, dtype=torch.long)
+    with pytest.raises(sc.CalibrationError, match=r"model inputs?"):
+        graph.programs.of((ids, mask), {})
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_layers_are_matched_by_what_they_read(name: str) -> None:
+    graph, found = all_programs(name)
+    for program in found:
+        pairs = matched(graph.program, program)
+        layers = [
+            n
+            for n in graph.program.graph.nodes
+            if str(n.target) in ("aten.linear.default", "aten.conv2d.default")
+        ]
+        for node in layers:
+            if node in pairs:
+                own, other = ([str(a) for a in n.args[1:3]] for n in (node, pairs[node]))
+                assert own == other
+            else:
+                assert name == "steps"
+
+
+@pytest.mark.parametrize("name", [name for name in SIZES if name != "steps"])
+def test_units_lie_alike_in_every_program(name: str) -> None:
+    graph, found = all_programs(name)
+    masks = {g.name: np.arange(g.size) % 3 != 1 for g in graph.groups}
+    for program in found:
+        at = graph_at(graph, program)
+        slots = at.keep_slots(masks)
+        assert (slots == graph.keep_slots(masks)).all()
+        pairs = matched(graph.program, program)
+        for group in graph.groups:
+            for site in group.sites:
+                node = next(n for n in graph.program.graph.nodes if n.name == site.node)
+                labels = at.walk.values[pairs[node]][site.axis]
+                expected = np.ones(len(labels), dtype=bool)
+                expected[site.position] = masks[group.name][site.unit]
+                assert (at.kept_along(labels, slots)[site.position] == expected[site.position]).all()
+
+
+def test_sizes_at_which_fewer_units_can_go_are_refused() -> None:
+    class Turning(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.a(x)
+            if x.shape[1] > 20:
+                hidden = hidden + hidden.flip(-1)  # ties each unit to another
+            out: Tensor = self.b(hidden.relu()).mean(1)
+            return out
+
+    graph = sc.trace(Turning().eval(), torch.randn(2, 5, 4))
+    assert [g.size for g in graph.groups] == [6]
+    assert graph_at(graph, graph.programs.of((torch.randn(2, 7, 4),), {})).groups == graph.groups
+    with pytest.raises(sc.CalibrationError, match=r"fewer can\. Pass inputs of these sizes to sc.trace"):
+        graph_at(graph, graph.programs.of((torch.randn(2, 30, 4),), {}))
