@@ -212,20 +212,26 @@ call("tril_indices triu_indices", lambda op, a: a + op(3, 3), x(2, 6))
 
 # Normalisation and reductions
 
+
+def stored(mean: torch.Tensor, variance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Statistics as a layer stores them."""
+    return mean.detach(), variance.detach().abs() + 1
+
+
 for training in (False, True):
     call(
         "batch_norm",
-        lambda op, a, g, b, mean, var, t=training: op(a, g, b, mean.detach(), var.detach().abs() + 1, t, 0.0, 1e-5, False),
+        lambda op, a, g, b, *s, t=training: op(a, g, b, *stored(*s), t, 0.0, 1e-5, False),
         x(3, 4, 5), w(4), w(4), w(4), w(4),
     )  # fmt: skip
     call(
         "native_batch_norm",
-        lambda op, a, g, b, mean, var, t=training: op(a, g, b, mean.detach(), var.detach().abs() + 1, t, 0.0, 1e-5)[0],
+        lambda op, a, g, b, *s, t=training: op(a, g, b, *stored(*s), t, 0.0, 1e-5)[0],
         x(3, 4, 5), w(4), w(4), w(4), w(4),
     )  # fmt: skip
     call(
         "instance_norm",
-        lambda op, a, g, b, mean, var, t=training: op(a, g, b, mean.detach(), var.detach().abs() + 1, t, 0.0, 1e-5, False),
+        lambda op, a, g, b, *s, t=training: op(a, g, b, *stored(*s), t, 0.0, 1e-5, False),
         x(3, 4, 5), w(4), w(4), w(4), w(4),
     )  # fmt: skip
 call(
@@ -235,7 +241,7 @@ call(
 )
 call(
     "_native_batch_norm_legit_no_training",
-    lambda op, a, g, b, mean, var: op(a, g, b, mean.detach(), var.detach().abs() + 1, 0.0, 1e-5)[0],
+    lambda op, a, g, b, *s: op(a, g, b, *stored(*s), 0.0, 1e-5)[0],
     x(3, 4, 5), w(4), w(4), w(4), w(4),
 )  # fmt: skip
 call("layer_norm", lambda op, a, g, b: op(a, [4, 5], g, b), x(3, 4, 5), w(4, 5), w(4, 5))

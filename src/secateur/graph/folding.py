@@ -1,16 +1,17 @@
 """Weights that a layer computes from its parameters, made parameters themselves.
 
-``g · v / ||v||``, a weight divided by its largest singular value, the standardised kernels of networks without
-normalisers: if one input of such a layer goes, the weights of all others change. Where the computed weight is
-the parameter, they stay. So layers whose weights do not follow their parameters position by position are
-*folded* in a copy of the model before anything is cut: the copy computes the same.
+``g · v / ||v||``, a weight divided by its largest singular value, the standardised kernels of networks
+without normalisers: if one input of such a layer goes, the weights of all others change. Where the computed
+weight is the parameter, they stay. So layers whose weights do not follow their parameters position by
+position are *folded* in a copy of the model before anything is cut. The copy computes the same.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Collection
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -51,22 +52,36 @@ def folded(model: nn.Module, names: Collection[str]) -> nn.Module:
     """
     if not names:
         return model
-    memo = {id(t): t.detach().clone() for m in model.modules() for t in _computed_attributes(m)}
-    found = copy.deepcopy(model, memo)
+    found = _copied(model)
     for name in names:
         path, _, leaf = name.rpartition(".")
         module = found.get_submodule(path)
+        training, module.training = module.training, False  # some weights move with each pass of training
         if leaf in _parametrized(module):
+            _own_class(module)
             parametrize.remove_parametrizations(module, leaf)
         elif leaf in _hooked(module):
             _remove_hook(module, leaf)
         elif (stand_in := _stand_in(module)) is not None:
             module.__class__, module.__dict__ = type(stand_in), stand_in.__dict__
+        module.training = training
     return found
 
 
+def _own_class(module: nn.Module) -> None:
+    """Give a copy its own class: PyTorch takes the weight out of the class, which the original shares."""
+    shared = type(module)
+    members = {k: v for k, v in vars(shared).items() if k not in ("__dict__", "__weakref__")}
+    module.__class__ = type(shared.__name__, shared.__bases__, members)
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    memo = {id(t): t.detach().clone() for m in model.modules() for t in _computed_attributes(m)}
+    return copy.deepcopy(model, memo)
+
+
 def _parametrized(module: nn.Module) -> list[str]:
-    return list(module.parametrizations) if parametrize.is_parametrized(module) else []  # type: ignore[arg-type]
+    return list(cast(nn.ModuleDict, module.parametrizations)) if parametrize.is_parametrized(module) else []
 
 
 def _follows(module: nn.Module, name: str) -> bool:
@@ -74,9 +89,9 @@ def _follows(module: nn.Module, name: str) -> bool:
 
     That is tried, for one position along each axis, on a copy.
     """
-    module = copy.deepcopy(module).double()
-    origin = getattr(module.parametrizations, name).original  # type: ignore[union-attr]
-    with torch.no_grad(), parametrize.cached():
+    module = _copied(module).double().eval()
+    origin = getattr(getattr(module.parametrizations, name), "original", None)
+    with torch.no_grad():
         before = getattr(module, name).clone()
     if not isinstance(origin, Tensor) or origin.shape != before.shape:
         return False
@@ -93,17 +108,18 @@ def _follows(module: nn.Module, name: str) -> bool:
 
 def _hooked(module: nn.Module) -> list[str]:
     """Weights that a hook before each forward pass computes: PyTorch's older weight and spectral norms."""
-    hooks = module._forward_pre_hooks.values()
-    return [h.name for h in hooks if type(h).__module__.startswith("torch.nn.utils.") and hasattr(h, "compute_weight")]
+    hooks: list[Any] = list(module._forward_pre_hooks.values())
+    return [
+        hook.name
+        for hook in hooks
+        if type(hook).__module__.startswith("torch.nn.utils.") and hasattr(hook, "compute_weight")
+    ]
 
 
 def _remove_hook(module: nn.Module, name: str) -> None:
     for remove in (nn.utils.remove_weight_norm, nn.utils.remove_spectral_norm):
-        try:
+        with contextlib.suppress(ValueError):  # it is the other one
             remove(module, name)
-        except ValueError:  # it is the other one
-            continue
-        return
 
 
 def _computed_attributes(module: nn.Module) -> list[Tensor]:
@@ -131,31 +147,32 @@ class _Product(torch.overrides.TorchFunctionMode):
 def _stand_in(module: nn.Module) -> nn.Module | None:
     """PyTorch's own layer that computes what a subclass of it does, if that only computes its weight anew.
 
-    That is tried on two inputs: a weight that depends on the input, or an input that is padded first, is
-    not what PyTorch's layer can stand in for.
+    That is tried on two inputs. It cannot where the weight depends on the input, or where that is padded.
     """
     base = next((c for c in _LAYERS if isinstance(module, c)), None)
-    own = type(module).forward
-    if base is None or own is base.forward or _parametrized(module) or _hooked(module):
-        return None
-    if any(True for _ in module.children()) or module.weight.is_meta:
+    if base is None or type(module).forward is base.forward or _parametrized(module) or _hooked(module):
         return None
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            trial = copy.deepcopy(module).double()
+        with torch.no_grad():
+            trial, own = _copied(module).double(), cast(Tensor, module.weight)
             inputs = [_input(trial, seed) for seed in (0, 1)]
-            with _Product() as seen:
-                outputs = [type(module).forward(trial, x) for x in inputs]
-            if len(seen.weights) != 2 or seen.weights[0].shape != module.weight.shape or _equal(seen.weights[0], trial.weight):
+            weights = [_weight_used(trial, x) for x in inputs]
+            if weights[0].shape != own.shape or _equal(weights[0], own.detach().double()):
                 return None
-            stand_in = _as(base, trial, seen.weights[0])
-            if not all(_equal(base.forward(stand_in, x), y) for x, y in zip(inputs, outputs, strict=True)):
-                return None
-            with _Product() as seen:
-                type(module).forward(module, inputs[0].to(module.weight.dtype))
-    except Exception:  # code of the user's that needs more than an input, or another one
-        return None
-    return _as(base, module, seen.weights[0].detach())
+            stand_in = _as(base, trial, weights[0])
+            if all(_equal(stand_in(x), trial(x)) for x in inputs):
+                return _as(base, module, weights[0].to(own.dtype))
+    except Exception:  # the user's forward may need more than an input
+        pass
+    return None
+
+
+def _weight_used(layer: nn.Module, x: Tensor) -> Tensor:
+    with _Product() as seen:
+        layer(x)
+    (weight,) = seen.weights
+    found: Tensor = weight
+    return found
 
 
 def _input(layer: nn.Module, seed: int) -> Tensor:
@@ -174,8 +191,9 @@ def _as(base: type[nn.Module], module: nn.Module, weight: Tensor) -> nn.Module:
     new = copy.copy(module)
     new.__class__ = base
     new.__dict__ = dict(vars(module))
-    parameter = nn.Parameter(weight.clone(), requires_grad=module.weight.requires_grad)  # type: ignore[union-attr]
-    new._parameters = {"weight": parameter, "bias": module.bias}  # type: ignore[dict-item]
+    learnt = cast(Tensor, module.weight).requires_grad
+    parameter = nn.Parameter(weight.clone(), requires_grad=learnt)
+    new._parameters = {"weight": parameter, "bias": module._parameters["bias"]}
     new._buffers = {}
     return new
 
