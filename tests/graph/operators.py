@@ -418,6 +418,7 @@ call(
 call("index_put", lambda op, a, mask, v: op(a, [mask], v), x(2, 3, 4), m(2), x(4))
 call("gather", lambda op, a, n: op(a, 1, n), x(2, 3, 4), i(3, 2, 5, 4))
 call("gather", lambda op, a, n: op(a, 1, n), x(2, 3, 4), i(3, 2, 5, 3))
+call("gather", lambda op, a, n: op(a, 0, n[:, None].expand(5, 4)), x(3, 4), i(3, 5))
 call("take_along_dim", lambda op, a, n: op(a, n, 1), x(2, 3, 4), i(3, 2, 5, 4))
 rows = "index_add index_add_ index_copy index_copy_"
 call(rows, lambda op, a, n, v: op(a.clone(), 1, n, v), x(2, 3, 4), i(3, 2), x(2, 2, 4))
@@ -425,6 +426,11 @@ for sizes in ((2, 3, 4), (2, 2, 3)):
     call("scatter_add scatter_add_ scatter.src scatter_.src",
          lambda op, a, n, v: op(a.clone(), 1, n % 1 + torch.arange(n.shape[1])[:, None], v),
          x(2, 3, 4), i(1, *sizes), x(*sizes))  # fmt: skip
+call(
+    "scatter_add scatter.src",
+    lambda op, a, n, v: op(a.clone(), 0, n[:, None].expand(2, 4), v),
+    x(3, 4), i(3, 2), x(2, 4),
+)  # fmt: skip
 call(
     "scatter_reduce.two scatter_reduce_.two",
     lambda op, a, n, v: op(a.clone(), 1, n, v, "amax"),
