@@ -152,6 +152,7 @@ class Plan(_Record):
         predicted: Cost after, by analysis.
         groups: Every group of the graph, the untouched ones too.
         certificates: What the rule can vouch for, computed with the plan.
+        folded: Computed weights (weight norm, standardised kernels) that become parameters.
     """
 
     format: Literal[1]
@@ -166,6 +167,7 @@ class Plan(_Record):
     predicted: CostRecord
     groups: tuple[GroupDecision, ...]
     certificates: dict[str, JsonValue]
+    folded: tuple[str, ...] = ()
 
     @field_validator("settings", "budget", "certificates")
     @classmethod
@@ -240,6 +242,7 @@ class Plan(_Record):
                 predicted=CostRecord.of(graph.cost(masks)),
                 groups=tuple(_decide(group, masks.get(group.name)) for group in graph.groups),
                 certificates=dict(certificates or {}),
+                folded=graph.folded,
             )
         except ValidationError as error:
             raise PlanError(f"plan: expected a valid decision, got {_reason(error)}. Correct it.") from error

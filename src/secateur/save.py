@@ -29,6 +29,7 @@ from secateur.apply.realise import understood
 from secateur.apply.record import Form, Record, attach, record_of
 from secateur.apply.tensors import check_positions
 from secateur.errors import ArtifactError, PlanError
+from secateur.graph.folding import folded
 from secateur.graph.graph import fingerprint
 from secateur.graph.trace import retrace
 from secateur.models import device_of, unwrap
@@ -151,10 +152,11 @@ def load(
     try:
         plan = Plan.from_json(json.dumps(content.plan))
         plan.check(fingerprint(model))
-        check_positions(model, plan)
+        dense = folded(model, plan.folded)
+        check_positions(dense, plan)
     except PlanError as error:
         raise ArtifactError(f"load({folder}): {error}") from error
-    small = _shape(model, plan, content, example_inputs)
+    small = _shape(model, dense, plan, content, example_inputs)
     _fill(small, load_file(folder / TENSORS), content.tied, folder)
     record = Record(plan, content.form, content.note, content.repairs, content.sizes, content.captured)
     return attach(small, record)
@@ -170,18 +172,21 @@ def saved_plan(directory: str | os.PathLike[str]) -> Plan:
     return Plan.from_json(json.dumps(_read(Path(directory)).plan))
 
 
-def _shape(model: nn.Module, plan: Plan, content: _Content, example_inputs: Any) -> nn.Module:
+def _shape(
+    model: nn.Module, dense: nn.Module, plan: Plan, content: _Content, example_inputs: Any
+) -> nn.Module:
+    """`dense`: the model with the plan's computed weights as parameters."""
     if content.form == "masked":
-        return masked(model, plan)
+        return masked(dense, plan)
     if content.form == "module" and not content.captured:
-        return smaller_module(model, plan, content.sizes)
+        return smaller_module(dense, plan, content.sizes)
     args, kwargs = plan.inputs.arguments(example_inputs, device_of(model))
     exact = all(g.exact for g in plan.groups)
-    graph = retrace(model, plan.inputs, (args, kwargs), allow_inexact=not exact)
+    graph = retrace(model, plan.inputs, (args, kwargs), folds=plan.folded, allow_inexact=not exact)
     if content.form == "graph":
-        return smaller_program(model, graph, plan)
-    sizes, rules = understood(model, graph, plan)
-    small = smaller_module(model, plan, {**content.sizes, **sizes})
+        return smaller_program(dense, graph, plan)
+    sizes, rules = understood(dense, graph, plan)
+    small = smaller_module(dense, plan, {**content.sizes, **sizes})
     mend(small, rules)
     return small
 

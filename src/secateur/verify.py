@@ -15,6 +15,7 @@ from secateur.apply.masked import masked
 from secateur.diagnosis import Pair
 from secateur.errors import ApplyError, CaptureError, SettingError
 from secateur.exercised import Exercise
+from secateur.graph.folding import folded
 from secateur.graph.graph import fingerprint
 from secateur.graph.inputs import InputSpec, resized
 from secateur.models import device_of, unwrap
@@ -118,10 +119,11 @@ def verify(
     """
     model = unwrap(model)
     plan.check(fingerprint(model))
+    original, model = model, folded(model, plan.folded)
     sets = argument_sets(plan.inputs, example_inputs, device_of(model), other_sizes=other_sizes)
     exact = all(group.exact or not group.removed for group in plan.groups)
     try:
-        reference = masked(model, plan) if exact else _program(model, small, plan, sets[0])
+        reference = masked(model, plan) if exact else _program(original, small, plan, sets[0])
     except ApplyError as error:
         if exact:
             raise

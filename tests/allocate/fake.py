@@ -23,6 +23,7 @@ class FakeGraph:
         self.groups = tuple(self._group(layer) for layer in range(len(self.sizes)))
         self.fingerprint = "f" * 60 + "".join(f"{size:04d}" for size in self.sizes)
         self.inputs = InputSpec.of((torch.zeros(1, INPUTS),), {})
+        self.folded = ()
         self.costs_asked = 0
 
     def _group(self, layer: int) -> Group:

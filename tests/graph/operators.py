@@ -212,20 +212,26 @@ call("tril_indices triu_indices", lambda op, a: a + op(3, 3), x(2, 6))
 
 # Normalisation and reductions
 
+
+def stored(mean: torch.Tensor, variance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Statistics as a layer stores them."""
+    return mean.detach(), variance.detach().abs() + 1
+
+
 for training in (False, True):
     call(
         "batch_norm",
-        lambda op, a, g, b, mean, var, t=training: op(a, g, b, mean, var.abs() + 1, t, 0.0, 1e-5, False),
+        lambda op, a, g, b, *s, t=training: op(a, g, b, *stored(*s), t, 0.0, 1e-5, False),
         x(3, 4, 5), w(4), w(4), w(4), w(4),
     )  # fmt: skip
     call(
         "native_batch_norm",
-        lambda op, a, g, b, mean, var, t=training: op(a, g, b, mean, var.abs() + 1, t, 0.0, 1e-5)[0],
+        lambda op, a, g, b, *s, t=training: op(a, g, b, *stored(*s), t, 0.0, 1e-5)[0],
         x(3, 4, 5), w(4), w(4), w(4), w(4),
     )  # fmt: skip
     call(
         "instance_norm",
-        lambda op, a, g, b, mean, var, t=training: op(a, g, b, mean, var.abs() + 1, t, 0.0, 1e-5, False),
+        lambda op, a, g, b, *s, t=training: op(a, g, b, *stored(*s), t, 0.0, 1e-5, False),
         x(3, 4, 5), w(4), w(4), w(4), w(4),
     )  # fmt: skip
 call(
@@ -235,7 +241,7 @@ call(
 )
 call(
     "_native_batch_norm_legit_no_training",
-    lambda op, a, g, b, mean, var: op(a, g, b, mean, var.abs() + 1, 0.0, 1e-5)[0],
+    lambda op, a, g, b, *s: op(a, g, b, *stored(*s), 0.0, 1e-5)[0],
     x(3, 4, 5), w(4), w(4), w(4), w(4),
 )  # fmt: skip
 call("layer_norm", lambda op, a, g, b: op(a, [4, 5], g, b), x(3, 4, 5), w(4, 5), w(4, 5))
@@ -412,6 +418,7 @@ call(
 call("index_put", lambda op, a, mask, v: op(a, [mask], v), x(2, 3, 4), m(2), x(4))
 call("gather", lambda op, a, n: op(a, 1, n), x(2, 3, 4), i(3, 2, 5, 4))
 call("gather", lambda op, a, n: op(a, 1, n), x(2, 3, 4), i(3, 2, 5, 3))
+call("gather", lambda op, a, n: op(a, 0, n[:, None].expand(5, 4)), x(3, 4), i(3, 5))
 call("take_along_dim", lambda op, a, n: op(a, n, 1), x(2, 3, 4), i(3, 2, 5, 4))
 rows = "index_add index_add_ index_copy index_copy_"
 call(rows, lambda op, a, n, v: op(a.clone(), 1, n, v), x(2, 3, 4), i(3, 2), x(2, 2, 4))
@@ -419,6 +426,11 @@ for sizes in ((2, 3, 4), (2, 2, 3)):
     call("scatter_add scatter_add_ scatter.src scatter_.src",
          lambda op, a, n, v: op(a.clone(), 1, n % 1 + torch.arange(n.shape[1])[:, None], v),
          x(2, 3, 4), i(1, *sizes), x(*sizes))  # fmt: skip
+call(
+    "scatter_add scatter.src",
+    lambda op, a, n, v: op(a.clone(), 0, n[:, None].expand(2, 4), v),
+    x(3, 4), i(3, 2), x(2, 4),
+)  # fmt: skip
 call(
     "scatter_reduce.two scatter_reduce_.two",
     lambda op, a, n, v: op(a.clone(), 1, n, v, "amax"),

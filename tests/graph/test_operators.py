@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -90,9 +91,7 @@ class Readers(nn.Module):
 def reals(y: Any) -> list[Tensor]:
     """The tensors that an operator returned, as real numbers."""
     found = y if isinstance(y, tuple | list) else [y]
-    return [
-        torch.view_as_real(t.resolve_conj()) if t.is_complex() else t.double() for t in found if t.numel()
-    ]
+    return [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t.double() for t in found]
 
 
 class Around(nn.Module):
@@ -111,7 +110,9 @@ class Around(nn.Module):
         self.double()
         with torch.no_grad():
             results = reals(self.call(Noise(torch.randn(NUMBERS).double())))
-        self.readers = nn.ModuleList(Readers(tuple(y.shape), case.call.summed) for y in results).double()
+        self.read = [k for k, y in enumerate(results) if y.numel()]
+        readers = [Readers(tuple(results[k].shape), case.call.summed) for k in self.read]
+        self.readers = nn.ModuleList(readers).double()
 
     def call(self, noise: Noise) -> Any:
         operands = []
@@ -129,7 +130,7 @@ class Around(nn.Module):
 
     def forward(self, noise: Noise) -> list[Tensor]:
         ys = reals(self.call(noise))
-        return [reader(y) for reader, y in zip(self.readers, ys, strict=True)]
+        return [reader(ys[k]) for reader, k in zip(self.readers, self.read, strict=True)]
 
 
 class Together(nn.Module):
@@ -165,6 +166,32 @@ def test_every_rule_has_a_call() -> None:
     assert bases == set("relu gelu sigmoid neg add mul atan2 where".split())  # position by position
 
 
+def open_axes(calls: list[Call], model: Together, graph: sc.Graph | None) -> str:
+    """For every operand a letter an axis: ``o`` where units may go, ``-`` where they stay.
+
+    Operands are divided by spaces, calls by bars. Units lie along that one axis alone; ``.``: not tried.
+    """
+    produced = {piece.tensor for group in (graph.groups if graph else ()) for piece in group.slices}
+    found = [[["."] * len(operand.shape) for operand in call.operands] for call in calls]
+    for number, part in enumerate(model.parts):
+        if len(part.case.live) == 1:
+            ((operand, axis),) = part.case.live
+            if part.case.activations == (part.case.call.operands[operand].kind == "w"):
+                prunable = f"parts.{number}.sources.{operand}.layers.0.weight" in produced
+                found[calls.index(part.case.call)][operand][axis] = "o" if prunable else "-"
+    return " | ".join(" ".join("".join(axes) for axes in call) for call in found)
+
+
+def expected_axes() -> dict[str, str]:
+    """What `open_axes` is to say, by operator."""
+    lines = (Path(__file__).parent / "operator_axes.txt").read_text().splitlines()
+    return {line.partition(" ")[0]: line.partition(" ")[2] for line in lines}
+
+
+def test_every_operator_says_along_which_axes_units_pass() -> None:
+    assert set(expected_axes()) >= set(CALLS)
+
+
 QUICK = sorted(CALLS)[::9]
 """Operators that `make test` tries too; the others are slow together."""
 
@@ -179,7 +206,8 @@ def test_pruned_equals_masked(name: str) -> None:
     try:
         graph = sc.trace(model, inputs)
     except sc.NothingToPruneError:
-        return  # all units stay
+        assert open_axes(CALLS[name], model, None) == expected_axes()[name]
+        return
     for seed in range(2):
         plan = random_plan(graph, 0.5, seed)
         wanted = run(sc.apply(model, plan, "masked"), inputs, {})
@@ -187,3 +215,4 @@ def test_pruned_equals_masked(name: str) -> None:
             got = run(sc.apply(model, plan, form, graph=graph), inputs, {})
             assert relative_difference(got, wanted) <= 1e-9, form
     assert name in {operator_name(node) for node in graph.program.graph.nodes}
+    assert open_axes(CALLS[name], model, graph) == expected_axes()[name]

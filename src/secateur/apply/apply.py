@@ -13,6 +13,7 @@ from secateur.apply.realise import proven_module, restricted, unrealisable
 from secateur.apply.record import Record, attach, record_of
 from secateur.apply.tensors import check_positions
 from secateur.errors import ApplyError, SettingError
+from secateur.graph.folding import folded
 from secateur.graph.graph import Graph, fingerprint
 from secateur.graph.trace import retrace
 from secateur.kernels import fast_path_note
@@ -76,13 +77,14 @@ def apply(
         raise SettingError(f"apply(on_unrealisable={on_unrealisable!r}): expected 'graph' or 'leave'.")
     model = unwrap(model)
     plan.check(fingerprint(model))
+    original, model = model, folded(model, plan.folded)
     check_positions(model, plan)
     if form == "masked":
         return attach(masked(model, plan), Record(plan, "masked"))
     args, kwargs = plan.inputs.arguments(example_inputs, device_of(model))
     if graph is None:
         exact = all(g.exact for g in plan.groups)
-        graph = retrace(model, plan.inputs, (args, kwargs), allow_inexact=not exact)
+        graph = retrace(original, plan.inputs, (args, kwargs), folds=plan.folded, allow_inexact=not exact)
     if form == "graph":
         return attach(smaller_program(model, graph, plan), Record(plan, "graph", fast_path_note(model)))
     try:

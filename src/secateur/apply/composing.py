@@ -45,6 +45,7 @@ def compose(first: Record, then: Record) -> Record:
             **dict(later),
             "fingerprint": earlier.fingerprint,
             "inputs": earlier.inputs,
+            "folded": earlier.folded,
             "dense": earlier.dense,
             "groups": groups,
             "certificates": {},

@@ -43,7 +43,7 @@ class ExpertGraph:
         blocks: The blocks whose experts may be removed, in order.
         groups: The same as groups of units.
         left: Sets of experts that are left alone, and why.
-        frozen: Nothing; a `Graph` has it.
+        frozen: Nothing; a `Graph` has it. So it is with `folded`.
         model: The model itself, not a copy.
         fingerprint: Hash of the model's state-dict names and shapes.
         inputs: Shapes and dtypes of the example inputs.
@@ -61,6 +61,7 @@ class ExpertGraph:
     proven: bool
     each: Mapping[str, ExpertCost] = field(repr=False)
     frozen: tuple[Frozen, ...] = ()
+    folded: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> Group:
         """The group of this name."""

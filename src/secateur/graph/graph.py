@@ -41,11 +41,12 @@ class Graph:
         groups: The groups that may be pruned, in order of execution.
         left: Groups that are left alone as a whole, and why.
         frozen: Parts of tensors that may not shrink, and why.
-        program: The captured program. Its tensors are the model's own, not copies.
+        program: The captured program. Its tensors are the model's own, not copies (if nothing was folded).
         programs: The same, and others for inputs of other sizes, captured when they come.
         fingerprint: Hash of the model's state-dict names and shapes.
         inputs: Shapes and dtypes of the example inputs.
         views: Further ways to run the model that were captured: in training mode, by other methods.
+        folded: Weights that are computed from parameters, taken as parameters: see `secateur.graph.folding`.
         static_batch: The only batch size the program accepts; None if any will do.
     """
 
@@ -62,6 +63,7 @@ class Graph:
     costs: CostModel = field(repr=False)
     tensors: tuple[Tensor, ...] = field(repr=False)
     programs: Programs = field(repr=False)
+    folded: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> Group:
         """The prunable group of this name."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from secateur.errors import CaptureError, NothingToPruneError
 from secateur.graph.assemble import assemble, cost_model
 from secateur.graph.capture import capture
 from secateur.graph.datasizes import measure_sizes
+from secateur.graph.folding import foldable, folded
 from secateur.graph.graph import Graph, fingerprint
 from secateur.graph.inputs import Arguments, InputSpec, call_arguments
 from secateur.graph.openaxes import larger_arguments, open_inputs
@@ -76,23 +77,31 @@ def trace(
     given = arguments(example_inputs)
     spec = InputSpec.of(*given, model)  # refuses what no plan could hold before anything takes time
     spec = spec.model_copy(update={"methods": tuple(methods)})
+    names = foldable(model)
+    mark, model = fingerprint(model), folded(model, names)
     program, batch, static = _captured(model, given)
     more = [arguments(inputs) for inputs in more_inputs]
     spec = open_inputs(model, spec, given, program, more)
-    return _graph(model, given, spec, program, batch, static, allow_inexact=allow_inexact)
+    graph = _graph(model, given, spec, program, batch, static, allow_inexact=allow_inexact)
+    return replace(graph, fingerprint=mark, folded=names)
 
 
-def retrace(model: nn.Module, spec: InputSpec, given: Arguments, *, allow_inexact: bool) -> Graph:
+def retrace(
+    model: nn.Module, spec: InputSpec, given: Arguments, *, folds: Collection[str] = (), allow_inexact: bool
+) -> Graph:
     """`trace` of a model for which it is known what may vary: from a plan.
 
     Args:
         model: The dense model.
         spec: What the first trace found.
         given: Arguments, on the model's device.
+        folds: Weights that the plan folded.
         allow_inexact: As for `trace`.
     """
+    mark, model = fingerprint(model), folded(model, folds)
     program, batch, static = _captured(model, given)
-    return _graph(model, given, spec, program, batch, static, allow_inexact=allow_inexact)
+    graph = _graph(model, given, spec, program, batch, static, allow_inexact=allow_inexact)
+    return replace(graph, fingerprint=mark, folded=tuple(folds))
 
 
 def _captured(model: nn.Module, given: Arguments) -> tuple[ExportedProgram, int, int | None]:

@@ -56,6 +56,5 @@ def _is_pointwise(target: object, name: str) -> bool:
     if base in UNTAGGED:
         return True
     packet = getattr(torch.ops.aten, base, None)  # the tag is often missing on the in-place twin
-    return packet is not None and any(
-        torch.Tag.pointwise in getattr(packet, overload).tags for overload in packet.overloads()
-    )
+    twin = getattr(packet, name.split(".")[2], None)
+    return torch.Tag.pointwise in getattr(twin, "tags", ())
