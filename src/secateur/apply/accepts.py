@@ -34,7 +34,22 @@ class _Leaf:
     value: Any = None
 
 
-@dataclass
+@dataclass(frozen=True)
+class Call:
+    """Arguments of a call.
+
+    Attributes:
+        leaves: The arguments, flat.
+        casting: Whether autocast is on.
+        key: Equal for calls that are taken alike.
+    """
+
+    leaves: list[Any]
+    casting: bool
+    key: Any
+
+
+@dataclass(frozen=True)
 class Accepts:
     """The arguments and dtypes for which a program computes what the model does.
 
@@ -81,10 +96,11 @@ class Accepts:
                 leaves.append(_Leaf(node.name, value=value))
                 continue
             name = next(tensors)
-            sizes: list[Any] = [s.node.expr if is_open(s) else int(s) for s in value.shape]
+            shape: tuple[Any, ...] = tuple(value.shape)  # symbols where it says int
+            sizes = [s.node.expr if is_open(s) else int(s) for s in shape]
             leaves.append(_Leaf(name, value.dtype, tuple(sizes)))
             batch.update(s for k, s in enumerate(sizes) if (name, k) in batch_places)
-            environment = next((s.node.shape_env for s in value.shape if is_open(s)), environment)
+            environment = next((s.node.shape_env for s in shape if is_open(s)), environment)
         known = {s for leaf in leaves for s in leaf.sizes if isinstance(s, sympy.Symbol)}
         conditions = [] if environment is None else _conditions(environment, known)
         least = {s: int(r.lower) for s, r in program.range_constraints.items() if s in known}
@@ -124,16 +140,11 @@ class Accepts:
     def _is_default(self, name: str, value: Any) -> bool:
         return name in self.defaults and type(value) in _PLAIN and value == self.defaults[name]
 
-    def check(self, arguments: Arguments, parameters: frozenset[torch.dtype], *, casting: bool) -> None:
-        """Make sure that the program computes for these arguments what the model does.
-
-        Args:
-            arguments: From `bound`.
-            parameters: Dtypes of the floating parameters.
-            casting: Whether autocast is on.
+    def call(self, arguments: Arguments) -> Call:
+        """What is called, flat.
 
         Raises:
-            InputError: If it does not.
+            InputError: If the arguments are not of the structure that was captured.
         """
         leaves, structure = pytree.tree_flatten(arguments)
         if structure != self.structure:
@@ -141,17 +152,34 @@ class Accepts:
                 f"{self.name}: expected arguments of the structure it was captured with, "
                 f"{self.structure}, got {structure}. Take form 'module'."
             )
+        device = next((v.device.type for v in leaves if isinstance(v, torch.Tensor)), "cpu")
+        casting = device != "meta" and torch.is_autocast_enabled(device)
+        key = tuple((tuple(v.shape), v.dtype) if isinstance(v, torch.Tensor) else v for v in leaves)
+        return Call(leaves, casting, (key, casting, torch.get_default_dtype()))
+
+    def check(self, call: Call, parameters: frozenset[torch.dtype]) -> None:
+        """Make sure that the program computes for these arguments what the model does.
+
+        Args:
+            call: From `call`.
+            parameters: Dtypes of the floating parameters.
+
+        Raises:
+            InputError: If it does not.
+        """
         tensors = []
-        for leaf, value in zip(self.leaves, leaves, strict=True):
+        for leaf, value in zip(self.leaves, call.leaves, strict=True):
             if (leaf.dtype is None) is isinstance(value, torch.Tensor) or (
                 leaf.dtype is None and (type(value) is not type(leaf.value) or value != leaf.value)
             ):
                 wanted = "a tensor" if leaf.dtype is not None else repr(leaf.value)
                 got = "a tensor" if isinstance(value, torch.Tensor) else repr(value)
-                raise InputError(f"{self.name}: input {leaf.name}: expected {wanted}, got {got}. {_OTHERWISE}")
+                raise InputError(
+                    f"{self.name}: input {leaf.name}: expected {wanted}, got {got}. {_OTHERWISE}"
+                )
             if isinstance(value, torch.Tensor):
                 tensors.append((leaf, value))
-        self._check_dtypes(tensors, parameters, casting=casting)
+        self._check_dtypes(tensors, parameters, casting=call.casting)
         self._check_sizes(tensors)
 
     def _check_dtypes(
@@ -163,7 +191,8 @@ class Accepts:
         if state in self.states or doubled:
             return
         for leaf, value in tensors:
-            if value.dtype != leaf.dtype and not (value.is_floating_point() and leaf.dtype.is_floating_point):
+            floating = value.is_floating_point() and leaf.dtype is not None and leaf.dtype.is_floating_point
+            if value.dtype != leaf.dtype and not floating:
                 raise InputError(
                     f"{self.name}: input {leaf.name}: expected {leaf.dtype}, got {value.dtype}. {_OTHERWISE}"
                 )
@@ -223,7 +252,9 @@ _OTHERWISE = "Take form 'module', or trace with inputs like these."
 def _described(state: State) -> str:
     """``float16 with inputs int64, float16``."""
     parameters, inputs, casting = state
-    names = [", ".join(sorted(str(d).removeprefix("torch.") for d in dtypes)) for dtypes in (parameters, inputs)]
+    names = [
+        ", ".join(sorted(str(d).removeprefix("torch.") for d in dtypes)) for dtypes in (parameters, inputs)
+    ]
     return f"{names[0] or 'no parameters'} with inputs {names[1]}{' under autocast' if casting else ''}"
 
 

@@ -22,7 +22,7 @@ from secateur.graph.walk import lifted
 from secateur.graph.writes import dead_nodes
 
 Source = tuple[str, str | int]
-"""What an argument is in every capture: ``("call", number)``, ``("tensor", name)`` or ``("input", number)``."""
+"""What an argument is: ``("call", number)``, ``("tensor", name)`` or ``("input", number)``."""
 
 Place = tuple[str | int, ...]
 """An argument of a call: its name, then positions in lists."""
@@ -166,10 +166,11 @@ def _takes_all(node: fx.Node) -> bool:
     if operator_name(node) != "aten.slice.Tensor":
         return False
     start, end, step = (*node.args[2:], None, None, None)[:3]
-    return start in (None, 0) and (end is None or end == _TO_THE_END) and step in (None, 1)
+    whole = start in _NOTHING and step in (None, 1)
+    return bool(whole and (end is None or end == _TO_THE_END))
 
 
-_TO_THE_END = 2**63 - 1
+_TO_THE_END, _NOTHING = 2**63 - 1, (None, 0)
 
 
 def _alike(a: Any, b: Any) -> bool:
@@ -180,7 +181,7 @@ def _alike(a: Any, b: Any) -> bool:
         return _is_number(a) and _is_number(b)
     if isinstance(a, torch.device) and isinstance(b, torch.device):
         return True
-    return type(a) is type(b) and (a == b or (a != a and b != b))
+    return type(a) is type(b) and bool(a == b or (a != a and b != b))
 
 
 def _nested_code(node: fx.Node) -> str:
@@ -198,7 +199,8 @@ def _is_number(value: Any) -> bool:
 
 _CASTS = ("aten.to.", "aten.type_as.", "aten.contiguous.")
 _DROPOUTS = frozenset(
-    f"aten.{name}.default" for name in ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
+    f"aten.{name}.default"
+    for name in ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
 )
 
 
@@ -208,10 +210,11 @@ def _returns_operand(node: fx.Node) -> bool:
         return False
     name = operator_name(node)
     if name in _DROPOUTS:
-        return node.args[1] == 0 or node.args[2] is False
+        return bool(node.args[1] == 0 or node.args[2] is False)
     source = node.args[0] if node.args else None
     if not name.startswith(_CASTS) or not isinstance(source, fx.Node):
         return False
     before, after = source.meta.get("val"), node.meta.get("val")
-    same = before is not None and after is not None and before.dtype == after.dtype
-    return bool(same and before.device == after.device)
+    if not isinstance(before, torch.Tensor) or not isinstance(after, torch.Tensor):
+        return False
+    return before.dtype == after.dtype and before.device == after.device

@@ -51,5 +51,5 @@ class _NoGradient(torch.autograd.Function):
 def without_gradient(value: Any, why: str) -> Any:
     """The same value; a backward pass through it raises an ApplyError that says why."""
     if isinstance(value, torch.Tensor) and value.requires_grad:
-        return _NoGradient.apply(value, why)
+        return _NoGradient.apply(value, why)  # type: ignore[no-untyped-call]
     return value

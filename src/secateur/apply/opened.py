@@ -45,7 +45,7 @@ def limited() -> Iterator[None]:
                 raise _TooMuchError
         return original(self, expression, *args, **kwargs)
 
-    ShapeEnv.evaluate_expr = evaluate  # type: ignore[method-assign]
+    ShapeEnv.evaluate_expr = evaluate  # type: ignore[assignment,method-assign]
     try:
         # Two axes that happen to be equally long may come to differ.
         with _config.patch(use_duck_shape=False):  # type: ignore[attr-defined]

@@ -188,10 +188,10 @@ class _Search:
             dtype = way.inputs if value.is_floating_point() else None
             return value.to(device, dtype or value.dtype)
 
-        arguments = pytree.tree_map_only(torch.Tensor, given, self.graph.captured_inputs())
+        args, kwargs = pytree.tree_map_only(torch.Tensor, given, self.graph.captured_inputs())
         shapes = None
         if way.single:
-            arguments, shapes = samples_of(arguments, [0]), ShapesCollection()
+            (args, kwargs), shapes = samples_of((args, kwargs), [0]), ShapesCollection()
         casting: Any = nullcontext()
         if way.autocast and device.type != "meta":
             casting = torch.autocast(device.type, torch.bfloat16)
@@ -203,7 +203,7 @@ class _Search:
             if way.training:
                 _without_counts(self.model)
             try:
-                program, _, _ = capture(self.model, *arguments, shapes, training=way.training)
+                program, _, _ = capture(self.model, args, kwargs, shapes, training=way.training)
             except CaptureError as error:
                 return str(error)
         steps = Steps(program)
@@ -249,10 +249,10 @@ class _Search:
             self._constant(name, tensor)
 
     def _refuse(self, which: list[bool], line: str) -> None:
-        for capture, differs in zip(self.found, which, strict=True):
+        for other, differs in zip(self.found, which, strict=True):
             if differs:
-                self.facts.states.discard(capture.state)
-                self.facts.refused[capture.state] = f"it computes otherwise at {line}"
+                self.facts.states.discard(other.state)
+                self.facts.refused[other.state] = f"it computes otherwise at {line}"
 
     def _constants(self, program: ExportedProgram) -> Iterator[tuple[str, torch.Tensor]]:
         """Floating constants that were made inside forward."""
@@ -286,11 +286,15 @@ class _Search:
         before = range(self.base.number.get(node, len(self.base.nodes)) - 1, -1, -1)
         operands = [self.base.sources[n] for n in node.all_input_nodes if n in self.base.sources]
         calls: list[Source] = [("call", k) for k in before]
-        rest = [s for s in self.base.behind if s[0] == "input" or s[1] in self.stored]
+        rest = [s for s in self.base.behind if s[0] != "call"]
         for source in (*operands, *calls, *rest):
-            if self._dtypes(source) == dtypes:
+            constant = source[0] == "tensor" and source[1] not in self.stored
+            if not constant and self._dtypes(source) == dtypes:
                 return source
-        default = (torch.get_default_dtype(), *(c.way.default or torch.get_default_dtype() for c in self.found))
+        default = (
+            torch.get_default_dtype(),
+            *(c.way.default or torch.get_default_dtype() for c in self.found),
+        )
         return DEFAULT if default == dtypes else None
 
     def _dtypes(self, source: Source) -> tuple[Any, ...]:
