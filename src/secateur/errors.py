@@ -74,6 +74,10 @@ class ApplyError(SecateurError, RuntimeError):
     """A plan cannot be carried out in the form that was asked for."""
 
 
+class InputError(SecateurError, ValueError):
+    """A captured program was called with what it was not captured for: a size, a dtype, an argument."""
+
+
 class VerificationError(SecateurError, AssertionError):
     """The pruned model differs from the masked dense one."""
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import secateur as sc
 from secateur.apply.compare import relative_difference, run
+from secateur.apply.program import sliced_program
 from tests.apply.plans import random_plan
 
 
@@ -77,7 +78,7 @@ def traced(model: nn.Module, *inputs: Tensor, allow_inexact: bool = False) -> sc
     graph = sc.trace(model, inputs, allow_inexact=allow_inexact)
     if all(group.exact for group in graph.groups):
         plan = random_plan(graph)
-        sliced = sc.apply(model, plan, "graph", graph=graph)
+        sliced = sliced_program(model, graph, plan)
         wanted = run(sc.apply(model, plan, "masked"), inputs, {})
         difference = relative_difference(run(sliced, inputs, {}), wanted)
         if not difference <= 1e-9:

@@ -20,7 +20,7 @@ from secateur.apply.masked import masked
 from secateur.apply.mending import Mender, Rules, mend, need_of
 from secateur.apply.metadata import new_metadata
 from secateur.apply.module import smaller_module
-from secateur.apply.program import smaller_program
+from secateur.apply.program import sliced_program
 from secateur.apply.record import Record, attach
 from secateur.apply.recording import Change, Recorded, assign_nodes, record
 from secateur.apply.sizes import set_sizes
@@ -186,7 +186,7 @@ def _note(mended: tuple[str, ...]) -> str:
 def _prove(model: nn.Module, small: nn.Module, graph: Graph, plan: Plan, given: Arguments) -> None:
     """Raise ApplyError unless the module gives the expected outputs, at every size that may vary."""
     exact = all(g.exact or not g.removed for g in plan.groups)
-    reference = masked(model, plan) if exact else smaller_program(model, graph, plan)
+    reference = masked(model, plan) if exact else sliced_program(model, graph, plan)
     trials = [("the traced size", given)]
     if exact:
         trials += [(title, resized(graph.inputs, given, s)) for title, s in graph.inputs.other_sizes()]

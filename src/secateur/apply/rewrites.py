@@ -18,10 +18,13 @@ from torch import fx
 from secateur.apply.tensors import groups_after
 from secateur.errors import ApplyError
 from secateur.graph.rules.index import constant_positions
-from secateur.graph.rules.op import Walk, hint, is_open
+from secateur.graph.rules.op import Walk, hint, is_open, where
 from secateur.graph.rules.select import positions_taken
 
 Mask = NDArray[np.bool_]
+
+_TO_THE_END = 2**63 - 1
+"""The end of ``x[start:]``."""
 
 
 @dataclass
@@ -54,43 +57,80 @@ class Call:
         return [hint(v.meta["val"]) if isinstance(v, fx.Node) else int(v) for v in self.arguments[name]]
 
 
+@dataclass(frozen=True)
+class Scaled:
+    """A computed size of which `new` of every `old` positions stay."""
+
+    size: fx.Node
+    new: int
+    old: int
+
+    def of(self, value: Any) -> Any:
+        """The smaller size, from the value that was computed."""
+        return value * self.new // self.old
+
+
 Rewrite = Callable[[Call], None]
 
 
-def _sizes(call: Call, name: str, masks: list[Mask]) -> None:
+def _scaled(call: Call, size: fx.Node, mask: Mask) -> Scaled:
+    """A computed size, a multiple of a number, once each multiple is seen to lose the same positions."""
+    multiple = int(size.meta["val"].node.expr.as_coeff_Mul()[0])
+    for lines in (mask.reshape(-1, multiple), mask.reshape(multiple, -1).T):
+        if (lines == lines[0]).all():
+            return Scaled(size, int(lines[0].sum()), multiple)
+    raise ApplyError(
+        f"apply: expected every multiple of the size {size.meta['val']} at {where(call.node)} to lose the "
+        f"same positions, got others. Leave the group out of the plan."
+    )
+
+
+def _sizes(call: Call, name: str, masks: list[Mask], *, inferred: bool = False) -> None:
+    """New sizes for the axes that are cut; `inferred` says that one may be -1, for what is left."""
     sizes = list(call.arguments[name])
-    open_axis = sizes.index(-1) if -1 in sizes else None
+    inferred = inferred and -1 not in [s for s in sizes if not isinstance(s, fx.Node)]
     for k, mask in enumerate(masks):
         if mask.all() or (isinstance(sizes[k], int) and sizes[k] == -1):
             continue
         if not isinstance(sizes[k], fx.Node):
             sizes[k] = int(mask.sum())
-            continue
-        if (
-            open_axis is not None
-        ):  # its size is to be stated, if it is known, so that this one can be left open
-            _state(call, sizes, open_axis, masks)
-        sizes[k], open_axis = -1, k
+        elif inferred:
+            sizes[k], inferred = -1, False
+        else:
+            sizes[k] = _scaled(call, sizes[k], mask)
     call.arguments[name] = sizes
 
 
-def _state(call: Call, sizes: list[Any], k: int, masks: list[Mask]) -> None:
-    captured = call.node.meta["val"].shape
-    if len(captured) != len(masks) or is_open(captured[k]):
-        raise ApplyError(f"apply: expected constant sizes at {call.node}, got {sizes} with {k} unknown.")
-    sizes[k] = int(masks[k].sum())
+def _fixed(call: Call, *values: Any, dim: int | None = None) -> None:
+    """Refuse positions along a cut axis that are computed, or that are counted along an axis of any length.
+
+    Raises:
+        ApplyError: If one of `values` is no number, or axis `dim` of the operand is open.
+    """
+    length = None if dim is None else call.arguments["self"].meta["val"].shape[dim]
+    if is_open(length) or any(isinstance(v, fx.Node) for v in values):
+        raise ApplyError(
+            f"apply: expected constant positions at {where(call.node) or call.node}, got some that depend on "
+            f"the size of the input. Leave the group out of the plan."
+        )
 
 
 def output_sizes(call: Call) -> None:
-    """view, reshape, expand, zeros, ...: the sizes are those of the output."""
+    """expand, zeros, ...: the sizes are those of the output."""
     name = next(n for n in ("size", "shape") if n in call.arguments)
     _sizes(call, name, call.after)
+
+
+def reshaped_sizes(call: Call) -> None:
+    """view, reshape: the sizes are those of the output, and one may be left to be inferred."""
+    name = next(n for n in ("size", "shape") if n in call.arguments)
+    _sizes(call, name, call.after, inferred=True)
 
 
 def unflatten(call: Call) -> None:
     """The sizes are those of the new axes."""
     dim = call.integer("dim") % len(call.before(call.arguments["self"]))
-    _sizes(call, "sizes", call.after[dim : dim + len(call.arguments["sizes"])])
+    _sizes(call, "sizes", call.after[dim : dim + len(call.arguments["sizes"])], inferred=True)
 
 
 def repeat(call: Call) -> None:
@@ -101,7 +141,8 @@ def repeat(call: Call) -> None:
     new = len(call.after) - len(source)
     for k, mask in enumerate(call.after):
         if not mask.all() and (k < new or len(source[k - new]) == 1):
-            repeats[k] = int(mask.sum())
+            times = repeats[k]
+            repeats[k] = _scaled(call, times, mask) if isinstance(times, fx.Node) else int(mask.sum())
     call.arguments[name] = repeats
 
 
@@ -112,6 +153,7 @@ def split(call: Call) -> None:
     dim = call.integer("dim") % len(masks)
     if masks[dim].all():
         return
+    _fixed(call, dim=dim)
     call.target = torch.ops.aten.split_with_sizes.default
     call.arguments = {"self": x, "split_sizes": [int(part[dim].sum()) for part in call.after], "dim": dim}
 
@@ -123,6 +165,13 @@ def take(call: Call) -> None:
     dim = call.integer("dim") % len(masks)
     if masks[dim].all():
         return
+    bounds = [call.arguments.get(n) for n in ("start", "end", "length", "step")]
+    if positions_taken(call.node, len(masks[dim])).size == len(masks[dim]) and bounds[1] in (
+        None,
+        _TO_THE_END,
+    ):
+        return
+    _fixed(call, *bounds, dim=dim)
     renumbered = np.cumsum(masks[dim]) - 1
     taken = positions_taken(call.node, len(masks[dim]))
     wanted = renumbered[taken[masks[dim][taken]]]
@@ -139,6 +188,9 @@ def select(call: Call) -> None:
     """The number of the selected position among those that stay."""
     masks = call.before(call.arguments["self"])
     dim = call.integer("dim") % len(masks)
+    if masks[dim].all():
+        return
+    _fixed(call, call.arguments["index"], dim=dim)
     index = call.integer("index") % len(masks[dim])
     call.arguments["index"] = int(masks[dim][:index].sum())
 
@@ -152,6 +204,7 @@ def read(call: Call) -> None:
         dim = call.integer("dim") % len(masks) if single else k
         if node is None or masks[dim].all():
             continue
+        _fixed(call, dim=dim)
         positions = constant_positions(call.walk, node, len(masks[dim]))
         if positions is None:
             raise ApplyError(f"apply: expected a constant index at {call.node}, got one that is computed.")
@@ -175,6 +228,7 @@ def pad(call: Call) -> None:
     given = list(call.arguments["pad"])
     for k in range(len(amounts) // 2):
         if not call.after[len(source) - 1 - k].all():
+            _fixed(call, *given[2 * k : 2 * k + 2], dim=len(source) - 1 - k)
             given[2 * k : 2 * k + 2] = amounts[2 * k : 2 * k + 2]
     call.arguments["pad"] = given
 
@@ -186,6 +240,7 @@ def roll(call: Call) -> None:
     for k, (dim, shift) in enumerate(zip(call.integers("dims"), call.integers("shifts"), strict=True)):
         mask = masks[dim]
         if not mask.all():
+            _fixed(call, shifts[k], dim=dim)
             shifts[k] = int(mask[len(mask) - shift % len(mask) :].sum()) if shift % len(mask) else 0
     call.arguments["shifts"] = shifts
 
@@ -211,12 +266,12 @@ def layer_norm(call: Call) -> None:
 
 
 def squeeze(call: Call) -> None:
-    """Only axes that were singletons are dropped, not those that became so."""
+    """Axes that were singletons are dropped, and the batch if it is one; not those that became so."""
     masks = call.before(call.arguments["self"])
     asked = call.arguments.get("dim", range(len(masks)))
     dims = {d % len(masks) for d in ([asked] if isinstance(asked, int) else asked)}
     call.target = torch.ops.aten.squeeze.dims
-    call.arguments = {"self": call.arguments["self"], "dim": [k for k in sorted(dims) if len(masks[k]) == 1]}
+    call.arguments = {"self": call.arguments["self"], "dim": [k for k in sorted(dims) if masks[k].all()]}
 
 
 def grouped_product(call: Call) -> None:
@@ -237,7 +292,7 @@ def grouped_product(call: Call) -> None:
 REWRITES: dict[str, Rewrite] = {
     "_grouped_mm.default": grouped_product,
     **dict.fromkeys(
-        ("view.default", "reshape.default", "_unsafe_view.default", "_reshape_alias.default"), output_sizes
+        ("view.default", "reshape.default", "_unsafe_view.default", "_reshape_alias.default"), reshaped_sizes
     ),
     **dict.fromkeys(("expand.default", "broadcast_to.default"), output_sizes),
     **dict.fromkeys(("zeros.default", "ones.default", "full.default", "empty.memory_format"), output_sizes),

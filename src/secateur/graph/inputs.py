@@ -352,10 +352,24 @@ def call_arguments(example_inputs: Any, device: torch.device | None = None) -> A
             f"example_inputs: expected a tensor, a tuple of positional arguments or a mapping of keyword "
             f"arguments, got {type(example_inputs).__name__}."
         )
-    if device is None:
-        return args, kwargs
-    moved: Arguments = pytree.tree_map_only(torch.Tensor, lambda t: t.to(device), (args, kwargs))
-    return moved
+    moved: Arguments = (args, kwargs)
+    if device is not None:
+        moved = pytree.tree_map_only(torch.Tensor, lambda t: t.to(device), moved)
+    return apart(moved)
+
+
+def apart(arguments: A) -> A:
+    """The same arguments, in which no tensor comes twice: a capture would take one input for the other."""
+    seen: set[int] = set()
+
+    def own(tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) in seen:
+            return tensor.clone()
+        seen.add(id(tensor))
+        return tensor
+
+    found: A = pytree.tree_map_only(torch.Tensor, own, arguments)
+    return found
 
 
 def batch_size(arguments: Any) -> int:

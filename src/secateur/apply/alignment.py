@@ -1,0 +1,220 @@
+"""Two captures of one model side by side, operator by operator.
+
+What differs between them tells which arguments follow the circumstances: the mode, the dtype, the sizes.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+
+from secateur.graph.inline import modes_of
+from secateur.graph.rules import operator_name
+from secateur.graph.rules.op import where
+from secateur.graph.walk import lifted
+from secateur.graph.writes import dead_nodes
+
+Source = tuple[str, str | int]
+"""What an argument is: ``("call", number)``, ``("tensor", name)`` or ``("input", number)``."""
+
+Place = tuple[str | int, ...]
+"""An argument of a call: its name, then positions in lists."""
+
+
+class PathsDifferError(Exception):
+    """Two captures do not run the same operators; says where."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """An argument that two captures give other values.
+
+    Attributes:
+        call: The number of the call.
+        place: The argument.
+        ours: In the first capture.
+        theirs: In the second.
+    """
+
+    call: int
+    place: Place
+    ours: Any
+    theirs: Any
+
+
+class Steps:
+    """The calls of a program that compute tensors, in order, without those that nothing reads.
+
+    Attributes:
+        nodes: The calls, then the output.
+        number: The place of each call among them.
+        sources: What each node that holds a tensor or an argument of the model is.
+        behind: The node of each source.
+    """
+
+    def __init__(self, program: ExportedProgram) -> None:
+        dead = dead_nodes(program.graph)
+        self.sources: dict[fx.Node, Source] = {}
+        inputs = 0
+        for node, kind, name in lifted(program):
+            if kind is InputKind.USER_INPUT or name is None:
+                self.sources[node] = ("input", inputs)
+                inputs += 1
+            else:
+                self.sources[node] = ("tensor", name)
+        self.nodes: list[fx.Node] = []
+        self.number: dict[fx.Node, int] = {}
+        self.behind = {source: node for node, source in self.sources.items()}
+        for node in program.graph.nodes:
+            if node in dead or not (node.op == "output" or _computes(node)) or self._counts(node):
+                continue
+            if _takes_all(node) and node.args[0] in self.sources:
+                self.sources[node] = self.sources[node.args[0]]
+                continue
+            source: Source = ("call", len(self.nodes))
+            self.number[node], self.sources[node], self.behind[source] = len(self.nodes), source, node
+            self.nodes.append(node)
+
+    def _counts(self, node: fx.Node) -> bool:
+        """Whether a call counts the batches of a batch norm, which capture shows in training mode alone."""
+        if operator_name(node) != "aten.add_.Tensor":
+            return False
+        kind, name = self.sources.get(node.args[0], ("", ""))  # type: ignore[arg-type]
+        return kind == "tensor" and str(name).endswith("num_batches_tracked")
+
+    def compare(self, other: Steps) -> tuple[list[Difference], dict[tuple[int, Place], Source]]:
+        """How another capture differs from this one.
+
+        Returns:
+            Arguments with other values; and arguments that only the other capture gives by their true source.
+            Where an operator returned its own operand, a capture takes every later use of that operand for
+            one of the result: after ``y = dropout(x)`` in evaluation mode, ``x + y`` reads as ``y + y``.
+
+        Raises:
+            PathsDifferError: If the two do not run the same operators on the same values.
+        """
+        differences: list[Difference] = []
+        true: dict[tuple[int, Place], Source] = {}
+        for k, (ours, theirs) in enumerate(zip(self.nodes, other.nodes, strict=False)):
+            if ours.target != theirs.target or modes_of(ours) != modes_of(theirs):
+                raise PathsDifferError(where(theirs) or where(ours) or theirs.name)
+            mine, its = dict(arguments(ours)), dict(arguments(theirs))
+            if mine.keys() != its.keys():
+                raise PathsDifferError(where(theirs) or theirs.name)
+            for place, a in mine.items():
+                b = its[place]
+                if isinstance(a, fx.Node) and a in self.sources:
+                    source = other.sources.get(b) if isinstance(b, fx.Node) else None
+                    if source == self.sources[a]:
+                        continue
+                    if source is not None and source in self.behind_results(a):
+                        true[k, place] = source
+                    elif source is None or self.sources[a] not in other.behind_results(b):
+                        raise PathsDifferError(where(theirs) or theirs.name)
+                elif not _alike(a, b):
+                    differences.append(Difference(k, place, a, b))
+        if len(self.nodes) != len(other.nodes):
+            longer = max(self.nodes, other.nodes, key=len)
+            raise PathsDifferError(where(longer[min(len(self.nodes), len(other.nodes))]))
+        return differences, true
+
+    def behind_results(self, node: fx.Node) -> list[Source]:
+        """The values that a node is, one behind the other, because operators returned their operands."""
+        found = []
+        while (all_of := _takes_all(node)) or _returns_operand(node):
+            node = node.args[0]  # type: ignore[assignment]
+            if not all_of:
+                found.append(self.sources[node])
+        return found
+
+
+def arguments(node: fx.Node) -> Iterator[tuple[Place, Any]]:
+    """The arguments of a call, defaults too, lists entry by entry."""
+    schema = getattr(node.target, "_schema", None)
+    given: dict[str | int, Any] = dict(enumerate(node.args)) | dict(node.kwargs)
+    if schema is not None:
+        given = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
+        given |= {a.name: v for a, v in zip(schema.arguments, node.args, strict=False)} | dict(node.kwargs)
+    for name, value in given.items():
+        yield from _entries((name,), value)
+
+
+def _entries(place: Place, value: Any) -> Iterator[tuple[Place, Any]]:
+    if isinstance(value, list | tuple):
+        for k, entry in enumerate(value):
+            yield from _entries((*place, k), entry)
+    else:
+        yield place, value
+
+
+def _computes(node: fx.Node) -> bool:
+    """Whether a call yields tensors."""
+    value = node.meta.get("val")
+    values = value if isinstance(value, list | tuple) else [value]
+    return node.op == "call_function" and any(isinstance(v, torch.Tensor) for v in values)
+
+
+def _takes_all(node: fx.Node) -> bool:
+    """Whether a call is ``x[:]``, which capture leaves out where it knows the size."""
+    if operator_name(node) != "aten.slice.Tensor":
+        return False
+    start, end, step = (*node.args[2:], None, None, None)[:3]
+    whole = start in _NOTHING and step in (None, 1)
+    return bool(whole and (end is None or end == _TO_THE_END))
+
+
+_TO_THE_END, _NOTHING = 2**63 - 1, (None, 0)
+
+
+def _alike(a: Any, b: Any) -> bool:
+    """Whether two constants mean the same; sizes, which may be computed, and devices count as such."""
+    if isinstance(a, fx.Node) and isinstance(b, fx.Node) and a.op == b.op == "get_attr":
+        return _nested_code(a) == _nested_code(b)
+    if isinstance(a, fx.Node) or isinstance(b, fx.Node):
+        return _is_number(a) and _is_number(b)
+    if isinstance(a, torch.device) and isinstance(b, torch.device):
+        return True
+    return type(a) is type(b) and bool(a == b or (a != a and b != b))
+
+
+def _nested_code(node: fx.Node) -> str:
+    """The code of a nested program that a node stands for."""
+    module = node.graph.owning_module
+    return str(getattr(module and module.get_submodule(str(node.target)), "code", node.target))
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is a number, or computed as one; a nested program is none."""
+    if isinstance(value, fx.Node):
+        return value.op != "get_attr"
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+_CASTS = ("aten.to.", "aten.type_as.", "aten.contiguous.")
+_DROPOUTS = frozenset(
+    f"aten.{name}.default"
+    for name in ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
+)
+
+
+def _returns_operand(node: fx.Node) -> bool:
+    """Whether an operator had nothing to do when it was captured, and so returned its operand itself."""
+    if node.op != "call_function" or node.target is operator.getitem:
+        return False
+    name = operator_name(node)
+    if name in _DROPOUTS:
+        return bool(node.args[1] == 0 or node.args[2] is False)
+    source = node.args[0] if node.args else None
+    if not name.startswith(_CASTS) or not isinstance(source, fx.Node):
+        return False
+    before, after = source.meta.get("val"), node.meta.get("val")
+    if not isinstance(before, torch.Tensor) or not isinstance(after, torch.Tensor):
+        return False
+    return before.dtype == after.dtype and before.device == after.device

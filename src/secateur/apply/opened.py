@@ -1,0 +1,88 @@
+"""A capture that leaves every size open that may vary, where that takes no more than a fixed effort."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import sympy
+import torch
+from torch import nn
+from torch.export import Dim, ExportedProgram, ShapesCollection
+from torch.fx.experimental import _config
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils import _pytree as pytree
+
+from secateur.apply.alignment import PathsDifferError, Steps
+from secateur.errors import CaptureError
+from secateur.graph.capture import capture
+from secateur.graph.graph import Graph
+from secateur.graph.rules.op import is_open
+
+QUESTIONS = 60_000
+"""How many questions about sizes a capture may ask; DenseNet-121 asks 33,000."""
+TERMS = 500
+"""How long an expression of sizes may get. Those of windows that are padded at every level (Swin) grow to
+thousands of terms, each of which takes longer than a whole capture of other models. ResNet's have 76."""
+
+
+class _TooMuchError(BaseException):
+    """Passes through code that handles every Exception."""
+
+
+@contextmanager
+def limited() -> Iterator[None]:
+    """A capture inside the block stops with `_TooMuchError` where its sizes get too complicated."""
+    original = ShapeEnv.evaluate_expr
+    asked = itertools.count(1)
+
+    def evaluate(self: Any, expression: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(expression, sympy.Basic):
+            terms = sum(1 for _ in itertools.islice(sympy.preorder_traversal(expression), TERMS + 1))
+            if terms > TERMS or next(asked) > QUESTIONS:
+                raise _TooMuchError
+        return original(self, expression, *args, **kwargs)
+
+    ShapeEnv.evaluate_expr = evaluate  # type: ignore[assignment,method-assign]
+    try:
+        # Two axes that happen to be equally long may come to differ.
+        with _config.patch(use_duck_shape=False):  # type: ignore[attr-defined]
+            yield
+    finally:
+        ShapeEnv.evaluate_expr = original  # type: ignore[method-assign]
+
+
+def open_program(model: nn.Module, graph: Graph) -> ExportedProgram | None:
+    """The program of a trace with more open axes; None where there are no more, or capture cannot tell.
+
+    It runs the same operators as that of the trace.
+    """
+    more = {place for axis in graph.inputs.open if not axis.batch for place in axis.places}
+    if not more:
+        return None
+    args, kwargs = graph.captured_inputs()
+    shapes = ShapesCollection()
+    leaves = [v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, torch.Tensor)]
+    places = more | {place for axis in graph.inputs.open for place in axis.places}
+    for name, leaf in zip(graph.inputs.tensors(), leaves, strict=True):
+        axes = [k for k in range(leaf.ndim) if (name, k) in places and leaf.shape[k] > 1]
+        if axes:
+            shapes[leaf] = dict.fromkeys(axes, Dim.AUTO)
+    try:
+        with limited():
+            program, _, _ = capture(model, args, kwargs, shapes)
+        differences, true = Steps(graph.program).compare(Steps(program))
+    except (CaptureError, PathsDifferError, _TooMuchError):
+        return None
+    if differences or true or _count_open(program) <= _count_open(graph.program):
+        return None
+    return program
+
+
+def _count_open(program: ExportedProgram) -> int:
+    """How many axes of the inputs a program leaves open."""
+    inputs = set(program.graph_signature.user_inputs)
+    values = [n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder" and n.name in inputs]
+    return sum(is_open(size) for v in values if isinstance(v, torch.Tensor) for size in v.shape)
