@@ -8,12 +8,12 @@ JOBS ?= 2
 ARGS ?=
 
 VENV := .venv
-LIBRARIES ?= .venv-libraries
 BIN := $(VENV)/bin
 # -qq: no warnings, but errors are still printed.
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 INSTALL := $(PIP) install --constraint constraints.txt
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+LIBRARIES := .venv-libraries
 SOURCES := src tests benchmarks docs examples
 
 # GNU make must not pick up a half-built environment after an interruption.
@@ -22,7 +22,7 @@ SOURCES := src tests benchmarks docs examples
 .PHONY: help demo test test-all test-libraries check lint types fmt docs bench clean
 
 help:  ## Show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | awk -F'\t' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 demo: $(VENV)/.stamp-demo  ## Train, prune, verify and save a small network on handwritten digits
 	$(BIN)/secateur demo
@@ -33,8 +33,8 @@ test: $(VENV)/.stamp-dev $(VENV)/.stamp-zoo  ## Run the tests, without the slow 
 test-all: $(VENV)/.stamp-dev $(VENV)/.stamp-zoo  ## Run all tests, the slow ones too
 	$(PYTEST) -m "" $(ARGS)
 
-test-libraries: $(LIBRARIES)/.stamp  ## Prune models of other libraries, in an environment of their own
-	$(LIBRARIES)/bin/python -m tests.libraries.run
+test-libraries: $(LIBRARIES)/.stamp  ## Prune models of other libraries, in an environment of their own (slow)
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/src:$(CURDIR) $(LIBRARIES)/bin/python -m tests.libraries.run $(ARGS)
 
 check: lint types test  ## What CI runs: lint, types, test
 
@@ -58,7 +58,7 @@ bench: $(VENV)/.stamp-dev $(VENV)/.stamp-zoo  ## Run every benchmark; figures go
 		echo "== $$script"; $(BIN)/python -m benchmarks.$$(basename $$script .py); done
 
 clean:  ## Remove the environment and everything that was built
-	rm -rf $(VENV) build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LIBRARIES) build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.stamp-venv:
@@ -93,11 +93,15 @@ $(VENV)/.stamp-zoo: $(VENV)/.stamp-dev
 		|| echo "make: Lightning could not be installed; the tests of its callback will skip." >&2
 	@touch $@
 
-$(LIBRARIES)/.stamp: tests/libraries/requirements.txt tests/libraries/packages.txt
+# torch first and alone; then each library without its dependencies, so that none can bring another torch.
+$(LIBRARIES)/.stamp: constraints.txt pyproject.toml tests/libraries/packages.txt tests/libraries/requirements.txt
 	$(PYTHON) -m venv $(LIBRARIES)
-	@$(LIBRARIES)/bin/python -m pip install --quiet -c constraints.txt torch
-	@$(LIBRARIES)/bin/python -m pip install --quiet --editable '.[dev]' -r tests/libraries/requirements.txt
-	@$(LIBRARIES)/bin/python -m pip install --quiet --no-deps -r tests/libraries/packages.txt
+	@echo "Installing torch and the libraries into $(LIBRARIES) (a large download, once)"
+	@$(subst $(BIN),$(LIBRARIES)/bin,$(INSTALL)) torch
+	@$(subst $(BIN),$(LIBRARIES)/bin,$(INSTALL)) --editable . --requirement tests/libraries/requirements.txt
+	@grep -v '^#' tests/libraries/packages.txt | while read -r package; do \
+		$(subst $(BIN),$(LIBRARIES)/bin,$(INSTALL)) --no-deps "$$package" \
+			|| echo "make: $$package could not be installed; its models will skip." >&2; done
 	@touch $@
 
 $(VENV)/.stamp-docs: $(VENV)/.stamp-torch pyproject.toml

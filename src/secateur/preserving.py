@@ -102,8 +102,9 @@ class State:
 
     def _entries(self, entries: Any, steps: int) -> None:
         if isinstance(entries, dict):
-            self._restorers.append(functools.partial(_same_entries, entries, dict(entries)))
-            self._each(entries.values(), steps)
+            held = dict(_items(entries))
+            self._restorers.append(functools.partial(_same_entries, entries, held))
+            self._each(held.values(), steps)
 
     def _each(self, values: Iterable[Any], steps: int) -> None:
         values = [v for v in values if type(v) not in _ATOMS]
@@ -181,8 +182,12 @@ def _same_class(module: nn.Module, cls: type) -> bool:
     return True
 
 
+def _items(entries: dict[Any, Any]) -> list[tuple[Any, Any]]:
+    return list(dict.items(entries))  # a class of its own may make what it returns, or refuse
+
+
 def _same_entries(entries: dict[Any, Any], before: dict[Any, Any]) -> bool:
-    now, was = [*entries, *entries.values()], [*before, *before.values()]
+    now, was = [v for pair in _items(entries) for v in pair], [v for pair in before.items() for v in pair]
     if len(now) == len(was) and all(map(_is_same, now, was)):
         return False
     entries.clear()

@@ -33,6 +33,23 @@ class Attention(nn.Module):
         return self.dropout(self.proj((weights @ v).transpose(1, 2).reshape(b, n, c)))
 
 
+class Divided(nn.Module):
+    """Divides a size that it reads off a tensor by a number of heads: the quotient stays, the count does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = 4
+        self.qkv = nn.ModuleList([nn.Linear(12, 12) for _ in range(3)])
+        self.proj = nn.Linear(12, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        split = [layer(x) for layer in self.qkv]
+        q, k, v = (
+            y.reshape(*y.shape[:2], self.heads, y.shape[-1] // self.heads).transpose(1, 2) for y in split
+        )
+        return self.proj(((q @ k.transpose(-1, -2)).softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
 class Windows(nn.Module):
     """Attention inside windows: its batch axis is a multiple of the model's."""
 
@@ -98,6 +115,7 @@ def pruned(model: nn.Module, x: Tensor) -> tuple[nn.Module, sc.Plan]:
 
 CASES = {
     "attention": (lambda: Net(Attention), (2, 8, 5), {"blocks.0", "blocks.1"}),
+    "divided": (lambda: Net(Divided), (2, 8, 5), {"blocks.0", "blocks.1"}),
     "windows": (lambda: Net(Windows), (2, 8, 5), {"blocks.0.attention", "blocks.1.attention"}),
     "swap": (Swapped, (2, 3, 6, 6), {"swap"}),
 }

@@ -48,8 +48,9 @@ class _Near(nn.Module):
 
 def _schnet() -> nn.Module:
     models: Any = import_module("torch_geometric.nn.models")
-    model: nn.Module = models.SchNet(hidden_channels=16, num_filters=16, num_interactions=2, num_gaussians=8,
-                                     interaction_graph=_Near())  # fmt: skip
+    model: nn.Module = models.SchNet(
+        hidden_channels=16, num_filters=16, num_interactions=2, num_gaussians=8, interaction_graph=_Near()
+    )
     return model
 
 
@@ -81,8 +82,14 @@ def _convolutions(kind: str, *args: Any, inputs: Any = _graph, **options: Any) -
 
 
 def _pyg(kind: str, *args: Any, inputs: Any = _graph, sizes: Any = None, **options: Any) -> Case:
-    return Case(f"PyG {kind}", "torch-geometric", made("torch_geometric.nn.models", kind, *args, **options), inputs,
-                sizes or NODES, batches=(1,))  # fmt: skip
+    return Case(
+        f"PyG {kind}",
+        "torch-geometric",
+        made("torch_geometric.nn.models", kind, *args, **options),
+        inputs,
+        sizes or NODES,
+        batches=(1,),
+    )
 
 
 NODES = ((20, 50), (27, 50), (13, 61))
@@ -97,7 +104,7 @@ GRAPHS = (
     _convolutions("ChebConv", 2),
     _convolutions("RGCNConv", 3, inputs=_relations),
     Case("PyG SchNet", "torch-geometric", _schnet, _molecules, ((5, 2), (7, 2), (5, 4)), batches=(1,)),
-)  # fmt: skip
+)
 
 
 def _spaces() -> tuple[Any, Any]:
@@ -150,10 +157,16 @@ def evaluate_actions(model: Any) -> list[Tensor]:
 
 
 POLICIES = (
-    Case("SB3 PPO policy (dictionary)", "stable-baselines3", _actor_critic, _decided, (None,),
-         uses={"predict": predict, "evaluate_actions": evaluate_actions}),
+    Case(
+        "SB3 PPO policy (dictionary)",
+        "stable-baselines3",
+        _actor_critic,
+        _decided,
+        (None,),
+        uses={"predict": predict, "evaluate_actions": evaluate_actions},
+    ),
     Case("SB3 DQN network (dictionary)", "stable-baselines3", _q_network, _seen, (None,)),
-)  # fmt: skip
+)
 
 
 def _rows(width: int) -> Any:
@@ -165,18 +178,64 @@ def _mixed(batch: int, _: Any) -> tuple[Tensor, ...]:
 
 
 TABLES = (
-    Case("rtdl FT-Transformer", "rtdl-revisiting-models",
-         made("rtdl_revisiting_models", "FTTransformer", n_cont_features=5, cat_cardinalities=[3, 3], d_out=2,
-              n_blocks=2, d_block=32, attention_n_heads=4, attention_dropout=0.0, ffn_d_hidden=48,
-              ffn_d_hidden_multiplier=None, ffn_dropout=0.0, residual_dropout=0.0), _mixed, (None,),
-         batches=(4, 1, 3)),
-    Case("rtdl ResNet", "rtdl-revisiting-models",
-         made("rtdl_revisiting_models", "ResNet", d_in=8, d_out=2, n_blocks=2, d_block=24, d_hidden=32,
-              d_hidden_multiplier=None, dropout1=0.0, dropout2=0.0), _rows(8), (None,)),
-    Case("TabNet", "pytorch-tabnet",
-         made("pytorch_tabnet.tab_network", "TabNet", 8, 3, n_d=8, n_a=8, n_steps=2,
-              group_attention_matrix=torch.eye(8)), _rows(8), (None,), batches=(4, 2, 3)),
-)  # fmt: skip
+    Case(
+        "rtdl FT-Transformer",
+        "rtdl-revisiting-models",
+        made(
+            "rtdl_revisiting_models",
+            "FTTransformer",
+            n_cont_features=5,
+            cat_cardinalities=[3, 3],
+            d_out=2,
+            n_blocks=2,
+            d_block=32,
+            attention_n_heads=4,
+            attention_dropout=0.0,
+            ffn_d_hidden=48,
+            ffn_d_hidden_multiplier=None,
+            ffn_dropout=0.0,
+            residual_dropout=0.0,
+        ),
+        _mixed,
+        (None,),
+        batches=(4, 1, 3),
+    ),
+    Case(
+        "rtdl ResNet",
+        "rtdl-revisiting-models",
+        made(
+            "rtdl_revisiting_models",
+            "ResNet",
+            d_in=8,
+            d_out=2,
+            n_blocks=2,
+            d_block=24,
+            d_hidden=32,
+            d_hidden_multiplier=None,
+            dropout1=0.0,
+            dropout2=0.0,
+        ),
+        _rows(8),
+        (None,),
+    ),
+    Case(
+        "TabNet",
+        "pytorch-tabnet",
+        made(
+            "pytorch_tabnet.tab_network",
+            "TabNet",
+            8,
+            3,
+            n_d=8,
+            n_a=8,
+            n_steps=2,
+            group_attention_matrix=torch.eye(8),
+        ),
+        _rows(8),
+        (None,),
+        batches=(4, 2, 3),
+    ),
+)
 
 
 def _words(batch: int, length: Any) -> tuple[Tensor, ...]:
@@ -186,8 +245,10 @@ def _words(batch: int, length: Any) -> tuple[Tensor, ...]:
 def _lego(kind: str) -> Any:
     def make() -> nn.Module:
         library: Any = import_module("x_transformers")
-        options = {"Decoder": {"rotary_pos_emb": True, "attn_kv_heads": 2, "ff_glu": True},
-                   "Encoder": {"alibi_pos_bias": True, "use_rmsnorm": True}}[kind]  # fmt: skip
+        options = {
+            "Decoder": {"rotary_pos_emb": True, "attn_kv_heads": 2, "ff_glu": True},
+            "Encoder": {"alibi_pos_bias": True, "use_rmsnorm": True},
+        }[kind]
         layers = getattr(library, kind)(dim=48, depth=2, heads=4, attn_dim_head=12, **options)
         model: nn.Module = library.TransformerWrapper(num_tokens=100, max_seq_len=64, attn_layers=layers)
         return model
@@ -230,21 +291,55 @@ def _denoiser(batch: int, size: Any) -> tuple[Tensor, ...]:
 REST = (
     _kan("KAN"),
     _kan("KAN", symbolic_enabled=False),
-    Case("neuraloperator FNO", "neuraloperator",
-         made("neuralop.models", "FNO", n_modes=(4, 4), in_channels=1, out_channels=1, hidden_channels=12, n_layers=2),
-         lambda batch, size: (torch.randn(batch, 1, *size),), ((16, 16), (24, 16), (32, 20))),
-    Case("denoising-diffusion Unet", "denoising-diffusion-pytorch",
-         made("denoising_diffusion_pytorch", "Unet", dim=16, dim_mults=(1, 2), attn_dim_head=8, attn_heads=2,
-              flash_attn=False), _denoiser, ((16, 16), (24, 32))),
+    Case(
+        "neuraloperator FNO",
+        "neuraloperator",
+        made(
+            "neuralop.models",
+            "FNO",
+            n_modes=(4, 4),
+            in_channels=1,
+            out_channels=1,
+            hidden_channels=12,
+            n_layers=2,
+        ),
+        lambda batch, size: (torch.randn(batch, 1, *size),),
+        ((16, 16), (24, 16), (32, 20)),
+    ),
+    Case(
+        "denoising-diffusion Unet",
+        "denoising-diffusion-pytorch",
+        made(
+            "denoising_diffusion_pytorch",
+            "Unet",
+            dim=16,
+            dim_mults=(1, 2),
+            attn_dim_head=8,
+            attn_heads=2,
+            flash_attn=False,
+        ),
+        _denoiser,
+        ((16, 16), (24, 32)),
+    ),
     Case("x-transformers Decoder", "x-transformers", _lego("Decoder"), _words, (10, 17)),
     Case("x-transformers Encoder", "x-transformers", _lego("Encoder"), _words, (10, 17)),
-    Case("mambapy Mamba", "mambapy",
-         lambda: import_module("mambapy.mamba").Mamba(
-             import_module("mambapy.mamba").MambaConfig(d_model=32, n_layers=2, d_state=8)),
-         lambda batch, length: (torch.randn(batch, length, 32),), (16, 25)),
-    Case("PEFT Llama with LoRA", "peft", _lora,
-         lambda batch, length: {"input_ids": torch.randint(0, 100, (batch, length))}, (10, 17),
-         uses={"merge": merge}),
-)  # fmt: skip
+    Case(
+        "mambapy Mamba",
+        "mambapy",
+        lambda: import_module("mambapy.mamba").Mamba(
+            import_module("mambapy.mamba").MambaConfig(d_model=32, n_layers=2, d_state=8)
+        ),
+        lambda batch, length: (torch.randn(batch, length, 32),),
+        (16, 25),
+    ),
+    Case(
+        "PEFT Llama with LoRA",
+        "peft",
+        _lora,
+        lambda batch, length: {"input_ids": torch.randint(0, 100, (batch, length))},
+        (10, 17),
+        uses={"merge": merge},
+    ),
+)
 
 CASES = (*GRAPHS, *POLICIES, *TABLES, *REST)

@@ -27,8 +27,9 @@ SIZES = ((64, 64), (96, 64), (128, 160))
 def _segmentation(
     name: str, encoder: str = "resnet18", sizes: tuple[Any, ...] = SIZES, **options: Any
 ) -> Case:
-    make = made("segmentation_models_pytorch", name, encoder_name=encoder, encoder_weights=None, classes=4,
-                **options)  # fmt: skip
+    make = made(
+        "segmentation_models_pytorch", name, encoder_name=encoder, encoder_weights=None, classes=4, **options
+    )
     return Case(f"smp {name} {encoder}", "segmentation-models-pytorch", make, pictures(), sizes)
 
 
@@ -70,30 +71,112 @@ SEGMENTATION = (
 )
 
 MONAI = (
-    _monai("UNet", VOLUMES, spatial_dims=3, in_channels=1, out_channels=2, channels=(8, 16, 32),
-           strides=(2, 2), num_res_units=1),
+    _monai(
+        "UNet",
+        VOLUMES,
+        spatial_dims=3,
+        in_channels=1,
+        out_channels=2,
+        channels=(8, 16, 32),
+        strides=(2, 2),
+        num_res_units=1,
+    ),
     _monai("BasicUNet", FLAT, spatial_dims=2, in_channels=1, out_channels=2, features=(8, 8, 16, 16, 32, 8)),
-    _monai("DynUNet", FLAT, spatial_dims=2, in_channels=1, out_channels=2, kernel_size=[3, 3, 3],
-           strides=[1, 2, 2], upsample_kernel_size=[2, 2], filters=[8, 16, 32]),
-    _monai("SegResNet", FLAT, spatial_dims=2, init_filters=8, in_channels=1, out_channels=2,
-           blocks_down=(1, 1), blocks_up=(1,)),
-    _monai("AttentionUnet", FLAT, spatial_dims=2, in_channels=1, out_channels=2, channels=(8, 16, 32),
-           strides=(2, 2)),
+    _monai(
+        "DynUNet",
+        FLAT,
+        spatial_dims=2,
+        in_channels=1,
+        out_channels=2,
+        kernel_size=[3, 3, 3],
+        strides=[1, 2, 2],
+        upsample_kernel_size=[2, 2],
+        filters=[8, 16, 32],
+    ),
+    _monai(
+        "SegResNet",
+        FLAT,
+        spatial_dims=2,
+        init_filters=8,
+        in_channels=1,
+        out_channels=2,
+        blocks_down=(1, 1),
+        blocks_up=(1,),
+    ),
+    _monai(
+        "AttentionUnet",
+        FLAT,
+        spatial_dims=2,
+        in_channels=1,
+        out_channels=2,
+        channels=(8, 16, 32),
+        strides=(2, 2),
+    ),
     _monai("VNet", FLAT, spatial_dims=2, in_channels=1, out_channels=2),
-    _monai("UNETR", ((32, 32),), spatial_dims=2, in_channels=1, out_channels=2, img_size=(32, 32),
-           feature_size=8, hidden_size=48, mlp_dim=96, num_heads=6),
-    _monai("SwinUNETR", ((64, 64), (64, 96), (128, 64)), False, spatial_dims=2, in_channels=1, out_channels=2,
-           feature_size=12, depths=(1, 1, 1, 1), num_heads=(2, 2, 4, 4)),
-    _monai("DenseNet", FLAT, False, spatial_dims=2, in_channels=1, out_channels=2, init_features=8, growth_rate=4,
-           block_config=(2, 2)),
-    _monai("ResNet", ((32, 32), (48, 64)), False, block="basic", layers=[1, 1, 1, 1], block_inplanes=[8, 16, 16, 32],
-           spatial_dims=2, n_input_channels=1, num_classes=3),
-    Case("monai DiffusionModelUNet", "monai",
-         made("monai.networks.nets", "DiffusionModelUNet", spatial_dims=2, in_channels=1, out_channels=1,
-              num_res_blocks=1, channels=(16, 32), attention_levels=(False, True), norm_num_groups=4,
-              num_head_channels=8),
-         _diffusion, ((16, 16), (24, 32))),
-)  # fmt: skip
+    _monai(
+        "UNETR",
+        ((32, 32),),
+        spatial_dims=2,
+        in_channels=1,
+        out_channels=2,
+        img_size=(32, 32),
+        feature_size=8,
+        hidden_size=48,
+        mlp_dim=96,
+        num_heads=6,
+    ),
+    _monai(
+        "SwinUNETR",
+        ((64, 64), (64, 96), (128, 64)),
+        False,
+        spatial_dims=2,
+        in_channels=1,
+        out_channels=2,
+        feature_size=12,
+        depths=(1, 1, 1, 1),
+        num_heads=(2, 2, 4, 4),
+    ),
+    _monai(
+        "DenseNet",
+        FLAT,
+        False,
+        spatial_dims=2,
+        in_channels=1,
+        out_channels=2,
+        init_features=8,
+        growth_rate=4,
+        block_config=(2, 2),
+    ),
+    _monai(
+        "ResNet",
+        ((32, 32), (48, 64)),
+        False,
+        block="basic",
+        layers=[1, 1, 1, 1],
+        block_inplanes=[8, 16, 16, 32],
+        spatial_dims=2,
+        n_input_channels=1,
+        num_classes=3,
+    ),
+    Case(
+        "monai DiffusionModelUNet",
+        "monai",
+        made(
+            "monai.networks.nets",
+            "DiffusionModelUNet",
+            spatial_dims=2,
+            in_channels=1,
+            out_channels=1,
+            num_res_blocks=1,
+            channels=(16, 32),
+            attention_levels=(False, True),
+            norm_num_groups=4,
+            num_head_channels=8,
+        ),
+        _diffusion,
+        ((16, 16), (24, 32)),
+    ),
+)
 
 
 def _pairs(batch: int, size: Any) -> dict[str, Tensor]:
@@ -103,9 +186,14 @@ def _pairs(batch: int, size: Any) -> dict[str, Tensor]:
 
 
 def _clip(name: str, **vision: Any) -> Case:
-    make = made("open_clip.model", "CLIP", embed_dim=32, vision_cfg={"image_size": 32, **vision},
-                text_cfg={"context_length": 12, "vocab_size": 100, "width": 48, "heads": 6, "layers": 2},
-                output_dict=True)  # fmt: skip
+    make = made(
+        "open_clip.model",
+        "CLIP",
+        embed_dim=32,
+        vision_cfg={"image_size": 32, **vision},
+        text_cfg={"context_length": 12, "vocab_size": 100, "width": 48, "heads": 6, "layers": 2},
+        output_dict=True,
+    )
 
     def encode(model: Any) -> list[Tensor]:
         pair = _pairs(2, None)
@@ -120,8 +208,13 @@ def _kornia(name: str, module: str, sizes: tuple[Any, ...], channels: int = 3, *
 
 
 def _vit(name: str, module: str, sizes: tuple[Any, ...] = ((32, 32),), **options: Any) -> Case:
-    return Case(f"vit-pytorch {name}", "vit-pytorch", made(f"vit_pytorch.{module}", name, **options),
-                pictures(), sizes)  # fmt: skip
+    return Case(
+        f"vit-pytorch {name}",
+        "vit-pytorch",
+        made(f"vit_pytorch.{module}", name, **options),
+        pictures(),
+        sizes,
+    )
 
 
 PATCHES = {"image_size": 32, "patch_size": 8, "num_classes": 5, "dim": 48, "heads": 4, "mlp_dim": 96}
@@ -133,18 +226,54 @@ SEEING = (
     _kornia("SOSNet", "kornia.feature", ((32, 32),), 1, pretrained=False),
     _kornia("KeyNet", "kornia.feature.keynet", ((48, 48), (64, 96)), 1, pretrained=False),
     _kornia("DexiNed", "kornia.models.dexined", ((64, 64), (96, 128)), pretrained=False),
-    _kornia("TinyViT", "kornia.models.tiny_vit", ((64, 64),), img_size=64, embed_dims=[16, 32, 48, 64],
-            depths=[1, 1, 1, 1], num_heads=[1, 2, 3, 4], window_sizes=[4, 4, 4, 2], num_classes=5),
-    _kornia("VisionTransformer", "kornia.models.vit", ((32, 32),), image_size=32, patch_size=8, embed_dim=48,
-            depth=2, num_heads=4),
+    _kornia(
+        "TinyViT",
+        "kornia.models.tiny_vit",
+        ((64, 64),),
+        img_size=64,
+        embed_dims=[16, 32, 48, 64],
+        depths=[1, 1, 1, 1],
+        num_heads=[1, 2, 3, 4],
+        window_sizes=[4, 4, 4, 2],
+        num_classes=5,
+    ),
+    _kornia(
+        "VisionTransformer",
+        "kornia.models.vit",
+        ((32, 32),),
+        image_size=32,
+        patch_size=8,
+        embed_dim=48,
+        depth=2,
+        num_heads=4,
+    ),
     _kornia("MobileViT", "kornia.models.vit_mobile", ((64, 64), (128, 64)), mode="xxs"),
     _vit("ViT", "vit", depth=2, **PATCHES),
     _vit("SimpleViT", "simple_vit", depth=2, **PATCHES),
     _vit("CaiT", "cait", depth=2, cls_depth=1, **PATCHES),
-    _vit("MobileViT", "mobile_vit", ((64, 64), (64, 128)), image_size=(64, 64), dims=[24, 32, 48],
-         channels=[8, 8, 16, 16, 24, 24, 24, 24, 32, 32, 48], num_classes=5),
-    _vit("CvT", "cvt", ((64, 64), (64, 96)), num_classes=5, s1_emb_dim=16, s1_depth=1, s2_emb_dim=32, s2_depth=1,
-         s2_heads=2, s3_emb_dim=48, s3_heads=3, s3_depth=1),
-)  # fmt: skip
+    _vit(
+        "MobileViT",
+        "mobile_vit",
+        ((64, 64), (64, 128)),
+        image_size=(64, 64),
+        dims=[24, 32, 48],
+        channels=[8, 8, 16, 16, 24, 24, 24, 24, 32, 32, 48],
+        num_classes=5,
+    ),
+    _vit(
+        "CvT",
+        "cvt",
+        ((64, 64), (64, 96)),
+        num_classes=5,
+        s1_emb_dim=16,
+        s1_depth=1,
+        s2_emb_dim=32,
+        s2_depth=1,
+        s2_heads=2,
+        s3_emb_dim=48,
+        s3_heads=3,
+        s3_depth=1,
+    ),
+)
 
 CASES = (*SEGMENTATION, *MONAI, *SEEING)

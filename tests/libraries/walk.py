@@ -184,8 +184,8 @@ def walk(case: Case) -> Found:
     found.macs = record.plan.predicted.macs / max(plan.dense.macs, 1)
     reference = sc.apply(model, record.plan, "graph" if case.inexact else "masked", graph=graph)
     found.check("verify", lambda: None, lambda _: sc.verify(model, small, plan, inputs) and "")
-    _check_sizes(found, case, reference, small)
-    _check_training(found, case, reference, small)
+    check_sizes(found, case, reference, small)
+    check_training(found, case, reference, small)
     _check_half(found, case, reference, small)
     found.check("save and load", lambda: None, lambda _: _reloaded(small, model, inputs))
     for title, use in (case.uses or {}).items():
@@ -203,7 +203,8 @@ def _tensors(value: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
-def _check_sizes(found: Found, case: Case, reference: nn.Module, small: nn.Module) -> None:
+def check_sizes(found: Found, case: Case, reference: nn.Module, small: nn.Module) -> None:
+    """At every size and batch size, in evaluation mode and float64."""
     for size in case.sizes:
         for batch in case.batches:
             args, kwargs = _split(_drawn(case, batch, size))
@@ -214,7 +215,8 @@ def _check_sizes(found: Found, case: Case, reference: nn.Module, small: nn.Modul
             )
 
 
-def _check_training(found: Found, case: Case, reference: nn.Module, small: nn.Module) -> None:
+def check_training(found: Found, case: Case, reference: nn.Module, small: nn.Module) -> None:
+    """A step of an optimizer in training mode: outputs and gradients."""
     inputs = _drawn(case, case.batches[-1], case.sizes[0])
 
     def dense() -> tuple[Any, torch.dtype, bool]:

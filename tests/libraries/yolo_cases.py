@@ -92,9 +92,20 @@ def train(model: nn.Module, config: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         data = dataset(Path(folder))
         yolo = import_module("ultralytics").YOLO(config, verbose=False)
-        options = {"epochs": 1, "imgsz": 64, "batch": 2, "workers": 0, "device": "cpu", "plots": False,
-                   "amp": False, "verbose": False, "exist_ok": True, "warmup_epochs": 0, "lr0": 0.01,
-                   "optimizer": "SGD"}  # fmt: skip
+        options = {
+            "epochs": 1,
+            "imgsz": 64,
+            "batch": 2,
+            "workers": 0,
+            "device": "cpu",
+            "plots": False,
+            "amp": False,
+            "verbose": False,
+            "exist_ok": True,
+            "warmup_epochs": 0,
+            "lr0": 0.01,
+            "optimizer": "SGD",
+        }
         yolo.train(trainer=Trainer, data=str(data), project=folder, name="run", **options)
         trained = yolo.model
         again = import_module("ultralytics").YOLO(str(Path(folder) / "run" / "weights" / "last.pt"))

@@ -192,8 +192,8 @@ def wanted(
     if isinstance(need, Sizes):
         found = _sizes(name, args, kwargs)
         values, offset = found[:2] if found is not None else ([], 0)
-        inside = [(axis - offset, new) for axis, _, new in need.axes if 0 <= axis - offset < len(values)]
-        return [(values[k], new) for k, new in inside]
+        changes = [(axis - offset, new) for axis, old, new in need.axes if old != new]
+        return [(values[k], new) for k, new in changes if 0 <= k < len(values)]
     if isinstance(need, Parts):
         given = args[1] if len(args) > 1 else kwargs.get("split_size_or_sections", kwargs.get("split_sizes"))
         if isinstance(given, list | tuple) and len(given) == len(need.sizes):
@@ -218,7 +218,10 @@ def wanted(
 
 
 def observed(name: str, need: Need, args: Sequence[Any], kwargs: dict[str, Any]) -> Need:
-    """The need with what the smaller model's code says without help, as far as it can be read."""
+    """The need with what the smaller model's code says without help, as far as it can be read.
+
+    Of sizes, those that differ: also ones that should have stayed, as in ``x.shape[-1] // self.heads``.
+    """
     if not isinstance(need, Sizes):
         return need
     found = _sizes(name, args, kwargs)
@@ -226,7 +229,8 @@ def observed(name: str, need: Need, args: Sequence[Any], kwargs: dict[str, Any])
         return need
     values, offset, _ = found
     inside = [(axis, new) for axis, _, new in need.axes if 0 <= axis - offset < len(values)]
-    return Sizes(tuple((axis, int(values[axis - offset]), new) for axis, new in inside))
+    said = [(axis, int(values[axis - offset]), new) for axis, new in inside]
+    return Sizes(tuple(axis for axis in said if axis[1] not in (-1, axis[2])))
 
 
 def numbers(*arguments: Any) -> list[int]:

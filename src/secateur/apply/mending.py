@@ -36,12 +36,12 @@ def need_of(constants: Constants, node: fx.Node) -> Need | None:
     family = calls.FAMILIES[str(node.target).split(".")[1]]
     if family in ("shape", "expand", "fill", "repeat"):
         masks = constants.kept(node)
-        axes = [(k, len(m), int(m.sum())) for k, m in enumerate(masks) if not m.all()]
+        axes = [(k, len(m), int(m.sum())) for k, m in enumerate(masks)]
         if family == "repeat":
             source = constants.kept(node.all_input_nodes[0])
             new = len(masks) - len(source)
             axes = [a for a in axes if a[0] < new or len(source[a[0] - new]) == 1]
-        return Sizes(tuple(axes)) if axes else None
+        return Sizes(tuple(axes)) if any(old != new for _, old, new in axes) else None
     if family == "split":
         parts = call.arguments.get("split_sizes")
         return None if parts is None else Parts(int(call.arguments["dim"]), tuple(parts))
@@ -106,9 +106,7 @@ class Mender:
             if not unfit:
                 continue
             needs = unfit[0]
-            if any(other != needs for other in unfit) or any(
-                _news(other) != _news(needs) for other, _ in runs
-            ):
+            if any(other != needs for other in unfit) or not all(_agree(needs, other) for other, _ in runs):
                 raise ApplyError(
                     f"apply: expected one size for every run of a line in module {module or 'itself'}, got "
                     f"several at {_line(place)}. Leave the group alone, or hold the size in an attribute."
@@ -152,12 +150,16 @@ class Mender:
         )
 
 
-def _news(needs: Mapping[int, Need]) -> list[tuple[int, Any]]:
-    """What steps have to say, whatever they say without help."""
-    return [
-        (k, sorted((axis, new) for axis, _, new in need.axes) if isinstance(need, Sizes) else need)
-        for k, need in needs.items()
-    ]
+def _agree(needs: Mapping[int, Need], other: Mapping[int, Need]) -> bool:
+    """Whether what one run of a line has to say, where it does not, is right for another run as well."""
+    return all(_says(need, other.get(k)) for k, need in needs.items())
+
+
+def _says(need: Need, other: Need | None) -> bool:
+    if not isinstance(need, Sizes) or not isinstance(other, Sizes):
+        return need == other
+    news = {axis: new for axis, _, new in other.axes}
+    return all(news.get(axis) == new for axis, _, new in need.axes)
 
 
 def _line(place: Place) -> str:
