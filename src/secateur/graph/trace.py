@@ -86,7 +86,7 @@ def retrace(model: nn.Module, spec: InputSpec, given: Arguments, *, allow_inexac
 
 
 def _captured(model: nn.Module, given: Arguments) -> tuple[ExportedProgram, int, int | None]:
-    program, batch, static = capture(model, *given)
+    program, batch, static, _ = capture(model, *given)
     results = program.graph.output_node().all_input_nodes
     if not any(isinstance(v.meta.get("val"), torch.Tensor) for v in results):
         raise CaptureError(
@@ -110,7 +110,7 @@ def _graph(
     larger = larger_arguments(spec, given, static)
     if larger is not None:
         with contextlib.suppress(CaptureError):  # `verify` still runs the model at that size
-            others.append(capture(model, *larger)[0])
+            others.append(capture(model, *larger).program)
     for captured in (program, *others):
         measure_sizes(captured)
     state, tensors, learnt = walk(program, *others)
