@@ -85,12 +85,13 @@ def line_of(frame: Any) -> str:
     return f"{Path(frame.filename).name}:{frame.lineno}: {_cut(' '.join(code.split()).rstrip(':'), 100)}"
 
 
-def said(error: BaseException, *, capturing: bool = False) -> str:
+def said(error: BaseException, *, capturing: bool = False, where: bool = True) -> str:
     """Where an error arose and what it says, in at most 400 characters, without a full stop.
 
     Args:
         error: Of the user's code, or of another library.
         capturing: Whether it stopped a capture: then what is known to do so is said in our words.
+        where: False leaves the place out.
 
     Example:
         >>> said(ValueError("expected 3 channels, got 4. Please file an issue."))
@@ -100,7 +101,7 @@ def said(error: BaseException, *, capturing: bool = False) -> str:
     kinds = _KINDS if capturing else ()
     known = next((meaning for pattern, meaning in kinds if re.search(pattern, text)), "")
     first = _first_sentence(error)
-    line = source_line(error)
+    line = source_line(error) if where else ""
     return (f"{line}: " if line else "") + (known or type(error).__name__ + (f": {first}" if first else ""))
 
 

@@ -379,9 +379,7 @@ def test_a_forward_pass_that_branches_on_values(
 
 
 def test_nothing_to_prune_shows_what_there_is() -> None:
-    with pytest.raises(
-        sc.NothingToPruneError, match=r"found none(.|\n)*weight axis 1 \(3\): model input(.|\n)*model output"
-    ):
+    with pytest.raises(sc.NothingToPruneError, match=r"found none\. Every layer reads the input or writes"):
         sc.trace(nn.Linear(3, 2), torch.zeros(2, 3))
     with pytest.raises(sc.NothingToPruneError):
         sc.trace(nn.Sequential(nn.Flatten(), nn.ReLU()), torch.zeros(2, 3))

@@ -6,6 +6,7 @@ import copy
 import functools
 import sys
 import types
+import warnings
 from collections import deque
 from typing import Any, TypeVar
 
@@ -33,7 +34,9 @@ def duplicate(model: M, memo: dict[int, object] | None = None) -> M:
     memo = {} if memo is None else memo
     _note(model, memo)
     try:
-        return copy.deepcopy(model, memo)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # classes of PyTorch's own that copying makes anew are deprecated
+            return copy.deepcopy(model, memo)
     except Exception as error:
         raise ApplyError(
             f"apply: expected {type(model).__name__} to be copyable, got {said(error)}. "

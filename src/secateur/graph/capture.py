@@ -151,7 +151,7 @@ def _used(model: nn.Module, fresh: State, arguments: Arguments) -> tuple[State |
     except Exception as error:  # the user's code may fail in any way
         fresh.restore()
         return None, error
-    made = sorted({name for name, _ in model.named_parameters()} - names)
+    made = [name for name, _ in model.named_parameters() if name not in names]
     state = State(model)
     changed = fresh.restore()
     if made:

@@ -11,12 +11,13 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from secateur.errors import CaptureError, NothingToPruneError
+from secateur.errors import CaptureError
 from secateur.graph.assemble import assemble, cost_model
 from secateur.graph.capture import capture
 from secateur.graph.datasizes import measure_sizes
 from secateur.graph.graph import Graph, fingerprint
 from secateur.graph.inputs import Arguments, InputSpec, call_arguments
+from secateur.graph.nothing import nothing_to_prune, require_no_masks
 from secateur.graph.openaxes import larger_arguments, open_inputs
 from secateur.graph.views import further_views
 from secateur.graph.walk import keep_inputs_of, walk
@@ -52,7 +53,8 @@ def trace(
     Raises:
         CaptureError: If `torch.export` cannot capture the model, or it returns no tensor.
         NothingToPruneError: If no group of units may be removed.
-        SettingError: If the model is no module, or the inputs are of no known kind.
+        SettingError: If the model is no module or has masks of `torch.nn.utils.prune` on, or the inputs are
+            of no known kind.
 
     Example:
         >>> import secateur as sc
@@ -62,6 +64,7 @@ def trace(
         [('0', 8)]
     """
     model = unwrap(model)
+    require_no_masks(model)
     device = next((t.device for t in model.state_dict().values()), None)
     given = call_arguments(example_inputs, device)
     spec = InputSpec.of(*given, model)  # refuses what no plan could hold before anything takes time
@@ -133,10 +136,5 @@ def _graph(
         tensors=tuple(tensors),
     )
     if not groups:
-        raise NothingToPruneError(
-            f"trace: expected {type(model).__name__} to have units that can be removed, found none.\n"
-            f"{graph}\n"
-            f"Layers that read only the input or write only the output keep their size; "
-            f"pass allow_inexact=True to include groups that an operator mixes."
-        )
+        raise nothing_to_prune(model, assembled.frozen, assembled.left, str(graph))
     return graph
