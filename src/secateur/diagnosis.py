@@ -11,11 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from secateur.apply.compare import double_copy, relative_difference, run_doubled, tensors_in
+from secateur.apply.compare import double_copy, relative_difference, run_doubled
 from secateur.apply.draws import Draws
 from secateur.apply.record import record_of
 from secateur.apply.tensors import cut, kept, removed_positions, tensor_called
 from secateur.errors import ApplyError, ArtifactError
+from secateur.outputs import tensors_of
 from secateur.plan import Plan
 
 
@@ -153,7 +154,7 @@ def _outputs(model: nn.Module, found: Compared) -> list[tuple[str, int, list[tor
     def hook(path: str) -> Any:
         def note(_: nn.Module, __: Any, output: Any) -> None:
             counts[path] = counts.get(path, 0) + 1
-            calls.append((path, counts[path], [t.detach().clone() for t in tensors_in(output)]))
+            calls.append((path, counts[path], [t.detach().clone() for t in tensors_of(output)]))
 
         return note
 

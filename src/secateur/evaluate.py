@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from secateur.calibration import Batch, Calibration, Forward, is_soft
 from secateur.models import device_of, evaluating
+from secateur.outputs import tensors_of
 from secateur.score.loss import LossFn, default_loss, logits_of
 
 
@@ -98,8 +98,8 @@ def _has_loss(output: Any, batch: Batch) -> bool:
 
 def _distance(output: Any, wanted: Any) -> tuple[float, float]:
     error = norm = 0.0
-    for a, b in zip(pytree.tree_leaves(output), pytree.tree_leaves(wanted), strict=True):
-        if isinstance(a, torch.Tensor) and a.is_floating_point():
+    for a, b in zip(tensors_of(output), tensors_of(wanted), strict=True):
+        if a.is_floating_point():
             finite = torch.isfinite(b)
             if not torch.equal(torch.isfinite(a), finite):
                 return math.inf, 1.0

@@ -21,13 +21,13 @@ from secateur.apply.compare import (
     doubled,
     relative_difference,
     run_doubled,
-    tensors_in,
 )
 from secateur.apply.draws import Draws
 from secateur.apply.tensors import kept, removed_positions, tensor_called
 from secateur.errors import ApplyError
 from secateur.kernels import without_fast_path
 from secateur.models import evaluating, set_mode
+from secateur.outputs import tensors_of
 from secateur.plan import Plan
 
 SPOILED = 64
@@ -148,7 +148,7 @@ class Exercise:
             _Followed(),
         ):
             set_mode(double, training=training)
-            total = _projected(tensors_in(double(*args, **kwargs)))
+            total = _projected(tensors_of(double(*args, **kwargs)))
         with all_double():
             gradients = torch.autograd.grad(total, list(tensors.values()), allow_unused=True)
         found = dict(zip(tensors, gradients, strict=True))

@@ -1,4 +1,4 @@
-"""What an exception of the user's code or of another library means: where, what, and what to do."""
+"""What an exception of the user's code, or of another library, means to the user."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import sysconfig
 import traceback
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -39,7 +40,11 @@ _KINDS = (
         "False, there",
     ),
     (
-        r"data-dependent|Could not extract specialized integer|unbacked|\.item\(\)",
+        "pack_padded_sequence|pad_packed_sequence|h_zeros",
+        "sequences are packed by their lengths, which are values of a tensor. Pass the layer padded ones",
+    ),
+    (
+        r"data-dependent|Could not extract specialized integer|unbacked|SymFloat|\.item\(\)",
         "what the forward pass does there depends on the values of a tensor, and a capture has to hold for "
         "all values. Use torch.where, or decide before the model is called",
     ),
@@ -49,15 +54,16 @@ _KINDS = (
     ),
     (
         "unhashable type: .*Sym",
-        "a size is the key of a dictionary or a cached function there. Make the table anew, or key by text",
+        "a size is the key of a dictionary or a cached function there. Make the table anew",
     ),
     (
         "no fake impl|[Mm]eta kernel|abstract impl|register_fake",
-        "a custom operator is called there; nothing says what it returns. Use torch.library.register_fake",
+        "nothing says what the custom operator there returns. Use torch.library.register_fake",
     ),
     (
-        "nested.*FakeTensorMode|inside of a compiled|torch.compile",
-        "code is compiled there. Call it uncompiled",
+        "SymInt|FakeTensor|FunctionalTensor|ProxyTensor",
+        "what is called there needs values of tensors, or sizes that are numbers, and a capture has none. "
+        "Compute with PyTorch's own functions",
     ),
 )
 """What an error's text or the names of what was running contain; and what it means, with what to do."""
@@ -68,26 +74,35 @@ def source_line(error: BaseException) -> str:
 
     As ``net.py:12: x = x.reshape(4, -1)``; empty if there is none.
     """
-    for frame in reversed(_frames(error)):
-        if _holds_models(frame.filename):
-            code = frame.line or linecache.getline(frame.filename, frame.lineno or 0).strip()
-            return f"{Path(frame.filename).name}:{frame.lineno}: {_cut(code, 100)}"
-    return ""
+    return next((line for frame in reversed(_frames(error)) if (line := line_of(frame))), "")
 
 
-def said(error: BaseException) -> str:
-    """Where an error arose and what it means, in at most 400 characters, without a full stop.
+def line_of(frame: Any) -> str:
+    """`source_line` of what was running in a frame, from a traceback; empty if the code is not the user's."""
+    if not isinstance(frame, traceback.FrameSummary) or not _holds_models(frame.filename):
+        return ""
+    code = frame.line or linecache.getline(frame.filename, frame.lineno or 0)
+    return f"{Path(frame.filename).name}:{frame.lineno}: {_cut(' '.join(code.split()).rstrip(':'), 100)}"
 
-    What it means is in our words where its kind is known, and else in its own first sentence.
+
+def said(error: BaseException, *, capturing: bool = False, where: bool = True) -> str:
+    """Where an error arose and what it says, in at most 400 characters, without a full stop.
+
+    Args:
+        error: Of the user's code, or of another library.
+        capturing: Whether it stopped a capture: then what is known to do so is said in our words.
+        where: False leaves the place out.
 
     Example:
         >>> said(ValueError("expected 3 channels, got 4. Please file an issue."))
         'ValueError: expected 3 channels, got 4'
     """
-    text = "\n".join([*map(str, _chain(error)), *(frame.name for frame in _frames(error))])
-    known = next((meaning for pattern, meaning in _KINDS if re.search(pattern, text)), "")
-    line = source_line(error)
-    return (f"{line}: " if line else "") + (known or f"{type(error).__name__}: {_first_sentence(error)}")
+    text = "\n".join([*map(str, _chain(error)), *(f"{f.name} {f.line}" for f in _frames(error))])
+    kinds = _KINDS if capturing else ()
+    known = next((meaning for pattern, meaning in kinds if re.search(pattern, text)), "")
+    first = _first_sentence(error)
+    line = source_line(error) if where else ""
+    return (f"{line}: " if line else "") + (known or type(error).__name__ + (f": {first}" if first else ""))
 
 
 def details(error: BaseException) -> str:
@@ -99,7 +114,7 @@ def _first_sentence(error: BaseException) -> str:
     """What an error says first that is meant for the user, without a full stop."""
     sentences = re.split(r"\n|(?<=[.!?])\s+(?=[A-Z(])", str(error))
     told = [" ".join(s.split()) for s in sentences if s.strip() and not s.strip().lower().startswith(_ADVICE)]
-    return _cut(told[0].rstrip(" .:"), 160) if told else "without a message"
+    return _cut(told[0].rstrip(" .:"), 160) if told else ""
 
 
 def _chain(error: BaseException) -> list[BaseException]:

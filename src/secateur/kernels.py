@@ -8,11 +8,14 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.distributions import Distribution
+from torch.nn.modules import transformer
 
 M = TypeVar("M", bound=nn.Module)
 
 _FIELD = "_experts_implementation"
 _LOOP, _GROUPED = "eager", "grouped_mm"
+_DETECT = "_detect_is_causal_mask"
 
 
 def with_loop(model: M) -> M:
@@ -30,16 +33,24 @@ def capturable(model: nn.Module) -> Iterator[None]:
     """Inside, experts that would run in a loop run as one grouped product, which computes the same.
 
     The loop goes over the experts that some token chose: how often it turns depends on the data, and no
-    capture can hold that. Everything is restored afterwards.
+    capture can hold that. Nor do PyTorch's distributions check their arguments inside, nor its transformers
+    look whether a mask is causal, which only chooses a kernel. Everything is restored afterwards.
     """
     looping = [config for config in _configs(model) if getattr(config, _FIELD) == _LOOP]
+    detect, checked = getattr(transformer, _DETECT, None), Distribution._validate_args
     try:
         for config in looping:
             setattr(config, _FIELD, _GROUPED)
+        Distribution.set_default_validate_args(False)
+        if detect is not None:
+            setattr(transformer, _DETECT, lambda mask, is_causal=None, size=None: is_causal is True)
         yield
     finally:
         for config in looping:
             setattr(config, _FIELD, _LOOP)
+        Distribution.set_default_validate_args(checked)
+        if detect is not None:
+            setattr(transformer, _DETECT, detect)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from secateur.apply.draws import Draws
 from secateur.apply.record import record_of
 from secateur.diagnosis import Compared, Pair, cause, first_module
 from secateur.errors import ArtifactError, VerificationError
+from secateur.foreign import said
 from secateur.plan import Plan
 
 ArgumentSet = tuple[str, tuple[Any, ...], dict[str, Any]]
@@ -75,7 +76,7 @@ class Comparisons:
             try:
                 runs(pair.reference, args, kwargs, Draws(seed))
             except Exception as refused:
-                self.refused = f"{title}: {shortened(refused)}"
+                self.refused = f"{title}: {said(refused)}"
                 return None
             if self.sizes and is_program(pair.small, in_parts=True):  # it may say no, as long as it says so
                 self.program_refused.append(title)
@@ -83,7 +84,7 @@ class Comparisons:
             unread = f", where {listed(only_training)} are read" if only_training else ""
             raise VerificationError(
                 f"verify: expected the pruned {type(pair.model).__name__} to run where the dense one does, "
-                f"got {shortened(error)} at {title}{unread}. A size in its code, or a tensor that its trace "
+                f"got {said(error)} at {title}{unread}. A size in its code, or a tensor that its trace "
                 f"did not see, did not follow. Leave out the group that the error names, with "
                 f"limits=sc.Limits(ignore=...), and report this as a bug."
             ) from error
@@ -156,9 +157,3 @@ def _where(got: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor], toleranc
         if not relative_difference([a], [b]) <= tolerance
     ]
     return f" in {len(differ)} of {len(got)} outputs (number {listed(differ)})"
-
-
-def shortened(error: BaseException) -> str:
-    """What an error says, in at most 160 characters."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    return text if len(text) <= 160 else text[:157] + "..."

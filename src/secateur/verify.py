@@ -15,13 +15,14 @@ from secateur.apply.masked import masked
 from secateur.diagnosis import Pair
 from secateur.errors import ApplyError, CaptureError, SettingError
 from secateur.exercised import Exercise
+from secateur.foreign import said
 from secateur.graph.folding import folded
 from secateur.graph.graph import fingerprint
 from secateur.graph.inputs import InputSpec, resized
 from secateur.models import device_of, unwrap
 from secateur.otherweights import with_other_weights
 from secateur.plan import Plan
-from secateur.proving import ArgumentSet, Comparisons, is_program, listed, shortened
+from secateur.proving import ArgumentSet, Comparisons, is_program, listed
 
 SIZES = (0.3, 1.0)
 """Of the random numbers added to the weights, relative to these, for what the model's own weights hide."""
@@ -205,7 +206,7 @@ def _program(model: nn.Module, small: nn.Module, plan: Plan, arguments: Argument
     try:
         return apply(model, plan, "graph", example_inputs=kwargs or args)
     except (ApplyError, CaptureError) as error:
-        raise ApplyError(f"{mixed}, and the captured program is refused: {shortened(error)}") from error
+        raise ApplyError(f"{mixed}, and the captured program is refused: {said(error)}") from error
 
 
 def _in_training(comparisons: Comparisons, pair: Pair, exercise: Exercise, arguments: ArgumentSet) -> bool:

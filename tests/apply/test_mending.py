@@ -34,7 +34,7 @@ class Attention(nn.Module):
 
 
 class Divided(nn.Module):
-    """Divides a size that it reads off a tensor by a number of heads: the quotient stays, the count does not."""
+    """Divides a size that it reads off a tensor by a number of heads: only the quotient stays."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -348,7 +348,7 @@ def test_regions_without_gradients_are_seen_through() -> None:
         (lambda y: "text", "to return tensors, got none"),
         (lambda y: None, "to return tensors, got none"),
         (lambda y: {"n": 3}, "to return tensors, got none"),
-        (lambda y: object(), "could not capture"),
+        (lambda y: object(), "to return tensors, got none"),
     ],
 )
 def test_outputs_that_are_no_tensors(output: Any, message: str) -> None:
@@ -359,7 +359,8 @@ def test_outputs_that_are_no_tensors(output: Any, message: str) -> None:
 
 def test_inputs_of_another_shape_say_what_torch_said(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(
-        sc.CaptureError, match=r"could not capture Sequential: .*Check that model\(\*example_inputs\) runs"
+        sc.CaptureError,
+        match=r"expected model\(\*example_inputs\) to run, got RuntimeError: mat1 and mat2 .*Check the",
     ):
         sc.trace(mlp(), torch.randn(2, 7))
     assert capsys.readouterr().err == ""
@@ -369,16 +370,16 @@ def test_a_forward_pass_that_branches_on_values(
     capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     net = Calls(lambda m, x: m.net(x) if x.sum() > 0 else m.net(-x), net=mlp())
-    with pytest.raises(sc.CaptureError, match="does not branch on values"):
+    with pytest.raises(
+        sc.CaptureError, match=r"test_trace.py:\d+: net = .*depends on the values of a tensor"
+    ):
         sc.trace(net, torch.randn(2, 3))
     assert capsys.readouterr().err == ""
     assert not caplog.records
 
 
 def test_nothing_to_prune_shows_what_there_is() -> None:
-    with pytest.raises(
-        sc.NothingToPruneError, match=r"found none(.|\n)*weight axis 1 \(3\): model input(.|\n)*model output"
-    ):
+    with pytest.raises(sc.NothingToPruneError, match=r"found none\. Every layer reads the input or writes"):
         sc.trace(nn.Linear(3, 2), torch.zeros(2, 3))
     with pytest.raises(sc.NothingToPruneError):
         sc.trace(nn.Sequential(nn.Flatten(), nn.ReLU()), torch.zeros(2, 3))

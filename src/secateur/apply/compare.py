@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from secateur.apply.copying import duplicate
 from secateur.apply.draws import Draws
 from secateur.models import evaluating
+from secateur.outputs import tensors_of
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -41,12 +42,7 @@ def run(
     shared = draws.shared() if draws is not None else nullcontext()
     with evaluating(model, training=training), torch.no_grad(), shared:
         output = model(*args, **kwargs)
-    return tensors_in(output)
-
-
-def tensors_in(output: Any) -> list[torch.Tensor]:
-    """The tensors of an output, in order."""
-    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
+    return tensors_of(output)
 
 
 def run_both(

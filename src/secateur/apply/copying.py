@@ -3,25 +3,85 @@
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
+import functools
+import sys
+import types
+import warnings
+from collections import deque
+from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from secateur.errors import ApplyError
+from secateur.foreign import details, said
 
 M = TypeVar("M", bound=nn.Module)
+
+_STANDARD = sys.stdlib_module_names
+_CONTAINERS = (list, tuple, set, frozenset, deque)
 
 
 def duplicate(model: M, memo: dict[int, object] | None = None) -> M:
     """A deep copy; what `memo` holds stands in for what has that id.
 
+    Tensors that a forward pass computed and a module keeps, a last feature map or the product of a weight and
+    its mask, are copied without their history. What Python cannot copy, a lock or an open file, is shared.
+
     Raises:
         ApplyError: If the model cannot be copied.
     """
+    memo = {} if memo is None else memo
+    _note(model, memo)
     try:
-        return copy.deepcopy(model, memo)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # classes of PyTorch's own that copying makes anew are deprecated
+            return copy.deepcopy(model, memo)
     except Exception as error:
         raise ApplyError(
-            f"apply: expected {type(model).__name__} to be copyable, got {type(error).__name__}: {error} "
-            f"Remove attributes that copy.deepcopy refuses (locks, generators, tensors with history)."
+            f"apply: expected {type(model).__name__} to be copyable, got {said(error)}. "
+            "Remove the attribute that copy.deepcopy refuses.",
+            details(error),
         ) from error
+
+
+def _note(model: nn.Module, memo: dict[int, object]) -> None:
+    """Enter in `memo` what stands in for what `copy.deepcopy` refuses."""
+    seen: set[int] = set()
+    pending: list[Any] = [model]
+    while pending:
+        value = pending.pop()
+        if id(value) in seen or id(value) in memo:
+            continue
+        seen.add(id(value))
+        if isinstance(value, torch.Tensor):
+            if not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+        elif isinstance(value, torch.Generator):
+            memo[id(value)] = value.clone_state()
+        elif isinstance(value, dict):
+            pending += [*value, *value.values()]
+        elif isinstance(value, _CONTAINERS):
+            pending += value
+        elif isinstance(value, functools.partial):
+            pending += [value.func, *value.args, *value.keywords.values()]
+        elif isinstance(value, types.MethodType):
+            pending.append(value.__self__)
+        elif isinstance(value, nn.Module | types.SimpleNamespace) or _is_plain(value):
+            pending += vars(value).values()
+        elif not _copies(value):
+            memo[id(value)] = value
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is an object of the user's, or of a library's, made of attributes."""
+    library = type(value).__module__.partition(".")[0]
+    return hasattr(value, "__dict__") and not isinstance(value, type) and library not in _STANDARD
+
+
+def _copies(value: Any) -> bool:
+    try:
+        copy.deepcopy(value)
+    except Exception:  # each kind of object refuses in its own way
+        return False
+    return True

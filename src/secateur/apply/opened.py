@@ -10,7 +10,7 @@ from typing import Any
 import sympy
 import torch
 from torch import nn
-from torch.export import Dim, ExportedProgram, ShapesCollection
+from torch.export import ExportedProgram
 from torch.fx.experimental import _config
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils import _pytree as pytree
@@ -63,16 +63,12 @@ def open_program(model: nn.Module, graph: Graph) -> ExportedProgram | None:
     if not more:
         return None
     args, kwargs = graph.captured_inputs()
-    shapes = ShapesCollection()
     leaves = [v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, torch.Tensor)]
-    places = more | {place for axis in graph.inputs.open for place in axis.places}
-    for name, leaf in zip(graph.inputs.tensors(), leaves, strict=True):
-        axes = [k for k in range(leaf.ndim) if (name, k) in places and leaf.shape[k] > 1]
-        if axes:
-            shapes[leaf] = dict.fromkeys(axes, Dim.AUTO)
+    numbers = {name: str(number) for number, name in enumerate(graph.inputs.tensors())}
+    also = [(numbers[name], axis) for name, axis in more if leaves[int(numbers[name])].shape[axis] > 1]
     try:
         with limited():
-            program, _, _ = capture(model, args, kwargs, shapes)
+            program = capture(model, args, kwargs, also=also).program
         differences, true = Steps(graph.program).compare(Steps(program))
     except (CaptureError, PathsDifferError, _TooMuchError):
         return None

@@ -27,6 +27,7 @@ from secateur.apply.sizes import set_sizes
 from secateur.apply.tracking import Equation, Tracked, solve, tracked
 from secateur.calibration.randomness import seeded
 from secateur.errors import ApplyError
+from secateur.foreign import details, said
 from secateur.graph.graph import Graph
 from secateur.graph.inputs import Arguments, resized
 from secateur.graph.views import View
@@ -211,14 +212,13 @@ def _prove(model: nn.Module, small: nn.Module, graph: Graph, plan: Plan, given: 
 
 
 def _failed(error: Exception, title: str = "the traced size") -> ApplyError:
-    text = " ".join(str(error).split())[:200]
     why = "most likely because its code holds a size that does not follow its tensors"
     what = "Leave the group alone (Limits(ignore=...)), or use form='graph'."
-    if "multiple of" in text:
+    if "multiple of" in str(error):
         why, what = "because a kernel takes some sizes only", "Plan with Limits(round_to=8)."
     return ApplyError(
-        f"apply: the smaller module's forward pass failed at {title} ({type(error).__name__}: {text}), "
-        f"{why}. {what}"
+        f"apply: the smaller module's forward pass failed at {title} ({said(error)}), {why}. {what}",
+        details(error),
     )
 
 

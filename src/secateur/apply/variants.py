@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.export import ExportedProgram, ShapesCollection
+from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
@@ -189,9 +189,8 @@ class _Search:
             return value.to(device, dtype or value.dtype)
 
         args, kwargs = pytree.tree_map_only(torch.Tensor, given, self.graph.captured_inputs())
-        shapes = None
         if way.single:
-            (args, kwargs), shapes = samples_of((args, kwargs), [0]), ShapesCollection()
+            args, kwargs = samples_of((args, kwargs), [0])
         casting: Any = nullcontext()
         if way.autocast and device.type != "meta":
             casting = torch.autocast(device.type, torch.bfloat16)
@@ -203,7 +202,7 @@ class _Search:
             if way.training:
                 _without_counts(self.model)
             try:
-                program, _, _ = capture(self.model, args, kwargs, shapes, training=way.training)
+                program = capture(self.model, args, kwargs, exact=way.single, training=way.training).program
             except CaptureError as error:
                 return str(error)
         steps = Steps(program)

@@ -111,8 +111,8 @@ def verify_experts(
             f"verify_experts: expected the pruned {type(model).__name__} to equal the dense one whose "
             "routers "
             f"exclude the removed experts to {tolerance:.1g} relative in float64, got {difference:.3g} over "
-            f"{len(wanted)} outputs. If it was repaired or trained, verify before that; otherwise report "
-            "a bug."
+            f"{len(wanted)} outputs. Repair and training change what it computes, and so does a forward "
+            "pass that draws: verify what apply_experts returned."
         )
     return Proof(difference, tolerance, "experts excluded", len(wanted))
 

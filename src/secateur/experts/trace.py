@@ -16,6 +16,7 @@ from secateur.experts.blocks import Block, candidates
 from secateur.experts.graph import ExpertGraph, build, expert_parameters
 from secateur.experts.routing import Call, Routed, replaced, watching
 from secateur.experts.trial import Seen, tried
+from secateur.foreign import details, said
 from secateur.graph.inputs import InputSpec, batch_size, call_arguments
 from secateur.models import device_of, evaluating, unwrap
 
@@ -98,7 +99,7 @@ def _tried(
         except SecateurError as error:
             seen[call.block.experts] = str(error)
         except Exception as error:  # whatever a wrong reading of a user's module leads to
-            seen[call.block.experts] = f"its experts could not be watched ({type(error).__name__}: {error})"
+            seen[call.block.experts] = f"its experts could not be watched ({said(error)})"
 
     with watching(model, [options[0] for options in choices], watch):
         model(*args, **kwargs)
@@ -138,9 +139,9 @@ def _count(
     except Exception as error:
         raise CaptureError(
             f"trace_experts: expected {type(model).__name__} to run on the example inputs, got "
-            f"{type(error).__name__}: {error} Check them. On the meta device Transformers needs an "
-            "attention_mask, and "
-            "model.set_attn_implementation('eager')."
+            f"{said(error)}. Check them. On the meta device Transformers needs an attention_mask, and "
+            "model.set_attn_implementation('eager').",
+            details(error),
         ) from error
     return counter.get_total_flops() // 2, max(tokens.values(), default=0)
 

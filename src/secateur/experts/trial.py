@@ -20,6 +20,7 @@ from secateur.experts.blocks import Block, counts_in
 from secateur.experts.counts import keep_masks, new_counts
 from secateur.experts.graph import ExpertGraph, build
 from secateur.experts.routing import Call, Routed, excluding
+from secateur.foreign import said
 from secateur.graph.inputs import InputSpec
 from secateur.kernels import with_loop
 from secateur.plan import Plan
@@ -78,7 +79,7 @@ def tried(model: nn.Module, block: Block, seen: Seen) -> Block | str:
         except SecateurError as error:
             return str(error)
         except Exception as error:  # whatever a wrong reading of a user's module leads to
-            reason = f"it failed with experts removed ({type(error).__name__}: {error})"
+            reason = f"it failed with experts removed ({said(error)})"
             continue
         if worst <= TOLERANCE:
             return full

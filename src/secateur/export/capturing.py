@@ -46,14 +46,15 @@ def captured(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any])
     Raises:
         CaptureError: If `torch.export` cannot capture the model.
     """
-    program, _, static = capture(model, args, kwargs)
+    found = capture(model, args, kwargs)
+    program = found.program
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)
     program.example_inputs = None
     outputs = _plain_outputs(program)
     held = {n.name for n in program.graph.nodes if isinstance(n.meta.get("val"), torch.Tensor)}
     inputs = tuple(str(name) for name in program.graph_signature.user_inputs if name in held)
-    return Captured(model, program, inputs, outputs, static is None)
+    return Captured(model, program, inputs, outputs, found.static is None)
 
 
 def _plain_outputs(program: ExportedProgram) -> tuple[str, ...]:
@@ -75,11 +76,18 @@ def _plain_outputs(program: ExportedProgram) -> tuple[str, ...]:
 
 
 def _plain(value: Any) -> Any:
-    """Mappings, named tuples and dataclasses as builtin containers of the same leaves."""
+    """Builtin containers of the leaves of what a model returns, which are numbers here."""
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, list):
         return [_plain(v) for v in value]
-    return tuple(_plain(v) for v in value) if isinstance(value, tuple) else value
+    if isinstance(value, tuple):
+        return tuple(_plain(v) for v in value)
+    if isinstance(value, int):
+        return value
+    names = (
+        [f.name for f in dataclasses.fields(value)]
+        if dataclasses.is_dataclass(value)
+        else getattr(value, "__dict__", ())
+    )
+    return {name: _plain(getattr(value, name)) for name in names} if names else ()

@@ -12,6 +12,7 @@ import torch
 from secateur.apply.compare import relative_difference
 from secateur.errors import ExportError
 from secateur.export.trials import Trials
+from secateur.foreign import details, said
 from secateur.graph.inputs import batch_size
 
 Runs = Callable[[tuple[Any, ...], Mapping[str, Any]], list[torch.Tensor]]
@@ -68,8 +69,9 @@ def check(path: Path, runs: Runs, trials: Trials, runtime: str, tolerance: float
         except Exception as error:  # a runtime raises its own
             raise ExportError(
                 f"export({path}): expected {runtime} to run what was written with a batch of {size}, got "
-                f"{type(error).__name__}: {' '.join(str(error).split())[:400]}. Nothing was kept. "
-                f"Export to another format, or report this as a bug."
+                f"{said(error)}. Nothing was kept. Export to another format, or try another version of "
+                f"{runtime}.",
+                details(error),
             ) from error
         difference = relative_difference(found, [t.cpu() for t in wanted])
         if not difference <= tolerance:

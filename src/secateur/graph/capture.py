@@ -7,53 +7,77 @@ import logging
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram, ShapesCollection, export
+from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
+from secateur.calibration.randomness import seeded
 from secateur.collecting import uncollected
 from secateur.errors import CaptureError
+from secateur.foreign import details, line_of, said
+from secateur.graph.assertions import AssertionsHold
 from secateur.graph.inline import inline_regions
-from secateur.graph.inputs import Place, batch_size
+from secateur.graph.inputs import Arguments, Place, batch_size, samples_of
 from secateur.graph.recurrences import shapes_known
 from secateur.graph.rules.op import hint, is_open
 from secateur.kernels import capturable
-from secateur.models import evaluation_mode
-from secateur.preserving import preserved
+from secateur.models import copied, evaluation_mode
+from secateur.outputs import opened
+from secateur.preserving import State, preserved
+
+
+class Capture(NamedTuple):
+    """What `capture` found.
+
+    Attributes:
+        program: The program.
+        batch: The batch size it was captured with.
+        static: That size again if the program accepts no other; else None.
+        why: What fixed it: the line of the user's code and what it does; empty if nothing did, or if that is
+            not known.
+    """
+
+    program: ExportedProgram
+    batch: int
+    static: int | None
+    why: str
 
 
 def capture(
     model: nn.Module,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
-    shapes: ShapesCollection | None = None,
     *,
     also: Collection[Place] = (),
+    exact: bool = False,
     training: bool = False,
-) -> tuple[ExportedProgram, int, int | None]:
+) -> Capture:
     """Capture a model in one mode, with a batch axis of any size where the model allows it.
 
+    The model runs once as the user runs it, before: so an error of its own shows as such, and functions that
+    remember what they computed hold real tensors. It is captured as it was before that, so that what it keeps
+    from one call to the next, tables say, is computed in the program; and only if that cannot be captured, as
+    the first call leaves it.
+
     Args:
-        model: What to capture.
+        model: What to capture; it is left as it was.
         args: Positional arguments.
         kwargs: Keyword arguments.
-        shapes: Which axes may have any size; the first of each tensor that is as long as the batch if
-            not given.
-        also: Further axes that may have any size, if `shapes` is not given; tensors by number.
+        also: Further axes that may have any size; tensors by number.
+        exact: Capture it for these sizes alone.
         training: Capture it in training mode, not in evaluation mode.
 
-    Returns:
-        The program, the batch size of the capture, and that size again if the program accepts no other.
+    Raises:
+        CaptureError: If the model does not run on these arguments, or cannot be captured.
     """
-    given = args, dict(kwargs)
-    if shapes is None:
-        args, kwargs = _at_least_two(*given)
-        shapes = _open_axes((args, kwargs), also)
+    given: Arguments = copied((args, dict(kwargs)))  # capture leaves marks on tensors
+    _require_parameters(model)
     with (
-        preserved(model, functions=True),
+        preserved(model),
         evaluation_mode(model, training=training),
         capturable(model),
         shapes_known(),
@@ -61,31 +85,151 @@ def capture(
         _quiet(),
         uncollected(),
     ):
+        fresh = State(model, functions=True)
         try:
-            program = export(model, args, kwargs, dynamic_shapes=shapes, strict=False)  # type: ignore[arg-type]
-        except Exception:  # whatever stops the general capture, the exact one may still work
-            try:
-                program = export(model, *given, strict=False)
-            except Exception as error:
-                raise CaptureError(
-                    f"trace: torch.export could not capture {type(model).__name__}: "
-                    f"{_first_lines(error)} Check that model(*example_inputs) runs, and that its forward "
-                    f"pass does not branch on values."
-                ) from error
+            program, why = _first_that_works(model, fresh, given, None if exact else also)
+        finally:
+            fresh.restore()
+    _hold_own_tensors(program, model)
     inline_regions(program)
-    inputs = [
-        n
-        for n in program.graph.nodes
-        if n.op == "placeholder" and n.name in program.graph_signature.user_inputs
-    ]
-    sizes = [
-        n.meta["val"].shape[0]
-        for n in inputs
-        if isinstance(n.meta.get("val"), torch.Tensor) and n.meta["val"].ndim
-    ]
-    dynamic = any(map(is_open, sizes))
-    captured = hint(sizes[0]) if sizes else 1
-    return program, captured, None if dynamic else captured
+    sizes = _sizes(program)
+    batch = hint(sizes[0]) if sizes else 1
+    if _is_open(program):
+        return Capture(program, batch, None, "")
+    return Capture(program, batch, batch, why or _what_fixed(program))
+
+
+def _first_that_works(
+    model: nn.Module, fresh: State, given: Arguments, also: Collection[Place] | None
+) -> tuple[ExportedProgram, str]:
+    """The first of several ways to capture a model that works, and what stopped those before it.
+
+    Raises:
+        CaptureError: If none works.
+    """
+    used, stopped = _used(model, fresh, given)
+    if stopped is not None and not any(p.is_meta for p in model.parameters()):
+        raise CaptureError(
+            f"trace: expected model(*example_inputs) to run, got {said(stopped)}. Check the inputs and the "
+            "model.",
+            details(stopped),
+        ) from stopped
+    attempts: list[tuple[State | None, Arguments, ShapesCollection | None]]
+    attempts = [(fresh, given, None), (used, given, None)]
+    first: Exception | None = None
+    general = copied(_at_least_two(*given))
+    shapes = _open_axes(general, also or ())
+    if also is not None and batch_size(general) != batch_size(given):
+        used, first = _used(model, fresh, general)
+    if also is not None and first is None:
+        attempts = [(fresh, general, shapes), (used, general, shapes), *attempts]
+    for state, arguments, axes in attempts:
+        if state is None:
+            continue
+        try:
+            program = _export(model, state, arguments, axes)
+        except Exception as error:  # whatever stops one way, another may still work
+            first = first or error
+            continue
+        if axes is not None and state is fresh and used is None and not _is_open(program):
+            program = _without_leftovers(model, fresh, general, shapes) or program
+        return program, "" if first is None else said(first, capturing=True)
+    first = first or RuntimeError("nothing was tried")
+    raise CaptureError(
+        f"trace: torch.export could not capture {type(model).__name__}: {said(first, capturing=True)}.",
+        details(first),
+    ) from first
+
+
+def _used(model: nn.Module, fresh: State, arguments: Arguments) -> tuple[State | None, Exception | None]:
+    """What an ordinary call leaves behind, None if nothing; or what it raised. The model is put back.
+
+    Raises:
+        CaptureError: If the call makes parameters.
+    """
+    args, kwargs = copied(arguments)
+    names = {name for name, _ in model.named_parameters()}
+    try:
+        with seeded(0):
+            model(*args, **kwargs)
+    except Exception as error:  # the user's code may fail in any way
+        fresh.restore()
+        return None, error
+    made = [name for name, _ in model.named_parameters() if name not in names]
+    state = State(model)
+    changed = fresh.restore()
+    if made:
+        raise _unmade(model, made[0])
+    return state if changed else None, None
+
+
+def _export(
+    model: nn.Module, state: State, arguments: Arguments, axes: ShapesCollection | None
+) -> ExportedProgram:
+    state.restore()
+    model.register_forward_hook(lambda module, args, output: opened(output))  # until the state is restored
+    with AssertionsHold():
+        return export(model, *arguments, dynamic_shapes=axes, strict=False)  # type: ignore[arg-type]
+
+
+def _without_leftovers(
+    model: nn.Module, fresh: State, arguments: Arguments, axes: ShapesCollection
+) -> ExportedProgram | None:
+    """A program of any batch size from the state that a call with another one leaves behind.
+
+    Tables of the captured size, from an earlier call of the user's, are taken for constants and fix it.
+    """
+    state, _ = _used(model, fresh, samples_of(arguments, [*range(batch_size(arguments)), 0]))
+    if state is None:
+        return None
+    try:
+        program = _export(model, state, arguments, axes)
+    except Exception:  # what there is already works
+        return None
+    return program if _is_open(program) else None
+
+
+def _unmade(model: nn.Module, name: str) -> CaptureError:
+    return CaptureError(
+        f"trace: expected {type(model).__name__} to hold all its parameters, got {name!r}, which its first "
+        "call makes. Run model(*example_inputs) once."
+    )
+
+
+def _require_parameters(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            raise _unmade(model, name)
+
+
+def _hold_own_tensors(program: ExportedProgram, model: nn.Module) -> None:
+    """Let a program refer to the model's own tensors, not to those that a call has put in their place."""
+    own = dict(model.named_parameters(remove_duplicate=False)) | dict(
+        model.named_buffers(remove_duplicate=False)
+    )
+    for held in (program.state_dict, program.constants):
+        for name, tensor in held.items():
+            if name in own and own[name] is not tensor and own[name].shape == tensor.shape:
+                held[name] = own[name]
+
+
+def _sizes(program: ExportedProgram) -> list[Any]:
+    """The lengths of the inputs' first axes."""
+    names = set(program.graph_signature.user_inputs)
+    values = [n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder" and n.name in names]
+    return [value.shape[0] for value in values if isinstance(value, torch.Tensor) and value.ndim]
+
+
+def _is_open(program: ExportedProgram) -> bool:
+    return any(map(is_open, _sizes(program)))
+
+
+def _what_fixed(program: ExportedProgram) -> str:
+    """The place at which an open axis became a number, as far as PyTorch tells; this is no public record."""
+    modes = (getattr(n.meta.get("val"), "fake_mode", None) for n in program.graph.nodes)
+    environment = next((env for mode in modes if (env := getattr(mode, "shape_env", None)) is not None), None)
+    places = getattr(environment, "replacements_slocs", {}).values()
+    return next((line for p in places if (line := line_of(getattr(p, "framework_loc", None)))), "")
 
 
 def _open_axes(arguments: Any, also: Collection[Place]) -> ShapesCollection:
@@ -133,8 +277,3 @@ def _at_least_two(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[
     leaves = [torch.cat([v, v]) if isinstance(v, torch.Tensor) and v.ndim else v for v in leaves]
     doubled: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_unflatten(leaves, structure)
     return doubled
-
-
-def _first_lines(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 400 else text[:400] + " …"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -12,6 +11,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from secateur.calibration.randomness import seeded
+from secateur.foreign import said, source_line
 from secateur.graph.inputs import Arguments, FixedAxis, InputSpec, OpenAxis, Place, batch_size, resized
 from secateur.models import device_of, evaluating
 
@@ -190,23 +190,9 @@ def _apart(
     return found
 
 
-_LIBRARIES = ("/torch/", "\\torch\\", "/secateur/", "\\secateur\\")
-
-
 def _said(error: Exception | None) -> tuple[str, str]:
     """What the model said, and the innermost line of the user's code that was running."""
-    if error is None:
-        return "no other size to try", ""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [
-        f for f in frames if not any(p in f.filename.replace("\\", "/") for p in ("/torch/", "/secateur/"))
-    ]
-    text = " ".join(str(error).split())
-    text = text if len(text) <= 160 else text[:157] + "…"
-    if not own:
-        return f"{type(error).__name__}: {text}", ""
-    file = own[-1].filename.replace("\\", "/").rsplit("/", 1)[-1]
-    return f"{type(error).__name__}: {text}", f"{file}:{own[-1].lineno}: {own[-1].line}"
+    return ("no other size to try", "") if error is None else (said(error, where=False), source_line(error))
 
 
 def widened(spec: InputSpec, program: ExportedProgram, attempt: Attempt, device: torch.device) -> InputSpec:

@@ -12,13 +12,14 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from secateur.calibration.reading import Forward, Reading
-from secateur.errors import CaptureError, NothingToPruneError
+from secateur.errors import CaptureError
 from secateur.graph.assemble import assemble, cost_model
 from secateur.graph.capture import capture
 from secateur.graph.datasizes import measure_sizes
 from secateur.graph.folding import foldable, folded
 from secateur.graph.graph import Graph, fingerprint
 from secateur.graph.inputs import Arguments, InputSpec, call_arguments
+from secateur.graph.nothing import nothing_to_prune, require_no_masks
 from secateur.graph.openaxes import larger_arguments, open_inputs
 from secateur.graph.programs import Programs
 from secateur.graph.views import further_views
@@ -58,7 +59,8 @@ def trace(
     Raises:
         CaptureError: If `torch.export` cannot capture the model, or it returns no tensor.
         NothingToPruneError: If no group of units may be removed.
-        SettingError: If the model is no module, or the inputs are of no known kind.
+        SettingError: If the model is no module or has masks of `torch.nn.utils.prune` on, or the inputs are
+            of no known kind.
 
     Example:
         >>> import secateur as sc
@@ -68,6 +70,7 @@ def trace(
         [('0', 8)]
     """
     model = unwrap(model)
+    require_no_masks(model)
     device = next((t.device for t in model.state_dict().values()), None)
     reading = Reading(model, forward)
 
@@ -105,7 +108,7 @@ def retrace(
 
 
 def _captured(model: nn.Module, given: Arguments) -> tuple[ExportedProgram, int, int | None]:
-    program, batch, static = capture(model, *given)
+    program, batch, static, _ = capture(model, *given)
     results = program.graph.output_node().all_input_nodes
     if not any(isinstance(v.meta.get("val"), torch.Tensor) for v in results):
         raise CaptureError(
@@ -129,7 +132,7 @@ def _graph(
     larger = larger_arguments(spec, given, static)
     if larger is not None:
         with contextlib.suppress(CaptureError):  # `verify` still runs the model at that size
-            others.append(capture(model, *larger)[0])
+            others.append(capture(model, *larger).program)
     for captured in (program, *others):
         measure_sizes(captured)
     state, tensors, learnt = walk(program, *others)
@@ -153,10 +156,5 @@ def _graph(
         programs=Programs(program, model),
     )
     if not groups:
-        raise NothingToPruneError(
-            f"trace: expected {type(model).__name__} to have units that can be removed, found none.\n"
-            f"{graph}\n"
-            f"Layers that read only the input or write only the output keep their size; "
-            f"pass allow_inexact=True to include groups that an operator mixes."
-        )
+        raise nothing_to_prune(model, assembled.frozen, assembled.left, str(graph))
     return graph

@@ -79,14 +79,14 @@ def further_views(
                 f"trace(methods={name!r}): expected a method of {type(model).__name__}, got no such one."
             )
         try:
-            found, _, _ = capture(Method(model, name), *given)
+            found = capture(Method(model, name), *given).program
         except CaptureError as error:
             raise CaptureError(f"trace(methods={name!r}): {error}") from error
         views.append(View(found, given, method=name))
         unread = {key for key in unread if key not in _read(found)}
     if unread:
         try:
-            found, _, _ = capture(model, *given, training=True)
+            found = capture(model, *given, training=True).program
         except CaptureError:
             return views, [n for n in _names(program, unread) if _is_named(model, n, {"__init__"})]
         read = _read(found)

@@ -10,6 +10,7 @@ from torch import nn
 
 from secateur.apply.record import record_of
 from secateur.errors import ArtifactError, SettingError
+from secateur.foreign import said
 from secateur.graph.inputs import batch_size, call_arguments, samples_of
 from secateur.latency.backends import BACKENDS
 from secateur.latency.interval import median_ratio
@@ -81,7 +82,7 @@ def bench(
             try:
                 times = _measure(backend, (dense, small), given, rounds, warmup)
             except Exception as error:  # compilers and runtimes raise their own
-                failed[backend] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+                failed[backend] = said(error)
                 break
             speedup = median_ratio(times[0], times[1], confidence=confidence, seed=seed)
             rows.append(Row(backend, size, Latency(times[0], size), Latency(times[1], size), speedup))

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from secateur.calibration import Batch, Calibration
 from secateur.calibration.thinning import thinned
 from secateur.models import device_of, evaluating
+from secateur.outputs import tensors_of
 from secateur.score.loss import LossFn
 
 PIECES = 8
@@ -101,8 +100,7 @@ def standard_errors(differences: NDArray[np.float64]) -> float:
 
 
 def _tensors(model: nn.Module, batch: Batch) -> list[Tensor]:
-    found: Any = pytree.tree_leaves(batch.run(model))
-    return [t for t in found if isinstance(t, Tensor) and t.is_floating_point()]
+    return [t for t in tensors_of(batch.run(model)) if t.is_floating_point()]
 
 
 def _apart(mine: list[Tensor], theirs: list[Tensor], size: int) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
@@ -21,6 +20,7 @@ from secateur.errors import CalibrationError, ScoreError
 from secateur.graph.graph import Graph
 from secateur.graph.groups import Group, Site
 from secateur.graph.rules.op import shape_of
+from secateur.outputs import tensors_of
 from secateur.score.checkpoint import Values
 from secateur.score.loss import LossFn, check_label_range, default_loss, logits_of
 from secateur.score.memory import Covers
@@ -184,8 +184,8 @@ class OnePass:
                 "loss_fn: expected it to call the model it is given, got a loss without. "
                 "Do compute the loss as loss_fn(model, batch) from model(...)."
             )
-        for value in pytree.tree_leaves(output):
-            if isinstance(value, Tensor) and value.is_floating_point() and bool(value.isnan().any()):
+        for value in tensors_of(output):
+            if value.is_floating_point() and bool(value.isnan().any()):
                 raise CalibrationError(
                     "model: expected finite outputs, got NaN. Do check the data, and the model for overflow."
                 )

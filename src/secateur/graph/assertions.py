@@ -1,0 +1,82 @@
+"""Checks of values inside a forward pass, which a capture takes to hold: where they do not, the model raises.
+
+``assert not x.isnan().any()`` and ``if (n < 0).any(): raise ...`` branch on the values of a tensor, which a
+capture does not have. But what comes behind them only ever runs when they went one way.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import linecache
+import sys
+from types import CodeType, FrameType
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+_TALKING = ("print", "warnings", "logging", "logger", "log")
+
+
+class AssertionsHold(TorchFunctionMode):
+    """Inside, a tensor whose truth an assertion asks for has the one with which the model goes on."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Answer for `bool` of a tensor in an assertion; anything else runs as it is."""
+        if func is torch.Tensor.__bool__:
+            frame = _asking(sys._getframe(1))
+            if frame is not None and (wanted := _wanted(frame.f_code, frame.f_lineno)) is not None:
+                return wanted
+        return func(*args, **(kwargs or {}))
+
+
+def _asking(frame: FrameType | None) -> FrameType | None:
+    """The frame whose code asks: the first that is not one of function modes."""
+    while frame is not None and frame.f_code.co_name in ("__torch_function__", "wrapped", "__bool__"):
+        frame = frame.f_back
+    return frame
+
+
+@functools.lru_cache(maxsize=1024)
+def _wanted(code: CodeType, line: int) -> bool | None:
+    """The truth with which the code at a line goes on; None if that is no assertion, or not clear."""
+    try:
+        tree = ast.parse("".join(linecache.getlines(code.co_filename)))
+    except SyntaxError:
+        return None
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Assert | ast.If):
+            continue
+        if node.test.lineno <= line <= (node.test.end_lineno or line):
+            if isinstance(node, ast.If) and not _only_stops(node):
+                return None
+            answers = set(_answers(node.test, isinstance(node, ast.Assert)))
+            return answers.pop() if len(answers) == 1 else None
+    return None
+
+
+def _only_stops(branch: ast.If) -> bool:
+    """Whether a branch does nothing but raise, or talk."""
+    if branch.orelse:
+        return False
+    return isinstance(branch.body[-1], ast.Raise) or all(
+        isinstance(step, ast.Expr) and isinstance(step.value, ast.Call) and _root(step.value.func) in _TALKING
+        for step in branch.body
+    )
+
+
+def _root(called: ast.expr) -> str:
+    while isinstance(called, ast.Attribute):
+        called = called.value
+    return called.id if isinstance(called, ast.Name) else ""
+
+
+def _answers(test: ast.expr, wanted: bool) -> list[bool | None]:
+    """What each part of a condition has to be; None for a part that asks for other truths inside."""
+    if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
+        return _answers(test.operand, not wanted)
+    if isinstance(test, ast.BoolOp):
+        return [answer for part in test.values for answer in _answers(part, wanted)]
+    asks = (ast.BoolOp, ast.IfExp, ast.Lambda, ast.comprehension, ast.Not)
+    return [None if any(isinstance(node, asks) for node in ast.walk(test)) else wanted]

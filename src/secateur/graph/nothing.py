@@ -1,0 +1,122 @@
+"""Why a model has nothing to prune, and what the user can do about it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+
+from torch import nn
+from torch.nn.utils import parametrize, prune
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from secateur.errors import NothingToPruneError, SettingError
+from secateur.graph.groups import Frozen, Left
+
+_ENDS = ("model input", "model output")
+_HOOKS = {
+    WeightNorm: "torch.nn.utils.remove_weight_norm",
+    SpectralNorm: "torch.nn.utils.remove_spectral_norm",
+}
+
+
+def nothing_to_prune(
+    model: nn.Module, frozen: Iterable[Frozen], left: Iterable[Left], table: str
+) -> NothingToPruneError:
+    """The error for a model without groups, which says what stands in the way.
+
+    Args:
+        model: What was traced.
+        frozen: What may not shrink, and why.
+        left: Groups that are left alone, and why.
+        table: All of it, for the error's details.
+    """
+    frozen = [one for one in frozen if not one.reason.startswith(_ENDS)]
+    left = list(left)
+    stopped = [one.tensor for one in frozen] + [piece.tensor for one in left for piece in one.group.slices]
+    parts = [_computed(model, stopped) or _frozen(frozen), _left(left)]
+    if not any(parts):
+        parts = [
+            "Every layer reads the input or writes the output, and these keep their size. Prune single "
+            'weights instead: granularity="weight".'
+        ]
+    return NothingToPruneError(
+        f"trace: expected {type(model).__name__} to have units that can be removed, found none. "
+        + " ".join(filter(None, parts)),
+        table,
+    )
+
+
+def require_no_masks(model: nn.Module) -> None:
+    """Refuse a model with masks of `torch.nn.utils.prune` on.
+
+    Its weights are products then, made anew by each call, whose zeros no signal would see.
+
+    Raises:
+        SettingError: It has one.
+    """
+    for path, module in model.named_modules():
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, prune.BasePruningMethod):
+                name = hook._tensor_name
+                raise SettingError(
+                    f"trace: expected plain weights, got a mask of torch.nn.utils.prune on "
+                    f"{f'{path}.{name}'.lstrip('.')!r}. Make it permanent first: "
+                    f"torch.nn.utils.prune.remove({_module(path)}, {name!r})."
+                )
+
+
+def _computed(model: nn.Module, stopped: Iterable[str]) -> str:
+    """A weight that is computed from others by each call and stands in the way; how to make it plain."""
+    for path, module in model.named_modules():
+        if not any(name.startswith(f"{path}.") or not path for name in stopped):
+            continue
+        if parametrize.is_parametrized(module):
+            name = next(iter(module.parametrizations))
+            return _remedy(path, name, "torch.nn.utils.parametrize.remove_parametrizations")
+        for hook in module._forward_pre_hooks.values():
+            if type(hook) in _HOOKS:
+                return _remedy(path, hook.name, _HOOKS[type(hook)])
+    return ""
+
+
+def _remedy(path: str, name: str, function: str) -> str:
+    weight = f"{path}.{name}".lstrip(".")
+    return (
+        f"{weight} is computed anew by each call. Make it plain first: {function}({_module(path)}, {name!r})."
+    )
+
+
+def _module(path: str) -> str:
+    return f"model.get_submodule({path!r})" if path else "model"
+
+
+def _frozen(frozen: Sequence[Frozen]) -> str:
+    """What keeps most tensors whole, with its place."""
+    reasons = Counter((one.reason, one.where) for one in frozen)
+    if not reasons:
+        return ""
+    (reason, where), _ = reasons.most_common(1)[0]
+    tensor = next(one.tensor for one in frozen if one.reason == reason)
+    text = f"{tensor} is kept by {_cut(reason, 90)}" + (f" at {_cut(where, 90)}" if where else "")
+    unruled = reason.startswith(("no rule", "the rule"))
+    return f"{text}{_more(reasons)}." + (" Write a rule: see CONTRIBUTING." if unruled else "")
+
+
+def _left(left: Sequence[Left]) -> str:
+    """Why the largest group is left alone."""
+    if not left:
+        return ""
+    largest = max(left, key=lambda one: one.group.size)
+    text = f"{largest.group.name} ({largest.group.size} units) is left alone: {_cut(largest.reason, 120)}"
+    mixed = any(one.group.inexact_because for one in left)
+    advice = " Pass allow_inexact=True to remove units that an operator mixes." if mixed else ""
+    return f"{text}{_more(left)}.{advice}"
+
+
+def _more(of: Collection[object]) -> str:
+    return f", and {len(of) - 1} more" if len(of) > 1 else ""
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
