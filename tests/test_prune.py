@@ -256,7 +256,7 @@ def test_what_apply_leaves_whole_is_whole_in_the_plan_and_the_report(
     result = sc.prune(
         model, loader("plain"), allocator=sc.Uniform(ratio=0.5), on_unrealisable=leaves, **QUICK
     )
-    assert asked == [leaves]
+    assert set(asked) == {leaves}
     assert [g.name for g in result.plan.groups if g.kept < g.size] == ["2"]
     assert result.plan == sc.record_of(result.model).plan
     assert [layer.kept for layer in result.report.layers] == [g.kept for g in result.plan.groups]

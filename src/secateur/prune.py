@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 from torch import nn
@@ -46,6 +47,7 @@ from secateur.score import score
 from secateur.score.combination import name_of
 from secateur.score.distributed import joined
 from secateur.score.loss import LossFn, loss_name
+from secateur.settling import settle
 from secateur.steps import budget_after, plan_in_steps
 from secateur.verify import verify
 
@@ -61,7 +63,7 @@ def prune(
     limits: Limits | None = None,
     steps: int = 1,
     form: Literal["auto", "module", "graph", "masked"] = "auto",
-    on_unrealisable: Literal["graph", "leave"] = "graph",
+    on_unrealisable: Literal["graph", "leave"] = "leave",
     evaluation: Any = None,
     loss_fn: LossFn | None = None,
     forward: Forward | None = None,
@@ -88,7 +90,8 @@ def prune(
         steps: Rounds in which units are removed, the model repaired and scored anew, each of which takes the
             same fraction of what is left; needs a budget of macs or params.
         form: As for `apply`.
-        on_unrealisable: As for `apply`; where groups are left whole, the result's plan says so.
+        on_unrealisable: What happens to groups that no module can express: ``leave`` keeps them whole and
+            spends the budget on the others; ``graph`` returns a captured program. The note names them.
         evaluation: Data that the report's accuracy is measured on; the held-out part if not given.
         loss_fn: ``loss_fn(model, batch)``, the mean loss of a batch, instead of the default.
         forward: ``forward(model, batch)`` calls the model on what the loader gives:
@@ -188,46 +191,60 @@ def prune(
             scores = score(graph, fit, decider.signals, loss_fn=loss_fn, seed=seed, progress=progress)
         with clock(seconds, "curves"):
             curved = with_unit_curves(decider, graph, fit, scores, progress=progress)
-    with clock(seconds, "allocate"):
 
-        def allocate(asked: Budget | None) -> Plan:
+    noted: list[str] = []  # what rounds say of groups that they left whole
+
+    def decide(limits: Limits | None) -> Plan:
+        def allocate(asked: Budget | None, limits: Limits | None = limits) -> Plan:
             planned: Plan = curved.allocate(graph, scores, asked, limits, seed)
             return planned
 
-        def decide() -> Plan:
-            if steps > 1 and budget is not None:
-                return plan_in_steps(
-                    model,
-                    graph,
-                    fit,
-                    curved,
-                    allocate(budget_after(1, steps, budget, graph)),
-                    budget,
-                    steps,
-                    limits,
-                    repair=repair,
-                    allow_inexact=allow_inexact,
-                    loss_fn=loss_fn,
-                    seed=seed,
-                    progress=progress,
-                )
-            if isinstance(budget, Budget) and budget.latency is not None:
-                return plan_within_latency(model, graph, budget, allocate, inputs, form)
-            return allocate(budget)
+        if steps > 1 and budget is not None:
+            planned, note = plan_in_steps(
+                model,
+                graph,
+                fit,
+                curved,
+                partial(allocate, budget_after(1, steps, budget, graph)),
+                budget,
+                steps,
+                limits,
+                on_unrealisable=on_unrealisable,
+                repair=repair,
+                allow_inexact=allow_inexact,
+                loss_fn=loss_fn,
+                seed=seed,
+                progress=progress,
+            )
+            noted.append(note)
+            return planned
+        if isinstance(budget, Budget) and budget.latency is not None:
+            return plan_within_latency(model, graph, budget, allocate, inputs, form)
+        return allocate(budget)
 
-        plan = _agreed(graph, decide)
-    with clock(seconds, "apply"):
-        small = apply(
-            model,
-            plan,
-            form,
-            graph=graph,
-            example_inputs=few(example, graph.static_batch),
-            on_unrealisable=on_unrealisable,
-        )
-        plan = record_of(small).plan  # without what was left whole
+    def agreed(limits: Limits | None) -> Plan:
+        with clock(seconds, "allocate"):
+            return _agreed(graph, partial(decide, limits))
+
+    example_inputs = few(example, graph.static_batch)
+
+    def carry_out(plan: Plan) -> nn.Module:
+        with clock(seconds, "apply"):
+            return apply(
+                model,
+                plan,
+                form,
+                graph=graph,
+                example_inputs=example_inputs,
+                on_unrealisable=on_unrealisable,
+            )
+
+    small = settle(agreed, carry_out, limits)
+    if noted and noted[-1] not in record_of(small).note:
+        with_note(small, noted[-1])
+    plan = record_of(small).plan
     with clock(seconds, "verify"):
-        proof = verify(model, small, plan, few(example, graph.static_batch))
+        proof = verify(model, small, plan, example_inputs)
         note = record_of(small).note  # without the doubts, which the report's proof has
         if not proof.proven:
             with_note(small, f"not proven: {'; '.join(proof.doubts)}.")
@@ -260,7 +277,7 @@ def prune(
             loss=loss_name(loss_fn, example),
             allow_inexact=allow_inexact,
             **({"steps": steps} if steps > 1 else {}),
-            **({} if on_unrealisable == "graph" else {"on_unrealisable": on_unrealisable}),
+            **({} if on_unrealisable == "leave" else {"on_unrealisable": on_unrealisable}),
         ),
         rule=plan.allocator,
         settings=plan.settings,

@@ -51,10 +51,10 @@ class Result:
 
 @contextmanager
 def clock(seconds: dict[str, float], phase: str) -> Iterator[None]:
-    """Notes how long a phase takes. [s]"""
+    """Notes how long a phase takes, in all. [s]"""
     start = time.perf_counter()
     yield
-    seconds[phase] = time.perf_counter() - start
+    seconds[phase] = seconds.get(phase, 0.0) + time.perf_counter() - start
 
 
 def few(batch: Batch, static: int | None) -> Any:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Literal
 
 from torch import nn
 
@@ -20,8 +22,9 @@ from secateur.graph.trace import trace
 from secateur.plan import Plan
 from secateur.progress import steps as bar
 from secateur.repair.repair import repair as repair_model
-from secateur.score import score
+from secateur.score import Scores, score
 from secateur.score.loss import LossFn
+from secateur.settling import settle, without
 
 
 def plan_in_steps(
@@ -29,18 +32,19 @@ def plan_in_steps(
     graph: Graph,
     data: Calibration,
     rule: Allocates,
-    first: Plan,
+    first: Callable[[Limits | None], Plan],
     budget: Budget,
     count: int,
     limits: Limits | None = None,
     *,
+    on_unrealisable: Literal["graph", "leave"] = "leave",
     repair: str | Sequence[str] | None = "auto",
     allow_inexact: bool = False,
     loss_fn: LossFn | None = None,
     seed: int = 0,
     progress: bool = False,
-) -> Plan:
-    """One plan for the dense model, decided in rounds.
+) -> tuple[Plan, str]:
+    """One plan for the dense model, decided in rounds, and the note of the first.
 
     After round k the cost is the dense one times ``share^(k / count)``: every round removes the same fraction
     of what the one before left. In between, the plan so far is applied to the dense model and repaired, and
@@ -56,10 +60,11 @@ def plan_in_steps(
         graph: Its trace.
         data: Calibration data for scores and repairs.
         rule: What decides in each round.
-        first: Its plan for the first round's budget, `budget_after`.
+        first: Its plan for the first round's budget, `budget_after`, within limits.
         budget: What the last round leaves, of MACs, parameters or both.
         count: How many rounds.
         limits: What must stay, in every round.
+        on_unrealisable: As for `sc.apply`.
         repair: Between rounds, as for `sc.repair`; ``auto`` is ``reconstruct``.
         allow_inexact: As for `sc.trace`.
         loss_fn: As for `sc.score`.
@@ -71,7 +76,12 @@ def plan_in_steps(
         SecateurError: One of its kinds; see each step.
     """
     methods = "reconstruct" if repair == "auto" else repair
-    small = apply(model, first, graph=graph)
+
+    def carried(model: nn.Module, graph: Graph) -> Callable[[Plan], nn.Module]:
+        return lambda plan: apply(model, plan, graph=graph, on_unrealisable=on_unrealisable)
+
+    small = settle(first, carried(model, graph), limits)
+    note = record_of(small).note
     with bar(count - 1, progress) as step:
         for round_ in range(2, count + 1):
             step(f"round {round_} of {count}")
@@ -84,18 +94,21 @@ def plan_in_steps(
             scores = score(now, data, rule.signals, loss_fn=loss_fn, seed=seed, progress=False)
             curved = with_unit_curves(rule, now, data, scores)
             left = budget_after(round_, count, budget, graph)
-            plan: Plan = curved.allocate(now, scores, left, _whole(limits, now, so_far.plan), seed)
-            both = compose(so_far, record_of(apply(small, plan, graph=now))).plan
+            # A plan cannot say what the parts of a group lose.
+            within = without(limits, split(now.groups, so_far.plan))
+            decide = partial(_decided, curved, now, scores, left, seed)
+            both = compose(so_far, record_of(settle(decide, carried(small, now), within))).plan
             settings = {**both.settings, "steps": count}
             both = both.model_copy(update={"budget": budget.as_settings(), "settings": settings})
-            small = apply(model, both, graph=graph)
-    return record_of(small).plan
+            small = carried(model, graph)(both)
+    return record_of(small).plan, note
 
 
-def _whole(limits: Limits | None, graph: Graph, before: Plan) -> Limits:
-    """The limits, without groups that fell apart: a plan for the dense model cannot say what they lose."""
-    limits = limits or Limits()
-    return replace(limits, ignore=(*limits.ignore, *split(graph.groups, before)))
+def _decided(
+    rule: Allocates, graph: Graph, scores: Scores, budget: Budget, seed: int, limits: Limits | None
+) -> Plan:
+    plan: Plan = rule.allocate(graph, scores, budget, limits, seed)
+    return plan
 
 
 def budget_after(round_: int, count: int, budget: Budget, graph: Graph) -> Budget:

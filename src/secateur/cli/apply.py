@@ -36,7 +36,11 @@ def apply(run: Run, json: bool) -> str:
     inputs = Inputs(run)
     example = inputs.example if run.input or run.data else None
     small = sc.apply(
-        inputs.model, decided, run.form, example_inputs=example, on_unrealisable=run.on_unrealisable
+        inputs.model,
+        decided,
+        run.form,
+        example_inputs=example,
+        on_unrealisable=run.on_unrealisable or "graph",
     )
     # A plan's record may leave out what its form could not express.
     done = sc.record_of(small)

@@ -50,7 +50,7 @@ def prune(run: Run, json: bool) -> str:
         limits=limits_of(run),
         steps=run.steps,
         form=run.form,
-        on_unrealisable=run.on_unrealisable,
+        on_unrealisable=run.on_unrealisable or "leave",
         evaluation=inputs.evaluation,
         allow_inexact=run.allow_inexact,
         seed=run.seed,

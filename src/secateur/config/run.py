@@ -189,10 +189,9 @@ class Run:
         "What may undo damage, if it helps; several are done in order.", ("auto",), choices=Choices(REPAIRS)
     )
     form: Form = option("Of the result; auto is a module where that can be.", "auto")
-    on_unrealisable: Unrealisable = option(
-        "What form auto does about groups that no module can express: a captured program, or leave them "
-        "whole.",
-        "graph",
+    on_unrealisable: Unrealisable | None = option(
+        "What form auto does about groups that no module can express: a captured program (what apply does if "
+        "not given), or leave them whole (what prune does).",
     )
     signals: tuple[str, ...] = option(
         "What secateur score computes; what the rule needs if not given.", (), choices=_SIGNAL

@@ -23,6 +23,7 @@ HEAD = """\
 
 EXAMPLES: Mapping[str, Any] = {
     "model": "net.py:make",
+    "on_unrealisable": "leave",
     "data": "x.npz",
     "evaluation": "test.npz",
     "input": ("1x3x224x224",),

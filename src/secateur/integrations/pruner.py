@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import glob
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -34,6 +33,7 @@ from secateur.repair.repair import repair as repair_model
 from secateur.score import Scores, score
 from secateur.score.distributed import joined
 from secateur.score.loss import LossFn
+from secateur.settling import settle, without
 
 Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None
 
@@ -199,21 +199,18 @@ class GradualPruner:
             target = schedule.target(number, dense)
             met = target.met(graph.cost(), graph.cost())
             scores = None if met else self._score(graph, data)
-            limits = (
-                self.limits if before is None else _without(self.limits, split(graph.groups, before.plan))
-            )
-            while True:
+            limits = self.limits if before is None else without(self.limits, split(graph.groups, before.plan))
+
+            def decide(limits: Limits | None) -> Plan:
                 with team.together():
                     plan = self._plan(graph, scores, target, limits)
-                plan = plan if team.size == 1 else Plan.from_json(team.from_first(plan.to_json()))
+                return plan if team.size == 1 else Plan.from_json(team.from_first(plan.to_json()))
+
+            def carry_out(plan: Plan) -> nn.Module:
                 with team.together():
-                    small = apply(
-                        model, plan, "auto", graph=graph, example_inputs=inputs, on_unrealisable="leave"
-                    )
-                whole = _left_whole(plan, record_of(small).plan)
-                if not whole:
-                    break
-                limits = _without(limits, whole)
+                    return apply(model, plan, graph=graph, example_inputs=inputs, on_unrealisable="leave")
+
+            small = settle(decide, carry_out, limits)
             if self.repair is not None and not met:
                 with team.together():
                     small = repair_model(
@@ -238,7 +235,7 @@ class GradualPruner:
             progress=self.progress,
         )
 
-    def _plan(self, graph: Graph, scores: Scores | None, target: Budget, limits: Limits) -> Plan:
+    def _plan(self, graph: Graph, scores: Scores | None, target: Budget, limits: Limits | None) -> Plan:
         if scores is None:  # the model is small enough already
             return Plan.build(graph, {}, allocator="none", seed=self.seed, budget=target.as_settings())
         rule = with_unit_curves(self.allocator, graph, self.calibration, scores, progress=self.progress)
@@ -262,16 +259,6 @@ def _so_far(before: Record | None, now: Record, number: int) -> Record:
         update={"settings": dict(sorted({**record.plan.settings, ROUNDS: number}.items()))}
     )
     return replace(record, plan=plan)
-
-
-def _left_whole(plan: Plan, done: Plan) -> tuple[str, ...]:
-    """Groups that a plan cuts but a module could not express."""
-    kept = {group.name: group.kept for group in done.groups}
-    return tuple(g.name for g in plan.groups if g.removed and kept.get(g.name) != g.kept)
-
-
-def _without(limits: Limits, names: Iterable[str]) -> Limits:
-    return replace(limits, ignore=(*limits.ignore, *map(glob.escape, names)))
 
 
 def _cost(record: Any) -> Cost:

@@ -20,7 +20,6 @@ from secateur.apply.record import record_of
 from secateur.apply.rewrites import Mask
 from secateur.apply.tensors import cut, tensor_called
 from secateur.calibration import Batch, map_tensors
-from secateur.errors import ApplyError
 from secateur.graph.graph import Graph
 from secateur.graph.inline import modes_of
 from secateur.graph.programs import leaves_of
@@ -97,11 +96,12 @@ class Twin(Outline):
 
     def _counterpart(self, node: fx.Node, name: str, dense: Tensor, small: nn.Module) -> Tensor:
         """A copy of the pruned model's tensor; tied ones get one."""
-        try:
-            tensor = tensor_called(small, name)
-        except ApplyError:  # a constant that capture lifted out of forward()
+        if (
+            name in self.graph.program.constants
+        ):  # made in forward; the pruned program's may have another dtype
             masks = [] if self._masked else self.kept(node)
             return cut(dense, {k: np.flatnonzero(~m) for k, m in enumerate(masks) if not m.all()}).clone()
+        tensor = tensor_called(small, name)
         if id(tensor) not in self._copies:
             self._copies[id(tensor)] = tensor.detach().clone()
         return self._copies[id(tensor)]
