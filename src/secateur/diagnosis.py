@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from secateur.apply.compare import double_copy, relative_difference, run_doubled
+from secateur.apply.compare import PLAIN, Way, double_copy, relative_difference, run_doubled
 from secateur.apply.draws import Draws
 from secateur.apply.record import record_of
 from secateur.apply.tensors import cut, kept, removed_positions, tensor_called
@@ -48,7 +48,7 @@ class Compared:
         kwargs: Keyword arguments.
         draws: The random numbers of both.
         difference: The largest relative difference of an output.
-        training: Whether both ran in training mode.
+        way: How both ran.
     """
 
     pair: Pair
@@ -57,7 +57,7 @@ class Compared:
     kwargs: Mapping[str, Any]
     draws: Draws
     difference: float
-    training: bool = False
+    way: Way = PLAIN
 
     def dense_moves(self, by: float = 0.0) -> float:
         """Relative difference of two runs of the reference, its weights changed by this share in one."""
@@ -67,10 +67,7 @@ class Compared:
             for parameter in second.parameters() if by else ():
                 noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
                 parameter.mul_(1 + by * noise.to(parameter.device))
-        outputs = [
-            run_doubled(m, self.args, self.kwargs, self.draws, training=self.training)
-            for m in (first, second)
-        ]
+        outputs = [run_doubled(m, self.args, self.kwargs, self.draws, self.way) for m in (first, second)]
         return relative_difference(*outputs)
 
     def rounding(self) -> bool:
@@ -161,7 +158,7 @@ def _outputs(model: nn.Module, found: Compared) -> list[tuple[str, int, list[tor
     for path, module in model.named_modules():
         if path:
             module.register_forward_hook(hook(path))
-    run_doubled(model, found.args, found.kwargs, found.draws, training=found.training)
+    run_doubled(model, found.args, found.kwargs, found.draws, found.way)
     return calls
 
 

@@ -16,6 +16,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from secateur.apply.compare import (
+    PLAIN,
+    Way,
     all_double,
     double_copy,
     doubled,
@@ -105,8 +107,7 @@ class Exercise:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         draws: Draws,
-        *,
-        training: bool = False,
+        way: Way = PLAIN,
     ) -> None:
         """One backward pass; what no gradient reached is spoiled, and one forward pass each tells.
 
@@ -115,14 +116,14 @@ class Exercise:
             args: Positional arguments.
             kwargs: Keyword arguments.
             draws: The random numbers of the comparison.
-            training: Look at what training mode computes.
+            way: How it ran.
         """
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of gradients that the user did not ask for
             with contextlib.suppress(Exception):  # autograd may fail on a user's forward in any way
-                self._by_gradients(small, args, kwargs, draws, training)
+                self._by_gradients(small, args, kwargs, draws, way)
             if self.left:
-                self._by_spoiling(small, args, kwargs, draws, training)
+                self._by_spoiling(small, args, kwargs, draws, way)
 
     def _by_gradients(
         self,
@@ -130,7 +131,7 @@ class Exercise:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         draws: Draws,
-        training: bool,
+        way: Way,
     ) -> None:
         double = double_copy(small)
         tensors = {name: tensor_called(double, name) for name in self._stays}
@@ -147,8 +148,8 @@ class Exercise:
             draws.shared(),
             _Followed(),
         ):
-            set_mode(double, training=training)
-            total = _projected(tensors_of(double(*args, **kwargs)))
+            set_mode(double, training=way.training)
+            total = _projected(tensors_of(getattr(double, way.method or "__call__")(*args, **kwargs)))
         with all_double():
             gradients = torch.autograd.grad(total, list(tensors.values()), allow_unused=True)
         found = dict(zip(tensors, gradients, strict=True))
@@ -176,19 +177,19 @@ class Exercise:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         draws: Draws,
-        training: bool,
+        way: Way,
     ) -> None:
         def moves(names: Iterable[str]) -> bool:
             double = double_copy(small)
             for name in names:
                 self._spoil(name, tensor_called(double, name))
             try:
-                got = run_doubled(double, args, kwargs, draws, training=training)
+                got = run_doubled(double, args, kwargs, draws, way)
             except Exception:  # such as a position that is now outside of its table
                 return True
             return relative_difference(got, before) > self._tolerance
 
-        before = run_doubled(double_copy(small), args, kwargs, draws, training=training)
+        before = run_doubled(double_copy(small), args, kwargs, draws, way)
         left = self.left
         if not moves(left):
             return

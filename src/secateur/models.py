@@ -42,7 +42,10 @@ def evaluating(model: nn.Module, *, training: bool = False, fast_path: bool = Fa
     The model gets copies of its inputs, so that one that writes into them leaves the caller's alone.
     `fast_path` lets PyTorch's transformer layers take theirs: only where the user's own use is measured.
     """
-    with preserved(model), evaluation_mode(model, training=training, fast_path=fast_path):
+    with (
+        preserved(model, parameters=training),
+        evaluation_mode(model, training=training, fast_path=fast_path),
+    ):
         if not isinstance(
             model, torch.jit.ScriptModule
         ):  # which takes no hooks; `preserved` removes this one

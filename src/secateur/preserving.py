@@ -32,8 +32,8 @@ class State:
     """All that a model holds at one moment, but the values of its parameters.
 
     Of modules, their classes, the lists and dictionaries they hold and the objects in these, it remembers
-    what each attribute and entry is; of tensors that are no parameters also the values. Forward passes do
-    not write parameters, but that of an embedding with `max_norm`.
+    what each attribute and entry is; of tensors that are no parameters also the values. Forward passes in
+    evaluation mode do not write parameters, but that of an embedding with `max_norm`.
 
     Example:
         >>> net = nn.Module()
@@ -47,21 +47,24 @@ class State:
         False
     """
 
-    def __init__(self, model: nn.Module, *, functions: bool = False) -> None:
+    def __init__(self, model: nn.Module, *, functions: bool = False, parameters: bool = False) -> None:
         """Remember the state of `model`.
 
         Args:
             model: Any module.
             functions: Also what its functions and hooks hold in closures and global containers. Observers
                 keep there what they see.
+            parameters: Also the values of all parameters: training passes may write some (a mean of others).
         """
         self._functions = functions
         self._restorers: list[Callable[[], bool]] = []
         self._seen: dict[int, Any] = {}  # the objects too, so that no identity is given out twice
         self._see(model, 0)
         for module in model.modules():
-            if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None:
+            if not parameters and isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm:
                 self._values(module.weight)
+        for parameter in model.parameters() if parameters else ():
+            self._values(parameter)
         for buffer in model.buffers():  # those of a scripted module are in no Python dictionary
             self._see(buffer, 0)
 
@@ -150,12 +153,12 @@ class State:
 
 
 @contextmanager
-def preserved(model: nn.Module, *, functions: bool = False) -> Iterator[State]:
+def preserved(model: nn.Module, *, functions: bool = False, parameters: bool = False) -> Iterator[State]:
     """After the block the model is as it was before, whatever forward passes did to it.
 
-    Gives the state that is put back; `functions` as for `State`.
+    Gives the state that is put back; `functions` and `parameters` as for `State`.
     """
-    state = State(model, functions=functions)
+    state = State(model, functions=functions, parameters=parameters)
     try:
         yield state
     finally:

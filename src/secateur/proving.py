@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.apply.compare import relative_difference, run_both, run_in_double
+from secateur.apply.compare import PLAIN, Way, relative_difference, run_both, run_in_double
 from secateur.apply.draws import Draws
 from secateur.apply.record import record_of
 from secateur.diagnosis import Compared, Pair, cause, first_module
@@ -45,9 +45,9 @@ class Comparisons:
         self,
         pair: Pair,
         arguments: ArgumentSet,
+        way: Way = PLAIN,
         *,
-        training: bool = False,
-        only_training: Sequence[str] = (),
+        only_here: Sequence[str] = (),
         seed: int = 0,
     ) -> Draws | None:
         """Compares on one argument set.
@@ -55,8 +55,8 @@ class Comparisons:
         Args:
             pair: The models.
             arguments: The argument set.
-            training: Compare in training mode.
-            only_training: Parameters that evaluation does not read.
+            way: How both are run.
+            only_here: Parameters that evaluation does not read.
             seed: Of random numbers in the forward pass.
 
         Returns:
@@ -67,9 +67,8 @@ class Comparisons:
             VerificationError: If the two differ, or only the pruned model fails.
         """
         title, args, kwargs = arguments
-        if training or not pair.own_weights:
-            title += " in training mode" if training else " with random numbers added to all weights"
-        draws, runs = Draws(seed), partial(run_in_double, training=training)
+        title += str(way) if pair.own_weights else " with random numbers added to all weights"
+        draws, runs = Draws(seed), partial(run_in_double, way=way)
         try:
             got, wanted = run_both(pair.small, pair.reference, args, kwargs, draws, runs)
         except Exception as error:  # a user's forward may fail in any way
@@ -81,7 +80,7 @@ class Comparisons:
             if self.sizes and is_program(pair.small, in_parts=True):  # it may say no, as long as it says so
                 self.program_refused.append(title)
                 return None
-            unread = f", where {listed(only_training)} are read" if only_training else ""
+            unread = f", where {listed(only_here)} are read" if only_here else ""
             raise VerificationError(
                 f"verify: expected the pruned {type(pair.model).__name__} to run where the dense one does, "
                 f"got {said(error)} at {title}{unread}. A size in its code, or a tensor that its trace "
@@ -89,13 +88,13 @@ class Comparisons:
                 f"limits=sc.Limits(ignore=...), and report this as a bug."
             ) from error
         difference = relative_difference(got, wanted)
-        found = Compared(pair, self._plan, args, kwargs, draws, difference, training=training)
+        found = Compared(pair, self._plan, args, kwargs, draws, difference, way)
         if not found.difference <= self._tolerance:
             if not pair.own_weights and found.rounding():
                 return None
             raise VerificationError(self._message(found, title, got, wanted))
         self.worst = max(self.worst, found.difference)
-        if pair.own_weights and not training and title not in self.sizes:
+        if pair.own_weights and way == PLAIN and title not in self.sizes:
             self.sizes.append(title)
         self._seen.append([_extremes(t) for t in wanted])
         return draws

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from secateur.apply.apply import apply
+from secateur.apply.compare import Way
 from secateur.apply.masked import masked
 from secateur.diagnosis import Pair
 from secateur.errors import ApplyError, CaptureError, SettingError
@@ -143,7 +144,7 @@ def verify(
     for i in order:
         if (exercise.left or exercise.half_seen) and (shared := draws[i]) is not None:
             exercise.look(small, *sets[i][1:], shared)
-    training = _in_training(comparisons, pair, exercise, sets[order[0]])
+    training = _in_other_ways(comparisons, pair, exercise, plan, sets[order[0]])
     hidden = set(exercise.left)
     if exact:
         drawn = plan.inputs.drawn and (other_sizes or example_inputs is None)
@@ -209,14 +210,26 @@ def _program(model: nn.Module, small: nn.Module, plan: Plan, arguments: Argument
         raise ApplyError(f"{mixed}, and the captured program is refused: {said(error)}") from error
 
 
-def _in_training(comparisons: Comparisons, pair: Pair, exercise: Exercise, arguments: ArgumentSet) -> bool:
-    """Compare in training mode where evaluation leaves parameters unread: an auxiliary head, say."""
-    if not exercise.unread or is_program(pair.small):  # a captured program has evaluation alone
+def _in_other_ways(
+    comparisons: Comparisons, pair: Pair, exercise: Exercise, plan: Plan, arguments: ArgumentSet
+) -> bool:
+    """Compare what a plain run leaves out: the plan's further methods, and training mode.
+
+    Returns whether training mode was compared, which is where evaluation leaves parameters unread (an
+    auxiliary head, say).
+    """
+    if is_program(pair.small):  # it has evaluation alone
         return False
-    draws = comparisons.compare(pair, arguments, training=True, only_training=sorted(exercise.unread))
-    if draws is not None and exercise.left:
-        exercise.look(pair.small, *arguments[1:], draws, training=True)
-    return draws is not None
+    ways = [Way(method=name) for name in plan.inputs.methods]
+    if exercise.unread:
+        ways.append(Way(training=True))
+    done = []
+    for way in ways:
+        draws = comparisons.compare(pair, arguments, way, only_here=sorted(exercise.unread or ()))
+        done += [way] if draws is not None else []
+        if draws is not None and exercise.left:
+            exercise.look(pair.small, *arguments[1:], draws, way)
+    return Way(training=True) in done
 
 
 def _other_weights(

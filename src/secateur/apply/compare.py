@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -18,6 +18,21 @@ from secateur.outputs import tensors_of
 
 M = TypeVar("M", bound=nn.Module)
 
+
+class Way(NamedTuple):
+    """How a model is run: in which mode, and by which method if not by calling it."""
+
+    training: bool = False
+    method: str = ""
+
+    def __str__(self) -> str:
+        """Words behind the sizes; none for a plain run."""
+        called = f" of method {self.method}" if self.method else ""
+        return f"{called} in training mode" if self.training else called
+
+
+PLAIN = Way()
+
 Runs = Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any], Draws], list[torch.Tensor]]
 """Runs a model on arguments: `run`, `run_in_double`."""
 
@@ -27,8 +42,7 @@ def run(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     draws: Draws | None = None,
-    *,
-    training: bool = False,
+    way: Way = PLAIN,
 ) -> list[torch.Tensor]:
     """The output tensors of a model, flat.
 
@@ -37,11 +51,11 @@ def run(
         args: Positional arguments.
         kwargs: Keyword arguments.
         draws: The random numbers, for what is compared with another run.
-        training: Run in training mode, and not in evaluation mode.
+        way: In which mode, and by which method.
     """
     shared = draws.shared() if draws is not None else nullcontext()
-    with evaluating(model, training=training), torch.no_grad(), shared:
-        output = model(*args, **kwargs)
+    with evaluating(model, training=way.training), torch.no_grad(), shared:
+        output = getattr(model, way.method or "__call__")(*args, **kwargs)
     return tensors_of(output)
 
 
@@ -147,11 +161,10 @@ def run_in_double(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     draws: Draws | None = None,
-    *,
-    training: bool = False,
+    way: Way = PLAIN,
 ) -> list[torch.Tensor]:
     """`run` on a float64 copy of the model and of the inputs, whatever casts the model makes."""
-    return run_doubled(double_copy(model), args, kwargs, draws, training=training)
+    return run_doubled(double_copy(model), args, kwargs, draws, way)
 
 
 def run_doubled(
@@ -159,13 +172,12 @@ def run_doubled(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     draws: Draws | None = None,
-    *,
-    training: bool = False,
+    way: Way = PLAIN,
 ) -> list[torch.Tensor]:
     """`run_in_double` for a model that is a float64 copy already."""
     args, kwargs = doubled(args, kwargs)
     with all_double():
-        return run(double, args, kwargs, draws, training=training)
+        return run(double, args, kwargs, draws, way)
 
 
 def doubled(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -77,7 +77,7 @@ def capture(
     given: Arguments = copied((args, dict(kwargs)))  # capture leaves marks on tensors
     _require_parameters(model)
     with (
-        preserved(model),
+        preserved(model, parameters=training),
         evaluation_mode(model, training=training),
         capturable(model),
         shapes_known(),
@@ -85,7 +85,7 @@ def capture(
         _quiet(),
         uncollected(),
     ):
-        fresh = State(model, functions=True)
+        fresh = State(model, functions=True, parameters=training)
         try:
             program, why = _first_that_works(model, fresh, given, None if exact else also)
         finally:

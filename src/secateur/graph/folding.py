@@ -120,6 +120,10 @@ def _remove_hook(module: nn.Module, name: str) -> None:
     for remove in (nn.utils.remove_weight_norm, nn.utils.remove_spectral_norm):
         with contextlib.suppress(ValueError):  # it is the other one
             remove(module, name)
+    hooks: dict[int, Any] = module._load_state_dict_pre_hooks
+    for key, hook in list(hooks.items()):  # PyTorch leaves this one behind, and no state dict loads
+        if type(getattr(hook, "hook", hook)).__module__ == "torch.nn.utils.spectral_norm":
+            del hooks[key]
 
 
 def _computed_attributes(module: nn.Module) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import CodeType
@@ -85,19 +86,19 @@ def further_views(
         views.append(View(found, given, method=name))
         unread = {key for key in unread if key not in _read(found)}
     if unread:
-        try:
+        with contextlib.suppress(CaptureError):
             found = capture(model, *given, training=True).program
-        except CaptureError:
-            return views, [n for n in _names(program, unread) if _is_named(model, n, {"__init__"})]
-        read = _read(found)
-        if unread & read:
-            views.append(View(found, given, training=True))
-            unread -= read
-    return views, [n for n in _names(program, unread) if _is_named(model, n, {"__init__", "forward"})]
+            if read := unread & _read(found):
+                views.append(View(found, given, training=True))
+                unread -= read
+    return views, [n for n in _names(program, unread) if _is_named(model, n)]
 
 
-def _is_named(model: nn.Module, name: str, known: set[str]) -> bool:
-    """Whether a method of the modules that hold a tensor, but for those `known`, names it or its holder."""
+def _is_named(model: nn.Module, name: str) -> bool:
+    """Whether a method of the modules that hold a tensor names it or its holder.
+
+    The forward pass too: a branch of it may read the tensor, for an argument that was not given.
+    """
     holder, path = model, ""
     for attribute in name.split("."):
         functions = {
@@ -108,7 +109,7 @@ def _is_named(model: nn.Module, name: str, known: set[str]) -> bool:
         }
         for key, value in functions.items():
             code = getattr(getattr(value, "fget", value), "__code__", None)
-            if key not in known and code is not None and attribute in _names_in(code):
+            if key != "__init__" and code is not None and attribute in _names_in(code):
                 return True
         path = f"{path}.{attribute}".lstrip(".")
         if path == name:
