@@ -19,8 +19,8 @@ def sent(subject: Subject, name: str, kept: int | None = None, seen: int | None 
     """Bytes of tensors that a process other than the first sends of one signal (`Team.to_first`).
 
     ``taylor``: the number of samples and a number a unit, 8 bytes each. ``wasserstein``: of each kept
-    sample its batch, place and class, 24 bytes, and 4 a projection and entry at each site; 8 for each
-    site's map. ``reconstruction``: the sums of every reader.
+    sample its batch, place and class, 24 bytes, and 4 a projection and entry at each site.
+    ``reconstruction``: the sums of every reader.
 
     Args:
         subject: What is scored.
@@ -36,7 +36,7 @@ def sent(subject: Subject, name: str, kept: int | None = None, seen: int | None 
             kept = min((seen or subject.samples) // 2, subject.classes * signal.per_class)
         sites = Observed.all(subject, signal)
         numbers = sum(site.entries * site.projections(signal) for site in sites)
-        return 24 * kept + 8 * len(sites) + 4 * kept * numbers
+        return 24 * kept + 4 * kept * numbers
     unique = {id(reader): reader for found in readers(subject).values() for reader in found}
     return sum(reader.state for reader in unique.values())
 

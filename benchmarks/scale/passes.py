@@ -15,7 +15,7 @@ from secateur.score.program import CapturedModel
 
 def forward(subject: Subject, model: Callable[..., Any] | None = None) -> Work:
     """One batch through the captured program, or another model of the same signature, without gradients."""
-    run = model or CapturedModel(subject.graph.program)
+    run = model or CapturedModel(subject.graph.programs)
     with torch.no_grad(), Meter() as meter:
         subject.call(run, subject.batch)
     return meter.work()
@@ -23,10 +23,9 @@ def forward(subject: Subject, model: Callable[..., Any] | None = None) -> Work:
 
 def forward_backward(subject: Subject) -> Work:
     """One batch, with gradients of every weight that produces a unit, as `score/onepass.py` takes them."""
-    program = subject.graph.program
-    parameters = frozenset(program.graph_signature.parameters)
+    parameters = frozenset(subject.graph.program.graph_signature.parameters)
     names = [n for n in producing(subject) if n in parameters]
-    model = CapturedModel(program, names)
+    model = CapturedModel(subject.graph.programs, names)
     aliases = {id(model.tensors[n]): model.tensors[n] for n in names}
     with Meter() as meter:
         loss = subject.loss(subject.call(model, subject.batch))

@@ -337,9 +337,7 @@ def test_a_model_that_cannot_be_copied(form: str) -> None:
     net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     graph = sc.trace(net, torch.zeros(2, 3))
     net.handle = Uncopyable()
-    with pytest.raises(
-        sc.ApplyError, match=r"to be copyable, got .*: one of a kind"
-    ):
+    with pytest.raises(sc.ApplyError, match=r"to be copyable, got .*: one of a kind"):
         sc.apply(net, random_plan(graph), form, graph=graph)
 
 
