@@ -315,6 +315,35 @@ def test_a_mended_model_is_exported_with_open_axes() -> None:
     torch.testing.assert_close(program.module()(y), small(y))
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of the models' own code
+@pytest.mark.parametrize("name", [*CASES, "literals", "root"])
+def test_torch_jit_trace_gives_the_same_numbers(name: str) -> None:
+    """Tracing makes tensors of the sizes that code reads off tensors."""
+    make, shape, _ = {**CASES, "literals": (Literals, (2, 3, 6), {}), "root": (Root, (2, 4), {})}[name]
+    torch.manual_seed(0)
+    model, x = make().double().eval(), torch.randn(shape, dtype=torch.float64)
+    small, _ = pruned(model, x)
+    for samples in (2, 3):
+        y = torch.randn(samples, *shape[1:], dtype=torch.float64)
+        traced = torch.jit.trace(small, (y,), check_trace=False)
+        torch.testing.assert_close(traced(y), small(y), rtol=1e-12, atol=1e-12)
+        z = torch.randn(samples + 3, *shape[1:], dtype=torch.float64)
+        try:
+            dense = torch.jit.trace(model, (y,), check_trace=False)(z)
+        except RuntimeError:
+            continue  # where tracing fixes the batch of the dense model, too
+        assert dense.shape == traced(z).shape
+        torch.testing.assert_close(traced(z), small(z), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.:DeprecationWarning")
+def test_torch_jit_script_is_refused_in_words() -> None:
+    small, _ = pruned(Root().eval(), torch.randn(3, 4))
+    with pytest.raises(sc.ApplyError, match=r"Use torch.jit.trace or torch.export"):
+        torch.jit.script(small)
+
+
 class Twice(nn.Module):
     """One line that would have to say two sizes."""
 

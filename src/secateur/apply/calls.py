@@ -7,6 +7,7 @@ which it shares with the operators of the captured program that it becomes.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -143,7 +144,7 @@ def _index_steps(x: torch.Tensor, key: Any) -> list[Step]:
             if part != slice(None):
                 steps.append(Step("take", dim, number))
             dim += 1
-        elif isinstance(part, int):
+        elif _is_size(part):
             steps.append(Step("take", dim, number))
         else:
             tensors.append((dim, number))
@@ -261,10 +262,11 @@ def changed(name: str, step: Step, need: Need, args: tuple[Any, ...], kwargs: di
         values, offset, rebuild = found
         for axis, old, new in need.axes:
             k = axis - offset
-            if 0 <= k < len(values) and values[k] not in (-1, new):
-                if values[k] * new % old:
-                    raise ValueError(f"expected a multiple of {old} for axis {axis}, got {values[k]}")
-                values[k] = values[k] * new // old
+            given = _plain(values[k]) if 0 <= k < len(values) else new
+            if given not in (-1, new):
+                if given * new % old:
+                    raise ValueError(f"expected a multiple of {old} for axis {axis}, got {given}")
+                values[k] = new if given is not values[k] and given == old else values[k] * new // old
         return rebuild(values)
     if isinstance(need, Positions):
         return _rewritten(name, step, need, args, kwargs)
@@ -292,7 +294,7 @@ def _sizes(
     """The sizes in a call, the axis of the first, and a way to build the call with others; None for none."""
     start = 0 if name in _CREATORS else 2 if name == "unflatten" else 1
     given = list(args[start:])
-    if given and isinstance(given[0], int | torch.SymInt) and not isinstance(given[0], bool):
+    if given and _is_size(given[0]):
         values = given
 
         def spread(new: list[int]) -> Arguments:
@@ -325,8 +327,25 @@ def _offset(name: str, args: Sequence[Any], kwargs: dict[str, Any], count: int) 
     return max(int(args[0].ndim) - count, 0) if name == "tile" else 0
 
 
+def _is_size(value: Any) -> bool:
+    """Whether a value is a size; those that ``torch.jit.trace`` reads off a tensor are tensors."""
+    if isinstance(value, torch.Tensor):
+        tracing = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+        return tracing and value.ndim == 0 and not value.is_floating_point()
+    return isinstance(value, int | torch.SymInt) and not isinstance(value, bool)
+
+
+def _plain(size: Any) -> Any:
+    """A size as a number that can be compared."""
+    if not isinstance(size, torch.Tensor):
+        return size
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the tracer fears a decision, which is only on what is mended
+        return int(size)
+
+
 def _is_sizes(value: Any) -> bool:
-    return isinstance(value, list | tuple) and all(isinstance(v, int | torch.SymInt) for v in value)
+    return isinstance(value, list | tuple) and all(_is_size(v) for v in value)
 
 
 def _part_sizes(name: str, args: Sequence[Any], kwargs: dict[str, Any], dim: int) -> tuple[int, ...]:

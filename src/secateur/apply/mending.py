@@ -187,6 +187,10 @@ def mended(
     return func(*args, **kwargs)
 
 
+class _NoScript(ApplyError, AttributeError):
+    """A mended module cannot be scripted. To all others who ask, there is no such attribute."""
+
+
 class MendedForward:
     """The ``forward`` of a module some of whose calls are mended.
 
@@ -213,6 +217,18 @@ class MendedForward:
     def __code__(self) -> Any:
         """The code of the user's forward: `torch.export` reads the names of its arguments there."""
         return self.__wrapped__.__code__
+
+    @property
+    def __globals__(self) -> Any:
+        """What `torch.jit.script` asks for first, and it can only compile the user's code as it stands.
+
+        Raises:
+            ApplyError: Always.
+        """
+        raise _NoScript(
+            f"expected no torch.jit.script of {type(self.module).__name__}, got one: it compiles the code, "
+            f"which holds a size that is mended as the code runs. Use torch.jit.trace or torch.export."
+        )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the user's forward, mended."""
