@@ -289,6 +289,7 @@ def prune(
         untouched=untouched(graph),
         form=record_of(small).form,
         note=note,
+        takes=record_of(repaired).takes,
         attributes=dict(record_of(small).sizes),
         proof=proof_entry(proof),
         repairs=record_of(repaired).repairs,

@@ -52,6 +52,7 @@ class _Content(BaseModel):
     repairs: tuple[dict[str, Any], ...]
     sizes: dict[str, bool | int | float | list[int]]
     captured: tuple[str, ...]
+    takes: str = ""
     tied: dict[str, str]
     tensors_sha256: str
     plan: dict[str, Any]
@@ -99,6 +100,7 @@ def save(small: nn.Module, directory: str | os.PathLike[str]) -> Path:
             "repairs": list(record.repairs),
             "sizes": record.sizes,
             "captured": list(record.captured),
+            "takes": record.takes,
             "tied": tied,
             "tensors_sha256": _sha256(temporary),
             "plan": json.loads(record.plan.to_json()),
@@ -158,18 +160,30 @@ def load(
         raise ArtifactError(f"load({folder}): {error}") from error
     small = _shape(model, dense, plan, content, example_inputs)
     _fill(small, load_file(folder / TENSORS), content.tied, folder)
-    record = Record(plan, content.form, content.note, content.repairs, content.sizes, content.captured)
-    return attach(small, record)
+    return attach(small, _record(content, plan))
 
 
-def saved_plan(directory: str | os.PathLike[str]) -> Plan:
-    """The plan of an artefact, without its tensors.
+def saved_record(directory: str | os.PathLike[str]) -> Record:
+    """What an artefact says of how it was made, without its tensors.
 
     Raises:
         ArtifactError: There is no artefact, or it is damaged.
         PlanError: A newer version wrote the plan.
     """
-    return Plan.from_json(json.dumps(_read(Path(directory)).plan))
+    content = _read(Path(directory))
+    return _record(content, Plan.from_json(json.dumps(content.plan)))
+
+
+def _record(content: _Content, plan: Plan) -> Record:
+    return Record(
+        plan,
+        content.form,
+        content.note,
+        content.repairs,
+        content.sizes,
+        content.captured,
+        content.takes,
+    )
 
 
 def _shape(

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import secateur as sc
-from secateur.save import saved_plan
+from secateur.save import saved_record
 from tests.cli.conftest import refused, run
 from tests.experts.models import library
 
@@ -49,7 +49,7 @@ def test_from_a_model_to_a_smaller_checkpoint(folder: Path) -> None:
     done = run(*BASE, *MODEL, "--experts", "0.75", "--allocator", "uniform", "--repair", "none")
     assert done.exit_code == 0, done.stderr
     assert "written to  small" in done.stdout
-    plan = saved_plan(folder / "small")
+    plan = saved_record(folder / "small").plan
     assert [g.kept for g in plan.groups] == [6, 6]
     small = sc.load(folder / "small", lambda: make("mixtral"))
     make("mixtral").save_pretrained(folder / "dense")  # type: ignore[operator]
@@ -75,7 +75,7 @@ def test_rules_and_budgets(folder: Path, options: tuple[str, ...], rule: str, ke
     assert done.exit_code == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["asked"]["granularity"] == "expert"
-    plan = saved_plan(folder / "small")
+    plan = saved_record(folder / "small").plan
     assert plan.allocator == rule
     assert sum(g.kept for g in plan.groups) == kept
 

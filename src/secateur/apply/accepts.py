@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from secateur.apply.variants import Facts, State
 from secateur.errors import InputError
+from secateur.foreign import line_of
 from secateur.graph.graph import Graph
 from secateur.graph.inputs import Arguments
 from secateur.graph.rules.op import is_open
@@ -25,7 +26,7 @@ _PLAIN = (type(None), bool, int, float, str)
 
 
 @dataclass(frozen=True)
-class _Leaf:
+class Leaf:
     """One input: a tensor's dtype and sizes, which may be expressions, or a constant."""
 
     name: str
@@ -71,7 +72,7 @@ class Accepts:
     parameters: tuple[str, ...]
     defaults: Mapping[str, Any]
     structure: Any
-    leaves: tuple[_Leaf, ...]
+    leaves: tuple[Leaf, ...]
     conditions: tuple[tuple[Any, str], ...]
     least: Mapping[Any, int]
     batch: frozenset[Any]
@@ -84,7 +85,7 @@ class Accepts:
         """What a program takes that was captured from `model`."""
         names = graph.inputs.tensors()
         batch_places = {place for axis in graph.inputs.open if axis.batch for place in axis.places}
-        leaves: list[_Leaf] = []
+        leaves: list[Leaf] = []
         batch: set[Any] = set()
         environment = None
         tensors = iter(names)
@@ -93,12 +94,12 @@ class Accepts:
                 continue
             value = node.meta.get("val")
             if not isinstance(value, torch.Tensor):
-                leaves.append(_Leaf(node.name, value=value))
+                leaves.append(Leaf(node.name, value=value))
                 continue
             name = next(tensors)
             shape: tuple[Any, ...] = tuple(value.shape)  # symbols where it says int
             sizes = [s.node.expr if is_open(s) else int(s) for s in shape]
-            leaves.append(_Leaf(name, value.dtype, tuple(sizes)))
+            leaves.append(Leaf(name, value.dtype, tuple(sizes)))
             batch.update(s for k, s in enumerate(sizes) if (name, k) in batch_places)
             environment = next((s.node.shape_env for s in shape if is_open(s)), environment)
         known = {s for leaf in leaves for s in leaf.sizes if isinstance(s, sympy.Symbol)}
@@ -180,10 +181,10 @@ class Accepts:
             if isinstance(value, torch.Tensor):
                 tensors.append((leaf, value))
         self._check_dtypes(tensors, parameters, casting=call.casting)
-        self._check_sizes(tensors)
+        self.check_sizes(tensors)
 
     def _check_dtypes(
-        self, tensors: list[tuple[_Leaf, torch.Tensor]], parameters: frozenset[torch.dtype], *, casting: bool
+        self, tensors: list[tuple[Leaf, torch.Tensor]], parameters: frozenset[torch.dtype], *, casting: bool
     ) -> None:
         state = parameters, tuple(value.dtype for _, value in tensors), casting
         # `verify` computes everything in float64, whatever dtype the code names.
@@ -203,7 +204,15 @@ class Accepts:
             f"does: {known}; got {_described(state)}{why}. {_OTHERWISE}"
         )
 
-    def _check_sizes(self, tensors: list[tuple[_Leaf, torch.Tensor]]) -> None:
+    def check_sizes(self, tensors: Sequence[tuple[Leaf, torch.Tensor]]) -> None:
+        """Make sure that the program takes tensors of these sizes.
+
+        Args:
+            tensors: Each with its description, in order.
+
+        Raises:
+            InputError: If it does not.
+        """
         found: dict[Any, tuple[int, str]] = {}
         for leaf, value in tensors:
             if value.ndim != len(leaf.sizes):
@@ -279,5 +288,7 @@ def _conditions(environment: Any, known: set[Any]) -> list[tuple[Any, str]]:
     for guard in environment.guards:
         condition = environment.replace(guard.expr)
         if condition is not sympy.true and condition.free_symbols <= known:
-            found.append((condition, str(getattr(guard, "sloc", "")).strip("()")))
+            place = getattr(guard, "sloc", None)  # no public record
+            line = line_of(getattr(place, "framework_loc", None)) or getattr(place, "maybe_user_loc", None)
+            found.append((condition, line or ""))
     return found

@@ -21,6 +21,7 @@ from torch.export import ExportedProgram
 from secateur.apply.accepts import Accepts
 from secateur.apply.building import build
 from secateur.apply.constants import Constants
+from secateur.apply.narrowing import narrowed
 from secateur.apply.opened import open_program
 from secateur.apply.tensors import kept, removed_positions
 from secateur.apply.variants import Facts, find_facts
@@ -28,6 +29,7 @@ from secateur.collecting import uncollected
 from secateur.errors import ApplyError
 from secateur.graph.datasizes import measure_sizes
 from secateur.graph.graph import Graph
+from secateur.graph.inputs import InputSpec
 from secateur.graph.labels import Labels
 from secateur.graph.rules.op import Walk
 from secateur.graph.walk import Tensor, walk
@@ -72,6 +74,11 @@ class Program(fx.GraphModule):
             if not torch.compiler.is_compiling():
                 self._check(accepts, args, kwargs)
         return super().__call__(*args, **kwargs)
+
+    def narrowed(self, spec: InputSpec) -> InputSpec:
+        """What the dense model takes, less what this program refuses."""
+        accepts, _ = self.meta.get(_STATE, (None, ""))
+        return spec if accepts is None else narrowed(accepts, spec)
 
     def _check(self, accepts: Accepts, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Check arguments, unless such were found good before."""

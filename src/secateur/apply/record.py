@@ -7,7 +7,9 @@ from typing import Any, Literal
 
 from torch import fx, nn
 
+from secateur.apply.program import Program
 from secateur.errors import ArtifactError
+from secateur.graph.wording import ANY
 from secateur.plan import Plan
 
 Form = Literal["module", "graph", "masked"]
@@ -26,6 +28,7 @@ class Record:
         repairs: What repair tried, in order, as plain data.
         sizes: Attributes that form ``module`` updated beyond PyTorch's own layers, by path.
         captured: Modules of form ``module`` with a call that is mended, by path (`secateur.apply.mending`).
+        takes: Which sizes of its inputs may change and which must stay, in one sentence.
     """
 
     plan: Plan
@@ -34,15 +37,25 @@ class Record:
     repairs: tuple[dict[str, Any], ...] = ()
     sizes: dict[str, Any] = field(default_factory=dict)
     captured: tuple[str, ...] = ()
+    takes: str = ""
 
 
 def attach(model: nn.Module, record: Record) -> nn.Module:
-    """Let `model` remember `record` (it survives copy.deepcopy); returns the model."""
+    """Let `model` remember `record` (it survives copy.deepcopy), with `takes`; returns the model."""
+    record = replace(record, takes=_takes(model, record))
     if isinstance(model, fx.GraphModule):
         model.meta[_ATTRIBUTE] = record  # copying one keeps its `meta` and drops foreign attributes
     else:
         object.__setattr__(model, _ATTRIBUTE, record)
     return model
+
+
+def _takes(model: nn.Module, record: Record) -> str:
+    if record.form == "masked":
+        return ANY
+    if isinstance(model, Program):
+        return model.narrowed(record.plan.inputs).sentence(program=True)
+    return record.plan.inputs.sentence()
 
 
 def record_of(model: nn.Module) -> Record:

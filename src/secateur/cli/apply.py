@@ -52,6 +52,7 @@ def apply(run: Run, json: bool) -> str:
             "artefact": out.as_posix(),
             "form": done.form,
             "note": done.note,
+            "takes": done.takes,
             "proof": asdict(proof),
             "dense": decided.dense.model_dump(),
             "pruned": done.plan.predicted.model_dump(),
@@ -61,6 +62,7 @@ def apply(run: Run, json: bool) -> str:
         str(done.plan),
         f"form {done.form}" + (f": {done.note}" if done.note else ""),
         f"proof: {described(asdict(proof))}",
+        f"sizes of the inputs: {done.takes}",
         written(out, reload_code(inputs.source.import_line, out)),
     ]
     return "\n\n".join(said)

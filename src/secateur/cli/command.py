@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -40,7 +41,7 @@ Body = Callable[[Run, bool], str]
 
 
 def command(
-    *paths: str, needs: Sequence[str] = (), names: Mapping[str, str] | None = None
+    *paths: str, needs: Sequence[str] = (), names: Mapping[str, str] | None = None, folder: str = ""
 ) -> Callable[[Body], Callable[..., None]]:
     """Make a command of a function that takes a checked `Run` and whether JSON is wanted.
 
@@ -51,6 +52,8 @@ def command(
         paths: The settings that have an option, by path. ``--config`` and ``--set`` reach all others.
         needs: Those of them without which the command can do nothing.
         names: Options that are not called as the last part of their path: ``{"artefact": "out"}``.
+        folder: The setting that is no option but an argument. It then takes the place of all that is needed,
+            and is read from the command line alone.
     """
     known = settings(Run)
     called = NAMES | dict(names or {})
@@ -67,11 +70,21 @@ def command(
                     if value not in (None, False, [])
                 }
                 asked = read_run(config, sets or (), chosen)
-                _require(body.__name__, asked, needs, options)
+                if folder:
+                    asked = replace(asked, **{folder: chosen.get(folder, ("", None))[1]})
+                if folder in chosen and len(chosen) > 1:
+                    other = next(option for path, (option, _) in chosen.items() if path != folder)
+                    raise SettingError(
+                        f"secateur {body.__name__}: expected a folder alone, got {other} too. Leave one out."
+                    )
+                _require(body.__name__, asked, () if folder in chosen else needs, options)
                 shown = body(asked, json)
             typer.echo(shown)
 
-        parameters = [_parameter(name, setting) for name, setting in options.items()]
+        parameters = [
+            _argument(name, setting) if setting.path == folder else _parameter(name, setting)
+            for name, setting in options.items()
+        ]
         signature = inspect.Signature([*parameters, *_COMMON])
         run.__name__, run.__doc__ = body.__name__, body.__doc__
         run.__signature__ = signature  # type: ignore[attr-defined]  # what typer reads
@@ -97,6 +110,10 @@ def _parameter(name: str, setting: Setting) -> inspect.Parameter:
     about["metavar"] = f"[{'|'.join(setting.names)}]" if setting.names else METAVARS[setting.kind]
     kind = Texts if setting.several else Text
     return _keyword(name, Annotated[kind, typer.Option(_dashed(name), **about)], None)
+
+
+def _argument(name: str, setting: Setting) -> inspect.Parameter:
+    return _keyword(name, Annotated[Text, typer.Argument(metavar="[DIR]", help=setting.help)], None)
 
 
 def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json as json_format
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from secateur.cli.command import READING, command
 from secateur.cli.inputs import Inputs
 from secateur.config.run import Run
 from secateur.report import words
+from secateur.report.text import WIDTH
 
 if TYPE_CHECKING:
     from secateur.graph.graph import Graph
@@ -17,16 +19,48 @@ if TYPE_CHECKING:
 MOST = 6
 
 
-@command("model", "input", "data", "allow_inexact", *READING, "seed", needs=("model",))
+@command(
+    "artefact",
+    "model",
+    "input",
+    "data",
+    "allow_inexact",
+    *READING,
+    "seed",
+    needs=("model",),
+    folder="artefact",
+)
 def inspect(run: Run, json: bool) -> str:
-    """Show a model's groups of units, what they cost, and what cannot be pruned and why."""
+    """Show a model's groups of units, what they cost, and what cannot be pruned and why; or a pruned model.
+
+    Of a pruned model's folder: what each group kept, the form, and which sizes its inputs may have.
+    """
     import secateur as sc
 
+    if run.artefact is not None:
+        return _artefact(run.artefact, json)
     inputs = Inputs(run)
     network = inputs.source.make()
     graph = sc.trace(network, inputs.example, allow_inexact=run.allow_inexact)
     found = describe(type(network).__name__, graph)
     return json_format.dumps(found, indent=1) if json else listing(found)
+
+
+def _artefact(folder: str, json: bool) -> str:
+    """What a saved result says of itself; no model is made."""
+    from secateur.save import saved_record
+
+    record = saved_record(folder)
+    if json:
+        found = {
+            "plan": record.plan.model_dump(mode="json"),
+            "form": record.form,
+            "note": record.note,
+            "takes": record.takes,
+        }
+        return json_format.dumps(found, indent=1)
+    form = f"form {record.form}" + (f": {record.note}" if record.note else "")
+    return "\n\n".join([str(record.plan), form, f"sizes of the inputs: {record.takes}"])
 
 
 def describe(name: str, graph: Graph) -> dict[str, Any]:
@@ -103,7 +137,7 @@ def listing(found: dict[str, Any]) -> str:
         "",
         "parameters, MACs: the share that goes with all but one of the group's units, the others left whole.",
     ]
-    lines += ["", *found["coverage"]["inputs"].splitlines()]
+    lines += ["", *(part for line in found["coverage"]["inputs"].splitlines() for part in wrap(line, WIDTH))]
     lines += ["", "left alone, and why", *(f"  {line}" for line in _left(found))]
     return "\n".join(lines)
 

@@ -27,9 +27,9 @@ def prune_checkpoint(
     with reported(debug=debug):
         from secateur.experts import checkpoint
         from secateur.plan import Plan
-        from secateur.save import saved_plan
+        from secateur.save import saved_record
 
-        decided = saved_plan(plan) if plan.is_dir() else Plan.from_json(plan)
+        decided = saved_record(plan).plan if plan.is_dir() else Plan.from_json(plan)
         checkpoint.prune_checkpoint(directory, decided, out)
         kept, before = (sum(getattr(g, name) for g in decided.groups) for name in ("kept", "size"))
     typer.echo(f"written to  {out}\n{kept} of {before} experts kept in {len(decided.groups)} blocks")

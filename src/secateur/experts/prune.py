@@ -138,6 +138,7 @@ def prune_experts(
         untouched=untouched(cast(Graph, graph)),
         form="module",
         note="",
+        takes=record_of(small).takes,
         attributes=dict(record_of(small).sizes),
         proof=proof_entry(proof),
         repairs=record_of(repaired).repairs,

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from secateur.errors import SettingError
+from secateur.graph.wording import place_name, sentence
 
 A = TypeVar("A")
 
@@ -177,12 +178,14 @@ class OpenAxis(_Record):
         size: When traced.
         other: Another size at which the dense model ran too.
         batch: Whether it is the batch: the first axis of the first input, and of all that are as long.
+        limit: Which sizes a captured program takes, in words: ``at least 2``.
     """
 
     places: tuple[Place, ...]
     size: int
     other: int
     batch: bool = False
+    limit: str = ""
 
     def __str__(self) -> str:
         """``axis 1 of ids, mask (9, 8)``."""
@@ -207,14 +210,10 @@ class FixedAxis(_Record):
     reason: str
     where: str = ""
 
-    def place_and_size(self) -> str:
-        """``axis 1 of x is 3``."""
-        axes = ", ".join(f"axis {axis} of {name}" for name, axis in self.places)
-        return f"{axes} is {self.size}"
-
     def __str__(self) -> str:
         """``axis 1 of x is 3: expected input … (net.py:7: …)``."""
-        return f"{self.place_and_size()}: {self.reason}" + (f" ({self.where})" if self.where else "")
+        axes = ", ".join(map(place_name, self.places))
+        return f"{axes} is {self.size}: {self.reason}" + (f" ({self.where})" if self.where else "")
 
 
 class InputSpec(_Record):
@@ -306,17 +305,13 @@ class InputSpec(_Record):
             return self.example(device=device)
         return call_arguments(example_inputs, device)
 
+    def sentence(self, *, program: bool = False) -> str:
+        """Which sizes may change, which must stay and why; `program`: in a captured program."""
+        return sentence(self, program=program)
+
     def describe(self) -> str:
-        """Which axes may vary and which may not, in one line each."""
-        return "\n".join([f"sizes that may vary: {self._varying()}", *(f"fixed: {a}" for a in self.fixed)])
-
-    def sentence(self) -> str:
-        """The same in one sentence for a report, without reasons."""
-        fixed = "; ".join(axis.place_and_size() for axis in self.fixed)
-        return f"Sizes that may vary: {self._varying()}." + (f" Fixed: {fixed}." if fixed else "")
-
-    def _varying(self) -> str:
-        return "; ".join(map(str, self.open)) or "none"
+        """The same, then for each fixed axis what the model said at another size, a line each."""
+        return "\n".join([self.sentence(), *(f"fixed: {axis}" for axis in self.fixed)])
 
 
 def _parameters(model: nn.Module | None, count: int) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from secateur.calibration.randomness import seeded
 from secateur.foreign import said, source_line
 from secateur.graph.inputs import Arguments, FixedAxis, InputSpec, OpenAxis, Place, batch_size, resized
+from secateur.graph.wording import NO_OTHER
 from secateur.models import device_of, evaluating
 
 Attempt = Callable[[Arguments], Exception | None]
@@ -192,7 +193,7 @@ def _apart(
 
 def _said(error: Exception | None) -> tuple[str, str]:
     """What the model said, and the innermost line of the user's code that was running."""
-    return ("no other size to try", "") if error is None else (said(error, where=False), source_line(error))
+    return (NO_OTHER, "") if error is None else (said(error, where=False), source_line(error))
 
 
 def widened(spec: InputSpec, program: ExportedProgram, attempt: Attempt, device: torch.device) -> InputSpec:

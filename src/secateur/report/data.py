@@ -133,6 +133,7 @@ class Facts(_Data):
         untouched: What could not be pruned, and why.
         form: The form of the result, with `note` if that was not the one hoped for.
         note: See `form`.
+        takes: Which sizes of the result's inputs may change and which must stay, in one sentence.
         attributes: Numbers of modules and configurations that follow the new sizes, by path.
         proof: Relative difference to the reference, what that was, at which sizes, and what it could see.
         repairs: What repair tried.
@@ -157,6 +158,7 @@ class Facts(_Data):
     untouched: tuple[Kept, ...]
     form: str
     note: str
+    takes: str = ""
     attributes: dict[str, JsonValue] = Field(default_factory=dict)
     proof: dict[str, JsonValue]
     repairs: tuple[dict[str, Any], ...]

@@ -159,6 +159,12 @@ def _proof(report: Facts) -> Iterator[str]:
     yield escape(words.form(report))
 
 
+def _takes(report: Facts) -> Iterator[str]:
+    if report.takes:
+        yield "## Sizes of the inputs"
+        yield escape(report.takes)
+
+
 def _contest(report: Facts) -> Iterator[str]:
     if report.contest is None:
         return
@@ -236,6 +242,7 @@ _SECTIONS = (
     _knob,
     _scores,
     _proof,
+    _takes,
     _contest,
     _repairs,
     _certificate,

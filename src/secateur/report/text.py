@@ -32,6 +32,7 @@ def table(report: Facts, *, reload: str = "") -> str:
         [line for note in words.footnotes(report) for line in _wrap(note, "  ")],
         _layers(report.layers),
         _bullets("proof", (proofs.paragraph(report), words.form(report))),
+        _bullets("sizes of the inputs", (report.takes,)) if report.takes else [],
         _bullets("rules that competed", contest.lines(report.contest)) if report.contest else [],
         _bullets("repair", words.repairs(report)),
         _left(report),
