@@ -92,26 +92,49 @@ def _module(path: str) -> str:
 
 
 def _frozen(frozen: Sequence[Frozen]) -> str:
+    """The operators without a rule, and those that need every unit in its place."""
+    unruled = [one for one in frozen if one.reason.startswith(("no rule", "the rule"))]
+    placed = [one for one in frozen if one not in unruled]
+    return " ".join(
+        filter(
+            None,
+            [
+                _kept(unruled, "A rule is missing or does not cover this", "Write it: see CONTRIBUTING."),
+                _kept(placed, "Every unit has to stay", ""),
+            ],
+        )
+    )
+
+
+def _kept(frozen: Sequence[Frozen], cause: str, advice: str) -> str:
     """What keeps most tensors whole, with its place."""
     reasons = Counter((one.reason, one.where) for one in frozen)
     if not reasons:
         return ""
     (reason, where), _ = reasons.most_common(1)[0]
     tensor = next(one.tensor for one in frozen if one.reason == reason)
-    text = f"{tensor} is kept by {_cut(reason, 90)}" + (f" at {_cut(where, 90)}" if where else "")
-    unruled = reason.startswith(("no rule", "the rule"))
-    return f"{text}{_more(reasons)}." + (" Write a rule: see CONTRIBUTING." if unruled else "")
+    at = f" at {_cut(where, 70)}" if where else ""
+    return f"{cause}: {_cut(reason, 80)}{at}, which {_cut(tensor, 60)} reaches{_more(reasons)}. {advice}".rstrip()
 
 
 def _left(left: Sequence[Left]) -> str:
-    """Why the largest group is left alone."""
+    """Groups that an operator mixes, and those that are left for another reason."""
+    mixed = [one for one in left if one.group.inexact_because]
+    other = [one for one in left if not one.group.inexact_because]
+    parts = [
+        _largest(mixed, "An operator mixes the units", 110),
+        "Pass allow_inexact=True to remove such units." if mixed else "",
+        _largest(other, "Left alone", 80),
+    ]
+    return " ".join(filter(None, parts))
+
+
+def _largest(left: Sequence[Left], cause: str, most: int) -> str:
     if not left:
         return ""
     largest = max(left, key=lambda one: one.group.size)
-    text = f"{largest.group.name} ({largest.group.size} units) is left alone: {_cut(largest.reason, 120)}"
-    mixed = any(one.group.inexact_because for one in left)
-    advice = " Pass allow_inexact=True to remove units that an operator mixes." if mixed else ""
-    return f"{text}{_more(left)}.{advice}"
+    units = f"{_cut(largest.group.name, 60)} ({largest.group.size} units)"
+    return f"{cause}: {units}, {_cut(largest.reason, most)}{_more(left)}."
 
 
 def _more(of: Collection[object]) -> str:
