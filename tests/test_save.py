@@ -375,3 +375,25 @@ def test_the_trace_that_tests_share_is_not_needed_to_load(artefact: Path) -> Non
     assert sc.record_of(sc.load(artefact, other_weights("mlp"))).plan == random_plan(
         traced("mlp", allow_inexact=True)
     )
+
+
+@pytest.mark.parametrize("form", ["module", "graph", "masked"])
+def test_an_artefact_says_which_sizes_its_inputs_may_have(form: str, tmp_path: Path) -> None:
+    small = pruned("residual", form)
+    sc.save(small, tmp_path)
+    said = sc.record_of(small).takes
+    assert said.startswith("You may change ")
+    assert json.loads((tmp_path / RECORD).read_text())["takes"] == said
+    assert saving.saved_record(tmp_path).takes == said
+    assert sc.record_of(sc.load(tmp_path, other_weights("residual"))).takes == said
+
+
+def test_an_artefact_from_before_that_sentence_gets_it_when_loaded(tmp_path: Path) -> None:
+    small = pruned("residual")
+    sc.save(small, tmp_path)
+    content = json.loads((tmp_path / RECORD).read_text())
+    del content["takes"], content["record_sha256"]
+    content["record_sha256"] = saving._digest(content)
+    (tmp_path / RECORD).write_text(json.dumps(content))
+    assert saving.saved_record(tmp_path).takes == ""
+    assert sc.record_of(sc.load(tmp_path, other_weights("residual"))).takes == sc.record_of(small).takes

@@ -13,7 +13,7 @@ from secateur.apply.compare import PLAIN, Way, relative_difference, run_both, ru
 from secateur.apply.draws import Draws
 from secateur.apply.record import record_of
 from secateur.diagnosis import Compared, Pair, cause, first_module
-from secateur.errors import ArtifactError, VerificationError
+from secateur.errors import ArtifactError, InputError, VerificationError
 from secateur.foreign import said
 from secateur.plan import Plan
 
@@ -77,7 +77,7 @@ class Comparisons:
             except Exception as refused:
                 self.refused = f"{title}: {said(refused)}"
                 return None
-            if self.sizes and is_program(pair.small, in_parts=True):  # it may say no, as long as it says so
+            if self.sizes and isinstance(error, InputError) and is_program(pair.small):  # it may say no
                 self.program_refused.append(title)
                 return None
             unread = f", where {listed(only_here)} are read" if only_here else ""
@@ -128,13 +128,12 @@ def _extremes(output: torch.Tensor) -> tuple[float, float]:
     return (float(numbers.min()), float(numbers.max())) if numbers.numel() else (0.0, 0.0)
 
 
-def is_program(model: nn.Module, *, in_parts: bool = False) -> bool:
-    """Whether a pruned model is of form ``graph``; with `in_parts`, also whether parts run as captured."""
+def is_program(model: nn.Module) -> bool:
+    """Whether a pruned model is of form ``graph``."""
     try:
-        record = record_of(model)
+        return record_of(model).form == "graph"
     except ArtifactError:  # a class of the user's own around it
         return False
-    return record.form == "graph" or (in_parts and bool(record.captured))
 
 
 def listed(names: Sequence[str], most: int = 3) -> str:

@@ -69,3 +69,33 @@ def test_nothing_to_prune_is_one_line(folder: Path) -> None:
     line = refused(2, "inspect", "--model", "net.py:single", "--input", "1x3x2x2")
     assert "found none" in line
     assert "granularity" in line
+
+
+def test_a_pruned_models_folder(folder: Path) -> None:
+    pruned = run(
+        *("prune", "--model", "net.py:make", "--data", "net.py:load", "--macs", "0.6"),
+        *("--allocator", "uniform", "--out", "small"),
+    )
+    assert pruned.exit_code == 0, pruned.stderr
+    shown = run("inspect", "small")
+    assert shown.exit_code == 0, shown.stderr
+    said = next(line for line in shown.stdout.splitlines() if line.startswith("sizes of the inputs: "))
+    assert "You may change the batch size (axis 0 of input: " in said
+    assert "form module" in shown.stdout
+    found = json.loads(run("inspect", "small", "--json").stdout)
+    assert said.endswith(found["takes"])
+    assert found["plan"]["allocator"] == "uniform"
+
+
+def test_a_folder_is_inspected_alone(folder: Path) -> None:
+    assert "expected a folder alone, got --model too" in refused(
+        2, "inspect", "small", "--model", "net.py:make"
+    )
+    assert "got no model.safetensors" in refused(2, "inspect", "small")
+
+
+def test_a_folder_named_in_the_configuration_is_not_meant(folder: Path) -> None:
+    (folder / "run.yaml").write_text("model: net.py:make\nartefact: small\ndata: net.py:load\n")
+    result = run("inspect", "--config", "run.yaml")
+    assert result.exit_code == 0, result.stderr
+    assert "groups may be removed" in result.stdout

@@ -115,6 +115,7 @@ def report(**changes: Any) -> Report:
         ),
         "form": "module",
         "note": "",
+        "takes": "You may change axis 1 of x_1 (9 and 8 tried); you must keep axis 0 of x_1 at 4.",
         "proof": {"difference": 3.1e-16, "tolerance": 1e-9, "reference": "masked", "outputs": 1},
         "repairs": (
             {

@@ -149,3 +149,11 @@ def test_without_jinja_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(SettingError, match=r'pip install "secateur\[report\]"'):
         render(report())
+
+
+def test_the_sizes_of_the_inputs() -> None:
+    text = Page(render(report())).text
+    assert "Sizes of the inputs" in text
+    assert report().takes in text
+    assert "Sizes of the inputs" not in Page(render(report(takes=""))).text
+    assert "script" not in Page(render(report(takes=ATTACK))).tags

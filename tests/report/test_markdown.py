@@ -85,3 +85,10 @@ def test_what_is_not_known_has_no_heading(removed: str) -> None:
     heading = {"knob": "would leave", "artefact": "Load it again"}[removed]
     assert heading in document(report())
     assert heading not in document(report(**{removed: None}))
+
+
+def test_the_sizes_of_the_inputs() -> None:
+    page = " ".join(re.sub(r"<[^>]+>", " ", rendered(document(report()))).split())
+    assert f"Sizes of the inputs {report().takes}" in page
+    assert "Sizes of the inputs" not in document(report(takes=""))
+    assert "<script>" not in rendered(document(report(takes=ATTACK)))

@@ -35,6 +35,8 @@ def test_a_run_fills_in_the_report(run: Any) -> None:
     result = run()
     report = result.report
     assert sc.Report.from_json(report.to_json()) == report
+    assert report.takes == sc.record_of(result.model).takes
+    assert report.takes.startswith("It is not known which" if run is expert else "You may change ")
     assert report.calibration.get("samples", 0) == result.scores.samples
     assert all(f.samples for f in report.figures)
     assert report.asked["loss"] == "default"

@@ -178,3 +178,9 @@ def test_what_removing_mixed_units_means_is_said() -> None:
     mixed = exact.model_copy(update={"proof": {**exact.proof, "reference": "graph"}})
     assert proofs.MIXED in proofs.paragraph(mixed)
     assert proofs.MIXED not in proofs.paragraph(exact)
+
+
+def test_the_sizes_of_the_inputs_are_said_where_they_are_known() -> None:
+    text = " ".join(table(report()).split())
+    assert f"sizes of the inputs {report().takes}" in text
+    assert "sizes of the inputs" not in table(report(takes=""))

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from secateur.graph.graph import Graph
 
 MOST = 6
+_UNSAID = "an older secateur wrote this folder; sc.record_of(sc.load(...)).takes tells them."
 
 
 @command(
@@ -60,7 +61,7 @@ def _artefact(folder: str, json: bool) -> str:
         }
         return json_format.dumps(found, indent=1)
     form = f"form {record.form}" + (f": {record.note}" if record.note else "")
-    return "\n\n".join([str(record.plan), form, f"sizes of the inputs: {record.takes}"])
+    return "\n\n".join([str(record.plan), form, f"sizes of the inputs: {record.takes or _UNSAID}"])
 
 
 def describe(name: str, graph: Graph) -> dict[str, Any]:

@@ -114,7 +114,8 @@ def _kept(frozen: Sequence[Frozen], cause: str, advice: str) -> str:
     (reason, where), _ = reasons.most_common(1)[0]
     tensor = next(one.tensor for one in frozen if one.reason == reason)
     at = f" at {_cut(where, 70)}" if where else ""
-    return f"{cause}: {_cut(reason, 80)}{at}, which {_cut(tensor, 60)} reaches{_more(reasons)}. {advice}".rstrip()
+    reached = f"which {_cut(tensor, 60)} reaches{_more(reasons)}"
+    return f"{cause}: {_cut(reason, 80)}{at}, {reached}. {advice}".rstrip()
 
 
 def _left(left: Sequence[Left]) -> str:

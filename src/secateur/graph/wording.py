@@ -43,7 +43,8 @@ def place_name(place: Place) -> str:
 
 def _open(spec: InputSpec) -> str:
     if not spec.open:
-        return "you may change no input size"
+        known = bool(spec.fixed) or not spec.tensors()
+        return "you may change no input size" if known else "it is not known which input sizes may change"
     how = ""
     if len(spec.open) > 1:
         every = "both" if len(spec.open) == 2 else "all"
