@@ -13,7 +13,7 @@ from secateur.apply.compare import PLAIN, Way, relative_difference, run_both, ru
 from secateur.apply.draws import Draws
 from secateur.apply.record import record_of
 from secateur.diagnosis import Compared, Pair, cause, first_module
-from secateur.errors import ArtifactError, InputError, VerificationError
+from secateur.errors import ArtifactError, VerificationError
 from secateur.foreign import said
 from secateur.plan import Plan
 
@@ -77,7 +77,7 @@ class Comparisons:
             except Exception as refused:
                 self.refused = f"{title}: {said(refused)}"
                 return None
-            if self.sizes and isinstance(error, InputError) and is_program(pair.small):  # it may say no
+            if self.sizes and is_program(pair.small):  # it may say no, as long as it says so
                 self.program_refused.append(title)
                 return None
             unread = f", where {listed(only_here)} are read" if only_here else ""

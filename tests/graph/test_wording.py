@@ -83,8 +83,8 @@ def test_axes_that_cannot_vary_together() -> None:
 def test_what_was_not_tried_is_to_be_kept() -> None:
     spec = InputSpec.of((torch.zeros(2, 1, 7),), {"y": torch.zeros(2)}, None)
     assert sentence_of(spec) == (
-        "It is not known which input sizes may change; you must keep axis 0 of input 0 at 2, axis 1 of input 0 at 1, axis 2 "
-        "of input 0 at 7 and axis 0 of y at 2 (no other size was tried)."
+        "It is not known which input sizes may change; you must keep axis 0 of input 0 at 2, axis 1 of "
+        "input 0 at 1, axis 2 of input 0 at 7 and axis 0 of y at 2 (no other size was tried)."
     )
     long = sc.trace(pictures(), torch.randn(4, 3, 8, 8), more_inputs=[torch.randn(4, 3, 9, 8)]).inputs
     assert sentence_of(long).startswith("You may change axis 2 of input (8 and 9 tried) to sizes")
