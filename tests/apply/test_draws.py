@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+import secateur as sc
 from secateur.apply.draws import Draws
 
 BY_SHAPE: dict[str, Callable[[Tensor], Tensor]] = {
@@ -125,3 +127,35 @@ def test_global_random_state_is_left_alone() -> None:
     with pytest.raises(RuntimeError, match="size"), Draws().shared():
         torch.rand(3) + torch.rand(2)
     assert torch.equal(before, torch.get_rng_state())
+
+
+class OwnGenerator(nn.Module):
+    """Adds noise from a generator of its own to its units."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 3)
+        self.stream = torch.Generator().manual_seed(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x).relu()
+        h = h + 0.1 * torch.randn(h.shape, generator=self.stream)
+        h = h + torch.normal(0.0, 1.0, (16,), generator=self.stream)  # a size in the code
+        y: Tensor = self.b(h.clone().bernoulli_(0.5, generator=self.stream) * h)
+        return y
+
+
+@pytest.mark.parametrize("form", ["module", "graph"])
+def test_units_pass_noise_from_a_generator_that_the_model_owns(form: Any) -> None:
+    """And no call moves the user's own generator; the smaller model draws anew in each pass."""
+    model = OwnGenerator().eval()
+    before = model.stream.get_state()
+    data = [(torch.randn(8, 6), torch.arange(8) % 3)] * 2
+    graph = sc.trace(model, data[0][0])
+    assert [group.name for group in graph.groups] == ["a"]
+    plan = sc.Uniform(ratio=0.25).allocate(graph, sc.score(graph, data, ("magnitude", "taylor")))
+    small = sc.apply(model, plan, form, graph=graph)
+    assert sc.verify(model, small, plan).difference <= 1e-9
+    assert torch.equal(model.stream.get_state(), before)
+    assert not torch.equal(small(data[0][0]), small(data[0][0]))
+    assert torch.equal(model.stream.get_state(), before)

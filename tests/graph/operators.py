@@ -94,6 +94,8 @@ call("addmm", plainly, w(5), x(3, 4), w(4, 5))
 call("addmm", plainly, x(3, 5), x(3, 4), x(4, 5))
 call("baddbmm", plainly, x(2, 3, 5), x(2, 3, 4), x(2, 4, 5))
 call("addmv", plainly, x(3), x(3, 4), x(4))
+call("bilinear", plainly, x(3, 4), x(3, 5), w(6, 4, 5), w(6))
+call("bilinear", plainly, x(2, 3, 4), x(2, 3, 5), w(6, 4, 5))
 call("outer ger", plainly, x(3), x(4))
 call("tensordot", lambda op, a, b: op(a, b, [1, 2], [0, 1]), x(2, 3, 4), x(3, 4, 5))
 call("tensordot", lambda op, a, b: op(a, b, [1, 2], [0, 1]), x(2, 3, 4), w(3, 4, 5))
@@ -197,6 +199,33 @@ call("tril_ triu_", lambda op, a: op(a.clone()), x(2, 4, 5))
 call("one_hot", lambda op, a: op((a > 0).long(), 3), x(2, 4))
 call("meshgrid", lambda op, a, b: op([a, b]), x(3), x(4))
 call("meshgrid.indexing", lambda op, a, b: op([a, b], indexing="xy"), x(3), x(4))
+call(
+    "rand_like.generator randn_like.generator",
+    lambda op, a: op(a * 0, generator=torch.Generator()).zero_(),
+    x(2, 3, 4),
+)
+call("randint_like", lambda op, a: op(a, 5).zero_() + a, x(2, 3, 4))
+call("randint_like.low_dtype", lambda op, a: op(a, 2, 5).zero_() + a, x(2, 3, 4))
+call("randint_like.generator", lambda op, a: op(a, 5, generator=None).zero_() + a, x(2, 3, 4))
+call("randint_like.low_generator_dtype", lambda op, a: op(a, 2, 5, generator=None).zero_() + a, x(2, 3, 4))
+call(
+    "normal_ uniform_ exponential_ cauchy_ log_normal_ random_",
+    lambda op, a: op(a * 0).zero_() + a,
+    x(2, 3, 4),
+)
+call("geometric_", lambda op, a: op(a * 0, 0.5).zero_() + a, x(2, 3, 4))
+call("random_.to", lambda op, a: op(a * 0, 5).zero_() + a, x(2, 3, 4))
+call("normal.Tensor_float", lambda op, a: op(a, 0.0), x(2, 3, 4))
+call("normal.float_Tensor", lambda op, a: op(2.0, a.abs()) * 0 + a, x(2, 3, 4))
+call("normal.Tensor_Tensor", lambda op, a, b: op(a, b.abs()) * 0 + a + b, x(2, 3, 4), x(2, 3, 4))
+call("normal.float_float", lambda op, a: a + op(0.0, 1.0, [2, 3, 4]).zero_(), x(2, 3, 4))
+call("rand.generator randn.generator", lambda op, a: a + op([2, 3, 4], generator=None).zero_(), x(2, 3, 4))
+call("randint", lambda op, a: a + op(5, [2, 3, 4]).zero_(), x(2, 3, 4))
+call("randint.low", lambda op, a: a + op(2, 5, [2, 3, 4]).zero_(), x(2, 3, 4))
+call("randint.generator", lambda op, a: a + op(5, [2, 3, 4], generator=None).zero_(), x(2, 3, 4))
+call("randint.low_generator", lambda op, a: a + op(2, 5, [2, 3, 4], generator=None).zero_(), x(2, 3, 4))
+call("randperm", lambda op, a: a + 0 * op(4), x(2, 3, 4))
+call("randperm.generator", lambda op, a: a + 0 * op(4, generator=None), x(2, 3, 4))
 for name in "zeros ones empty.memory_format rand randn new_zeros new_ones new_empty".split():
     size = "new" in name
     call(name, lambda op, a, n=size: a + op(*[a] * n, [2, 3, 4]).zero_(), x(2, 3, 4))

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import secateur as sc
+from secateur.graph.rules.op import COMPUTED
 from tests.graph.tiny import Calls, identities, reasons, traced
 
 
@@ -198,4 +200,15 @@ def test_a_weight_that_zeros_do_not_make_zero_is_inexact(computed: Callable[[Ten
     graph = traced(net, torch.randn(2, 3))
     assert "a" not in [group.name for group in graph.groups]
     (left,) = (left for left in graph.left if left.group.name == "a")
-    assert "its weight is not zero" in left.reason
+    assert COMPUTED in left.reason
+
+
+def test_a_model_that_only_has_such_weights_is_told_to_store_them() -> None:
+    """In words that name what forward does, and what to do."""
+    net = Calls(lambda m, x: F.linear(torch.relu(m.a(x)), m.w + 1), a=nn.Linear(3, 6), w=weight(5, 6))
+    with pytest.raises(sc.NothingToPruneError) as refused:
+        traced(net, torch.randn(2, 3))
+    said = str(refused.value)
+    assert "forward computes its weight" in said
+    assert "Make that weight a parameter, or pass allow_inexact=True" in said
+    assert len(said) <= 600

@@ -101,4 +101,11 @@ def test_units_along_a_resampled_axis_stay() -> None:
     )
     graph = traced(net, torch.randn(2, 3))
     assert [g.name for g in graph.groups] == ["b"]
-    assert "aten.avg_pool1d.default: resampled axis" in reasons(graph)
+    assert any("needs its neighbours" in reason for reason in reasons(graph))
+
+
+def test_channels_under_a_local_response_norm_stay_and_the_others_go() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.LocalResponseNorm(3), nn.Conv2d(8, 6, 1), nn.Conv2d(6, 2, 1))
+    graph = traced(net, torch.randn(2, 3, 5, 5))
+    assert [g.name for g in graph.groups] == ["2"]
+    assert any("needs its neighbours" in reason for reason in reasons(graph))

@@ -91,6 +91,9 @@ class _Builder:
         for node, kind, name in lifted(self.program):
             if kind in _STATE and name is not None:
                 self._state(node, kind, name, shared)
+            elif isinstance(generator := self.program.constants.get(name or ""), torch.Generator):
+                setattr(self.root, str(name), generator.clone_state())
+                self.names[node] = str(name)
             elif kind is not InputKind.USER_INPUT:
                 raise ApplyError(f"apply: expected a program of tensors, got an input of kind {kind.name}.")
             value = node.meta.get("val")

@@ -87,7 +87,7 @@ _FAMILIES = {
         "view", "reshape", "flatten", "unflatten", "view_as", "reshape_as", "_unsafe_view", "_reshape_alias",
     ),
     "expand": ("expand", "expand_as", "broadcast_to"),
-    "fill": (*_CREATORS, "new_zeros", "new_ones", "new_full", "new_empty"),
+    "fill": (*_CREATORS, "randint", "normal", "new_zeros", "new_ones", "new_full", "new_empty"),
     "repeat": ("repeat", "tile"),
     "split": ("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_chunk", "unsafe_split"),
     "pad": ("pad", "constant_pad_nd"),
@@ -293,6 +293,8 @@ def _sizes(
 ) -> tuple[list[int], int, Callable[[list[int]], Arguments]] | None:
     """The sizes in a call, the axis of the first, and a way to build the call with others; None for none."""
     start = 0 if name in _CREATORS else 2 if name == "unflatten" else 1
+    if name in ("randint", "normal"):  # behind one or two numbers
+        start = next((k for k, value in enumerate(args) if _is_sizes(value)), len(args))
     given = list(args[start:])
     if given and _is_size(given[0]):
         values = given

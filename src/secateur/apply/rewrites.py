@@ -296,7 +296,9 @@ REWRITES: dict[str, Rewrite] = {
     ),
     **dict.fromkeys(("expand.default", "broadcast_to.default"), output_sizes),
     **dict.fromkeys(("zeros.default", "ones.default", "full.default", "empty.memory_format"), output_sizes),
-    **dict.fromkeys(("rand.default", "randn.default"), output_sizes),
+    **dict.fromkeys((f"{n}.{o}" for n in ("rand", "randn") for o in ("default", "generator")), output_sizes),
+    **dict.fromkeys((f"randint.{o}" for o in ("default", "generator", "low", "low_generator")), output_sizes),
+    "normal.float_float": output_sizes,
     **dict.fromkeys(
         ("new_zeros.default", "new_ones.default", "new_full.default", "new_empty.default"), output_sizes
     ),

@@ -44,8 +44,11 @@ def arguments_of(program: ExportedProgram, leaves: Iterable[Any]) -> list[Any]:
         if kind is InputKind.USER_INPUT or name is None:
             values.append(next(given))
         else:
-            tensor = tensor_of(program, name).detach()
-            values.append(tensor if kind is InputKind.PARAMETER else tensor.clone())
+            held: Any = tensor_of(program, name)
+            if isinstance(held, torch.Generator):
+                values.append(held.clone_state())
+            else:
+                values.append(held.detach() if kind is InputKind.PARAMETER else held.detach().clone())
     return values
 
 

@@ -12,6 +12,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from secateur.errors import NothingToPruneError, SettingError
 from secateur.graph.groups import Frozen, Left
+from secateur.graph.rules.op import COMPUTED
 
 _ENDS = ("model input", "model output")
 _HOOKS = {
@@ -122,9 +123,12 @@ def _left(left: Sequence[Left]) -> str:
     """Groups that an operator mixes, and those that are left for another reason."""
     mixed = [one for one in left if one.group.inexact_because]
     other = [one for one in left if not one.group.inexact_because]
+    store = (
+        "Make that weight a parameter, or pass" if any(COMPUTED in one.reason for one in mixed) else "Pass"
+    )
     parts = [
-        _largest(mixed, "An operator mixes the units", 110),
-        "Pass allow_inexact=True to remove such units." if mixed else "",
+        _largest(mixed, "An operator mixes the units", 125),
+        f"{store} allow_inexact=True to remove such units." if mixed else "",
         _largest(other, "Left alone", 80),
     ]
     return " ".join(filter(None, parts))

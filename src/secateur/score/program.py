@@ -79,7 +79,9 @@ class _Runner:
             if name in program.state_dict:
                 self._lifted.append(tensors.setdefault(name, program.state_dict[name].detach()))
             else:
-                constant = program.constants[name]
+                constant: Any = program.constants[name]
+                if isinstance(constant, torch.Generator):
+                    constant = constant.clone_state()  # the user's own stays where it is
                 self._lifted.append(constant.detach() if isinstance(constant, Tensor) else constant)
         self._outputs = [s.kind is OutputKind.USER_OUTPUT for s in signature.output_specs]
         self._interpreter = _Watching(module, frozenset(cloned))

@@ -25,6 +25,10 @@ def pointwise(op: Op) -> Axes:
     "aten.real.default", "aten.imag.default", "aten._conj.default", "aten.conj.default",
     "aten.resolve_conj.default", "aten.resolve_neg.default",
     "aten.bernoulli.default", "aten.bernoulli_.float", "aten.rand_like.default", "aten.randn_like.default",
+    "aten.rand_like.generator", "aten.randn_like.generator", "aten.randint_like.default",
+    "aten.randint_like.low_dtype", "aten.randint_like.generator", "aten.randint_like.low_generator_dtype",
+    "aten.normal_.default", "aten.uniform_.default", "aten.exponential_.default", "aten.cauchy_.default",
+    "aten.log_normal_.default", "aten.geometric_.default", "aten.random_.default", "aten.random_.to",
     "aten.zeros_like.default", "aten.ones_like.default", "aten.full_like.default", "aten.empty_like.default",
      "aten.fill.Scalar", "aten.fill.Tensor", "aten.fill_.Scalar", "aten.fill_.Tensor", "aten.zero_.default",
 )  # fmt: skip
@@ -38,9 +42,12 @@ def same_shape(op: Op) -> Axes | list[Axes]:
     return op.broadcast(first, *(op.axes(n) for n in op.tensors()[1:]))
 
 
-@rule("aten.copy_.default", "aten.copy.default")
+@rule(
+    "aten.copy_.default", "aten.copy.default", "aten.normal.Tensor_float", "aten.normal.float_Tensor",
+    "aten.normal.Tensor_Tensor",
+)  # fmt: skip
 def copy(op: Op) -> Axes:
-    """Writes one tensor into another: they hold the same units."""
+    """Writes one tensor into another, or draws around it: they hold the same units."""
     return op.broadcast(*(op.axes(n) for n in op.tensors()))
 
 
@@ -102,7 +109,9 @@ def glu(op: Op) -> Axes:
 @rule(
     "aten.zeros.default", "aten.ones.default", "aten.full.default", "aten.empty.memory_format",
     "aten.new_zeros.default", "aten.new_ones.default", "aten.new_full.default", "aten.new_empty.default",
-    "aten.rand.default", "aten.randn.default",
+    "aten.rand.default", "aten.rand.generator", "aten.randn.default", "aten.randn.generator",
+    "aten.randint.default", "aten.randint.generator", "aten.randint.low", "aten.randint.low_generator",
+    "aten.normal.float_float",
 )  # fmt: skip
 def filled(op: Op) -> Axes:
     """A tensor of one value (or of noise) follows what it is combined with."""
@@ -115,6 +124,8 @@ def filled(op: Op) -> Axes:
     "aten.arange.start_step",
     "aten.linspace.default",
     "aten.eye.m",
+    "aten.randperm.default",
+    "aten.randperm.generator",
 )
 @rule(
     "aten.eye.default", "aten.scalar_tensor.default", "aten.tril_indices.default", "aten.triu_indices.default"

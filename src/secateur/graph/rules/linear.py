@@ -126,6 +126,19 @@ def grouped_matmul(op: Op) -> Axes:
     return rows, out
 
 
+@rule("aten.bilinear.default")
+def bilinear(op: Op) -> Axes:
+    """x1 [..., left] and x2 [..., right] by weight [out, left, right], plus bias [out]."""
+    x1, x2, weight = (op[name] for name in ("input1", "input2", "weight"))
+    bias = op.get("bias")
+    rest = "".join(chr(ord("A") + i) for i in range(len(op.axes(x1)) - 1))
+    axes = contract(op, (x1, x2, weight), (rest + "l", rest + "r", "olr"), rest + "o")
+    if bias is not None:
+        op.tie(op.axes(bias)[0], axes[-1])
+        op.role(op.axes(bias)[0], PRODUCE)
+    return axes
+
+
 @rule("aten.outer.default", "aten.ger.default")
 def outer(op: Op) -> Axes:
     """All products of two vectors' entries."""

@@ -22,6 +22,9 @@ Axes = tuple[Labels, ...]
 Value = Axes | list[Any] | None
 """What a node yields: a tensor's axes, a list of values, or None for what is no tensor."""
 
+COMPUTED = "forward computes its weight, so zeros in its parameters do not silence a unit"
+"""Why units are mixed by a layer whose weight is ``w + 1`` or ``exp(w)``, of a parameter ``w``."""
+
 PRODUCE, CONSUME = 1, 2
 """Bits of a parameter position's role; neither bit means that the parameter acts elementwise."""
 
@@ -250,7 +253,7 @@ class Op:
 
         origins = self.walk.weights.vanishing(weight, lambda parameter: bool(holding(parameter)))
         if origins is None:
-            self.store.mix(labels, self.because("its weight is not zero where its parameters are"))
+            self.store.mix(labels, self.because(COMPUTED))
         if origins is not None or self.is_weight(weight):
             self.role(labels, CONSUME)
         for parameter in origins or ():

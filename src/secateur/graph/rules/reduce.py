@@ -8,6 +8,9 @@ from secateur.graph.rules.normalise import reduced
 from secateur.graph.rules.op import Axes, Op, plain, shape_of
 from secateur.graph.rules.registry import rule
 
+_WINDOW = "each position needs its neighbours"
+"""Why no unit lies along an axis that is pooled, padded or resampled: channels in LocalResponseNorm, say."""
+
 
 @rule(
     "aten.mean.dim", "aten.mean.default", "aten.sum.dim_IntList", "aten.sum.default", "aten.amax.default",
@@ -67,7 +70,7 @@ def resampling(op: Op) -> Axes | list[Axes]:
     shape = shape_of(op.node.meta["val"][0]) if several else op.output_shape
     space = len(x) - int(re.findall(r"(\d)d", op.name)[0])  # the channel axis may come first, without a batch
     for axis in x[space:]:
-        op.freeze(axis, "resampled axis")
+        op.freeze(axis, _WINDOW)
     out = (*x[:space], *(plain(n) for n in shape[space:]))
     return [out for _ in op.node.meta["val"]] if several else out
 
@@ -77,7 +80,7 @@ def grid_sample(op: Op) -> Axes:
     """Maps [batch, channels, *space] read at points of a grid [batch, *out, coordinates]."""
     x, grid = op.axes(op["input"]), op.axes(op["grid"])
     for axis in (*x[2:], grid[-1]):
-        op.freeze(axis, "resampled axis")
+        op.freeze(axis, _WINDOW)
     (batch,) = op.broadcast(x[:1], grid[:1])
     return (batch, x[1], *grid[1:-1])
 
