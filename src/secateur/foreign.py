@@ -7,6 +7,7 @@ import re
 import sysconfig
 import traceback
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -83,6 +84,16 @@ def line_of(frame: Any) -> str:
         return ""
     code = frame.line or linecache.getline(frame.filename, frame.lineno or 0)
     return f"{Path(frame.filename).name}:{frame.lineno}: {_cut(' '.join(code.split()).rstrip(':'), 100)}"
+
+
+def running_line(frame: FrameType | None) -> str:
+    """`source_line` of what is running in a frame and those that called it."""
+    while frame is not None:
+        code = frame.f_code
+        if line := line_of(traceback.FrameSummary(code.co_filename, frame.f_lineno, code.co_name)):
+            return line
+        frame = frame.f_back
+    return ""
 
 
 def said(error: BaseException, *, capturing: bool = False, where: bool = True) -> str:

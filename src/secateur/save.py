@@ -127,7 +127,8 @@ def load(
         example_inputs: For form ``graph``, which is captured anew; made from the saved shapes if not given.
 
     Returns:
-        The pruned model, in the mode that `make_model` left it in.
+        The pruned model, in the mode that `make_model` left it in; in evaluation mode, if it is a captured
+        program that knows no other.
 
     Raises:
         ArtifactError: If a file is missing, damaged, altered, foreign or newer, or the model is another.
@@ -198,7 +199,7 @@ def _shape(
     exact = all(g.exact for g in plan.groups)
     graph = retrace(model, plan.inputs, (args, kwargs), folds=plan.folded, allow_inexact=not exact)
     if content.form == "graph":
-        return smaller_program(dense, graph, plan)
+        return smaller_program(dense, graph, plan, may_stay_in_evaluation=True)
     sizes, rules = understood(dense, graph, plan)
     small = smaller_module(dense, plan, {**content.sizes, **sizes})
     mend(small, rules)

@@ -81,8 +81,15 @@ class Accepts:
     one_sample: bool
 
     @classmethod
-    def of(cls, model: nn.Module, program: ExportedProgram, graph: Graph, facts: Facts) -> Accepts:
-        """What a program takes that was captured from `model`."""
+    def of(
+        cls,
+        model: nn.Module,
+        program: ExportedProgram,
+        graph: Graph,
+        facts: Facts,
+        lines: Mapping[Any, str],
+    ) -> Accepts:
+        """What a program takes that was captured from `model`; `lines`: why it assumes what about sizes."""
         names = graph.inputs.tensors()
         batch_places = {place for axis in graph.inputs.open if axis.batch for place in axis.places}
         leaves: list[Leaf] = []
@@ -103,7 +110,7 @@ class Accepts:
             batch.update(s for k, s in enumerate(sizes) if (name, k) in batch_places)
             environment = next((s.node.shape_env for s in shape if is_open(s)), environment)
         known = {s for leaf in leaves for s in leaf.sizes if isinstance(s, sympy.Symbol)}
-        conditions = [] if environment is None else _conditions(environment, known)
+        conditions = [] if environment is None else _conditions(environment, known, lines)
         least = {s: int(r.lower) for s, r in program.range_constraints.items() if s in known}
         parameters, defaults = _signature(model)
         structure = program.call_spec.in_spec
@@ -282,13 +289,13 @@ def _signature(model: nn.Module) -> tuple[tuple[str, ...], dict[str, Any]]:
     return names, {p.name: p.default for p in found if type(p.default) in _PLAIN}
 
 
-def _conditions(environment: Any, known: set[Any]) -> list[tuple[Any, str]]:
+def _conditions(environment: Any, known: set[Any], lines: Mapping[Any, str]) -> list[tuple[Any, str]]:
     """What capture assumed about sizes, and where."""
     found = []
     for guard in environment.guards:
         condition = environment.replace(guard.expr)
         if condition is not sympy.true and condition.free_symbols <= known:
-            place = getattr(guard, "sloc", None)  # no public record
-            line = line_of(getattr(place, "framework_loc", None)) or getattr(place, "maybe_user_loc", None)
-            found.append((condition, line or ""))
+            place = getattr(getattr(guard, "sloc", None), "framework_loc", None)  # no public record
+            line = lines.get(guard.expr) or line_of(place)
+            found.append((getattr(condition, "canonical", condition), line))
     return found

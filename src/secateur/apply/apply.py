@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -93,10 +94,25 @@ def apply(
         if form == "module":
             raise
         groups = unrealisable(model, graph, plan, args, kwargs)
+        failed = error
         why = f"groups that need form 'graph': {', '.join(groups)}. {error}"
     if on_unrealisable == "graph":
-        why = f"{why} {fast_path_note(model)}".rstrip()
-        return attach(smaller_program(model, graph, plan), Record(plan, "graph", why))
+        try:
+            program = smaller_program(model, graph, plan)
+        except ApplyError as refused:
+            raise ApplyError(
+                f"apply: expected a module or a captured program, got neither. {_reason(refused)} And for "
+                f"{', '.join(groups[:3])}{', …' if groups[3:] else ''}: {_reason(failed)} Pass "
+                f"on_unrealisable='leave' to keep these groups whole.",
+                f"{refused}\n{failed}",
+            ) from failed
+        return attach(program, Record(plan, "graph", f"{why} {fast_path_note(model)}".rstrip()))
     rest = restricted(plan, graph, [g.name for g in plan.groups if g.name not in groups])
     small = proven_module(model, graph, rest, args, kwargs)
     return attach(small, replace(record_of(small), note=f"left whole: {why}"))
+
+
+def _reason(error: ApplyError) -> str:
+    """What an error says first, as a sentence of its own."""
+    said = re.split(r"(?<=\.)\s+(?=[A-Z])", str(error).removeprefix("apply: "))[0]
+    return said[:1].upper() + said[1:]

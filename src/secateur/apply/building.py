@@ -301,11 +301,10 @@ class _Builder:
             results = _with(results, tuple(entries), value)
         kinds = [spec.kind for spec in program.graph_signature.output_specs]
         results = tuple(r for r, kind in zip(results, kinds, strict=True) if kind is OutputKind.USER_OUTPUT)
-        if self.facts.functions:
-            name, line = next(iter(self.facts.functions.items()))
+        if self.facts.gradient:
             why = (
-                f"backward: expected operators with PyTorch's own gradients, but {name} ({line}) has a "
-                f"backward pass of its own, which the captured program does not hold. Train form 'module'."
+                f"backward: expected operators with PyTorch's own gradients, but {self.facts.gradient}. The "
+                f"captured program does not hold that. Train form 'module'."
             )
             results = pytree.tree_map_only(
                 fx.Node, lambda r: self.out.call_function(without_gradient, (r, why)), results

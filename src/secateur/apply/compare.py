@@ -18,6 +18,9 @@ from secateur.outputs import tensors_of
 
 M = TypeVar("M", bound=nn.Module)
 
+SAME = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 5e-2}
+"""Relative difference below which two forms count as equal; they may sum in another order."""
+
 
 class Way(NamedTuple):
     """How a model is run: in which mode, and by which method if not by calling it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from secateur.apply.alignment import PathsDifferError, Steps
 from secateur.errors import CaptureError
+from secateur.foreign import running_line
 from secateur.graph.capture import capture
 from secateur.graph.graph import Graph
 from secateur.graph.rules.op import is_open
@@ -33,31 +35,40 @@ class _TooMuchError(BaseException):
 
 
 @contextmanager
-def limited() -> Iterator[None]:
-    """A capture inside the block stops with `_TooMuchError` where its sizes get too complicated."""
+def limited() -> Iterator[dict[Any, str]]:
+    """A capture inside the block stops with `_TooMuchError` where its sizes get too complicated.
+
+    Gives what the capture assumes about sizes, and for each the line of the user's code that needs it.
+    """
     original = ShapeEnv.evaluate_expr
     asked = itertools.count(1)
+    lines: dict[Any, str] = {}
 
     def evaluate(self: Any, expression: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(expression, sympy.Basic):
             terms = sum(1 for _ in itertools.islice(sympy.preorder_traversal(expression), TERMS + 1))
             if terms > TERMS or next(asked) > QUESTIONS:
                 raise _TooMuchError
-        return original(self, expression, *args, **kwargs)
+        known = len(self.guards)
+        found = original(self, expression, *args, **kwargs)
+        for guard in self.guards[known:]:
+            lines.setdefault(guard.expr, running_line(sys._getframe()))
+        return found
 
     ShapeEnv.evaluate_expr = evaluate  # type: ignore[assignment,method-assign]
     try:
         # Two axes that happen to be equally long may come to differ.
         with _config.patch(use_duck_shape=False):  # type: ignore[attr-defined]
-            yield
+            yield lines
     finally:
         ShapeEnv.evaluate_expr = original  # type: ignore[method-assign]
 
 
-def open_program(model: nn.Module, graph: Graph) -> ExportedProgram | None:
+def open_program(model: nn.Module, graph: Graph) -> tuple[ExportedProgram, dict[Any, str]] | None:
     """The program of a trace with more open axes; None where there are no more, or capture cannot tell.
 
-    It runs the same operators as that of the trace.
+    It runs the same operators as that of the trace. With it come the lines of code that need what it assumes
+    about sizes.
     """
     more = {place for axis in graph.inputs.open if not axis.batch for place in axis.places}
     if not more:
@@ -67,14 +78,14 @@ def open_program(model: nn.Module, graph: Graph) -> ExportedProgram | None:
     numbers = {name: str(number) for number, name in enumerate(graph.inputs.tensors())}
     also = [(numbers[name], axis) for name, axis in more if leaves[int(numbers[name])].shape[axis] > 1]
     try:
-        with limited():
+        with limited() as lines:
             program = capture(model, args, kwargs, also=also).program
         differences, true = Steps(graph.program).compare(Steps(program))
     except (CaptureError, PathsDifferError, _TooMuchError):
         return None
     if differences or true or _count_open(program) <= _count_open(graph.program):
         return None
-    return program
+    return program, lines
 
 
 def _count_open(program: ExportedProgram) -> int:

@@ -25,6 +25,7 @@ from secateur.apply.narrowing import narrowed
 from secateur.apply.opened import open_program
 from secateur.apply.tensors import kept, removed_positions
 from secateur.apply.variants import Facts, find_facts
+from secateur.apply.watching import beside
 from secateur.collecting import uncollected
 from secateur.errors import ApplyError
 from secateur.graph.datasizes import measure_sizes
@@ -145,7 +146,9 @@ class _Captured:
 _CAPTURED: WeakKeyDictionary[Graph, _Captured] = WeakKeyDictionary()
 
 
-def smaller_program(model: nn.Module, graph: Graph, plan: Plan) -> Program:
+def smaller_program(
+    model: nn.Module, graph: Graph, plan: Plan, *, may_stay_in_evaluation: bool = False
+) -> Program:
     """A runnable module of the captured program after `plan`, with the model's parameter names.
 
     The model is captured several times, to learn what the program's arguments follow; what is learnt is kept
@@ -155,11 +158,20 @@ def smaller_program(model: nn.Module, graph: Graph, plan: Plan) -> Program:
         model: The model that `graph` was traced from; its tensors are copied, never changed.
         graph: The trace.
         plan: The decision.
+        may_stay_in_evaluation: Leave a program that knows evaluation mode alone there, whatever the model's
+            mode is.
 
     Raises:
-        ApplyError: If an operator's constants cannot follow, or the model is in training mode, which the
-            program does not know.
+        ApplyError: If an operator's constants cannot follow, the plan has further methods, the forward pass
+            draws random numbers that are not PyTorch's, or the model is in training mode, which the program
+            does not know.
     """
+    if plan.inputs.methods:
+        raise ApplyError(
+            f"apply: expected a model with the methods {', '.join(plan.inputs.methods)} that its trace was "
+            f"asked for, but a captured program has its forward pass alone. Take form 'module', or trace "
+            f"without methods=."
+        )
     found = _CAPTURED.get(graph)
     if found is None or found.model() is not model:
         found = _CAPTURED[graph] = _capture(model, graph)
@@ -168,6 +180,8 @@ def smaller_program(model: nn.Module, graph: Graph, plan: Plan) -> Program:
     with uncollected():
         root, out = build(model, found.program, constants, facts)
         module = Program(root, out, class_name=type(model).__name__).accept(found.accepts, facts.eval_only)
+    if facts.eval_only and may_stay_in_evaluation:
+        return module.eval()
     module.train(model.training)
     for path, layer in module.named_modules():  # some may be frozen in evaluation mode
         layer.training = _mode(model, path, layer.training)
@@ -175,7 +189,12 @@ def smaller_program(model: nn.Module, graph: Graph, plan: Plan) -> Program:
 
 
 def sliced_program(model: nn.Module, graph: Graph, plan: Plan) -> Program:
-    """`smaller_program` for evaluation as traced: nothing more is captured, and nothing is checked."""
+    """`smaller_program` for evaluation as traced: nothing more is captured, and no argument is checked.
+
+    Raises:
+        ApplyError: As `smaller_program`, for constants and for random numbers.
+    """
+    beside(model, graph.captured_inputs()).refuse_draws()
     with uncollected():
         root, out = build(model, graph.program, Constants.of(graph, plan), Facts())
         return Program(root, out, class_name=type(model).__name__)
@@ -184,13 +203,16 @@ def sliced_program(model: nn.Module, graph: Graph, plan: Plan) -> Program:
 def _capture(model: nn.Module, graph: Graph) -> _Captured:
     facts = find_facts(model, graph)
     program, state, tensors = graph.program, graph.walk, graph.tensors
+    lines: dict[Any, str] = {}
     opened = open_program(model, graph)
     if opened is not None:
-        program = opened
+        program, lines = opened
         measure_sizes(program)
         state, own, _ = walk(program)
         tensors = tuple(own)
-    return _Captured(ref(model), program, state, tensors, facts, Accepts.of(model, program, graph, facts))
+    return _Captured(
+        ref(model), program, state, tensors, facts, Accepts.of(model, program, graph, facts, lines)
+    )
 
 
 class _Kept:

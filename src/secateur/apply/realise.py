@@ -13,7 +13,7 @@ from torch import nn
 
 from secateur.apply import calls
 from secateur.apply.calls import Need
-from secateur.apply.compare import relative_difference, run
+from secateur.apply.compare import SAME, relative_difference, run
 from secateur.apply.constants import Constants
 from secateur.apply.draws import Draws
 from secateur.apply.masked import masked
@@ -33,9 +33,6 @@ from secateur.graph.inputs import Arguments, resized
 from secateur.graph.views import View
 from secateur.models import evaluating
 from secateur.plan import Plan
-
-SAME = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 5e-2}
-"""Relative difference below which two forms count as equal; they may sum in another order."""
 
 
 def proven_module(

@@ -20,7 +20,7 @@ from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from secateur.apply.alignment import Difference, PathsDifferError, Place, Source, Steps
-from secateur.apply.functions import own_backward
+from secateur.apply.watching import beside
 from secateur.errors import CaptureError
 from secateur.graph.capture import capture
 from secateur.graph.graph import Graph
@@ -57,7 +57,7 @@ class Facts:
         states: The dtypes in which it computes what the model does.
         refused: Why not in others.
         one_sample: Whether it does with one sample, too.
-        functions: Classes with a backward pass of their own that ran, and where.
+        gradient: What changes the gradients of its operators, and where; empty if nothing does.
     """
 
     sources: dict[Argument, Source] = field(default_factory=dict)
@@ -69,7 +69,7 @@ class Facts:
     states: set[State] = field(default_factory=set)
     refused: dict[State, str] = field(default_factory=dict)
     one_sample: bool = False
-    functions: dict[str, str] = field(default_factory=dict)
+    gradient: str = ""
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,11 @@ class _Capture:
 
 
 def find_facts(model: nn.Module, graph: Graph) -> Facts:
-    """Capture a model in other ways and compare with the program of its trace."""
+    """Capture a model in other ways and compare with the program of its trace.
+
+    Raises:
+        ApplyError: If the program holds a random number that the model draws anew at each call.
+    """
     return _Search(model, graph).run()
 
 
@@ -123,8 +127,11 @@ class _Search:
         self.found: list[_Capture] = []
 
     def run(self) -> Facts:
+        seen = beside(self.model, self.graph.captured_inputs())
+        seen.refuse_draws()
         self.facts.states.add(self.state(_Way()))
         self._training()
+        self.facts.gradient = self.facts.gradient or seen.gradient
         uniform = self.parameters | {v.dtype for v in self.inputs if v.is_floating_point()}
         for dtype in _FLOATS:
             if uniform != {dtype}:
@@ -140,6 +147,11 @@ class _Search:
         return self.facts
 
     def _training(self) -> None:
+        seen = beside(self.model, self.graph.captured_inputs(), training=True)
+        self.facts.gradient = seen.gradient
+        if seen.drawn:
+            self.facts.eval_only = seen.drawn
+            return
         found = self._capture(_Way(training=True))
         if isinstance(found, str):
             self.facts.eval_only = found
@@ -195,7 +207,6 @@ class _Search:
         if way.autocast and device.type != "meta":
             casting = torch.autocast(device.type, torch.bfloat16)
         with ExitStack() as stack:
-            stack.enter_context(own_backward(self.facts.functions))
             stack.enter_context(converted(self.model, self.stored, way.parameters))
             stack.enter_context(default_dtype(way.default))
             stack.enter_context(casting)

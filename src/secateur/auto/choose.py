@@ -17,7 +17,7 @@ from secateur.auto.contending import Field, Planned, Way, contend, parts
 from secateur.auto.outcome import Choice
 from secateur.auto.scored import Scored, scored
 from secateur.calibration import Calibration
-from secateur.errors import BudgetError
+from secateur.errors import ApplyError, BudgetError
 from secateur.graph.graph import Graph
 from secateur.plan import Plan
 from secateur.repair.judging import Judge
@@ -96,8 +96,11 @@ def choose(
     def make(plan: Plan, data: Calibration) -> nn.Module:
         # The program is the fastest to make, but takes the traced sizes alone.
         exact = all(group.exact for group in plan.groups)
-        form: Literal["graph", "masked", "module"] = ("masked" if exact else "module") if varied else "graph"
-        small = apply(model, plan, form, graph=graph)
+        form: Literal["masked", "module"] = "masked" if exact else "module"
+        try:
+            small = apply(model, plan, form if varied else "graph", graph=graph)
+        except ApplyError:  # there are models that no program can hold
+            small = apply(model, plan, form, graph=graph)
         for method in methods:
             method.run(small, Work(lambda: graph, data))
         return small

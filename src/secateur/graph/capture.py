@@ -168,7 +168,7 @@ def _export(
 ) -> ExportedProgram:
     state.restore()
     model.register_forward_hook(lambda module, args, output: opened(output))  # until the state is restored
-    with AssertionsHold():
+    with AssertionsHold(), seeded(0):  # the user's random numbers stay where they are
         return export(model, *arguments, dynamic_shapes=axes, strict=False)  # type: ignore[arg-type]
 
 

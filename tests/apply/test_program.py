@@ -1,0 +1,87 @@
+"""The captured program: what it takes, and what it says of all else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import secateur as sc
+from tests.apply.plans import random_plan
+
+
+class Features(nn.Module):
+    """A model with a second method, whose code holds a size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 12)
+        self.head = nn.Sequential(nn.Linear(12, 10), nn.ReLU(), nn.Linear(10, 3))
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x).relu() + torch.tensor(range(16))).relu()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x))
+
+
+def test_methods_that_were_asked_for_do_not_get_lost() -> None:
+    model, x = Features().eval(), torch.randn(4, 6)
+    graph = sc.trace(model, x, methods=["features"])
+    plan = random_plan(graph)
+    with pytest.raises(sc.ApplyError, match="methods features"):
+        sc.apply(model, plan, "graph", graph=graph)
+    with pytest.raises(sc.ApplyError, match=r"got neither.*on_unrealisable='leave'"):
+        sc.apply(model, plan, graph=graph)
+    small = sc.apply(model, plan, graph=graph, on_unrealisable="leave")
+    rest = sc.record_of(small).plan
+    assert [g.name for g in rest.groups if g.removed] == ["head.0"]
+    torch.testing.assert_close(small.features(x), model.features(x))
+
+
+class Last(nn.Module):
+    """Looks at the last twenty steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.o = nn.Linear(6, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.o(self.a(x[:, -20:]).relu())
+
+
+def test_sizes_that_are_refused_name_the_users_line() -> None:
+    model = Last().eval()
+    graph = sc.trace(model, torch.randn(2, 5, 6))
+    small = sc.apply(model, random_plan(graph), "graph", graph=graph)
+    assert small(torch.randn(3, 9, 6)).shape == (3, 9, 3)
+    wanted = r"axis 1 of x <=? 20.*\(test_program\.py:\d+: return self\.o\(self\.a\(x\[:, -20:\]"
+    with pytest.raises(sc.InputError, match=wanted):
+        small(torch.randn(3, 25, 6))
+
+
+class Auxiliary(nn.Module):
+    """Returns more in training mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.o, self.aux = nn.Linear(6, 16), nn.Linear(16, 3), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x).relu()
+        return self.o(h) + self.aux(h) if self.training else self.o(h)
+
+
+def test_a_program_without_training_loads_into_a_model_as_its_constructor_makes_it(tmp_path: Path) -> None:
+    model, x = Auxiliary().eval(), torch.randn(4, 6)
+    graph = sc.trace(model, x)
+    small = sc.apply(model, random_plan(graph), "graph", graph=graph)
+    loaded = sc.load(sc.save(small, tmp_path), Auxiliary)  # which makes it in training mode
+    assert not any(module.training for module in loaded.modules())
+    assert torch.equal(loaded(x), small(x))
+    with pytest.raises(sc.ApplyError, match="training mode"):
+        loaded.train()
+    with pytest.raises(sc.ApplyError, match="training mode"):
+        sc.apply(model.train(), random_plan(graph), "graph", graph=graph)
