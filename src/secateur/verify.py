@@ -215,13 +215,13 @@ def _in_other_ways(
 ) -> bool:
     """Compare what a plain run leaves out: the plan's further methods, and training mode.
 
-    Returns whether training mode was compared, which is where evaluation leaves parameters unread (an
-    auxiliary head, say).
+    Returns whether training mode was compared, which is where it runs other lines, or evaluation leaves
+    parameters unread (an auxiliary head, say).
     """
     if is_program(pair.small):  # it has evaluation alone
         return False
     ways = [Way(method=name) for name in plan.inputs.methods]
-    if exercise.unread:
+    if exercise.unread or plan.inputs.training:
         ways.append(Way(training=True))
     done = []
     for way in ways:

@@ -177,6 +177,7 @@ class OpenAxis(_Record):
         places: The axes of inputs that have this size, together.
         size: When traced.
         other: Another size at which the dense model ran too.
+        further: Sizes at which its forward pass runs other lines; each was captured too.
         batch: Whether it is the batch: the first axis of the first input, and of all that are as long.
         limit: Which sizes a captured program takes, in words: ``at least 2``.
     """
@@ -184,15 +185,21 @@ class OpenAxis(_Record):
     places: tuple[Place, ...]
     size: int
     other: int
+    further: tuple[int, ...] = ()
     batch: bool = False
     limit: str = ""
 
-    def __str__(self) -> str:
-        """``axis 1 of ids, mask (9, 8)``."""
+    def name(self) -> str:
+        """``axis 1 of ids, mask``."""
         inputs = ", ".join(dict.fromkeys(name for name, _ in self.places))
         axes = sorted({axis for _, axis in self.places})
         what = "batch" if self.batch else f"axis {', '.join(map(str, axes))}"
-        return f"{what} of {inputs} (tried {self.size} and {self.other})"
+        return f"{what} of {inputs}"
+
+    def __str__(self) -> str:
+        """``axis 1 of ids, mask (tried 9 and 8)``."""
+        *first, last = dict.fromkeys((self.size, self.other, *self.further))
+        return f"{self.name()} (tried {', '.join(map(str, first))} and {last})"
 
 
 class FixedAxis(_Record):
@@ -228,6 +235,7 @@ class InputSpec(_Record):
         together: Whether all open axes may have their other size at once; if not, one at a time.
         methods: Further methods that take the same arguments and were traced too.
         drawn: Whether the dense model takes drawn values; if not, only the user's own serve.
+        training: Whether a forward pass in training mode runs other lines than one in evaluation mode.
 
     Example:
         >>> InputSpec.of((torch.zeros(2, 3),), {}).args[0].shape
@@ -242,6 +250,7 @@ class InputSpec(_Record):
     together: bool = True
     drawn: bool = True
     methods: tuple[str, ...] = ()
+    training: bool = False
 
     @classmethod
     def of(
@@ -287,10 +296,18 @@ class InputSpec(_Record):
         """What to try beside the traced size: a title, and the sizes that differ."""
         changes = [(str(a), {place: a.other for place in a.places}) for a in self.open]
         if len(changes) > 1 and self.together:
-            return [
-                ("; ".join(title for title, _ in changes), {k: v for _, c in changes for k, v in c.items()})
-            ]
-        return changes
+            every = {k: v for _, change in changes for k, v in change.items()}
+            changes = [("; ".join(title for title, _ in changes), every)]
+        known = [sizes for _, sizes in changes]
+        return changes + [(title, sizes) for title, sizes in self.other_courses() if sizes not in known]
+
+    def other_courses(self) -> list[tuple[str, dict[Place, int]]]:
+        """A title and the sizes that differ, for each size at which the forward pass runs other lines."""
+        return [
+            (f"{axis.name()} {size}", dict.fromkeys(axis.places, size))
+            for axis in self.open
+            for size in axis.further
+        ]
 
     def examples(
         self, *, seed: int = 0, device: torch.device | str = "cpu", dtype: torch.dtype | None = None

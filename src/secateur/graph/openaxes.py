@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from secateur.calibration.randomness import seeded
 from secateur.foreign import said, source_line
+from secateur.graph.courses import Course, other_courses
 from secateur.graph.inputs import Arguments, FixedAxis, InputSpec, OpenAxis, Place, batch_size, resized
 from secateur.graph.wording import NO_OTHER
 from secateur.models import device_of, evaluating
@@ -50,10 +51,41 @@ def open_inputs(
                 return error
         return None
 
+    def course(arguments: Arguments, *, training: bool = False) -> Course | None:
+        args, kwargs = arguments
+        found = Course()
+        with evaluating(model, training=training), torch.no_grad(), seeded(0), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                with found:
+                    model(*args, **kwargs)
+            except Exception:  # as above; some code takes no integers but Python's own
+                return None
+        return found
+
     spec = _differing(spec, more) if more else find_open_axes(spec, given, attempt)
+    spec = _with_courses(spec, given, course)
     if any(leaf.is_meta for leaf in pytree.tree_leaves(given) if isinstance(leaf, torch.Tensor)):
         return spec
     return widened(spec, program, attempt, device_of(model))
+
+
+def _with_courses(spec: InputSpec, given: Arguments, course: Callable[..., Course | None]) -> InputSpec:
+    """The description with what makes the forward pass run other lines: sizes, and training mode."""
+    traced = course(given)
+    if traced is None:
+        return spec
+
+    def further(axis: OpenAxis) -> tuple[int, ...]:
+        found = other_courses(
+            axis, traced, lambda size: course(resized(spec, given, dict.fromkeys(axis.places, size)))
+        )
+        return tuple(found)
+
+    learning = course(given, training=True)
+    axes = tuple(axis.model_copy(update={"further": further(axis)}) for axis in spec.open)
+    training = learning is not None and learning.calls != traced.calls
+    return spec.model_copy(update={"open": axes, "training": training})
 
 
 def larger_arguments(spec: InputSpec, given: Arguments, static_batch: int | None) -> Arguments | None:

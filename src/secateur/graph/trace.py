@@ -127,7 +127,7 @@ def _graph(
     *,
     allow_inexact: bool,
 ) -> Graph:
-    views, unread = further_views(model, program, given, spec.methods)
+    views, unread = further_views(model, program, given, spec)
     others = [view.program for view in views]
     larger = larger_arguments(spec, given, static)
     if larger is not None:

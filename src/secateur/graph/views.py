@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import CodeType
 from typing import Any
@@ -15,7 +15,7 @@ from torch.export.graph_signature import InputKind
 
 from secateur.errors import CaptureError, SettingError
 from secateur.graph.capture import capture
-from secateur.graph.inputs import Arguments
+from secateur.graph.inputs import Arguments, InputSpec, resized
 from secateur.graph.rules.op import Walk
 from secateur.graph.walk import lifted, tensor_of
 
@@ -55,7 +55,7 @@ def further_views(
     model: nn.Module,
     program: ExportedProgram,
     given: Arguments,
-    methods: Iterable[str],
+    spec: InputSpec,
 ) -> tuple[list[View], list[str]]:
     """Capture what reads parameters that the forward pass in evaluation mode does not.
 
@@ -63,7 +63,7 @@ def further_views(
         model: The dense model.
         program: Its forward pass in evaluation mode.
         given: The arguments of that.
-        methods: Further methods of the model, called with the same arguments.
+        spec: What else may be run: further methods with the same arguments, training mode, other sizes.
 
     Returns:
         The captures, and the names of the tensors that none of them reads, but some other method may.
@@ -74,7 +74,12 @@ def further_views(
     """
     views: list[View] = []
     unread = _tensors(program) - _read(program)
-    for name in methods:
+    for _, sizes in spec.other_courses():
+        arguments = resized(spec, given, sizes)
+        with contextlib.suppress(CaptureError):  # `verify` still runs the model at that size
+            views.append(View(capture(model, *arguments, exact=True).program, arguments))
+    unread = unread.difference(*(_read(view.program) for view in views))
+    for name in spec.methods:
         if not callable(getattr(model, name, None)):
             raise SettingError(
                 f"trace(methods={name!r}): expected a method of {type(model).__name__}, got no such one."
@@ -85,12 +90,12 @@ def further_views(
             raise CaptureError(f"trace(methods={name!r}): {error}") from error
         views.append(View(found, given, method=name))
         unread = {key for key in unread if key not in _read(found)}
-    if unread:
+    if unread or spec.training:
         with contextlib.suppress(CaptureError):
             found = capture(model, *given, training=True).program
-            if read := unread & _read(found):
+            if spec.training or unread & _read(found):
                 views.append(View(found, given, training=True))
-                unread -= read
+                unread -= _read(found)
     return views, [n for n in _names(program, unread) if _is_named(model, n)]
 
 
