@@ -10,8 +10,8 @@ import pytest
 from tests.docs.pages import DOCS, ROOT, Block, Reader, blocks_of, pages
 from tests.zoo.importing import import_transformers
 
-OWN = {"training.md": "tests/integrations/test_docs.py"}
-"""Pages whose code needs trainers and data around it, and the tests that bring these."""
+OWN = {"training.md": "tests/integrations/test_docs.py", "libraries.md": "tests/libraries/run.py"}
+"""Pages whose code needs trainers, libraries and data around it, and what brings these."""
 
 
 def cases() -> list[object]:

@@ -33,10 +33,18 @@ def narrowed(accepts: Accepts, spec: InputSpec) -> InputSpec:
         if not all(isinstance(symbol, sympy.Symbol) for symbol in symbols):
             fixed.append(FixedAxis(places=axis.places, size=axis.size, reason=HELD))
             continue
-        alone = {place: axis.other for place in axis.places}
-        other = axis.other if _passes(accepts, spec, alone) else axis.size
+        passing = [n for n in axis.tried()[1:] if _passes(accepts, spec, dict.fromkeys(axis.places, n))]
+        other = axis.other if axis.other in passing else axis.size
         limit = _limit(accepts, symbols, one=axis.batch and accepts.one_sample)
-        found.append(axis.model_copy(update={"other": other, "limit": limit}))
+        found.append(
+            axis.model_copy(
+                update={
+                    "other": other,
+                    "further": tuple(n for n in axis.further if n in passing),
+                    "limit": limit,
+                }
+            )
+        )
     every = {place: axis.other for axis in found for place in axis.places}
     together = spec.together and _passes(accepts, spec, every)
     return spec.model_copy(

@@ -189,6 +189,10 @@ class OpenAxis(_Record):
     batch: bool = False
     limit: str = ""
 
+    def tried(self) -> tuple[int, ...]:
+        """The sizes at which the dense model ran, each once."""
+        return tuple(dict.fromkeys((self.size, self.other, *self.further)))
+
     def name(self) -> str:
         """``axis 1 of ids, mask``."""
         inputs = ", ".join(dict.fromkeys(name for name, _ in self.places))
@@ -198,7 +202,7 @@ class OpenAxis(_Record):
 
     def __str__(self) -> str:
         """``axis 1 of ids, mask (tried 9 and 8)``."""
-        *first, last = dict.fromkeys((self.size, self.other, *self.further))
+        *first, last = self.tried()
         return f"{self.name()} (tried {', '.join(map(str, first))} and {last})"
 
 

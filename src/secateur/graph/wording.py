@@ -54,7 +54,7 @@ def _open(spec: InputSpec) -> str:
 
 def _one(axis: OpenAxis) -> str:
     """``axis 1 of ids (at least 2; 9 and 8 tried)``."""
-    tried = " and ".join(map(str, dict.fromkeys((axis.size, axis.other)))) + " tried"
+    tried = f"{_listed(map(str, axis.tried()))} tried"
     said = f"{axis.limit}; {tried}" if axis.limit else tried
     places = _places(axis.places)
     if axis.batch:
