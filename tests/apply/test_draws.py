@@ -130,19 +130,20 @@ def test_global_random_state_is_left_alone() -> None:
 
 
 class OwnGenerator(nn.Module):
-    """Adds noise from a generator of its own to its units."""
+    """Adds noise from generators of its own to its units: one that it keeps, one that each call makes."""
 
     def __init__(self) -> None:
         super().__init__()
         self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 3)
         self.stream = torch.Generator().manual_seed(3)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         h = self.a(x).relu()
         h = h + 0.1 * torch.randn(h.shape, generator=self.stream)
         h = h + torch.normal(0.0, 1.0, (16,), generator=self.stream)  # a size in the code
-        y: Tensor = self.b(h.clone().bernoulli_(0.5, generator=self.stream) * h)
-        return y
+        h = h.clone().bernoulli_(0.5, generator=self.stream) * h
+        y: Tensor = self.b(h)
+        return y, self.b(x.new_zeros(16) + torch.rand(16, generator=torch.Generator().manual_seed(5)))
 
 
 @pytest.mark.parametrize("form", ["module", "graph"])
@@ -153,9 +154,11 @@ def test_units_pass_noise_from_a_generator_that_the_model_owns(form: Any) -> Non
     data = [(torch.randn(8, 6), torch.arange(8) % 3)] * 2
     graph = sc.trace(model, data[0][0])
     assert [group.name for group in graph.groups] == ["a"]
-    plan = sc.Uniform(ratio=0.25).allocate(graph, sc.score(graph, data, ("magnitude", "taylor")))
+    plan = sc.Uniform(ratio=0.25).allocate(graph, sc.score(graph, data, ("magnitude", "wasserstein")))
     small = sc.apply(model, plan, form, graph=graph)
     assert sc.verify(model, small, plan).difference <= 1e-9
     assert torch.equal(model.stream.get_state(), before)
-    assert not torch.equal(small(data[0][0]), small(data[0][0]))
+    (one, made), (two, made_anew) = small(data[0][0]), small(data[0][0])
+    assert not torch.equal(one, two)
+    assert torch.equal(made, made_anew)
     assert torch.equal(model.stream.get_state(), before)

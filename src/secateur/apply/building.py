@@ -80,6 +80,7 @@ class _Builder:
         self.made: dict[fx.Node, Any] = {}
         self.names: dict[fx.Node, str] = {}
         self.plain: dict[fx.Node, str] = {}  # constants, which are no buffers
+        self.anew: set[fx.Node] = set()  # generators of random numbers that forward makes in each call
         self.places: dict[torch.device, fx.Node] = {}  # a tensor of the model or an input on each device
         self.positions = 0
 
@@ -92,8 +93,11 @@ class _Builder:
             if kind in _STATE and name is not None:
                 self._state(node, kind, name, shared)
             elif isinstance(generator := self.program.constants.get(name or ""), torch.Generator):
-                setattr(self.root, str(name), generator.clone_state())
+                path, _, leaf = str(name).rpartition(".")
+                setattr(self._holder(path), leaf, generator.clone_state())
                 self.names[node] = str(name)
+                if not _keeps(self.model, generator):
+                    self.anew.add(node)
             elif kind is not InputKind.USER_INPUT:
                 raise ApplyError(f"apply: expected a program of tensors, got an input of kind {kind.name}.")
             value = node.meta.get("val")
@@ -170,6 +174,8 @@ class _Builder:
     def _fetched(self, node: fx.Node) -> fx.Node:
         """A tensor of the model. Constants stay on the device of the model, and keep or follow a dtype."""
         made = self.out.get_attr(self.names[node])
+        if node in self.anew:
+            return self.out.call_method("clone_state", (made,))
         value = node.meta["val"]
         if node not in self.plain or value.device not in self.places:
             return made
@@ -317,6 +323,16 @@ class _Builder:
         names = [f"arg_{i}" for i in range(args.num_children)] + list(kwargs.context)
         info = fx.graph._PyTreeInfo(names, spec.in_spec, spec.out_spec)
         self.out.set_codegen(fx.graph._PyTreeCodeGen(info))
+
+
+def _keeps(model: nn.Module, generator: torch.Generator) -> bool:
+    """Whether a captured generator is one that a model, or its code, keeps from call to call."""
+    for module in model.modules():
+        code = getattr(type(module).forward, "__globals__", {})
+        held = [v for v in (*vars(module).values(), *code.values()) if isinstance(v, torch.Generator)]
+        if any(torch.equal(v.get_state(), generator.get_state()) for v in held):  # capture makes copies
+            return True
+    return False
 
 
 @dataclass(frozen=True)

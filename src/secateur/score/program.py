@@ -79,9 +79,7 @@ class _Runner:
             if name in program.state_dict:
                 self._lifted.append(tensors.setdefault(name, program.state_dict[name].detach()))
             else:
-                constant: Any = program.constants[name]
-                if isinstance(constant, torch.Generator):
-                    constant = constant.clone_state()  # the user's own stays where it is
+                constant = program.constants[name]
                 self._lifted.append(constant.detach() if isinstance(constant, Tensor) else constant)
         self._outputs = [s.kind is OutputKind.USER_OUTPUT for s in signature.output_specs]
         self._interpreter = _Watching(module, frozenset(cloned))
@@ -117,7 +115,9 @@ class _Runner:
             interpreter.watcher = lambda name, value, _: watcher(names[name], value, reader(names[name]))
         interpreter.watched = names
         try:
-            outputs = interpreter.run(*self._lifted, *leaves)
+            # A generator of the model's stays where it is; one that forward makes starts anew in each call.
+            held = [v.clone_state() if isinstance(v, torch.Generator) else v for v in self._lifted]
+            outputs = interpreter.run(*held, *leaves)
         finally:
             # The interpreter would keep the last values, and with them the autograd graph, alive.
             interpreter.env, interpreter.watched, interpreter.watcher = {}, (), None
