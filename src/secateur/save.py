@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from secateur.apply.masked import masked
-from secateur.apply.mending import mend
+from secateur.apply.mended import mend
 from secateur.apply.module import smaller_module
 from secateur.apply.program import smaller_program
 from secateur.apply.realise import understood

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import secateur as sc
-from secateur.apply.mending import MendedForward
+from secateur.apply.mended import MendedMethod
 
 
 class Attention(nn.Module):
@@ -138,7 +138,7 @@ def test_only_the_modules_whose_code_holds_a_size_are_mended(
     assert record.form == "module"
     assert type(small) is type(model)
     assert {
-        n for n, m in small.named_modules() if isinstance(vars(m).get("forward"), MendedForward)
+        n for n, m in small.named_modules() if isinstance(vars(m).get("forward"), MendedMethod)
     } == captured
     assert [type(m) for m in small.modules()] == [type(m) for m in model.modules()]
     assert list(small.state_dict()) == list(model.state_dict())

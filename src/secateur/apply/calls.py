@@ -262,7 +262,7 @@ def changed(name: str, step: Step, need: Need, args: tuple[Any, ...], kwargs: di
         values, offset, rebuild = found
         for axis, old, new in need.axes:
             k = axis - offset
-            given = _plain(values[k]) if 0 <= k < len(values) else new
+            given = plain(values[k]) if 0 <= k < len(values) else new
             if given not in (-1, new):
                 if given * new % old:
                     raise ValueError(f"expected a multiple of {old} for axis {axis}, got {given}")
@@ -337,7 +337,7 @@ def _is_size(value: Any) -> bool:
     return isinstance(value, int | torch.SymInt) and not isinstance(value, bool)
 
 
-def _plain(size: Any) -> Any:
+def plain(size: Any) -> Any:
     """A size as a number that can be compared."""
     if not isinstance(size, torch.Tensor):
         return size

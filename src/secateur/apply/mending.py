@@ -1,31 +1,21 @@
-"""Sizes that the user's code holds as numbers, mended at the call that uses them.
-
-``x.reshape(B, N, C)`` with C read off the input, ``x.new_full((16, 1, 1), 0.5)``: no attribute makes such
-code take fewer units. The module keeps its class and its code. Its ``forward`` runs with a mode that gives
-such a call its new size, and leaves all others alone. So training mode, gradients, dtypes, devices and other
-sizes are what the user's code makes of them.
-"""
+"""Finds the calls whose sizes the user's code holds as numbers; `secateur.apply.mended` changes them."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import fx, nn
-from torch.overrides import TorchFunctionMode
+from torch import fx
 
 from secateur.apply import calls
-from secateur.apply.attention import head_size, with_head_size
+from secateur.apply.attention import head_size
 from secateur.apply.calls import Heads, Need, Number, Parts, Positions, Sizes
 from secateur.apply.constants import Constants
-from secateur.apply.recording import Place, Recorded, place_of
+from secateur.apply.mended import Rule, line_of, mended, said
+from secateur.apply.recording import Recorded
 from secateur.errors import ApplyError
-
-Rules = dict[Place, dict[int, Need]]
-"""For a call, by where it stands: what each of its steps has to say."""
 
 
 def need_of(constants: Constants, node: fx.Node) -> Need | None:
@@ -80,6 +70,19 @@ def _positions(arguments: Mapping[str, Any], target: str) -> Positions | None:
     return None
 
 
+Needs = Mapping[int, Need]
+"""By the number of a step: what it has to say."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A sized call of the smaller model: what it has to say, and whether it says so without help."""
+
+    call: Recorded
+    needs: Needs
+    fitting: bool
+
+
 @dataclass
 class Mender:
     """Follows a smaller model beside what was recorded of the dense one, and finds the calls to be mended.
@@ -87,32 +90,13 @@ class Mender:
     Attributes:
         dense: The dense model's calls, with the operators that they became.
         needs: What the call behind an operator has to say.
+        runs: What the smaller model's calls have to say.
     """
 
     dense: list[Recorded]
     needs: Callable[[fx.Node], Need | None]
-    _seen: dict[tuple[str, Place], list[tuple[dict[int, Need], bool]]] = field(default_factory=dict)
+    runs: list[Run] = field(default_factory=list)
     _number: int = 0
-
-    def rules(self) -> dict[str, Rules]:
-        """What has to be mended, by module path, once the smaller model has run.
-
-        Raises:
-            ApplyError: If one line would have to say different things.
-        """
-        rules: dict[str, Rules] = {}
-        for (module, place), runs in self._seen.items():
-            unfit = [needs for needs, fitting in runs if not fitting]
-            if not unfit:
-                continue
-            needs = unfit[0]
-            if any(other != needs for other in unfit) or not all(_agree(needs, other) for other, _ in runs):
-                raise ApplyError(
-                    f"apply: expected one size for every run of a line in module {module or 'itself'}, got "
-                    f"several at {_line(place)}. Leave the group alone, or hold the size in an attribute."
-                )
-            rules.setdefault(module, {})[place] = needs
-        return rules
 
     def change(self, call: Recorded, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Carry out a call of the smaller model as it has to be.
@@ -129,7 +113,7 @@ class Mender:
         fitting = all(calls.fits(call.name, steps[k], need, args, kwargs) for k, need in needs.items())
         if not fitting:
             needs = {k: calls.observed(call.name, need, args, kwargs) for k, need in needs.items()}
-        self._seen.setdefault((call.module, call.place), []).append((needs, fitting))
+        self.runs.append(Run(call, needs, fitting))
         return func(*args, **kwargs) if fitting else mended(func, call.name, steps, needs, args, kwargs)
 
     def _next(self, call: Recorded) -> Recorded:
@@ -146,13 +130,55 @@ class Mender:
                     break
         raise ApplyError(
             f"apply: expected the smaller model to run the same code as the dense one, got another way at "
-            f"{_line(call.place)}: it branches on a size that has changed. Leave the group alone."
+            f"{line_of(call.place)}: it branches on a size that has changed. Leave the group alone."
         )
 
 
-def _agree(needs: Mapping[int, Need], other: Mapping[int, Need]) -> bool:
-    """Whether what one run of a line has to say, where it does not, is right for another run as well."""
-    return all(_says(need, other.get(k)) for k, need in needs.items())
+def rules_of(runs: Iterable[Run]) -> dict[str, list[Rule]]:
+    """The rules for sized calls by module path; one line may have several, told apart by what the code says.
+
+    Raises:
+        ApplyError: If a line would have to say different things.
+    """
+    lines: dict[Any, list[Run]] = {}
+    for run in runs:
+        lines.setdefault((run.call.module, run.call.name, run.call.place), []).append(run)
+    found: dict[str, list[Rule]] = {}
+    for same in lines.values():
+        rules = list(dict.fromkeys(_rule(run.call, run.needs) for run in same if not run.fitting))
+        apart = False
+        for run in same:
+            differing = [rule for rule in rules if not _agree(run, rule)]
+            numbers = [said(run.call.name, rule, run.call.args, run.call.kwargs) for rule in differing]
+            if any(n == rule.said for n, rule in zip(numbers, differing, strict=True)):
+                raise _several(run)
+            if run.fitting and differing:  # only numbers of the code differ at all sizes
+                apart = True
+                if not all(n and set(n) <= run.call.literals for n in numbers):
+                    raise _several(run)
+        if apart or not rules:
+            rules.append(_rule(same[0].call, {}))
+        found.setdefault(same[0].call.module, []).extend(rules)
+    return found
+
+
+def _rule(call: Recorded, needs: Needs) -> Rule:
+    rule = Rule(call.name, call.place, tuple(call.steps), tuple(needs.items()))
+    return replace(rule, said=said(call.name, rule, call.args, call.kwargs))
+
+
+def _several(run: Run) -> ApplyError:
+    return ApplyError(
+        f"apply: expected one size for every run of a line in module {run.call.module or 'itself'}, got "
+        f"several at {line_of(run.call.place)}. Leave the group alone, or hold the size in an attribute."
+    )
+
+
+def _agree(run: Run, rule: Rule) -> bool:
+    """Whether a rule is right for a run as well: it says the same, or changes nothing there."""
+    if not run.fitting:
+        return run.needs == dict(rule.needs)
+    return all(_says(need, run.needs.get(k)) for k, need in rule.needs)
 
 
 def _says(need: Need, other: Need | None) -> bool:
@@ -160,117 +186,3 @@ def _says(need: Need, other: Need | None) -> bool:
         return need == other
     news = {axis: new for axis, _, new in other.axes}
     return all(news.get(axis) == new for axis, _, new in need.axes)
-
-
-def _line(place: Place) -> str:
-    if not place:
-        return "an unknown line"
-    file, function, first, _ = place[0]
-    return f"{file.replace(chr(92), '/').rsplit('/', 1)[-1]}, {function} (line {first})"
-
-
-def mended(
-    func: Any,
-    name: str,
-    steps: list[calls.Step],
-    needs: Mapping[int, Need],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> Any:
-    """Carry out a call with what its steps need."""
-    for k, need in needs.items():
-        if isinstance(need, Parts):
-            return calls.split(need, args, kwargs)
-        if isinstance(need, Heads):
-            return with_head_size(need.size, args, kwargs)
-        args, kwargs = calls.changed(name, steps[k], need, args, kwargs)
-    return func(*args, **kwargs)
-
-
-class _NoScript(ApplyError, AttributeError):
-    """A mended module cannot be scripted. To all others who ask, there is no such attribute."""
-
-
-class MendedForward:
-    """The ``forward`` of a module some of whose calls are mended.
-
-    Attributes:
-        module: The module.
-        rules: What has to be mended, as plain data.
-    """
-
-    def __init__(self, module: nn.Module, rules: Rules, inner: Any = None) -> None:
-        self.module, self.rules = module, rules
-        self._inner = inner  # what stood in its place before: an earlier round's, or somebody else's
-
-    def moved(self, module: nn.Module) -> MendedForward:
-        """The same for another module of the same class."""
-        inner = self._inner.moved(module) if isinstance(self._inner, MendedForward) else self._inner
-        return MendedForward(module, self.rules, inner)
-
-    @property
-    def __wrapped__(self) -> Any:
-        """The user's forward, for whoever asks for its signature."""
-        return self._inner or type(self.module).forward.__get__(self.module)
-
-    @property
-    def __code__(self) -> Any:
-        """The code of the user's forward: `torch.export` reads the names of its arguments there."""
-        return self.__wrapped__.__code__
-
-    @property
-    def __globals__(self) -> Any:
-        """What `torch.jit.script` asks for first, and it can only compile the user's code as it stands.
-
-        Raises:
-            ApplyError: Always.
-        """
-        raise _NoScript(
-            f"expected no torch.jit.script of {type(self.module).__name__}, got one: it compiles the code, "
-            f"which holds a size that is mended as the code runs. Use torch.jit.trace or torch.export."
-        )
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the user's forward, mended."""
-        return mended_forward(self, args, kwargs)
-
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # a compiler makes frames anew, which tell places
-def mended_forward(owner: MendedForward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run the user's forward, mended. `place_of` knows this function by its name."""
-    with _Mending(owner):
-        return owner.__wrapped__(*args, **kwargs)
-
-
-class _Mending(TorchFunctionMode):
-    def __init__(self, owner: MendedForward) -> None:
-        super().__init__()
-        self._owner = owner
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        if name not in calls.FAMILIES:
-            return func(*args, **kwargs)
-        place, frame = place_of(sys._getframe(1))
-        needs = self._owner.rules.get(place)
-        runs = None if frame is None else frame.f_locals.get("owner")
-        if not needs or runs is None or runs.module is not self._owner.module:
-            return func(*args, **kwargs)
-        steps = calls.steps_of(name, args, kwargs)
-        try:
-            return mended(func, name, steps, needs, args, kwargs)
-        except ValueError as error:
-            raise ApplyError(f"{_line(place)}: {error}. This size cannot follow what was removed.") from error
-
-
-def mend(small: nn.Module, rules: Mapping[str, Rules]) -> tuple[str, ...]:
-    """Let modules run mended, in place; returns their paths."""
-    paths = []
-    for path, found in rules.items():
-        own = {place: needs for place, needs in found.items() if needs}
-        if own:
-            module = small.get_submodule(path)
-            module.forward = MendedForward(module, own, vars(module).get("forward"))
-            paths.append(path)
-    return tuple(sorted(paths))

@@ -17,7 +17,8 @@ from secateur.apply.compare import SAME, relative_difference, run
 from secateur.apply.constants import Constants
 from secateur.apply.draws import Draws
 from secateur.apply.masked import masked
-from secateur.apply.mending import Mender, Rules, mend, need_of
+from secateur.apply.mended import Rule, mend
+from secateur.apply.mending import Mender, Run, need_of, rules_of
 from secateur.apply.metadata import new_metadata
 from secateur.apply.module import smaller_module
 from secateur.apply.program import sliced_program
@@ -62,7 +63,7 @@ def proven_module(
     return attach(small, Record(plan, "module", _note(mended), sizes=sizes, captured=mended))
 
 
-def understood(model: nn.Module, graph: Graph, plan: Plan) -> tuple[dict[str, Any], dict[str, Rules]]:
+def understood(model: nn.Module, graph: Graph, plan: Plan) -> tuple[dict[str, Any], dict[str, list[Rule]]]:
     """Attributes with their new values, and by module the calls that have to be mended.
 
     Raises:
@@ -73,17 +74,7 @@ def understood(model: nn.Module, graph: Graph, plan: Plan) -> tuple[dict[str, An
     changes, stays = ([e for pair in equations for e in pair[k]] for k in (0, 1))
     sizes = _in_lists(model, solve(changes, stays))
     small = smaller_module(model, plan, sizes)
-    rules: dict[str, Rules] = {}
-    for one in passes:
-        for module, found in one.mended(small).items():
-            known = rules.setdefault(module, {})
-            if any(known.get(place, needs) != needs for place, needs in found.items()):
-                raise ApplyError(
-                    f"apply: expected one size for every run of a line in module {module or 'itself'}, got "
-                    f"another in training mode or in another method. Leave the group alone."
-                )
-            known.update(found)
-    return sizes, rules
+    return sizes, rules_of(run for one in passes for run in one.runs(small))
 
 
 class _Pass:
@@ -118,8 +109,8 @@ class _Pass:
         """What tracked numbers must become, and those that must stay."""
         return _equations(self.dense, self.needs)
 
-    def mended(self, small: nn.Module) -> dict[str, Rules]:
-        """The calls of the smaller model that have to be mended."""
+    def runs(self, small: nn.Module) -> list[Run]:
+        """What the calls of the smaller model have to say."""
         mender = Mender([call for call in self.dense if call.steps], self.needs)
         try:
             self._record(small, mender.change)
@@ -127,13 +118,7 @@ class _Pass:
             raise
         except Exception as error:  # the user's code may fail in any way once shapes have changed
             raise _failed(error, self._method or "the traced size") from error
-        rules = mender.rules()
-        if self._method and "" in rules:
-            raise ApplyError(
-                f"apply: expected the method {self._method} to read its sizes from attributes or tensors, "
-                f"got a number that changes. Hold the size in an attribute."
-            )
-        return rules
+        return mender.runs
 
 
 def _equations(

@@ -27,7 +27,7 @@ class Record:
         note: Why form ``auto`` did not return a module, or which of its modules are mended.
         repairs: What repair tried, in order, as plain data.
         sizes: Attributes that form ``module`` updated beyond PyTorch's own layers, by path.
-        captured: Modules of form ``module`` with a call that is mended, by path (`secateur.apply.mending`).
+        captured: Modules of form ``module`` with a call that is mended, by path (`secateur.apply.mended`).
         takes: Which sizes of its inputs may change and which must stay, in one sentence.
     """
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import dis
+import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
@@ -17,13 +19,13 @@ from torch.nn.modules import module as _module
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from secateur.apply.calls import FAMILIES, Step, steps_of
+from secateur.apply.calls import FAMILIES, Step, numbers, steps_of
 from secateur.apply.sizes import running_modules
 from secateur.graph.rules import operator_name
 from secateur.graph.rules.op import shape_of
 
-Place = tuple[tuple[str, str, int, int], ...]
-"""Where a call stands: file, function, its first line, instruction; from the call out to ``forward``."""
+Place = tuple[tuple[str, str, int, int, int], ...]
+"""Where a call stands: file, function, its first line, line, instruction; from the call to ``forward``."""
 
 Key = tuple[str, ...]
 """What a step and an operator have in common if one became the other."""
@@ -42,6 +44,7 @@ class Recorded:
         kwargs: Its keyword arguments, likewise.
         keys: For each step, what to find its operator by.
         nodes: For each step, the operator of the captured program; None where it is not known.
+        literals: The integers that are written in the code that makes it.
     """
 
     module: str
@@ -52,6 +55,7 @@ class Recorded:
     kwargs: dict[str, Any]
     keys: list[Key]
     nodes: list[fx.Node | None] = field(default_factory=list)
+    literals: frozenset[int] = frozenset()
 
 
 Change = Callable[[Recorded, Any, tuple[Any, ...], dict[str, Any]], Any]
@@ -74,8 +78,9 @@ class Recorder(TorchFunctionMode):
             return func(*args, **kwargs)
         steps = steps_of(name, args, kwargs)
         empty = pytree.tree_map_only(torch.Tensor, _empty, (tuple(args), kwargs))
-        place, _ = place_of(sys._getframe(1))
-        call = Recorded(self._module(), name, place, steps, empty[0], empty[1], [])
+        place, codes, _ = place_of(sys._getframe(1))
+        written = frozenset[int]().union(*map(literals, codes)) if steps else frozenset[int]()
+        call = Recorded(self._module(), name, place, steps, empty[0], empty[1], [], literals=written)
         self.calls.append(call)
         if steps and self._change is not None:
             result = self._change(call, func, args, kwargs)
@@ -100,23 +105,40 @@ def _key_of_step(step: Step, args: Sequence[Any], result: Any) -> Key:
 
 
 _PACKAGE = str(Path(__file__).parent)
+_PASSING = ("torch.utils.", "torch._", "torch.autograd.", "torch.amp.", "torch.overrides")
 
 
-def place_of(frame: FrameType | None) -> tuple[Place, FrameType | None]:
-    """Where a call stands, and the frame in which the enclosing module was called.
+def place_of(frame: FrameType | None) -> tuple[Place, list[CodeType], FrameType | None]:
+    """Where a call stands, the code of that, and the frame in which the enclosing module was called.
 
-    Frames of this package that lie between are left out.
+    Frames of this package, of the standard library and of what only passes calls on (checkpoints) are left
+    out, and so is a function's own call of itself: how deep it goes depends on the inputs.
     """
-    found = []
+    place: Place = ()
+    codes: list[CodeType] = []
     while frame is not None:
         code = frame.f_code
         own = code.co_filename.startswith(_PACKAGE)
-        if code.co_filename == _module.__file__ or (own and code.co_name == "mended_forward"):
+        if code.co_filename == _module.__file__ or (own and code.co_name in ("mended_call", "record")):
             break
-        if not own and code.co_name != "__torch_function__":
-            found.append((code.co_filename, code.co_name, code.co_firstlineno, frame.f_lasti))
+        if not own and code.co_name != "__torch_function__" and not _passes(frame):
+            where = (code.co_filename, code.co_name, code.co_firstlineno, frame.f_lineno, frame.f_lasti)
+            if where not in place:
+                place = (*place, where)
+                codes.append(code)
         frame = frame.f_back
-    return tuple(found), frame
+    return place, codes, frame
+
+
+@functools.cache
+def literals(code: CodeType) -> frozenset[int]:
+    """The integers that are written in a function."""
+    return frozenset(numbers(*(instruction.argval for instruction in dis.get_instructions(code))))
+
+
+def _passes(frame: FrameType) -> bool:
+    name = str(frame.f_globals.get("__name__", ""))
+    return name.startswith(_PASSING) or name.partition(".")[0] in sys.stdlib_module_names
 
 
 @contextmanager

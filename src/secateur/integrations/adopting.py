@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.apply.mending import MendedForward
+from secateur.apply.mended import MendedMethod
 from secateur.apply.record import record_of
 from secateur.apply.sizes import set_sizes
 
@@ -46,9 +46,8 @@ def _take(old: nn.Module, new: nn.Module) -> None:
             continue
         if isinstance(value, torch.Tensor) or (_is_plain(value) and vars(old).get(name) != value):
             setattr(old, name, value)
-    mended = vars(new).get("forward")
-    if isinstance(mended, MendedForward):
-        old.forward = mended.moved(old)
+        elif isinstance(value, MendedMethod):
+            setattr(old, name, value.moved(old))
     kept: dict[str, nn.Module | None] = {}
     for name, child in new._modules.items():
         mine = old._modules.get(name)

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
-from secateur.apply.mending import mend
+from secateur.apply.mended import mend
 from secateur.apply.module import smaller_module
 from secateur.apply.realise import understood
 from secateur.apply.record import Record, attach, record_of

@@ -1,0 +1,251 @@
+"""Sizes that the user's code holds as numbers, mended at the call that uses them.
+
+``x.reshape(B, N, C)`` with C read off the input, ``x.new_full((16, 1, 1), 0.5)``: no attribute makes such
+code take fewer units. The module keeps its class and its code. Its ``forward``, and each other method that
+holds such a call, runs with a mode that gives the call its new size, and leaves all others alone. So training
+mode, gradients, dtypes, devices and other sizes are what the user's code makes of them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import CodeType, FunctionType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from secateur.apply import calls
+from secateur.apply.attention import with_head_size
+from secateur.apply.calls import Heads, Need, Parts, Step
+from secateur.apply.recording import Place, literals, place_of
+from secateur.errors import ApplyError, InputError
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a call has to say.
+
+    Attributes:
+        name: The function that is called.
+        place: Where the call stands.
+        steps: The steps of the call.
+        needs: What steps have to say, each with the number of the step; empty if the call stays as it is.
+        said: The numbers in its arguments that change, as the code says them.
+    """
+
+    name: str
+    place: Place
+    steps: tuple[Step, ...]
+    needs: tuple[tuple[int, Need], ...]
+    said: tuple[int, ...] = ()
+
+
+def said(name: str, rule: Rule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[int, ...]:
+    """The numbers of a call that a rule would change; none for a call of other steps."""
+    if not _alike(calls.steps_of(name, args, dict(kwargs)), rule.steps):
+        return ()
+    pairs = [p for k, need in rule.needs for p in calls.wanted(name, rule.steps[k], need, args, dict(kwargs))]
+    return tuple(calls.numbers(*(calls.plain(number) for number, new in pairs if number is not new)))
+
+
+def _alike(steps: Sequence[Step], others: Sequence[Step]) -> bool:
+    return [(s.family, s.part) for s in steps] == [(s.family, s.part) for s in others]
+
+
+def line_of(place: Place) -> str:
+    """Where a call stands, in words."""
+    if not place:
+        return "an unknown line"
+    file, function, _, line, _ = place[0]
+    return f"{file.replace(chr(92), '/').rsplit('/', 1)[-1]}, {function} (line {line})"
+
+
+def fitting_rules(
+    rules: Iterable[Rule], name: str, place: Place, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> list[Rule]:
+    """The rules for a call: those of its line; where they differ, of its place; then by what the call says.
+
+    They are empty for a line that did not run when the model was traced, and differ if nothing decides.
+    """
+    found = [rule for rule in rules if rule.name == name and _line(rule.place) == _line(place)]
+    for short in (0, 1):  # instructions have other numbers in code that a compiler has rewritten
+        if _differ(found):
+            ours = [frame[: len(frame) - short] for frame in place]
+            found = [rule for rule in found if _meet(ours, rule.place, short)] or found
+    if _differ(found):
+        told = [rule for rule in found if rule.needs and said(name, rule, args, kwargs) == rule.said]
+        found = told or [rule for rule in found if not rule.needs] or found
+    return found
+
+
+def _line(place: Place) -> tuple[Any, ...]:
+    return place[0][:4] if place else ()
+
+
+def _meet(ours: Sequence[tuple[Any, ...]], place: Place, short: int) -> bool:
+    """Whether two stacks are one as far as both go: a method may be called from outside."""
+    return all(a == b[: len(b) - short] for a, b in zip(ours, place, strict=False))
+
+
+def _differ(rules: Sequence[Rule]) -> bool:
+    return any(rule.needs != rules[0].needs for rule in rules)
+
+
+def mended(
+    func: Any,
+    name: str,
+    steps: Sequence[Step],
+    needs: Mapping[int, Need],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """Carry out a call with what its steps need."""
+    for k, need in needs.items():
+        if isinstance(need, Parts):
+            return calls.split(need, args, kwargs)
+        if isinstance(need, Heads):
+            return with_head_size(need.size, args, kwargs)
+        args, kwargs = calls.changed(name, steps[k], need, args, kwargs)
+    return func(*args, **kwargs)
+
+
+class _NoScript(ApplyError, AttributeError):
+    """A mended module cannot be scripted. To all others who ask, there is no such attribute."""
+
+
+class MendedMethod:
+    """A method of a module some of whose calls are mended: ``forward``, or another that makes such calls.
+
+    Attributes:
+        module: The module.
+        rules: What its sized calls have to say, as plain data.
+        name: The method.
+    """
+
+    def __init__(
+        self, module: nn.Module, rules: tuple[Rule, ...], name: str = "forward", inner: Any = None
+    ) -> None:
+        self.module, self.rules, self.name = module, rules, name
+        self._inner = inner  # what stood in its place before: an earlier round's, or somebody else's
+
+    def moved(self, module: nn.Module) -> MendedMethod:
+        """The same for another module of the same class."""
+        inner = self._inner.moved(module) if isinstance(self._inner, MendedMethod) else self._inner
+        return MendedMethod(module, self.rules, self.name, inner)
+
+    @property
+    def __wrapped__(self) -> Any:
+        """The user's method, for whoever asks for its signature."""
+        return self._inner or getattr(type(self.module), self.name).__get__(self.module)
+
+    @property
+    def __code__(self) -> Any:
+        """The code of the user's method: `torch.export` reads the names of its arguments there."""
+        return self.__wrapped__.__code__
+
+    @property
+    def __globals__(self) -> Any:
+        """What `torch.jit.script` asks for first, and it can only compile the user's code as it stands.
+
+        Raises:
+            ApplyError: Always.
+        """
+        raise _NoScript(
+            f"expected no torch.jit.script of {type(self.module).__name__}, got one: it compiles the code, "
+            f"which holds a size that is mended as the code runs. Use torch.jit.trace or torch.export."
+        )
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # a compiler's frames tell no places
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the user's method, mended."""
+        _, _, frame = place_of(sys._getframe(1))
+        around = None if frame is None else frame.f_locals.get("owner")
+        if isinstance(around, MendedMethod) and around.module is self.module:
+            return self.__wrapped__(*args, **kwargs)  # mended by the method that calls it
+        return mended_call(self, args, kwargs)
+
+
+def mended_call(owner: MendedMethod, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run the user's method, mended. `place_of` knows this function by its name."""
+    with _Mending(owner):
+        return owner.__wrapped__(*args, **kwargs)
+
+
+class _Mending(TorchFunctionMode):
+    def __init__(self, owner: MendedMethod) -> None:
+        super().__init__()
+        self._owner = owner
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name not in calls.FAMILIES:
+            return func(*args, **kwargs)
+        place, codes, frame = place_of(sys._getframe(1))
+        if frame is None or frame.f_locals.get("owner") is not self._owner:
+            return func(*args, **kwargs)
+        rules = fitting_rules(self._owner.rules, name, place, args, kwargs)
+        if not rules:
+            self._check_unknown(name, place, codes, args, kwargs)
+        if not any(rule.needs for rule in rules):
+            return func(*args, **kwargs)
+        steps = calls.steps_of(name, args, kwargs)
+        if _differ(rules) or not _alike(steps, rules[0].steps):
+            raise InputError(
+                f"{line_of(place)}: expected a call of {name} as when the model was traced, got one with "
+                f"other sizes. {_ADVICE}"
+            )
+        try:
+            return mended(func, name, steps, dict(rules[0].needs), args, kwargs)
+        except ValueError as error:
+            raise ApplyError(
+                f"{line_of(place)}: {error}. This size cannot follow what was removed."
+            ) from error
+
+    def _check_unknown(
+        self, name: str, place: Place, codes: list[CodeType], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> None:
+        """Raise InputError for a call on a line that did not run at trace, with a size that shrank here."""
+        held = {v for v in vars(self._owner.module).values() if isinstance(v, int)}
+        written = held.union(*map(literals, codes))
+        shrank = {number for rule in self._owner.rules for number in rule.said if number > 1}
+        if found := shrank & written & set(calls.numbers(args, dict(kwargs))):
+            raise InputError(
+                f"{line_of(place)}: expected only lines that ran when the model was traced, got a call of "
+                f"{name} with {min(found)}, which shrank elsewhere in this module. {_ADVICE}"
+            )
+
+
+_ADVICE = (
+    "Trace with inputs that run this line (an optional argument, methods=...), or leave the group alone "
+    "(Limits(ignore=...))."
+)
+
+
+def mend(small: nn.Module, rules: Mapping[str, Sequence[Rule]]) -> tuple[str, ...]:
+    """Let modules run mended, in place; returns their paths."""
+    paths = []
+    for path, found in rules.items():
+        if any(rule.needs for rule in found):
+            module = small.get_submodule(path)
+            for name in _methods(module, found):
+                setattr(module, name, MendedMethod(module, tuple(found), name, vars(module).get(name)))
+            paths.append(path)
+    return tuple(sorted(paths))
+
+
+def _methods(module: nn.Module, rules: Iterable[Rule]) -> set[str]:
+    """``forward``, and the other methods of a module that make calls which are mended."""
+    found = {"forward"}
+    for frame in (frame for rule in rules if rule.needs for frame in rule.place):
+        method = inspect.getattr_static(type(module), frame[1], None)
+        if isinstance(method, FunctionType) and not frame[1].startswith("__"):
+            code = inspect.unwrap(method).__code__
+            if (code.co_filename, code.co_firstlineno) == (frame[0], frame[2]):
+                found.add(frame[1])
+    return found

@@ -1,0 +1,128 @@
+"""Mended calls reached by other ways than the traced one: checkpoints, recursion, methods, other branches."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import secateur as sc
+
+
+class Base(nn.Module):
+    """Three layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(6, 16), nn.Linear(16, 12), nn.Linear(12, 3)
+
+
+class Checkpointed(Base):
+    """Runs a method under a checkpoint, and only while it trains."""
+
+    def inner(self, h: Tensor) -> Tensor:
+        return self.b(h.reshape(-1, 16)).relu()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x).relu()
+        h = checkpoint(self.inner, h, use_reentrant=False) if self.training else self.inner(h)
+        return self.out(h).view(len(x), -1, 3)
+
+
+class Recursive(Base):
+    """Goes as deep as its input is long."""
+
+    def deeper(self, h: Tensor, depth: int) -> Tensor:
+        return h if depth == 0 else self.deeper((h.reshape(-1, 16) * 0.9).view(h.shape), depth - 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.b(self.deeper(self.a(x).relu(), x.shape[1])).relu())
+
+
+class Widths(Base):
+    """One line that says two sizes, both written in the code."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x).relu()
+        for layer, width in ((self.b, 16), (self.out, 12)):
+            h = layer(h.reshape(len(x), -1, width)).relu()
+        return h
+
+
+class Stages(Base):
+    """Its methods are called from outside too, and one of them twice with tensors of two sizes."""
+
+    def flat(self, h: Tensor, width: int) -> Tensor:
+        return h.reshape(-1, width)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        return self.b(self.flat(self.a(x).relu(), 16)).relu()
+
+    @torch.no_grad()
+    def forward_head(self, h: Tensor) -> Tensor:
+        return self.out(self.flat(h, 12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+class Optional(Base):
+    """A branch that takes a mask holds a size that another line holds too."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        h = self.a(x).relu().reshape(-1, 16)
+        if mask is not None:
+            h = h.view(len(x), -1, 16) * mask[..., None]
+            return self.out(self.b(h).relu())
+        return self.out(self.b(h).relu()).view(len(x), -1, 3)
+
+
+def both(make: Callable[[], nn.Module], **settings: Any) -> tuple[nn.Module, nn.Module]:
+    """The model pruned to half, and masked."""
+    torch.manual_seed(0)
+    model, x = make().double().eval(), torch.randn(2, 5, 6, dtype=torch.float64)
+    graph = sc.trace(model, x, **settings)
+    plan = sc.Uniform(ratio=0.4).allocate(graph, sc.score(graph, None, "magnitude"))
+    small, masked = (sc.apply(model, plan, form, graph=graph) for form in ("module", "masked"))
+    assert sc.record_of(small).captured == ("",)
+    return small, masked
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("make", [Checkpointed, Recursive, Widths, Stages, Optional])
+def test_the_same_line_reached_by_another_way(make: Callable[[], nn.Module], training: bool) -> None:
+    small, masked = (copy.deepcopy(m).train(training) for m in both(make))
+    for shape in ((2, 5, 6), (3, 9, 6), (1, 1, 6), (16, 12, 6)):
+        x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+        torch.testing.assert_close(small(x), masked(x), rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("methods", [(), ("forward_features",)])
+def test_a_method_that_holds_a_size_is_mended_where_it_is_called_by_itself(methods: tuple[str, ...]) -> None:
+    small, masked = both(Stages, methods=methods)
+    x = torch.randn(3, 9, 6, dtype=torch.float64)
+    torch.testing.assert_close(small.forward_head(small.forward_features(x)), masked(x))
+    torch.testing.assert_close(copy.deepcopy(small).forward_head(small.forward_features(x)), masked(x))
+
+
+def test_a_line_that_never_ran_and_says_a_size_that_shrank_is_refused_in_words() -> None:
+    small, _ = both(Optional)
+    x = torch.randn(2, 5, 6, dtype=torch.float64)
+    with pytest.raises(sc.InputError, match=r"test_mended.py, forward \(line \d+\): .* view with 16"):
+        small(x, torch.ones(2, 5, dtype=torch.float64))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_torch_compile_leaves_no_trace(tmp_path: Any) -> None:
+    small, masked = both(Stages)
+    x = torch.randn(3, 9, 6, dtype=torch.float64)
+    torch.testing.assert_close(torch.compile(small, backend="eager")(x), masked(x))
+    with pytest.raises(Exception, match=r"fullgraph|disable"):
+        torch.compile(small, backend="eager", fullgraph=True)(x)
+    torch.testing.assert_close(small(x), masked(x))
+    torch.testing.assert_close(copy.deepcopy(small)(x), masked(x))
