@@ -47,7 +47,7 @@ _KINDS = (
     (
         r"data-dependent|Could not extract specialized integer|unbacked|SymFloat|\.item\(\)",
         "what the forward pass does there depends on the values of a tensor, and a capture has to hold for "
-        "all values. Use torch.where, or decide before the model is called",
+        "all values. {remedy}",
     ),
     (
         r"numpy\(\)|__array__|tolist\(\)|converted to numpy",
@@ -113,7 +113,27 @@ def said(error: BaseException, *, capturing: bool = False, where: bool = True) -
     known = next((meaning for pattern, meaning in kinds if re.search(pattern, text)), "")
     first = _first_sentence(error)
     line = source_line(error) if where else ""
+    known = known.replace("{remedy}", _remedy(error))
     return (f"{line}: " if line else "") + (known or type(error).__name__ + (f": {first}" if first else ""))
+
+
+def _remedy(error: BaseException) -> str:
+    """What to write instead of code that depends on values: by the expression that was running."""
+    frame = next((f for f in reversed(_frames(error)) if line_of(f)), None)
+    code = linecache.getline(frame.filename, frame.lineno or 0).rstrip() if frame is not None else ""
+    start = getattr(frame, "colno", None) or 0  # which expression of a line it is, Python 3.11 tells
+    end = getattr(frame, "end_colno", None) or len(code)
+    before, running, after = code[:start].rpartition(";")[2], code[start:end], code[end:].partition(";")[0]
+    statement = before + running + after
+    entry_of_list = before.endswith("[") and after.startswith("]")
+    if entry_of_list or re.search(r"\brange\(", statement):
+        return "Decide it before the model is called, and pass a number"
+    if re.search(r"\b(if|elif|while|assert|and|or|not)\b", statement):
+        return "Use torch.where, or decide before the model is called"
+    if (number := re.search(r"\b(int|float)\(", running)) is not None:
+        item = ".long().item()" if number[1] == "int" else ".item()"
+        return f"Write {item} in place of {number[1]}(), or decide before the model is called"
+    return "Decide it before the model is called"
 
 
 def details(error: BaseException) -> str:

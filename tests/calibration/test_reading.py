@@ -163,6 +163,103 @@ def test_keys_that_are_no_arguments_are_named_with_the_remedy(raw: Any, said: st
     assert len(str(refused.value)) <= 600
 
 
+class Policy(nn.Module):
+    """Takes one dictionary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, seen: dict[str, Tensor]) -> Tensor:
+        out: Tensor = self.layer(torch.cat([seen["x"], seen["goal"]], -1))
+        return out
+
+
+class Masked(nn.Module):
+    """Needs two tensors, and may take a third."""
+
+    def forward(self, ids: Tensor, mask: Tensor, more: Tensor | None = None) -> Tensor:
+        return ids * mask if more is None else ids * mask + more
+
+
+@pytest.mark.parametrize(
+    ("raw", "model", "hint"),
+    [
+        (({"x": X, "goal": X}, Y), Policy(), "model(batch[0])"),
+        ({"x": X, "goal": X}, Policy(), "model(batch)"),
+        (({"x": X, "goal": X},), Policy(), "model(batch[0])"),
+        ({"name": "a", "picture": X, "label": Y}, Net(), "model(batch['picture'])"),
+        (({"picture": X}, Y), Net(), "model(batch[0]['picture'])"),
+        (
+            {"index": Y, "ids": X, "mask": X, "label": Y},
+            Masked(),
+            "model(ids=batch['ids'], mask=batch['mask'])",
+        ),
+        ({"index": "a", "first": X, "second": X}, Masked(), "model(batch['first'], batch['second'])"),
+        ((X, X, Y), Masked(), "model(batch[0], batch[1])"),
+        (SimpleNamespace(ids=X, mask=X, y=Y), Masked(), "model(ids=batch.ids, mask=batch.mask)"),
+    ],
+)
+def test_the_hint_works_when_it_is_followed_to_the_letter(raw: Any, model: nn.Module, hint: str) -> None:
+    with pytest.raises(sc.CalibrationError) as refused:
+        read(raw, model)
+    told = str(refused.value).rpartition("for instance ")[2].rstrip(".")
+    assert told == f"lambda model, batch: {hint}"
+    assert len(str(refused.value)) <= 600
+    read(raw, model, eval(told)).run(model)
+
+
+def test_the_hint_of_a_forward_that_does_not_call_the_model_works_too() -> None:
+    with pytest.raises(sc.CalibrationError, match="got no call") as refused:
+        read({"picture": X}, Net(), lambda m, b: b["picture"])
+    told = str(refused.value).rpartition("for instance ")[2].rstrip(".")
+    assert read({"picture": X}, Net(), eval(told)).run(Net()).shape == (6, 3)
+
+
+# A list of images
+
+
+class Detector(nn.Module):
+    """Takes a list of images of any size, and perhaps boxes: then it gives its loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 5, 1))
+
+    def forward(self, images: list[Tensor], targets: list[Any] | None = None) -> Any:
+        found = [self.layers(image[None]).mean((2, 3))[0] for image in images]
+        if targets is None:
+            return [{"boxes": one} for one in found]
+        return {
+            "loss": sum(
+                (one[:4] - t["boxes"].sum(0)).square().mean() for one, t in zip(found, targets, strict=True)
+            )
+        }
+
+
+@pytest.mark.parametrize("forward", [None, lambda m, b: m(b[0])])
+@pytest.mark.parametrize("own_loss", [False, True])
+def test_a_list_of_images_is_one_argument_of_a_model_that_takes_it_so(forward: Any, own_loss: bool) -> None:
+    """Signals that need to know samples apart are left out by ``auto``."""
+    torch.manual_seed(0)
+    images = [[torch.randn(3, 12, 12), torch.randn(3, 10 + i, 14)] for i in range(6)]
+    data = [(pair, [{"boxes": torch.rand(2, 4)} for _ in pair]) for pair in images]
+    model = Detector().eval()
+    assert given(read(data[0], model, forward)) == (1, [])
+    more: Any = {"loss_fn": lambda m, b: m(b[0], b[1])["loss"]} if own_loss else {}
+    result = sc.prune(
+        model, data, sc.Budget(params=0.7), forward=forward, measure_latency=False, progress=False, **more
+    )
+    assert result.model([torch.randn(3, 20, 20)])[0]["boxes"].shape == (5,)
+    assert result.report.proof["difference"] <= 1e-9
+
+
+def test_a_list_of_several_arguments_is_spread_as_loaders_make_them() -> None:
+    assert given(read(([X, X], Y), Net())) == (2, [])
+    assert given(read(([X], Y), Net())) == (1, [])
+    assert torch.equal(read(([X], Y), Net()).args[0], X)
+
+
 def test_further_keys_are_left_to_a_model_that_takes_any() -> None:
     batch = read({"x": X, "flag": X}, OwnLoss(needed=False))
     assert given(batch) == (0, ["x", "flag"])

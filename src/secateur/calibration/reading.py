@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from secateur.calibration.hints import forward_hint
 from secateur.calibration.randomness import seeded
 from secateur.errors import CalibrationError
 from secateur.models import evaluating
@@ -42,10 +43,10 @@ class Taken:
 class Reading:
     """How batches of one source are taken apart.
 
-    A tensor is the input. ``(inputs, labels)`` and ``(inputs,)`` hold the input first; `inputs` may be a list
-    or tuple (several positional arguments) or a mapping (keyword arguments). A mapping holds keyword
-    arguments, and its labels under one of `LABEL_KEYS`. With `forward` a batch may be anything: the arguments
-    are those with which `forward` calls the model.
+    A tensor is the input. ``(inputs, labels)`` and ``(inputs,)`` hold the input first. `inputs` may be a
+    tuple or list (several positional arguments), a list that the model takes as one argument, or a mapping
+    (keyword arguments). A mapping holds keyword arguments, and its labels under one of `LABEL_KEYS`. With
+    `forward` a batch may be anything: the arguments are those with which `forward` calls the model.
 
     Labels are no argument, but where the model cannot run without them. A model that takes ``labels`` to
     compute its own loss gets them where a loss is wanted, and only there.
@@ -64,6 +65,7 @@ class Reading:
         self.model, self.forward, self.whole = model, forward, whole
         self._needs_labels: bool | None = None
         self._takes_labels: bool | None = None
+        self._listed: bool | None = None
 
     def of(self, model: nn.Module) -> Reading:
         """The same for a model; itself where one is known."""
@@ -81,7 +83,10 @@ class Reading:
             CalibrationError: It is none of the kinds above, or names what is no argument of the model.
         """
         if self.forward is not None:
-            args, kwargs = recorded(self.forward, raw, self.model, where)
+            try:
+                args, kwargs = recorded(self.forward, raw, self.model, where)
+            except CalibrationError as error:
+                raise CalibrationError(f"{error} Return model(...), {self._hint(raw)}.") from None
             given = {id(v) for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Tensor)}
             return Taken(*self._one_kind(args, kwargs, where), _labels_in(raw, given))
         if isinstance(raw, Mapping):
@@ -91,19 +96,32 @@ class Reading:
         if not isinstance(raw, list | tuple):
             raise CalibrationError(
                 f"{where}: expected (inputs, labels), (inputs,), a tensor or a mapping, got "
-                f"{type(raw).__name__}. Pass forward=, for instance lambda model, batch: model(batch.x)."
+                f"{type(raw).__name__}. Pass forward=, {self._hint(raw)}."
             )
         if len(raw) not in (1, 2):
             raise CalibrationError(
                 f"{where}: expected (inputs, labels), (inputs,), a tensor or a mapping, got "
                 f"{type(raw).__name__} of {len(raw)}. Wrap several inputs in a tuple of their own, "
-                "((a, b), labels), or pass forward=, for instance lambda model, batch: model(batch[0])."
+                f"((a, b), labels), or pass forward=, {self._hint(raw)}."
             )
         inputs, labels = raw[0], raw[1] if len(raw) == 2 else None
         if isinstance(inputs, Mapping):
-            self._check_names(inputs, where)
+            self._check_names(inputs, where, raw)
             return Taken((), {str(k): v for k, v in inputs.items()}, labels)
-        return Taken(tuple(inputs) if isinstance(inputs, list | tuple) else (inputs,), {}, labels)
+        if isinstance(inputs, tuple) or (isinstance(inputs, list) and not self._takes_list(inputs)):
+            return Taken(tuple(inputs), {}, labels)
+        return Taken((inputs,), {}, labels)
+
+    def _takes_list(self, inputs: list[Any]) -> bool:
+        """Whether the model takes a list as one argument, and not its entries as several.
+
+        Images of a detector come so. But a loader also makes lists of tuples, so entries go first.
+        """
+        if self._listed is None:
+            self._listed = (
+                self.model is not None and not runs(self.model, tuple(inputs)) and runs(self.model, (inputs,))
+            )
+        return self._listed
 
     def _mapping(self, raw: Mapping[Any, Any], where: str) -> Taken:
         names, _ = self._parameters()
@@ -111,7 +129,7 @@ class Reading:
         # Without the names of arguments, what is called a target may as well be an input.
         key = next((k for k in keys if names or k in ("labels", "label")), None)
         kwargs = {str(k): v for k, v in raw.items() if k != key}
-        self._check_names(kwargs, where)
+        self._check_names(kwargs, where, raw)
         if key != "labels":
             return Taken((), kwargs, None if key is None else raw[key])
         labels = {"labels": raw["labels"]}
@@ -146,7 +164,17 @@ class Reading:
             any(p.kind is inspect.Parameter.VAR_KEYWORD for p in found.values()),
         )
 
-    def _check_names(self, given: Mapping[Any, Any], where: str) -> None:
+    def _hint(self, raw: Any) -> str:
+        """What `forward` may be for a batch, in words that end an error."""
+        names, _ = self._parameters()
+        required = [n for n, p in names.items() if p.default is p.empty]
+
+        def works(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+            return self.model is not None and runs(self.model, args, kwargs)
+
+        return f"for instance {forward_hint(raw, required, names, LABEL_KEYS, works)}"
+
+    def _check_names(self, given: Mapping[Any, Any], where: str, raw: Any) -> None:
         """Raise CalibrationError for keys that are no arguments, and for arguments without a key."""
         names, open_ended = self._parameters()
         if not names:
@@ -155,12 +183,10 @@ class Reading:
         missing = [n for n, p in names.items() if p.default is p.empty and n not in given]
         if not unknown and (not missing or missing == ["labels"]):
             return
-        said = f"got {', '.join(map(str, given))}" + (f" without {', '.join(missing)}" if missing else "")
-        example = next(iter(given), "image")
+        said = f"got {_short(given)}" + (f" without {', '.join(missing)}" if missing else "")
         raise CalibrationError(
             f"{where}: expected keys that are arguments of {type(self.model).__name__}.forward "
-            f"({_short(names)}), {said}. Rename them, or pass forward=, for instance "
-            f"lambda model, batch: model(batch[{example!r}])."
+            f"({_short(names)}), {said}. Rename them, or pass forward=, {self._hint(raw)}."
         )
 
     def _one_kind(
@@ -178,8 +204,8 @@ class Reading:
         return (), dict(zip(names, args, strict=True)) | kwargs
 
 
-def _short(names: Mapping[str, Any]) -> str:
-    shown = [*names][:12]
+def _short(names: Mapping[Any, Any]) -> str:
+    shown = [str(name) for name in names][:12]
     return ", ".join(shown) + (", …" if len(names) > len(shown) else "")
 
 
@@ -246,10 +272,7 @@ def recorded(
         forward(_Recorder(model), raw)
     except _Recorded as found:
         return found.call
-    raise CalibrationError(
-        f"{where}: expected forward(model, batch) to call the model, got no call. "
-        "Return model(...), for instance lambda model, batch: model(batch['image'])."
-    )
+    raise CalibrationError(f"{where}: expected forward(model, batch) to call the model, got no call.")
 
 
 def runs(model: nn.Module, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> bool:

@@ -7,11 +7,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from secateur.errors import ScoreError
 from secateur.graph.graph import Graph
 from secateur.graph.groups import Group, Site, Slice
 from secateur.graph.programs import batch_axes, inputs_of
 from secateur.graph.rules.op import hint, shape_of
+from secateur.score.program import NotObservedError
 
 
 def sum_by_unit(tensor: Tensor, piece: Slice, size: int) -> NDArray[np.float64]:
@@ -82,11 +82,11 @@ def by_entry(value: Tensor, site: Site, batch: int, dynamic: tuple[int, ...], gr
         [batch, entries, *map]; a view where strides allow.
 
     Raises:
-        ScoreError: No axis holds the samples.
+        NotObservedError: No axis holds the samples.
     """
     axis = _sample_axis(tuple(value.shape), site, batch, dynamic)
     if axis is None:
-        raise ScoreError(
+        raise NotObservedError(
             f"group {group.name}: expected an axis of {batch} samples at {site.node}, got shape "
             f"{list(value.shape)}. Exclude the group, or use a signal that reads no activations."
         )

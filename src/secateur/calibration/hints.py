@@ -1,0 +1,64 @@
+"""How a batch that no convention covers is given to a model: code that the user can copy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+Held = tuple[str, Any]
+"""Code that reads a part of a batch, and that part."""
+
+Call = tuple[list[Held], dict[str, Held]]
+"""Positional and keyword arguments."""
+
+
+def forward_hint(
+    raw: Any,
+    required: Collection[str],
+    names: Collection[str],
+    labels: Collection[str],
+    works: Callable[..., bool],
+) -> str:
+    """A `forward` for batches like `raw`, as code: the first of the likely calls that works.
+
+    Args:
+        raw: What the loader gives.
+        required: Parameters of the model's forward pass that have no default, in order.
+        names: All its named parameters.
+        labels: Keys that usually hold labels.
+        works: Whether the model takes these positional and keyword arguments.
+
+    Example:
+        >>> forward_hint({"picture": 1}, ["x"], ["x"], [], lambda args, kwargs: args == (1,))
+        "lambda model, batch: model(batch['picture'])"
+    """
+    inputs: Held = ("batch", raw)
+    if isinstance(raw, list | tuple) and len(raw) in (1, 2):
+        inputs = ("batch[0]", raw[0])
+    held = {k: v for k, v in _parts(*inputs, names).items() if k not in labels or k in required}
+    known = {name: held[name] for name in names if name in held}
+    tensors = [h for h in held.values() if any(isinstance(v, Tensor) for v in pytree.tree_leaves(h[1]))]
+    by_name: Call = ([], known)
+    by_order: Call = (tensors[: max(len(required), 1)], {})
+    calls = [by_name, ([inputs], {}), by_order, (tensors[:1], {})]
+    usable = [call for call in calls if any(call)]
+    fits = by_name if known and set(required) <= known.keys() else by_order
+    call = next((c for c in usable if works(*_values(c))), fits if any(fits) else ([inputs], {}))
+    given = [code for code, _ in call[0]] + [f"{name}={code}" for name, (code, _) in call[1].items()]
+    return f"lambda model, batch: model({', '.join(given)})"
+
+
+def _parts(code: str, value: Any, names: Collection[str]) -> dict[str, Held]:
+    """The parts of a batch by key, position or attribute."""
+    if isinstance(value, Mapping):
+        return {str(k): (f"{code}[{k!r}]", v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return {str(k): (f"{code}[{k}]", v) for k, v in enumerate(value)}
+    return {name: (f"{code}.{name}", getattr(value, name)) for name in names if hasattr(value, name)}
+
+
+def _values(call: Call) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return tuple(v for _, v in call[0]), {name: v for name, (_, v) in call[1].items()}
