@@ -75,6 +75,29 @@ def tensors_of(output: Any) -> list[torch.Tensor]:
     return [leaf for leaf in pytree.tree_leaves(opened(output)) if isinstance(leaf, torch.Tensor)]
 
 
+def has_nan(outputs: list[torch.Tensor]) -> bool:
+    """Whether one of a model's output tensors holds NaN."""
+    return any(bool(torch.isnan(t).any()) for t in _numbers(outputs))
+
+
+def is_finite_somewhere(outputs: list[torch.Tensor]) -> bool:
+    """Whether a model's outputs hold at least one finite number: if not, there is nothing to compare."""
+    numbers = _numbers(outputs)
+    return not numbers or any(bool(torch.isfinite(t).any()) for t in numbers)
+
+
+def _numbers(outputs: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Those of the tensors that hold floating or complex numbers, and of which there is something to see."""
+    return [
+        t
+        for t in outputs
+        if (t.is_floating_point() or t.is_complex())
+        and t.layout is torch.strided
+        and not (t.is_meta or t.is_nested)
+        and t.numel()
+    ]
+
+
 def _opened(value: Any, inside: tuple[int, ...]) -> Any:
     if isinstance(value, _PLAIN):
         return value

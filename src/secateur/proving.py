@@ -15,6 +15,7 @@ from secateur.apply.record import record_of
 from secateur.diagnosis import Compared, Pair, cause, first_module
 from secateur.errors import ArtifactError, VerificationError
 from secateur.foreign import said
+from secateur.outputs import is_finite_somewhere
 from secateur.plan import Plan
 
 ArgumentSet = tuple[str, tuple[Any, ...], dict[str, Any]]
@@ -27,7 +28,8 @@ class Comparisons:
     Attributes:
         reference: ``masked`` or ``graph``.
         sizes: Titles of the argument sets on which both agree, in evaluation mode and with their own weights.
-        refused: What the dense model said of the last set that it does not take.
+        refused: Why the last set that was left out says nothing: what the dense model said, or that it
+            returned no finite number.
         program_refused: Titles of sets that the dense model takes, and a captured program refuses.
         worst: The largest difference so far.
     """
@@ -60,8 +62,8 @@ class Comparisons:
             seed: Of random numbers in the forward pass.
 
         Returns:
-            These random numbers; None where the dense model does not run, or where weights other than the
-            user's differ by no more than rounding does.
+            These random numbers; None where the dense model does not run or returns no finite number, or
+            where weights other than the user's differ by no more than rounding does.
 
         Raises:
             VerificationError: If the two differ, or only the pruned model fails.
@@ -78,7 +80,8 @@ class Comparisons:
                 self.refused = f"{title}: {said(refused)}"
                 return None
             if self.sizes and is_program(pair.small):  # it may say no, as long as it says so
-                self.program_refused.append(title)
+                if title not in self.program_refused:
+                    self.program_refused.append(title)
                 return None
             unread = f", where {listed(only_here)} are read" if only_here else ""
             raise VerificationError(
@@ -93,6 +96,9 @@ class Comparisons:
             if not pair.own_weights and found.rounding():
                 return None
             raise VerificationError(self._message(found, title, got, wanted))
+        if not is_finite_somewhere(wanted):
+            self.refused = f"outputs that are not finite at {title}"
+            return None
         self.worst = max(self.worst, found.difference)
         if pair.own_weights and way == PLAIN and title not in self.sizes:
             self.sizes.append(title)

@@ -19,7 +19,7 @@ from secateur.exercised import Exercise
 from secateur.foreign import said
 from secateur.graph.folding import folded
 from secateur.graph.graph import fingerprint
-from secateur.graph.inputs import InputSpec, resized
+from secateur.graph.inputs import InputSpec, call_arguments
 from secateur.models import device_of, unwrap
 from secateur.otherweights import with_other_weights
 from secateur.plan import Plan
@@ -122,28 +122,34 @@ def verify(
     model = unwrap(model)
     plan.check(fingerprint(model))
     original, model = model, folded(model, plan.folded)
-    sets = argument_sets(plan.inputs, example_inputs, device_of(model), other_sizes=other_sizes)
+    trials = argument_sets(plan.inputs, example_inputs, device_of(model), other_sizes=other_sizes)
     exact = all(group.exact or not group.removed for group in plan.groups)
     try:
-        reference = masked(model, plan) if exact else _program(original, small, plan, sets[0])
+        reference = masked(model, plan) if exact else _program(original, small, plan, trials[0][0])
     except ApplyError as error:
         if exact:
             raise
         return Proof(float("nan"), tolerance, "none", 0, doubts=(str(error),))
     pair = Pair(model, small, reference)
     comparisons = Comparisons(plan, tolerance, "masked" if exact else "graph")
-    draws = [comparisons.compare(pair, arguments) for arguments in sets]
+    sets, draws = [], []
+    for options in trials:
+        for arguments in options:
+            if (shared := comparisons.compare(pair, arguments)) is not None:
+                sets.append(arguments)
+                draws.append(shared)
+                break  # what the dense model refuses says nothing: the next one may
     if not comparisons.sizes:
         raise SettingError(
             f"verify: expected inputs that {type(model).__name__} takes, got {comparisons.refused}. "
-            f"Pass example_inputs= on which the dense model runs."
+            f"Pass example_inputs= on which the dense model runs and gives finite numbers."
         )
     exercise = Exercise(model, small, plan, tolerance)
     # The cheapest pass comes first: mostly it shows all there is to see.
-    order = sorted((i for i, d in enumerate(draws) if d is not None), key=lambda i: _numbers(sets[i]))
+    order = sorted(range(len(sets)), key=lambda i: _numbers(sets[i]))
     for i in order:
-        if (exercise.left or exercise.half_seen) and (shared := draws[i]) is not None:
-            exercise.look(small, *sets[i][1:], shared)
+        if exercise.left or exercise.half_seen:
+            exercise.look(small, *sets[i][1:], draws[i])
     training = _in_other_ways(comparisons, pair, exercise, plan, sets[order[0]])
     hidden = set(exercise.left)
     if exact:
@@ -155,24 +161,19 @@ def verify(
 
 def argument_sets(
     spec: InputSpec, example_inputs: Any, device: torch.device, *, other_sizes: bool = True, seed: int = 0
-) -> list[ArgumentSet]:
-    """Inputs of every size to compare two models on.
+) -> list[list[ArgumentSet]]:
+    """Inputs of every size to compare two models on, for each size in the order to try.
 
     Args:
         spec: What the dense model takes.
         example_inputs: The user's own inputs, in place of drawn ones of the traced sizes.
         device: Where the tensors will be.
-        other_sizes: Whether to give sizes other than the traced ones too: drawn, or, where the model does not
-            take drawn values, cut from the user's own.
+        other_sizes: Whether to give sizes other than the traced ones too.
         seed: Of what is drawn.
     """
-    given = spec.arguments(example_inputs, device)
-    sets = [given]
-    if other_sizes and (spec.drawn or example_inputs is None):
-        sets += [(args, kwargs) for _, args, kwargs in spec.examples(seed=seed, device=device)[1:]]
-    elif other_sizes:
-        sets += [resized(spec, given, sizes) for _, sizes in spec.other_sizes()]
-    return [(_title(spec, arguments), *arguments) for arguments in sets]
+    given = None if example_inputs is None else call_arguments(example_inputs, device)
+    trials = spec.trials(given, seed=seed, device=device, other_sizes=other_sizes)
+    return [[(_title(spec, arguments), *arguments) for arguments in options] for _, options in trials]
 
 
 def _title(spec: InputSpec, arguments: tuple[tuple[Any, ...], Mapping[str, Any]]) -> str:
@@ -247,7 +248,8 @@ def _other_weights(
             return
         if drawn:
             device = device_of(pair.model)
-            sets = argument_sets(plan.inputs, None, device, other_sizes=len(sets) > 1, seed=seed)
+            trials = argument_sets(plan.inputs, None, device, other_sizes=len(sets) > 1, seed=seed)
+            sets = [options[0] for options in trials]
         model, small = with_other_weights(pair.model, pair.small, plan, size, seed)
         other = Pair(model, small, masked(model, plan), own_weights=False)
         arguments = sets[(seed - 1) % len(sets)]

@@ -83,6 +83,8 @@ def apply(
     if form == "masked":
         return attach(masked(model, plan), Record(plan, "masked"))
     args, kwargs = plan.inputs.arguments(example_inputs, device_of(model))
+    if graph is not None and example_inputs is None and not plan.inputs.drawn:
+        args, kwargs = graph.captured_inputs()
     if graph is None:
         exact = all(g.exact for g in plan.groups)
         graph = retrace(original, plan.inputs, (args, kwargs), folds=plan.folded, allow_inexact=not exact)

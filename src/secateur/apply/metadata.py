@@ -6,6 +6,7 @@ changes only where something else shows its new value.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -26,7 +27,7 @@ from secateur.apply.configuration import (
 )
 from secateur.apply.reading import Builds, read_configuration, shapes_of
 from secateur.graph.graph import Graph
-from secateur.graph.inputs import Arguments, resized
+from secateur.graph.inputs import Arguments
 from secateur.models import device_of, evaluating
 
 _SAME = 1e-9
@@ -111,11 +112,8 @@ def _feature_widths(model: nn.Module, small: nn.Module, graph: Graph) -> dict[st
 
 def _trials(graph: Graph, device: torch.device) -> list[Arguments]:
     """Arguments at the traced size and at every other one, drawn if the model takes such."""
-    spec = graph.inputs
-    if spec.drawn or graph.program.example_inputs is None:
-        return [(args, kwargs) for _, args, kwargs in spec.examples(device=device)]
-    args, kwargs = graph.program.example_inputs
-    return [resized(spec, (args, kwargs), sizes) for sizes in ({}, *(s for _, s in spec.other_sizes()))]
+    given = None if graph.inputs.drawn else graph.captured_inputs()
+    return [options[0] for _, options in graph.inputs.trials(given, device=device)]
 
 
 _BUILDS: WeakKeyDictionary[Graph, Builds] = WeakKeyDictionary()
@@ -155,12 +153,18 @@ class _Answers:
     """What a model computes from some inputs."""
 
     def __init__(self, model: nn.Module, trials: list[Arguments]) -> None:
-        self.trials = trials
-        self.own = [run(model, *trial) for trial in trials]
+        self.trials: list[Arguments] = []
+        self.own: list[list[torch.Tensor]] = []
+        for trial in trials:
+            with contextlib.suppress(Exception):  # a forward pass may refuse inputs in any way
+                self.own.append(run(model, *trial))
+                self.trials.append(trial)
         self.model, self.double = model, list[list[torch.Tensor]]()
 
     def given_by(self, other: nn.Module) -> bool:
         """Whether another model computes the same, bit for bit or else in float64."""
+        if not self.trials:
+            return False
         try:
             found = [run(other, *trial) for trial in self.trials]
             if all(relative_difference(a, b) == 0 for a, b in zip(found, self.own, strict=True)):

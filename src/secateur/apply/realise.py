@@ -30,9 +30,10 @@ from secateur.calibration.randomness import seeded
 from secateur.errors import ApplyError
 from secateur.foreign import details, said
 from secateur.graph.graph import Graph
-from secateur.graph.inputs import Arguments, resized
+from secateur.graph.inputs import Arguments
 from secateur.graph.views import View
-from secateur.models import evaluating
+from secateur.models import device_of, evaluating
+from secateur.outputs import is_finite_somewhere
 from secateur.plan import Plan
 
 
@@ -56,11 +57,11 @@ def proven_module(
     sizes, rules = understood(model, graph, plan)
     small = smaller_module(model, plan, sizes)
     mended = mend(small, rules)
-    _prove(model, small, graph, plan, given)
+    without = _prove(model, small, graph, plan, given)
     metadata = new_metadata(model, small, graph, graph.keep_slots(plan.keep))
     set_sizes(model, small, metadata)
     sizes = {**sizes, **metadata}
-    return attach(small, Record(plan, "module", _note(mended), sizes=sizes, captured=mended))
+    return attach(small, Record(plan, "module", _note(mended, without), sizes=sizes, captured=mended))
 
 
 def understood(model: nn.Module, graph: Graph, plan: Plan) -> tuple[dict[str, Any], dict[str, list[Rule]]]:
@@ -158,24 +159,43 @@ def _in_lists(model: nn.Module, solved: Mapping[str, int]) -> dict[str, Any]:
     return found
 
 
-def _note(mended: tuple[str, ...]) -> str:
-    if not mended:
-        return ""
+def _note(mended: tuple[str, ...], without: tuple[str, ...]) -> str:
+    parts = []
+    if without:
+        parts.append(
+            f"nothing was compared at {'; '.join(without)}: the dense model refuses the inputs known there, "
+            f"or returns no finite number. Pass example_inputs= that it takes."
+        )
+    if mended:
+        parts.append(_mended_note(mended))
+    return " ".join(parts)
+
+
+def _mended_note(mended: tuple[str, ...]) -> str:
     alike = Counter(re.sub(r"\d+", "*", path) or "the model itself" for path in mended)
     names = (name if count == 1 else f"{name} ({count})" for name, count in alike.items())
     return f"modules whose code holds a size as a number, which is mended at the call: {', '.join(names)}."
 
 
-def _prove(model: nn.Module, small: nn.Module, graph: Graph, plan: Plan, given: Arguments) -> None:
-    """Raise ApplyError unless the module gives the expected outputs, at every size that may vary."""
+def _prove(model: nn.Module, small: nn.Module, graph: Graph, plan: Plan, given: Arguments) -> tuple[str, ...]:
+    """Compare the module with what it has to equal, at every size that may vary.
+
+    Returns:
+        The sizes at which nothing was compared, because the dense model refuses all inputs known there, or
+        gives no finite number.
+
+    Raises:
+        ApplyError: If the outputs differ, or the module fails where the dense model runs.
+    """
     exact = all(g.exact or not g.removed for g in plan.groups)
     reference = masked(model, plan) if exact else sliced_program(model, graph, plan)
-    trials = [("the traced size", given)]
-    if exact:
-        trials += [(title, resized(graph.inputs, given, s)) for title, s in graph.inputs.other_sizes()]
-    for title, (args, kwargs) in trials:
-        draws = Draws()
-        expected = run(reference, args, kwargs, draws)
+    without = []
+    for title, options in graph.inputs.trials(given, device=device_of(model), other_sizes=exact):
+        taken = _first_taken(reference, options)
+        if taken is None:
+            without.append(title)
+            continue
+        (args, kwargs), draws, expected = taken
         try:
             got = run(small, args, kwargs, draws)
         except Exception as error:
@@ -191,6 +211,22 @@ def _prove(model: nn.Module, small: nn.Module, graph: Graph, plan: Plan, given: 
                 f"that no attribute and no call shows. Leave the group alone (Limits(ignore=...)), or use "
                 f"form='graph'."
             )
+    return tuple(without)
+
+
+def _first_taken(
+    reference: nn.Module, options: list[Arguments]
+) -> tuple[Arguments, Draws, list[torch.Tensor]] | None:
+    """The first arguments on which the reference gives finite numbers, what it draws and what it returns."""
+    for args, kwargs in options:
+        draws = Draws()
+        try:
+            expected = run(reference, args, kwargs, draws)
+        except Exception:  # what the dense model refuses, the smaller one may refuse too
+            continue
+        if is_finite_somewhere(expected):
+            return (args, kwargs), draws, expected
+    return None
 
 
 def _failed(error: Exception, title: str = "the traced size") -> ApplyError:

@@ -13,6 +13,7 @@ from torch import nn
 from secateur.apply.compare import run
 from secateur.apply.record import record_of
 from secateur.errors import ArtifactError, SettingError
+from secateur.foreign import details, said
 from secateur.graph.inputs import Arguments, InputSpec, Place, batch_size, call_arguments, resized
 from secateur.models import device_of
 from secateur.preserving import preserved
@@ -76,10 +77,20 @@ class Trials:
             given: The user's inputs.
             spec: What else it takes.
             sizes: For each drawn trial, the axes that are not as in `spec`.
+
+        Raises:
+            SettingError: If the model does not run on `given`.
         """
         arguments, wanted = [given], []
         with preserved(model):
-            wanted.append(run(model, *given))
+            try:
+                wanted.append(run(model, *given))
+            except Exception as error:
+                raise SettingError(
+                    f"export: expected inputs that {type(model).__name__} takes, got {said(error)}. Pass "
+                    f"example_inputs= on which it runs.",
+                    details(error),
+                ) from error
             for changes in sizes:
                 drawn = spec.example(seed=1, device=device_of(model), sizes=changes)
                 for trial in (drawn, resized(spec, given, changes)):

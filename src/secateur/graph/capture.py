@@ -110,8 +110,8 @@ def _first_that_works(
     used, stopped = _used(model, fresh, given)
     if stopped is not None and not any(p.is_meta for p in model.parameters()):
         raise CaptureError(
-            f"trace: expected model(*example_inputs) to run, got {said(stopped)}. Check the inputs and the "
-            "model.",
+            f"trace: expected model(*example_inputs) to run, got {said(stopped)}. Check the model, "
+            f"and pass example_inputs= that it takes.",
             details(stopped),
         ) from stopped
     attempts: list[tuple[State | None, Arguments, ShapesCollection | None]]

@@ -22,6 +22,9 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 Place = tuple[str, int]
 """An axis of an input: the input's name and the number of the axis."""
 
+Range = tuple[int | float, int | float]
+"""The smallest and the largest value of a tensor."""
+
 
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -34,7 +37,8 @@ class Leaf(_Record):
         kind: What it is.
         shape: Of a tensor.
         dtype: Of a tensor, without ``torch.``.
-        low: Smallest value of a tensor of integers; of floating ones only where none is negative.
+        low: Smallest value of a tensor of integers; of floating ones only where none is negative, or where
+            the model refuses normal noise, or gives NaN for it.
         high: Largest value.
         kept: For a mask of padding, the value that marks what counts; None for all other tensors.
         value: Of a constant.
@@ -80,12 +84,13 @@ class Leaf(_Record):
         for key, item in zip(self.keys or map(str, range(len(self.items))), self.items, strict=True):
             yield from item.tensors(f"{name}.{key}")
 
-    def with_highest(self, name: str, highest: Mapping[str, int]) -> Leaf:
-        """The same argument, with integers from 0 to the given number in the tensors named there."""
+    def with_ranges(self, name: str, ranges: Mapping[str, Range]) -> Leaf:
+        """The same argument, with values in the given range in the tensors named there."""
         if self.kind == "tensor":
-            return self.model_copy(update={"low": 0, "high": highest[name]}) if name in highest else self
+            low, high = ranges.get(name, (self.low, self.high))
+            return self.model_copy(update={"low": low, "high": high})
         keys = self.keys or map(str, range(len(self.items)))
-        items = (v.with_highest(f"{name}.{k}", highest) for k, v in zip(keys, self.items, strict=True))
+        items = (v.with_ranges(f"{name}.{k}", ranges) for k, v in zip(keys, self.items, strict=True))
         return self.model_copy(update={"items": tuple(items)})
 
     def draw(
@@ -276,9 +281,9 @@ class InputSpec(_Record):
         """All tensors by name, in order."""
         return dict(pair for name, leaf in self._leaves().items() for pair in leaf.tensors(name))
 
-    def with_highest(self, highest: Mapping[str, int]) -> InputSpec:
-        """The same inputs, with integers from 0 to the given number in the tensors named there."""
-        changed = {name: leaf.with_highest(name, highest) for name, leaf in self._leaves().items()}
+    def with_ranges(self, ranges: Mapping[str, Range]) -> InputSpec:
+        """The same inputs, with values in the given range in the tensors named there."""
+        changed = {name: leaf.with_ranges(name, ranges) for name, leaf in self._leaves().items()}
         kwargs = {name: changed.pop(name) for name in self.kwargs}
         return self.model_copy(update={"args": tuple(changed.values()), "kwargs": kwargs})
 
@@ -319,6 +324,36 @@ class InputSpec(_Record):
         """Drawn arguments at the traced size and at every other one: a title, positional and keyword ones."""
         sets: list[tuple[str, dict[Place, int]]] = [("as traced", {}), *self.other_sizes()]
         return [(t, *self.example(seed=seed, device=device, dtype=dtype, sizes=s)) for t, s in sets]
+
+    def trials(
+        self,
+        given: Arguments | None,
+        *,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        other_sizes: bool = True,
+    ) -> list[tuple[str, list[Arguments]]]:
+        """Arguments at the traced size and at every other one.
+
+        For each size there is a title, and what to run in turn until the dense model takes it: what it
+        refuses is no evidence of anything.
+
+        Args:
+            given: The user's own arguments, in place of drawn ones of the traced size. At other sizes drawn
+                ones come first where the model takes such, then the user's own, cropped or repeated.
+            seed: Of what is drawn.
+            device: Where drawn tensors will be.
+            other_sizes: Whether to give more than the traced size.
+        """
+        found = []
+        for title, sizes in [("the traced size", {}), *(self.other_sizes() if other_sizes else ())]:
+            options = []
+            if given is None or (self.drawn and sizes):
+                options.append(self.example(seed=seed, device=device, sizes=sizes))
+            if given is not None:
+                options.append(resized(self, given, sizes))
+            found.append((title, options))
+        return found
 
     def arguments(self, example_inputs: Any, device: torch.device) -> Arguments:
         """What a user passed as example inputs, on `device`; `example` if that is None."""
@@ -412,7 +447,7 @@ def resized(spec: InputSpec, arguments: Arguments, sizes: Mapping[Place, int]) -
     names = iter(spec.tensors())
 
     def change(value: torch.Tensor) -> torch.Tensor:
-        name = next(names)
+        name = next(names, "")  # the user may pass more than was traced
         for axis, n in enumerate(value.shape):
             size = sizes.get((name, axis), n)
             if size != n:

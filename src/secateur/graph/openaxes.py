@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -13,9 +14,19 @@ from torch.utils import _pytree as pytree
 from secateur.calibration.randomness import seeded
 from secateur.foreign import said, source_line
 from secateur.graph.courses import Course, other_courses
-from secateur.graph.inputs import Arguments, FixedAxis, InputSpec, OpenAxis, Place, batch_size, resized
+from secateur.graph.inputs import (
+    Arguments,
+    FixedAxis,
+    InputSpec,
+    OpenAxis,
+    Place,
+    Range,
+    batch_size,
+    resized,
+)
 from secateur.graph.wording import NO_OTHER
 from secateur.models import device_of, evaluating
+from secateur.outputs import has_nan, tensors_of
 
 Attempt = Callable[[Arguments], Exception | None]
 """Runs the dense model on arguments; returns what it raised, if it did."""
@@ -46,9 +57,11 @@ def open_inputs(
         with evaluating(model), torch.no_grad(), seeded(0), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                model(*args, **kwargs)
+                outputs = tensors_of(model(*args, **kwargs))
             except Exception as error:  # the user's forward may fail in any way
                 return error
+        if has_nan(outputs) and (arguments is given or attempt(given) is None):
+            return FloatingPointError("its output is NaN there")
         return None
 
     def course(arguments: Arguments, *, training: bool = False) -> Course | None:
@@ -67,7 +80,7 @@ def open_inputs(
     spec = _with_courses(spec, given, course)
     if any(leaf.is_meta for leaf in pytree.tree_leaves(given) if isinstance(leaf, torch.Tensor)):
         return spec
-    return widened(spec, program, attempt, device_of(model))
+    return widened(spec, given, program, attempt, device_of(model))
 
 
 def _with_courses(spec: InputSpec, given: Arguments, course: Callable[..., Course | None]) -> InputSpec:
@@ -228,23 +241,43 @@ def _said(error: Exception | None) -> tuple[str, str]:
     return (NO_OTHER, "") if error is None else (said(error, where=False), source_line(error))
 
 
-def widened(spec: InputSpec, program: ExportedProgram, attempt: Attempt, device: torch.device) -> InputSpec:
-    """The description with integers over the whole vocabulary, and whether the model takes drawn values."""
+def widened(
+    spec: InputSpec, given: Arguments, program: ExportedProgram, attempt: Attempt, device: torch.device
+) -> InputSpec:
+    """The description with ranges of values that the model takes, and whether it takes drawn ones at all.
+
+    Integers are drawn over the whole vocabulary if the model takes that. Floats are normal noise, or else
+    are drawn between the smallest and the largest one that the user gave.
+    """
     inputs = [
         node
         for node in program.graph.nodes
         if node.op == "placeholder" and node.name in set(program.graph_signature.user_inputs)
     ]
     tensors = [n for n in inputs if isinstance(n.meta.get("val"), torch.Tensor)]
-    entries = {}
+    entries: dict[str, Range] = {}
     for name, node in zip(spec.tensors(), tensors, strict=False):
         if (rows := _vocabulary(node)) is not None:
-            entries[name] = rows - 1
-    for changes in ([entries] if entries else []) + [{}]:
-        trial = spec.with_highest(changes)
+            entries[name] = (0, rows - 1)
+    seen = _seen_ranges(spec, given)
+    options = [entries, {}, {**seen, **entries}, seen]
+    for changes in [option for i, option in enumerate(options) if option not in options[:i]]:
+        trial = spec.with_ranges(changes)
         if all(attempt((args, kwargs)) is None for _, args, kwargs in trial.examples(device=device)):
             return trial
     return spec.model_copy(update={"drawn": False})
+
+
+def _seen_ranges(spec: InputSpec, given: Arguments) -> dict[str, Range]:
+    """The smallest and largest value of each tensor of floats that are drawn as normal noise."""
+    values = [v.detach() for v in pytree.tree_leaves(given) if isinstance(v, torch.Tensor)]
+    found: dict[str, Range] = {}
+    for (name, leaf), value in zip(spec.tensors().items(), values, strict=True):
+        if value.is_floating_point() and leaf.low is None and value.numel():
+            low, high = float(value.min()), float(value.max())
+            if math.isfinite(low) and math.isfinite(high):
+                found[name] = (low, high)
+    return found
 
 
 _SAME = (
