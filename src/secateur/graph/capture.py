@@ -169,7 +169,36 @@ def _export(
     state.restore()
     model.register_forward_hook(lambda module, args, output: opened(output))  # until the state is restored
     with AssertionsHold(), seeded(0):  # the user's random numbers stay where they are
-        return export(model, *arguments, dynamic_shapes=axes, strict=False)  # type: ignore[arg-type]
+        program = export(model, *arguments, dynamic_shapes=axes, strict=False)  # type: ignore[arg-type]
+    _drop_mistaken_writes(program, model, state, arguments)
+    return program
+
+
+def _drop_mistaken_writes(
+    program: ExportedProgram, model: nn.Module, state: State, arguments: Arguments
+) -> None:
+    """Take out writes into an input that the model does not make.
+
+    `torch.export` takes a buffer that forward registers for the first input, and copies the buffer into that.
+    """
+    names = set(program.graph_signature.user_inputs)
+    writes = [
+        node
+        for node in program.graph.nodes
+        if node.target is torch.ops.aten.copy_.default and not node.users and node.args[0].name in names
+    ]
+    if not writes:
+        return
+    state.restore()
+    args, kwargs = copied(arguments)
+    before = [t.clone() for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+    with seeded(0), torch.no_grad():
+        model(*args, **kwargs)
+    after = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+    if all(map(torch.equal, before, after)):
+        for node in writes:
+            program.graph.erase_node(node)
+        program.graph_module.recompile()
 
 
 def _without_leftovers(
