@@ -177,16 +177,20 @@ def _export(
 def _drop_mistaken_writes(
     program: ExportedProgram, model: nn.Module, state: State, arguments: Arguments
 ) -> None:
-    """Take out writes into an input that the model does not make.
+    """Take out writes into inputs and buffers that the model does not make.
 
-    `torch.export` takes a buffer that forward registers for the first input, and copies the buffer into that.
+    A buffer that forward registers, `torch.export` copies into the first input, or into the buffer that was
+    there before, whatever its size.
     """
     names = set(program.graph_signature.user_inputs)
-    writes = [
-        node
-        for node in program.graph.nodes
-        if node.target is torch.ops.aten.copy_.default and not node.users and node.args[0].name in names
-    ]
+    writes = []
+    for node in program.graph.nodes:
+        if node.target is torch.ops.aten.copy_.default and not node.users:
+            into, value = (argument.meta["val"].shape for argument in node.args[:2])
+            if node.args[0].name in names:
+                writes.append(node)
+            elif len(into) != len(value) or any(map(is_open, value)) != any(map(is_open, into)):
+                program.graph.erase_node(node)
     if not writes:
         return
     state.restore()
@@ -198,7 +202,6 @@ def _drop_mistaken_writes(
     if all(map(torch.equal, before, after)):
         for node in writes:
             program.graph.erase_node(node)
-        program.graph_module.recompile()
 
 
 def _without_leftovers(
