@@ -126,7 +126,8 @@ class Calibration:
             if (forward, whole) == (None, None) and (model is None or old.model is not None):
                 return data
             kept = old.whole if whole is None else whole
-            return replace(data, reading=Reading(model or old.model, forward or old.forward, kept))
+            reading = Reading(model or old.model, forward or old.forward, kept)
+            return replace(data, reading=reading)._tried()
         reading = Reading(model, forward, whole)
         if batch_size < 1:
             raise SettingError(
@@ -148,7 +149,15 @@ class Calibration:
             with seeded(seed):
                 data = list(data)
         start = tuple((g, g.get_state()) for g in _generators(data))
-        return cls(data, seed, reading=reading, _start=start)
+        return cls(data, seed, reading=reading, _start=start)._tried()
+
+    def _tried(self) -> Calibration:
+        """Itself, after the reading has run the model if it has to: not later, when layers are watched."""
+        if self.reading.model is not None:
+            for raw in self.raw_batches():
+                self.reading.take(raw, "calibration batch 0")
+                break
+        return self
 
     def raw_batches(self) -> Iterator[Any]:
         """What the source gives, in the random state of the pass."""

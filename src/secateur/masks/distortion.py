@@ -65,6 +65,7 @@ def distortions(
             raise ScoreError(
                 f"distortions: expected {group.size} scores of {group.name!r}. Score the model first."
             )
+    data = Calibration.of(calibration, model=model).to(device_of(model))
     places = {name: torch.from_numpy(ranks(np.asarray(scores[name]))) for name in layers}
     sums: dict[str, Moments] = {}
     handles = []
@@ -80,7 +81,6 @@ def distortions(
                 sums[name] = sums[name] + moments if name in sums else moments
 
             handles.append(layer.register_forward_hook(see))
-    data = Calibration.of(calibration, model=model).to(device_of(model))
     try:
         with seeded(0), evaluating(model), torch.no_grad():
             for batch in data.batches("Measuring repairability", progress):
