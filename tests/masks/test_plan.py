@@ -286,3 +286,53 @@ def test_masks_survive_training() -> None:
         weight = tuned.get_parameter(name)
         assert not weight[torch.tensor(~mask)].any()
         assert not torch.equal(weight, small.get_parameter(name))
+
+
+class Reader(nn.Module):
+    """Most of its parameters are those of an LSTM and of an embedding, which no mask touches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.rnn, self.out = (
+            nn.Embedding(9, 6),
+            nn.LSTM(6, 12, batch_first=True),
+            nn.Linear(12, 4),
+        )
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.out(self.rnn(self.words(ids))[0][:, -1])
+        return found
+
+
+def test_which_share_of_all_parameters_is_zero_is_said_beside_that_of_the_maskable_weights() -> None:
+    """In the plan, the record's note and the report; what is left alone is named."""
+    model = Reader()
+    batches = [(torch.randint(9, (8, 5)), torch.arange(8) % 4)] * 6
+    result = sc.prune(model, batches, Budget(sparsity=0.75), granularity="weight", progress=False)
+    total = sum(p.numel() for p in model.parameters())
+    assert result.plan.parameters == total
+    share = result.plan.removed / total
+    assert (result.plan.removed, round(share, 3)) == (36, 0.034)
+    told = (
+        f"75.00% of the weights of linear layers and convolutions are zero, {share:.2%} of all parameters; "
+        "left alone: rnn (LSTM), words (Embedding)"
+    )
+    assert result.plan.sentence() == told
+    assert told in sc.record_of(result.model).note
+    shown = " ".join(str(result.report).split())
+    assert told in shown
+    assert "at least 75 % of the weights of linear layers and convolutions zero" in shown
+    table = str(result.plan).splitlines()
+    assert table[-1] == "left alone: rnn (LSTM), words (Embedding)"
+    assert table[-2].split() == ["all", "parameters", str(total - 36), "/", f"{total:,}", f"{share:.1%}"]
+
+
+def test_a_tied_or_masked_parameter_counts_once(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+    model[1].weight = model[0].weight
+    plan = allocate(Weights.of(model), score(model, [], ["magnitude"]), "uniform", Budget(sparsity=0.5))
+    assert (plan.parameters, dict(plan.alone)) == (sum(p.numel() for p in model.parameters()), {})
+    assert MaskPlan.load(plan.save(tmp_path / "plan.safetensors")).sentence() == plan.sentence()
+    older = MaskPlan(plan.fingerprint, plan.allocator, plan.masks)
+    assert older.sentence() == "50.00% of the weights of linear layers and convolutions are zero"
+    assert "all parameters" not in str(older)

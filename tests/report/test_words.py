@@ -81,7 +81,11 @@ def test_the_knob_says_where_the_plan_is_and_what_could_be() -> None:
     [
         ({"macs": 0.5}, "at most 50 % of the MACs", "18.91 M of 40.81 M, 46.3 %"),
         ({"params": 100_000}, "at most 100,000 parameters", "91,606 of 174,970, 52.4 %"),
-        ({"sparsity": 0.25}, "at least 25 % of the weights zero", "23.8 % of the weights zero"),
+        (
+            {"sparsity": 0.25},
+            "at least 25 % of the weights of linear layers and convolutions zero",
+            "23.8 % of these weights zero, 47.6 % of all parameters",
+        ),
         ({"experts": 0.75}, "at most 75 % of the experts", "61 of 80, 76.2 %"),
         ({"latency": 0.9}, "at most 90 % of the latency", "2.85 ms of 3.45 ms, 82.6 %"),
         ({"macs": 0.5, "spend": False}, "at most 50 % of the MACs", "18.91 M of 40.81 M, 46.3 %"),

@@ -42,7 +42,9 @@ class Budget:
         macs: Multiply-accumulate operations for one sample.
         params: Number of parameters.
         experts: Routed experts in all blocks of a mixture-of-experts model.
-        sparsity: Of single weights, the fraction that is zero at least, a float in (0, 1).
+        sparsity: Of the weights of linear layers and convolutions together, the fraction that is zero at
+            least, a float in (0, 1). Biases, norms, embeddings and recurrent layers do not count: the plan
+            and the report also say which share of all parameters is zero.
         spend: Whether to spend what the knob leaves of the budget.
         latency: Seconds of a forward pass over those of the dense model, a float in (0, 1). `secateur.prune`
             meets it by measuring a handful of plans on this machine, so the plan depends on the machine.

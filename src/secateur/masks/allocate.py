@@ -59,4 +59,6 @@ def allocate(
         seed,
         None if budget is None else budget.as_settings(),
         rule.certificates(graph, values, limits, decision),
+        weights.parameters,
+        weights.alone,
     )

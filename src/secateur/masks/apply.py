@@ -35,7 +35,7 @@ def apply(model: nn.Module, plan: MaskPlan, graph: Graph | None = None) -> nn.Mo
         for layer, name, keep in masked_layers(small, plan):
             store(layer, stored(layer, name).masked_fill(~keep, 0), name)
     if graph is not None:
-        note = f"{plan.sparsity:.2%} of the weights are zero, by {plan.allocator}"
+        note = f"by {plan.allocator}, {plan.sentence()}"
         whole = Plan.build(graph, {}, allocator="none", seed=plan.seed)
         attach(small, Record(whole, "masked", note))
     return small

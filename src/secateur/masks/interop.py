@@ -13,6 +13,7 @@ from secateur.errors import SettingError
 from secateur.graph.graph import fingerprint
 from secateur.masks.apply import masked_layers
 from secateur.masks.plan import MaskPlan
+from secateur.masks.weights import rest_of
 from secateur.models import unwrap
 
 
@@ -60,7 +61,8 @@ def from_torch(model: nn.Module) -> MaskPlan:
         raise SettingError(
             "from_torch: expected a model that torch.nn.utils.prune has masked, got none. Mask it first."
         )
-    return MaskPlan(fingerprint(plain), "torch.nn.utils.prune", masks)
+    parameters, alone = rest_of(plain)
+    return MaskPlan(fingerprint(plain), "torch.nn.utils.prune", masks, parameters=parameters, alone=alone)
 
 
 def to_semi_structured(model: nn.Module) -> tuple[str, ...]:

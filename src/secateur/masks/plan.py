@@ -33,6 +33,9 @@ class MaskPlan:
         seed: The seed of the run.
         budget: The budget that was asked for, None if the rule decided alone.
         certificates: What the rule can vouch for.
+        parameters: How many parameters the model has in all; 0 if that is not known.
+        alone: Other layers with weights, which no mask touches, as ``rnn (LSTM)``, with the number of their
+            parameters.
 
     Raises:
         PlanError: A mask is not boolean, or a setting is not JSON.
@@ -45,6 +48,8 @@ class MaskPlan:
     seed: int = 0
     budget: Mapping[str, JsonValue] | None = None
     certificates: Mapping[str, JsonValue] = field(default_factory=dict, repr=False)
+    parameters: int = 0
+    alone: Mapping[str, int] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         """Checks the masks, and makes them read-only."""
@@ -86,6 +91,18 @@ class MaskPlan:
         """The fraction of all masked tensors' entries that goes, in [0, 1]."""
         size = sum(mask.size for mask in self.masks.values())
         return 1 - sum(int(mask.sum()) for mask in self.masks.values()) / size if size else 0.0
+
+    def sentence(self) -> str:
+        """Which share of the weights is zero, of all parameters too, and which layers are left alone."""
+        text = f"{self.sparsity:.2%} of the weights of linear layers and convolutions are zero"
+        if self.parameters:
+            text += f", {self.removed / self.parameters:.2%} of all parameters"
+        return f"{text}; {untouched}" if (untouched := self._untouched()) else text
+
+    def _untouched(self, most: int = 3) -> str:
+        names = sorted(self.alone, key=lambda name: -self.alone[name])
+        more = f" and {len(names) - most} more" if len(names) > most else ""
+        return f"left alone: {', '.join(names[:most])}{more}" if names else ""
 
     def to_json(self) -> str:
         """All but the masks themselves, which come as counts; the same text for the same plan."""
@@ -142,10 +159,12 @@ class MaskPlan:
             "seed": self.seed,
             "budget": None if self.budget is None else dict(self.budget),
             "certificates": dict(self.certificates),
+            "parameters": self.parameters,
+            "alone": dict(self.alone),
         }
 
     def __str__(self) -> str:
-        """A table: what each weight keeps, then the total."""
+        """A table: what each weight keeps, then the total, and what of the model's parameters that is."""
         rows = [("weight", "kept", "total", "removed")]
         rows += [
             (name, f"{int(mask.sum()):,}", f"{mask.size:,}", f"{self.sparsities[name]:.1%}")
@@ -153,12 +172,18 @@ class MaskPlan:
         ]
         kept = sum(int(mask.sum()) for mask in self.masks.values())
         size = sum(mask.size for mask in self.masks.values())
-        rows.append(("all", f"{kept:,}", f"{size:,}", f"{self.sparsity:.1%}"))
+        rows.append(("all of these", f"{kept:,}", f"{size:,}", f"{self.sparsity:.1%}"))
+        if (total := self.parameters) > 0:
+            left, share = total - self.removed, self.removed / total
+            rows.append(("all parameters", f"{left:,}", f"{total:,}", f"{share:.1%}"))
         width = [max(len(row[column]) for row in rows) for column in range(4)]
         lines = [
             f"{a:<{width[0]}}  {b:>{width[1]}} / {c:>{width[2]}}  {d:>{width[3]}}" for a, b, c, d in rows
         ]
-        head = f"masks by {self.allocator}, seed {self.seed}"
-        return "\n".join(
-            [head, "", lines[0], "-" * len(lines[0]), *lines[1:-1], "-" * len(lines[0]), lines[-1]]
+        head, rule, last = (
+            f"masks by {self.allocator}, seed {self.seed}",
+            "-" * len(lines[0]),
+            len(self.masks) + 1,
         )
+        table = [head, "", lines[0], rule, *lines[1:last], rule, *lines[last:], self._untouched()]
+        return "\n".join(table).rstrip()

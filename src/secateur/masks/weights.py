@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,9 @@ class Weights:
     Attributes:
         groups: The weight tensors, in the model's order.
         fingerprint: As a graph's.
+        parameters: How many parameters the model has in all.
+        alone: Other layers with weights, which no mask touches, as ``rnn (LSTM)``, with the number of their
+            parameters.
 
     Raises:
         NothingToPruneError: On `of`: there is none.
@@ -48,6 +51,8 @@ class Weights:
 
     groups: tuple[WeightGroup, ...]
     fingerprint: str
+    parameters: int = 0
+    alone: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: nn.Module) -> Weights:
@@ -60,13 +65,28 @@ class Weights:
                 "Prune units instead."
             )
         groups = (WeightGroup.of(name, tuple(found[0].weight.shape)) for name, found in layers.items())
-        return cls(tuple(groups), fingerprint(model))
+        return cls(tuple(groups), fingerprint(model), *rest_of(model))
 
     def cost(self, keep: Mapping[str, NDArray[np.bool_]] | None = None) -> WeightCost:
         """The number of weights that stay, with `keep` [group.size] by name; unnamed tensors stay."""
         given = keep or {}
         counts = (int(given[g.name].sum()) if g.name in given else g.size for g in self.groups)
         return WeightCost(sum(counts))
+
+
+def rest_of(model: nn.Module) -> tuple[int, dict[str, int]]:
+    """How many parameters a model has, and the layers with weights that are not masked: see `Weights`."""
+    masked = {same_tensor(found[0], "weight") for found in layers_of(model).values()}
+    sizes: dict[int, int] = {}
+    alone: dict[str, int] = {}
+    for path, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            tensor = same_tensor(module, name)
+            if tensor not in masked | sizes.keys() and parameter.ndim > 1:
+                layer = f"{path or 'the model'} ({type(module).__name__})"
+                alone[layer] = alone.get(layer, 0) + parameter.numel()
+            sizes[tensor] = parameter.numel()
+    return sum(sizes.values()), alone
 
 
 def layers_of(model: nn.Module) -> dict[str, list[Layer]]:

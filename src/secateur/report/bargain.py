@@ -61,7 +61,7 @@ def _called(name: str) -> str:
 def _bound(name: str, value: Any) -> str:
     """What a budget wants of one quantity."""
     if name == "sparsity":
-        return f"at least {100 * value:g} % of the weights zero"
+        return f"at least {100 * value:g} % of the weights of linear layers and convolutions zero"
     return (
         f"at most {f'{value:,}' if isinstance(value, int) else f'{100 * value:g} % of the'} {_called(name)}"
     )
@@ -75,7 +75,8 @@ def _achieved(name: str, report: Facts) -> str:
     if name == "params":
         return f"{number(best.params)} of {number(dense.params)}, {percent(best.params, dense.params)}"
     if name == "sparsity":
-        return f"{percent(total - kept, total)} of the weights zero"
+        share = percent(dense.params - best.params, dense.params)
+        return f"{percent(total - kept, total)} of these weights zero, {share} of all parameters"
     if name == "experts":
         return f"{number(kept)} of {number(total)}, {percent(kept, total)}"
     if name == "latency" and dense.latency is not None and best.latency is not None:
