@@ -324,7 +324,7 @@ def test_which_share_of_all_parameters_is_zero_is_said_beside_that_of_the_maskab
     assert "at least 75 % of the weights of linear layers and convolutions zero" in shown
     table = str(result.plan).splitlines()
     assert table[-1] == "left alone: rnn (LSTM), words (Embedding)"
-    assert table[-2].split() == ["all", "parameters", str(total - 36), "/", f"{total:,}", f"{share:.1%}"]
+    assert table[-2].split() == ["all", "parameters", f"{total - 36:,}", "/", f"{total:,}", f"{share:.1%}"]
 
 
 def test_a_tied_or_masked_parameter_counts_once(tmp_path: Path) -> None:

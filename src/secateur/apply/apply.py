@@ -111,7 +111,8 @@ def apply(
         return attach(program, Record(plan, "graph", f"{why} {fast_path_note(model)}".rstrip()))
     rest = restricted(plan, graph, [g.name for g in plan.groups if g.name not in groups])
     small = proven_module(model, graph, rest, args, kwargs)
-    return attach(small, replace(record_of(small), note=f"left whole: {why}"))
+    found = record_of(small)
+    return attach(small, replace(found, note=f"left whole: {why} {found.note}".rstrip()))
 
 
 def _reason(error: ApplyError) -> str:

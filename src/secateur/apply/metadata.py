@@ -52,6 +52,27 @@ def new_metadata(
     }
 
 
+def folder_note(model: nn.Module, small: nn.Module, graph: Graph, metadata: Mapping[str, Any]) -> str:
+    """What to use in place of `save_pretrained` where the stock class refuses what that writes; else empty.
+
+    Args:
+        model: The dense model.
+        small: The smaller module.
+        graph: The trace.
+        metadata: What `new_metadata` gave.
+    """
+    if not has_configuration(model) or not hasattr(model, "save_pretrained"):
+        return ""
+    changes = {k.removeprefix("config."): v for k, v in metadata.items() if k.startswith("config.")}
+    if _builds_of(model, graph).shapes(changes) == shapes_of(small):
+        return ""
+    return (
+        f"{type(model.config).__name__} cannot give the new sizes, so {type(model).__name__}.from_pretrained "
+        "refuses the folder that save_pretrained writes: use sc.save and sc.load, or sc.export to a .pt2 "
+        "file."
+    )
+
+
 def _feature_info(model: nn.Module, graph: Graph, slots: NDArray[np.bool_]) -> dict[str, int]:
     """timm's table of feature maps: `num_chs` of each is read off what its module returns."""
     table = getattr(model, "feature_info", None)

@@ -19,7 +19,7 @@ from secateur.apply.draws import Draws
 from secateur.apply.masked import masked
 from secateur.apply.mended import Rule, mend
 from secateur.apply.mending import Mender, Run, need_of, rules_of
-from secateur.apply.metadata import new_metadata
+from secateur.apply.metadata import folder_note, new_metadata
 from secateur.apply.module import smaller_module
 from secateur.apply.program import sliced_program
 from secateur.apply.record import Record, attach
@@ -61,7 +61,8 @@ def proven_module(
     metadata = new_metadata(model, small, graph, graph.keep_slots(plan.keep))
     set_sizes(model, small, metadata)
     sizes = {**sizes, **metadata}
-    return attach(small, Record(plan, "module", _note(mended, without), sizes=sizes, captured=mended))
+    note = f"{_note(mended, without)} {folder_note(model, small, graph, metadata)}".strip()
+    return attach(small, Record(plan, "module", note, sizes=sizes, captured=mended))
 
 
 def understood(model: nn.Module, graph: Graph, plan: Plan) -> tuple[dict[str, Any], dict[str, list[Rule]]]:
