@@ -209,9 +209,18 @@ def test_the_hint_works_when_it_is_followed_to_the_letter(raw: Any, model: nn.Mo
     read(raw, model, eval(told)).run(model)
 
 
-def test_the_hint_of_a_forward_that_does_not_call_the_model_works_too() -> None:
-    with pytest.raises(sc.CalibrationError, match="got no call") as refused:
-        read({"picture": X}, Net(), lambda m, b: b["picture"])
+@pytest.mark.parametrize(
+    ("forward", "said"),
+    [
+        (lambda m, b: b["picture"], "got no call"),
+        (lambda m, b: m(b["image"]), r"to run, got test_reading.py:.*KeyError: 'image'"),
+        (lambda m, b: m(b[0]), r"to run, got test_reading.py:.*KeyError: 0"),
+    ],
+)
+def test_the_hint_for_a_forward_that_does_not_work_works(forward: Any, said: str) -> None:
+    with pytest.raises(sc.CalibrationError, match=said) as refused:
+        read({"picture": X}, Net(), forward)
+    assert len(str(refused.value)) <= 600
     told = str(refused.value).rpartition("for instance ")[2].rstrip(".")
     assert read({"picture": X}, Net(), eval(told)).run(Net()).shape == (6, 3)
 

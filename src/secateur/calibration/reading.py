@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from secateur.calibration.hints import forward_hint
 from secateur.calibration.randomness import seeded
 from secateur.errors import CalibrationError
+from secateur.foreign import said
 from secateur.models import evaluating
 
 Forward = Callable[[Callable[..., Any], Any], Any]
@@ -86,7 +87,7 @@ class Reading:
             try:
                 args, kwargs = recorded(self.forward, raw, self.model, where)
             except CalibrationError as error:
-                raise CalibrationError(f"{error} Return model(...), {self._hint(raw)}.") from None
+                raise CalibrationError(f"{error} Return model(...), {self._hint(raw)}.") from error.__cause__
             given = {id(v) for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Tensor)}
             return Taken(*self._one_kind(args, kwargs, where), _labels_in(raw, given))
         if isinstance(raw, Mapping):
@@ -262,7 +263,7 @@ def recorded(
     """The arguments with which the user's `forward` first calls the model; the model is not run.
 
     Raises:
-        CalibrationError: It does not call the model.
+        CalibrationError: It fails, or does not call the model.
 
     Example:
         >>> recorded(lambda model, batch: model(batch["image"], scale=2), {"image": 1})
@@ -272,6 +273,12 @@ def recorded(
         forward(_Recorder(model), raw)
     except _Recorded as found:
         return found.call
+    except AttributeError:  # of the model: says what to do
+        raise
+    except Exception as error:  # the user's code may fail in any way
+        raise CalibrationError(
+            f"{where}: expected forward(model, batch) to run, got {said(error)}."
+        ) from error
     raise CalibrationError(f"{where}: expected forward(model, batch) to call the model, got no call.")
 
 

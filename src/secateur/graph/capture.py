@@ -75,7 +75,6 @@ def capture(
         CaptureError: If the model does not run on these arguments, or cannot be captured.
     """
     given: Arguments = copied((args, dict(kwargs)))  # capture leaves marks on tensors
-    _require_parameters(model)
     with (
         preserved(model, parameters=training),
         evaluation_mode(model, training=training),
@@ -228,7 +227,8 @@ def _unmade(model: nn.Module, name: str) -> CaptureError:
     )
 
 
-def _require_parameters(model: nn.Module) -> None:
+def require_parameters(model: nn.Module) -> None:
+    """Raise CaptureError for a model with parameters that its first call makes."""
     for name, parameter in model.named_parameters():
         if is_lazy(parameter):
             raise _unmade(model, name)

@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 from secateur.calibration.reading import Forward, Reading
 from secateur.errors import CaptureError
 from secateur.graph.assemble import assemble, cost_model
-from secateur.graph.capture import capture
+from secateur.graph.capture import capture, require_parameters
 from secateur.graph.datasizes import measure_sizes
 from secateur.graph.folding import foldable, folded
 from secateur.graph.graph import Graph, fingerprint
@@ -71,6 +71,7 @@ def trace(
     """
     model = unwrap(model)
     require_no_masks(model)
+    require_parameters(model)
     device = next((t.device for t in model.state_dict().values()), None)
     reading = Reading(model, forward)
 
