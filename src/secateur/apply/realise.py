@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 from collections import Counter
@@ -25,7 +26,7 @@ from secateur.apply.program import sliced_program
 from secateur.apply.record import Record, attach
 from secateur.apply.recording import Change, Recorded, assign_nodes, record
 from secateur.apply.sizes import set_sizes
-from secateur.apply.tracking import Equation, Tracked, solve, tracked
+from secateur.apply.tracking import Equation, Tracked, Uses, solve, tracked, unnoted
 from secateur.calibration.randomness import seeded
 from secateur.errors import ApplyError
 from secateur.foreign import details, said
@@ -74,8 +75,14 @@ def understood(model: nn.Module, graph: Graph, plan: Plan) -> tuple[dict[str, An
     passes = [_Pass(model, graph, plan, view) for view in (None, *graph.views)]
     equations = [p.equations() for p in passes]
     changes, stays = ([e for pair in equations for e in pair[k]] for k in (0, 1))
-    sizes = _in_lists(model, solve(changes, stays))
-    small = smaller_module(model, plan, sizes)
+    while True:
+        sizes = _in_lists(model, solve(changes, stays))
+        small = smaller_module(model, plan, sizes)
+        shown = [e for one in passes for e in one.compared(small)]
+        known = {(e.number.sources, e.wanted) for e in changes}
+        if {(e.number.sources, e.wanted) for e in shown} <= known:
+            break
+        changes += shown  # a run shows the first comparison that no longer holds
     return sizes, rules_of(run for one in passes for run in one.runs(small))
 
 
@@ -89,8 +96,9 @@ class _Pass:
         slots = graph.keep_slots(plan.keep)
         self._constants = Constants(walk or graph.walk, lambda labels: graph.kept_along(labels, slots))
         self._known: dict[Any, Need | None] = {}
+        self._uses = Uses()
         try:
-            with tracked(model):
+            with tracked(model) as self._uses:
                 self.dense = self._record(model)
         except Exception:  # some code takes no integers but Python's own: it tells nothing of attributes
             self.dense = self._record(model)
@@ -109,7 +117,23 @@ class _Pass:
 
     def equations(self) -> tuple[list[Equation], list[Equation]]:
         """What tracked numbers must become, and those that must stay."""
-        return _equations(self.dense, self.needs)
+        changes, stays = _equations(self.dense, self.needs)
+        return changes, [*stays, *(Equation(number, int(number)) for number in self._uses.numbers)]
+
+    def compared(self, small: nn.Module) -> list[Equation]:
+        """What attributes must become for the first comparison that was true of the dense model only."""
+        if not any(equal for _, _, equal in self._uses.equal):
+            return []
+        mender = Mender([call for call in self.dense if call.steps], self.needs)
+        change = unnoted(mender.change)
+        with tracked(small) as uses, contextlib.suppress(Exception):  # it fails where an assertion does
+            self._record(small, change)
+        for (number, _, before), (mine, other, now) in zip(self._uses.equal, uses.equal, strict=False):
+            if number.sources != mine.sources:
+                break
+            if before and not now and isinstance(other, int):
+                return [Equation(number, int(other))]
+        return []
 
     def runs(self, small: nn.Module) -> list[Run]:
         """What the calls of the smaller model have to say."""

@@ -11,8 +11,9 @@ import copy
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, ParamSpec, TypeVar
 
 from torch import nn
 
@@ -83,8 +84,72 @@ def _negative(self: Tracked) -> Tracked:
 Tracked.__neg__ = _negative  # type: ignore[method-assign,assignment]
 
 
+def _number(name: str) -> Callable[..., Any]:
+    plain = getattr(int, name)
+
+    def operate(self: Tracked, *others: Any) -> Any:
+        if (uses := _uses.get()) is not None:
+            uses.numbers += [v for v in (self, *others) if isinstance(v, Tracked)]
+        return plain(self, *others)
+
+    return operate
+
+
+for _name in ("__pow__", "__rpow__", "__truediv__", "__rtruediv__", "__float__"):
+    setattr(Tracked, _name, _number(_name))
+
+
+def _comparison(name: str) -> Callable[[Any, Any], Any]:
+    plain = getattr(int, name)
+
+    def compare(self: Tracked, other: Any) -> Any:
+        outcome = plain(self, other)
+        if (uses := _uses.get()) is not None and type(outcome) is bool:
+            uses.equal.append((self, other, outcome == (name == "__eq__")))
+        return outcome
+
+    return compare
+
+
+for _name in ("__eq__", "__ne__"):
+    setattr(Tracked, _name, _comparison(_name))
+Tracked.__hash__ = int.__hash__  # type: ignore[method-assign]
+
+
+@dataclass
+class Uses:
+    """What a run did with tracked numbers beside giving them to calls.
+
+    Attributes:
+        numbers: Those that it computed floating point numbers from, such as a scale: they stay.
+        equal: Those that it compared with another number, that number, and whether both were equal.
+    """
+
+    numbers: list[Tracked] = field(default_factory=list)
+    equal: list[tuple[Tracked, Any, bool]] = field(default_factory=list)
+
+
+_uses: ContextVar[Uses | None] = ContextVar("uses", default=None)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def unnoted(function: Callable[P, R]) -> Callable[P, R]:
+    """The same function; what it does with tracked numbers is not noted."""
+
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        token = _uses.set(None)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            _uses.reset(token)
+
+    return run
+
+
 @contextmanager
-def tracked(model: nn.Module) -> Iterator[None]:
+def tracked(model: nn.Module) -> Iterator[Uses]:
     """Inside, the integers that modules hold as attributes are tracked; everything is restored afterwards.
 
     That is integers, lists and tuples of them, and those in a configuration object that a module holds.
@@ -95,7 +160,12 @@ def tracked(model: nn.Module) -> Iterator[None]:
             if not follows(module):
                 for name, value in list(vars(module).items()):
                     vars(module)[name] = _tracked(f"{path}.{name}".lstrip("."), name, value)
-        yield
+        uses = Uses()
+        token = _uses.set(uses)
+        try:
+            yield uses
+        finally:
+            _uses.reset(token)
 
 
 _SKIPPED = frozenset(vars(nn.Module())) | {"training"}
