@@ -200,9 +200,9 @@ def _shape(
     graph = retrace(model, plan.inputs, (args, kwargs), folds=plan.folded, allow_inexact=not exact)
     if content.form == "graph":
         return smaller_program(dense, graph, plan, may_stay_in_evaluation=True)
-    sizes, rules = understood(dense, graph, plan)
+    sizes, codes = understood(dense, graph, plan)
     small = smaller_module(dense, plan, {**content.sizes, **sizes})
-    mend(small, rules)
+    mend(small, codes)
     return small
 
 

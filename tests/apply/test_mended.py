@@ -126,3 +126,50 @@ def test_torch_compile_leaves_no_trace(tmp_path: Any) -> None:
         torch.compile(small, backend="eager", fullgraph=True)(x)
     torch.testing.assert_close(small(x), masked(x))
     torch.testing.assert_close(copy.deepcopy(small)(x), masked(x))
+
+
+class Plain(Base):
+    """Only a branch for a mask, and a method that nothing calls, hold sizes."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        h = self.a(x).relu()
+        if mask is not None:
+            h = h.reshape(-1, 16) * mask.reshape(-1, 1)
+            h = h.view(*x.shape[:2], 16)
+        return self.out(self.b(h).relu())
+
+    def embed(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x).relu().reshape(-1, 16))
+
+    def tokens(self, x: Tensor) -> Tensor:
+        return x.reshape(-1, 6)
+
+
+def test_where_only_lines_that_never_ran_hold_a_size_they_are_named_and_refused() -> None:
+    torch.manual_seed(0)
+    model, x = Plain().double().eval(), torch.randn(2, 5, 6, dtype=torch.float64)
+    graph = sc.trace(model, x)
+    plan = sc.Uniform(ratio=0.4).allocate(graph, sc.score(graph, None, "magnitude"))
+    small, masked = (sc.apply(model, plan, form, graph=graph) for form in ("module", "masked"))
+    assert sc.record_of(small).captured == ()
+    assert "did not run at trace" in sc.record_of(small).note
+    torch.testing.assert_close(small(x), masked(x))
+    torch.testing.assert_close(small.tokens(x), masked.tokens(x))
+    with pytest.raises(sc.InputError, match=r"forward \(line \d+\): .* reshape with 16"):
+        small(x, torch.ones(2, 5, dtype=torch.float64))
+    with pytest.raises(sc.InputError, match=r"embed \(line \d+\): .* reshape with 16"):
+        small.embed(x)
+
+
+@pytest.mark.parametrize("make", [Stages, Widths, Optional])
+def test_a_mended_module_is_pruned_once_more(make: Callable[[], nn.Module]) -> None:
+    small, _ = both(make)
+    x = torch.randn(2, 5, 6, dtype=torch.float64)
+    graph = sc.trace(small, x)
+    plan = sc.Uniform(ratio=0.3).allocate(graph, sc.score(graph, None, "magnitude"))
+    smaller, masked = (sc.apply(small, plan, form, graph=graph) for form in ("module", "masked"))
+    for shape in ((2, 5, 6), (3, 9, 6)):
+        y = torch.randn(shape, dtype=torch.float64)
+        torch.testing.assert_close(smaller(y), masked(y), rtol=1e-11, atol=1e-11)
+    if make is Stages:
+        torch.testing.assert_close(smaller.forward_head(smaller.forward_features(y)), masked(y))

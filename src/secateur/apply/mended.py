@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import CodeType, FunctionType
 from typing import Any
@@ -43,6 +43,21 @@ class Rule:
     steps: tuple[Step, ...]
     needs: tuple[tuple[int, Need], ...]
     said: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Code:
+    """What is known of a module's code.
+
+    Attributes:
+        rules: What its sized calls have to say, of those that ran when the model was traced.
+        sizes: The sizes of the dense module that have shrunk: no other call may say them.
+        unseen: By method, the lines that did not run and say one of them, in words.
+    """
+
+    rules: tuple[Rule, ...]
+    sizes: frozenset[int] = frozenset()
+    unseen: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
 
 def said(name: str, rule: Rule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[int, ...]:
@@ -123,20 +138,24 @@ class MendedMethod:
 
     Attributes:
         module: The module.
-        rules: What its sized calls have to say, as plain data.
+        code: What is known of its code, as plain data.
         name: The method.
     """
 
-    def __init__(
-        self, module: nn.Module, rules: tuple[Rule, ...], name: str = "forward", inner: Any = None
-    ) -> None:
-        self.module, self.rules, self.name = module, rules, name
+    def __init__(self, module: nn.Module, code: Code, name: str = "forward", inner: Any = None) -> None:
+        self.module, self.code, self.name = module, code, name
         self._inner = inner  # what stood in its place before: an earlier round's, or somebody else's
 
     def moved(self, module: nn.Module) -> MendedMethod:
         """The same for another module of the same class."""
         inner = self._inner.moved(module) if isinstance(self._inner, MendedMethod) else self._inner
-        return MendedMethod(module, self.rules, self.name, inner)
+        return MendedMethod(module, self.code, self.name, inner)
+
+    def rounds(self) -> Iterator[MendedMethod]:
+        """This, and the same method as earlier rounds mended it."""
+        yield self
+        if isinstance(self._inner, MendedMethod):
+            yield from self._inner.rounds()
 
     @property
     def __wrapped__(self) -> Any:
@@ -166,7 +185,8 @@ class MendedMethod:
         _, _, frame = place_of(sys._getframe(1))
         around = None if frame is None else frame.f_locals.get("owner")
         if isinstance(around, MendedMethod) and around.module is self.module:
-            return self.__wrapped__(*args, **kwargs)  # mended by the method that calls it
+            if all(one is not self for one in around.rounds()):
+                return self.__wrapped__(*args, **kwargs)  # mended by the method that calls it
         return mended_call(self, args, kwargs)
 
 
@@ -187,9 +207,10 @@ class _Mending(TorchFunctionMode):
         if name not in calls.FAMILIES:
             return func(*args, **kwargs)
         place, codes, frame = place_of(sys._getframe(1))
-        if frame is None or frame.f_locals.get("owner") is not self._owner:
+        around = None if frame is None else frame.f_locals.get("owner")
+        if all(one is not around for one in self._owner.rounds()):
             return func(*args, **kwargs)
-        rules = fitting_rules(self._owner.rules, name, place, args, kwargs)
+        rules = fitting_rules(self._owner.code.rules, name, place, args, kwargs)
         if not rules:
             self._check_unknown(name, place, codes, args, kwargs)
         if not any(rule.needs for rule in rules):
@@ -213,11 +234,10 @@ class _Mending(TorchFunctionMode):
         """Raise InputError for a call on a line that did not run at trace, with a size that shrank here."""
         held = {v for v in vars(self._owner.module).values() if isinstance(v, int)}
         written = held.union(*map(literals, codes))
-        shrank = {number for rule in self._owner.rules for number in rule.said if number > 1}
-        if found := shrank & written & set(calls.numbers(args, dict(kwargs))):
+        if found := self._owner.code.sizes & written & set(calls.numbers(args, dict(kwargs))):
             raise InputError(
                 f"{line_of(place)}: expected only lines that ran when the model was traced, got a call of "
-                f"{name} with {min(found)}, which shrank elsewhere in this module. {_ADVICE}"
+                f"{name} with {min(found)}, a size that has shrunk here. {_ADVICE}"
             )
 
 
@@ -227,15 +247,17 @@ _ADVICE = (
 )
 
 
-def mend(small: nn.Module, rules: Mapping[str, Sequence[Rule]]) -> tuple[str, ...]:
-    """Let modules run mended, in place; returns their paths."""
+def mend(small: nn.Module, codes: Mapping[str, Code]) -> tuple[str, ...]:
+    """Let modules run mended, and refuse lines that did not run at trace; in place. Returns mended paths."""
     paths = []
-    for path, found in rules.items():
-        if any(rule.needs for rule in found):
-            module = small.get_submodule(path)
-            for name in _methods(module, found):
-                setattr(module, name, MendedMethod(module, tuple(found), name, vars(module).get(name)))
+    for path, code in codes.items():
+        module = small.get_submodule(path)
+        names = {name for name, _ in code.unseen}
+        if any(rule.needs for rule in code.rules):
+            names |= _methods(module, code.rules)
             paths.append(path)
+        for name in sorted(names):
+            setattr(module, name, MendedMethod(module, code, name, vars(module).get(name)))
     return tuple(sorted(paths))
 
 

@@ -18,7 +18,7 @@ from secateur.apply.compare import SAME, relative_difference, run
 from secateur.apply.constants import Constants
 from secateur.apply.draws import Draws
 from secateur.apply.masked import masked
-from secateur.apply.mended import Rule, mend
+from secateur.apply.mended import Code, mend
 from secateur.apply.mending import Mender, Run, need_of, rules_of
 from secateur.apply.metadata import folder_note, new_metadata
 from secateur.apply.module import smaller_module
@@ -27,6 +27,7 @@ from secateur.apply.record import Record, attach
 from secateur.apply.recording import Change, Recorded, assign_nodes, record
 from secateur.apply.sizes import set_sizes
 from secateur.apply.tracking import Equation, Tracked, Uses, solve, tracked, unnoted
+from secateur.apply.unseen import in_words, known_code
 from secateur.calibration.randomness import seeded
 from secateur.errors import ApplyError
 from secateur.foreign import details, said
@@ -55,19 +56,20 @@ def proven_module(
         ApplyError: If there is no such module.
     """
     given: Arguments = (args, dict(kwargs))
-    sizes, rules = understood(model, graph, plan)
+    sizes, codes = understood(model, graph, plan)
     small = smaller_module(model, plan, sizes)
-    mended = mend(small, rules)
+    mended = mend(small, codes)
     without = _prove(model, small, graph, plan, given)
     metadata = new_metadata(model, small, graph, graph.keep_slots(plan.keep))
     set_sizes(model, small, metadata)
     sizes = {**sizes, **metadata}
-    note = f"{_note(mended, without)} {folder_note(model, small, graph, metadata)}".strip()
+    said = (_note(mended, without), in_words(codes.values()), folder_note(model, small, graph, metadata))
+    note = " ".join(filter(None, said))
     return attach(small, Record(plan, "module", note, sizes=sizes, captured=mended))
 
 
-def understood(model: nn.Module, graph: Graph, plan: Plan) -> tuple[dict[str, Any], dict[str, list[Rule]]]:
-    """Attributes with their new values, and by module the calls that have to be mended.
+def understood(model: nn.Module, graph: Graph, plan: Plan) -> tuple[dict[str, Any], dict[str, Code]]:
+    """Attributes with their new values, and by module what is known of its code.
 
     Raises:
         ApplyError: If a line would have to say different things.
@@ -83,7 +85,8 @@ def understood(model: nn.Module, graph: Graph, plan: Plan) -> tuple[dict[str, An
         if {(e.number.sources, e.wanted) for e in shown} <= known:
             break
         changes += shown  # a run shows the first comparison that no longer holds
-    return sizes, rules_of(run for one in passes for run in one.runs(small))
+    rules = rules_of(run for one in passes for run in one.runs(small))
+    return sizes, known_code(model, small, plan, rules)
 
 
 class _Pass:

@@ -171,8 +171,8 @@ def _smaller(model: nn.Module, record: Record) -> nn.Module:
         args, kwargs = record.plan.inputs.arguments(None, device_of(model))
         exact = all(g.exact for g in record.plan.groups)
         graph = retrace(model, record.plan.inputs, (args, kwargs), allow_inexact=not exact)
-        _, rules = understood(model, graph, record.plan)
-        mend(small, rules)
+        _, codes = understood(model, graph, record.plan)
+        mend(small, codes)
     return attach(small, record)
 
 
