@@ -82,12 +82,12 @@ class Optional(Base):
         return self.out(self.b(h).relu()).view(len(x), -1, 3)
 
 
-def both(make: Callable[[], nn.Module], **settings: Any) -> tuple[nn.Module, nn.Module]:
-    """The model pruned to half, and masked."""
+def both(make: Callable[[], nn.Module], ratio: float = 0.4, **settings: Any) -> tuple[nn.Module, nn.Module]:
+    """The model with a part of its units gone, and masked."""
     torch.manual_seed(0)
     model, x = make().double().eval(), torch.randn(2, 5, 6, dtype=torch.float64)
     graph = sc.trace(model, x, **settings)
-    plan = sc.Uniform(ratio=0.4).allocate(graph, sc.score(graph, None, "magnitude"))
+    plan = sc.Uniform(ratio=ratio).allocate(graph, sc.score(graph, None, "magnitude"))
     small, masked = (sc.apply(model, plan, form, graph=graph) for form in ("module", "masked"))
     assert sc.record_of(small).captured == ("",)
     return small, masked
@@ -117,15 +117,53 @@ def test_a_line_that_never_ran_and_says_a_size_that_shrank_is_refused_in_words()
         small(x, torch.ones(2, 5, dtype=torch.float64))
 
 
+class Chained(Base):
+    """What one call says afterwards, another says before: a compiler must not change it twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.b, self.out = nn.Linear(16, 8), nn.Linear(8, 3)
+
+    def inner(self, h: Tensor) -> Tensor:
+        return self.out(self.b(h.reshape(-1, 16)).relu().reshape(-1, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(self.a(x).relu())
+
+
+class Live(Base):
+    """The same function, given sizes that vary where another call's shrinks."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x).relu().reshape(-1, 16)
+        h = h.T.reshape(-1, len(h)).T
+        return self.out(self.b(h).relu())
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_torch_compile_leaves_no_trace(tmp_path: Any) -> None:
-    small, masked = both(Stages)
-    x = torch.randn(3, 9, 6, dtype=torch.float64)
-    torch.testing.assert_close(torch.compile(small, backend="eager")(x), masked(x))
-    with pytest.raises(Exception, match=r"fullgraph|disable"):
-        torch.compile(small, backend="eager", fullgraph=True)(x)
-    torch.testing.assert_close(small(x), masked(x))
-    torch.testing.assert_close(copy.deepcopy(small)(x), masked(x))
+@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize(
+    ("make", "whole"),
+    [(Stages, True), (Widths, True), (Optional, False), (Chained, False), (Live, False)],
+)
+def test_torch_compile(make: Callable[[], nn.Module], whole: bool, dynamic: bool | None) -> None:
+    """It compiles as a whole where what calls say tells them apart; elsewhere to try has no effect."""
+    small, masked = both(make, ratio=0.5)
+    torch._dynamo.reset()
+    compiled, full = (
+        torch.compile(small, backend="eager", dynamic=dynamic, fullgraph=f) for f in (False, True)
+    )
+    for shape in ((2, 5, 6), (3, 9, 6), (8, 16, 6)):
+        x = torch.randn(shape, dtype=torch.float64)
+        torch.testing.assert_close(compiled(x), masked(x), rtol=1e-11, atol=1e-11)
+        if whole:
+            torch.testing.assert_close(full(x), masked(x), rtol=1e-11, atol=1e-11)
+        else:
+            torch._dynamo.reset()  # or it takes what was compiled in parts
+            with pytest.raises(Exception, match="secateur mends sizes"):
+                full(x)
+        torch.testing.assert_close(small(x), masked(x), rtol=1e-11, atol=1e-11)
+        torch.testing.assert_close(copy.deepcopy(small)(x), masked(x), rtol=1e-11, atol=1e-11)
 
 
 class Plain(Base):

@@ -249,6 +249,14 @@ def numbers(*arguments: Any) -> list[int]:
     return found
 
 
+def count(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> int:
+    """How many sizes a call has."""
+    found = (
+        _sizes(name, args, kwargs) if FAMILIES.get(name) in ("shape", "expand", "fill", "repeat") else None
+    )
+    return 0 if found is None else len(found[0])
+
+
 def changed(name: str, step: Step, need: Need, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
     """The arguments of a call with one step changed to what is needed.
 

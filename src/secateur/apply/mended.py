@@ -8,12 +8,15 @@ mode, gradients, dtypes, devices and other sizes are what the user's code makes 
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import astuple, dataclass, field
 from types import CodeType, FunctionType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -21,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from secateur.apply import calls
 from secateur.apply.attention import with_head_size
-from secateur.apply.calls import Heads, Need, Parts, Step
+from secateur.apply.calls import Heads, Need, Parts, Sizes, Step
 from secateur.apply.recording import Place, literals, place_of
 from secateur.errors import ApplyError, InputError
 
@@ -36,6 +39,7 @@ class Rule:
         steps: The steps of the call.
         needs: What steps have to say, each with the number of the step; empty if the call stays as it is.
         said: The numbers in its arguments that change, as the code says them.
+        count: How many sizes it has.
     """
 
     name: str
@@ -43,6 +47,7 @@ class Rule:
     steps: tuple[Step, ...]
     needs: tuple[tuple[int, Need], ...]
     said: tuple[int, ...] = ()
+    count: int = 0
 
 
 @dataclass(frozen=True)
@@ -53,15 +58,20 @@ class Code:
         rules: What its sized calls have to say, of those that ran when the model was traced.
         sizes: The sizes of the dense module that have shrunk: no other call may say them.
         unseen: By method, the lines that did not run and say one of them, in words.
+        plain: Whether what a call says is enough to know its rule, wherever it stands: a compiler knows no
+            more.
     """
 
     rules: tuple[Rule, ...]
     sizes: frozenset[int] = frozenset()
     unseen: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    plain: bool = False
 
 
 def said(name: str, rule: Rule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[int, ...]:
-    """The numbers of a call that a rule would change; none for a call of other steps."""
+    """The numbers of a call that a rule would change; none for a call of other steps or more sizes."""
+    if calls.count(name, args, dict(kwargs)) != rule.count:
+        return ()
     if not _alike(calls.steps_of(name, args, dict(kwargs)), rule.steps):
         return ()
     pairs = [p for k, need in rule.needs for p in calls.wanted(name, rule.steps[k], need, args, dict(kwargs))]
@@ -93,9 +103,14 @@ def fitting_rules(
             ours = [frame[: len(frame) - short] for frame in place]
             found = [rule for rule in found if _meet(ours, rule.place, short)] or found
     if _differ(found):
-        told = [rule for rule in found if rule.needs and said(name, rule, args, kwargs) == rule.said]
-        found = told or [rule for rule in found if not rule.needs] or found
+        found = told(found, name, args, kwargs) or [rule for rule in found if not rule.needs] or found
     return found
+
+
+def told(rules: Iterable[Rule], name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Rule]:
+    """The rules that change a call which says what this one says."""
+    ours = [rule for rule in rules if rule.name == name and rule.needs]
+    return [rule for rule in ours if said(name, rule, args, kwargs) == rule.said]
 
 
 def _line(place: Place) -> tuple[Any, ...]:
@@ -131,6 +146,12 @@ def mended(
 
 class _NoScript(ApplyError, AttributeError):
     """A mended module cannot be scripted. To all others who ask, there is no such attribute."""
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+_WHY = "secateur mends sizes at lines of this code, which a compiler does not tell; call it without fullgraph"
+_REASON = {"reason": _WHY} if "reason" in inspect.signature(torch.compiler.disable).parameters else {}
+_uncompiled: Callable[[F], F] = functools.partial(torch.compiler.disable, **_REASON)
 
 
 class MendedMethod:
@@ -179,21 +200,101 @@ class MendedMethod:
             f"which holds a size that is mended as the code runs. Use torch.jit.trace or torch.export."
         )
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # a compiler's frames tell no places
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the user's method, mended."""
+        if self.code.plain and torch.compiler.is_dynamo_compiling():
+            with _Plain(self):
+                return self.run(args, kwargs)
+        return self._placed(args, kwargs)
+
+    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the user's method."""
+        if self._inner is not None:
+            return self._inner(*args, **kwargs)
+        return getattr(type(self.module), self.name)(self.module, *args, **kwargs)
+
+    @_uncompiled
+    def _placed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         _, _, frame = place_of(sys._getframe(1))
         around = None if frame is None else frame.f_locals.get("owner")
         if isinstance(around, MendedMethod) and around.module is self.module:
             if all(one is not self for one in around.rounds()):
-                return self.__wrapped__(*args, **kwargs)  # mended by the method that calls it
+                return self.run(args, kwargs)  # mended by the method that calls it
         return mended_call(self, args, kwargs)
 
 
 def mended_call(owner: MendedMethod, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run the user's method, mended. `place_of` knows this function by its name."""
     with _Mending(owner):
-        return owner.__wrapped__(*args, **kwargs)
+        return owner.run(args, kwargs)
+
+
+class _Plain(TorchFunctionMode):
+    """Mends calls by what they say alone: a compiler can follow it."""
+
+    def __init__(self, owner: MendedMethod) -> None:
+        super().__init__()
+        self._rules = owner.code.rules
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        rules = told(self._rules, name, args, kwargs)
+        if not rules:
+            return func(*args, **kwargs)
+        return mended(func, name, calls.steps_of(name, args, kwargs), dict(rules[0].needs), args, kwargs)
+
+
+@dataclass
+class Watch:
+    """Whether rules follow from what calls say, over several runs.
+
+    Attributes:
+        said: By a module's identity, a place and a rule: the numbers that calls said there.
+        apart: Modules where another rule would follow, by identity.
+    """
+
+    said: dict[Any, set[tuple[int, ...]]] = field(default_factory=dict)
+    apart: set[int] = field(default_factory=set)
+
+    def note(self, module: nn.Module, place: Place, known: Sequence[Rule], call: Any, rules: Any) -> None:
+        """Note a call, the rules of its line, and those of its module."""
+        needs = known[0].needs if known else ()
+        for rule in (rule for rule in rules if rule.name == call[0] and rule.needs):
+            numbers = said(call[0], rule, *call[1:])
+            self.said.setdefault((id(module), place, rule), set()).add(numbers)
+            if numbers == rule.said and rule.needs != needs:
+                self.apart.add(id(module))
+        if needs and not told(rules, *call):
+            self.apart.add(id(module))
+
+    def plain(self, module: nn.Module, code: Code) -> bool:
+        """Whether rules follow, no number that tells calls apart varies, and none would change twice."""
+        varying = {key[0] for key, numbers in self.said.items() if len(numbers) > 1}
+        changing = [rule for rule in code.rules if rule.needs]
+        twice = any(a.name == b.name and set(_news(a)) & set(b.said) for a in changing for b in changing)
+        return not code.unseen and not twice and id(module) not in self.apart | varying
+
+
+def _news(rule: Rule) -> list[int]:
+    """The numbers that a rule's call says afterwards."""
+    needs = [need for _, need in rule.needs]
+    sizes = [new for need in needs if isinstance(need, Sizes) for _, _, new in need.axes]
+    return sizes + calls.numbers(*(astuple(need) for need in needs if not isinstance(need, Sizes)))
+
+
+_watch: ContextVar[Watch | None] = ContextVar("watch", default=None)
+
+
+@contextmanager
+def watching() -> Iterator[Watch]:
+    """Inside, calls of mended modules are noted."""
+    watch = Watch()
+    token = _watch.set(watch)
+    try:
+        yield watch
+    finally:
+        _watch.reset(token)
 
 
 class _Mending(TorchFunctionMode):
@@ -208,9 +309,13 @@ class _Mending(TorchFunctionMode):
             return func(*args, **kwargs)
         place, codes, frame = place_of(sys._getframe(1))
         around = None if frame is None else frame.f_locals.get("owner")
-        if all(one is not around for one in self._owner.rounds()):
+        own = any(one is around for one in self._owner.rounds())
+        every = self._owner.code.rules
+        rules = fitting_rules(every, name, place, args, kwargs) if own else []
+        if (watch := _watch.get()) is not None:
+            watch.note(self._owner.module, place, rules, (name, args, kwargs), every)
+        if not own:
             return func(*args, **kwargs)
-        rules = fitting_rules(self._owner.code.rules, name, place, args, kwargs)
         if not rules:
             self._check_unknown(name, place, codes, args, kwargs)
         if not any(rule.needs for rule in rules):

@@ -163,7 +163,8 @@ def rules_of(runs: Iterable[Run]) -> dict[str, list[Rule]]:
 
 
 def _rule(call: Recorded, needs: Needs) -> Rule:
-    rule = Rule(call.name, call.place, tuple(call.steps), tuple(needs.items()))
+    count = calls.count(call.name, call.args, call.kwargs)
+    rule = Rule(call.name, call.place, tuple(call.steps), tuple(needs.items()), count=count)
     return replace(rule, said=said(call.name, rule, call.args, call.kwargs))
 
 

@@ -6,7 +6,8 @@ import contextlib
 import itertools
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from secateur.apply.compare import SAME, relative_difference, run
 from secateur.apply.constants import Constants
 from secateur.apply.draws import Draws
 from secateur.apply.masked import masked
-from secateur.apply.mended import Code, mend
+from secateur.apply.mended import Code, mend, watching
 from secateur.apply.mending import Mender, Run, need_of, rules_of
 from secateur.apply.metadata import folder_note, new_metadata
 from secateur.apply.module import smaller_module
@@ -86,7 +87,28 @@ def understood(model: nn.Module, graph: Graph, plan: Plan) -> tuple[dict[str, An
             break
         changes += shown  # a run shows the first comparison that no longer holds
     rules = rules_of(run for one in passes for run in one.runs(small))
-    return sizes, known_code(model, small, plan, rules)
+    codes = known_code(model, small, plan, rules)
+    return sizes, _with_plain(small, graph, codes, passes)
+
+
+def _with_plain(
+    small: nn.Module, graph: Graph, codes: dict[str, Code], passes: Sequence[_Pass]
+) -> dict[str, Code]:
+    """The same, once runs at all sizes have shown in which modules a call says enough to know its rule."""
+    if not mend(small, codes):
+        return codes
+    with watching() as watch:
+        try:
+            for one in passes:
+                one.run(small)
+            for _, other in graph.inputs.other_sizes():
+                passes[0].run(small, resized(graph.inputs, graph.captured_inputs(), other))
+        except Exception:  # the proof will tell
+            return codes
+    return {
+        path: replace(code, plain=watch.plain(small.get_submodule(path), code))
+        for path, code in codes.items()
+    }
 
 
 class _Pass:
@@ -111,6 +133,12 @@ class _Pass:
         args, kwargs = self._arguments
         with evaluating(model, training=self._training), torch.no_grad(), seeded(0):
             return record(model, args, kwargs, change, method=self._method)
+
+    def run(self, model: nn.Module, arguments: Arguments | None = None) -> None:
+        """Run a model this way, or with other arguments."""
+        args, kwargs = arguments or self._arguments
+        with evaluating(model, training=self._training), torch.no_grad(), seeded(0):
+            (getattr(model, self._method) if self._method else model)(*args, **kwargs)
 
     def needs(self, node: Any) -> Need | None:
         """What the call behind an operator has to say."""
