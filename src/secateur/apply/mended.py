@@ -250,11 +250,11 @@ class Watch:
     """Whether rules follow from what calls say, over several runs.
 
     Attributes:
-        said: By a module's identity, a place and a rule: the numbers that calls said there.
+        said: For each run, by a module's identity, a place and a rule: the numbers that calls said there.
         apart: Modules where another rule would follow, by identity.
     """
 
-    said: dict[Any, set[tuple[int, ...]]] = field(default_factory=dict)
+    said: list[dict[Any, set[tuple[int, ...]]]] = field(default_factory=list)
     apart: set[int] = field(default_factory=set)
 
     def note(self, module: nn.Module, place: Place, known: Sequence[Rule], call: Any, rules: Any) -> None:
@@ -262,7 +262,7 @@ class Watch:
         needs = known[0].needs if known else ()
         for rule in (rule for rule in rules if rule.name == call[0] and rule.needs):
             numbers = said(call[0], rule, *call[1:])
-            self.said.setdefault((id(module), place, rule), set()).add(numbers)
+            self.said[-1].setdefault((id(module), place, rule), set()).add(numbers)
             if numbers == rule.said and rule.needs != needs:
                 self.apart.add(id(module))
         if needs and not told(rules, *call):
@@ -270,7 +270,9 @@ class Watch:
 
     def plain(self, module: nn.Module, code: Code) -> bool:
         """Whether rules follow, no number that tells calls apart varies, and none would change twice."""
-        varying = {key[0] for key, numbers in self.said.items() if len(numbers) > 1}
+        first: dict[Any, set[tuple[int, ...]]] = {}
+        every = [item for run in self.said for item in run.items()]
+        varying = {key[0] for key, numbers in every if first.setdefault(key, numbers) != numbers}
         changing = [rule for rule in code.rules if rule.needs]
         twice = any(a.name == b.name and set(_news(a)) & set(b.said) for a in changing for b in changing)
         return not code.unseen and not twice and id(module) not in self.apart | varying

@@ -33,7 +33,7 @@ from secateur.calibration.randomness import seeded
 from secateur.errors import ApplyError
 from secateur.foreign import details, said
 from secateur.graph.graph import Graph
-from secateur.graph.inputs import Arguments
+from secateur.graph.inputs import Arguments, resized
 from secateur.graph.views import View
 from secateur.models import device_of, evaluating
 from secateur.outputs import is_finite_somewhere
@@ -97,14 +97,17 @@ def _with_plain(
     """The same, once runs at all sizes have shown in which modules a call says enough to know its rule."""
     if not mend(small, codes):
         return codes
+    traced = [(one, None) for one in passes]
+    others = [
+        resized(graph.inputs, graph.captured_inputs(), sizes) for _, sizes in graph.inputs.other_sizes()
+    ]
     with watching() as watch:
-        try:
-            for one in passes:
-                one.run(small)
-            for _, other in graph.inputs.other_sizes():
-                passes[0].run(small, resized(graph.inputs, graph.captured_inputs(), other))
-        except Exception:  # the proof will tell
-            return codes
+        for one, arguments in [*traced, *((passes[0], other) for other in others)]:
+            watch.said.append({})
+            try:
+                one.run(small, arguments)
+            except Exception:  # the proof will tell
+                return codes
     return {
         path: replace(code, plain=watch.plain(small.get_submodule(path), code))
         for path, code in codes.items()
