@@ -85,3 +85,41 @@ def test_a_program_without_training_loads_into_a_model_as_its_constructor_makes_
         loaded.train()
     with pytest.raises(sc.ApplyError, match="training mode"):
         sc.apply(model.train(), random_plan(graph), "graph", graph=graph)
+
+
+class Lengths(nn.Module):
+    """Reads its sizes in one way or another, and holds none of them."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way, self.a, self.o = way, nn.Linear(6, 16), nn.Linear(16, 3)
+        if way == "table":
+            self.register_buffer("table", torch.linspace(0, 1, 32 * 16).view(32, 16))
+        if way == "len":
+            self.token = nn.Parameter(torch.full((1, 1, 16), 0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x).relu()
+        if self.way == "table":
+            h = h * self.table[: x.shape[1]]
+        elif self.way == "window":
+            h = h[:, : min(12, x.shape[1])]
+        elif self.way == "len":
+            h = torch.cat([self.token.expand(len(x), 1, -1), h], 1)
+        elif self.way == "len of a row":
+            h = h.flatten(0, 1).view(len(x), len(x[0]), -1)
+        return self.o(h)
+
+
+@pytest.mark.parametrize("way", ["table", "window", "len", "len of a row"])
+def test_a_program_takes_the_sizes_that_the_model_takes(way: str) -> None:
+    torch.manual_seed(0)
+    model, x = Lengths(way).double().eval(), torch.randn(2, 5, 6).double()
+    graph = sc.trace(model, x)
+    plan = random_plan(graph)
+    small, masked = (sc.apply(model, plan, form, graph=graph) for form in ("graph", "masked"))  # type: ignore[arg-type]
+    for shape in ((2, 5, 6), (3, 5, 6), (2, 9, 6), (4, 4, 6)):
+        other = torch.randn(shape).double()
+        for training in (False, True):
+            assert torch.allclose(small.train(training)(other), masked.train(training)(other), atol=1e-12)
+    assert small.float()(torch.randn(3, 7, 6)).dtype == torch.float32

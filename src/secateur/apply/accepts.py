@@ -257,7 +257,7 @@ class Accepts:
                 names = {s: sympy.Symbol(place) for s, (_, place) in found.items()}
                 sizes = ", ".join(f"{place} is {n}" for n, place in found.values())
                 raise InputError(
-                    f"{self.name}: expected sizes for which {condition.xreplace(names)}, as "
+                    f"{self.name}: expected sizes for which {_written(condition.xreplace(names))}, as "
                     f"those it was captured with{f' ({line})' if line else ''}, got: {sizes}. {_OTHERWISE}"
                 )
 
@@ -272,6 +272,13 @@ def _described(state: State) -> str:
         ", ".join(sorted(str(d).removeprefix("torch.") for d in dtypes)) for dtypes in (parameters, inputs)
     ]
     return f"{names[0] or 'no parameters'} with inputs {names[1]}{' under autocast' if casting else ''}"
+
+
+def _written(condition: Any) -> str:
+    """A relation as one writes it, with its sign in the middle."""
+    if isinstance(condition, sympy.Rel):
+        return f"{condition.lhs} {condition.rel_op} {condition.rhs}"
+    return str(condition)
 
 
 class _Missing:

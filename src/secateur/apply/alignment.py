@@ -142,6 +142,8 @@ def arguments(node: fx.Node) -> Iterator[tuple[Place, Any]]:
     if schema is not None:
         given = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
         given |= {a.name: v for a, v in zip(schema.arguments, node.args, strict=False)} | dict(node.kwargs)
+    if operator_name(node) == "aten.slice.Tensor" and given["start"] is None:
+        given["start"] = 0  # as captures of fixed sizes write it
     for name, value in given.items():
         yield from _entries((name,), value)
 

@@ -6,6 +6,7 @@ import itertools
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import sympy
@@ -21,6 +22,7 @@ from secateur.errors import CaptureError
 from secateur.foreign import running_line
 from secateur.graph.capture import capture
 from secateur.graph.graph import Graph
+from secateur.graph.inputs import Place
 from secateur.graph.rules.op import is_open
 
 QUESTIONS = 60_000
@@ -30,13 +32,13 @@ TERMS = 500
 thousands of terms, each of which takes longer than a whole capture of other models. ResNet's have 76."""
 
 
-class _TooMuchError(BaseException):
+class TooMuchError(BaseException):
     """Passes through code that handles every Exception."""
 
 
 @contextmanager
 def limited() -> Iterator[dict[Any, str]]:
-    """A capture inside the block stops with `_TooMuchError` where its sizes get too complicated.
+    """A capture inside the block stops with `TooMuchError` where its sizes get too complicated.
 
     Gives what the capture assumes about sizes, and for each the line of the user's code that needs it.
     """
@@ -48,7 +50,7 @@ def limited() -> Iterator[dict[Any, str]]:
         if isinstance(expression, sympy.Basic):
             terms = sum(1 for _ in itertools.islice(sympy.preorder_traversal(expression), TERMS + 1))
             if terms > TERMS or next(asked) > QUESTIONS:
-                raise _TooMuchError
+                raise TooMuchError
         known = len(self.guards)
         found = original(self, expression, *args, **kwargs)
         for guard in self.guards[known:]:
@@ -64,12 +66,24 @@ def limited() -> Iterator[dict[Any, str]]:
         ShapeEnv.evaluate_expr = original  # type: ignore[method-assign]
 
 
-def open_program(model: nn.Module, graph: Graph) -> tuple[ExportedProgram, dict[Any, str]] | None:
-    """The program of a trace with more open axes; None where there are no more, or capture cannot tell.
+@dataclass(frozen=True)
+class Opened:
+    """A program with more open axes.
 
-    It runs the same operators as that of the trace. With it come the lines of code that need what it assumes
-    about sizes.
+    Attributes:
+        program: The program.
+        lines: What it assumes about sizes, and the line of the user's code that needs it.
+        axes: What `capture` has to leave open for a program that can be compared with this one; empty if
+            that of the trace can, because it runs the same operators.
     """
+
+    program: ExportedProgram
+    lines: dict[Any, str]
+    axes: tuple[Place, ...]
+
+
+def open_program(model: nn.Module, graph: Graph) -> Opened | None:
+    """The program of a trace with more open axes; None where there are no more, or capture cannot tell."""
     more = {place for axis in graph.inputs.open if not axis.batch for place in axis.places}
     if not more:
         return None
@@ -80,12 +94,15 @@ def open_program(model: nn.Module, graph: Graph) -> tuple[ExportedProgram, dict[
     try:
         with limited() as lines:
             program = capture(model, args, kwargs, also=also).program
-        differences, true = Steps(graph.program).compare(Steps(program))
-    except (CaptureError, PathsDifferError, _TooMuchError):
+    except (CaptureError, TooMuchError):
         return None
-    if differences or true or _count_open(program) <= _count_open(graph.program):
+    if _count_open(program) <= _count_open(graph.program):
         return None
-    return program, lines
+    try:
+        alike = not any(Steps(graph.program).compare(Steps(program)))
+    except PathsDifferError:  # captures of fixed sizes leave out what takes all of an axis
+        alike = False
+    return Opened(program, lines, () if alike else tuple(also))
 
 
 def _count_open(program: ExportedProgram) -> int:

@@ -201,12 +201,14 @@ def sliced_program(model: nn.Module, graph: Graph, plan: Plan) -> Program:
 
 
 def _capture(model: nn.Module, graph: Graph) -> _Captured:
-    facts = find_facts(model, graph)
     program, state, tensors = graph.program, graph.walk, graph.tensors
     lines: dict[Any, str] = {}
     opened = open_program(model, graph)
-    if opened is not None:
-        program, lines = opened
+    if opened is None:
+        facts = find_facts(model, graph)
+    else:
+        facts = find_facts(model, graph, opened)
+        program, lines = opened.program, opened.lines
         measure_sizes(program)
         state, own, _ = walk(program)
         tensors = tuple(own)

@@ -20,6 +20,7 @@ from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from secateur.apply.alignment import Difference, PathsDifferError, Place, Source, Steps
+from secateur.apply.opened import Opened, TooMuchError, limited
 from secateur.apply.watching import beside
 from secateur.errors import CaptureError
 from secateur.graph.capture import capture
@@ -95,33 +96,35 @@ class _Capture:
     differences: dict[Argument, Difference]
 
 
-def find_facts(model: nn.Module, graph: Graph) -> Facts:
-    """Capture a model in other ways and compare with the program of its trace.
+def find_facts(model: nn.Module, graph: Graph, opened: Opened | None = None) -> Facts:
+    """Capture a model in other ways and compare with the program of its trace, or with `opened`.
 
     Raises:
         ApplyError: If the program holds a random number that the model draws anew at each call.
     """
-    return _Search(model, graph).run()
+    return _Search(model, graph, opened).run()
 
 
 class _Search:
-    def __init__(self, model: nn.Module, graph: Graph) -> None:
+    def __init__(self, model: nn.Module, graph: Graph, opened: Opened | None) -> None:
         self.model, self.graph = model, graph
-        self.base = Steps(graph.program)
+        self.axes = () if opened is None else opened.axes
+        self.program = opened.program if opened is not None and self.axes else graph.program
+        self.base = Steps(self.program)
         self.facts = Facts()
         self.inputs = [
             n.meta["val"]
-            for n, kind, _ in lifted(graph.program)
+            for n, kind, _ in lifted(self.program)
             if kind is InputKind.USER_INPUT and isinstance(n.meta.get("val"), torch.Tensor)
         ]
         self.stored = {
             name: n.meta["val"].dtype
-            for n, kind, name in lifted(graph.program)
+            for n, kind, name in lifted(self.program)
             if kind in (InputKind.PARAMETER, InputKind.BUFFER) and name is not None
         }
         self.parameters = {
             n.meta["val"].dtype
-            for n, kind, _ in lifted(graph.program)
+            for n, kind, _ in lifted(self.program)
             if kind is InputKind.PARAMETER and n.meta["val"].is_floating_point()
         }
         self.found: list[_Capture] = []
@@ -137,7 +140,7 @@ class _Search:
             if uniform != {dtype}:
                 self._dtype(_Way(parameters=dtype, inputs=dtype))
         self._dtype(_Way(autocast=True))
-        if any(self._constants(self.graph.program)):
+        if any(self._constants(self.program)):
             self._dtype(_Way(default=torch.float64))
         if any(isinstance(d.ours, torch.dtype | float) for c in self.found for d in c.differences.values()):
             self._mixed()
@@ -212,20 +215,28 @@ class _Search:
             stack.enter_context(casting)
             if way.training:
                 _without_counts(self.model)
+            stack.enter_context(limited() if self.axes else nullcontext())
             try:
-                program = capture(self.model, args, kwargs, exact=way.single, training=way.training).program
+                program = capture(
+                    self.model, args, kwargs, also=self.axes, exact=way.single, training=way.training
+                ).program
             except CaptureError as error:
                 return str(error)
+            except TooMuchError:
+                return "its sizes are too complicated"
         steps = Steps(program)
+        base = self.base
+        if self.axes and way.single:  # captured for fixed sizes, as the trace was
+            base = Steps(self.graph.program)
         try:
-            differences, true = self.base.compare(steps)
+            differences, true = base.compare(steps)
         except PathsDifferError as error:
             return f"it takes another path at {error}"
         found = {(d.call, d.place): d for d in differences}
         numbers = {k: d for k, d in found.items() if not isinstance(d.ours, torch.dtype)}
         if way.single and numbers:
             return f"it computes otherwise at {self._line(next(iter(numbers)))}"
-        for argument, source in true.items():
+        for argument, source in true.items() if base is self.base else ():
             known = self.facts.sources.get(argument)
             if known is None or source in self.base.behind_results(self.base.behind[known]):
                 self.facts.sources[argument] = source
@@ -255,7 +266,7 @@ class _Search:
                     self.facts.limits[argument] = limit
                     continue
             self._refuse([d is not None for d in seen], self._line(argument))
-        for name, tensor in self._constants(self.graph.program):
+        for name, tensor in self._constants(self.program):
             self._constant(name, tensor)
 
     def _refuse(self, which: list[bool], line: str) -> None:
