@@ -181,7 +181,7 @@ RETURNED: dict[str, Callable[[Tensor], Any]] = {
     "transformed distribution": lambda y: torch.distributions.Independent(
         torch.distributions.Normal(y, 1.0), 1
     ),
-    "what is no tensor": lambda y: (y, torch.float32, {"a"}, slice(1, 2), 1j, b"x", max, range(3)),
+    "what is no tensor": lambda y: (y, torch.float32, {"a"}, slice(1, 2), 1j, b"x", abs, range(3)),
 }
 
 
