@@ -52,6 +52,12 @@ def narrowed(accepts: Accepts, spec: InputSpec) -> InputSpec:
     )
 
 
+def reach(accepts: Accepts, spec: InputSpec) -> int:
+    """How many of the other sizes, of one axis or of all, the program's own check lets pass."""
+    alone = [dict.fromkeys(axis.places, size) for axis in spec.open for size in axis.tried()[1:]]
+    return sum(_passes(accepts, spec, sizes) for sizes in [*alone, *(s for _, s in spec.other_sizes())])
+
+
 def _passes(accepts: Accepts, spec: InputSpec, sizes: Mapping[Place, int]) -> bool:
     """Whether the program's own check lets inputs of these sizes pass."""
     shapes = {

@@ -21,7 +21,7 @@ from torch.export import ExportedProgram
 from secateur.apply.accepts import Accepts
 from secateur.apply.building import build
 from secateur.apply.constants import Constants
-from secateur.apply.narrowing import narrowed
+from secateur.apply.narrowing import narrowed, reach
 from secateur.apply.opened import open_program
 from secateur.apply.tensors import kept, removed_positions
 from secateur.apply.variants import Facts, find_facts
@@ -201,20 +201,20 @@ def sliced_program(model: nn.Module, graph: Graph, plan: Plan) -> Program:
 
 
 def _capture(model: nn.Module, graph: Graph) -> _Captured:
-    program, state, tensors = graph.program, graph.walk, graph.tensors
-    lines: dict[Any, str] = {}
     opened = open_program(model, graph)
-    if opened is None:
-        facts = find_facts(model, graph)
-    else:
-        facts = find_facts(model, graph, opened)
-        program, lines = opened.program, opened.lines
-        measure_sizes(program)
-        state, own, _ = walk(program)
-        tensors = tuple(own)
-    return _Captured(
-        ref(model), program, state, tensors, facts, Accepts.of(model, program, graph, facts, lines)
-    )
+    if opened is not None:
+        # Open axes that a condition ties to one size are worth less than one that is free.
+        wide = Accepts.of(model, opened.program, graph, Facts(), opened.lines)
+        narrow = Accepts.of(model, graph.program, graph, Facts(), {})
+        if reach(wide, graph.inputs) >= reach(narrow, graph.inputs):
+            facts = find_facts(model, graph, opened)
+            measure_sizes(opened.program)
+            state, tensors, _ = walk(opened.program)
+            accepts = Accepts.of(model, opened.program, graph, facts, opened.lines)
+            return _Captured(ref(model), opened.program, state, tuple(tensors), facts, accepts)
+    facts = find_facts(model, graph)
+    accepts = Accepts.of(model, graph.program, graph, facts, {})
+    return _Captured(ref(model), graph.program, graph.walk, graph.tensors, facts, accepts)
 
 
 class _Kept:
