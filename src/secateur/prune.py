@@ -26,6 +26,7 @@ from secateur.latency.meeting import plan_within_latency
 from secateur.masks.prune import MaskResult
 from secateur.masks.prune import prune as prune_weights
 from secateur.models import unwrap
+from secateur.modes import require_plain_modes
 from secateur.plan import Plan
 from secateur.repair.methods import resolve as resolve_repairs
 from secateur.repair.repair import repair as repair_model
@@ -156,6 +157,7 @@ def prune(
     decider = rule_or_auto(allocator)
     resolve_repairs(repair)  # a wrong name is refused now, not after scoring
     model = unwrap(model)
+    require_plain_modes("prune", model)
     data = Calibration.of(calibration, seed=seed, forward=forward, model=model)
     fit, held = data.split()
     seconds: dict[str, float] = {}

@@ -18,6 +18,7 @@ from secateur.apply.record import attach, record_of
 from secateur.calibration import Batch, Calibration, Forward, seeded
 from secateur.errors import CalibrationError, SettingError
 from secateur.models import device_of, evaluating, unwrap
+from secateur.modes import require_plain_modes
 from secateur.repair.repair import flush_subnormals
 from secateur.score.loss import LossFn, default_loss, logits_of
 
@@ -94,6 +95,7 @@ def recover(
     _check(epochs, distill, temperature)
     crew = Crew.of(accelerator, loader)
     model = unwrap(model)
+    require_plain_modes("recover", model)
     record = record_of(model)
     student = duplicate(model)
     holes = _holes(student) if record.form == "masked" else []

@@ -21,6 +21,7 @@ from secateur.graph.folding import folded
 from secateur.graph.graph import fingerprint
 from secateur.graph.inputs import InputSpec, call_arguments
 from secateur.models import device_of, unwrap
+from secateur.modes import require_plain_modes
 from secateur.otherweights import with_other_weights
 from secateur.plan import Plan
 from secateur.proving import ArgumentSet, Comparisons, is_program, listed
@@ -120,6 +121,7 @@ def verify(
         (True, True, ())
     """
     model = unwrap(model)
+    require_plain_modes("verify", model)
     plan.check(fingerprint(model))
     original, model = model, folded(model, plan.folded)
     trials = argument_sets(plan.inputs, example_inputs, device_of(model), other_sizes=other_sizes)

@@ -19,6 +19,7 @@ from secateur.graph.graph import Graph, fingerprint
 from secateur.graph.trace import retrace
 from secateur.kernels import fast_path_note
 from secateur.models import device_of, unwrap
+from secateur.modes import require_plain_modes
 from secateur.plan import Plan
 
 FORMS = ("auto", "module", "graph", "masked")
@@ -77,6 +78,7 @@ def apply(
     if on_unrealisable not in ("graph", "leave"):
         raise SettingError(f"apply(on_unrealisable={on_unrealisable!r}): expected 'graph' or 'leave'.")
     model = unwrap(model)
+    require_plain_modes("apply", model)
     plan.check(fingerprint(model))
     original, model = model, folded(model, plan.folded)
     check_positions(model, plan)

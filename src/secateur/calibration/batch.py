@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from secateur.calibration.reading import Reading
+from secateur.calibration.reading import Reading, fresh
 from secateur.calibration.samples import samples_apart
 from secateur.errors import CalibrationError
 
@@ -113,7 +113,7 @@ class Batch:
             labelled: Also give labels to a model that computes its own loss.
         """
         if self.reading.forward is not None:
-            return self.reading.forward(model, self.raw)
+            return self.reading.forward(model, fresh(self.raw))
         extra = self.extra if labelled and self.extra is not None else {}
         return model(*self.args, **self.kwargs, **{k: v for k, v in extra.items() if k not in self.kwargs})
 

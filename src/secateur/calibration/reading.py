@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -14,8 +15,8 @@ from torch.utils import _pytree as pytree
 from secateur.calibration.hints import forward_hint
 from secateur.calibration.randomness import seeded
 from secateur.errors import CalibrationError
-from secateur.foreign import said
-from secateur.models import evaluating
+from secateur.foreign import details, said
+from secateur.models import copied, evaluating
 
 Forward = Callable[[Callable[..., Any], Any], Any]
 """``forward(model, batch)``: calls the model on what the loader gave, and returns what the model gives."""
@@ -84,12 +85,16 @@ class Reading:
             CalibrationError: It is none of the kinds above, or names what is no argument of the model.
         """
         if self.forward is not None:
+            own = fresh(raw)
+            before = pytree.tree_map(lambda leaf: leaf, own)  # forward may take things out of its own
             try:
-                args, kwargs = recorded(self.forward, raw, self.model, where)
+                args, kwargs = recorded(self.forward, own, self.model, where)
+            except PartError:
+                raise
             except CalibrationError as error:
                 raise CalibrationError(f"{error} Return model(...), {self._hint(raw)}.") from error.__cause__
             given = {id(v) for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Tensor)}
-            return Taken(*self._one_kind(args, kwargs, where), _labels_in(raw, given))
+            return Taken(*self._one_kind(args, kwargs, where), _labels_in(before, given))
         if isinstance(raw, Mapping):
             return self._mapping(raw, where)
         if isinstance(raw, Tensor):
@@ -229,32 +234,51 @@ class _Recorded(BaseException):
         self.call = args, kwargs
 
 
-class _Recorder:
-    """Stands in for the model while the arguments of the call are found out."""
+class PartError(CalibrationError, AttributeError):
+    """The user's code asks what stands in for the model for a part of it."""
+
+    def __init__(self, part: str) -> None:
+        super().__init__(
+            f"forward: expected it to call the model itself, model(...), got {part}. Wrap the model in a "
+            f"module whose forward does what you need."
+        )
+
+
+class StandIn:
+    """Is called in place of the model; gives the model's data, such as ``config``, but none of its parts."""
 
     def __init__(self, model: nn.Module | None) -> None:
-        self._model = model
+        self._stands_for = model
+
+    def __getattr__(self, name: str) -> Any:
+        value = None if name.startswith("_") else getattr(self._stands_for, name, None)
+        if value is None or callable(value):
+            raise PartError(f"model.{name}")
+        return value
+
+    def __getitem__(self, key: Any) -> NoReturn:
+        raise PartError(f"model[{key!r}]")
+
+    def __iter__(self) -> NoReturn:
+        raise PartError("a loop over its modules")
+
+    def __len__(self) -> NoReturn:
+        raise PartError("len(model)")
+
+    def __bool__(self) -> bool:
+        return True
+
+
+class _Recorder(StandIn):
+    """Stands in for the model while the arguments of the call are found out."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise _Recorded(args, kwargs)
 
-    def __getattr__(self, name: str) -> Any:
-        return plain_attribute(self._model, name)
 
-
-def plain_attribute(model: nn.Module | None, name: str) -> Any:
-    """An attribute of the model that is data, such as ``config``, for code that is to call the model itself.
-
-    Raises:
-        AttributeError: It is something to call, or there is none.
-    """
-    value = None if name.startswith("__") else getattr(model, name, None)
-    if value is None or callable(value):
-        raise AttributeError(
-            f"forward: expected it to call the model itself, model(...), got model.{name}. Wrap the model in "
-            "a module whose forward does what you need."
-        )
-    return value
+def fresh(raw: Any) -> Any:
+    """A batch in containers and tensors of its own, for the user's code, which may change it."""
+    return copy(raw) if isinstance(raw, Mapping) and not isinstance(raw, dict) else copied(raw)
 
 
 def recorded(
@@ -273,11 +297,12 @@ def recorded(
         forward(_Recorder(model), raw)
     except _Recorded as found:
         return found.call
-    except AttributeError:  # of the model: says what to do
+    except CalibrationError:  # asked for a part of the model: says what to do
         raise
     except Exception as error:  # the user's code may fail in any way
         raise CalibrationError(
-            f"{where}: expected forward(model, batch) to run, got {said(error)}."
+            f"{where}: expected forward(model, batch) to run, got {said(error)}.",
+            details(error),
         ) from error
     raise CalibrationError(f"{where}: expected forward(model, batch) to call the model, got no call.")
 

@@ -60,6 +60,13 @@ class Leaf(_Record):
     def of(cls, value: Any, name: str = "") -> Leaf:
         """Describe `value`; raises SettingError for a type that a saved plan could not hold."""
         if isinstance(value, torch.Tensor):
+            if value.layout is not torch.strided or value.is_nested:
+                got = "a nested tensor" if value.is_nested else f"one of layout {value.layout}"
+                raise SettingError(
+                    f"example inputs: expected dense tensors, got {got}{f' as {name}' if name else ''}. Wrap "
+                    f"the model in a module that takes dense tensors (indices and values, or padded rows and "
+                    f"a mask) and makes it inside."
+                )
             low, high = _range(value)
             dtype = str(value.dtype).removeprefix("torch.")
             kept = _kept(value, name)

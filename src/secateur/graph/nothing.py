@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 
+import torch
 from torch import nn
 from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm
@@ -15,6 +16,7 @@ from secateur.graph.groups import Frozen, Left
 from secateur.graph.rules.op import COMPUTED
 
 _ENDS = ("model input", "model output")
+_QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")
 _HOOKS = {
     WeightNorm: "torch.nn.utils.remove_weight_norm",
     SpectralNorm: "torch.nn.utils.remove_spectral_norm",
@@ -46,6 +48,26 @@ def nothing_to_prune(
         + " ".join(filter(None, parts)),
         table,
     )
+
+
+def require_plain_code(model: nn.Module) -> None:
+    """Refuse what holds no Python code or no tensors to cut: scripted and quantised modules.
+
+    Raises:
+        SettingError: The model is or holds such a module.
+    """
+    for path, module in model.named_modules():
+        at = f"{path!r}" if path else "the model itself"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise SettingError(
+                f"trace: expected modules with Python code, got {type(module).__name__} at {at}, which "
+                f"torch.jit.script or torch.jit.trace made. Prune the module before it is scripted or traced."
+            )
+        if type(module).__module__.startswith(_QUANTISED):
+            raise SettingError(
+                f"trace: expected modules with plain weights, got a quantised {type(module).__name__} at "
+                f"{at}. Prune the model first, and quantise the result."
+            )
 
 
 def require_no_masks(model: nn.Module) -> None:

@@ -12,19 +12,20 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from secateur.calibration.reading import Forward, Reading
-from secateur.errors import CaptureError
+from secateur.errors import CaptureError, SettingError
 from secateur.graph.assemble import assemble, cost_model
 from secateur.graph.capture import capture, require_parameters
 from secateur.graph.datasizes import measure_sizes
 from secateur.graph.folding import foldable, folded
 from secateur.graph.graph import Graph, fingerprint
-from secateur.graph.inputs import Arguments, InputSpec, call_arguments
-from secateur.graph.nothing import nothing_to_prune, require_no_masks
+from secateur.graph.inputs import Arguments, InputSpec, batch_size, call_arguments
+from secateur.graph.nothing import nothing_to_prune, require_no_masks, require_plain_code
 from secateur.graph.openaxes import larger_arguments, open_inputs
 from secateur.graph.programs import Programs
 from secateur.graph.views import further_views
 from secateur.graph.walk import keep_inputs_of, walk
 from secateur.models import unwrap
+from secateur.modes import require_plain_modes
 
 
 def trace(
@@ -59,8 +60,8 @@ def trace(
     Raises:
         CaptureError: If `torch.export` cannot capture the model, or it returns no tensor.
         NothingToPruneError: If no group of units may be removed.
-        SettingError: If the model is no module or has masks of `torch.nn.utils.prune` on, or the inputs are
-            of no known kind.
+        SettingError: If the model is no module, is scripted or quantised, or has masks of
+            `torch.nn.utils.prune` on; or if the inputs are of no known kind, or empty.
 
     Example:
         >>> import secateur as sc
@@ -70,6 +71,9 @@ def trace(
         [('0', 8)]
     """
     model = unwrap(model)
+    require_plain_modes("trace", model)
+    require_plain_code(model)
+    require_parameters(model)
     require_no_masks(model)
     require_parameters(model)
     device = next((t.device for t in model.state_dict().values()), None)
@@ -80,6 +84,11 @@ def trace(
 
     given = arguments(example_inputs)
     spec = InputSpec.of(*given, model)  # refuses what no plan could hold before anything takes time
+    if batch_size(given) == 0 and spec.tensors():
+        raise SettingError(
+            "trace: expected inputs of at least one sample, got none: axis 0 of the first tensor is empty. "
+            "Pass a batch that is not empty."
+        )
     spec = spec.model_copy(update={"methods": tuple(methods)})
     names = foldable(model)
     mark, model = fingerprint(model), folded(model, names)

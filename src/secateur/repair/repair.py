@@ -14,6 +14,7 @@ from secateur.calibration import Calibration, Forward, seeded
 from secateur.graph.graph import Graph
 from secateur.graph.trace import trace
 from secateur.models import unwrap
+from secateur.modes import require_plain_modes
 from secateur.repair.folds import folds_of
 from secateur.repair.judging import Judge
 from secateur.repair.methods import Repair, Work, resolve
@@ -91,6 +92,7 @@ def repair(
     if not combinations:
         return best
     model = unwrap(model)
+    require_plain_modes("repair", model)
     folds = folds_of(Calibration.of(calibration, seed=seed, forward=forward, model=model))
     traced = [] if graph is None else [graph]
 

@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
-from secateur.calibration.reading import plain_attribute
+from secateur.calibration.reading import StandIn
 from secateur.errors import ScoreError
 from secateur.graph.inline import Interpreter
 from secateur.graph.matching import matched
@@ -125,7 +125,7 @@ class _Runner:
         return pytree.tree_unflatten(given, self._program.call_spec.out_spec)
 
 
-class CapturedModel:
+class CapturedModel(StandIn):
     """The captured programs as something to call, with the model's own signature.
 
     Nodes go by their names in the first program. A program for inputs of other sizes has nodes of its own, of
@@ -143,6 +143,7 @@ class CapturedModel:
             programs: From ``graph.programs``.
             differentiable: State-dict names of the parameters to take gradients of.
         """
+        super().__init__(programs.model)
         program = programs.first
         # The same tensor under two names gets one alias, so that its gradients add up.
         aliases: dict[int, Tensor] = {}
@@ -202,9 +203,3 @@ class CapturedModel:
     def _described(self, name: str) -> str:
         node = next(n for n in self._programs.first.graph.nodes if n.name == name)
         return where(node) or name
-
-    def __getattr__(self, name: str) -> Any:
-        """Data of the model, such as its ``config``, for a `loss_fn` that reads it."""
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return plain_attribute(self._programs.model, name)

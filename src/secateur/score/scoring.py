@@ -8,6 +8,7 @@ from typing import Any
 
 from secateur.calibration import Calibration, Forward
 from secateur.graph.graph import Graph
+from secateur.modes import require_plain_modes
 from secateur.score.combination import Asked, listed, with_combinations
 from secateur.score.gather import gather
 from secateur.score.loss import LossFn
@@ -83,6 +84,8 @@ def score(
         >>> sorted(scores.values), scores["wasserstein"]["0"].shape
         (['apoz', 'l1', 'l1*apoz', 'wasserstein'], (8,))
     """
+    if graph.programs.model is not None:
+        require_plain_modes("score", graph.programs.model)
     asked = listed(signals)
     chosen = resolve(asked)
     data = None

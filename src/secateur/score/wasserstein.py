@@ -134,7 +134,8 @@ def resized(maps: Tensor, shape: tuple[int, ...]) -> Tensor:
         >>> resized(torch.tensor([[[1.0, 3.0, 5.0, 7.0]]]), (2,))
         tensor([[[2., 6.]]])
     """
-    if tuple(maps.shape[2:]) == shape or not shape:
+    shape = shape or (1,)  # one number a sample
+    if tuple(maps.shape[2:]) == shape:
         return maps
     pools: Any = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)
     if len(shape) != maps.ndim - 2 or len(shape) > len(pools):
