@@ -110,3 +110,9 @@ def test_no_labels_and_nothing_to_compare_with() -> None:
         sc.evaluate(net(), [(torch.randn(2, 3),)])
     with pytest.raises(sc.CalibrationError, match="got an empty loader"):
         sc.evaluate(net(), [])
+
+
+def test_samples_without_a_class_do_not_count() -> None:
+    logits = torch.tensor([[2.0, 0.0], [0.0, 2.0], [2.0, 0.0]])
+    found = sc.evaluate(nn.Identity(), [(logits, torch.tensor([0, -100, 1]))])
+    assert found.accuracy == 0.5

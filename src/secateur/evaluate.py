@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from secateur.calibration import Batch, Calibration, Forward, is_soft
+from secateur.calibration.batch import IGNORED
 from secateur.models import device_of, evaluating
 from secateur.outputs import tensors_of
 from secateur.score.loss import LossFn, default_loss, logits_of
@@ -118,4 +119,5 @@ def _top1(output: Any, batch: Batch) -> tuple[int, int]:
         labels = labels.argmax(1)
     if labels.shape != logits.shape[:1] or labels.is_floating_point():
         return 0, 0
-    return int((logits.argmax(1) == labels).sum()), len(logits)
+    counted = labels != IGNORED
+    return int((logits.argmax(1) == labels)[counted].sum()), int(counted.sum())

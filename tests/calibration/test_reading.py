@@ -321,3 +321,52 @@ def test_every_verb_takes_forward() -> None:
     assert [g.name for g in graph.groups] == ["0"]
     masked = sc.prune(net, data, sc.Budget(sparsity=0.5), "emp", granularity="weight", progress=False, **more)
     assert masked.plan.sparsity == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("forward", "part"),
+    [
+        (lambda m, b: m[0](b["picture"]), r"model\[0\]"),
+        (lambda m, b: m.layer(b["picture"]), r"model\.layer"),
+        (lambda m, b: [layer(b["picture"]) for layer in m], "a loop over its modules"),
+        (lambda m, b: len(m), r"len\(model\)"),
+    ],
+)
+def test_a_forward_that_calls_parts_of_the_model_is_refused(forward: Any, part: str) -> None:
+    with pytest.raises(
+        sc.CalibrationError, match=rf"to call the model itself, model\(\.\.\.\), got {part}\."
+    ):
+        read({"picture": X}, Net(), forward)
+
+
+def test_a_forward_that_fails_is_refused_by_its_own_line() -> None:
+    with pytest.raises(
+        sc.CalibrationError, match=r"got test_reading\.py:\d+: .*KeyError: 'image' before that"
+    ):
+        read({"picture": X}, Net(), lambda m, b: m(b["image"]))
+
+
+def test_a_loss_that_calls_parts_of_the_model_is_refused() -> None:
+    model = OwnLoss(needed=False)
+    with pytest.raises(sc.CalibrationError, match=r"got model\.layer\."):
+        sc.score(sc.trace(model, X), [X], "taylor", loss_fn=lambda m, b: m.layer(b).sum(), progress=False)
+
+
+def popping(model: Any, batch: Any) -> Any:
+    """Takes the picture out of the batch, and writes into it."""
+    picture = batch.pop("picture") if isinstance(batch, dict) else batch["parts"].pop()
+    return model(picture.mul_(2))
+
+
+@pytest.mark.parametrize("key", [*LABEL_KEYS, "parts"])
+def test_a_forward_may_change_its_batch(key: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 3))
+    kept = torch.randn(6, 2)
+    data = [{"picture": kept.clone(), key: Y} for _ in range(4)]
+    batch = read(data[0], model, popping)
+    assert torch.equal(batch.args[0], 2 * kept)
+    assert key == "parts" or (batch.labels is not None and torch.equal(batch.labels, Y))
+    for _ in range(2):
+        assert torch.equal(batch.run(model), model(2 * kept))
+    assert all(torch.equal(one["picture"], kept) for one in data)

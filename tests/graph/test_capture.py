@@ -319,3 +319,49 @@ def test_an_exported_module_is_a_model() -> None:
     assert sc.verify(net, small, plan).difference < 1e-9
     assert small(torch.randn(3, 6)).shape == (3, 3)
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in net.parameters())
+
+
+def test_a_size_of_one_is_captured_silently(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    net = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3)).eval()
+    graph = sc.trace(net, torch.randn(4, 3, 6))
+    sc.score(graph, [torch.randn(4, length, 6) for length in (3, 1)], "activation", progress=False)
+    assert capfd.readouterr().err == ""
+    assert not caplog.records
+
+
+def quantised() -> nn.Module:
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
+    net[2].register_module("inner", torch.ao.nn.quantized.dynamic.Linear(3, 4))
+    return net
+
+
+PLAIN = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+
+
+@pytest.mark.parametrize(
+    ("make", "inputs", "message"),
+    [
+        (lambda: PLAIN, lambda: torch.zeros(0, 6), r"at least one sample.*Pass a batch that is not empty"),
+        (lambda: PLAIN, lambda: torch.ones(4, 6).to_sparse(), r"dense tensors, got one of layout .*Wrap"),
+        (
+            lambda: PLAIN,
+            lambda: torch.nested.nested_tensor([torch.ones(2, 6), torch.ones(3, 6)], layout=torch.jagged),
+            r"dense tensors, got a nested tensor.*Wrap",
+        ),
+        (quantised, lambda: torch.zeros(2, 6), r"a quantised Linear at '2\.inner'.*Prune the model first"),
+        (
+            lambda: torch.jit.trace(PLAIN, torch.zeros(2, 6)),
+            lambda: torch.zeros(2, 6),
+            r"got TopLevelTracedModule at the model itself.*before it is scripted",
+        ),
+    ],
+    ids=["empty", "sparse", "nested", "quantised", "scripted"],
+)
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage:UserWarning")
+def test_what_no_capture_takes_is_refused_in_words(make: Any, inputs: Any, message: str) -> None:
+    with pytest.raises(sc.SettingError, match=message):
+        sc.trace(make(), inputs())

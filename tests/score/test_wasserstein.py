@@ -12,8 +12,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import wasserstein_distance
-from torch import nn
+from torch import Tensor, nn
 
+import secateur as sc
 from secateur.errors import CalibrationError, ScoreError, SettingError
 from secateur.graph.groups import Group, Site
 from secateur.graph.trace import trace
@@ -338,3 +339,46 @@ def test_a_unit_that_nobody_can_see_is_refused() -> None:
 def test_settings_out_of_range(settings: dict[str, object], message: str) -> None:
     with pytest.raises(SettingError, match=message):
         Wasserstein(**settings)  # type: ignore[arg-type]
+
+
+def test_samples_without_a_class_are_left_out() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    x, y, ignored = torch.randn(24, 4), torch.arange(24) % 3, torch.rand(24) < 0.3
+    graph = sc.trace(net, x)
+    found = sc.score(graph, [(x, y.masked_fill(ignored, -100))], ("wasserstein", "taylor"), progress=False)
+    expected = sc.score(graph, [(x[~ignored], y[~ignored])], ("wasserstein", "taylor"), progress=False)
+    assert found.classes == expected.classes == 3
+    assert np.array_equal(found["wasserstein"]["0"], expected["wasserstein"]["0"])
+    ordered = [np.argsort(scores["taylor"]["0"]).tolist() for scores in (found, expected)]
+    assert ordered[0] == ordered[1]
+
+
+def test_auto_takes_data_of_which_some_have_no_class() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    labels = [torch.arange(8) % 3, torch.full((8,), -100), torch.tensor([0, -100, 1, -100, 2, 0, 1, -100])]
+    data = [(torch.randn(8, 4), y) for y in 2 * labels]
+    result = sc.prune(net, data, sc.Budget(macs=0.7), measure_latency=False, progress=False)
+    assert result.report.proof["proven"]
+
+
+@pytest.mark.parametrize("lengths", [(1, 2, 3), (3, 1, 2)])
+def test_a_traced_length_of_one_is_a_length(lengths: tuple[int, ...]) -> None:
+    """Where positions are folded into the batch, one position leaves no axis for them."""
+
+    class Attends(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.e, self.m = nn.Linear(6, 16), nn.MultiheadAttention(16, 4, batch_first=True)
+            self.o = nn.Linear(16, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.e(x).relu()
+            return self.o(h + self.m(h, h, h)[0]).mean(1)
+
+    torch.manual_seed(0)
+    net = Attends().eval()
+    data = [(torch.randn(4, n, 6), torch.arange(4) % 3) for n in lengths]
+    scores = sc.score(sc.trace(net, data[0][0]), data, "wasserstein", progress=False)
+    assert all(np.isfinite(values).all() for values in scores["wasserstein"].values())

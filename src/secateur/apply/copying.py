@@ -34,7 +34,7 @@ def duplicate(model: M, memo: dict[int, object] | None = None) -> M:
     memo = {} if memo is None else memo
     _note(model, memo)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.inference_mode(False):  # tensors made there cannot be trained
             warnings.simplefilter("ignore")  # classes of PyTorch's own that copying makes anew are deprecated
             return copy.deepcopy(model, memo)
     except Exception as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -31,7 +32,8 @@ def smaller_module(model: nn.Module, plan: Plan, sizes: Sizes | None = None) -> 
     cut_tensors = {name: tensor_called(model, name) for name in removed}
     # deepcopy takes what the memo already holds: the cut tensor, wherever the old one is referred to.
     # That keeps tied weights tied. The old tensors are held here, so their ids stay valid.
-    memo: dict[int, object] = {id(t): cut_like(t, removed[name]) for name, t in cut_tensors.items()}
+    with torch.inference_mode(False):
+        memo: dict[int, object] = {id(t): cut_like(t, removed[name]) for name, t in cut_tensors.items()}
     small = duplicate(model, memo)
     by_identity = {id(cut_tensors[name]): axes for name, axes in removed.items()}
     for old, new in zip(model.modules(), small.modules(), strict=True):

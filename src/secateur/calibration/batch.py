@@ -17,6 +17,9 @@ from secateur.calibration.reading import Reading, fresh
 from secateur.calibration.samples import samples_apart
 from secateur.errors import CalibrationError
 
+IGNORED = -100
+"""The label of what has no class: what PyTorch's losses ignore by default."""
+
 
 def map_tensors(
     change: Callable[[Tensor], Tensor], value: Any, other: Callable[[Any], Any] = lambda value: value
@@ -123,7 +126,10 @@ class Batch:
         def moved(value: Any) -> Any:  # a batch of graphs moves itself, and in place
             return copy(value).to(device) if callable(getattr(value, "to", None)) else value
 
-        raw = map_tensors(lambda t: t.to(device), self.raw, moved)
+        def plain(tensor: Tensor) -> Tensor:  # one made in inference mode serves no gradient
+            return (tensor.clone() if tensor.is_inference() else tensor).to(device)
+
+        raw = map_tensors(plain, self.raw, moved)
         same = all(
             a is b for a, b in zip(pytree.tree_leaves(raw), pytree.tree_leaves(self.raw), strict=False)
         )
@@ -159,14 +165,14 @@ class Batch:
         return Batch.of(part, self.index, self.reading)
 
     def classes(self) -> Tensor:
-        """The class of each sample.
+        """The class of each sample, `IGNORED` for samples without one.
 
         Returns:
             int64 [size]
 
         Raises:
-            CalibrationError: There are no labels, or they are neither one non-negative integer a sample nor
-                one-hot.
+            CalibrationError: There are no labels, or they are neither one integer a sample, `IGNORED` or from
+                0, nor one-hot.
         """
         where = f"calibration batch {self.index}"
         labels = self.labels
@@ -198,10 +204,11 @@ class Batch:
                 "Check that inputs and labels belong together."
             )
         labels = labels.long()
-        if int(labels.min()) < 0:
+        wrong = labels[(labels < 0) & (labels != IGNORED)]
+        if len(wrong):
             raise CalibrationError(
-                f"{where}: expected labels from 0, got label {int(labels.min())}. "
-                "Leave samples without a class out."
+                f"{where}: expected labels from 0, got label {int(wrong.min())}. "
+                f"Leave samples without a class out, or label them {IGNORED}."
             )
         return labels
 

@@ -287,7 +287,11 @@ def _quiet() -> Iterator[None]:
     """
     logs = [
         logging.getLogger(f"torch.{n}")
-        for n in ("_subclasses.fake_tensor", "fx.experimental.symbolic_shapes")
+        for n in (
+            "_export.non_strict_utils",
+            "_subclasses.fake_tensor",
+            "fx.experimental.symbolic_shapes",
+        )
     ]
     disabled = [log.disabled for log in logs]
     with warnings.catch_warnings(), redirect_stderr(io.StringIO()):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from secateur.calibration import Batch, map_tensors
+from secateur.calibration.batch import IGNORED
 from secateur.errors import ArtifactError, SettingError
 from secateur.score.identity import difference
 from secateur.score.signal import Step, Vector
@@ -47,7 +48,7 @@ class Position:
         self.read = step.index + 1
         self.samples += step.size
         if step.classes is not None:
-            self.classes.update(step.classes.tolist())
+            self.classes.update(set(step.classes.tolist()) - {IGNORED})
 
 
 @dataclass

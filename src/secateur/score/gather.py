@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from secateur.calibration import Calibration, seeded
+from secateur.calibration.batch import IGNORED
 from secateur.errors import CalibrationError
 from secateur.graph.graph import Graph
 from secateur.score.checkpoint import Checkpoint, Position, Saved, Values, digest_of
@@ -118,7 +119,7 @@ def _classes(
     for batch in data.batches("Counting classes", progress):
         with said_of(f"signal {reader.name}"):
             found.update(batch.classes().tolist())
-    return len(found)
+    return len(found - {IGNORED})
 
 
 @dataclass(frozen=True, eq=False)

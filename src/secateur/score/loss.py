@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from secateur.calibration import Batch, is_soft
+from secateur.calibration.batch import IGNORED
 from secateur.errors import CalibrationError
 
 LossFn = Callable[[Callable[..., Any], Any], Tensor]
@@ -69,6 +70,8 @@ def default_loss(output: Any, batch: Batch) -> Tensor:
         )
     labels = labels.long()
     check_label_range(labels, logits)
+    if bool((labels == IGNORED).all()):
+        return logits.sum() * 0  # the mean of no samples would be NaN
     return F.cross_entropy(logits, labels)
 
 
@@ -83,9 +86,9 @@ def loss_name(loss_fn: LossFn | None, batch: Batch) -> str:
 
 
 def check_label_range(labels: Tensor, logits: Tensor) -> None:
-    """Raise CalibrationError if a label is no class of `logits` [B, K, ...] (-100 marks what is ignored)."""
+    """Raise CalibrationError if a label is neither `IGNORED` nor a class of `logits` [B, K, ...]."""
     count = logits.shape[1]
-    wrong = labels[((labels < 0) & (labels != -100)) | (labels >= count)]
+    wrong = labels[((labels < 0) & (labels != IGNORED)) | (labels >= count)]
     if len(wrong):
         raise CalibrationError(
             f"labels: expected classes from 0 to {count - 1}, which the model tells apart, got label "

@@ -62,7 +62,7 @@ class Step:
     Attributes:
         index: Position of the batch in the calibration data, also when processes share them.
         size: Number of samples.
-        classes: The class of each sample, if any signal needs labels. int64 [size]
+        classes: The class of each sample, if any signal needs labels; `IGNORED` for one without. int64 [size]
         map: The shape of the map of what is shown; other batches may have maps of other sizes.
     """
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from secateur.calibration.batch import IGNORED
 from secateur.errors import CalibrationError, ScoreError, SettingError
 from secateur.graph.graph import Graph
 from secateur.graph.groups import Group, Site, Stage
@@ -233,7 +234,7 @@ class _WassersteinTally(Tally):
             )
         keep: list[int] = []
         for position, label in enumerate(step.classes.tolist()):
-            if self._has_room(label):
+            if label != IGNORED and self._has_room(label):
                 self._samples.append((step.index, position, label))
                 keep.append(position)
         self._keep = torch.tensor(keep, dtype=torch.int64)
