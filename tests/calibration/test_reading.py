@@ -341,7 +341,7 @@ def test_a_forward_that_calls_parts_of_the_model_is_refused(forward: Any, part: 
 
 def test_a_forward_that_fails_is_refused_by_its_own_line() -> None:
     with pytest.raises(
-        sc.CalibrationError, match=r"got test_reading\.py:\d+: .*KeyError: 'image' before that"
+.*KeyError: 'image'"
     ):
         read({"picture": X}, Net(), lambda m, b: m(b["image"]))
 

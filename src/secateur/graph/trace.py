@@ -75,7 +75,6 @@ def trace(
     require_plain_code(model)
     require_parameters(model)
     require_no_masks(model)
-    require_parameters(model)
     device = next((t.device for t in model.state_dict().values()), None)
     reading = Reading(model, forward)
 
