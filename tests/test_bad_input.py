@@ -92,7 +92,7 @@ def broken(position: int, change: Callable[[Tensor, Tensor], tuple[Any, Any]]) -
         (broken(1, lambda x, y: ((x, x), y)), "model inputs: expected 1 positional, got 2 positional"),
         (
             broken(1, lambda x, y: ({"input": x, "more": x}, y)),
-            "model inputs: expected 1 positional, got keywords",
+            r"keys that are arguments of Sequential\.forward \(input\), got input, more",
         ),
         (["text"] * 5, "expected .* a tensor or a mapping, got str"),
         (3, "expected a DataLoader, a Dataset or an iterable of batches, got int"),

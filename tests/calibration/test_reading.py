@@ -339,13 +339,6 @@ def test_a_forward_that_calls_parts_of_the_model_is_refused(forward: Any, part: 
         read({"picture": X}, Net(), forward)
 
 
-def test_a_forward_that_fails_is_refused_by_its_own_line() -> None:
-    with pytest.raises(
-.*KeyError: 'image'"
-    ):
-        read({"picture": X}, Net(), lambda m, b: m(b["image"]))
-
-
 def test_a_loss_that_calls_parts_of_the_model_is_refused() -> None:
     model = OwnLoss(needed=False)
     with pytest.raises(sc.CalibrationError, match=r"got model\.layer\."):
