@@ -108,3 +108,16 @@ def test_reasons_are_numbered_once() -> None:
     assert reasons[second] == Reason("x", "there")
     with pytest.raises(IndexError):
         reasons[-3]
+
+
+def test_what_tied_two_labels_is_the_last_place_between_them() -> None:
+    store = LabelStore()
+    a, b, c = store.fresh(2), store.fresh(2), store.fresh(1)
+    for place, (x, y) in {"add": (a, b), "sum": (a[:1], c), "mix": (b[1:], c)}.items():
+        with store.at(place):
+            store.tie(x, y)
+    store.find(np.concatenate([a, b, c]))  # which shortens paths
+    assert store.tied_by(int(a[0]), int(b[0])) == "add"
+    assert store.tied_by(int(a[0]), int(c[0])) == "sum"
+    assert store.tied_by(int(a[0]), int(a[1])) == "mix"
+    assert store.tied_by(int(a[0]), int(store.fresh(1)[0])) is None

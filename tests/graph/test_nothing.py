@@ -72,3 +72,25 @@ def test_the_report_names_the_kind_of_reason_for_what_was_left() -> None:
     text = str(result.report)
     assert "mixed by aten.layer_norm.default" in text
     assert "no rule for aten.histc.default" in text
+
+
+class Regrouped(nn.Module):
+    """Reads an image's channels as positions, which a capture at one channel a position does not show."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.i, self.b, self.o = nn.Conv2d(3, 32, 1), nn.Conv2d(32, 32, 1), nn.Conv2d(32, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.i(x)
+        y = self.b(x).flatten(2).transpose(1, 2)
+        return self.o(x + y.reshape(x.shape))
+
+
+def test_units_that_a_reshape_ties_together_name_its_line() -> None:
+    with pytest.raises(sc.NothingToPruneError) as caught:
+        sc.trace(Regrouped().eval(), torch.randn(2, 3, 2, 2))
+    said = str(caught.value)
+    assert "return self.o(x + y.reshape(x.shape)) ties 32 positions of i.weight" in said
+    assert "at another size of the inputs" in said
+    assert len(said) <= 600

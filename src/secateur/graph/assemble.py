@@ -13,7 +13,7 @@ from secateur.graph.costs import CostModel
 from secateur.graph.groups import Frozen, Group, Left, Role, Site, Slice, Stage
 from secateur.graph.labels import Labels, Reason
 from secateur.graph.rules import operator_name
-from secateur.graph.rules.op import CONSUME, PRODUCE, Value, Walk
+from secateur.graph.rules.op import CONSUME, PRODUCE, Value, Walk, where
 from secateur.graph.walk import Tensor
 
 _ROLES: tuple[tuple[Role, int], ...] = (("produce", PRODUCE), ("consume", CONSUME))
@@ -83,7 +83,11 @@ def assemble(walk: Walk, tensors: list[Tensor], *, allow_inexact: bool) -> Assem
         )
         for g in range(len(firsts))
     )
-    left = tuple(Left(g, reason) for g in groups if (reason := _why_left(g, allow_inexact=allow_inexact)))
+    left = tuple(
+        Left(g, reason)
+        for g in groups
+        if (reason := _why_left(g, walk, tensors, allow_inexact=allow_inexact))
+    )
     frozen = _frozen(walk, tensors, root_of, frozen_roots)
     offsets = np.cumsum([0, *(g.size for g in groups)])
     member = group_of[root_of]
@@ -100,16 +104,31 @@ def _keep_what_only_code_holds(walk: Walk, tensors: list[Tensor], bits: NDArray[
                 walk.store.freeze(axis[(bits[axis] & CONSUME) > 0], because)
 
 
-def _why_left(group: Group, *, allow_inexact: bool) -> str:
+def _why_left(group: Group, walk: Walk, tensors: list[Tensor], *, allow_inexact: bool) -> str:
     """Why a group is not offered for pruning; empty if it is."""
     if group.size == 1:
-        return "a single unit"
+        return "a single unit" + _tied_together(group, walk, tensors)
     seen = {unit for site in group.sites for unit in site.unit.tolist()}
     if not group.of_role("produce") or len(seen) < group.size:
         return "no layer's output shows it"
     if not group.exact and not allow_inexact:
         return f"mixed by {'; '.join(group.inexact_because)}"
     return ""
+
+
+def _tied_together(group: Group, walk: Walk, tensors: list[Tensor]) -> str:
+    """Which operator makes one unit of several positions; empty if there is one position alone."""
+    largest = max(group.slices, key=lambda piece: len(piece.position))
+    axis = next(t for t in tensors if t.name == largest.tensor).axes[largest.axis]
+    first, *others = axis[largest.position].tolist()
+    place = walk.store.tied_by(first, others[0]) if others else None
+    if place is None:
+        return ""
+    elsewhere = place.graph is not tensors[0].node.graph
+    return (
+        f": {_text(operator_name(place), where(place))} ties {len(largest.position)} positions of "
+        f"{largest.tensor}" + (" at another size of the inputs or in another mode" if elsewhere else "")
+    )
 
 
 def _text(what: str, where: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +62,9 @@ class LabelStore:
     def __init__(self) -> None:
         self._parent = np.zeros(1024, dtype=np.int64)
         self._held = np.zeros(1024, dtype=bool)  # by root: some parameter holds the class
+        self._above = np.zeros(1024, dtype=np.int64)  # as `_parent`, but with no path shortened
+        self._tied_at = np.zeros(1024, dtype=np.int64)  # at which of `_places` it stopped being a root
+        self._places: list[Any] = [None]
         self._count = 1
         self._frozen: list[tuple[Labels, Labels]] = []
         self._mixed: dict[Reason, list[Labels]] = {}
@@ -73,10 +77,11 @@ class LabelStore:
     def fresh(self, n: int, *, held: bool = False) -> Labels:
         """`n` new live labels, consecutive; `held` says that they are positions of a parameter. [n]"""
         while self._count + n > len(self._parent):
-            self._parent = np.concatenate([self._parent, np.zeros_like(self._parent)])
-            self._held = np.concatenate([self._held, np.zeros_like(self._held)])
+            for name in ("_parent", "_held", "_above", "_tied_at"):
+                old = getattr(self, name)
+                setattr(self, name, np.concatenate([old, np.zeros_like(old)]))
         new = np.arange(self._count, self._count + n, dtype=np.int64)
-        self._parent[new] = new
+        self._parent[new] = self._above[new] = new
         self._held[new] = held
         self._count += n
         return new
@@ -122,6 +127,29 @@ class LabelStore:
             high, low = np.maximum(root_a, root_b), np.minimum(root_a, root_b)
             np.logical_or.at(self._held, low, self._held[high])
             np.minimum.at(self._parent, high, low)
+            self._above[high], self._tied_at[high] = self._parent[high], len(self._places) - 1
+
+    @contextmanager
+    def at(self, place: Any) -> Iterator[None]:
+        """Inside, what is tied is tied by `place`."""
+        self._places.append(place)
+        yield
+
+    def tied_by(self, a: int, b: int) -> Any:
+        """The place that made two live labels one class, the last of several; None if they are not one."""
+        chains = [self._chain(a), self._chain(b)]
+        common = [label for label in chains[0] if label in chains[1]]
+        if not common:
+            return None
+        steps = [label for chain in chains for label in chain[: chain.index(common[0])]]
+        return self._places[max((int(self._tied_at[label]) for label in steps), default=0)]
+
+    def _chain(self, label: int) -> list[int]:
+        """A label, then what it was tied to, up to the root."""
+        found = [label]
+        while (above := int(self._above[found[-1]])) != found[-1]:
+            found.append(above)
+        return found
 
     def freeze(self, labels: Labels, because: Labels | int) -> None:
         """Say that the live ones of `labels` are never removed; `because` is a label <= 0 (or one each)."""

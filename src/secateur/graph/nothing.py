@@ -151,7 +151,7 @@ def _left(left: Sequence[Left]) -> str:
     parts = [
         _largest(mixed, "An operator mixes the units", 125),
         f"{store} allow_inexact=True to remove such units." if mixed else "",
-        _largest(other, "Left alone", 80),
+        _largest(other, "Left alone", 300),
     ]
     return " ".join(filter(None, parts))
 

@@ -111,7 +111,7 @@ def _propagate(
             state.values[node] = None
     for node in program.graph.nodes:
         if node.op == "call_function":
-            with state.store.muted() if node in dead else nullcontext():
+            with state.store.at(node), state.store.muted() if node in dead else nullcontext():
                 state.values[node] = _visit(node, state)
             inputs = [n for n in node.all_input_nodes if state.values.get(n) is not None]
             state.weights.add_call(node, inputs)
