@@ -163,7 +163,7 @@ def test_a_model_that_overflows() -> None:
         nn.Sequential(nn.Flatten(), nn.Linear(108, 4)),
         nn.Sequential(nn.Flatten(), nn.Linear(108, 1), nn.ReLU(), nn.Linear(1, 4)),
         nn.Sequential(nn.Flatten(), nn.Linear(108, 8), nn.LayerNorm(8), nn.Linear(8, 4)),
-        nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+        nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten()),
     ],
     ids=["one layer", "a single unit", "mixed only", "no parameters"],
 )

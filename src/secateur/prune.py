@@ -163,10 +163,10 @@ def prune(
     seconds: dict[str, float] = {}
     example = data.first()
     inputs = example.inputs
-    with clock(seconds, "trace"):
-        graph = trace(model, inputs, allow_inexact=allow_inexact)
     if evaluation is None:
         check_labels(model, example, loss_fn)
+    with clock(seconds, "trace"):
+        graph = trace(model, inputs, allow_inexact=allow_inexact)
     choice: Choice | None = None
     asked = budget
     if isinstance(decider, Auto):

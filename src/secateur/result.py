@@ -19,6 +19,7 @@ from secateur.evaluate import Evaluation
 from secateur.graph.graph import Graph
 from secateur.latency.timing import latency
 from secateur.models import device_of, evaluating
+from secateur.outputs import tensors_of
 from secateur.plan import Plan
 from secateur.report.data import Figures, Kept
 from secateur.report.report import Report
@@ -66,13 +67,20 @@ def few(batch: Batch, static: int | None) -> Any:
 def check_labels(model: nn.Module, batch: Batch, loss_fn: LossFn | None) -> None:
     """Refuse labels that have no loss now, not after all else is done.
 
+    A model that does not run, or returns no tensor, is left for `trace` to refuse.
+
     Raises:
         CalibrationError: The labels do not fit what the model gives.
     """
     if loss_fn is None and batch.labels is not None:
         few = batch.first(_PROOF_SAMPLES).to(device_of(model))
         with evaluating(model):
-            default_loss(few.run(model, labelled=True), few)
+            try:
+                output = few.run(model, labelled=True)
+            except Exception:  # a user's forward may fail in any way
+                return
+        if tensors_of(output):
+            default_loss(output, few)
 
 
 def proof_entry(proof: Proof) -> dict[str, Any]:

@@ -124,6 +124,7 @@ def _tied_together(group: Group, walk: Walk, tensors: list[Tensor]) -> str:
     place = walk.store.tied_by(first, others[0]) if others else None
     if place is None:
         return ""
+    place = place.node
     elsewhere = place.graph is not tensors[0].node.graph
     return (
         f": {_text(operator_name(place), where(place))} ties {len(largest.position)} positions of "

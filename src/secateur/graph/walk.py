@@ -33,6 +33,16 @@ class Tensor:
     axes: tuple[Labels, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class _Place:
+    """An operator that ties labels; copies of the labels refer to it, since their copies need no program."""
+
+    node: fx.Node
+
+    def __deepcopy__(self, _: Any) -> _Place:
+        return self
+
+
 def lifted(program: ExportedProgram) -> Iterator[tuple[fx.Node, InputKind, str | None]]:
     """The program's placeholders, each with what it stands for and the name of that."""
     placeholders = [n for n in program.graph.nodes if n.op == "placeholder"]
@@ -111,7 +121,7 @@ def _propagate(
             state.values[node] = None
     for node in program.graph.nodes:
         if node.op == "call_function":
-            with state.store.at(node), state.store.muted() if node in dead else nullcontext():
+            with state.store.at(_Place(node)), state.store.muted() if node in dead else nullcontext():
                 state.values[node] = _visit(node, state)
             inputs = [n for n in node.all_input_nodes if state.values.get(n) is not None]
             state.weights.add_call(node, inputs)
