@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import sympy
@@ -76,9 +76,9 @@ class Accepts:
     conditions: tuple[tuple[Any, str], ...]
     least: Mapping[Any, int]
     batch: frozenset[Any]
-    states: frozenset[State]
-    refused: Mapping[State, str] = field(repr=False)
-    one_sample: bool
+    states: frozenset[State] = frozenset()
+    refused: Mapping[State, str] = field(default_factory=dict, repr=False)
+    one_sample: bool = False
 
     @classmethod
     def of(
@@ -86,7 +86,6 @@ class Accepts:
         model: nn.Module,
         program: ExportedProgram,
         graph: Graph,
-        facts: Facts,
         lines: Mapping[Any, str],
     ) -> Accepts:
         """What a program takes that was captured from `model`; `lines`: why it assumes what about sizes."""
@@ -116,8 +115,14 @@ class Accepts:
         structure = program.call_spec.in_spec
         return cls(
             type(model).__name__, parameters, defaults, structure, tuple(leaves), tuple(conditions), least,
-            frozenset(batch), frozenset(facts.states), facts.refused, facts.one_sample,
+            frozenset(batch),
         )  # fmt: skip
+
+    def knowing(self, facts: Facts) -> Accepts:
+        """The same, with the dtypes that are known, and whether one sample is taken."""
+        return replace(
+            self, states=frozenset(facts.states), refused=facts.refused, one_sample=facts.one_sample
+        )
 
     def bound(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Arguments:
         """The same arguments by position and by name as when captured, without defaults that were not given.

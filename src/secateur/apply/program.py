@@ -201,20 +201,19 @@ def sliced_program(model: nn.Module, graph: Graph, plan: Plan) -> Program:
 
 
 def _capture(model: nn.Module, graph: Graph) -> _Captured:
+    narrow = Accepts.of(model, graph.program, graph, {})
     opened = open_program(model, graph)
     if opened is not None:
-        # Open axes that a condition ties to one size are worth less than one that is free.
-        wide = Accepts.of(model, opened.program, graph, Facts(), opened.lines)
-        narrow = Accepts.of(model, graph.program, graph, Facts(), {})
+        # Before anything else asks about sizes: what is asked becomes a condition. Open axes that one ties
+        # to each other are worth less than one that is free.
+        wide = Accepts.of(model, opened.program, graph, opened.lines)
         if reach(wide, graph.inputs) >= reach(narrow, graph.inputs):
             facts = find_facts(model, graph, opened)
             measure_sizes(opened.program)
             state, tensors, _ = walk(opened.program)
-            accepts = Accepts.of(model, opened.program, graph, facts, opened.lines)
-            return _Captured(ref(model), opened.program, state, tuple(tensors), facts, accepts)
+            return _Captured(ref(model), opened.program, state, tuple(tensors), facts, wide.knowing(facts))
     facts = find_facts(model, graph)
-    accepts = Accepts.of(model, graph.program, graph, facts, {})
-    return _Captured(ref(model), graph.program, graph.walk, graph.tensors, facts, accepts)
+    return _Captured(ref(model), graph.program, graph.walk, graph.tensors, facts, narrow.knowing(facts))
 
 
 class _Kept:
