@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from secateur.errors import SecateurError
+
 _PATHS = sysconfig.get_paths()
 _MATHS = tuple(str(Path(_PATHS["purelib"], name)) for name in ("einops", "numpy", "scipy", "sympy"))
 _NO_MODELS = (str(Path(torch.__file__).parent), str(Path(__file__).parent), *_MATHS, "<string>", "<eval_with")
@@ -108,6 +110,8 @@ def said(error: BaseException, *, capturing: bool = False, where: bool = True) -
         >>> said(ValueError("expected 3 channels, got 4. Please file an issue."))
         'ValueError: expected 3 channels, got 4'
     """
+    if isinstance(error, SecateurError):  # which says where and what to do
+        return str(error).rstrip(".")
     text = "\n".join([*map(str, _chain(error)), *(f"{f.name} {f.line}" for f in _frames(error))])
     kinds = _KINDS if capturing else ()
     known = next((meaning for pattern, meaning in kinds if re.search(pattern, text)), "")

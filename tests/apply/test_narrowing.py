@@ -42,7 +42,7 @@ def tagger() -> tuple[nn.Module, Any]:
     """Capture fixes the length, which the dense model may change."""
 
     def forward(m: nn.Module, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        x = m.table(ids) + m.places.weight[: ids.shape[1]]
+        x = m.table(ids) + torch.stack([m.places.weight[t] for t in range(ids.shape[1])])
         return m.out(m.inner(x * mask[..., None]).relu())
 
     parts = {
