@@ -30,13 +30,15 @@ class Course(TorchFunctionMode):
     """What a forward pass does while this is active.
 
     Attributes:
-        calls: Of each call of a torch function its name, its line, and the shapes of what it returned.
+        calls: Of each call of a torch function its name, its line, the numbers it took, and the shapes of
+            what it returned. What PyTorch's own modules call is one call without a name: some do more in
+            training mode, and mean the same.
         compared: By line, the comparisons of a size with a number: size, number, outcome.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls: list[tuple[str, Line, tuple[torch.Size, ...]]] = []
+        self.calls: list[tuple[str, Line, tuple[Any, ...]]] = []
         self.compared: dict[Line, list[tuple[int, int, bool]]] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -45,8 +47,14 @@ class Course(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name in ("__get__", "size"):
             return self._watched(result)
-        shapes = tuple(v.shape for v in pytree.tree_leaves(result) if isinstance(v, torch.Tensor))
-        self.calls.append((name, _line(sys._getframe(1)), shapes))
+        frame = sys._getframe(1)
+        if frame.f_code.co_filename.startswith(_LIBRARY):
+            call: tuple[str, Line, tuple[Any, ...]] = ("", _line(frame), ())
+            self.calls += [call] if self.calls[-1:] != [call] else []
+            return result
+        numbers = [v for v in pytree.tree_leaves((args, kwargs)) if type(v) in (int, float, _Size)]
+        shapes = [v.shape for v in pytree.tree_leaves(result) if isinstance(v, torch.Tensor)]
+        self.calls.append((name, _line(frame), (*numbers, *shapes)))
         return result
 
     def _watched(self, value: Any) -> Any:
@@ -56,7 +64,7 @@ class Course(TorchFunctionMode):
 
     @property
     def lines(self) -> frozenset[tuple[str, Line]]:
-        """The calls without shapes, each once: a loop may run more often for longer inputs."""
+        """The calls without numbers and shapes, each once: a loop may run more often for longer inputs."""
         return frozenset((name, line) for name, line, _ in self.calls)
 
 

@@ -1,0 +1,113 @@
+"""Branches of a forward pass on sizes and on training mode: what a capture at one size does not see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import secateur as sc
+from secateur.graph.courses import Course
+from tests.apply.plans import random_plan
+
+
+class Net(nn.Module):
+    """Linear layers with a branch of the user's between them."""
+
+    def __init__(self, branch: Callable[[nn.Module, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.o = nn.Linear(6, 16), nn.Linear(16, 12), nn.Linear(12, 3)
+        self.branch = branch
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, steps, 6] to [batch, steps, 3]."""
+        h = self.branch(self, x, self.a(x).relu())
+        return self.o(self.b(h).relu()).view(len(x), -1, 3)
+
+
+def training_slices(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+    return torch.cat([h[..., :8] * 2, h[..., 8:]], -1) if net.training else h
+
+
+def training_literal(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+    return h.reshape(-1, 16) * 1.5 if net.training else h
+
+
+def training_mean(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+    return h - h.mean(-1, keepdim=True) if net.training else h
+
+
+def training_size(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+    return h * (torch.arange(h.shape[-1]) < (8 if net.training else 16))
+
+
+def long_mean(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+    return h - h.mean(-1, keepdim=True) if x.shape[1] > 7 else h
+
+
+def long_literal(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+    return h.reshape(-1, 16) if x.size(1) > 7 else h
+
+
+def long_by_half(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+    half = h.shape[1] // 2
+    return h.flip(-1) if half >= 4 else h
+
+
+def short_literal(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+    return h if h.shape[-2] >= 3 else h.view(-1, 16)
+
+
+def one_sample(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+    return h.view(1, -1, 16).flip(1) if len(x) == 1 else h
+
+
+def odd(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+    return h if x.shape[1] % 2 else h.view(-1, 16)
+
+
+BRANCHES = [
+    training_slices, training_literal, training_mean, training_size, long_mean, long_literal, long_by_half,
+    short_literal, one_sample, odd,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("branch", BRANCHES, ids=lambda b: b.__name__)
+def test_the_pruned_model_is_right_on_both_sides_of_a_branch(branch: Callable[..., Tensor]) -> None:
+    torch.manual_seed(0)
+    model, x = Net(branch).double().eval(), torch.randn(2, 5, 6).double()
+    graph = sc.trace(model, x)
+    plan = random_plan(graph, 0.5, 0)
+    small, masked = sc.apply(model, plan, "module", graph=graph), sc.apply(model, plan, "masked")
+    assert sc.verify(model, small, plan).difference <= 1e-9
+    for training in (False, True):
+        for shape in ((2, 5), (3, 9), (1, 5), (2, 2), (2, 8), (1, 1)):
+            x = torch.randn(*shape, 6).double()
+            torch.testing.assert_close(small.train(training)(x), masked.train(training)(x))
+
+
+def test_what_mixes_units_in_one_branch_leaves_them_whole() -> None:
+    """`h - h.mean(-1)`, whether only training or only long inputs run it."""
+    for branch in (training_mean, long_mean):
+        graph = sc.trace(Net(branch).eval(), torch.randn(2, 5, 6))
+        assert [group.name for group in graph.groups] == ["b"]
+
+
+def test_sizes_on_the_other_side_of_a_comparison_are_tried() -> None:
+    graph = sc.trace(Net(long_literal).eval(), torch.randn(2, 5, 6))
+    steps = next(axis for axis in graph.inputs.open if not axis.batch)
+    assert steps.further == (8,)
+    assert "5, 4 and 8 tried" in graph.inputs.sentence()
+    assert not sc.trace(Net(lambda net, x, h: h).eval(), torch.randn(2, 5, 6)).inputs.training
+    assert sc.trace(Net(training_size).eval(), torch.randn(2, 5, 6)).inputs.training
+
+
+def test_a_course_notes_calls_with_the_users_lines_and_comparisons() -> None:
+    model, x = Net(long_literal).eval(), torch.randn(2, 9, 6)
+    with Course() as course:
+        model(x)
+    assert {"", "relu", "reshape", "view"} == {name for name, _, _ in course.calls}
+    assert {file for _, (file, _), _ in course.calls} == {__file__}
+    assert [(9, 7, True)] in course.compared.values()
