@@ -52,7 +52,7 @@ class Course(TorchFunctionMode):
             call: tuple[str, Line, tuple[Any, ...]] = ("", _line(frame), ())
             self.calls += [call] if self.calls[-1:] != [call] else []
             return result
-        numbers = [v for v in pytree.tree_leaves((args, kwargs)) if type(v) in (int, float, _Size)]
+        numbers = [v for v in pytree.tree_leaves((args, kwargs)) if type(v) in (int, _Size)]
         shapes = [v.shape for v in pytree.tree_leaves(result) if isinstance(v, torch.Tensor)]
         self.calls.append((name, _line(frame), (*numbers, *shapes)))
         return result

@@ -251,7 +251,8 @@ class InputSpec(_Record):
         together: Whether all open axes may have their other size at once; if not, one at a time.
         methods: Further methods that take the same arguments and were traced too.
         drawn: Whether the dense model takes drawn values; if not, only the user's own serve.
-        training: Whether a forward pass in training mode runs other lines than one in evaluation mode.
+        training: Whether a forward pass in training mode goes another way than one in evaluation mode; None
+            if that is not known.
 
     Example:
         >>> InputSpec.of((torch.zeros(2, 3),), {}).args[0].shape
@@ -266,7 +267,7 @@ class InputSpec(_Record):
     together: bool = True
     drawn: bool = True
     methods: tuple[str, ...] = ()
-    training: bool = False
+    training: bool | None = None
 
     @classmethod
     def of(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
@@ -11,9 +10,8 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from secateur.calibration.randomness import seeded
 from secateur.foreign import said, source_line
-from secateur.graph.courses import Course, other_courses
+from secateur.graph.courses import other_courses
 from secateur.graph.inputs import (
     Arguments,
     FixedAxis,
@@ -24,9 +22,9 @@ from secateur.graph.inputs import (
     batch_size,
     resized,
 )
+from secateur.graph.passes import Passes
 from secateur.graph.wording import NO_OTHER
-from secateur.models import device_of, evaluating
-from secateur.outputs import has_nan, tensors_of
+from secateur.models import device_of
 
 Attempt = Callable[[Arguments], Exception | None]
 """Runs the dense model on arguments; returns what it raised, if it did."""
@@ -51,53 +49,29 @@ def open_inputs(
     Returns:
         The description, with open and fixed axes, and ranges of values that the model takes.
     """
-
-    def attempt(arguments: Arguments) -> Exception | None:
-        args, kwargs = arguments
-        with evaluating(model), torch.no_grad(), seeded(0), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                outputs = tensors_of(model(*args, **kwargs))
-            except Exception as error:  # the user's forward may fail in any way
-                return error
-        if has_nan(outputs) and (arguments is given or attempt(given) is None):
-            return FloatingPointError("its output is NaN there")
-        return None
-
-    def course(arguments: Arguments, *, training: bool = False) -> Course | None:
-        args, kwargs = arguments
-        found = Course()
-        with evaluating(model, training=training), torch.no_grad(), seeded(0), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                with found:
-                    model(*args, **kwargs)
-            except Exception:  # as above; some code takes no integers but Python's own
-                return None
-        return found
-
-    spec = _differing(spec, more) if more else find_open_axes(spec, given, attempt)
-    spec = _with_courses(spec, given, course)
+    passes = Passes(model, given)
+    spec = _differing(spec, more) if more else find_open_axes(spec, given, passes.attempt)
+    spec = _with_courses(spec, given, passes)
     if any(leaf.is_meta for leaf in pytree.tree_leaves(given) if isinstance(leaf, torch.Tensor)):
         return spec
-    return widened(spec, given, program, attempt, device_of(model))
+    return widened(spec, given, program, passes.attempt, device_of(model))
 
 
-def _with_courses(spec: InputSpec, given: Arguments, course: Callable[..., Course | None]) -> InputSpec:
+def _with_courses(spec: InputSpec, given: Arguments, passes: Passes) -> InputSpec:
     """The description with what makes the forward pass run other lines: sizes, and training mode."""
-    traced = course(given)
+    traced = passes.course(given)
     if traced is None:
         return spec
 
     def further(axis: OpenAxis) -> tuple[int, ...]:
         found = other_courses(
-            axis, traced, lambda size: course(resized(spec, given, dict.fromkeys(axis.places, size)))
+            axis, traced, lambda size: passes.course(resized(spec, given, dict.fromkeys(axis.places, size)))
         )
         return tuple(found)
 
-    learning = course(given, training=True)
+    learning = passes.course(given, training=True)
     axes = tuple(axis.model_copy(update={"further": further(axis)}) for axis in spec.open)
-    training = learning is not None and learning.calls != traced.calls
+    training = None if learning is None else learning.calls != traced.calls
     return spec.model_copy(update={"open": axes, "training": training})
 
 

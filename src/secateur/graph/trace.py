@@ -139,7 +139,7 @@ def _graph(
     views, unread = further_views(model, program, given, spec)
     others = [view.program for view in views]
     larger = larger_arguments(spec, given, static)
-    if larger is not None:
+    if larger is not None and not (spec.together and any(not v.training and not v.method for v in views)):
         with contextlib.suppress(CaptureError):  # `verify` still runs the model at that size
             others.append(capture(model, *larger).program)
     for captured in (program, *others):

@@ -74,8 +74,9 @@ def further_views(
     """
     views: list[View] = []
     unread = _tensors(program) - _read(program)
+    others = {p: axis.other for axis in spec.open for p in axis.places} if spec.together else {}
     for _, sizes in spec.other_courses():
-        arguments = resized(spec, given, sizes)
+        arguments = resized(spec, given, {**others, **sizes})
         with contextlib.suppress(CaptureError):  # `verify` still runs the model at that size
             views.append(View(capture(model, *arguments, exact=True).program, arguments))
     unread = unread.difference(*(_read(view.program) for view in views))
@@ -90,7 +91,7 @@ def further_views(
             raise CaptureError(f"trace(methods={name!r}): {error}") from error
         views.append(View(found, given, method=name))
         unread = {key for key in unread if key not in _read(found)}
-    if unread or spec.training:
+    if spec.training or (unread and spec.training is None):
         with contextlib.suppress(CaptureError):
             found = capture(model, *given, training=True).program
             if spec.training or unread & _read(found):

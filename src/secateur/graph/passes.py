@@ -1,0 +1,83 @@
+"""Ordinary forward passes of the dense model while it is traced; each is made once."""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from secateur.calibration.randomness import seeded
+from secateur.graph.courses import Course
+from secateur.graph.inputs import Arguments
+from secateur.models import evaluating
+from secateur.outputs import has_nan, tensors_of
+
+
+class Passes:
+    """What the model does on arguments: whether it runs, and which way it goes."""
+
+    def __init__(self, model: nn.Module, given: Arguments) -> None:
+        """Begin.
+
+        Args:
+            model: The dense model; it is left as it was.
+            given: The user's own arguments.
+        """
+        self._model, self._given = model, given
+        self._watched = True  # some code takes no integers but Python's own
+        self._errors: dict[Any, Exception | None] = {}
+        self._courses: dict[Any, Course] = {}
+        if self.attempt(given) is not None:
+            self._watched = False
+            self._errors.clear()
+
+    def attempt(self, arguments: Arguments) -> Exception | None:
+        """What the model raises on these arguments; an error too where only its output is NaN."""
+        key = _shapes(arguments), _sums(arguments)
+        if key not in self._errors:
+            self._errors[key] = self._run(arguments)
+        return self._errors[key]
+
+    def course(self, arguments: Arguments, *, training: bool = False) -> Course | None:
+        """Which way the model goes at these sizes, whatever the values; None if that cannot be seen."""
+        key = _shapes(arguments), training
+        if key not in self._courses and self._watched:
+            self._run(arguments, training=training)
+        return self._courses.get(key)
+
+    def _run(self, arguments: Arguments, *, training: bool = False) -> Exception | None:
+        args, kwargs = arguments
+        course = Course()
+        with (
+            evaluating(self._model, training=training),
+            torch.no_grad(),
+            seeded(0),
+            warnings.catch_warnings(),
+            course if self._watched else nullcontext(),
+        ):
+            warnings.simplefilter("ignore")
+            try:
+                outputs = tensors_of(self._model(*args, **kwargs))
+            except Exception as error:  # the user's forward may fail in any way
+                return error
+        if self._watched:
+            self._courses.setdefault((_shapes(arguments), training), course)
+        if has_nan(outputs) and (arguments is self._given or self.attempt(self._given) is None):
+            return FloatingPointError("its output is NaN there")
+        return None
+
+
+def _shapes(arguments: Arguments) -> tuple[torch.Size, ...]:
+    return tuple(v.shape for v in pytree.tree_leaves(arguments) if isinstance(v, torch.Tensor))
+
+
+def _sums(arguments: Arguments) -> tuple[Any, ...]:
+    """Tells arguments of the same sizes apart."""
+    return tuple(
+        complex(v.detach().sum()) if isinstance(v, torch.Tensor) and not v.is_meta else repr(v)
+        for v in pytree.tree_leaves(arguments)
+    )
