@@ -72,6 +72,12 @@ class Exercise:
         return tuple(n for n, axes in self._moved.items() if not all(moved.any() for moved in axes.values()))
 
     @property
+    def unsettled(self) -> tuple[str, ...]:
+        """Those of `left` that another pass may show: all but the cancelled."""
+        cancelled = self.cancelled
+        return tuple(name for name in self.left if name not in cancelled)
+
+    @property
     def half_seen(self) -> bool:
         """Whether of some cut tensor less than half of the positions that stay moved the output."""
         return any(2 * moved < stay for moved, stay in self.counts().values())
@@ -122,7 +128,7 @@ class Exercise:
             warnings.simplefilter("ignore")  # of gradients that the user did not ask for
             with contextlib.suppress(Exception):  # autograd may fail on a user's forward in any way
                 self._by_gradients(small, args, kwargs, draws, way)
-            if self.left:
+            if self.unsettled:
                 self._by_spoiling(small, args, kwargs, draws, way)
 
     def _by_gradients(
@@ -190,7 +196,7 @@ class Exercise:
             return relative_difference(got, before) > self._tolerance
 
         before = run_doubled(double_copy(small), args, kwargs, draws, way)
-        left = self.left
+        left = self.unsettled
         if not moves(left):
             return
         for name in left:

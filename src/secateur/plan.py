@@ -169,6 +169,10 @@ class Plan(_Record):
     certificates: dict[str, JsonValue]
     folded: tuple[str, ...] = ()
 
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Plan:
+        """Itself: a plan never changes."""
+        return self
+
     @field_validator("settings", "budget", "certificates")
     @classmethod
     def _is_canonical(cls, value: dict[str, JsonValue] | None) -> dict[str, JsonValue] | None:

@@ -150,7 +150,7 @@ def verify(
     # The cheapest pass comes first: mostly it shows all there is to see.
     order = sorted(range(len(sets)), key=lambda i: _numbers(sets[i]))
     for i in order:
-        if exercise.left or exercise.half_seen:
+        if exercise.unsettled or exercise.half_seen:
             exercise.look(small, *sets[i][1:], draws[i])
     training = _in_other_ways(comparisons, pair, exercise, plan, sets[order[0]])
     hidden = set(exercise.left)
@@ -230,7 +230,7 @@ def _in_other_ways(
     for way in ways:
         draws = comparisons.compare(pair, arguments, way, only_here=sorted(exercise.unread or ()))
         done += [way] if draws is not None else []
-        if draws is not None and exercise.left:
+        if draws is not None and exercise.unsettled:
             exercise.look(pair.small, *arguments[1:], draws, way)
     return Way(training=True) in done
 
@@ -245,8 +245,7 @@ def _other_weights(
 ) -> None:
     """Compare with other weights while that makes more of the cut tensors move the output."""
     for seed, size in enumerate(SIZES, 1):
-        left = set(exercise.left) - set(exercise.cancelled)
-        if not left:
+        if not exercise.unsettled:
             return
         if drawn:
             device = device_of(pair.model)
@@ -270,7 +269,7 @@ def _proof(
 ) -> Proof:
     """What all comparisons together say."""
     counts, cancelled = exercise.counts(), exercise.cancelled
-    unseen = tuple(name for name in exercise.left if name not in cancelled)
+    unseen = exercise.unsettled
     doubts = []
     if unseen:
         doubts.append(

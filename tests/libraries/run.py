@@ -1,4 +1,4 @@
-"""Walks the cases, one process each, and writes what was found as data and as a page of the documentation.
+"""Walks the cases, one process each, and writes what was found as data and as a page (docs/libraries.md).
 
     python -m tests.libraries.run [NAME ...]
 
