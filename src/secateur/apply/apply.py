@@ -106,7 +106,7 @@ def apply(
         except ApplyError as refused:
             raise ApplyError(
                 f"apply: expected a module or a captured program, got neither. {_reason(refused)} And for "
-                f"{', '.join(groups[:3])}{', …' if groups[3:] else ''}: {_reason(failed)} Pass "
+                f"{', '.join(groups[:3])}{', …' if groups[3:] else ''}: {_reason(failed)} {_advice(failed)}Pass "
                 f"on_unrealisable='leave' to keep these groups whole.",
                 f"{refused}\n{failed}",
             ) from failed
@@ -119,5 +119,15 @@ def apply(
 
 def _reason(error: ApplyError) -> str:
     """What an error says first, as a sentence of its own."""
-    said = re.split(r"(?<=\.)\s+(?=[A-Z])", str(error).removeprefix("apply: "))[0]
+    said = _sentences(error)[0]
     return said[:1].upper() + said[1:]
+
+
+def _advice(error: ApplyError) -> str:
+    """What an error says to do, if that is not to take the other form."""
+    last = _sentences(error)[-1]
+    return f"{last} " if "form=" not in last else ""
+
+
+def _sentences(error: ApplyError) -> list[str]:
+    return re.split(r"(?<=\.)\s+(?=[A-Z])", str(error).removeprefix("apply: "))
