@@ -106,8 +106,8 @@ def apply(
         except ApplyError as refused:
             raise ApplyError(
                 f"apply: expected a module or a captured program, got neither. {_reason(refused)} And for "
-                f"{', '.join(groups[:3])}{', …' if groups[3:] else ''}: {_reason(failed)} {_advice(failed)}Pass "
-                f"on_unrealisable='leave' to keep these groups whole.",
+                f"{', '.join(groups[:3])}{', …' if groups[3:] else ''}: {_reason(failed)} {_advice(failed)}"
+                f"Pass on_unrealisable='leave' to keep these groups whole.",
                 f"{refused}\n{failed}",
             ) from failed
         return attach(program, Record(plan, "graph", f"{why} {fast_path_note(model)}".rstrip()))
