@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import secateur as sc
+from tests.apply.plans import random_plan
 
 
 class Base(nn.Module):
@@ -211,3 +213,49 @@ def test_a_mended_module_is_pruned_once_more(make: Callable[[], nn.Module]) -> N
         torch.testing.assert_close(smaller(y), masked(y), rtol=1e-11, atol=1e-11)
     if make is Stages:
         torch.testing.assert_close(smaller.forward_head(smaller.forward_features(y)), masked(y))
+
+
+class Folded(nn.Module):
+    """Folds channels into heads, and leaves all but its number of heads out of copies."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+
+    def __getstate__(self) -> dict[str, int]:
+        return {"heads": self.heads}
+
+    def __setstate__(self, state: dict[str, int]) -> None:
+        super().__init__()
+        self.heads = state["heads"]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.view(len(x), 4, -1).transpose(1, 2).reshape(len(x), -1)
+
+
+class Forgetful(nn.Module):
+    """Heads of a product, folded and unfolded by a module whose class has a way of its own to be copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.fold, self.b = nn.Linear(6, 16), Folded(4), nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(self.fold(self.a(x).relu()))
+
+
+def test_copies_and_pickles_keep_what_is_mended_in_classes_with_ways_of_their_own() -> None:
+    torch.manual_seed(0)
+    model, x = Forgetful().eval(), torch.randn(2, 6)
+    graph = sc.trace(model, x)
+    plan = random_plan(graph, 0.5, 0)
+    small = sc.apply(model, plan, "module", graph=graph)
+    assert "fold" in sc.record_of(small).captured
+    wanted = small(x)
+    file = io.BytesIO()
+    torch.save(copy.deepcopy(small), file)
+    file.seek(0)
+    for again in (copy.deepcopy(copy.deepcopy(small)), torch.load(file, weights_only=False)):
+        torch.testing.assert_close(again(x), wanted)
+        assert again.fold.forward.module is again.fold  # type: ignore[union-attr]
+    assert sc.verify(model, small, plan).difference <= 1e-9

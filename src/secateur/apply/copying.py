@@ -85,3 +85,50 @@ def _copies(value: Any) -> bool:
     except Exception:  # each kind of object refuses in its own way
         return False
     return True
+
+
+_WAYS = ("__deepcopy__", "__getstate__", "__reduce__", "__reduce_ex__", "__setstate__")
+
+
+class Whole:
+    """Copies or pickles one module with all it holds; the module holds it under Python's name for that.
+
+    Example:
+        >>> class Forgetful(nn.Module):
+        ...     def __getstate__(self):
+        ...         return {}
+        >>> module = Forgetful()
+        >>> module.size = 3
+        >>> keep_whole(module)
+        >>> copy.deepcopy(copy.deepcopy(module)).size
+        3
+    """
+
+    def __init__(self, module: nn.Module, name: str) -> None:
+        self.module, self.name = module, name
+
+    def __call__(self, argument: Any) -> Any:
+        """What Python asks for: a copy, or how to make one."""
+        held = {k: v for k, v in vars(self.module).items() if not isinstance(v, Whole)}
+        new, of = object.__new__, (type(self.module),)
+        if self.name != "__deepcopy__":
+            return new, of, held, None, None, _hold
+        made = argument[id(self.module)] = new(*of)
+        _hold(made, copy.deepcopy(held, argument))
+        return made
+
+
+def _hold(module: nn.Module, held: dict[str, Any]) -> None:
+    vars(module).update(held)
+    keep_whole(module)
+
+
+def keep_whole(module: nn.Module) -> None:
+    """Let copies and pickles of a module keep what it alone holds, where its class has a way of its own."""
+    if any(name in vars(cls) for cls in type(module).__mro__ if _is_foreign(cls) for name in _WAYS):
+        for name in ("__deepcopy__", "__reduce_ex__"):
+            vars(module)[name] = Whole(module, name)
+
+
+def _is_foreign(cls: type) -> bool:
+    return cls.__module__.partition(".")[0] not in (*_STANDARD, "torch")

@@ -25,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 from secateur.apply import calls
 from secateur.apply.attention import with_head_size
 from secateur.apply.calls import Heads, Need, Parts, Sizes, Step
+from secateur.apply.copying import keep_whole
 from secateur.apply.recording import Place, literals, place_of
 from secateur.errors import ApplyError, InputError
 
@@ -365,6 +366,8 @@ def mend(small: nn.Module, codes: Mapping[str, Code]) -> tuple[str, ...]:
             paths.append(path)
         for name in sorted(names):
             setattr(module, name, MendedMethod(module, code, name, vars(module).get(name)))
+        if names:
+            keep_whole(module)
     return tuple(sorted(paths))
 
 
