@@ -230,7 +230,7 @@ class Folded(nn.Module):
         self.heads = state["heads"]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.view(len(x), 4, -1).transpose(1, 2).reshape(len(x), -1)
+        return x.view(len(x), 4, 4).transpose(1, 2).reshape(len(x), -1)
 
 
 class Forgetful(nn.Module):
