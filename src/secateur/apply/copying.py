@@ -131,4 +131,4 @@ def keep_whole(module: nn.Module) -> None:
 
 
 def _is_foreign(cls: type) -> bool:
-    return cls.__module__.partition(".")[0] not in (*_STANDARD, "torch")
+    return cls.__module__.partition(".")[0] not in (*_STANDARD, "secateur", "torch")

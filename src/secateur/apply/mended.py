@@ -340,8 +340,11 @@ class _Mending(TorchFunctionMode):
         self, name: str, place: Place, codes: list[CodeType], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> None:
         """Raise InputError for a call on a line that did not run at trace, with a size that shrank here."""
-        held = {v for v in vars(self._owner.module).values() if isinstance(v, int)}
-        written = held.union(*map(literals, codes))
+        # It may be written in its function, on the lines that lead there, or in attributes named there.
+        names = {name for code in codes for name in code.co_names}
+        held = {v for k, v in vars(self._owner.module).items() if isinstance(v, int) and k in names}
+        outer = (literals(code, frame[3]) for code, frame in zip(codes[1:], place[1:], strict=True))
+        written = held.union(*map(literals, codes[:1]), *outer)
         if found := self._owner.code.sizes & written & set(calls.numbers(args, dict(kwargs))):
             raise InputError(
                 f"{line_of(place)}: expected only lines that ran when the model was traced, got a call of "

@@ -117,17 +117,16 @@ class Mender:
         return func(*args, **kwargs) if fitting else mended(func, call.name, steps, needs, args, kwargs)
 
     def _next(self, call: Recorded) -> Recorded:
-        while self._number < len(self.dense):
-            known = self.dense[self._number]
-            self._number += 1
-            if known.steps:
-                # A layer of our own calls no such function, or calls PyTorch's on the line for any widths.
-                attention = known.steps[0].family == "attention"
-                same = (known.name, known.module) == (call.name, call.module)
-                if same and (attention or known.place == call.place):
-                    return known
-                if not attention:
-                    break
+        """The dense model's call at this place: the next; an earlier one where a loop runs more often."""
+        order = [*range(self._number, len(self.dense)), *range(self._number)]
+        for number in order:
+            known: Recorded = self.dense[number]
+            # A layer of our own calls no such function, or calls PyTorch's on the line for any widths.
+            attention = bool(known.steps) and known.steps[0].family == "attention"
+            same = (known.name, known.module) == (call.name, call.module)
+            if known.steps and same and (attention or known.place == call.place):
+                self._number = number + 1
+                return known
         raise ApplyError(
             f"apply: expected the smaller model to run the same code as the dense one, got another way at "
             f"{line_of(call.place)}: it branches on a size that has changed. Leave the group alone."

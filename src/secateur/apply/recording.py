@@ -131,9 +131,11 @@ def place_of(frame: FrameType | None) -> tuple[Place, list[CodeType], FrameType 
 
 
 @functools.cache
-def literals(code: CodeType) -> frozenset[int]:
-    """The integers that are written in a function."""
-    return frozenset(numbers(*(instruction.argval for instruction in dis.get_instructions(code))))
+def literals(code: CodeType, line: int = 0) -> frozenset[int]:
+    """The integers that are written in a function, or on one line of it."""
+    spans = [(start, end) for start, end, at in code.co_lines() if not line or at == line]
+    constants = (i for i in dis.get_instructions(code) if "CONST" in i.opname or "SMALL_INT" in i.opname)
+    return frozenset(numbers(*(i.argval for i in constants if any(a <= i.offset < b for a, b in spans))))
 
 
 def _passes(frame: FrameType) -> bool:

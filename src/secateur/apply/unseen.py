@@ -81,7 +81,8 @@ def _sized_lines(code: CodeType) -> dict[int, frozenset[int]]:
     line = code.co_firstlineno
     for instruction in dis.get_instructions(code):
         line = starts.get(instruction.offset) or line
-        written.setdefault(line, set()).update(numbers(instruction.argval))
+        constant = "CONST" in instruction.opname or "SMALL_INT" in instruction.opname  # others hold offsets
+        written.setdefault(line, set()).update(numbers(instruction.argval) if constant else ())
         index = "SUBSCR" in instruction.opname or "SLICE" in instruction.opname or instruction.argrepr == "[]"
         if index or (isinstance(instruction.argval, str) and instruction.argval in FAMILIES):
             sized.add(line)
