@@ -35,15 +35,17 @@ from ultralytics.models.yolo.detect import DetectionTrainer
 
 yolo = YOLO("yolo11n.pt")
 graph = sc.trace(yolo.model.eval(), torch.rand(2, 3, 64, 64))
-plan = ...                                    # any allocator
+plan = ...  # any allocator
 small = sc.apply(yolo.model, plan, graph=graph)
+
 
 class Trainer(DetectionTrainer):
     def get_model(self, cfg=None, weights=None, verbose=True):
         return self.set_model_names_for_load(small)
 
+
 yolo.train(trainer=Trainer, data="data.yaml", epochs=1, imgsz=64)
-yolo.predict("picture.png")                   # the trained, pruned model
+yolo.predict("picture.png")  # the trained, pruned model
 ```
 """
 
