@@ -124,3 +124,14 @@ def _held(value: Any) -> dict[Any, Any]:
         names = [field.name for field in dataclasses.fields(value)]
         held = {name: getattr(value, name) for name in names if hasattr(value, name)} | held
     return held
+
+
+CLOSE = 1e-3
+"""Relative difference of outputs that rounding may make; half precision is allowed fifty times that."""
+
+
+def close(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two outputs of one shape differ by no more than rounding; NaN counts as zero."""
+    allowed = CLOSE * (1 if a.dtype in (torch.float32, torch.float64) else 50)
+    a, b = (torch.nan_to_num(v.double()) for v in (a, b))
+    return bool((a - b).norm() <= allowed * b.norm())

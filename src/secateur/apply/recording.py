@@ -79,8 +79,8 @@ class Recorder(TorchFunctionMode):
         steps = steps_of(name, args, kwargs)
         empty = pytree.tree_map_only(torch.Tensor, _empty, (tuple(args), kwargs))
         place, codes, _ = place_of(sys._getframe(1))
-        written = frozenset[int]().union(*map(literals, codes)) if steps else frozenset[int]()
-        call = Recorded(self._module(), name, place, steps, empty[0], empty[1], [], literals=written)
+        spoken = frozenset[int]().union(*map(literals, codes)) if steps else frozenset[int]()
+        call = Recorded(self._module(), name, place, steps, empty[0], empty[1], [], literals=spoken)
         self.calls.append(call)
         if steps and self._change is not None:
             result = self._change(call, func, args, kwargs)
@@ -134,8 +134,14 @@ def place_of(frame: FrameType | None) -> tuple[Place, list[CodeType], FrameType 
 def literals(code: CodeType, line: int = 0) -> frozenset[int]:
     """The integers that are written in a function, or on one line of it."""
     spans = [(start, end) for start, end, at in code.co_lines() if not line or at == line]
-    constants = (i for i in dis.get_instructions(code) if "CONST" in i.opname or "SMALL_INT" in i.opname)
-    return frozenset(numbers(*(i.argval for i in constants if any(a <= i.offset < b for a, b in spans))))
+    inside = (i for i in dis.get_instructions(code) if any(a <= i.offset < b for a, b in spans))
+    return frozenset(number for i in inside for number in written(i))
+
+
+def written(instruction: dis.Instruction) -> list[int]:
+    """The integers that one instruction takes from the code as written; others hold offsets and counts."""
+    constant = "CONST" in instruction.opname or "SMALL_INT" in instruction.opname
+    return numbers(instruction.argval) if constant else []
 
 
 def _passes(frame: FrameType) -> bool:

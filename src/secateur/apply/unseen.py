@@ -13,8 +13,9 @@ from typing import Any
 from torch import nn
 
 from secateur.apply.attributes import follows
-from secateur.apply.calls import FAMILIES, numbers
+from secateur.apply.calls import FAMILIES
 from secateur.apply.mended import Code, Rule
+from secateur.apply.recording import written
 from secateur.apply.tensors import removed_positions, tensor_called
 from secateur.errors import ApplyError
 from secateur.plan import Plan
@@ -77,16 +78,15 @@ def _sized_lines(code: CodeType) -> dict[int, frozenset[int]]:
     """The lines of a function that call what takes sizes, or index, with the integers written there."""
     starts = dict(dis.findlinestarts(code))
     sized: set[int] = set()
-    written: dict[int, set[int]] = {}
+    said: dict[int, set[int]] = {}
     line = code.co_firstlineno
     for instruction in dis.get_instructions(code):
         line = starts.get(instruction.offset) or line
-        constant = "CONST" in instruction.opname or "SMALL_INT" in instruction.opname  # others hold offsets
-        written.setdefault(line, set()).update(numbers(instruction.argval) if constant else ())
+        said.setdefault(line, set()).update(written(instruction))
         index = "SUBSCR" in instruction.opname or "SLICE" in instruction.opname or instruction.argrepr == "[]"
         if index or (isinstance(instruction.argval, str) and instruction.argval in FAMILIES):
             sized.add(line)
-    return {line: frozenset(written[line]) for line in sized if written[line]}
+    return {line: frozenset(said[line]) for line in sized if said[line]}
 
 
 def in_words(codes: Iterable[Code]) -> str:

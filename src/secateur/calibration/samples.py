@@ -15,15 +15,13 @@ from torch.utils import _pytree as pytree
 
 from secateur.calibration.randomness import seeded
 from secateur.models import evaluating
+from secateur.outputs import close
 
 if TYPE_CHECKING:
     from secateur.calibration.batch import Batch
 
 FEW = 4
 """So many samples are tried, and the first half of them alone."""
-
-CLOSE = 1e-3
-"""Relative difference of outputs that rounding may make; half precision is allowed fifty times that."""
 
 
 @torch.no_grad()
@@ -55,11 +53,11 @@ def samples_apart(batch: Batch) -> bool:
         ]
         if not pairs:
             return alike
-        if all(_close(a, b) for a, b in pairs):
+        if all(close(a, b) for a, b in pairs):
             return True
         # A model that draws random numbers says nothing by giving others.
         again = _outputs(part, model, seed=1)
-        drawn = any(not _close(a, b) for a, b in zip(together, again, strict=True) if a.shape == b.shape)
+        drawn = any(not close(a, b) for a, b in zip(together, again, strict=True) if a.shape == b.shape)
         return alike and drawn
 
 
@@ -68,9 +66,3 @@ def _outputs(batch: Batch, model: Any, seed: int = 0) -> list[Tensor]:
     with seeded(seed):
         found = batch.to(device).run(model)
     return [v for v in pytree.tree_leaves(found) if isinstance(v, Tensor) and v.is_floating_point()]
-
-
-def _close(a: Tensor, b: Tensor) -> bool:
-    allowed = CLOSE * (1 if a.dtype in (torch.float32, torch.float64) else 50)
-    a, b = (torch.nan_to_num(v.double()) for v in (a, b))
-    return bool((a - b).norm() <= allowed * b.norm())
