@@ -95,6 +95,7 @@ class Whole:
 
     Example:
         >>> class Forgetful(nn.Module):
+        ...     __module__ = "yours"
         ...     def __getstate__(self):
         ...         return {}
         >>> module = Forgetful()

@@ -32,7 +32,8 @@ def forward_hint(
         works: Whether the model takes these positional and keyword arguments.
 
     Example:
-        >>> forward_hint({"picture": 1}, ["x"], ["x"], [], lambda args, kwargs: args == (1,))
+        >>> batch = {"picture": Tensor()}
+        >>> forward_hint(batch, ["x"], ["x"], [], lambda args, kwargs: isinstance(args[0], Tensor))
         "lambda model, batch: model(batch['picture'])"
     """
     inputs: Held = ("batch", raw)
