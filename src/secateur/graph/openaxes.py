@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from secateur.foreign import said, source_line
-from secateur.graph.courses import other_courses
+from secateur.graph.courses import Course, other_courses
 from secateur.graph.inputs import (
     Arguments,
     FixedAxis,
@@ -63,11 +63,13 @@ def _with_courses(spec: InputSpec, given: Arguments, passes: Passes) -> InputSpe
     if traced is None:
         return spec
 
+    known = {traced.lines}
+
     def further(axis: OpenAxis) -> tuple[int, ...]:
-        found = other_courses(
-            axis, traced, lambda size: passes.course(resized(spec, given, dict.fromkeys(axis.places, size)))
-        )
-        return tuple(found)
+        def course_at(size: int) -> Course | None:
+            return passes.course(resized(spec, given, dict.fromkeys(axis.places, size)))
+
+        return tuple(other_courses(axis, traced, course_at, known))
 
     learning = passes.course(given, training=True)
     axes = tuple(axis.model_copy(update={"further": further(axis)}) for axis in spec.open)
@@ -108,8 +110,8 @@ def _differing(spec: InputSpec, more: Sequence[Arguments]) -> InputSpec:
 def find_open_axes(spec: InputSpec, given: Arguments, attempt: Attempt) -> InputSpec:
     """Try the model at other sizes.
 
-    Axes of one size are changed together first; where that works, each alone. The batch comes first, and the
-    other axes are tried with two samples, which costs less.
+    Axes of one size are changed each alone; where that does not work, together. The batch comes first, and
+    the other axes are tried with two samples, which costs less.
 
     Args:
         spec: The arguments' description.
@@ -135,15 +137,12 @@ def find_open_axes(spec: InputSpec, given: Arguments, attempt: Attempt) -> Input
         size = shapes[places[0][0]][places[0][1]]
         is_batch = size == batch and all(axis == 0 for _, axis in places)
         options = [1, size + 1] if is_batch and size > 2 else _candidates(size)
-        other, error = _first(tried, places, options, few)
-        if other is None:
+        axes, error = _opened(tried, spec, places, options, few, batch=is_batch)
+        found += axes
+        if not axes:
             reason, where = _said(error)
             fixed.append(FixedAxis(places=places, size=size, reason=reason, where=where))
             continue
-        apart = [] if is_batch else _apart(tried, spec, places, other, few)
-        rest = tuple(p for p in places if all(p not in axis.places for axis in apart))
-        found += [OpenAxis(places=rest, size=size, other=other, batch=is_batch)] if rest else []
-        found += apart
         if is_batch and size > 2:
             few = (
                 dict.fromkeys(places, 2)
@@ -168,10 +167,14 @@ def _classes(shapes: Mapping[str, tuple[int, ...]], batch: int) -> list[tuple[Pl
 
 
 def _candidates(size: int) -> list[int]:
-    """Other sizes to try: neighbours, then one that strides and windows divide."""
+    """Other sizes to try: smaller ones that cost less, neighbours, then one that strides and windows divide.
+
+    The first are far from the traced size: strides round sizes, so its neighbours may become the same inside.
+    """
     step = size & -size  # the largest power of two that divides it
     whole = size - step if 1 < step < size else size + step
-    return list(dict.fromkeys(n for n in (size - 1, size + 1, whole, 2 * size) if n >= 2 and n != size))
+    options = (size // 2 | 1, 2 * size // 3 | 1, size - 1, size + 1, whole, 2 * size)
+    return list(dict.fromkeys(n for n in options if n >= 2 and n != size))
 
 
 def _first(
@@ -188,6 +191,28 @@ def _first(
     return None, error
 
 
+def _opened(
+    tried: Callable[[Mapping[Place, int]], Exception | None],
+    spec: InputSpec,
+    places: tuple[Place, ...],
+    options: Sequence[int],
+    few: Mapping[Place, int],
+    *,
+    batch: bool,
+) -> tuple[list[OpenAxis], Exception | None]:
+    """Axes of one size that may vary: each alone if all can, else together; or what the model raised."""
+    apart = [] if batch else _apart(tried, spec, places, options[0], few)
+    if len(apart) == len(places):
+        return apart, None
+    other, error = _first(tried, places, options, few)
+    if other is None:
+        return [], error
+    apart = [] if batch else _apart(tried, spec, places, other, few)
+    rest = tuple(p for p in places if all(p not in axis.places for axis in apart))
+    size = spec.tensors()[places[0][0]].shape[places[0][1]]
+    return [*([OpenAxis(places=rest, size=size, other=other, batch=batch)] if rest else []), *apart], None
+
+
 def _apart(
     tried: Callable[[Mapping[Place, int]], Exception | None],
     spec: InputSpec,
@@ -197,8 +222,6 @@ def _apart(
 ) -> list[OpenAxis]:
     """Those of the axes that may vary alone: height and width, say. Each gets a size of its own if it can."""
     found: list[OpenAxis] = []
-    if len(places) == 1:
-        return found
     size = spec.tensors()[places[0][0]].shape[places[0][1]]
     for place in places:
         taken = [axis.other for axis in found]

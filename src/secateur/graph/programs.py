@@ -21,7 +21,7 @@ from secateur.graph.rules.op import hint, is_open
 from secateur.graph.walk import lifted
 from secateur.graph.writes import dead_nodes, erase
 from secateur.models import evaluating
-from secateur.outputs import close
+from secateur.outputs import close, tensors_of
 
 MOST = 64
 """So many programs are kept; a model whose code holds each size needs one for each."""
@@ -144,26 +144,53 @@ class Programs:
         ]
         return found
 
-    @torch.no_grad()
     def _agrees(self, program: ExportedProgram, leaves: list[Any]) -> bool:
         """Whether a program gives what the model does."""
-        if self.model is None:
-            return True
-        args, kwargs = pytree.tree_unflatten(leaves, program.call_spec.in_spec)
-        own = [v.clone() if isinstance(v, Tensor) else v for v in leaves]
-        try:
-            with seeded(0), evaluating(self.model):
-                wanted = self.model(*args, **kwargs)
-            with seeded(0):
-                outputs = Interpreter(program.graph_module).run(*arguments_of(program, own))
-        except Exception:  # the user's own forward, or an operator that has other sizes in it
-            return False
-        specs = program.graph_signature.output_specs
-        given = [v for v, s in zip(outputs, specs, strict=True) if s.kind is OutputKind.USER_OUTPUT]
-        found, expected = (
-            [v for v in pytree.tree_leaves(o) if isinstance(v, Tensor)] for o in (given, wanted)
-        )
-        return len(found) == len(expected) and all(map(_close, found, expected))
+        return self.model is None or values_at(program, self.model, leaves) is not None
+
+
+@torch.no_grad()
+def values_at(program: ExportedProgram, model: nn.Module, leaves: list[Any]) -> dict[fx.Node, Any] | None:
+    """What each operator of a program gives at other sizes, without the numbers (on the meta device).
+
+    Args:
+        program: The captured program, which may hold sizes of its capture.
+        model: What it was captured from.
+        leaves: The leaves of the arguments, in the program's order.
+
+    Returns:
+        By node what it gives; None if the program does not compute there what the model does.
+    """
+    args, kwargs = pytree.tree_unflatten(leaves, program.call_spec.in_spec)
+    own = [v.clone() if isinstance(v, Tensor) else v for v in leaves]
+    running = _Recording(program.graph_module)
+    try:
+        with seeded(0), evaluating(model):
+            wanted = tensors_of(model(*args, **kwargs))
+        with seeded(0):
+            outputs = running.run(*arguments_of(program, own))
+    except Exception:  # the user's own forward, or an operator that has other sizes in it
+        return None
+    specs = program.graph_signature.output_specs
+    given = tensors_of([v for v, s in zip(outputs, specs, strict=True) if s.kind is OutputKind.USER_OUTPUT])
+    return running.values if len(given) == len(wanted) and all(map(_close, given, wanted)) else None
+
+
+class _Recording(Interpreter):
+    """Keeps what each node gives, without the numbers."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.values: dict[fx.Node, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        self.values[n] = pytree.tree_map(_on_meta, value)
+        return value
+
+
+def _on_meta(value: Any) -> Any:
+    return torch.empty_like(value, device="meta") if isinstance(value, Tensor) else value
 
 
 def is_trusted(program: ExportedProgram, leaves: list[Any]) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
 
 from secateur.calibration.reading import Forward, Reading
 from secateur.errors import CaptureError, SettingError
@@ -21,7 +22,7 @@ from secateur.graph.graph import Graph, fingerprint
 from secateur.graph.inputs import Arguments, InputSpec, batch_size, call_arguments
 from secateur.graph.nothing import nothing_to_prune, require_no_masks, require_plain_code
 from secateur.graph.openaxes import larger_arguments, open_inputs
-from secateur.graph.programs import Programs
+from secateur.graph.programs import Programs, values_at
 from secateur.graph.views import further_views
 from secateur.graph.walk import keep_inputs_of, walk
 from secateur.models import unwrap
@@ -138,13 +139,15 @@ def _graph(
 ) -> Graph:
     views, unread = further_views(model, program, given, spec)
     others = [view.program for view in views]
-    larger = larger_arguments(spec, given, static)
+    larger, resized = larger_arguments(spec, given, static), None
     if larger is not None and not (spec.together and any(not v.training and not v.method for v in views)):
-        with contextlib.suppress(CaptureError):  # `verify` still runs the model at that size
-            others.append(capture(model, *larger).program)
+        resized = values_at(program, model, pytree.tree_leaves(larger))
+        if resized is None:  # the program holds sizes
+            with contextlib.suppress(CaptureError):  # `verify` still runs the model at that size
+                others.append(capture(model, *larger).program)
     for captured in (program, *others):
         measure_sizes(captured)
-    state, tensors, learnt = walk(program, *others)
+    state, tensors, learnt = walk(program, *others, resized=resized)
     keep_inputs_of(unread, state, tensors)
     assembled = assemble(state, tensors, allow_inexact=allow_inexact)
     alone = {left.group.name for left in assembled.left}

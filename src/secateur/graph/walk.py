@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +58,9 @@ def tensor_of(program: ExportedProgram, name: str) -> torch.Tensor:
     return found
 
 
-def walk(program: ExportedProgram, *others: ExportedProgram) -> tuple[Walk, list[Tensor], list[Walk]]:
+def walk(
+    program: ExportedProgram, *others: ExportedProgram, resized: Mapping[fx.Node, Any] | None = None
+) -> tuple[Walk, list[Tensor], list[Walk]]:
     """Propagate labels through the program, a second time if the first left forks to decide.
 
     Operators that nothing reads tie labels, since a model's own code runs them, but neither freeze nor mix;
@@ -68,6 +70,8 @@ def walk(program: ExportedProgram, *others: ExportedProgram) -> tuple[Walk, list
         program: The captured program.
         others: The same model captured at another size, in training mode, or by another method. Their
             operators tie the same parameters once more, so that what may be removed holds in all of them.
+        resized: What each operator of the program gives at another size, if the program is right there too:
+            a walk that holds at that size as well.
 
     Returns:
         What was learnt; the program's tensors, of which tied ones appear once, under their first name; and
@@ -76,14 +80,31 @@ def walk(program: ExportedProgram, *others: ExportedProgram) -> tuple[Walk, list
     state, tensors = _propagate(program, Walk(None), {})
     if state.forks or state.unmerged:
         state, tensors = _propagate(program, Walk(decide(state)), {})
-    learnt = []
-    for other in others:
-        also = Walk(state.choices or {}, store=state.store, reasons=state.reasons, roles=state.roles)
-        learnt.append(walk_into(other, also, program, tensors))
+
+    def also() -> Walk:
+        return Walk(state.choices or {}, store=state.store, reasons=state.reasons, roles=state.roles)
+
+    learnt = [walk_into(other, also(), program, tensors) for other in others]
+    if resized is not None:
+        with _giving(program, resized):
+            walk_into(program, also(), program, tensors)
     dead = dead_nodes(program.graph)
     state.values = {node: value for node, value in state.values.items() if node not in dead}
     erase(program.graph_module, dead)
     return state, tensors, learnt
+
+
+@contextmanager
+def _giving(program: ExportedProgram, values: Mapping[fx.Node, Any]) -> Iterator[None]:
+    """Let the operators of a program be known to give other values for the moment."""
+    known = {node: node.meta["val"] for node in program.graph.nodes if "val" in node.meta}
+    try:
+        for node in known:
+            node.meta["val"] = values[node]
+        yield
+    finally:
+        for node, value in known.items():
+            node.meta["val"] = value
 
 
 def walk_into(
