@@ -79,8 +79,13 @@ class Exercise:
 
     @property
     def half_seen(self) -> bool:
-        """Whether of some cut tensor less than half of the positions that stay moved the output."""
-        return any(2 * moved < stay for moved, stay in self.counts().values())
+        """Whether of some cut tensor less than half of the positions that stay moved the output.
+
+        The cancelled are left out: no pass shows more of them.
+        """
+        cancelled = self.cancelled
+        counts = self.counts().items()
+        return any(2 * moved < stay for name, (moved, stay) in counts if name not in cancelled)
 
     @property
     def cancelled(self) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_ATOMS = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
+ATOMS = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
 _FOREIGN = {
     *sys.stdlib_module_names, "accelerate", "lightning", "numpy", "pytorch_lightning", "secateur", "torch",
 }  # fmt: skip
@@ -73,7 +73,7 @@ class State:
         return any([put_back() for put_back in self._restorers])
 
     def _see(self, value: Any, steps: int) -> None:
-        if type(value) in _ATOMS or steps > _FAR or id(value) in self._seen:
+        if type(value) in ATOMS or steps > _FAR or id(value) in self._seen:
             return
         self._seen[id(value)] = value
         if isinstance(value, Tensor):
@@ -110,7 +110,7 @@ class State:
             self._each(held.values(), steps)
 
     def _each(self, values: Iterable[Any], steps: int) -> None:
-        values = [v for v in values if type(v) not in _ATOMS]
+        values = [v for v in values if type(v) not in ATOMS]
         for value in values if len(values) <= _LONG else ():
             self._see(value, steps)
 
@@ -175,7 +175,7 @@ def _is_own(made: type | types.FunctionType) -> bool:
 
 
 def _is_same(a: Any, b: Any) -> bool:
-    return a is b or (type(a) is type(b) and type(a) in _ATOMS and bool(a == b))
+    return a is b or (type(a) is type(b) and type(a) in ATOMS and bool(a == b))
 
 
 def _same_class(module: nn.Module, cls: type) -> bool:

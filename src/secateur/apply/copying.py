@@ -15,6 +15,7 @@ from torch import nn
 
 from secateur.errors import ApplyError
 from secateur.foreign import details, said
+from secateur.preserving import ATOMS
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -51,7 +52,7 @@ def _note(model: nn.Module, memo: dict[int, object]) -> None:
     pending: list[Any] = [model]
     while pending:
         value = pending.pop()
-        if id(value) in seen or id(value) in memo:
+        if type(value) in ATOMS or id(value) in seen or id(value) in memo:
             continue
         seen.add(id(value))
         if isinstance(value, torch.Tensor):

@@ -170,11 +170,12 @@ def _candidates(size: int) -> list[int]:
     """Other sizes to try: smaller ones that cost less, neighbours, then one that strides and windows divide.
 
     The first are far from the traced size: strides round sizes, so its neighbours may become the same inside.
+    And where the traced size is odd they are even: code may ask for that.
     """
     step = size & -size  # the largest power of two that divides it
     whole = size - step if 1 < step < size else size + step
-    options = (size // 2 | 1, 2 * size // 3 | 1, size - 1, size + 1, whole, 2 * size)
-    return list(dict.fromkeys(n for n in options if n >= 2 and n != size))
+    smaller = (n + (n - size + 1) % 2 for n in (size // 2, 2 * size // 3))
+    return list(dict.fromkeys(n for n in (*smaller, size - 1, size + 1, whole, 2 * size) if 2 <= n != size))
 
 
 def _first(
