@@ -1,4 +1,4 @@
-"""The whole street on one architecture: trace, plan, apply in both forms, verify, save, load."""
+"""The whole way of one architecture: trace, plan, apply, verify, other sizes, half, train, save, load."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ class Walked:
         note: Why that is not ``module``, if so.
         needs_graph: Share of the prunable MACs' saving that a module cannot express, in [0, 1].
         frozen: Operators that froze something for want of a rule, with how many tensor axes each.
-        proof_graph: Relative difference of form ``graph`` to the masked dense model, in float64.
+        proof_graph: Relative difference of form ``graph`` to the masked dense model, in float64; infinite if
+            that form was not asked for.
         proof_auto: The same for form ``auto``.
         open: The axes that may vary, each with the sizes that were tried.
         fixed: How many axes of inputs may not.
@@ -106,8 +107,12 @@ def arguments(inputs: Inputs) -> tuple[tuple[torch.Tensor, ...], dict[str, torch
     return (inputs, {}) if isinstance(inputs, tuple) else ((), dict(inputs))
 
 
-def walk(entry: Entry) -> Walked:
+def walk(entry: Entry, *, program: bool = True) -> Walked:
     """Every step for one architecture.
+
+    Args:
+        entry: The architecture.
+        program: Form ``graph`` too, which takes most of the time.
 
     Raises:
         AssertionError: If an output is constant, a proof fails, or a loaded model computes something else.
@@ -123,11 +128,8 @@ def walk(entry: Entry) -> Walked:
     with found.timed("plan"):
         plan = sc.Plan.build(graph, random_keep(graph), allocator="random", settings={"ratio": RATIO})
     with found.timed("apply"):
-        program = sc.apply(model, plan, "graph", graph=graph, example_inputs=inputs)
-    with found.timed("apply_auto"):
         chosen = sc.apply(model, plan, "auto", graph=graph, example_inputs=inputs)
-    with found.timed("verify_both"):
-        found.proof_graph = sc.verify(model, program, plan, inputs, tolerance=TOLERANCE).difference
+    with found.timed("verify"):
         found.proof_auto = sc.verify(model, chosen, plan, inputs, tolerance=TOLERANCE).difference
     with found.timed("elsewhere"):
         found.open, found.fixed = [str(a) for a in graph.inputs.open], len(graph.inputs.fixed)
@@ -147,9 +149,13 @@ def walk(entry: Entry) -> Walked:
         found.needs_graph = (realised - plan.predicted.macs) / max(saved, 1)
     reasons = (f.reason for f in graph.frozen if f.reason.startswith(("no rule", "the rule")))
     found.frozen = dict(Counter(reasons))
-    with found.timed("save_and_load_both"):
-        for small in (program, chosen):
-            reload(small, model, inputs)
+    with found.timed("save_and_load"):
+        reload(chosen, model, inputs)
+    if program:
+        with found.timed("graph"):
+            other = sc.apply(model, plan, "graph", graph=graph, example_inputs=inputs)
+            found.proof_graph = sc.verify(model, other, plan, inputs, tolerance=TOLERANCE).difference
+            reload(other, model, inputs)
     return found
 
 
