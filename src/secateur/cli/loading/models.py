@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -272,6 +273,7 @@ class ExportedModel:
         with explained(f"{self.option} {self.path}", "an exported program", "Do torch.export.save again."):
             import torch
 
+            zipfile.ZipFile(self.path).close()  # torch prints pages about a file that is no archive
             program = torch.export.load(self.path).module()
         for name in ("train", "eval"):  # torch puts versions there that only raise
             vars(program).pop(name, None)
