@@ -174,21 +174,30 @@ def check(data: st.DataObject, seed: int) -> None:
     assert not [f for f in graph.frozen if f.reason.startswith(("no rule", "the rule"))]
     plan = plan_of(graph, data.draw(keeps(graph)))
     masked = sc.apply(model, plan, "masked")
-    program, module = (
-        sc.apply(model, plan, form, graph=graph, example_inputs=x) for form in ("graph", "auto")
-    )
+    module = sc.apply(model, plan, graph=graph, example_inputs=x)
     assert sc.record_of(module).form == "module"
+    assert sum(p.numel() for p in module.parameters()) == plan.predicted.params
     for _, sizes in [("as traced", {}), *graph.inputs.other_sizes()]:
         args, kwargs = graph.inputs.example(sizes=sizes, dtype=torch.float64, seed=1)
         expected = run(masked, args, kwargs)
         assert relative_difference(run(module, args, kwargs), expected) <= 1e-9
+    if seed % 5 == 0:  # which takes longer than all the rest
+        check_program(model, graph, plan, x)
+
+
+def check_program(model: nn.Module, graph: sc.Graph, plan: sc.Plan, x: Tensor) -> None:
+    """The captured program equals the masked model at every size that it does not refuse."""
+    masked = sc.apply(model, plan, "masked")
+    program = sc.apply(model, plan, "graph", graph=graph, example_inputs=x)
+    assert sum(p.numel() for p in program.parameters()) == plan.predicted.params
+    assert relative_difference(run(program, (x,), {}), run(masked, (x,), {})) <= 1e-9
+    for _, sizes in graph.inputs.other_sizes():
+        args, kwargs = graph.inputs.example(sizes=sizes, dtype=torch.float64, seed=1)
         try:
             got = run(program, args, kwargs)
-        except sc.SecateurError:  # a captured program may say that it takes no such size
+        except sc.SecateurError:  # it may say that it takes no such size
             continue
-        assert relative_difference(got, expected) <= 1e-9
-    for small in (program, module):
-        assert sum(p.numel() for p in small.parameters()) == plan.predicted.params
+        assert relative_difference(got, run(masked, args, kwargs)) <= 1e-9
 
 
 @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

@@ -315,7 +315,7 @@ def test_a_mended_model_is_exported_with_open_axes() -> None:
     torch.testing.assert_close(program.module()(y), small(y))
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of the models' own code
 @pytest.mark.parametrize("name", [*CASES, "literals", "root"])
 def test_torch_jit_trace_gives_the_same_numbers(name: str) -> None:
@@ -337,7 +337,7 @@ def test_torch_jit_trace_gives_the_same_numbers(name: str) -> None:
         torch.testing.assert_close(traced(z), small(z), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.")
 def test_torch_jit_script_is_refused_in_words() -> None:
     small, _ = pruned(Root().eval(), torch.randn(3, 4))
     with pytest.raises(sc.ApplyError, match=r"Use torch.jit.trace or torch.export"):
