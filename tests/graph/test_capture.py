@@ -360,7 +360,7 @@ PLAIN = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
     ids=["empty", "sparse", "nested", "quantised", "scripted"],
 )
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
-@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.")
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage:UserWarning")
 def test_what_no_capture_takes_is_refused_in_words(make: Any, inputs: Any, message: str) -> None:
     with pytest.raises(sc.SettingError, match=message):
