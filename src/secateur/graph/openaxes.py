@@ -71,10 +71,18 @@ def _with_courses(spec: InputSpec, given: Arguments, passes: Passes) -> InputSpe
 
         return tuple(other_courses(axis, traced, course_at, known))
 
-    learning = passes.course(given, training=True)
     axes = tuple(axis.model_copy(update={"further": further(axis)}) for axis in spec.open)
-    training = None if learning is None else learning.calls != traced.calls
+    others = {p: axis.other for axis in spec.open for p in axis.places} if spec.together else {}
+    training = _trains_otherwise(passes, resized(spec, given, others))  # mostly these are smaller
+    if training is None:
+        training = _trains_otherwise(passes, given)
     return spec.model_copy(update={"open": axes, "training": training})
+
+
+def _trains_otherwise(passes: Passes, arguments: Arguments) -> bool | None:
+    """Whether the model makes other calls in training mode; None if that cannot be seen."""
+    plain, learning = passes.course(arguments), passes.course(arguments, training=True)
+    return None if plain is None or learning is None else learning.calls != plain.calls
 
 
 def larger_arguments(spec: InputSpec, given: Arguments, static_batch: int | None) -> Arguments | None:
