@@ -23,6 +23,7 @@ from secateur.graph.assertions import AssertionsHold
 from secateur.graph.inline import inline_regions
 from secateur.graph.inputs import Arguments, Place, batch_size, samples_of
 from secateur.graph.lengths import lengths_open
+from secateur.graph.modulestack import failed_calls_left
 from secateur.graph.recurrences import shapes_known
 from secateur.graph.rules.op import hint, is_open
 from secateur.kernels import capturable
@@ -168,7 +169,7 @@ def _export(
 ) -> ExportedProgram:
     state.restore()
     model.register_forward_hook(lambda module, args, output: opened(output))  # until the state is restored
-    with AssertionsHold(), lengths_open(), seeded(0):  # the user's random numbers stay where they are
+    with AssertionsHold(), lengths_open(), failed_calls_left(), seeded(0):  # the user's random numbers stay where they are
         program = export(model, *arguments, dynamic_shapes=axes, strict=False)  # type: ignore[arg-type]
     _drop_mistaken_writes(program, model, state, arguments)
     return program
