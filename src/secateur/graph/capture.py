@@ -169,7 +169,12 @@ def _export(
 ) -> ExportedProgram:
     state.restore()
     model.register_forward_hook(lambda module, args, output: opened(output))  # until the state is restored
-    with AssertionsHold(), lengths_open(), failed_calls_left(), seeded(0):  # the user's random numbers stay where they are
+    with (
+        AssertionsHold(),
+        lengths_open(),
+        failed_calls_left(),
+        seeded(0),
+    ):  # the user's random numbers stay where they are
         program = export(model, *arguments, dynamic_shapes=axes, strict=False)  # type: ignore[arg-type]
     _drop_mistaken_writes(program, model, state, arguments)
     return program

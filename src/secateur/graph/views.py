@@ -131,7 +131,9 @@ def _names_of(cls: type) -> set[str]:
         if not kind.__module__.startswith("torch.")
         for key, value in vars(kind).items()
     }
-    codes = (getattr(getattr(v, "fget", v), "__code__", None) for k, v in functions.items() if k != "__init__")
+    codes = (
+        getattr(getattr(v, "fget", v), "__code__", None) for k, v in functions.items() if k != "__init__"
+    )
     return set[str]().union(*(_names_in(code) for code in codes if code is not None))
 
 
