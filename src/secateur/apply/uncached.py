@@ -24,7 +24,7 @@ def uncached() -> Iterator[None]:
         (module, name, value)
         for module in list(sys.modules.values())
         for name, value in list(vars(module).items())
-        if type(value) is _CACHED and is_own(value)
+        if type(value) is _CACHED and is_own(value.__module__)
     ]
     try:
         for module, name, value in found:
