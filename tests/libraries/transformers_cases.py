@@ -615,6 +615,11 @@ CASES = (
             "prior_encoder_num_flows": 2,
             "duration_predictor_num_flows": 2,
             "depth_separable_num_layers": 1,
+            "layerdrop": 0.0,  # drawn by NumPy, in training
+            "hidden_dropout": 0.0,
+            "attention_dropout": 0.0,
+            "activation_dropout": 0.0,
+            "duration_predictor_dropout": 0.0,
         },
     ),
 )
