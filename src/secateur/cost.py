@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from secateur.models import named_tensors
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -28,5 +30,7 @@ def weight_bytes(model: nn.Module) -> int:
         >>> weight_bytes(nn.Linear(4, 8))  # 40 numbers of 4 bytes
         160
     """
-    storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in model.state_dict().values()}
+    storages = {
+        t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in named_tensors(model).values()
+    }
     return sum(storages.values())

@@ -16,6 +16,7 @@ from secateur.apply.draws import Draws
 from secateur.apply.record import record_of
 from secateur.apply.tensors import cut, kept, removed_positions, tensor_called
 from secateur.errors import ApplyError, ArtifactError
+from secateur.models import named_tensors
 from secateur.outputs import tensors_of
 from secateur.plan import Plan
 
@@ -109,7 +110,7 @@ def cause(found: Compared) -> str:
 def changed_tensor(pair: Pair, plan: Plan) -> str:
     """The first tensor of the pruned model that is not the dense one's, cut; empty if there is none."""
     removed = removed_positions(plan)
-    for name, dense in pair.model.state_dict().items():
+    for name, dense in named_tensors(pair.model).items():
         try:
             now = tensor_called(pair.small, name)
         except ApplyError:

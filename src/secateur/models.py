@@ -104,6 +104,11 @@ def copied(arguments: A) -> A:
     return found
 
 
+def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The tensors of the state dict by name, without the extra state that some modules put beside them."""
+    return {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
+
+
 def device_of(model: nn.Module) -> torch.device:
     """Where the model's first tensor lives (the CPU if it has none)."""
-    return next((t.device for t in model.state_dict().values()), torch.device("cpu"))
+    return next((t.device for t in named_tensors(model).values()), torch.device("cpu"))

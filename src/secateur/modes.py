@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from secateur.errors import SettingError
-from secateur.models import device_of
+from secateur.models import device_of, named_tensors
 
 
 def require_plain_modes(where: str, model: nn.Module) -> None:
@@ -24,8 +24,8 @@ def require_plain_modes(where: str, model: nn.Module) -> None:
             made in `torch.inference_mode`.
     """
     device = device_of(model)
-    held = model.state_dict().items()
-    made = [n for n, t in held if isinstance(t, torch.Tensor) and not is_lazy(t) and t.is_inference()]
+    held = named_tensors(model).items()
+    made = [n for n, t in held if not is_lazy(t) and t.is_inference()]
     if made:
         raise SettingError(
             f"{where}: expected a model whose tensors can have gradients, got {made[0]}, which was made in "

@@ -96,10 +96,10 @@ class State:
         elif isinstance(value, types.MethodType):
             self._each((value.__self__, value.__func__), steps)
         elif isinstance(value, types.FunctionType):
-            if self._functions and _is_own(value):
+            if self._functions and is_own(value.__module__):
                 self._closure(value, steps + 2)
         elif isinstance(value, types.SimpleNamespace) or (
-            not isinstance(value, type) and _is_own(type(value))
+            not isinstance(value, type) and is_own(type(value).__module__)
         ):
             self._entries(getattr(value, "__dict__", None), steps + 1)
 
@@ -131,7 +131,7 @@ class State:
             if id(base) in self._seen:
                 continue
             self._seen[id(base)] = base
-            if not _is_own(base):
+            if not is_own(base.__module__):
                 continue
             held = {k: v for k, v in vars(base).items() if not k.startswith("__")}
             self._restorers.append(functools.partial(_same_attributes, base, held))
@@ -169,9 +169,9 @@ def _holders(values: Iterable[Any]) -> list[Any]:
     return [v for v in values if isinstance(v, Tensor | list | dict | set | deque)]
 
 
-def _is_own(made: type | types.FunctionType) -> bool:
-    """Whether the user, or a library of models, wrote a class or function."""
-    return (made.__module__ or "").partition(".")[0] not in _FOREIGN
+def is_own(module: str | None) -> bool:
+    """Whether the user, or a library of models, wrote a module of Python, by its name."""
+    return (module or "").partition(".")[0] not in _FOREIGN
 
 
 def _is_same(a: Any, b: Any) -> bool:

@@ -32,7 +32,7 @@ from secateur.errors import ArtifactError, PlanError
 from secateur.graph.folding import folded
 from secateur.graph.graph import fingerprint
 from secateur.graph.trace import retrace
-from secateur.models import device_of, unwrap
+from secateur.models import device_of, named_tensors, unwrap
 from secateur.plan import Plan
 
 FORMAT = 1
@@ -211,7 +211,7 @@ def _without_ties(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, 
     first: dict[tuple[Any, ...], str] = {}
     tensors: dict[str, torch.Tensor] = {}
     tied: dict[str, str] = {}
-    for name, tensor in model.state_dict().items():
+    for name, tensor in named_tensors(model).items():
         key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
         if tensor.numel() and key in first:
             tied[name] = first[key]
@@ -222,7 +222,7 @@ def _without_ties(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, 
 
 
 def _fill(small: nn.Module, tensors: dict[str, torch.Tensor], tied: dict[str, str], folder: Path) -> None:
-    own = small.state_dict(keep_vars=True)
+    own = {n: t for n, t in small.state_dict(keep_vars=True).items() if isinstance(t, torch.Tensor)}
     if set(own) != set(tensors) | set(tied) or not set(tied.values()) <= set(tensors):
         odd = sorted(set(own) ^ (set(tensors) | set(tied)))
         raise ArtifactError(

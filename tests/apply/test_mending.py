@@ -34,19 +34,16 @@ class Attention(nn.Module):
 
 
 class Divided(nn.Module):
-    """Divides a size that it reads off a tensor by a number of heads: only the quotient stays."""
+    """Divides a size that it reads off a tensor by its number of heads: only the quotient stays."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.heads = 4
         self.qkv = nn.ModuleList([nn.Linear(12, 12) for _ in range(3)])
         self.proj = nn.Linear(12, 12)
 
     def forward(self, x: Tensor) -> Tensor:
         split = [layer(x) for layer in self.qkv]
-        q, k, v = (
-            y.reshape(*y.shape[:2], self.heads, y.shape[-1] // self.heads).transpose(1, 2) for y in split
-        )
+        q, k, v = (y.reshape(*y.shape[:2], 4, y.shape[-1] // 4).transpose(1, 2) for y in split)
         return self.proj(((q @ k.transpose(-1, -2)).softmax(-1) @ v).transpose(1, 2).flatten(2))
 
 
@@ -364,3 +361,29 @@ def test_a_line_that_would_have_to_say_two_sizes_is_refused_by_name() -> None:
     plan = sc.Plan.build(graph, keep, allocator="by hand", settings={})
     with pytest.raises(sc.ApplyError, match="one size for every run of a line"):
         sc.apply(model, plan, "module", graph=graph)
+
+
+class Split(nn.Module):
+    """Splits each layer's result in two; of the last, nothing reads the second part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(4, 12), nn.Linear(8, 12)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = torch.zeros(len(x), 4, dtype=x.dtype)
+        for layer in self.layers:
+            both = layer(x).relu()
+            first = first + both[:, :4].cumsum(1)
+            x = both[:, -8:]
+        return first
+
+
+def test_a_run_whose_result_nothing_reads_does_not_stop_the_others() -> None:
+    torch.manual_seed(0)
+    model, x = Split().double().eval(), torch.randn(3, 4, dtype=torch.float64)
+    graph = sc.trace(model, x)
+    plan = sc.Plan.build(graph, {"layers.0": np.arange(8) > 1}, allocator="by hand", settings={})
+    small = sc.apply(model, plan, "module", graph=graph)
+    assert sc.verify(model, small, plan, x).difference < 1e-12
+    assert small.layers[1].in_features == 6

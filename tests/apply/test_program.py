@@ -123,3 +123,29 @@ def test_a_program_takes_the_sizes_that_the_model_takes(way: str) -> None:
         for training in (False, True):
             assert torch.allclose(small.train(training)(other), masked.train(training)(other), atol=1e-12)
     assert small.float()(torch.randn(3, 7, 6)).dtype == torch.float32
+
+
+class Negative(nn.Module):
+    """Computes with a size where autocast is off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        with torch.autocast("cpu", enabled=False):
+            turned = torch.arange(x.shape[1], device=x.device)[-(x.shape[1] - 1) :]
+            h = h * turned.cos().sum()
+        return self.b(h)
+
+
+def test_arithmetic_on_sizes_in_an_autocast_region() -> None:
+    torch.manual_seed(0)
+    model, x = Negative().double().eval(), torch.randn(2, 5, 4, dtype=torch.float64)
+    graph = sc.trace(model, x)
+    plan = sc.Uniform(ratio=0.25).allocate(graph, sc.score(graph, None, "magnitude"))
+    small, masked = sc.apply(model, plan, "graph", graph=graph), sc.apply(model, plan, "masked")
+    for length in (5, 9):
+        x = torch.randn(3, length, 4, dtype=torch.float64)
+        torch.testing.assert_close(small(x), masked(x))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -75,6 +76,36 @@ class Impossible(Base):
         h = self.a(x).relu()
         assert h.shape[-1] == 16
         return h
+
+
+class Divided(nn.Module):
+    """Divides a size that it reads off a tensor by its number of heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = 4
+        self.qkv, self.out = nn.ModuleList([nn.Linear(6, 12) for _ in range(3)]), nn.Linear(12, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        split = [layer(x) for layer in self.qkv]
+        q, k, v = (
+            y.reshape(*y.shape[:2], self.heads, y.shape[-1] // self.heads).transpose(1, 2) for y in split
+        )
+        mixed = (q @ k.transpose(-1, -2)).softmax(-1) @ v
+        if mixed.shape[1] != self.heads:
+            raise ValueError(f"expected {self.heads} heads")
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+def test_the_size_of_a_head_is_read_off_and_their_number_follows() -> None:
+    torch.manual_seed(0)
+    model, x = Divided().double().eval(), torch.randn(2, 5, 6, dtype=torch.float64)
+    graph = sc.trace(model, x)
+    keep = {g.name: np.arange(g.size) != 1 for g in graph.groups if g.size == 4}
+    plan = sc.Plan.build(graph, keep, allocator="by hand", settings={})
+    small = sc.apply(model, plan, "module", graph=graph)
+    assert (small.heads, sc.record_of(small).captured) == (3, ())
+    torch.testing.assert_close(small(x), sc.apply(model, plan, "masked")(x), rtol=1e-11, atol=1e-11)
 
 
 def applied(make: Callable[[], nn.Module]) -> tuple[nn.Module, nn.Module]:

@@ -87,3 +87,44 @@ def test_a_plan_made_with_methods_is_applied_and_loaded_without_its_graph(tmp_pa
 def test_an_unknown_method_is_refused() -> None:
     with pytest.raises(sc.SettingError, match="expected a method of Auxiliary"):
         sc.trace(Auxiliary().eval(), torch.randn(2, 3, 8, 8), methods=["embed"])
+
+
+class Forgetful(nn.Module):
+    """Holds a layer that only its constructor names, and says what else it runs by another way."""
+
+    def __init__(self, by_name: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.by_name = nn.Linear(4, 8), nn.Linear(8, 3), by_name
+        self.norm = nn.BatchNorm1d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        return self.b(getattr(self, "no" + "rm")(h) if self.by_name and len(x) > 90 else h)
+
+
+class Plainly(Forgetful):
+    """The same without a way to run it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x))
+
+
+@pytest.mark.parametrize(("make", "groups"), [(Forgetful, []), (Plainly, ["inner.a"])])
+def test_a_layer_that_no_code_reaches_keeps_no_inputs(make: type[Forgetful], groups: list[str]) -> None:
+    model = Named(make(True)).eval()
+    if not groups:
+        with pytest.raises(sc.NothingToPruneError, match=r"may feed inner\.norm"):
+            sc.trace(model, torch.randn(2, 4))
+        return
+    assert [g.name for g in sc.trace(model, torch.randn(2, 4)).groups] == groups
+
+
+class Named(nn.Module):
+    """Names what it holds."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)

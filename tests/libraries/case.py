@@ -32,6 +32,7 @@ class Case:
         fresh: Whether it is traced as its constructor leaves it, before any forward pass.
         half: Whether the dense model can run in half precision at all.
         inexact: Whether an operator mixes all of its units, so that it can only be pruned inexactly.
+        round_to: What the number of units left of each group is a multiple of.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Case:
     uses: Mapping[str, Use] | None = None
     fresh: bool = False
     inexact: bool = False
+    round_to: int = 1
 
     def model(self) -> nn.Module:
         """The model in eval mode, with random weights of which none is constant, and settled batch norms."""

@@ -73,6 +73,8 @@ class _Convolutions(nn.Module):
 
 def _convolutions(kind: str, *args: Any, inputs: Any = _graph, **options: Any) -> Case:
     def make() -> nn.Module:
+        # Else relational convolutions choose a kernel by the data, which no capture can hold.
+        import_module("torch_geometric.backend").use_segment_matmul = False
         model = _Convolutions(kind, *args, **options)
         with torch.no_grad():
             model(*inputs(1, (7, 12)))

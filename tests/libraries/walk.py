@@ -7,7 +7,6 @@ prints what was found as one line of JSON.
 
 from __future__ import annotations
 
-import copy
 import json
 import sys
 import tempfile
@@ -18,15 +17,21 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import secateur as sc
 from secateur.apply.compare import relative_difference, run, run_in_double
+from secateur.apply.copying import duplicate
 from tests.libraries.case import Case, Inputs
 from tests.libraries.importing import prepare
 from tests.zoo.walk import RATIO, TOLERANCE, random_keep
+
+Masks = dict[str, NDArray[np.bool_]]
+"""By group, which units stay."""
 
 USED_TOLERANCE = 1e-3
 """Largest relative difference of what a use returns: it runs in single precision."""
@@ -103,7 +108,7 @@ def _training(model: nn.Module, dtype: torch.dtype) -> Iterator[nn.Module]:
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        model = copy.deepcopy(model).to(dtype)
+        model = duplicate(model).to(dtype)
         for parameter in model.parameters():
             parameter.requires_grad_(True)
         yield model.train()
@@ -167,11 +172,12 @@ def walk(case: Case) -> Found:
     model = case.model()
     inputs = _drawn(case, case.batches[0], case.sizes[0])
     args, kwargs = _split(inputs)
-    if not _varies(_seeded(run, copy.deepcopy(model), args, kwargs)):
+    if not _varies(_seeded(run, duplicate(model), args, kwargs)):
         raise AssertionError(f"{case.name}: expected finite outputs, and one that varies.")
     try:
         graph = sc.trace(model, inputs, allow_inexact=case.inexact)
-        plan = sc.Plan.build(graph, random_keep(graph), allocator="random", settings={"ratio": RATIO})
+        keep = rounded(random_keep(graph), case.round_to)
+        plan = sc.Plan.build(graph, keep, allocator="random", settings={"ratio": RATIO})
         small = sc.apply(model, plan, "auto", graph=graph, example_inputs=inputs)
     except Exception as error:
         found.form = "refused"
@@ -191,12 +197,19 @@ def walk(case: Case) -> Found:
     for title, use in (case.uses or {}).items():
         found.check(
             title,
-            lambda use=use: _seeded(use, copy.deepcopy(reference)),
+            lambda use=use: _seeded(use, duplicate(reference)),
             lambda wanted, use=use: _compared(
-                _tensors(_seeded(use, copy.deepcopy(small))), _tensors(wanted), USED_TOLERANCE
+                _tensors(_seeded(use, duplicate(small))), _tensors(wanted), USED_TOLERANCE
             ),
         )
     return found
+
+
+def rounded(masks: Masks, multiple: int) -> Masks:
+    """The masks with a few units more, so that a multiple of a number is kept where that can be."""
+    for mask in masks.values():
+        mask[np.flatnonzero(~mask)[: -int(mask.sum()) % multiple]] = True
+    return masks
 
 
 def _tensors(value: Any) -> list[Tensor]:
@@ -244,7 +257,7 @@ def _check_half(found: Found, case: Case, reference: nn.Module, small: nn.Module
 
     def outputs(model: nn.Module, dtype: torch.dtype) -> list[Tensor]:
         args, kwargs = _cast(inputs, dtype)
-        return _seeded(run, copy.deepcopy(model).to(dtype), args, kwargs)
+        return _seeded(run, duplicate(model).to(dtype), args, kwargs)
 
     def dense() -> tuple[list[Tensor], torch.dtype]:
         try:
@@ -264,7 +277,7 @@ def _reloaded(small: nn.Module, model: nn.Module, inputs: Inputs) -> str:
     args, kwargs = _split(inputs)
     with tempfile.TemporaryDirectory() as folder:
         sc.save(small, Path(folder))
-        again = sc.load(Path(folder), lambda: copy.deepcopy(model), example_inputs=inputs)
+        again = sc.load(Path(folder), lambda: duplicate(model), example_inputs=inputs)
     return _compared(_seeded(run, again, args, kwargs), _seeded(run, small, args, kwargs), 0.0)
 
 

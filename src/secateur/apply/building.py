@@ -253,9 +253,9 @@ class _Builder:
         return self._emit(node, target, tuple(args), kwargs)
 
     def _emit(self, node: fx.Node, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
-        """A call in the modes of the captured one."""
+        """A call in the modes of the captured one; arithmetic on sizes knows no modes."""
         modes = modes_of(node)
-        if modes:
+        if modes and isinstance(target, torch._ops.OpOverload):
             return self.out.call_function(in_modes, (modes, target, *args), kwargs)
         return self.out.call_function(target, args, kwargs)
 

@@ -76,11 +76,15 @@ Needs = Mapping[int, Need]
 
 @dataclass(frozen=True)
 class Run:
-    """A sized call of the smaller model: what it has to say, and whether it says so without help."""
+    """A sized call of the smaller model: what it has to say, and whether it says so without help.
+
+    Nothing is known of a call that the captured program has not, because nothing reads what it gives.
+    """
 
     call: Recorded
     needs: Needs
     fitting: bool
+    known: bool = True
 
 
 @dataclass
@@ -113,7 +117,7 @@ class Mender:
         fitting = all(calls.fits(call.name, steps[k], need, args, kwargs) for k, need in needs.items())
         if not fitting:
             needs = {k: calls.observed(call.name, need, args, kwargs) for k, need in needs.items()}
-        self.runs.append(Run(call, needs, fitting))
+        self.runs.append(Run(call, needs, fitting, known=bool(every)))
         return func(*args, **kwargs) if fitting else mended(func, call.name, steps, needs, args, kwargs)
 
     def _next(self, call: Recorded) -> Recorded:
@@ -176,6 +180,8 @@ def _several(run: Run) -> ApplyError:
 
 def _agree(run: Run, rule: Rule) -> bool:
     """Whether a rule is right for a run as well: it says the same, or changes nothing there."""
+    if not run.known:
+        return True
     if not run.fitting:
         return run.needs == dict(rule.needs)
     return all(_says(need, run.needs.get(k)) for k, need in rule.needs)

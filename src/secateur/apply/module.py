@@ -14,6 +14,7 @@ from secateur.apply.attributes import new_attributes
 from secateur.apply.copying import duplicate
 from secateur.apply.sizes import Sizes, set_sizes
 from secateur.apply.tensors import Removed, cut_like, kept, removed_positions, tensor_called
+from secateur.models import named_tensors
 from secateur.plan import Plan
 
 
@@ -48,14 +49,15 @@ def _drop_emptied(small: nn.Module, removed: Mapping[str, Removed]) -> None:
     """Take modules out of lists where the plan took all that their tensors hold: whole experts."""
     for path, module in list(small.named_modules()):
         if isinstance(module, nn.ModuleList):
-            stay = [m for name, m in module.named_children() if not _emptied(f"{path}.{name}", m, removed)]
+            # Not its children: a list may hold a module twice, and None.
+            stay = [m for name, m in module._modules.items() if not _emptied(f"{path}.{name}", m, removed)]
             if len(stay) < len(module):
                 module._modules = dict(zip(map(str, range(len(stay))), stay, strict=True))
 
 
-def _emptied(path: str, module: nn.Module, removed: Mapping[str, Removed]) -> bool:
+def _emptied(path: str, module: nn.Module | None, removed: Mapping[str, Removed]) -> bool:
     """Whether a module has tensors, and the plan took all that they hold."""
-    tensors = module.state_dict()
+    tensors = {} if module is None else named_tensors(module)
     return bool(tensors) and all(f"{path}.{k}" in removed and not t.numel() for k, t in tensors.items())
 
 

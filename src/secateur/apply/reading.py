@@ -33,6 +33,7 @@ from secateur.apply.configuration import (
     quietly,
 )
 from secateur.experts.empty import empty_weights
+from secateur.models import named_tensors
 
 Shapes = Mapping[str, tuple[int, ...]]
 """State-dict name -> shape."""
@@ -49,7 +50,7 @@ _MOST_VALUES, _MOST_OPTIONS = 3, 8
 
 def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """The shapes of all tensors by name."""
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    return {name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()}
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from typing import Any, ParamSpec, TypeVar
 from torch import nn
 
 from secateur.apply.attributes import follows
+from secateur.apply.uncached import uncached
 from secateur.preserving import preserved
 
 Environment = Mapping[str, int]
@@ -72,9 +73,9 @@ def _combined(name: str) -> Callable[[Any, Any], Any]:
     return operate
 
 
-for _name in ("add", "sub", "mul", "floordiv", "mod"):
-    for _side in (f"__{_name}__", f"__r{_name}__"):
-        setattr(Tracked, _side, _combined(_side))
+# A plain number divided by an attribute gives a plain one: as a rule that is a tensor's size, which follows.
+for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "floordiv", "mod"):
+    setattr(Tracked, f"__{_name}__", _combined(f"__{_name}__"))
 
 
 def _negative(self: Tracked) -> Tracked:
@@ -152,10 +153,11 @@ def unnoted(function: Callable[P, R]) -> Callable[P, R]:
 def tracked(model: nn.Module) -> Iterator[Uses]:
     """Inside, the integers that modules hold as attributes are tracked; everything is restored afterwards.
 
-    That is integers, lists and tuples of them, and those in a configuration object that a module holds.
+    That is integers, lists and tuples of them, and those in a configuration object that a module holds. No
+    function gives numbers that it remembers from an earlier run.
     Layers whose attributes follow their tensors anyway are left out.
     """
-    with preserved(model):
+    with preserved(model), uncached():
         for path, module in model.named_modules():
             if not follows(module):
                 for name, value in list(vars(module).items()):

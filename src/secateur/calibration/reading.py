@@ -16,7 +16,7 @@ from secateur.calibration.hints import forward_hint
 from secateur.calibration.randomness import seeded
 from secateur.errors import CalibrationError
 from secateur.foreign import details, said
-from secateur.models import copied, evaluating
+from secateur.models import copied, device_of, evaluating
 
 Forward = Callable[[Callable[..., Any], Any], Any]
 """``forward(model, batch)``: calls the model on what the loader gave, and returns what the model gives."""
@@ -309,7 +309,7 @@ def recorded(
 
 def runs(model: nn.Module, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> bool:
     """Whether the model accepts a call; it is left as it was."""
-    device = next((t.device for t in model.state_dict().values()), torch.device("cpu"))
+    device = device_of(model)
     args, kwargs = pytree.tree_map_only(torch.Tensor, lambda t: t.to(device), (args, kwargs or {}))
     with evaluating(model), torch.no_grad(), seeded(0):
         try:

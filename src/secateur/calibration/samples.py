@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from secateur.calibration.randomness import seeded
-from secateur.models import evaluating
+from secateur.models import device_of, evaluating, named_tensors
 from secateur.outputs import close
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def samples_apart(batch: Batch) -> bool:
     inputs = [v for v in pytree.tree_leaves((batch.args, batch.kwargs)) if isinstance(v, Tensor) and v.ndim]
     alike = all(len(v) == batch.size for v in inputs)
     model = batch.reading.model
-    if model is None or batch.size < 2 or any(t.is_meta for t in model.state_dict().values()):
+    if model is None or batch.size < 2 or any(t.is_meta for t in named_tensors(model).values()):
         return alike or model is None
     few = min(FEW, batch.size)
     part = batch.samples(0, few)
@@ -62,7 +62,7 @@ def samples_apart(batch: Batch) -> bool:
 
 
 def _outputs(batch: Batch, model: Any, seed: int = 0) -> list[Tensor]:
-    device = next((t.device for t in model.state_dict().values()), torch.device("cpu"))
+    device = device_of(model)
     with seeded(seed):
         found = batch.to(device).run(model)
     return [v for v in pytree.tree_leaves(found) if isinstance(v, Tensor) and v.is_floating_point()]

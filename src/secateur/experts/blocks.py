@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur.models import named_tensors
+
 _COUNTS = re.compile("expert", re.IGNORECASE)
 _OTHER_COUNTS = re.compile("per_tok|shared|top_?k|size|dim|group|layer|freq|step", re.IGNORECASE)
 _TOP_K = ("top_k", "topk", "num_experts_per_tok", "num_experts_per_token", "moe_top_k")
@@ -94,7 +96,7 @@ def _listed(module: nn.Module) -> int:
     """The length of a list of modules with tensors of equal names and shapes; 0 if it is no such list."""
     if not isinstance(module, nn.ModuleList):
         return 0
-    shapes = {tuple((n, t.shape) for n, t in m.state_dict().items()) for m in module}
+    shapes = {tuple((n, t.shape) for n, t in named_tensors(m).items()) for m in module}
     return len(module) if len(shapes) == 1 and shapes.pop() else 0
 
 

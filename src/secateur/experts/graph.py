@@ -16,7 +16,7 @@ from secateur.experts.blocks import Block
 from secateur.graph.graph import fingerprint
 from secateur.graph.groups import Frozen, Group, Left, Slice
 from secateur.graph.inputs import InputSpec
-from secateur.models import device_of
+from secateur.models import device_of, named_tensors
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def group_of(model: nn.Module, block: Block) -> Group:
     slices = [Slice(tensor, 0, "produce", units, units) for tensor in block.tensors]
     if not block.fused:
         for number, (path, expert) in enumerate(model.get_submodule(block.experts).named_children()):
-            for name, tensor in expert.state_dict().items():
+            for name, tensor in named_tensors(expert).items():
                 full = f"{block.experts}.{path}.{name}"
                 if tensor.ndim:
                     rows = np.arange(len(tensor))

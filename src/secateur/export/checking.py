@@ -14,6 +14,7 @@ from secateur.errors import ExportError
 from secateur.export.trials import Trials
 from secateur.foreign import details, said
 from secateur.graph.inputs import batch_size
+from secateur.models import named_tensors
 
 Runs = Callable[[tuple[Any, ...], Mapping[str, Any]], list[torch.Tensor]]
 """Output tensors, flat, of what a file holds."""
@@ -43,7 +44,7 @@ def tolerance_of(trials: Trials, *, same_code: bool = False) -> float:
 
     For `same_code`, which rounds alike, it is 100 eps if that is less.
     """
-    tensors = (*trials.model.state_dict().values(), *trials.wanted[0])
+    tensors = (*named_tensors(trials.model).values(), *trials.wanted[0])
     eps = max((torch.finfo(t.dtype).eps for t in tensors if t.is_floating_point()), default=1e-14)
     return float(min(eps**0.5, 100 * eps) if same_code else eps**0.5)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import itertools
 import logging
 import warnings
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +23,9 @@ from secateur.foreign import details, line_of, said
 from secateur.graph.assertions import AssertionsHold
 from secateur.graph.inline import inline_regions
 from secateur.graph.inputs import Arguments, Place, batch_size, samples_of
+from secateur.graph.integers import integers_open
 from secateur.graph.lengths import lengths_open
+from secateur.graph.modulestack import failed_calls_left
 from secateur.graph.recurrences import shapes_known
 from secateur.graph.rules.op import hint, is_open
 from secateur.kernels import capturable
@@ -123,11 +126,12 @@ def _first_that_works(
         used, first = _used(model, fresh, general)
     if also is not None and first is None:
         attempts = [(fresh, general, shapes), (used, general, shapes), *attempts]
-    for state, arguments, axes in attempts:
-        if state is None:
+    for (state, arguments, axes), numbers in itertools.product(attempts, (False, True)):
+        if state is None or (numbers and not _reads_number(first)):
             continue
         try:
-            program = _export(model, state, arguments, axes)
+            with integers_open() if numbers else nullcontext():
+                program = _export(model, state, arguments, axes)
         except Exception as error:  # whatever stops one way, another may still work
             first = first or error
             continue
@@ -139,6 +143,11 @@ def _first_that_works(
         f"trace: torch.export could not capture {type(model).__name__}: {said(first, capturing=True)}.",
         details(first),
     ) from first
+
+
+def _reads_number(error: Exception | None) -> bool:
+    """Whether a capture stopped where the code takes a Python number from a tensor."""
+    return "Could not extract specialized integer" in str(error)
 
 
 def _used(model: nn.Module, fresh: State, arguments: Arguments) -> tuple[State | None, Exception | None]:
@@ -168,7 +177,12 @@ def _export(
 ) -> ExportedProgram:
     state.restore()
     model.register_forward_hook(lambda module, args, output: opened(output))  # until the state is restored
-    with AssertionsHold(), lengths_open(), seeded(0):  # the user's random numbers stay where they are
+    with (
+        AssertionsHold(),
+        lengths_open(),
+        failed_calls_left(),
+        seeded(0),
+    ):  # the user's random numbers stay where they are
         program = export(model, *arguments, dynamic_shapes=axes, strict=False)  # type: ignore[arg-type]
     _drop_mistaken_writes(program, model, state, arguments)
     return program

@@ -25,11 +25,12 @@ from secateur.graph.programs import Programs
 from secateur.graph.rules.op import Walk
 from secateur.graph.views import View
 from secateur.graph.walk import Tensor, tensor_of
+from secateur.models import named_tensors
 
 
 def fingerprint(model: nn.Module) -> str:
     """A hash of the state dict's names and shapes: equal for models that the same plans fit. [hex]"""
-    lines = [f"{name} {tuple(tensor.shape)}" for name, tensor in sorted(model.state_dict().items())]
+    lines = [f"{name} {tuple(tensor.shape)}" for name, tensor in sorted(named_tensors(model).items())]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 

@@ -25,7 +25,7 @@ from secateur.graph.openaxes import larger_arguments, open_inputs
 from secateur.graph.programs import Programs, values_at
 from secateur.graph.views import further_views
 from secateur.graph.walk import keep_inputs_of, walk
-from secateur.models import unwrap
+from secateur.models import named_tensors, unwrap
 from secateur.modes import require_plain_modes
 
 
@@ -76,7 +76,7 @@ def trace(
     require_plain_code(model)
     require_parameters(model)
     require_no_masks(model)
-    device = next((t.device for t in model.state_dict().values()), None)
+    device = next((t.device for t in named_tensors(model).values()), None)
     reading = Reading(model, forward)
 
     def arguments(inputs: Any) -> Arguments:

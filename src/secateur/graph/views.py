@@ -100,28 +100,41 @@ def further_views(
     return views, [n for n in _names(program, unread) if _is_named(model, n)]
 
 
-def _is_named(model: nn.Module, name: str) -> bool:
-    """Whether a method of the modules that hold a tensor names it or its holder.
+_INDIRECT = frozenset(
+    {"getattr", "children", "modules", "named_children", "named_modules", "get_submodule", "_modules"}
+)
+"""How code may reach a submodule without naming it."""
 
-    The forward pass too: a branch of it may read the tensor, for an argument that was not given.
+
+def _is_named(model: nn.Module, name: str) -> bool:
+    """Whether methods name a tensor and each module on the way to it, so that one of them may read it.
+
+    The forward pass counts too: a branch of it may read the tensor, for an argument that was not given.
+    PyTorch's own modules read all that they hold.
     """
-    holder, path = model, ""
+    holder, seen = model, set[str]()
     for attribute in name.split("."):
-        functions = {
-            key: value
-            for kind in reversed(type(holder).__mro__)
-            if not kind.__module__.startswith("torch.")
-            for key, value in vars(kind).items()
-        }
-        for key, value in functions.items():
-            code = getattr(getattr(value, "fget", value), "__code__", None)
-            if key != "__init__" and code is not None and attribute in _names_in(code):
-                return True
-        path = f"{path}.{attribute}".lstrip(".")
-        if path == name:
-            break
-        holder = model.get_submodule(path)
-    return False
+        names = _names_of(type(holder))
+        seen |= names
+        own = type(holder).__module__.startswith("torch.")
+        if not (own or attribute in seen or names & _INDIRECT):
+            return False
+        holder = getattr(holder, attribute)
+    return True
+
+
+def _names_of(cls: type) -> set[str]:
+    """What the methods of a class name, but its constructor; PyTorch's classes are left out."""
+    functions = {
+        key: value
+        for kind in reversed(cls.__mro__)
+        if not kind.__module__.startswith("torch.")
+        for key, value in vars(kind).items()
+    }
+    codes = (
+        getattr(getattr(v, "fget", v), "__code__", None) for k, v in functions.items() if k != "__init__"
+    )
+    return set[str]().union(*(_names_in(code) for code in codes if code is not None))
 
 
 def _names_in(code: CodeType) -> set[str]:

@@ -26,7 +26,7 @@ from secateur.integrations.optimizers import carry, moves
 from secateur.integrations.schedule import Schedule
 from secateur.integrations.shapes import ROUNDS, pruned_record, rounds_of
 from secateur.integrations.wrappers import as_written, check_whole, refresh
-from secateur.models import device_of, unwrap
+from secateur.models import device_of, named_tensors, unwrap
 from secateur.plan import Plan
 from secateur.repair.methods import resolve as resolve_repairs
 from secateur.repair.repair import repair as repair_model
@@ -246,7 +246,7 @@ class GradualPruner:
 @torch.no_grad()
 def _agree(model: nn.Module) -> None:
     """Give every process the first one's tensors: each has counted batch-norm statistics on its own share."""
-    for tensor in model.state_dict().values():
+    for tensor in named_tensors(model).values():
         sent = tensor.contiguous()
         dist.broadcast(sent, 0)
         if sent is not tensor:

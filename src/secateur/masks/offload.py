@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import SettingError
+from secateur.models import named_tensors
 
 
 def stored(layer: nn.Module, name: str = "weight") -> Tensor:
@@ -52,7 +53,7 @@ def store(layer: nn.Module, value: Tensor, name: str = "weight") -> None:
 def values_of(model: nn.Module) -> dict[str, Tensor]:
     """The state dict, with the values of what is offloaded."""
     found: dict[str, Tensor] = {}
-    for name, tensor in model.state_dict().items():
+    for name, tensor in named_tensors(model).items():
         path, _, last = name.rpartition(".")
         found[name] = stored(model.get_submodule(path), last) if tensor.is_meta else tensor
     return found
@@ -69,7 +70,7 @@ def input_device(model: nn.Module) -> torch.device | None:
     """Where batches go; None where hooks of Accelerate's move them."""
     if getattr(model, "_hf_hook", None) is not None:
         return None
-    return next((t.device for t in model.state_dict().values() if not t.is_meta), torch.device("cpu"))
+    return next((t.device for t in named_tensors(model).values() if not t.is_meta), torch.device("cpu"))
 
 
 def _held(layer: nn.Module, name: str) -> bool:

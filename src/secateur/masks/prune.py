@@ -190,7 +190,12 @@ def prune(
         form="masked",
         note=record_of(small).note,
         takes=record_of(small).takes,
-        proof={"difference": 0.0, "tolerance": 0.0, "reference": "masks", "outputs": len(model.state_dict())},
+        proof={
+            "difference": 0.0,
+            "tolerance": 0.0,
+            "reference": "masks",
+            "outputs": len(model.state_dict()),
+        },
         repairs=record_of(repaired).repairs,
         certificates=dict(plan.certificates),
         contest=contest,

@@ -13,7 +13,7 @@ from secateur.apply.record import attach, record_of, with_repairs
 from secateur.calibration import Calibration, Forward, seeded
 from secateur.graph.graph import Graph
 from secateur.graph.trace import trace
-from secateur.models import unwrap
+from secateur.models import named_tensors, unwrap
 from secateur.modes import require_plain_modes
 from secateur.repair.folds import folds_of
 from secateur.repair.judging import Judge
@@ -129,6 +129,6 @@ def flush_subnormals(model: nn.Module) -> None:
     Half precision is left alone: its small values matter, and are computed with in single precision.
     """
     with torch.no_grad():
-        for tensor in model.state_dict().values():
+        for tensor in named_tensors(model).values():
             if tensor.dtype in (torch.float32, torch.float64):
                 tensor[tensor.abs() < torch.finfo(tensor.dtype).tiny] = 0

@@ -1,0 +1,35 @@
+"""Functions that remember what they returned, run anew."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from secateur.preserving import is_own
+
+_CACHED = type(functools.cache(lambda: None))
+
+
+@contextmanager
+def uncached() -> Iterator[None]:
+    """Inside, what the user and libraries decorate with `functools.lru_cache` runs each time.
+
+    Einops remembers sizes that way: a number that was tracked would come back as a plain one that an earlier
+    run has left, because both are equal. The caches themselves are left as they are.
+    """
+    # By type: some values warn when asked for anything else.
+    found = [
+        (module, name, value)
+        for module in list(sys.modules.values())
+        for name, value in list(vars(module).items())
+        if type(value) is _CACHED and is_own(value.__module__)
+    ]
+    try:
+        for module, name, value in found:
+            setattr(module, name, value.__wrapped__)
+        yield
+    finally:
+        for module, name, value in found:
+            setattr(module, name, value)

@@ -1,0 +1,55 @@
+"""``int(tensor)`` in a capture."""
+
+from __future__ import annotations
+
+import builtins
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import secateur as sc
+from secateur.graph.integers import integers_open
+
+
+class Pooled(nn.Module):
+    """Adds up the nodes of each graph; the data say how many graphs there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor, graph: Tensor) -> Tensor:
+        count = int(graph.max()) + 1
+        assert isinstance(count, int | torch.SymInt)
+        nodes = self.a(x).relu()
+        return self.b(nodes.new_zeros(count, nodes.shape[1]).index_add(0, graph, nodes))
+
+
+def test_a_number_of_graphs_that_the_data_say_does_not_stop_a_capture() -> None:
+    torch.manual_seed(0)
+    model = Pooled().double().eval()
+    given = (torch.randn(5, 4, dtype=torch.float64), torch.tensor([0, 0, 1, 1, 1]))
+    graph = sc.trace(model, given)
+    plan = sc.Uniform(ratio=0.25).allocate(graph, sc.score(graph, None, "magnitude"))
+    small, masked = sc.apply(model, plan, graph=graph), sc.apply(model, plan, "masked")
+    assert sc.record_of(small).form == "module"
+    other = (torch.randn(7, 4, dtype=torch.float64), torch.tensor([0, 2, 1, 1, 3, 3, 0]))
+    torch.testing.assert_close(small(*other), masked(*other))
+
+
+def test_all_other_numbers_are_pythons_own() -> None:
+    with integers_open():
+        assert int is not builtins.int
+        assert [int("12"), int(2.5), 0, int("a", 16), int(torch.tensor(2.5))] == [12, 2, 0, 10, 2]
+        assert isinstance(3, int)
+        assert not isinstance("3", int)
+        assert issubclass(bool, int)
+    assert int is builtins.int
+
+
+def test_it_comes_back_after_an_error() -> None:
+    with pytest.raises(ValueError, match="stop"), integers_open():
+        raise ValueError("stop")
+    assert int is builtins.int
+    assert "int" not in globals()
