@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
+import pytest
 import torch
 from torch import Tensor, nn
 
 import secateur as sc
 from secateur.graph.inputs import Arguments, InputSpec, OpenAxis
-from secateur.graph.openaxes import find_open_axes
+from secateur.graph.openaxes import _candidates, find_open_axes
 
 
 class Pictures(nn.Module):
@@ -112,6 +115,16 @@ def test_nothing_is_drawn_that_the_model_cannot_take() -> None:
 
     x = torch.arange(18.0).reshape(6, 3)
     assert not sc.trace(Sorted().eval(), x).inputs.drawn
+
+
+@pytest.mark.parametrize("size", [2, 3, 5, 8, 9, 10, 32, 224])
+def test_the_first_other_sizes_are_not_the_same_inside(size: int) -> None:
+    """Neither behind a stride of two, nor to code that asks whether a size is odd."""
+    first, *_ = others = _candidates(size)
+    assert size not in others
+    assert min(others) >= 2
+    assert (first - size) % 2
+    assert size < 4 or math.ceil(first / 2) != math.ceil(size / 2)
 
 
 def test_a_grouping_that_holds_at_one_size_only_is_none() -> None:

@@ -13,7 +13,7 @@ import secateur as sc
 from secateur.calibration import Calibration
 from secateur.graph import programs as programs_module
 from secateur.graph.matching import matched
-from secateur.graph.programs import Programs, leaves_of, shapes_of
+from secateur.graph.programs import Programs, leaves_of, shapes_of, values_at
 from secateur.graph.resizing import graph_at
 from tests.lengths import SIZES, batches, network
 
@@ -43,6 +43,47 @@ def test_an_axis_that_differs_is_captured_as_one_of_any_size() -> None:
     assert shapes_of(found[1]) == {"[0][0]": (None, None)}
     assert found[0] is graph.program
     assert len({id(p) for p in found}) == 2
+
+
+class Held(nn.Module):
+    """Adds a table of positions, cut to a length that capture holds as a number, or asks for no size."""
+
+    def __init__(self, *, held: bool) -> None:
+        super().__init__()
+        self.layer, self.table, self.held = nn.Linear(4, 6), nn.Parameter(torch.randn(9, 6)), held
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layer(x)
+        return (y + self.table[: int(np.array(x.shape[1]))]).mean(1) if self.held else y.relu()
+
+
+def test_what_a_program_gives_at_another_size_is_known_where_it_is_right_there() -> None:
+    x, y = torch.randn(2, 3, 4), torch.randn(3, 5, 4)
+    model = Held(held=False).eval()
+    program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("b"), 1: None},))
+    values = values_at(program, model, [y])
+    assert values is not None
+    *_, result = (node for node in program.graph.nodes if node.op == "call_function")
+    assert (values[result].shape, values[result].device.type) == ((3, 5, 6), "meta")
+    model = Held(held=True).eval()
+    assert values_at(torch.export.export(model, (x,)), model, [x]) is not None
+    assert values_at(torch.export.export(model, (x,)), model, [y]) is None
+
+
+def test_trace_captures_once_where_the_program_is_right_at_other_sizes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from secateur.graph import trace as trace_module
+
+    captured: list[bool] = []
+    true = trace_module.capture
+    monkeypatch.setattr(trace_module, "capture", lambda *a, **k: captured.append(True) or true(*a, **k))
+    for held, times in ((False, 1), (True, 2)):
+        captured.clear()
+        model = nn.Sequential(nn.Linear(4, 4), Held(held=held), nn.Linear(6, 2)).eval()
+        graph = sc.trace(model, torch.randn(2, 3, 4))
+        assert [(a.size, a.other) for a in graph.inputs.open if not a.batch] == [(3, 2)]
+        assert len(captured) == times
 
 
 def test_a_size_that_the_code_holds_has_a_program_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
