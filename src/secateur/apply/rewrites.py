@@ -127,6 +127,35 @@ def reshaped_sizes(call: Call) -> None:
     _sizes(call, name, call.after, inferred=True)
 
 
+def sizes_of_another(call: Call) -> None:
+    """expand_as, view_as, reshape_as: written as sizes where those of the other tensor are not the output's.
+
+    Raises:
+        ApplyError: If sizes that depend on the input cannot be written down.
+    """
+    x, other = call.arguments["self"], call.arguments["other"]
+    if [int(m.sum()) for m in call.after] == [int(m.sum()) for m in call.before(other)]:
+        return
+    shape, own = call.node.meta["val"].shape, x.meta["val"].shape
+    name = str(call.target).split(".")[1].removesuffix("_as")
+    sizes = [int(mask.sum()) for mask in call.after]
+    opened = [k for k, size in enumerate(shape) if is_open(size)]
+    new = len(shape) - len(own)
+    if name == "expand":
+        given = all(k >= new and hint(own[k - new]) == hint(shape[k]) for k in opened)
+    else:
+        given = len(opened) < 2
+    if not given:
+        raise ApplyError(
+            f"apply: expected sizes known beforehand at {where(call.node) or call.node}, got some that "
+            f"depend on the size of the input. Leave the group out of the plan, or use form='module'."
+        )
+    call.target = getattr(torch.ops.aten, name).default
+    call.arguments = {"self": x, "size": [-1 if k in opened else size for k, size in enumerate(sizes)]}
+    if name == "reshape":
+        call.arguments["shape"] = call.arguments.pop("size")
+
+
 def unflatten(call: Call) -> None:
     """The sizes are those of the new axes."""
     dim = call.integer("dim") % len(call.before(call.arguments["self"]))
@@ -295,6 +324,7 @@ REWRITES: dict[str, Rewrite] = {
         ("view.default", "reshape.default", "_unsafe_view.default", "_reshape_alias.default"), reshaped_sizes
     ),
     **dict.fromkeys(("expand.default", "broadcast_to.default"), output_sizes),
+    **dict.fromkeys(("expand_as.default", "view_as.default", "reshape_as.default"), sizes_of_another),
     **dict.fromkeys(("zeros.default", "ones.default", "full.default", "empty.memory_format"), output_sizes),
     **dict.fromkeys((f"{n}.{o}" for n in ("rand", "randn") for o in ("default", "generator")), output_sizes),
     **dict.fromkeys((f"randint.{o}" for o in ("default", "generator", "low", "low_generator")), output_sizes),
