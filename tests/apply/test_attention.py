@@ -554,7 +554,7 @@ def test_an_output_narrower_than_the_input() -> None:
                 torch.testing.assert_close(small(given_), sc.apply(model, plan, "masked")(given_))
 
 
-@pytest.mark.parametrize("name", ["encoder", "transformer"])
+@pytest.mark.parametrize("name", ["encoder", pytest.param("transformer", marks=pytest.mark.slow)])
 def test_narrower_streams(name: str) -> None:
     make, inputs = MODELS[name]
     model = randomised(make()).eval()

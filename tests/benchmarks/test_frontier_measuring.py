@@ -15,7 +15,7 @@ from benchmarks.frontier.workload import macs, params
 from benchmarks.small_networks import RECIPES
 
 
-@pytest.mark.parametrize("name", ["resnet18", "deit"])
+@pytest.mark.parametrize("name", ["resnet18", pytest.param("deit", marks=pytest.mark.slow)])
 def test_the_counter_agrees_with_the_trace(name: str) -> None:
     model, images = RECIPES[name].make().eval(), torch.zeros(2, 3, 32, 32)
     cost = sc.trace(model, images).cost()

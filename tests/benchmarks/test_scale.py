@@ -158,8 +158,16 @@ def test_products_of_the_columns_of_a_reader() -> None:
     assert amounts["matmul float32"] == columns + 8 * HEAD
 
 
-@pytest.mark.parametrize("limit", [1 << 30, 0])
-@pytest.mark.parametrize("method", ["variance", "reconstruct"])
+@pytest.mark.parametrize(
+    ("method", "limit"),
+    [
+        ("reconstruct", 1 << 30),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("reconstruct", 0), ("variance", 1 << 30), ("variance", 0))
+        ),
+    ],
+)
 def test_products_of_a_sweep(method: str, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two batches; those that cannot be held are read from files and written again."""
     monkeypatch.setattr(frontier, "HELD_BYTES", limit)

@@ -60,6 +60,7 @@ def test_every_command_has_an_example() -> None:
             example(command)
 
 
+@pytest.mark.slow
 def test_the_examples_in_each_help_run_one_after_another(folder: Path) -> None:
     order = ("init", "inspect", "score", "plan", "apply", "repair")
     for command in (*order, *(each for each in COMMANDS if each not in order)):

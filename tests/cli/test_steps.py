@@ -29,7 +29,7 @@ def done(*arguments: str) -> str:
         (("--allocator", "uniform", "--removal", "random"), "variance"),
     ],
 )
-@pytest.mark.parametrize("form", ["module", "graph"])
+@pytest.mark.parametrize("form", ["module", pytest.param("graph", marks=pytest.mark.slow)])
 # torch warns of its own internals when an exported program is copied.
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
 def test_step_by_step_equals_prune(folder: Path, rule: tuple[str, ...], methods: str, form: str) -> None:

@@ -161,7 +161,9 @@ def test_measuring_leaves_the_model_alone() -> None:
     assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
 
 
-@pytest.mark.parametrize(("kept", "family"), [(16, "mixtral"), (16, "gptoss")])
+@pytest.mark.parametrize(
+    ("kept", "family"), [(16, "mixtral"), pytest.param(16, "gptoss", marks=pytest.mark.slow)]
+)
 def test_half_precision_in_rows_that_the_kernel_reads(kept: int, family: str) -> None:
     model, ids = make(family).bfloat16(), words()
     graph = sc.trace(model, ids)

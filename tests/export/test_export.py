@@ -36,7 +36,7 @@ def answers(path: Path, x: Tensor) -> Tensor:
     return torch.as_tensor(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
 
 
-@pytest.mark.parametrize("form", ["module", "graph", "masked"])
+@pytest.mark.parametrize("form", ["module", "graph", pytest.param("masked", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
 def test_every_form_at_other_batch_sizes(tmp_path: Path, form: Any, suffix: str) -> None:
     model = build("residual", torch.float32)

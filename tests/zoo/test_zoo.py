@@ -8,7 +8,7 @@ from tests.zoo.entry import Entry
 from tests.zoo.models import ENTRIES, ZOO
 from tests.zoo.walk import TOLERANCE, walk
 
-QUICK = frozenset({"unet", "grouped_queries", "llama"})
+QUICK = frozenset({"unet", "grouped_queries"})
 """Those that `make test` runs too."""
 
 
