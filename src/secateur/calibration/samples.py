@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from secateur.calibration.randomness import seeded
 from secateur.models import device_of, evaluating, named_tensors
-from secateur.outputs import close
+from secateur.outputs import close, tensors_of
 
 if TYPE_CHECKING:
     from secateur.calibration.batch import Batch
@@ -65,4 +65,4 @@ def _outputs(batch: Batch, model: Any, seed: int = 0) -> list[Tensor]:
     device = device_of(model)
     with seeded(seed):
         found = batch.to(device).run(model)
-    return [v for v in pytree.tree_leaves(found) if isinstance(v, Tensor) and v.is_floating_point()]
+    return [v for v in tensors_of(found) if v.is_floating_point()]
