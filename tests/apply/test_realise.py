@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import secateur as sc
+from secateur.apply import realise
 from tests.apply.plans import random_plan
 
 
@@ -42,6 +44,38 @@ def test_they_can_be_left_whole() -> None:
     assert [g.kept == g.size for g in record.plan.groups] == [False, True, False]
     assert record.plan.keep["first"].tolist() == plan.keep["first"].tolist()
     assert sc.verify(model, small, record.plan, x).difference <= 1e-9
+
+
+class Repeated(nn.Module):
+    """Equal blocks one after the other; `sound` of them, in the middle, can be expressed as modules."""
+
+    def __init__(self, count: int, sound: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6)) if k in sound else HalfHardCoded()
+            for k in range(count)
+        )
+        self.into = nn.ModuleList(nn.Linear(2, 3) for _ in range(count))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer, into in zip(self.layers, self.into, strict=True):
+            x = into(layer(x)) if isinstance(layer, HalfHardCoded) else into(layer(F.pad(x, (0, 3)))[..., :2])
+        return x
+
+
+def test_equal_layers_are_judged_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first and the last speak for all layers of their kind."""
+    trials: list[int] = []
+    true = realise.proven_module
+    monkeypatch.setattr(realise, "proven_module", lambda *a: trials.append(1) or true(*a))
+    model, x = Repeated(12, sound=(5,)).double().eval(), torch.randn(4, 3).double()
+    graph = sc.trace(model, x)
+    plan = random_plan(graph)
+    small = sc.apply(model, plan, graph=graph, example_inputs=x, on_unrealisable="leave")
+    whole = {g.name for g, asked in zip(sc.record_of(small).plan.groups, plan.groups, strict=True)
+             if g.kept == g.size and asked.kept < asked.size}  # fmt: skip
+    assert whole == {f"layers.{k}.second" for k in range(12) if k != 5}
+    assert len(trials) < 12
 
 
 class Doubtful(nn.Module):

@@ -39,6 +39,9 @@ from secateur.models import device_of, evaluating
 from secateur.outputs import is_finite_somewhere
 from secateur.plan import Plan
 
+MANY = 4
+"""Equal layers from which on the first and the last speak for all."""
+
 
 def proven_module(
     model: nn.Module,
@@ -230,8 +233,12 @@ def _note(mended: tuple[str, ...], without: tuple[str, ...]) -> str:
     return " ".join(parts)
 
 
+def _without_numbers(path: str) -> str:
+    return re.sub(r"\d+", "*", path)
+
+
 def _mended_note(mended: tuple[str, ...]) -> str:
-    alike = Counter(re.sub(r"\d+", "*", path) or "the model itself" for path in mended)
+    alike = Counter(_without_numbers(path) or "the model itself" for path in mended)
     names = (name if count == 1 else f"{name} ({count})" for name, count in alike.items())
     return f"modules whose code holds a size as a number, which is mended at the call: {', '.join(names)}."
 
@@ -302,8 +309,15 @@ def _failed(error: Exception, title: str = "the traced size") -> ApplyError:
 def unrealisable(
     model: nn.Module, graph: Graph, plan: Plan, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[str, ...]:
-    """The pruned groups of a plan that a smaller module cannot express, by halving the set of groups."""
-    pruned = [g.name for g in plan.groups if g.removed]
+    """The pruned groups of a plan that a smaller module cannot express, by halving the set of groups.
+
+    Groups whose names differ in numbers alone, as those of equal layers do, are judged together first. Where
+    the first and the last of many fail alone, all count as failing: each trial runs the whole model.
+    """
+    alike: dict[str, list[str]] = {}
+    for group in plan.groups:
+        if group.removed:
+            alike.setdefault(_without_numbers(group.name), []).append(group.name)
 
     def works(names: list[str]) -> bool:
         try:
@@ -312,8 +326,14 @@ def unrealisable(
             return False
         return True
 
-    failed = _failing(pruned, works)
-    return tuple(name for name in pruned if name in failed)
+    failed: list[str] = []
+    for kind in _failing(list(alike), lambda kinds: works([n for k in kinds for n in alike[k]])):
+        names = alike[kind]
+        all_fail = len(names) > MANY and not works(names[:1]) and not works(names[-1:])
+        failed += names if all_fail else _failing(names, works)
+    pruned = [g.name for g in plan.groups if g.removed]
+    left = [name for name in pruned if name not in failed]
+    return tuple(name for name in pruned if name in failed) if works(left) else tuple(pruned)
 
 
 def restricted(plan: Plan, graph: Graph, names: list[str]) -> Plan:
