@@ -50,14 +50,16 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true",
                         help="one seed and point, few images; results in benchmarks/cache")  # fmt: skip
     say = parser.add_mutually_exclusive_group()
-    say.add_argument("--tables", action="store_true", help="print what README shows")
+    say.add_argument("--tables", action="store_true", help="print what docs/figures.md shows")
     say.add_argument("--full", action="store_true", help="print every entrant's row")
     say.add_argument("--plots", action="store_true", help="draw every network")
     say.add_argument(
-        "--update", action="store_true", help="write README's part, the full tables and the plots"
+        "--update",
+        action="store_true",
+        help="write docs/figures.md's part, the full tables and plots",
     )
     say.add_argument(
-        "--check", action="store_true", help="fail unless README and the full tables are up to date"
+        "--check", action="store_true", help="fail unless docs/figures.md and the full tables are up to date"
     )
     return parser.parse_args()
 
@@ -100,7 +102,7 @@ def about(work: Workload) -> store.Run:
 
 
 def written(update: bool) -> int:
-    """Writes README's part, the full tables and the plots, or says whether the first two are up to date."""
+    """Writes the part of docs/figures.md, the tables and the plots, or says which are stale."""
     if update:
         report.update()
     stale = report.stale()

@@ -1,4 +1,4 @@
-"""What is written from the result files: README between two marker comments, the full tables, the plots."""
+"""What is written from the result files: a part of docs/figures.md, the full tables, the plots."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks.frontier import plots, store, tables
 from benchmarks.small_networks import NAMES
 
 FULL = results.FOLDER / "frontier.md"
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "figures.md"
 BEGIN, END = "<!-- frontier: begin -->", "<!-- frontier: end -->"
 
 
@@ -21,7 +21,7 @@ def between(text: str) -> str:
         ValueError: Not each marker is there once, in order.
     """
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(END) < text.index(BEGIN):
-        raise ValueError(f"README: expected {BEGIN} and behind it {END}, once each. Do put them in.")
+        raise ValueError(f"{PAGE.name}: expected {BEGIN} and behind it {END}, once each. Put them in.")
     return text[text.index(BEGIN) + len(BEGIN) : text.index(END)].strip("\n")
 
 
@@ -38,14 +38,14 @@ def contents(names: Sequence[str] = NAMES, folder: Path = results.FOLDER) -> lis
 
 
 def texts() -> dict[Path, str]:
-    """What README and the full tables should hold.
+    """What the page and the full tables should hold.
 
     Raises:
-        ValueError: README has no place for its part.
+        ValueError: The page has no place for its part.
     """
     found = contents()
     return {
-        README: replaced(README.read_text(), tables.short(found)),
+        PAGE: replaced(PAGE.read_text(), tables.short(found)),
         FULL: tables.full(found),
     }
 

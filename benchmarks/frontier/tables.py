@@ -1,4 +1,4 @@
-"""The markdown that README and the result folder carry, made from the result files alone."""
+"""The markdown that docs/figures.md and the result folder carry, made from the result files alone."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ STAGES = {COMES: "as it comes", REFRESHED: "batch norms re-estimated", REPAIRED:
 
 
 def short(contents: Sequence[Content]) -> str:
-    """What README shows: the best of each kind at every point of every network, and who wins where."""
+    """What docs/figures.md shows: the best of each kind at every point of every network; who wins where."""
     if not contents:
         return "No results yet: `python -m benchmarks.frontier`"
     first = contents[0]
