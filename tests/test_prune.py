@@ -1,4 +1,4 @@
-"""The whole street in one call."""
+"""The whole pipeline in one call."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def loader(name: str = "residual", *, labels: bool = True) -> DataLoader[Any]:
     return DataLoader(data, 12, shuffle=True)
 
 
-def test_every_step_of_the_street() -> None:
+def test_every_step_of_the_pipeline() -> None:
     model = build("residual", torch.float32)
     result = sc.prune(model, loader(), sc.Budget(macs=0.6), progress=False)
     assert isinstance(result.model, type(model))

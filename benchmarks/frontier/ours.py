@@ -104,7 +104,7 @@ class Fixed:
 
 @dataclass(frozen=True)
 class Auto:
-    """The whole street in one call, which chooses among rules by measuring on its calibration images."""
+    """The whole pipeline in one call, which chooses among rules by measuring on its calibration images."""
 
     workload: Workload
     name: str = AUTO

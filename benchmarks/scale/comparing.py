@@ -10,7 +10,7 @@ import numpy as np
 
 import secateur as sc
 from benchmarks.scale.networks import SMALL, on_meta
-from benchmarks.scale.predicting import STREETS, Phase, phases, units
+from benchmarks.scale.predicting import PIPELINES, Phase, phases, units
 from benchmarks.scale.subject import Subject
 from secateur.experts.allocate import allocate_experts
 from secateur.experts.score import score_experts
@@ -72,9 +72,9 @@ def predicted(name: str, subject: Subject, rates: Mapping[str, float]) -> dict[s
         "classes": subject.classes,
         "phases": rows,
     }
-    if units in STREETS[name]:
+    if units in PIPELINES[name]:
         found["passes"] = _passes(subject)
-    found["measured_here"] = _units_here(subject) if units in STREETS[name] else _experts_here(subject)
+    found["measured_here"] = _units_here(subject) if units in PIPELINES[name] else _experts_here(subject)
     return found
 
 

@@ -32,7 +32,7 @@ def trace(subject: Subject) -> Work:
 
 
 def units(subject: Subject) -> list[Phase]:
-    """The street for channels, neurons and heads."""
+    """The pipeline for channels, neurons and heads."""
     found = [
         Phase("trace", trace(subject)),
         Phase("score: taylor", scoring.taylor(subject), sent(subject, "taylor")),
@@ -73,7 +73,7 @@ def mixture(subject: Subject) -> list[Phase]:
     ]
 
 
-STREETS: dict[str, tuple[Callable[[Subject], list[Phase]], ...]] = {
+PIPELINES: dict[str, tuple[Callable[[Subject], list[Phase]], ...]] = {
     "resnet50": (units,),
     "deit_b": (units,),
     "llama_7b": (units, weights),
@@ -88,4 +88,4 @@ STREETS: dict[str, tuple[Callable[[Subject], list[Phase]], ...]] = {
 
 def phases(name: str, subject: Subject) -> list[Phase]:
     """All phases of a network."""
-    return [phase for street in STREETS[name] for phase in street(subject)]
+    return [phase for pipeline in PIPELINES[name] for phase in pipeline(subject)]

@@ -1,6 +1,6 @@
 """secateur: decide how much of each layer to prune, remove it, repair it, and prove it.
 
-The street, left to right: `trace`, `score`, an allocator's ``allocate``, `apply`, `repair`, `verify`,
+The pipeline, left to right: `trace`, `score`, an allocator's ``allocate``, `apply`, `repair`, `verify`,
 `save`. `prune` walks it in one call.
 """
 

@@ -90,7 +90,7 @@ from secateur.score import (
 from secateur.verify import Proof, verify
 
 __all__ = [  # noqa: RUF022 grouped by what a reader looks for
-    # The street
+    # The pipeline
     "prune",
     "trace",
     "score",

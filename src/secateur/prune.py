@@ -1,4 +1,4 @@
-"""The whole street in one call."""
+"""The whole pipeline in one call."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the calls that go the whole street share: their result, and how they fill in the report."""
+"""What the calls of the whole pipeline share: their result, and how they fill in the report."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def test_settings_are_checked() -> None:
             sc.RepairAware(**bad)  # type: ignore[arg-type]
 
 
-def test_the_whole_street() -> None:
+def test_the_whole_pipeline() -> None:
     data = [(torch.randn(16, 3, 8, 8),) for _ in range(4)]
     torch.manual_seed(0)
     net = nn.Sequential(

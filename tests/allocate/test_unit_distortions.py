@@ -139,7 +139,7 @@ def test_what_measuring_promises() -> None:
         unit_distortions(GRAPH, DATA, SCORES, "l1")
 
 
-def test_the_street_measures_curves() -> None:
+def test_the_pipeline_measures_curves() -> None:
     data = [(x, torch.arange(8) % 3) for x in DATA + DATA]
     result: Any = sc.prune(
         MODEL, data, sc.Budget(macs=0.6), Repairability(removal="l2"), measure_latency=False, progress=False

@@ -1,4 +1,4 @@
-"""The street step by step gives what `secateur prune` gives."""
+"""The pipeline step by step gives what `secateur prune` gives."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def page(name: str) -> str:
 
 def shown() -> list[str]:
     """What has to have an example: no errors, and nothing that only calls make."""
-    listed = [name for part in ("street", "rules", "signals") for name in LISTED.findall(page(part))]
+    listed = [name for part in ("steps", "rules", "signals") for name in LISTED.findall(page(part))]
     modules = {name: str(inspect.getmodule(getattr(sc, name)).__name__) for name in listed}  # type: ignore[union-attr]
     return [n for n, module in modules.items() if n not in BASES and not module.startswith(ELSEWHERE)]
 

@@ -179,7 +179,7 @@ def test_half_precision_in_rows_that_the_kernel_reads(kept: int, family: str) ->
 
 
 @pytest.mark.parametrize("family", ["qwen2", "plain"])
-def test_the_whole_street(family: str, tmp_path: Path) -> None:
+def test_the_whole_pipeline(family: str, tmp_path: Path) -> None:
     model = make(family)
     data = [{"input_ids": part, "labels": part} for part in words(20, 16).chunk(5)]
     if family == "plain":

@@ -17,7 +17,7 @@ def data() -> list[dict[str, torch.Tensor]]:
 
 
 @pytest.mark.parametrize("allocator", ["tod", "emp", sc.Uniform(removal="frequency*reap")])
-def test_the_whole_street(allocator: str | sc.ToD, tmp_path: Path) -> None:
+def test_the_whole_pipeline(allocator: str | sc.ToD, tmp_path: Path) -> None:
     model = make("qwen2")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     results = [

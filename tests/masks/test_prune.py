@@ -1,4 +1,4 @@
-"""The whole street for single weights."""
+"""The whole pipeline for single weights."""
 
 from __future__ import annotations
 

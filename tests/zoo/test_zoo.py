@@ -1,4 +1,4 @@
-"""Every architecture goes down the whole street; see `tests.zoo.walk` for what is checked on the way."""
+"""Every architecture goes through the whole pipeline; see `tests.zoo.walk` for what is checked on the way."""
 
 from __future__ import annotations
 

@@ -158,7 +158,7 @@ def rule_called(run: Run, name: str) -> Allocates:
 
 
 def only_units(command: str, run: Run) -> None:
-    """Refuse granularities that only the whole street knows.
+    """Refuse granularities that only the whole pipeline knows.
 
     Raises:
         SettingError: The run is not about units.

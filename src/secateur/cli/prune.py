@@ -1,4 +1,4 @@
-"""`secateur prune`: the whole street for a user's own model."""
+"""`secateur prune`: the whole pipeline for a user's own model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole street in one call, for experts: what `prune` does with ``granularity="expert"``."""
+"""The whole pipeline in one call, for experts: what `prune` does with ``granularity="expert"``."""
 
 from __future__ import annotations
 

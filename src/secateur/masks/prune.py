@@ -1,4 +1,4 @@
-"""The whole street for single weights: score, allocate, mask, check, repair, report."""
+"""The whole pipeline for single weights: score, allocate, mask, check, repair, report."""
 
 from __future__ import annotations
 
