@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import secateur as sc
 from secateur.apply.compare import run
@@ -397,3 +397,42 @@ def test_an_artefact_from_before_that_sentence_gets_it_when_loaded(tmp_path: Pat
     (tmp_path / RECORD).write_text(json.dumps(content))
     assert saving.saved_record(tmp_path).takes == ""
     assert sc.record_of(sc.load(tmp_path, other_weights("residual"))).takes == sc.record_of(small).takes
+
+
+class Extra(nn.Module):
+    """Two layers, scaled by a number that is no tensor."""
+
+    def __init__(self, scale: Any = 3.0) -> None:
+        super().__init__()
+        self.a, self.b, self.scale = nn.Linear(4, 8), nn.Linear(8, 2), scale
+
+    def get_extra_state(self) -> Any:
+        return {"scale": self.scale} if isinstance(self.scale, float) else self.scale
+
+    def set_extra_state(self, state: Any) -> None:
+        self.scale = state["scale"] if isinstance(state, dict) else state
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x).relu() * self.scale)
+
+
+@pytest.mark.parametrize("scale", [7.0, torch.tensor(7.0)])
+@pytest.mark.parametrize("form", ["module", "masked"])
+def test_extra_state_comes_back(form: Any, scale: Any, tmp_path: Path) -> None:
+    model, x = Extra(scale).eval(), torch.randn(3, 4)
+    small = sc.apply(model, random_plan(sc.trace(model, x)), form)
+    again = sc.load(sc.save(small, tmp_path), lambda: Extra(3.0 if scale == 7 else scale))
+    assert torch.equal(again(x), small(x))
+
+
+def test_extra_state_that_no_artefact_holds_is_refused(tmp_path: Path) -> None:
+    model, x = Extra(7.0).eval(), torch.randn(3, 4)
+    graph = sc.trace(model, x)
+    plan = random_plan(graph)
+    sc.save(sc.apply(model, plan, "graph", graph=graph), tmp_path / "graph")
+    with pytest.raises(sc.ArtifactError, match="expected a model without get_extra_state"):
+        sc.load(tmp_path / "graph", Extra)
+    small = sc.apply(model, plan, graph=graph)
+    small.get_extra_state = lambda: {1, 2}  # type: ignore[method-assign]
+    with pytest.raises(sc.ArtifactError, match=r"get_extra_state\(\) to return a tensor, or what JSON"):
+        sc.save(small, tmp_path / "odd")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from secateur.models import device_of, named_tensors, unwrap
 from secateur.plan import Plan
 
 FORMAT = 1
+_EXTRA = "_extra_state"
 TENSORS, RECORD, WAITING = "model.safetensors", "secateur.json", ".secateur.json.waiting"
 
 
@@ -54,6 +55,7 @@ class _Content(BaseModel):
     captured: tuple[str, ...]
     takes: str = ""
     tied: dict[str, str]
+    extra_state: dict[str, Any] = {}
     tensors_sha256: str
     plan: dict[str, Any]
 
@@ -69,7 +71,8 @@ def save(small: nn.Module, directory: str | os.PathLike[str]) -> Path:
         The folder.
 
     Raises:
-        ArtifactError: If the model did not come from `apply`.
+        ArtifactError: If the model did not come from `apply`, or a module's `get_extra_state` returns what
+            neither JSON nor a tensor can hold.
 
     Example:
         >>> import torch
@@ -102,6 +105,7 @@ def save(small: nn.Module, directory: str | os.PathLike[str]) -> Path:
             "captured": list(record.captured),
             "takes": record.takes,
             "tied": tied,
+            "extra_state": _extra_state(small),
             "tensors_sha256": _sha256(temporary),
             "plan": json.loads(record.plan.to_json()),
         }
@@ -151,7 +155,13 @@ def load(
     """
     folder = Path(directory)
     content = _read(folder)
-    model = unwrap(make_model())
+    model, tensors = unwrap(make_model()), load_file(folder / TENSORS)
+    if content.form == "graph" and (held := [*_with_extra_state(model)]):
+        raise ArtifactError(
+            f"load({folder}): expected a model without get_extra_state, which a captured program does not "
+            f"hold, got {type(held[0][1]).__name__}. Apply the plan with form='module', and save that."
+        )
+    _set_extra_state(model, tensors, content)
     try:
         plan = Plan.from_json(json.dumps(content.plan))
         plan.check(fingerprint(model))
@@ -160,7 +170,8 @@ def load(
     except PlanError as error:
         raise ArtifactError(f"load({folder}): {error}") from error
     small = _shape(model, dense, plan, content, example_inputs)
-    _fill(small, load_file(folder / TENSORS), content.tied, folder)
+    _fill(small, tensors, content.tied, folder)
+    _set_extra_state(small, tensors, content)
     return attach(small, _record(content, plan))
 
 
@@ -204,6 +215,44 @@ def _shape(
     small = smaller_module(dense, plan, {**content.sizes, **sizes})
     mend(small, codes)
     return small
+
+
+def _with_extra_state(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The modules that hold more than tensors, with their paths."""
+    for path, module in model.named_modules():
+        if type(module).get_extra_state is not nn.Module.get_extra_state:
+            yield path, module
+
+
+def _set_extra_state(model: nn.Module, tensors: dict[str, torch.Tensor], content: _Content) -> None:
+    for path, module in _with_extra_state(model):
+        name = f"{path}.{_EXTRA}" if path else _EXTRA
+        if name in tensors or path in content.extra_state:
+            module.set_extra_state(tensors[name] if name in tensors else content.extra_state[path])
+
+
+def _extra_state(model: nn.Module) -> dict[str, Any]:
+    """By module, what `get_extra_state` returns, if that is no tensor: those are with the others.
+
+    Raises:
+        ArtifactError: If JSON cannot hold it.
+    """
+    found: dict[str, Any] = {}
+    for path, module in _with_extra_state(model):
+        value = module.get_extra_state()
+        if isinstance(value, torch.Tensor):
+            continue
+        try:
+            same = json.loads(json.dumps(value)) == value
+        except (TypeError, ValueError):
+            same = False
+        if not same:
+            raise ArtifactError(
+                f"save: expected {path or 'the model'}.get_extra_state() to return a tensor, or what JSON "
+                f"can hold (dictionaries have texts as keys), got {type(value).__name__}. Return such."
+            )
+        found[path] = value
+    return found
 
 
 def _without_ties(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

@@ -32,3 +32,16 @@ def test_caches_come_back_after_an_error() -> None:
     with pytest.raises(ValueError, match="stop"), uncached():
         raise ValueError("stop")
     assert halved is remembered
+
+
+@functools.lru_cache(None)
+def ways(n: int) -> int:
+    return 1 if n < 2 else ways(n - 1) + ways(n - 2)
+
+
+def test_a_recursion_over_a_cache_stays_fast() -> None:
+    """Without any cache this would take years."""
+    with uncached():
+        assert ways(90) == 4660046610375530309
+        ways.cache_clear()
+    assert ways.cache_info().currsize == 0

@@ -88,6 +88,54 @@ def test_the_pruned_model_is_right_on_both_sides_of_a_branch(branch: Callable[..
             torch.testing.assert_close(small.train(training)(x), masked.train(training)(x))
 
 
+def test_training_is_looked_at_where_it_was_traced_too() -> None:
+    """Half as long, and shorter than seven, both modes are the same."""
+
+    def long_training(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+        return h.flip(-1) if net.training and x.shape[1] > 6 else h
+
+    torch.manual_seed(0)
+    model, x = Net(long_training).double().eval(), torch.randn(2, 8, 6).double()
+    graph = sc.trace(model, x)
+    assert graph.inputs.training
+    plan = random_plan(graph, 0.5, 0)
+    small, masked = sc.apply(model, plan, graph=graph), sc.apply(model, plan, "masked")
+    torch.testing.assert_close(small.train()(x), masked.train()(x))
+
+
+def test_one_line_that_serves_two_axes_is_looked_at_for_both() -> None:
+    class Rolled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 12, 1), nn.Conv2d(12, 2, 1)
+
+        def roll(self, h: Tensor, size: int, shift: int) -> Tensor:
+            return h.roll(shift, 1) if size > 9 else h
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.roll(self.roll(self.a(x), x.shape[2], 0), x.shape[3], 1)
+            return self.b(h)
+
+    with pytest.raises(sc.NothingToPruneError):  # wide pictures tie all units
+        sc.trace(Rolled().eval(), torch.randn(2, 3, 8, 8))
+
+
+def test_a_branch_that_the_output_does_not_show_yet_is_seen() -> None:
+    """The gate is zero before training, so both lengths give equal outputs."""
+
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.gate = nn.Linear(6, 12), nn.Linear(12, 6), nn.Parameter(torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.a(x).relu().roll((0, 1)[x.shape[1] % 2], -1)
+            return x + self.gate * self.b(h)
+
+    with pytest.raises(sc.NothingToPruneError):  # odd lengths tie all units
+        sc.trace(Gated().eval(), torch.randn(2, 8, 6))
+
+
 def test_what_mixes_units_in_one_branch_leaves_them_whole() -> None:
     """`h - h.mean(-1)`, whether only training or only long inputs run it."""
     for branch in (training_mean, long_mean):

@@ -53,3 +53,17 @@ def test_it_comes_back_after_an_error() -> None:
         raise ValueError("stop")
     assert int is builtins.int
     assert "int" not in globals()
+
+
+def test_code_that_asks_for_the_type_of_a_number_is_refused() -> None:
+    class Typed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            count = int((x[:, 0] > 0).sum()) + 1
+            return self.b(self.a(x).relu() * {int: 1, float: 2}.get(type(count), 3))[:count]
+
+    with pytest.raises(sc.CaptureError, match="could not capture Typed"):
+        sc.trace(Typed().eval(), torch.randn(4, 4))

@@ -4,12 +4,32 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from secateur.preserving import is_own
 
 _CACHED = type(functools.cache(lambda: None))
+
+
+def _anew(cached: Any) -> Callable[..., Any]:
+    """The function with a cache that lives as long as an outermost call: so a recursion stays fast."""
+    inner: list[Callable[..., Any]] = []
+
+    @functools.wraps(cached.__wrapped__)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        outermost = not inner
+        if outermost:
+            inner.append(functools.lru_cache(None)(cached.__wrapped__))
+        try:
+            return inner[0](*args, **kwargs)
+        finally:
+            if outermost:
+                inner.clear()
+
+    vars(run).update(cache_info=cached.cache_info, cache_clear=lambda: None)
+    return run
 
 
 @contextmanager
@@ -28,7 +48,7 @@ def uncached() -> Iterator[None]:
     ]
     try:
         for module, name, value in found:
-            setattr(module, name, value.__wrapped__)
+            setattr(module, name, _anew(value))
         yield
     finally:
         for module, name, value in found:

@@ -30,7 +30,7 @@ from secateur.graph.recurrences import shapes_known
 from secateur.graph.rules.op import hint, is_open
 from secateur.kernels import capturable
 from secateur.models import copied, evaluation_mode
-from secateur.outputs import opened
+from secateur.outputs import close, opened, tensors_of
 from secateur.preserving import State, preserved
 
 
@@ -132,6 +132,8 @@ def _first_that_works(
         try:
             with integers_open() if numbers else nullcontext():
                 program = _export(model, state, arguments, axes)
+            if numbers and not _agrees(program, model, state, arguments):
+                continue
         except Exception as error:  # whatever stops one way, another may still work
             first = first or error
             continue
@@ -143,6 +145,20 @@ def _first_that_works(
         f"trace: torch.export could not capture {type(model).__name__}: {said(first, capturing=True)}.",
         details(first),
     ) from first
+
+
+def _agrees(program: ExportedProgram, model: nn.Module, state: State, arguments: Arguments) -> bool:
+    """Whether a program gives what the model does: its code may have asked whether a number is Python's."""
+    outputs = []
+    for run in (program.module(), model):
+        state.restore()
+        args, kwargs = copied(arguments)
+        with seeded(0), torch.no_grad():
+            outputs.append(tensors_of(run(*args, **kwargs)))
+    ours, theirs = outputs
+    return len(ours) == len(theirs) and all(
+        a.shape == b.shape and close(a, b) for a, b in zip(ours, theirs, strict=True)
+    )
 
 
 def _reads_number(error: Exception | None) -> bool:

@@ -26,6 +26,10 @@ Line = tuple[str, int]
 """File and number of a line."""
 
 
+Asked = tuple[tuple[str, Line, tuple[int, ...]], ...]
+"""Calls: of each its name, its line, and numbers that it took."""
+
+
 class Course(TorchFunctionMode):
     """What a forward pass does while this is active.
 
@@ -61,6 +65,18 @@ class Course(TorchFunctionMode):
         if isinstance(value, torch.Size):
             return torch.Size([_Size.of(v, self) for v in value])
         return _Size.of(value, self) if type(value) is int else value
+
+    @property
+    def fixed(self) -> Asked:
+        """The calls in order, with the numbers that are no sizes."""
+        return tuple((name, line, tuple(n for n in ns if type(n) is int)) for name, line, ns in self.calls)
+
+    @property
+    def asked(self) -> Asked:
+        """The calls in order, with all numbers, but without the shapes of what they returned."""
+        return tuple(
+            (name, line, tuple(int(n) for n in ns if isinstance(n, int))) for name, line, ns in self.calls
+        )
 
     @property
     def lines(self) -> frozenset[tuple[str, Line]]:
@@ -131,9 +147,9 @@ def other_courses(
     axis: OpenAxis,
     traced: Course,
     course_at: Callable[[int], Course | None],
-    known: set[frozenset[tuple[str, Line]]],
+    shared: set[Asked],
 ) -> list[int]:
-    """Sizes of an axis at which the forward pass calls lines that are not known yet.
+    """Sizes of an axis at which the forward pass calls other lines than at the traced size.
 
     Its comparisons of sizes say where to look: a size that is compared with a number is brought to either
     side of it. What no comparison shows, a table that ends somewhere, is found by nobody.
@@ -142,14 +158,17 @@ def other_courses(
         axis: An axis that may vary.
         traced: What happened at the traced size.
         course_at: What happens at another size; None where the model does not run.
-        known: The lines of each course so far; what is found is added.
+        shared: What the forward pass asked for at the sizes that were found for other axes: the same need
+            not be found twice. What is found is added.
     """
-    found = []
+    known, found = {traced.lines}, []
     for size in _candidates(axis, traced.compared.values()):
         course = course_at(size)
         if course is not None and course.lines not in known:
             known.add(course.lines)
-            found.append(size)
+            if course.fixed not in shared:
+                shared.add(course.fixed)
+                found.append(size)
     return found
 
 

@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from secateur.foreign import said, source_line
-from secateur.graph.courses import Course, other_courses
+from secateur.graph.courses import Asked, Course, other_courses
 from secateur.graph.inputs import (
     Arguments,
     FixedAxis,
@@ -36,6 +36,7 @@ def open_inputs(
     given: Arguments,
     program: ExportedProgram,
     more: Sequence[Arguments],
+    passes: Passes,
 ) -> InputSpec:
     """Find out what a model takes.
 
@@ -45,11 +46,11 @@ def open_inputs(
         given: The arguments it was captured with.
         program: What was captured.
         more: Further arguments of the user, whose sizes may differ.
+        passes: Ordinary forward passes of the model.
 
     Returns:
         The description, with open and fixed axes, and ranges of values that the model takes.
     """
-    passes = Passes(model, given)
     spec = _differing(spec, more) if more else find_open_axes(spec, given, passes.attempt)
     spec = _with_courses(spec, given, passes)
     if any(leaf.is_meta for leaf in pytree.tree_leaves(given) if isinstance(leaf, torch.Tensor)):
@@ -63,20 +64,19 @@ def _with_courses(spec: InputSpec, given: Arguments, passes: Passes) -> InputSpe
     if traced is None:
         return spec
 
-    known = {traced.lines}
+    shared: set[Asked] = set()
 
     def further(axis: OpenAxis) -> tuple[int, ...]:
         def course_at(size: int) -> Course | None:
             return passes.course(resized(spec, given, dict.fromkeys(axis.places, size)))
 
-        return tuple(other_courses(axis, traced, course_at, known))
+        return tuple(other_courses(axis, traced, course_at, shared))
 
     axes = tuple(axis.model_copy(update={"further": further(axis)}) for axis in spec.open)
     others = {p: axis.other for axis in spec.open for p in axis.places} if spec.together else {}
-    training = _trains_otherwise(passes, resized(spec, given, others))  # mostly these are smaller
-    if training is None:
-        training = _trains_otherwise(passes, given)
-    return spec.model_copy(update={"open": axes, "training": training})
+    seen = [_trains_otherwise(passes, a) for a in (given, resized(spec, given, others))]
+    known = [otherwise for otherwise in seen if otherwise is not None]
+    return spec.model_copy(update={"open": axes, "training": any(known) if known else None})
 
 
 def _trains_otherwise(passes: Passes, arguments: Arguments) -> bool | None:

@@ -22,6 +22,7 @@ from secateur.graph.graph import Graph, fingerprint
 from secateur.graph.inputs import Arguments, InputSpec, batch_size, call_arguments
 from secateur.graph.nothing import nothing_to_prune, require_no_masks, require_plain_code
 from secateur.graph.openaxes import larger_arguments, open_inputs
+from secateur.graph.passes import Passes
 from secateur.graph.programs import Programs, values_at
 from secateur.graph.views import further_views
 from secateur.graph.walk import keep_inputs_of, walk
@@ -94,8 +95,9 @@ def trace(
     mark, model = fingerprint(model), folded(model, names)
     program, batch, static = _captured(model, given)
     more = [arguments(inputs) for inputs in more_inputs]
-    spec = open_inputs(model, spec, given, program, more)
-    graph = _graph(model, given, spec, program, batch, static, allow_inexact=allow_inexact)
+    passes = Passes(model, given)
+    spec = open_inputs(model, spec, given, program, more, passes)
+    graph = _graph(model, passes, given, spec, program, batch, static, allow_inexact=allow_inexact)
     return replace(graph, fingerprint=mark, folded=names)
 
 
@@ -113,7 +115,8 @@ def retrace(
     """
     mark, model = fingerprint(model), folded(model, folds)
     program, batch, static = _captured(model, given)
-    graph = _graph(model, given, spec, program, batch, static, allow_inexact=allow_inexact)
+    passes = Passes(model, given)
+    graph = _graph(model, passes, given, spec, program, batch, static, allow_inexact=allow_inexact)
     return replace(graph, fingerprint=mark, folded=tuple(folds))
 
 
@@ -129,6 +132,7 @@ def _captured(model: nn.Module, given: Arguments) -> tuple[ExportedProgram, int,
 
 def _graph(
     model: nn.Module,
+    passes: Passes,
     given: Arguments,
     spec: InputSpec,
     program: ExportedProgram,
@@ -137,11 +141,12 @@ def _graph(
     *,
     allow_inexact: bool,
 ) -> Graph:
-    views, unread = further_views(model, program, given, spec)
+    views, unread = further_views(model, program, given, spec, passes)
     others = [view.program for view in views]
     larger, resized = larger_arguments(spec, given, static), None
-    if larger is not None and not (spec.together and any(not v.training and not v.method for v in views)):
-        resized = values_at(program, model, pytree.tree_leaves(larger))
+    if larger is not None and not (spec.together and any(view.everywhere for view in views)):
+        if passes.asks_the_same(given, larger):
+            resized = values_at(program, model, pytree.tree_leaves(larger))
         if resized is None:  # the program holds sizes
             with contextlib.suppress(CaptureError):  # `verify` still runs the model at that size
                 others.append(capture(model, *larger).program)

@@ -16,6 +16,7 @@ from torch.export.graph_signature import InputKind
 from secateur.errors import CaptureError, SettingError
 from secateur.graph.capture import capture
 from secateur.graph.inputs import Arguments, InputSpec, resized
+from secateur.graph.passes import Passes
 from secateur.graph.rules.op import Walk
 from secateur.graph.walk import lifted, tensor_of
 
@@ -29,6 +30,7 @@ class View:
         arguments: What it was captured with.
         training: Whether in training mode.
         method: The method that was called; empty for ``forward``.
+        everywhere: Whether every axis that may vary has another size than traced.
         walk: The labels of its values, in the same store as those of the forward pass; set by `trace`.
     """
 
@@ -36,6 +38,7 @@ class View:
     arguments: Arguments
     training: bool = False
     method: str = ""
+    everywhere: bool = False
     walk: Walk | None = None
 
 
@@ -56,6 +59,7 @@ def further_views(
     program: ExportedProgram,
     given: Arguments,
     spec: InputSpec,
+    passes: Passes,
 ) -> tuple[list[View], list[str]]:
     """Capture what reads parameters that the forward pass in evaluation mode does not.
 
@@ -64,6 +68,7 @@ def further_views(
         program: Its forward pass in evaluation mode.
         given: The arguments of that.
         spec: What else may be run: further methods with the same arguments, training mode, other sizes.
+        passes: Ordinary forward passes of the model.
 
     Returns:
         The captures, and the names of the tensors that none of them reads, but some other method may.
@@ -76,9 +81,14 @@ def further_views(
     unread = _tensors(program) - _read(program)
     others = {p: axis.other for axis in spec.open for p in axis.places} if spec.together else {}
     for _, sizes in spec.other_courses():
-        arguments = resized(spec, given, {**others, **sizes})
+        arguments, wide = resized(spec, given, sizes), resized(spec, given, {**others, **sizes})
+        here, there = passes.course(arguments), passes.course(wide)
+        # With other axes changed too, the pass may go another way again.
+        everywhere = here is not None and there is not None and here.lines == there.lines
         with contextlib.suppress(CaptureError):  # `verify` still runs the model at that size
-            views.append(View(capture(model, *arguments, exact=True).program, arguments))
+            taken = wide if everywhere else arguments
+            program_there = capture(model, *taken, exact=True).program
+            views.append(View(program_there, taken, everywhere=everywhere and bool(others)))
     unread = unread.difference(*(_read(view.program) for view in views))
     for name in spec.methods:
         if not callable(getattr(model, name, None)):

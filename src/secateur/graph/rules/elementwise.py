@@ -8,7 +8,7 @@ from secateur.graph.rules.op import Axes, Op, plain
 from secateur.graph.rules.registry import rule
 
 
-@rule("pointwise")
+@rule("pointwise", "aten.where.ScalarOther", "aten.where.ScalarSelf", "aten.where.Scalar")
 def pointwise(op: Op) -> Axes:
     """Any operator that ATen tags as pointwise: arithmetic, comparisons, activations, where, clamp, ..."""
     return op.broadcast(*(op.axes(n) for n in op.tensors()))
