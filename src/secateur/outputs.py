@@ -130,6 +130,13 @@ CLOSE = 1e-3
 """Relative difference of outputs that rounding may make; half precision is allowed fifty times that."""
 
 
+def agree(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> bool:
+    """Whether two calls returned as many tensors, of the same shapes and types, with close numbers."""
+    return len(ours) == len(theirs) and all(
+        a.shape == b.shape and a.dtype == b.dtype and close(a, b) for a, b in zip(ours, theirs, strict=True)
+    )
+
+
 def close(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Whether two outputs of one shape differ by no more than rounding; NaN counts as zero."""
     allowed = CLOSE * (1 if a.dtype in (torch.float32, torch.float64) else 50)

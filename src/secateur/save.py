@@ -171,7 +171,6 @@ def load(
         raise ArtifactError(f"load({folder}): {error}") from error
     small = _shape(model, dense, plan, content, example_inputs)
     _fill(small, tensors, content.tied, folder)
-    _set_extra_state(small, tensors, content)
     return attach(small, _record(content, plan))
 
 

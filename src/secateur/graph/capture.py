@@ -30,7 +30,7 @@ from secateur.graph.recurrences import shapes_known
 from secateur.graph.rules.op import hint, is_open
 from secateur.kernels import capturable
 from secateur.models import copied, evaluation_mode
-from secateur.outputs import close, opened, tensors_of
+from secateur.outputs import agree, opened, tensors_of
 from secateur.preserving import State, preserved
 
 
@@ -155,10 +155,7 @@ def _agrees(program: ExportedProgram, model: nn.Module, state: State, arguments:
         args, kwargs = copied(arguments)
         with seeded(0), torch.no_grad():
             outputs.append(tensors_of(run(*args, **kwargs)))
-    ours, theirs = outputs
-    return len(ours) == len(theirs) and all(
-        a.shape == b.shape and close(a, b) for a, b in zip(ours, theirs, strict=True)
-    )
+    return agree(*outputs)
 
 
 def _reads_number(error: Exception | None) -> bool:
@@ -197,8 +194,8 @@ def _export(
         AssertionsHold(),
         lengths_open(),
         failed_calls_left(),
-        seeded(0),
-    ):  # the user's random numbers stay where they are
+        seeded(0),  # the user's random numbers stay where they are
+    ):
         program = export(model, *arguments, dynamic_shapes=axes, strict=False)  # type: ignore[arg-type]
     _drop_mistaken_writes(program, model, state, arguments)
     return program

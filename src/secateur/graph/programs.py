@@ -21,7 +21,7 @@ from secateur.graph.rules.op import hint, is_open
 from secateur.graph.walk import lifted
 from secateur.graph.writes import dead_nodes, erase
 from secateur.models import evaluating
-from secateur.outputs import close, tensors_of
+from secateur.outputs import agree, tensors_of
 
 MOST = 64
 """So many programs are kept; a model whose code holds each size needs one for each."""
@@ -173,7 +173,7 @@ def values_at(program: ExportedProgram, model: nn.Module, leaves: list[Any]) -> 
         return None
     specs = program.graph_signature.output_specs
     given = tensors_of([v for v, s in zip(outputs, specs, strict=True) if s.kind is OutputKind.USER_OUTPUT])
-    return running.values if len(given) == len(wanted) and all(map(_close, given, wanted)) else None
+    return running.values if agree(given, wanted) else None
 
 
 class _Recording(Interpreter):
@@ -330,7 +330,3 @@ def _check_leaf(node: fx.Node, leaf: Any, sizes: dict[Any, int]) -> None:
                 f"model input {node.name}: expected sizes that agree with the other inputs', got "
                 f"{list(leaf.shape)}. Check that the inputs belong together."
             )
-
-
-def _close(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and a.dtype == b.dtype and close(a, b)

@@ -144,7 +144,7 @@ def _graph(
     views, unread = further_views(model, program, given, spec, passes)
     others = [view.program for view in views]
     larger, resized = larger_arguments(spec, given, static), None
-    if larger is not None and not (spec.together and any(view.everywhere for view in views)):
+    if larger is not None and not any(view.everywhere for view in views):
         if passes.asks_the_same(given, larger):
             resized = values_at(program, model, pytree.tree_leaves(larger))
         if resized is None:  # the program holds sizes
