@@ -125,15 +125,16 @@ class Comparison:
 
     def __str__(self) -> str:
         """A table: for each budget, what each rule makes of it."""
-        from secateur.report import words
+        from secateur import formatting
 
         def shown(found: Evaluation) -> str:
-            return f"{found.loss:.4g}" if found.accuracy is None else words.percent(found.accuracy, 1)
+            return f"{found.loss:.4g}" if found.accuracy is None else formatting.percent(found.accuracy, 1)
 
         measure = "top-1" if self.by_accuracy else self.dense.measure
         lines = [
-            f"{self.model}: {words.number(self.cost.params)} parameters, {words.number(self.cost.macs)} MACs "
-            f"for one sample; dense: {measure} {shown(self.dense)} on {self.dense.samples:,} samples",
+            f"{self.model}: {formatting.number(self.cost.params)} parameters, "
+            f"{formatting.number(self.cost.macs)} MACs for one sample; dense: {measure} "
+            f"{shown(self.dense)} on {self.dense.samples:,} samples",
             "",
         ]
         wide = max(len(name) for name in (*self.rules, "rule"))
@@ -144,7 +145,7 @@ class Comparison:
             best = self.best(budget)
             for each in (o for o in self.outcomes if o.budget == budget):
                 cost = [
-                    words.percent(getattr(each.cost, what), getattr(self.cost, what))
+                    formatting.percent(getattr(each.cost, what), getattr(self.cost, what))
                     for what in ("macs", "params")
                 ]
                 repaired = shown(each.repaired) + (" *" if each is best else "  ")

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import nn
 
 from secateur.allocate import Budget, Limits
-from secateur.allocate.registry import Allocates
+from secateur.allocate.registry import Allocates, describe
 from secateur.allocate.unit_distortions import with_unit_curves
 from secateur.apply.apply import FORMS, apply
 from secateur.apply.record import record_of, with_note
@@ -296,6 +296,7 @@ def prune(
         proof=proof_entry(proof),
         repairs=record_of(repaired).repairs,
         certificates=plan.certificates,
+        description=describe(plan.allocator, plan.certificates, curved),
         contest=None if choice is None else choice.contest,
         seconds=seconds,
         versions=versions(graph.device),

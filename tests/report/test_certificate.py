@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from secateur.allocate import EMP, Budget, ToD
+from secateur.allocate import EMP, Budget, Repairability, ToD
+from secateur.allocate.description import Certificate
 from secateur.report.bargain import asked
-from secateur.report.certificates import Certificate, certificate
 from tests.allocate.fake import FakeGraph
 from tests.report.reports import CERTIFICATES, report
 
@@ -28,9 +28,7 @@ EXCHANGE: dict[str, Any] = {
 
 
 def said(**certificates: Any) -> Certificate:
-    found = certificate(report(certificates=CERTIFICATES | certificates))
-    assert found is not None
-    return found
+    return ToD().certificate(CERTIFICATES | certificates)
 
 
 def test_the_exchange_says_what_for_what_and_what_it_assumes() -> None:
@@ -69,10 +67,7 @@ def test_what_a_plan_carries_can_be_put_in_words() -> None:
     rng = np.random.default_rng(0)
     scores = {s: {g.name: rng.uniform(size=g.size) for g in graph.groups} for s in ToD().signals}
     plan = ToD().allocate(graph, scores, Budget(macs=0.5))
-    found = certificate(
-        report(certificates=plan.certificates, asked={"allocator": "tod", "budget": plan.budget})
-    )
-    assert found is not None
+    found = ToD().certificate(plan.certificates)
     assert len(found.words) == 5
     assert {len(row) for row in found.rows} == {len(found.titles)} == {8}
     assert asked(report(asked={"allocator": "tod", "budget": plan.budget})).startswith(
@@ -85,11 +80,8 @@ def planned(rule: Any, budget: Budget | None = None) -> Certificate:
     rng = np.random.default_rng(0)
     scores = {s: {g.name: rng.uniform(size=g.size) for g in graph.groups} for s in rule.signals}
     plan = rule.allocate(graph, scores, budget)
-    found = certificate(
-        report(certificates=plan.certificates, asked={"allocator": plan.allocator, "budget": plan.budget})
-    )
-    assert found is not None
-    assert not found.raw
+    found: Certificate = rule.certificate(plan.certificates)
+    assert "what" not in found.titles  # the rule's own words, not a list of its values
     assert {len(row) for row in found.rows} <= {len(found.titles)}
     return found
 
@@ -104,16 +96,13 @@ def test_effective_sizes_say_what_stays_and_what_had_to() -> None:
     whole = planned(EMP(beta=0.75, scope="model"))
     assert "whatever the scores with this effective number" in whole.words[1]
     assert len(whole.titles) == 4
-    idle = certificate(report(certificates={"beta": None, "scope": "layer", "whole": {}, "groups": {}}))
-    assert idle is not None
+    idle = EMP().certificate({"beta": None, "scope": "layer", "whole": {}, "groups": {}})
     assert "Nothing had to go" in idle.words[0]
 
 
 def test_residuals_are_predicted_for_each_layer_and_named_at_their_worst() -> None:
-    found = certificate(report(certificates={"residual": {"a": 0.125, "b": 0.25}, "sum": 0.375}))
-    assert found is not None
+    found = Repairability().certificate({"residual": {"a": 0.125, "b": 0.25}, "sum": 0.375})
     assert "18.8 % distortion in the mean, and 25.0 % in b, the most." in found.words[0]
     assert found.rows == (("a", "12.5 %"), ("b", "25.0 %"))
-    nothing = certificate(report(certificates={"residual": {}, "sum": 0}))
-    assert nothing is not None
+    nothing = Repairability().certificate({"residual": {}, "sum": 0})
     assert "nothing to predict" in nothing.words[0]

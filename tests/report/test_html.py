@@ -93,9 +93,11 @@ def test_certificates_are_put_in_words() -> None:
     assert "body.conv 13 2 3 – –" in text
 
 
-def test_unknown_certificates_are_shown_as_data_and_none_not_at_all() -> None:
-    assert '"n_eff": 3.5' in Page(render(report(certificates={"n_eff": 3.5}))).text
-    assert "vouches" not in Page(render(report(certificates={}))).text
+def test_certificates_of_another_kind_are_listed_and_none_not_at_all() -> None:
+    text = Page(render(report(certificates={"n_eff": 3.5}))).text
+    assert "n_eff 3.5" in text
+    assert "guarantees or predicts" in text
+    assert "guarantees or predicts" not in Page(render(report(certificates={}))).text
 
 
 def test_names_and_reasons_are_escaped() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, final
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import numpy as np
 from pydantic import JsonValue
@@ -15,6 +15,7 @@ from pydantic import JsonValue
 from secateur.allocate.budget import Budget
 from secateur.allocate.curve import Curve, curve
 from secateur.allocate.decision import Decision, decide
+from secateur.allocate.description import Certificate, Description, listed
 from secateur.allocate.limits import Limits
 from secateur.allocate.signals import ScoreTable, table
 from secateur.allocate.staircase import Staircase
@@ -35,9 +36,17 @@ class Allocator(ABC):
     enough, which gives the largest reachable cost within the budget. `curve` is what all values give.
 
     To write a rule, derive from this class and fill in `name`, `signals`, `knob`, `settings` and `steps`.
+    What reports say of a rule comes from the rule itself: `solved`, `knob_name` and `certificate`.
+
+    Attributes:
+        name: What users call it.
+        solved: The entry of `settings` that a budget solves for; empty if there is none.
+        knob_name: What the knob is called on the axis of a plot; empty: what `solved` says.
     """
 
     name: ClassVar[str]
+    solved: ClassVar[str] = ""
+    knob_name: ClassVar[str] = ""
 
     @property
     @abstractmethod
@@ -77,8 +86,24 @@ class Allocator(ABC):
     def certificates(
         self, graph: Graph, scores: ScoreTable, limits: Limits, decision: Decision
     ) -> dict[str, JsonValue]:
-        """What the rule can vouch for, given what each considered group loses; nothing by default."""
+        """What the rule guarantees or predicts, given what each group loses; nothing by default."""
         return {}
+
+    def certificate(self, found: Mapping[str, Any]) -> Certificate:
+        """The sentences and the table that say what `certificates` found.
+
+        Args:
+            found: What `certificates` returned, or what a file of an older version holds in its place.
+        """
+        return listed(found)
+
+    def describe(self, certificates: Mapping[str, Any]) -> Description:
+        """What a report shows of this rule and of what it certified."""
+        return Description(
+            setting=self.solved,
+            knob=self.knob_name or self.solved or "knob",
+            certificate=self.certificate(certificates) if certificates else None,
+        )
 
     @final
     def allocate(
@@ -126,7 +151,7 @@ class Allocator(ABC):
             budget=None if budget is None else budget.as_settings(),
             certificates=self.certificates(graph, values, limits, decision),
         )
-        return plan.on(curve(self.name, graph, limits, decision.steps))
+        return plan.on(self._curve(graph, limits, decision.steps))
 
     @final
     def curve(self, graph: Graph, scores: Scores | ScoreTable, limits: Limits | None = None) -> Curve:
@@ -149,13 +174,17 @@ class Allocator(ABC):
         """
         limits = _checked(limits)
         values = table(scores, graph, self.signals)
-        return curve(self.name, graph, limits, self._considered(graph, values, limits))
+        return self._curve(graph, limits, self._considered(graph, values, limits))
 
     @final
     def decide(self, graph: Graph, scores: ScoreTable, budget: Budget | None, limits: Limits) -> Decision:
         """What `allocate` writes into a plan: how many units of each considered group go."""
         knob = self.knob(budget)
         return decide(graph, budget, limits, self._considered(graph, scores, limits), knob)
+
+    def _curve(self, graph: Graph, limits: Limits, steps: Mapping[str, Staircase]) -> Curve:
+        knob_name = self.describe({}).knob
+        return curve(self.name, graph, limits, steps, knob_name)
 
     def _considered(self, graph: Graph, scores: ScoreTable, limits: Limits) -> dict[str, Staircase]:
         """The staircase of each considered group, in the graph's order; flat where the rule names none."""

@@ -36,6 +36,7 @@ class Curve:
         params: Parameters. [points]
         macs: Multiply-accumulate operations for one sample. [points]
         kept: Units that stay. [points, groups]
+        knob_name: What the knob is called.
     """
 
     allocator: str
@@ -45,6 +46,7 @@ class Curve:
     params: NDArray[np.int64]
     macs: NDArray[np.int64]
     kept: NDArray[np.int64]
+    knob_name: str = "knob"
 
     def __len__(self) -> int:
         """Number of points."""
@@ -85,7 +87,9 @@ class Curve:
         }
 
 
-def curve(allocator: str, graph: Graph, limits: Limits, steps: Mapping[str, Staircase]) -> Curve:
+def curve(
+    allocator: str, graph: Graph, limits: Limits, steps: Mapping[str, Staircase], knob_name: str = "knob"
+) -> Curve:
     """The curve of a rule with these staircases; one evaluation of the cost for all points together."""
     knob = np.unique(np.concatenate([stairs.knob for stairs in steps.values()] or [np.empty(0)]))
     sizes = np.array([len(stairs.order) for stairs in steps.values()], dtype=np.int64)
@@ -103,4 +107,4 @@ def curve(allocator: str, graph: Graph, limits: Limits, steps: Mapping[str, Stai
         places = np.arange(len(stairs.order))
         gone[name][stairs.order] = np.searchsorted(removed[:, column], places, side="right")
     params, macs = graph.sweep(gone, len(knob))
-    return Curve(allocator, tuple(steps), sizes, knob, params, macs, sizes - removed)
+    return Curve(allocator, tuple(steps), sizes, knob, params, macs, sizes - removed, knob_name)

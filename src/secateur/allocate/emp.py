@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,6 +16,7 @@ from pydantic import JsonValue
 from secateur.allocate.base import Allocator
 from secateur.allocate.budget import Budget
 from secateur.allocate.decision import Decision
+from secateur.allocate.description import Certificate
 from secateur.allocate.effective_size import SLACK, checked_beta, effective_number, sizes
 from secateur.allocate.leaving import split, staircase
 from secateur.allocate.limits import Limits
@@ -23,6 +24,7 @@ from secateur.allocate.ranking import ranks
 from secateur.allocate.signals import ScoreTable, vector
 from secateur.allocate.staircase import Staircase
 from secateur.errors import SettingError
+from secateur.formatting import share
 from secateur.graph.groups import Group
 from secateur.graph.weight import WeightGroup
 from secateur.score.combination import Asked, name_of
@@ -117,6 +119,8 @@ class EMP(Allocator):
     scope: Scope = "layer"
     removal: Asked = "magnitude"
     name: ClassVar[str] = "emp"
+    solved: ClassVar[str] = "beta"
+    knob_name: ClassVar[str] = "−β"
 
     def __post_init__(self) -> None:
         """Checks the values."""
@@ -197,6 +201,48 @@ class EMP(Allocator):
                 for g in limits.considered(graph.groups)
             },
         }
+
+    def certificate(self, found: Mapping[str, Any]) -> Certificate:
+        """The share of the scores that stays, and the least that it could have been."""
+        if not {"beta", "scope", "whole", "groups"} <= found.keys():
+            return super().certificate(found)
+        beta, groups, whole = found["beta"], found["groups"], found["whole"]
+        if beta is None:
+            return Certificate(words=("Nothing had to go, so nothing is guaranteed.",))
+        name = {"model": "the whole model", "row": "each row of each layer"}.get(found["scope"], "each layer")
+        bound = (
+            f"; whatever the scores with this effective number ({whole['effective']:,.1f}), they had to hold "
+            f"{share(whole['bound'])}."
+            if "bound" in whole
+            else "."
+        )
+        by_layer = all("bound" in g for g in groups.values())
+        return Certificate(
+            words=(
+                f"Of {name}, β = {beta:.4g} times the effective number of its scores stays at least.",
+                f"In all {whole['kept']:,} of {whole['units']:,} stay, which hold {share(whole['mass'])} of "
+                f"the scores{bound}",
+            ),
+            note="Score kept is the share of a layer's scores that stays."
+            + (
+                " At least is the least that it can be for any scores of the same effective number, of which "
+                "β allowed so many to stay; limits and a budget only add to them."
+                if by_layer
+                else ""
+            ),
+            titles=("layer", "kept", "of", "score kept")
+            + (("effective number", "allowed", "at least") if by_layer else ()),
+            rows=tuple(
+                (
+                    layer,
+                    f"{g['kept']:,}",
+                    f"{g['units']:,}",
+                    share(g["mass"]),
+                    *((f"{g['effective']:,.1f}", f"{g['allowed']:,}", share(g["bound"])) if by_layer else ()),
+                )
+                for layer, g in groups.items()
+            ),
+        )
 
 
 def _leaves(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -76,6 +76,8 @@ class ERK(Allocator):
     cap: float = 1.0
     removal: Asked = "magnitude"
     name: ClassVar[str] = "erk"
+    solved: ClassVar[str] = "epsilon"
+    knob_name: ClassVar[str] = "−ε"
 
     def __post_init__(self) -> None:
         """Checks the values."""

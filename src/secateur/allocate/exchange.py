@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
 from secateur.allocate.staircase import Staircase
+from secateur.formatting import MINUS, number, share
 
 
 def exchange(
@@ -68,3 +70,36 @@ def exchange(
 
     totals: dict[str, JsonValue] = {key: whole(key) for key in ("loss", "other_loss", "taken", "spared")}
     return totals | {"groups": {name: dict(found) for name, found in groups.items()}}
+
+
+def sentences(found: Mapping[str, Any]) -> tuple[str, ...]:
+    """The comparison with `Uniform`, and what it assumes; nothing where no shares are known.
+
+    Args:
+        found: What `exchange` returned, with ``macs`` of both.
+    """
+    if found.get("loss") is None:
+        return ()
+    own, other = found["macs"]
+    loss, before = found["loss"], found["other_loss"]
+    outcome = "lowers" if loss < before else "raises" if loss > before else "leaves"
+    return (
+        f"Uniform pruning by the same removal signal within the same budget leaves {number(other)} MACs "
+        f"({number(own)} here). Against it, this plan removes units that hold {share(found['taken'])} of "
+        f"the network's protection score, and keeps units that hold {share(found['spared'])}. That exchange "
+        f"{outcome} the protection score removed "
+        + (f"from {share(before)} to {share(loss)}." if outcome != "leaves" else f"at {share(loss)}."),
+        "This speaks of damage as far as damage adds up over the removed units and protection scores "
+        "measure it on one scale in all layers: no interplay between units, no repair. Measured accuracy "
+        "decides.",
+    )
+
+
+def cells(found: Mapping[str, Any]) -> tuple[str, str]:
+    """What `Uniform` removes from one layer, and what the difference does to the additive loss."""
+    removed = f"{found['other_removed']:,}"
+    if found["taken"] is None:
+        return removed, "–"
+    change = 100 * (found["taken"] - found["spared"])
+    sign = "+" if change > 0 else MINUS if change < 0 else "±"
+    return removed, f"{sign}{abs(change):.2f}"

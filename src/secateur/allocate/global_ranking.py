@@ -101,6 +101,7 @@ class Global(Allocator):
     normalise: str = "mean"
     removal: Asked = "magnitude"
     name: ClassVar[str] = "global"
+    solved: ClassVar[str] = "ratio"
 
     def __post_init__(self) -> None:
         """Checks the values."""

@@ -70,6 +70,8 @@ class OWL(Allocator):
     width: float = 0.08
     removal: Asked = "magnitude"
     name: ClassVar[str] = "owl"
+    solved: ClassVar[str] = "density"
+    knob_name: ClassVar[str] = "−density"
 
     def __post_init__(self) -> None:
         """Checks the values."""

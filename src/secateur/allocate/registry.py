@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from secateur.allocate.base import Allocator
 from secateur.allocate.budget import Budget
+from secateur.allocate.description import Description, listed
 from secateur.allocate.emp import EMP
 from secateur.allocate.erk import ERK
 from secateur.allocate.global_ranking import Global
@@ -47,15 +48,26 @@ class Allocates(Protocol):
         """Decides which units go."""
 
 
-_RULES: Mapping[str, Callable[[], Allocator]] = MappingProxyType(
-    {rule.name: rule for rule in (ToD, EMP, Uniform, Global, ERK, LAMP, OWL, Repairability, RepairAware)}
-    | {"random": lambda: Uniform(removal="random")}
+RULES: Mapping[str, Allocator] = MappingProxyType(
+    {
+        "tod": ToD(),
+        "emp": EMP(),
+        "uniform": Uniform(),
+        "global": Global(),
+        "erk": ERK(),
+        "lamp": LAMP(),
+        "owl": OWL(),
+        "repairability": Repairability(),
+        "repair_aware": RepairAware(),
+        "random": Uniform(removal="random"),
+    }
 )
+"""The rules that can be named, with their default settings. A new rule is one file and one line here."""
 
 
 def names() -> tuple[str, ...]:
     """The names that `resolve` knows."""
-    return tuple(sorted(_RULES))
+    return tuple(sorted(RULES))
 
 
 def resolve(allocator: str | Allocates, also: tuple[str, ...] = ()) -> Allocates:
@@ -74,12 +86,27 @@ def resolve(allocator: str | Allocates, also: tuple[str, ...] = ()) -> Allocates
     """
     known = ", ".join(repr(name) for name in sorted((*names(), *also)))
     if isinstance(allocator, str):
-        if allocator not in _RULES:
+        if allocator not in RULES:
             raise SettingError(f"allocator: expected one of {known}, got {allocator!r}. Name one of these.")
-        return _RULES[allocator]()
+        return RULES[allocator]
     if isinstance(allocator, type) or not isinstance(allocator, Allocates):
         raise SettingError(
             f"allocator: expected a name ({known}) or an object with signals and allocate(graph, scores, "
             f"...), got {allocator!r}. Pass an instance, ToD(tolerance=0.1) for example."
         )
     return allocator
+
+
+def describe(name: str, certificates: Mapping[str, Any], rule: object = None) -> Description:
+    """How a rule describes its decision.
+
+    Args:
+        name: The rule's, as its plan holds it.
+        certificates: The plan's.
+        rule: The rule itself, if at hand; otherwise the rule of this name describes the decision, and one
+            that is not known has its certificates listed.
+    """
+    known = rule if isinstance(rule, Allocator) else RULES.get(name)
+    if known is not None:
+        return known.describe(certificates)
+    return Description(certificate=listed(certificates) if certificates else None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +14,14 @@ from pydantic import JsonValue
 from secateur.allocate.base import Allocator
 from secateur.allocate.budget import Budget
 from secateur.allocate.decision import Decision
+from secateur.allocate.description import Certificate
 from secateur.allocate.hull import slopes
 from secateur.allocate.limits import Limits
 from secateur.allocate.ranking import ascending
 from secateur.allocate.signals import ScoreTable, vector
 from secateur.allocate.staircase import Staircase
 from secateur.errors import SettingError
+from secateur.formatting import share
 from secateur.score.combination import Asked, name_of
 
 if TYPE_CHECKING:
@@ -71,6 +73,7 @@ class RepairAware(Allocator):
     removal: Asked = "reconstruction"
     per: Per = "macs"
     name: ClassVar[str] = "repair_aware"
+    solved: ClassVar[str] = "error"
 
     def __post_init__(self) -> None:
         """Checks the values."""
@@ -136,6 +139,28 @@ class RepairAware(Allocator):
                 found[group.name] = float(values[removed - 1])
                 total += float(values[removed - 1])
         return {"error": found, "sum": total}
+
+    def certificate(self, found: Mapping[str, Any]) -> Certificate:
+        """The error that refitting is predicted to leave."""
+        if not {"error", "sum"} <= found.keys():
+            return super().certificate(found)
+        errors = found["error"]
+        if not errors:
+            return Certificate(words=("Nothing had to go, so there is nothing to predict.",))
+        worst = max(errors, key=errors.__getitem__)
+        return Certificate(
+            words=(
+                f"Units went from {len(errors):,} {'layer' if len(errors) == 1 else 'layers'}. After "
+                "refitting the layers that read them, the predicted errors add up to "
+                f"{share(found['sum'])}; {worst} has the largest, {share(errors[worst])}.",
+                "The prediction takes each layer on its own and adds the errors up. How they act together "
+                "is what the measured accuracy shows.",
+            ),
+            note="Error is what is lost of the outputs of all layers that read these units, as a share of "
+            "what those outputs go into, when only this layer loses units and its readers are refitted.",
+            titles=("layer", "predicted error"),
+            rows=tuple((layer, f"{100 * value:.3g} %") for layer, value in errors.items()),
+        )
 
 
 def _path(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +18,14 @@ from pydantic import JsonValue
 from secateur.allocate.base import Allocator
 from secateur.allocate.budget import Budget
 from secateur.allocate.decision import Decision
+from secateur.allocate.description import Certificate
 from secateur.allocate.distortion import Distortion
 from secateur.allocate.limits import Limits, shorten
 from secateur.allocate.ranking import ascending
 from secateur.allocate.signals import ScoreTable, vector
 from secateur.allocate.staircase import Staircase
 from secateur.errors import SettingError
+from secateur.formatting import share
 from secateur.graph.groups import Group
 from secateur.graph.weight import WeightGroup
 from secateur.score.combination import Asked, name_of
@@ -89,6 +91,7 @@ class Repairability(Allocator):
     along: tuple[str, ...] = ()
     per: Per = "macs"
     name: ClassVar[str] = "repairability"
+    solved: ClassVar[str] = "price"
 
     def __post_init__(self) -> None:
         """Checks the values."""
@@ -132,7 +135,7 @@ class Repairability(Allocator):
                 continue
             count = np.arange(1, group.size, dtype=np.int64)
             whole = group.size * self._cost(graph, group)
-            price = self._curve(group.name).price(count / group.size) / whole
+            price = self._distortion(group.name).price(count / group.size) / whole
             found[group.name] = Staircase.of(ascending(vector(scores, self.removal, group)), price)
         others = list(found.values())
         for group in groups:
@@ -154,13 +157,35 @@ class Repairability(Allocator):
     ) -> dict[str, JsonValue]:
         """The predicted residual of each layer that loses weights, pruned alone: D_rep; and their sum."""
         residual = {
-            name: self._curve(name).residual(decision.removed[name] / len(stairs.order))
+            name: self._distortion(name).residual(decision.removed[name] / len(stairs.order))
             for name, stairs in decision.steps.items()
             if decision.removed[name] and self.curves is not None and name in self.curves
         }
         return {"residual": dict(residual), "sum": sum(residual.values())}
 
-    def _curve(self, name: str) -> Distortion:
+    def certificate(self, found: Mapping[str, Any]) -> Certificate:
+        """What repair is predicted to leave."""
+        if not {"residual", "sum"} <= found.keys():
+            return super().certificate(found)
+        residual = found["residual"]
+        if not residual:
+            return Certificate(words=("Nothing had to go, so there is nothing to predict.",))
+        worst = max(residual, key=residual.__getitem__)
+        return Certificate(
+            words=(
+                f"{len(residual):,} {'layer was' if len(residual) == 1 else 'layers were'} each pruned "
+                "alone, to several sparsities, and repaired. At what this plan takes, repair is predicted "
+                f"to leave {share(found['sum'] / len(residual))} distortion in the mean, and "
+                f"{share(residual[worst])} in {worst}, the most.",
+                "This speaks of each layer on its own. How distortions act together, measured accuracy says.",
+            ),
+            note="Left after repair is the squared error of the layer's output as a share of its squared "
+            "size, with this layer alone pruned.",
+            titles=("layer", "left after repair"),
+            rows=tuple((layer, share(value)) for layer, value in residual.items()),
+        )
+
+    def _distortion(self, name: str) -> Distortion:
         if self.curves is None or name not in self.curves:
             got = "none" if self.curves is None else f"only {shorten(self.curves)}"
             raise SettingError(

@@ -9,7 +9,7 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,13 +19,16 @@ from secateur.allocate.base import Allocator
 from secateur.allocate.budget import Budget
 from secateur.allocate.checks import fraction
 from secateur.allocate.decision import Decision
-from secateur.allocate.exchange import exchange
+from secateur.allocate.description import Certificate
+from secateur.allocate.exchange import cells, exchange, sentences
 from secateur.allocate.limits import Limits, shorten
 from secateur.allocate.ranking import ascending, ranks
 from secateur.allocate.signals import ScoreTable, vector
 from secateur.allocate.staircase import Staircase
 from secateur.allocate.uniform import Uniform
 from secateur.errors import ConstantScoresWarning, ScoreError
+from secateur.formatting import share
+from secateur.formatting import shorten as joined
 from secateur.score.combination import Asked, name_of
 
 if TYPE_CHECKING:
@@ -118,6 +121,7 @@ class ToD(Allocator):
     removal: Asked = "wasserstein"
     protection: Asked = "taylor"
     name: ClassVar[str] = "tod"
+    solved: ClassVar[str] = "tolerance"
 
     def __post_init__(self) -> None:
         """Checks the values."""
@@ -196,6 +200,57 @@ class ToD(Allocator):
             "constant": {name: list(signals) for name, signals in constant.items()},
         }
 
+    def certificate(self, found: Mapping[str, Any]) -> Certificate:
+        """How much of what the protection signal values went, and how that compares with `Uniform`."""
+        if not {"tolerance", "groups"} <= found.keys():
+            return super().certificate(found)
+        if found["tolerance"] is None:
+            return Certificate(words=("Nothing had to go, so nothing is guaranteed.",))
+        groups, tolerance = found["groups"], float(found["tolerance"])
+        removed, overlap, bound = (
+            sum(g[name] for g in groups.values()) for name in ("removed", "overlap", "overlap_bound")
+        )
+        words = (
+            f"Tolerance of Difference {tolerance:.4g}: of the k units that a layer lost, at most "
+            f"{100 * tolerance:.3g} % are among the k of that layer that the protection signal values most.",
+            f"Over all layers {removed:,} units went; {overlap:,} of them were among those, and "
+            f"{bound:,} was the limit.",
+        )
+        exchanged = found.get("exchange") or {}
+        compared = exchanged.get("groups", {})
+        return Certificate(
+            words=(
+                *words,
+                *_given_back(groups),
+                *(sentences(exchanged) if compared else ()),
+                *_constant(found.get("constant") or {}),
+            ),
+            note=(
+                "Score gone and at most are shares of a layer's whole protection score: what went with the "
+                "removed units, and the most that this tolerance lets go."
+                + (
+                    " Uniform removes so many units; exchange is what the difference adds to or takes off "
+                    "the additive loss, in % of the whole network's protection score."
+                    if compared
+                    else ""
+                )
+            ),
+            titles=("layer", "removed", "most protected", "limit", "score gone", "at most")
+            + (("uniform removes", "exchange") if compared else ()),
+            rows=tuple(
+                (
+                    name,
+                    f"{g['removed']:,}",
+                    f"{g['overlap']:,}",
+                    f"{g['overlap_bound']:,}",
+                    share(g["mass"]),
+                    share(g["mass_bound"]),
+                    *(cells(compared[name]) if name in compared else ()),
+                )
+                for name, g in groups.items()
+            ),
+        )
+
     def _exchange(
         self,
         graph: Graph,
@@ -217,6 +272,28 @@ class ToD(Allocator):
             "params": [cost.params, other_cost.params],
             **exchange(protection, decision.steps, decision.removed, other.removed),
         }
+
+
+def _given_back(groups: Mapping[str, Any]) -> tuple[str, ...]:
+    """Says how many units stay although the tolerance lets them go."""
+    kept = sum(g.get("allowed", g["removed"]) - g["removed"] for g in groups.values())
+    if not kept:
+        return ()
+    return (
+        f"{kept:,} {'unit' if kept == 1 else 'units'} that this tolerance lets go stayed, to spend the "
+        "budget. k counts them too: the limits are those of the tolerance, and fewer units went.",
+    )
+
+
+def _constant(found: Mapping[str, list[str]]) -> tuple[str, ...]:
+    """Names the layers whose units a signal cannot tell apart."""
+    if not found:
+        return ()
+    signals = sorted({signal for flat in found.values() for signal in flat})
+    return (
+        f"In {joined(found)} every unit has the same score from {' and '.join(signals)}: how many units "
+        "went there follows from their position, not from what they are worth.",
+    )
 
 
 def _warn(constant: Mapping[str, list[str]]) -> None:

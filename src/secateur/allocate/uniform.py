@@ -52,6 +52,7 @@ class Uniform(Allocator):
     ratio: float | None = None
     removal: Asked = "magnitude"
     name: ClassVar[str] = "uniform"
+    solved: ClassVar[str] = "ratio"
 
     def __post_init__(self) -> None:
         """Checks the values."""

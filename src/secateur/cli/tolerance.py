@@ -7,11 +7,11 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from secateur import formatting
 from secateur.cli.command import LIMITS, READING, command
 from secateur.cli.inputs import Inputs, limits_of
 from secateur.cli.output import file_in_place
 from secateur.config.run import Run
-from secateur.report import words
 from secateur.report.text import bar
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def listing(title: str, curve: Curve, rows: int) -> str:
     points = curve.spread(rows)
     macs, params = int(curve.macs[0]), int(curve.params[0])
     lines = [
-        f"{title}: {words.number(params)} parameters, {words.number(macs)} MACs for one sample",
+        f"{title}: {formatting.number(params)} parameters, {formatting.number(macs)} MACs for one sample",
         f"{len(curve) - 1:,} tolerances change what goes; here are {len(points)} points.",
         "",
         f"{'tolerance':>9}  {'MACs':>7}  {'':20}  {'parameters':>10}  {'least kept':>10}  {'most kept':>9}  "
@@ -79,9 +79,9 @@ def listing(title: str, curve: Curve, rows: int) -> str:
         shares = curve.kept[point] / curve.sizes
         least = int(shares.argmin())
         lines.append(
-            f"{_value(curve.knob[point]):>9}  {words.percent(curve.macs[point], macs):>7}  "
-            f"{bar(int(curve.macs[point]), macs)}  {words.percent(curve.params[point], params):>10}  "
-            f"{words.percent(shares[least], 1):>10}  {words.percent(shares.max(), 1):>9}  "
+            f"{_value(curve.knob[point]):>9}  {formatting.percent(curve.macs[point], macs):>7}  "
+            f"{bar(int(curve.macs[point]), macs)}  {formatting.percent(curve.params[point], params):>10}  "
+            f"{formatting.percent(shares[least], 1):>10}  {formatting.percent(shares.max(), 1):>9}  "
             + (curve.groups[least] if shares[least] < 1 else "")
         )
     return "\n".join(line.rstrip() for line in [*lines, "", *_notes()])

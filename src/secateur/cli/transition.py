@@ -64,7 +64,7 @@ def transition(run: Run, json: bool) -> str:
 
 def listing(title: str, rules: Sequence[str], found: Transition) -> str:
     """A row for each sparsity, a column for each rule, and where each stops."""
-    from secateur.report import words
+    from secateur import formatting
 
     by_place = {(p.rule, p.sparsity): p for p in found.points}
     sparsities = sorted({place for _, place in by_place})
@@ -73,19 +73,23 @@ def listing(title: str, rules: Sequence[str], found: Transition) -> str:
     def cell(point: Point | None) -> str:
         if point is None:
             return "-"
-        return f"{point.loss:.3f}" if point.accuracy is None else words.percent(point.accuracy, 1)
+        return f"{point.loss:.3f}" if point.accuracy is None else formatting.percent(point.accuracy, 1)
 
     def line(first: str, cells: Sequence[str]) -> str:
         return f"{first:>8}  " + "  ".join(f"{text:>{wide}}" for text in cells)
 
     dense = found.dense
-    head = f"loss {dense.loss:.3f}" if dense.accuracy is None else f"top-1 {words.percent(dense.accuracy, 1)}"
+    head = (
+        f"loss {dense.loss:.3f}"
+        if dense.accuracy is None
+        else f"top-1 {formatting.percent(dense.accuracy, 1)}"
+    )
     lines = [f"{title}; dense: {head} on {dense.samples:,} samples", "", line("sparsity", rules)]
     lines += [
-        line(words.percent(s, 1), [cell(by_place.get((rule, s))) for rule in rules]) for s in sparsities
+        line(formatting.percent(s, 1), [cell(by_place.get((rule, s))) for rule in rules]) for s in sparsities
     ]
     ends = [found.last(rule) for rule in rules]
-    lines += ["", line("up to", ["none" if end is None else words.percent(end, 1) for end in ends])]
+    lines += ["", line("up to", ["none" if end is None else formatting.percent(end, 1) for end in ends])]
     lines.append(
         f"up to: the last sparsity, from the lowest on, at which {found.share:.0%} of the dense is kept."
     )

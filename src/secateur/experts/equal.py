@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from pydantic import JsonValue
 
 from secateur.allocate.budget import Budget
+from secateur.allocate.description import Description
 from secateur.allocate.limits import Limits
 from secateur.allocate.signals import ScoreTable
 from secateur.allocate.staircase import Staircase
@@ -43,6 +45,10 @@ class EqualCounts(Wrapped):
     def settings(self, knob: float | None) -> dict[str, JsonValue]:
         """The rule's, and the fraction that every block lost."""
         return {**self.rule.settings(None), "equal_counts": True, "ratio": None if knob is None else knob}
+
+    def describe(self, certificates: Mapping[str, Any]) -> Description:
+        """The rule's; what a budget solves for is the fraction."""
+        return replace(self.rule.describe(certificates), setting="ratio", knob="ratio")
 
     def steps(self, graph: Graph, scores: ScoreTable, limits: Limits) -> Mapping[str, Staircase]:
         """K experts of each block go from ratio k / N on."""

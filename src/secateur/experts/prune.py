@@ -8,6 +8,7 @@ from typing import Any, cast
 from torch import nn
 
 from secateur.allocate import Budget, Limits
+from secateur.allocate.registry import describe
 from secateur.apply.record import record_of, with_repairs
 from secateur.auto.auto import Auto
 from secateur.calibration import Calibration, Forward
@@ -143,6 +144,7 @@ def prune_experts(
         proof=proof_entry(proof),
         repairs=record_of(repaired).repairs,
         certificates=plan.certificates,
+        description=describe(plan.allocator, plan.certificates, rule),
         contest=contest,
         seconds=seconds,
         versions=versions(),

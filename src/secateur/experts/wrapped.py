@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import JsonValue
 
 from secateur.allocate.base import Allocator
 from secateur.allocate.budget import Budget
+from secateur.allocate.description import Description
 from secateur.score.combination import Asked
 
 
@@ -38,3 +41,7 @@ class Wrapped(Allocator):
     def settings(self, knob: float | None) -> dict[str, JsonValue]:
         """The rule's."""
         return self.rule.settings(knob)
+
+    def describe(self, certificates: Mapping[str, Any]) -> Description:
+        """The rule's."""
+        return self.rule.describe(certificates)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import textwrap
 
+from secateur.formatting import milliseconds
 from secateur.latency.measurement import Measurement, Row
-from secateur.report.words import milliseconds
 
 WIDTH = 100
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from secateur.allocate import Budget, Limits
-from secateur.allocate.registry import Allocates
+from secateur.allocate.registry import Allocates, describe
 from secateur.apply.record import record_of
 from secateur.auto.auto import Auto, rule_or_auto
 from secateur.calibration import Calibration, Forward
@@ -198,6 +198,7 @@ def prune(
         },
         repairs=record_of(repaired).repairs,
         certificates=dict(plan.certificates),
+        description=describe(plan.allocator, plan.certificates, rule),
         contest=contest,
         seconds=seconds,
         versions=versions(),

@@ -6,13 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from secateur.report.words import milliseconds, number, percent
+from secateur.formatting import milliseconds, number, percent, plain
+from secateur.report.words import rule
 
 if TYPE_CHECKING:
     from secateur.report.data import Facts
-
-SOLVED = ("tolerance", "ratio", "beta", "epsilon", "density", "price")
-"""Settings that a budget solves for: where the knob of each rule stands."""
 
 
 @dataclass(frozen=True)
@@ -36,16 +34,13 @@ def bargains(report: Facts) -> tuple[Bargain, ...]:
         ]
     if not found:
         found = [Bargain("budget", "none, the allocator decides", f"MACs {_achieved('macs', report)}")]
-    chosen = [report.contest.candidates[0].name] if report.contest else []
-    solved = [(name, report.settings[name]) for name in SOLVED if name in report.settings]
-    found.append(
-        Bargain(
-            "allocator",
-            str(report.asked.get("allocator")),
-            ", ".join(chosen + [f"{name} {_setting(value, solved=bool(budget))}" for name, value in solved])
-            or "–",
-        )
-    )
+    asked_for = str(report.asked.get("allocator"))
+    chosen = report.contest.candidates[0].name if report.contest else report.rule or asked_for
+    setting = rule(report).setting
+    parts = [chosen] if report.contest or setting not in report.settings else []
+    if setting in report.settings:
+        parts.append(f"{setting} {_setting(report.settings[setting], solved=bool(budget))}")
+    found.append(Bargain("allocator", asked_for, ", ".join(parts)))
     kept = [str(entry["method"]) for entry in report.repairs if entry["kept"]]
     found.append(Bargain("repair", _repair(report), ", ".join(kept) or "nothing kept"))
     if "form" in report.asked:
@@ -91,9 +86,10 @@ def settings(report: Facts) -> tuple[tuple[str, str], ...]:
     found = [("allocator", str(report.asked.get("allocator"))), ("budget", _budget(budget))]
     if report.contest:
         found.insert(1, ("chosen", report.contest.candidates[0].name))
+    solved = rule(report).setting if budget else ""
     for name, value in report.settings.items():
         if name != "limits":
-            found.append((name, _setting(value, solved=bool(budget) and name in SOLVED)))
+            found.append((name, _setting(value, solved=name == solved)))
     limits = report.settings.get("limits")
     if isinstance(limits, Mapping):
         found += [(name, _setting(value)) for name, value in limits.items() if value not in ([], None)]
@@ -129,11 +125,6 @@ def _budget(budget: Any) -> str:
 
 
 def _setting(value: Any, *, solved: bool = False) -> str:
-    if value is None:
-        return "not needed, nothing had to go" if solved else "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    if isinstance(value, list):
-        text = ", ".join(map(str, value)) or "none"
-    return f"{text}, solved for the budget" if solved else text
+    if value is None and solved:
+        return "not needed, nothing had to go"
+    return f"{plain(value)}, solved for the budget" if solved else plain(value)

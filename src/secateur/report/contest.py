@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from secateur.report.words import percent
+from secateur.formatting import percent
 
 if TYPE_CHECKING:
     from secateur.auto.contest import Candidate, Contest

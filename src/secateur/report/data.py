@@ -11,6 +11,7 @@ import numpy
 import torch
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from secateur.allocate.description import Description
 from secateur.auto.contest import Contest
 
 FORMAT = 1
@@ -137,7 +138,8 @@ class Facts(_Data):
         attributes: Numbers of modules and configurations that follow the new sizes, by path.
         proof: Relative difference to the reference, what that was, at which sizes, and what it could see.
         repairs: What repair tried.
-        certificates: What the allocator vouches for.
+        certificates: What the rule guarantees or predicts, as numbers.
+        description: How the rule describes its decision; None in reports of older versions.
         contest: How the rule was chosen, where rules competed.
         seconds: Wall time of each phase.
         versions: secateur, torch, Python, platform.
@@ -163,6 +165,7 @@ class Facts(_Data):
     proof: dict[str, JsonValue]
     repairs: tuple[dict[str, Any], ...]
     certificates: dict[str, JsonValue]
+    description: Description | None = None
     contest: Contest | None = None
     seconds: dict[str, float]
     versions: dict[str, str]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from importlib import resources
 from typing import TYPE_CHECKING
 
+from secateur import formatting
 from secateur.errors import SettingError
 from secateur.report import bargain, contest, proofs, shapes, words
-from secateur.report.certificates import certificate
 
 if TYPE_CHECKING:
     from secateur.report.data import Facts
@@ -42,6 +42,7 @@ def render(report: Facts, *, reload: str = "") -> str:
         report=report,
         style=_text(STYLE),
         words=words,
+        formatting=formatting,
         proof=proofs.paragraph(report),
         bargain=bargain,
         shapes=shapes,
@@ -52,7 +53,7 @@ def render(report: Facts, *, reload: str = "") -> str:
         strips=strips,
         times=times,
         stairs=shapes.stairs(report),
-        certificate=certificate(report),
+        certificate=words.rule(report).certificate,
         most_layers=MOST_LAYERS,
         reload=reload or words.reloading(report),
     )
@@ -78,8 +79,8 @@ def tiles(report: Facts) -> tuple[tuple[str, str, str], ...]:
         found.append(
             (
                 "latency",
-                words.percent(best.latency, dense.latency),
-                f"{words.milliseconds(best.latency)} of {words.milliseconds(dense.latency)}"
+                formatting.percent(best.latency, dense.latency),
+                f"{formatting.milliseconds(best.latency)} of {formatting.milliseconds(dense.latency)}"
                 + (", spreads overlap" if words.same_speed(report) else ""),
             )
         )

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from secateur import formatting
 from secateur.report import bargain, contest, proofs, words
-from secateur.report.certificates import certificate
 
 if TYPE_CHECKING:
     from secateur.report.data import Facts, Knob
@@ -91,7 +91,7 @@ def _layers(report: Facts) -> Iterator[str]:
                 f"{layer.kept:,}",
                 f"{layer.total - layer.kept:,}",
                 f"{layer.total:,}",
-                words.percent(layer.kept, layer.total),
+                formatting.percent(layer.kept, layer.total),
             )
             for layer in report.layers
         ],
@@ -103,14 +103,14 @@ def _knob(report: Facts) -> Iterator[str]:
     curve = report.knob
     if curve is None:
         return
-    yield f"## What every {escape(words.knob_name(report))} would leave"
+    yield f"## What every {escape(words.rule(report).knob)} would leave"
     yield grid(
-        (escape(words.knob_name(report)), "MACs", "parameters", ""),
+        (escape(words.rule(report).knob), "MACs", "parameters", ""),
         [
             (
                 "none" if i == 0 else f"{curve.values[i - 1]:.4g}",
-                words.percent(curve.macs[i], curve.macs[0]),
-                words.percent(curve.params[i], curve.params[0]),
+                formatting.percent(curve.macs[i], curve.macs[0]),
+                formatting.percent(curve.params[i], curve.params[0]),
                 "the plan" if curve.at is not None and i == curve.at + 1 else "",
             )
             for i in _some(curve)
@@ -185,17 +185,14 @@ def _repairs(report: Facts) -> Iterator[str]:
 
 
 def _certificate(report: Facts) -> Iterator[str]:
-    found = certificate(report)
+    found = words.rule(report).certificate
     if found is None:
         return
-    yield "## What the allocator vouches for"
+    yield "## What the rule guarantees or predicts"
     yield from map(escape, found.words)
     if found.rows:
         yield grid(found.titles, found.rows)
         yield escape(found.note)
-    if found.raw:
-        # Indented, which no name in it can end.
-        yield "\n".join(f"    {line}" for line in found.raw.splitlines())
 
 
 def _left(report: Facts) -> Iterator[str]:

@@ -76,7 +76,7 @@ def draw(curve: Curve, path: Path, title: str) -> None:
     if len(curve.groups) <= 60:
         layers.set_yticks(rows[:-1] + 0.5, curve.groups, fontsize=7)
     layers.invert_yaxis()
-    layers.set(xlabel="tolerance" if curve.allocator == "tod" else "knob")
+    layers.set(xlabel=curve.knob_name)
     figure.colorbar(image, ax=layers, label="% of units kept")
     with mpl.rc_context({"svg.hashsalt": "secateur"}):
         figure.savefig(path, dpi=150, metadata=METADATA[path.suffix.lower()])

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from secateur import formatting
 from secateur.report import words
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ def stairs(report: Facts) -> Stairs | None:
         params=_steps(places, curve.params),
         ticks=tuple(Tick(across(at), f"{10**at:.3g}" if wide else f"{at:.3g}") for at in _round(left, right)),
         plan=found,
-        name=words.knob_name(report),
+        name=words.rule(report).knob,
         said=words.knob(report),
     )
 
@@ -201,7 +202,7 @@ def strips(report: Facts) -> tuple[tuple[Strip, ...], tuple[Tick, ...]]:
             runs=tuple(100 * run / width for run in f.latency_runs if run <= width),
             box=(100 * low / width, 100 * high / width, 100 * (f.latency or 0) / width),
             beyond=sum(run > width for run in f.latency_runs),
-            figure=words.milliseconds(f.latency or 0),
+            figure=formatting.milliseconds(f.latency or 0),
         )
         for f, (low, high) in zip(timed, quartiles, strict=True)
     )

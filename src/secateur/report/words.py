@@ -9,58 +9,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from secateur.allocate.description import Description
+from secateur.allocate.registry import describe
+from secateur.formatting import MINUS, number, percent, places
+
 if TYPE_CHECKING:
     from secateur.report.data import Facts, Figures, Histogram, Layer
-
-MINUS, ENOUGH = "\N{MINUS SIGN}", 3
-
-
-def number(value: int) -> str:
-    """A count, exact below ten million and with four digits above.
-
-    Example:
-        >>> number(78_042), number(40_813_184), number(4_089_184_256)
-        ('78,042', '40.81 M', '4.089 G')
-    """
-    for size, unit in ((1_000_000_000, "G"), (10_000_000, "M")):
-        if value >= size:
-            return f"{value / (1_000_000 if unit == 'M' else size):.4g} {unit}"
-    return f"{value:,}"
-
-
-def percent(part: float, whole: float) -> str:
-    """`part` as a percentage of `whole`; a dash where that means nothing.
-
-    Example:
-        >>> percent(1, 3), percent(1, 0)
-        ('33.3 %', '–')
-    """
-    if not whole or not math.isfinite(part) or not math.isfinite(whole):
-        return "–"
-    share = 100 * part / whole
-    return f"{share:,.0f} %" if abs(share) >= 1000 else f"{share:.1f} %"
-
-
-def milliseconds(seconds: float) -> str:
-    """Seconds as milliseconds, with about three digits that count.
-
-    Example:
-        >>> milliseconds(0.00123), milliseconds(0.0456)
-        ('1.23 ms', '45.6 ms')
-    """
-    return f"{1e3 * seconds:,.{_places(1e3 * seconds)}f} ms"
-
-
-def shorten(names: Iterable[str], most: int = ENOUGH) -> str:
-    """The first names, and how many more there are.
-
-    Example:
-        >>> shorten(["a", "b", "c", "d"])
-        'a, b, c and 1 more'
-    """
-    names = list(names)
-    line = ", ".join(names[:most])
-    return line if len(names) <= most else f"{line} and {len(names) - most} more"
 
 
 def quoted(text: str) -> str:
@@ -140,16 +94,16 @@ def _cell(title: str, own: Figures, dense: Figures) -> tuple[str, str]:
     if title == "MACs":
         return number(own.macs), percent(own.macs, dense.macs)
     if title == "weights":
-        return f"{own.weight_bytes / 1e6:,.{_places(dense.weight_bytes / 1e6)}f}", percent(
+        return f"{own.weight_bytes / 1e6:,.{places(dense.weight_bytes / 1e6)}f}", percent(
             own.weight_bytes, dense.weight_bytes
         )
     if own.latency is None:
         return "–", "–"
-    places = _places(1e3 * (dense.latency or own.latency))
-    text = f"{1e3 * own.latency:.{places}f}"
+    digits = places(1e3 * (dense.latency or own.latency))
+    text = f"{1e3 * own.latency:.{digits}f}"
     if own.latency_quartiles is not None:
         low, high = own.latency_quartiles
-        text += f" ({1e3 * low:.{places}f}–{1e3 * high:.{places}f})"
+        text += f" ({1e3 * low:.{digits}f}–{1e3 * high:.{digits}f})"
     return text, percent(own.latency, dense.latency or 0)
 
 
@@ -168,11 +122,6 @@ def _points(value: float | None, dense: float | None) -> str:
         return "–"
     points = round(100 * (value - dense), 2)
     return f"{'+' if points > 0 else MINUS if points < 0 else '±'}{abs(points):.2f}"
-
-
-def _places(size: float) -> int:
-    """Digits behind the point that leave about three that count."""
-    return 3 if size < 1 else 2 if size < 10 else 1 if size < 100 else 0
 
 
 def headline(report: Facts) -> str:
@@ -384,10 +333,11 @@ def _refitted(layers: Any) -> tuple[tuple[str, float, float], ...]:
     )
 
 
-def knob_name(report: Facts) -> str:
-    """What the rule's knob is called."""
-    names = {"tod": "tolerance", "emp": "−β", "uniform": "ratio", "global": "ratio", "repair_aware": "ratio"}
-    return names.get(report.rule or str(report.asked.get("allocator")), "knob")
+def rule(report: Facts) -> Description:
+    """How the rule that decided describes its decision; of a report that does not hold it, by its name."""
+    return report.description or describe(
+        report.rule or str(report.asked.get("allocator")), report.certificates
+    )
 
 
 def knob(report: Facts) -> str:
@@ -395,7 +345,7 @@ def knob(report: Facts) -> str:
     curve = report.knob
     if curve is None:
         return ""
-    best, name = report.figures[-1], knob_name(report)
+    best, name = report.figures[-1], rule(report).knob
     where = (
         "Nothing had to go"
         if curve.at is None

@@ -1,0 +1,154 @@
+"""Every registered rule, signal and repair describes itself on every face of the report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import secateur as sc
+from secateur.allocate.registry import RULES
+from secateur.errors import SettingError
+from secateur.formatting import plain
+from secateur.repair.methods import REPAIRS
+from secateur.report.bargain import bargains, settings
+from secateur.report.html import render
+from secateur.report.markdown import escape
+from secateur.report.words import rule as described
+from secateur.score.registry import SIGNALS
+from tests.report.test_html import Page
+
+DASH = "\N{EN DASH}"
+
+
+def flat(text: str) -> str:
+    return " ".join(text.split())
+
+
+FACES: dict[str, Callable[[sc.Report], str]] = {
+    "text": lambda report: flat(str(report)),
+    "markdown": lambda report: flat(report.to_markdown()),
+    "html": lambda report: flat(Page(render(report)).text),
+}
+
+
+def shown(face: str, text: str) -> str:
+    """A text of the report as this face writes it."""
+    return escape(text) if face == "markdown" else flat(text)
+
+
+def pruned(granularity: str = "unit", budget: sc.Budget | None = None, **asked: Any) -> sc.Report:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 4),
+    ).eval()
+    data = [(torch.randn(10, 2, 6, 6), torch.arange(10) % 4) for _ in range(5)]
+    result = sc.prune(
+        model,
+        data,
+        budget,
+        granularity=granularity,  # type: ignore[arg-type]
+        measure_latency=False,
+        progress=False,
+        **asked,
+    )
+    assert sc.Report.from_json(result.report.to_json()) == result.report
+    return result.report
+
+
+def by_rule(name: str) -> sc.Report:
+    """What the rule decides within a budget: on units, or on weights if it decides on nothing else."""
+    try:
+        return pruned("unit", sc.Budget(macs=0.6), allocator=name, repair=None)
+    except SettingError as error:
+        if "granularity 'weight'" not in str(error):
+            raise
+        return pruned("weight", sc.Budget(sparsity=0.4), allocator=name, repair=None)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_rule(name: str) -> None:
+    report = by_rule(name)
+    found = described(report)
+    value = report.settings[found.setting]
+    assert isinstance(value, float)
+    solved = f"{plain(value)}, solved for the budget"
+    (allocator,) = (line for line in bargains(report) if line.what == "allocator")
+    assert allocator.achieved == f"{found.setting} {solved}"
+    assert dict(settings(report))[found.setting] == solved
+    assert found.knob != "knob"
+    certificate = found.certificate
+    assert bool(report.certificates) == (certificate is not None)
+    for face, write in FACES.items():
+        text = write(report)
+        assert shown(face, solved) in text
+        assert '{"' not in text
+        assert '":' not in text
+        if face == "text":
+            continue
+        assert report.knob is None or shown(face, f"What every {found.knob} would leave") in text
+        if certificate is not None:
+            assert certificate.titles[0] == "layer"
+            assert certificate.rows
+            for line in (*certificate.words, certificate.note):
+                assert shown(face, line) in text
+            for row in certificate.rows:
+                assert DASH not in row
+                assert len(row) == len(certificate.titles)
+                assert (" | ".join(map(escape, row)) if face == "markdown" else " ".join(row)) in text
+    # A report of an older version has no description: the rule of that name gives it.
+    assert described(report.model_copy(update={"description": None})) == found
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+def test_every_signal(name: str) -> None:
+    report = pruned(allocator=sc.Uniform(ratio=0.25, removal=name), repair=None)
+    for layer in report.layers:
+        assert [histogram.signal for histogram in layer.scores] == [name]
+    for face, write in FACES.items():
+        text = write(report)
+        assert shown(face, name) in text
+        assert face == "text" or shown(face, f"{name} (removal)") in text
+
+
+@pytest.mark.parametrize("name", REPAIRS)
+def test_every_repair(name: str) -> None:
+    report = pruned(allocator=sc.Uniform(ratio=0.25, removal="magnitude"), repair=name)
+    (tried,) = report.repairs
+    assert tried["method"] == name
+    assert math.isfinite(tried["before"])
+    assert math.isfinite(tried["after"])
+    outcome = "kept" if tried["kept"] else "not kept"
+    figures = f"{tried['before']:.4g} before and {tried['after']:.4g} after"
+    for face, write in FACES.items():
+        assert shown(face, f"{name}: {outcome}; {tried['measure']} {figures}") in write(report)
+
+
+def test_a_rule_of_ones_own_is_described_where_its_class_is_not_known() -> None:
+    class Own(sc.Uniform):
+        name = "own"
+        knob_name = "share"
+
+        def certificates(self, *args: Any) -> dict[str, Any]:
+            return {"sum": 0.125, "each": {"0": [1, 2]}}
+
+    made = pruned(allocator=Own(ratio=0.25), repair=None)
+    report = sc.Report.from_json(made.to_json())
+    assert (described(report).setting, described(report).knob) == ("ratio", "share")
+    for face in ("markdown", "html"):
+        text = FACES[face](report)
+        assert "What every share would leave" in text
+        assert ("each / 0 | 1, 2" if face == "markdown" else "each / 0 1, 2") in text
+        assert '"sum"' not in text
