@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from secateur.allocate import Curve
-from secateur.cli.tolerance import listing
+from secateur.cli.curves import tolerance_table
 from tests.cli.conftest import refused, run
 
 BASE = ("tolerance", "--model", "net.py:make", "--data", "x.npz")
@@ -59,7 +59,7 @@ def test_the_rows_say_what_the_curve_holds() -> None:
         np.array([1000, 700, 250]),
         np.array([[8, 4], [6, 4], [4, 1]]),
     )
-    rows = listing("Net", curve, 20).splitlines()[4:7]
+    rows = tolerance_table("Net", curve, 20).splitlines()[4:7]
     assert [row.split() for row in rows] == [
         ["none", "100.0", "%", "█" * 20, "100.0", "%", "100.0", "%", "100.0", "%"],
         # 0.3333 would be below a third, so the value is rounded up.

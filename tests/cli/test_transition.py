@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from secateur.cli.transition import listing
+from secateur.cli.curves import transition_table
 from secateur.evaluate import Evaluation
 from secateur.masks.transition import REPAIRS, Point, Transition
 from tests.cli.conftest import refused, run
@@ -48,7 +48,7 @@ def test_where_a_rule_stops() -> None:
     found = Transition(Evaluation(1.0, 0.8, 100), tuple(points), 0.95)
     assert found.last("a") == 0.7
     assert found.last("b") is None  # the first is lost already
-    lines = listing("Net", ("a", "b"), found).splitlines()
+    lines = transition_table("Net", ("a", "b"), found).splitlines()
     assert [line.split() for line in lines[3:6]] == [
         ["50.0", "%", "80.0", "%", "50.0", "%"],
         ["70.0", "%", "77.0", "%", "50.0", "%"],

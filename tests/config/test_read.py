@@ -1,13 +1,14 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
-from secateur.config.option import settings
 from secateur.config.read import read_run
 from secateur.config.run import Run
-from secateur.config.write import EXAMPLES, commented
+from secateur.config.setting import settings
+from secateur.config.write import commented
 from secateur.errors import SettingError
 
 
@@ -99,12 +100,30 @@ def test_what_is_wrong_in_a_file(tmp_path: Path, content: str, said: str) -> Non
         read_run(tmp_path / "other.yaml")
 
 
+def test_a_file_may_be_json_or_toml(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"budget": {"macs": 0.25},\n\t"limits": {"ignore": ["stem"]}}')
+    (tmp_path / "run.toml").write_text('[budget]\nmacs = 0.25\n[limits]\nignore = ["stem"]\n')
+    expected = read_run(sets=["budget.macs=0.25", "limits.ignore=stem"])
+    assert read_run(tmp_path / "run.json") == expected
+    (tmp_path / "wrong.json").write_text("{")
+    with pytest.raises(SettingError, match="expected JSON"):
+        read_run(tmp_path / "wrong.json")
+    if sys.version_info < (3, 11):
+        with pytest.raises(SettingError, match=r"needs Python 3\.11"):
+            read_run(tmp_path / "run.toml")
+    else:
+        assert read_run(tmp_path / "run.toml") == expected
+        (tmp_path / "wrong.toml").write_text("seed")
+        with pytest.raises(SettingError, match="expected TOML"):
+            read_run(tmp_path / "wrong.toml")
+
+
 def test_what_init_writes_changes_nothing_and_names_every_setting(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(commented({}))
     assert read_run(file) == Run()
     text = file.read_text()
-    for path, setting in settings(Run).items():
+    for path, setting in settings().items():
         leaf = path.rpartition(".")[2]
         assert f"#{leaf}: " in text, path
         assert setting.help.split()[0] in text
@@ -127,7 +146,7 @@ def alone(path: str, text: str) -> str:
     return "\n".join(lines)
 
 
-@pytest.mark.parametrize("path", list(settings(Run)))
+@pytest.mark.parametrize("path", list(settings()))
 def test_each_line_of_init_can_be_uncommented(tmp_path: Path, path: str) -> None:
     needs = {"ratio": ["allocator=uniform"], "protection": ["allocator=tod"]}
     file = tmp_path / "run.yaml"
@@ -135,7 +154,7 @@ def test_each_line_of_init_can_be_uncommented(tmp_path: Path, path: str) -> None
     found: object = read_run(file, needs.get(path, []))
     for name in path.split("."):
         found = getattr(found, name)
-    setting = settings(Run)[path]
-    expected = EXAMPLES.get(path, setting.default)
+    setting = settings()[path]
+    expected = tuple(setting.example) if isinstance(setting.example, list) else setting.example
     assert found == expected
     assert found not in (None, ())

@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
 
 from secateur.cli.shell import Debug, Json, reported
-from secateur.config.option import Setting, settings
+from secateur.config.read import read_run
 from secateur.config.run import Run
+from secateur.config.setting import Setting, settings
 from secateur.errors import SettingError
 
-METAVARS: Mapping[str, str] = {"text": "TEXT", "whole": "INTEGER", "number": "NUMBER"}
-EXAMPLES: Mapping[str, str] = {
-    "model": "net.py:make",
-    "data": "x.npz",
-    "scores": "scores.safetensors",
-    "plan": "plan.json",
-    "artefact": "small",
-    "repaired": "repaired",
-}
+METAVARS: Mapping[str, str] = {"string": "TEXT", "integer": "INTEGER", "number": "NUMBER"}
 
 READING = ("batch_size", "samples", "images.size", "text.tokenizer", "text.length")
 """How data from files become batches."""
@@ -55,15 +47,13 @@ def command(
         folder: The setting that is no option but an argument. It then takes the place of all that is needed,
             and is read from the command line alone.
     """
-    known = settings(Run)
+    known = settings()
     called = NAMES | dict(names or {})
     options = {called.get(path, path.rpartition(".")[2]): known[path] for path in paths}
 
     def decorate(body: Body) -> Callable[..., None]:
         def run(config: Path | None, sets: list[str] | None, json: bool, debug: bool, **given: Any) -> None:
             with reported(debug=debug):
-                from secateur.config.read import read_run
-
                 chosen = {
                     options[name].path: (_dashed(name), value)
                     for name, value in given.items()
@@ -71,7 +61,7 @@ def command(
                 }
                 asked = read_run(config, sets or (), chosen)
                 if folder:
-                    asked = replace(asked, **{folder: chosen.get(folder, ("", None))[1]})
+                    asked = asked.model_copy(update={folder: chosen.get(folder, ("", None))[1]})
                 if folder in chosen and len(chosen) > 1:
                     other = next(option for path, (option, _) in chosen.items() if path != folder)
                     raise SettingError(
@@ -105,7 +95,7 @@ def _parameter(name: str, setting: Setting) -> inspect.Parameter:
     if setting.shown:
         words.append(f"Default: {setting.shown}.")
     about: dict[str, Any] = {"help": " ".join(words), "show_default": False}
-    if setting.kind == "switch":
+    if setting.kind == "boolean":
         return _keyword(name, Annotated[bool, typer.Option(_dashed(name), **about)], False)
     about["metavar"] = f"[{'|'.join(setting.names)}]" if setting.names else METAVARS[setting.kind]
     kind = Texts if setting.several else Text
@@ -138,7 +128,7 @@ def _require(command: str, run: Run, needs: Sequence[str], options: Mapping[str,
         if setting.path in needs and getattr(run, setting.path) is None:
             raise SettingError(
                 f"secateur {command}: expected {_dashed(name)}, or {setting.path} in a configuration, got "
-                f"neither. Write {_dashed(name)} {EXAMPLES[setting.path]}, for example."
+                f"neither. Write {_dashed(name)} {setting.example}, for example."
             )
     paths = {setting.path for setting in options.values()}
     if run.model is not None and "model" in paths:

@@ -1,30 +1,134 @@
-"""`secateur`: the commands. Nothing here imports torch before a command runs, so that help comes at once."""
+"""`secateur`: the commands. A command's module is imported when it is called, so that help comes at once."""
 
 from __future__ import annotations
 
-from importlib import metadata
-from typing import Annotated
+from importlib import import_module
+from typing import Annotated, Any, NamedTuple
 
 import typer
+from typer.core import TyperGroup
 
-from secateur.cli.apply import apply
-from secateur.cli.bench import bench
-from secateur.cli.compare import compare
-from secateur.cli.demo import demo
-from secateur.cli.export import export
-from secateur.cli.init import init
-from secateur.cli.inspect import inspect
-from secateur.cli.plan import plan
-from secateur.cli.prune import prune
-from secateur.cli.prune_checkpoint import prune_checkpoint
-from secateur.cli.repair import repair
-from secateur.cli.report import report
-from secateur.cli.score import score
-from secateur.cli.tolerance import tolerance
-from secateur.cli.transition import transition
+
+class Entry(NamedTuple):
+    """Where a command is, and what ``--help`` says of it."""
+
+    module: str
+    help: str
+    example: str
+
+
+COMMANDS = {
+    "demo": Entry(
+        "start",
+        "Train a small network on handwritten digits, prune it to half its MACs, prove it and save it.",
+        "demo --out demo",
+    ),
+    "inspect": Entry(
+        "inspect",
+        "Show a model's groups of units, what they cost, and what cannot be pruned and why; or a pruned "
+        "model.\n\n"
+        "Of a pruned model's folder: what each group kept, the form, and which sizes its inputs may have.",
+        "inspect --model net.py:make --input 1x3x32x32",
+    ),
+    "prune": Entry(
+        "pipeline",
+        "Prune a model: trace, score, allocate, apply, verify, repair, save.",
+        "prune --model net.py:make --data x.npz --macs 0.5 --out new",
+    ),
+    "init": Entry(
+        "start",
+        "Write a configuration with a comment for every setting.",
+        "init --model net.py:make --data x.npz --out run.yaml",
+    ),
+    "score": Entry(
+        "pipeline",
+        "Score every unit, and write the table. A fifth of the data is held out, as prune does it.",
+        "score --config run.yaml --out scores.safetensors",
+    ),
+    "plan": Entry(
+        "pipeline",
+        "Decide from scores what goes, and write the decision. Data serve as example inputs.",
+        "plan --config run.yaml --macs 0.5 --out plan.json",
+    ),
+    "apply": Entry(
+        "pipeline",
+        "Remove what a plan says, prove it, and save the smaller model, unrepaired.",
+        "apply --model net.py:make --plan plan.json --out small",
+    ),
+    "repair": Entry(
+        "pipeline",
+        "Undo what can be undone of the damage in an artefact, without training, and save the result.",
+        "repair --config run.yaml --artefact small --out fixed",
+    ),
+    "compare": Entry(
+        "curves",
+        "Compare rules at equal MACs: what each leaves of the accuracy, as pruned and repaired.",
+        "compare --model net.py:make --data x.npz --macs 0.8,0.5",
+    ),
+    "report": Entry(
+        "saved",
+        "Show the report of an earlier run again, and write it as a page or as Markdown.",
+        "report small --markdown report.md",
+    ),
+    "tolerance": Entry(
+        "curves",
+        "Show what each tolerance of the rule tod would leave: MACs, parameters and units of each layer.",
+        "tolerance --model net.py:make --data x.npz",
+    ),
+    "transition": Entry(
+        "curves",
+        "Show at which sparsity of single weights each rule stops being recoverable by repair.",
+        "transition --model net.py:make --data x.npz",
+    ),
+    "bench": Entry(
+        "saved",
+        "Time a pruned model against the dense one, in turn, and say plainly where there is no gain.",
+        "bench small --model net.py:make --batch 1 --batch 32",
+    ),
+    "export": Entry(
+        "saved",
+        "Export a pruned model to ONNX, PyTorch's .pt2 or a Hugging Face folder, checked against PyTorch.",
+        "export small --model net.py:make --out small.onnx",
+    ),
+    "prune-checkpoint": Entry(
+        "saved",
+        "Remove a plan's experts from a checkpoint on disk, one shard at a time.",
+        "prune-checkpoint dense --plan plan.json --out new",
+    ),
+}
+
+
+class _Commands(TyperGroup):
+    """The commands as `COMMANDS` lists them; the one that is called is imported, with its options."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, _, rest = super().resolve_command(ctx, args)
+        return name, None if name is None else _imported(name), rest
+
+
+def _imported(name: str) -> Any:
+    module = import_module(f"secateur.cli.{COMMANDS[name].module}")
+    alone = typer.Typer(add_completion=False, rich_markup_mode="rich")
+    _register(alone, name, getattr(module, name.replace("-", "_")))
+    return typer.main.get_command(alone)
+
+
+def _register(application: typer.Typer, name: str, function: Any) -> None:
+    entry = COMMANDS[name]
+    application.command(name, help=entry.help, epilog=f"Example: secateur {entry.example}")(function)
+
+
+def _version(show: bool) -> None:
+    if show:
+        from importlib import metadata
+
+        typer.echo(f"secateur {metadata.version('secateur')}")
+        raise typer.Exit
+
 
 app = typer.Typer(
     name="secateur",
+    cls=_Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -32,30 +136,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Example: secateur demo",
 )
-app.command(epilog="Example: secateur demo --out demo")(demo)
-app.command(epilog="Example: secateur inspect --model net.py:make --input 1x3x32x32")(inspect)
-app.command(epilog="Example: secateur prune --model net.py:make --data x.npz --macs 0.5 --out new")(prune)
-app.command(epilog="Example: secateur init --model net.py:make --data x.npz --out run.yaml")(init)
-app.command(epilog="Example: secateur score --config run.yaml --out scores.safetensors")(score)
-app.command(epilog="Example: secateur plan --config run.yaml --macs 0.5 --out plan.json")(plan)
-app.command(epilog="Example: secateur apply --model net.py:make --plan plan.json --out small")(apply)
-app.command(epilog="Example: secateur repair --config run.yaml --artefact small --out fixed")(repair)
-app.command(epilog="Example: secateur compare --model net.py:make --data x.npz --macs 0.8,0.5")(compare)
-app.command(epilog="Example: secateur report small --markdown report.md")(report)
-app.command(epilog="Example: secateur tolerance --model net.py:make --data x.npz")(tolerance)
-app.command(epilog="Example: secateur transition --model net.py:make --data x.npz")(transition)
-
-app.command(epilog="Example: secateur bench small --model net.py:make --batch 1 --batch 32")(bench)
-app.command(epilog="Example: secateur export small --model net.py:make --out small.onnx")(export)
-app.command("prune-checkpoint", epilog="Example: secateur prune-checkpoint dense --plan plan.json --out new")(
-    prune_checkpoint
-)
-
-
-def _version(show: bool) -> None:
-    if show:
-        typer.echo(f"secateur {metadata.version('secateur')}")
-        raise typer.Exit
 
 
 @app.callback()
@@ -68,6 +148,10 @@ def main(
 
     Exit codes: 0 done, 2 bad input, 3 budget unreachable, 4 verification failed, 130 interrupted.
     """
+
+
+for _name in COMMANDS:
+    _register(app, _name, lambda: None)  # for the list of commands; `_Commands` calls the real one
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""What a run is asked to do, as data: declared once, read from YAML and options, checked without torch."""
+"""The settings of a run: one pydantic model, read from files and options, and checked without torch."""

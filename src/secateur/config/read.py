@@ -1,18 +1,22 @@
-"""From a YAML file, ``--set`` and options to a checked `Run`. Nothing here imports torch."""
+"""From a configuration file, ``--set`` and options to a checked `Run`. Nothing here imports torch."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from secateur.config.option import Setting, sections, settings
-from secateur.config.run import Run
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from secateur.config.run import UNKNOWN_NAME, Run
+from secateur.config.setting import sections, settings
 from secateur.errors import SettingError
 
-Values = dict[str, Any]
-"""By path: ``{"budget.macs": 0.5}``."""
+_OUT_OF_BOUNDS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
 
 
 def read_run(
@@ -20,10 +24,10 @@ def read_run(
     sets: Sequence[str] = (),
     options: Mapping[str, tuple[str, Any]] | None = None,
 ) -> Run:
-    """What a run is asked to do. Options win over ``--set``, which wins over the file.
+    """The settings of a run. Options win over ``--set``, which wins over the file.
 
     Args:
-        config: A YAML file.
+        config: A YAML, JSON or TOML file, by its suffix; YAML for any other.
         sets: Each ``path=value``, the value as in YAML.
         options: By path, the option's name and what was given for it.
 
@@ -34,87 +38,107 @@ def read_run(
         >>> read_run(sets=["budget.macs=0.4", "limits.ignore=[stem]"]).budget.macs
         0.4
     """
-    values: Values = {}
+    values: dict[str, Any] = {}  # by path: {"budget.macs": 0.5}
     places: dict[str, str] = {}
     if config is not None:
-        for path, value in _file(config).items():
+        for path, value in _by_path(_content(config), f"--config {config}"):
             values[path], places[path] = value, f"{config}: {path}"
     for text in sets:
         path, value = _assignment(text)
         values[path], places[path] = value, f"--set {path}"
     for path, (name, value) in (options or {}).items():
         values[path], places[path] = value, name
-    known = settings(Run)
+    nested: dict[str, Any] = {}
     for path, value in values.items():
-        values[path] = _typed(known[path], value)
-        _bounded(known[path], values[path], places[path])
-    return _validated(values, places)
-
-
-def _file(config: Path) -> Values:
-    import yaml
-
+        section, dot, name = path.rpartition(".")
+        if value is not None:  # None leaves the default
+            (nested.setdefault(section, {}) if dot else nested)[name] = (
+                value.strip() if isinstance(value, str) else value
+            )
     try:
-        content = yaml.safe_load(config.read_text(encoding="utf-8"))
+        return Run.model_validate(nested)
+    except ValidationError as error:
+        raise SettingError(_complaint(error.errors(include_url=False)[0], places)) from error
+
+
+def _content(config: Path) -> Any:
+    try:
+        text = config.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise SettingError(
             f"--config {config}: expected a YAML file, got none that can be read ({error}). Do secateur init."
         ) from error
-    except yaml.YAMLError as error:
+    kind = {".json": "JSON", ".toml": "TOML"}.get(config.suffix.lower(), "YAML")
+    if kind == "TOML" and sys.version_info < (3, 11):
         raise SettingError(
-            f"--config {config}: expected YAML, got {_first(str(error))}. Correct that line."
+            f"--config {config}: expected YAML or JSON, got TOML, which needs Python 3.11. Do secateur init."
+        )
+    try:
+        return _parsed(kind, text)
+    except ValueError as error:
+        raise SettingError(
+            f"--config {config}: expected {kind}, got {_first(str(error))}. Correct that line."
         ) from error
+
+
+def _parsed(kind: str, text: str) -> Any:
+    """The content of a text; raises ValueError where it is not of this kind."""
+    if kind == "JSON":
+        return json.loads(text)
+    if sys.version_info >= (3, 11) and kind == "TOML":
+        import tomllib
+
+        return tomllib.loads(text)
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(error) from error
+
+
+def _by_path(content: Any, where: str) -> Iterator[tuple[str, Any]]:
+    """Each setting of a file, by its path."""
     if content is None:
-        return {}
+        return
     if not isinstance(content, Mapping):
         raise SettingError(
-            f"--config {config}: expected names and values, got {type(content).__name__}. See secateur init."
+            f"{where}: expected names and values, got {type(content).__name__}. See secateur init."
         )
-    return _flat(content, f"--config {config}")
-
-
-def _flat(content: Mapping[Any, Any], where: str) -> Values:
-    known, parts = settings(Run), sections(Run)
-    found: Values = {}
     for name, value in content.items():
-        if name in parts:
-            if value is None:
-                continue
-            if not isinstance(value, Mapping):
-                raise SettingError(
-                    f"{where}: expected names and values under {name}, got {value!r}. Indent them below it."
-                )
+        if name not in sections():
+            yield _known(str(name), where), value
+        elif isinstance(value, Mapping):
             for inner, given in value.items():
-                path = f"{name}.{inner}"
-                if path not in known:
-                    _unknown(path, where)
-                found[path] = given
-        elif name in known:
-            found[str(name)] = value
-        else:
-            _unknown(str(name), where)
-    return found
+                yield _known(f"{name}.{inner}", where), given
+        elif value is not None:
+            raise SettingError(
+                f"{where}: expected names and values under {name}, got {value!r}. Indent them below it."
+            )
 
 
 def _assignment(text: str) -> tuple[str, Any]:
-    import yaml
-
     path, equals, value = text.partition("=")
-    path = path.strip()
     if not equals:
         raise SettingError(f"--set {text}: expected name=value, got no =. Write --set budget.macs=0.5.")
-    if path not in settings(Run):
-        _unknown(path, f"--set {text}")
+    path = _known(path.strip(), f"--set {text}")
     try:
-        return path, yaml.safe_load(value)
-    except yaml.YAMLError as error:
+        return path, _parsed("YAML", value)
+    except ValueError as error:
         raise SettingError(
             f"--set {text}: expected a value as in YAML, got {_first(str(error))}. Quote it."
         ) from error
 
 
-def _unknown(path: str, where: str) -> NoReturn:
-    known = [*settings(Run)]
+def _known(path: str, where: str) -> str:
+    """The path itself.
+
+    Raises:
+        SettingError: There is no such setting.
+    """
+    known = [*settings()]
+    if path in known:
+        return path
     near = difflib.get_close_matches(path, known, 1) or [
         each for each in known if each.rpartition(".")[2] == path.rpartition(".")[2]
     ]
@@ -122,84 +146,25 @@ def _unknown(path: str, where: str) -> NoReturn:
     raise SettingError(f"{where}: expected a known setting, got {path}. {hint}")
 
 
-def _typed(setting: Setting, value: Any) -> Any:
-    """Text as what it stands for: a list has commas between, a number is whole if it is written so."""
-    if value is None:
-        return setting.default
-    if not setting.several:
-        return _entry(setting, value)
-    given = value if isinstance(value, list | tuple) else [value]
-    cut = [each.split(",") if setting.commas and isinstance(each, str) else [each] for each in given]
-    parts = [part for pieces in cut for part in pieces]
-    return tuple(_entry(setting, part) for part in parts)
-
-
-def _entry(setting: Setting, value: Any) -> Any:
-    if setting.kind == "text":  # `memory: 1000` in YAML, or a layer that is called 3
-        plain = isinstance(value, int | float) and not isinstance(value, bool)
-        return str(value) if plain else value.strip() if isinstance(value, str) else value
-    if setting.kind == "switch" or not isinstance(value, str):
-        return value
-    for kind in (int, float):
-        try:
-            return kind(value)
-        except ValueError:
-            continue
-    return value
-
-
-def _bounded(setting: Setting, value: Any, place: str) -> None:
-    """Raises SettingError for numbers out of range and for unknown names."""
-    for each in value if isinstance(value, tuple) else (value,):
-        wanted = ""
-        if setting.bounds is not None and isinstance(each, int | float):
-            wanted = setting.bounds.complaint(each)
-        if setting.choices is not None and isinstance(each, str):
-            wanted = setting.choices.complaint(each)
-        if wanted:
-            raise SettingError(f"{place} {each}: expected {wanted}, got {each}. Give another.")
-
-
-def _validated(values: Values, places: Mapping[str, str]) -> Run:
-    from pydantic import TypeAdapter, ValidationError
-
-    nested: dict[str, Any] = {}
-    for path, value in values.items():
-        section, dot, name = path.rpartition(".")
-        (nested.setdefault(section, {}) if dot else nested)[name] = value
-    try:
-        return TypeAdapter(Run).validate_python(nested)
-    except ValidationError as error:
-        raise SettingError(_complaint(error.errors(include_url=False), places)) from error
-
-
-def _complaint(errors: Sequence[Any], places: Mapping[str, str]) -> str:
-    """The first error in a line that says where the value was given."""
-    first = errors[0]
-    path = _path(first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
-    if path not in settings(Run):  # of a section or of the whole: the message names what it is about
-        about = [each for each in places if each.rpartition(".")[2] in message.split(" to be ")[0].split()]
-        named = message.partition(":")[0]
-        place = places.get(named) or (places[about[0]] if about else path or "configuration")
-        text = message.partition(": ")[2] if named in places else message
-        return f"{place}: {text}. Change one of them."
-    setting = settings(Run)[path]
-    got = first["input"]
+def _complaint(error: ErrorDetails, places: Mapping[str, str]) -> str:
+    """An error of pydantic in a line that says where the value was given."""
+    parts = [str(part) for part in error["loc"]]
+    path = next((p for n in range(len(parts), 0, -1) if (p := ".".join(parts[:n])) in settings()), "")
+    if error["type"] == "value_error":  # of one of our checks: the message says what is expected
+        message = error["msg"].removeprefix("Value error, ")
+        named, _, text = (path, "", message) if path else message.partition(": ")
+        return f"{places.get(named, named)}: {text}. Change one of them."
+    setting, got = settings()[path], error["input"]
     place = f"{places.get(path, path)} {got}"
+    if error["type"] in (*_OUT_OF_BOUNDS, UNKNOWN_NAME):
+        wanted = error["msg"] if error["type"] == UNKNOWN_NAME else setting.bounds
+        return f"{place}: expected {wanted}, got {got}. Give another."
     if setting.names:
         return f"{place}: expected one of {', '.join(setting.names)}, got {got!r}. Name one."
-    kinds = {"whole": "a whole number", "switch": "true or false", "text": "text"}
+    kinds = {"integer": "a whole number", "boolean": "true or false", "string": "text"}
     wanted = "a fraction or a count" if path.startswith("budget.") else "a number"
     advice = "Write 0.5, for example." if setting.kind == "number" else "Correct it."
     return f"{place}: expected {kinds.get(setting.kind, wanted)}, got {got!r}. {advice}"
-
-
-def _path(loc: Sequence[Any]) -> str:
-    """The longest path of a setting, or of a section, that an error's place begins with."""
-    parts = [str(part) for part in loc]
-    known = {**settings(Run), **sections(Run)}
-    return next((p for n in range(len(parts), 0, -1) if (p := ".".join(parts[:n])) in known), "")
 
 
 def _first(message: str) -> str:

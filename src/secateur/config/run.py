@@ -1,14 +1,23 @@
-"""Everything that a run can be asked to do, and what each setting means.
+"""Every setting of a run: its type, its default, its limits and its help.
 
-The one declaration that options, configuration files, their comments and their checks are made from. Plain
-dataclasses, so that ``--help`` needs neither pydantic nor torch; `secateur.config.read` validates them.
+The one declaration behind the options of the command line, the configuration files, their comments and their
+checks. It imports pydantic, but no torch.
 """
-
-# ruff: noqa: RUF009 `option` is a dataclass field, which ruff cannot see
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from secateur.config.names import (
     EXPERT_SIGNALS,
@@ -22,193 +31,307 @@ from secateur.config.names import (
     Rule,
     Unrealisable,
 )
-from secateur.config.option import Bounds, Choices, option
 
-Amount = int | float
-_BUDGETS = ("macs", "params", "sparsity", "latency", "experts")
-_SIGNAL = Choices(tuple(dict.fromkeys((*SIGNALS, *EXPERT_SIGNALS))), "*+")
+T = TypeVar("T")
+UNKNOWN_NAME = "unknown_name"
+"""Type of the error about a text that holds an unknown name; its message is what is expected."""
 
 
-@dataclass(frozen=True)
-class BudgetSection:
+def _entries(value: Any) -> Any:
+    """A list from one value, or from a text with commas between its entries."""
+    given = value if isinstance(value, list | tuple) else [value]
+    cut = [each.split(",") if isinstance(each, str) else [each] for each in given]
+    return [part.strip() if isinstance(part, str) else part for parts in cut for part in parts]
+
+
+def _whole_entries(value: Any) -> Any:
+    """A list from one value; a comma is part of an entry."""
+    return value if isinstance(value, list | tuple) else [value]
+
+
+def _amount(value: int | float, info: ValidationInfo) -> int | float:
+    if (isinstance(value, float) and not 0 < value < 1) or (isinstance(value, int) and value < 1):
+        raise ValueError(
+            f"expected {info.field_name} to be a fraction in (0, 1) or a whole number of at least 1, "
+            f"got {value}"
+        )
+    return value
+
+
+def _signal(text: str) -> str:
+    """Signals may be multiplied and added: ``l1*wasserstein``."""
+    known = tuple(dict.fromkeys((*SIGNALS, *EXPERT_SIGNALS)))
+    parts = [part.strip(" ()") for part in text.replace("*", " ").replace("+", " ").split()]
+    if not parts or not {part for part in parts if part} <= {*known}:
+        wanted = f"one of {', '.join(known)}, or such names with * or + between them"
+        raise PydanticCustomError(UNKNOWN_NAME, "{wanted}", {"wanted": wanted})
+    return text
+
+
+def _repair(text: str) -> str:
+    if text not in REPAIRS:
+        raise PydanticCustomError(UNKNOWN_NAME, "{wanted}", {"wanted": f"one of {', '.join(REPAIRS)}"})
+    return text
+
+
+Listed = Annotated[tuple[T, ...], BeforeValidator(_entries)]
+Amount = Annotated[int | float, AfterValidator(_amount)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+SignalName = Annotated[str, AfterValidator(_signal)]
+RepairName = Annotated[str, AfterValidator(_repair)]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
+
+
+class BudgetSection(_Settings):
     """What the result may cost; see `secateur.Budget`."""
 
-    macs: Amount | None = option("MACs to keep: a fraction (0.5) or a count (1000000).")
-    params: Amount | None = option("Parameters to keep: a fraction or a count.")
-    sparsity: float | None = option(
-        "Of single weights, the fraction that becomes zero, as 0.9.", bounds=Bounds(above=0, below=1)
+    macs: Amount | None = Field(
+        default=None, description="MACs to keep: a fraction (0.5) or a count (1000000).", examples=[0.5]
     )
-    latency: float | None = option(
-        "Seconds of a forward pass to keep: a fraction of the dense ones, met by measuring on this machine.",
-        bounds=Bounds(above=0, below=1),
+    params: Amount | None = Field(
+        default=None, description="Parameters to keep: a fraction or a count.", examples=[0.5]
     )
-    experts: Amount | None = option("Of a mixture of experts, how many stay: a fraction (0.75) or a count.")
-    spend: bool = option("Spend what the rule's knob leaves of the budget, unit by unit.", True)
-
-    def __post_init__(self) -> None:
-        """Checks the amounts."""
-        for name in ("macs", "params", "experts"):
-            value = getattr(self, name)
-            if (isinstance(value, float) and not 0 < value < 1) or (isinstance(value, int) and value < 1):
-                raise ValueError(
-                    f"expected {name} to be a fraction in (0, 1) or a whole number of at least 1, got {value}"
-                )
+    sparsity: Share | None = Field(
+        default=None, description="Of single weights, the fraction that becomes zero, as 0.9.", examples=[0.9]
+    )
+    latency: Share | None = Field(
+        default=None,
+        description="Seconds of a forward pass to keep: a fraction of the dense ones, met by measuring on "
+        "this machine.",
+        examples=[0.6],
+    )
+    experts: Amount | None = Field(
+        default=None,
+        description="Of a mixture of experts, how many stay: a fraction (0.75) or a count.",
+        examples=[0.75],
+    )
+    spend: bool = Field(
+        default=True, description="Spend what the rule's knob leaves of the budget, unit by unit."
+    )
 
     @property
-    def asked(self) -> dict[str, Amount]:
-        """What was asked for, by name."""
-        named = {name: getattr(self, name) for name in _BUDGETS}
-        return {name: value for name, value in named.items() if value is not None}
+    def asked(self) -> dict[str, int | float]:
+        """The budgets that were given, by name."""
+        given = self.model_dump(exclude_none=True)
+        return {name: value for name, value in given.items() if name != "spend"}
 
 
-@dataclass(frozen=True)
-class LimitsSection:
+class LimitsSection(_Settings):
     """What must stay; see `secateur.Limits`."""
 
-    round_to: int = option("Keep a multiple of this many units in each layer.", 1, bounds=Bounds(least=1))
-    min_keep: int = option("Keep at least this many units in each layer.", 1, bounds=Bounds(least=1))
-    max_ratio: float = option(
-        "Remove at most this fraction of a layer.", 0.99, bounds=Bounds(least=0, below=1)
+    round_to: int = Field(default=1, ge=1, description="Keep a multiple of this many units in each layer.")
+    min_keep: int = Field(default=1, ge=1, description="Keep at least this many units in each layer.")
+    max_ratio: float = Field(default=0.99, ge=0, lt=1, description="Remove at most this fraction of a layer.")
+    ignore: Listed[str] = Field(
+        default=(), description="Leave groups of this name alone (* and ?).", examples=[("stem",)]
     )
-    ignore: tuple[str, ...] = option("Leave groups of this name alone (* and ?).", ())
 
 
-@dataclass(frozen=True)
-class ImagesSection:
+class ImagesSection(_Settings):
     """How the pictures of a folder become inputs."""
 
-    size: int | None = option(
-        "Height and width in pixels; the model's own if it says so, else 224.", bounds=Bounds(least=1)
+    size: int | None = Field(
+        default=None,
+        ge=1,
+        description="Height and width in pixels; the model's own if it says so, else 224.",
+        examples=[224],
     )
-    mean: tuple[float, ...] | None = option("Subtracted from each channel of values in [0, 1].")
-    std: tuple[float, ...] | None = option("Divides each channel after that.")
+    mean: Listed[float] | None = Field(
+        default=None,
+        description="Subtracted from each channel of values in [0, 1].",
+        examples=[(0.485, 0.456, 0.406)],
+    )
+    std: Listed[float] | None = Field(
+        default=None, description="Divides each channel after that.", examples=[(0.229, 0.224, 0.225)]
+    )
 
 
-@dataclass(frozen=True)
-class TextSection:
+class TextSection(_Settings):
     """How a text becomes inputs."""
 
-    tokenizer: str | None = option("Folder of the tokenizer; the model's own folder if not given.")
-    length: int = option("Tokens of a sample.", 512, bounds=Bounds(least=1))
+    tokenizer: str | None = Field(
+        default=None,
+        description="Folder of the tokenizer; the model's own folder if not given.",
+        examples=["folder"],
+    )
+    length: int = Field(default=512, ge=1, description="Tokens of a sample.")
 
 
-@dataclass(frozen=True)
-class CompareSection:
+class CompareSection(_Settings):
     """What `secateur compare` compares."""
 
-    rules: tuple[Rule, ...] = option(
-        "Rules to compare.", ("repair_aware", "tod", "emp", "uniform", "global", "random")
+    rules: Listed[Rule] = Field(
+        default=("repair_aware", "tod", "emp", "uniform", "global", "random"), description="Rules to compare."
     )
-    macs: tuple[float, ...] = option(
-        "Fractions of the dense MACs at which they are compared.",
-        (0.8, 0.6, 0.4),
-        bounds=Bounds(above=0, below=1),
+    macs: Listed[Share] = Field(
+        default=(0.8, 0.6, 0.4), description="Fractions of the dense MACs at which they are compared."
     )
-    plot: str | None = option("Draw accuracy against MACs into this file: .svg, .png or .pdf.")
+    plot: str | None = Field(
+        default=None,
+        description="Draw accuracy against MACs into this file: .svg, .png or .pdf.",
+        examples=["compare.svg"],
+    )
 
 
-@dataclass(frozen=True)
-class CurveSection:
+class CurveSection(_Settings):
     """What `secateur tolerance` shows."""
 
-    rows: int = option("Rows of the table, about evenly spaced in MACs.", 20, bounds=Bounds(least=2))
-    plot: str | None = option("Draw the curve into this file: .svg, .png or .pdf.")
+    rows: int = Field(default=20, ge=2, description="Rows of the table, about evenly spaced in MACs.")
+    plot: str | None = Field(
+        default=None, description="Draw the curve into this file: .svg, .png or .pdf.", examples=["curve.svg"]
+    )
 
 
-@dataclass(frozen=True)
-class TransitionSection:
+class TransitionSection(_Settings):
     """What `secateur transition` sweeps over."""
 
-    rules: tuple[MaskRule, ...] = option(
-        "Rules to compare.", ("uniform", "erk", "lamp", "emp", "repairability")
+    rules: Listed[MaskRule] = Field(
+        default=("uniform", "erk", "lamp", "emp", "repairability"), description="Rules to compare."
     )
-    sparsities: tuple[float, ...] = option(
-        "Fractions of the weights that go.",
-        (0.5, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97),
-        bounds=Bounds(above=0, below=1),
+    sparsities: Listed[Share] = Field(
+        default=(0.5, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97),
+        description="Fractions of the weights that are removed.",
     )
-    criterion: Criterion = option("Which weights of a layer go first.", "magnitude")
-    repair: MaskRepair = option("What is done to every allocation alike.", "variance")
-    share: float = option(
-        "What of the dense model's accuracy counts as recovered.", 0.95, bounds=Bounds(above=0, most=1)
+    criterion: Criterion = Field(default="magnitude", description="Which weights of a layer go first.")
+    repair: MaskRepair = Field(default="variance", description="Repair that is applied to every allocation.")
+    share: float = Field(
+        default=0.95, gt=0, le=1, description="Part of the dense model's accuracy that counts as recovered."
     )
-    plot: str | None = option("Draw the curves into this file: .svg, .png or .pdf.")
+    plot: str | None = Field(
+        default=None,
+        description="Draw the curves into this file: .svg, .png or .pdf.",
+        examples=["transition.svg"],
+    )
 
 
-@dataclass(frozen=True)
-class Run:
-    """A run of any command; each command reads its part."""
+class Run(_Settings):
+    """The settings of all commands; each command reads its part."""
 
-    model: str | None = option(
-        "The model: package.module:function or file.py:function that returns it, timm:NAME, a Hugging Face "
-        "folder, or a .pt2 file."
+    model: str | None = Field(
+        default=None,
+        description="The model: package.module:function or file.py:function that returns it, timm:NAME, a "
+        "Hugging Face folder, or a .pt2 file.",
+        examples=["net.py:make"],
     )
-    data: str | None = option(
-        "Calibration data: module:function, .npz with arrays x and y, a folder of images with one folder a "
-        "class, a Hugging Face dataset folder, or a .txt file."
+    data: str | None = Field(
+        default=None,
+        description="Calibration data: module:function, .npz with arrays x and y, a folder of images with "
+        "one folder a class, a Hugging Face dataset folder, or a .txt file.",
+        examples=["x.npz"],
     )
-    evaluation: str | None = option(
-        "Data that accuracy is measured on, as for data; else a held-out fifth of the data."
+    evaluation: str | None = Field(
+        default=None,
+        description="Data that accuracy is measured on, as for data; else a held-out fifth of the data.",
+        examples=["test.npz"],
     )
-    input: tuple[str, ...] = option(
-        "Sizes of an input, 1x3x224x224 or 1x16:int64, where there is no data; one entry an input.",
-        (),
-        commas=False,
+    input: Annotated[tuple[str, ...], BeforeValidator(_whole_entries)] = Field(
+        default=(),
+        description="Sizes of an input, 1x3x224x224 or 1x16:int64, where there is no data; one entry an "
+        "input.",
+        examples=[("1x3x224x224",)],
+        json_schema_extra={"commas": False},
     )
-    batch_size: int = option("Samples a batch, for data from files.", 64, bounds=Bounds(least=1))
-    samples: int | None = option(
-        "Of data from files, at most this many samples, drawn at random.", bounds=Bounds(least=2)
+    batch_size: int = Field(default=64, ge=1, description="Samples a batch, for data from files.")
+    samples: int | None = Field(
+        default=None,
+        ge=2,
+        description="Of data from files, at most this many samples, drawn at random.",
+        examples=[1000],
     )
-    images: ImagesSection = option("How the pictures of a folder become inputs.", ImagesSection())
-    text: TextSection = option("How a text becomes inputs.", TextSection())
-    granularity: Granularity = option(
-        "Channels, neurons and heads go, single weights become zero, or experts go.", "unit"
+    images: ImagesSection = Field(
+        default=ImagesSection(), description="How the pictures of a folder become inputs."
     )
-    budget: BudgetSection = option("What the result may cost; empty lets the rule decide.", BudgetSection())
-    allocator: Rule | None = option(
-        "Rule for how much of each layer goes; auto, emp for single weights, tod for experts."
+    text: TextSection = Field(default=TextSection(), description="How a text becomes inputs.")
+    granularity: Granularity = Field(
+        default="unit",
+        description="Channels, neurons and heads go, single weights become zero, or experts go.",
     )
-    tolerance: float | None = option(
-        "Of tod, without a budget; 0.1 if not given.", bounds=Bounds(least=0, most=1)
+    budget: BudgetSection = Field(
+        default=BudgetSection(), description="What the result may cost; empty lets the rule decide."
     )
-    ratio: float | None = option(
-        "Of uniform, without a budget: the fraction removed.", bounds=Bounds(least=0, below=1)
+    allocator: Rule | None = Field(
+        default=None,
+        description="Rule for how much of each layer goes; auto, emp for single weights, tod for experts.",
+        examples=["repair_aware"],
     )
-    removal: str | None = option(
-        "Signal whose lowest scores go first; the rule's own if not given.", choices=_SIGNAL
+    tolerance: float | None = Field(
+        default=None, ge=0, le=1, description="Of tod, without a budget; 0.1 if not given.", examples=[0.1]
     )
-    protection: str | None = option(
-        "Of tod: signal whose highest scores are to stay; taylor if not given.", choices=_SIGNAL
+    ratio: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="Of uniform, without a budget: the fraction removed.",
+        examples=[0.5],
     )
-    steps: int = option(
-        "Rounds of removal, repair and scoring anew; several need a budget.", 1, bounds=Bounds(least=1)
+    removal: SignalName | None = Field(
+        default=None,
+        description="Signal whose lowest scores go first; the rule's own if not given.",
+        examples=["wasserstein"],
     )
-    limits: LimitsSection = option("What must stay, whatever the rule decides.", LimitsSection())
-    allow_inexact: bool = option("Also offer groups whose units an operator mixes.", False)
-    repair: tuple[str, ...] = option(
-        "What may undo damage, if it helps; several are done in order.", ("auto",), choices=Choices(REPAIRS)
+    protection: SignalName | None = Field(
+        default=None,
+        description="Of tod: signal whose highest scores are to stay; taylor if not given.",
+        examples=["taylor"],
     )
-    form: Form = option("Of the result; auto is a module where that can be.", "auto")
-    on_unrealisable: Unrealisable | None = option(
-        "What form auto does about groups that no module can express: a captured program (what apply does if "
-        "not given), or leave them whole (what prune does).",
+    steps: int = Field(
+        default=1, ge=1, description="Rounds of removal, repair and scoring anew; several need a budget."
     )
-    signals: tuple[str, ...] = option(
-        "What secateur score computes; what the rule needs if not given.", (), choices=_SIGNAL
+    limits: LimitsSection = Field(
+        default=LimitsSection(), description="What must stay, whatever the rule decides."
     )
-    checkpoint: str | None = option("File from which an interrupted scoring goes on.")
-    memory: str | None = option("Most that scoring may hold, in bytes or as 2 GB.")
-    scores: str | None = option("Table of scores: secateur score writes it, plan reads it.")
-    plan: str | None = option("Plan: secateur plan writes it, apply reads it.")
-    artefact: str | None = option("Folder of the result: prune and apply write it, repair reads it.")
-    repaired: str | None = option("Folder that secateur repair writes.")
-    seed: int = option("Of everything that draws: the same seed gives the same plan.", 0)
-    compare: CompareSection = option("Of secateur compare.", CompareSection())
-    curve: CurveSection = option("Of secateur tolerance.", CurveSection())
-    transition: TransitionSection = option("Of secateur transition.", TransitionSection())
+    allow_inexact: bool = Field(default=False, description="Also offer groups whose units an operator mixes.")
+    repair: Listed[RepairName] = Field(
+        default=("auto",), description="What may undo damage, if it helps; several are done in order."
+    )
+    form: Form = Field(default="auto", description="Of the result; auto is a module where that can be.")
+    on_unrealisable: Unrealisable | None = Field(
+        default=None,
+        description="What form auto does about groups that no module can express: a captured program (what "
+        "apply does if not given), or leave them whole (what prune does).",
+        examples=["leave"],
+    )
+    signals: Listed[SignalName] = Field(
+        default=(),
+        description="What secateur score computes; what the rule needs if not given.",
+        examples=[("wasserstein", "taylor")],
+    )
+    checkpoint: str | None = Field(
+        default=None,
+        description="File from which an interrupted scoring goes on.",
+        examples=["scoring.checkpoint"],
+    )
+    memory: str | None = Field(
+        default=None, description="Most that scoring may hold, in bytes or as 2 GB.", examples=["2 GB"]
+    )
+    scores: str | None = Field(
+        default=None,
+        description="Table of scores: secateur score writes it, plan reads it.",
+        examples=["scores.safetensors"],
+    )
+    plan: str | None = Field(
+        default=None, description="Plan: secateur plan writes it, apply reads it.", examples=["plan.json"]
+    )
+    artefact: str | None = Field(
+        default=None,
+        description="Folder of the result: prune and apply write it, repair reads it.",
+        examples=["small"],
+    )
+    repaired: str | None = Field(
+        default=None, description="Folder that secateur repair writes.", examples=["repaired"]
+    )
+    seed: int = Field(
+        default=0, description="Seed for all random choices: the same seed gives the same plan."
+    )
+    compare: CompareSection = Field(default=CompareSection(), description="Of secateur compare.")
+    curve: CurveSection = Field(default=CurveSection(), description="Of secateur tolerance.")
+    transition: TransitionSection = Field(default=TransitionSection(), description="Of secateur transition.")
 
-    def __post_init__(self) -> None:
-        """Refuses settings that would do nothing."""
+    @model_validator(mode="after")
+    def _refuse_settings_without_effect(self) -> Run:
         rule = self.rule
         if self.ratio is not None and rule != "uniform":
             raise ValueError(f"ratio: expected it with allocator uniform, got {rule}")
@@ -222,6 +345,7 @@ class Run:
             raise ValueError("ratio: expected either a ratio or a budget, got both")
         if len(self.repair) > 1 and {"auto", "none"} & {*self.repair}:
             raise ValueError(f"repair: expected auto, none or other names, got {', '.join(self.repair)}")
+        return self
 
     @property
     def rule(self) -> str:

@@ -7,8 +7,7 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from secateur.config.option import Setting, sections, settings
-from secateur.config.run import Run
+from secateur.config.setting import Setting, sections, settings
 
 WIDTH = 100
 
@@ -20,41 +19,6 @@ HEAD = """\
 # none. Options of the command line win over --set, which wins over this file. Paths are relative to where the
 # command is run.
 """
-
-EXAMPLES: Mapping[str, Any] = {
-    "model": "net.py:make",
-    "on_unrealisable": "leave",
-    "data": "x.npz",
-    "evaluation": "test.npz",
-    "input": ("1x3x224x224",),
-    "samples": 1000,
-    "images.size": 224,
-    "images.mean": (0.485, 0.456, 0.406),
-    "images.std": (0.229, 0.224, 0.225),
-    "text.tokenizer": "folder",
-    "budget.macs": 0.5,
-    "budget.params": 0.5,
-    "budget.sparsity": 0.9,
-    "budget.latency": 0.6,
-    "budget.experts": 0.75,
-    "allocator": "repair_aware",
-    "tolerance": 0.1,
-    "ratio": 0.5,
-    "removal": "wasserstein",
-    "protection": "taylor",
-    "limits.ignore": ("stem",),
-    "signals": ("wasserstein", "taylor"),
-    "checkpoint": "scoring.checkpoint",
-    "memory": "2 GB",
-    "scores": "scores.safetensors",
-    "plan": "plan.json",
-    "artefact": "small",
-    "repaired": "repaired",
-    "compare.plot": "compare.svg",
-    "curve.plot": "curve.svg",
-    "transition.plot": "transition.svg",
-}
-"""What a setting without a default could be; a test holds each to be valid."""
 
 
 def commented(given: Mapping[str, Any], name: str = "secateur.yaml") -> str:
@@ -68,10 +32,10 @@ def commented(given: Mapping[str, Any], name: str = "secateur.yaml") -> str:
         >>> [line for line in commented({"budget.macs": 0.4}).splitlines() if "macs: " in line]
         ['  macs: 0.4', '  #macs: [0.8, 0.6, 0.4]']
     """
-    about = sections(Run)
+    about = sections()
     lines = [HEAD.format(name=name)]
     section = ""
-    for path, setting in settings(Run).items():
+    for path, setting in settings().items():
         inside, _, leaf = path.rpartition(".")
         if inside and inside != section:
             lines += [*([""] if section else []), f"# {about[inside]}", f"{inside}:"]
@@ -91,8 +55,7 @@ def _lines(setting: Setting, leaf: str, indent: str, given: Mapping[str, Any]) -
     if setting.path in given:
         yield f"{indent}{leaf}: {_value(given[setting.path])}"
         return
-    value = EXAMPLES.get(setting.path, setting.default)
-    yield f"{indent}#{leaf}: {_value(value)}"
+    yield f"{indent}#{leaf}: {_value(setting.example)}"
 
 
 def _value(value: Any) -> str:

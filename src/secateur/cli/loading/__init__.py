@@ -1,7 +1,6 @@
 """Models and data that a user names on the command line; what needs no torch is checked without it."""
 
-from secateur.cli.loading.data import check_data, load_data
-from secateur.cli.loading.example import example_of
+from secateur.cli.loading.data import check_data, example_of, load_data
 from secateur.cli.loading.models import ModelSource, check_model, load_model, model_source
 from secateur.cli.loading.target import Target
 

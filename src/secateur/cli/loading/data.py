@@ -1,9 +1,11 @@
-"""Where data come from: a function, a ``.npz`` or text file, a folder of images, a Hugging Face dataset."""
+"""Where data come from: a function, a file, a folder of images, a Hugging Face dataset, or sizes alone."""
 
 from __future__ import annotations
 
+import math
+import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from secateur.cli.loading.arrays import arrays
 from secateur.cli.loading.models import ModelSource
@@ -11,8 +13,12 @@ from secateur.cli.loading.pictures import class_folders, pictures
 from secateur.cli.loading.table import is_table, table
 from secateur.cli.loading.target import Target
 from secateur.cli.loading.tokens import tokens
-from secateur.config.run import ImagesSection, TextSection
 from secateur.errors import CalibrationError, SettingError
+
+if TYPE_CHECKING:
+    import torch
+
+    from secateur.config.run import ImagesSection, TextSection
 
 TEXTS = (".txt", ".text", ".md")
 
@@ -70,6 +76,8 @@ def load_data(
     check_data(option, text)
     if batch_size < 1:
         raise SettingError(f"--batch-size {batch_size}: expected at least 1. Give 64, for example.")
+    from secateur.config.run import ImagesSection, TextSection
+
     images, texts = images or ImagesSection(), texts or TextSection()
     path = Path(text)
     if path.suffix == ".npz":
@@ -83,3 +91,30 @@ def load_data(
     target = Target.of(option, text)
     found = target.find()
     return target.call() if callable(found) else found
+
+
+def example_of(text: str) -> torch.Tensor:
+    """A tensor from ``1x3x224x224`` or ``1x16:int64``: normal floats, zero integers.
+
+    Raises:
+        SettingError: If it is not of this form.
+
+    Example:
+        >>> example_of("2x16:int64").shape
+        torch.Size([2, 16])
+    """
+    import torch
+
+    sizes, _, name = text.partition(":")
+    dtype = getattr(torch, name or "float32", None)
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", sizes) or not isinstance(dtype, torch.dtype):
+        raise SettingError(
+            f"--input {text}: expected sizes and, if not float32, a dtype, got something else. "
+            "Write 1x3x224x224 or 1x16:int64, for example."
+        )
+    shape = [int(size) for size in sizes.split("x")]
+    if math.prod(shape) > 2**31:
+        raise SettingError(f"--input {text}: expected an input that fits into memory. Give a smaller one.")
+    if not dtype.is_floating_point:
+        return torch.zeros(shape, dtype=dtype)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)

@@ -1,0 +1,264 @@
+"""`secateur compare`, `tolerance` and `transition`: what several rules or knobs would leave of a model."""
+
+from __future__ import annotations
+
+import json as json_format
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from secateur import formatting
+from secateur.cli.command import LIMITS, READING, command
+from secateur.cli.inputs import Inputs, contender, limits_of, only_units
+from secateur.cli.output import file_in_place
+from secateur.config.run import Run
+from secateur.report.text import bar
+
+if TYPE_CHECKING:
+    from secateur.allocate import Curve
+    from secateur.masks.transition import Point, Transition
+
+TOLERANCE_NOTES = (
+    "A row holds from its tolerance on, which is rounded up to four digits; none: below the first.",
+    "Prune with one: secateur prune --tolerance ... with the same model, data and seed.",
+)
+
+
+@command(
+    "model",
+    "data",
+    "compare.rules",
+    "compare.macs",
+    "removal",
+    "repair",
+    *LIMITS,
+    "allow_inexact",
+    "form",
+    "evaluation",
+    "compare.plot",
+    *READING,
+    "seed",
+    needs=("model", "data"),
+)
+def compare(run: Run, json: bool) -> str:
+    """Compare rules at equal MACs."""
+    only_units("compare", run)
+    import secateur as sc
+    from secateur.compare import compare as compare_rules
+    from secateur.compare import draw
+    from secateur.report.plot import check
+
+    asked = run.compare
+    plot = None if asked.plot is None else Path(asked.plot)
+    if plot is not None:
+        check(plot)
+    inputs = Inputs(run)
+    found = compare_rules(
+        inputs.model,
+        inputs.data,
+        {name: contender(run, name) for name in asked.rules},
+        [sc.Budget(macs=share) for share in sorted(asked.macs, reverse=True)],
+        run.repairs,
+        limits=limits_of(run),
+        form=run.form,
+        evaluation=inputs.evaluation,
+        allow_inexact=run.allow_inexact,
+        seed=run.seed,
+    )
+    if plot is not None:
+        with file_in_place(plot) as partial:
+            draw(found, partial)
+    if json:
+        return json_format.dumps(found.to_dict(), indent=1)
+    return str(found) + ("" if plot is None else f"\n\nwritten to  {plot}")
+
+
+@command(
+    "model",
+    "data",
+    "removal",
+    "protection",
+    "curve.rows",
+    "curve.plot",
+    *LIMITS,
+    "allow_inexact",
+    *READING,
+    "seed",
+    needs=("model", "data"),
+)
+def tolerance(run: Run, json: bool) -> str:
+    """Show what each tolerance of the rule tod would leave."""
+    import secateur as sc
+    from secateur.report.plot import check, draw
+
+    rule = sc.ToD(removal=run.removal or "wasserstein", protection=run.protection or "taylor")
+    plot = None if run.curve.plot is None else Path(run.curve.plot)
+    if plot is not None:
+        check(plot)  # better refused now than after an hour of scoring
+    inputs = Inputs(run)
+    # The part that `secateur prune` scores on, so that the same tolerance means the same plan.
+    fit, _ = inputs.data.split()
+    graph = sc.trace(inputs.model, inputs.example, allow_inexact=run.allow_inexact)
+    curve = rule.curve(graph, sc.score(graph, fit, rule.signals, seed=run.seed), limits_of(run))
+    title = f"{type(inputs.model).__name__}, removal {rule.removal}, protection {rule.protection}"
+    shown = _tolerance_json(title, curve) if json else tolerance_table(title, curve, run.curve.rows)
+    if plot is not None:
+        with file_in_place(plot) as partial:
+            draw(curve, partial, title)
+        shown += "" if json else f"\n\nwritten to  {plot}"
+    return shown
+
+
+def _tolerance_json(title: str, curve: Curve) -> str:
+    """One line for each entry, and one for each point of what is kept: long, but to be read."""
+    found: dict[str, Any] = {"title": title, **curve.to_dict()}
+    return (
+        "{\n "
+        + ",\n ".join(f"{json_format.dumps(k)}: {json_format.dumps(v)}" for k, v in found.items())
+        + "\n}"
+    )
+
+
+def tolerance_table(title: str, curve: Curve, rows: int) -> str:
+    """A table of at most `rows` points, for a terminal."""
+    points = curve.spread(rows)
+    macs, params = int(curve.macs[0]), int(curve.params[0])
+    lines = [
+        f"{title}: {formatting.number(params)} parameters, {formatting.number(macs)} MACs for one sample",
+        f"{len(curve) - 1:,} tolerances change what goes; here are {len(points)} points.",
+        "",
+        f"{'tolerance':>9}  {'MACs':>7}  {'':20}  {'parameters':>10}  {'least kept':>10}  {'most kept':>9}  "
+        "layer that keeps least",
+    ]
+    for point in points:
+        shares = curve.kept[point] / curve.sizes
+        least = int(shares.argmin())
+        lines.append(
+            f"{_knob(curve.knob[point]):>9}  {formatting.percent(curve.macs[point], macs):>7}  "
+            f"{bar(int(curve.macs[point]), macs)}  {formatting.percent(curve.params[point], params):>10}  "
+            f"{formatting.percent(shares[least], 1):>10}  {formatting.percent(shares.max(), 1):>9}  "
+            + (curve.groups[least] if shares[least] < 1 else "")
+        )
+    return "\n".join(line.rstrip() for line in [*lines, "", *TOLERANCE_NOTES])
+
+
+def _knob(knob: float) -> str:
+    """Rounded up, so that what is shown reaches the point."""
+    return "none" if math.isinf(knob) else f"{math.ceil(knob * 1e4) / 1e4:.4f}"
+
+
+@command(
+    "model",
+    "data",
+    "transition.rules",
+    "transition.sparsities",
+    "transition.criterion",
+    "transition.repair",
+    "transition.share",
+    "evaluation",
+    "transition.plot",
+    *READING,
+    "seed",
+    needs=("model", "data"),
+)
+def transition(run: Run, json: bool) -> str:
+    """Show at which sparsity of single weights each rule stops being recoverable by repair."""
+    from secateur.masks.transition import sweep
+    from secateur.report.plot import check
+
+    asked = run.transition
+    plot = None if asked.plot is None else Path(asked.plot)
+    if plot is not None:
+        check(plot)
+    inputs = Inputs(run)
+    fit, held = inputs.data.split()
+    found = sweep(
+        inputs.model,
+        fit,
+        inputs.evaluation or held,
+        {name: name for name in asked.rules},
+        sorted(asked.sparsities),
+        criterion=asked.criterion,
+        repair=asked.repair,
+        share=asked.share,
+        seed=run.seed,
+    )
+    title = f"{type(inputs.model).__name__}, {asked.criterion}, repaired by {asked.repair}"
+    shown = (
+        _transition_json(title, asked.rules, found) if json else transition_table(title, asked.rules, found)
+    )
+    if plot is not None:
+        with file_in_place(plot) as partial:
+            _draw_transition(asked.rules, found, partial, title)
+        shown += "" if json else f"\n\nwritten to  {plot}"
+    return shown
+
+
+def transition_table(title: str, rules: Sequence[str], found: Transition) -> str:
+    """A row for each sparsity, a column for each rule, and where each stops."""
+    by_place = {(p.rule, p.sparsity): p for p in found.points}
+    sparsities = sorted({place for _, place in by_place})
+    wide = max(8, *(len(rule) for rule in rules))
+
+    def cell(point: Point | None) -> str:
+        if point is None:
+            return "-"
+        return f"{point.loss:.3f}" if point.accuracy is None else formatting.percent(point.accuracy, 1)
+
+    def line(first: str, cells: Sequence[str]) -> str:
+        return f"{first:>8}  " + "  ".join(f"{text:>{wide}}" for text in cells)
+
+    dense = found.dense
+    head = (
+        f"loss {dense.loss:.3f}"
+        if dense.accuracy is None
+        else f"top-1 {formatting.percent(dense.accuracy, 1)}"
+    )
+    lines = [f"{title}; dense: {head} on {dense.samples:,} samples", "", line("sparsity", rules)]
+    lines += [
+        line(formatting.percent(s, 1), [cell(by_place.get((rule, s))) for rule in rules]) for s in sparsities
+    ]
+    ends = [found.last(rule) for rule in rules]
+    lines += ["", line("up to", ["none" if end is None else formatting.percent(end, 1) for end in ends])]
+    lines.append(
+        f"up to: the last sparsity, from the lowest on, at which {found.share:.0%} of the dense is kept."
+    )
+    return "\n".join(text.rstrip() for text in lines)
+
+
+def _draw_transition(rules: Sequence[str], found: Transition, path: Path, title: str) -> None:
+    """Draws accuracy, or loss, against sparsity, a curve for each rule."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    from secateur.report.plot import METADATA
+
+    by_accuracy = found.dense.accuracy is not None
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for rule in rules:
+        points = sorted((p for p in found.points if p.rule == rule), key=lambda p: p.sparsity)
+        heights = [100 * (p.accuracy or 0.0) if by_accuracy else p.loss for p in points]
+        axes.plot([100 * p.sparsity for p in points], heights, marker="o", markersize=3, label=rule)
+    dense = 100 * (found.dense.accuracy or 0.0) if by_accuracy else found.dense.loss
+    axes.axhline(dense, color="black", linewidth=0.8, label="dense")
+    border = dense * found.share if by_accuracy else dense / found.share
+    axes.axhline(border, color="black", linewidth=0.8, linestyle=":", label="recovered")
+    axes.set(xlabel="% of weights removed", ylabel="top-1 %" if by_accuracy else "loss", title=title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with mpl.rc_context({"svg.hashsalt": "secateur"}):
+        figure.savefig(path, dpi=150, metadata=METADATA[path.suffix.lower()])
+
+
+def _transition_json(title: str, rules: Sequence[str], found: Transition) -> str:
+    content: Mapping[str, Any] = {
+        "title": title,
+        "dense": asdict(found.dense),
+        "share": found.share,
+        "last": {rule: found.last(rule) for rule in rules},
+        "points": [asdict(point) for point in found.points],
+    }
+    return json_format.dumps(content, indent=1)

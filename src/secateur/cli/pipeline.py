@@ -1,0 +1,288 @@
+"""`secateur prune`, and its steps one by one: `score`, `plan`, `apply`, `repair`."""
+
+from __future__ import annotations
+
+import json as json_format
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from secateur.cli.command import BUDGET, LIMITS, READING, RULE, command
+from secateur.cli.inputs import Inputs, budget_of, limits_of, only_units, rule_called, rule_of, single_rule_of
+from secateur.cli.output import (
+    file_to_write,
+    folder_in_place,
+    folder_to_write,
+    reload_code,
+    write_result,
+    written,
+)
+from secateur.config.run import Run
+from secateur.errors import SettingError
+
+if TYPE_CHECKING:
+    from secateur.score import Scores
+
+
+@command(
+    "model",
+    "data",
+    "input",
+    "scores",
+    "signals",
+    *RULE,
+    "checkpoint",
+    "memory",
+    "allow_inexact",
+    *READING,
+    "seed",
+    needs=("model", "scores"),
+    names={"scores": "out"},
+)
+def score(run: Run, json: bool) -> str:
+    """Score every unit and write the table. A fifth of the data is held out, as `prune` does it."""
+    only_units("score", run)
+    out = file_to_write("--out", Path(run.scores or ""))
+    import secateur as sc
+
+    inputs = Inputs(run)
+    signals = run.signals or rule_called(run, run.single_rule).signals
+    graph = sc.trace(inputs.model, inputs.example, allow_inexact=run.allow_inexact)
+    scores = sc.score(
+        graph,
+        None if run.data is None else inputs.data.split()[0],
+        signals,
+        seed=run.seed,
+        memory=run.memory,
+        checkpoint=run.checkpoint,
+    )
+    scores.save(out)
+    found = _score_summary(scores, out)
+    return json_format.dumps(found, indent=1) if json else _score_table(found)
+
+
+def _score_summary(scores: Scores, out: Path) -> dict[str, Any]:
+    """What the table holds, as plain data: of each signal and group the least, the median and the most."""
+    import numpy as np
+
+    return {
+        "written": out.as_posix(),
+        "samples": scores.samples,
+        "classes": scores.classes,
+        "seed": scores.seed,
+        "signals": {
+            signal: [
+                {
+                    "group": group,
+                    "units": len(values),
+                    "least": float(values.min()),
+                    "median": float(np.median(values)),
+                    "most": float(values.max()),
+                }
+                for group, values in scores[signal].items()
+            ]
+            for signal in scores.signals
+        },
+    }
+
+
+def _score_table(found: dict[str, Any]) -> str:
+    """What `_score_summary` returned, as a table for a terminal."""
+    rows = [(signal, each) for signal, groups in found["signals"].items() for each in groups]
+    first = max(len(name) for name in ("signal", *found["signals"]))
+    second = max(len(name) for name in ("group", *(each["group"] for _, each in rows)))
+    head = f"{'signal':{first}}  {'group':{second}}  {'units':>6}" + "".join(
+        f"  {name:>10}" for name in ("least", "median", "most")
+    )
+    lines = [
+        f"{signal:{first}}  {each['group']:{second}}  {each['units']:>6,}  "
+        + "  ".join(f"{each[name]:>10.4g}" for name in ("least", "median", "most"))
+        for signal, each in rows
+    ]
+    about = f"{found['samples']:,} samples of {found['classes']} classes read; higher is worth more"
+    return "\n".join([head, *lines, "", about, f"written to  {found['written']}"])
+
+
+@command(
+    "model",
+    "scores",
+    "plan",
+    "data",
+    "input",
+    *BUDGET,
+    *RULE,
+    *LIMITS,
+    "allow_inexact",
+    *READING,
+    "seed",
+    needs=("model", "scores", "plan"),
+    names={"plan": "out"},
+)
+def plan(run: Run, json: bool) -> str:
+    """Write a plan made from a table of scores, without scoring again; data serve as example inputs."""
+    only_units("plan", run)
+    out = file_to_write("--out", Path(run.plan or ""))
+    import secateur as sc
+    from secateur.allocate.unit_distortions import with_unit_curves
+
+    rule = single_rule_of(run)
+    scores = sc.Scores.load(run.scores or "")
+    inputs = Inputs(run)
+    graph = sc.trace(inputs.model, inputs.example, allow_inexact=run.allow_inexact)
+    fit = None if run.data is None else inputs.data.split()[0]
+    decided = with_unit_curves(rule, graph, fit, scores, progress=True).allocate(
+        graph, scores, budget_of(run), limits_of(run), run.seed
+    )
+    text: str = decided.to_json(out)
+    return text.rstrip() if json else f"{decided}\n\nwritten to  {out}"
+
+
+@command(
+    "model",
+    "plan",
+    "artefact",
+    "data",
+    "input",
+    "form",
+    "on_unrealisable",
+    *READING,
+    "seed",
+    needs=("model", "plan", "artefact"),
+    names={"artefact": "out"},
+)
+def apply(run: Run, json: bool) -> str:
+    """Carry out a plan, prove the result and save it, unrepaired."""
+    out = folder_to_write(Path(run.artefact or ""))
+    import secateur as sc
+    from secateur.report.proofs import described
+
+    decided = sc.Plan.from_json(run.plan or "")
+    inputs = Inputs(run)
+    example = inputs.example if run.input or run.data else None
+    small = sc.apply(
+        inputs.model,
+        decided,
+        run.form,
+        example_inputs=example,
+        on_unrealisable=run.on_unrealisable or "graph",
+    )
+    # A plan's record may leave out what its form could not express.
+    done = sc.record_of(small)
+    proof = sc.verify(inputs.model, small, done.plan, example)
+    with folder_in_place(out) as folder:
+        sc.save(small, folder)
+    if json:
+        found = {
+            "artefact": out.as_posix(),
+            "form": done.form,
+            "note": done.note,
+            "takes": done.takes,
+            "proof": asdict(proof),
+            "dense": decided.dense.model_dump(),
+            "pruned": done.plan.predicted.model_dump(),
+        }
+        return json_format.dumps(found, indent=1)
+    said = [
+        str(done.plan),
+        f"form {done.form}" + (f": {done.note}" if done.note else ""),
+        f"proof: {described(asdict(proof))}",
+        f"sizes of the inputs: {done.takes}",
+        written(out, reload_code(inputs.source.import_line, out)),
+    ]
+    return "\n\n".join(said)
+
+
+@command(
+    "model",
+    "data",
+    "artefact",
+    *BUDGET,
+    "budget.latency",
+    "budget.sparsity",
+    "budget.experts",
+    "granularity",
+    *RULE,
+    "steps",
+    "repair",
+    *LIMITS,
+    "allow_inexact",
+    "form",
+    "on_unrealisable",
+    "evaluation",
+    *READING,
+    "seed",
+    needs=("model", "data", "artefact"),
+    names={"artefact": "out"},
+)
+def prune(run: Run, json: bool) -> str:
+    """Run the whole pipeline and write the smaller model with its reports."""
+    out = folder_to_write(Path(run.artefact or ""))
+    import secateur as sc
+    from secateur.report.text import table
+
+    inputs = Inputs(run)
+    result = sc.prune(
+        inputs.model,
+        inputs.data,
+        budget_of(run),
+        rule_of(run),
+        run.granularity,
+        repair=run.repairs,
+        limits=limits_of(run),
+        steps=run.steps,
+        form=run.form,
+        on_unrealisable=run.on_unrealisable or "leave",
+        evaluation=inputs.evaluation,
+        allow_inexact=run.allow_inexact,
+        seed=run.seed,
+    )
+    reload = reload_code(inputs.source.import_line, out)
+    report = write_result(result.model, result.report, out, reload, make_model=inputs.source.import_line)
+    return report.to_json().rstrip() if json else table(report, reload=reload)
+
+
+@command(
+    "artefact",
+    "model",
+    "data",
+    "repaired",
+    "repair",
+    *READING,
+    "seed",
+    needs=("artefact", "model", "data", "repaired"),
+    names={"repaired": "out"},
+)
+def repair(run: Run, json: bool) -> str:
+    """Repair an artefact in closed form and save the result as another."""
+    methods = run.repairs
+    if methods is None:
+        raise SettingError("--repair none: expected a repair, got none. Leave it out, or name one.")
+    out = folder_to_write(Path(run.repaired or ""))
+    import secateur as sc
+
+    inputs = Inputs(run)
+    small = sc.load(run.artefact or "", inputs.source.make)
+    before = sc.record_of(small)
+    inexact = not all(group.exact for group in before.plan.groups)
+    graph = sc.trace(inputs.model, inputs.example, allow_inexact=inexact)
+    better = sc.repair(small, inputs.model, inputs.data, methods, graph=graph, seed=run.seed)
+    with folder_in_place(out) as folder:
+        sc.save(better, folder)
+    tried = sc.record_of(better).repairs[len(before.repairs) :]
+    if json:
+        return json_format.dumps({"artefact": out.as_posix(), "repairs": list(tried)}, indent=1)
+    lines = [_repair_line(each) for each in tried]
+    if not any(each["kept"] for each in tried):
+        lines.append("Nothing that was tried helped: the model is as it was.")
+    return "\n".join([*lines, "", written(out, reload_code(inputs.source.import_line, out))])
+
+
+def _repair_line(tried: Mapping[str, Any]) -> str:
+    if "why" in tried:
+        return f"{tried['method']}: not done, {tried['why']}"
+    return (
+        f"{tried['method']}: {'kept' if tried['kept'] else 'not kept'}; {tried['measure']} "
+        f"{tried['before']:.4g} before and {tried['after']:.4g} after, on {tried['held_out_samples']} "
+        "samples held out"
+    )

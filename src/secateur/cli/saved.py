@@ -1,0 +1,212 @@
+"""Commands that read what an earlier run saved: `report`, `export`, `bench` and `prune-checkpoint`."""
+
+from __future__ import annotations
+
+import json as json_format
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from secateur.cli.loading import example_of, load_data, model_source
+from secateur.cli.shell import Debug, Json, Seed, reported
+from secateur.errors import SettingError
+
+# Optional[...] rather than | None: typer reads these at run time, where older Pythons need it.
+Place = Optional[Path]  # noqa: UP045
+Text = Optional[str]  # noqa: UP045
+Texts = Optional[list[str]]  # noqa: UP045
+Number = Optional[float]  # noqa: UP045
+Whole = Optional[int]  # noqa: UP045
+Wholes = Optional[list[int]]  # noqa: UP045
+
+REPORT = "report.json"
+"""In an artefact's folder."""
+
+
+def report(
+    source: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that prune wrote, or a report.json.")],
+    html: Annotated[Place, typer.Option(help="Write the page into this file.")] = None,
+    markdown: Annotated[Place, typer.Option(help="Write the same as Markdown into this file.")] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show the report of an earlier run again, and write it as a page or as Markdown."""
+    with reported(debug=debug):
+        places = {"--html": html, "--markdown": markdown}
+        for option, place in places.items():
+            _check_place(option, place)
+        from secateur.report.report import Report
+
+        found = Report.from_json(source / REPORT if source.is_dir() else source)
+        if source.is_dir() and found.artefact is not None:
+            # A folder may have been moved since: it is read back from where it is now.
+            found = found.model_copy(update={"artefact": source.as_posix()})
+        if html is not None:
+            found.to_html(html)
+        if markdown is not None:
+            found.to_markdown(markdown)
+        shown = found.to_json().rstrip() if json else str(found)
+        written = [str(place) for place in places.values() if place is not None]
+        if written and not json:
+            shown += f"\n\nreport in   {', '.join(written)}"
+    typer.echo(shown)
+
+
+def _check_place(option: str, place: Path | None) -> None:
+    """Refuse what cannot be written before the other file is."""
+    if place is None:
+        return
+    if place.is_dir() or not place.parent.is_dir() or not os.access(place.parent, os.W_OK):
+        got = "a folder" if place.is_dir() else f"no such place in {str(place.parent)!r}"
+        raise SettingError(
+            f"{option} {place}: expected a file in a folder that can be written to, got {got}. Name another."
+        )
+
+
+MODEL_HELP = (
+    "The dense model, as for prune: net.py:make, timm:resnet18 or a folder; its weights do not matter."
+)
+INPUT_HELP = "Sizes of an input, 1x3x224x224 or 1x16:int64, if not as in pruning; repeat it for several."
+DATA_HELP = "Instead of --input: data whose first batch is the input."
+
+
+def export(
+    source: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that prune wrote.")],
+    model: Annotated[str, typer.Option(help=MODEL_HELP)],
+    out: Annotated[Path, typer.Option(help="File to write, .onnx or .pt2; or a folder for Hugging Face.")],
+    input: Annotated[Texts, typer.Option(help=INPUT_HELP)] = None,
+    data: Annotated[Text, typer.Option(help=DATA_HELP)] = None,
+    tolerance: Annotated[
+        Number, typer.Option(help="Largest relative difference to PyTorch; 3.5e-4 in float32.")
+    ] = None,
+    opset: Annotated[Whole, typer.Option(help="For .onnx, the version of the operator set.")] = None,
+    base_model: Annotated[
+        Text, typer.Option(help="For the model card of a folder: the dense model's name on the hub.")
+    ] = None,
+    license: Annotated[Text, typer.Option(help="For the model card: the licence, apache-2.0.")] = None,
+    seed: Seed = 0,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Export a pruned model to ONNX, PyTorch's .pt2 or a Hugging Face folder, checked against PyTorch."""
+    with reported(debug=debug):
+        import secateur as sc
+
+        if out.suffix and (base_model is not None or license is not None):
+            raise SettingError(
+                f"--out {out}: expected a folder with --base-model or --license, got a file, which has no "
+                f"model card. Leave them out."
+            )
+        example = example_for("export", input, data, seed)
+        small = sc.load(source, model_source("--model", model).make, example_inputs=example)
+        card = None
+        if not out.suffix:
+            report = sc.Report.from_json(source / REPORT) if (source / REPORT).is_file() else None
+            card = sc.model_card(small, report, base_model=base_model, license=license)
+        done = sc.export(small, out, example, tolerance=tolerance, opset=opset, card=card)
+        found = {**asdict(done), "path": done.path.as_posix()}
+        sizes = " and ".join(map(str, done.batches))
+        shown = (
+            json_format.dumps(found, indent=1)
+            if json
+            else f"written to  {done.path}\n"
+            f"{done.runtime} computes what PyTorch computes, to {done.difference:.1e} relative (allowed: "
+            f"{done.tolerance:.0e}), with a batch of {sizes}"
+        )
+    typer.echo(shown)
+
+
+def example_for(command: str, sizes: list[str] | None, data: str | None, seed: int) -> Any:
+    """Example inputs of these sizes or from these data; None, for those of the plan, if neither is given.
+
+    Raises:
+        SettingError: If both are given.
+    """
+    if sizes and data is not None:
+        raise SettingError(f"secateur {command}: expected --input or --data, got both. Leave one out.")
+    if sizes:
+        return tuple(example_of(text) for text in sizes)
+    if data is None:
+        return None
+    from secateur.calibration import Calibration
+
+    batch = Calibration.of(load_data("--data", data, seed=seed), seed=seed).first()
+    return batch.inputs
+
+
+def bench(
+    source: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that prune wrote.")],
+    model: Annotated[str, typer.Option(help=MODEL_HELP)],
+    backend: Annotated[
+        Texts, typer.Option(help="eager, compile or onnxruntime; repeat it for several. Else eager.")
+    ] = None,
+    batch: Annotated[
+        Wholes, typer.Option(help="Samples in a pass; repeat it for several. Else those of the input.")
+    ] = None,
+    input: Annotated[Texts, typer.Option(help=INPUT_HELP)] = None,
+    data: Annotated[Text, typer.Option(help=DATA_HELP)] = None,
+    rounds: Annotated[int, typer.Option(help="Passes of each model that count.")] = 30,
+    warmup: Annotated[int, typer.Option(help="Passes before them that do not.")] = 5,
+    confidence: Annotated[float, typer.Option(help="Of the intervals, in (0, 1).")] = 0.95,
+    threads: Annotated[
+        Whole, typer.Option(help="Threads within an operator; all cores if not given.")
+    ] = None,
+    seed: Seed = 0,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Time a pruned model against the dense one, in turn, and say plainly where there is no gain."""
+    with reported(debug=debug):
+        import torch
+
+        import secateur as sc
+
+        before = torch.get_num_threads()
+        if threads is not None:
+            if threads < 1:
+                raise SettingError(f"--threads {threads}: expected at least 1. Give 1, for example.")
+            torch.set_num_threads(threads)
+        try:
+            example = example_for("bench", input, data, seed)
+            make = model_source("--model", model).make
+            small = sc.load(source, make, example_inputs=example)
+            found = sc.bench(
+                make(),
+                small,
+                example,
+                backends=backend or ("eager",),
+                batches=batch,
+                rounds=rounds,
+                warmup=warmup,
+                confidence=confidence,
+                seed=seed,
+            )
+        finally:
+            torch.set_num_threads(before)
+        shown = json_format.dumps(found.to_dict(), indent=1) if json else str(found)
+    typer.echo(shown)
+
+
+def prune_checkpoint(
+    directory: Annotated[
+        Path, typer.Argument(help="Folder with config.json and safetensors, whole or sharded.")
+    ],
+    plan: Annotated[
+        Path, typer.Option(help="Plan for its experts: a file of Plan.to_json, or what prune wrote to --out.")
+    ],
+    out: Annotated[Path, typer.Option(help="New or empty folder for the smaller checkpoint.")],
+    debug: Debug = False,
+) -> None:
+    """Remove a plan's experts from a checkpoint on disk, one shard at a time."""
+    with reported(debug=debug):
+        from secateur.experts import checkpoint
+        from secateur.plan import Plan
+        from secateur.save import saved_record
+
+        decided = saved_record(plan).plan if plan.is_dir() else Plan.from_json(plan)
+        checkpoint.prune_checkpoint(directory, decided, out)
+        kept, before = (sum(getattr(g, name) for g in decided.groups) for name in ("kept", "size"))
+    typer.echo(f"written to  {out}\n{kept} of {before} experts kept in {len(decided.groups)} blocks")

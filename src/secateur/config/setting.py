@@ -1,0 +1,100 @@
+"""The settings of `Run` by their paths, as options, configuration files and messages show them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from pydantic import BaseModel
+
+from secateur.config.run import Run
+
+_BOUNDS = (
+    ("of at least", "minimum"),
+    ("above", "exclusiveMinimum"),
+    ("of at most", "maximum"),
+    ("below", "exclusiveMaximum"),
+)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting, found by its path.
+
+    Attributes:
+        path: Names from the outermost section on, with dots: ``budget.macs``.
+        help: What it is for.
+        kind: ``string``, ``integer``, ``number`` or ``boolean``; of a list, that of its entries.
+        several: Whether it is a list.
+        commas: Whether commas part the entries of a list that is given as one text.
+        names: What it may be, where that is a choice.
+        bounds: Between which numbers it lies, in words.
+        default: Its default.
+        example: What it may be; its default, where it has one.
+    """
+
+    path: str
+    help: str
+    kind: str
+    several: bool
+    commas: bool
+    names: tuple[str, ...]
+    bounds: str
+    default: Any
+    example: Any
+
+    @property
+    def shown(self) -> str:
+        """Its default in words; empty where there is none."""
+        if self.default in (None, (), False):
+            return ""
+        return ",".join(map(str, self.default)) if isinstance(self.default, tuple) else str(self.default)
+
+
+@cache
+def settings() -> dict[str, Setting]:
+    """Every setting by its path, in order.
+
+    Example:
+        >>> settings()["limits.max_ratio"].bounds
+        'a number of at least 0 and below 1'
+    """
+    return {each.path: each for each in _settings(Run, "")}
+
+
+@cache
+def sections() -> dict[str, str]:
+    """What each section is for, by name."""
+    fields = Run.model_fields.items()
+    return {name: field.description or "" for name, field in fields if isinstance(field.default, BaseModel)}
+
+
+def _settings(model: type[BaseModel], before: str) -> Iterator[Setting]:
+    schemas = model.model_json_schema()["properties"]
+    for name, field in model.model_fields.items():
+        if isinstance(field.default, BaseModel):
+            yield from _settings(type(field.default), f"{name}.")
+        else:
+            yield _setting(before + name, schemas[name], field.default)
+
+
+def _setting(path: str, schema: dict[str, Any], default: Any) -> Setting:
+    """A setting from its JSON schema."""
+    kinds = [kind for kind in schema.get("anyOf", [schema]) if kind.get("type") != "null"]
+    several = "items" in kinds[0]
+    if several:
+        kinds = [kinds[0]["items"]]
+    bounds = [f"{word} {kinds[0][key]:g}" for word, key in _BOUNDS if key in kinds[0]]
+    return Setting(
+        path=path,
+        help=schema["description"],
+        kind=kinds[-1]["type"],  # of a whole number or a fraction: a number
+        several=several,
+        commas=schema.get("commas", True),
+        names=tuple(kinds[0].get("enum", ())),
+        bounds="a number " + " and ".join(bounds) if bounds else "",
+        default=default,
+        example=schema.get("examples", [default])[0],
+    )
