@@ -110,7 +110,7 @@ def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-_CONFIG = typer.Option("--config", help="YAML file with settings, as secateur init writes it.")
+_CONFIG = typer.Option("--config", help="YAML, JSON or TOML file with settings; secateur init writes one.")
 _SET = typer.Option("--set", metavar="NAME=VALUE", help="A setting of the configuration; may be repeated.")
 _COMMON = (
     _keyword("config", Annotated[Place, _CONFIG], None),

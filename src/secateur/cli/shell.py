@@ -20,7 +20,7 @@ BUG, BAD_INPUT, UNREACHABLE, NOT_PROVEN, INTERRUPTED = 1, 2, 3, 4, 130
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on stdout.")]
-Seed = Annotated[int, typer.Option(help="Of everything that draws: the same seed gives the same plan.")]
+Seed = Annotated[int, typer.Option(help="Seed for all random choices: the same seed gives the same plan.")]
 
 
 @contextmanager

@@ -95,7 +95,7 @@ class BudgetSection(_Settings):
         default=None, description="Parameters to keep: a fraction or a count.", examples=[0.5]
     )
     sparsity: Share | None = Field(
-        default=None, description="Of single weights, the fraction that becomes zero, as 0.9.", examples=[0.9]
+        default=None, description="Fraction of single weights that becomes zero, as 0.9.", examples=[0.9]
     )
     latency: Share | None = Field(
         default=None,
@@ -105,7 +105,7 @@ class BudgetSection(_Settings):
     )
     experts: Amount | None = Field(
         default=None,
-        description="Of a mixture of experts, how many stay: a fraction (0.75) or a count.",
+        description="How many experts of a mixture stay: a fraction (0.75) or a count.",
         examples=[0.75],
     )
     spend: bool = Field(
@@ -238,7 +238,7 @@ class Run(_Settings):
     samples: int | None = Field(
         default=None,
         ge=2,
-        description="Of data from files, at most this many samples, drawn at random.",
+        description="Read at most this many samples from files, drawn at random.",
         examples=[1000],
     )
     images: ImagesSection = Field(
@@ -258,13 +258,17 @@ class Run(_Settings):
         examples=["repair_aware"],
     )
     tolerance: float | None = Field(
-        default=None, ge=0, le=1, description="Of tod, without a budget; 0.1 if not given.", examples=[0.1]
+        default=None,
+        ge=0,
+        le=1,
+        description="Tolerance of the rule tod, without a budget; 0.1 if not given.",
+        examples=[0.1],
     )
     ratio: float | None = Field(
         default=None,
         ge=0,
         lt=1,
-        description="Of uniform, without a budget: the fraction removed.",
+        description="Fraction that the rule uniform removes, without a budget.",
         examples=[0.5],
     )
     removal: SignalName | None = Field(
@@ -274,7 +278,7 @@ class Run(_Settings):
     )
     protection: SignalName | None = Field(
         default=None,
-        description="Of tod: signal whose highest scores are to stay; taylor if not given.",
+        description="Signal of the rule tod whose highest scores are to stay; taylor if not given.",
         examples=["taylor"],
     )
     steps: int = Field(
@@ -287,7 +291,9 @@ class Run(_Settings):
     repair: Listed[RepairName] = Field(
         default=("auto",), description="What may undo damage, if it helps; several are done in order."
     )
-    form: Form = Field(default="auto", description="Of the result; auto is a module where that can be.")
+    form: Form = Field(
+        default="auto", description="Form of the result; auto is a module where that is possible."
+    )
     on_unrealisable: Unrealisable | None = Field(
         default=None,
         description="What form auto does about groups that no module can express: a captured program (what "
@@ -326,9 +332,11 @@ class Run(_Settings):
     seed: int = Field(
         default=0, description="Seed for all random choices: the same seed gives the same plan."
     )
-    compare: CompareSection = Field(default=CompareSection(), description="Of secateur compare.")
-    curve: CurveSection = Field(default=CurveSection(), description="Of secateur tolerance.")
-    transition: TransitionSection = Field(default=TransitionSection(), description="Of secateur transition.")
+    compare: CompareSection = Field(default=CompareSection(), description="Settings of secateur compare.")
+    curve: CurveSection = Field(default=CurveSection(), description="Settings of secateur tolerance.")
+    transition: TransitionSection = Field(
+        default=TransitionSection(), description="Settings of secateur transition."
+    )
 
     @model_validator(mode="after")
     def _refuse_settings_without_effect(self) -> Run:
