@@ -325,7 +325,7 @@ def test_artefacts_that_are_not_what_was_written(tmp_path: Path) -> None:
     ):
         record.write_text(text)
         tensors.write_bytes(raw)
-        with pytest.raises(sc.ArtifactError, match=message):
+        with pytest.raises(sc.ArtefactError, match=message):
             sc.load(tmp_path, net)
     record.write_text(good[0])
     tensors.write_bytes(good[1])

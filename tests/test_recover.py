@@ -157,7 +157,7 @@ def test_refusals() -> None:
     ):
         with pytest.raises(sc.SettingError, match=message):
             sc.recover(small, dense, data(), **settings)
-    with pytest.raises(sc.ArtifactError, match=r"secateur\.apply returned"):
+    with pytest.raises(sc.ArtefactError, match=r"secateur\.apply returned"):
         sc.recover(dense, dense, data())
     with pytest.raises(sc.CalibrationError, match="expected labels, got none"):
         sc.recover(small, None, data(labels=False))

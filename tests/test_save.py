@@ -183,7 +183,7 @@ def artefact(tmp_path: Path) -> Path:
 
 
 def refused(folder: Path, match: str, make_model: Callable[[], nn.Module] | None = None) -> None:
-    with pytest.raises(sc.ArtifactError, match=match):
+    with pytest.raises(sc.ArtefactError, match=match):
         sc.load(folder, make_model or other_weights("mlp"))
 
 
@@ -296,7 +296,7 @@ def test_the_wrong_model(artefact: Path) -> None:
 
 def test_a_model_that_was_never_pruned(tmp_path: Path) -> None:
     with pytest.raises(
-        sc.ArtifactError, match=r"expected a model that secateur\.apply returned, got a plain Mlp"
+        sc.ArtefactError, match=r"expected a model that secateur\.apply returned, got a plain Mlp"
     ):
         sc.save(build("mlp"), tmp_path)
     assert not list(tmp_path.iterdir())
@@ -430,9 +430,9 @@ def test_extra_state_that_no_artefact_holds_is_refused(tmp_path: Path) -> None:
     graph = sc.trace(model, x)
     plan = random_plan(graph)
     sc.save(sc.apply(model, plan, "graph", graph=graph), tmp_path / "graph")
-    with pytest.raises(sc.ArtifactError, match="expected a model without get_extra_state"):
+    with pytest.raises(sc.ArtefactError, match="expected a model without get_extra_state"):
         sc.load(tmp_path / "graph", Extra)
     small = sc.apply(model, plan, graph=graph)
     small.get_extra_state = lambda: {1, 2}  # type: ignore[method-assign]
-    with pytest.raises(sc.ArtifactError, match=r"get_extra_state\(\) to return a tensor, or what JSON"):
+    with pytest.raises(sc.ArtefactError, match=r"get_extra_state\(\) to return a tensor, or what JSON"):
         sc.save(small, tmp_path / "odd")

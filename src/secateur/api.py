@@ -25,7 +25,7 @@ from secateur.compare import Comparison, compare
 from secateur.cost import Cost, weight_bytes
 from secateur.errors import (
     ApplyError,
-    ArtifactError,
+    ArtefactError,
     BudgetError,
     CalibrationError,
     CaptureError,
@@ -175,7 +175,7 @@ __all__ = [  # noqa: RUF022 grouped by what a reader looks for
     # Errors
     "SecateurError",
     "ApplyError",
-    "ArtifactError",
+    "ArtefactError",
     "Auto",
     "BudgetError",
     "CalibrationError",

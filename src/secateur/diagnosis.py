@@ -15,7 +15,7 @@ from secateur.apply.compare import PLAIN, Way, double_copy, relative_difference,
 from secateur.apply.draws import Draws
 from secateur.apply.record import record_of
 from secateur.apply.tensors import cut, kept, removed_positions, tensor_called
-from secateur.errors import ApplyError, ArtifactError
+from secateur.errors import ApplyError, ArtefactError
 from secateur.models import named_tensors
 from secateur.outputs import tensors_of
 from secateur.plan import Plan
@@ -80,7 +80,7 @@ def cause(found: Compared) -> str:
     """What explains a difference, and what to do; a bug only where nothing else is left."""
     try:
         repaired = any(r.get("kept") for r in record_of(found.pair.small).repairs)
-    except ArtifactError:
+    except ArtefactError:
         repaired = False
     if repaired:
         return "It was repaired after apply, which changes its output on purpose. Verify before repair."

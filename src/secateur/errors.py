@@ -82,7 +82,7 @@ class VerificationError(SecateurError, AssertionError):
     """The pruned model differs from the masked dense one."""
 
 
-class ArtifactError(SecateurError, ValueError):
+class ArtefactError(SecateurError, ValueError):
     """A saved model, score table or checkpoint is missing, damaged, foreign, or newer than this version."""
 
 

@@ -13,7 +13,7 @@ from secateur.apply.compare import PLAIN, Way, relative_difference, run_both, ru
 from secateur.apply.draws import Draws
 from secateur.apply.record import record_of
 from secateur.diagnosis import Compared, Pair, cause, first_module
-from secateur.errors import ArtifactError, VerificationError
+from secateur.errors import ArtefactError, VerificationError
 from secateur.foreign import said
 from secateur.outputs import is_finite_somewhere
 from secateur.plan import Plan
@@ -138,7 +138,7 @@ def is_program(model: nn.Module) -> bool:
     """Whether a pruned model is of form ``graph``."""
     try:
         return record_of(model).form == "graph"
-    except ArtifactError:  # a class of the user's own around it
+    except ArtefactError:  # a class of the user's own around it
         return False
 
 

@@ -75,7 +75,7 @@ def recover(
 
     Raises:
         SettingError: A setting is out of range, or the accelerator shards models.
-        ArtifactError: If `model` did not come from `apply`.
+        ArtefactError: If `model` did not come from `apply`.
         CalibrationError: There is neither a teacher nor a loss, or the loss is not finite.
 
     Example:

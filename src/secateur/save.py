@@ -28,7 +28,7 @@ from secateur.apply.program import smaller_program
 from secateur.apply.realise import understood
 from secateur.apply.record import Form, Record, attach, record_of
 from secateur.apply.tensors import check_positions
-from secateur.errors import ArtifactError, PlanError
+from secateur.errors import ArtefactError, PlanError
 from secateur.graph.folding import folded
 from secateur.graph.graph import fingerprint
 from secateur.graph.trace import retrace
@@ -71,7 +71,7 @@ def save(small: nn.Module, directory: str | os.PathLike[str]) -> Path:
         The folder.
 
     Raises:
-        ArtifactError: If the model did not come from `apply`, or a module's `get_extra_state` returns what
+        ArtefactError: If the model did not come from `apply`, or a module's `get_extra_state` returns what
             neither JSON nor a tensor can hold.
 
     Example:
@@ -135,7 +135,7 @@ def load(
         program that knows no other.
 
     Raises:
-        ArtifactError: If a file is missing, damaged, altered, foreign or newer, or the model is another.
+        ArtefactError: If a file is missing, damaged, altered, foreign or newer, or the model is another.
 
     Example:
         >>> import tempfile
@@ -157,7 +157,7 @@ def load(
     content = _read(folder)
     model, tensors = unwrap(make_model()), load_file(folder / TENSORS)
     if content.form == "graph" and (held := [*_with_extra_state(model)]):
-        raise ArtifactError(
+        raise ArtefactError(
             f"load({folder}): expected a model without get_extra_state, which a captured program does not "
             f"hold, got {type(held[0][1]).__name__}. Apply the plan with form='module', and save that."
         )
@@ -168,7 +168,7 @@ def load(
         dense = folded(model, plan.folded)
         check_positions(dense, plan)
     except PlanError as error:
-        raise ArtifactError(f"load({folder}): {error}") from error
+        raise ArtefactError(f"load({folder}): {error}") from error
     small = _shape(model, dense, plan, content, example_inputs)
     _fill(small, tensors, content.tied, folder)
     return attach(small, _record(content, plan))
@@ -178,7 +178,7 @@ def saved_record(directory: str | os.PathLike[str]) -> Record:
     """What an artefact says of how it was made, without its tensors.
 
     Raises:
-        ArtifactError: There is no artefact, or it is damaged.
+        ArtefactError: There is no artefact, or it is damaged.
         PlanError: A newer version wrote the plan.
     """
     content = _read(Path(directory))
@@ -234,7 +234,7 @@ def _extra_state(model: nn.Module) -> dict[str, Any]:
     """By module, what `get_extra_state` returns, if that is no tensor: those are with the others.
 
     Raises:
-        ArtifactError: If JSON cannot hold it.
+        ArtefactError: If JSON cannot hold it.
     """
     found: dict[str, Any] = {}
     for path, module in _with_extra_state(model):
@@ -246,7 +246,7 @@ def _extra_state(model: nn.Module) -> dict[str, Any]:
         except (TypeError, ValueError):
             same = False
         if not same:
-            raise ArtifactError(
+            raise ArtefactError(
                 f"save: expected {path or 'the model'}.get_extra_state() to return a tensor, or what JSON "
                 f"can hold (dictionaries have texts as keys), got {type(value).__name__}. Return such."
             )
@@ -273,7 +273,7 @@ def _fill(small: nn.Module, tensors: dict[str, torch.Tensor], tied: dict[str, st
     own = {n: t for n, t in small.state_dict(keep_vars=True).items() if isinstance(t, torch.Tensor)}
     if set(own) != set(tensors) | set(tied) or not set(tied.values()) <= set(tensors):
         odd = sorted(set(own) ^ (set(tensors) | set(tied)))
-        raise ArtifactError(
+        raise ArtefactError(
             f"load({folder}): expected the tensors of the model that make_model() makes, got a difference in "
             f"{', '.join(odd[:5])}. Pass the function that made the model that was pruned."
         )
@@ -284,7 +284,7 @@ def _fill(small: nn.Module, tensors: dict[str, torch.Tensor], tied: dict[str, st
     for name, target in own.items():
         stored = tensors[tied.get(name, name)]
         if stored.shape != target.shape:
-            raise ArtifactError(
+            raise ArtefactError(
                 f"load({folder}): expected {name} of shape {tuple(target.shape)}, got {tuple(stored.shape)}. "
                 f"The file does not belong to this plan."
             )
@@ -311,7 +311,7 @@ def _replace_empty(
             setattr(small.get_submodule(path), leaf, new)
     left = [name for name, buffer in small.named_buffers() if buffer.is_meta]
     if left:
-        raise ArtifactError(
+        raise ArtefactError(
             f"load({folder}): expected make_model() to make the buffers that no artefact holds, got "
             f"{left[0]} on "
             "the meta device. Make the model inside secateur.empty_weights() instead."
@@ -321,7 +321,7 @@ def _replace_empty(
 def _read(folder: Path) -> _Content:
     """The record that belongs to the tensors in the folder."""
     if not (folder / TENSORS).is_file():
-        raise ArtifactError(
+        raise ArtefactError(
             f"load({folder}): expected a folder with {TENSORS} and {RECORD}, got no {TENSORS}."
         )
     reasons = []
@@ -331,10 +331,10 @@ def _read(folder: Path) -> _Content:
         except FileNotFoundError:
             reasons.append(f"no {name}")
         except _NewerError as error:
-            raise ArtifactError(str(error)) from error
-        except (ArtifactError, SafetensorError) as error:
+            raise ArtefactError(str(error)) from error
+        except (ArtefactError, SafetensorError) as error:
             reasons.append(str(error))
-    raise ArtifactError(f"load({folder}): {reasons[0]}. Save the model again.")
+    raise ArtefactError(f"load({folder}): {reasons[0]}. Save the model again.")
 
 
 class _NewerError(Exception):
@@ -345,13 +345,13 @@ def _checked(folder: Path, name: str) -> _Content:
     try:
         content = json.loads((folder / name).read_text())
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ArtifactError(f"{name} is no JSON ({error})") from error
+        raise ArtefactError(f"{name} is no JSON ({error})") from error
     if (
         not isinstance(content, dict)
         or not isinstance(content.get("format"), int)
         or "secateur" not in content
     ):
-        raise ArtifactError(f"{name} is not secateur's: expected a mapping with 'format' and 'secateur'")
+        raise ArtefactError(f"{name} is not secateur's: expected a mapping with 'format' and 'secateur'")
     if content["format"] > FORMAT:
         raise _NewerError(
             f"load({folder}): expected format {FORMAT} or older, got {content['format']}, written by "
@@ -359,15 +359,15 @@ def _checked(folder: Path, name: str) -> _Content:
         )
     stated = content.pop("record_sha256", None)
     if stated != _digest(content):
-        raise ArtifactError(f"{name} was altered: its checksum does not fit its content")
+        raise ArtefactError(f"{name} was altered: its checksum does not fit its content")
     try:
         found = _Content.model_validate(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
-        raise ArtifactError(f"{name} is malformed: {where}: {first['msg']}") from error
+        raise ArtefactError(f"{name} is malformed: {where}: {first['msg']}") from error
     if found.tensors_sha256 != _sha256(folder / TENSORS):
-        raise ArtifactError(
+        raise ArtefactError(
             f"{TENSORS} is truncated, altered or from another save: its checksum does not fit {name}"
         )
     return found

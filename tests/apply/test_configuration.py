@@ -42,9 +42,9 @@ def test_copies_follow_as_far_as_they_say_the_same() -> None:
 
 def test_only_numbers_of_the_configuration_are_set() -> None:
     config = Config()
-    with pytest.raises(sc.ArtifactError, match="field of a configuration"):
+    with pytest.raises(sc.ArtefactError, match="field of a configuration"):
         set_number(config, "__class__.wide", 3)
-    with pytest.raises(sc.ArtifactError, match="field of a configuration"):
+    with pytest.raises(sc.ArtefactError, match="field of a configuration"):
         set_number(config, "part.__dict__", 3)
     found = dict(numbers_of(config))
     assert {"wide", "ratio", "widths.0", "widths.1", "part.width", "some_id"} <= set(found)

@@ -356,7 +356,7 @@ def test_the_record_survives_a_copy(form: str) -> None:
 def test_a_model_of_other_origin_has_no_record() -> None:
     for thing in (nn.Linear(3, 2), torch.fx.symbolic_trace(nn.Linear(3, 2)), 3):
         with pytest.raises(
-            sc.ArtifactError, match=r"expected a model that secateur\.apply returned, got a plain"
+            sc.ArtefactError, match=r"expected a model that secateur\.apply returned, got a plain"
         ):
             sc.record_of(thing)
 

@@ -107,7 +107,7 @@ def test_another_checkpoint_is_refused_before_anything_is_written(tmp_path: Path
     _, _, plan = pruned("mixtral", equal=True)
     make("qwen3").save_pretrained(tmp_path / "dense")
     with pytest.raises(
-        sc.ArtifactError, match=r"expected a router with 8 rows and 8 experts for model.layers.0.mlp"
+        sc.ArtefactError, match=r"expected a router with 8 rows and 8 experts for model.layers.0.mlp"
     ):
         prune_checkpoint(tmp_path / "dense", plan, tmp_path / "small")
     assert not (tmp_path / "small").exists()
@@ -115,13 +115,13 @@ def test_another_checkpoint_is_refused_before_anything_is_written(tmp_path: Path
 
 def test_missing_and_damaged_files_are_refused(tmp_path: Path) -> None:
     model, _, plan = pruned("mixtral", equal=True)
-    with pytest.raises(sc.ArtifactError, match=r"expected model.safetensors, got none"):
+    with pytest.raises(sc.ArtefactError, match=r"expected model.safetensors, got none"):
         prune_checkpoint(tmp_path, plan, tmp_path / "small")
     model.save_pretrained(tmp_path / "dense")
-    with pytest.raises(sc.ArtifactError, match="expected a new or empty folder"):
+    with pytest.raises(sc.ArtefactError, match="expected a new or empty folder"):
         prune_checkpoint(tmp_path / "dense", plan, tmp_path / "dense")
     (tmp_path / "dense" / "model.safetensors").write_bytes(b"nothing")
-    with pytest.raises(sc.ArtifactError, match="expected a safetensors file"):
+    with pytest.raises(sc.ArtefactError, match="expected a safetensors file"):
         prune_checkpoint(tmp_path / "dense", plan, tmp_path / "small")
 
 

@@ -68,7 +68,7 @@ def test_a_buffer_that_nothing_can_fill_is_refused_by_name(tmp_path: Path) -> No
     graph = trace_experts(model, words())
     sc.save(apply_experts(model, plan_of(graph, masks(graph, seed=2)), graph=graph), tmp_path)
     with pytest.raises(
-        sc.ArtifactError, match=r"got scale on the meta device. Make the model inside secateur.empty_w"
+        sc.ArtefactError, match=r"got scale on the meta device. Make the model inside secateur.empty_w"
     ):
         sc.load(tmp_path, lambda: Scaled().to("meta"))
     assert nn.Linear(2, 2).weight.device.type == "cpu"

@@ -80,7 +80,7 @@ def test_without_fitting(tmp_path: Path) -> None:
     assert state_equal(copy.deepcopy(module), module)
     checkpoint = torch.load(tmp_path / "slim.ckpt", weights_only=True)
     assert state_equal(reshaped(Classifier(), checkpoint, part="net"), module)
-    with pytest.raises(sc.ArtifactError, match="expected a checkpoint of Lightning, got entries"):
+    with pytest.raises(sc.ArtefactError, match="expected a checkpoint of Lightning, got entries"):
         reshaped(Classifier(), {"model": 1})
 
 

@@ -125,7 +125,7 @@ def test_a_model_that_was_pruned_before() -> None:
     assert macs(model) <= 0.5 * dense
     assert sc.record_of(model).plan.dense.macs == dense
     masked = sc.apply(network(), plan, "masked")
-    with pytest.raises(sc.ArtifactError, match="one of form 'module', got form 'masked'"):
+    with pytest.raises(sc.ArtefactError, match="one of form 'module', got form 'masked'"):
         a_pruner().advance(masked, step=2)
 
 

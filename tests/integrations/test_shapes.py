@@ -121,18 +121,18 @@ def test_a_model_that_has_the_shapes_already() -> None:
 
 def test_what_does_not_belong_together_is_refused() -> None:
     once, twice = pruned(1), pruned(2)
-    with pytest.raises(sc.ArtifactError, match=r"the model it was made for .* made anew"):
+    with pytest.raises(sc.ArtefactError, match=r"the model it was made for .* made anew"):
         reshape(nn.Sequential(nn.Linear(2, 2)), shape_state(once))
-    with pytest.raises(sc.ArtifactError, match="goes on from the dense model, made anew"):
+    with pytest.raises(sc.ArtefactError, match="goes on from the dense model, made anew"):
         reshape(twice, shape_state(once))
-    with pytest.raises(sc.ArtifactError, match="expected a dense model, as the checkpoint holds one"):
+    with pytest.raises(sc.ArtefactError, match="expected a dense model, as the checkpoint holds one"):
         reshape(once, {})
     state = shape_state(once)
-    with pytest.raises(sc.ArtifactError, match="expected format 1 or older, got 2, which a newer"):
+    with pytest.raises(sc.ArtefactError, match="expected format 1 or older, got 2, which a newer"):
         reshape(network(), state | {"format": 2})
-    with pytest.raises(sc.ArtifactError, match="expected what shape_state returned, got plan"):
+    with pytest.raises(sc.ArtefactError, match="expected what shape_state returned, got plan"):
         reshape(network(), {k: v for k, v in state.items() if k != "plan"})
-    with pytest.raises(sc.ArtifactError, match="reshape: plan: "):
+    with pytest.raises(sc.ArtefactError, match="reshape: plan: "):
         reshape(network(), state | {"plan": state["plan"] | {"groups": 3}})
 
 
@@ -144,5 +144,5 @@ def test_files(tmp_path: Path) -> None:
     assert read_shape(tmp_path) == shape_state(model)
     for text in ("{", "[]"):
         path.write_text(text)
-        with pytest.raises(sc.ArtifactError, match=r"pruning\.json: expected .* Do take another"):
+        with pytest.raises(sc.ArtefactError, match=r"pruning\.json: expected .* Do take another"):
             read_shape(tmp_path)

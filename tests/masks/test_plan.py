@@ -17,7 +17,7 @@ from secateur.allocate import EMP, ERK, LAMP, OWL, Budget, Global, Limits, ToD, 
 from secateur.allocate.effective_size import effective_size
 from secateur.allocate.owl import outliers
 from secateur.errors import (
-    ArtifactError,
+    ArtefactError,
     BudgetError,
     PlanError,
     SettingError,
@@ -213,10 +213,10 @@ def test_a_plan_is_saved_whole(tmp_path: Path) -> None:
     assert (
         TOTAL / 8 < plan.save(tmp_path / "b").stat().st_size < TOTAL / 8 + 2500 < size + 2500
     )  # a bit a weight
-    with pytest.raises(ArtifactError, match="expected a folder"):
+    with pytest.raises(ArtefactError, match="expected a folder"):
         plan.save(tmp_path / "none" / "b")
     (tmp_path / "b").write_bytes((tmp_path / "b").read_bytes()[:-3])
-    with pytest.raises(ArtifactError, match="damaged"):
+    with pytest.raises(ArtefactError, match="damaged"):
         MaskPlan.load(tmp_path / "b")
     with pytest.raises(PlanError, match="expected a boolean mask of 'a', got int64"):
         MaskPlan("f", "own", {"a": np.ones(3, dtype=np.int64)})  # type: ignore[dict-item]

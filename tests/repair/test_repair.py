@@ -221,7 +221,7 @@ def test_refusals() -> None:
         match=r"repair: expected None, 'auto' or names among reconstruct, .*batchnorm, got 'magic'",
     ):
         sc.repair(small, dense, samples(), ["batchnorm", "magic"])
-    with pytest.raises(sc.ArtifactError, match=r"expected a model that secateur\.apply returned"):
+    with pytest.raises(sc.ArtefactError, match=r"expected a model that secateur\.apply returned"):
         sc.repair(dense, dense, samples())
     with pytest.raises(sc.CalibrationError, match="expected at least two samples"):
         sc.repair(small, dense, [])

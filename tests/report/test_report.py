@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from secateur.errors import ArtifactError, SettingError
+from secateur.errors import ArtefactError, SettingError
 from secateur.report.html import render
 from secateur.report.markdown import document
 from secateur.report.report import Report
@@ -70,13 +70,13 @@ def test_an_older_report_without_the_newer_parts_is_shown() -> None:
     ],
 )
 def test_what_is_no_report_is_refused(text: str, said: str) -> None:
-    with pytest.raises(ArtifactError, match=said):
+    with pytest.raises(ArtefactError, match=said):
         Report.from_json(text)
 
 
 def test_what_it_does_not_know_it_refuses() -> None:
     data = json.loads(report().to_json()) | {"colour": "red"}
-    with pytest.raises(ArtifactError, match=r"Extra inputs .*\(in colour\)"):
+    with pytest.raises(ArtefactError, match=r"Extra inputs .*\(in colour\)"):
         Report.from_json(json.dumps(data))
 
 
@@ -85,7 +85,7 @@ def test_files_that_hold_no_report_are_named(tmp_path: Path, content: bytes | No
     path = tmp_path / "report.json"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(ArtifactError, match=r"report '.*report\.json': expected"):
+    with pytest.raises(ArtefactError, match=r"report '.*report\.json': expected"):
         Report.from_json(path)
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import ArtifactError, ScoreError, SettingError
+from secateur.errors import ArtefactError, ScoreError, SettingError
 from secateur.graph.graph import Graph
 from secateur.graph.trace import trace
 from secateur.score import Scores, Taylor, Wasserstein, score, storage
@@ -197,7 +197,7 @@ def test_a_file_of_another_run_is_refused_by_name(tmp_path: Path) -> None:
     ]
     for message, changed in cases:
         given = {"graph": graph, "calibration": data, "signals": "taylor", "checkpoint": path} | changed
-        with pytest.raises(ArtifactError, match=message):
+        with pytest.raises(ArtefactError, match=message):
             score(**given)
         assert path.read_bytes() == before
 
@@ -208,7 +208,7 @@ def test_other_data_are_refused(tmp_path: Path) -> None:
     changed = [(x.clone(), y) for x, y in data]
     changed[1][0][0, 0, 0, 0] += 1e-9
     for others in (changed, [data[1], data[0], *data[2:]]):
-        with pytest.raises(ArtifactError, match="run: expected the 2 batches that were read before, got"):
+        with pytest.raises(ArtefactError, match="run: expected the 2 batches that were read before, got"):
             score(graph, others, "taylor", checkpoint=path)
     changed = [*data[:2], (data[2][0] + 1, data[2][1]), data[3]]  # what was not read yet may be anything
     score(graph, changed, "taylor", checkpoint=path)
@@ -218,10 +218,10 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "run"
     graph, data = interrupted(path)
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ArtifactError, match="run: expected a safetensors file, got a damaged one"):
+    with pytest.raises(ArtefactError, match="run: expected a safetensors file, got a damaged one"):
         score(graph, data, "taylor", checkpoint=path)
     score(graph, data, "taylor").save(path)
-    with pytest.raises(ArtifactError, match="run: expected scoring checkpoint of secateur, got scores"):
+    with pytest.raises(ArtefactError, match="run: expected scoring checkpoint of secateur, got scores"):
         score(graph, data, "taylor", checkpoint=path)
     with pytest.raises(SettingError, match=r"checkpoint: expected a folder .*nowhere, got none"):
         score(graph, data, "taylor", checkpoint=tmp_path / "nowhere" / "run")

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from secateur.allocate import ToD
-from secateur.errors import ArtifactError, ScoreError
+from secateur.errors import ArtefactError, ScoreError
 from secateur.graph.trace import trace
 from secateur.score import Scores, score, storage
 from tests.models import build
@@ -115,32 +115,32 @@ def test_every_damage_is_refused(tmp_path: Path) -> None:
         damaged = bytearray(whole)
         damaged[position] ^= 0x01
         path.write_bytes(damaged)
-        with pytest.raises(ArtifactError, match="scores: expected"):
+        with pytest.raises(ArtefactError, match="scores: expected"):
             Scores.load(path)
     for length in (0, 5, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
-        with pytest.raises(ArtifactError, match="scores: expected a safetensors file, got a damaged one"):
+        with pytest.raises(ArtefactError, match="scores: expected a safetensors file, got a damaged one"):
             Scores.load(path)
 
 
 def test_what_is_no_table_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
-    with pytest.raises(ArtifactError, match="file: expected scores, got no file that can be read"):
+    with pytest.raises(ArtefactError, match="file: expected scores, got no file that can be read"):
         Scores.load(path)
-    with pytest.raises(ArtifactError, match="expected scores, got no file"):
+    with pytest.raises(ArtefactError, match="expected scores, got no file"):
         Scores.load(tmp_path)
-    with pytest.raises(ArtifactError, match=r"scores: expected a folder .*missing, got none"):
+    with pytest.raises(ArtefactError, match=r"scores: expected a folder .*missing, got none"):
         table().save(tmp_path / "missing" / "scores")
     save_file({"w": torch.zeros(2)}, path)
-    with pytest.raises(ArtifactError, match="expected scores of secateur, got a file of another origin"):
+    with pytest.raises(ArtefactError, match="expected scores of secateur, got a file of another origin"):
         Scores.load(path)
     storage.write(path, "something", {}, {"w": torch.zeros(2)})
-    with pytest.raises(ArtifactError, match="expected scores of secateur, got something"):
+    with pytest.raises(ArtefactError, match="expected scores of secateur, got something"):
         Scores.load(path)
     monkeypatch.setattr(storage, "FORMAT", storage.FORMAT + 1)
     table().save(path)
     monkeypatch.undo()
-    with pytest.raises(ArtifactError, match=r"expected format 1 or older, got 2, .* Do upgrade"):
+    with pytest.raises(ArtefactError, match=r"expected format 1 or older, got 2, .* Do upgrade"):
         Scores.load(path)
 
 

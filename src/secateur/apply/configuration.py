@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from secateur.calibration.randomness import seeded
-from secateur.errors import ArtifactError
+from secateur.errors import ArtefactError
 from secateur.experts.empty import empty_weights
 from secateur.models import device_of
 
@@ -93,7 +93,7 @@ def set_number(config: Any, path: str, value: Any) -> None:
     """Set a number in a configuration.
 
     Raises:
-        ArtifactError: If the path is none of a configuration.
+        ArtefactError: If the path is none of a configuration.
     """
     holder, (*parts, name) = _holder(config, path)
     if parts[:1] == [LAYERS]:
@@ -163,7 +163,7 @@ def _holder(config: Any, path: str) -> tuple[Any, list[str]]:
     """The innermost configuration on a path, and the rest of the path."""
     parts = path.split(".")
     if any(part.startswith("__") for part in parts):
-        raise ArtifactError(f"sizes: expected a field of a configuration, got {path!r}.")
+        raise ArtefactError(f"sizes: expected a field of a configuration, got {path!r}.")
     while len(parts) > 1 and hasattr(held := vars(config).get(parts[0]), "to_dict"):
         config = held
         parts.pop(0)

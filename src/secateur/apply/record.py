@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import fx, nn
 
 from secateur.apply.program import Program
-from secateur.errors import ArtifactError
+from secateur.errors import ArtefactError
 from secateur.graph.wording import ANY
 from secateur.plan import Plan
 
@@ -62,7 +62,7 @@ def record_of(model: nn.Module) -> Record:
     """What `apply` attached.
 
     Raises:
-        ArtifactError: If the model did not come from `apply`.
+        ArtefactError: If the model did not come from `apply`.
 
     Example:
         >>> import torch
@@ -79,7 +79,7 @@ def record_of(model: nn.Module) -> Record:
     if isinstance(model, fx.GraphModule):
         record = model.meta.get(_ATTRIBUTE)
     if not isinstance(record, Record):
-        raise ArtifactError(
+        raise ArtefactError(
             f"expected a model that secateur.apply returned, got a plain {type(model).__name__}. "
             f"Apply a plan first."
         )

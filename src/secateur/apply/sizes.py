@@ -9,7 +9,7 @@ from typing import Any
 from torch import fx, nn
 
 from secateur.apply.configuration import has_configuration, set_numbers
-from secateur.errors import ArtifactError
+from secateur.errors import ArtefactError
 
 Sizes = Mapping[str, Any]
 """``module.path.attribute`` -> its new value: an integer, a list of them, or a boolean; see `set_sizes`."""
@@ -59,7 +59,7 @@ def _reach(root: nn.Module, path: str, *, own: bool = False) -> Any:
 
 def _step(holder: Any, part: str) -> Any:
     if part.startswith("__"):
-        raise ArtifactError(f"sizes: expected a path of submodules and attributes, got {part!r} in it.")
+        raise ArtefactError(f"sizes: expected a path of submodules and attributes, got {part!r} in it.")
     if isinstance(holder, Mapping):
         return holder[part]
     if isinstance(holder, list | tuple):

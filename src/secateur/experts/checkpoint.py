@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from secateur.apply.record import record_of
-from secateur.errors import ArtifactError, SettingError
+from secateur.errors import ArtefactError, SettingError
 from secateur.experts.blocks import is_count
 from secateur.plan import GroupDecision, Plan
 
@@ -46,7 +46,7 @@ def save_pretrained(small: nn.Module, directory: str | Path) -> Path:
 
     Raises:
         SettingError: The blocks keep different numbers, or the model is none of Transformers'.
-        ArtifactError: There is something in the folder.
+        ArtefactError: There is something in the folder.
     """
     plan = record_of(small).plan
     counts = {group.kept for group in plan.groups}
@@ -83,7 +83,7 @@ def prune_checkpoint(source: str | Path, plan: Plan, directory: str | Path) -> P
         The folder. It holds the plan too.
 
     Raises:
-        ArtifactError: A file is missing or damaged, or the checkpoint does not hold what the plan removes.
+        ArtefactError: A file is missing or damaged, or the checkpoint does not hold what the plan removes.
     """
     source, directory = Path(source), Path(directory)
     shards = _shards(source)
@@ -194,7 +194,7 @@ def _pruned(file: Path, blocks: list[_OnDisk]) -> Iterator[tuple[str, Tensor]]:
                         tensor = tensor.index_select(axis, stays)
                 yield found, tensor.clone()
     except (OSError, SafetensorError) as error:
-        raise ArtifactError(
+        raise ArtefactError(
             f"{file}: expected a safetensors file, got one that cannot be read ({error})."
         ) from error
 
@@ -224,7 +224,7 @@ def _check(source: Path, shards: list[str], blocks: list[_OnDisk]) -> None:
             with safe_open(source / shard, framework="pt") as file:
                 shapes |= {name: file.get_slice(name).get_shape() for name in file.keys()}
         except (OSError, SafetensorError) as error:
-            raise ArtifactError(f"{source / shard}: expected a safetensors file, got {error}.") from error
+            raise ArtefactError(f"{source / shard}: expected a safetensors file, got {error}.") from error
     for block in blocks:
         numbers = {block.number(name) for name in shapes} - {None}
         cut = [
@@ -234,7 +234,7 @@ def _check(source: Path, shards: list[str], blocks: list[_OnDisk]) -> None:
         ]
         fused = [n for n in cut if "experts" in n]
         if (numbers != set(range(block.size)) and not fused) or len(cut) == len(fused):
-            raise ArtifactError(
+            raise ArtefactError(
                 f"{source}: expected a router with {block.size} rows and {block.size} experts for "
                 f"{block.name}, "
                 f"got {len(cut) - len(fused)} tensors of a router and {len(numbers) or len(fused)} of "
@@ -250,7 +250,7 @@ def _shards(source: Path) -> list[str]:
         shards = [SINGLE]
     missing = [name for name in shards if not (source / name).is_file() or Path(name).name != name]
     if missing or not shards:
-        raise ArtifactError(
+        raise ArtefactError(
             f"{source}: expected {missing[0] if missing else 'shards'}, got none. Check the folder."
         )
     return shards
@@ -260,9 +260,9 @@ def _read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ArtifactError(f"{file}: expected JSON, got {error}. Check the folder.") from error
+        raise ArtefactError(f"{file}: expected JSON, got {error}. Check the folder.") from error
     if not isinstance(content, dict):
-        raise ArtifactError(
+        raise ArtefactError(
             f"{file}: expected a JSON object, got {type(content).__name__}. Check the folder."
         )
     return content
@@ -276,7 +276,7 @@ def _write_json(file: Path, content: Mapping[str, Any]) -> None:
 def _whole(directory: Path) -> Iterator[Path]:
     """A folder beside `directory` to write into, which takes its place at the end: all of it or nothing."""
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise ArtifactError(
+        raise ArtefactError(
             f"{directory}: expected a new or empty folder, got one that holds files. Name another."
         )
     beside = directory.with_name(f".{directory.name}.partial")

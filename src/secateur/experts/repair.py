@@ -69,7 +69,7 @@ def repair_experts(
     Raises:
         SettingError: One expert's sums alone need more than `memory`, or experts do not end in a linear
             layer.
-        ArtifactError: `small` did not come from `apply_experts`.
+        ArtefactError: `small` did not come from `apply_experts`.
     """
     record = record_of(small)
     kept = {group.name: group.kept for group in record.plan.groups if group.removed}

@@ -7,7 +7,7 @@ from importlib import metadata
 from torch import nn
 
 from secateur.apply.record import record_of
-from secateur.errors import ArtifactError
+from secateur.errors import ArtefactError
 
 
 def about(model: nn.Module) -> dict[str, str]:
@@ -15,7 +15,7 @@ def about(model: nn.Module) -> dict[str, str]:
     found = {"secateur": metadata.version("secateur"), "model": type(model).__name__}
     try:
         record = record_of(model)
-    except ArtifactError:  # a model that was not pruned may be exported too
+    except ArtefactError:  # a model that was not pruned may be exported too
         return found
     plan = record.plan
     found |= {"form": record.form, "allocator": plan.allocator, "note": record.note}

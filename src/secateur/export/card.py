@@ -11,7 +11,7 @@ from torch import nn
 from secateur import formatting
 from secateur.apply.reading import configuration_fits
 from secateur.apply.record import Record, record_of
-from secateur.errors import ArtifactError
+from secateur.errors import ArtefactError
 from secateur.report import proofs
 from secateur.report.markdown import escape
 from secateur.report.report import Report
@@ -82,7 +82,7 @@ def model_card(
     parts = [f"---\n{text}---", f"# {title}"]
     try:
         record = record_of(small)
-    except ArtifactError:  # not pruned by secateur
+    except ArtefactError:  # not pruned by secateur
         record = None
     origin = f" of [{base}](https://huggingface.co/{base})" if base else ""
     parts.append(f"A smaller version{origin}, made by removing units with secateur.")

@@ -15,7 +15,7 @@ from secateur.apply.compare import run
 from secateur.apply.configuration import LAYERS, has_configuration, holders_of, named, quietly
 from secateur.apply.reading import Builds, configuration_fits, read_configuration, shapes_of
 from secateur.apply.record import record_of
-from secateur.errors import ArtifactError, ExportError, SettingError
+from secateur.errors import ArtefactError, ExportError, SettingError
 from secateur.export.checking import Runs
 from secateur.models import device_of
 from secateur.plan import GroupDecision
@@ -82,7 +82,7 @@ def _groups(model: nn.Module, tensors: set[str]) -> list[GroupDecision]:
     """The groups that lost units of these tensors."""
     try:
         groups = record_of(model).plan.groups
-    except ArtifactError:  # not pruned by secateur
+    except ArtefactError:  # not pruned by secateur
         return []
     return [g for g in groups if g.removed and any(piece.tensor in tensors for piece in g.slices)]
 

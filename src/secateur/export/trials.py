@@ -12,7 +12,7 @@ from torch import nn
 
 from secateur.apply.compare import run
 from secateur.apply.record import record_of
-from secateur.errors import ArtifactError, SettingError
+from secateur.errors import ArtefactError, SettingError
 from secateur.foreign import details, said
 from secateur.graph.inputs import Arguments, InputSpec, Place, batch_size, call_arguments, resized
 from secateur.models import device_of
@@ -33,7 +33,7 @@ def inputs_of(model: nn.Module, example_inputs: Any) -> tuple[Arguments, InputSp
     """
     device = device_of(model)
     known = None
-    with contextlib.suppress(ArtifactError):  # not pruned by secateur
+    with contextlib.suppress(ArtefactError):  # not pruned by secateur
         known = record_of(model).plan.inputs
     if example_inputs is None:
         if known is None:

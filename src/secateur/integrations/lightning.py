@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from secateur.errors import ArtifactError, SettingError
+from secateur.errors import ArtefactError, SettingError
 from secateur.integrations.pruner import GradualPruner
 from secateur.integrations.shapes import reshape, shape_state
 from secateur.integrations.wrappers import refresh
@@ -104,10 +104,10 @@ def reshaped(module: nn.Module, checkpoint: dict[str, Any], part: str = "") -> n
         part: As for `GradualPruning`.
 
     Raises:
-        ArtifactError: The checkpoint is none of Lightning, or belongs to another model.
+        ArtefactError: The checkpoint is none of Lightning, or belongs to another model.
     """
     if "state_dict" not in checkpoint:
-        raise ArtifactError(
+        raise ArtefactError(
             f"lightning.reshaped: expected a checkpoint of Lightning, got entries {sorted(checkpoint)[:5]}. "
             "Do pass what torch.load gives of its file."
         )

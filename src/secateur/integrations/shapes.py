@@ -16,7 +16,7 @@ from secateur.apply.module import smaller_module
 from secateur.apply.realise import understood
 from secateur.apply.record import Record, attach, record_of
 from secateur.apply.tensors import check_positions
-from secateur.errors import ArtifactError, PlanError
+from secateur.errors import ArtefactError, PlanError
 from secateur.graph.graph import fingerprint
 from secateur.graph.trace import retrace
 from secateur.integrations.adopting import adopt
@@ -55,7 +55,7 @@ def shape_state(model: nn.Module) -> dict[str, Any]:
             model from which nothing was removed.
 
     Raises:
-        ArtifactError: The model was pruned in another form.
+        ArtefactError: The model was pruned in another form.
     """
     model = unwrap(model)
     record = pruned_record(model)
@@ -81,13 +81,13 @@ def reshape(model: nn.Module, state: Mapping[str, Any]) -> None:
         state: From `shape_state`.
 
     Raises:
-        ArtifactError: The state is malformed or newer, or it belongs to another model.
+        ArtefactError: The state is malformed or newer, or it belongs to another model.
     """
     inner = unwrap(model)
     found = pruned_record(inner)
     if not state:
         if found is not None:
-            raise ArtifactError(
+            raise ArtefactError(
                 f"reshape: expected a dense model, as the checkpoint holds one, got a {type(inner).__name__} "
                 "that has been pruned. Do make the model anew."
             )
@@ -103,7 +103,7 @@ def reshape(model: nn.Module, state: Mapping[str, Any]) -> None:
         plan.check(mine)
         check_positions(inner, plan)
     except PlanError as error:
-        raise ArtifactError(
+        raise ArtefactError(
             f"reshape: {error} A checkpoint of pruned training goes on from the dense model, made anew."
         ) from error
     with as_written(inner):
@@ -125,7 +125,7 @@ def read_shape(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """What `write_shape` wrote; empty where it wrote nothing: then nothing was removed.
 
     Raises:
-        ArtifactError: The file is damaged.
+        ArtefactError: The file is damaged.
     """
     path = Path(folder) / FILE
     try:
@@ -133,9 +133,9 @@ def read_shape(folder: str | os.PathLike[str]) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise ArtifactError(f"{path}: expected JSON, got {error}. Do take another checkpoint.") from error
+        raise ArtefactError(f"{path}: expected JSON, got {error}. Do take another checkpoint.") from error
     if not isinstance(state, dict):
-        raise ArtifactError(
+        raise ArtefactError(
             f"{path}: expected a mapping, got {type(state).__name__}. Do take another checkpoint."
         )
     return state
@@ -145,14 +145,14 @@ def pruned_record(model: nn.Module) -> Record | None:
     """What was done to a model so far, relative to the dense one; None if nothing was.
 
     Raises:
-        ArtifactError: It was not done in form ``module``.
+        ArtefactError: It was not done in form ``module``.
     """
     try:
         record = record_of(model)
-    except ArtifactError:
+    except ArtefactError:
         return None
     if record.form != "module":
-        raise ArtifactError(
+        raise ArtefactError(
             f"gradual pruning: expected a plain model or one of form 'module', got form {record.form!r}. "
             "Do apply the plan with form='module'."
         )
@@ -179,7 +179,7 @@ def _smaller(model: nn.Module, record: Record) -> nn.Module:
 def _read(state: Mapping[str, Any]) -> _Content:
     written = state.get("format")
     if isinstance(written, int) and written > FORMAT:
-        raise ArtifactError(
+        raise ArtefactError(
             f"reshape: expected format {FORMAT} or older, got {written}, which a newer secateur wrote. "
             "Upgrade secateur."
         )
@@ -188,7 +188,7 @@ def _read(state: Mapping[str, Any]) -> _Content:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
-        raise ArtifactError(
+        raise ArtefactError(
             f"reshape: expected what shape_state returned, got {where}: {first['msg']}. "
             "Do take another checkpoint."
         ) from error

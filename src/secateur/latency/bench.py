@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from secateur.apply.record import record_of
-from secateur.errors import ArtifactError, SettingError
+from secateur.errors import ArtefactError, SettingError
 from secateur.foreign import said
 from secateur.graph.inputs import batch_size, call_arguments, samples_of
 from secateur.latency.backends import BACKENDS
@@ -118,7 +118,7 @@ def _arguments(small: nn.Module, example_inputs: Any) -> tuple[tuple[Any, ...], 
         return call_arguments(example_inputs, device_of(small))
     try:
         return record_of(small).plan.inputs.arguments(None, device_of(small))
-    except ArtifactError as error:
+    except ArtefactError as error:
         raise SettingError(
             "bench: expected example_inputs for a model that did not come from apply, got none. Pass what "
             "the models are called with."

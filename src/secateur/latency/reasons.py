@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from secateur.apply.record import Record, record_of
-from secateur.errors import ArtifactError
+from secateur.errors import ArtefactError
 from secateur.latency.measurement import Row
 
 MULTIPLE = 8
@@ -29,7 +29,7 @@ def reasons(small: nn.Module, rows: Sequence[Row]) -> tuple[str, ...]:
     """
     try:
         record: Record | None = record_of(small)
-    except ArtifactError:  # not ours: only the figures speak
+    except ArtefactError:  # not ours: only the figures speak
         record = None
     found = [_noise(rows)]
     if record is not None:

@@ -125,7 +125,7 @@ class MaskPlan:
             The file.
 
         Raises:
-            ArtifactError: The folder does not exist.
+            ArtefactError: The folder does not exist.
         """
         file = Path(path)
         shapes = {name: list(mask.shape) for name, mask in self.masks.items()}
@@ -141,7 +141,7 @@ class MaskPlan:
         """Read what `save` wrote. Nothing in the file is executed.
 
         Raises:
-            ArtifactError: The file is missing, damaged, foreign, or newer than this version can read.
+            ArtefactError: The file is missing, damaged, foreign, or newer than this version can read.
         """
         header, tensors = read(Path(path), _KIND)
         shapes: dict[str, list[int]] = header.pop("shapes")

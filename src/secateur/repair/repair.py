@@ -67,7 +67,7 @@ def repair(
 
     Raises:
         SettingError: If a method is unknown.
-        ArtifactError: If `small` did not come from `apply`.
+        ArtefactError: If `small` did not come from `apply`.
         CalibrationError: If the data is empty, or too little to hold some out.
 
     Example:

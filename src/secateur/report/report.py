@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from secateur.errors import ArtifactError
+from secateur.errors import ArtefactError
 from secateur.report.data import FORMAT, Facts
 from secateur.report.file import write
 from secateur.report.html import render
@@ -38,7 +38,7 @@ class Report(Facts):
             source: The JSON itself (text whose first character is ``{``), or a file that holds it.
 
         Raises:
-            ArtifactError: There is no such file, it holds no report, or a newer version wrote it.
+            ArtefactError: There is no such file, it holds no report, or a newer version wrote it.
         """
         where, text = "report", source
         if not (isinstance(source, str) and source.lstrip().startswith("{")):
@@ -46,7 +46,7 @@ class Report(Facts):
             try:
                 text = Path(source).read_bytes().decode("utf-8")
             except (OSError, ValueError) as error:
-                raise ArtifactError(
+                raise ArtefactError(
                     f"{where}: expected a readable file of JSON, got {error}. "
                     "Name the folder or the file that secateur prune wrote."
                 ) from error
@@ -76,18 +76,18 @@ def _parsed(where: str, text: str) -> Report:
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ArtifactError(
+        raise ArtefactError(
             f"{where}: expected JSON, got text that is damaged or cut short ({error}). "
             "Write the report again."
         ) from error
     written = data.get("format", FORMAT) if isinstance(data, dict) else None
     if type(written) is not int:
-        raise ArtifactError(
+        raise ArtefactError(
             f"{where}: expected a report, got JSON whose format is {written!r}. "
             "Pass what Report.to_json wrote."
         )
     if written > FORMAT:
-        raise ArtifactError(
+        raise ArtefactError(
             f"{where}: expected format {FORMAT}, got format {written}, which a newer secateur wrote. "
             "Upgrade secateur to read it."
         )
@@ -96,7 +96,7 @@ def _parsed(where: str, text: str) -> Report:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise ArtifactError(
+        raise ArtefactError(
             f"{where}: expected a report of format {FORMAT}, got {first['msg']} (in {place or 'all of it'}). "
             "Write the report again."
         ) from error

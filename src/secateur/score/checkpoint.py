@@ -14,7 +14,7 @@ from torch import Tensor
 
 from secateur.calibration import Batch, map_tensors
 from secateur.calibration.batch import IGNORED
-from secateur.errors import ArtifactError, SettingError
+from secateur.errors import ArtefactError, SettingError
 from secateur.score.identity import difference
 from secateur.score.signal import Step, Vector
 from secateur.score.storage import raw_bytes, read, remove, write
@@ -92,14 +92,14 @@ class Checkpoint:
         """What the file holds; None if there is none.
 
         Raises:
-            ArtifactError: It is damaged, no checkpoint, or of another run; the message says what differs.
+            ArtefactError: It is damaged, no checkpoint, or of another run; the message says what differs.
         """
         if not self._path.exists():
             return None
         header, tensors = read(self._path, _KIND)
         differs = difference(self._about, header["about"])
         if differs is not None:
-            raise ArtifactError(
+            raise ArtefactError(
                 f"checkpoint {self._path}: expected one of this run, with {differs}. "
                 "Do name another file, or delete this one to start afresh."
             )
@@ -135,9 +135,9 @@ class Checkpoint:
         self._written = time.monotonic()
 
     def check_data(self, expected: Position, digest: int) -> None:
-        """Raise ArtifactError unless the data that a resumed run skips are those that were read before."""
+        """Raise ArtefactError unless the data that a resumed run skips are those that were read before."""
         if digest != expected.digest:
-            raise ArtifactError(
+            raise ArtefactError(
                 f"checkpoint {self._path}: expected the {expected.read} batches that were read before, got "
                 "others. Do give the same data in the same order, or delete the file to start afresh."
             )

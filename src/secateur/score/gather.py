@@ -59,7 +59,7 @@ def gather(
     Raises:
         CalibrationError: The data cannot feed what a signal needs; the message names the signal or batch.
         ScoreError: A weight is not finite, a signal's scores are not, or another process failed.
-        ArtifactError: The checkpoint is damaged or of another run.
+        ArtefactError: The checkpoint is damaged or of another run.
         SettingError: The memory limit cannot be kept, or a setting is none.
     """
     by_data = [s for s in signals if s.needs - {"weights"}]

@@ -97,7 +97,7 @@ class Scores:
             The file.
 
         Raises:
-            ArtifactError: The folder does not exist.
+            ArtefactError: The folder does not exist.
         """
         file = Path(path)
         groups = next(iter(self.values.values()), {})
@@ -122,7 +122,7 @@ class Scores:
         """Read a table that `save` wrote, bit for bit. Nothing in the file is executed.
 
         Raises:
-            ArtifactError: The file is missing, damaged, foreign, or newer than this version can read.
+            ArtefactError: The file is missing, damaged, foreign, or newer than this version can read.
         """
         header, tensors = read(Path(path), _KIND)
         values = {

@@ -70,7 +70,7 @@ def score(
     Raises:
         CalibrationError: The data cannot feed what a signal needs.
         ScoreError: A signal is unknown, a weight is not finite, scores are not, or another process failed.
-        ArtifactError: The checkpoint is damaged, or of another model, data or settings.
+        ArtefactError: The checkpoint is damaged, or of another model, data or settings.
         SettingError: The memory limit is too low for a single group, or a setting is none.
 
     Example:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from secateur.errors import ArtifactError
+from secateur.errors import ArtefactError
 
 FORMAT = 1
 _CONTENT, _CHECKSUM = "secateur", "sha256"
@@ -32,10 +32,10 @@ def write(path: Path, kind: str, header: Mapping[str, Any], tensors: Mapping[str
         tensors: By name, on the CPU.
 
     Raises:
-        ArtifactError: The folder does not exist.
+        ArtefactError: The folder does not exist.
     """
     if not path.parent.is_dir():
-        raise ArtifactError(f"{kind}: expected a folder {path.parent}, got none. Do make it.")
+        raise ArtefactError(f"{kind}: expected a folder {path.parent}, got none. Do make it.")
     stored = {name: _own(tensor) for name, tensor in tensors.items()}
     content = {"format": FORMAT, "kind": kind, "secateur": version("secateur"), "header": dict(header)}
     text = json.dumps(content)
@@ -55,7 +55,7 @@ def read(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The header and the tensors of a file that `write` wrote.
 
     Raises:
-        ArtifactError: The file is missing, damaged, of another kind or origin, or newer than this version.
+        ArtefactError: The file is missing, damaged, of another kind or origin, or newer than this version.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -63,21 +63,21 @@ def read(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
             # Copies: what was read is mapped from the file, which may be replaced.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
     except SafetensorError as error:
-        raise ArtifactError(f"{path}: expected a safetensors file, got a damaged one ({error}).") from error
+        raise ArtefactError(f"{path}: expected a safetensors file, got a damaged one ({error}).") from error
     except OSError as error:
-        raise ArtifactError(f"{path}: expected {kind}, got no file that can be read ({error}).") from error
+        raise ArtefactError(f"{path}: expected {kind}, got no file that can be read ({error}).") from error
     text = metadata.get(_CONTENT, "")
     found = _Content.of(text)
     if found is None or found.kind != kind:
         got = "a file of another origin" if found is None else found.kind
-        raise ArtifactError(f"{path}: expected {kind} of secateur, got {got}. Do name another file.")
+        raise ArtefactError(f"{path}: expected {kind} of secateur, got {got}. Do name another file.")
     if found.format > FORMAT:
-        raise ArtifactError(
+        raise ArtefactError(
             f"{path}: expected format {FORMAT} or older, got {found.format}, written by secateur "
             f"{found.secateur}. Do upgrade secateur."
         )
     if metadata.get(_CHECKSUM) != _digest(text, tensors):
-        raise ArtifactError(
+        raise ArtefactError(
             f"{path}: expected the {kind} that were written, got altered ones: the checksum does not fit. "
             "Do make the file again."
         )
