@@ -115,6 +115,8 @@ def prune(
             f"prune(steps={steps!r}): expected a number of rounds of at least 1, and for several a budget "
             "and granularity 'unit'. Do give these, or leave steps out."
         )
+    if isinstance(limits, Limits):  # modules are found in this model, not in those of later rounds
+        limits = limits.named(dict(unwrap(model).named_parameters(remove_duplicate=False)))
     if granularity == "expert":
         if form not in ("auto", "module"):
             raise SettingError(f"prune(form={form!r}): expected 'auto' or 'module' for experts.")

@@ -5,9 +5,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor, nn
 
+import secateur as sc
 from secateur.allocate import Limits
 from secateur.errors import NothingToPruneError, SettingError
 from tests.allocate.fake import FakeGraph
@@ -74,8 +77,11 @@ def test_a_ratio_means_what_a_person_writes() -> None:
         ({"max_ratio": -0.1}, r"max_ratio in \[0, 1\), got -0\.1"),
         ({"max_ratio": float("nan")}, r"max_ratio in \[0, 1\), got nan"),
         ({"max_ratio": "half"}, r"max_ratio in \[0, 1\), got 'half'"),
-        ({"ignore": "layer*"}, r"limits: expected ignore to be a tuple of patterns, got 'layer\*'"),
-        ({"ignore": (3,)}, r"ignore to be a tuple of patterns, got \(3,\)"),
+        (
+            {"ignore": "layer*"},
+            r"limits: expected ignore to be a tuple of patterns or modules, got 'layer\*'",
+        ),
+        ({"ignore": (3,)}, r"ignore to be a tuple of patterns or modules, got \(3,\)"),
     ],
 )
 def test_out_of_range(setting: dict[str, Any], message: str) -> None:
@@ -108,3 +114,79 @@ def test_nothing_left_to_decide_on() -> None:
         Limits(ignore=("*",)).considered(FakeGraph([4, 5]).groups)
     with pytest.raises(NothingToPruneError, match="got no group at all"):
         Limits().considered(())
+
+
+def network() -> nn.Module:
+    """Two layers that are added, so that their units go together, and two more."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(4, 8)
+            self.block = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 8))
+            self.last = nn.Sequential(nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            result: Tensor = self.last(x + self.block(x))
+            return result
+
+    torch.manual_seed(0)
+    return Net().eval()
+
+
+@pytest.mark.parametrize(
+    ("ignore", "left"),
+    [
+        (("block.2",), ["block.0", "last.0"]),  # a layer whose units another one produces as well
+        (("block",), ["last.0"]),
+        (("*.0",), ["first"]),
+        (("first",), ["block.0", "last.0"]),
+    ],
+)
+def test_layers_stand_for_the_groups_that_they_produce(ignore: tuple[str, ...], left: list[str]) -> None:
+    graph = sc.trace(network(), torch.zeros(2, 4))
+    assert {g.name for g in graph.groups} == {"first", "block.0", "last.0"}
+    assert [g.name for g in Limits(ignore=ignore).considered(graph.groups)] == left
+
+
+def test_modules_are_named_where_the_model_is_known() -> None:
+    model: Any = network()
+    graph = sc.trace(model, torch.zeros(2, 4))
+    scores = sc.score(graph, None, "magnitude")
+    plan = sc.Uniform(ratio=0.5).allocate(graph, scores, limits=Limits(ignore=(model.block[0], "fir*")))
+    assert [(g.name, g.kept) for g in plan.groups if g.removed] == [("last.0", 3)]
+    settings: Any = plan.settings["limits"]
+    assert settings["ignore"] == ["block.0", "fir*"]
+    plan = sc.Uniform(ratio=0.5).allocate(graph, scores, limits=Limits(ignore=(model.last[0],)))
+    assert [(g.name, g.kept) for g in plan.groups if g.removed] == [("first", 4), ("block.0", 3)]
+
+
+@pytest.mark.parametrize("granularity", ["unit", "weight"])
+def test_prune_takes_modules(granularity: Any) -> None:
+    model: Any = network()
+    data = [(torch.randn(8, 4), torch.arange(8) % 2) for _ in range(5)]
+    result = sc.prune(
+        model,
+        data,
+        sc.Budget(sparsity=0.2) if granularity == "weight" else sc.Budget(macs=0.9),
+        "uniform",
+        granularity,
+        repair=None,
+        limits=Limits(ignore=(model.block,), max_ratio=0.9),
+        measure_latency=False,
+        progress=False,
+    )
+    assert all(layer.kept == layer.total for layer in result.report.layers if "block" in layer.group)
+    assert any(layer.kept < layer.total for layer in result.report.layers)
+
+
+def test_a_module_of_another_model_is_refused() -> None:
+    graph = sc.trace(network(), torch.zeros(2, 4))
+    scores = sc.score(graph, None, "magnitude")
+    other: Any = network()
+    for module in (other.block, nn.ReLU()):
+        with pytest.raises(SettingError, match="limits: expected modules of the model that is pruned"):
+            sc.Uniform(ratio=0.5).allocate(graph, scores, limits=Limits(ignore=(module,)))
+    with pytest.raises(SettingError, match="no model to find it in"):
+        Limits(ignore=(other.block,)).considered(graph.groups)

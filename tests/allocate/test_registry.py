@@ -16,6 +16,7 @@ def test_names() -> None:
         "lamp",
         "owl",
         "random",
+        "ratios",
         "repair_aware",
         "repairability",
         "tod",

@@ -68,10 +68,14 @@ def pruned(granularity: str = "unit", budget: sc.Budget | None = None, **asked: 
     return result.report
 
 
+SET = {"ratios": sc.Ratios({"0": 0.5, "3": 0.25})}
+"""Rules that decide nothing without a setting."""
+
+
 def by_rule(name: str) -> sc.Report:
     """What the rule decides within a budget: on units, or on weights if it decides on nothing else."""
     try:
-        return pruned("unit", sc.Budget(macs=0.6), allocator=name, repair=None)
+        return pruned("unit", sc.Budget(macs=0.6), allocator=SET.get(name, name), repair=None)
     except SettingError as error:
         if "granularity 'weight'" not in str(error):
             raise

@@ -12,6 +12,7 @@ from secateur.allocate.global_ranking import Global
 from secateur.allocate.lamp import LAMP
 from secateur.allocate.limits import Limits
 from secateur.allocate.owl import OWL
+from secateur.allocate.ratios import Ratios
 from secateur.allocate.registry import names, resolve
 from secateur.allocate.repair_aware import RepairAware
 from secateur.allocate.repairability import Repairability
@@ -32,6 +33,7 @@ __all__ = [
     "Distortion",
     "Global",
     "Limits",
+    "Ratios",
     "RepairAware",
     "Repairability",
     "Staircase",

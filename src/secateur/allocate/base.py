@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import numpy as np
 from pydantic import JsonValue
+from torch import nn
 
 from secateur.allocate.budget import Budget
 from secateur.allocate.curve import Curve, curve
@@ -140,7 +141,7 @@ class Allocator(ABC):
                 f"allocate: expected budget to be a Budget or None, got {budget!r}. "
                 "Write Budget(macs=0.5), for example."
             )
-        limits, values = _checked(limits), table(scores, graph, self.signals)
+        limits, values = _checked(limits, graph), table(scores, graph, self.signals)
         decision = self.decide(graph, values, budget, limits)
         plan = Plan.build(
             graph,
@@ -172,7 +173,7 @@ class Allocator(ABC):
             SettingError: An ignore pattern matches nothing.
             NothingToPruneError: No group is left to decide on.
         """
-        limits = _checked(limits)
+        limits = _checked(limits, graph)
         values = table(scores, graph, self.signals)
         return self._curve(graph, limits, self._considered(graph, values, limits))
 
@@ -197,7 +198,7 @@ class Allocator(ABC):
         }
 
 
-def _checked(limits: Limits | None) -> Limits:
+def _checked(limits: Limits | None, graph: Graph) -> Limits:
     if limits is None:
         return Limits()
     if not isinstance(limits, Limits):
@@ -205,4 +206,7 @@ def _checked(limits: Limits | None) -> Limits:
             f"allocate: expected limits to be Limits or None, got {limits!r}. "
             "Write Limits(round_to=8), for example."
         )
-    return limits
+    if not any(isinstance(part, nn.Module) for part in limits.ignore):
+        return limits
+    model = getattr(graph, "model", None)  # a graph of experts has it; others have its tensors
+    return limits.named(graph.program.state_dict if model is None else dict(model.named_parameters()))

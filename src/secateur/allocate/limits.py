@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import JsonValue
+from torch import Tensor, nn
 
 from secateur.allocate.checks import fraction
+from secateur.allocate.naming import matching, path_of
 from secateur.errors import NothingToPruneError, SettingError
 from secateur.graph.groups import Group
 
@@ -25,7 +26,8 @@ class Limits:
         round_to: The number of units kept is a multiple of this, rounded up, or the whole group.
         min_keep: At least this many units stay; a group with fewer is left alone.
         max_ratio: At most this fraction of a group goes, in [0, 1). The default is from Lin et al. 2025, ToD.
-        ignore: Groups whose name matches one of these shell patterns (``*``, ``?``) are left alone.
+        ignore: What is left alone: names of groups or layers, as shell patterns (``*``, ``?``), or modules of
+            the model. A layer stands for all groups whose units it produces, a module for all layers in it.
 
     Raises:
         SettingError: A value is out of range.
@@ -38,14 +40,14 @@ class Limits:
     round_to: int = 1
     min_keep: int = 1
     max_ratio: float = 0.99
-    ignore: tuple[str, ...] = ()
+    ignore: tuple[str | nn.Module, ...] = ()
 
     def __post_init__(self) -> None:
         """Checks the values."""
         for name in ("round_to", "min_keep"):
             object.__setattr__(self, name, _positive(name, getattr(self, name)))
         object.__setattr__(self, "max_ratio", fraction("limits", "max_ratio", self.max_ratio))
-        object.__setattr__(self, "ignore", _patterns(self.ignore))
+        object.__setattr__(self, "ignore", _ignored(self.ignore))
 
     def feasible(self, size: int) -> NDArray[np.int64]:
         """Every number of units, above zero, that a group of `size` may lose; ascending."""
@@ -67,22 +69,32 @@ class Limits:
         """The most units that a group of `size` can lose."""
         return self.removable(size, size)
 
-    def considered(self, groups: Iterable[Group]) -> tuple[Group, ...]:
-        """The groups that no `ignore` pattern matches.
+    def named(self, tensors: Mapping[str, Tensor]) -> Limits:
+        """The same with the paths of modules in place of the modules.
+
+        Args:
+            tensors: The parameters of the model by name, the very objects that its modules hold.
 
         Raises:
-            SettingError: A pattern matches no group.
+            SettingError: The model does not hold one of the modules.
+        """
+        paths = (path_of(part, tensors) if isinstance(part, nn.Module) else part for part in self.ignore)
+        return replace(self, ignore=tuple(paths))
+
+    def considered(self, groups: Iterable[Group]) -> tuple[Group, ...]:
+        """The groups that `ignore` does not name.
+
+        Raises:
+            SettingError: A pattern matches no group, or a module has not been named.
             NothingToPruneError: No group is left.
         """
         groups = tuple(groups)
-        names = [group.name for group in groups]
-        for pattern in self.ignore:
-            if not any(fnmatchcase(name, pattern) for name in names):
-                raise SettingError(
-                    f"limits: expected each ignore pattern to match a group, got {pattern!r}, which "
-                    f"matches none. Choose among {shorten(names)}."
-                )
-        left = tuple(g for g in groups if not any(fnmatchcase(g.name, pattern) for pattern in self.ignore))
+        ignored = {
+            group.name
+            for pattern in self._patterns
+            for group in matching("limits: expected each ignore pattern to match a group", pattern, groups)
+        }
+        left = tuple(g for g in groups if g.name not in ignored)
         if not left:
             why = f"all {len(groups)} groups ignored" if groups else "no group at all"
             raise NothingToPruneError(
@@ -91,26 +103,24 @@ class Limits:
             )
         return left
 
+    @property
+    def _patterns(self) -> list[str]:
+        for part in self.ignore:
+            if isinstance(part, nn.Module):
+                raise SettingError(
+                    f"limits: expected names here, got the module {type(part).__name__} and no model to "
+                    "find it in. Pass the name of the layer, or limits.named(dict(model.named_parameters()))."
+                )
+        return [str(part) for part in self.ignore]
+
     def as_settings(self) -> dict[str, JsonValue]:
         """The limits as they are written into a plan."""
         return {
             "round_to": self.round_to,
             "min_keep": self.min_keep,
             "max_ratio": self.max_ratio,
-            "ignore": list(self.ignore),
+            "ignore": [*self._patterns],
         }
-
-
-def shorten(names: Iterable[str], most: int = 8) -> str:
-    """The names in one line, the tail of a long list as a count.
-
-    Example:
-        >>> shorten(["a", "b", "c"], most=2)
-        "'a', 'b' and 1 more"
-    """
-    names = list(names)
-    line = ", ".join(repr(name) for name in names[:most]) or "(none)"
-    return line if len(names) <= most else f"{line} and {len(names) - most} more"
 
 
 def _positive(name: str, value: object) -> int:
@@ -125,12 +135,12 @@ def _positive(name: str, value: object) -> int:
     return number
 
 
-def _patterns(value: object) -> tuple[str, ...]:
+def _ignored(value: object) -> tuple[str | nn.Module, ...]:
     # A single string would pass as a sequence of one-letter patterns.
-    if isinstance(value, list | tuple) and all(isinstance(pattern, str) for pattern in value):
+    if isinstance(value, list | tuple) and all(isinstance(part, str | nn.Module) for part in value):
         return tuple(value)
     raise SettingError(
-        f"limits: expected ignore to be a tuple of patterns, got {value!r}. "
+        f"limits: expected ignore to be a tuple of patterns or modules, got {value!r}. "
         'Write ignore=("layer1.*",), for example.'
     )
 

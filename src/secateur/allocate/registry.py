@@ -15,6 +15,7 @@ from secateur.allocate.global_ranking import Global
 from secateur.allocate.lamp import LAMP
 from secateur.allocate.limits import Limits
 from secateur.allocate.owl import OWL
+from secateur.allocate.ratios import Ratios
 from secateur.allocate.repair_aware import RepairAware
 from secateur.allocate.repairability import Repairability
 from secateur.allocate.signals import ScoreTable
@@ -59,6 +60,7 @@ RULES: Mapping[str, Allocator] = MappingProxyType(
         "owl": OWL(),
         "repairability": Repairability(),
         "repair_aware": RepairAware(),
+        "ratios": Ratios(),
         "random": Uniform(removal="random"),
     }
 )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import numpy as np
@@ -20,7 +19,8 @@ from secateur.allocate.budget import Budget
 from secateur.allocate.decision import Decision
 from secateur.allocate.description import Certificate
 from secateur.allocate.distortion import Distortion
-from secateur.allocate.limits import Limits, shorten
+from secateur.allocate.limits import Limits
+from secateur.allocate.naming import matching, shorten
 from secateur.allocate.ranking import ascending
 from secateur.allocate.signals import ScoreTable, vector
 from secateur.allocate.staircase import Staircase
@@ -127,8 +127,7 @@ class Repairability(Allocator):
     def steps(self, graph: Graph, scores: ScoreTable, limits: Limits) -> Mapping[str, Staircase]:
         """The unit at place i of N goes from λ = price(at sparsity (i + 1) / N) / (N · cost) on."""
         groups = limits.considered(graph.groups)
-        names = [g.name for g in groups]
-        held, forced = _matching("dense", self.dense, names), _matching("along", self.along, names)
+        held, forced = _matching("dense", self.dense, groups), _matching("along", self.along, groups)
         found = {}
         for group in groups:
             if group.name in held | forced:
@@ -210,15 +209,6 @@ def _along(others: Sequence[Staircase], order: NDArray[np.int64]) -> Staircase:
     return Staircase(order, at[changes], count[changes])
 
 
-def _matching(setting: str, patterns: Iterable[str], names: list[str]) -> set[str]:
-    """The names that a pattern matches."""
-    found: set[str] = set()
-    for pattern in patterns:
-        matching = {name for name in names if fnmatchcase(name, pattern)}
-        if not matching:
-            raise SettingError(
-                f"Repairability: expected each pattern of {setting} to match a weight or a group, got "
-                f"{pattern!r}, which matches none. Choose among {shorten(names)}."
-            )
-        found |= matching
-    return found
+def _matching(setting: str, patterns: Iterable[str], groups: Sequence[Group]) -> set[str]:
+    where = f"Repairability: expected each pattern of {setting} to match a weight or a group"
+    return {group.name for pattern in patterns for group in matching(where, pattern, groups)}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from secateur.allocate.limits import shorten
+from secateur.allocate.naming import shorten
 from secateur.errors import ScoreError
 from secateur.graph.groups import Group
 from secateur.score.combination import Asked, name_of, with_combinations

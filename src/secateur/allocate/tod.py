@@ -21,7 +21,8 @@ from secateur.allocate.checks import fraction
 from secateur.allocate.decision import Decision
 from secateur.allocate.description import Certificate
 from secateur.allocate.exchange import cells, exchange, sentences
-from secateur.allocate.limits import Limits, shorten
+from secateur.allocate.limits import Limits
+from secateur.allocate.naming import shorten
 from secateur.allocate.ranking import ascending, ranks
 from secateur.allocate.signals import ScoreTable, vector
 from secateur.allocate.staircase import Staircase

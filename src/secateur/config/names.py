@@ -21,10 +21,11 @@ Rule = Literal[
     "owl",
     "repairability",
     "repair_aware",
+    "ratios",
     "random",
 ]
 MaskRule = Literal[
-    "emp", "uniform", "global", "erk", "lamp", "owl", "repairability", "repair_aware", "random"
+    "emp", "uniform", "global", "erk", "lamp", "owl", "repairability", "repair_aware", "ratios", "random"
 ]
 Criterion = Literal["magnitude", "wanda", "taylor", "snip", "fisher", "random"]
 MaskRepair = Literal["variance", "channelwise", "layerwise", "reconstruct", "batchnorm", "surgeon"]

@@ -1,0 +1,156 @@
+"""Fractions that a person gives, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import JsonValue
+
+from secateur.allocate.base import Allocator
+from secateur.allocate.budget import Budget
+from secateur.allocate.checks import fraction
+from secateur.allocate.decision import Decision
+from secateur.allocate.description import Certificate
+from secateur.allocate.limits import Limits
+from secateur.allocate.naming import covers, layers_of, matching
+from secateur.allocate.ranking import ascending
+from secateur.allocate.signals import ScoreTable, vector
+from secateur.allocate.staircase import Staircase
+from secateur.errors import SettingError
+from secateur.formatting import share
+from secateur.graph.groups import Group
+from secateur.score.combination import Asked, name_of
+
+if TYPE_CHECKING:
+    from secateur.graph.graph import Graph
+
+
+@dataclass(frozen=True)
+class Ratios(Allocator):
+    """Each layer loses the fraction that was given for it: ``floor(ratio * N)`` of its N units.
+
+    Layers that no pattern names lose nothing. With a budget the ratios are proportions: all are multiplied
+    by one factor, which is solved for the budget.
+
+    Attributes:
+        ratios: Fraction removed, in [0, 1), by the name of a group or of a layer that produces its units, as
+            a shell pattern (``*``, ``?``). The name of a module stands for all layers in it. Where several
+            patterns name a layer, the last one decides.
+        removal: Signal whose lowest scores go first: a name (``"l1*wasserstein"`` too) or an instance.
+
+    Raises:
+        SettingError: A ratio is out of range; on `allocate`, there is none, a pattern matches nothing, or
+            layers that only lose units together were given different ratios.
+
+    Example:
+        >>> import torch
+        >>> import secateur as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 8), torch.nn.Linear(8, 2))
+        >>> graph = sc.trace(net, torch.zeros(2, 4))
+        >>> scores = sc.score(graph, None, "magnitude")
+        >>> plan = sc.Ratios({"*": 0.25, "1": 0.5}).allocate(graph, scores)
+        >>> [(group.name, group.kept) for group in plan.groups]
+        [('0', 6), ('1', 4)]
+    """
+
+    ratios: Mapping[str, float] = field(default_factory=dict)
+    removal: Asked = "magnitude"
+    name: ClassVar[str] = "ratios"
+    solved: ClassVar[str] = "factor"
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        if not isinstance(self.ratios, Mapping) or not all(isinstance(name, str) for name in self.ratios):
+            raise SettingError(
+                f"Ratios: expected a mapping from names to fractions, got {self.ratios!r}. "
+                'Write Ratios({"layer*.conv1": 0.5}), for example.'
+            )
+        checked = {name: fraction("Ratios", name, value) for name, value in self.ratios.items()}
+        object.__setattr__(self, "ratios", checked)
+
+    @property
+    def signals(self) -> tuple[Asked, ...]:
+        """The removal signal."""
+        return (self.removal,)
+
+    def knob(self, budget: Budget | None) -> float | None:
+        """The factor: 1."""
+        if not any(self.ratios.values()):
+            raise SettingError(
+                "Ratios: expected a ratio above 0 for at least one layer, got none. "
+                'Write Ratios({"layer*.conv1": 0.5}), for example.'
+            )
+        return 1.0
+
+    def settings(self, knob: float | None) -> dict[str, JsonValue]:
+        """The ratios, the factor that decided and the signal."""
+        return {
+            "ratios": dict(self.ratios),
+            "factor": None if knob is None else float(knob),
+            "removal": name_of(self.removal),
+        }
+
+    def steps(self, graph: Graph, scores: ScoreTable, limits: Limits) -> Mapping[str, Staircase]:
+        """K of N units go from factor k / N / ratio on."""
+        found = {}
+        for group, ratio in self._given(graph, limits).items():
+            count = limits.feasible(group.size)
+            order = ascending(vector(scores, self.removal, group))
+            found[group.name] = Staircase(order, count / group.size / ratio, count)
+        return found
+
+    def _given(self, graph: Graph, limits: Limits) -> dict[Group, float]:
+        """The ratio above 0 of each considered group.
+
+        Patterns are matched with all groups, so that one whose groups are all ignored is not refused.
+        """
+        by_pattern = {
+            pattern: {
+                g.name for g in matching("Ratios: expected each name to match a layer", pattern, graph.groups)
+            }
+            for pattern in self.ratios
+        }
+        found = {}
+        for group in limits.considered(graph.groups):
+            by_layer: dict[str, float] = {}
+            for pattern, ratio in self.ratios.items():
+                if group.name in by_pattern[pattern]:
+                    names = dict.fromkeys((group.name, *layers_of(group)))
+                    by_layer |= {name: ratio for name in names if covers(pattern, name)}
+            if len({*by_layer.values()}) > 1:
+                given = ", ".join(f"{name}: {ratio}" for name, ratio in by_layer.items())
+                raise SettingError(
+                    f"Ratios: expected one ratio for layers that only lose units together, got {given}. "
+                    "Give these layers the same ratio, or name one of them only."
+                )
+            ratio = next(iter(by_layer.values()), 0.0)
+            if ratio:
+                found[group] = ratio
+        return found
+
+    def certificates(
+        self, graph: Graph, scores: ScoreTable, limits: Limits, decision: Decision
+    ) -> dict[str, JsonValue]:
+        """The fraction that was asked for of each group, with the factor, and the fraction that went."""
+        factor = decision.knob or 0.0
+        return {
+            "groups": {
+                group.name: {"asked": factor * ratio, "removed": decision.removed[group.name] / group.size}
+                for group, ratio in self._given(graph, limits).items()
+            }
+        }
+
+    def certificate(self, found: Mapping[str, Any]) -> Certificate:
+        """What was asked for of each layer, and what went."""
+        groups = found.get("groups", {})
+        if not all({"asked", "removed"} <= group.keys() for group in groups.values()):
+            return super().certificate(found)
+        return Certificate(
+            words=("Each layer lost the largest number of units within its ratio that the limits allow.",),
+            note="Asked is the ratio that was given, times the factor; a budget that is spent to the last "
+            "unit lets units come back.",
+            titles=("layer", "asked", "removed"),
+            rows=tuple((name, share(g["asked"]), share(g["removed"])) for name, g in groups.items()),
+        )
