@@ -68,7 +68,35 @@ def odd(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
     return h if x.shape[1] % 2 else h.view(-1, 16)
 
 
+def number_only(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+    return h.roll(1 if x.shape[1] > 7 else 0, -1)
+
+
+def nested(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+    if x.shape[1] > 6:  # noqa: SIM102 (the inner one is to be seen only there)
+        if x.shape[1] > 8:
+            return h.flip(-1)
+    return h
+
+
+def residue(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+    return h.flip(-1) if x.shape[1] % 4 == 0 else h
+
+
+def both_axes(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+    return h.flip(-1) if x.shape[0] > 2 and x.shape[1] > 7 else h
+
+
+def by_numel(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+    return h.flip(-1) if x[0, :, 0].numel() > 7 else h
+
+
+def shorter_by_two(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+    return h.flip(-1) if x[:, 2:].shape[1] >= 6 else h
+
+
 BRANCHES = [
+    number_only, nested, residue, both_axes, by_numel, shorter_by_two,
     training_slices, training_literal, training_mean, training_size, long_mean, long_literal, long_by_half,
     short_literal, one_sample, odd,
 ]  # fmt: skip

@@ -47,9 +47,17 @@ def narrowed(accepts: Accepts, spec: InputSpec) -> InputSpec:
         )
     every = {place: axis.other for axis in found for place in axis.places}
     together = spec.together and _passes(accepts, spec, every)
-    return spec.model_copy(
-        update={"open": tuple(found), "fixed": (*spec.fixed, *fixed), "together": together}
+    joint = () if fixed else spec.joint
+    joint = tuple(
+        sizes
+        for sizes in joint
+        if _passes(accepts, spec, {p: n for a, n in zip(found, sizes, strict=True) for p in a.places})
     )
+    return spec.model_copy(
+        update={
+            "open": tuple(found), "fixed": (*spec.fixed, *fixed), "together": together, "joint": joint,
+        }
+    )  # fmt: skip
 
 
 def reach(accepts: Accepts, spec: InputSpec) -> int:

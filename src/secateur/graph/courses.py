@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,15 +20,20 @@ _LIBRARY = str(Path(torch.__file__).parent)
 
 FARTHEST = 16
 """So many times longer an axis may get to see what a forward pass does there."""
-TRIES = 6
-"""Most sizes of one axis that are tried beside the first two."""
+TRIES = 8
+"""Most sizes that are tried for each axis beside the first two."""
 
 Line = tuple[str, int]
 """File and number of a line."""
 
-
 Asked = tuple[tuple[str, Line, tuple[int, ...]], ...]
 """Calls: of each its name, its line, and numbers that it took."""
+
+Compared = tuple[int, int, bool]
+"""A size that was compared, the value at which the comparison comes out otherwise, and how it came out."""
+
+Sizes = tuple[int, ...]
+"""A size of each open axis, in their order."""
 
 
 class Course(TorchFunctionMode):
@@ -37,19 +43,19 @@ class Course(TorchFunctionMode):
         calls: Of each call of a torch function its name, its line, the numbers it took, and the shapes of
             what it returned. What PyTorch's own modules call is one call without a name: some do more in
             training mode, and mean the same.
-        compared: By line, the comparisons of a size with a number: size, number, outcome.
+        compared: The comparisons of sizes, by the place in the code.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[tuple[str, Line, tuple[Any, ...]]] = []
-        self.compared: dict[Line, list[tuple[int, int, bool]]] = {}
+        self.compared: dict[tuple[Line, int], list[Compared]] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the call and write it down; sizes that it returns are watched."""
         result = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "")
-        if name in ("__get__", "size"):
+        if name in ("__get__", "size", "numel"):
             return self._watched(result)
         frame = sys._getframe(1)
         if frame.f_code.co_filename.startswith(_LIBRARY):
@@ -83,6 +89,19 @@ class Course(TorchFunctionMode):
         """The calls without numbers and shapes, each once: a loop may run more often for longer inputs."""
         return frozenset((name, line) for name, line, _ in self.calls)
 
+    @property
+    def numbers(self) -> frozenset[Any]:
+        """The lines, each with the numbers of its first call that are no sizes."""
+        return frozenset({(name, line): numbers for name, line, numbers in reversed(self.fixed)}.items())
+
+    @property
+    def outcomes(self) -> frozenset[Any]:
+        """How the comparisons of sizes come out, by the place in the code; repeated outcomes count once."""
+        return frozenset(
+            (place, tuple(outcome for outcome, _ in groupby(outcome for _, _, outcome in found)))
+            for place, found in self.compared.items()
+        )
+
 
 class _Size(int):
     """A size of a tensor, or what was computed from some; its comparisons in the user's code are noted."""
@@ -96,14 +115,26 @@ class _Size(int):
         return new
 
     def __bool__(self) -> bool:
-        self.note(0, outcome=int(self) != 0)
-        return int(self) != 0
+        outcome = int(self) != 0
+        self.note("__ne__", 0, outcome=outcome)
+        return outcome
 
-    def note(self, other: Any, *, outcome: bool) -> None:
+    def note(self, name: str, other: Any, *, outcome: bool) -> None:
         frame = sys._getframe(2)
         if isinstance(other, int) and not frame.f_code.co_filename.startswith(_LIBRARY):
-            found = self.course.compared.setdefault(_line(frame), [])
-            found.append((int(self), int(other), outcome))
+            found = self.course.compared.setdefault((_line(frame), frame.f_lasti), [])
+            found.append((int(self), int(other) + _TURNS[name][not outcome], outcome))
+
+
+_TURNS = {
+    "__lt__": (0, -1),
+    "__le__": (1, 0),
+    "__gt__": (0, 1),
+    "__ge__": (-1, 0),
+    "__eq__": (1, 0),
+    "__ne__": (0, 1),
+}
+"""What to add to the other number to get a size at which a true, or a false, comparison turns."""
 
 
 def _comparison(name: str) -> Callable[[_Size, Any], Any]:
@@ -112,7 +143,7 @@ def _comparison(name: str) -> Callable[[_Size, Any], Any]:
     def compare(self: _Size, other: Any) -> Any:
         outcome = plain(self, other)
         if isinstance(outcome, bool):
-            self.note(other, outcome=outcome)
+            self.note(name, other, outcome=outcome)
         return outcome
 
     return compare
@@ -128,8 +159,8 @@ def _computed(name: str) -> Callable[[_Size, Any], Any]:
     return compute
 
 
-for _name in ("lt", "le", "gt", "ge", "eq", "ne"):
-    setattr(_Size, f"__{_name}__", _comparison(f"__{_name}__"))
+for _name in _TURNS:
+    setattr(_Size, _name, _comparison(_name))
 for _name in ("add", "sub", "mul", "floordiv", "mod"):
     for _side in (f"__{_name}__", f"__r{_name}__"):
         setattr(_Size, _side, _computed(_side))
@@ -144,41 +175,89 @@ def _line(frame: FrameType | None) -> Line:
 
 
 def other_courses(
-    axis: OpenAxis,
+    axes: Sequence[OpenAxis],
     traced: Course,
-    course_at: Callable[[int], Course | None],
-    shared: set[Asked],
-) -> list[int]:
-    """Sizes of an axis at which the forward pass calls other lines than at the traced size.
+    course_at: Callable[[Sizes], Course | None],
+) -> list[Sizes]:
+    """Sizes at which the forward pass does something else than at the traced ones.
 
-    Its comparisons of sizes say where to look: a size that is compared with a number is brought to either
-    side of it. What no comparison shows, a table that ends somewhere, is found by nobody.
+    Its comparisons of sizes say where to look: each axis is brought to a size at which a comparison may come
+    out otherwise. What is compared only there is followed too. What no comparison shows, a table that ends
+    somewhere, is found by nobody.
 
     Args:
-        axis: An axis that may vary.
-        traced: What happened at the traced size.
-        course_at: What happens at another size; None where the model does not run.
-        shared: What the forward pass asked for at the sizes that were found for other axes: the same need
-            not be found twice. What is found is added.
+        axes: The axes that may vary.
+        traced: What happened at the traced sizes.
+        course_at: What happens at other sizes; None where the model does not run.
+
+    Returns:
+        Sizes, a way each. Most differ from the traced ones in one axis; in several only where the way is
+        open to no axis alone.
     """
-    known, found = {traced.lines}, []
-    for size in _candidates(axis, traced.compared.values()):
-        course = course_at(size)
-        if course is not None and course.lines not in known:
-            known.add(course.lines)
-            if course.fixed not in shared:
-                shared.add(course.fixed)
-                found.append(size)
-    return found
+    start = tuple(axis.size for axis in axes)
+    search = _Search(traced)
+    pending, tries = [(start, traced)], [0] * len(axes)
+    for k, axis in enumerate(axes):  # `len` gives Python's own integers, and code asks for one sample so
+        for size in dict.fromkeys([axis.other, *([1] if axis.batch else [])]):
+            there = _at(start, k, size)
+            if search.look(there, course_at):
+                pending.append((there, search.courses[there]))
+    while pending:
+        sizes, course = pending.pop(0)
+        for k, size in _turning(axes, sizes, course, search.courses):
+            there = _at(sizes, k, size)
+            if there not in search.courses and there != start and tries[k] < TRIES:
+                tries[k] += 1
+                if search.look(there, course_at):
+                    pending.append((there, search.courses[there]))
+    return search.found
 
 
-def _candidates(axis: OpenAxis, compared: Iterable[list[tuple[int, int, bool]]]) -> list[int]:
-    """The second size, and those at which comparisons may come out otherwise, the nearest first."""
-    found = {1} if axis.batch else set()  # `len` gives Python's own integers, and code asks for one sample so
-    for comparisons in compared:
-        if len({outcome for _, _, outcome in comparisons}) == 1:
-            for size, number, _ in comparisons:
-                steps = (-1, 0, 1) if size > 0 else ()
-                found |= {math.ceil(axis.size * max(number + step, 0) / size) for step in steps}
-    near = sorted(found - {axis.size, axis.other}, key=lambda n: abs(n - axis.size))
-    return [axis.other, *(n for n in near if 1 <= n <= FARTHEST * axis.size)][: TRIES + 1]
+class _Search:
+    """Courses that are known, and the sizes at which the new ones were found."""
+
+    def __init__(self, traced: Course) -> None:
+        self.courses: dict[Sizes, Any] = {}  # None where the model does not run
+        self.found: list[Sizes] = []
+        self._fixed, self._lines = {traced.fixed}, {traced.lines}
+        self._numbers, self._outcomes = {traced.numbers}, {traced.outcomes}
+
+    def look(self, sizes: Sizes, course_at: Callable[[Sizes], Course | None]) -> bool:
+        """Run the model at these sizes; whether its comparisons come out as nowhere before."""
+        course = self.courses[sizes] = course_at(sizes)
+        if course is None:
+            return False
+        # Numbers of its own show a new way only together with a comparison: `len` makes such numbers too.
+        turned = course.outcomes not in self._outcomes
+        new = course.lines not in self._lines or (turned and course.numbers not in self._numbers)
+        if new and course.fixed not in self._fixed:
+            self.found.append(sizes)
+        self._fixed.add(course.fixed)
+        self._lines.add(course.lines)
+        self._numbers.add(course.numbers)
+        self._outcomes.add(course.outcomes)
+        return turned
+
+
+def _at(sizes: Sizes, axis: int, size: int) -> Sizes:
+    return (*sizes[:axis], size, *sizes[axis + 1 :])
+
+
+def _turning(
+    axes: Sequence[OpenAxis], sizes: Sizes, course: Course, known: Mapping[Sizes, Course | None]
+) -> list[tuple[int, int]]:
+    """Axes, and sizes of them at which comparisons may come out otherwise, the nearest first."""
+    found: set[tuple[int, int]] = set()
+    start = tuple(axis.size for axis in axes)
+    for k, axis in enumerate(axes):
+        other = known.get(_at(start, k, axis.other))
+        for place, comparisons in course.compared.items():
+            if len({outcome for _, _, outcome in comparisons}) > 1:
+                continue
+            if sizes == start and other is not None and other.compared.get(place) == comparisons:
+                continue  # this axis has no part in it
+            for size, wanted, _ in comparisons:
+                steps = [sizes[k] + wanted - size]
+                steps += [math.ceil(sizes[k] * wanted / size)] if size > 0 else []
+                found |= {(k, n) for n in steps if 1 <= n <= FARTHEST * axis.size and n != sizes[k]}
+    return sorted(found, key=lambda f: (abs(f[1] - sizes[f[0]]), f))

@@ -249,6 +249,8 @@ class InputSpec(_Record):
         open: Axes that may vary.
         fixed: Axes that may not, with the reason.
         together: Whether all open axes may have their other size at once; if not, one at a time.
+        joint: Sizes of all open axes, in their order, at which the forward pass runs lines that it runs at
+            no size of one axis alone; each was captured too.
         methods: Further methods that take the same arguments and were traced too.
         drawn: Whether the dense model takes drawn values; if not, only the user's own serve.
         training: Whether a forward pass in training mode goes another way than one in evaluation mode; None
@@ -265,6 +267,7 @@ class InputSpec(_Record):
     open: tuple[OpenAxis, ...] = ()
     fixed: tuple[FixedAxis, ...] = ()
     together: bool = True
+    joint: tuple[tuple[int, ...], ...] = ()
     drawn: bool = True
     methods: tuple[str, ...] = ()
     training: bool | None = None
@@ -320,10 +323,17 @@ class InputSpec(_Record):
 
     def other_courses(self) -> list[tuple[str, dict[Place, int]]]:
         """A title and the sizes that differ, for each size at which the forward pass runs other lines."""
-        return [
+        single = [
             (f"{axis.name()} {size}", dict.fromkeys(axis.places, size))
             for axis in self.open
             for size in axis.further
+        ]
+        return single + [
+            (
+                "; ".join(f"{axis.name()} {n}" for axis, n in zip(self.open, sizes, strict=True)),
+                {p: n for axis, n in zip(self.open, sizes, strict=True) for p in axis.places},
+            )
+            for sizes in self.joint
         ]
 
     def examples(

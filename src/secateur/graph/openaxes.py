@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from secateur.foreign import said, source_line
-from secateur.graph.courses import Asked, Course, other_courses
+from secateur.graph.courses import Course, Sizes, other_courses
 from secateur.graph.inputs import (
     Arguments,
     FixedAxis,
@@ -64,19 +64,23 @@ def _with_courses(spec: InputSpec, given: Arguments, passes: Passes) -> InputSpe
     if traced is None:
         return spec
 
-    shared: set[Asked] = set()
+    def course_at(sizes: Sizes) -> Course | None:
+        wanted = {p: n for axis, n in zip(spec.open, sizes, strict=True) for p in axis.places}
+        return passes.course(resized(spec, given, wanted))
 
-    def further(axis: OpenAxis) -> tuple[int, ...]:
-        def course_at(size: int) -> Course | None:
-            return passes.course(resized(spec, given, dict.fromkeys(axis.places, size)))
-
-        return tuple(other_courses(axis, traced, course_at, shared))
-
-    axes = tuple(axis.model_copy(update={"further": further(axis)}) for axis in spec.open)
+    found = other_courses(spec.open, traced, course_at)
+    changed = [[k for k, axis in enumerate(spec.open) if sizes[k] != axis.size] for sizes in found]
+    axes = tuple(
+        axis.model_copy(
+            update={"further": tuple(s[k] for s, c in zip(found, changed, strict=True) if c == [k])}
+        )
+        for k, axis in enumerate(spec.open)
+    )
+    joint = tuple(sizes for sizes, c in zip(found, changed, strict=True) if len(c) > 1)
     others = {p: axis.other for axis in spec.open for p in axis.places} if spec.together else {}
     seen = [_trains_otherwise(passes, a) for a in (given, resized(spec, given, others))]
     known = [otherwise for otherwise in seen if otherwise is not None]
-    return spec.model_copy(update={"open": axes, "training": any(known) if known else None})
+    return spec.model_copy(update={"open": axes, "joint": joint, "training": any(known) if known else None})
 
 
 def _trains_otherwise(passes: Passes, arguments: Arguments) -> bool | None:
