@@ -95,7 +95,21 @@ def shorter_by_two(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
     return h.flip(-1) if x[:, 2:].shape[1] >= 6 else h
 
 
+def by_len(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+    return h.flip(-1) if len(x[0]) > 7 else h
+
+
+def by_padding(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+    return h.flip(-1) if -x.shape[1] % 4 == 2 else h
+
+
+def grouped(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+    k = 4 if x.shape[1] > 7 else 2
+    return h.unflatten(-1, (16 // k, k)).softmax(-1).flatten(2)
+
+
 BRANCHES = [
+    by_len, by_padding, grouped,
     number_only, nested, residue, both_axes, by_numel, shorter_by_two,
     training_slices, training_literal, training_mean, training_size, long_mean, long_literal, long_by_half,
     short_literal, one_sample, odd,

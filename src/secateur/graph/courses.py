@@ -58,6 +58,11 @@ class Course(TorchFunctionMode):
         if name in ("__get__", "size", "numel"):
             return self._watched(result)
         frame = sys._getframe(1)
+        if frame.f_code.co_name == "handle_torch_function":  # a function of PyTorch in Python
+            frame = _caller(_caller(frame))
+        if name == "__len__" and type(result) is int:
+            self._counted(result, frame)
+            return result
         if frame.f_code.co_filename.startswith(_LIBRARY):
             call: tuple[str, Line, tuple[Any, ...]] = ("", _line(frame), ())
             self.calls += [call] if self.calls[-1:] != [call] else []
@@ -66,6 +71,13 @@ class Course(TorchFunctionMode):
         shapes = [v.shape for v in pytree.tree_leaves(result) if isinstance(v, torch.Tensor)]
         self.calls.append((name, _line(frame), (*numbers, *shapes)))
         return result
+
+    def _counted(self, count: int, frame: FrameType) -> None:
+        """Note what `len` gave: that cannot be watched, so it counts as compared with the code's constants."""
+        for number in frame.f_code.co_consts:
+            if type(number) is int and number > 1:
+                found = self.compared.setdefault((_line(frame), -number), [])
+                found.append((count, number + (count <= number), count > number))
 
     def _watched(self, value: Any) -> Any:
         if isinstance(value, torch.Size):
@@ -164,7 +176,12 @@ for _name in _TURNS:
 for _name in ("add", "sub", "mul", "floordiv", "mod"):
     for _side in (f"__{_name}__", f"__r{_name}__"):
         setattr(_Size, _side, _computed(_side))
+_Size.__neg__ = lambda self: _Size.of(-int(self), self.course)  # type: ignore[method-assign]
 _Size.__hash__ = int.__hash__  # type: ignore[method-assign]
+
+
+def _caller(frame: FrameType) -> FrameType:
+    return frame if frame.f_back is None else frame.f_back
 
 
 def _line(frame: FrameType | None) -> Line:

@@ -151,9 +151,9 @@ def find_open_axes(spec: InputSpec, given: Arguments, attempt: Attempt) -> Input
         options = [1, size + 1] if is_batch and size > 2 else _candidates(size)
         axes, error = _opened(tried, spec, places, options, few, batch=is_batch)
         found += axes
-        if not axes:
+        if held := _without(places, axes):
             reason, where = _said(error)
-            fixed.append(FixedAxis(places=places, size=size, reason=reason, where=where))
+            fixed.append(FixedAxis(places=held, size=size, reason=reason, where=where))
             continue
         if is_batch and size > 2:
             few = (
@@ -213,24 +213,30 @@ def _opened(
     *,
     batch: bool,
 ) -> tuple[list[OpenAxis], Exception | None]:
-    """Axes of one size that may vary: each alone if all can, else together; or what the model raised."""
-    apart = [] if batch else _apart(tried, spec, places, options[0], few)
-    if len(apart) == len(places):
+    """Axes of one size that may vary: alone those that can, the others together; or what the model raised."""
+    apart = [] if batch else _apart(tried, spec, places, options[:1], few)
+    rest = _without(places, apart)
+    if not rest:
         return apart, None
-    other, error = _first(tried, places, options, few)
-    if other is None:
-        return [], error
-    apart = [] if batch else _apart(tried, spec, places, other, few)
-    rest = tuple(p for p in places if all(p not in axis.places for axis in apart))
+    other, error = _first(tried, rest, options, few)
+    if not batch and not apart and len(places) > 1:
+        apart = _apart(tried, spec, places, options if other is None else [other], few)
+        rest = _without(places, apart)
+    if other is None or not rest:
+        return apart, error
     size = spec.tensors()[places[0][0]].shape[places[0][1]]
-    return [*([OpenAxis(places=rest, size=size, other=other, batch=batch)] if rest else []), *apart], None
+    return [OpenAxis(places=rest, size=size, other=other, batch=batch), *apart], None
+
+
+def _without(places: tuple[Place, ...], axes: Iterable[OpenAxis]) -> tuple[Place, ...]:
+    return tuple(p for p in places if all(p not in axis.places for axis in axes))
 
 
 def _apart(
     tried: Callable[[Mapping[Place, int]], Exception | None],
     spec: InputSpec,
     places: tuple[Place, ...],
-    other: int,
+    options: Sequence[int],
     few: Mapping[Place, int],
 ) -> list[OpenAxis]:
     """Those of the axes that may vary alone: height and width, say. Each gets a size of its own if it can."""
@@ -238,11 +244,10 @@ def _apart(
     size = spec.tensors()[places[0][0]].shape[places[0][1]]
     for place in places:
         taken = [axis.other for axis in found]
-        options = [n for n in (other, *_candidates(size)) if n not in taken] + [other]
-        alone, _ = _first(tried, [place], options if found else [other], few)
-        if alone is None:
-            break  # what is left varies together
-        found.append(OpenAxis(places=(place,), size=size, other=alone))
+        wanted = [n for n in (*options, *_candidates(size)) if n not in taken] + taken
+        alone, _ = _first(tried, [place], wanted if found else options, few)
+        if alone is not None:
+            found.append(OpenAxis(places=(place,), size=size, other=alone))
     return found
 
 
