@@ -45,6 +45,11 @@ def _pixels(batch: int, generator: torch.Generator) -> dict[str, Tensor]:
     return {"pixel_values": torch.randn(batch, 3, SIDE, SIDE, generator=generator)}
 
 
+def _larger_pixels(batch: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """More than one position in the last stage: attention over one reads neither queries nor keys."""
+    return {"pixel_values": torch.randn(batch, 3, 2 * SIDE, 2 * SIDE, generator=generator)}
+
+
 def _pairs(batch: int, generator: torch.Generator) -> dict[str, Tensor]:
     return {**_ids(batch, generator), **_pixels(batch, generator)}
 
@@ -102,7 +107,7 @@ MODELS: tuple[Entry, ...] = (
            depths=[2, 2], num_heads=[3, 6], window_size=4),
     _model("dinov2", "Dinov2Config", "Dinov2Model", _pixels, hidden_size=WIDTH, num_hidden_layers=LAYERS,
            num_attention_heads=HEADS, mlp_ratio=2, image_size=SIDE, patch_size=8),
-    _model("segformer", "SegformerConfig", "SegformerForSemanticSegmentation", _pixels, depths=[1, 1, 1, 1],
+    _model("segformer", "SegformerConfig", "SegformerForSemanticSegmentation", _larger_pixels, depths=[1, 1, 1, 1],
            hidden_sizes=[16, 24, 32, 48], num_attention_heads=[2, 3, 4, 6], decoder_hidden_size=32,
            sr_ratios=[4, 2, 1, 1]),
     _model("clip", "CLIPConfig", "CLIPModel", _pairs, text_config={**_TEXT, "eos_token_id": 99},
