@@ -73,7 +73,7 @@ def number_only(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
 
 
 def nested(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
-    if x.shape[1] > 6:  # noqa: SIM102 (the inner one is to be seen only there)
+    if x.shape[1] > 6:
         if x.shape[1] > 8:
             return h.flip(-1)
     return h
@@ -108,7 +108,18 @@ def grouped(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
     return h.unflatten(-1, (16 // k, k)).softmax(-1).flatten(2)
 
 
+def by_table(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+    k = (2, 4, 8)[x.shape[1] % 3]
+    return h.unflatten(-1, (16 // k, k)).softmax(-1).flatten(2)
+
+
+def by_bucket(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+    ways = {0: lambda h: h, 1: lambda h: h.flip(-1)}
+    return ways[x.shape[1] // 8](h)
+
+
 BRANCHES = [
+    by_table, by_bucket,
     by_len, by_padding, grouped,
     number_only, nested, residue, both_axes, by_numel, shorter_by_two,
     training_slices, training_literal, training_mean, training_size, long_mean, long_literal, long_by_half,

@@ -22,6 +22,8 @@ FARTHEST = 16
 """So many times longer an axis may get to see what a forward pass does there."""
 TRIES = 8
 """Most sizes that are tried for each axis beside the first two."""
+TABLE = 4
+"""A remainder of at most this many values may choose from a table, which no comparison shows."""
 
 Line = tuple[str, int]
 """File and number of a line."""
@@ -29,8 +31,11 @@ Line = tuple[str, int]
 Asked = tuple[tuple[str, Line, tuple[int, ...]], ...]
 """Calls: of each its name, its line, and numbers that it took."""
 
-Compared = tuple[int, int, bool]
-"""A size that was compared, the value at which the comparison comes out otherwise, and how it came out."""
+Compared = tuple[int, int, int]
+"""A size that was compared, the value at which the comparison comes out otherwise, and how it came out.
+
+A remainder comes out as its value.
+"""
 
 Sizes = tuple[int, ...]
 """A size of each open axis, in their order."""
@@ -58,7 +63,7 @@ class Course(TorchFunctionMode):
         if name in ("__get__", "size", "numel"):
             return self._watched(result)
         frame = sys._getframe(1)
-        if frame.f_code.co_name == "handle_torch_function":  # a function of PyTorch in Python
+        if frame.f_code.co_name == "handle_torch_function":  # a Python function of PyTorch
             frame = _caller(_caller(frame))
         if name == "__len__" and type(result) is int:
             self._counted(result, frame)
@@ -73,7 +78,7 @@ class Course(TorchFunctionMode):
         return result
 
     def _counted(self, count: int, frame: FrameType) -> None:
-        """Note what `len` gave: that cannot be watched, so it counts as compared with the code's constants."""
+        """Note what `len` gave. It cannot be watched: it counts as compared with the code's constants."""
         for number in frame.f_code.co_consts:
             if type(number) is int and number > 1:
                 found = self.compared.setdefault((_line(frame), -number), [])
@@ -166,6 +171,9 @@ def _computed(name: str) -> Callable[[_Size, Any], Any]:
 
     def compute(self: _Size, other: Any) -> Any:
         value = plain(self, other)
+        if name == "__mod__" and type(value) is int and 1 < other <= TABLE:
+            place = (_line(sys._getframe(1)), sys._getframe(1).f_lasti)
+            self.course.compared.setdefault(place, []).append((value, value + 1, value))
         return _Size.of(value, self.course) if type(value) is int else value
 
     return compute
@@ -275,6 +283,6 @@ def _turning(
                 continue  # this axis has no part in it
             for size, wanted, _ in comparisons:
                 steps = [sizes[k] + wanted - size]
-                steps += [math.ceil(sizes[k] * wanted / size)] if size > 0 else []
+                steps += [math.ceil(sizes[k] * wanted / size) if size > 0 else 2 * sizes[k]]
                 found |= {(k, n) for n in steps if 1 <= n <= FARTHEST * axis.size and n != sizes[k]}
     return sorted(found, key=lambda f: (abs(f[1] - sizes[f[0]]), f))
