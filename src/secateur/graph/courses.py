@@ -131,6 +131,9 @@ class _Size(int):
         new.course = course
         return new
 
+    def __neg__(self) -> _Size:
+        return _Size.of(-int(self), self.course)
+
     def __bool__(self) -> bool:
         outcome = int(self) != 0
         self.note("__ne__", 0, outcome=outcome)
@@ -184,7 +187,6 @@ for _name in _TURNS:
 for _name in ("add", "sub", "mul", "floordiv", "mod"):
     for _side in (f"__{_name}__", f"__r{_name}__"):
         setattr(_Size, _side, _computed(_side))
-_Size.__neg__ = lambda self: _Size.of(-int(self), self.course)  # type: ignore[method-assign]
 _Size.__hash__ = int.__hash__  # type: ignore[method-assign]
 
 
