@@ -363,3 +363,33 @@ def test_no_reference_is_no_proof(monkeypatch: pytest.MonkeyPatch) -> None:
     proof = sc.verify(model, small, plan)
     assert (proof.reference, proof.proven) == ("none", False)
     assert "the captured program is refused: apply: no" in proof.doubts[0]
+
+
+class _Doubled(torch.autograd.Function):
+    """A backward pass that holds the number of units."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        """Twice as much; any shape."""
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        """The gradient of that; [..., 12]."""
+        return 2 * gradient.reshape(-1, 12).reshape(gradient.shape)
+
+
+def test_a_backward_pass_that_fails_in_the_pruned_model_alone_is_no_proof() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 12), nn.Linear(12, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.b(_Doubled.apply(self.a(x)))
+
+    model, x = Net().eval(), torch.randn(2, 4)
+    plan = random_plan(sc.trace(model, x))
+    small = sc.apply(model, plan, "module")
+    with pytest.raises(sc.VerificationError, match=r"backward pass of the pruned Net .*reshape\(-1, 12\)"):
+        sc.verify(model, small, plan)

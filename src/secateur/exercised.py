@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import warnings
 from collections.abc import Iterable, Mapping
@@ -44,11 +43,13 @@ class Exercise:
 
     Attributes:
         unread: Parameters of the pruned model that no gradient reached in any pass; None before one did.
+        failed: What the last backward pass raised, if it did.
     """
 
     def __init__(self, model: nn.Module, small: nn.Module, plan: Plan, tolerance: float) -> None:
         """See the class; `model` is the dense model and `small` the pruned one."""
         self.unread: set[str] | None = None
+        self.failed: Exception | None = None
         self._tolerance = tolerance
         self._stays: dict[str, dict[int, NDArray[np.int64]]] = {}
         self._moved: dict[str, dict[int, NDArray[np.bool_]]] = {}
@@ -131,8 +132,10 @@ class Exercise:
         """
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of gradients that the user did not ask for
-            with contextlib.suppress(Exception):  # autograd may fail on a user's forward in any way
+            try:
                 self._by_gradients(small, args, kwargs, draws, way)
+            except Exception as error:  # autograd may fail on a user's forward in any way
+                self.failed = error
             if self.unsettled:
                 self._by_spoiling(small, args, kwargs, draws, way)
 
@@ -144,26 +147,7 @@ class Exercise:
         draws: Draws,
         way: Way,
     ) -> None:
-        double = double_copy(small)
-        tensors = {name: tensor_called(double, name) for name in self._stays}
-        tensors = {**dict(double.named_parameters()), **tensors}
-        tensors = {name: t for name, t in tensors.items() if t.is_floating_point() or t.is_complex()}
-        for tensor in tensors.values():
-            tensor.requires_grad_()
-        args, kwargs = doubled(args, kwargs)
-        with (
-            evaluating(double),
-            without_fast_path(),
-            torch.enable_grad(),
-            all_double(),
-            draws.shared(),
-            _Followed(),
-        ):
-            set_mode(double, training=way.training)
-            total = _projected(tensors_of(getattr(double, way.method or "__call__")(*args, **kwargs)))
-        with all_double():
-            gradients = torch.autograd.grad(total, list(tensors.values()), allow_unused=True)
-        found = dict(zip(tensors, gradients, strict=True))
+        tensors, found = gradients(small, args, kwargs, draws, way, also=self._stays)
         unread = {name for name, gradient in found.items() if gradient is None}
         self.unread = unread if self.unread is None else self.unread & unread
         for name in self._stays:
@@ -289,3 +273,47 @@ def _batch_norm(
     scale = (var + eps).rsqrt()
     y = (x - mean.reshape(shape)) * (scale if weight is None else scale * weight).reshape(shape)
     return y if bias is None else y + bias.reshape(shape)
+
+
+def gradients(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    draws: Draws,
+    way: Way = PLAIN,
+    *,
+    also: Iterable[str] = (),
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor | None]]:
+    """A forward and a backward pass of a copy of `model` in float64.
+
+    Args:
+        model: Any module; it is left as it was.
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+        draws: The random numbers of the forward pass.
+        way: How the model runs.
+        also: Tensors that are no parameters, by name.
+
+    Returns:
+        The parameters and the tensors in `also` by name, and the gradient of a random projection of the
+        outputs for each; None where none reached it.
+    """
+    double = double_copy(model)
+    tensors = {**dict(double.named_parameters()), **{name: tensor_called(double, name) for name in also}}
+    tensors = {name: t for name, t in tensors.items() if t.is_floating_point() or t.is_complex()}
+    for tensor in tensors.values():
+        tensor.requires_grad_()
+    args, kwargs = doubled(args, kwargs)
+    with (
+        evaluating(double),
+        without_fast_path(),
+        torch.enable_grad(),
+        all_double(),
+        draws.shared(),
+        _Followed(),
+    ):
+        set_mode(double, training=way.training)
+        total = _projected(tensors_of(getattr(double, way.method or "__call__")(*args, **kwargs)))
+    with all_double():
+        found = torch.autograd.grad(total, list(tensors.values()), allow_unused=True)
+    return tensors, dict(zip(tensors, found, strict=True))

@@ -12,10 +12,11 @@ from torch.utils import _pytree as pytree
 
 from secateur.apply.apply import apply
 from secateur.apply.compare import Way
+from secateur.apply.draws import Draws
 from secateur.apply.masked import masked
 from secateur.diagnosis import Pair
-from secateur.errors import ApplyError, CaptureError, SettingError
-from secateur.exercised import Exercise
+from secateur.errors import ApplyError, CaptureError, SettingError, VerificationError
+from secateur.exercised import Exercise, gradients
 from secateur.foreign import said
 from secateur.graph.folding import folded
 from secateur.graph.graph import fingerprint
@@ -105,7 +106,8 @@ def verify(
         What was found. See ``proven`` and ``doubts``.
 
     Raises:
-        VerificationError: If the outputs differ by more, or the pruned model fails where the dense one runs.
+        VerificationError: If the outputs differ by more, or the pruned model fails where the dense one runs,
+            in its forward or in its backward pass.
         PlanError: If the plan is for another model.
         SettingError: If the dense model runs on none of the inputs.
 
@@ -152,6 +154,7 @@ def verify(
     for i in order:
         if exercise.unsettled or exercise.half_seen:
             exercise.look(small, *sets[i][1:], draws[i])
+    _require_backward(exercise, pair, sets[order[0]])
     training = _in_other_ways(comparisons, pair, exercise, plan, sets[order[0]])
     hidden = set(exercise.left)
     if exact:
@@ -211,6 +214,24 @@ def _program(model: nn.Module, small: nn.Module, plan: Plan, arguments: Argument
         return apply(model, plan, "graph", example_inputs=kwargs or args)
     except (ApplyError, CaptureError) as error:
         raise ApplyError(f"{mixed}, and the captured program is refused: {said(error)}") from error
+
+
+def _require_backward(exercise: Exercise, pair: Pair, arguments: ArgumentSet) -> None:
+    """Raise VerificationError if the backward pass of the pruned model alone fails."""
+    error = exercise.failed
+    if error is None or is_program(pair.small):
+        return
+    title, args, kwargs = arguments
+    try:
+        gradients(pair.reference, args, kwargs, Draws())
+    except Exception:  # what the dense model cannot do, the pruned one need not
+        return
+    raise VerificationError(
+        f"verify: expected the backward pass of the pruned {type(pair.model).__name__} to run where that of "
+        f"the dense one does, got {said(error)} at {title}. A backward pass of your own holds a size "
+        f"that has changed. Take that size from its tensors, or leave out the group before it, with "
+        f"limits=sc.Limits(ignore=...)."
+    ) from error
 
 
 def _in_other_ways(
