@@ -16,10 +16,10 @@ from benchmarks.scale.subject import Subject, storages
 from benchmarks.scale.work import Work, total
 from secateur.calibration import Batch
 from secateur.cost import weight_bytes
-from secateur.repair.frontier import HELD_BYTES
+from secateur.repair.pairs import Pair, Values
+from secateur.repair.pending import HELD_BYTES
 from secateur.repair.sweep import FACTORS, LARGE, PARTS, ROWS, Task, sums_of, tasks
 from secateur.repair.targets import target
-from secateur.repair.twin import Twin, Values
 
 
 def batchnorm(subject: Subject) -> Work:
@@ -84,27 +84,27 @@ def sweep(subject: Subject, name: str, tried: int = TRIED, limit: int = HELD_BYT
 
 def walked(subject: Subject, name: str, tried: int = TRIED) -> Iterator[Stop]:
     """Every stop, with one batch on the meta device."""
-    twin, by_output = Twin(subject.graph, subject.small), name in FACTORS
-    values = twin.start(Batch.of(subject.inputs(subject.batch), 0))
+    pair, by_output = Pair(subject.graph, subject.small), name in FACTORS
+    values = pair.start(Batch.of(subject.inputs(subject.batch), 0))
     generator = torch.Generator().manual_seed(0)
     damaged = False
     with torch.no_grad():
-        for task in tasks(twin):
+        for task in tasks(pair):
             site, addition = task.sites[0], task.sums[0]
             with Meter() as stepping:
-                twin.advance(values, twin.index[site.node])
+                pair.advance(values, pair.index[site.node])
             with Meter() as knowing:
-                twin.dense_value(site.node, values.fork())
+                pair.dense_value(site.node, values.fork())
             ahead = values.fork()
             with Meter() as looking:
-                _compare(task, twin, ahead)
-            columns = twin.tensor(site.weight)[0].numel()
-            damaged = damaged or columns < twin.dense_tensor(site.weight)[0].numel() or _cut(task, twin)
+                _compare(task, pair, ahead)
+            columns = pair.tensor(site.weight)[0].numel()
+            damaged = damaged or columns < pair.dense_tensor(site.weight)[0].numel() or _cut(task, pair)
             most = -(-ROWS * columns // max(1, subject.repaired))
             pieces: list[Any] = []
             with Meter() as summing:
                 for sums in sums_of(
-                    site, addition, task, twin, values.fork(), generator, by_output=by_output, most=most
+                    site, addition, task, pair, values.fork(), generator, by_output=by_output, most=most
                 ):
                     pieces.append((sums.count, sums.rows is not None))
                     del sums
@@ -117,29 +117,29 @@ def walked(subject: Subject, name: str, tried: int = TRIED) -> Iterator[Stop]:
                 storages(ahead.tensors()),
                 storages(values.tensors()),
                 damaged,
-                _fitted(task, twin, pieces, subject, by_output=by_output, tried=tried),
+                _fitted(task, pair, pieces, subject, by_output=by_output, tried=tried),
             )
 
 
-def _compare(task: Task, twin: Twin, values: Values) -> None:
+def _compare(task: Task, pair: Pair, values: Values) -> None:
     """As `sweep._damaged`, without its answer."""
     site, addition = task.sites[0], task.sums[0]
-    wanted, got = target(site, addition, twin, values), twin.small_value(site.node, values)
+    wanted, got = target(site, addition, pair, values), pair.small_value(site.node, values)
     wanted.double().norm(), (wanted.double() - got.double()).norm()
 
 
-def _cut(task: Task, twin: Twin) -> bool:
+def _cut(task: Task, pair: Pair) -> bool:
     """Whether a layer reads fewer inputs than its dense one did."""
     node = task.weight
-    return bool(twin._dense[node].shape[1:] != twin.tensor(node).shape[1:])
+    return bool(pair._dense[node].shape[1:] != pair.tensor(node).shape[1:])
 
 
 def _fitted(
-    task: Task, twin: Twin, pieces: list[Any], subject: Subject, *, by_output: bool, tried: int
+    task: Task, pair: Pair, pieces: list[Any], subject: Subject, *, by_output: bool, tried: int
 ) -> Work:
     """Merging the sums of all batches, and the fit."""
     site = task.sites[0]
-    matrix = site.layer.matrix(twin.tensor(site.weight), twin.planned[site.node])
+    matrix = site.layer.matrix(pair.tensor(site.weight), pair.planned[site.node])
     groups, columns, outputs = matrix.shape
     count = max(1, round(batches(subject.repaired, subject)))
     many = len(pieces) * count

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 import secateur as sc
 from secateur.regression.layers import Site
+from secateur.repair.pairs import Pair
 from secateur.repair.sweep import tasks
-from secateur.repair.twin import Twin
 from tests.apply.plans import plan_of
 
 
@@ -58,19 +58,19 @@ def test_columns_times_matrix_is_the_output(name: str) -> None:
     whole = nn.Sequential(nn.Linear(shape[-1], shape[-1]), nn.Linear(shape[-1], shape[-1]), net).double()
     graph = sc.trace(whole, x[:2])
     small = sc.apply(whole, plan_of(graph, {}), graph=graph)
-    twin = Twin(graph, small)
-    sites = [s for s in (Site.of(node, twin.planned[node], twin) for node in twin.nodes) if s is not None][2:]
+    pair = Pair(graph, small)
+    sites = [s for s in (Site.of(node, pair.planned[node], pair) for node in pair.nodes) if s is not None][2:]
     assert len(sites) == (3 if name == "matrices" else 1)
-    values = twin.start(next(iter(sc.Calibration.of([(x,)]))))
+    values = pair.start(next(iter(sc.Calibration.of([(x,)]))))
     for site in sites:
-        twin.advance(values, twin.index[site.node])
-        call, weight = twin.planned[site.node], twin.tensor(site.weight)
-        columns = site.layer.columns(twin.small_value(site.x, values), weight, call)
+        pair.advance(values, pair.index[site.node])
+        call, weight = pair.planned[site.node], pair.tensor(site.weight)
+        columns = site.layer.columns(pair.small_value(site.x, values), weight, call)
         matrix = site.layer.matrix(weight, call)
-        wanted = site.layer.targets(twin.dense_value(site.node, values), weight, call)
+        wanted = site.layer.targets(pair.dense_value(site.node, values), weight, call)
         got = columns @ matrix
         if site.bias is not None:
-            got = got + twin.tensor(site.bias).reshape(len(got), 1, -1)
+            got = got + pair.tensor(site.bias).reshape(len(got), 1, -1)
         torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
         assert torch.equal(site.layer.unmatrix(matrix, weight, call), weight)
         assert site.layer.outputs(weight, call) == wanted.shape[0] * wanted.shape[2]
@@ -97,7 +97,7 @@ def test_what_is_no_layer_whose_weight_can_be_set() -> None:
     net = Odd().double()
     x = torch.randn(5, 4, dtype=torch.float64)
     graph = sc.trace(net, x)
-    twin = Twin(graph, sc.apply(net, plan_of(graph, {}), graph=graph))
-    found = [s for s in (Site.of(node, twin.planned[node], twin) for node in twin.nodes) if s is not None]
-    assert [twin.names[s.weight] for s in found] == ["first.weight", "second.weight"]
-    assert [twin.names[t.weight] for t in tasks(twin)] == ["second.weight"]  # the other is also read doubled
+    pair = Pair(graph, sc.apply(net, plan_of(graph, {}), graph=graph))
+    found = [s for s in (Site.of(node, pair.planned[node], pair) for node in pair.nodes) if s is not None]
+    assert [pair.names[s.weight] for s in found] == ["first.weight", "second.weight"]
+    assert [pair.names[t.weight] for t in tasks(pair)] == ["second.weight"]  # the other is also read doubled

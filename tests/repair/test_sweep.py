@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import secateur as sc
 from secateur.apply.tensors import removed_positions
-from secateur.repair import frontier
+from secateur.repair import pending
 from secateur.repair.sweep import FACTORS
 from tests.models import build
 from tests.repair.nets import distance, inputs, pruned, swept, topology, topology_data
@@ -242,21 +242,21 @@ def test_batches_that_do_not_fit_go_to_files_or_are_run_again_with_the_same_resu
     net, graph, small = topology(name, "graph" if name == "split_select" else "module")
     wanted = swept("reconstruct", net, graph, small, data)[0].state_dict()
     starts: list[int] = []
-    start = frontier.Twin.start
+    start = pending.Pair.start
 
-    def counted(twin: Any, batch: Any) -> Any:
+    def counted(pair: Any, batch: Any) -> Any:
         starts.append(batch.index)
-        return start(twin, batch)
+        return start(pair, batch)
 
     def full(*_: object) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(frontier.Twin, "start", counted)
+    monkeypatch.setattr(pending.Pair, "start", counted)
     if not room:
-        monkeypatch.setattr(torch, "save", full)
+        monkeypatch.setattr(pending._File, "write", full)
     for limit in (0, 60_000):
         starts.clear()
-        monkeypatch.setattr(frontier, "HELD_BYTES", limit)
+        monkeypatch.setattr(pending, "HELD_BYTES", limit)
         got = swept("reconstruct", net, graph, small, data)[0].state_dict()
         for key, tensor in wanted.items():
             assert torch.equal(got[key], tensor), key
@@ -264,15 +264,15 @@ def test_batches_that_do_not_fit_go_to_files_or_are_run_again_with_the_same_resu
 
 
 def test_what_is_held_stays_below_the_limit() -> None:
-    from secateur.repair.twin import Twins
+    from secateur.repair.pairs import Pairs
 
     data = topology_data("residual", batches=6)
     _, graph, small = topology("residual", "module")
-    twins = Twins(graph, small)
+    pairs = Pairs(graph, small)
     for limit in (0, 50_000, 1 << 30):
-        with frontier.Frontier(twins, sc.Calibration.of(data), limit) as walk:
-            for position in range(0, len(twins.first.nodes), 3):
-                assert [k for k, _, _ in walk.visit(lambda twin, p=position: p)] == list(range(6))
+        with pending.PendingBatches(pairs, sc.Calibration.of(data), limit) as walk:
+            for position in range(0, len(pairs.first.nodes), 3):
+                assert [k for k, _, _ in walk.visit(lambda pair, p=position: p)] == list(range(6))
                 assert walk.bytes() <= limit
             assert walk.bytes() > 50_000 or limit < 1 << 30
 

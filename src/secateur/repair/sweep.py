@@ -32,10 +32,10 @@ from secateur.progress import bar
 from secateur.regression.additions import Addition, addition_after
 from secateur.regression.layers import Site
 from secateur.regression.leastsquares import Fit, Sums, fit
-from secateur.repair.frontier import Frontier
 from secateur.repair.moments import channelwise, layerwise, mean, variance
+from secateur.repair.pairs import Pair, Pairs, Values
+from secateur.repair.pending import PendingBatches
 from secateur.repair.targets import target
-from secateur.repair.twin import Twin, Twins, Values
 
 PARTS = 4
 """Into how many parts the batches are dealt for cross-validation, ..."""
@@ -72,35 +72,35 @@ class Task:
         return self.sites[0].weight
 
 
-def tasks(twin: Twin) -> list[Task]:
+def tasks(pair: Pair) -> list[Task]:
     """Every weight that only layers read, in order of execution."""
     by_weight: dict[fx.Node, list[Site]] = {}
-    for node in twin.nodes:
-        site = Site.of(node, twin.planned[node], twin)
+    for node in pair.nodes:
+        site = Site.of(node, pair.planned[node], pair)
         if site is not None:
-            by_weight.setdefault(twin.same(site.weight)[0], []).append(site)
+            by_weight.setdefault(pair.same(site.weight)[0], []).append(site)
     found = []
     for sites in by_weight.values():
         nodes = {site.node for site in sites}
         # Values are looked at ahead of several calls: writing in place would spoil those they share.
-        if not twin.readers(sites[0].weight) <= nodes or (len(sites) > 1 and twin.writes):
+        if not pair.readers(sites[0].weight) <= nodes or (len(sites) > 1 and pair.writes):
             continue
         biases = {site.bias for site in sites}
         bias = next(iter(biases)) if len(biases) == 1 else None
-        if bias is not None and not twin.readers(bias) <= nodes:
+        if bias is not None and not pair.readers(bias) <= nodes:
             bias = None
-        norm = _norm_after(sites[0].node, twin) if biases == {None} and len(sites) == 1 else None
-        found.append(Task(tuple(sites), tuple(addition_after(s, twin) for s in sites), bias, norm))
+        norm = _norm_after(sites[0].node, pair) if biases == {None} and len(sites) == 1 else None
+        found.append(Task(tuple(sites), tuple(addition_after(s, pair) for s in sites), bias, norm))
     return found
 
 
-def _norm_after(node: fx.Node, twin: Twin) -> fx.Node | None:
+def _norm_after(node: fx.Node, pair: Pair) -> fx.Node | None:
     """The running mean of the batch norm that alone reads a node and alone holds that mean."""
     users = list(node.users)
     if len(users) != 1 or str(users[0].target) != "aten.batch_norm.default" or users[0].args[5] is not False:
         return None
     mean: Any = users[0].args[3]
-    return mean if twin.is_tensor(mean) and twin.readers(mean) == {users[0]} else None
+    return mean if pair.is_tensor(mean) and pair.readers(mean) == {users[0]} else None
 
 
 FACTORS = {"bias": mean, "variance": variance, "channelwise": channelwise, "layerwise": layerwise}
@@ -124,19 +124,19 @@ def sweep(
         For each refitted weight its ``damping``, None where the weight stayed, and its error ``before``
         and ``after``, relative to the scatter of the targets.
     """
-    twins = Twins(graph, small)
-    twin = twins.first
+    pairs = Pairs(graph, small)
+    pair = pairs.first
     regress = FACTORS.get(name)
     # Reads the data once more, and only fits ask for it.
     samples = 0 if regress else sum(batch.size for batch in calibration.batches())
     report = {}
-    with Frontier(twins, calibration) as frontier:
-        walk = _Sweep(twin, frontier, regress, samples)
-        for task in bar([*walk.tasks(twin).values()], name, progress):
+    with PendingBatches(pairs, calibration) as batches:
+        walk = _Sweep(pair, batches, regress, samples)
+        for task in bar([*walk.tasks(pair).values()], name, progress):
             found = walk.refit(task)
             if found is not None:
-                report[twin.names[task.weight]] = found
-    twin.store(small)
+                report[pair.names[task.weight]] = found
+    pair.store(small)
     return report
 
 
@@ -145,59 +145,59 @@ class _Sweep:
     """What every layer's turn needs.
 
     Attributes:
-        twin: The programs of the traced sizes.
-        frontier: The data, where the sweep has come to.
+        pair: The programs of the traced sizes.
+        batches: The data, run as far as the sweep has come.
         regress: Of `FACTORS`; None for a fit on the layer's input.
         samples: How many samples there are; read by fits only.
         near: The damping that the fit before chose: the search for the next starts there.
     """
 
-    twin: Twin
-    frontier: Frontier
+    pair: Pair
+    batches: PendingBatches
     regress: Callable[[Sequence[Sums], Tensor, Tensor | None, bool], Fit] | None
     samples: int
     near: float | None = None
-    _tasks: dict[Twin, dict[str, Task]] = field(default_factory=dict)
+    _tasks: dict[Pair, dict[str, Task]] = field(default_factory=dict)
 
-    def tasks(self, twin: Twin) -> dict[str, Task]:
+    def tasks(self, pair: Pair) -> dict[str, Task]:
         """The tasks of a pair of programs by the name of the weight, in order of execution.
 
         In programs of other sizes those count that come in the order of the traced ones.
         """
-        if twin not in self._tasks:
-            found = {twin.names[task.weight]: task for task in tasks(twin)}
-            if twin is not self.twin:
+        if pair not in self._tasks:
+            found = {pair.names[task.weight]: task for task in tasks(pair)}
+            if pair is not self.pair:
                 reached = -1
-                for name in self.tasks(self.twin):
-                    if name in found and (start := _start(found[name], twin)) >= reached:
+                for name in self.tasks(self.pair):
+                    if name in found and (start := _start(found[name], pair)) >= reached:
                         reached = start
                     else:
                         found.pop(name, None)
-            self._tasks[twin] = found
-        return self._tasks[twin]
+            self._tasks[pair] = found
+        return self._tasks[pair]
 
-    def _visit(self, name: str) -> Iterator[tuple[int, Twin, Task, Values]]:
+    def _visit(self, name: str) -> Iterator[tuple[int, Pair, Task, Values]]:
         """Each batch that reaches a weight, with its programs and the calls of the weight there."""
 
-        def place(twin: Twin) -> int | None:
-            task = self.tasks(twin).get(name)
-            return None if task is None else _start(task, twin)
+        def place(pair: Pair) -> int | None:
+            task = self.tasks(pair).get(name)
+            return None if task is None else _start(task, pair)
 
-        for index, twin, values in self.frontier.visit(place):
-            yield index, twin, self.tasks(twin)[name], values
+        for index, pair, values in self.batches.visit(place):
+            yield index, pair, self.tasks(pair)[name], values
 
     def refit(self, task: Task) -> dict[str, float | None] | None:
         """Refit one weight; None if it is right as it is, or its values are not finite."""
-        twin, first = self.twin, task.sites[0]
-        name = twin.names[task.weight]
+        pair, first = self.pair, task.sites[0]
+        name = pair.names[task.weight]
         if not self._damaged(name):
             return None
-        call, tensor = twin.planned[first.node], twin.tensor(first.weight)
+        call, tensor = pair.planned[first.node], pair.tensor(first.weight)
         weight = first.layer.matrix(tensor, call).double()
         given = self._parts(name)
         if not given or not all(part.finite() for part in given):
             return None
-        bias = None if task.bias is None else twin.tensor(task.bias).double().reshape(len(weight), -1)
+        bias = None if task.bias is None else pair.tensor(task.bias).double().reshape(len(weight), -1)
         intercept = task.bias is not None or task.norm is not None
         if self.regress is not None:
             outputs = len(weight) * weight.shape[2]
@@ -207,25 +207,25 @@ class _Sweep:
                 return None
             weight = weight * found.weight.reshape(len(weight), 1, -1)
         else:
-            found = fit(given, weight, bias, intercept, _free(task, twin), near=self.near)
+            found = fit(given, weight, bias, intercept, _free(task, pair), near=self.near)
             weight = found.weight
         damping = found.damping if math.isfinite(found.damping) else None
         self.near = damping or self.near
-        twin.replace(task.weight, first.layer.unmatrix(weight, tensor, call))
+        pair.replace(task.weight, first.layer.unmatrix(weight, tensor, call))
         if found.bias is not None and task.bias is not None:
-            twin.replace(task.bias, found.bias.reshape(-1))
+            pair.replace(task.bias, found.bias.reshape(-1))
         elif found.bias is not None and task.norm is not None:
-            twin.replace(task.norm, twin.tensor(task.norm).double() - found.bias.reshape(-1))
+            pair.replace(task.norm, pair.tensor(task.norm).double() - found.bias.reshape(-1))
         return {"damping": damping, "before": found.before, "after": found.after}
 
     def _damaged(self, name: str) -> bool:
         """Whether a layer gives anything else than it should on any batch, as far as a single call shows."""
-        for _, twin, task, values in self._visit(name):
+        for _, pair, task, values in self._visit(name):
             if len(task.sites) > 1:
                 return True
             (site,), (addition,) = task.sites, task.sums
-            wanted = target(site, addition, twin, values)
-            got = twin.small_value(site.node, values)
+            wanted = target(site, addition, pair, values)
+            got = pair.small_value(site.node, values)
             tolerance = _ROUNDING * torch.finfo(wanted.dtype).eps * wanted.double().norm()
             if not bool((wanted.double() - got.double()).norm() <= tolerance):
                 return True
@@ -234,16 +234,16 @@ class _Sweep:
     def _parts(self, name: str) -> list[Sums]:
         """Sums over all batches and calls, dealt into a few parts."""
         by_output = self.regress is not None
-        columns = 1 if by_output else self.twin.tensor(self.tasks(self.twin)[name].weight)[0].numel()
+        columns = 1 if by_output else self.pair.tensor(self.tasks(self.pair)[name].weight)[0].numel()
         parts: list[Sums | None] = [None] * (PARTS if columns <= LARGE else 2)
         most = -(-ROWS * columns // max(1, self.samples))
-        for index, twin, task, values in self._visit(name):
+        for index, pair, task, values in self._visit(name):
             generator = torch.Generator().manual_seed(index)
             here = values.fork() if len(task.sites) > 1 else values
             for site, addition in zip(task.sites, task.sums, strict=True):
-                twin.advance(here, twin.index[site.node])
+                pair.advance(here, pair.index[site.node])
                 for sums in sums_of(
-                    site, addition, task, twin, here, generator, by_output=by_output, most=most
+                    site, addition, task, pair, here, generator, by_output=by_output, most=most
                 ):
                     k = index % len(parts)
                     known = parts[k]
@@ -251,16 +251,16 @@ class _Sweep:
         return [part for part in parts if part is not None]
 
 
-def _start(task: Task, twin: Twin) -> int:
+def _start(task: Task, pair: Pair) -> int:
     """The position of a task's first call."""
-    return min(twin.index[site.node] for site in task.sites)
+    return min(pair.index[site.node] for site in task.sites)
 
 
 def sums_of(
     site: Site,
     addition: Addition | None,
     task: Task,
-    twin: Twin,
+    pair: Pair,
     values: Values,
     generator: torch.Generator,
     *,
@@ -268,10 +268,10 @@ def sums_of(
     most: int,
 ) -> Iterator[Sums]:
     """Sums over one batch, a few samples at a time, of each at most so many positions for a fit."""
-    call, tensor = twin.planned[site.node], twin.tensor(site.weight)
-    wanted = target(site, addition, twin, values)
-    x: Tensor = twin.small_value(site.node if by_output else site.x, values)
-    bias = None if site.bias is None else twin.tensor(site.bias)
+    call, tensor = pair.planned[site.node], pair.tensor(site.weight)
+    wanted = target(site, addition, pair, values)
+    x: Tensor = pair.small_value(site.node if by_output else site.x, values)
+    bias = None if site.bias is None else pair.tensor(site.bias)
     for a, b in site.pieces(call, tensor, x, wanted, most=None if by_output else most):
         places = None if by_output else site.draw(call, tensor, b, most, generator)
         y = site.layer.targets(b, tensor, call, places)
@@ -286,9 +286,9 @@ def sums_of(
         yield Sums.of(*(v.transpose(1, 2).flatten(0, 1)[..., None] for v in (own, y)))
 
 
-def _free(task: Task, twin: Twin) -> Tensor | None:
+def _free(task: Task, pair: Pair) -> Tensor | None:
     """Entries that may change: those that a mask has set to zero may not."""
     first = task.sites[0]
-    small, dense = twin.tensor(first.weight), twin.dense_tensor(first.weight)
+    small, dense = pair.tensor(first.weight), pair.dense_tensor(first.weight)
     free = (small != 0) | (dense == 0)
-    return None if bool(free.all()) else first.layer.matrix(free, twin.planned[first.node])
+    return None if bool(free.all()) else first.layer.matrix(free, pair.planned[first.node])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from secateur.regression.additions import Addition
 from secateur.regression.layers import Site
-from secateur.repair.twin import Twin, Values
+from secateur.repair.pairs import Pair, Values
 
 _FAINT = 1e-3
 """Channels whose factor on the way to the addition is smaller than this, relative to the largest, keep
@@ -20,17 +20,17 @@ their plain target: to correct a sum through them would take huge weights."""
 
 
 @torch.no_grad()
-def target(site: Site, addition: Addition | None, twin: Twin, values: Values) -> Tensor:
+def target(site: Site, addition: Addition | None, pair: Pair, values: Values) -> Tensor:
     """What the layer should give for one batch, at the kept positions, in the shape of its output."""
-    wanted: Tensor = twin.dense_value(site.node, values)
+    wanted: Tensor = pair.dense_value(site.node, values)
     if addition is None:
         return wanted
     zero = torch.zeros_like(wanted[:1])
-    shift = twin.run_chain(addition.chain, site.node, zero, dense=False)
-    factor = twin.run_chain(addition.chain, site.node, zero + 1, dense=False) - shift
-    drift = twin.dense_value(addition.other, values) - twin.small_value(addition.other, values)
+    shift = pair.run_chain(addition.chain, site.node, zero, dense=False)
+    factor = pair.run_chain(addition.chain, site.node, zero + 1, dense=False) - shift
+    drift = pair.dense_value(addition.other, values) - pair.small_value(addition.other, values)
     if addition.chain:
-        into = twin.run_chain(addition.chain, site.node, wanted, dense=True)
+        into = pair.run_chain(addition.chain, site.node, wanted, dense=True)
         corrected = (into + drift - shift) / factor
     else:
         corrected = wanted + drift

@@ -2,7 +2,7 @@
 
 Both are the captured program: the dense one with the model's own tensors, the pruned one with those of
 the pruned model and the constants that follow the plan. So each node has a value in both, and repairs
-work alike on all forms. Nothing here changes either model; `Twin.store` writes what a repair decided.
+work alike on all forms. Nothing here changes either model; `Pair.store` writes what a repair decided.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ class Values:
         return [v for side in (self.dense, self.small) for v in side.values() if isinstance(v, Tensor)]
 
 
-class Twin(Outline):
+class Pair(Outline):
     """The two programs.
 
     Attributes:
         planned: Node -> its call in the pruned program.
     """
 
-    def __init__(self, graph: Graph, small: nn.Module, first: Twin | None = None) -> None:
+    def __init__(self, graph: Graph, small: nn.Module, first: Pair | None = None) -> None:
         """Pair the programs.
 
         Args:
@@ -252,7 +252,7 @@ class Twin(Outline):
                 tensor_called(small, name).copy_(tensor)
 
 
-class Twins:
+class Pairs:
     """The pairs of programs that the batches take: usually one, more where their sizes differ.
 
     Attributes:
@@ -261,11 +261,11 @@ class Twins:
 
     def __init__(self, graph: Graph, small: nn.Module) -> None:
         """Pair the programs of the traced sizes; the others when a batch needs them."""
-        self.first = Twin(graph, small)
+        self.first = Pair(graph, small)
         self._small = small
         self._all = {id(graph.program): self.first}
 
-    def of(self, batch: Batch) -> Twin:
+    def of(self, batch: Batch) -> Pair:
         """The pair that takes a batch.
 
         Raises:
@@ -274,5 +274,5 @@ class Twins:
         graph = self.first.graph
         program = graph.programs.of(batch.args, dict(batch.kwargs))
         if id(program) not in self._all:
-            self._all[id(program)] = Twin(graph_at(graph, program), self._small, self.first)
+            self._all[id(program)] = Pair(graph_at(graph, program), self._small, self.first)
         return self._all[id(program)]
