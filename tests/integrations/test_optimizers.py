@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 import secateur as sc
-from secateur.integrations.adopting import adopt
 from secateur.integrations.optimizers import carry, moves
+from secateur.integrations.replacing import replace_parameters
 from tests.apply.plans import random_plan
 from tests.integrations.training import batches, network, step
 
@@ -30,7 +30,7 @@ def pruned(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[sc.Plan,
     graph = sc.trace(model, batches()[0][0])
     plan = random_plan(graph, 0.4)
     before = dict(model.named_parameters())
-    adopt(model, sc.apply(model, plan, "module", graph=graph))
+    replace_parameters(model, sc.apply(model, plan, "module", graph=graph))
     return plan, carry([optimizer], moves(before, dict(model.named_parameters()), plan))
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 import secateur as sc
-from secateur.integrations.wrappers import as_written, check_whole, refresh
+from secateur.compat.training import own_forward
+from secateur.integrations.wrappers import check_whole, refresh
 from tests.integrations.distributed import train
 from tests.integrations.training import a_pruner, batches, network
 from tests.score.crew import crew
@@ -43,7 +44,7 @@ def test_autocast_around_forward_is_put_aside_and_back() -> None:
     model._original_forward = model.forward
     model.forward = MethodType(forward, model)  # type: ignore[method-assign]
     patched = model.forward
-    with as_written(model):
+    with own_forward(model):
         assert "forward" not in vars(model)
     assert model.forward is patched
     done = a_pruner(rounds=1, end=1).advance(model, step=1)

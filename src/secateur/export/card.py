@@ -11,6 +11,7 @@ from torch import nn
 from secateur import formatting
 from secateur.apply.reading import configuration_fits
 from secateur.apply.record import Record, record_of
+from secateur.compat.training import name_on_hub
 from secateur.errors import ArtefactError
 from secateur.report import proofs
 from secateur.report.markdown import escape
@@ -100,8 +101,8 @@ def model_card(
 
 def _origin(small: nn.Module) -> str | None:
     """Where Transformers loaded the dense model from, if that is a name on the hub."""
-    found = getattr(getattr(small, "config", None), "_name_or_path", "")
-    return found if isinstance(found, str) and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", found) else None
+    found = name_on_hub(small)
+    return found if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", found) else None
 
 
 def _library(small: nn.Module) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from secateur.compat.training import before_loading, output_folder
 from secateur.errors import SettingError
 from secateur.integrations.pruner import GradualPruner
 from secateur.integrations.shapes import read_shape, reshape, write_shape
@@ -71,7 +71,11 @@ class GradualPruning(TrainerCallback):  # type: ignore[misc]  # its package is n
         _check(trainer)
         self._trainer = trainer
         trainer.add_callback(self)
-        trainer._load_from_checkpoint = _shaped_first(trainer, trainer._load_from_checkpoint)
+
+        def shape(folder: str, model: nn.Module | None) -> None:
+            reshape(trainer.model_wrapped if model is None else model, read_shape(folder))
+
+        before_loading(trainer, shape)
         return self
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -95,18 +99,7 @@ class GradualPruning(TrainerCallback):  # type: ignore[misc]  # its package is n
         """Puts the shapes beside the tensors of a checkpoint."""
         trainer = self._trainer
         if trainer is not None and args.should_save:
-            folder = trainer._get_output_dir(trial=None)
-            write_shape(trainer.model, f"{folder}/checkpoint-{state.global_step}")
-
-
-def _shaped_first(trainer: Trainer, load: Callable[..., None]) -> Callable[..., None]:
-    """A trainer's way to load a checkpoint's tensors, with their shapes first."""
-
-    def shaped(resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        reshape(trainer.model_wrapped if model is None else model, read_shape(resume_from_checkpoint))
-        load(resume_from_checkpoint, model)
-
-    return shaped
+            write_shape(trainer.model, f"{output_folder(trainer)}/checkpoint-{state.global_step}")
 
 
 def _check(trainer: Trainer) -> None:

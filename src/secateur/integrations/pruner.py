@@ -17,15 +17,16 @@ from secateur.apply.apply import apply
 from secateur.apply.composing import compose, split
 from secateur.apply.record import Record, attach, record_of
 from secateur.calibration import Calibration, Forward
+from secateur.compat.training import own_forward
 from secateur.cost import Cost
 from secateur.errors import SettingError
 from secateur.graph.graph import Graph
 from secateur.graph.trace import trace
-from secateur.integrations.adopting import adopt
 from secateur.integrations.optimizers import carry, moves
+from secateur.integrations.replacing import replace_parameters
 from secateur.integrations.schedule import Schedule
 from secateur.integrations.shapes import ROUNDS, pruned_record, rounds_of
-from secateur.integrations.wrappers import as_written, check_whole, refresh
+from secateur.integrations.wrappers import check_whole, refresh
 from secateur.models import device_of, named_tensors, unwrap
 from secateur.plan import Plan
 from secateur.repair.methods import resolve as resolve_repairs
@@ -91,7 +92,7 @@ class GradualPruner:
         loss_fn: As for `sc.score`.
         forward: As for `sc.score`.
         allow_inexact: As for `sc.trace`.
-        seed: Of everything that draws.
+        seed: Seed for all random choices.
         progress: Show bars on a terminal.
 
     Raises:
@@ -172,11 +173,11 @@ class GradualPruner:
         check_whole(model)
         optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else [*(optimizer or ())]
         before = pruned_record(inner)
-        with as_written(inner):
+        with own_forward(inner):
             small = self._smaller(inner, schedule, number, before)
             plan = record_of(small).plan
             named = dict(inner.named_parameters(remove_duplicate=False))
-            adopt(inner, small)
+            replace_parameters(inner, small)
         moved = moves(named, dict(inner.named_parameters(remove_duplicate=False)), plan)
         anew = carry(optimizers, moved)
         attach(inner, _so_far(before, record_of(small), number))

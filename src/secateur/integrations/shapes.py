@@ -16,11 +16,12 @@ from secateur.apply.module import smaller_module
 from secateur.apply.realise import understood
 from secateur.apply.record import Record, attach, record_of
 from secateur.apply.tensors import check_positions
+from secateur.compat.training import own_forward
 from secateur.errors import ArtefactError, PlanError
 from secateur.graph.graph import fingerprint
 from secateur.graph.trace import retrace
-from secateur.integrations.adopting import adopt
-from secateur.integrations.wrappers import as_written, refresh
+from secateur.integrations.replacing import replace_parameters
+from secateur.integrations.wrappers import refresh
 from secateur.models import device_of, unwrap
 from secateur.plan import Plan
 
@@ -106,8 +107,8 @@ def reshape(model: nn.Module, state: Mapping[str, Any]) -> None:
         raise ArtefactError(
             f"reshape: {error} A checkpoint of pruned training goes on from the dense model, made anew."
         ) from error
-    with as_written(inner):
-        adopt(inner, _smaller(inner, record))
+    with own_forward(inner):
+        replace_parameters(inner, _smaller(inner, record))
     attach(inner, record)
     refresh(model)
 

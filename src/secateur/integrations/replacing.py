@@ -1,4 +1,4 @@
-"""A model that becomes smaller where it is, so that whoever holds it goes on with it."""
+"""A model whose tensors and sizes are replaced in place, so that whatever refers to it stays valid."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from secateur.apply.record import record_of
 from secateur.apply.sizes import set_sizes
 
 
-def adopt(model: nn.Module, small: nn.Module) -> None:
+def replace_parameters(model: nn.Module, small: nn.Module) -> None:
     """Give `model` the tensors, sizes and submodules of `small`, which was made from it.
 
     Submodules of the same class, or of one made from it, stay the objects that they are, with their hooks and
@@ -23,7 +23,7 @@ def adopt(model: nn.Module, small: nn.Module) -> None:
         model: Changed in place.
         small: What `apply` or `repair` made from a copy of it, in form ``module``; not to be used afterwards.
     """
-    _take(model, small)
+    _replace(model, small)
     record = record_of(small)
     final = {
         path: record.sizes[path] if path.startswith("config.") else _value(small, path)
@@ -32,15 +32,14 @@ def adopt(model: nn.Module, small: nn.Module) -> None:
     set_sizes(model, model, {k: list(v) if isinstance(v, tuple) else v for k, v in final.items()})
 
 
-def _take(old: nn.Module, new: nn.Module) -> None:
+def _replace(old: nn.Module, new: nn.Module) -> None:
     old.__class__ = type(new)  # an attention that lost heads has a class that can do without them
     for names, theirs in ((old._parameters, new._parameters), (old._buffers, new._buffers)):
         for name in [n for n in names if n not in theirs]:
             delattr(old, name)
         for name, tensor in theirs.items():
-            setattr(
-                old, name, tensor
-            )  # a recurrent layer follows what is set, not what is put in its dictionary
+            # Set, not put into the dictionary: a recurrent layer follows what is set.
+            setattr(old, name, tensor)
     for name, value in vars(new).items():
         if name == "training":
             continue
@@ -54,7 +53,7 @@ def _take(old: nn.Module, new: nn.Module) -> None:
         if mine is None or child is None or not isinstance(child, type(mine)):
             kept[name] = child
         else:
-            _take(mine, child)
+            _replace(mine, child)
             kept[name] = mine
     old._modules.clear()
     old._modules.update(kept)
