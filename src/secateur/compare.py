@@ -125,15 +125,15 @@ class Comparison:
 
     def __str__(self) -> str:
         """A table: for each budget, what each rule makes of it."""
-        from secateur import formatting
+        from secateur.formatting import number, percent
 
         def shown(found: Evaluation) -> str:
-            return f"{found.loss:.4g}" if found.accuracy is None else formatting.percent(found.accuracy, 1)
+            return f"{found.loss:.4g}" if found.accuracy is None else percent(found.accuracy, 1)
 
         measure = "top-1" if self.by_accuracy else self.dense.measure
         lines = [
-            f"{self.model}: {formatting.number(self.cost.params)} parameters, "
-            f"{formatting.number(self.cost.macs)} MACs for one sample; dense: {measure} "
+            f"{self.model}: {number(self.cost.params)} parameters, "
+            f"{number(self.cost.macs)} MACs for one sample; dense: {measure} "
             f"{shown(self.dense)} on {self.dense.samples:,} samples",
             "",
         ]
@@ -145,8 +145,7 @@ class Comparison:
             best = self.best(budget)
             for each in (o for o in self.outcomes if o.budget == budget):
                 cost = [
-                    formatting.percent(getattr(each.cost, what), getattr(self.cost, what))
-                    for what in ("macs", "params")
+                    percent(getattr(each.cost, what), getattr(self.cost, what)) for what in ("macs", "params")
                 ]
                 repaired = shown(each.repaired) + (" *" if each is best else "  ")
                 cells = (

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from collections.abc import Mapping
 from importlib import metadata
 from itertools import pairwise
@@ -30,6 +29,7 @@ from pydantic import (
 from secateur.errors import PlanError
 from secateur.graph.groups import Group, Role
 from secateur.graph.inputs import InputSpec
+from secateur.replacing import replace_text
 
 if TYPE_CHECKING:
     from secateur.allocate.curve import Curve
@@ -453,17 +453,8 @@ def _reason(error: ValidationError) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    """Writes beside the target, then moves it there in one step."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        try:
-            with beside.open("xb") as file:
-                file.write(text.encode("utf-8"))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, path)
-        finally:
-            beside.unlink(missing_ok=True)
+        replace_text(path, text)
     except OSError as error:
         raise PlanError(
             f"plan {str(path)!r}: expected a file that can be written, got {error}. Choose another path."

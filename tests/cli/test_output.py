@@ -17,7 +17,8 @@ from torch import nn
 
 import secateur as sc
 from secateur.cli import output
-from secateur.cli.output import file_in_place, folder_in_place
+from secateur.cli.output import folder_in_place
+from secateur.replacing import replacing
 from tests.cli.conftest import run
 
 Files = dict[str, bytes]
@@ -199,7 +200,7 @@ def test_a_file_takes_its_place_or_not(tmp_path: Path) -> None:
     file.write_text("old")
 
     def interrupted() -> None:
-        with file_in_place(file) as partial:
+        with replacing(file) as partial:
             assert partial.suffix == ".svg"
             partial.write_text("half")
             raise KeyboardInterrupt
@@ -207,7 +208,7 @@ def test_a_file_takes_its_place_or_not(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert content(tmp_path) == {"curve.svg": b"old"}
-    with file_in_place(file) as partial:
+    with replacing(file) as partial:
         partial.write_text("new")
     assert content(tmp_path) == {"curve.svg": b"new"}
 

@@ -9,11 +9,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secateur import formatting
 from secateur.cli.command import LIMITS, READING, command
 from secateur.cli.inputs import Inputs, contender, limits_of, only_units
-from secateur.cli.output import file_in_place
 from secateur.config.run import Run
+from secateur.formatting import number, percent
+from secateur.replacing import replacing
 from secateur.report.text import bar
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def compare(run: Run, json: bool) -> str:
         seed=run.seed,
     )
     if plot is not None:
-        with file_in_place(plot) as partial:
+        with replacing(plot) as partial:
             draw(found, partial)
     if json:
         return json_format.dumps(found.to_dict(), indent=1)
@@ -105,7 +105,7 @@ def tolerance(run: Run, json: bool) -> str:
     title = f"{type(inputs.model).__name__}, removal {rule.removal}, protection {rule.protection}"
     shown = _tolerance_json(title, curve) if json else tolerance_table(title, curve, run.curve.rows)
     if plot is not None:
-        with file_in_place(plot) as partial:
+        with replacing(plot) as partial:
             draw(curve, partial, title)
         shown += "" if json else f"\n\nwritten to  {plot}"
     return shown
@@ -126,7 +126,7 @@ def tolerance_table(title: str, curve: Curve, rows: int) -> str:
     points = curve.spread(rows)
     macs, params = int(curve.macs[0]), int(curve.params[0])
     lines = [
-        f"{title}: {formatting.number(params)} parameters, {formatting.number(macs)} MACs for one sample",
+        f"{title}: {number(params)} parameters, {number(macs)} MACs for one sample",
         f"{len(curve) - 1:,} tolerances change what goes; here are {len(points)} points.",
         "",
         f"{'tolerance':>9}  {'MACs':>7}  {'':20}  {'parameters':>10}  {'least kept':>10}  {'most kept':>9}  "
@@ -136,9 +136,9 @@ def tolerance_table(title: str, curve: Curve, rows: int) -> str:
         shares = curve.kept[point] / curve.sizes
         least = int(shares.argmin())
         lines.append(
-            f"{_knob(curve.knob[point]):>9}  {formatting.percent(curve.macs[point], macs):>7}  "
-            f"{bar(int(curve.macs[point]), macs)}  {formatting.percent(curve.params[point], params):>10}  "
-            f"{formatting.percent(shares[least], 1):>10}  {formatting.percent(shares.max(), 1):>9}  "
+            f"{_knob(curve.knob[point]):>9}  {percent(curve.macs[point], macs):>7}  "
+            f"{bar(int(curve.macs[point]), macs)}  {percent(curve.params[point], params):>10}  "
+            f"{percent(shares[least], 1):>10}  {percent(shares.max(), 1):>9}  "
             + (curve.groups[least] if shares[least] < 1 else "")
         )
     return "\n".join(line.rstrip() for line in [*lines, "", *TOLERANCE_NOTES])
@@ -190,7 +190,7 @@ def transition(run: Run, json: bool) -> str:
         _transition_json(title, asked.rules, found) if json else transition_table(title, asked.rules, found)
     )
     if plot is not None:
-        with file_in_place(plot) as partial:
+        with replacing(plot) as partial:
             _draw_transition(asked.rules, found, partial, title)
         shown += "" if json else f"\n\nwritten to  {plot}"
     return shown
@@ -205,23 +205,17 @@ def transition_table(title: str, rules: Sequence[str], found: Transition) -> str
     def cell(point: Point | None) -> str:
         if point is None:
             return "-"
-        return f"{point.loss:.3f}" if point.accuracy is None else formatting.percent(point.accuracy, 1)
+        return f"{point.loss:.3f}" if point.accuracy is None else percent(point.accuracy, 1)
 
     def line(first: str, cells: Sequence[str]) -> str:
         return f"{first:>8}  " + "  ".join(f"{text:>{wide}}" for text in cells)
 
     dense = found.dense
-    head = (
-        f"loss {dense.loss:.3f}"
-        if dense.accuracy is None
-        else f"top-1 {formatting.percent(dense.accuracy, 1)}"
-    )
+    head = f"loss {dense.loss:.3f}" if dense.accuracy is None else f"top-1 {percent(dense.accuracy, 1)}"
     lines = [f"{title}; dense: {head} on {dense.samples:,} samples", "", line("sparsity", rules)]
-    lines += [
-        line(formatting.percent(s, 1), [cell(by_place.get((rule, s))) for rule in rules]) for s in sparsities
-    ]
+    lines += [line(percent(s, 1), [cell(by_place.get((rule, s))) for rule in rules]) for s in sparsities]
     ends = [found.last(rule) for rule in rules]
-    lines += ["", line("up to", ["none" if end is None else formatting.percent(end, 1) for end in ends])]
+    lines += ["", line("up to", ["none" if end is None else percent(end, 1) for end in ends])]
     lines.append(
         f"up to: the last sparsity, from the lowest on, at which {found.share:.0%} of the dense is kept."
     )

@@ -7,10 +7,10 @@ import json as json_format
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
-from secateur import formatting
 from secateur.cli.command import READING, command
 from secateur.cli.inputs import Inputs
 from secateur.config.run import Run
+from secateur.formatting import number, percent, shorten
 from secateur.report.text import WIDTH
 
 if TYPE_CHECKING:
@@ -113,11 +113,10 @@ def listing(found: dict[str, Any]) -> str:
     dense_macs, dense_params = found["macs"], found["params"]
     least = found["smallest"]
     lines = [
-        f"{found['model']}: {formatting.number(dense_params)} parameters, "
-        f"{formatting.number(dense_macs)} MACs for one sample",
+        f"{found['model']}: {number(dense_params)} parameters, {number(dense_macs)} MACs for one sample",
         f"{found['units']:,} units in {len(found['groups'])} groups may be removed. "
-        f"With one unit left in each: {formatting.percent(least['params'], dense_params)} of the parameters, "
-        f"{formatting.percent(least['macs'], dense_macs)} of the MACs.",
+        f"With one unit left in each: {percent(least['params'], dense_params)} of the parameters, "
+        f"{percent(least['macs'], dense_macs)} of the MACs.",
         f"{found['coverage']['macs_share']:.1%} of the MACs and {found['coverage']['params_share']:.1%} "
         "of the parameters lie in layers with units that may be removed.",
         "",
@@ -130,8 +129,8 @@ def listing(found: dict[str, Any]) -> str:
         layers = list(dict.fromkeys(tensor.rpartition(".")[0] or tensor for tensor in group["produced_by"]))
         lines.append(
             f"{group['name']:{width}}  {group['units']:>6,}  "
-            f"{formatting.percent(dense_params - alone['params'], dense_params):>10}  "
-            f"{formatting.percent(dense_macs - alone['macs'], dense_macs):>7}  {formatting.shorten(layers)}"
+            f"{percent(dense_params - alone['params'], dense_params):>10}  "
+            f"{percent(dense_macs - alone['macs'], dense_macs):>7}  {shorten(layers)}"
             + ("" if group["exact"] else "  (mixed: removal changes the others)")
         )
     lines += [
@@ -152,6 +151,4 @@ def _left(found: dict[str, Any]) -> list[str]:
         by_reason.setdefault(f"{frozen['reason']}{where}", []).append(
             f"{frozen['tensor']} axis {frozen['axis']}"
         )
-    return [f"{reason}: {formatting.shorten(what, MOST)}" for reason, what in by_reason.items()] or [
-        "nothing"
-    ]
+    return [f"{reason}: {shorten(what, MOST)}" for reason, what in by_reason.items()] or ["nothing"]

@@ -52,17 +52,6 @@ def file_to_write(option: str, path: Path) -> Path:
 
 
 @contextmanager
-def file_in_place(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to, of the same suffix; it takes its place if the block succeeds."""
-    partial = path.with_name(f".{path.stem}.partial-{os.getpid()}{path.suffix}")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-@contextmanager
 def folder_in_place(out: Path) -> Iterator[Path]:
     """A folder to write files into; they take their places in `out` together, if the block succeeds.
 

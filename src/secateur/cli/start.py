@@ -7,9 +7,10 @@ from typing import Annotated, Optional
 
 import typer
 
-from secateur.cli.output import file_in_place, file_to_write, folder_to_write, reload_code, write_result
+from secateur.cli.output import file_to_write, folder_to_write, reload_code, write_result
 from secateur.cli.shell import Debug, Json, Seed, python_command, reported
 from secateur.errors import SettingError
+from secateur.replacing import replacing
 
 MACS = 0.5
 _IMPORT = "from secateur.demo.network import make_model"
@@ -72,7 +73,7 @@ def init(
         values = {
             path: run.budget.macs if path == "budget.macs" else value for path, (_, value) in given.items()
         }
-        with file_in_place(out) as partial:
+        with replacing(out) as partial:
             partial.write_text(commented(values, out.name), encoding="utf-8")
     typer.echo(
         f"written to  {out}\n\nnext\n  secateur inspect --config {out}\n"

@@ -8,11 +8,11 @@ from typing import Any
 import yaml
 from torch import nn
 
-from secateur import formatting
 from secateur.apply.reading import configuration_fits
 from secateur.apply.record import Record, record_of
 from secateur.compat.training import name_on_hub
 from secateur.errors import ArtefactError
+from secateur.formatting import milliseconds, number, percent
 from secateur.report import proofs
 from secateur.report.markdown import escape
 from secateur.report.report import Report
@@ -135,17 +135,15 @@ def _measured(report: Report, dataset: str | None) -> str:
     stages = report.figures
     dense = stages[0]
     rows = [
-        ("parameters", *(_of(formatting.number(f.params), f.params, dense.params) for f in stages)),
-        ("MACs for one sample", *(_of(formatting.number(f.macs), f.macs, dense.macs) for f in stages)),
+        ("parameters", *(_of(number(f.params), f.params, dense.params) for f in stages)),
+        ("MACs for one sample", *(_of(number(f.macs), f.macs, dense.macs) for f in stages)),
         ("bytes of weights", *(f"{f.weight_bytes:,}" for f in stages)),
     ]
     if dense.accuracy is not None:
         rows.append(("top-1 accuracy", *(_percent(f.accuracy) for f in stages)))
     rows.append((dense.measure, *(f"{f.loss:.4f}" for f in stages)))
     if dense.latency is not None:
-        rows.append(
-            ("latency", *("–" if f.latency is None else formatting.milliseconds(f.latency) for f in stages))
-        )
+        rows.append(("latency", *("–" if f.latency is None else milliseconds(f.latency) for f in stages)))
     lines = [_row("", *(f.stage for f in stages)), _row("---", *("---:" for _ in stages))]
     lines += [_row(*row) for row in rows]
     judged = "Loss" if dense.accuracy is None else "Loss and accuracy"
@@ -161,7 +159,7 @@ def _counted(record: Record) -> str:
     lines = [_row("", "dense", "pruned"), _row("---", "---:", "---:")]
     for title, name in (("parameters", "params"), ("MACs for one sample", "macs")):
         before, after = getattr(dense, name), getattr(small, name)
-        lines.append(_row(title, formatting.number(before), _of(formatting.number(after), after, before)))
+        lines.append(_row(title, number(before), _of(number(after), after, before)))
     return "## Figures\n\n" + "\n".join(lines)
 
 
@@ -198,7 +196,7 @@ def _row(*cells: str) -> str:
 
 
 def _of(text: str, part: int, whole: int) -> str:
-    return text if part == whole else f"{text} ({formatting.percent(part, whole)})"
+    return text if part == whole else f"{text} ({percent(part, whole)})"
 
 
 def _percent(value: float | None) -> str:

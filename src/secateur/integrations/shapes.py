@@ -24,6 +24,7 @@ from secateur.integrations.replacing import replace_parameters
 from secateur.integrations.wrappers import refresh
 from secateur.models import device_of, unwrap
 from secateur.plan import Plan
+from secateur.replacing import replace_text
 
 FORMAT = 1
 FILE = "pruning.json"
@@ -116,9 +117,7 @@ def reshape(model: nn.Module, state: Mapping[str, Any]) -> None:
 def write_shape(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
     """Write `shape_state` into a checkpoint's folder; returns the file."""
     path = Path(folder) / FILE
-    waiting = path.with_name(f".{FILE}.{os.getpid()}")
-    waiting.write_text(json.dumps(shape_state(model), indent=1) + "\n", encoding="utf-8")
-    os.replace(waiting, path)
+    replace_text(path, json.dumps(shape_state(model), indent=1) + "\n")
     return path
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from importlib import resources
 from typing import TYPE_CHECKING
 
-from secateur import formatting
 from secateur.errors import SettingError
+from secateur.formatting import milliseconds, number, percent, shorten
 from secateur.report import bargain, contest, proofs, shapes, words
 
 if TYPE_CHECKING:
@@ -42,7 +42,9 @@ def render(report: Facts, *, reload: str = "") -> str:
         report=report,
         style=_text(STYLE),
         words=words,
-        formatting=formatting,
+        number=number,
+        percent=percent,
+        shorten=shorten,
         proof=proofs.paragraph(report),
         bargain=bargain,
         shapes=shapes,
@@ -79,8 +81,8 @@ def tiles(report: Facts) -> tuple[tuple[str, str, str], ...]:
         found.append(
             (
                 "latency",
-                formatting.percent(best.latency, dense.latency),
-                f"{formatting.milliseconds(best.latency)} of {formatting.milliseconds(dense.latency)}"
+                percent(best.latency, dense.latency),
+                f"{milliseconds(best.latency)} of {milliseconds(dense.latency)}"
                 + (", spreads overlap" if words.same_speed(report) else ""),
             )
         )

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from secateur import formatting
+from secateur.formatting import percent
 from secateur.report import bargain, contest, proofs, words
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def _layers(report: Facts) -> Iterator[str]:
                 f"{layer.kept:,}",
                 f"{layer.total - layer.kept:,}",
                 f"{layer.total:,}",
-                formatting.percent(layer.kept, layer.total),
+                percent(layer.kept, layer.total),
             )
             for layer in report.layers
         ],
@@ -109,8 +109,8 @@ def _knob(report: Facts) -> Iterator[str]:
         [
             (
                 "none" if i == 0 else f"{curve.values[i - 1]:.4g}",
-                formatting.percent(curve.macs[i], curve.macs[0]),
-                formatting.percent(curve.params[i], curve.params[0]),
+                percent(curve.macs[i], curve.macs[0]),
+                percent(curve.params[i], curve.params[0]),
                 "the plan" if curve.at is not None and i == curve.at + 1 else "",
             )
             for i in _some(curve)

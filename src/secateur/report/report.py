@@ -8,9 +8,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from secateur.errors import ArtefactError
+from secateur.errors import ArtefactError, SettingError
+from secateur.replacing import replace_text
 from secateur.report.data import FORMAT, Facts
-from secateur.report.file import write
 from secateur.report.html import render
 from secateur.report.markdown import document
 from secateur.report.text import table
@@ -27,7 +27,7 @@ class Report(Facts):
         """
         text = self.model_dump_json(indent=1) + "\n"
         if path is not None:
-            write(path, text)
+            _write(path, text)
         return text
 
     @classmethod
@@ -58,18 +58,28 @@ class Report(Facts):
         Raises:
             SettingError: Jinja, which writes the page, is missing.
         """
-        return write(path, render(self))
+        return _write(path, render(self))
 
     def to_markdown(self, path: str | Path | None = None) -> str:
         """The report as Markdown, also written to `path` if one is given."""
         text = document(self)
         if path is not None:
-            write(path, text)
+            _write(path, text)
         return text
 
     def __str__(self) -> str:
         """The table that `secateur prune` prints."""
         return table(self)
+
+
+def _write(path: str | Path, text: str) -> Path:
+    try:
+        replace_text(Path(path), text)
+    except (OSError, ValueError) as error:
+        raise SettingError(
+            f"report {str(path)!r}: expected a file that can be written, got {error}. Choose another path."
+        ) from error
+    return Path(path)
 
 
 def _parsed(where: str, text: str) -> Report:

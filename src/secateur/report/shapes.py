@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from secateur import formatting
+from secateur.formatting import milliseconds
 from secateur.report import words
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ def strips(report: Facts) -> tuple[tuple[Strip, ...], tuple[Tick, ...]]:
             runs=tuple(100 * run / width for run in f.latency_runs if run <= width),
             box=(100 * low / width, 100 * high / width, 100 * (f.latency or 0) / width),
             beyond=sum(run > width for run in f.latency_runs),
-            figure=formatting.milliseconds(f.latency or 0),
+            figure=milliseconds(f.latency or 0),
         )
         for f, (low, high) in zip(timed, quartiles, strict=True)
     )

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from secateur import formatting
+from secateur.formatting import percent, shorten
 from secateur.report import bargain, contest, proofs, words
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def _layers(layers: Sequence[Layer]) -> list[str]:
     for name, layer in zip(named, shown, strict=True):
         lines.append(
             f"{name:{width}}  {layer.kept:>{digits},} / {layer.total:<{max(digits, 5)},}  "
-            f"{bar(layer.kept, layer.total)}  {formatting.percent(layer.kept, layer.total):>7}"
+            f"{bar(layer.kept, layer.total)}  {percent(layer.kept, layer.total):>7}"
         )
     rest = layers[MOST_LAYERS:]
     if rest:
@@ -111,8 +111,7 @@ def _left(report: Facts) -> list[str]:
     if not found:
         return []
     lines = [
-        f"{part.reason}: {formatting.shorten(part.what)}"
-        + (f" (at {formatting.shorten(part.where, 1)})" if part.where else "")
+        f"{part.reason}: {shorten(part.what)}" + (f" (at {shorten(part.where, 1)})" if part.where else "")
         for part in found[:MOST_REASONS]
     ]
     if len(found) > MOST_REASONS:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -17,13 +16,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from secateur.errors import ArtefactError
+from secateur.replacing import remove_partial, replacing
 
 FORMAT = 1
 _CONTENT, _CHECKSUM = "secateur", "sha256"
 
 
 def write(path: Path, kind: str, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write beside `path`, then rename: a reader finds the old file or the new one, whole.
+    """Write the file by `secateur.replacing`.
 
     Args:
         path: The file; its folder must exist.
@@ -39,16 +39,8 @@ def write(path: Path, kind: str, header: Mapping[str, Any], tensors: Mapping[str
     stored = {name: _own(tensor) for name, tensor in tensors.items()}
     content = {"format": FORMAT, "kind": kind, "secateur": version("secateur"), "header": dict(header)}
     text = json.dumps(content)
-    partial = _partial(path)
-    partial.unlink(missing_ok=True)
-    partial.touch()
-    mode = partial.stat().st_mode
-    try:
+    with replacing(path) as partial:
         save_file(stored, partial, metadata={_CONTENT: text, _CHECKSUM: _digest(text, stored)})
-        os.chmod(partial, mode)  # safetensors makes files that only the owner can read
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -104,11 +96,7 @@ class _Content(BaseModel):
 def remove(path: Path) -> None:
     """Delete the file, and what an interrupted `write` left of it."""
     path.unlink(missing_ok=True)
-    _partial(path).unlink(missing_ok=True)
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.partial")
+    remove_partial(path)
 
 
 def _own(tensor: Tensor) -> Tensor:
