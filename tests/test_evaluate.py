@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import secateur as sc
+from secateur.evaluate import squared_distance
 from tests.graph.test_trace import assert_same, state_of
 from tests.graph.tiny import Calls
 
@@ -116,3 +117,14 @@ def test_samples_without_a_class_do_not_count() -> None:
     logits = torch.tensor([[2.0, 0.0], [0.0, 2.0], [2.0, 0.0]])
     found = sc.evaluate(nn.Identity(), [(logits, torch.tensor([0, -100, 1]))])
     assert found.accuracy == 0.5
+
+
+def test_distances_are_infinite_where_only_one_model_gives_a_number() -> None:
+    theirs = [torch.tensor([[1.0, -torch.inf], [torch.nan, 2.0], [3.0, 4.0]])]
+    mine = [torch.tensor([[3.0, -torch.inf], [torch.nan, 2.0], [3.0, torch.inf]])]
+    error, norm = squared_distance(mine, theirs, 3)
+    assert error.tolist() == [4.0, 0.0, math.inf]
+    assert norm.tolist() == [1.0, 4.0, 25.0]
+    error, norm = squared_distance(mine, theirs)
+    assert (error.tolist(), norm.tolist()) == ([math.inf], [30.0])
+    assert squared_distance(theirs, mine, 3)[0].tolist() == [4.0, 0.0, math.inf]

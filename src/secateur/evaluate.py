@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from secateur.calibration import Batch, Calibration, Forward, is_soft
 from secateur.calibration.batch import IGNORED
@@ -81,15 +80,15 @@ def evaluate(
                 measure = "distance to dense"
                 with evaluating(dense, fast_path=True):
                     wanted = batch.run(dense, labelled=True)
-                error, norm = _distance(output, wanted)
-                loss, scale = loss + error, scale + norm
+                error, norm = squared_distance(floats_of(output), floats_of(wanted))
+                loss, scale = loss + float(error.sum()), scale + float(norm.sum())
                 continue
             loss += float(default_loss(output, batch)) * batch.size
             hits, counted = _top1(output, batch)
             right, classed = right + hits, classed + counted
     if measure == "loss":
         scale = float(samples)
-    return Evaluation(loss / scale if scale else 0.0, right / classed if classed else None, samples, measure)
+    return Evaluation(loss / (scale or 1.0), right / classed if classed else None, samples, measure)
 
 
 def _has_loss(output: Any, batch: Batch) -> bool:
@@ -97,16 +96,37 @@ def _has_loss(output: Any, batch: Batch) -> bool:
     return batch.labels is not None or own is not None
 
 
-def _distance(output: Any, wanted: Any) -> tuple[float, float]:
-    error = norm = 0.0
-    for a, b in zip(tensors_of(output), tensors_of(wanted), strict=True):
-        if a.is_floating_point():
-            finite = torch.isfinite(b)
-            if not torch.equal(torch.isfinite(a), finite):
-                return math.inf, 1.0
-            error += float((a - b)[finite].double().square().sum())
-            norm += float(b[finite].double().square().sum())
-    return error, norm
+def floats_of(output: Any) -> list[Tensor]:
+    """The tensors of numbers in an output: what a distance is taken of."""
+    return [tensor for tensor in tensors_of(output) if tensor.is_floating_point()]
+
+
+def squared_distance(
+    mine: Sequence[Tensor], theirs: Sequence[Tensor], size: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """How far outputs are from those of the dense model, and how large these are, as sums of squares.
+
+    Args:
+        mine: From `floats_of`, of any model.
+        theirs: Of the dense model.
+        size: Samples in the batch, for one distance a sample; None for one of all outputs.
+
+    Returns:
+        Distance and size of each sample, by the outputs that are rows of samples [size]; where there is none,
+        or no `size` was given, of all outputs [1]. The distance is infinite where one model gives a number
+        and the other none.
+    """
+    by_row = [(a, b) for a, b in zip(mine, theirs, strict=True) if b.ndim and len(b) == size]
+    pairs = by_row or list(zip(mine, theirs, strict=True))
+    rows = size if size and by_row else 1
+    error, norm = torch.zeros(rows, dtype=torch.float64), torch.zeros(rows, dtype=torch.float64)
+    for a, b in pairs:
+        finite = torch.isfinite(b)  # masks may hold minus infinity, in both alike
+        alike = (a == b) | (a.isnan() & b.isnan())
+        apart = torch.where(finite, a - b, torch.where(alike, 0.0, torch.inf))
+        error += apart.double().square().reshape(rows, -1).sum(1).cpu()
+        norm += torch.where(finite, b, 0.0).double().square().reshape(rows, -1).sum(1).cpu()
+    return torch.nan_to_num(error, nan=torch.inf, posinf=torch.inf), norm
 
 
 def _top1(output: Any, batch: Batch) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from secateur.experts.down import Down, inputs_of
 from secateur.experts.graph import ExpertGraph
 from secateur.experts.routing import Call, Routed, watching
 from secateur.models import device_of, evaluating
+from secateur.regression.leastsquares import add_products, damped_solution
 
 DAMPINGS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Candidates, relative to the mean of the Gram matrix's diagonal."""
@@ -173,7 +174,7 @@ class _Sums:
     square: float = 0.0
 
     def add(self, x: Tensor, y: Tensor) -> None:
-        self.gram.addmm_(x.T, x)
+        add_products(self.gram[None], x[None])
         self.cross.addmm_(x.T, y)
         self.square += float(y.square().sum())
 
@@ -242,10 +243,6 @@ class _Fit:
 
 def _change(sums: _Sums, damping: float) -> Tensor:
     """The ridge solution. [experts · inner, width]"""
-    diagonal = sums.gram.diagonal()
-    ridge = damping * float(diagonal.mean()) or 1.0
-    damped = sums.gram + ridge * torch.eye(len(diagonal), dtype=sums.gram.dtype, device=sums.gram.device)
-    factor, failed = torch.linalg.cholesky_ex(damped)
-    if int(failed):
-        return torch.zeros_like(sums.cross)
-    return torch.cholesky_solve(sums.cross, factor)
+    ridge = damping * float(sums.gram.diagonal().mean()) or 1.0
+    found = damped_solution(sums.gram[None], sums.cross[None], ridge)
+    return torch.zeros_like(sums.cross) if found is None else found[0]

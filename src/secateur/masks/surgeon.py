@@ -19,6 +19,7 @@ from secateur.masks.plan import MaskPlan
 from secateur.masks.weights import Layer, layers_of
 from secateur.models import evaluating, unwrap
 from secateur.progress import bar
+from secateur.regression.leastsquares import add_products
 
 DAMPING = 1e-2
 """Added to the diagonal of the inputs' second moments, relative to its mean."""
@@ -191,7 +192,7 @@ def _moments(layers: Sequence[Layer], run: Callable[[], None]) -> Tensor:
         x = args[0].detach().reshape(-1, columns).double()
         if not sums:
             sums.append(torch.zeros(columns, columns, dtype=torch.float64, device=x.device))
-        sums[0].addmm_(x.t(), x)
+        add_products(sums[0][None], x[None])
 
     handles = [layer.register_forward_pre_hook(see) for layer in layers]
     try:

@@ -110,19 +110,43 @@ class Sums:
 
 
 def _products(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    return _gram(x), x.transpose(1, 2) @ y
+    xx = x.new_zeros(len(x), x.shape[2], x.shape[2])
+    add_products(xx, x)
+    return xx, x.transpose(1, 2) @ y
 
 
-def _gram(x: Tensor) -> Tensor:
-    """The products of x [groups, positions, columns] with itself."""
+def add_products(total: Tensor, x: Tensor) -> None:
+    """Add the products of the columns of x with each other, ``X^T X``, to a total, in place.
+
+    Args:
+        total: [groups, columns, columns]
+        x: [groups, positions, columns]
+    """
     columns = x.shape[2]
     if columns <= NARROW:
-        return x.transpose(1, 2) @ x
-    left, right = x.split(-(-columns // 2), 2)
+        total += x.transpose(1, 2) @ x
+        return
+    half = -(-columns // 2)
+    left, right = x[..., :half], x[..., half:]
     both = left.transpose(1, 2) @ right
-    return torch.cat(
-        [torch.cat([_gram(left), both], 2), torch.cat([both.transpose(1, 2), _gram(right)], 2)], 1
-    )
+    total[:, :half, half:] += both
+    total[:, half:, :half] += both.transpose(1, 2)
+    add_products(total[:, :half, :half], left)
+    add_products(total[:, half:, half:], right)
+
+
+def damped_solution(matrix: Tensor, right: Tensor, ridge: Tensor | float) -> Tensor | None:
+    """The solution S of ``(matrix + ridge I) S = right``; None where that is not positive definite.
+
+    Args:
+        matrix: [groups, n, n]
+        right: [groups, n, outputs]
+        ridge: What is added to the diagonal: one number, or one for each group [groups, 1].
+    """
+    damped = matrix.clone()
+    damped.diagonal(dim1=1, dim2=2).add_(ridge)
+    factor, failed = torch.linalg.cholesky_ex(damped)
+    return None if bool(failed.any()) else torch.cholesky_solve(right, factor)
 
 
 def total(parts: Sequence[Sums]) -> Sums:
@@ -191,13 +215,8 @@ class Problem:
         return left @ left.transpose(1, 2) if self._dual else left
 
     def _step(self, matrix: Tensor, left: Tensor, right: Tensor, ridge: Tensor) -> Tensor | None:
-        damped = matrix.clone()
-        damped.diagonal(dim1=1, dim2=2).add_(ridge)
-        factor, failed = torch.linalg.cholesky_ex(damped)
-        if bool(failed.any()):
-            return None
-        solved = torch.cholesky_solve(right, factor)
-        return left.transpose(1, 2) @ solved if self._dual else solved
+        solved = damped_solution(matrix, right, ridge)
+        return left.transpose(1, 2) @ solved if self._dual and solved is not None else solved
 
 
 def _blocks(free: Tensor) -> list[tuple[int, Tensor, Tensor]]:

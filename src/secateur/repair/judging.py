@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from secateur.calibration import Batch, Calibration
 from secateur.calibration.thinning import thinned
+from secateur.evaluate import floats_of, squared_distance
 from secateur.models import device_of, evaluating
-from secateur.outputs import tensors_of
 from secateur.score.loss import LossFn
 
 PIECES = 8
@@ -67,7 +67,7 @@ class Judge:
                 if self._loss_fn is not None:
                     errors += [float(self._loss_fn(model, piece.raw)) for piece in batch.cut(PIECES)]
                     continue
-                error, norm = _apart(_tensors(model, batch), self._wanted(batch), batch.size)
+                error, norm = squared_distance(floats_of(batch.run(model)), self._wanted(batch), batch.size)
                 errors += error.tolist()
                 norms += norm.tolist()
         scale = float(np.mean(norms)) if norms else 1.0
@@ -76,7 +76,7 @@ class Judge:
     def _wanted(self, batch: Batch) -> list[Tensor]:
         if batch.index in self._kept:
             return self._kept[batch.index]
-        found = _tensors(self._dense, batch)
+        found = floats_of(batch.run(self._dense))
         size = sum(t.nbytes for t in found)
         if self._bytes + size <= HELD_BYTES:
             self._kept[batch.index] = found
@@ -97,21 +97,3 @@ def standard_errors(differences: NDArray[np.float64]) -> float:
         return 0.0
     spread = float(differences.std(ddof=1)) / len(differences) ** 0.5
     return mean / spread if spread else float(np.copysign(np.inf, mean))
-
-
-def _tensors(model: nn.Module, batch: Batch) -> list[Tensor]:
-    return [t for t in tensors_of(batch.run(model)) if t.is_floating_point()]
-
-
-def _apart(mine: list[Tensor], theirs: list[Tensor], size: int) -> tuple[Tensor, Tensor]:
-    """Squared distance and squared norm, by sample where outputs are rows of samples. [size] or [1]"""
-    by_row = [(a, b) for a, b in zip(mine, theirs, strict=True) if b.ndim and len(b) == size]
-    pairs = by_row or list(zip(mine, theirs, strict=True))
-    rows = size if by_row else 1
-    error, norm = torch.zeros(rows, dtype=torch.float64), torch.zeros(rows, dtype=torch.float64)
-    for a, b in pairs:
-        finite = torch.isfinite(b)  # masks may hold minus infinity, in both alike
-        apart = torch.where(finite, a - b, torch.where(a == b, 0.0, torch.inf))
-        error += apart.double().square().reshape(rows, -1).sum(1).cpu()
-        norm += torch.where(finite, b, 0.0).double().square().reshape(rows, -1).sum(1).cpu()
-    return torch.nan_to_num(error, nan=torch.inf, posinf=torch.inf), norm

@@ -17,6 +17,7 @@ from secateur.graph.rules.op import hint
 from secateur.regression.additions import addition_after
 from secateur.regression.elimination import Consumer, eliminate
 from secateur.regression.layers import Site as LayerCall
+from secateur.regression.leastsquares import add_products
 from secateur.regression.outline import Call
 from secateur.regression.readers import LayerCalls, unit_of
 from secateur.score.program import Read
@@ -132,7 +133,7 @@ class _Sums:
         x = x if x.dtype in (torch.float32, torch.float64) else x.float()  # products are as exact as values
         self.state["count"] += x.shape[1]
         self.state["x"] += (x.new_ones(len(x), 1, x.shape[1]) @ x)[:, 0]
-        self.state["xx"] += x.transpose(1, 2) @ x
+        add_products(self.state["xx"], x)
 
     def add_ends(self, y: Tensor) -> None:
         """y: [parts, positions, outputs]"""
