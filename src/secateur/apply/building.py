@@ -17,7 +17,6 @@ from torch.utils import _pytree as pytree
 from secateur.apply.alignment import Place, Source, Steps, arguments
 from secateur.apply.constants import Constants
 from secateur.apply.copying import duplicate
-from secateur.apply.functions import without_gradient
 from secateur.apply.rewrites import Scaled
 from secateur.apply.tensors import cut, tensor_called
 from secateur.apply.variants import DEFAULT, Facts
@@ -378,3 +377,23 @@ def _with(container: Any, entries: Place, value: Any) -> Any:
         return value
     first, *rest = entries
     return type(container)(_with(v, tuple(rest), value) if k == first else v for k, v in enumerate(container))
+
+
+class _NoGradient(torch.autograd.Function):
+    """The identity; to differentiate it is refused."""
+
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor, why: str) -> torch.Tensor:
+        ctx.why = why
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *_: torch.Tensor) -> Any:
+        raise ApplyError(ctx.why)
+
+
+def without_gradient(value: Any, why: str) -> Any:
+    """The same value; a backward pass through it raises an ApplyError that says why."""
+    if isinstance(value, torch.Tensor) and value.requires_grad:
+        return _NoGradient.apply(value, why)  # type: ignore[no-untyped-call]
+    return value

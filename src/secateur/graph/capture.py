@@ -6,12 +6,12 @@ import io
 import itertools
 import logging
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection, export
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
@@ -23,11 +23,9 @@ from secateur.foreign import details, line_of, said
 from secateur.graph.assertions import AssertionsHold
 from secateur.graph.inline import inline_regions
 from secateur.graph.inputs import Arguments, Place, batch_size, samples_of
-from secateur.graph.integers import integers_open
-from secateur.graph.lengths import lengths_open
-from secateur.graph.modulestack import failed_calls_left
 from secateur.graph.recurrences import shapes_known
 from secateur.graph.rules.op import hint, is_open
+from secateur.graph.symbolic import integers_open, lengths_open
 from secateur.kernels import capturable
 from secateur.models import copied, evaluation_mode
 from secateur.outputs import agree, opened, tensors_of
@@ -341,3 +339,30 @@ def _at_least_two(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[
     leaves = [torch.cat([v, v]) if isinstance(v, torch.Tensor) and v.ndim else v for v in leaves]
     doubled: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_unflatten(leaves, structure)
     return doubled
+
+
+@contextmanager
+def failed_calls_left() -> Iterator[None]:
+    """Inside, capture leaves a submodule whose call raises, as Python does.
+
+    ``try: layer(x, lengths)``, ``except TypeError: layer(x)``: PyTorch would go on as if the first call still
+    ran, and stop at its end.
+    """
+    original = fx.Tracer.call_module
+
+    def call_module(
+        self: fx.Tracer, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any
+    ) -> Any:
+        depth = len(self.module_stack)
+        try:
+            return original(self, m, forward, args, kwargs)
+        except BaseException:
+            while len(self.module_stack) > depth:
+                self.module_stack.popitem(last=True)
+            raise
+
+    fx.Tracer.call_module = call_module  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        fx.Tracer.call_module = original  # type: ignore[method-assign]

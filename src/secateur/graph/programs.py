@@ -262,8 +262,8 @@ def leaves_of(program: ExportedProgram, args: tuple[Any, ...], kwargs: Mapping[s
         leaves, spec = pytree.tree_flatten((tuple(args), ordered))
         if spec != in_spec:
             raise CalibrationError(
-                f"model inputs: expected {_outline(captured_args, captured_kwargs)}, got "
-                f"{_outline(tuple(args), kwargs)}. "
+                f"model inputs: expected {_layout(captured_args, captured_kwargs)}, got "
+                f"{_layout(tuple(args), kwargs)}. "
                 "Pass batches of the structure of the example inputs."
             )
     sizes: dict[Any, int] = {}
@@ -289,7 +289,7 @@ def _has_hint(size: Any) -> bool:
     return not isinstance(size, torch.SymInt) or size.node.hint is not None
 
 
-def _outline(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+def _layout(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
     parts = [f"{len(args)} positional"] if args or not kwargs else []
     if kwargs:
         parts.append("keywords " + ", ".join(kwargs))

@@ -13,10 +13,10 @@ from torch import fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
-from secateur.graph.forks import decide
 from secateur.graph.labels import Labels, Reason
 from secateur.graph.rules import Op, find_rule, operator_name
 from secateur.graph.rules.op import Value, Walk, shape_of, where
+from secateur.graph.splits import decide
 from secateur.graph.writes import dead_nodes, erase, written_through
 
 _FOLD_LIMIT = 1 << 20
@@ -61,7 +61,7 @@ def tensor_of(program: ExportedProgram, name: str) -> torch.Tensor:
 def walk(
     program: ExportedProgram, *others: ExportedProgram, resized: Mapping[fx.Node, Any] | None = None
 ) -> tuple[Walk, list[Tensor], list[Walk]]:
-    """Propagate labels through the program, a second time if the first left forks to decide.
+    """Propagate labels through the program, a second time if the first left splits to decide.
 
     Operators that nothing reads tie labels, since a model's own code runs them, but neither freeze nor mix;
     they are taken out of the program.
@@ -78,7 +78,7 @@ def walk(
         what was learnt of each of the others.
     """
     state, tensors = _propagate(program, Walk(None), {})
-    if state.forks or state.unmerged:
+    if state.splits or state.unmerged:
         state, tensors = _propagate(program, Walk(decide(state)), {})
 
     def also() -> Walk:

@@ -54,7 +54,7 @@ class Produced:
 
 
 @dataclass(frozen=True)
-class Fork:
+class Split:
     """An axis that is split in a way its labels do not decide, with trial labels for each resulting axis."""
 
     key: tuple[str, int]
@@ -67,13 +67,13 @@ class Walk:
     """All that is learnt while the rules walk over the graph.
 
     `choices` says which axis carries the units where a split leaves that open. In a walk without
-    choices the forks are collected, and their axes carry trial labels to see where each leads; where
+    choices the splits are collected, and their axes carry trial labels to see where each leads; where
     two axes of units merge it does not choose between them either, and `unmerged` says so. `written`
     holds the nodes that an operator writes to, themselves or through a view of them.
     """
 
     choices: dict[tuple[str, int], int] | None = None
-    forks: list[Fork] = field(default_factory=list)
+    splits: list[Split] = field(default_factory=list)
     unmerged: bool = False
 
     store: LabelStore = field(default_factory=LabelStore)

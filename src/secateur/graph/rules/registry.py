@@ -55,6 +55,6 @@ def _is_pointwise(target: object, name: str) -> bool:
     base = name.split(".")[1].rstrip("_")
     if base in UNTAGGED:
         return True
-    packet = getattr(torch.ops.aten, base, None)  # the tag is often missing on the in-place twin
-    twin = getattr(packet, name.split(".")[2], None)
-    return torch.Tag.pointwise in getattr(twin, "tags", ())
+    packet = getattr(torch.ops.aten, base, None)  # the tag is often missing on the in-place variant
+    variant = getattr(packet, name.split(".")[2], None)
+    return torch.Tag.pointwise in getattr(variant, "tags", ())

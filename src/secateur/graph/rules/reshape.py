@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from secateur.graph.labels import Labels
-from secateur.graph.rules.op import Axes, Fork, Op, plain, product
+from secateur.graph.rules.op import Axes, Op, Split, plain, product
 from secateur.graph.rules.registry import rule
 
 
@@ -58,7 +58,7 @@ def _merge(op: Op, axes: list[Labels]) -> Labels:
         return axes[0]
     held = [op.store.held(axis) for axis in axes]
     live = [bool((axis > 0).any()) for axis in axes]
-    if op.walk.choices is None and sum(held) > 1:  # on trial: where the axes of a fork lead is known by now
+    if op.walk.choices is None and sum(held) > 1:  # on trial: where the axes of a split lead is known by now
         op.walk.unmerged = True
         return op.store.fresh(product(len(a) for a in axes))
     # Of several that parameters hold, the outermost: heads rather than head size.
@@ -78,7 +78,7 @@ def _split(op: Op, labels: Labels, sizes: list[int], first: int) -> list[Labels]
     """The labels of the axes that one axis becomes; `first` is the number of the first of these.
 
     If the labels already vary along one of them only, that one carries them, with nothing tied.
-    Otherwise the walk's choice does (see `secateur.graph.forks`), and positions along the others are tied.
+    Otherwise the walk's choice does (see `secateur.graph.splits`), and positions along the others are tied.
     """
     if len(sizes) == 1:
         return [labels]
@@ -90,7 +90,7 @@ def _split(op: Op, labels: Labels, sizes: list[int], first: int) -> list[Labels]
         key = (op.node.name, first)
         if op.walk.choices is None:
             trial = tuple(op.store.fresh(n, held=True) for n in sizes)
-            op.walk.forks.append(Fork(key, tuple(sizes), trial))
+            op.walk.splits.append(Split(key, tuple(sizes), trial))
             return list(trial)
         axis = op.walk.choices.get(key, max(range(len(sizes)), key=lambda k: (sizes[k], k)))
     out[axis] = op.carry(labels, sizes, axis)

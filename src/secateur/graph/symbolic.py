@@ -1,7 +1,8 @@
-"""``int(tensor)`` in a capture."""
+"""``len(tensor)`` and ``int(tensor)`` in a capture: symbols, where Python itself gives fixed numbers."""
 
 from __future__ import annotations
 
+import builtins
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,25 @@ from typing import Any
 import torch
 
 from secateur.preserving import is_own
+
+
+@contextmanager
+def lengths_open() -> Iterator[None]:
+    """Inside the block, ``len(tensor)`` is a symbol where the tensor's first size is one.
+
+    Python's own returns an int, which fixes the size.
+    """
+    original = builtins.len
+
+    def length(value: Any, /) -> Any:
+        size = value.shape[0] if isinstance(value, torch.Tensor) and value.ndim else None
+        return size if isinstance(size, torch.SymInt) else original(value)
+
+    builtins.len = length
+    try:
+        yield
+    finally:
+        builtins.len = original
 
 
 class _Meta(type):

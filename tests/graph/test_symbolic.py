@@ -1,4 +1,4 @@
-"""``int(tensor)`` in a capture."""
+"""``len(tensor)`` and ``int(tensor)`` in a capture."""
 
 from __future__ import annotations
 
@@ -9,7 +9,40 @@ import torch
 from torch import Tensor, nn
 
 import secateur as sc
-from secateur.graph.integers import integers_open
+from secateur.graph.capture import capture
+from secateur.graph.symbolic import integers_open, lengths_open
+
+
+class Flat(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        names = {len([x, x]): "two"}
+        return x.reshape(len(x), -1) + len(names[2]) + len(x[0, 0])
+
+
+def test_the_length_of_a_tensor_fixes_no_size() -> None:
+    found = capture(Flat().eval(), (torch.randn(4, 2, 3),), {})
+    assert found.static is None
+    x = torch.randn(7, 2, 3)
+    assert torch.equal(found.program.module()(x), Flat()(x))
+
+
+def test_all_other_lengths_are_pythons_own() -> None:
+    own = builtins.len
+    with lengths_open():
+        found = [len(torch.zeros(3)), len("abc"), len({})]
+        with pytest.raises(TypeError, match="no len"):
+            len(5)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="0-d"):
+            len(torch.tensor(0))
+    assert found == [3, 3, 0]
+    assert builtins.len is own
+
+
+def test_len_comes_back_after_an_error() -> None:
+    own = builtins.len
+    with pytest.raises(ValueError, match="stop"), lengths_open():
+        raise ValueError("stop")
+    assert builtins.len is own
 
 
 class Pooled(nn.Module):
@@ -48,7 +81,7 @@ def test_all_other_numbers_are_pythons_own() -> None:
     assert int is builtins.int
 
 
-def test_it_comes_back_after_an_error() -> None:
+def test_int_comes_back_after_an_error() -> None:
     with pytest.raises(ValueError, match="stop"), integers_open():
         raise ValueError("stop")
     assert int is builtins.int
