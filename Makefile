@@ -12,7 +12,8 @@ BIN := $(VENV)/bin
 # -qq: no warnings, but errors are still printed.
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 INSTALL := $(PIP) install --constraint constraints.txt
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+# worksteal: each process starts with a share of neighbouring tests, so that what a file sets up is set up once.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 LIBRARIES := .venv-libraries
 SOURCES := src tests benchmarks docs examples
 
