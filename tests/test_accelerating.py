@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import secateur as sc
-from secateur.accelerating import Crew
+from secateur.accelerating import ProcessGroup
 from secateur.calibration import seeded
 from tests.apply.plans import random_plan
 from tests.graph.test_trace import assert_same, state_of
@@ -91,12 +91,12 @@ def test_the_loop_is_the_literal_one(every: int, accelerator: Callable[..., Any]
     """Five batches: with two or three to a step, the last step of each epoch has fewer."""
     _, small = pruned()
     given: Any = data(5)
-    crew = accelerator(gradient_accumulation_steps=every)
-    tuned = sc.recover(small, None, given, epochs=2, learning_rate=0.05, accelerator=crew)
+    processes = accelerator(gradient_accumulation_steps=every)
+    tuned = sc.recover(small, None, given, epochs=2, learning_rate=0.05, accelerator=processes)
     assert_close(tuned, literal(small, given, 2, every, 0.05))
     with pytest.raises(AssertionError):
         assert_close(tuned, literal(small, given, 2, every + 1, 0.05))
-    assert crew.sync_gradients
+    assert processes.sync_gradients
 
 
 @pytest.mark.parametrize("form", ["module", "masked"])
@@ -130,8 +130,8 @@ def test_bf16(form: str, accelerator: Callable[..., Any]) -> None:
 
 def test_zeros_of_a_mask_stay_with_accumulation(accelerator: Callable[..., Any]) -> None:
     dense, small = pruned("masked")
-    crew = accelerator(gradient_accumulation_steps=3)
-    tuned = sc.recover(small, dense, data(), epochs=1, accelerator=crew)
+    processes = accelerator(gradient_accumulation_steps=3)
+    tuned = sc.recover(small, dense, data(), epochs=1, accelerator=processes)
     counted = 0
     for name, tensor in small.named_parameters():
         if tensor.ndim > 1:
@@ -154,11 +154,11 @@ def test_models_that_are_sharded_are_refused(
     accelerator: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dense, small = pruned()
-    crew = accelerator()
+    processes = accelerator()
     kind = accelerate.utils.DistributedType.FSDP
-    monkeypatch.setattr(type(crew), "distributed_type", kind)
+    monkeypatch.setattr(type(processes), "distributed_type", kind)
     with pytest.raises(sc.SettingError, match=r"whole model in each process, got FSDP\. Do make one"):
-        sc.recover(small, dense, data(), accelerator=crew)
+        sc.recover(small, dense, data(), accelerator=processes)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
@@ -168,11 +168,11 @@ def test_shares_cover_everything_and_are_alike_in_length(size: int, count: int, 
     batches = sc.Calibration.of([torch.full((2, 1), float(i)) for i in range(count)])
     found = []
     for rank in range(size):
-        crew = Crew(None, rank, size, every)
-        shared = list(crew.share(batches, count, "", False))
+        processes = ProcessGroup(None, rank, size, every)
+        shared = list(processes.share(batches, count, "", False))
         found.append([int(batch.args[0][0]) for batch, _ in shared])
         updates = [update for _, update in shared]
-        assert sum(updates) == crew.updates(count)
+        assert sum(updates) == processes.updates(count)
         assert updates[-1]
         assert all(update == ((i + 1) % every == 0) for i, update in enumerate(updates[:-1]))
     rounds = math.ceil(count / size)
@@ -188,15 +188,15 @@ import secateur as sc
 from tests.test_accelerating import task
 
 every, prepared, path = int(sys.argv[1]), sys.argv[2] == "prepared", sys.argv[3]
-crew = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=every)
-assert crew.num_processes == 2
+processes = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=every)
+assert processes.num_processes == 2
 for name in ("gated", "residual"):
     dense, small, given = task(name)
     if prepared:
         rows = torch.utils.data.TensorDataset(*(torch.cat(part) for part in zip(*given)))
-        given = crew.prepare(torch.utils.data.DataLoader(rows, batch_size=8))
-    tuned = sc.recover(small, None, given, epochs=2, learning_rate=0.05, accelerator=crew)
-    torch.save(tuned.state_dict(), f"{path}/{name}{crew.process_index}")
+        given = processes.prepare(torch.utils.data.DataLoader(rows, batch_size=8))
+    tuned = sc.recover(small, None, given, epochs=2, learning_rate=0.05, accelerator=processes)
+    torch.save(tuned.state_dict(), f"{path}/{name}{processes.process_index}")
 """
 
 

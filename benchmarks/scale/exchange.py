@@ -89,9 +89,9 @@ def counted(make: Callable[[], Subject], signal: str, samples: int) -> dict[str,
 
 def measured(make: Callable[[], Subject], signal: str, samples: int) -> dict[str, int]:
     """What the second of two processes really sends, and what it should on paper."""
-    from tests.score.crew import crew
+    from tests.score.processes import in_processes
 
-    first, second = crew(counted, 2, make, signal, samples)
+    first, second = in_processes(counted, 2, make, signal, samples)
     subject = make()
     per_class = Wasserstein().per_class
     batches = torch.arange(samples).split(subject.batch)

@@ -18,8 +18,7 @@ from secateur.calibration import Batch
 from secateur.cost import weight_bytes
 from secateur.repair.pairs import Pair, Values
 from secateur.repair.pending import HELD_BYTES
-from secateur.repair.sweep import FACTORS, LARGE, PARTS, ROWS, Task, sums_of, tasks
-from secateur.repair.targets import target
+from secateur.repair.sweep import FACTORS, LARGE, PARTS, ROWS, Task, sums_of, target, tasks
 
 
 def batchnorm(subject: Subject) -> Work:

@@ -14,8 +14,8 @@ from benchmarks.scale.subject import Subject
 from benchmarks.scale.work import Work, total
 from secateur.graph.groups import Group
 from secateur.graph.rules.op import hint
+from secateur.regression.calls import Call
 from secateur.regression.layers import Site
-from secateur.regression.outline import Call
 from secateur.score.reconstruction import POSITIONS, SHARE, _Layers
 from secateur.score.wasserstein import Wasserstein
 

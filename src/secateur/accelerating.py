@@ -16,7 +16,7 @@ from secateur.errors import SettingError
 
 
 @dataclass(frozen=True, eq=False)
-class Crew:
+class ProcessGroup:
     """The processes that train together.
 
     Attributes:
@@ -32,7 +32,7 @@ class Crew:
     every: int = 1
 
     @classmethod
-    def of(cls, accelerator: Any, loader: Any) -> Crew:
+    def of(cls, accelerator: Any, loader: Any) -> ProcessGroup:
         """Read an Accelerator.
 
         Raises:

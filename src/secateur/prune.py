@@ -22,7 +22,7 @@ from secateur.evaluate import evaluate
 from secateur.experts.prune import prune_experts
 from secateur.graph.graph import Graph
 from secateur.graph.trace import trace
-from secateur.latency.meeting import plan_within_latency
+from secateur.latency.budget import meet_latency_budget
 from secateur.masks.prune import MaskResult
 from secateur.masks.prune import prune as prune_weights
 from secateur.models import unwrap
@@ -30,8 +30,8 @@ from secateur.modes import require_plain_modes
 from secateur.plan import Plan
 from secateur.repair.methods import resolve as resolve_repairs
 from secateur.repair.repair import repair as repair_model
+from secateur.report.collect import knob_of, layers_of
 from secateur.report.data import versions
-from secateur.report.evidence import knob_of, layers_of
 from secateur.report.report import Report
 from secateur.result import (
     Result,
@@ -223,7 +223,7 @@ def prune(
             noted.append(note)
             return planned
         if isinstance(budget, Budget) and budget.latency is not None:
-            return plan_within_latency(model, graph, budget, allocate, inputs, form)
+            return meet_latency_budget(model, graph, budget, allocate, inputs, form)
         return allocate(budget)
 
     def agreed(limits: Limits | None) -> Plan:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from secateur.accelerating import Crew
+from secateur.accelerating import ProcessGroup
 from secateur.apply.copying import duplicate
 from secateur.apply.record import attach, record_of
 from secateur.calibration import Batch, Calibration, Forward, seeded
@@ -93,7 +93,7 @@ def recover(
         True
     """
     _check(epochs, distill, temperature)
-    crew = Crew.of(accelerator, loader)
+    processes = ProcessGroup.of(accelerator, loader)
     model = unwrap(model)
     require_plain_modes("recover", model)
     record = record_of(model)
@@ -103,7 +103,7 @@ def recover(
     plain = optimizer(trained) if optimizer else _sgd(trained, learning_rate)
     data = Calibration.of(loader, seed=seed, forward=forward, model=model)
     count = data.count() or sum(1 for _ in data.raw_batches())
-    total = max(1, epochs * crew.updates(count))
+    total = max(1, epochs * processes.updates(count))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         plain, lambda step: 0.5 * (1 + math.cos(math.pi * min(step, total) / total))
     )
@@ -111,21 +111,21 @@ def recover(
     device = device_of(student)
     data = data.to(device)
     objective = _Objective(_on(teacher, device), distill, temperature, loss_fn)
-    with seeded(seed + crew.rank):
+    with seeded(seed + processes.rank):
         wrapped.train()
         steps.zero_grad()
         for epoch in range(epochs):
             shuffled = replace(data, seed=data.seed + epoch)
-            for batch, update in crew.share(shuffled, count, f"Epoch {epoch + 1}", progress):
-                with crew.gathering(wrapped, update):
-                    crew.backward(objective(wrapped, batch))
+            for batch, update in processes.share(shuffled, count, f"Epoch {epoch + 1}", progress):
+                with processes.gathering(wrapped, update):
+                    processes.backward(objective(wrapped, batch))
                     if update:
                         steps.step()
                         steps.zero_grad()
                 if update and not getattr(steps, "step_was_skipped", False):
                     schedule.step()
                 _punch(holes)
-    crew.agree(student)
+    processes.agree(student)
     flush_subnormals(student)
     result = duplicate(model)  # not the student: what prepared it may have left its marks on it
     result.load_state_dict(student.state_dict())

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secateur.allocate import Allocator, Budget, Limits, Staircase, ToD, Uniform
+from secateur.allocate import Allocator, Budget, Limits, StepFunction, ToD, Uniform
 from secateur.allocate.ranking import ascending
 from secateur.allocate.signals import ScoreTable
 from secateur.cost import Cost
@@ -40,13 +40,13 @@ class Threshold(Allocator):
     def settings(self, knob: float | None) -> dict[str, Any]:
         return {"threshold": knob}
 
-    def steps(self, graph: Any, scores: ScoreTable, limits: Limits) -> Mapping[str, Staircase]:
+    def steps(self, graph: Any, scores: ScoreTable, limits: Limits) -> Mapping[str, StepFunction]:
         found = {}
         for group in graph.groups:  # the ignored ones too: the base leaves them alone
             values = scores["magnitude"][group.name]
             order = ascending(values)
             knob, last = np.unique(values[order], return_index=True)
-            found[group.name] = Staircase(order, knob, np.append(last[1:], len(values)))
+            found[group.name] = StepFunction(order, knob, np.append(last[1:], len(values)))
         return found
 
 
@@ -301,6 +301,6 @@ def test_a_signal_that_was_not_asked_for() -> None:
         ToD().allocate(graph, scores)
 
 
-def test_a_staircase() -> None:
-    stairs = Staircase(order=np.arange(9), knob=np.array([0.1, 0.5]), count=np.array([2, 7]))
-    assert [stairs.removed(x) for x in (None, 0.0, 0.1, 0.3, 0.5, 9.0)] == [0, 0, 2, 2, 7, 7]
+def test_a_step_function() -> None:
+    function = StepFunction(order=np.arange(9), knob=np.array([0.1, 0.5]), count=np.array([2, 7]))
+    assert [function.removed(x) for x in (None, 0.0, 0.1, 0.3, 0.5, 9.0)] == [0, 0, 2, 2, 7, 7]

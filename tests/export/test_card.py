@@ -8,7 +8,8 @@ import yaml
 from torch import nn
 
 import secateur as sc
-from secateur.report import proofs, words
+from secateur.formatting import number
+from secateur.report import proofs
 from secateur.report.markdown import escape
 
 
@@ -46,8 +47,8 @@ def test_figures_are_those_of_the_report() -> None:
     }
     stages = found.report.figures
     assert rows["top-1 accuracy"] == [f"{f.accuracy:.2%}" for f in stages]
-    assert rows["MACs for one sample"][0] == words.number(stages[0].macs)
-    assert rows["MACs for one sample"][1].startswith(words.number(stages[1].macs) + " (")
+    assert rows["MACs for one sample"][0] == number(stages[0].macs)
+    assert rows["MACs for one sample"][1].startswith(number(stages[1].macs) + " (")
     assert escape(proofs.paragraph(found.report)) in text
     assert "secateur as sc" in text
 
@@ -69,7 +70,7 @@ def test_without_a_report_the_record_speaks_and_what_is_unknown_is_left_out() ->
     head = front(text)
     assert set(head) == {"library_name", "tags"}
     plan = found.plan
-    assert words.number(plan.predicted.macs) in text
+    assert number(plan.predicted.macs) in text
     assert f"{sum(g.size - g.kept for g in plan.groups):,} of {sum(g.size for g in plan.groups):,}" in text
     assert "accuracy" not in text
     assert "## Figures" not in sc.model_card(nn.Linear(2, 2))

@@ -13,11 +13,11 @@ from secateur.compat.training import own_forward
 from secateur.integrations.wrappers import check_whole, refresh
 from tests.integrations.distributed import train
 from tests.integrations.training import a_pruner, batches, network
-from tests.score.crew import crew
+from tests.score.processes import in_processes
 
 
 def test_two_processes_under_ddp() -> None:
-    one, other = crew(train, 2)
+    one, other = in_processes(train, 2)
     assert one["same"] == other["same"] == [True] * 6
     assert one["plan"] == other["plan"]
     assert all(np.array_equal(v, other["state"][k]) for k, v in one["state"].items() if "running" not in k)

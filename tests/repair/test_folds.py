@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import secateur as sc
-from secateur.repair.folds import FEW, folds_of
+from secateur.repair.repair import FEW, folds_of
 
 
 def samples(data: sc.Calibration) -> list[int]:

@@ -256,7 +256,7 @@ def test_plenty_of_data_run_all_on_a_part_and_the_best_two_on_all(monkeypatch: p
     data = samples(labels=False)
     every = by_method(sc.repair(small, dense, data))
     assert not any("fitted_on" in entry for entry in every.values())
-    monkeypatch.setattr(trials, "HEAT", 4)
+    monkeypatch.setattr(trials, "FIRST_SAMPLES", 4)
     tried = by_method(sc.repair(small, dense, data))
     assert {*tried} == {*every}
     final = [name for name, entry in tried.items() if "fitted_on" not in entry]

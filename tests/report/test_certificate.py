@@ -1,4 +1,4 @@
-"""A plan's certificates in words."""
+"""A plan's certificates in sentences."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from secateur.allocate import EMP, Budget, Repairability, ToD
 from secateur.allocate.description import Certificate
-from secateur.report.bargain import asked
+from secateur.report.outcomes import asked
 from tests.allocate.fake import FakeGraph
 from tests.report.reports import CERTIFICATES, report
 
@@ -33,7 +33,7 @@ def said(**certificates: Any) -> Certificate:
 
 def test_the_exchange_says_what_for_what_and_what_it_assumes() -> None:
     found = said(exchange=EXCHANGE)
-    text = " ".join(found.words)
+    text = " ".join(found.sentences)
     assert "within the same budget leaves 18.8 M MACs (18.91 M here)" in text
     assert "removes units that hold 2.0 % of the network's protection score" in text
     assert "keeps units that hold 5.0 %" in text
@@ -41,14 +41,14 @@ def test_the_exchange_says_what_for_what_and_what_it_assumes() -> None:
     assert "as far as damage adds up over the removed units" in text
     assert found.titles[-2:] == ("uniform removes", "exchange")
     assert [row[-2:] for row in found.rows] == [("4", "+2.00"), ("16", "\N{MINUS SIGN}5.00")]
-    worse = " ".join(said(exchange=EXCHANGE | {"loss": 0.12}).words)
+    worse = " ".join(said(exchange=EXCHANGE | {"loss": 0.12}).sentences)
     assert "raises the protection score removed from 11.0 % to 12.0 %." in worse
 
 
 def test_without_shares_only_counts_are_compared() -> None:
     groups = {name: {"other_removed": 3, "taken": None, "spared": None} for name in ("stem", "body.conv")}
     found = said(exchange=EXCHANGE | {"loss": None, "groups": groups})
-    assert len(found.words) == 2
+    assert len(found.sentences) == 2
     assert [row[-2:] for row in found.rows] == [("3", "–"), ("3", "–")]
     assert len(said(exchange=None).titles) == 6
 
@@ -56,9 +56,9 @@ def test_without_shares_only_counts_are_compared() -> None:
 def test_units_that_came_back_and_constant_scores_are_named() -> None:
     groups = {name: g | {"allowed": g["removed"] + 2} for name, g in CERTIFICATES["groups"].items()}
     assert "4 units that this tolerance lets go stayed, to spend the budget." in " ".join(
-        said(groups=groups).words
+        said(groups=groups).sentences
     )
-    text = " ".join(said(constant={"stem": ["wasserstein", "taylor"]}).words)
+    text = " ".join(said(constant={"stem": ["wasserstein", "taylor"]}).sentences)
     assert "In stem every unit has the same score from taylor and wasserstein" in text
 
 
@@ -68,7 +68,7 @@ def test_what_a_plan_carries_can_be_put_in_words() -> None:
     scores = {s: {g.name: rng.uniform(size=g.size) for g in graph.groups} for s in ToD().signals}
     plan = ToD().allocate(graph, scores, Budget(macs=0.5))
     found = ToD().certificate(plan.certificates)
-    assert len(found.words) == 5
+    assert len(found.sentences) == 5
     assert {len(row) for row in found.rows} == {len(found.titles)} == {8}
     assert asked(report(asked={"allocator": "tod", "budget": plan.budget})).startswith(
         "at most 50 % of the MACs, allocator tod"
@@ -81,28 +81,28 @@ def planned(rule: Any, budget: Budget | None = None) -> Certificate:
     scores = {s: {g.name: rng.uniform(size=g.size) for g in graph.groups} for s in rule.signals}
     plan = rule.allocate(graph, scores, budget)
     found: Certificate = rule.certificate(plan.certificates)
-    assert "what" not in found.titles  # the rule's own words, not a list of its values
+    assert "what" not in found.titles  # the rule's own sentences, not a list of its values
     assert {len(row) for row in found.rows} <= {len(found.titles)}
     return found
 
 
 def test_effective_sizes_say_what_stays_and_what_had_to() -> None:
     by_layer = planned(EMP(beta=0.75))
-    assert by_layer.words[0].startswith("Of each layer, β = 0.75 times the effective number")
+    assert by_layer.sentences[0].startswith("Of each layer, β = 0.75 times the effective number")
     assert by_layer.titles[-1] == "at least"
     for row in by_layer.rows:
         kept, bound = (float(row[i].removesuffix(" %")) for i in (3, 6))
         assert 0 < bound <= kept < 100
     whole = planned(EMP(beta=0.75, scope="model"))
-    assert "whatever the scores with this effective number" in whole.words[1]
+    assert "whatever the scores with this effective number" in whole.sentences[1]
     assert len(whole.titles) == 4
     idle = EMP().certificate({"beta": None, "scope": "layer", "whole": {}, "groups": {}})
-    assert "Nothing had to go" in idle.words[0]
+    assert "Nothing had to go" in idle.sentences[0]
 
 
 def test_residuals_are_predicted_for_each_layer_and_named_at_their_worst() -> None:
     found = Repairability().certificate({"residual": {"a": 0.125, "b": 0.25}, "sum": 0.375})
-    assert "18.8 % distortion in the mean, and 25.0 % in b, the most." in found.words[0]
+    assert "18.8 % distortion in the mean, and 25.0 % in b, the most." in found.sentences[0]
     assert found.rows == (("a", "12.5 %"), ("b", "25.0 %"))
     nothing = Repairability().certificate({"residual": {}, "sum": 0})
-    assert "nothing to predict" in nothing.words[0]
+    assert "nothing to predict" in nothing.sentences[0]

@@ -15,10 +15,10 @@ from secateur.allocate.registry import RULES
 from secateur.errors import SettingError
 from secateur.formatting import plain
 from secateur.repair.methods import REPAIRS
-from secateur.report.bargain import bargains, settings
 from secateur.report.html import render
 from secateur.report.markdown import escape
-from secateur.report.words import rule as described
+from secateur.report.outcomes import outcomes, settings
+from secateur.report.sentences import rule as described
 from secateur.score.registry import SIGNALS
 from tests.report.test_html import Page
 
@@ -89,7 +89,7 @@ def test_every_rule(name: str) -> None:
     value = report.settings[found.setting]
     assert isinstance(value, float)
     solved = f"{plain(value)}, solved for the budget"
-    (allocator,) = (line for line in bargains(report) if line.what == "allocator")
+    (allocator,) = (line for line in outcomes(report) if line.what == "allocator")
     assert allocator.achieved == f"{found.setting} {solved}"
     assert dict(settings(report))[found.setting] == solved
     assert found.knob != "knob"
@@ -106,7 +106,7 @@ def test_every_rule(name: str) -> None:
         if certificate is not None:
             assert certificate.titles[0] == "layer"
             assert certificate.rows
-            for line in (*certificate.words, certificate.note):
+            for line in (*certificate.sentences, certificate.note):
                 assert shown(face, line) in text
             for row in certificate.rows:
                 assert DASH not in row

@@ -22,13 +22,13 @@ class Page(HTMLParser):
     def __init__(self, page: str) -> None:
         super().__init__()
         self.open: list[str] = []
-        self.words: list[str] = []
+        self.sentences: list[str] = []
         self.tags: list[str] = []
         self.attributes: list[tuple[str, str]] = []
         self.feed(page)
         self.close()
         assert not self.open, self.open
-        self.text = " ".join("".join(self.words).split())
+        self.text = " ".join("".join(self.sentences).split())
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
@@ -38,11 +38,11 @@ class Page(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
-        self.words.append(" ")  # but not where <wbr> breaks a name
+        self.sentences.append(" ")  # but not where <wbr> breaks a name
 
     def handle_data(self, data: str) -> None:
         if "style" not in self.open:
-            self.words.append(data)
+            self.sentences.append(data)
 
 
 def test_the_page_has_the_figures() -> None:

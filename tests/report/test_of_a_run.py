@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import secateur as sc
-from secateur.report import words
+from secateur.report import sentences
 from secateur.report.html import render
 from tests.experts.models import make
 from tests.experts.models import words as tokens
@@ -54,7 +54,7 @@ def test_a_run_fills_in_the_report(run: Any) -> None:
         assert len(report.figures[1].latency_runs) >= 5
     if run is unit:
         kept = [entry for entry in report.repairs if entry["kept"]]
-        refits = words.refits(report)
+        refits = sentences.refits(report)
         assert bool(refits) == any("layers" in entry or "reconstruct" in entry["method"] for entry in kept)
         assert report.knob.values[report.knob.at] == report.settings["tolerance"]
     page = render(report)

@@ -47,7 +47,7 @@ def points(path: str) -> list[tuple[float, float]]:
 
 
 def test_the_curve_holds_each_value_up_to_the_next() -> None:
-    found = shapes.stairs(report())
+    found = shapes.knob_plot(report())
     assert found is not None
     macs = points(found.macs)
     assert [100 - y for _, y in macs] == pytest.approx([100 * m / KNOB.macs[0] for m in KNOB.macs], rel=1e-3)
@@ -61,7 +61,7 @@ def test_the_curve_holds_each_value_up_to_the_next() -> None:
         pytest.approx(100 * (1 - 18_910_000 / 40_813_184)),
     )
     assert found.name == "tolerance"
-    assert shapes.stairs(report(knob=None)) is None
+    assert shapes.knob_plot(report(knob=None)) is None
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_the_curve_holds_each_value_up_to_the_next() -> None:
 )
 def test_any_knob_fits_the_plot(values: tuple[float, ...]) -> None:
     curve = KNOB.model_copy(update={"values": values, "at": None})
-    found = shapes.stairs(report(knob=curve))
+    found = shapes.knob_plot(report(knob=curve))
     assert found is not None
     assert found.plan is None
     assert 2 <= len(found.ticks) <= 9
@@ -91,7 +91,7 @@ def test_any_knob_fits_the_plot(values: tuple[float, ...]) -> None:
 def test_one_value_is_a_curve_too() -> None:
     for value in (0.0, 0.3, -2.0):
         one = Knob(values=(value,), macs=(10, 5), params=(10, 5), at=0)
-        assert shapes.stairs(report(knob=one)) is not None
+        assert shapes.knob_plot(report(knob=one)) is not None
 
 
 def test_passes_lie_on_one_axis_and_those_beyond_are_counted() -> None:

@@ -1,4 +1,4 @@
-"""What the processes of a crew do, for test_distributed.py: every case, one after the other."""
+"""What the processes of a process group do, for test_distributed.py: every case, one after the other."""
 
 from __future__ import annotations
 

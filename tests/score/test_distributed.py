@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from secateur.plan import Plan
 from secateur.score import Scores, score
-from tests.score.crew import crew
+from tests.score.processes import in_processes
 from tests.score.shared import ALL, LIGHT, TWO, abandoned, cases, plain, pruned
 
 Met = list[dict[str, Any]]
@@ -23,13 +23,13 @@ Met = list[dict[str, Any]]
 @pytest.mark.parametrize("size", [2, 3])
 def test_processes_that_share_the_work(size: int, tmp_path: Path) -> None:
     """One test, for the time the processes take to start. Three have their group before `score` is called."""
-    met = crew(cases, size, tmp_path, size == 3)
+    met = in_processes(cases, size, tmp_path, size == 3)
     scores_are_those_of_a_single_process(met)
     all_prune_by_one_plan(met)
     an_error_in_one_process_is_raised_in_all(met)
     processes_that_are_not_about_the_same_are_refused(met)
     a_shared_run_resumes(met)
-    left, killed = crew(abandoned, 2)
+    left, killed = in_processes(abandoned, 2)
     assert killed is None
     assert left.startswith("ScoreError: process 0 of 2: expected the others to answer, got ")
 

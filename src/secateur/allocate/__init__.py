@@ -16,7 +16,7 @@ from secateur.allocate.ratios import Ratios
 from secateur.allocate.registry import names, resolve
 from secateur.allocate.repair_aware import RepairAware
 from secateur.allocate.repairability import Repairability
-from secateur.allocate.staircase import Staircase
+from secateur.allocate.step_function import StepFunction
 from secateur.allocate.tod import ToD, tolerance_curve
 from secateur.allocate.uniform import Uniform
 from secateur.allocate.unit_distortions import unit_distortions
@@ -36,7 +36,7 @@ __all__ = [
     "Ratios",
     "RepairAware",
     "Repairability",
-    "Staircase",
+    "StepFunction",
     "ToD",
     "Uniform",
     "effective_number",

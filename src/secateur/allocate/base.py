@@ -19,7 +19,7 @@ from secateur.allocate.decision import Decision, decide
 from secateur.allocate.description import Certificate, Description, listed
 from secateur.allocate.limits import Limits
 from secateur.allocate.signals import ScoreTable, table
-from secateur.allocate.staircase import Staircase
+from secateur.allocate.step_function import StepFunction
 from secateur.errors import BudgetError, SettingError
 from secateur.plan import Plan
 from secateur.score.combination import Asked
@@ -67,7 +67,7 @@ class Allocator(ABC):
         """The rule's settings, with the value of the knob that decided (None: nothing had to go)."""
 
     @abstractmethod
-    def steps(self, graph: Graph, scores: ScoreTable, limits: Limits) -> Mapping[str, Staircase]:
+    def steps(self, graph: Graph, scores: ScoreTable, limits: Limits) -> Mapping[str, StepFunction]:
         """How many units each group loses as the knob turns.
 
         Args:
@@ -78,7 +78,7 @@ class Allocator(ABC):
                 to the next allowed one.
 
         Returns:
-            Per group name its staircase; groups that are not named lose nothing.
+            Per group name its step function; groups that are not named lose nothing.
 
         Raises:
             ScoreError: The scores do not fit.
@@ -183,17 +183,17 @@ class Allocator(ABC):
         knob = self.knob(budget)
         return decide(graph, budget, limits, self._considered(graph, scores, limits), knob)
 
-    def _curve(self, graph: Graph, limits: Limits, steps: Mapping[str, Staircase]) -> Curve:
+    def _curve(self, graph: Graph, limits: Limits, steps: Mapping[str, StepFunction]) -> Curve:
         knob_name = self.describe({}).knob
         return curve(self.name, graph, limits, steps, knob_name)
 
-    def _considered(self, graph: Graph, scores: ScoreTable, limits: Limits) -> dict[str, Staircase]:
-        """The staircase of each considered group, in the graph's order; flat where the rule names none."""
+    def _considered(self, graph: Graph, scores: ScoreTable, limits: Limits) -> dict[str, StepFunction]:
+        """The step function of each considered group, in the graph's order; flat where there is none."""
         considered = limits.considered(graph.groups)
         steps = self.steps(graph, scores, limits)
         none = np.zeros(0)
         return {
-            g.name: steps.get(g.name, Staircase(np.arange(g.size), none, none.astype(np.int64)))
+            g.name: steps.get(g.name, StepFunction(np.arange(g.size), none, none.astype(np.int64)))
             for g in considered
         }
 

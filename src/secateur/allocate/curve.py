@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import JsonValue
 
 from secateur.allocate.limits import Limits
-from secateur.allocate.staircase import Staircase
+from secateur.allocate.step_function import StepFunction
 from secateur.errors import SettingError
 
 if TYPE_CHECKING:
@@ -88,23 +88,23 @@ class Curve:
 
 
 def curve(
-    allocator: str, graph: Graph, limits: Limits, steps: Mapping[str, Staircase], knob_name: str = "knob"
+    allocator: str, graph: Graph, limits: Limits, steps: Mapping[str, StepFunction], knob_name: str = "knob"
 ) -> Curve:
-    """The curve of a rule with these staircases; one evaluation of the cost for all points together."""
-    knob = np.unique(np.concatenate([stairs.knob for stairs in steps.values()] or [np.empty(0)]))
-    sizes = np.array([len(stairs.order) for stairs in steps.values()], dtype=np.int64)
+    """The curve of a rule with these step functions; one evaluation of the cost for all points together."""
+    knob = np.unique(np.concatenate([function.knob for function in steps.values()] or [np.empty(0)]))
+    sizes = np.array([len(function.order) for function in steps.values()], dtype=np.int64)
     removed = np.zeros((len(knob) + 1, len(steps)), dtype=np.int64)
-    for column, stairs in enumerate(steps.values()):
-        allowed = [limits.removable(len(stairs.order), int(count)) for count in stairs.count]
-        removed[1:, column] = np.array([0, *allowed])[np.searchsorted(stairs.knob, knob, side="right")]
+    for column, function in enumerate(steps.values()):
+        allowed = [limits.removable(len(function.order), int(count)) for count in function.count]
+        removed[1:, column] = np.array([0, *allowed])[np.searchsorted(function.knob, knob, side="right")]
     # Limits lower counts, so not every value that a rule names changes anything.
     changes = np.append(True, (removed[1:] != removed[:-1]).any(axis=1))
     knob, removed = np.append(-np.inf, knob)[changes], removed[changes]
     gone: dict[str, NDArray[np.int64]] = {}
-    for column, (name, stairs) in enumerate(steps.items()):
-        gone[name] = np.empty(len(stairs.order), dtype=np.int64)
+    for column, (name, function) in enumerate(steps.items()):
+        gone[name] = np.empty(len(function.order), dtype=np.int64)
         # The unit at place j is gone from the first point on at which more than j are.
-        places = np.arange(len(stairs.order))
-        gone[name][stairs.order] = np.searchsorted(removed[:, column], places, side="right")
+        places = np.arange(len(function.order))
+        gone[name][function.order] = np.searchsorted(removed[:, column], places, side="right")
     params, macs = graph.sweep(gone, len(knob))
     return Curve(allocator, tuple(steps), sizes, knob, params, macs, sizes - removed, knob_name)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from secateur.allocate.budget import Budget, solve
 from secateur.allocate.limits import Limits
-from secateur.allocate.staircase import Staircase, masks
+from secateur.allocate.step_function import StepFunction, masks
 
 if TYPE_CHECKING:
     from secateur.cost import Cost
@@ -25,7 +25,7 @@ class Decision:
     Attributes:
         knob: Where the knob stands; None: it is off, nothing goes.
         budget: What the knob was solved for; None if the rule's own setting decided.
-        steps: Per considered group its staircase.
+        steps: Per considered group its step function.
         turned: Per considered group, how many units the knob takes.
         removed: Per considered group, how many units go: those, or fewer where the budget is spent to
             the last unit. The first so many of the group's order.
@@ -33,7 +33,7 @@ class Decision:
 
     knob: float | None
     budget: Budget | None
-    steps: Mapping[str, Staircase]
+    steps: Mapping[str, StepFunction]
     turned: Mapping[str, int]
     removed: Mapping[str, int]
 
@@ -44,7 +44,7 @@ class Decision:
 
 
 def decide(
-    graph: Graph, budget: Budget | None, limits: Limits, steps: Mapping[str, Staircase], knob: float | None
+    graph: Graph, budget: Budget | None, limits: Limits, steps: Mapping[str, StepFunction], knob: float | None
 ) -> Decision:
     """Turns the knob just far enough for the budget; without a budget it stays at `knob`.
 
@@ -58,10 +58,10 @@ def decide(
     return Decision(knob, budget, steps, turned, removed)
 
 
-def _turn(graph: Graph, budget: Budget, limits: Limits, steps: Mapping[str, Staircase]) -> float | None:
+def _turn(graph: Graph, budget: Budget, limits: Limits, steps: Mapping[str, StepFunction]) -> float | None:
     """The value of the knob that just meets the budget; None if the dense model does."""
     dense = graph.cost()
-    values = np.unique(np.concatenate([stairs.knob for stairs in steps.values()] or [np.empty(0)]))
+    values = np.unique(np.concatenate([function.knob for function in steps.values()] or [np.empty(0)]))
 
     def value(step: int) -> float | None:
         return float(values[step - 1]) if step else None
@@ -73,7 +73,7 @@ def _turn(graph: Graph, budget: Budget, limits: Limits, steps: Mapping[str, Stai
 
 
 def _spend(
-    graph: Graph, budget: Budget, limits: Limits, steps: Mapping[str, Staircase], turned: Mapping[str, int]
+    graph: Graph, budget: Budget, limits: Limits, steps: Mapping[str, StepFunction], turned: Mapping[str, int]
 ) -> dict[str, int]:
     """Gives units back, in the reverse of the order in which the knob took them, while the budget holds.
 
@@ -98,6 +98,9 @@ def _spend(
     return removed
 
 
-def _removed(limits: Limits, steps: Mapping[str, Staircase], knob: float | None) -> dict[str, int]:
+def _removed(limits: Limits, steps: Mapping[str, StepFunction], knob: float | None) -> dict[str, int]:
     """Per group the number of units that go at this value of the knob."""
-    return {name: limits.removable(len(stairs.order), stairs.removed(knob)) for name, stairs in steps.items()}
+    return {
+        name: limits.removable(len(function.order), function.removed(knob))
+        for name, function in steps.items()
+    }

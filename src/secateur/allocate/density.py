@@ -8,14 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secateur.allocate.ranking import ascending
-from secateur.allocate.staircase import Staircase
+from secateur.allocate.step_function import StepFunction
 
 
 def by_density(
     values: Mapping[str, NDArray[np.float64]],
     knob: Callable[[str, NDArray[np.float64]], NDArray[np.float64]],
-) -> dict[str, Staircase]:
-    """The staircases of a rule whose density falls as its knob rises.
+) -> dict[str, StepFunction]:
+    """The step functions of a rule whose density falls as its knob rises.
 
     k of a group's N units, those with the lowest scores, are gone where the density is at most 1 − k / N.
 
@@ -31,5 +31,5 @@ def by_density(
         at = knob(name, 1 - count / size)
         count, at = count[np.isfinite(at)], at[np.isfinite(at)]
         last = np.append(at[1:] > at[:-1], np.ones(min(1, len(at)), dtype=np.bool_))
-        found[name] = Staircase(ascending(scores), at[last], count[last])
+        found[name] = StepFunction(ascending(scores), at[last], count[last])
     return found

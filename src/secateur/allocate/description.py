@@ -14,13 +14,13 @@ class Certificate:
     """What a rule guarantees or predicts of its plan.
 
     Attributes:
-        words: What it says, a sentence each.
+        sentences: What it says, a sentence each.
         note: What the table's columns mean.
         titles: Columns of the table.
         rows: Per layer, a cell for each column.
     """
 
-    words: tuple[str, ...] = ()
+    sentences: tuple[str, ...] = ()
     note: str = ""
     titles: tuple[str, ...] = ()
     rows: tuple[tuple[str, ...], ...] = ()
@@ -42,9 +42,9 @@ class Description:
 
 
 def listed(found: Mapping[str, Any]) -> Certificate:
-    """The certificate of a rule that has no words for it: a row for each value."""
+    """The certificate of a rule that has no sentences for it: a row for each value."""
     return Certificate(
-        words=("The rule gave these values.",), titles=("what", "value"), rows=tuple(_rows(found, ()))
+        sentences=("The rule gave these values.",), titles=("what", "value"), rows=tuple(_rows(found, ()))
     )
 
 

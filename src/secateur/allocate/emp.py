@@ -18,11 +18,10 @@ from secateur.allocate.budget import Budget
 from secateur.allocate.decision import Decision
 from secateur.allocate.description import Certificate
 from secateur.allocate.effective_size import SLACK, checked_beta, effective_number, sizes
-from secateur.allocate.leaving import split, staircase
 from secateur.allocate.limits import Limits
 from secateur.allocate.ranking import ranks
 from secateur.allocate.signals import ScoreTable, vector
-from secateur.allocate.staircase import Staircase
+from secateur.allocate.step_function import StepFunction, split, step_function
 from secateur.errors import SettingError
 from secateur.formatting import share
 from secateur.graph.groups import Group
@@ -147,7 +146,7 @@ class EMP(Allocator):
             "removal": name_of(self.removal),
         }
 
-    def steps(self, graph: Graph, scores: ScoreTable, limits: Limits) -> Mapping[str, Staircase]:
+    def steps(self, graph: Graph, scores: ScoreTable, limits: Limits) -> Mapping[str, StepFunction]:
         """The unit of descending rank j in its scope goes where fewer than j + 1 are kept; rank 0 never."""
         groups = limits.considered(graph.groups)
         values = {g.name: np.abs(vector(scores, self.removal, g)) for g in groups}
@@ -156,7 +155,7 @@ class EMP(Allocator):
             parts = split(_leaves(whole[None]), groups)
         else:
             parts = {g.name: _leaves(self._rows(g, values[g.name])) for g in groups}
-        return {name: staircase(leaves) for name, leaves in parts.items()}
+        return {name: step_function(leaves) for name, leaves in parts.items()}
 
     def _rows(self, group: Group, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """The scores that compete with each other, in rows. [rows, members]"""
@@ -208,7 +207,7 @@ class EMP(Allocator):
             return super().certificate(found)
         beta, groups, whole = found["beta"], found["groups"], found["whole"]
         if beta is None:
-            return Certificate(words=("Nothing had to go, so nothing is guaranteed.",))
+            return Certificate(sentences=("Nothing had to go, so nothing is guaranteed.",))
         name = {"model": "the whole model", "row": "each row of each layer"}.get(found["scope"], "each layer")
         bound = (
             f"; whatever the scores with this effective number ({whole['effective']:,.1f}), they had to hold "
@@ -218,7 +217,7 @@ class EMP(Allocator):
         )
         by_layer = all("bound" in g for g in groups.values())
         return Certificate(
-            words=(
+            sentences=(
                 f"Of {name}, β = {beta:.4g} times the effective number of its scores stays at least.",
                 f"In all {whole['kept']:,} of {whole['units']:,} stay, which hold {share(whole['mass'])} of "
                 f"the scores{bound}",

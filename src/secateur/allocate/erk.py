@@ -17,7 +17,7 @@ from secateur.allocate.checks import fraction
 from secateur.allocate.density import by_density
 from secateur.allocate.limits import Limits
 from secateur.allocate.signals import ScoreTable, vector
-from secateur.allocate.staircase import Staircase
+from secateur.allocate.step_function import StepFunction
 from secateur.errors import SettingError
 from secateur.graph.groups import Group
 from secateur.graph.weight import WeightGroup
@@ -101,7 +101,7 @@ class ERK(Allocator):
         epsilon = None if knob is None or np.isneginf(knob) else -float(knob)
         return {"epsilon": epsilon, "cap": self.cap, "removal": name_of(self.removal)}
 
-    def steps(self, graph: Graph, scores: ScoreTable, limits: Limits) -> Mapping[str, Staircase]:
+    def steps(self, graph: Graph, scores: ScoreTable, limits: Limits) -> Mapping[str, StepFunction]:
         """The knob is −ε; at a very small value of it the densities are the cap."""
         groups = {g.name: g for g in limits.considered(graph.groups)}
         largest = max(1 / factor(group) for group in groups.values())

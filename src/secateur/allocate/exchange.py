@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
-from secateur.allocate.staircase import Staircase
+from secateur.allocate.step_function import StepFunction
 from secateur.formatting import MINUS, number, share
 
 
 def exchange(
     protection: Mapping[str, NDArray[np.float64]],
-    steps: Mapping[str, Staircase],
+    steps: Mapping[str, StepFunction],
     ours: Mapping[str, int],
     theirs: Mapping[str, int],
 ) -> dict[str, JsonValue]:

@@ -14,11 +14,10 @@ from pydantic import JsonValue
 from secateur.allocate.base import Allocator
 from secateur.allocate.budget import Budget
 from secateur.allocate.checks import fraction
-from secateur.allocate.leaving import split, staircase
 from secateur.allocate.limits import Limits
 from secateur.allocate.ranking import ascending, ranks
 from secateur.allocate.signals import ScoreTable, vector
-from secateur.allocate.staircase import Staircase
+from secateur.allocate.step_function import StepFunction, split, step_function
 from secateur.errors import ScoreError, SettingError
 from secateur.score.combination import Asked, name_of
 
@@ -133,7 +132,7 @@ class Global(Allocator):
         ratio = None if knob is None else float(knob)
         return {"ratio": ratio, "normalise": self.normalise, "removal": name_of(self.removal)}
 
-    def steps(self, graph: Graph, scores: ScoreTable, limits: Limits) -> Mapping[str, Staircase]:
+    def steps(self, graph: Graph, scores: ScoreTable, limits: Limits) -> Mapping[str, StepFunction]:
         """The unit of ascending rank i among all N goes from ratio (i + 1) / N on."""
         groups = limits.considered(graph.groups)
         values = {g.name: vector(scores, self.removal, g) for g in groups}
@@ -145,4 +144,4 @@ class Global(Allocator):
                 )
         whole = np.concatenate([NORMALISE[self.normalise](found) for found in values.values()])
         leaves = split((ranks(whole) + 1) / len(whole), groups)
-        return {name: staircase(found) for name, found in leaves.items()}
+        return {name: step_function(found) for name, found in leaves.items()}

@@ -18,7 +18,7 @@ from secateur.allocate.checks import fraction
 from secateur.allocate.density import by_density
 from secateur.allocate.limits import Limits
 from secateur.allocate.signals import ScoreTable, vector
-from secateur.allocate.staircase import Staircase
+from secateur.allocate.step_function import StepFunction
 from secateur.errors import SettingError
 from secateur.score.combination import Asked, name_of
 
@@ -101,7 +101,7 @@ class OWL(Allocator):
             "removal": name_of(self.removal),
         }
 
-    def steps(self, graph: Graph, scores: ScoreTable, limits: Limits) -> Mapping[str, Staircase]:
+    def steps(self, graph: Graph, scores: ScoreTable, limits: Limits) -> Mapping[str, StepFunction]:
         """The knob is −t: the unit at place i of N goes where the density is not above 1 − (i + 1) / N."""
         values = {g.name: vector(scores, self.removal, g) for g in limits.considered(graph.groups)}
         shares = {name: outliers(found, self.above) for name, found in values.items()}

@@ -17,7 +17,7 @@ from secateur.allocate.limits import Limits
 from secateur.allocate.naming import covers, layers_of, matching
 from secateur.allocate.ranking import ascending
 from secateur.allocate.signals import ScoreTable, vector
-from secateur.allocate.staircase import Staircase
+from secateur.allocate.step_function import StepFunction
 from secateur.errors import SettingError
 from secateur.formatting import share
 from secateur.graph.groups import Group
@@ -92,13 +92,13 @@ class Ratios(Allocator):
             "removal": name_of(self.removal),
         }
 
-    def steps(self, graph: Graph, scores: ScoreTable, limits: Limits) -> Mapping[str, Staircase]:
+    def steps(self, graph: Graph, scores: ScoreTable, limits: Limits) -> Mapping[str, StepFunction]:
         """K of N units go from factor k / N / ratio on."""
         found = {}
         for group, ratio in self._given(graph, limits).items():
             count = limits.feasible(group.size)
             order = ascending(vector(scores, self.removal, group))
-            found[group.name] = Staircase(order, count / group.size / ratio, count)
+            found[group.name] = StepFunction(order, count / group.size / ratio, count)
         return found
 
     def _given(self, graph: Graph, limits: Limits) -> dict[Group, float]:
@@ -148,7 +148,9 @@ class Ratios(Allocator):
         if not all({"asked", "removed"} <= group.keys() for group in groups.values()):
             return super().certificate(found)
         return Certificate(
-            words=("Each layer lost the largest number of units within its ratio that the limits allow.",),
+            sentences=(
+                "Each layer lost the largest number of units within its ratio that the limits allow.",
+            ),
             note="Asked is the ratio that was given, times the factor; a budget that is spent to the last "
             "unit lets units come back.",
             titles=("layer", "asked", "removed"),

@@ -19,7 +19,7 @@ from secateur.allocate.hull import slopes
 from secateur.allocate.limits import Limits
 from secateur.allocate.ranking import ascending
 from secateur.allocate.signals import ScoreTable, vector
-from secateur.allocate.staircase import Staircase
+from secateur.allocate.step_function import StepFunction
 from secateur.errors import SettingError
 from secateur.formatting import share
 from secateur.score.combination import Asked, name_of
@@ -104,7 +104,7 @@ class RepairAware(Allocator):
         error = None if knob is None else float(knob)
         return {"error": error, "removal": name_of(self.removal), "per": self.per}
 
-    def steps(self, graph: Graph, scores: ScoreTable, limits: Limits) -> Mapping[str, Staircase]:
+    def steps(self, graph: Graph, scores: ScoreTable, limits: Limits) -> Mapping[str, StepFunction]:
         """Each unit goes when the sum of all groups' errors reaches what it is with this unit gone."""
         groups = limits.considered(graph.groups)
         orders, errors = [], []
@@ -122,7 +122,7 @@ class RepairAware(Allocator):
             gone[g] += 1
             sums[g].append(total)
         return {
-            group.name: Staircase.of(order, np.maximum.accumulate(np.array(at, dtype=np.float64)))
+            group.name: StepFunction.of(order, np.maximum.accumulate(np.array(at, dtype=np.float64)))
             for group, order, at in zip(groups, orders, sums, strict=True)
         }
 
@@ -146,10 +146,10 @@ class RepairAware(Allocator):
             return super().certificate(found)
         errors = found["error"]
         if not errors:
-            return Certificate(words=("Nothing had to go, so there is nothing to predict.",))
+            return Certificate(sentences=("Nothing had to go, so there is nothing to predict.",))
         worst = max(errors, key=errors.__getitem__)
         return Certificate(
-            words=(
+            sentences=(
                 f"Units went from {len(errors):,} {'layer' if len(errors) == 1 else 'layers'}. After "
                 "refitting the layers that read them, the predicted errors add up to "
                 f"{share(found['sum'])}; {worst} has the largest, {share(errors[worst])}.",

@@ -23,7 +23,7 @@ from secateur.allocate.limits import Limits
 from secateur.allocate.naming import matching, shorten
 from secateur.allocate.ranking import ascending
 from secateur.allocate.signals import ScoreTable, vector
-from secateur.allocate.staircase import Staircase
+from secateur.allocate.step_function import StepFunction
 from secateur.errors import SettingError
 from secateur.formatting import share
 from secateur.graph.groups import Group
@@ -124,7 +124,7 @@ class Repairability(Allocator):
             "per": self.per,
         }
 
-    def steps(self, graph: Graph, scores: ScoreTable, limits: Limits) -> Mapping[str, Staircase]:
+    def steps(self, graph: Graph, scores: ScoreTable, limits: Limits) -> Mapping[str, StepFunction]:
         """The unit at place i of N goes from λ = price(at sparsity (i + 1) / N) / (N · cost) on."""
         groups = limits.considered(graph.groups)
         held, forced = _matching("dense", self.dense, groups), _matching("along", self.along, groups)
@@ -135,7 +135,7 @@ class Repairability(Allocator):
             count = np.arange(1, group.size, dtype=np.int64)
             whole = group.size * self._cost(graph, group)
             price = self._distortion(group.name).price(count / group.size) / whole
-            found[group.name] = Staircase.of(ascending(vector(scores, self.removal, group)), price)
+            found[group.name] = StepFunction.of(ascending(vector(scores, self.removal, group)), price)
         others = list(found.values())
         for group in groups:
             if group.name in forced - held:
@@ -156,8 +156,8 @@ class Repairability(Allocator):
     ) -> dict[str, JsonValue]:
         """The predicted residual of each layer that loses weights, pruned alone: D_rep; and their sum."""
         residual = {
-            name: self._distortion(name).residual(decision.removed[name] / len(stairs.order))
-            for name, stairs in decision.steps.items()
+            name: self._distortion(name).residual(decision.removed[name] / len(function.order))
+            for name, function in decision.steps.items()
             if decision.removed[name] and self.curves is not None and name in self.curves
         }
         return {"residual": dict(residual), "sum": sum(residual.values())}
@@ -168,10 +168,10 @@ class Repairability(Allocator):
             return super().certificate(found)
         residual = found["residual"]
         if not residual:
-            return Certificate(words=("Nothing had to go, so there is nothing to predict.",))
+            return Certificate(sentences=("Nothing had to go, so there is nothing to predict.",))
         worst = max(residual, key=residual.__getitem__)
         return Certificate(
-            words=(
+            sentences=(
                 f"{len(residual):,} {'layer was' if len(residual) == 1 else 'layers were'} each pruned "
                 "alone, to several sparsities, and repaired. At what this plan takes, repair is predicted "
                 f"to leave {share(found['sum'] / len(residual))} distortion in the mean, and "
@@ -195,18 +195,18 @@ class Repairability(Allocator):
         return self.curves[name]
 
 
-def _along(others: Sequence[Staircase], order: NDArray[np.int64]) -> Staircase:
+def _along(others: Sequence[StepFunction], order: NDArray[np.int64]) -> StepFunction:
     """A group that loses the share that others lose together, rounded down."""
-    knob = np.concatenate([stairs.knob for stairs in others] or [np.empty(0)])
+    knob = np.concatenate([function.knob for function in others] or [np.empty(0)])
     went = np.concatenate(
-        [np.diff(stairs.count, prepend=0) for stairs in others] or [np.empty(0, dtype=np.int64)]
+        [np.diff(function.count, prepend=0) for function in others] or [np.empty(0, dtype=np.int64)]
     )
     when = np.argsort(knob, kind="stable")
     at, last = np.unique(knob[when][::-1], return_index=True)
     gone = went[when].cumsum()[::-1][last]
     count = np.minimum(gone * len(order) // max(1, sum(len(s.order) for s in others)), len(order) - 1)
     changes = np.diff(count, prepend=0) > 0
-    return Staircase(order, at[changes], count[changes])
+    return StepFunction(order, at[changes], count[changes])
 
 
 def _matching(setting: str, patterns: Iterable[str], groups: Sequence[Group]) -> set[str]:

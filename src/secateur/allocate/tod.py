@@ -25,7 +25,7 @@ from secateur.allocate.limits import Limits
 from secateur.allocate.naming import shorten
 from secateur.allocate.ranking import ascending, ranks
 from secateur.allocate.signals import ScoreTable, vector
-from secateur.allocate.staircase import Staircase
+from secateur.allocate.step_function import StepFunction
 from secateur.allocate.uniform import Uniform
 from secateur.errors import ConstantScoresWarning, ScoreError
 from secateur.formatting import share
@@ -147,17 +147,17 @@ class ToD(Allocator):
             "protection": name_of(self.protection),
         }
 
-    def steps(self, graph: Graph, scores: ScoreTable, limits: Limits) -> Mapping[str, Staircase]:
+    def steps(self, graph: Graph, scores: ScoreTable, limits: Limits) -> Mapping[str, StepFunction]:
         """k(α), the largest allowed k with ToD(k) <= α: never falling in α, though ToD(k) is not in k."""
-        found: dict[str, Staircase] = {}
+        found: dict[str, StepFunction] = {}
         for group in limits.considered(graph.groups):
             removal = vector(scores, self.removal, group)
             allowed = limits.feasible(group.size)
             values = tolerance_curve(removal, vector(scores, self.protection, group))[allowed - 1]
             # A k is the largest for some α if and only if its ToD is below that of every larger k.
             later = np.minimum.accumulate(np.append(values, np.inf)[::-1])[::-1][1:]
-            stairs = values < later
-            found[group.name] = Staircase(ascending(removal), knob=values[stairs], count=allowed[stairs])
+            changes = values < later
+            found[group.name] = StepFunction(ascending(removal), knob=values[changes], count=allowed[changes])
         return found
 
     def certificates(
@@ -206,12 +206,12 @@ class ToD(Allocator):
         if not {"tolerance", "groups"} <= found.keys():
             return super().certificate(found)
         if found["tolerance"] is None:
-            return Certificate(words=("Nothing had to go, so nothing is guaranteed.",))
+            return Certificate(sentences=("Nothing had to go, so nothing is guaranteed.",))
         groups, tolerance = found["groups"], float(found["tolerance"])
         removed, overlap, bound = (
             sum(g[name] for g in groups.values()) for name in ("removed", "overlap", "overlap_bound")
         )
-        words = (
+        said = (
             f"Tolerance of Difference {tolerance:.4g}: of the k units that a layer lost, at most "
             f"{100 * tolerance:.3g} % are among the k of that layer that the protection signal values most.",
             f"Over all layers {removed:,} units went; {overlap:,} of them were among those, and "
@@ -220,8 +220,8 @@ class ToD(Allocator):
         exchanged = found.get("exchange") or {}
         compared = exchanged.get("groups", {})
         return Certificate(
-            words=(
-                *words,
+            sentences=(
+                *said,
                 *_given_back(groups),
                 *(sentences(exchanged) if compared else ()),
                 *_constant(found.get("constant") or {}),

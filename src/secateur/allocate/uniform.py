@@ -14,7 +14,7 @@ from secateur.allocate.checks import fraction
 from secateur.allocate.limits import Limits
 from secateur.allocate.ranking import ascending
 from secateur.allocate.signals import ScoreTable, vector
-from secateur.allocate.staircase import Staircase
+from secateur.allocate.step_function import StepFunction
 from secateur.errors import SettingError
 from secateur.score.combination import Asked, name_of
 
@@ -78,15 +78,15 @@ class Uniform(Allocator):
         """The ratio that decided, and the signal."""
         return {"ratio": None if knob is None else float(knob), "removal": name_of(self.removal)}
 
-    def steps(self, graph: Graph, scores: ScoreTable, limits: Limits) -> Mapping[str, Staircase]:
+    def steps(self, graph: Graph, scores: ScoreTable, limits: Limits) -> Mapping[str, StepFunction]:
         """K units go from ratio k / N on.
 
         A quotient of integers rounds to the same float as the literal that a person writes (29 / 100
         is 0.29), so ``ratio >= k / N`` is the floor, without the error of ``ratio * N``.
         """
-        found: dict[str, Staircase] = {}
+        found: dict[str, StepFunction] = {}
         for group in limits.considered(graph.groups):
             count = limits.feasible(group.size)
             order = ascending(vector(scores, self.removal, group))
-            found[group.name] = Staircase(order=order, knob=count / group.size, count=count)
+            found[group.name] = StepFunction(order=order, knob=count / group.size, count=count)
         return found

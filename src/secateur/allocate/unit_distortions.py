@@ -19,8 +19,8 @@ from secateur.calibration import Calibration, seeded
 from secateur.errors import ScoreError
 from secateur.graph.graph import Graph
 from secateur.graph.groups import Slice
+from secateur.regression.calls import Call
 from secateur.regression.layers import Site
-from secateur.regression.outline import Call
 from secateur.regression.readers import LayerCalls, unit_of
 from secateur.score.combination import Asked
 from secateur.score.program import CapturedModel

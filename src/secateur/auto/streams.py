@@ -51,7 +51,7 @@ def streams(graph: Graph) -> tuple[str, ...]:
         group.name
         for group in graph.groups
         if any(
-            addition_after(site, calls.outline) is not None
+            addition_after(site, calls.program_calls) is not None
             for piece in group.of_role("produce")
             for site in calls.of(piece)
         )

@@ -137,11 +137,9 @@ def _undisturbed() -> Iterator[None]:
 
 def reload_code(import_line: str, out: Path) -> str:
     """Python that loads the model again; `import_line` defines `make_model`."""
-    from secateur.report import words
+    from secateur.report import sentences
 
-    return (
-        f"import secateur as sc\n{import_line}\nmodel = sc.load({words.quoted(out.as_posix())}, make_model)"
-    )
+    return sentences.loading(out.as_posix(), import_line)
 
 
 def write_result(small: nn.Module, report: Report, out: Path, reload: str, *, make_model: str = "") -> Report:

@@ -18,7 +18,7 @@ from secateur.allocate.emp import EMP
 from secateur.allocate.global_ranking import Global
 from secateur.allocate.limits import Limits
 from secateur.allocate.signals import ScoreTable, vector
-from secateur.allocate.staircase import Staircase
+from secateur.allocate.step_function import StepFunction
 from secateur.allocate.tod import ToD
 from secateur.allocate.uniform import Uniform
 from secateur.errors import PlanError, SettingError
@@ -146,7 +146,7 @@ class _Grouped(Wrapped):
 
     experts: ExpertGraph
 
-    def steps(self, graph: Graph, scores: ScoreTable, limits: Limits) -> Mapping[str, Staircase]:
+    def steps(self, graph: Graph, scores: ScoreTable, limits: Limits) -> Mapping[str, StepFunction]:
         parts = {g.name: _parts(self.experts.block(g.name), g) for g in limits.considered(graph.groups)}
         table: dict[str, dict[str, NDArray[np.float64]]] = {
             signal: {
@@ -180,9 +180,9 @@ def _parts(block: Block, group: Group) -> list[tuple[int, Group]]:
     ]
 
 
-def _together(parts: list[tuple[int, Staircase]]) -> Staircase:
-    """One staircase for a block: in turn the next expert of each part; as many as the parts lose in all."""
-    order = np.stack([start + stairs.order for start, stairs in parts], axis=1).ravel()
-    knob = np.unique(np.concatenate([stairs.knob for _, stairs in parts]))
-    total = np.array([sum(stairs.removed(k) for _, stairs in parts) for k in knob], dtype=np.int64)
-    return Staircase(order=order, knob=knob, count=total // len(parts) * len(parts))
+def _together(parts: list[tuple[int, StepFunction]]) -> StepFunction:
+    """One step function for a block, which takes the next expert of each part in turn."""
+    order = np.stack([start + function.order for start, function in parts], axis=1).ravel()
+    knob = np.unique(np.concatenate([function.knob for _, function in parts]))
+    total = np.array([sum(function.removed(k) for _, function in parts) for k in knob], dtype=np.int64)
+    return StepFunction(order=order, knob=knob, count=total // len(parts) * len(parts))

@@ -13,7 +13,7 @@ from secateur.allocate.budget import Budget
 from secateur.allocate.description import Description
 from secateur.allocate.limits import Limits
 from secateur.allocate.signals import ScoreTable
-from secateur.allocate.staircase import Staircase
+from secateur.allocate.step_function import StepFunction
 from secateur.errors import SettingError
 from secateur.experts.wrapped import Wrapped
 from secateur.graph.graph import Graph
@@ -50,7 +50,7 @@ class EqualCounts(Wrapped):
         """The rule's; what a budget solves for is the fraction."""
         return replace(self.rule.describe(certificates), setting="ratio", knob="ratio")
 
-    def steps(self, graph: Graph, scores: ScoreTable, limits: Limits) -> Mapping[str, Staircase]:
+    def steps(self, graph: Graph, scores: ScoreTable, limits: Limits) -> Mapping[str, StepFunction]:
         """K experts of each block go from ratio k / N on."""
         sizes = sorted({group.size for group in limits.considered(graph.groups)})
         if len(sizes) > 1:
@@ -60,6 +60,6 @@ class EqualCounts(Wrapped):
             )
         count = limits.feasible(sizes[0])
         return {
-            name: Staircase(order=stairs.order, knob=np.asarray(count / sizes[0]), count=count)
-            for name, stairs in self.rule.steps(graph, scores, limits).items()
+            name: StepFunction(order=function.order, knob=np.asarray(count / sizes[0]), count=count)
+            for name, function in self.rule.steps(graph, scores, limits).items()
         }

@@ -22,8 +22,8 @@ from secateur.experts.score import score_experts
 from secateur.experts.trace import trace_experts
 from secateur.graph.graph import Graph
 from secateur.models import unwrap
+from secateur.report.collect import knob_of, layers_of
 from secateur.report.data import versions
-from secateur.report.evidence import knob_of, layers_of
 from secateur.report.report import Report
 from secateur.result import Result, asked_for, clock, few, figures, proof_entry, scored_on, untouched
 from secateur.score.combination import name_of

@@ -16,8 +16,8 @@ from secateur.latency.backends import BACKENDS
 from secateur.latency.interval import median_ratio
 from secateur.latency.measurement import Measurement, Row
 from secateur.latency.reasons import reasons
+from secateur.latency.table import table
 from secateur.latency.timing import Latency, interleaved, waiting
-from secateur.latency.words import table
 from secateur.models import device_of, unwrap
 
 

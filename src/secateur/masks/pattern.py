@@ -13,10 +13,9 @@ from pydantic import JsonValue
 
 from secateur.allocate.base import Allocator
 from secateur.allocate.budget import Budget
-from secateur.allocate.leaving import staircase
 from secateur.allocate.limits import Limits
 from secateur.allocate.signals import ScoreTable, vector
-from secateur.allocate.staircase import Staircase
+from secateur.allocate.step_function import StepFunction, step_function
 from secateur.errors import SettingError
 from secateur.graph.weight import WeightGroup
 from secateur.score.combination import Asked, name_of
@@ -86,7 +85,7 @@ class Pattern(Allocator):
         """The pattern and the signal."""
         return {"n": self.n, "m": self.m, "removal": name_of(self.removal)}
 
-    def steps(self, graph: Graph, scores: ScoreTable, limits: Limits) -> Mapping[str, Staircase]:
+    def steps(self, graph: Graph, scores: ScoreTable, limits: Limits) -> Mapping[str, StepFunction]:
         """At one value all go that do not stay."""
         found = {}
         for group in limits.considered(graph.groups):
@@ -96,7 +95,7 @@ class Pattern(Allocator):
                     "Use granularity 'weight'."
                 )
             if group.rows[1] % self.m == 0:
-                found[group.name] = staircase(self._leaves(vector(scores, self.removal, group)))
+                found[group.name] = step_function(self._leaves(vector(scores, self.removal, group)))
         return found
 
     def _leaves(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -6,8 +6,8 @@ from torch import fx
 
 from secateur.graph.graph import Graph
 from secateur.graph.walk import tensor_of
+from secateur.regression.calls import Call, ProgramCalls
 from secateur.regression.layers import Site
-from secateur.regression.outline import Call, Outline
 
 _SUMS = ("aten.add.Tensor", "aten.add_.Tensor")
 
@@ -25,30 +25,30 @@ def projections(graph: Graph) -> tuple[str, ...]:
     Example:
         ``Repairability(dense=projections(graph))`` prunes all but the projections.
     """
-    outline = Outline(graph)
+    program_calls = ProgramCalls(graph)
     sites = {}
-    for node in outline.nodes:
-        site = Site.of(node, Call.captured(node), outline)
+    for node in program_calls.nodes:
+        site = Site.of(node, Call.captured(node), program_calls)
         if site is not None:
             sites[node] = site
     found = []
     for site in sites.values():
-        name = outline.names[site.weight]
+        name = program_calls.names[site.weight]
         small = all(length == 1 for length in tensor_of(graph.program, name).shape[2:])
-        other = _added_to(site.node, sites, outline) if small else None
+        other = _added_to(site.node, sites, program_calls) if small else None
         if other is not None and _reaches(site.x, other, sites):
             found.append(name)
     return tuple(dict.fromkeys(found))
 
 
-def _added_to(node: fx.Node, sites: dict[fx.Node, Site], outline: Outline) -> fx.Node | None:
+def _added_to(node: fx.Node, sites: dict[fx.Node, Site], program_calls: ProgramCalls) -> fx.Node | None:
     """The other operand of the addition that a layer's output reaches alone and without another layer."""
     while len(node.users) == 1:
         (user,) = node.users
-        others = [n for n in user.all_input_nodes if n is not node and n not in outline.names]
+        others = [n for n in user.all_input_nodes if n is not node and n not in program_calls.names]
         if str(user.target) in _SUMS and len(others) == 1:
             return others[0]
-        if user in sites or others or user not in outline.index:
+        if user in sites or others or user not in program_calls.index:
             return None
         node = user
     return None

@@ -29,8 +29,8 @@ from secateur.models import unwrap
 from secateur.repair.methods import Repair, Work
 from secateur.repair.methods import resolve as resolve_repairs
 from secateur.repair.repair import repair as repair_model
+from secateur.report.collect import histograms
 from secateur.report.data import Figures, Layer, versions
-from secateur.report.evidence import histograms
 from secateur.report.report import Report
 from secateur.result import asked_for, clock, scored_on
 from secateur.score.loss import LossFn, loss_name

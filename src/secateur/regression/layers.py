@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from secateur.regression.outline import Call, Outline
+from secateur.regression.calls import Call, ProgramCalls
 
 _CHUNK = 1 << 23
 """Entries of the column matrix that are made at a time."""
@@ -251,13 +251,13 @@ class Site:
     bias: fx.Node | None
 
     @classmethod
-    def of(cls, node: fx.Node, call: Call, outline: Outline) -> Site | None:
+    def of(cls, node: fx.Node, call: Call, program_calls: ProgramCalls) -> Site | None:
         """The node as a layer; None if it is none whose weight can be set.
 
         Args:
             node: An operator call.
             call: The same, with the constants that it has after a plan.
-            outline: Of the program.
+            program_calls: Of the program.
         """
         layer = LAYERS.get(str(node.target))
         if layer is None:
@@ -265,8 +265,8 @@ class Site:
         given = call.arguments()
         x, weight = given[layer.x], given[layer.weight]
         bias = given[layer.bias] if layer.bias else None
-        usable = isinstance(x, fx.Node) and x not in outline.names and outline.is_tensor(weight)
-        usable = usable and (bias is None or (outline.is_tensor(bias) and bias.meta["val"].ndim == 1))
+        usable = isinstance(x, fx.Node) and x not in program_calls.names and program_calls.is_tensor(weight)
+        usable = usable and (bias is None or (program_calls.is_tensor(bias) and bias.meta["val"].ndim == 1))
         if not usable or not weight.meta["val"].is_floating_point() or not layer.fits(call):
             return None
         return cls(node, layer, x, weight, bias)

@@ -8,27 +8,27 @@ from torch import Tensor, fx
 from secateur.graph.graph import Graph
 from secateur.graph.groups import Slice
 from secateur.graph.walk import tensor_of
+from secateur.regression.calls import Call, ProgramCalls
 from secateur.regression.layers import Site
-from secateur.regression.outline import Call, Outline
 
 
 class LayerCalls:
     """Every call of a layer in a graph, in order of execution.
 
     Attributes:
-        outline: Of the graph's program.
+        program_calls: Of the graph's program.
     """
 
     def __init__(self, graph: Graph) -> None:
         """Find them."""
-        self.outline = Outline(graph)
+        self.program_calls = ProgramCalls(graph)
         self._graph = graph
         first: dict[int, str] = {}  # tied tensors go by their first name
-        for name in self.outline.names.values():
+        for name in self.program_calls.names.values():
             first.setdefault(id(tensor_of(graph.program, name)), name)
         self._by_weight: dict[str, list[Site]] = {}
-        for node in self.outline.nodes:
-            site = Site.of(node, Call.captured(node), self.outline)
+        for node in self.program_calls.nodes:
+            site = Site.of(node, Call.captured(node), self.program_calls)
             if site is not None:
                 name = first[id(self.tensor(site.weight))]
                 self._by_weight.setdefault(name, []).append(site)
@@ -39,7 +39,7 @@ class LayerCalls:
 
     def tensor(self, node: fx.Node) -> Tensor:
         """The tensor of the model that a placeholder stands for."""
-        return tensor_of(self._graph.program, self.outline.names[node])
+        return tensor_of(self._graph.program, self.program_calls.names[node])
 
 
 def unit_of(piece: Slice, weight: Tensor) -> Tensor:

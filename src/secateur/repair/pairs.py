@@ -25,7 +25,7 @@ from secateur.graph.inline import modes_of
 from secateur.graph.programs import leaves_of
 from secateur.graph.resizing import graph_at
 from secateur.graph.walk import tensor_of
-from secateur.regression.outline import Call, Outline
+from secateur.regression.calls import Call, ProgramCalls
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Values:
         return [v for side in (self.dense, self.small) for v in side.values() if isinstance(v, Tensor)]
 
 
-class Pair(Outline):
+class Pair(ProgramCalls):
     """The two programs.
 
     Attributes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,11 +16,15 @@ from secateur.graph.graph import Graph
 from secateur.graph.trace import trace
 from secateur.models import named_tensors, unwrap
 from secateur.modes import require_plain_modes
-from secateur.repair.folds import folds_of
 from secateur.repair.judging import Judge
 from secateur.repair.methods import Repair, Work, resolve
 from secateur.repair.trials import FINALISTS, Trials
 from secateur.score.loss import LossFn
+
+FEW = 50
+"""Up to this many samples, a fifth of them says too little: every fifth judges in turn."""
+
+FOLDS = 5
 
 
 def repair(
@@ -132,3 +137,29 @@ def flush_subnormals(model: nn.Module) -> None:
         for tensor in named_tensors(model).values():
             if tensor.dtype in (torch.float32, torch.float64):
                 tensor[tensor.abs() < torch.finfo(tensor.dtype).tiny] = 0
+
+
+def folds_of(data: Calibration) -> list[tuple[Calibration, Calibration]]:
+    """Pairs of data to fit on and held-out data; the last is ``data.split()``, and mostly the only one.
+
+    Raises:
+        CalibrationError: If the data is empty, or too little to hold some out.
+    """
+    last = data.split(FOLDS)
+    batches = []
+    samples = 0
+    for batch in data.batches():
+        batches.append(batch)
+        samples += batch.size
+        if samples > FEW:
+            return [last]
+    count = -(-FOLDS // len(batches))
+    pieces = [piece.raw for batch in batches for piece in (batch.cut(count) if count > 1 else [batch])]
+    if len(pieces) < FOLDS:
+        return [last]
+
+    def part(fold: int, held: bool) -> Calibration:
+        chosen = [raw for k, raw in enumerate(pieces) if (k % FOLDS == fold) == held]
+        return replace(data, source=chosen, _start=())
+
+    return [*((part(k, held=False), part(k, held=True)) for k in range(FOLDS - 1)), last]

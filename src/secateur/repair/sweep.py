@@ -2,7 +2,7 @@
 
 In order of execution, every layer that gives anything else than it should is refitted: from the pruned
 network's own input of the layer, which the layers before it have already been refitted to produce, to
-what the layer should give (`targets.py`). How is the method's choice:
+what the layer should give (`target`). How is the method's choice:
 
 - ``reconstruct``: weight and bias by ridge least squares, ``||W X + b - Y||^2 + damping ||W - W0||^2``
   with W0 what pruning left and the damping chosen by cross-validation (`secateur.regression.leastsquares`).
@@ -35,7 +35,6 @@ from secateur.regression.leastsquares import Fit, Sums, fit
 from secateur.repair.moments import channelwise, layerwise, mean, variance
 from secateur.repair.pairs import Pair, Pairs, Values
 from secateur.repair.pending import PendingBatches
-from secateur.repair.targets import target
 
 PARTS = 4
 """Into how many parts the batches are dealt for cross-validation, ..."""
@@ -48,6 +47,10 @@ ROWS = 100
 
 _ROUNDING = 4
 """Relative error, in units of the last place, up to which an output counts as undamaged."""
+
+_FAINT = 1e-3
+"""Channels whose factor on the way to the addition is smaller than this, relative to the largest, keep
+their plain target: to correct a sum through them would take huge weights."""
 
 
 @dataclass(frozen=True)
@@ -292,3 +295,26 @@ def _free(task: Task, pair: Pair) -> Tensor | None:
     small, dense = pair.tensor(first.weight), pair.dense_tensor(first.weight)
     free = (small != 0) | (dense == 0)
     return None if bool(free.all()) else first.layer.matrix(free, pair.planned[first.node])
+
+
+@torch.no_grad()
+def target(site: Site, addition: Addition | None, pair: Pair, values: Values) -> Tensor:
+    """What the layer should give for one batch, at the kept positions, in the shape of its output.
+
+    The dense program's output, as a rule. Where that goes into an addition whose other operand is there
+    already, what the sum should be is known, and so is what the pruned program will add: the difference is
+    the target. So each addition of a residual stream corrects what went wrong in the stream before it.
+    """
+    wanted: Tensor = pair.dense_value(site.node, values)
+    if addition is None:
+        return wanted
+    zero = torch.zeros_like(wanted[:1])
+    shift = pair.run_chain(addition.chain, site.node, zero, dense=False)
+    factor = pair.run_chain(addition.chain, site.node, zero + 1, dense=False) - shift
+    drift = pair.dense_value(addition.other, values) - pair.small_value(addition.other, values)
+    if addition.chain:
+        into = pair.run_chain(addition.chain, site.node, wanted, dense=True)
+        corrected = (into + drift - shift) / factor
+    else:
+        corrected = wanted + drift
+    return torch.where(factor.abs() > _FAINT * factor.abs().max(), corrected, wanted)

@@ -19,14 +19,14 @@ from secateur.repair.methods import Repair, Work
 
 NOTHING = "the model has nothing that it could change"
 
-HEAT = 64
-"""Where there is plenty of data, all combinations run on about so many samples first, ..."""
+FIRST_SAMPLES = 64
+"""About how many samples all combinations run on first, where there are many more."""
 
 PLENTY = 4
-"""... that is, where there are so many times as many, and as many others judge; ..."""
+"""There are many more samples where there are this many times `FIRST_SAMPLES`."""
 
 FINALISTS = 2
-"""... and so many run on all of it, or fewer, if all others are clearly behind (`MARGIN`)."""
+"""How many combinations then run on all samples; fewer, if all others are clearly worse (`MARGIN`)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,11 +74,11 @@ class Trials:
         """Trials on a part of the data that is enough to tell good from bad; None if there is little more."""
         (work, judge), *more = self.folds
         samples = 0 if more else sum(batch.size for batch in work.data)
-        if samples < PLENTY * HEAT:
+        if samples < PLENTY * FIRST_SAMPLES:
             return None
         whole = work.graph().static_batch is not None
-        few = thinned(work.data, HEAT / samples, whole=whole)
-        return Trials([(replace(work, data=few, progress=False), judge.on_part(HEAT, whole=whole))])
+        few = thinned(work.data, FIRST_SAMPLES / samples, whole=whole)
+        return Trials([(replace(work, data=few, progress=False), judge.on_part(FIRST_SAMPLES, whole=whole))])
 
     def best(
         self, start: Trial, combinations: tuple[tuple[Repair, ...], ...]
@@ -95,7 +95,7 @@ class Trials:
         }
         behind = [
             self._entry(" + ".join(names[k]), start, done[names[k]], kept=False, layers=False)
-            | {"fitted_on": HEAT}
+            | {"fitted_on": FIRST_SAMPLES}
             for k in (*order, *sorted({*range(len(names))} - {*order}))
             if k not in stay
         ]

@@ -1,1 +1,1 @@
-"""What a person looks at: one report as data, in words, and its faces: text, HTML and Markdown."""
+"""What a person looks at: one report as data, in sentences, and its faces: text, HTML and Markdown."""

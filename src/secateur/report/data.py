@@ -1,4 +1,4 @@
-"""What happened, as data: asked, achieved, before and after. Nothing here puts it in words or draws it."""
+"""What happened, as data: asked, achieved, before and after. Other files write and draw it."""
 
 from __future__ import annotations
 

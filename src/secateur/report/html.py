@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from secateur.errors import SettingError
 from secateur.formatting import milliseconds, number, percent, shorten
-from secateur.report import bargain, contest, proofs, shapes, words
+from secateur.report import outcomes, proofs, selection, sentences, shapes
 
 if TYPE_CHECKING:
     from secateur.report.data import Facts
@@ -41,23 +41,23 @@ def render(report: Facts, *, reload: str = "") -> str:
     return environment.from_string(_text(TEMPLATE)).render(
         report=report,
         style=_text(STYLE),
-        words=words,
+        sentences=sentences,
         number=number,
         percent=percent,
         shorten=shorten,
         proof=proofs.paragraph(report),
-        bargain=bargain,
+        outcomes=outcomes,
         shapes=shapes,
-        contest=contest,
+        selection=selection,
         tiles=tiles(report),
-        columns=words.columns(report),
-        rows=words.rows(report),
+        columns=sentences.columns(report),
+        rows=sentences.rows(report),
         strips=strips,
         times=times,
-        stairs=shapes.stairs(report),
-        certificate=words.rule(report).certificate,
+        knob_plot=shapes.knob_plot(report),
+        certificate=sentences.rule(report).certificate,
         most_layers=MOST_LAYERS,
-        reload=reload or words.reloading(report),
+        reload=reload or sentences.reloading(report),
     )
 
 
@@ -69,8 +69,8 @@ def tiles(report: Facts) -> tuple[tuple[str, str, str], ...]:
     """Headline figures: what, the figure, and from what to what."""
     dense, best = report.figures[0], report.figures[-1]
     found: list[tuple[str, str, str]] = []
-    rows = words.rows(report)
-    for i, column in enumerate(words.columns(report)):
+    rows = sentences.rows(report)
+    for i, column in enumerate(sentences.columns(report)):
         before, after = rows[0].cells[i], rows[-1].cells[i]
         if column.title == "accuracy":
             found.append(("accuracy", after, f"{before} before"))
@@ -83,7 +83,7 @@ def tiles(report: Facts) -> tuple[tuple[str, str, str], ...]:
                 "latency",
                 percent(best.latency, dense.latency),
                 f"{milliseconds(best.latency)} of {milliseconds(dense.latency)}"
-                + (", spreads overlap" if words.same_speed(report) else ""),
+                + (", spreads overlap" if sentences.same_speed(report) else ""),
             )
         )
     return tuple(found)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from secateur.formatting import percent
-from secateur.report import bargain, contest, proofs, words
+from secateur.report import outcomes, proofs, selection, sentences
 
 if TYPE_CHECKING:
     from secateur.report.data import Facts, Knob
@@ -54,15 +54,15 @@ def spark(counts: Sequence[int], most: int) -> str:
 
 
 def _summary(report: Facts) -> Iterator[str]:
-    yield escape(f"Asked for {bargain.asked(report)}.")
+    yield escape(f"Asked for {outcomes.asked(report)}.")
     yield grid(
-        ("what", "asked", "achieved"), [(b.what, b.asked, b.achieved) for b in bargain.bargains(report)]
+        ("what", "asked", "achieved"), [(b.what, b.asked, b.achieved) for b in outcomes.outcomes(report)]
     )
 
 
 def _figures(report: Facts) -> Iterator[str]:
     yield "## Before and after"
-    titles = [" ".join(filter(None, (c.title, c.unit and f"[{c.unit}]"))) for c in words.columns(report)]
+    titles = [" ".join(filter(None, (c.title, c.unit and f"[{c.unit}]"))) for c in sentences.columns(report)]
     yield grid(
         ("model", *titles),
         [
@@ -73,10 +73,10 @@ def _figures(report: Facts) -> Iterator[str]:
                     for cell, relative in zip(row.cells, row.relative, strict=True)
                 ),
             )
-            for row in words.rows(report)
+            for row in sentences.rows(report)
         ],
     )
-    yield from map(escape, words.footnotes(report))
+    yield from map(escape, sentences.footnotes(report))
 
 
 def _layers(report: Facts) -> Iterator[str]:
@@ -87,7 +87,7 @@ def _layers(report: Facts) -> Iterator[str]:
         ("layer", "kept", "removed", "of", "kept, %"),
         [
             (
-                words.layer_name(layer),
+                sentences.layer_name(layer),
                 f"{layer.kept:,}",
                 f"{layer.total - layer.kept:,}",
                 f"{layer.total:,}",
@@ -96,16 +96,16 @@ def _layers(report: Facts) -> Iterator[str]:
             for layer in report.layers
         ],
     )
-    yield escape(words.sharing(report.layers))
+    yield escape(sentences.sharing(report.layers))
 
 
 def _knob(report: Facts) -> Iterator[str]:
     curve = report.knob
     if curve is None:
         return
-    yield f"## What every {escape(words.rule(report).knob)} would leave"
+    yield f"## What every {escape(sentences.rule(report).knob)} would leave"
     yield grid(
-        (escape(words.rule(report).knob), "MACs", "parameters", ""),
+        (escape(sentences.rule(report).knob), "MACs", "parameters", ""),
         [
             (
                 "none" if i == 0 else f"{curve.values[i - 1]:.4g}",
@@ -116,7 +116,7 @@ def _knob(report: Facts) -> Iterator[str]:
             for i in _some(curve)
         ],
     )
-    yield escape(words.knob(report))
+    yield escape(sentences.knob(report))
 
 
 def _some(curve: Knob) -> list[int]:
@@ -127,7 +127,7 @@ def _some(curve: Knob) -> list[int]:
 
 
 def _scores(report: Facts) -> Iterator[str]:
-    found = words.scored(report)
+    found = sentences.scored(report)
     if not found:
         return
     yield "## What the units were worth, and the cut"
@@ -137,7 +137,7 @@ def _scores(report: Facts) -> Iterator[str]:
             (
                 layer.group,
                 " ".join(
-                    filter(None, (h.signal, f"({use})" if (use := words.role(report, h.signal)) else ""))
+                    filter(None, (h.signal, f"({use})" if (use := sentences.role(report, h.signal)) else ""))
                 ),
                 f"{h.edges[0]:.3g}",
                 f"{h.edges[-1]:.3g}",
@@ -156,7 +156,7 @@ def _scores(report: Facts) -> Iterator[str]:
 def _proof(report: Facts) -> Iterator[str]:
     yield "## Proof"
     yield escape(proofs.paragraph(report))
-    yield escape(words.form(report))
+    yield escape(sentences.form(report))
 
 
 def _takes(report: Facts) -> Iterator[str]:
@@ -169,27 +169,27 @@ def _contest(report: Facts) -> Iterator[str]:
     if report.contest is None:
         return
     yield "## Rules that competed"
-    yield grid(contest.titles(report.contest), contest.rows(report.contest))
-    yield escape(contest.words(report.contest))
+    yield grid(selection.titles(report.contest), selection.rows(report.contest))
+    yield escape(selection.sentence(report.contest))
 
 
 def _repairs(report: Facts) -> Iterator[str]:
     yield "## Repair"
-    yield _list(words.repairs(report))
-    for refit in words.refits(report):
+    yield _list(sentences.repairs(report))
+    for refit in sentences.refits(report):
         yield f"### Error of each layer before and after {escape(refit.method)}"
         yield grid(
             ("layer", "before", "after"), [(name, f"{b:.3g}", f"{a:.3g}") for name, b, a in refit.rows]
         )
-        yield escape(words.REFIT)
+        yield escape(sentences.REFIT)
 
 
 def _certificate(report: Facts) -> Iterator[str]:
-    found = words.rule(report).certificate
+    found = sentences.rule(report).certificate
     if found is None:
         return
     yield "## What the rule guarantees or predicts"
-    yield from map(escape, found.words)
+    yield from map(escape, found.sentences)
     if found.rows:
         yield grid(found.titles, found.rows)
         yield escape(found.note)
@@ -197,7 +197,7 @@ def _certificate(report: Facts) -> Iterator[str]:
 
 def _left(report: Facts) -> Iterator[str]:
     yield "## What was left as it was, and why"
-    found = words.left(report)
+    found = sentences.left(report)
     if not found:
         yield "Nothing: every layer was open to pruning."
         return
@@ -209,7 +209,7 @@ def _left(report: Facts) -> Iterator[str]:
 
 def _settings(report: Facts) -> Iterator[str]:
     yield "## Settings"
-    yield grid(("setting", "value"), bargain.settings(report))
+    yield grid(("setting", "value"), outcomes.settings(report))
     yield "## Run"
     yield grid(
         ("what", "value"),
@@ -221,7 +221,7 @@ def _settings(report: Facts) -> Iterator[str]:
 
 
 def _reload(report: Facts) -> Iterator[str]:
-    code = words.reloading(report)
+    code = sentences.reloading(report)
     if code:
         yield "## Load it again"
         yield escape(f"Written to {report.artefact}.")

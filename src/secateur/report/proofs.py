@@ -1,4 +1,4 @@
-"""What was proven of a pruned model, and what was not, in words."""
+"""What was proven of a pruned model, and what was not, in sentences."""
 
 from __future__ import annotations
 

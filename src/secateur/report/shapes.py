@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from secateur.formatting import milliseconds
-from secateur.report import words
+from secateur.report import sentences
 
 if TYPE_CHECKING:
     from secateur.report.data import Facts, Histogram
@@ -42,7 +42,7 @@ class Bars:
         high: Of the right edge.
         cut_label: Of the cut.
         most: Units in the highest bin.
-        said: All of it in words.
+        said: All of it in sentences.
     """
 
     kept: str
@@ -100,7 +100,7 @@ def _within(histogram: Histogram, score: float) -> float:
 
 
 @dataclass(frozen=True)
-class Stairs:
+class KnobPlot:
     """What every value of the knob leaves.
 
     Attributes:
@@ -109,7 +109,7 @@ class Stairs:
         ticks: On the knob's axis.
         plan: Where the plan is, (right, down); None if nothing had to go.
         name: Of the knob.
-        said: The curve in words.
+        said: The curve in sentences.
     """
 
     macs: str
@@ -120,7 +120,7 @@ class Stairs:
     said: str
 
 
-def stairs(report: Facts) -> Stairs | None:
+def knob_plot(report: Facts) -> KnobPlot | None:
     """The shape of the knob's curve; None if there is none."""
     curve = report.knob
     if curve is None:
@@ -141,13 +141,13 @@ def stairs(report: Facts) -> Stairs | None:
     found = None
     if curve.at is not None:
         found = (places[curve.at + 1], 100 * (1 - report.figures[-1].macs / max(curve.macs[0], 1)))
-    return Stairs(
+    return KnobPlot(
         macs=_steps(places, curve.macs),
         params=_steps(places, curve.params),
         ticks=tuple(Tick(across(at), f"{10**at:.3g}" if wide else f"{at:.3g}") for at in _round(left, right)),
         plan=found,
-        name=words.rule(report).knob,
-        said=words.knob(report),
+        name=sentences.rule(report).knob,
+        said=sentences.knob(report),
     )
 
 
@@ -177,7 +177,7 @@ class Strip:
         runs: Where each pass is.
         box: First and third quartile, and median.
         beyond: How many passes took longer than the plot is wide.
-        figure: The median in words.
+        figure: The median in sentences.
     """
 
     stage: str

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from secateur.formatting import percent, shorten
-from secateur.report import bargain, contest, proofs, words
+from secateur.report import outcomes, proofs, selection, sentences
 
 if TYPE_CHECKING:
     from secateur.report.data import Facts, Layer
@@ -28,19 +28,19 @@ def table(report: Facts, *, reload: str = "") -> str:
         Lines of at most about 100 columns, without a newline at the end.
     """
     sections = [
-        [words.headline(report)],
+        [sentences.headline(report)],
         _figures(report),
-        [line for note in words.footnotes(report) for line in _wrap(note, "  ")],
+        [line for note in sentences.footnotes(report) for line in _wrap(note, "  ")],
         _layers(report.layers),
-        _bullets("proof", (proofs.paragraph(report), words.form(report))),
+        _bullets("proof", (proofs.paragraph(report), sentences.form(report))),
         _bullets("sizes of the inputs", (report.takes,)) if report.takes else [],
-        _bullets("rules that competed", contest.lines(report.contest)) if report.contest else [],
-        _bullets("repair", words.repairs(report)),
+        _bullets("rules that competed", selection.lines(report.contest)) if report.contest else [],
+        _bullets("repair", sentences.repairs(report)),
         _left(report),
         _settings(report),
     ]
     if report.artefact is not None:
-        how = reload or words.reloading(report)
+        how = reload or sentences.reloading(report)
         # Not wrapped: these lines are to be pasted.
         sections.append(
             [f"written to  {report.artefact}", "reload with", *(f"  {line}" for line in how.splitlines())]
@@ -50,11 +50,11 @@ def table(report: Facts, *, reload: str = "") -> str:
 
 def _figures(report: Facts) -> list[str]:
     """Two header lines, then for each model its figures and, below them, those relative to dense."""
-    columns = words.columns(report)
+    columns = sentences.columns(report)
     lines = [["", *(c.title for c in columns)]]
     if any(c.unit for c in columns):
         lines.append(["", *(c.unit for c in columns)])
-    for row in words.rows(report):
+    for row in sentences.rows(report):
         lines.append([row.stage, *row.cells])
         if row.stage != "dense":
             lines.append(["", *row.relative])
@@ -77,7 +77,7 @@ def _layers(layers: Sequence[Layer]) -> list[str]:
     shown = layers[:MOST_LAYERS]
     if not shown:
         return []
-    named = [words.layer_name(layer) for layer in shown]
+    named = [sentences.layer_name(layer) for layer in shown]
     width = max(len(name) for name in (*named, "layer"))
     digits = max(len(f"{layer.total:,}") for layer in shown)
     lines = [f"{'layer':{width}}  {'kept':>{digits}} / total"]
@@ -90,7 +90,7 @@ def _layers(layers: Sequence[Layer]) -> list[str]:
     if rest:
         kept, total = sum(layer.kept for layer in rest), sum(layer.total for layer in rest)
         lines.append(f"and {len(rest)} more that kept {kept:,} of {total:,} units; report.json has them all")
-    return [*lines, *filter(None, [words.sharing(shown)])]
+    return [*lines, *filter(None, [sentences.sharing(shown)])]
 
 
 def bar(kept: int, total: int, width: int = BAR) -> str:
@@ -107,7 +107,7 @@ def bar(kept: int, total: int, width: int = BAR) -> str:
 
 
 def _left(report: Facts) -> list[str]:
-    found = words.left(report)
+    found = sentences.left(report)
     if not found:
         return []
     lines = [
@@ -120,7 +120,7 @@ def _left(report: Facts) -> list[str]:
 
 
 def _settings(report: Facts) -> list[str]:
-    line = "; ".join(f"{name} {value}" for name, value in bargain.settings(report))
+    line = "; ".join(f"{name} {value}" for name, value in outcomes.settings(report))
     spent = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in report.seconds.items())
     return [*_wrap(f"settings: {line}", "", "  "), *_wrap(f"seconds: {spent}", "", "  ")]
 

@@ -15,10 +15,10 @@ from secateur.graph.graph import Graph
 from secateur.graph.groups import Group, Site
 from secateur.graph.rules.op import hint
 from secateur.regression.additions import addition_after
+from secateur.regression.calls import Call
 from secateur.regression.elimination import Consumer, eliminate
 from secateur.regression.layers import Site as LayerCall
 from secateur.regression.leastsquares import add_products
-from secateur.regression.outline import Call
 from secateur.regression.readers import LayerCalls, unit_of
 from secateur.score.program import Read
 from secateur.score.signal import Context, Need, Signal, Step, Tally, Vector
@@ -181,7 +181,7 @@ class _LayerReading(_Reading):
         self._call = Call.captured(layer.node)
         self._weight = layers.tensor(layer.weight).detach()
         self._matrix = layer.layer.matrix(self._weight, self._call).double()
-        self._addition = addition_after(layer, layers.outline)
+        self._addition = addition_after(layer, layers.program_calls)
         parts, columns, outputs = self._matrix.shape
         self.sums = _Sums(parts, columns, outputs, self._weight.device)
 

@@ -1,4 +1,4 @@
-"""The verb of this room: `score`."""
+"""`sc.score`: what each unit is worth."""
 
 from __future__ import annotations
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from secateur.allocate import Budget, ToD, Uniform
 from secateur.plan import Plan
-from secateur.report import evidence
+from secateur.report import collect
+from secateur.report.collect import BINS, histogram, knob_of, layers_of
 from secateur.report.data import Histogram
-from secateur.report.evidence import BINS, histogram, knob_of, layers_of
 from secateur.score.scores import Scores
 from tests.allocate.fake import FakeGraph
 
@@ -93,7 +93,7 @@ def test_layers_show_every_signal(planned: tuple[Any, Scores, Plan]) -> None:
 def test_the_curve_is_thinned_and_true_at_its_points(
     planned: tuple[Any, Scores, Plan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evidence, "POINTS", 50)
+    monkeypatch.setattr(collect, "POINTS", 50)
     graph, scores, plan = planned
     curve, found = plan.curve, knob_of(plan)
     assert found is not None

@@ -1,4 +1,4 @@
-"""How rules competed, as a table and in words."""
+"""How rules competed, as a table and in sentences."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 TITLES = ("rule", "MACs", "parameters")
 
 
-def words(contest: Contest) -> str:
+def sentence(contest: Contest) -> str:
     """What the table says."""
     measured = (
         "squared distance to the dense model's outputs relative to their size"
@@ -51,4 +51,4 @@ def lines(contest: Contest) -> tuple[str, ...]:
     for entry in contest.candidates:
         errors = ", ".join(f"{error:.3g}" for error in entry.errors)
         found.append(f"{entry.name}: {errors + '; ' if errors else ''}{entry.verdict}")
-    return (words(contest), *found)
+    return (sentence(contest), *found)

@@ -22,7 +22,7 @@ from secateur.plan import Plan
 ROUNDS = 30
 
 
-def plan_within_latency(
+def meet_latency_budget(
     model: nn.Module,
     graph: Graph,
     budget: Budget,

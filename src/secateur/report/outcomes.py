@@ -1,4 +1,4 @@
-"""What was asked for and what came of it, in words."""
+"""What was asked for and what came of it, in sentences."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from secateur.formatting import milliseconds, number, percent, plain
-from secateur.report.words import rule
+from secateur.report.sentences import rule
 
 if TYPE_CHECKING:
     from secateur.report.data import Facts
 
 
 @dataclass(frozen=True)
-class Bargain:
+class Outcome:
     """One thing that was asked for, and what came of it."""
 
     what: str
@@ -22,29 +22,29 @@ class Bargain:
     achieved: str
 
 
-def bargains(report: Facts) -> tuple[Bargain, ...]:
+def outcomes(report: Facts) -> tuple[Outcome, ...]:
     """What was asked for and what came of it, the budget first."""
     budget = report.asked.get("budget")
     found = []
     if isinstance(budget, Mapping):
         found = [
-            Bargain(_called(name), _bound(name, value), _achieved(name, report))
+            Outcome(_called(name), _bound(name, value), _achieved(name, report))
             for name, value in budget.items()
             if name != "spend"
         ]
     if not found:
-        found = [Bargain("budget", "none, the allocator decides", f"MACs {_achieved('macs', report)}")]
+        found = [Outcome("budget", "none, the allocator decides", f"MACs {_achieved('macs', report)}")]
     asked_for = str(report.asked.get("allocator"))
     chosen = report.contest.candidates[0].name if report.contest else report.rule or asked_for
     setting = rule(report).setting
     parts = [chosen] if report.contest or setting not in report.settings else []
     if setting in report.settings:
         parts.append(f"{setting} {_setting(report.settings[setting], solved=bool(budget))}")
-    found.append(Bargain("allocator", asked_for, ", ".join(parts)))
+    found.append(Outcome("allocator", asked_for, ", ".join(parts)))
     kept = [str(entry["method"]) for entry in report.repairs if entry["kept"]]
-    found.append(Bargain("repair", _repair(report), ", ".join(kept) or "nothing kept"))
+    found.append(Outcome("repair", _repair(report), ", ".join(kept) or "nothing kept"))
     if "form" in report.asked:
-        found.append(Bargain("form", str(report.asked["form"]), report.form))
+        found.append(Outcome("form", str(report.asked["form"]), report.form))
     return tuple(found)
 
 

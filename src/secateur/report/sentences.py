@@ -1,4 +1,4 @@
-"""A report's figures and findings in words, shared by all its faces."""
+"""A report's figures and findings in sentences, shared by all its faces."""
 
 from __future__ import annotations
 
@@ -341,7 +341,7 @@ def rule(report: Facts) -> Description:
 
 
 def knob(report: Facts) -> str:
-    """The curve of the knob in words; empty if there is none."""
+    """The curve of the knob in sentences; empty if there is none."""
     curve = report.knob
     if curve is None:
         return ""

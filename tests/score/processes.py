@@ -17,7 +17,7 @@ _LIMIT = 100.0
 """Seconds after which processes that wait for each other in vain are ended, and the test fails."""
 
 
-def crew(task: Callable[..., Any], size: int, *args: Any) -> list[Any]:
+def in_processes(task: Callable[..., Any], size: int, *args: Any) -> list[Any]:
     """What ``task(*args)`` returns in each of `size` processes, which find each other as under torchrun.
 
     None for a process that was killed.

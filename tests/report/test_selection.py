@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from secateur.auto.contest import Candidate, Contest, Round
-from secateur.report import contest
+from secateur.report import selection
 from secateur.report.html import render
 from tests.report.reports import report
 
@@ -20,10 +20,10 @@ FOUND = Contest(
 
 
 def test_the_table_has_a_column_for_each_round() -> None:
-    assert contest.titles(FOUND) == (
+    assert selection.titles(FOUND) == (
         "rule", "MACs", "parameters", "batchnorm, 64 samples", "as pruned", "outcome",
     )  # fmt: skip
-    assert contest.rows(FOUND) == (
+    assert selection.rows(FOUND) == (
         ("repair_aware", "49.9 %", "61.0 %", "0.25", "0.1235", "chosen"),
         ("<tod>", "50.0 %", "55.0 %", "0.5", "", "round 1: place 2"),
         ("emp", "", "", "", "", "did not run: no labels"),
@@ -31,10 +31,10 @@ def test_the_table_has_a_column_for_each_round() -> None:
 
 
 def test_words_say_what_was_measured() -> None:
-    assert "200 held-out samples" in contest.words(FOUND)
-    assert "squared distance" in contest.words(FOUND)
-    assert contest.words(FOUND.model_copy(update={"measure": "loss"})).count("squared") == 0
-    assert contest.lines(FOUND)[1:] == (
+    assert "200 held-out samples" in selection.sentence(FOUND)
+    assert "squared distance" in selection.sentence(FOUND)
+    assert selection.sentence(FOUND.model_copy(update={"measure": "loss"})).count("squared") == 0
+    assert selection.lines(FOUND)[1:] == (
         "repair_aware: 0.25, 0.123; chosen",
         "<tod>: 0.5; round 1: place 2",
         "emp: did not run: no labels",

@@ -55,7 +55,7 @@ class Call:
         return given | self.kwargs
 
 
-class Outline:
+class ProgramCalls:
     """What calls what.
 
     Attributes:
