@@ -27,6 +27,8 @@ from typing import Any
 
 import torch
 from scipy.stats import spearmanr
+from secateur.experts.choose import DEFAULT as EXPERTS
+from secateur.masks.choose import DEFAULT as WEIGHTS
 from torch import Tensor, nn
 
 import secateur as sc
@@ -37,12 +39,10 @@ from benchmarks.moe_language_model import batches, library, trained
 from benchmarks.resnet20 import top1
 from benchmarks.small_networks import network
 from secateur.allocate.unit_distortions import with_unit_curves
-from secateur.auto.contending import FEW, MORE
+from secateur.auto.choose import FEW, MORE
 from secateur.calibration import Calibration
 from secateur.calibration.thinning import thinned
 from secateur.evaluate import evaluate
-from secateur.experts.choose import DEFAULT as EXPERTS
-from secateur.masks.choose import DEFAULT as WEIGHTS
 from secateur.repair.batchnorm import batch_norms, reestimate
 from secateur.repair.judging import Judge
 from secateur.repair.sweep import sweep

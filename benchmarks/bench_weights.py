@@ -35,7 +35,7 @@ from benchmarks.resnet20 import trained as trained_resnet20
 from benchmarks.small_language_model import trained as trained_llama
 from secateur import masks
 from secateur.allocate import EMP, ERK, LAMP, OWL, Budget, Repairability, Uniform
-from secateur.masks.prune import measured
+from secateur.masks.distortion import with_curves
 from secateur.repair.sweep import sweep
 
 SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95)
@@ -133,7 +133,7 @@ class Runs:
             rules: dict[str, Any] = {}
             for sparsity, name in wanted:
                 if name not in rules:  # curves are measured once
-                    rules[name] = measured(RULES[name](criterion), case.model, data, scores)
+                    rules[name] = with_curves(RULES[name](criterion), case.model, data, scores)
                 budget = None if sparsity is None else Budget(sparsity=sparsity)
                 plan = masks.allocate(weights, scores, rules[name], budget, seed=seed)
                 self._run(plan, data, {"criterion": criterion, "rule": name, "asked": sparsity, "seed": seed})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,25 +12,19 @@ from torch import nn
 
 from secateur.allocate import Budget, Limits
 from secateur.allocate.registry import Allocates
-from secateur.allocate.unit_distortions import with_unit_curves
 from secateur.apply.apply import apply
 from secateur.apply.record import record_of
-from secateur.auto import Auto, choose
-from secateur.auto.auto import rule_or_auto
-from secateur.auto.scored import scored
+from secateur.auto.auto import Auto
+from secateur.auto.choose import choose
 from secateur.calibration import Calibration, Forward
 from secateur.errors import SettingError, UnreachableBudgetError
 from secateur.evaluate import Evaluation, evaluate
-from secateur.graph.trace import trace
 from secateur.models import unwrap
 from secateur.plan import CostRecord, Plan
 from secateur.progress import steps
-from secateur.repair.methods import resolve as resolve_repairs
-from secateur.repair.repair import repair as repair_model
-from secateur.result import few
-from secateur.score import score
 from secateur.score.loss import LossFn
-from secateur.verify import verify
+from secateur.target import Task
+from secateur.units import Units
 
 RULES = ("repair_aware", "tod", "emp", "uniform", "global", "random")
 BUDGETS = (Budget(macs=0.8), Budget(macs=0.6), Budget(macs=0.4))
@@ -198,7 +192,7 @@ def compare(
         loss_fn: As for `prune`.
         forward: As for `prune`.
         allow_inexact: As for `trace`.
-        seed: Of everything that draws.
+        seed: Seed for all random choices.
         progress: Show bars on a terminal.
 
     Returns:
@@ -213,51 +207,52 @@ def compare(
         raise SettingError(
             f"compare: expected rules and budgets, got {len(named)} and {len(budgets)}. Give one each."
         )
-    chosen = {name: rule_or_auto(rule) for name, rule in named.items()}
-    resolve_repairs(repair)
-    model = unwrap(model)
-    data = Calibration.of(calibration, seed=seed, forward=forward, model=model)
-    fit, held = data.split()
-    judged = (
-        held if evaluation is None else Calibration.of(evaluation, seed=seed, forward=forward, model=model)
-    )
-    example = data.first()
-    inputs = example.inputs
-    graph = trace(model, inputs, allow_inexact=allow_inexact)
-    plain = {name: rule for name, rule in chosen.items() if not isinstance(rule, Auto)}
-    signals = [signal for rule in plain.values() for signal in rule.signals]
-    scores = score(graph, fit, signals, loss_fn=loss_fn, seed=seed, progress=progress)
-    curved = {
-        name: with_unit_curves(rule, graph, fit, scores, progress=progress) for name, rule in plain.items()
+    chosen = {
+        name: Auto() if rule == Auto.name else rule if isinstance(rule, Auto) else Units.rule(rule)
+        for name, rule in named.items()
     }
+    Units.check_repair(repair)
+    model = unwrap(model)
+
+    def read(given: Any) -> Calibration:
+        return Calibration.of(given, seed=seed, forward=forward, model=model)
+
+    task = Task(
+        model,
+        read(calibration),
+        limits,
+        repair,
+        form,
+        allow_inexact=allow_inexact,
+        loss_fn=loss_fn,
+        seed=seed,
+        progress=progress,
+    )
+    target = Units(task)
+    quiet = Units(replace(task, progress=False), target.graph)  # within the bar below
+    judged = task.held if evaluation is None else read(evaluation)
+    plain = {name: rule for name, rule in chosen.items() if not isinstance(rule, Auto)}
+    scores = target.score(plain.values())
+    curved = {name: target.measured(rule, task.fit, scores) for name, rule in plain.items()}
     known = {
-        name: scored(rule, graph, fit, loss_fn=loss_fn, seed=seed, progress=progress)
-        for name, rule in chosen.items()
-        if isinstance(rule, Auto)
+        name: target.scored(rule.rules.values()) for name, rule in chosen.items() if isinstance(rule, Auto)
     }
 
     def planned(name: str, budget: Budget) -> Plan:
         rule = chosen[name]
         if not isinstance(rule, Auto):
-            made: Plan = curved[name].allocate(graph, scores, budget, limits, seed)
-            return made
-        choice = choose(
-            rule, model, graph, fit, held, budget, limits,
-            repair=repair, known=known[name], loss_fn=loss_fn, seed=seed,
-        )  # fmt: skip
-        of_winner: Plan = choice.rule.allocate(graph, choice.scores, budget, limits, seed)
-        return of_winner
+            return target.allocate(curved[name], scores, budget)
+        choice = choose(rule, quiet, budget, known[name])
+        return target.allocate(choice.rule, choice.scores, budget)
 
     def measured(candidate: nn.Module) -> Evaluation:
         return evaluate(candidate, judged, dense=model, loss_fn=loss_fn)
 
     def outcome(name: str, budget: Budget, plan: Plan) -> Outcome:
-        small = apply(model, plan, form, graph=graph, example_inputs=inputs)
-        verify(model, small, plan, few(example, graph.static_batch))
+        small = apply(model, plan, form, graph=target.graph, example_inputs=task.example.inputs)
+        target.verify(small, plan)
         pruned = measured(small)
-        repaired = repair_model(
-            small, model, data, repair, graph=graph, loss_fn=loss_fn, seed=seed, progress=False
-        )
+        repaired = quiet.repaired(small, plan)
         kept = " + ".join(each["method"] for each in record_of(repaired).repairs if each["kept"])
         after = measured(repaired) if kept else pruned
         return Outcome(name, budget.as_settings(), plan.predicted, pruned, after, kept)
@@ -275,7 +270,7 @@ def compare(
                 else:
                     outcomes.append(outcome(name, budget, plan))
     dense = measured(model)
-    cost = CostRecord.of(graph.cost())
+    cost = CostRecord.of(target.graph.cost())
     return Comparison(type(model).__name__, dense, cost, tuple(outcomes), tuple(missed))
 
 

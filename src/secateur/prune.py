@@ -2,55 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal
 
 from torch import nn
 
 from secateur.allocate import Budget, Limits
 from secateur.allocate.registry import Allocates, describe
-from secateur.allocate.unit_distortions import with_unit_curves
-from secateur.apply.apply import FORMS, apply
 from secateur.apply.record import record_of, with_note
-from secateur.auto import Auto, Choice, choose
-from secateur.auto.auto import rule_or_auto
-from secateur.auto.scored import scored
+from secateur.auto.auto import Auto
+from secateur.auto.choose import choose
 from secateur.calibration import Calibration, Forward
 from secateur.errors import SettingError
 from secateur.evaluate import evaluate
-from secateur.experts.prune import prune_experts
-from secateur.graph.graph import Graph
-from secateur.graph.trace import trace
-from secateur.latency.budget import meet_latency_budget
-from secateur.masks.prune import MaskResult
-from secateur.masks.prune import prune as prune_weights
+from secateur.experts.target import Experts
+from secateur.masks.target import SingleWeights
 from secateur.models import unwrap
 from secateur.modes import require_plain_modes
-from secateur.plan import Plan
-from secateur.repair.methods import resolve as resolve_repairs
-from secateur.repair.repair import repair as repair_model
-from secateur.report.collect import knob_of, layers_of
 from secateur.report.data import versions
 from secateur.report.report import Report
-from secateur.result import (
-    Result,
-    asked_for,
-    check_labels,
-    clock,
-    few,
-    figures,
-    proof_entry,
-    scored_on,
-    untouched,
-)
-from secateur.score import score
-from secateur.score.combination import name_of
-from secateur.score.distributed import joined
+from secateur.result import Result, asked_for, check_labels, clock, figures, proof_entry, scored_on
 from secateur.score.loss import LossFn, loss_name
-from secateur.settling import settle
-from secateur.steps import budget_after, plan_in_steps
-from secateur.verify import verify
+from secateur.target import Form, Target, Task
+from secateur.units import Units
+
+TARGETS: Mapping[str, type[Target]] = MappingProxyType(
+    {"unit": Units, "weight": SingleWeights, "expert": Experts}
+)
+"""What may be removed, by the name of its granularity."""
 
 
 def prune(
@@ -63,16 +43,16 @@ def prune(
     *,
     limits: Limits | None = None,
     steps: int = 1,
-    form: Literal["auto", "module", "graph", "masked"] = "auto",
+    form: Form = "auto",
     on_unrealisable: Literal["graph", "leave"] = "leave",
     evaluation: Any = None,
     loss_fn: LossFn | None = None,
     forward: Forward | None = None,
     allow_inexact: bool = False,
-    measure_latency: bool = True,
+    measure_latency: bool | None = None,
     seed: int = 0,
     progress: bool = True,
-) -> Result | MaskResult:
+) -> Result:
     """Trace, score, allocate, apply, verify and repair.
 
     Args:
@@ -86,7 +66,10 @@ def prune(
         granularity: What is removed. ``"unit"``: channels, neurons, heads, hidden units. ``"weight"``: single
             weights, which become zero. ``"expert"``: experts of a mixture-of-experts model, which need not
             be captured.
-        repair: None, a name, a list of names, or ``"auto"``.
+        repair: None, a name, a list of names, or ``"auto"``. For single weights also ``"surgeon"``: the
+            second-order update of linear layers, from the dense weights on, so it comes first where there are
+            several. For experts ``"experts"``, which ``"auto"`` stands for: it is kept if the held-out loss
+            is no worse for it.
         limits: What must stay: multiples, minimum, groups to leave alone.
         steps: Rounds in which units are removed, the model repaired and scored anew, each of which takes the
             same fraction of what is left; needs a budget of macs or params.
@@ -99,168 +82,92 @@ def prune(
             ``lambda model, batch: model(batch["image"])``. Needed where batches are neither tensors, nor
             ``(inputs, labels)``, nor mappings whose keys are arguments.
         allow_inexact: As for `trace`.
-        measure_latency: Time the models on this machine (a few dozen forward passes).
-        seed: Of everything that draws. Same inputs and seed, same plan.
+        measure_latency: Time the models on this machine (a few dozen forward passes). None: unless single
+            weights are removed, which changes no time.
+        seed: Seed for all random choices. Same inputs and seed, same plan.
         progress: Show bars on a terminal.
 
     Returns:
-        The model, the plan, the scores, the graph and the report; for single weights a `MaskResult`, which
-        has the same.
+        The model, the plan (for single weights a `MaskPlan`), the scores, the graph and the report.
 
     Raises:
+        SettingError: A setting is wrong, or means nothing for this granularity.
         SecateurError: One of its kinds; see each step.
     """
-    if type(steps) is not int or steps < 1 or (steps > 1 and (budget is None or granularity != "unit")):
-        raise SettingError(
-            f"prune(steps={steps!r}): expected a number of rounds of at least 1, and for several a budget "
-            "and granularity 'unit'. Do give these, or leave steps out."
-        )
-    if isinstance(limits, Limits):  # modules are found in this model, not in those of later rounds
-        limits = limits.named(dict(unwrap(model).named_parameters(remove_duplicate=False)))
-    if granularity == "expert":
-        if form not in ("auto", "module"):
-            raise SettingError(f"prune(form={form!r}): expected 'auto' or 'module' for experts.")
-        return prune_experts(
-            model,
-            calibration,
-            budget,
-            allocator or "tod",
-            repair,
-            limits=limits,
-            evaluation=evaluation,
-            loss_fn=loss_fn,
-            forward=forward,
-            measure_latency=measure_latency,
-            seed=seed,
-            progress=progress,
-        )
-    if granularity == "weight":
-        if form not in ("auto", "masked"):
-            raise SettingError(f"prune(form={form!r}): expected 'auto' or 'masked' for single weights.")
-        return prune_weights(
-            model,
-            calibration,
-            budget,
-            allocator or "emp",
-            repair,
-            limits=limits,
-            evaluation=evaluation,
-            loss_fn=loss_fn,
-            forward=forward,
-            seed=seed,
-            progress=progress,
-        )
-    if granularity != "unit":
+    if granularity not in TARGETS:
         raise SettingError(f"prune(granularity={granularity!r}): expected 'unit', 'weight' or 'expert'.")
-    if form not in FORMS:
-        raise SettingError(f"prune(form={form!r}): expected one of {', '.join(FORMS)}.")
+    kind = TARGETS[granularity]
+    _check_options(
+        kind,
+        granularity,
+        form,
+        {
+            "steps": None if steps == 1 else steps,
+            "allow_inexact": allow_inexact or None,
+            "on_unrealisable": None if on_unrealisable == "leave" else on_unrealisable,
+            "measure_latency": measure_latency or None,
+        },
+    )
+    if type(steps) is not int or steps < 1 or (steps > 1 and budget is None):
+        raise SettingError(
+            f"prune(steps={steps!r}): expected a number of rounds of at least 1, and for several a budget. "
+            "Pass these, or leave steps out."
+        )
     if on_unrealisable not in ("graph", "leave"):
         raise SettingError(f"prune(on_unrealisable={on_unrealisable!r}): expected 'graph' or 'leave'.")
-    decider = rule_or_auto(allocator)
-    resolve_repairs(repair)  # a wrong name is refused now, not after scoring
+    decider = kind.default if allocator is None else allocator
+    decider = Auto() if decider == Auto.name else decider
+    if not isinstance(decider, Auto):
+        decider = kind.rule(decider)
+    kind.check_repair(repair)  # a wrong name is refused now, not after scoring
     model = unwrap(model)
     require_plain_modes("prune", model)
-    data = Calibration.of(calibration, seed=seed, forward=forward, model=model)
-    fit, held = data.split()
-    seconds: dict[str, float] = {}
-    example = data.first()
-    inputs = example.inputs
+    if isinstance(limits, Limits):  # modules are found in this model, not in those of later rounds
+        limits = limits.named(dict(model.named_parameters(remove_duplicate=False)))
+
+    def read(given: Any) -> Calibration:
+        return Calibration.of(given, seed=seed, forward=forward, model=model)
+
+    task = Task(
+        model,
+        read(calibration),
+        limits,
+        repair,
+        form,
+        on_unrealisable,
+        allow_inexact,
+        steps,
+        loss_fn,
+        seed,
+        progress,
+    )
     if evaluation is None:
-        check_labels(model, example, loss_fn)
-    with clock(seconds, "trace"):
-        graph = trace(model, inputs, allow_inexact=allow_inexact)
-    choice: Choice | None = None
-    asked = budget
+        check_labels(model, task.example, loss_fn)
+    target = kind(task)
+    seconds, choice, asked = task.seconds, None, budget
     if isinstance(decider, Auto):
         with clock(seconds, "score"):
-            known = scored(decider, graph, fit, loss_fn=loss_fn, seed=seed, progress=progress)
+            known = target.scored(decider.rules_or(target.candidates, target.rule).values())
         with clock(seconds, "choose"):
-            choice = choose(
-                decider,
-                model,
-                graph,
-                fit,
-                held,
-                budget,
-                limits,
-                repair=repair,
-                known=known,
-                loss_fn=loss_fn,
-                seed=seed,
-                progress=progress,
-            )
-        curved, scores, budget = choice.rule, choice.scores, choice.budget
+            choice = choose(decider, target, budget, known)
+        rule, scores, budget = choice.rule, choice.scores, choice.budget
     else:
         with clock(seconds, "score"):
-            scores = score(graph, fit, decider.signals, loss_fn=loss_fn, seed=seed, progress=progress)
+            scores = target.score([decider])
         with clock(seconds, "curves"):
-            curved = with_unit_curves(decider, graph, fit, scores, progress=progress)
-
-    noted: list[str] = []  # what rounds say of groups that they left whole
-
-    def decide(limits: Limits | None) -> Plan:
-        def allocate(asked: Budget | None, limits: Limits | None = limits) -> Plan:
-            planned: Plan = curved.allocate(graph, scores, asked, limits, seed)
-            return planned
-
-        if steps > 1 and budget is not None:
-            planned, note = plan_in_steps(
-                model,
-                graph,
-                fit,
-                curved,
-                partial(allocate, budget_after(1, steps, budget, graph)),
-                budget,
-                steps,
-                limits,
-                on_unrealisable=on_unrealisable,
-                repair=repair,
-                allow_inexact=allow_inexact,
-                loss_fn=loss_fn,
-                seed=seed,
-                progress=progress,
-            )
-            noted.append(note)
-            return planned
-        if isinstance(budget, Budget) and budget.latency is not None:
-            return meet_latency_budget(model, graph, budget, allocate, inputs, form)
-        return allocate(budget)
-
-    def agreed(limits: Limits | None) -> Plan:
-        with clock(seconds, "allocate"):
-            return _agreed(graph, partial(decide, limits))
-
-    example_inputs = few(example, graph.static_batch)
-
-    def carry_out(plan: Plan) -> nn.Module:
-        with clock(seconds, "apply"):
-            return apply(
-                model,
-                plan,
-                form,
-                graph=graph,
-                example_inputs=example_inputs,
-                on_unrealisable=on_unrealisable,
-            )
-
-    small = settle(agreed, carry_out, limits)
-    if noted and noted[-1] not in record_of(small).note:
-        with_note(small, noted[-1])
-    plan = record_of(small).plan
+            rule = target.measured(decider, task.fit, scores)
+    small, plan = target.carry_out(rule, scores, budget)
     with clock(seconds, "verify"):
-        proof = verify(model, small, plan, example_inputs)
+        proof = target.verify(small, plan)
         note = record_of(small).note  # without the doubts, which the report's proof has
         if not proof.proven:
             with_note(small, f"not proven: {'; '.join(proof.doubts)}.")
     with clock(seconds, "repair"):
-        repaired = repair_model(
-            small, model, data, repair, graph=graph, loss_fn=loss_fn, seed=seed, progress=progress
-        )
-    judged = (
-        held if evaluation is None else Calibration.of(evaluation, seed=seed, forward=forward, model=model)
-    )
+        repaired = target.repaired(small, plan)
+    judged = task.held if evaluation is None else read(evaluation)
     kept_any = any(r["kept"] for r in record_of(repaired).repairs)
     stages = [("dense", model), ("pruned", small)] + ([("repaired", repaired)] if kept_any else [])
+    timed = "measure_latency" not in kind.refused if measure_latency is None else measure_latency
     with clock(seconds, "measure"):
         measured = [
             evaluate(
@@ -268,7 +175,7 @@ def prune(
             )
             for stage, m in stages
         ]
-        measures = figures(stages, measured, plan, example, measure_latency=measure_latency)
+        measures = figures(stages, measured, target.costs(plan), task.example, measure_latency=timed)
     report = Report(
         model=type(model).__name__,
         asked=asked_for(
@@ -278,37 +185,40 @@ def prune(
             repair,
             form,
             seed,
-            loss=loss_name(loss_fn, example),
-            allow_inexact=allow_inexact,
+            loss=loss_name(loss_fn, task.example),
+            **({} if "allow_inexact" in kind.refused else {"allow_inexact": allow_inexact}),
             **({"steps": steps} if steps > 1 else {}),
             **({} if on_unrealisable == "leave" else {"on_unrealisable": on_unrealisable}),
         ),
         rule=plan.allocator,
-        settings=plan.settings,
+        settings=dict(plan.settings),
         figures=measures,
         judged_on="held-out calibration data" if evaluation is None else "evaluation data",
         calibration=scored_on(scores),
-        layers=layers_of(plan, scores.only(map(name_of, curved.signals))),
-        knob=knob_of(plan),
-        untouched=untouched(graph),
         form=record_of(small).form,
         note=note,
         takes=record_of(repaired).takes,
-        attributes=dict(record_of(small).sizes),
         proof=proof_entry(proof),
         repairs=record_of(repaired).repairs,
-        certificates=plan.certificates,
-        description=describe(plan.allocator, plan.certificates, curved),
+        certificates=dict(plan.certificates),
+        description=describe(plan.allocator, plan.certificates, rule),
         contest=None if choice is None else choice.contest,
         seconds=seconds,
-        versions=versions(graph.device),
+        versions=versions(target.graph.device),
+        **target.facts(small, plan, rule, scores),
     )
-    return Result(repaired, plan, scores, graph, report)
+    return Result(repaired, plan, scores, target.graph, report)
 
 
-def _agreed(graph: Graph, allocate: Callable[[], Plan]) -> Plan:
-    """The plan; where several processes work together (see `score`), the first one's for all."""
-    with joined(graph.device) as team:
-        with team.together():
-            plan = allocate()
-        return plan if team.size == 1 else Plan.from_json(team.from_first(plan.to_json()))
+def _check_options(kind: type[Target], granularity: str, form: str, given: Mapping[str, Any]) -> None:
+    """Refuses a form and options that a granularity does not have; None in `given` is not set."""
+    if form not in kind.forms:
+        raise SettingError(
+            f"prune(form={form!r}): expected one of {', '.join(kind.forms)} with granularity {granularity!r}."
+        )
+    for name, value in given.items():
+        if value is not None and name in kind.refused:
+            raise SettingError(
+                f"prune({name}={value!r}): expected no such setting with granularity {granularity!r}: "
+                f"{kind.refused[name]}. Leave {name} out."
+            )

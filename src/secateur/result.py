@@ -14,13 +14,12 @@ from torch import nn
 
 from secateur.allocate import Budget
 from secateur.calibration import Batch
-from secateur.cost import weight_bytes
+from secateur.cost import Cost, weight_bytes
 from secateur.evaluate import Evaluation
 from secateur.graph.graph import Graph
 from secateur.latency.timing import latency
 from secateur.models import device_of, evaluating
 from secateur.outputs import tensors_of
-from secateur.plan import Plan
 from secateur.report.data import Figures, Kept
 from secateur.report.report import Report
 from secateur.score import Scores
@@ -37,16 +36,16 @@ class Result:
 
     Attributes:
         model: The new, smaller model.
-        plan: The decision.
-        scores: What each unit was worth; allocate again from these without the data.
-        graph: The trace.
+        plan: The decision; a `MaskPlan` for single weights.
+        scores: What each unit, weight or expert was worth; allocate again from these without the data.
+        graph: The trace; an `ExpertGraph` for experts.
         report: What happened; ``print(result.report)``, ``.to_html(path)``, ``.to_json(path)``.
     """
 
     model: nn.Module
-    plan: Plan
+    plan: Any
     scores: Scores
-    graph: Graph
+    graph: Any
     report: Report
 
 
@@ -92,12 +91,15 @@ def proof_entry(proof: Proof) -> dict[str, Any]:
 def figures(
     stages: list[tuple[str, nn.Module]],
     measured: list[Evaluation],
-    plan: Plan,
+    costs: tuple[Cost, Cost],
     example: Batch,
     *,
     measure_latency: bool,
 ) -> tuple[Figures, ...]:
-    """Cost and quality of each stage: dense, pruned and, if anything was repaired, repaired."""
+    """Cost and quality of each stage: dense, pruned and, if anything was repaired, repaired.
+
+    `costs` are the dense model's and the pruned one's.
+    """
     times: list[dict[str, Any]] = [{} for _ in stages]
     if measure_latency:
         batch = example.to(device_of(stages[0][1]))
@@ -115,8 +117,8 @@ def figures(
     return tuple(
         Figures(
             stage=stage,
-            params=(plan.dense if stage == "dense" else plan.predicted).params,
-            macs=(plan.dense if stage == "dense" else plan.predicted).macs,
+            params=costs[stage != "dense"].params,
+            macs=costs[stage != "dense"].macs,
             weight_bytes=weight_bytes(model),
             loss=found.loss,
             measure=found.measure,

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import secateur as sc
-from secateur.auto.auto import rule_or_auto
 from secateur.auto.streams import streams
 from secateur.calibration import Calibration
 from secateur.errors import BudgetError, NothingToPruneError, SettingError, UnreachableBudgetError
@@ -113,7 +112,7 @@ def test_without_a_budget_tod_says_how_much(net: nn.Module) -> None:
     result = prune(net, data(), repair=None)
     tolerance = prune(net, data(), allocator="tod", repair=None)
     assert result.plan.predicted.macs <= tolerance.plan.predicted.macs
-    with pytest.raises(BudgetError, match="Do give a budget"):
+    with pytest.raises(BudgetError, match="Pass a budget"):
         prune(net, data(labels=False), repair=None)
 
 
@@ -159,7 +158,7 @@ def test_what_cannot_be() -> None:
     with pytest.raises(SettingError, match="finalists"):
         sc.Auto(finalists=0)
     with pytest.raises(SettingError, match="'auto'"):
-        rule_or_auto("no such rule")
+        prune(model, data(), allocator="no such rule")
 
 
 def test_compare_takes_it_as_one_of_its_rules(net: nn.Module) -> None:

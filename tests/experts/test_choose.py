@@ -10,7 +10,7 @@ import torch
 import secateur as sc
 from secateur.errors import BudgetError, NothingToPruneError
 from secateur.experts.allocate import rule_called
-from secateur.experts.choose import DEFAULT
+from secateur.experts.target import CANDIDATES as DEFAULT
 from tests.experts.models import make, words
 
 

@@ -106,7 +106,7 @@ def test_dense_layers_among_the_others_stay_whole(family: str) -> None:
 
 
 def test_forms_that_experts_do_not_have_are_refused() -> None:
-    with pytest.raises(sc.SettingError, match="expected 'auto' or 'module' for experts"):
+    with pytest.raises(sc.SettingError, match="expected one of auto, module with granularity 'expert'"):
         sc.prune(make("plain"), [], sc.Budget(experts=0.5), "tod", "expert", form="graph")
 
 

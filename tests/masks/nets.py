@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+
+import secateur as sc
 
 
 class Net(nn.Module):
@@ -43,3 +47,10 @@ def data(batches: int = 3, samples: int = 6, seed: int = 1) -> list[tuple[Tensor
         )
         for _ in range(batches)
     ]
+
+
+def prune(
+    model: nn.Module, batches: Any, budget: Any, allocator: Any = None, repair: Any = "auto", **more: Any
+) -> Any:
+    """`sc.prune` for single weights."""
+    return sc.prune(model, batches, budget, allocator, "weight", repair, **more)

@@ -11,13 +11,13 @@ import torch
 
 import secateur as sc
 from secateur.errors import NothingToPruneError, SettingError, UnreachableBudgetError
-from secateur.masks import apply, prune
+from secateur.masks import apply
 from secateur.masks.allocate import allocate
-from secateur.masks.choose import DEFAULT
+from secateur.masks.target import CANDIDATES as DEFAULT
 from secateur.masks.weights import Weights
 from secateur.repair.judging import Judge
 from secateur.repair.methods import REPAIRS, Work
-from tests.masks.nets import data, net
+from tests.masks.nets import data, net, prune
 
 CANDIDATES = {"even": sc.Uniform(), "emp": sc.EMP(), "wanda": sc.ERK(removal="wanda")}
 

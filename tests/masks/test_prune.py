@@ -12,8 +12,8 @@ import torch
 import secateur as sc
 from secateur.allocate import Budget, Repairability
 from secateur.errors import SettingError
-from secateur.masks import apply, prune
-from tests.masks.nets import data, net
+from secateur.masks import apply
+from tests.masks.nets import data, net, prune
 
 
 @pytest.mark.parametrize("allocator", ["emp", "repairability", sc.Uniform(removal="wanda")])

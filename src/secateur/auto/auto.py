@@ -12,7 +12,7 @@ from secateur.allocate.registry import Allocates
 from secateur.auto.streams import StreamsWhole
 from secateur.errors import SettingError
 
-_DEFAULT: Mapping[str, Callable[[], Allocates]] = MappingProxyType(
+UNITS: Mapping[str, Callable[[], Allocates]] = MappingProxyType(
     {
         "repair_aware": RepairAware,
         "repair_aware, streams whole": lambda: StreamsWhole(RepairAware()),
@@ -28,6 +28,7 @@ _DEFAULT: Mapping[str, Callable[[], Allocates]] = MappingProxyType(
         "uniform, magnitude x wasserstein": lambda: Uniform(removal="magnitude*wasserstein"),
     }
 )
+"""What ``auto`` compares for units."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Auto:
 
     Pass it, or its name ``"auto"``, as `allocator` to `sc.prune`. It is no rule itself: what the winner is
     depends on the model, the data, the budget and the repair. For units it is the default; single weights
-    and experts have candidates of their own (`secateur.masks.choose`, `secateur.experts.choose`).
+    and experts have candidates of their own.
 
     Attributes:
         candidates: By the name that the report shows; rules, or their names. The default takes every paper's
@@ -71,7 +72,7 @@ class Auto:
     @property
     def rules(self) -> dict[str, Allocates]:
         """The candidates for units as rules."""
-        return self.rules_or(_DEFAULT, resolve)
+        return self.rules_or(UNITS, resolve)
 
     def rules_or(
         self, default: Mapping[str, Callable[[], Any]], called: Callable[[Any], Any]
@@ -85,14 +86,3 @@ class Auto:
         if self.candidates is None:
             return {name: make() for name, make in default.items()}
         return {name: called(rule) for name, rule in self.candidates.items()}
-
-
-def rule_or_auto(allocator: str | Allocates | Auto | None) -> Allocates | Auto:
-    """What decides: `Auto` for its name or None, else the rule of this name, or what was passed.
-
-    Raises:
-        SettingError: The name is unknown, or the object is no allocator.
-    """
-    if allocator is None or allocator == Auto.name:
-        return Auto()
-    return allocator if isinstance(allocator, Auto) else resolve(allocator, also=(Auto.name,))

@@ -1,127 +1,174 @@
-"""A choice among rules for units, by what is left of the model after removal and repair."""
+"""A choice among rules: candidates plan for the same budget, are applied, repaired and measured."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any
 
-from torch import nn
+import numpy as np
+from numpy.typing import NDArray
 
-from secateur.allocate import Budget, Limits, ToD
-from secateur.allocate.registry import Allocates
-from secateur.allocate.unit_distortions import with_unit_curves
-from secateur.apply.apply import apply
+from secateur.allocate import Budget
 from secateur.auto.auto import Auto
-from secateur.auto.contending import Field, Planned, Way, contend, parts
-from secateur.auto.outcome import Choice
-from secateur.auto.scored import Scored, scored
-from secateur.calibration import Calibration
-from secateur.errors import ApplyError, BudgetError
-from secateur.graph.graph import Graph
-from secateur.plan import Plan
-from secateur.repair.judging import Judge
-from secateur.repair.methods import Work, resolve
+from secateur.auto.contest import Candidate, Contest, Round
+from secateur.auto.race import Heat, Runner, race
+from secateur.calibration import Calibration, seeded
+from secateur.calibration.thinning import thinned
+from secateur.errors import BudgetError, NothingToPruneError, SecateurError, UnreachableBudgetError
+from secateur.progress import steps
+from secateur.repair.judging import MARGIN, Judge
 from secateur.score import Scores
 from secateur.score.combination import name_of
-from secateur.score.loss import LossFn
+from secateur.target import Scored, Target
+
+FEW, MORE = 1 / 16, 1 / 4
+"""Shares of the data that repairs work on in the first round, and in the last."""
+
+LEAST = 64
+"""No fewer samples than this, where there are as many."""
 
 
-def choose(
-    auto: Auto,
-    model: nn.Module,
-    graph: Graph,
-    fit: Calibration,
-    held: Calibration,
-    budget: Budget | None = None,
-    limits: Limits | None = None,
-    *,
-    repair: str | Sequence[str] | None = "auto",
-    known: Scored | None = None,
-    loss_fn: LossFn | None = None,
-    seed: int = 0,
-    progress: bool = False,
-) -> Choice:
-    """Score once, let every candidate plan, and race their plans: apply, repair, judge, and drop the worse.
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """What `choose` found.
 
-    All candidates are repaired on a few samples, and those that may still win on more. The repair is what was
-    asked for; for ``auto`` it is ``reconstruct``. Equal plans run once. What judges is the distance to the
-    dense model's outputs, or `loss_fn`, on `held`.
+    Attributes:
+        rule: The winner, with what it has measured.
+        budget: What all were held to.
+        scores: Of all signals that the candidates needed and the data could feed.
+        contest: What became of each candidate, the winner first.
+    """
 
-    All are held to the same budget. Without one, the cost that ``tod`` with its default tolerance decides on
-    is the budget of all.
+    rule: Any
+    budget: Budget
+    scores: Scores
+    contest: Contest
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """What a candidate decided.
+
+    Attributes:
+        rule: The candidate, with what it has measured.
+        plan: Its plan.
+        macs: The plan's, as a share of the dense model's; None where that is not what is removed.
+        params: Likewise, of the parameters.
+    """
+
+    rule: Any
+    plan: Any
+    macs: float | None
+    params: float
+
+
+def choose(auto: Auto, target: Target, budget: Budget | None = None, known: Scored | None = None) -> Choice:
+    """Score once, let every candidate plan, and measure their plans in up to two rounds.
+
+    All candidates are repaired on a few samples, and those that may still win on more (see
+    `Target.candidate`). Equal plans run once. The distance to the dense model's outputs judges, or the
+    task's `loss_fn`, on held-out data.
 
     Args:
         auto: The candidates.
-        model: The dense model; it is left as it was.
-        graph: Its trace.
-        fit: Data to score and repair on.
-        held: Data to judge on.
-        budget: What each may cost. A bound on latency counts as one on MACs here.
-        limits: What must stay.
-        repair: As for `sc.repair`.
-        known: What `scored` gave, to choose again for another budget.
-        loss_fn: As for `sc.score`.
-        seed: Of everything that draws.
-        progress: Show bars on a terminal.
+        target: What is removed, with the model and the data.
+        budget: What each candidate may cost; None: `Target.default_budget` says it.
+        known: What `Target.scored` gave, to choose again for another budget.
 
     Raises:
         NothingToPruneError: No candidate could run; the message says why each could not.
         UnreachableBudgetError: None reaches the budget.
-        BudgetError: There is no budget, and no labels for ``tod`` to do without one.
+        BudgetError: It is no budget; or there is none, and no data for a default.
     """
     if budget is not None and not isinstance(budget, Budget):
         raise BudgetError(
             f"auto: expected budget to be a Budget or None, got {budget!r}. "
             "Write Budget(macs=0.5), for example."
         )
+    rules, task = auto.rules_or(target.candidates, target.rule), target.task
     if known is None:
-        known = scored(auto, graph, fit, loss_fn=loss_fn, seed=seed, progress=progress)
-    scores = known.scores
-    few, more = parts(fit, whole=graph.static_batch is not None)
-    agreed = budget if budget is not None else _by_tolerance(graph, scores, known.missing, limits, seed)
-    held_to = agreed
-    if agreed.latency is not None:
-        held_to = replace(agreed, latency=None, macs=agreed.macs or agreed.latency)
+        known = target.scored(rules.values())
+    agreed = target.default_budget(known) if budget is None else budget
+    few, more = _parts(task.fit, whole=getattr(target.graph, "static_batch", None) is not None)
+    planned, others = _plans(rules, target, known, target.comparable(agreed), few)
+    repair, judge = target.candidate_repair, Judge(task.model, task.held, task.loss_fn)
+    rounds = [(few, Heat(auto.finalists, MARGIN)), (more, Heat(1, None))]
+    if not repair or few is more:
+        rounds = [(few, Heat(1, None))]
 
-    def decide(rule: Allocates) -> Planned:
-        curved = with_unit_curves(rule, graph, few, scores, progress=progress)
-        plan = curved.allocate(graph, scores, held_to, limits, seed)
-        return Planned.of(curved, plan)
-
-    methods = next(iter(resolve("reconstruct" if repair == "auto" else repair)), ())
-
-    varied = any(not graph.programs.begins_with(b.args, b.kwargs) for part in (fit, held) for b in part)
-
-    def make(plan: Plan, data: Calibration) -> nn.Module:
-        # The program is the fastest to make, but takes the traced sizes alone.
-        exact = all(group.exact for group in plan.groups)
-        form: Literal["masked", "module"] = "masked" if exact else "module"
+    def run(name: str, number: int) -> NDArray[np.float64] | str:
+        step(f"{name}, round {number + 1}")
         try:
-            small = apply(model, plan, form if varied else "graph", graph=graph)
-        except ApplyError:  # there are models that no program can hold
-            small = apply(model, plan, form, graph=graph)
-        for method in methods:
-            method.run(small, Work(lambda: graph, data))
-        return small
+            return judge(target.candidate(planned[name].plan, rounds[number][0]))
+        except SecateurError as error:
+            return f"did not run: {error}"
 
-    field = Field.of(auto.rules, known.missing, decide, lambda one, other: one.groups == other.groups)
-    way = Way(" + ".join(method.name for method in methods), make)
-    judge = Judge(model, held, loss_fn)
-    winner, contest = contend(field, way, few, more, auto.finalists, judge, seed=seed, progress=progress)
-    return Choice(field.planned[winner].rule, agreed, scores, contest)
+    with seeded(task.seed), steps(None, task.progress) as step:
+        order = race(list(planned), run, [heat for _, heat in rounds])
+    if order[0].out:
+        raise NothingToPruneError(f"auto: expected a candidate that can run, got none: {order[0].out}.")
+    contest = Contest(
+        measure=judge.measure,
+        rounds=tuple(
+            Round(repair=repair, samples=sum(batch.size for batch in data) if repair else 0)
+            for data, _ in rounds[: len(order[0].errors)]
+        ),
+        held=judge.samples,
+        candidates=(*(_ran(runner, planned[runner.name]) for runner in order), *others),
+    )
+    return Choice(planned[order[0].name].rule, agreed, known.scores, contest)
 
 
-def _by_tolerance(
-    graph: Graph, scores: Scores, missing: Mapping[str, str], limits: Limits | None, seed: int
-) -> Budget:
-    """What ``tod`` with its default tolerance makes of the model."""
-    rule = ToD()
-    lacking = [missing[name_of(s)] for s in rule.signals if name_of(s) in missing]
-    if lacking or any(name_of(s) not in scores for s in rule.signals):
-        why = lacking[0] if lacking else "no candidate asks for its signals"
-        raise BudgetError(
-            f"auto: expected a budget, or what tod needs to decide on one, got neither: {why} "
-            "Do give a budget."
-        )
-    return Budget(macs=rule.allocate(graph, scores, None, limits, seed).predicted.macs)
+def _plans(
+    rules: dict[str, Any], target: Target, known: Scored, budget: Budget, few: Calibration
+) -> tuple[dict[str, _Planned], list[Candidate]]:
+    """What each candidate decided, and the candidates that do not run, with the reason."""
+    planned: dict[str, _Planned] = {}
+    others: list[Candidate] = []
+    unreached: list[UnreachableBudgetError] = []
+    for name, rule in rules.items():
+        lacking = [known.missing[name_of(s)] for s in rule.signals if name_of(s) in known.missing]
+        if lacking:
+            others.append(_absent(name, lacking[0]))
+            continue
+        try:
+            measured = target.measured(rule, few, known.scores)
+            plan = target.allocate(measured, known.scores, budget)
+        except SecateurError as error:
+            if isinstance(error, UnreachableBudgetError):
+                unreached.append(error)
+            others.append(_absent(name, str(error)))
+            continue
+        found = _Planned(measured, plan, *target.shares(plan))
+        equal = next((n for n, other in planned.items() if target.same(other.plan, plan)), None)
+        if equal is None:
+            planned[name] = found
+        else:
+            others.append(_ran(Runner(name, out=f"the same plan as {equal}"), found))
+    if planned:
+        return planned, others
+    if unreached:
+        raise min(unreached, key=lambda error: error.smallest)
+    why = "; ".join(f"{entry.name} {entry.verdict}" for entry in others)
+    raise NothingToPruneError(f"auto: expected a candidate that can run, got none: {why}")
+
+
+def _parts(data: Calibration, *, whole: bool) -> tuple[Calibration, Calibration]:
+    """The data of the first round, and of the last; the same where there is little."""
+    total = sum(batch.size for batch in data)
+    few = thinned(data, max(FEW, LEAST / total), whole=whole)
+    return few, (few if LEAST >= MORE * total else thinned(data, MORE, whole=whole))
+
+
+def _ran(runner: Runner, found: _Planned) -> Candidate:
+    return Candidate(
+        name=runner.name,
+        macs=found.macs,
+        params=found.params,
+        errors=tuple(runner.errors),
+        verdict=runner.out or "chosen",
+    )
+
+
+def _absent(name: str, why: str) -> Candidate:
+    return Candidate(name=name, macs=None, params=None, errors=(), verdict=f"did not run: {why}")

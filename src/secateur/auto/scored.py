@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
-from secateur.auto.auto import Auto
+from secateur.allocate.registry import Allocates
 from secateur.calibration import Batch, Calibration
 from secateur.errors import CalibrationError, ScoreError
 from secateur.graph.graph import Graph
@@ -16,30 +16,24 @@ from secateur.score.loss import LossFn
 from secateur.score.program import NotObservedError
 from secateur.score.registry import resolve
 from secateur.score.signal import Signal
-
-
-@dataclass(frozen=True, eq=False)
-class Scored:
-    """Scores, and what there are none of.
-
-    Attributes:
-        scores: Of every signal that the data could feed.
-        missing: For each other signal, why not.
-    """
-
-    scores: Scores
-    missing: Mapping[str, str] = field(default_factory=dict)
+from secateur.target import Scored
 
 
 def scored(
-    auto: Auto, graph: Graph, data: Calibration, *, loss_fn: LossFn | None, seed: int, progress: bool
+    rules: Iterable[Allocates],
+    graph: Graph,
+    data: Calibration,
+    *,
+    loss_fn: LossFn | None,
+    seed: int,
+    progress: bool,
 ) -> Scored:
     """The scores of every signal that the candidates need; and for those that there are not, why.
 
     Raises:
         SecateurError: The data, the model or a setting is wrong; see `sc.score`.
     """
-    wanted = {name_of(signal): signal for rule in auto.rules.values() for signal in rule.signals}
+    wanted = {name_of(signal): signal for rule in rules for signal in rule.signals}
     first = data.first()
     missing = {}
     for name, signal in wanted.items():

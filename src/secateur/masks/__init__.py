@@ -7,7 +7,6 @@ from secateur.masks.interop import from_torch, to_semi_structured, to_torch
 from secateur.masks.pattern import Pattern
 from secateur.masks.plan import MaskPlan
 from secateur.masks.projections import projections
-from secateur.masks.prune import MaskResult, prune
 from secateur.masks.score import CRITERIA, score
 from secateur.masks.surgeon import surgeon
 from secateur.masks.weights import Weights
@@ -15,7 +14,6 @@ from secateur.masks.weights import Weights
 __all__ = [
     "CRITERIA",
     "MaskPlan",
-    "MaskResult",
     "Pattern",
     "Weights",
     "allocate",
@@ -24,7 +22,6 @@ __all__ = [
     "distortions",
     "from_torch",
     "projections",
-    "prune",
     "score",
     "surgeon",
     "to_semi_structured",

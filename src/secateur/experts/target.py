@@ -1,0 +1,151 @@
+"""Experts of a mixture-of-experts model as what is removed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+from torch import nn
+
+from secateur.allocate import EMP, Budget, Global, ToD, Uniform
+from secateur.allocate.base import Allocator
+from secateur.allocate.registry import Allocates
+from secateur.apply.record import record_of, with_repairs
+from secateur.calibration import Calibration
+from secateur.errors import BudgetError, SettingError
+from secateur.evaluate import evaluate
+from secateur.experts.allocate import allocate_experts, rule_called
+from secateur.experts.apply import apply_experts, verify_experts
+from secateur.experts.graph import ExpertGraph
+from secateur.experts.repair import METHOD, repair_experts
+from secateur.experts.score import leaves, score_experts
+from secateur.experts.trace import trace_experts
+from secateur.plan import Plan
+from secateur.result import few
+from secateur.score import Scores
+from secateur.score.combination import name_of
+from secateur.target import Scored, Target
+from secateur.verify import Proof
+
+CANDIDATES: Mapping[str, Callable[[], Allocator]] = MappingProxyType(
+    {
+        "tod": lambda: ToD(removal="reap", protection="expert_taylor"),
+        "tod, frequency": lambda: ToD(removal="frequency", protection="expert_taylor"),
+        "emp, reap": lambda: EMP(removal="reap"),
+        "global, reap": lambda: Global(removal="reap"),
+        "global, frequency": lambda: Global(removal="frequency"),
+        "uniform, reap": lambda: Uniform(removal="reap"),
+        "uniform, frequency": lambda: Uniform(removal="frequency"),
+        "uniform, output change": lambda: Uniform(removal="output_change"),
+    }
+)
+"""What ``auto`` compares."""
+
+
+class Experts(Target):
+    """Experts; the model need not be captured."""
+
+    forms = ("auto", "module")
+    default = "tod"
+    candidates = CANDIDATES
+    refused: ClassVar[Mapping[str, str]] = {
+        "steps": "experts are scored once",
+        "allow_inexact": "only experts whose removal is exact may go",
+        "on_unrealisable": "a module can express every removal of experts",
+    }
+    graph: ExpertGraph
+
+    @staticmethod
+    def rule(allocator: Any) -> Any:
+        """A rule with signals for experts."""
+        return rule_called(allocator)
+
+    @staticmethod
+    def check_repair(repair: str | Sequence[str] | None) -> None:
+        """None, ``auto`` or ``experts``."""
+        if repair not in (None, "auto", METHOD, [METHOD], (METHOD,)):
+            raise SettingError(
+                f"prune(granularity='expert', repair={repair!r}): expected None, 'auto' or {METHOD!r}. "
+                "Name one."
+            )
+
+    def trace(self) -> ExpertGraph:
+        """Blocks of experts."""
+        return trace_experts(self.task.model, self.task.example.inputs)
+
+    def score(self, rules: Iterable[Allocates]) -> Scores:
+        """By what routers send to experts."""
+        return self._score([signal for rule in rules for signal in rule.signals])
+
+    def _score(self, signals: Sequence[Any]) -> Scores:
+        task = self.task
+        return score_experts(
+            self.graph, task.fit, signals, loss_fn=task.loss_fn, seed=task.seed, progress=task.progress
+        )
+
+    def scored(self, rules: Iterable[Allocates]) -> Scored:
+        """Without labels, no signal that needs gradients."""
+        wanted = {name_of(signal): signal for rule in rules for signal in rule.signals}
+        unlabelled = self.task.loss_fn is None and self.task.fit.first().labels is None
+        missing = {
+            name: f"signal {name}: expected labels or loss_fn, got neither."
+            for name, signal in wanted.items()
+            if unlabelled and any("gradients" in leaf.needs for leaf in leaves([signal]).values())
+        }
+        signals = [signal for name, signal in wanted.items() if name not in missing]
+        empty = Scores({}, fingerprint=self.graph.fingerprint)
+        return Scored(self._score(signals) if signals else empty, missing)
+
+    def allocate(self, rule: Any, scores: Scores, budget: Budget | None) -> Plan:
+        """Within what routers need."""
+        return allocate_experts(self.graph, scores, rule, budget, self.task.limits, self.task.seed)
+
+    def default_budget(self, scored: Scored) -> Budget:
+        """As many experts as ``tod`` with its default tolerance keeps."""
+        rule = CANDIDATES["tod"]()
+        if any(name_of(signal) not in scored.scores for signal in rule.signals):
+            raise BudgetError(
+                "auto: expected a budget, or labels for tod to decide on one, got neither. Pass a budget: "
+                "Budget(experts=0.75), for example."
+            )
+        groups = self.allocate(rule, scored.scores, None).groups
+        return Budget(experts=sum(g.kept for g in groups) / sum(g.size for g in groups))
+
+    @property
+    def candidate_repair(self) -> str:
+        """``experts``, unless no repair was asked for."""
+        return "" if self.task.repair is None else METHOD
+
+    def candidate(self, plan: Plan, data: Calibration) -> nn.Module:
+        """The smaller model."""
+        small = self.apply(plan)
+        if self.task.repair is None:
+            return small
+        return repair_experts(
+            small, self.task.model, data, graph=self.graph, seed=self.task.seed, progress=False
+        )
+
+    def apply(self, plan: Plan) -> nn.Module:
+        """The smaller model."""
+        return apply_experts(self.task.model, plan, graph=self.graph)
+
+    def verify(self, small: nn.Module, plan: Plan) -> Proof:
+        """With the dense model whose routers may not choose the removed experts."""
+        return verify_experts(self.task.model, small, plan, few(self.task.example, None), graph=self.graph)
+
+    def repaired(self, small: nn.Module, plan: Plan) -> nn.Module:
+        """Kept if the held-out loss is no worse for it."""
+        task = self.task
+        if task.repair is None:
+            return small
+        better = repair_experts(
+            small, task.model, task.fit, graph=self.graph, seed=task.seed, progress=task.progress
+        )
+        tried = record_of(better).repairs[-1]
+        before, after = (
+            evaluate(model, task.held, dense=task.model, loss_fn=task.loss_fn, progress=task.progress).loss
+            for model in (small, better)
+        )
+        tried["kept"] = tried["kept"] and after <= before
+        return better if tried["kept"] else with_repairs(small, [tried])

@@ -1,0 +1,185 @@
+"""Single weights as what is removed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import nn
+
+from secateur.allocate import EMP, ERK, LAMP, Budget, Repairability, Uniform, resolve
+from secateur.allocate.registry import Allocates
+from secateur.auto.auto import Auto
+from secateur.calibration import Calibration
+from secateur.cost import Cost
+from secateur.graph.graph import Graph
+from secateur.graph.trace import trace
+from secateur.masks.allocate import allocate
+from secateur.masks.apply import apply, check
+from secateur.masks.distortion import with_curves
+from secateur.masks.plan import MaskPlan
+from secateur.masks.score import asked_of, score
+from secateur.masks.surgeon import surgeon
+from secateur.masks.weights import Weights
+from secateur.repair.methods import Repair, Work
+from secateur.repair.methods import resolve as resolve_repairs
+from secateur.repair.repair import repair as repair_model
+from secateur.report.data import Layer
+from secateur.report.collect import histograms
+from secateur.score import Scores
+from secateur.target import Scored, Target
+from secateur.verify import Proof
+
+CANDIDATES: Mapping[str, Callable[[], Allocates]] = MappingProxyType(
+    {
+        "emp": EMP,
+        "emp, wanda": lambda: EMP(removal="wanda"),
+        "repairability": Repairability,
+        "repairability, wanda": lambda: Repairability(removal="wanda"),
+        "erk": ERK,
+        "erk, wanda": lambda: ERK(removal="wanda"),
+        "lamp": LAMP,
+        "uniform, wanda": lambda: Uniform(removal="wanda"),
+    }
+)
+"""What ``auto`` compares. At a given sparsity EMP is one threshold for all weights."""
+
+_SAME_SHAPES = "masks leave all shapes as they are"
+
+
+class SingleWeights(Target):
+    """Weights of linear layers and convolutions, which become zero."""
+
+    forms = ("auto", "masked")
+    default = "emp"
+    candidates = CANDIDATES
+    refused: ClassVar[Mapping[str, str]] = {
+        "steps": "rounds trace a smaller model anew, and masks leave the shapes as they are",
+        "allow_inexact": _SAME_SHAPES,
+        "on_unrealisable": _SAME_SHAPES,
+        "measure_latency": "zeros are multiplied like any other number, so masks save no time",
+    }
+    graph: Graph
+
+    @staticmethod
+    def rule(allocator: Any) -> Any:
+        """A rule whose signals single weights have."""
+        found = resolve(allocator, also=(Auto.name,))
+        asked_of(found)
+        return found
+
+    @staticmethod
+    def check_repair(repair: str | Sequence[str] | None) -> None:
+        """Those of `sc.repair`, and ``surgeon``."""
+        resolve_repairs(repair, {"surgeon": Repair("surgeon", lambda small, work: None)})
+
+    @cached_property
+    def _weights(self) -> Weights:
+        return Weights.of(self.task.model)
+
+    def trace(self) -> Graph:
+        """For repairs: masks need no groups."""
+        return trace(self.task.model, self.task.example.inputs, allow_inexact=True)
+
+    def score(self, rules: Iterable[Allocates]) -> Scores:
+        """By the criteria for single weights."""
+        task, names = self.task, tuple(dict.fromkeys(name for rule in rules for name in asked_of(rule)))
+        return score(
+            task.model, task.fit, names, loss_fn=task.loss_fn, seed=task.seed, progress=task.progress
+        )
+
+    def scored(self, rules: Iterable[Allocates]) -> Scored:
+        """With what ``emp`` needs to decide on a budget."""
+        return Scored(self.score([*rules, EMP()]))
+
+    def measured(self, rule: Any, data: Calibration, scores: Scores) -> Any:
+        """With the curves that `Repairability` needs."""
+        return with_curves(rule, self.task.model, data, scores, progress=self.task.progress)
+
+    def allocate(self, rule: Any, scores: Scores, budget: Budget | None) -> MaskPlan:
+        """Masks."""
+        return allocate(self._weights, scores, rule, budget, self.task.limits, self.task.seed)
+
+    def default_budget(self, scored: Scored) -> Budget:
+        """The sparsity that ``emp`` decides on."""
+        return Budget(sparsity=self.allocate(EMP(), scored.scores, None).sparsity)
+
+    def same(self, one: MaskPlan, other: MaskPlan) -> bool:
+        """Whether all masks are equal."""
+        return all(np.array_equal(mask, other.masks[name]) for name, mask in one.masks.items())
+
+    @property
+    def _named(self) -> tuple[str, ...]:
+        names = "reconstruct" if self.task.repair == "auto" else self.task.repair
+        return () if names is None else (names,) if isinstance(names, str) else tuple(names)
+
+    @property
+    def candidate_repair(self) -> str:
+        """The repair that was asked for; for ``auto`` it is ``reconstruct``."""
+        return " + ".join(self._named)
+
+    def candidate(self, plan: MaskPlan, data: Calibration) -> nn.Module:
+        """The masked model."""
+        small = self.apply(plan)
+        for method in next(iter(resolve_repairs(self._named, self._own(plan))), ()):
+            method.run(small, Work(lambda: self.graph, data))
+        return small
+
+    def _own(self, plan: MaskPlan) -> dict[str, Repair]:
+        def second_order(candidate: nn.Module, work: Work) -> dict[str, Any] | None:
+            names = surgeon(candidate, self.task.model, plan, work.data, progress=work.progress)
+            return {"updated": list(names)} if names else None
+
+        return {"surgeon": Repair("surgeon", second_order)}
+
+    def apply(self, plan: MaskPlan) -> nn.Module:
+        """The masked model."""
+        return apply(self.task.model, plan, self.graph)
+
+    def verify(self, small: nn.Module, plan: MaskPlan) -> Proof:
+        """Bit for bit with the dense model with exactly these weights at zero."""
+        check(self.task.model, small, plan)
+        return Proof(0.0, 0.0, "masks", len(self.task.model.state_dict()))
+
+    def repaired(self, small: nn.Module, plan: MaskPlan) -> nn.Module:
+        """`sc.repair`, and ``surgeon``. What is zero stays zero."""
+        task = self.task
+        return repair_model(
+            small,
+            task.model,
+            task.data,
+            task.repair,
+            own=self._own(plan),
+            graph=self.graph,
+            loss_fn=task.loss_fn,
+            seed=task.seed,
+            progress=task.progress,
+        )
+
+    def costs(self, plan: MaskPlan) -> tuple[Cost, Cost]:
+        """Zeros count as removed parameters; they are multiplied like any other number."""
+        dense = self.graph.cost()
+        return dense, Cost(dense.params - plan.removed, dense.macs)
+
+    def shares(self, plan: MaskPlan) -> tuple[float | None, float]:
+        """No MACs go."""
+        dense, small = self.costs(plan)
+        return None, small.params / dense.params
+
+    def facts(self, small: nn.Module, plan: Any, rule: Any, scores: Scores) -> dict[str, Any]:
+        """A layer for each mask."""
+        decisive = scores.only(asked_of(rule))
+        layers = (
+            Layer(
+                group=name,
+                kept=int(mask.sum()),
+                total=mask.size,
+                producers=(name,),
+                scores=histograms(decisive, name, mask),
+            )
+            for name, mask in plan.masks.items()
+        )
+        return {"layers": tuple(layers), "untouched": ()}
