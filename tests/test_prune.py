@@ -252,7 +252,7 @@ def test_what_apply_leaves_whole_is_whole_in_the_plan_and_the_report(
             model, sc.Plan.build(given["graph"], rest, allocator="uniform", seed=0), form, **given
         )
 
-    monkeypatch.setattr(sys.modules["secateur.prune"], "apply", leaving)
+    monkeypatch.setattr(sys.modules["secateur.units"], "apply", leaving)
     result = sc.prune(
         model, loader("plain"), allocator=sc.Uniform(ratio=0.5), on_unrealisable=leaves, **QUICK
     )
