@@ -27,8 +27,8 @@ from secateur.masks.weights import Weights
 from secateur.repair.methods import Repair, Work
 from secateur.repair.methods import resolve as resolve_repairs
 from secateur.repair.repair import repair as repair_model
-from secateur.report.data import Layer
 from secateur.report.collect import histograms
+from secateur.report.data import Layer
 from secateur.score import Scores
 from secateur.target import Scored, Target
 from secateur.verify import Proof
