@@ -144,5 +144,5 @@ def test_files(tmp_path: Path) -> None:
     assert read_shape(tmp_path) == shape_state(model)
     for text in ("{", "[]"):
         path.write_text(text)
-        with pytest.raises(sc.ArtefactError, match=r"pruning\.json: expected .* Do take another"):
+        with pytest.raises(sc.ArtefactError, match=r"pruning\.json: expected .* Take another"):
             read_shape(tmp_path)

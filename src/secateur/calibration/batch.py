@@ -218,7 +218,7 @@ class Batch:
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise CalibrationError(
                     f"calibration batch {self.index}: expected finite inputs, got NaN or infinity in a "
-                    f"tensor of shape {list(tensor.shape)}. Do clean the data."
+                    f"tensor of shape {list(tensor.shape)}. Clean the data."
                 )
 
 

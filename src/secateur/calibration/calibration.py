@@ -131,8 +131,7 @@ class Calibration:
         reading = Reading(model, forward, whole)
         if batch_size < 1:
             raise SettingError(
-                f"calibration: expected batch_size of at least 1, got {batch_size}. "
-                "Do give a positive number."
+                f"calibration: expected batch_size of at least 1, got {batch_size}. Give a positive number."
             )
         if _is_batch(data):
             batch = Batch.of(data, reading=reading)
@@ -143,7 +142,7 @@ class Calibration:
         if isinstance(data, str | bytes) or not isinstance(data, Iterable):
             raise CalibrationError(
                 f"calibration: expected a DataLoader, a Dataset or an iterable of batches, got "
-                f"{type(data).__name__}. Do give, for instance, a list of (inputs, labels)."
+                f"{type(data).__name__}. Give a list, for instance, of (inputs, labels)."
             )
         if isinstance(data, Iterator):
             with seeded(seed):
@@ -199,7 +198,7 @@ class Calibration:
             count += 1
         if count == 0:
             raise CalibrationError(
-                "calibration: expected at least one batch, got an empty loader. Do give some samples; "
+                "calibration: expected at least one batch, got an empty loader. Give some samples; "
                 "with drop_last=True a loader shorter than one batch gives none."
             )
 
@@ -207,7 +206,7 @@ class Calibration:
         """The first batch, for instance as example inputs."""
         for batch in self.batches():
             return batch
-        raise CalibrationError("calibration: expected at least one batch, got none. Do give some samples.")
+        raise CalibrationError("calibration: expected at least one batch, got none. Give some samples.")
 
     def count(self) -> int | None:
         """Number of batches in a pass, where the source knows it."""
@@ -237,8 +236,7 @@ class Calibration:
         """
         if every < 2:
             raise SettingError(
-                f"calibration split: expected every of at least 2, got {every}. "
-                "Do give 5 to hold out a fifth."
+                f"calibration split: expected every of at least 2, got {every}. Give 5 to hold out a fifth."
             )
         total = self.count()
         if total is None:

@@ -14,9 +14,9 @@ import torch
 from torch.utils import _pytree as pytree
 
 from secateur.errors import ExportError, SettingError
-from secateur.export.about import about
 from secateur.export.capturing import Captured
 from secateur.export.checking import Runs
+from secateur.export.program import about
 
 ONE_FILE_BYTES = 1_900_000_000
 """More bytes of tensors go into a file of their own: a protocol buffer holds two gigabytes."""

@@ -5,17 +5,35 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils import _pytree as pytree
 
-from secateur.export.about import about
+from secateur.apply.record import record_of
+from secateur.errors import ArtefactError
 from secateur.export.capturing import Captured
 from secateur.export.checking import Runs
 
 ABOUT = "secateur.json"
+
+
+def about(model: nn.Module) -> dict[str, str]:
+    """What a file says of its origin, all text: versions, the rule and costs, as far as they are known."""
+    found = {"secateur": metadata.version("secateur"), "model": type(model).__name__}
+    try:
+        record = record_of(model)
+    except ArtefactError:  # a model that was not pruned may be exported too
+        return found
+    plan = record.plan
+    found |= {"form": record.form, "allocator": plan.allocator, "note": record.note}
+    for name in ("params", "macs"):
+        found[name] = str(getattr(plan.predicted, name))
+        found[f"dense_{name}"] = str(getattr(plan.dense, name))
+    return {name: value for name, value in found.items() if value}
 
 
 def write_program(captured: Captured, path: Path) -> None:

@@ -83,7 +83,7 @@ class GradualPruning(TrainerCallback):  # type: ignore[misc]  # its package is n
         if self._trainer is None:
             raise SettingError(
                 "huggingface.GradualPruning: expected attach(trainer) before train(), got a callback that "
-                "knows no trainer. Do call it in place of Trainer(callbacks=...)."
+                "knows no trainer. Call it in place of Trainer(callbacks=...)."
             )
         _check(self._trainer)
 
@@ -110,5 +110,5 @@ def _check(trainer: Trainer) -> None:
     ):
         if wrong:
             raise SettingError(
-                f"huggingface.GradualPruning: expected {name}, got {wrong}. Do change the TrainingArguments."
+                f"huggingface.GradualPruning: expected {name}, got {wrong}. Change the TrainingArguments."
             )

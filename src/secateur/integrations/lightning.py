@@ -109,7 +109,7 @@ def reshaped(module: nn.Module, checkpoint: dict[str, Any], part: str = "") -> n
     if "state_dict" not in checkpoint:
         raise ArtefactError(
             f"lightning.reshaped: expected a checkpoint of Lightning, got entries {sorted(checkpoint)[:5]}. "
-            "Do pass what torch.load gives of its file."
+            "Pass what torch.load gives of its file."
         )
     reshape(module.get_submodule(part), checkpoint.get(KEY, {}))
     module.load_state_dict(checkpoint["state_dict"])
@@ -133,5 +133,5 @@ def _check(trainer: Any) -> None:
     if not kinds & {"SingleDeviceStrategy", "DDPStrategy"}:
         raise SettingError(
             "lightning.GradualPruning: expected the whole model in each process, got "
-            f"{type(trainer.strategy).__name__}. Do train with strategy='auto' or 'ddp'."
+            f"{type(trainer.strategy).__name__}. Train with strategy='auto' or 'ddp'."
         )

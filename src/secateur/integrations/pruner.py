@@ -132,7 +132,7 @@ class GradualPruner:
     ) -> None:
         if not isinstance(schedule, Schedule):
             raise SettingError(
-                f"gradual pruning: expected a Schedule, got {type(schedule).__name__}. Do make one."
+                f"gradual pruning: expected a Schedule, got {type(schedule).__name__}. Make one."
             )
         resolve_repairs(repair)
         self.schedule = schedule

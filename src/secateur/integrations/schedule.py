@@ -54,16 +54,13 @@ class Schedule:
         asked = self.budget.as_settings() if isinstance(self.budget, Budget) else {}
         if not asked or asked.keys() - {"macs", "params", "spend"}:
             raise SettingError(
-                f"schedule: expected a Budget of macs or params, got {self.budget!r}. "
-                "Do write Budget(macs=0.5)."
+                f"schedule: expected a Budget of macs or params, got {self.budget!r}. Write Budget(macs=0.5)."
             )
         if self.curve not in ("cubic", "linear"):
-            raise SettingError(
-                f"schedule: expected curve 'cubic' or 'linear', got {self.curve!r}. Do name one."
-            )
+            raise SettingError(f"schedule: expected curve 'cubic' or 'linear', got {self.curve!r}. Name one.")
         if (self.rounds is None) == (self.every is None):
             raise SettingError(
-                f"schedule: expected either rounds or every, got {self.rounds} and {self.every}. Do give one."
+                f"schedule: expected either rounds or every, got {self.rounds} and {self.every}. Give one."
             )
         for name in ("rounds", "every"):
             value = getattr(self, name)
@@ -80,7 +77,7 @@ class Schedule:
                 )
         if type(self.start) is type(self.end) and not self.start < self.end:
             raise SettingError(
-                f"schedule: expected start before end, got {self.start} and {self.end}. Do swap them."
+                f"schedule: expected start before end, got {self.start} and {self.end}. Swap them."
             )
         if self.resolved:
             self._count()
@@ -101,7 +98,7 @@ class Schedule:
         if total is None or not 0 < total < float("inf"):
             raise SettingError(
                 f"schedule: expected the number of training steps, of which start={self.start} and "
-                f"end={self.end} are shares, got {total}. Do pass total=, or give start and end as integers."
+                f"end={self.end} are shares, got {total}. Pass total=, or give start and end as integers."
             )
         start, end = (int(v * total) if type(v) is float else v for v in (self.start, self.end))
         return replace(self, start=start, end=end)
@@ -145,7 +142,7 @@ class Schedule:
     def _count(self) -> int:
         if not self.resolved:
             raise SettingError(
-                f"schedule: expected steps, got shares {self.start} and {self.end}. Do call over(total)."
+                f"schedule: expected steps, got shares {self.start} and {self.end}. Call over(total)."
             )
         room = int(self.end) - int(self.start)
         count = self.rounds if self.every is None else room // self.every
@@ -153,6 +150,6 @@ class Schedule:
             asked = f"{self.rounds} rounds" if self.every is None else f"one every {self.every}"
             raise SettingError(
                 f"schedule: expected at least one step a round from {self.start} to {self.end}, got {asked}. "
-                "Do ask for fewer, or widen the range."
+                "Ask for fewer, or widen the range."
             )
         return count

@@ -91,7 +91,7 @@ def reshape(model: nn.Module, state: Mapping[str, Any]) -> None:
         if found is not None:
             raise ArtefactError(
                 f"reshape: expected a dense model, as the checkpoint holds one, got a {type(inner).__name__} "
-                "that has been pruned. Do make the model anew."
+                "that has been pruned. Make the model anew."
             )
         return
     content = _read(state)
@@ -133,10 +133,10 @@ def read_shape(folder: str | os.PathLike[str]) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise ArtefactError(f"{path}: expected JSON, got {error}. Do take another checkpoint.") from error
+        raise ArtefactError(f"{path}: expected JSON, got {error}. Take another checkpoint.") from error
     if not isinstance(state, dict):
         raise ArtefactError(
-            f"{path}: expected a mapping, got {type(state).__name__}. Do take another checkpoint."
+            f"{path}: expected a mapping, got {type(state).__name__}. Take another checkpoint."
         )
     return state
 
@@ -154,7 +154,7 @@ def pruned_record(model: nn.Module) -> Record | None:
     if record.form != "module":
         raise ArtefactError(
             f"gradual pruning: expected a plain model or one of form 'module', got form {record.form!r}. "
-            "Do apply the plan with form='module'."
+            "Apply the plan with form='module'."
         )
     return record
 
@@ -190,5 +190,5 @@ def _read(state: Mapping[str, Any]) -> _Content:
         where = ".".join(map(str, first["loc"]))
         raise ArtefactError(
             f"reshape: expected what shape_state returned, got {where}: {first['msg']}. "
-            "Do take another checkpoint."
+            "Take another checkpoint."
         ) from error

@@ -42,10 +42,10 @@ def check_whole(model: nn.Module) -> None:
         if found := kinds.intersection(_SHARDING):
             raise SettingError(
                 f"gradual pruning: expected the whole model in each process, got {found.pop()}. "
-                "Do train with DistributedDataParallel."
+                "Train with DistributedDataParallel."
             )
         if isinstance(module, DistributedDataParallel) and module.mixed_precision is not None:
             raise SettingError(
                 "gradual pruning: expected DistributedDataParallel without mixed_precision, got "
-                f"{module.mixed_precision}. Do use torch.autocast."
+                f"{module.mixed_precision}. Use torch.autocast."
             )

@@ -50,20 +50,20 @@ def arrays(
             f"got {shapes}. Do numpy.savez(path, x=..., y=...)."
         )
     if inputs.ndim == 0 or len(inputs) == 0:
-        raise CalibrationError(f"{where}: expected samples along axis 0, got {shapes}. Do save at least two.")
+        raise CalibrationError(f"{where}: expected samples along axis 0, got {shapes}. Save at least two.")
     if inputs.dtype == np.uint8:
         raise CalibrationError(
             f"{where}: expected inputs as the model takes them, got raw bytes ({shapes}). "
-            "Do normalise them as in training and save them as float32."
+            "Normalise them as in training and save them as float32."
         )
     if inputs.dtype.kind not in "fiub":
-        raise CalibrationError(f"{where}: expected inputs that are numbers, got {shapes}. Do save float32.")
+        raise CalibrationError(f"{where}: expected inputs that are numbers, got {shapes}. Save float32.")
     if labels is not None and (labels.ndim == 0 or len(labels) != len(inputs)):
         raise CalibrationError(
-            f"{where}: expected a label for each input, got {shapes}. Do save arrays of one length."
+            f"{where}: expected a label for each input, got {shapes}. Save arrays of one length."
         )
     if labels is not None and labels.dtype.kind not in "fiub":
-        raise CalibrationError(f"{where}: expected labels that are numbers, got {shapes}. Do save integers.")
+        raise CalibrationError(f"{where}: expected labels that are numbers, got {shapes}. Save integers.")
     arrays = [inputs] if labels is None else [inputs, labels]
     order = np.random.default_rng(seed).permutation(len(inputs))[:samples]
     kinds = {"f": torch.get_default_dtype(), "i": torch.int64, "u": torch.int64, "b": torch.bool}

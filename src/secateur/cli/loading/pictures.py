@@ -32,7 +32,7 @@ def class_folders(option: str, folder: Path) -> list[Path]:
     if not found:
         raise CalibrationError(
             f"{option} {folder}: expected images in one folder a class, or a Hugging Face dataset, got no "
-            "folder in it. Do sort the images by class."
+            "folder in it. Sort the images by class."
         )
     return found
 
