@@ -157,7 +157,7 @@ def test_models_that_are_sharded_are_refused(
     processes = accelerator()
     kind = accelerate.utils.DistributedType.FSDP
     monkeypatch.setattr(type(processes), "distributed_type", kind)
-    with pytest.raises(sc.SettingError, match=r"whole model in each process, got FSDP\. Do make one"):
+    with pytest.raises(sc.SettingError, match=r"whole model in each process, got FSDP\. Make one"):
         sc.recover(small, dense, data(), accelerator=processes)
 
 

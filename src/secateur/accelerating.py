@@ -44,7 +44,7 @@ class ProcessGroup:
         if kind in ("DEEPSPEED", "FSDP", "MEGATRON_LM", "XLA"):
             raise SettingError(
                 "recover: expected an Accelerator with the whole model in each process, got "
-                f"{kind}. Do make one without it, or train with a loop of your own."
+                f"{kind}. Make one without it, or train with a loop of your own."
             )
         prepared = type(loader).__module__.partition(".")[0] == "accelerate"
         return cls(

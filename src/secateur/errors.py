@@ -91,4 +91,4 @@ class ExportError(SecateurError, RuntimeError):
 
 
 class ConstantScoresWarning(UserWarning):
-    """A signal gives every unit of a group the same score, and units of that group go all the same."""
+    """A signal gives every unit of a group the same score, so it cannot say which of them should go."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import get_args
 
 from secateur import allocate
+from secateur.allocate import registry
 from secateur.apply.apply import FORMS
 from secateur.compare import RULES
 from secateur.config import names
@@ -18,7 +19,7 @@ from secateur.score.registry import SIGNALS
 
 def test_names_are_the_librarys() -> None:
     assert set(get_args(names.Rule)) == {"auto", *allocate.names()}
-    assert set(get_args(names.MaskRule)) == set(allocate.names()) - {"tod"}
+    assert set(get_args(names.MaskRule)) == {name for name, rule in registry.RULES.items() if rule.on_weights}
     assert set(get_args(names.Form)) == set(FORMS)
     assert set(get_args(names.Criterion)) == set(CRITERIA)
     assert set(get_args(names.MaskRepair)) == set(MASK_REPAIRS)

@@ -184,7 +184,7 @@ def test_a_file_of_another_run_is_refused_by_name(tmp_path: Path) -> None:
     with torch.no_grad():
         next(iter(other.parameters())).view(-1)[0] += 1e-12
     cases: list[tuple[str, dict[str, Any]]] = [
-        (r"run: expected one of this run, with seed 1, got 0\. Do name another file", {"seed": 1}),
+        (r"run: expected one of this run, with seed 1, got 0\. Name another file", {"seed": 1}),
         (
             r"with signals Wasserstein\(per_class=32, .*\); Taylor\(\), got Taylor\(\)",
             {"signals": ("wasserstein", "taylor")},

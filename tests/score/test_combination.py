@@ -136,7 +136,7 @@ def test_what_cannot_be_combined() -> None:
         Product("a")
     with pytest.raises(SettingError, match="RankSum: expected names and instances of signals, got 3"):
         RankSum("a", 3)  # type: ignore[arg-type]
-    with pytest.raises(SettingError, match="Do pass an instance, not a class"):
+    with pytest.raises(SettingError, match="Pass an instance, not a class"):
         Product("a", Magnitude)  # type: ignore[arg-type]
     with pytest.raises(ScoreError, match="expected one of a, got 'b'"):
         with_combinations(Scores({"a": {"g": np.ones(2)}}), ["a*b"])

@@ -241,7 +241,7 @@ def test_no_data_for_a_signal_that_needs_some(signal: str) -> None:
         ("wasserstien", "expected one of wasserstein, taylor, magnitude, .*got 'wasserstien'"),
         ((), "expected at least one of"),
         ((Magnitude(1), "magnitude"), "got 'magnitude' twice"),
-        ((Taylor,), "Do pass an instance, not a class"),
+        ((Taylor,), "Pass an instance, not a class"),
         ((Wasserstein(), 3), "instances of Signal, got 3"),
     ],
 )

@@ -140,7 +140,7 @@ def test_what_is_no_table_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(storage, "FORMAT", storage.FORMAT + 1)
     table().save(path)
     monkeypatch.undo()
-    with pytest.raises(ArtefactError, match=r"expected format 1 or older, got 2, .* Do upgrade"):
+    with pytest.raises(ArtefactError, match=r"expected format 1 or older, got 2, .* Upgrade"):
         Scores.load(path)
 
 

@@ -174,7 +174,7 @@ def test_resolve(signals, found) -> None:
         ((), "expected at least one of"),
         ((Magnitude(1), "magnitude"), "expected each name with one setting, got 'magnitude' twice"),
         (("magnitude*taylor", BatchNormScale(), Magnitude(1)), "got 'magnitude' twice"),
-        ((Taylor,), "Do pass an instance, not a class"),
+        ((Taylor,), "Pass an instance, not a class"),
         ((Wasserstein(), 3), "instances of Signal, got 3"),
     ],
 )

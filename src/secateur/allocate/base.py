@@ -43,11 +43,13 @@ class Allocator(ABC):
         name: What users call it.
         solved: The entry of `settings` that a budget solves for; empty if there is none.
         knob_name: What the knob is called on the axis of a plot; empty: what `solved` says.
+        on_weights: Whether the rule can decide on single weights.
     """
 
     name: ClassVar[str]
     solved: ClassVar[str] = ""
     knob_name: ClassVar[str] = ""
+    on_weights: ClassVar[bool] = True
 
     @property
     @abstractmethod

@@ -140,7 +140,7 @@ class Global(Allocator):
             if self.normalise != "none" and found.min() < 0:
                 raise ScoreError(
                     f"Global: expected scores of 0 or more to divide, got {found.min()} in {name!r}. "
-                    'Do use normalise="none".'
+                    'Use normalise="none".'
                 )
         whole = np.concatenate([NORMALISE[self.normalise](found) for found in values.values()])
         leaves = split((ranks(whole) + 1) / len(whole), groups)

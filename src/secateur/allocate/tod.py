@@ -123,6 +123,7 @@ class ToD(Allocator):
     protection: Asked = "taylor"
     name: ClassVar[str] = "tod"
     solved: ClassVar[str] = "tolerance"
+    on_weights: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Checks the values."""
@@ -304,7 +305,7 @@ def _warn(constant: Mapping[str, list[str]]) -> None:
         f"ToD: expected scores that differ within a group, got the same score for every unit from "
         f"{' and '.join(signals)} in {shorten(constant)}. How many units go there, and which if it is the "
         "removal signal, follows from their position and not from what they are worth. "
-        "Do use another signal, or leave these groups alone with Limits(ignore=...).",
+        "Use another signal, or leave these groups alone with Limits(ignore=...).",
         ConstantScoresWarning,
         stacklevel=4,  # behind certificates and allocate
     )

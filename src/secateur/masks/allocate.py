@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from secateur.allocate import Allocator, Budget, Limits, ToD, resolve
-from secateur.allocate.registry import Allocates
+from secateur.allocate import Allocator, Budget, Limits, resolve
+from secateur.allocate.registry import RULES, Allocates
 from secateur.allocate.signals import table
 from secateur.errors import SettingError
 from secateur.masks.plan import MaskPlan
@@ -41,11 +41,9 @@ def allocate(
         BudgetError: It bounds something else than sparsity, or no value of the knob meets it.
     """
     rule = resolve(allocator)
-    if isinstance(rule, ToD) or not isinstance(rule, Allocator):
-        raise SettingError(
-            f"masks: expected a rule for single weights, got {rule!r}. "
-            "Use uniform, global, erk, lamp, owl, emp or repairability."
-        )
+    if not isinstance(rule, Allocator) or not rule.on_weights:
+        known = ", ".join(name for name, other in RULES.items() if other.on_weights)
+        raise SettingError(f"masks: expected a rule for single weights, got {rule!r}. Use one of {known}.")
     graph: Any = weights  # a rule asks a graph for its groups and their cost, which is what these have
     limits = LIMITS if limits is None else limits
     values = table(scores, graph, rule.signals)

@@ -58,7 +58,7 @@ def reestimate(model: nn.Module, calibration: Calibration, *, progress: bool = F
                 raise
             raise CalibrationError(
                 f"batch norm: expected more than one value a channel in a batch, got one ({error}). "
-                f"Do give larger batches."
+                f"Give larger batches."
             ) from error
         found = [[buffer.clone() for buffer in layer.buffers()] for layer in layers]
     with torch.no_grad():

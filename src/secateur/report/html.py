@@ -32,7 +32,7 @@ def render(report: Facts, *, reload: str = "") -> str:
         from jinja2 import Environment, StrictUndefined
     except ImportError as error:
         raise SettingError(
-            f'report: expected Jinja, which writes the page, got {error}. Do pip install "secateur[report]".'
+            f'report: expected Jinja, which writes the page, got {error}. Run pip install "secateur[report]".'
         ) from error
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True

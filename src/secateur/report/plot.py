@@ -37,7 +37,8 @@ def check(path: Path) -> None:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
         raise SettingError(
-            f'plot: expected matplotlib, which draws the curve, got {error}. Do pip install "secateur[plot]".'
+            f"plot: expected matplotlib, which draws the curve, got {error}. "
+            'Run pip install "secateur[plot]".'
         ) from error
 
 

@@ -58,7 +58,7 @@ class Activation(Signal):
         """Check the settings."""
         if self.measure not in ("mean", "energy"):
             raise SettingError(
-                f"activation: expected measure to be mean or energy, got {self.measure!r}. Do name one."
+                f"activation: expected measure to be mean or energy, got {self.measure!r}. Name one."
             )
         check_combine(self.name, self.combine)
 

@@ -69,7 +69,7 @@ class _ScaleTally(Tally):
         if not any(self._slices(group) for group in every):
             raise ScoreError(
                 f"{signal.name}: expected a normalisation with weights that scales some prunable unit, got "
-                f"none in {len(every)} groups. Do choose another signal, magnitude for example."
+                f"none in {len(every)} groups. Choose another signal, magnitude for example."
             )
 
     def finish(self) -> Mapping[str, Vector]:

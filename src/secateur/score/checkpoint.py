@@ -75,9 +75,9 @@ class Checkpoint:
             SettingError: `every` is negative, or the file's folder does not exist.
         """
         if every < 0:
-            raise SettingError(f"checkpoint_every: expected seconds from 0, got {every}. Do give 60, say.")
+            raise SettingError(f"checkpoint_every: expected seconds from 0, got {every}. Give 60, say.")
         if not path.parent.is_dir():
-            raise SettingError(f"checkpoint: expected a folder {path.parent}, got none. Do make it.")
+            raise SettingError(f"checkpoint: expected a folder {path.parent}, got none. Make it.")
         self._path = path
         self._every = every
         self._about = dict(about)
@@ -101,7 +101,7 @@ class Checkpoint:
         if differs is not None:
             raise ArtefactError(
                 f"checkpoint {self._path}: expected one of this run, with {differs}. "
-                "Do name another file, or delete this one to start afresh."
+                "Name another file, or delete this one to start afresh."
             )
         states: dict[str, dict[str, Tensor]] = {name: {} for name in header["states"]}
         values: Values = {name: {} for name in header["values"]}
@@ -139,7 +139,7 @@ class Checkpoint:
         if digest != expected.digest:
             raise ArtefactError(
                 f"checkpoint {self._path}: expected the {expected.read} batches that were read before, got "
-                "others. Do give the same data in the same order, or delete the file to start afresh."
+                "others. Give the same data in the same order, or delete the file to start afresh."
             )
 
     def remove(self) -> None:

@@ -37,11 +37,11 @@ class Combination(ABC):
             if not isinstance(part, str | Signal | Combination):
                 raise SettingError(
                     f"{type(self).__name__}: expected names and instances of signals, got {part!r}. "
-                    "Do pass an instance, not a class."
+                    "Pass an instance, not a class."
                 )
         if len(parts) < 2:
             raise SettingError(
-                f"{type(self).__name__}: expected at least two signals, got {len(parts)}. Do name more."
+                f"{type(self).__name__}: expected at least two signals, got {len(parts)}. Name more."
             )
         object.__setattr__(self, "parts", parts)
 
@@ -85,7 +85,7 @@ class Product(Combination):
             if vector.min() < 0:
                 raise ScoreError(
                     f"signal {self.name}: expected scores of 0 or more to multiply, got {vector.min()} from "
-                    f"{name_of(part)}. Do add ranks (+) instead."
+                    f"{name_of(part)}. Add ranks (+) instead."
                 )
             if vector.any():
                 # By the largest first: a mean of very large scores would overflow.

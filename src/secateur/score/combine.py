@@ -70,6 +70,5 @@ def check_combine(signal: str, how: str) -> None:
     """Raise SettingError unless `how` is a way to combine."""
     if how not in get_args(Combine):
         raise SettingError(
-            f"{signal}: expected combine to be one of {', '.join(get_args(Combine))}, got {how!r}. "
-            "Do name one."
+            f"{signal}: expected combine to be one of {', '.join(get_args(Combine))}, got {how!r}. Name one."
         )

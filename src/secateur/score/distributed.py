@@ -62,7 +62,7 @@ class Team:
             dist.all_gather_object(found, value, self.group)
         except RuntimeError as error:
             raise ScoreError(
-                f"process {self.rank} of {self.size}: expected the others to answer, got {error}. Do look "
+                f"process {self.rank} of {self.size}: expected the others to answer, got {error}. Look "
                 "for the one that ended first."
             ) from error
         return found
@@ -108,7 +108,7 @@ class Team:
             if differs is not None:
                 raise ScoreError(
                     f"score, processes {self.rank} and {rank}: expected the same {differs}. "
-                    "Do call score with the same model, data and settings in every process."
+                    "Call score with the same model, data and settings in every process."
                 )
 
     def to_first(self, state: Mapping[str, Tensor]) -> list[Mapping[str, Tensor]]:
@@ -171,5 +171,5 @@ def check_whole(calibration: Calibration) -> None:
     if isinstance(getattr(source, "sampler", None), DistributedSampler):
         raise CalibrationError(
             "score: expected the same data in every process, got a loader with a DistributedSampler. "
-            "Do give a plain loader: score shares the batches out itself."
+            "Give a plain loader: score shares the batches out itself."
         )

@@ -66,7 +66,7 @@ def gather(
     if by_data and calibration is None:
         raise CalibrationError(
             f"signal {by_data[0].name}: expected calibration data for its "
-            f"{', '.join(sorted(by_data[0].needs))}, got None. Do pass a loader, or choose "
+            f"{', '.join(sorted(by_data[0].needs))}, got None. Pass a loader, or choose "
             "a signal that reads weights alone."
         )
     limit = None if memory is None else in_bytes(memory)

@@ -92,5 +92,5 @@ def check_label_range(labels: Tensor, logits: Tensor) -> None:
     if len(wrong):
         raise CalibrationError(
             f"labels: expected classes from 0 to {count - 1}, which the model tells apart, got label "
-            f"{int(wrong[0])}. Do check the labels, or pass loss_fn if the output is no set of logits."
+            f"{int(wrong[0])}. Check the labels, or pass loss_fn if the output is no set of logits."
         )

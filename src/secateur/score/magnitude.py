@@ -63,12 +63,11 @@ class Magnitude(Signal):
     def __post_init__(self) -> None:
         """Check the settings."""
         if self.p not in (1, 2):
-            raise SettingError(f"{self.name}: expected p of 1 or 2, got {self.p}. Do choose one of them.")
+            raise SettingError(f"{self.name}: expected p of 1 or 2, got {self.p}. Choose one of them.")
         unknown = set(self.roles) - {"produce", "consume", "scale"}
         if unknown or not self.roles:
             raise SettingError(
-                f"{self.name}: expected roles among produce, scale and consume, got {self.roles}. "
-                "Do name one."
+                f"{self.name}: expected roles among produce, scale and consume, got {self.roles}. Name one."
             )
         check_combine(self.name, self.combine)
 

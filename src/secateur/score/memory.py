@@ -38,7 +38,7 @@ def in_bytes(memory: int | str) -> int:
     if found is None or found[2] not in _UNITS or float(found[1]) <= 0:
         raise SettingError(
             f"memory: expected a number of bytes or a size such as '2 GB' or '512 MiB', got {memory!r}. "
-            "Do give one, or None for no limit."
+            "Give one, or None for no limit."
         )
     return int(float(found[1]) * _UNITS[found[2]])
 
@@ -76,7 +76,7 @@ def passes(graph: Graph, signals: Sequence[Signal], limit: int | None, classes: 
             names = ", ".join(signal.name for signal in heavy)
             raise SettingError(
                 f"memory: expected at least {held} bytes, which {names} may hold for group {group.name}, got "
-                f"{limit}. Do raise the limit, or choose settings or signals that hold less."
+                f"{limit}. Raise the limit, or choose settings or signals that hold less."
             )
         if taken + held > limit:
             chunks.append([])

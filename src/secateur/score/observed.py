@@ -42,7 +42,7 @@ def check_observable(signal: Signal, group: Group) -> tuple[Site, ...]:
     if missing:
         raise ScoreError(
             f"{signal.name}, group {group.name}: expected every unit to be observable, got "
-            f"{missing} of {group.size} that are not. Do choose a signal that reads no activations."
+            f"{missing} of {group.size} that are not. Choose a signal that reads no activations."
         )
     return sites
 

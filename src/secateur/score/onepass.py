@@ -136,7 +136,7 @@ class OnePass:
             if self._signals[name].needs - {"weights"} and type(tally).state is Tally.state:
                 raise ScoreError(
                     f"signal {name}: expected a tally with state and merge, which a checkpoint and several "
-                    f"processes need, got {type(tally).__name__} without. Do implement them, or derive the "
+                    f"processes need, got {type(tally).__name__} without. Implement them, or derive the "
                     "tally from SumTally."
                 )
 
@@ -182,12 +182,12 @@ class OnePass:
         if len(seen) < len(watched):
             raise CalibrationError(
                 "loss_fn: expected it to call the model it is given, got a loss without. "
-                "Do compute the loss as loss_fn(model, batch) from model(...)."
+                "Compute the loss as loss_fn(model, batch) from model(...)."
             )
         for value in tensors_of(output):
             if value.is_floating_point() and bool(value.isnan().any()):
                 raise CalibrationError(
-                    "model: expected finite outputs, got NaN. Do check the data, and the model for overflow."
+                    "model: expected finite outputs, got NaN. Check the data, and the model for overflow."
                 )
         if self._loss_fn is None and step.classes is not None:
             logits = logits_of(output)
@@ -210,7 +210,7 @@ class OnePass:
             observer = self._observers[node][0]
             raise ScoreError(
                 f"group {observer.group.name}: expected an activation at {node} that has a gradient, got "
-                f"one of {observer.site.producer}, which has none. Do exclude the group, or choose another "
+                f"one of {observer.site.producer}, which has none. Exclude the group, or choose another "
                 "signal."
             )
         # The edge, not the value: what is written into the value later has another gradient.
@@ -280,16 +280,16 @@ class OnePass:
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             got = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise CalibrationError(
-                f"loss: expected one number, the batch's mean loss, got {got}. Do average it."
+                f"loss: expected one number, the batch's mean loss, got {got}. Average it."
             )
         if not bool(torch.isfinite(loss)):
             raise CalibrationError(
                 f"loss: expected a finite number, got {loss.item()}. "
-                "Do check the data, and the model for overflow."
+                "Check the data, and the model for overflow."
             )
         if not loss.requires_grad:
             raise CalibrationError(
-                "loss: expected one that depends on the model's parameters, got a constant. Do compute it "
+                "loss: expected one that depends on the model's parameters, got a constant. Compute it "
                 "from the model's output, without detach or no_grad."
             )
         return loss.reshape(())
@@ -321,6 +321,5 @@ def _check_weights(graph: Graph, model: CapturedModel) -> None:
             continue  # a buffer such as an attention mask may hold infinities on purpose
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ScoreError(
-                f"score: expected finite weights, got NaN or infinity in {name}. "
-                "Do repair or reload the model."
+                f"score: expected finite weights, got NaN or infinity in {name}. Repair or reload the model."
             )

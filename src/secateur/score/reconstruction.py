@@ -96,7 +96,7 @@ class _Layers(LayerCalls):
         if not calls and not group.sites:
             raise ScoreError(
                 f"reconstruction, group {group.name}: expected a linear layer or convolution that reads it, "
-                "or a place where its activations show, got neither. Do choose another signal."
+                "or a place where its activations show, got neither. Choose another signal."
             )
         return list(calls) or list(group.sites)
 

@@ -59,11 +59,11 @@ def resolve(signals: Asked | Iterable[Asked]) -> tuple[Signal, ...]:
     for signal in (leaf for asked in listed(signals) for leaf in _leaves(asked)):
         if found.setdefault(signal.name, signal) != signal:
             raise ScoreError(
-                f"signals: expected each name with one setting, got {signal.name!r} twice. Do score twice, "
+                f"signals: expected each name with one setting, got {signal.name!r} twice. Score twice, "
                 "or give a subclass a name of its own."
             )
     if not found:
-        raise ScoreError(f"signals: expected at least one of {', '.join(SIGNALS)}, got none. Do name one.")
+        raise ScoreError(f"signals: expected at least one of {', '.join(SIGNALS)}, got none. Name one.")
     return tuple(found.values())
 
 
@@ -78,12 +78,12 @@ def _leaves(asked: Asked) -> Iterator[Signal]:
     elif not isinstance(asked, str):
         raise ScoreError(
             f"signals: expected names ({known}) or instances of Signal, got {asked!r}. "
-            "Do pass an instance, not a class."
+            "Pass an instance, not a class."
         )
     elif asked not in SIGNALS:
         raise ScoreError(
             f"signals: expected one of {known}, or such names with * or + between them, got {asked!r}. "
-            "Do name one, or pass a Signal."
+            "Name one, or pass a Signal."
         )
     else:
         yield SIGNALS[asked]()

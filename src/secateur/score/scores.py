@@ -53,7 +53,7 @@ class Scores:
             if groups is not None and set(by_group) != groups:
                 raise ScoreError(
                     f"signal {signal}: expected scores of the groups that other signals cover, got a "
-                    f"difference in {sorted(set(by_group) ^ groups)}. Do score every group with every signal."
+                    f"difference in {sorted(set(by_group) ^ groups)}. Score every group with every signal."
                 )
             groups = set(by_group)
             values[signal] = MappingProxyType({g: _vector(signal, g, v) for g, v in by_group.items()})
@@ -69,7 +69,7 @@ class Scores:
         if signal not in self.values:
             raise ScoreError(
                 f"scores: expected one of {', '.join(self.values) or 'no signal'}, got {signal!r}. "
-                f"Do add it to the signals of sc.score."
+                f"Add it to the signals of sc.score."
             )
         return self.values[signal]
 
@@ -136,7 +136,7 @@ class Scores:
         if self.fingerprint and self.fingerprint != graph.fingerprint:
             raise ScoreError(
                 f"scores: expected scores of model {graph.fingerprint[:12]}, got {self.fingerprint[:12]}. "
-                "Do score the model that is to be pruned."
+                "Score the model that is to be pruned."
             )
         sizes = {group.name: group.size for group in graph.groups}
         for signal, by_group in self.values.items():
@@ -145,7 +145,7 @@ class Scores:
                 wrong = sorted(n for n in sizes.keys() | got.keys() if sizes.get(n) != got.get(n))
                 raise ScoreError(
                     f"signal {signal}, group {wrong[0]}: expected {sizes.get(wrong[0], 'no')} scores, got "
-                    f"{got.get(wrong[0], 'none')}. Do return one score per unit of every group."
+                    f"{got.get(wrong[0], 'none')}. Return one score per unit of every group."
                 )
 
 
@@ -154,13 +154,13 @@ def _vector(signal: str, group: str, scores: NDArray[np.float64]) -> NDArray[np.
     where = f"signal {signal}, group {group}"
     if vector.ndim != 1:
         raise ScoreError(
-            f"{where}: expected one score per unit, got shape {list(vector.shape)}. Do return a vector."
+            f"{where}: expected one score per unit, got shape {list(vector.shape)}. Return a vector."
         )
     bad = np.flatnonzero(~np.isfinite(vector))
     if len(bad):
         raise ScoreError(
             f"{where}: expected finite scores, got {vector[bad[0]]} for unit {bad[0]}. "
-            "Do check the model's weights and the data for NaN and overflow."
+            "Check the model's weights and the data for NaN and overflow."
         )
     vector.setflags(write=False)
     return vector

@@ -35,7 +35,7 @@ def write(path: Path, kind: str, header: Mapping[str, Any], tensors: Mapping[str
         ArtefactError: The folder does not exist.
     """
     if not path.parent.is_dir():
-        raise ArtefactError(f"{kind}: expected a folder {path.parent}, got none. Do make it.")
+        raise ArtefactError(f"{kind}: expected a folder {path.parent}, got none. Make it.")
     stored = {name: _own(tensor) for name, tensor in tensors.items()}
     content = {"format": FORMAT, "kind": kind, "secateur": version("secateur"), "header": dict(header)}
     text = json.dumps(content)
@@ -62,16 +62,16 @@ def read(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     found = _Content.of(text)
     if found is None or found.kind != kind:
         got = "a file of another origin" if found is None else found.kind
-        raise ArtefactError(f"{path}: expected {kind} of secateur, got {got}. Do name another file.")
+        raise ArtefactError(f"{path}: expected {kind} of secateur, got {got}. Name another file.")
     if found.format > FORMAT:
         raise ArtefactError(
             f"{path}: expected format {FORMAT} or older, got {found.format}, written by secateur "
-            f"{found.secateur}. Do upgrade secateur."
+            f"{found.secateur}. Upgrade secateur."
         )
     if metadata.get(_CHECKSUM) != _digest(text, tensors):
         raise ArtefactError(
             f"{path}: expected the {kind} that were written, got altered ones: the checksum does not fit. "
-            "Do make the file again."
+            "Make the file again."
         )
     return found.header, tensors
 

@@ -85,12 +85,12 @@ class Wasserstein(Signal):
             value = getattr(self, setting)
             if value < 1:
                 raise SettingError(
-                    f"wasserstein: expected {setting} of at least 1, got {value}. Do give a positive number."
+                    f"wasserstein: expected {setting} of at least 1, got {value}. Give a positive number."
                 )
         if self.stage not in _STAGES:
             raise SettingError(
                 f"wasserstein: expected stage to be one of {', '.join(_STAGES)}, got "
-                f"{self.stage!r}. Do name one."
+                f"{self.stage!r}. Name one."
             )
 
     def sites(self, group: Group) -> tuple[Site, ...]:
@@ -223,15 +223,13 @@ class _WassersteinTally(Tally):
             if missing:
                 raise ScoreError(
                     f"wasserstein, group {group.name}: expected every unit to be observable, got "
-                    f"{missing} of {group.size} that are not. Do exclude the group, or use a "
+                    f"{missing} of {group.size} that are not. Exclude the group, or use a "
                     "signal that reads no activations."
                 )
 
     def begin(self, step: Step) -> None:
         if step.classes is None:
-            raise CalibrationError(
-                "wasserstein: expected labels, got none. Do give batches (inputs, labels)."
-            )
+            raise CalibrationError("wasserstein: expected labels, got none. Give batches (inputs, labels).")
         keep: list[int] = []
         for position, label in enumerate(step.classes.tolist()):
             if label != IGNORED and self._has_room(label):
@@ -257,7 +255,7 @@ class _WassersteinTally(Tally):
         if not bool(torch.isfinite(projected).all()):
             raise CalibrationError(
                 f"wasserstein, group {group.name}: expected finite activations at {site.node}, got NaN or "
-                "infinity. Do check the data, and the model for overflow."
+                "infinity. Check the data, and the model for overflow."
             )
         self._kept.setdefault(site, []).append(projected)
 
@@ -307,7 +305,7 @@ class _WassersteinTally(Tally):
             raise CalibrationError(
                 f"wasserstein: expected samples of at least two classes, got "
                 f"{f'only class {next(iter(self._seen))}' if self._seen else 'none'}. "
-                "Do give calibration data of several classes, or choose a signal that needs no labels."
+                "Give calibration data of several classes, or choose a signal that needs no labels."
             )
         classes = np.array([label for _, _, label in self._samples])
         scores: dict[str, Vector] = {}

@@ -75,7 +75,7 @@ def weight_slices(
     if not weights:
         raise ScoreError(
             f"{signal}, group {group.name}: expected parameters with roles {', '.join(roles)}, got none. "
-            "Do name other roles, or choose another signal."
+            "Name other roles, or choose another signal."
         )
     return weights
 
