@@ -48,9 +48,9 @@ class Proof:
             the output, and how many stay.
         not_exercised: Cut tensors that moved no output: the comparison says nothing about them.
         cancelled: Cut tensors that no input can exercise, because what follows cancels them: a bias in front
-            of a softmax over positions, say.
-        other_weights: Cut tensors that the model's own weights hide, by a factor of zero, say: they moved the
-            output once random numbers were added to the weights of both models.
+            of a softmax over positions, for example.
+        other_weights: Cut tensors that the model's own weights hide, for example by a factor of zero. They moved
+            the output once random numbers were added to the weights of both models.
         constant: Numbers of the outputs that are one number everywhere, and so say nothing.
         doubts: Why this is no proof; empty if it is one.
     """
@@ -240,7 +240,7 @@ def _in_other_ways(
     """Compare what a plain run leaves out: the plan's further methods, and training mode.
 
     Returns whether training mode was compared, which is where it runs other lines, or evaluation leaves
-    parameters unread (an auxiliary head, say).
+    parameters unread (an auxiliary head, for example).
     """
     if is_program(pair.small):  # it has evaluation alone
         return False

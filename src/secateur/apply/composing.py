@@ -66,8 +66,8 @@ def compose(first: Record, then: Record) -> Record:
 def split(groups: Iterable[Group | GroupDecision], earlier: Plan) -> tuple[str, ...]:
     """Groups of a pruned model whose units are not those that are left of a group of the dense one.
 
-    Where one block of a grouped convolution is left, say, its channels can go one by one, which in the dense
-    model they cannot. A plan for the dense model cannot say that.
+    An example: where one block of a grouped convolution is left, its channels can go one by one. In the
+    dense model they cannot, so a plan for the dense model cannot say that.
     """
     before = {group.name: group for group in earlier.groups}
     return tuple(g.name for g in groups if g.name not in before or not _same(before[g.name], g))

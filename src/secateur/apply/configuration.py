@@ -126,7 +126,7 @@ def configurations_in(model: nn.Module) -> list[Any]:
 def set_numbers(model: nn.Module, changes: Changes) -> None:
     """Set numbers in a model's configuration, and in the copies of it that submodules hold.
 
-    T5's encoder and decoder hold one each, say. A copy is of the same class and says the same number.
+    T5's encoder and decoder hold one each, for example. A copy is of the same class and says the same number.
     """
     for path, value in changes.items():
         old, (holder, parts) = number_at(model.config, path), _holder(model.config, path)

@@ -134,7 +134,7 @@ class _Drawing(TorchDispatchMode):
 
 
 def _draws_nothing(given: dict[str, Any]) -> bool:
-    """Whether an operator's settings turn off what is random in it: dropout inside attention, say."""
+    """Whether an operator's settings turn off what is random in it: dropout inside attention, for example."""
     return given.get("dropout_p") == 0 or given.get("training") is False or given.get("train") is False
 
 

@@ -210,7 +210,7 @@ def other_courses(
 
     Its comparisons of sizes say where to look: each axis is brought to a size at which a comparison may come
     out otherwise. What is compared only there is followed too. What no comparison shows, a table that ends
-    somewhere, is found by nobody.
+    somewhere, is not found.
 
     Args:
         axes: The axes that may vary.

@@ -239,7 +239,7 @@ def _apart(
     options: Sequence[int],
     few: Mapping[Place, int],
 ) -> list[OpenAxis]:
-    """Those of the axes that may vary alone: height and width, say. Each gets a size of its own if it can."""
+    """Those of the axes that may vary alone, such as height and width. Each gets its own size if it can."""
     found: list[OpenAxis] = []
     size = spec.tensors()[places[0][0]].shape[places[0][1]]
     for place in places:

@@ -89,7 +89,7 @@ class Programs:
         if len(self._all) >= MOST:
             raise CalibrationError(
                 f"batches: expected inputs of at most {MOST} sizes, since the model's code holds each, got "
-                "more. Pad or crop to a few sizes: multiples of 32, say."
+                "more. Pad or crop to a few sizes: multiples of 32, for example."
             ) from wrong
         return self._capture(args, kwargs, wrong)
 

@@ -52,7 +52,7 @@ def trace(
         methods: Names of further methods of the model, such as ``"embed"``, which take the same inputs and
             are to work after pruning. Without this, what only they read keeps its inputs whole.
         allow_inexact: Also offer groups whose units an operator mixes without weights (a layer norm
-            over channels, say): removing some changes what the others compute.
+            over channels, for example): removing some changes what the others compute.
         forward: ``forward(model, batch)`` calls the model on `example_inputs`, which then may be anything:
             a batch as the loader gives it.
 

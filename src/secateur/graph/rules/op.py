@@ -280,7 +280,7 @@ class Op:
         """Which operands of a product are weights, by number; none if all are.
 
         Where none is computed from parameters alone, a part of one that the data choose is a weight too:
-        the matrix of the expert that a token goes to, say.
+        the matrix of the expert that a token goes to, for example.
         """
         for kind in (self.walk.weights.computed, self.walk.weights.chosen):
             found = [k for k, operand in enumerate(operands) if operand in kind]

@@ -9,7 +9,7 @@ from secateur.graph.rules.op import Axes, Op, plain, shape_of
 from secateur.graph.rules.registry import rule
 
 _WINDOW = "each position needs its neighbours"
-"""Why no unit lies along an axis that is pooled, padded or resampled: channels in LocalResponseNorm, say."""
+"""Why no unit lies along an axis that is pooled, padded or resampled (channels in LocalResponseNorm)."""
 
 
 @rule(

@@ -52,7 +52,7 @@ def _runs(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[list[in
 def _merge(op: Op, axes: list[Labels]) -> Labels:
     """The labels of axes that become one; only one of them can go on carrying units.
 
-    Axes that no parameter holds (copies made by an expand, say) give way to one that does.
+    Axes that no parameter holds (copies made by an expand, for example) give way to one that does.
     """
     if len(axes) == 1:
         return axes[0]
