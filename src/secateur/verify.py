@@ -49,7 +49,7 @@ class Proof:
         not_exercised: Cut tensors that moved no output: the comparison says nothing about them.
         cancelled: Cut tensors that no input can exercise, because what follows cancels them: a bias in front
             of a softmax over positions, for example.
-        other_weights: Cut tensors that the model's own weights hide, for example by a factor of zero. They moved
+        other_weights: Cut tensors that the model's own weights hide, as a factor of zero does. They moved
             the output once random numbers were added to the weights of both models.
         constant: Numbers of the outputs that are one number everywhere, and so say nothing.
         doubts: Why this is no proof; empty if it is one.
