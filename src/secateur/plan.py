@@ -151,7 +151,7 @@ class Plan(_Record):
         dense: Cost before.
         predicted: Cost after, by analysis.
         groups: Every group of the graph, the untouched ones too.
-        certificates: What the rule can vouch for, computed with the plan.
+        certificates: What the rule guarantees or predicts, computed with the plan.
         folded: Computed weights (weight norm, standardised kernels) that become parameters.
     """
 
@@ -221,7 +221,7 @@ class Plan(_Record):
             settings: The rule's settings.
             seed: The seed of the run.
             budget: The budget that was asked for.
-            certificates: What the rule can vouch for.
+            certificates: What the rule guarantees or predicts.
 
         Returns:
             The plan, with one decision for every group of `graph`, in the graph's order.

@@ -32,7 +32,7 @@ class MaskPlan:
         settings: The rule's settings, with the value of its knob that decided.
         seed: The seed of the run.
         budget: The budget that was asked for, None if the rule decided alone.
-        certificates: What the rule can vouch for.
+        certificates: What the rule guarantees or predicts.
         parameters: How many parameters the model has in all; 0 if that is not known.
         alone: Other layers with weights, which no mask touches, as ``rnn (LSTM)``, with the number of their
             parameters.
