@@ -97,24 +97,7 @@ def prune(
     if granularity not in TARGETS:
         raise SettingError(f"prune(granularity={granularity!r}): expected 'unit', 'weight' or 'expert'.")
     kind = TARGETS[granularity]
-    _check_options(
-        kind,
-        granularity,
-        form,
-        {
-            "steps": None if steps == 1 else steps,
-            "allow_inexact": allow_inexact or None,
-            "on_unrealisable": None if on_unrealisable == "leave" else on_unrealisable,
-            "measure_latency": measure_latency or None,
-        },
-    )
-    if type(steps) is not int or steps < 1 or (steps > 1 and budget is None):
-        raise SettingError(
-            f"prune(steps={steps!r}): expected a number of rounds of at least 1, and for several a budget. "
-            "Pass these, or leave steps out."
-        )
-    if on_unrealisable not in ("graph", "leave"):
-        raise SettingError(f"prune(on_unrealisable={on_unrealisable!r}): expected 'graph' or 'leave'.")
+    _check_options(kind, granularity, form, budget, steps, allow_inexact, on_unrealisable, measure_latency)
     decider = kind.default if allocator is None else allocator
     decider = Auto() if decider == Auto.name else decider
     if not isinstance(decider, Auto):
@@ -202,7 +185,7 @@ def prune(
         repairs=record_of(repaired).repairs,
         certificates=dict(plan.certificates),
         description=describe(plan.allocator, plan.certificates, rule),
-        contest=None if choice is None else choice.contest,
+        contest=None if choice is None else choice.selection,
         seconds=seconds,
         versions=versions(target.graph.device),
         **target.facts(small, plan, rule, scores),
@@ -210,15 +193,36 @@ def prune(
     return Result(repaired, plan, scores, target.graph, report)
 
 
-def _check_options(kind: type[Target], granularity: str, form: str, given: Mapping[str, Any]) -> None:
-    """Refuses a form and options that a granularity does not have; None in `given` is not set."""
+def _check_options(
+    kind: type[Target],
+    granularity: str,
+    form: str,
+    budget: Budget | None,
+    steps: int,
+    allow_inexact: bool,
+    on_unrealisable: str,
+    measure_latency: bool | None,
+) -> None:
+    """Refuses a form and options that are wrong, or that a granularity does not have."""
     if form not in kind.forms:
         raise SettingError(
             f"prune(form={form!r}): expected one of {', '.join(kind.forms)} with granularity {granularity!r}."
         )
-    for name, value in given.items():
-        if value is not None and name in kind.refused:
+    for name, value, unset in (
+        ("steps", steps, 1),
+        ("allow_inexact", allow_inexact, False),
+        ("on_unrealisable", on_unrealisable, "leave"),
+        ("measure_latency", bool(measure_latency), False),
+    ):
+        if value != unset and name in kind.refused:
             raise SettingError(
                 f"prune({name}={value!r}): expected no such setting with granularity {granularity!r}: "
                 f"{kind.refused[name]}. Leave {name} out."
             )
+    if type(steps) is not int or steps < 1 or (steps > 1 and budget is None):
+        raise SettingError(
+            f"prune(steps={steps!r}): expected a number of rounds of at least 1, and for several a budget. "
+            "Pass these, or leave steps out."
+        )
+    if on_unrealisable not in ("graph", "leave"):
+        raise SettingError(f"prune(on_unrealisable={on_unrealisable!r}): expected 'graph' or 'leave'.")

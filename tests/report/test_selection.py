@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from secateur.auto.contest import Candidate, Contest, Round
+from secateur.auto.selection import Candidate, Round, Selection
 from secateur.report import selection
 from secateur.report.html import render
 from tests.report.reports import report
 
-FOUND = Contest(
+FOUND = Selection(
     measure="distance to dense",
     rounds=(Round(repair="batchnorm", samples=64), Round(repair="", samples=0)),
     held=200,

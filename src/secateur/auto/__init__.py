@@ -1,4 +1,4 @@
-"""``allocator="auto"``: rules compete on the user's model and data, and the best of them decides."""
+"""``allocator="auto"``: several rules are tried on the user's model and data, and the best decides."""
 
 from secateur.auto.auto import Auto
 

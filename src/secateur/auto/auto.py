@@ -33,9 +33,9 @@ UNITS: Mapping[str, Callable[[], Allocates]] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Auto:
-    """Rules that compete: each is applied and repaired on part of the data and measured on held-out data.
+    """Chooses a rule: each candidate is applied, repaired on part of the data and measured on held-out data.
 
-    Pass it, or its name ``"auto"``, as `allocator` to `sc.prune`. It is no rule itself: what the winner is
+    Pass it, or its name ``"auto"``, as `allocator` to `sc.prune`. It is no rule itself: which rule wins
     depends on the model, the data, the budget and the repair. For units it is the default; single weights
     and experts have candidates of their own.
 
@@ -43,7 +43,7 @@ class Auto:
         candidates: By the name that the report shows; rules, or their names. The default takes every paper's
             rule and the repair-aware one, with several removal signals. Candidates that the data cannot feed,
             for want of labels say, do not run.
-        finalists: How many run again, on more data, unless fewer are left in the race.
+        finalists: How many run in the last round, on more data, at most.
 
     Raises:
         SettingError: There is no candidate, one is no rule, or `finalists` is below 1.
@@ -61,10 +61,10 @@ class Auto:
         """Checks the values."""
         if self.candidates is not None and not self.candidates:
             raise SettingError(
-                "auto: expected at least one candidate, got none. Do give rules by name, or leave it out."
+                "auto: expected at least one candidate, got none. Pass rules by name, or leave it out."
             )
         if type(self.finalists) is not int or self.finalists < 1:
-            raise SettingError(f"auto: expected finalists of at least 1, got {self.finalists!r}. Do give 3.")
+            raise SettingError(f"auto: expected finalists of at least 1, got {self.finalists!r}. Pass 3.")
         if self.candidates is not None:
             object.__setattr__(self, "candidates", MappingProxyType(dict(self.candidates)))
         _ = self.rules  # a wrong name is refused now

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from secateur.allocate import Budget
 from secateur.auto.auto import Auto
-from secateur.auto.contest import Candidate, Contest, Round
-from secateur.auto.race import Heat, Runner, race
+from secateur.auto.rounds import Entrant, Stage, run_rounds
+from secateur.auto.selection import Candidate, Round, Selection
 from secateur.calibration import Calibration, seeded
 from secateur.calibration.thinning import thinned
 from secateur.errors import BudgetError, NothingToPruneError, SecateurError, UnreachableBudgetError
@@ -36,13 +36,13 @@ class Choice:
         rule: The winner, with what it has measured.
         budget: What all were held to.
         scores: Of all signals that the candidates needed and the data could feed.
-        contest: What became of each candidate, the winner first.
+        selection: What became of each candidate, the winner first.
     """
 
     rule: Any
     budget: Budget
     scores: Scores
-    contest: Contest
+    selection: Selection
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,9 @@ def choose(auto: Auto, target: Target, budget: Budget | None = None, known: Scor
     few, more = _parts(task.fit, whole=getattr(target.graph, "static_batch", None) is not None)
     planned, others = _plans(rules, target, known, target.comparable(agreed), few)
     repair, judge = target.candidate_repair, Judge(task.model, task.held, task.loss_fn)
-    rounds = [(few, Heat(auto.finalists, MARGIN)), (more, Heat(1, None))]
+    rounds = [(few, Stage(auto.finalists, MARGIN)), (more, Stage(1, None))]
     if not repair or few is more:
-        rounds = [(few, Heat(1, None))]
+        rounds = [(few, Stage(1, None))]
 
     def run(name: str, number: int) -> NDArray[np.float64] | str:
         step(f"{name}, round {number + 1}")
@@ -104,19 +104,19 @@ def choose(auto: Auto, target: Target, budget: Budget | None = None, known: Scor
             return f"did not run: {error}"
 
     with seeded(task.seed), steps(None, task.progress) as step:
-        order = race(list(planned), run, [heat for _, heat in rounds])
+        order = run_rounds(list(planned), run, [stage for _, stage in rounds])
     if order[0].out:
         raise NothingToPruneError(f"auto: expected a candidate that can run, got none: {order[0].out}.")
-    contest = Contest(
+    selection = Selection(
         measure=judge.measure,
         rounds=tuple(
             Round(repair=repair, samples=sum(batch.size for batch in data) if repair else 0)
             for data, _ in rounds[: len(order[0].errors)]
         ),
         held=judge.samples,
-        candidates=(*(_ran(runner, planned[runner.name]) for runner in order), *others),
+        candidates=(*(_ran(entrant, planned[entrant.name]) for entrant in order), *others),
     )
-    return Choice(planned[order[0].name].rule, agreed, known.scores, contest)
+    return Choice(planned[order[0].name].rule, agreed, known.scores, selection)
 
 
 def _plans(
@@ -144,7 +144,7 @@ def _plans(
         if equal is None:
             planned[name] = found
         else:
-            others.append(_ran(Runner(name, out=f"the same plan as {equal}"), found))
+            others.append(_ran(Entrant(name, out=f"the same plan as {equal}"), found))
     if planned:
         return planned, others
     if unreached:
@@ -160,13 +160,13 @@ def _parts(data: Calibration, *, whole: bool) -> tuple[Calibration, Calibration]
     return few, (few if LEAST >= MORE * total else thinned(data, MORE, whole=whole))
 
 
-def _ran(runner: Runner, found: _Planned) -> Candidate:
+def _ran(entrant: Entrant, found: _Planned) -> Candidate:
     return Candidate(
-        name=runner.name,
+        name=entrant.name,
         macs=found.macs,
         params=found.params,
-        errors=tuple(runner.errors),
-        verdict=runner.out or "chosen",
+        errors=tuple(entrant.errors),
+        verdict=entrant.out or "chosen",
     )
 
 

@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from secateur.allocate.description import Description
-from secateur.auto.contest import Contest
+from secateur.auto.selection import Selection
 
 FORMAT = 1
 """Of the JSON. A newer version may add to it; what another version does not know it refuses by name."""
@@ -166,7 +166,7 @@ class Facts(_Data):
     repairs: tuple[dict[str, Any], ...]
     certificates: dict[str, JsonValue]
     description: Description | None = None
-    contest: Contest | None = None
+    contest: Selection | None = None
     seconds: dict[str, float]
     versions: dict[str, str]
     artefact: str | None = None

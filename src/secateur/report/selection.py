@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 from secateur.formatting import percent
 
 if TYPE_CHECKING:
-    from secateur.auto.contest import Candidate, Contest
+    from secateur.auto.selection import Candidate, Selection
 
 TITLES = ("rule", "MACs", "parameters")
 
 
-def sentence(contest: Contest) -> str:
+def sentence(contest: Selection) -> str:
     """What the table says."""
     measured = (
         "squared distance to the dense model's outputs relative to their size"
@@ -25,7 +25,7 @@ def sentence(contest: Contest) -> str:
     )
 
 
-def titles(contest: Contest) -> tuple[str, ...]:
+def titles(contest: Selection) -> tuple[str, ...]:
     """Of the columns: a round says what it repaired with, and on how many samples."""
     rounds = (
         f"{entry.repair}, {entry.samples} samples" if entry.repair else "as pruned"
@@ -34,7 +34,7 @@ def titles(contest: Contest) -> tuple[str, ...]:
     return (*TITLES, *rounds, "outcome")
 
 
-def rows(contest: Contest) -> tuple[tuple[str, ...], ...]:
+def rows(contest: Selection) -> tuple[tuple[str, ...], ...]:
     """A row for each candidate."""
     return tuple(_row(entry, len(contest.rounds)) for entry in contest.candidates)
 
@@ -45,7 +45,7 @@ def _row(entry: Candidate, rounds: int) -> tuple[str, ...]:
     return (entry.name, *shares, *errors, entry.verdict)
 
 
-def lines(contest: Contest) -> tuple[str, ...]:
+def lines(contest: Selection) -> tuple[str, ...]:
     """What the table says, and each candidate in a line."""
     found = []
     for entry in contest.candidates:

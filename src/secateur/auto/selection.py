@@ -1,4 +1,4 @@
-"""How rules competed, as data for a report."""
+"""How a rule was chosen, as data for a report."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class _Data(BaseModel):
 
 
 class Candidate(_Data):
-    """A rule that competed.
+    """A rule that was tried.
 
     Attributes:
         name: The name it is shown under.
@@ -28,7 +28,7 @@ class Candidate(_Data):
 
 
 class Round(_Data):
-    """A round of a contest.
+    """A round of measurement.
 
     Attributes:
         repair: What repaired the candidates; empty for nothing.
@@ -39,7 +39,7 @@ class Round(_Data):
     samples: int
 
 
-class Contest(_Data):
+class Selection(_Data):
     """How a rule was chosen by measurement.
 
     Attributes:
