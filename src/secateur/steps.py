@@ -68,7 +68,7 @@ def plan_in_steps(
         repair: Between rounds, as for `sc.repair`; ``auto`` is ``reconstruct``.
         allow_inexact: As for `sc.trace`.
         loss_fn: As for `sc.score`.
-        seed: Of everything that draws.
+        seed: Seed for all random choices.
         progress: Show bars on a terminal.
 
     Raises:

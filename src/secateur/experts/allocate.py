@@ -23,9 +23,8 @@ from secateur.allocate.tod import ToD
 from secateur.allocate.uniform import Uniform
 from secateur.errors import PlanError, SettingError
 from secateur.experts.blocks import Block
-from secateur.experts.equal import EqualCounts
+from secateur.experts.equal import EqualCounts, OtherRule
 from secateur.experts.graph import ExpertGraph
-from secateur.experts.wrapped import Wrapped
 from secateur.graph.graph import Graph
 from secateur.graph.groups import Group
 from secateur.plan import Plan
@@ -141,7 +140,7 @@ def _of_groups(block: Block) -> str:
 
 
 @dataclass(frozen=True)
-class _Grouped(Wrapped):
+class _Grouped(OtherRule):
     """A rule that decides in each routing group on its own, and takes equally many from each of a block."""
 
     experts: ExpertGraph

@@ -9,18 +9,52 @@ from typing import Any
 import numpy as np
 from pydantic import JsonValue
 
+from secateur.allocate.base import Allocator
 from secateur.allocate.budget import Budget
 from secateur.allocate.description import Description
 from secateur.allocate.limits import Limits
 from secateur.allocate.signals import ScoreTable
 from secateur.allocate.step_function import StepFunction
 from secateur.errors import SettingError
-from secateur.experts.wrapped import Wrapped
 from secateur.graph.graph import Graph
+from secateur.score.combination import Asked
 
 
 @dataclass(frozen=True)
-class EqualCounts(Wrapped):
+class OtherRule(Allocator):
+    """Goes by another rule's name, signals, knob and settings; a subclass changes the steps.
+
+    Attributes:
+        rule: The other rule.
+    """
+
+    rule: Allocator
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """The rule's."""
+        return self.rule.name
+
+    @property
+    def signals(self) -> tuple[Asked, ...]:
+        """The rule's."""
+        return self.rule.signals
+
+    def knob(self, budget: Budget | None) -> float | None:
+        """The rule's."""
+        return self.rule.knob(budget)
+
+    def settings(self, knob: float | None) -> dict[str, JsonValue]:
+        """The rule's."""
+        return self.rule.settings(knob)
+
+    def describe(self, certificates: Mapping[str, Any]) -> Description:
+        """The rule's."""
+        return self.rule.describe(certificates)
+
+
+@dataclass(frozen=True)
+class EqualCounts(OtherRule):
     """Each block loses equally many experts, the first to go by another rule's order.
 
     A configuration of Transformers has one number of experts for all layers, so this is what

@@ -100,7 +100,7 @@ def sweep(
         criterion: Which weights of a layer go first: one of `secateur.masks.CRITERIA`.
         repair: One of `REPAIRS`.
         share: Of the dense accuracy, what counts as recovered.
-        seed: Of everything that draws.
+        seed: Seed for all random choices.
     """
     example = fit.first()
     graph = trace(model, example.inputs, allow_inexact=True)
