@@ -17,7 +17,7 @@ def entrants(workload: Workload, packages: Sequence[str] = tuple(MODULES)) -> li
     found: list[Entrant] = []
     for package in packages:
         if version(package) is None:
-            print(f"{package} is not installed: left out. Do pip install --no-deps {package}.")
+            print(f"{package} is not installed: left out. Run pip install --no-deps {package}.")
             continue
         module = import_module(f"benchmarks.frontier.{MODULES[package]}")
         found += module.entrants(workload)

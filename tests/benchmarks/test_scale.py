@@ -21,7 +21,7 @@ from benchmarks.scale.work import KINDS, Work, total
 from secateur.calibration import Batch, Calibration
 from secateur.regression import elimination, leastsquares
 from secateur.regression.leastsquares import Sums
-from secateur.repair import frontier
+from secateur.repair import pending
 from secateur.repair.sweep import sweep
 from secateur.score.onepass import OnePass
 from secateur.score.registry import SIGNALS
@@ -170,7 +170,7 @@ def test_products_of_the_columns_of_a_reader() -> None:
 )
 def test_products_of_a_sweep(method: str, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two batches; those that cannot be held are read from files and written again."""
-    monkeypatch.setattr(frontier, "HELD_BYTES", limit)
+    monkeypatch.setattr(pending, "HELD_BYTES", limit)
     one = subject("cpu")
     small, graph = one.small, one.graph
     with Meter() as meter:

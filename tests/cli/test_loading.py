@@ -207,7 +207,7 @@ def test_a_hugging_face_dataset_without_its_library(folder: Path, monkeypatch: p
     (folder / "rows").mkdir()
     (folder / "rows" / "state.json").write_text("{}")
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(SettingError, match="Do pip install datasets"):
+    with pytest.raises(SettingError, match="Run pip install datasets"):
         load_data("--data", "rows")
     (folder / "splits" / "train").mkdir(parents=True)
     (folder / "splits" / "dataset_dict.json").write_text("{}")

@@ -96,4 +96,4 @@ def test_bad_input(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return original(name, *rest, **more)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    assert 'Do pip install "secateur[plot]".' in refused(2, *BASE, "--plot", "curve.svg")
+    assert 'Run pip install "secateur[plot]".' in refused(2, *BASE, "--plot", "curve.svg")

@@ -33,4 +33,4 @@ def test_a_framework_that_is_missing(module: str) -> None:
     program = _MISSING.format(module=module)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert "ImportError: " in done.stderr
-    assert "Do pip install" in done.stderr
+    assert "Run pip install" in done.stderr

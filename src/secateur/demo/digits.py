@@ -48,7 +48,7 @@ def load_digits() -> Digits:
     except ImportError as error:
         raise SettingError(
             f"demo: expected scikit-learn, which ships the images, got {error}. "
-            'Do pip install "secateur[demo]".'
+            'Run pip install "secateur[demo]".'
         ) from error
     found = load()
     order = np.random.default_rng(0).permutation(len(found.target))

@@ -38,7 +38,7 @@ def require_onnx() -> None:
     except ImportError as error:
         raise SettingError(
             f"export: expected onnx, onnxscript and onnxruntime, which write and check ONNX files, got "
-            f'{error}. Do pip install "secateur[export]".'
+            f'{error}. Run pip install "secateur[export]".'
         ) from error
 
 

@@ -55,6 +55,7 @@ class Course(TorchFunctionMode):
         super().__init__()
         self.calls: list[tuple[str, Line, tuple[Any, ...]]] = []
         self.compared: dict[tuple[Line, int], list[Compared]] = {}
+        self._counts: set[int] = set()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the call and write it down; sizes that it returns are watched."""
@@ -79,6 +80,7 @@ class Course(TorchFunctionMode):
 
     def _counted(self, count: int, frame: FrameType) -> None:
         """Note what `len` gave. It cannot be watched: it counts as compared with the code's constants."""
+        self._counts.add(count)
         for number in frame.f_code.co_consts:
             if type(number) is int and number > 1:
                 found = self.compared.setdefault((_line(frame), -number), [])
@@ -108,8 +110,9 @@ class Course(TorchFunctionMode):
 
     @property
     def numbers(self) -> frozenset[Any]:
-        """The lines, each with the numbers of its first call that are no sizes."""
-        return frozenset({(name, line): numbers for name, line, numbers in reversed(self.fixed)}.items())
+        """The lines, each with the numbers of its first call that neither are sizes nor come from `len`."""
+        first = {(name, line): numbers for name, line, numbers in reversed(self.fixed)}
+        return frozenset((key, tuple(n for n in ns if n not in self._counts)) for key, ns in first.items())
 
     @property
     def outcomes(self) -> frozenset[Any]:

@@ -64,7 +64,7 @@ def walk(
     """Propagate labels through the program, a second time if the first left splits to decide.
 
     Operators that nothing reads tie labels, since a model's own code runs them, but neither freeze nor mix;
-    they are taken out of the program.
+    they are taken out of the programs.
 
     Args:
         program: The captured program.
@@ -88,9 +88,10 @@ def walk(
     if resized is not None:
         with _giving(program, resized):
             walk_into(program, also(), program, tensors)
-    dead = dead_nodes(program.graph)
-    state.values = {node: value for node, value in state.values.items() if node not in dead}
-    erase(program.graph_module, dead)
+    for captured, found in ((program, state), *zip(others, learnt, strict=True)):
+        dead = dead_nodes(captured.graph)
+        found.values = {node: value for node, value in found.values.items() if node not in dead}
+        erase(captured.graph_module, dead)
     return state, tensors, learnt
 
 

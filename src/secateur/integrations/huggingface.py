@@ -50,7 +50,7 @@ class GradualPruning(TrainerCallback):  # type: ignore[misc]  # its package is n
     def __init__(self, pruner: GradualPruner) -> None:
         if TrainerCallback is object:
             raise ImportError(
-                "huggingface.GradualPruning: expected Transformers. Do pip install transformers."
+                "huggingface.GradualPruning: expected Transformers. Run pip install transformers."
             )
         self.pruner = pruner
         self._trainer: Trainer | None = None

@@ -54,7 +54,7 @@ class GradualPruning(Callback):  # type: ignore[misc]  # its package is not look
 
     def __init__(self, pruner: GradualPruner, part: str = "") -> None:
         if Callback is object:
-            raise ImportError("lightning.GradualPruning: expected Lightning. Do pip install lightning.")
+            raise ImportError("lightning.GradualPruning: expected Lightning. Run pip install lightning.")
         self.pruner = pruner
         self.part = part
 

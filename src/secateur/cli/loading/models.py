@@ -170,7 +170,7 @@ class TimmModel:
 
     @contextmanager
     def _explained(self, wanted: str) -> Iterator[None]:
-        with explained(f"{self.option} timm:{self.name}", wanted, "Do pip install timm, or check the name."):
+        with explained(f"{self.option} timm:{self.name}", wanted, "Run pip install timm, or check the name."):
             yield
 
 
@@ -235,7 +235,7 @@ class HuggingFaceModel:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        advice = "Do pip install transformers, or save_pretrained again."
+        advice = "Run pip install transformers, or save_pretrained again."
         with explained(f"{self.option} {self.folder}", "a folder that Transformers can read", advice):
             yield
 

@@ -109,7 +109,7 @@ def preparation(option: str, images: ImagesSection, source: ModelSource | None) 
     try:
         import PIL  # noqa: F401
     except ImportError as error:
-        raise SettingError(f"{option}: expected Pillow, got {error}. Do pip install pillow.") from error
+        raise SettingError(f"{option}: expected Pillow, got {error}. Run pip install pillow.") from error
     asked = any(value is not None for value in (images.size, images.mean, images.std))
     if isinstance(source, HuggingFaceModel) and not asked:
         if (Path(source.folder) / "preprocessor_config.json").is_file():

@@ -53,7 +53,7 @@ def table(
     except ImportError as error:
         raise SettingError(
             f"{where}: expected Hugging Face datasets, which reads this folder, got {error}. "
-            "Do pip install datasets."
+            "Run pip install datasets."
         ) from error
     with explained(where, "a folder of datasets.save_to_disk", "Save it again."):
         rows = datasets.load_from_disk(str(folder))

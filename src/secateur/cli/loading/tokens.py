@@ -85,7 +85,7 @@ def tokenizer_of(option: str, texts: TextSection, source: ModelSource | None) ->
             f"{option}: expected a tokenizer for text, got a model without one. Give --tokenizer FOLDER."
         )
     with explained(
-        f"{option}: {folder}", "a folder with a tokenizer", "Do pip install transformers, or save it there."
+        f"{option}: {folder}", "a folder with a tokenizer", "Run pip install transformers, or save it there."
     ):
         from transformers import AutoTokenizer
 
