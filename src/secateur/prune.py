@@ -12,7 +12,7 @@ from secateur.allocate import Budget, Limits
 from secateur.allocate.registry import Allocates, describe
 from secateur.apply.record import record_of, with_note
 from secateur.auto.auto import Auto
-from secateur.auto.choose import choose
+from secateur.auto.choose import Choice, choose
 from secateur.calibration import Calibration, Forward
 from secateur.errors import SettingError
 from secateur.evaluate import evaluate
@@ -23,6 +23,7 @@ from secateur.modes import require_plain_modes
 from secateur.report.data import versions
 from secateur.report.report import Report
 from secateur.result import Result, asked_for, check_labels, clock, figures, proof_entry, scored_on
+from secateur.score import Scores
 from secateur.score.loss import LossFn, loss_name
 from secateur.target import Form, Target, Task
 from secateur.units import Units
@@ -127,18 +128,49 @@ def prune(
     if evaluation is None:
         check_labels(model, task.example, loss_fn)
     target = kind(task)
-    seconds, choice, asked = task.seconds, None, budget
+    choice, asked = None, budget
     if isinstance(decider, Auto):
-        with clock(seconds, "score"):
+        with clock(task.seconds, "score"):
             known = target.scored(decider.rules_or(target.candidates, target.rule).values())
-        with clock(seconds, "choose"):
+        with clock(task.seconds, "choose"):
             choice = choose(decider, target, budget, known)
         rule, scores, budget = choice.rule, choice.scores, choice.budget
     else:
-        with clock(seconds, "score"):
+        with clock(task.seconds, "score"):
             scores = target.score([decider])
-        with clock(seconds, "curves"):
+        with clock(task.seconds, "curves"):
             rule = target.measured(decider, task.fit, scores)
+    described = asked_for(
+        asked,
+        Auto.name if choice else "",  # that of the plan: a rule of the user's own has no name
+        granularity,
+        repair,
+        form,
+        seed,
+        loss=loss_name(loss_fn, task.example),
+        **({} if "allow_inexact" in kind.refused else {"allow_inexact": allow_inexact}),
+        **({"steps": steps} if steps > 1 else {}),
+        **({} if on_unrealisable == "leave" else {"on_unrealisable": on_unrealisable}),
+    )
+    timed = "measure_latency" not in kind.refused if measure_latency is None else measure_latency
+    judged = None if evaluation is None else read(evaluation)
+    return _carried_out(target, rule, scores, budget, choice, described, judged, timed=timed)
+
+
+def _carried_out(
+    target: Target,
+    rule: Any,
+    scores: Scores,
+    budget: Budget | None,
+    choice: Choice | None,
+    asked: dict[str, Any],
+    evaluation: Calibration | None,
+    *,
+    timed: bool,
+) -> Result:
+    """Plan, apply, verify, repair, measure and report, once the rule is chosen."""
+    task = target.task
+    model, seconds = task.model, task.seconds
     small, plan = target.carry_out(rule, scores, budget)
     with clock(seconds, "verify"):
         proof = target.verify(small, plan)
@@ -147,32 +179,26 @@ def prune(
             with_note(small, f"not proven: {'; '.join(proof.doubts)}.")
     with clock(seconds, "repair"):
         repaired = target.repaired(small, plan)
-    judged = task.held if evaluation is None else read(evaluation)
-    kept_any = any(r["kept"] for r in record_of(repaired).repairs)
-    stages = [("dense", model), ("pruned", small)] + ([("repaired", repaired)] if kept_any else [])
-    timed = "measure_latency" not in kind.refused if measure_latency is None else measure_latency
+    repairs = record_of(repaired).repairs
+    stages = [("dense", model), ("pruned", small)]
+    if any(tried["kept"] for tried in repairs):
+        stages.append(("repaired", repaired))
     with clock(seconds, "measure"):
         measured = [
             evaluate(
-                m, judged, dense=model, loss_fn=loss_fn, progress=progress, description=f"Measuring {stage}"
+                m,
+                task.held if evaluation is None else evaluation,
+                dense=model,
+                loss_fn=task.loss_fn,
+                progress=task.progress,
+                description=f"Measuring {stage}",
             )
             for stage, m in stages
         ]
         measures = figures(stages, measured, target.costs(plan), task.example, measure_latency=timed)
     report = Report(
         model=type(model).__name__,
-        asked=asked_for(
-            asked,
-            Auto.name if choice else plan.allocator,
-            granularity,
-            repair,
-            form,
-            seed,
-            loss=loss_name(loss_fn, task.example),
-            **({} if "allow_inexact" in kind.refused else {"allow_inexact": allow_inexact}),
-            **({"steps": steps} if steps > 1 else {}),
-            **({} if on_unrealisable == "leave" else {"on_unrealisable": on_unrealisable}),
-        ),
+        asked={**asked, "allocator": asked["allocator"] or plan.allocator},
         rule=plan.allocator,
         settings=dict(plan.settings),
         figures=measures,
@@ -182,7 +208,7 @@ def prune(
         note=note,
         takes=record_of(repaired).takes,
         proof=proof_entry(proof),
-        repairs=record_of(repaired).repairs,
+        repairs=repairs,
         certificates=dict(plan.certificates),
         description=describe(plan.allocator, plan.certificates, rule),
         contest=None if choice is None else choice.selection,
