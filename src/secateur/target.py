@@ -15,6 +15,8 @@ from secateur.apply.record import record_of
 from secateur.calibration import Batch, Calibration
 from secateur.cost import Cost
 from secateur.plan import Plan
+from secateur.repair.methods import Repair
+from secateur.repair.repair import repair as repair_model
 from secateur.report.collect import knob_of, layers_of
 from secateur.result import clock, untouched
 from secateur.score import Scores
@@ -172,9 +174,24 @@ class Target(ABC):
     def verify(self, small: nn.Module, plan: Any) -> Proof:
         """Compares a pruned model with what it has to equal."""
 
-    @abstractmethod
+    def own_repairs(self, plan: Any) -> dict[str, Repair]:
+        """Repairs beside those of `sc.repair`, by name."""
+        return {}
+
     def repaired(self, small: nn.Module, plan: Any) -> nn.Module:
-        """The pruned model after the repair that was asked for, as far as it helped."""
+        """The pruned model after the repair that was asked for, as far as it helped: `sc.repair`."""
+        task = self.task
+        return repair_model(
+            small,
+            task.model,
+            task.data,
+            task.repair,
+            own=self.own_repairs(plan),
+            graph=self.graph,
+            loss_fn=task.loss_fn,
+            seed=task.seed,
+            progress=task.progress,
+        )
 
     def costs(self, plan: Any) -> tuple[Cost, Cost]:
         """What the dense and the pruned model cost."""

@@ -24,7 +24,6 @@ from secateur.latency.budget import meet_latency_budget
 from secateur.plan import Plan
 from secateur.repair.methods import Work
 from secateur.repair.methods import resolve as resolve_repairs
-from secateur.repair.repair import repair as repair_model
 from secateur.result import clock, few
 from secateur.score import Scores, score
 from secateur.score.combination import name_of
@@ -189,20 +188,6 @@ class Units(Target):
     def verify(self, small: nn.Module, plan: Plan) -> Proof:
         """With the masked dense model."""
         return verify(self.task.model, small, plan, few(self.task.example, self.graph.static_batch))
-
-    def repaired(self, small: nn.Module, plan: Plan) -> nn.Module:
-        """`sc.repair`."""
-        task = self.task
-        return repair_model(
-            small,
-            task.model,
-            task.data,
-            task.repair,
-            graph=self.graph,
-            loss_fn=task.loss_fn,
-            seed=task.seed,
-            progress=task.progress,
-        )
 
 
 def _agreed(graph: Graph, allocate: Callable[[], Plan]) -> Plan:

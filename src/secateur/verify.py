@@ -154,7 +154,8 @@ def verify(
     for i in order:
         if exercise.unsettled or exercise.half_seen:
             exercise.look(small, *sets[i][1:], draws[i])
-    _require_backward(exercise, pair, sets[order[0]])
+    if exercise.failed and not is_program(small):
+        _require_backward(pair, sets, draws)
     training = _in_other_ways(comparisons, pair, exercise, plan, sets[order[0]])
     hidden = set(exercise.left)
     if exact:
@@ -216,22 +217,25 @@ def _program(model: nn.Module, small: nn.Module, plan: Plan, arguments: Argument
         raise ApplyError(f"{mixed}, and the captured program is refused: {said(error)}") from error
 
 
-def _require_backward(exercise: Exercise, pair: Pair, arguments: ArgumentSet) -> None:
-    """Raise VerificationError if the backward pass of the pruned model alone fails."""
-    error = exercise.failed
-    if error is None or is_program(pair.small):
-        return
-    title, args, kwargs = arguments
-    try:
-        gradients(pair.reference, args, kwargs, Draws())
-    except Exception:  # what the dense model cannot do, the pruned one need not
-        return
-    raise VerificationError(
-        f"verify: expected the backward pass of the pruned {type(pair.model).__name__} to run where that of "
-        f"the dense one does, got {said(error)} at {title}. A backward pass of your own holds a size "
-        f"that has changed. Take that size from its tensors, or leave out the group before it, with "
-        f"limits=sc.Limits(ignore=...)."
-    ) from error
+def _require_backward(pair: Pair, sets: Sequence[ArgumentSet], draws: Sequence[Draws]) -> None:
+    """Raise VerificationError if the backward pass of the pruned model fails where the dense one's runs.
+
+    Gradients are those of the parameters alone, as in training.
+    """
+    for (title, args, kwargs), shared in zip(sets, draws, strict=True):
+        try:
+            gradients(pair.small, args, kwargs, shared)
+        except Exception as error:  # a user's backward may fail in any way
+            try:
+                gradients(pair.reference, args, kwargs, shared)
+            except Exception:  # what the dense model cannot do, the pruned one need not
+                continue
+            raise VerificationError(
+                f"verify: expected the backward pass of the pruned {type(pair.model).__name__} to run where "
+                f"that of the dense one does, got {said(error)} at {title}. A backward pass of your own "
+                f"holds a size that has changed. Take that size from its tensors, or leave out the group "
+                f"before it, with limits=sc.Limits(ignore=...)."
+            ) from error
 
 
 def _in_other_ways(

@@ -47,12 +47,7 @@ def narrowed(accepts: Accepts, spec: InputSpec) -> InputSpec:
         )
     every = {place: axis.other for axis in found for place in axis.places}
     together = spec.together and _passes(accepts, spec, every)
-    joint = () if fixed else spec.joint
-    joint = tuple(
-        sizes
-        for sizes in joint
-        if _passes(accepts, spec, {p: n for a, n in zip(found, sizes, strict=True) for p in a.places})
-    )
+    joint = tuple(sizes for sizes in spec.joint if not fixed and _passes(accepts, spec, spec.at(sizes)))
     return spec.model_copy(
         update={
             "open": tuple(found), "fixed": (*spec.fixed, *fixed), "together": together, "joint": joint,

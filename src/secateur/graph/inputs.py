@@ -331,10 +331,14 @@ class InputSpec(_Record):
         return single + [
             (
                 "; ".join(f"{axis.name()} {n}" for axis, n in zip(self.open, sizes, strict=True)),
-                {p: n for axis, n in zip(self.open, sizes, strict=True) for p in axis.places},
+                self.at(sizes),
             )
             for sizes in self.joint
         ]
+
+    def at(self, sizes: tuple[int, ...]) -> dict[Place, int]:
+        """The sizes of all open axes, in their order, by place."""
+        return {place: n for axis, n in zip(self.open, sizes, strict=True) for place in axis.places}
 
     def examples(
         self, *, seed: int = 0, device: torch.device | str = "cpu", dtype: torch.dtype | None = None

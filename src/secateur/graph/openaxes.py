@@ -65,8 +65,7 @@ def _with_courses(spec: InputSpec, given: Arguments, passes: Passes) -> InputSpe
         return spec
 
     def course_at(sizes: Sizes) -> Course | None:
-        wanted = {p: n for axis, n in zip(spec.open, sizes, strict=True) for p in axis.places}
-        return passes.course(resized(spec, given, wanted))
+        return passes.course(resized(spec, given, spec.at(sizes)))
 
     found = other_courses(spec.open, traced, course_at)
     changed = [[k for k, axis in enumerate(spec.open) if sizes[k] != axis.size] for sizes in found]

@@ -26,7 +26,6 @@ from secateur.masks.surgeon import surgeon
 from secateur.masks.weights import Weights
 from secateur.repair.methods import Repair, Work
 from secateur.repair.methods import resolve as resolve_repairs
-from secateur.repair.repair import repair as repair_model
 from secateur.report.collect import histograms
 from secateur.report.data import Layer
 from secateur.score import Scores
@@ -124,11 +123,13 @@ class SingleWeights(Target):
     def candidate(self, plan: MaskPlan, data: Calibration) -> nn.Module:
         """The masked model."""
         small = self.apply(plan)
-        for method in next(iter(resolve_repairs(self._named, self._own(plan))), ()):
+        for method in next(iter(resolve_repairs(self._named, self.own_repairs(plan))), ()):
             method.run(small, Work(lambda: self.graph, data))
         return small
 
-    def _own(self, plan: MaskPlan) -> dict[str, Repair]:
+    def own_repairs(self, plan: MaskPlan) -> dict[str, Repair]:
+        """``surgeon``. What is zero stays zero."""
+
         def second_order(candidate: nn.Module, work: Work) -> dict[str, Any] | None:
             names = surgeon(candidate, self.task.model, plan, work.data, progress=work.progress)
             return {"updated": list(names)} if names else None
@@ -143,21 +144,6 @@ class SingleWeights(Target):
         """Bit for bit with the dense model with exactly these weights at zero."""
         check(self.task.model, small, plan)
         return Proof(0.0, 0.0, "masks", len(self.task.model.state_dict()))
-
-    def repaired(self, small: nn.Module, plan: MaskPlan) -> nn.Module:
-        """`sc.repair`, and ``surgeon``. What is zero stays zero."""
-        task = self.task
-        return repair_model(
-            small,
-            task.model,
-            task.data,
-            task.repair,
-            own=self._own(plan),
-            graph=self.graph,
-            loss_fn=task.loss_fn,
-            seed=task.seed,
-            progress=task.progress,
-        )
 
     def costs(self, plan: MaskPlan) -> tuple[Cost, Cost]:
         """Zeros count as removed parameters; they are multiplied like any other number."""
