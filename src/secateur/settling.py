@@ -3,54 +3,90 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 
 from torch import nn
 
 from secateur.allocate import Limits
-from secateur.apply.record import record_of, with_note
+from secateur.apply.record import record_of
 from secateur.errors import NothingToPruneError, UnreachableBudgetError
 from secateur.plan import Plan
 
+PROGRAM = "Pass on_unrealisable='graph' for a captured program without that limit."
+"""What `prune` offers where too few groups can be expressed."""
+
+
+@dataclass(frozen=True, eq=False)
+class Settled:
+    """What `settle` found.
+
+    Attributes:
+        model: The smaller model; its record has the plan.
+        whole: Groups that were decided on and left as they were, with the reason in a sentence.
+    """
+
+    model: nn.Module
+    whole: Mapping[tuple[str, ...], str]
+
+    @property
+    def note(self) -> str:
+        """The reasons, one after the other."""
+        return " ".join(self.whole.values())
+
 
 def settle(
-    decide: Callable[[Limits | None], Plan], carry_out: Callable[[Plan], nn.Module], limits: Limits | None
-) -> nn.Module:
+    decide: Callable[[Limits | None], Plan],
+    carry_out: Callable[[Plan], nn.Module],
+    limits: Limits | None,
+    *,
+    where: str = "prune",
+    advice: str = PROGRAM,
+) -> Settled:
     """Decide and apply until nothing that the plan removes is left whole.
 
     Args:
         decide: A plan within limits.
         carry_out: `sc.apply` of a plan, which may leave groups whole.
         limits: What must stay.
-
-    Returns:
-        The smaller model. Its record has the plan, and its note says what was left whole and why.
+        where: What an error names as its place.
+        advice: What an error says to do.
 
     Raises:
         UnreachableBudgetError: The groups that a module can express do not reach the budget.
         NothingToPruneError: There is none.
     """
-    notes: list[str] = []
+    found: dict[tuple[str, ...], str] = {}
     while True:
         try:
             plan = decide(limits)
-        except (UnreachableBudgetError, NothingToPruneError) as error:
-            if not notes:
+        except UnreachableBudgetError as error:
+            if not found:
                 raise
-            why = (
-                f"{error} Groups that no module can express stay whole. Pass on_unrealisable='graph' for a "
-                f"captured program without that limit."
-            )
-            if isinstance(error, UnreachableBudgetError):
-                raise UnreachableBudgetError(why, error.smallest) from error
-            raise NothingToPruneError(why, " ".join(notes)) from error
+            why = f"{error} Groups that no module can express stay whole. {advice}"
+            raise UnreachableBudgetError(why, error.smallest) from error
+        except NothingToPruneError as error:
+            if not found:
+                raise
+            raise _none_left(found, where, advice) from error
         small = carry_out(plan)
         whole = _left_whole(plan, record_of(small).plan)
         if not whole:
-            return with_note(small, " ".join(notes)) if notes else small
-        notes.append(record_of(small).note)
+            return Settled(small, found)
+        if {*whole} <= {
+            name for names in found for name in names
+        }:  # it is what earlier rounds cut that cannot be
+            raise _none_left(found, where, advice)
+        found[whole] = record_of(small).whole
         limits = without(limits, whole)
+
+
+def _none_left(found: Mapping[tuple[str, ...], str], where: str, advice: str) -> NothingToPruneError:
+    reasons = [why.removeprefix("left whole: ") for why in found.values()]
+    return NothingToPruneError(
+        f"{where}: expected a group that a module can express, got none. The reason: {reasons[-1]} {advice}",
+        " ".join(reasons),
+    )
 
 
 def without(limits: Limits | None, names: Iterable[str]) -> Limits:

@@ -13,10 +13,10 @@ from secateur.allocate import Budget, Limits
 from secateur.allocate.registry import Allocates
 from secateur.allocate.unit_distortions import with_unit_curves
 from secateur.apply.apply import apply
-from secateur.apply.composing import compose, split
+from secateur.apply.composing import compose_plans, split
 from secateur.apply.record import record_of
 from secateur.calibration import Calibration
-from secateur.errors import SettingError
+from secateur.errors import NothingToPruneError, SettingError
 from secateur.graph.graph import Graph
 from secateur.graph.trace import trace
 from secateur.plan import Plan
@@ -24,7 +24,7 @@ from secateur.progress import steps as bar
 from secateur.repair.repair import repair as repair_model
 from secateur.score import Scores, score
 from secateur.score.loss import LossFn
-from secateur.settling import settle, without
+from secateur.settling import PROGRAM, settle, without
 
 
 def plan_in_steps(
@@ -44,13 +44,13 @@ def plan_in_steps(
     seed: int = 0,
     progress: bool = False,
 ) -> tuple[Plan, str]:
-    """One plan for the dense model, decided in rounds, and the note of the first.
+    """One plan for the dense model, decided in rounds, and what these left whole.
 
     After round k the cost is the dense one times ``share^(k / count)``: every round removes the same fraction
     of what the one before left. In between, the plan so far is applied to the dense model and repaired, and
     the result is traced and scored anew: units that became redundant, or indispensable, since others went are
-    seen as such. The weights that users get come from one repair of the last plan, as if it had been decided
-    at once.
+    seen as such. What a round decides is carried out on the dense model, together with what went before. The
+    weights that users get come from one repair of the last plan, as if it had been decided at once.
 
     Source: iterative magnitude pruning (Han et al. 2015, arXiv 1506.02626) alternates so with training; here
     a closed-form repair takes the place of training.
@@ -73,42 +73,70 @@ def plan_in_steps(
 
     Raises:
         SettingError: See `budget_after`.
+        NothingToPruneError: No group is left that a round could decide on.
         SecateurError: One of its kinds; see each step.
     """
     methods = "reconstruct" if repair == "auto" else repair
-
-    def carried(model: nn.Module, graph: Graph) -> Callable[[Plan], nn.Module]:
-        return lambda plan: apply(model, plan, graph=graph, on_unrealisable=on_unrealisable)
-
-    small = settle(first, carried(model, graph), limits)
-    note = record_of(small).note
+    carry_out = partial(apply, model, graph=graph, on_unrealisable=on_unrealisable)
+    found = settle(first, carry_out, limits)
+    whole = dict(found.whole)
     with bar(count - 1, progress) as step:
         for round_ in range(2, count + 1):
             step(f"round {round_} of {count}")
-            so_far = record_of(small)
+            so_far = record_of(found.model).plan
             small = repair_model(
-                small, model, data, methods, graph=graph, loss_fn=loss_fn, seed=seed, progress=False
+                found.model, model, data, methods, graph=graph, loss_fn=loss_fn, seed=seed, progress=False
             )
             example = data.first()
             now = trace(small, example.inputs, allow_inexact=allow_inexact)
             scores = score(now, data, rule.signals, loss_fn=loss_fn, seed=seed, progress=False)
             curved = with_unit_curves(rule, now, data, scores)
             left = budget_after(round_, count, budget, graph)
-            # A plan cannot say what the parts of a group lose.
-            within = without(limits, split(now.groups, so_far.plan))
-            decide = partial(_decided, curved, now, scores, left, seed)
-            both = compose(so_far, record_of(settle(decide, carried(small, now), within))).plan
-            settings = {**both.settings, "steps": count}
-            both = both.model_copy(update={"budget": budget.as_settings(), "settings": settings})
-            small = carried(model, graph)(both)
-    return record_of(small).plan, note
+            where = f"prune: round {round_} of {count}"
+            within = _same_units(now, so_far, limits, where)
+            decide = partial(_decided, curved, now, scores, left, seed, so_far)
+            found = settle(decide, carry_out, within, where=where, advice=f"Take fewer steps. {PROGRAM}")
+            whole = {**found.whole, **whole}
+    plan = record_of(found.model).plan
+    cut = {group.name for group in plan.groups if group.removed}
+    update = {"budget": budget.as_settings(), "settings": {**plan.settings, "steps": count}}
+    return plan.model_copy(update=update), " ".join(
+        why for names, why in whole.items() if not {*names} <= cut
+    )
+
+
+def _same_units(graph: Graph, so_far: Plan, limits: Limits | None, where: str) -> Limits:
+    """The limits without groups of which other units are left than the dense model has.
+
+    A plan for the dense model cannot say what the parts of a group lose.
+
+    Raises:
+        NothingToPruneError: No group is left.
+    """
+    apart = split(graph.groups, so_far)
+    within = without(limits, apart)
+    try:
+        within.considered(graph.groups)
+    except NothingToPruneError as error:
+        raise NothingToPruneError(
+            f"{where}: expected a group whose units may still go, got none: what is left of "
+            f"{', '.join(apart[:3])}{', …' if apart[3:] else ''} would go in other units than those of the "
+            "dense model, and one plan cannot say both. Take fewer steps."
+        ) from error
+    return within
 
 
 def _decided(
-    rule: Allocates, graph: Graph, scores: Scores, budget: Budget, seed: int, limits: Limits | None
+    rule: Allocates,
+    graph: Graph,
+    scores: Scores,
+    budget: Budget,
+    seed: int,
+    so_far: Plan,
+    limits: Limits | None,
 ) -> Plan:
-    plan: Plan = rule.allocate(graph, scores, budget, limits, seed)
-    return plan
+    """What a round decides, as a plan for the dense model."""
+    return compose_plans(so_far, rule.allocate(graph, scores, budget, limits, seed))
 
 
 def budget_after(round_: int, count: int, budget: Budget, graph: Graph) -> Budget:

@@ -142,15 +142,14 @@ class Units(Target):
 
     def carry_out(self, rule: Any, scores: Scores, budget: Budget | None) -> tuple[nn.Module, Plan]:
         """Plans again, with other groups, until a module can express what the plan removes."""
-        noted: list[str] = []  # what rounds say of groups that they left whole
+        noted: list[str] = []  # what rounds left whole
 
         def decide(limits: Limits | None) -> Plan:
             with clock(self.task.seconds, "allocate"):
                 return _agreed(self.graph, partial(self._decide, rule, scores, budget, limits, noted))
 
-        small = settle(decide, self.apply, self.task.limits)
-        if noted and noted[-1] not in record_of(small).note:
-            with_note(small, noted[-1])
+        found = settle(decide, self.apply, self.task.limits)
+        small = with_note(found.model, " ".join(filter(None, (found.note, *noted[-1:]))))
         return small, record_of(small).plan
 
     def _decide(

@@ -113,8 +113,8 @@ def apply(
         return attach(program, Record(plan, "graph", f"{why} {fast_path_note(model)}".rstrip()))
     rest = restricted(plan, graph, [g.name for g in plan.groups if g.name not in groups])
     small = proven_module(model, graph, rest, args, kwargs)
-    found = record_of(small)
-    return attach(small, replace(found, note=f"left whole: {why} {found.note}".rstrip()))
+    found, whole = record_of(small), f"left whole: {why}"
+    return attach(small, replace(found, note=f"{whole} {found.note}".rstrip(), whole=whole))
 
 
 def _reason(error: ApplyError) -> str:

@@ -27,7 +27,24 @@ def compose(first: Record, then: Record) -> Record:
         A record whose plan is for the dense model. Its allocator, settings and budget are those of `then`; it
         has no certificates, since they are about one round.
     """
-    earlier, later = first.plan, then.plan
+    captured = {*first.captured, *then.captured}
+    outermost = (p for p in captured if not any(p.startswith(f"{other}.") for other in captured))
+    return Record(
+        compose_plans(first.plan, then.plan),
+        then.form,
+        then.note or first.note,
+        (*first.repairs, *then.repairs),
+        sizes={**first.sizes, **then.sizes},
+        captured=tuple(sorted(outermost)),
+    )
+
+
+def compose_plans(earlier: Plan, later: Plan) -> Plan:
+    """One plan for the dense model that does what two did, one after the other; see `compose`.
+
+    Raises:
+        PlanError: The later plan removes units that are not those the earlier one left.
+    """
     gone = removed_positions(earlier)
     more = {group.name: group for group in later.groups}
     if odd := [name for name in split(later.groups, earlier) if more[name].removed]:
@@ -40,7 +57,7 @@ def compose(first: Record, then: Record) -> Record:
         _both(group, more[group.name], gone) if group.name in more and group.name not in apart else group
         for group in earlier.groups
     )
-    plan = Plan.model_validate(
+    return Plan.model_validate(
         {
             **dict(later),
             "fingerprint": earlier.fingerprint,
@@ -50,16 +67,6 @@ def compose(first: Record, then: Record) -> Record:
             "groups": groups,
             "certificates": {},
         }
-    )
-    captured = {*first.captured, *then.captured}
-    outermost = (p for p in captured if not any(p.startswith(f"{other}.") for other in captured))
-    return Record(
-        plan,
-        then.form,
-        then.note or first.note,
-        (*first.repairs, *then.repairs),
-        sizes={**first.sizes, **then.sizes},
-        captured=tuple(sorted(outermost)),
     )
 
 

@@ -29,6 +29,7 @@ class Record:
         sizes: Attributes that form ``module`` updated beyond PyTorch's own layers, by path.
         captured: Modules of form ``module`` with a call that is mended, by path (`secateur.apply.mended`).
         takes: Which sizes of its inputs may change and which must stay, in one sentence.
+        whole: That part of the note which says what was left whole, and why; it is not saved.
     """
 
     plan: Plan
@@ -38,6 +39,7 @@ class Record:
     sizes: dict[str, Any] = field(default_factory=dict)
     captured: tuple[str, ...] = ()
     takes: str = ""
+    whole: str = field(default="", compare=False)
 
 
 def attach(model: nn.Module, record: Record) -> nn.Module:

@@ -211,7 +211,13 @@ class GradualPruner:
                 with team.together():
                     return apply(model, plan, graph=graph, example_inputs=inputs, on_unrealisable="leave")
 
-            small = settle(decide, carry_out, limits)
+            small = settle(
+                decide,
+                carry_out,
+                limits,
+                where=f"gradual pruning, round {number}",
+                advice="Take a larger budget, or fewer rounds.",
+            ).model
             if self.repair is not None and not met:
                 with team.together():
                     small = repair_model(
