@@ -149,3 +149,34 @@ def test_arithmetic_on_sizes_in_an_autocast_region() -> None:
     for length in (5, 9):
         x = torch.randn(3, length, 4, dtype=torch.float64)
         torch.testing.assert_close(small(x), masked(x))
+
+
+class Alone(nn.Module):
+    """A network that treats a single sample in another way, which couples units."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 12), nn.Linear(12, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Gives three numbers."""
+        h = self.a(x).relu()
+        if x.size(0) == 1:
+            h = h.flip(-1)
+        return self.c(self.b(h).relu())
+
+
+def test_a_program_that_refuses_what_was_traced_is_no_result() -> None:
+    """One sample was traced, of which a capture makes two."""
+    model, x = Alone().double().eval(), torch.randn(1, 4, dtype=torch.float64)
+    plan = random_plan(sc.trace(model, x), 0.4, 1)
+    for form in ("graph", "auto"):
+        with pytest.raises(
+            sc.ApplyError, match=r"takes inputs of the traced sizes, .* a batch of 2 or more\."
+        ):
+            sc.apply(model, plan, form)  # type: ignore[arg-type]
+    two = torch.randn(2, 4, dtype=torch.float64)
+    plan = random_plan(sc.trace(model, two), 0.4, 1)
+    small = sc.apply(model, plan)
+    for given in (x, two):
+        assert torch.allclose(small(given), sc.apply(model, plan, "masked")(given))

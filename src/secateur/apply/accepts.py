@@ -187,9 +187,7 @@ class Accepts:
             ):
                 wanted = "a tensor" if leaf.dtype is not None else repr(leaf.value)
                 got = "a tensor" if isinstance(value, torch.Tensor) else repr(value)
-                raise InputError(
-                    f"{self.name}: input {leaf.name}: expected {wanted}, got {got}. {_OTHERWISE}"
-                )
+                raise InputError(f"{self.name}: input {leaf.name}: expected {wanted}, got {got}. {OTHERWISE}")
             if isinstance(value, torch.Tensor):
                 tensors.append((leaf, value))
         self._check_dtypes(tensors, parameters, casting=call.casting)
@@ -207,13 +205,13 @@ class Accepts:
             floating = value.is_floating_point() and leaf.dtype is not None and leaf.dtype.is_floating_point
             if value.dtype != leaf.dtype and not floating:
                 raise InputError(
-                    f"{self.name}: input {leaf.name}: expected {leaf.dtype}, got {value.dtype}. {_OTHERWISE}"
+                    f"{self.name}: input {leaf.name}: expected {leaf.dtype}, got {value.dtype}. {OTHERWISE}"
                 )
         known = "; ".join(sorted(_described(s) for s in self.states))
         why = f" ({self.refused[state]})" if state in self.refused else ""
         raise InputError(
             f"{self.name}: expected dtypes in which the captured program is known to compute what the model "
-            f"does: {known}; got {_described(state)}{why}. {_OTHERWISE}"
+            f"does: {known}; got {_described(state)}{why}. {OTHERWISE}"
         )
 
     def check_sizes(self, tensors: Sequence[tuple[Leaf, torch.Tensor]]) -> None:
@@ -236,12 +234,12 @@ class Accepts:
                 if isinstance(size, int) and size != got:
                     raise InputError(
                         f"{self.name}: input {leaf.name}, axis {axis}: expected {size}, the size that it was "
-                        f"captured with, got {got}. {_OTHERWISE}"
+                        f"captured with, got {got}. {OTHERWISE}"
                     )
                 if isinstance(size, sympy.Symbol) and found.setdefault(size, (got, place))[0] != got:
                     raise InputError(
                         f"{self.name}: expected {place} to be as long as {found[size][1]}, which is "
-                        f"{found[size][0]}, got {got}. {_OTHERWISE}"
+                        f"{found[size][0]}, got {got}. {OTHERWISE}"
                     )
         single = self.one_sample and all(found[s][0] == 1 for s in self.batch if s in found)
         numbers = {s: sympy.Integer(2 if single and s in self.batch else n) for s, (n, _) in found.items()}
@@ -249,7 +247,7 @@ class Accepts:
             if number < self.least.get(size, 2):
                 raise InputError(
                     f"{self.name}: expected {found[size][1]} to be at least {self.least.get(size, 2)}, got "
-                    f"{found[size][0]}: smaller ones may be computed otherwise. {_OTHERWISE}"
+                    f"{found[size][0]}: smaller ones may be computed otherwise. {OTHERWISE}"
                 )
         computed = [
             (sympy.Eq(size, got), "")
@@ -263,11 +261,11 @@ class Accepts:
                 sizes = ", ".join(f"{place} is {n}" for n, place in found.values())
                 raise InputError(
                     f"{self.name}: expected sizes for which {_written(condition.xreplace(names))}, as "
-                    f"those it was captured with{f' ({line})' if line else ''}, got: {sizes}. {_OTHERWISE}"
+                    f"those it was captured with{f' ({line})' if line else ''}, got: {sizes}. {OTHERWISE}"
                 )
 
 
-_OTHERWISE = "Take form 'module', or trace with inputs like these."
+OTHERWISE = "Take form 'module', or trace with inputs like these."
 
 
 def _described(state: State) -> str:

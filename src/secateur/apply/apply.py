@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 from torch import nn
 
+from secateur.apply.accepts import OTHERWISE
 from secateur.apply.masked import masked
-from secateur.apply.program import smaller_program
+from secateur.apply.program import Program, smaller_program
 from secateur.apply.realise import proven_module, restricted, unrealisable
 from secateur.apply.record import Record, attach, record_of
 from secateur.apply.tensors import check_positions
@@ -91,7 +92,7 @@ def apply(
         exact = all(g.exact for g in plan.groups)
         graph = retrace(original, plan.inputs, (args, kwargs), folds=plan.folded, allow_inexact=not exact)
     if form == "graph":
-        return attach(smaller_program(model, graph, plan), Record(plan, "graph", fast_path_note(model)))
+        return attach(_program(model, graph, plan), Record(plan, "graph", fast_path_note(model)))
     try:
         return proven_module(model, graph, plan, args, kwargs)
     except ApplyError as error:
@@ -102,10 +103,11 @@ def apply(
         why = f"groups that need form 'graph': {', '.join(groups)}. {error}"
     if on_unrealisable == "graph":
         try:
-            program = smaller_program(model, graph, plan)
+            program = _program(model, graph, plan)
         except ApplyError as refused:
             raise ApplyError(
-                f"apply: expected a module or a captured program, got neither. {_reason(refused)} And for "
+                f"apply: expected a module or a captured program, got neither. {_reason(refused)} "
+                f"{_advice(refused)}And for "
                 f"{', '.join(groups[:3])}{', …' if groups[3:] else ''}: {_reason(failed)} {_advice(failed)}"
                 f"Pass on_unrealisable='leave' to keep these groups whole.",
                 f"{refused}\n{failed}",
@@ -115,6 +117,17 @@ def apply(
     small = proven_module(model, graph, rest, args, kwargs)
     found, whole = record_of(small), f"left whole: {why}"
     return attach(small, replace(found, note=f"{whole} {found.note}".rstrip(), whole=whole))
+
+
+def _program(model: nn.Module, graph: Graph, plan: Plan) -> Program:
+    """The captured program, if it takes what the model was traced with."""
+    program = smaller_program(model, graph, plan)
+    if why := program.refuses(plan.inputs).removesuffix(OTHERWISE):
+        raise ApplyError(
+            "apply: expected a captured program that takes inputs of the traced sizes, got one that does "
+            f"not: {why}Trace with a batch of 2 or more."
+        )
+    return program
 
 
 def _reason(error: ApplyError) -> str:

@@ -63,6 +63,11 @@ def reach(accepts: Accepts, spec: InputSpec) -> int:
 
 def _passes(accepts: Accepts, spec: InputSpec, sizes: Mapping[Place, int]) -> bool:
     """Whether the program's own check lets inputs of these sizes pass."""
+    return not refusal(accepts, spec, sizes)
+
+
+def refusal(accepts: Accepts, spec: InputSpec, sizes: Mapping[Place, int]) -> str:
+    """Why the program's own check refuses inputs of these sizes, the others as traced; empty if not."""
     shapes = {
         name: [sizes.get((name, axis), n) for axis, n in enumerate(leaf.shape)]
         for name, leaf in spec.tensors().items()
@@ -74,9 +79,9 @@ def _passes(accepts: Accepts, spec: InputSpec, sizes: Mapping[Place, int]) -> bo
     ]
     try:
         accepts.check_sizes(tensors)
-    except InputError:
-        return False
-    return True
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 def _limit(accepts: Accepts, symbols: set[Any], *, one: bool) -> str:

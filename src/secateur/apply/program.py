@@ -21,7 +21,7 @@ from torch.export import ExportedProgram
 from secateur.apply.accepts import Accepts
 from secateur.apply.building import build
 from secateur.apply.constants import Constants
-from secateur.apply.narrowing import narrowed, reach
+from secateur.apply.narrowing import narrowed, reach, refusal
 from secateur.apply.opened import open_program
 from secateur.apply.tensors import kept, removed_positions
 from secateur.apply.variants import Facts, find_facts
@@ -80,6 +80,11 @@ class Program(fx.GraphModule):
         """What the dense model takes, less what this program refuses."""
         accepts, _ = self.meta.get(_STATE, (None, ""))
         return spec if accepts is None else narrowed(accepts, spec)
+
+    def refuses(self, spec: InputSpec) -> str:
+        """Why the program refuses inputs of the traced sizes; empty if it takes them."""
+        accepts, _ = self.meta.get(_STATE, (None, ""))
+        return "" if accepts is None else refusal(accepts, spec, {})
 
     def _check(self, accepts: Accepts, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Check arguments, unless such were found good before."""
@@ -207,7 +212,8 @@ def _capture(model: nn.Module, graph: Graph) -> _Captured:
         # Before anything else asks about sizes: what is asked becomes a condition. Open axes that one ties
         # to each other are worth less than one that is free.
         wide = Accepts.of(model, opened.program, graph, opened.lines)
-        if reach(wide, graph.inputs) >= reach(narrow, graph.inputs):
+        worse = bool(refusal(wide, graph.inputs, {})) > bool(refusal(narrow, graph.inputs, {}))
+        if not worse and reach(wide, graph.inputs) >= reach(narrow, graph.inputs):
             facts = find_facts(model, graph, opened)
             measure_sizes(opened.program)
             state, tensors, _ = walk(opened.program)
