@@ -113,3 +113,26 @@ def test_a_number_a_sample() -> None:
     found = sc.evaluate(net, data)
     assert (found.loss, found.accuracy) == (pytest.approx(expected, rel=1e-5), None)
     assert sc.prune(net, data, sc.Budget(params=0.75), "uniform", **QUICK).report.figures[0].accuracy is None
+
+
+class Detector(nn.Module):
+    """Gives scores, or with targets a loss, as detectors do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 12, 3), nn.Conv2d(12, 16, 3), nn.Conv2d(16, 3, 1)
+
+    def forward(self, x: torch.Tensor, targets: Any = None) -> torch.Tensor:
+        """Scores at each place, or the loss."""
+        scores = self.c(self.b(self.a(x).relu()).relu())
+        return scores if targets is None else (scores.mean((2, 3)) - targets).square().mean()
+
+
+def test_rules_compete_under_a_loss_that_calls_the_model_in_another_way() -> None:
+    torch.manual_seed(0)
+    data = [(torch.randn(4, 3, 8, 8), torch.randn(4, 3)) for _ in range(4)]
+    options: dict[str, Any] = {"forward": lambda m, b: m(b[0]), "loss_fn": lambda m, b: m(b[0], b[1])}
+    result = sc.prune(Detector(), data, sc.Budget(params=0.7), **options, **QUICK)
+    assert result.report.contest is not None
+    assert result.report.contest.measure == "loss"
+    assert result.plan.predicted.params <= 0.7 * result.plan.dense.params

@@ -4,8 +4,14 @@ Each message is one string of the form ``where: expected ..., got .... Do ....``
 inherits the builtin that fits, so code that knows nothing of secateur still catches it.
 """
 
+import re
+
 LONGEST = 600
 """The most characters of a message. What it has no room for is in `SecateurError.details`."""
+
+
+_TWO_STOPS = re.compile(r"(?<!\.)\.\.(?=\s|$)")
+"""What quoting a whole sentence of another error leaves before the next one; not three dots."""
 
 
 class SecateurError(Exception):
@@ -21,6 +27,7 @@ class SecateurError(Exception):
     """
 
     def __init__(self, message: str = "", details: str = "") -> None:
+        message = _TWO_STOPS.sub(".", message)
         short = _shortened(message)
         super().__init__(short)
         self.details = details or (message if short != message else "")

@@ -111,18 +111,22 @@ class Units(Target):
         return " + ".join(method.name for method in self._methods)
 
     def candidate(self, plan: Plan, data: Calibration) -> nn.Module:
-        """The captured program, which is the fastest to make, where all batches have the traced sizes."""
+        """The captured program, which is the fastest to make, where all calls are like the traced one.
+
+        A loss of the user's own may call the model with targets too, or call its methods.
+        """
         model, programs = self.task.model, self.graph.programs
-        varied = any(
+        varied = self.task.loss_fn is not None or any(
             not programs.begins_with(b.args, b.kwargs)
             for part in (self.task.fit, self.task.held)
             for b in part
         )
         form: Form = "masked" if all(group.exact for group in plan.groups) else "module"
+        first, second = (form, "graph") if varied else ("graph", form)
         try:
-            small = apply(model, plan, form if varied else "graph", graph=self.graph)
-        except ApplyError:  # there are models that no program can hold
-            small = apply(model, plan, form, graph=self.graph)
+            small = apply(model, plan, first, graph=self.graph)
+        except ApplyError:  # there are models that no program can hold, and groups that no module can express
+            small = apply(model, plan, second, graph=self.graph)
         for method in self._methods:
             method.run(small, Work(lambda: self.graph, data))
         return small

@@ -149,8 +149,8 @@ def _plans(
         return planned, others
     if unreached:
         raise min(unreached, key=lambda error: error.smallest)
-    why = "; ".join(f"{entry.name} {entry.verdict}" for entry in others)
-    raise NothingToPruneError(f"auto: expected a candidate that can run, got none: {why}")
+    why = "; ".join(f"{entry.name} {entry.verdict}".rstrip(".") for entry in others)
+    raise NothingToPruneError(f"auto: expected a candidate that can run, got none: {why}.")
 
 
 def _parts(data: Calibration, *, whole: bool) -> tuple[Calibration, Calibration]:
