@@ -232,6 +232,15 @@ def test_operators_that_onnx_lacks(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["bessel.pt2"]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_dtypes_that_onnx_runtime_lacks(tmp_path: Path, dtype: torch.dtype) -> None:
+    net = nn.Sequential(nn.Linear(4, 6), nn.GELU(), nn.Linear(6, 2)).eval().to(dtype)
+    words = rf"no kernel for its operator \w+\..*in {str(dtype).removeprefix('torch.')}.*model\.float\(\)"
+    with pytest.raises(sc.ExportError, match=words):
+        sc.export(net, tmp_path / "net.onnx", torch.zeros(2, 4, dtype=dtype))
+    assert not [*tmp_path.iterdir()]
+
+
 def test_opset(tmp_path: Path) -> None:
     import onnx
 

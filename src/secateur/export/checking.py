@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,8 +71,7 @@ def check(path: Path, runs: Runs, trials: Trials, runtime: str, tolerance: float
         except Exception as error:  # a runtime raises its own
             raise ExportError(
                 f"export({path}): expected {runtime} to run what was written with a batch of {size}, got "
-                f"{said(error)}. Nothing was kept. Export to another format, or try another version of "
-                f"{runtime}.",
+                f"{_said(error)}. Nothing was kept. {_remedy(trials, runtime)}",
                 details(error),
             ) from error
         difference = relative_difference(found, [t.cpu() for t in wanted])
@@ -83,3 +83,20 @@ def check(path: Path, runs: Runs, trials: Trials, runtime: str, tolerance: float
             )
         worst = max(worst, difference)
     return Exported(path, worst, tolerance, trials.batches, runtime)
+
+
+def _said(error: Exception) -> str:
+    """What a runtime says; of ONNX Runtime's many words, which operator it lacks."""
+    lacking = re.search(r"Could not find an implementation for (\w+)", str(error))
+    return f"no kernel for its operator {lacking[1]}" if lacking else said(error)
+
+
+def _remedy(trials: Trials, runtime: str) -> str:
+    dtypes = {t.dtype for t in named_tensors(trials.model).values() if t.is_floating_point()}
+    if runtime == "onnxruntime" and (other := sorted(map(str, dtypes - {torch.float32}))):
+        names = " and ".join(name.removeprefix("torch.") for name in other)
+        return (
+            f"The model is in {names}, for which {runtime} has few operators: export model.float() with "
+            f"inputs in float32, or to .pt2."
+        )
+    return f"Export to another format, or try another version of {runtime}."

@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -95,10 +96,10 @@ def onnx_runner(path: Path, options: Mapping[str, Any] | None = None) -> Runs:
         path: The file.
         options: Attributes of the session's options: ``{"intra_op_num_threads": 1}``.
     """
-    session = session_of(path, options)
+    session = lru_cache(lambda: session_of(path, options))  # made by the first run, which may fail there
 
     def runs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
-        found = session.run(None, feeds(session, args, kwargs))
+        found = session().run(None, feeds(session(), args, kwargs))
         return [torch.as_tensor(value) for value in found]
 
     return runs
