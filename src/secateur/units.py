@@ -122,11 +122,11 @@ class Units(Target):
             for b in part
         )
         form: Form = "masked" if all(group.exact for group in plan.groups) else "module"
-        first, second = (form, "graph") if varied else ("graph", form)
+        forms: tuple[Form, Form] = (form, "graph") if varied else ("graph", form)
         try:
-            small = apply(model, plan, first, graph=self.graph)
+            small = apply(model, plan, forms[0], graph=self.graph)
         except ApplyError:  # there are models that no program can hold, and groups that no module can express
-            small = apply(model, plan, second, graph=self.graph)
+            small = apply(model, plan, forms[1], graph=self.graph)
         for method in self._methods:
             method.run(small, Work(lambda: self.graph, data))
         return small
