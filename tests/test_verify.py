@@ -393,3 +393,77 @@ def test_a_backward_pass_that_fails_in_the_pruned_model_alone_is_no_proof() -> N
     small = sc.apply(model, plan, "module")
     with pytest.raises(sc.VerificationError, match=r"backward pass of the pruned Net .*reshape\(-1, 12\)"):
         sc.verify(model, small, plan)
+
+
+class _Averaged(torch.autograd.Function):
+    """A backward pass that divides by the number of units."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        """The same; any shape."""
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        """The gradient of that, over the number of units. [..., units]"""
+        return gradient / gradient.shape[-1]
+
+
+class _Rolled(_Averaged):
+    """A backward pass that gives each unit the gradient of the one beside it."""
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        """The gradient of the next unit. [..., units]"""
+        return gradient.roll(1, -1)
+
+
+class _Clipped(_Averaged):
+    """A backward pass of its own that treats each unit by itself."""
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        """The gradient, clipped. [..., units]"""
+        return gradient.clamp(-0.01, 0.01)
+
+
+@pytest.mark.parametrize("function", [_Averaged, _Rolled, _Clipped])
+def test_gradients_are_compared_with_those_of_the_masked_model(function: Any) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 12), nn.Linear(12, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.b(function.apply(self.a(x)))
+
+    torch.manual_seed(0)
+    model, x = Net().eval(), torch.randn(2, 4)
+    plan = random_plan(sc.trace(model, x))
+    small = sc.apply(model, plan, "module")
+    if function is _Clipped:
+        assert sc.verify(model, small, plan).gradients
+        return
+    words = r"gradients of the pruned Net .* for a\.weight, and for 1 more, the last of them a\.bias"
+    with pytest.raises(sc.VerificationError, match=words):
+        sc.verify(model, small, plan)
+
+
+def test_a_slope_that_hangs_on_rounding_is_no_difference() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 64), nn.Linear(64, 16), nn.Linear(16, 3)
+            self.shift = nn.Parameter(torch.zeros(()))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = self.a(x).relu()
+            zero = nn.functional.linear(h, self.b.weight) - nn.functional.linear(3 * h, self.b.weight) / 3
+            return self.c(self.b(h)) + self.c((zero + self.shift).relu())
+
+    torch.manual_seed(0)
+    model, x = Net().eval(), torch.randn(9, 4)
+    plan = random_plan(sc.trace(model, x))
+    proof = sc.verify(model, sc.apply(model, plan, "module"), plan, x)
+    assert proof.proven
+    assert not proof.gradients

@@ -62,18 +62,24 @@ class Compared:
 
     def dense_moves(self, by: float = 0.0) -> float:
         """Relative difference of two runs of the reference, its weights changed by this share in one."""
-        first, second = double_copy(self.pair.reference), double_copy(self.pair.reference)
-        generator = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for parameter in second.parameters() if by else ():
-                noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-                parameter.mul_(1 + by * noise.to(parameter.device))
+        first, second = double_copy(self.pair.reference), nudged(self.pair.reference, by)
         outputs = [run_doubled(m, self.args, self.kwargs, self.draws, self.way) for m in (first, second)]
         return relative_difference(*outputs)
 
     def rounding(self) -> bool:
         """Whether a change in the last digits of the dense weights moves the dense output as much."""
         return 10 * self.dense_moves(1e-15) >= self.difference
+
+
+def nudged(model: nn.Module, by: float, seed: int = 0) -> nn.Module:
+    """A copy in float64, its weights changed by random numbers of this relative size."""
+    double = double_copy(model)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in double.parameters() if by else ():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.mul_(1 + by * noise.to(parameter.device))
+    return double
 
 
 def cause(found: Compared) -> str:

@@ -44,12 +44,14 @@ class Exercise:
     Attributes:
         unread: Parameters of the pruned model that no gradient reached in any pass; None before one did.
         failed: Whether a backward pass raised an error.
+        gradients: Those of the pruned model's parameters in the last pass, by name; None if it failed.
     """
 
     def __init__(self, model: nn.Module, small: nn.Module, plan: Plan, tolerance: float) -> None:
         """See the class; `model` is the dense model and `small` the pruned one."""
         self.unread: set[str] | None = None
         self.failed = False
+        self.gradients: dict[str, torch.Tensor | None] | None = None
         self._tolerance = tolerance
         self._stays: dict[str, dict[int, NDArray[np.int64]]] = {}
         self._moved: dict[str, dict[int, NDArray[np.bool_]]] = {}
@@ -132,6 +134,7 @@ class Exercise:
         """
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of gradients that the user did not ask for
+            self.gradients = None
             try:
                 self._by_gradients(small, args, kwargs, draws, way)
             except Exception:  # autograd may fail on a user's forward in any way
@@ -148,6 +151,7 @@ class Exercise:
         way: Way,
     ) -> None:
         tensors, found = gradients(small, args, kwargs, draws, way, also=self._stays)
+        self.gradients = {name: found[name] for name, _ in small.named_parameters() if name in found}
         unread = {name for name, gradient in found.items() if gradient is None}
         self.unread = unread if self.unread is None else self.unread & unread
         for name in self._stays:
@@ -230,10 +234,11 @@ def _projected(outputs: list[torch.Tensor]) -> torch.Tensor:
         if not output.is_floating_point():
             continue
         finite = output[torch.isfinite(output)]
+        # Drawn for each output, so that two models get the same numbers for the same one.
+        along = torch.randn(len(finite), generator=generator, dtype=torch.float64).to(finite.device)
         scale = float(finite.detach().abs().max()) if finite.numel() else 0.0
         if not finite.requires_grad or not scale:
             continue
-        along = torch.randn(len(finite), generator=generator, dtype=torch.float64).to(finite.device)
         total = total.to(finite.device) + (finite * along).sum() / scale / math.sqrt(len(finite))
     return total
 
@@ -309,11 +314,12 @@ def gradients(
         without_fast_path(),
         torch.enable_grad(),
         all_double(),
-        draws.shared(),
         _Followed(),
     ):
         set_mode(double, training=way.training)
-        total = _projected(tensors_of(getattr(double, way.method or "__call__")(*args, **kwargs)))
+        with draws.shared():
+            outputs = tensors_of(getattr(double, way.method or "__call__")(*args, **kwargs))
+        total = _projected(outputs)
     with all_double():
         found = torch.autograd.grad(total, list(tensors.values()), allow_unused=True)
     return tensors, dict(zip(tensors, found, strict=True))

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from secateur.apply.compare import PLAIN, Way, relative_difference, run_both, run_in_double
 from secateur.apply.draws import Draws
 from secateur.apply.record import record_of
-from secateur.diagnosis import Compared, Pair, cause, first_module
+from secateur.apply.tensors import cut, removed_positions
+from secateur.diagnosis import Compared, Pair, cause, first_module, nudged
 from secateur.errors import ArtefactError, VerificationError
+from secateur.exercised import gradients
 from secateur.foreign import said
 from secateur.outputs import is_finite_somewhere
 from secateur.plan import Plan
 
 ArgumentSet = tuple[str, tuple[Any, ...], dict[str, Any]]
 """A title that gives the sizes, positional and keyword arguments."""
+
+ROUGHER = 1e3
+"""So many times larger than that of outputs is the tolerance of gradients."""
+NUDGES = 4
+"""Random changes of the last digits that may show that a gradient hangs on these: a ReLU at zero, say."""
+
+Gradients = Mapping[str, torch.Tensor | None]
+"""By name of the parameter; None where none reached it."""
 
 
 class Comparisons:
@@ -105,6 +117,46 @@ class Comparisons:
         self._seen.append([_extremes(t) for t in wanted])
         return draws
 
+    def compare_gradients(self, pair: Pair, arguments: ArgumentSet, draws: Draws, ours: Gradients) -> bool:
+        """Compares gradients of the pruned model, which a backward pass gave, with those of the reference.
+
+        Two models that agree for all weights have the same gradients, unless a backward pass of the user's
+        own says otherwise.
+
+        Returns:
+            Whether they could be compared. Not where the backward pass of the reference fails, nor where its
+            gradients hang on the last digits.
+
+        Raises:
+            VerificationError: If they differ.
+        """
+        title, args, kwargs = arguments
+        if draws.unlike:
+            return False
+        removed = removed_positions(self._plan)
+        try:
+            _, theirs = gradients(pair.reference, args, kwargs, draws)
+            differ = _different(ours, theirs, removed, ROUGHER * self._tolerance)
+            if not differ:
+                return True
+            for seed in range(NUDGES):
+                _, nudge = gradients(nudged(pair.reference, 1e-12, seed), args, kwargs, draws)
+                own = _different(nudge, theirs, {}, 0.0)
+                differ = {name: by for name, by in differ.items() if own.get(name, 0.0) < 0.1 * by}
+        except Exception:  # a user's backward may fail in any way
+            return False
+        if not differ:
+            return False
+        first, *rest = differ
+        more = f", and for {len(rest)} more, the last of them {rest[-1]}" if rest else ""
+        raise VerificationError(
+            f"verify: expected the gradients of the pruned {type(pair.model).__name__} to equal those of the "
+            f"masked dense one to {ROUGHER * self._tolerance:.1g} relative in float64, got "
+            f"{differ[first]:.3g} for {first}{more} at {title}. A backward pass of your own mixes or counts "
+            f"units. Let it treat each unit by itself, or leave out the group before it, with "
+            f"limits=sc.Limits(ignore=...)."
+        )
+
     @property
     def constant(self) -> list[bool]:
         """For each output, whether it was one number everywhere, in all comparisons."""
@@ -125,6 +177,40 @@ class Comparisons:
             + (f"; what {path} returns is the first to differ. " if path else ". ")
             + cause(found)
         )
+
+
+def _different(
+    ours: Gradients,
+    theirs: Gradients,
+    removed: Mapping[str, Mapping[int, NDArray[np.int64]]],
+    tolerance: float,
+) -> dict[str, float]:
+    """The parameters whose gradients differ by more, relative to the largest entry, and by how much.
+
+    Of gradients that are all rounding, as in front of a norm, nothing can be said: an entry counts from
+    1e-12 of the largest of all.
+    """
+    pairs: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    for name in ours:
+        a, b = ours[name], theirs.get(name)
+        if name not in theirs or (a is None and b is None):
+            continue
+        cuts = removed.get(name, {})
+        if b is not None:
+            a = torch.zeros_like(cut(b, cuts)) if a is None else a
+            a, b = cut(a, cuts) if a.shape == b.shape else a, cut(b, cuts)
+        elif a is not None:
+            b = torch.zeros_like(a)
+        if a is not None and b is not None and a.shape == b.shape and a.numel():
+            pairs[name] = a, b
+    sizes = {name: float(b.abs().max()) for name, (_, b) in pairs.items()}
+    least = 1e-12 * max(sizes.values(), default=0.0)
+    found = {}
+    for name, (a, b) in pairs.items():
+        apart = float((a - b).abs().max())
+        if not apart <= max(tolerance * sizes[name], least):
+            found[name] = apart / max(sizes[name], least, 1e-300)
+    return found
 
 
 def _extremes(output: torch.Tensor) -> tuple[float, float]:

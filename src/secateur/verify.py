@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -44,6 +44,8 @@ class Proof:
         sizes: The sizes of the inputs at which both were compared.
         refused: Sizes at which the dense model runs, and the captured program says that it does not.
         training: Whether training mode was compared too. It is where evaluation leaves parameters unread.
+        gradients: Whether the gradients of the parameters were compared too, in evaluation mode. They are
+            where both have a backward pass, the reference is ``masked`` and no slope hangs on rounding.
         exercised: For each tensor that the plan cut, how many of the positions that stay were seen to move
             the output, and how many stay.
         not_exercised: Cut tensors that moved no output: the comparison says nothing about them.
@@ -62,6 +64,7 @@ class Proof:
     sizes: tuple[str, ...] = ()
     refused: tuple[str, ...] = field(default=(), repr=False)
     training: bool = field(default=False, repr=False)
+    gradients: bool = field(default=False, repr=False)
     exercised: dict[str, tuple[int, int]] = field(default_factory=dict, repr=False)
     not_exercised: tuple[str, ...] = ()
     cancelled: tuple[str, ...] = field(default=(), repr=False)
@@ -89,7 +92,8 @@ def verify(
     The comparison runs on inputs that the trace knows how to draw, with every axis that may vary at two
     sizes. Each tensor that the plan cut has to move the output: a backward pass tells, or a forward pass with
     that tensor spoiled where gradients do not reach. What never does is ``not_exercised``, and the result is
-    then not ``proven``. Where the forward pass draws random numbers, both models draw the same.
+    then not ``proven``. The gradients of the parameters are compared too, at one size. Where the forward
+    pass draws random numbers, both models draw the same.
 
     Verify before repair: a repaired model differs from the masked one on purpose.
 
@@ -106,8 +110,8 @@ def verify(
         What was found. See ``proven`` and ``doubts``.
 
     Raises:
-        VerificationError: If the outputs differ by more, or the pruned model fails where the dense one runs,
-            in its forward or in its backward pass.
+        VerificationError: If the outputs differ by more or the gradients do, or the pruned model fails where
+            the dense one runs, in its forward or in its backward pass.
         PlanError: If the plan is for another model.
         SettingError: If the dense model runs on none of the inputs.
 
@@ -151,9 +155,13 @@ def verify(
     exercise = Exercise(model, small, plan, tolerance)
     # The cheapest pass comes first: mostly it shows all there is to see.
     order = sorted(range(len(sets)), key=lambda i: _numbers(sets[i]))
+    agree = False
     for i in order:
         if exercise.unsettled or exercise.half_seen:
             exercise.look(small, *sets[i][1:], draws[i])
+            if exact and not agree and exercise.gradients is not None and not is_program(small):
+                agree = comparisons.compare_gradients(pair, sets[i], draws[i], exercise.gradients)
+            exercise.gradients = None
     if exercise.failed and not is_program(small):
         _require_backward(pair, sets, draws)
     training = _in_other_ways(comparisons, pair, exercise, plan, sets[order[0]])
@@ -162,7 +170,8 @@ def verify(
         drawn = plan.inputs.drawn and (other_sizes or example_inputs is None)
         _other_weights(comparisons, pair, exercise, plan, sets, drawn)
     shown = tuple(sorted(hidden - set(exercise.left)))
-    return _proof(comparisons, exercise, tolerance, training=training, other_weights=shown)
+    found = _proof(comparisons, exercise, tolerance)
+    return replace(found, training=training, gradients=agree, other_weights=shown)
 
 
 def argument_sets(
@@ -284,14 +293,7 @@ def _other_weights(
             exercise.look(small, *arguments[1:], draws)
 
 
-def _proof(
-    comparisons: Comparisons,
-    exercise: Exercise,
-    tolerance: float,
-    *,
-    training: bool,
-    other_weights: tuple[str, ...],
-) -> Proof:
+def _proof(comparisons: Comparisons, exercise: Exercise, tolerance: float) -> Proof:
     """What all comparisons together say."""
     counts, cancelled = exercise.counts(), exercise.cancelled
     unseen = exercise.unsettled
@@ -309,11 +311,9 @@ def _proof(
         outputs=len(comparisons.constant),
         sizes=tuple(comparisons.sizes),
         refused=tuple(comparisons.program_refused),
-        training=training,
         exercised=counts,
         not_exercised=unseen,
         cancelled=cancelled,
-        other_weights=other_weights,
         constant=tuple(i for i, constant in enumerate(comparisons.constant) if constant),
         doubts=tuple(doubts),
     )

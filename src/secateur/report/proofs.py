@@ -66,6 +66,7 @@ def _compared(found: Mapping[str, Any], sizes: Sequence[str]) -> str:
     elif sizes:
         at = f"at {len(sizes)} sizes of its inputs ({'; '.join(sizes)}) "
     mode = " In training mode they agree as well." if found.get("training") else ""
+    mode += " So do the gradients of the parameters." if found.get("gradients") else ""
     return (
         f"Before repair, the pruned model computes what {_REFERENCES[found['reference']]} computes: {at}in "
         f"float64 {outputs} by {found['difference']:.1e} relative (allowed: {found['tolerance']:.0e}).{mode}"
