@@ -395,6 +395,44 @@ def test_a_backward_pass_that_fails_in_the_pruned_model_alone_is_no_proof() -> N
         sc.verify(model, small, plan)
 
 
+class _Asking(nn.Module):
+    """Reverses its units where gradients are on, in training mode alone if told so."""
+
+    def __init__(self, *, in_training: bool) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 3)
+        self.in_training = in_training
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[batch, 6] to [batch, 3]"""
+        h = self.a(x).relu()
+        if torch.is_grad_enabled() and (self.training or not self.in_training):
+            h = h.flip(-1)
+        return self.b(h)
+
+
+def test_what_runs_in_training_with_gradients_alone_is_seen() -> None:
+    torch.manual_seed(0)
+    model, x = _Asking(in_training=True).eval(), torch.randn(4, 6)
+    graph = sc.trace(model, x)
+    assert [(group.name, group.size) for group in graph.groups] == [
+        ("a", 8)
+    ]  # a unit goes with its mirror image
+    plan = random_plan(graph)
+    small = sc.apply(model, plan, "module")
+    assert sc.verify(model, small, plan).training
+    masked = sc.apply(model, plan, "masked")
+    torch.testing.assert_close(small.train()(x), masked.train()(x))
+
+
+def test_a_model_that_asks_whether_gradients_are_on_is_named_as_the_cause() -> None:
+    torch.manual_seed(0)
+    model, x = _Asking(in_training=False).eval(), torch.randn(4, 6)
+    plan = random_plan(sc.trace(model, x), ratio=0.4, seed=1)
+    with pytest.raises(sc.VerificationError, match=r"computes something else where gradients are on"):
+        sc.verify(model, sc.apply(model, plan), plan)
+
+
 class _Averaged(torch.autograd.Function):
     """A backward pass that divides by the number of units."""
 

@@ -11,12 +11,20 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from secateur.apply.compare import PLAIN, Way, double_copy, relative_difference, run_doubled
+from secateur.apply.compare import (
+    PLAIN,
+    Way,
+    all_double,
+    double_copy,
+    doubled,
+    relative_difference,
+    run_doubled,
+)
 from secateur.apply.draws import Draws
 from secateur.apply.record import record_of
 from secateur.apply.tensors import cut, kept, removed_positions, tensor_called
 from secateur.errors import ApplyError, ArtefactError
-from secateur.models import named_tensors
+from secateur.models import evaluating, named_tensors
 from secateur.outputs import tensors_of
 from secateur.plan import Plan
 
@@ -105,12 +113,30 @@ def cause(found: Compared) -> str:
             f"The dense model itself differs by {again:.2g} between two runs on the same inputs, so nothing "
             f"can be proven. Make its forward pass repeatable."
         )
+    if not found.way.training and _asks_for_gradients(found):
+        return (
+            "The dense model computes something else where gradients are on: its code asks "
+            "torch.is_grad_enabled() or requires_grad. The trace ran with gradients on, this comparison "
+            "without. Let the code ask self.training, or an argument, and trace again."
+        )
     if found.rounding():
         return (
             "The dense model amplifies rounding that much: changing its weights in the 15th digit moves its "
             "output as far. Pass a larger tolerance=."
         )
     return "Please report this as a bug."
+
+
+def _asks_for_gradients(found: Compared) -> bool:
+    """Whether the dense model's outputs hang on whether gradients are on."""
+    without = run_doubled(double_copy(found.pair.model), found.args, found.kwargs, found.draws, found.way)
+    double, (args, kwargs) = double_copy(found.pair.model), doubled(found.args, found.kwargs)
+    try:
+        with evaluating(double), all_double(), torch.enable_grad(), found.draws.shared():
+            outputs = getattr(double, found.way.method or "__call__")(*args, **kwargs)
+    except Exception:  # it may fail in any way, with gradients
+        return True
+    return 10 * relative_difference([t.detach() for t in tensors_of(outputs)], without) >= found.difference
 
 
 def changed_tensor(pair: Pair, plan: Plan) -> str:

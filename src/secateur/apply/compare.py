@@ -47,7 +47,7 @@ def run(
     draws: Draws | None = None,
     way: Way = PLAIN,
 ) -> list[torch.Tensor]:
-    """The output tensors of a model, flat.
+    """The output tensors of a model, flat; gradients are on in training mode, as in training.
 
     Args:
         model: Any module; it is left as it was.
@@ -57,9 +57,9 @@ def run(
         way: In which mode, and by which method.
     """
     shared = draws.shared() if draws is not None else nullcontext()
-    with evaluating(model, training=way.training), torch.no_grad(), shared:
+    with evaluating(model, training=way.training), torch.set_grad_enabled(way.training), shared:
         output = getattr(model, way.method or "__call__")(*args, **kwargs)
-    return tensors_of(output)
+    return [tensor.detach() for tensor in tensors_of(output)]
 
 
 def run_both(

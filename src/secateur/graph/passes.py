@@ -59,7 +59,7 @@ class Passes:
         course = Course()
         with (
             evaluating(self._model, training=training),
-            torch.no_grad(),
+            torch.set_grad_enabled(training),  # code may ask
             seeded(0),
             warnings.catch_warnings(),
             course if self._watched else nullcontext(),
