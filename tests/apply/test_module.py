@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -33,3 +34,35 @@ def test_lists_keep_none_and_modules_that_come_twice() -> None:
     assert small.layers[0] is small.layers[1]
     assert small.layers[0].weight.shape == (6, 6)
     torch.testing.assert_close(small(x), sc.apply(model, plan, "masked")(x), rtol=1e-11, atol=1e-11)
+
+
+TABLE = torch.linspace(1, 2, 16, dtype=torch.float64)
+
+
+class Scaled(nn.Module):
+    """A network that scales by numbers which no module holds as a parameter or a buffer."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.where, self.listed, self.named = where, [TABLE.clone()], {"scale": TABLE.clone()}
+        self.layers = nn.ModuleList([nn.Linear(6, 16), nn.Linear(16, 3)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.where == "made":
+            scale = torch.tensor([1.0, 2.0] * 8, dtype=x.dtype)
+        else:
+            scale = {"listed": self.listed[0], "named": self.named["scale"], "global": TABLE}[self.where]
+        return self.layers[1](self.layers[0](x).relu() * scale)
+
+
+@pytest.mark.parametrize("where", ["listed", "named", "global", "made"])
+def test_tensors_that_are_neither_parameters_nor_buffers(where: str) -> None:
+    torch.manual_seed(0)
+    model, x = Scaled(where).double().eval(), torch.randn(3, 6, dtype=torch.float64)
+    graph = sc.trace(model, x)
+    plan = sc.Uniform(ratio=0.25).allocate(graph, sc.score(graph, None, "magnitude"))
+    words = r"neither, which forward\(\) makes or takes from a list.* Register it with register_buffer\."
+    with pytest.raises(sc.ApplyError, match=words) as caught:
+        sc.apply(model, plan, "module", graph=graph)
+    assert "lifted" not in str(caught.value)
+    assert sc.record_of(sc.apply(model, plan, graph=graph)).form == "graph"

@@ -12,6 +12,9 @@ from torch import nn
 from secateur.errors import ApplyError, PlanError
 from secateur.plan import Plan
 
+UNNAMED = "lifted_tensor_"
+"""How names begin that a capture gives to tensors which are neither parameters nor buffers."""
+
 Removed = Mapping[int, NDArray[np.int64]]
 """Axis -> positions that go, ascending."""
 
@@ -38,7 +41,7 @@ def check_positions(model: nn.Module, plan: Plan) -> None:
     for name, axes in removed_positions(plan).items():
         try:
             shape = tensor_called(model, name).shape
-        except ApplyError:  # a constant made inside forward()
+        except ApplyError:  # neither a parameter nor a buffer
             continue
         for axis, positions in axes.items():
             size = shape[axis] if axis < len(shape) else 0
@@ -84,12 +87,17 @@ def tensor_called(model: nn.Module, name: str) -> torch.Tensor:
         found = getattr(model.get_submodule(path), leaf)
     except AttributeError:
         found = None
-    if not isinstance(found, torch.Tensor):
+    if isinstance(found, torch.Tensor):
+        return found
+    if name.startswith(UNNAMED):
         raise ApplyError(
-            f"apply: expected the model to hold a tensor {name!r}, got none. A constant made inside "
-            f"forward() can be cut only in form 'graph'."
+            "apply: expected all that shrinks to be a parameter or a buffer, got a tensor that is neither, "
+            "which forward() makes or takes from a list, a dictionary or a global. As it is, only form='graph' "
+            "can cut it. Register it with register_buffer."
         )
-    return found
+    raise ApplyError(
+        f"apply: expected the model to hold a tensor {name!r}, got none. Pass the model that was traced."
+    )
 
 
 def groups_after(stays: NDArray[np.bool_], groups: int) -> int:

@@ -31,7 +31,7 @@ def known_code(
     ran = {frame[:4] for found in rules.values() for rule in found for frame in rule.place}
     shrunk = {path: {n for rule in found for n in rule.said} for path, found in rules.items()}
     for name, axes in removed_positions(plan).items():
-        with contextlib.suppress(ApplyError):  # a constant made inside forward()
+        with contextlib.suppress(ApplyError):  # neither a parameter nor a buffer
             shape = tensor_called(dense, name).shape
             parts = name.split(".")
             for depth in range(len(parts)):
