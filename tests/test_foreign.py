@@ -104,3 +104,36 @@ def test_the_remedy_fits_the_expression_and_works(
 
 def test_a_count_read_from_a_tensor_needs_no_remedy() -> None:
     assert traced(pooled) == traced(pooled_as_told) == ["a"]
+
+
+def differentiated(net: nn.Module, x: Tensor, of: Tensor) -> Tensor:
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(net.b(net.a(x).tanh()).sum(), x)[0]
+
+
+def by_function(net: nn.Module, x: Tensor, of: Tensor) -> Tensor:
+    return torch.func.grad(lambda v: net.b(net.a(v).tanh()).sum())(x)
+
+
+def by_sample(net: nn.Module, x: Tensor, of: Tensor) -> Tensor:
+    return torch.func.vmap(torch.func.grad(lambda v: net.b(net.a(v).tanh()).sum()))(x)
+
+
+@pytest.mark.parametrize("forward", [differentiated, by_function, by_sample])
+def test_derivatives_in_the_forward_pass(forward: Forward) -> None:
+    with pytest.raises(sc.CaptureError, match=r"takes a derivative .* as a model of its own") as refused:
+        traced(forward)
+    assert "fake tensor" not in str(refused.value)
+    assert ("test_foreign.py" in str(refused.value)) == (forward is by_sample)
+
+
+def covariance(net: nn.Module, x: Tensor, of: Tensor) -> Tensor:
+    out: Tensor = net.b(net.a(x).relu()) + torch.cov(x.T).sum()
+    return out
+
+
+def test_functions_that_look_at_values() -> None:
+    words = r"test_foreign.py:\d+: .*torch\.cov.*looks at the values of a tensor.*other functions\.$"
+    with pytest.raises(sc.CaptureError, match=words):
+        traced(covariance)

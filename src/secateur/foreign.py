@@ -19,6 +19,9 @@ _MATHS = tuple(str(Path(_PATHS["purelib"], name)) for name in ("einops", "numpy"
 _NO_MODELS = (str(Path(torch.__file__).parent), str(Path(__file__).parent), *_MATHS, "<string>", "<eval_with")
 """Where files begin that are neither the user's nor of a library of models."""
 
+_CAPTURES = tuple(str(Path(_NO_MODELS[0], part)) for part in ("_dynamo", "_subclasses", "export", "fx"))
+"""Where the files of PyTorch begin that capture."""
+
 _ADVICE = (
     "caused by",
     "consider using",
@@ -58,6 +61,17 @@ _KINDS = (
     (
         "unhashable type: .*Sym",
         "a size is the key of a dictionary or a cached function there. Make the table anew",
+    ),
+    (
+        "DataDependentOutput",
+        "what is called there looks at the values of a tensor, and a capture has to hold for all values. "
+        "{remedy}, or compute it with other functions",
+    ),
+    (
+        r"fake tensor in the exported program constant|lift_constants_pass|grad_impl\(|grad_and_value_impl",
+        "a capture loses track of a tensor, most likely because the forward pass takes a derivative "
+        "(torch.autograd.grad, backward() or torch.func.grad). Prune the network that it differentiates as a "
+        "model of its own, and put the result in its place",
     ),
     (
         "no fake impl|[Mm]eta kernel|abstract impl|register_fake",
@@ -112,13 +126,24 @@ def said(error: BaseException, *, capturing: bool = False, where: bool = True) -
     """
     if isinstance(error, SecateurError):  # which says where and what to do
         return str(error).rstrip(".")
-    text = "\n".join([*map(str, _chain(error)), *(f"{f.name} {f.line}" for f in _frames(error))])
+    told = (f"{type(each).__name__}: {each}" for each in _chain(error))
+    text = "\n".join([*told, *(f"{f.name} {f.line}" for f in _frames(error))])
     kinds = _KINDS if capturing else ()
     known = next((meaning for pattern, meaning in kinds if re.search(pattern, text)), "")
     first = _first_sentence(error)
     line = source_line(error) if where else ""
     known = known.replace("{remedy}", _remedy(error))
-    return (f"{line}: " if line else "") + (known or type(error).__name__ + (f": {first}" if first else ""))
+    plain = type(error).__name__ + (f": {first}" if first else "")
+    if capturing and not known and _is_of_capture(error):
+        known = f"PyTorch's capture itself fails there ({plain}). Compute it with other functions"
+    return (f"{line}: " if line else "") + (known or plain)
+
+
+def _is_of_capture(error: BaseException) -> bool:
+    """Whether an error is a slip in the code that captures, not what it says of the user's code."""
+    frames = _frames(error)
+    slip = isinstance(error, AttributeError | AssertionError | IndexError | KeyError | NotImplementedError)
+    return slip and bool(frames) and frames[-1].filename.startswith(_CAPTURES)
 
 
 def _remedy(error: BaseException) -> str:

@@ -92,8 +92,8 @@ def tensor_called(model: nn.Module, name: str) -> torch.Tensor:
     if name.startswith(UNNAMED):
         raise ApplyError(
             "apply: expected all that shrinks to be a parameter or a buffer, got a tensor that is neither, "
-            "which forward() makes or takes from a list, a dictionary or a global. As it is, only form='graph' "
-            "can cut it. Register it with register_buffer."
+            "which forward() makes or takes from a list, a dictionary or a global. As it is, only "
+            "form='graph' can cut it. Register it with register_buffer."
         )
     raise ApplyError(
         f"apply: expected the model to hold a tensor {name!r}, got none. Pass the model that was traced."
