@@ -136,3 +136,9 @@ def test_rules_compete_under_a_loss_that_calls_the_model_in_another_way() -> Non
     assert result.report.contest is not None
     assert result.report.contest.measure == "loss"
     assert result.plan.predicted.params <= 0.7 * result.plan.dense.params
+
+
+def test_labels_that_do_not_fit_are_shown_with_the_batch_that_the_user_made() -> None:
+    data = [(torch.randn(9, 4), torch.rand(9, 1)) for _ in range(4)]
+    with pytest.raises(sc.CalibrationError, match=r"labels \[9\], .* \[9, 3\], got torch\.float32 \[9, 1\]"):
+        sc.prune(plain(), data, sc.Budget(params=0.7), **QUICK)

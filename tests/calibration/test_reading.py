@@ -197,6 +197,11 @@ class Masked(nn.Module):
         ),
         ({"index": "a", "first": X, "second": X}, Masked(), "model(batch['first'], batch['second'])"),
         ((X, X, Y), Masked(), "model(batch[0], batch[1])"),
+        (
+            [{"picture": X[k], "label": Y[k]} for k in range(2)],
+            Net(),
+            "model(torch.stack([one['picture'] for one in batch]))",
+        ),
         (SimpleNamespace(ids=X, mask=X, y=Y), Masked(), "model(ids=batch.ids, mask=batch.mask)"),
     ],
 )

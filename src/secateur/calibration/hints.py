@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -39,7 +40,8 @@ def forward_hint(
     inputs: Held = ("batch", raw)
     if isinstance(raw, list | tuple) and len(raw) in (1, 2):
         inputs = ("batch[0]", raw[0])
-    held = {k: v for k, v in _parts(*inputs, names).items() if k not in labels or k in required}
+    parts = _stacked(raw) or _parts(*inputs, names)
+    held = {k: v for k, v in parts.items() if k not in labels or k in required}
     known = {name: held[name] for name in names if name in held}
     tensors = [h for h in held.values() if any(isinstance(v, Tensor) for v in pytree.tree_leaves(h[1]))]
     by_name: Call = ([], known)
@@ -50,6 +52,18 @@ def forward_hint(
     call = next((c for c in usable if works(*_values(c))), fits if any(fits) else ([inputs], {}))
     given = [code for code, _ in call[0]] + [f"{name}={code}" for name, (code, _) in call[1].items()]
     return f"lambda model, batch: model({', '.join(given)})"
+
+
+def _stacked(raw: Any) -> dict[str, Held]:
+    """The parts of a batch that is a list of samples, dictionaries of the same keys, put together."""
+    if not isinstance(raw, list) or len(raw) < 2 or not all(isinstance(sample, Mapping) for sample in raw):
+        return {}
+    found = {}
+    for key in raw[0] if all(sample.keys() == raw[0].keys() for sample in raw) else ():
+        values = [sample[key] for sample in raw]
+        if all(isinstance(v, Tensor) and v.shape == values[0].shape for v in values):
+            found[str(key)] = f"torch.stack([one[{key!r}] for one in batch])", torch.stack(values)
+    return found
 
 
 def _parts(code: str, value: Any, names: Collection[str]) -> dict[str, Held]:
