@@ -19,6 +19,7 @@ class Net(nn.Module):
     def __init__(self, branch: Callable[[nn.Module, Tensor, Tensor], Tensor]) -> None:
         super().__init__()
         self.a, self.b, self.o = nn.Linear(6, 16), nn.Linear(16, 12), nn.Linear(12, 3)
+        self.c, self.d = nn.Linear(16, 16), nn.Linear(16, 16)
         self.branch = branch
 
     def forward(self, x: Tensor) -> Tensor:
@@ -118,7 +119,23 @@ def by_bucket(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
     return ways[x.shape[1] // 8](h)
 
 
+def by_int(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+    return h.flip(-1) if int(x.shape[1]) / 2 > 4.5 else h
+
+
+def by_pieces(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+    return h.flip(-1) if len(x.split(4, 1)) > 2 else h
+
+
+def fewer_layers(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+    for layer, least in zip((net.c, net.d), (2, 4), strict=True):
+        if x.shape[1] >= least:
+            h = layer(h)
+    return h
+
+
 BRANCHES = [
+    by_int, by_pieces, fewer_layers,
     by_table, by_bucket,
     by_len, by_padding, grouped,
     number_only, nested, residue, both_axes, by_numel, shorter_by_two,
@@ -136,7 +153,7 @@ def test_the_pruned_model_is_right_on_both_sides_of_a_branch(branch: Callable[..
     small, masked = sc.apply(model, plan, "module", graph=graph), sc.apply(model, plan, "masked")
     assert sc.verify(model, small, plan).difference <= 1e-9
     for training in (False, True):
-        for shape in ((2, 5), (3, 9), (1, 5), (2, 2), (2, 8), (1, 1)):
+        for shape in ((2, 5), (3, 9), (1, 5), (2, 2), (2, 3), (2, 8), (2, 12), (1, 1)):
             x = torch.randn(*shape, 6).double()
             torch.testing.assert_close(small.train(training)(x), masked.train(training)(x))
 
@@ -209,6 +226,6 @@ def test_a_course_notes_calls_with_the_users_lines_and_comparisons() -> None:
     model, x = Net(long_literal).eval(), torch.randn(2, 9, 6)
     with Course() as course:
         model(x)
-    assert {"", "relu", "reshape", "view"} == {name for name, _, _ in course.calls}
-    assert {file for _, (file, _), _ in course.calls} == {__file__}
+    assert {"", "relu", "reshape", "view"} == {name for (name, _, _), _ in course.calls}
+    assert {file for (_, (file, _), _), _ in course.calls} == {__file__}
     assert [(9, 7, True)] in course.compared.values()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import secateur as sc
 from secateur.graph.inputs import Arguments, InputSpec, OpenAxis
 from secateur.graph.openaxes import _candidates, find_open_axes
+from tests.apply.plans import random_plan
 
 
 class Pictures(nn.Module):
@@ -99,7 +100,37 @@ def test_the_users_own_batches_say_what_varies() -> None:
     long, short = torch.randn(4, 9, 6), torch.randn(4, 5, 6)
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
     spec = sc.trace(model, long, more_inputs=[short]).inputs
-    assert spec.open == (OpenAxis(places=(("input", 1),), size=9, other=5),)
+    assert spec.open == (
+        OpenAxis(places=(("input", 1),), size=9, other=5),
+        OpenAxis(places=(("input", 0),), size=4, other=1, batch=True),
+    )
+
+
+class Nodes(nn.Module):
+    """As many nodes as features: x [graphs, nodes, 6] and adjacency [graphs, nodes, nodes]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.o = nn.Linear(6, 16), nn.Linear(16, 12), nn.Linear(12, 3)
+
+    def forward(self, x: torch.Tensor, adjacency: torch.Tensor, mode: str = "") -> torch.Tensor:
+        h = (adjacency @ self.a(x)).relu()
+        if x.shape[1] > 8 or x.shape[1] == 1 or mode:
+            h = h.flip(-1)
+        return self.o(self.b(h).relu())
+
+
+@pytest.mark.parametrize("nodes", [1, 5, 6])
+def test_some_of_the_axes_of_one_size_vary_together(nodes: int) -> None:
+    model = Nodes().double().eval()
+    inputs = [(torch.randn(2, n, 6).double(), torch.randn(2, n, n).double()) for n in (nodes, 1, 5, 9)]
+    graph = sc.trace(model, inputs[0])
+    assert any({("x", 1), ("adjacency", 2)} <= set(axis.places) for axis in graph.inputs.open)
+    plan = random_plan(graph, 0.5, 0)
+    small, masked = sc.apply(model, plan, "module", graph=graph), sc.apply(model, plan, "masked")
+    for given in inputs:
+        torch.testing.assert_close(small(*given), masked(*given))
+    assert "no other value of `mode` was looked at" in graph.inputs.sentence()
 
 
 def test_nothing_is_drawn_that_the_model_cannot_take() -> None:

@@ -11,6 +11,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
@@ -22,14 +23,22 @@ FARTHEST = 16
 """So many times longer an axis may get to see what a forward pass does there."""
 TRIES = 8
 """Most sizes that are tried for each axis beside the first two."""
+FRACTIONS = (1, 2, 3, 6, 8, 16)
+"""Quarters of the traced size that are tried for each axis, whatever is compared; with small sizes."""
+SMALL = (1, 2, 3, 4, 6)
+WORK = 10_000_000
+"""Most numbers that the passes at these sizes compute for one axis; the traced pass tells how many."""
 TABLE = 4
 """A remainder of at most this many values may choose from a table, which no comparison shows."""
 
 Line = tuple[str, int]
 """File and number of a line."""
 
-Asked = tuple[tuple[str, Line, tuple[int, ...]], ...]
-"""Calls: of each its name, its line, and numbers that it took."""
+Call = tuple[str, Line, tuple[int, ...]]
+"""Name of a torch function, the line that called it, and the parameters it took, by identity."""
+
+Asked = tuple[tuple[Call, tuple[int, ...]], ...]
+"""Calls, each with numbers that it took."""
 
 Compared = tuple[int, int, int]
 """A size that was compared, the value at which the comparison comes out otherwise, and how it came out.
@@ -45,15 +54,17 @@ class Course(TorchFunctionMode):
     """What a forward pass does while this is active.
 
     Attributes:
-        calls: Of each call of a torch function its name, its line, the numbers it took, and the shapes of
-            what it returned. What PyTorch's own modules call is one call without a name: some do more in
-            training mode, and mean the same.
+        calls: The calls of torch functions, each with the numbers it took and the shapes of what it
+            returned. What PyTorch's own modules call is one call without a name: some do more in training
+            mode, and mean the same.
         compared: The comparisons of sizes, by the place in the code.
+        work: How many numbers all calls together returned.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls: list[tuple[str, Line, tuple[Any, ...]]] = []
+        self.calls: list[tuple[Call, tuple[Any, ...]]] = []
+        self.work = 0
         self.compared: dict[tuple[Line, int], list[Compared]] = {}
         self._counts: set[int] = set()
 
@@ -69,14 +80,23 @@ class Course(TorchFunctionMode):
         if name == "__len__" and type(result) is int:
             self._counted(result, frame)
             return result
-        if frame.f_code.co_filename.startswith(_LIBRARY):
-            call: tuple[str, Line, tuple[Any, ...]] = ("", _line(frame), ())
-            self.calls += [call] if self.calls[-1:] != [call] else []
-            return result
-        numbers = [v for v in pytree.tree_leaves((args, kwargs)) if type(v) in (int, _Size)]
+        took = pytree.tree_leaves((args, kwargs))
         shapes = [v.shape for v in pytree.tree_leaves(result) if isinstance(v, torch.Tensor)]
-        self.calls.append((name, _line(frame), (*numbers, *shapes)))
+        self.work += sum(map(math.prod, shapes))
+        held = tuple(id(v) for v in took if isinstance(v, nn.Parameter))
+        if frame.f_code.co_filename.startswith(_LIBRARY):
+            self._inside(_line(frame), held)
+            return result
+        numbers = [v for v in took if type(v) in (int, _Size)]
+        self.calls.append(((name, _line(frame), held), (*numbers, *shapes)))
         return result
+
+    def _inside(self, line: Line, held: tuple[int, ...]) -> None:
+        """Note what a module of PyTorch's calls, as one call for all in one line of the user's."""
+        before: tuple[int, ...] = ()
+        if self.calls and self.calls[-1][0][:2] == ("", line):
+            before = self.calls.pop()[0][2]
+        self.calls.append((("", line, tuple(dict.fromkeys(before + held))), ()))
 
     def _counted(self, count: int, frame: FrameType) -> None:
         """Note what `len` gave. It cannot be watched: it counts as compared with the code's constants."""
@@ -94,24 +114,22 @@ class Course(TorchFunctionMode):
     @property
     def fixed(self) -> Asked:
         """The calls in order, with the numbers that are no sizes."""
-        return tuple((name, line, tuple(n for n in ns if type(n) is int)) for name, line, ns in self.calls)
+        return tuple((call, tuple(n for n in ns if type(n) is int)) for call, ns in self.calls)
 
     @property
     def asked(self) -> Asked:
         """The calls in order, with all numbers, but without the shapes of what they returned."""
-        return tuple(
-            (name, line, tuple(int(n) for n in ns if isinstance(n, int))) for name, line, ns in self.calls
-        )
+        return tuple((call, tuple(int(n) for n in ns if isinstance(n, int))) for call, ns in self.calls)
 
     @property
-    def lines(self) -> frozenset[tuple[str, Line]]:
+    def lines(self) -> frozenset[Call]:
         """The calls without numbers and shapes, each once: a loop may run more often for longer inputs."""
-        return frozenset((name, line) for name, line, _ in self.calls)
+        return frozenset(call for call, _ in self.calls)
 
     @property
     def numbers(self) -> frozenset[Any]:
         """The lines, each with the numbers of its first call that neither are sizes nor come from `len`."""
-        first = {(name, line): numbers for name, line, numbers in reversed(self.fixed)}
+        first = dict(reversed(self.fixed))
         return frozenset((key, tuple(n for n in ns if n not in self._counts)) for key, ns in first.items())
 
     @property
@@ -212,8 +230,9 @@ def other_courses(
     """Sizes at which the forward pass does something else than at the traced ones.
 
     Its comparisons of sizes say where to look: each axis is brought to a size at which a comparison may come
-    out otherwise. What is compared only there is followed too. What no comparison shows, a table that ends
-    somewhere, is not found.
+    out otherwise. What is compared only there is followed too. Not all comparisons can be watched (``int(n)``
+    and ``n / 2`` are Python's own numbers), so some small, smaller and larger sizes are tried in any case.
+    Not found is what neither shows: a table that ends somewhere else.
 
     Args:
         axes: The axes that may vary.
@@ -232,7 +251,15 @@ def other_courses(
             there = _at(start, k, size)
             if search.look(there, course_at):
                 pending.append((there, search.courses[there]))
-    while pending:
+    swept = False
+    while pending or not swept:
+        if not pending:
+            swept = True
+            for k, size in _swept(axes, traced):
+                there = _at(start, k, size)
+                if there not in search.courses and search.look(there, course_at):
+                    pending.append((there, search.courses[there]))
+            continue
         sizes, course = pending.pop(0)
         for k, size in _turning(axes, sizes, course, search.courses):
             there = _at(sizes, k, size)
@@ -241,6 +268,18 @@ def other_courses(
                 if search.look(there, course_at):
                     pending.append((there, search.courses[there]))
     return search.found
+
+
+def _swept(axes: Sequence[OpenAxis], traced: Course) -> list[tuple[int, int]]:
+    """Axes but the batch, each with sizes far apart that are tried in any case, as far as they are cheap."""
+    found = []
+    for k, axis in enumerate(axes):
+        left = WORK
+        for size in dict.fromkeys((*SMALL, *(axis.size * quarters // 4 for quarters in FRACTIONS))):
+            left -= traced.work * size // axis.size
+            if size not in (0, axis.size) and left >= 0 and not axis.batch:
+                found.append((k, size))
+    return found
 
 
 class _Search:

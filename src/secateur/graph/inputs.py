@@ -255,6 +255,8 @@ class InputSpec(_Record):
         drawn: Whether the dense model takes drawn values; if not, only the user's own serve.
         training: Whether a forward pass in training mode goes another way than one in evaluation mode; None
             if that is not known.
+        defaults: Parameters of ``forward`` that no argument was given for, and whose default is a number or
+            a string. Another value may make it do something else.
 
     Example:
         >>> InputSpec.of((torch.zeros(2, 3),), {}).args[0].shape
@@ -271,18 +273,34 @@ class InputSpec(_Record):
     drawn: bool = True
     methods: tuple[str, ...] = ()
     training: bool | None = None
+    defaults: tuple[str, ...] = ()
 
     @classmethod
     def of(
         cls, args: tuple[Any, ...], kwargs: Mapping[str, Any], model: nn.Module | None = None
     ) -> InputSpec:
         """Describe a call's arguments; `model` gives the names of the positional ones."""
-        names = _parameters(model, len(args))
+        parameters = _parameters(model)
+        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        known = [p.name for p in parameters if p.kind in kinds][: len(args)]
+        names = (*known, *map(str, range(len(known), len(args))))  # their numbers where they have none
         return cls(
             args=tuple(Leaf.of(v, n) for v, n in zip(args, names, strict=True)),
             kwargs={k: Leaf.of(v, k) for k, v in kwargs.items()},
             names=names,
+            defaults=tuple(
+                p.name
+                for p in parameters
+                if p.name not in (*names, *kwargs) and isinstance(p.default, bool | int | float | str)
+            ),
         )
+
+    def switches(self) -> tuple[str, ...]:
+        """Arguments that are numbers or strings: only the values they had were looked at."""
+        given = [
+            n for n, leaf in self._leaves().items() if leaf.kind == "constant" and leaf.value is not None
+        ]
+        return (*given, *self.defaults)
 
     def _leaves(self) -> dict[str, Leaf]:
         names = self.names or tuple(map(str, range(len(self.args))))
@@ -392,15 +410,12 @@ class InputSpec(_Record):
         return "\n".join([self.sentence(), *(f"fixed: {axis}" for axis in self.fixed)])
 
 
-def _parameters(model: nn.Module | None, count: int) -> tuple[str, ...]:
-    """Names of a forward pass's first `count` parameters; their numbers where they have none."""
+def _parameters(model: nn.Module | None) -> list[inspect.Parameter]:
+    """The parameters of a model's forward pass, as far as it tells."""
     try:
-        found = inspect.signature(model.forward).parameters.values() if model is not None else ()
+        return list(inspect.signature(model.forward).parameters.values()) if model is not None else []
     except (TypeError, ValueError):
-        found = ()
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    names = [p.name for p in found if p.kind in kinds][:count]
-    return (*names, *map(str, range(len(names), count)))
+        return []
 
 
 def call_arguments(example_inputs: Any, device: torch.device | None = None) -> Arguments:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -25,6 +26,9 @@ from secateur.graph.inputs import (
 from secateur.graph.passes import Passes
 from secateur.graph.wording import NO_OTHER
 from secateur.models import device_of
+
+SUBSETS = 20
+"""Most sets of axes of one size that are tried together, where all of them cannot vary together."""
 
 Attempt = Callable[[Arguments], Exception | None]
 """Runs the dense model on arguments; returns what it raised, if it did."""
@@ -51,7 +55,7 @@ def open_inputs(
     Returns:
         The description, with open and fixed axes, and ranges of values that the model takes.
     """
-    spec = _differing(spec, more) if more else find_open_axes(spec, given, passes.attempt)
+    spec = find_open_axes(_differing(spec, more), given, passes.attempt)
     spec = _with_courses(spec, given, passes)
     if any(leaf.is_meta for leaf in pytree.tree_leaves(given) if isinstance(leaf, torch.Tensor)):
         return spec
@@ -121,11 +125,11 @@ def _differing(spec: InputSpec, more: Sequence[Arguments]) -> InputSpec:
 def find_open_axes(spec: InputSpec, given: Arguments, attempt: Attempt) -> InputSpec:
     """Try the model at other sizes.
 
-    Axes of one size are changed each alone; where that does not work, together. The batch comes first, and
-    the other axes are tried with two samples, which costs less.
+    Axes of one size are changed each alone; where that does not work, together, or some of them together.
+    The batch comes first, and the other axes are tried with two samples, which costs less.
 
     Args:
-        spec: The arguments' description.
+        spec: The arguments' description, with the axes that are known to vary open.
         given: The user's own arguments.
         attempt: Runs the dense model.
 
@@ -141,10 +145,13 @@ def find_open_axes(spec: InputSpec, given: Arguments, attempt: Attempt) -> Input
     def tried(sizes: Mapping[Place, int]) -> Exception | None:
         return attempt(spec.example(sizes=sizes, device=device) if drawn else resized(spec, given, sizes))
 
-    found: list[OpenAxis] = []
+    found: list[OpenAxis] = list(spec.open)
     fixed: list[FixedAxis] = []
     few: dict[Place, int] = {}
-    for places in _classes(shapes, batch):
+    for same in _classes(shapes, batch):
+        places = _without(same, spec.open)
+        if not places:
+            continue
         size = shapes[places[0][0]][places[0][1]]
         is_batch = size == batch and all(axis == 0 for _, axis in places)
         options = [1, size + 1] if is_batch and size > 2 else _candidates(size)
@@ -168,11 +175,11 @@ def find_open_axes(spec: InputSpec, given: Arguments, attempt: Attempt) -> Input
 
 
 def _classes(shapes: Mapping[str, tuple[int, ...]], batch: int) -> list[tuple[Place, ...]]:
-    """Axes of equal sizes, larger than one; the first axes that are as long as the batch come first."""
+    """Axes of equal sizes; the first axes that are as long as the batch come first."""
     found: dict[tuple[bool, int], list[Place]] = {}
     for name, shape in shapes.items():
         for axis, size in enumerate(shape):
-            if size > 1 or (axis == 0 and size == batch):
+            if size:
                 found.setdefault((axis == 0 and size == batch, size), []).append((name, axis))
     return [tuple(found[key]) for key in sorted(found, key=lambda key: not key[0])]
 
@@ -212,7 +219,10 @@ def _opened(
     *,
     batch: bool,
 ) -> tuple[list[OpenAxis], Exception | None]:
-    """Axes of one size that may vary: alone those that can, the others together; or what the model raised."""
+    """Axes of one size that may vary: alone those that can, the others together, or what the model raised.
+
+    Where all others cannot, some of them together may: the nodes of a graph that has as many features.
+    """
     apart = [] if batch else _apart(tried, spec, places, options[:1], few)
     rest = _without(places, apart)
     if not rest:
@@ -221,10 +231,20 @@ def _opened(
     if not batch and not apart and len(places) > 1:
         apart = _apart(tried, spec, places, options if other is None else [other], few)
         rest = _without(places, apart)
+    size = spec.tensors()[places[0][0]].shape[places[0][1]]
+    if other is None and not batch:
+        for some in _subsets(rest):
+            if (other := _first(tried, some, options[:2], few)[0]) is not None:
+                return [OpenAxis(places=some, size=size, other=other), *apart], error
     if other is None or not rest:
         return apart, error
-    size = spec.tensors()[places[0][0]].shape[places[0][1]]
     return [OpenAxis(places=rest, size=size, other=other, batch=batch), *apart], None
+
+
+def _subsets(places: tuple[Place, ...]) -> list[tuple[Place, ...]]:
+    """Two or more of the places, but not all; the largest first, and no more than `SUBSETS`."""
+    found = (itertools.combinations(places, count) for count in range(len(places) - 1, 1, -1))
+    return list(itertools.islice(itertools.chain.from_iterable(found), SUBSETS))
 
 
 def _without(places: tuple[Place, ...], axes: Iterable[OpenAxis]) -> tuple[Place, ...]:

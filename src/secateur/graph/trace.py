@@ -48,7 +48,7 @@ def trace(
             run at other sizes of every axis, to learn which may vary (``graph.inputs``); what is found to go
             together holds at both sizes.
         more_inputs: Further inputs of other sizes, as in `example_inputs`: the axes in which they differ may
-            vary, and are not tried.
+            vary, at these sizes; the other axes are tried.
         methods: Names of further methods of the model, such as ``"embed"``, which take the same inputs and
             are to work after pruning. Without this, what only they read keeps its inputs whole.
         allow_inexact: Also offer groups whose units an operator mixes without weights (a layer norm

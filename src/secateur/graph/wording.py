@@ -28,7 +28,7 @@ def sentence(spec: InputSpec, *, program: bool = False) -> str:
         spec: What the model takes.
         program: Whether the model is a captured program, which checks its inputs.
     """
-    clauses = [_open(spec), _fixed(spec.fixed), _untried(spec)]
+    clauses = [_open(spec), _fixed(spec.fixed), _untried(spec), _switches(spec)]
     if program and spec.open:
         clauses.append(_REFUSES)
     text = "; ".join(filter(None, clauses))
@@ -89,6 +89,12 @@ def _untried(spec: InputSpec) -> str:
         if (name, axis) not in known
     ]
     return f"you must keep {_some(left)} (no other size was tried)" if left else ""
+
+
+def _switches(spec: InputSpec) -> str:
+    """Arguments of which no other value was tried."""
+    names = [f"`{_input(name)}`" for name in spec.switches()]
+    return f"no other value of {_some(names)} was looked at" if names else ""
 
 
 def _places(places: Sequence[Place]) -> str:
