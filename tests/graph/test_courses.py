@@ -62,7 +62,7 @@ def short_literal(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
 
 
 def one_sample(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
-    return h.view(1, -1, 16).flip(1) if len(x) == 1 else h
+    return h.view(1, -1, 16).flip(-1) if len(x) == 1 else h
 
 
 def odd(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
@@ -156,6 +156,16 @@ def test_the_pruned_model_is_right_on_both_sides_of_a_branch(branch: Callable[..
         for shape in ((2, 5), (3, 9), (1, 5), (2, 2), (2, 3), (2, 8), (2, 12), (1, 1)):
             x = torch.randn(*shape, 6).double()
             torch.testing.assert_close(small.train(training)(x), masked.train(training)(x))
+
+
+def test_a_way_for_one_sample_is_seen_where_it_was_traced() -> None:
+    model, x = Net(one_sample).double().eval(), torch.randn(1, 5, 6).double()
+    graph = sc.trace(model, x)
+    plan = random_plan(graph, 0.5, 0)
+    small, masked = sc.apply(model, plan, "module", graph=graph), sc.apply(model, plan, "masked")
+    for samples in (1, 2):
+        given = torch.cat([x] * samples)
+        torch.testing.assert_close(small(given), masked(given))
 
 
 def test_training_is_looked_at_where_it_was_traced_too() -> None:

@@ -141,7 +141,7 @@ def _graph(
     *,
     allow_inexact: bool,
 ) -> Graph:
-    views, unread = further_views(model, program, given, spec, passes)
+    views, unread = further_views(model, program, given, spec, passes, batch)
     others = [view.program for view in views]
     larger, resized = larger_arguments(spec, given, static), None
     if larger is not None and not any(view.everywhere for view in views):

@@ -15,7 +15,7 @@ from torch.export.graph_signature import InputKind
 
 from secateur.errors import CaptureError, SettingError
 from secateur.graph.capture import capture
-from secateur.graph.inputs import Arguments, InputSpec, resized
+from secateur.graph.inputs import Arguments, InputSpec, Place, batch_size, resized, samples_of
 from secateur.graph.passes import Passes
 from secateur.graph.rules.op import Walk
 from secateur.graph.walk import lifted, tensor_of
@@ -60,6 +60,7 @@ def further_views(
     given: Arguments,
     spec: InputSpec,
     passes: Passes,
+    batch: int,
 ) -> tuple[list[View], list[str]]:
     """Capture what reads parameters that the forward pass in evaluation mode does not.
 
@@ -69,6 +70,7 @@ def further_views(
         given: The arguments of that.
         spec: What else may be run: further methods with the same arguments, training mode, other sizes.
         passes: Ordinary forward passes of the model.
+        batch: The batch size it was captured with: two for one sample, for which code may do something else.
 
     Returns:
         The captures, and the names of the tensors that none of them reads, but some other method may.
@@ -80,7 +82,11 @@ def further_views(
     views: list[View] = []
     unread = _tensors(program) - _read(program)
     others = {p: axis.other for axis in spec.open for p in axis.places} if spec.together else {}
-    for _, sizes in spec.other_courses():
+    traced: list[tuple[str, dict[Place, int]]] = []
+    if batch != batch_size(given):
+        here, there = passes.course(given), passes.course(samples_of(given, [0] * batch))
+        traced += [("", {})] if here is not None and there is not None and here.lines != there.lines else []
+    for _, sizes in [*traced, *spec.other_courses()]:
         arguments, wide = resized(spec, given, sizes), resized(spec, given, {**others, **sizes})
         here, there = passes.course(arguments), passes.course(wide)
         # With other axes changed too, the pass may go another way again.
