@@ -120,6 +120,30 @@ class Nodes(nn.Module):
         return self.o(self.b(h).relu())
 
 
+def test_other_arguments_are_captured_and_compared_too() -> None:
+    class Switched(Nodes):
+        def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None, mode: str = "") -> torch.Tensor:
+            h = self.a(x).relu()
+            h = h.flip(-1) if mode else h
+            h = h.roll(1, -1) if x.ndim == 2 else h
+            return self.o(self.b(h if mask is None else h.flip(-1) * mask[..., None]).relu())
+
+    model, x = Switched().double().eval(), torch.randn(2, 5, 6).double()
+    others = [{"x": x, "mode": "turn"}, (x[0],), {"x": x, "mask": torch.ones(2, 5).double()}]
+    graph = sc.trace(model, x, more_inputs=[*others, x[:, :3]])
+    plan = random_plan(graph, 0.5, 0)
+    for form in ("module", "masked"):
+        small, masked = sc.apply(model, plan, form, graph=graph), sc.apply(model, plan, "masked")
+        for given in ((x,), *others):
+            args, kwargs = ((), given) if isinstance(given, dict) else (given, {})
+            torch.testing.assert_close(small(*args, **kwargs), masked(*args, **kwargs))
+    proof = sc.verify(model, sc.apply(model, sc.Plan.from_json(plan.to_json())), plan)
+    assert {"x [5, 6]", "x [2, 5, 6], mask [2, 5]"} <= set(proof.sizes)
+    assert "`mode`" not in graph.inputs.sentence()
+    with pytest.raises(sc.CaptureError, match="to run"):
+        sc.trace(model, x, more_inputs=[{"x": x, "mask": x[:, :, :4]}])
+
+
 @pytest.mark.parametrize("nodes", [1, 5, 6])
 def test_some_of_the_axes_of_one_size_vary_together(nodes: int) -> None:
     model = Nodes().double().eval()

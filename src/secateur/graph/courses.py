@@ -26,7 +26,7 @@ TRIES = 8
 FRACTIONS = (1, 2, 3, 6, 8, 16)
 """Quarters of the traced size that are tried for each axis, whatever is compared; with small sizes."""
 SMALL = (1, 2, 3, 4, 6)
-WORK = 10_000_000
+WORK = 4_000_000
 """Most numbers that the passes at these sizes compute for one axis; the traced pass tells how many."""
 TABLE = 4
 """A remainder of at most this many values may choose from a table, which no comparison shows."""

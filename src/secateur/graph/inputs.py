@@ -255,6 +255,7 @@ class InputSpec(_Record):
         drawn: Whether the dense model takes drawn values; if not, only the user's own serve.
         training: Whether a forward pass in training mode goes another way than one in evaluation mode; None
             if that is not known.
+        also: Arguments of another kind that were traced too: a tensor more, other values of switches.
         defaults: Parameters of ``forward`` that no argument was given for, and whose default is a number or
             a string. Another value may make it do something else.
 
@@ -273,6 +274,7 @@ class InputSpec(_Record):
     drawn: bool = True
     methods: tuple[str, ...] = ()
     training: bool | None = None
+    also: tuple[InputSpec, ...] = ()
     defaults: tuple[str, ...] = ()
 
     @classmethod
@@ -296,11 +298,20 @@ class InputSpec(_Record):
         )
 
     def switches(self) -> tuple[str, ...]:
-        """Arguments that are numbers or strings: only the values they had were looked at."""
-        given = [
-            n for n, leaf in self._leaves().items() if leaf.kind == "constant" and leaf.value is not None
-        ]
-        return (*given, *self.defaults)
+        """Arguments that are numbers or strings and were looked at with one value only."""
+        own = self._leaves()
+        given = [name for name, leaf in own.items() if leaf.kind == "constant" and leaf.value is not None]
+        varied = {
+            name
+            for spec in self.also
+            for name, leaf in spec._leaves().items()
+            if leaf.kind == "constant" and leaf != own.get(name)
+        }
+        return tuple(name for name in (*given, *self.defaults) if name not in varied)
+
+    def is_like(self, other: InputSpec) -> bool:
+        """Whether another call's arguments differ in sizes and values of tensors alone."""
+        return _kinds(self._leaves()) == _kinds(other._leaves())
 
     def _leaves(self) -> dict[str, Leaf]:
         names = self.names or tuple(map(str, range(len(self.args))))
@@ -393,6 +404,8 @@ class InputSpec(_Record):
             if given is not None:
                 options.append(resized(self, given, sizes))
             found.append((title, options))
+        for spec in self.also if other_sizes else ():
+            found.append(("other arguments", [spec.example(seed=seed, device=device)]))
         return found
 
     def arguments(self, example_inputs: Any, device: torch.device) -> Arguments:
@@ -408,6 +421,14 @@ class InputSpec(_Record):
     def describe(self) -> str:
         """The same, then for each fixed axis what the model said at another size, a line each."""
         return "\n".join([self.sentence(), *(f"fixed: {axis}" for axis in self.fixed)])
+
+
+def _kinds(leaves: Mapping[Any, Leaf]) -> Any:
+    """What arguments are, without the sizes and values of tensors."""
+    return {
+        name: (leaf.kind, len(leaf.shape), leaf.dtype, leaf.value, _kinds(dict(enumerate(leaf.items))))
+        for name, leaf in leaves.items()
+    }
 
 
 def _parameters(model: nn.Module | None) -> list[inspect.Parameter]:

@@ -48,7 +48,9 @@ def trace(
             run at other sizes of every axis, to learn which may vary (``graph.inputs``); what is found to go
             together holds at both sizes.
         more_inputs: Further inputs of other sizes, as in `example_inputs`: the axes in which they differ may
-            vary, at these sizes; the other axes are tried.
+            vary, at these sizes; the other axes are tried. Inputs of another kind (a mask more, another
+            number of axes, ``{"x": x, "mode": "fast"}``) are captured too, so that the result is right for
+            both.
         methods: Names of further methods of the model, such as ``"embed"``, which take the same inputs and
             are to work after pruning. Without this, what only they read keeps its inputs whole.
         allow_inexact: Also offer groups whose units an operator mixes without weights (a layer norm
@@ -90,11 +92,15 @@ def trace(
             "trace: expected inputs of at least one sample, got none: axis 0 of the first tensor is empty. "
             "Pass a batch that is not empty."
         )
-    spec = spec.model_copy(update={"methods": tuple(methods)})
+    more = [arguments(inputs) for inputs in more_inputs]
+    described = [InputSpec.of(*inputs, model) for inputs in more]
+    other = [found for found in described if not found.is_like(spec)]
+    also = tuple(found for i, found in enumerate(other) if not any(map(found.is_like, other[:i])))
+    more = [inputs for inputs, found in zip(more, described, strict=True) if found.is_like(spec)]
+    spec = spec.model_copy(update={"methods": tuple(methods), "also": also})
     names = foldable(model)
     mark, model = fingerprint(model), folded(model, names)
     program, batch, static = _captured(model, given)
-    more = [arguments(inputs) for inputs in more_inputs]
     passes = Passes(model, given)
     spec = open_inputs(model, spec, given, program, more, passes)
     graph = _graph(model, passes, given, spec, program, batch, static, allow_inexact=allow_inexact)

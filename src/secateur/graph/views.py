@@ -19,6 +19,7 @@ from secateur.graph.inputs import Arguments, InputSpec, Place, batch_size, resiz
 from secateur.graph.passes import Passes
 from secateur.graph.rules.op import Walk
 from secateur.graph.walk import lifted, tensor_of
+from secateur.models import device_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +69,8 @@ def further_views(
         model: The dense model.
         program: Its forward pass in evaluation mode.
         given: The arguments of that.
-        spec: What else may be run: further methods with the same arguments, training mode, other sizes.
+        spec: What else may be run: other arguments, further methods with the same ones, training mode, other
+            sizes.
         passes: Ordinary forward passes of the model.
         batch: The batch size it was captured with: two for one sample, for which code may do something else.
 
@@ -77,7 +79,7 @@ def further_views(
 
     Raises:
         SettingError: If the model has no such method.
-        CaptureError: If a method cannot be captured.
+        CaptureError: If a method, or the model with other arguments, cannot be captured.
     """
     views: list[View] = []
     unread = _tensors(program) - _read(program)
@@ -95,6 +97,9 @@ def further_views(
             taken = wide if everywhere else arguments
             program_there = capture(model, *taken, exact=True).program
             views.append(View(program_there, taken, everywhere=everywhere and bool(others)))
+    for other in spec.also:
+        arguments = other.example(device=device_of(model))
+        views.append(View(capture(model, *arguments, exact=True).program, arguments))
     unread = unread.difference(*(_read(view.program) for view in views))
     for name in spec.methods:
         if not callable(getattr(model, name, None)):
