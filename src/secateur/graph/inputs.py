@@ -311,7 +311,7 @@ class InputSpec(_Record):
 
     def is_like(self, other: InputSpec) -> bool:
         """Whether another call's arguments differ in sizes and values of tensors alone."""
-        return _kinds(self._leaves()) == _kinds(other._leaves())
+        return bool(_kinds(self._leaves()) == _kinds(other._leaves()))
 
     def _leaves(self) -> dict[str, Leaf]:
         names = self.names or tuple(map(str, range(len(self.args))))
