@@ -11,7 +11,8 @@ from torch.utils._sympy.functions import Mod, PythonMod
 
 from secateur.apply.accepts import Accepts
 from secateur.errors import InputError
-from secateur.graph.inputs import FixedAxis, InputSpec, OpenAxis, Place
+from secateur.graph.inputs import FixedAxis, InputSpec, OpenAxis
+from secateur.graph.leaf import Place
 from secateur.graph.wording import HELD
 
 

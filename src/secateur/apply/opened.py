@@ -22,7 +22,7 @@ from secateur.errors import CaptureError
 from secateur.foreign import running_line
 from secateur.graph.capture import capture
 from secateur.graph.graph import Graph
-from secateur.graph.inputs import Place
+from secateur.graph.leaf import Place
 from secateur.graph.rules.op import is_open
 
 QUESTIONS = 60_000

@@ -14,7 +14,8 @@ from secateur.apply.compare import run
 from secateur.apply.record import record_of
 from secateur.errors import ArtefactError, SettingError
 from secateur.foreign import details, said
-from secateur.graph.inputs import Arguments, InputSpec, Place, batch_size, call_arguments, resized
+from secateur.graph.inputs import Arguments, InputSpec, batch_size, call_arguments, resized
+from secateur.graph.leaf import Place
 from secateur.models import device_of
 from secateur.preserving import preserved
 

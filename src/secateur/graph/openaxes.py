@@ -13,16 +13,8 @@ from torch.utils import _pytree as pytree
 
 from secateur.foreign import said, source_line
 from secateur.graph.courses import Course, Sizes, other_courses
-from secateur.graph.inputs import (
-    Arguments,
-    FixedAxis,
-    InputSpec,
-    OpenAxis,
-    Place,
-    Range,
-    batch_size,
-    resized,
-)
+from secateur.graph.inputs import Arguments, FixedAxis, InputSpec, OpenAxis, batch_size, resized
+from secateur.graph.leaf import Place, Range
 from secateur.graph.passes import Passes
 from secateur.graph.wording import NO_OTHER
 from secateur.models import device_of

@@ -16,7 +16,7 @@ from secateur.errors import CalibrationError, CaptureError
 from secateur.graph.capture import capture
 from secateur.graph.datasizes import arguments_of, measure_sizes
 from secateur.graph.inline import Interpreter
-from secateur.graph.inputs import Place
+from secateur.graph.leaf import Place
 from secateur.graph.rules.op import hint, is_open
 from secateur.graph.walk import lifted
 from secateur.graph.writes import dead_nodes, erase

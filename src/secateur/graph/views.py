@@ -15,7 +15,8 @@ from torch.export.graph_signature import InputKind
 
 from secateur.errors import CaptureError, SettingError
 from secateur.graph.capture import capture
-from secateur.graph.inputs import Arguments, InputSpec, Place, batch_size, resized, samples_of
+from secateur.graph.inputs import Arguments, InputSpec, batch_size, resized, samples_of
+from secateur.graph.leaf import Place
 from secateur.graph.passes import Passes
 from secateur.graph.rules.op import Walk
 from secateur.graph.walk import lifted, tensor_of

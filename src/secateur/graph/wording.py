@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from secateur.graph.inputs import FixedAxis, InputSpec, OpenAxis, Place
+    from secateur.graph.inputs import FixedAxis, InputSpec, OpenAxis
+    from secateur.graph.leaf import Place
 
 MOST = 4
 """How many axes are named at one place in the sentence."""
