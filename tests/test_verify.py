@@ -395,6 +395,45 @@ def test_a_backward_pass_that_fails_in_the_pruned_model_alone_is_no_proof() -> N
         sc.verify(model, small, plan)
 
 
+def test_one_float64_copy_of_the_pruned_model_serves_all_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    copies: list[nn.Module] = []
+    compare = importlib.import_module("secateur.apply.compare")
+    duplicate = compare.duplicate
+
+    def counting(model: nn.Module) -> nn.Module:
+        copies.append(model)
+        return duplicate(model)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    plan = random_plan(sc.trace(model, torch.zeros(2, 4)))
+    small = sc.apply(model, plan, "module")
+    monkeypatch.setattr(compare, "duplicate", counting)
+    assert len(sc.verify(model, small, plan).sizes) > 1
+    assert copies == [small]
+
+
+def test_a_copy_that_a_pass_left_changed_is_made_anew() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 12), nn.Linear(12, 3)
+            self.numbers: random.Random | None = None  # its state is no part of what is put back
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = self.a(x).relu() * (1 + self.numbers.random() if self.numbers else 1)
+            return self.b(nn.functional.dropout(h, 0.5))  # drawn again where units went: one more pass
+
+    torch.manual_seed(0)
+    model = Net().eval()
+    plan = random_plan(sc.trace(model, torch.randn(2, 4)))
+    small = sc.apply(model, plan, "module")
+    model.numbers, small.numbers = random.Random(0), random.Random(0)
+    proof = sc.verify(model, small, plan)
+    assert proof.proven
+    assert proof.gradients
+
+
 class _Asking(nn.Module):
     """Reverses its units where gradients are on, in training mode alone if told so."""
 

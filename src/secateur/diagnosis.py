@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import nn
 
 from secateur.apply.compare import (
     PLAIN,
+    Double,
     Way,
     all_double,
     double_copy,
@@ -36,14 +38,29 @@ class Pair:
     Attributes:
         model: The dense model.
         small: The pruned one.
-        reference: What that has to equal: ``masked``, or the captured program.
+        makes_reference: Makes what that has to equal: ``masked``, or the captured program.
         own_weights: Whether the weights are those that the user gave, without random numbers added.
     """
 
     model: nn.Module
     small: nn.Module
-    reference: nn.Module
+    makes_reference: Callable[[], nn.Module]
     own_weights: bool = True
+
+    @cached_property
+    def ours(self) -> Double:
+        """The pruned model in float64."""
+        return Double(self.small)
+
+    @property
+    def reference(self) -> nn.Module:
+        """What the pruned model has to equal, made anew."""
+        return self.makes_reference()
+
+    @cached_property
+    def theirs(self) -> Double:
+        """The reference in float64."""
+        return Double(self.reference, own=True)
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from secateur.apply.compare import (
     PLAIN,
+    Double,
     Way,
     all_double,
     double_copy,
@@ -26,8 +27,7 @@ from secateur.apply.compare import (
 from secateur.apply.draws import Draws
 from secateur.apply.tensors import kept, removed_positions, tensor_called
 from secateur.errors import ApplyError
-from secateur.kernels import without_fast_path
-from secateur.models import evaluating, set_mode
+from secateur.models import evaluating
 from secateur.outputs import tensors_of
 from secateur.plan import Plan
 
@@ -117,7 +117,7 @@ class Exercise:
 
     def look(
         self,
-        small: nn.Module,
+        small: Double,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         draws: Draws,
@@ -126,7 +126,7 @@ class Exercise:
         """One backward pass; what no gradient reached is spoiled, and one forward pass each tells.
 
         Args:
-            small: The pruned model; it is left as it was.
+            small: The pruned model.
             args: Positional arguments.
             kwargs: Keyword arguments.
             draws: The random numbers of the comparison.
@@ -144,14 +144,14 @@ class Exercise:
 
     def _by_gradients(
         self,
-        small: nn.Module,
+        small: Double,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         draws: Draws,
         way: Way,
     ) -> None:
         tensors, found = gradients(small, args, kwargs, draws, way, also=self._stays)
-        self.gradients = {name: found[name] for name, _ in small.named_parameters() if name in found}
+        self.gradients = {name: found[name] for name, _ in small.model.named_parameters() if name in found}
         unread = {name for name, gradient in found.items() if gradient is None}
         self.unread = unread if self.unread is None else self.unread & unread
         for name in self._stays:
@@ -172,14 +172,14 @@ class Exercise:
 
     def _by_spoiling(
         self,
-        small: nn.Module,
+        small: Double,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         draws: Draws,
         way: Way,
     ) -> None:
         def moves(names: Iterable[str]) -> bool:
-            double = double_copy(small)
+            double = double_copy(small.model)
             for name in names:
                 self._spoil(name, tensor_called(double, name))
             try:
@@ -188,7 +188,7 @@ class Exercise:
                 return True
             return relative_difference(got, before) > self._tolerance
 
-        before = run_doubled(double_copy(small), args, kwargs, draws, way)
+        before = small.run(args, kwargs, draws, way)
         left = self.unsettled
         if not moves(left):
             return
@@ -281,7 +281,7 @@ def _batch_norm(
 
 
 def gradients(
-    model: nn.Module,
+    double: Double,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     draws: Draws,
@@ -289,10 +289,10 @@ def gradients(
     *,
     also: Iterable[str] = (),
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor | None]]:
-    """A forward and a backward pass of a copy of `model` in float64.
+    """A forward and a backward pass in float64.
 
     Args:
-        model: Any module; it is left as it was.
+        double: The model.
         args: Positional arguments.
         kwargs: Keyword arguments.
         draws: The random numbers of the forward pass.
@@ -303,23 +303,21 @@ def gradients(
         The parameters and the tensors in `also` by name, and the gradient of a random projection of the
         outputs for each; None where none reached it.
     """
-    double = double_copy(model)
-    tensors = {**dict(double.named_parameters()), **{name: tensor_called(double, name) for name in also}}
+    model = double.model
+    tensors = {**dict(model.named_parameters()), **{name: tensor_called(model, name) for name in also}}
     tensors = {name: t for name, t in tensors.items() if t.is_floating_point() or t.is_complex()}
-    for tensor in tensors.values():
-        tensor.requires_grad_()
+    asked = {name: t.requires_grad for name, t in tensors.items()}
     args, kwargs = doubled(args, kwargs)
-    with (
-        evaluating(double),
-        without_fast_path(),
-        torch.enable_grad(),
-        all_double(),
-        _Followed(),
-    ):
-        set_mode(double, training=way.training)
-        with draws.shared():
-            outputs = tensors_of(getattr(double, way.method or "__call__")(*args, **kwargs))
-        total = _projected(outputs)
-    with all_double():
-        found = torch.autograd.grad(total, list(tensors.values()), allow_unused=True)
+    try:
+        with evaluating(model, training=way.training, state=double.state), all_double():
+            for tensor in tensors.values():
+                tensor.requires_grad_()
+            with torch.enable_grad(), _Followed():
+                with draws.shared():
+                    outputs = tensors_of(getattr(model, way.method or "__call__")(*args, **kwargs))
+                total = _projected(outputs)
+            found = torch.autograd.grad(total, list(tensors.values()), allow_unused=True)
+    finally:
+        for name, tensor in tensors.items():
+            tensor.requires_grad_(asked[name])
     return tensors, dict(zip(tensors, found, strict=True))

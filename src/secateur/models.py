@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from secateur.errors import SettingError
 from secateur.kernels import without_fast_path
-from secateur.preserving import preserved
+from secateur.preserving import State
 
 A = TypeVar("A")
 
@@ -36,19 +36,21 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def evaluating(model: nn.Module, *, training: bool = False, fast_path: bool = False) -> Iterator[None]:
+def evaluating(
+    model: nn.Module, *, training: bool = False, fast_path: bool = False, state: State | None = None
+) -> Iterator[None]:
     """Evaluation mode inside the block, or training mode; what forward passes change is put back.
 
     The model gets copies of its inputs, so that one that writes into them leaves the caller's alone.
     `fast_path` lets PyTorch's transformer layers take theirs: only where the user's own use is measured.
+    `state` is what is put back, where it is known already; it need not hold what training changes.
     """
-    with (
-        preserved(model, parameters=training),
-        evaluation_mode(model, training=training, fast_path=fast_path),
-    ):
-        if not isinstance(
-            model, torch.jit.ScriptModule
-        ):  # which takes no hooks; `preserved` removes this one
+    with ExitStack() as undo:
+        if state is None or training:
+            state = State(model, parameters=training)
+        undo.callback(state.restore)
+        undo.enter_context(evaluation_mode(model, training=training, fast_path=fast_path))
+        if not isinstance(model, torch.jit.ScriptModule):  # which takes no hooks; `state` removes this one
             model.register_forward_pre_hook(_copied, prepend=True, with_kwargs=True)
         yield
 

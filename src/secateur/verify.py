@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from secateur.apply.apply import apply
-from secateur.apply.compare import Way
+from secateur.apply.compare import Double, Way
 from secateur.apply.draws import Draws
 from secateur.apply.masked import masked
 from secateur.diagnosis import Pair
@@ -132,13 +133,14 @@ def verify(
     original, model = model, folded(model, plan.folded)
     trials = argument_sets(plan.inputs, example_inputs, device_of(model), other_sizes=other_sizes)
     exact = all(group.exact or not group.removed for group in plan.groups)
+    made = partial(masked, model, plan) if exact else partial(_program, original, small, plan, trials[0][0])
+    pair = Pair(model, small, made)
     try:
-        reference = masked(model, plan) if exact else _program(original, small, plan, trials[0][0])
+        _ = pair.theirs
     except ApplyError as error:
         if exact:
             raise
         return Proof(float("nan"), tolerance, "none", 0, doubts=(str(error),))
-    pair = Pair(model, small, reference)
     comparisons = Comparisons(plan, tolerance, "masked" if exact else "graph")
     sets, draws = [], []
     for options in trials:
@@ -158,7 +160,7 @@ def verify(
     agree, differ = False, None
     for i in order:
         if exercise.unsettled or exercise.half_seen:
-            exercise.look(small, *sets[i][1:], draws[i])
+            exercise.look(pair.ours, *sets[i][1:], draws[i])
             if exact and not (agree or differ) and exercise.gradients is not None and not is_program(small):
                 try:
                     agree = comparisons.compare_gradients(pair, sets[i], draws[i], exercise.gradients)
@@ -171,7 +173,8 @@ def verify(
     hidden = set(exercise.left)
     if exact:
         drawn = plan.inputs.drawn and (other_sizes or example_inputs is None)
-        _other_weights(comparisons, pair, exercise, plan, sets, drawn, anyway=differ is not None)
+        del pair  # their float64 copies make room for others
+        _other_weights(comparisons, (model, small), exercise, plan, sets, drawn, anyway=differ is not None)
     if differ is not None:
         raise differ
     shown = tuple(sorted(hidden - set(exercise.left)))
@@ -238,10 +241,10 @@ def _require_backward(pair: Pair, sets: Sequence[ArgumentSet], draws: Sequence[D
     """
     for (title, args, kwargs), shared in zip(sets, draws, strict=True):
         try:
-            gradients(pair.small, args, kwargs, shared)
+            gradients(Double(pair.small), args, kwargs, shared)
         except Exception as error:  # a user's backward may fail in any way
             try:
-                gradients(pair.reference, args, kwargs, shared)
+                gradients(Double(pair.reference), args, kwargs, shared)
             except Exception:  # what the dense model cannot do, the pruned one need not
                 continue
             raise VerificationError(
@@ -270,13 +273,13 @@ def _in_other_ways(
         draws = comparisons.compare(pair, arguments, way, only_here=sorted(exercise.unread or ()))
         done += [way] if draws is not None else []
         if draws is not None and exercise.unsettled:
-            exercise.look(pair.small, *arguments[1:], draws, way)
+            exercise.look(pair.ours, *arguments[1:], draws, way)
     return Way(training=True) in done
 
 
 def _other_weights(
     comparisons: Comparisons,
-    pair: Pair,
+    models: tuple[nn.Module, nn.Module],
     exercise: Exercise,
     plan: Plan,
     sets: Sequence[ArgumentSet],
@@ -289,15 +292,15 @@ def _other_weights(
         if not (exercise.unsettled or anyway):
             return
         if drawn:
-            device = device_of(pair.model)
+            device = device_of(models[0])
             trials = argument_sets(plan.inputs, None, device, other_sizes=len(sets) > 1, seed=seed)
             sets = [options[0] for options in trials]
-        model, small = with_other_weights(pair.model, pair.small, plan, size, seed)
-        other = Pair(model, small, masked(model, plan), own_weights=False)
+        model, small = with_other_weights(*models, plan, size, seed)
+        other = Pair(model, small, partial(masked, model, plan), own_weights=False)
         arguments = sets[(seed - 1) % len(sets)]
         draws = comparisons.compare(other, arguments, seed=seed)
         if draws is not None:
-            exercise.look(small, *arguments[1:], draws)
+            exercise.look(other.ours, *arguments[1:], draws)
 
 
 def _proof(comparisons: Comparisons, exercise: Exercise, tolerance: float) -> Proof:

@@ -15,6 +15,7 @@ from secateur.apply.copying import duplicate
 from secateur.apply.draws import Draws
 from secateur.models import evaluating
 from secateur.outputs import tensors_of
+from secateur.preserving import State
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -36,8 +37,8 @@ class Way(NamedTuple):
 
 PLAIN = Way()
 
-Runs = Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any], Draws], list[torch.Tensor]]
-"""Runs a model on arguments: `run`, `run_in_double`."""
+Runs = Callable[[tuple[Any, ...], Mapping[str, Any], Draws], list[torch.Tensor]]
+"""Runs a model on arguments."""
 
 
 def run(
@@ -46,6 +47,7 @@ def run(
     kwargs: Mapping[str, Any],
     draws: Draws | None = None,
     way: Way = PLAIN,
+    state: State | None = None,
 ) -> list[torch.Tensor]:
     """The output tensors of a model, flat; gradients are on in training mode, as in training.
 
@@ -55,35 +57,37 @@ def run(
         kwargs: Keyword arguments.
         draws: The random numbers, for what is compared with another run.
         way: In which mode, and by which method.
+        state: The model's state, if it is known already.
     """
     shared = draws.shared() if draws is not None else nullcontext()
-    with evaluating(model, training=way.training), torch.set_grad_enabled(way.training), shared:
+    with (
+        evaluating(model, training=way.training, state=state),
+        torch.set_grad_enabled(way.training),
+        shared,
+    ):
         output = getattr(model, way.method or "__call__")(*args, **kwargs)
     return [tensor.detach() for tensor in tensors_of(output)]
 
 
 def run_both(
-    ours: nn.Module,
-    theirs: nn.Module,
+    ours: Runs,
+    theirs: Runs,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
-    draws: Draws | None = None,
-    runs: Runs | None = None,
+    draws: Draws,
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """The output tensors of two models that draw the same random numbers.
 
     Args:
-        ours: One model.
-        theirs: The other.
+        ours: Runs one model.
+        theirs: Runs the other.
         args: Positional arguments.
         kwargs: Keyword arguments.
         draws: The numbers, to look at afterwards or to use again.
-        runs: What runs each; `run_in_double` if not given: on copies, so each starts from its own state.
     """
-    draws, runs = Draws() if draws is None else draws, runs or run_in_double
-    got, wanted = (runs(model, args, kwargs, draws) for model in (ours, theirs))
+    got, wanted = (runs(args, kwargs, draws) for runs in (ours, theirs))
     if draws.narrowed:
-        got = runs(ours, args, kwargs, draws)
+        got = ours(args, kwargs, draws)
     return got, wanted
 
 
@@ -140,11 +144,20 @@ class _AllDouble(TorchDispatchMode):
     """Every operator that names a floating dtype gets float64: models cast inside their forward pass."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        args, kwargs = pytree.tree_map(
-            lambda value: _DOUBLE.get(value, value) if isinstance(value, torch.dtype) else value,
-            (args, kwargs or {}),
-        )
+        kwargs = kwargs or {}
+        if not isinstance(func, torch._ops.OpOverload) or _names_dtype(args, kwargs):
+            args, kwargs = pytree.tree_map(
+                lambda value: _DOUBLE.get(value, value) if isinstance(value, torch.dtype) else value,
+                (args, kwargs),
+            )
         return _WITHOUT_DOUBLE.get(func, func)(*args, **kwargs)
+
+
+def _names_dtype(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether an operator gets a dtype; none takes a list of them."""
+    return any(isinstance(v, torch.dtype) for v in args) or any(
+        isinstance(v, torch.dtype) for v in kwargs.values()
+    )
 
 
 @contextmanager
@@ -176,11 +189,33 @@ def run_doubled(
     kwargs: Mapping[str, Any],
     draws: Draws | None = None,
     way: Way = PLAIN,
+    state: State | None = None,
 ) -> list[torch.Tensor]:
     """`run_in_double` for a model that is a float64 copy already."""
     args, kwargs = doubled(args, kwargs)
     with all_double():
-        return run(double, args, kwargs, draws, way)
+        return run(double, args, kwargs, draws, way, state)
+
+
+class Double:
+    """A float64 copy of a model, for many passes. Each starts from the state in which it was made.
+
+    Attributes:
+        model: The copy.
+        state: Its state, which is put back after each pass. What `State` does not see, a random generator
+            of Python's, say, is left as the pass left it.
+    """
+
+    def __init__(self, model: nn.Module, *, own: bool = False) -> None:
+        """Make the copy; `own`: the model is a copy that nothing else needs, which is changed instead."""
+        self.model = in_double(model) if own else double_copy(model)
+        self.state = State(self.model)
+
+    def run(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], draws: Draws | None = None, way: Way = PLAIN
+    ) -> list[torch.Tensor]:
+        """`run_in_double` of the model."""
+        return run_doubled(self.model, args, kwargs, draws, way, self.state)
 
 
 def doubled(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -193,7 +228,12 @@ def doubled(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any
 
 def double_copy(model: M) -> M:
     """A copy whose parameters, buffers and tensor attributes hold float64."""
-    double = duplicate(model).double()
+    return in_double(duplicate(model))
+
+
+def in_double(model: M) -> M:
+    """The model itself, once its parameters, buffers and tensor attributes hold float64."""
+    double = model.double()
     for module in double.modules():
         for held in (module._parameters, module._buffers):
             for tensor in held.values():
