@@ -36,12 +36,7 @@ from benchmarks.moe_language_model import STEPS, batches, library, trained
 from secateur.allocate.base import Allocator
 from secateur.allocate.emp import EMP
 from secateur.allocate.global_ranking import Global
-from secateur.experts.allocate import allocate_experts
-from secateur.experts.apply import apply_experts, verify_experts
 from secateur.experts.graph import ExpertGraph
-from secateur.experts.repair import repair_experts
-from secateur.experts.score import score_experts
-from secateur.experts.trace import trace_experts
 
 PARTS = ("equality", "quality", "scale")
 SEEDS = (0, 1, 2, 3, 4)
@@ -59,14 +54,13 @@ def equality() -> list[dict[str, Any]]:
     rows = []
     for family in FAMILIES:
         model, ids = make(family), words(4, 16)
-        graph = trace_experts(model, ids)
+        graph = sc.trace(model, ids, granularity="expert")
         worst = 0.0
         for seed in SEEDS:
-            plan = allocate_experts(
-                graph, random_scores(graph, seed), Global(removal="random"), sc.Budget(experts=0.7)
-            )
-            small = apply_experts(model, plan, graph=graph)
-            worst = max(worst, verify_experts(model, small, plan, ids, graph=graph).difference)
+            rule, scores = Global(removal="random"), random_scores(graph, seed)
+            plan = rule.allocate(graph, scores, sc.Budget(experts=0.7))
+            small = sc.apply(model, plan, graph=graph)
+            worst = max(worst, sc.verify(model, small, plan, ids).difference)
         rows.append({"family": family, "blocks": len(graph.blocks), "difference": worst})
     print("\nSliced against excluded, float64, largest relative difference over five plans")
     print(
@@ -80,7 +74,7 @@ def equality() -> list[dict[str, Any]]:
 
 def random_scores(graph: ExpertGraph, seed: int) -> Mapping[str, Mapping[str, Any]]:
     """Scores that need no data."""
-    return score_experts(graph, None, "random", seed=seed).values
+    return sc.score(graph, None, "random", seed=seed).values
 
 
 RULES: Mapping[str, Callable[[str], Allocator]] = {
@@ -107,15 +101,15 @@ def quality(steps: int, seeds: Sequence[int], stretches: int, count: int) -> dic
     runs: list[dict[str, Any]] = []
     for seed in seeds:
         data = batches(train, count, seed + 1)
-        graph = trace_experts(model, data[0])
+        graph = sc.trace(model, data[0], granularity="expert")
         begun = time.perf_counter()
-        scores = score_experts(graph, data, SIGNALS, seed=seed, progress=False)
+        scores = sc.score(graph, data, SIGNALS, seed=seed, progress=False)
         scoring = time.perf_counter() - begun
         begun = time.perf_counter()
         for share, signal, (name, rule) in itertools.product(SHARES, SIGNALS, RULES.items()):
-            plan = allocate_experts(graph, scores, rule(signal), sc.Budget(experts=share), seed=seed)
-            small = apply_experts(model, plan, graph=graph)
-            repaired = repair_experts(small, model, data, graph=graph, seed=seed, progress=False)
+            plan = rule(signal).allocate(graph, scores, sc.Budget(experts=share), seed=seed)
+            small = sc.apply(model, plan, graph=graph)
+            repaired = sc.repair(small, model, data, graph=graph, seed=seed, progress=False)
             (entry,) = sc.record_of(repaired).repairs
             kept = [group.kept for group in plan.groups]
             runs.append({"seed": seed, "share": share, "signal": signal, "rule": name, "kept": kept,
@@ -147,11 +141,9 @@ def on_meta() -> tuple[dict[str, Any], sc.Plan]:
     model.set_attn_implementation("eager")
     ids = torch.ones(1, 128, dtype=torch.int64)
     begun = time.perf_counter()
-    graph = trace_experts(model, {"input_ids": ids, "attention_mask": ids})
+    graph = sc.trace(model, {"input_ids": ids, "attention_mask": ids}, granularity="expert")
     traced = time.perf_counter()
-    plan = allocate_experts(
-        graph, random_scores(graph, 0), sc.Uniform(removal="random"), sc.Budget(experts=0.5)
-    )
+    plan = sc.Uniform(removal="random").allocate(graph, random_scores(graph, 0), sc.Budget(experts=0.5))
     done = time.perf_counter()
     seconds = (traced - begun, done - traced)
     print("\nQwen1.5-MoE-A2.7B on the meta device: traced in {:.2f} s, planned in {:.2f} s".format(*seconds))

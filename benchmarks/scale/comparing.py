@@ -12,9 +12,6 @@ import secateur as sc
 from benchmarks.scale.networks import SMALL, on_meta
 from benchmarks.scale.predicting import PIPELINES, Phase, phases, units
 from benchmarks.scale.subject import Subject
-from secateur.experts.allocate import allocate_experts
-from secateur.experts.score import score_experts
-from secateur.experts.trace import trace_experts
 from secateur.graph.trace import trace
 from secateur.score.memory import passes
 from secateur.score.registry import SIGNALS
@@ -115,8 +112,10 @@ def _units_here(subject: Subject) -> dict[str, float]:
 def _experts_here(subject: Subject) -> dict[str, float]:
     """The same for experts."""
     start = time.process_time()
-    graph = trace_experts(subject.model, {k: v for k, v in subject.inputs(1).items() if k != "labels"})
+    graph = sc.trace(
+        subject.model, {k: v for k, v in subject.inputs(1).items() if k != "labels"}, granularity="expert"
+    )
     traced = time.process_time()
-    scores = score_experts(graph, None, "random", progress=False)
-    allocate_experts(graph, scores, sc.Uniform(removal="random"), sc.Budget(experts=0.5))
+    scores = sc.score(graph, None, "random", progress=False)
+    sc.Uniform(removal="random").allocate(graph, scores, sc.Budget(experts=0.5))
     return {"trace_seconds": traced - start, "allocate_seconds": time.process_time() - traced}

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import secateur as sc
 from benchmarks.scale.scoring import batches
 from benchmarks.scale.simulation import Meter
 from benchmarks.scale.subject import Subject
@@ -17,7 +18,6 @@ from secateur.experts.blocks import Block
 from secateur.experts.graph import expert_parameters
 from secateur.experts.repair import DAMPINGS, _inner, passes
 from secateur.experts.routing import replaced
-from secateur.experts.trace import trace_experts
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,11 @@ class Mixture:
 
 
 def mixtures(subject: Subject) -> list[Mixture]:
-    """Every block that `trace_experts` finds."""
+    """Every block that `sc.trace` finds."""
     model = subject.model
-    graph = trace_experts(model, {k: v for k, v in subject.inputs(1).items() if k != "labels"})
+    graph = sc.trace(
+        model, {k: v for k, v in subject.inputs(1).items() if k != "labels"}, granularity="expert"
+    )
     found = []
     for block in graph.blocks:
         stored = [p for _, p, _ in expert_parameters(model, block) if p.ndim == 2 + block.fused]

@@ -27,11 +27,6 @@ from benchmarks.scale.subject import Subject
 from secateur.apply.copying import duplicate
 from secateur.apply.record import attach, record_of
 from secateur.calibration import Calibration
-from secateur.experts.allocate import allocate_experts
-from secateur.experts.apply import apply_experts
-from secateur.experts.repair import repair_experts
-from secateur.experts.score import score_experts
-from secateur.experts.trace import trace_experts
 from secateur.graph.trace import trace
 from secateur.masks import apply as apply_masks
 from secateur.masks import score as score_weights
@@ -134,13 +129,13 @@ def _half(model: torch.nn.Module, scores: Any) -> Any:
 
 def _mixture(subject: Subject) -> dict[str, Callable[[], Any]]:
     model, data = subject.model, data_of(subject)
-    graph = trace_experts(model, data[0])
-    scores = score_experts(graph, None, "random", progress=False)
-    plan = allocate_experts(graph, scores, sc.Uniform(removal="random"), sc.Budget(experts=0.5))
-    small = apply_experts(model, plan, graph=graph)
+    graph = sc.trace(model, data[0], granularity="expert")
+    scores = sc.score(graph, None, "random", progress=False)
+    plan = sc.Uniform(removal="random").allocate(graph, scores, sc.Budget(experts=0.5))
+    small = sc.apply(model, plan, graph=graph)
     return {
-        "experts: score": lambda: score_experts(graph, data, ("reap", "expert_taylor"), progress=False),
-        "experts: repair": lambda: repair_experts(small, model, data, graph=graph, progress=False),
+        "experts: score": lambda: sc.score(graph, data, ("reap", "expert_taylor"), progress=False),
+        "experts: repair": lambda: sc.repair(small, model, data, graph=graph, progress=False),
     }
 
 

@@ -42,14 +42,10 @@ from secateur.errors import (
     VerificationError,
 )
 from secateur.evaluate import Evaluation, evaluate
-from secateur.experts.allocate import allocate_experts
-from secateur.experts.apply import apply_experts, verify_experts
 from secateur.experts.checkpoint import prune_checkpoint, save_pretrained
 from secateur.experts.empty import empty_weights
 from secateur.experts.equal import EqualCounts
-from secateur.experts.repair import repair_experts
-from secateur.experts.score import score_experts
-from secateur.experts.trace import trace_experts
+from secateur.experts.graph import ExpertGraph
 from secateur.export.card import model_card
 from secateur.export.checking import Exported
 from secateur.export.export import export
@@ -110,13 +106,8 @@ __all__ = [  # noqa: RUF022 grouped by what a reader looks for
     "weight_bytes",
     "record_of",
     # Mixtures of experts
-    "trace_experts",
-    "score_experts",
-    "allocate_experts",
     "EqualCounts",
-    "apply_experts",
-    "verify_experts",
-    "repair_experts",
+    "ExpertGraph",
     "prune_checkpoint",
     "save_pretrained",
     "empty_weights",

@@ -34,6 +34,7 @@ from secateur.replacing import replace_text
 if TYPE_CHECKING:
     from secateur.allocate.curve import Curve
     from secateur.cost import Cost
+    from secateur.experts.graph import ExpertGraph
     from secateur.graph.graph import Graph
 
 FORMAT: Final = 1
@@ -153,6 +154,7 @@ class Plan(_Record):
         groups: Every group of the graph, the untouched ones too.
         certificates: What the rule guarantees or predicts, computed with the plan.
         folded: Computed weights (weight norm, standardised kernels) that become parameters.
+        granularity: What a unit of the groups is: ``unit``, or ``expert`` for an expert of a mixture.
     """
 
     format: Literal[1]
@@ -168,6 +170,7 @@ class Plan(_Record):
     groups: tuple[GroupDecision, ...]
     certificates: dict[str, JsonValue]
     folded: tuple[str, ...] = ()
+    granularity: Literal["unit", "expert"] = "unit"
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Plan:
         """Itself: a plan never changes."""
@@ -200,10 +203,20 @@ class Plan(_Record):
                 others.append((group.name, set(piece.removed)))
         return self
 
+    @model_validator(mode="after")
+    def _knows_its_granularity(self) -> Plan:
+        """Files that are older than the field: in plans of experts all slices produce units."""
+        if "granularity" not in self.model_fields_set:
+            slices = [piece for group in self.groups for piece in group.slices]
+            modules = {piece.tensor.rpartition(".")[0] for piece in slices}
+            if len(modules) > 1 and all(piece.role == "produce" for piece in slices):
+                object.__setattr__(self, "granularity", "expert")
+        return self
+
     @classmethod
     def build(
         cls,
-        graph: Graph,
+        graph: Graph | ExpertGraph,
         keep: Mapping[str, NDArray[np.bool_]],
         *,
         allocator: str,
@@ -247,6 +260,7 @@ class Plan(_Record):
                 groups=tuple(_decide(group, masks.get(group.name)) for group in graph.groups),
                 certificates=dict(certificates or {}),
                 folded=graph.folded,
+                granularity=graph.granularity,
             )
         except ValidationError as error:
             raise PlanError(f"plan: expected a valid decision, got {_reason(error)}. Correct it.") from error

@@ -17,6 +17,7 @@ from secateur.calibration import Calibration, Forward
 from secateur.errors import SettingError
 from secateur.evaluate import evaluate
 from secateur.experts.target import Experts
+from secateur.granularity import refusal
 from secateur.masks.target import SingleWeights
 from secateur.models import unwrap
 from secateur.modes import require_plain_modes
@@ -241,10 +242,7 @@ def _check_options(
         ("measure_latency", bool(measure_latency), False),
     ):
         if value != unset and name in kind.refused:
-            raise SettingError(
-                f"prune({name}={value!r}): expected no such setting with granularity {granularity!r}: "
-                f"{kind.refused[name]}. Leave {name} out."
-            )
+            raise refusal(f"prune({name}={value!r})", granularity, kind.refused[name])
     if type(steps) is not int or steps < 1 or (steps > 1 and budget is None):
         raise SettingError(
             f"prune(steps={steps!r}): expected a number of rounds of at least 1, and for several a budget. "

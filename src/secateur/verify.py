@@ -19,6 +19,7 @@ from secateur.diagnosis import Pair
 from secateur.errors import ApplyError, CaptureError, SettingError, VerificationError
 from secateur.exercised import Exercise, gradients
 from secateur.foreign import said
+from secateur.granularity import by_granularity
 from secateur.graph.folding import folded
 from secateur.graph.graph import fingerprint
 from secateur.graph.inputs import InputSpec, call_arguments
@@ -79,6 +80,7 @@ class Proof:
         return not self.doubts
 
 
+@by_granularity("plan")
 def verify(
     model: nn.Module,
     small: nn.Module,
@@ -96,6 +98,9 @@ def verify(
     then not ``proven``. The gradients of the parameters are compared too, at one size. Where the forward
     pass draws random numbers, both models draw the same.
 
+    Experts are compared with the dense model whose routers may not choose the removed ones, on
+    `example_inputs`, or random ones of the traced sizes.
+
     Verify before repair: a repaired model differs from the masked one on purpose.
 
     Args:
@@ -104,7 +109,7 @@ def verify(
         plan: The plan in between.
         example_inputs: As for `trace`: real inputs, in place of drawn ones of the traced sizes.
         other_sizes: Compare at the other sizes of open axes too, on drawn inputs. If False, and
-            `example_inputs` are given, these are all that is looked at.
+            `example_inputs` are given, these are all that is looked at. Not for experts.
         tolerance: Largest accepted relative difference, max|a - b| / max|b|.
 
     Returns:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from secateur.allocate import Allocator, Limits
 from secateur.cost import Cost
 from secateur.graph.groups import Group, Slice
 from secateur.graph.inputs import InputSpec
@@ -24,6 +25,7 @@ class FakeGraph:
         self.fingerprint = "f" * 60 + "".join(f"{size:04d}" for size in self.sizes)
         self.inputs = InputSpec.of((torch.zeros(1, INPUTS),), {})
         self.folded = ()
+        self.granularity = "unit"
         self.costs_asked = 0
 
     def _group(self, layer: int) -> Group:
@@ -41,6 +43,9 @@ class FakeGraph:
             sites=(),
             exact=True,
         )
+
+    def adapted(self, rule: Allocator, limits: Limits) -> tuple[Allocator, Limits]:
+        return rule, limits
 
     def cost(self, keep: Mapping[str, NDArray[np.bool_]] | None = None) -> Cost:
         self.costs_asked += 1

@@ -6,23 +6,22 @@ import numpy as np
 import pytest
 
 import secateur as sc
-from secateur.experts.allocate import allocate_experts, rule_called
 from secateur.experts.graph import ExpertGraph
-from secateur.experts.trace import trace_experts
+from secateur.experts.target import Experts
 from tests.experts.models import Mixture, PlainLM, make, words
 
 SIGNALS = ("reap", "expert_taylor", "frequency")
 RULES = {
     "tod": sc.ToD(removal="frequency", protection="reap"),
     "uniform": sc.Uniform(removal="frequency"),
-    "global": "global",
-    "emp": "emp",
+    "global": Experts.rule("global"),
+    "emp": Experts.rule("emp"),
 }
 
 
 @pytest.fixture(scope="module")
 def graphs() -> dict[str, ExpertGraph]:
-    return {family: trace_experts(make(family), words()) for family in ("qwen2", "deepseek")}
+    return {family: sc.trace(make(family), words(), granularity="expert") for family in ("qwen2", "deepseek")}
 
 
 def table(graph: ExpertGraph, seed: int) -> dict[str, dict[str, np.ndarray]]:
@@ -38,7 +37,7 @@ def test_matched_totals_and_what_routers_need(
 ) -> None:
     graph = graphs[family]
     for total in (12, 10, 8):
-        plan = allocate_experts(graph, table(graph, seed), RULES[rule], sc.Budget(experts=total))
+        plan = RULES[rule].allocate(graph, table(graph, seed), sc.Budget(experts=total))
         assert sum(g.kept for g in plan.groups) == total
         for group in plan.groups:
             block = graph.block(group.name)
@@ -50,7 +49,7 @@ def test_matched_totals_and_what_routers_need(
 def test_each_routing_group_loses_its_own_lowest(graphs: dict[str, ExpertGraph], seed: int) -> None:
     graph = graphs["deepseek"]
     scores = table(graph, seed)
-    plan = allocate_experts(graph, scores, sc.Uniform(removal="reap"), sc.Budget(experts=12))
+    plan = sc.Uniform(removal="reap").allocate(graph, scores, sc.Budget(experts=12))
     for group in plan.groups:
         per_group = scores["reap"][group.name].reshape(2, -1)
         lowest = [
@@ -65,14 +64,13 @@ def test_without_routing_groups_it_is_the_rule_itself(graphs: dict[str, ExpertGr
     graph = graphs["qwen2"]
     rule = sc.ToD(tolerance=0.4, removal="frequency", protection="reap")
     limits = sc.Limits(min_keep=2)
-    scores = table(graph, 5)
-    assert allocate_experts(graph, scores, rule, limits=limits) == rule.allocate(graph, scores, None, limits)  # type: ignore[arg-type]
+    assert graph.adapted(rule, limits) == (rule, limits)
 
 
 def test_too_small_a_budget_says_what_can_be_reached(graphs: dict[str, ExpertGraph]) -> None:
     graph = graphs["deepseek"]
     with pytest.raises(sc.UnreachableBudgetError, match=r"got 8 \(50.00%\) as the smallest") as caught:
-        allocate_experts(graph, table(graph, 0), "uniform", sc.Budget(experts=7))
+        Experts.rule("uniform").allocate(graph, table(graph, 0), sc.Budget(experts=7))
     assert caught.value.smallest == 8
 
 
@@ -81,26 +79,25 @@ def test_too_small_a_budget_says_what_can_be_reached(graphs: dict[str, ExpertGra
 def test_equal_counts_by_any_rule(graphs: dict[str, ExpertGraph], family: str, rule: str) -> None:
     graph = graphs[family]
     scores = table(graph, 1)
-    free = allocate_experts(graph, scores, RULES[rule], sc.Budget(experts=11))
-    plan = allocate_experts(graph, scores, RULES[rule], sc.Budget(experts=11), uniform=True)
+    free = RULES[rule].allocate(graph, scores, sc.Budget(experts=11))
+    plan = sc.EqualCounts(RULES[rule]).allocate(graph, scores, sc.Budget(experts=11))
     assert [g.kept for g in plan.groups] == ([5, 5] if family == "qwen2" else [4, 4])
     assert plan.allocator == free.allocator
     assert plan.settings["equal_counts"] is True
-    again = allocate_experts(
-        graph, scores, sc.EqualCounts(rule_called(RULES[rule])), sc.Budget(experts=11, spend=False)
-    )
+    again = sc.EqualCounts(RULES[rule]).allocate(graph, scores, sc.Budget(experts=11, spend=False))
     assert again == plan
 
 
 def test_equal_counts_need_a_budget_and_equal_blocks(graphs: dict[str, ExpertGraph]) -> None:
     graph = graphs["qwen2"]
     with pytest.raises(sc.SettingError, match="EqualCounts: expected a budget, got none"):
-        allocate_experts(graph, table(graph, 0), "tod", uniform=True)
+        sc.EqualCounts(Experts.rule("tod")).allocate(graph, table(graph, 0))
     model = PlainLM().eval()
     model.blocks[0] = Mixture(experts=9)
-    uneven = trace_experts(model.eval(), words())
+    uneven = sc.trace(model.eval(), words(), granularity="expert")
+    equal = sc.EqualCounts(Experts.rule("uniform"))
     with pytest.raises(sc.SettingError, match=r"one number of experts, got \[6, 9\]"):
-        allocate_experts(uneven, table(uneven, 0), "uniform", sc.Budget(experts=0.5), uniform=True)
+        equal.allocate(uneven, table(uneven, 0), sc.Budget(experts=0.5))
 
 
 def test_a_budget_in_experts_is_for_experts() -> None:
@@ -111,6 +108,6 @@ def test_a_budget_in_experts_is_for_experts() -> None:
         sc.Uniform().allocate(fake, random_scores(fake, 0), sc.Budget(experts=4))  # type: ignore[arg-type]
 
 
-def test_unknown_rules_are_refused(graphs: dict[str, ExpertGraph]) -> None:
+def test_unknown_rules_are_refused() -> None:
     with pytest.raises(sc.SettingError, match="expected one of tod, emp, global, uniform, random or an"):
-        allocate_experts(graphs["qwen2"], {}, "lottery")
+        Experts.rule("lottery")

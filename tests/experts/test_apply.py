@@ -12,9 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 import secateur as sc
-from secateur.experts.apply import apply_experts, verify_experts
 from secateur.experts.graph import ExpertGraph
-from secateur.experts.trace import trace_experts
 from secateur.plan import Plan
 from tests.experts.models import FAMILIES, make, maker, words
 
@@ -48,22 +46,22 @@ def logits(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_sliced_equals_excluded(family: str, equal: bool) -> None:
     model, ids = make(family), words(3, 16)
-    graph = trace_experts(model, ids)
+    graph = sc.trace(model, ids, granularity="expert")
     plan = plan_of(graph, masks(graph, seed=1, equal=equal))
-    small = apply_experts(model, plan, graph=graph)
-    assert verify_experts(model, small, plan, ids, graph=graph).difference < 1e-12
+    small = sc.apply(model, plan, graph=graph)
+    assert sc.verify(model, small, plan, ids).difference < 1e-12
     assert sum(p.numel() for p in small.parameters()) == plan.predicted.params
     assert not torch.equal(logits(small, ids), logits(model, ids))
-    again = apply_experts(model, Plan.from_json(plan.to_json()))
+    again = sc.apply(model, Plan.from_json(plan.to_json()))
     assert torch.equal(logits(again, ids), logits(small, ids))
 
 
 def test_equality_has_an_independent_reference() -> None:
     """Mixtral's block in plain loops over experts, with -inf logits, against the sliced one."""
     model, ids = make("mixtral"), words()
-    graph = trace_experts(model, ids)
+    graph = sc.trace(model, ids, granularity="expert")
     keep = masks(graph, seed=3)
-    small = apply_experts(model, plan_of(graph, keep), graph=graph)
+    small = sc.apply(model, plan_of(graph, keep), graph=graph)
     block, cut = model.model.layers[1].mlp, small.model.layers[1].mlp
     x = torch.randn(7, 32, dtype=torch.float64)
     router, up_all, down_all = (
@@ -88,8 +86,8 @@ def test_equality_has_an_independent_reference() -> None:
 @pytest.mark.parametrize("family", ["qwen2", "qwen3", "mixtral", "olmoe", "deepseek", "gptoss"])
 def test_counts_are_true_where_one_number_can_be(family: str) -> None:
     model = make(family)
-    graph = trace_experts(model, words())
-    small = apply_experts(model, plan_of(graph, masks(graph, seed=0, equal=True)), graph=graph)
+    graph = sc.trace(model, words(), granularity="expert")
+    small = sc.apply(model, plan_of(graph, masks(graph, seed=0, equal=True)), graph=graph)
     kept = {small.get_parameter(f"{b.router}.weight").shape[0] for b in graph.blocks}
     (new,) = kept
     said = {
@@ -108,20 +106,20 @@ def test_counts_are_true_where_one_number_can_be(family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_saved_and_loaded_bit_for_bit(family: str, tmp_path: Path) -> None:
     model, ids = make(family), words()
-    graph = trace_experts(model, ids)
-    small = apply_experts(model, plan_of(graph, masks(graph, seed=2)), graph=graph)
+    graph = sc.trace(model, ids, granularity="expert")
+    small = sc.apply(model, plan_of(graph, masks(graph, seed=2)), graph=graph)
     sc.save(small, tmp_path)
     assert torch.equal(logits(sc.load(tmp_path, maker(family)), ids), logits(small, ids))
 
 
 def test_renormalising_is_recorded_and_survives_saving(tmp_path: Path) -> None:
     model, ids = make("qwen2"), words()
-    graph = trace_experts(model, ids)
+    graph = sc.trace(model, ids, granularity="expert")
     plan = plan_of(graph, masks(graph, seed=2))
-    plain = apply_experts(model, plan, graph=graph)
-    small = apply_experts(model, plan, graph=graph, renormalise=True)
+    plain = sc.apply(model, plan, graph=graph)
+    small = sc.apply(model, plan, graph=graph, renormalise=True)
     assert not torch.equal(logits(small, ids), logits(plain, ids))
-    assert verify_experts(model, small, plan, ids, graph=graph).difference < 1e-12
+    assert sc.verify(model, small, plan, ids).difference < 1e-12
     assert sc.record_of(small).note == "renormalise=True"
     assert small.config.norm_topk_prob is True
     assert model.config.norm_topk_prob is False
@@ -131,37 +129,37 @@ def test_renormalising_is_recorded_and_survives_saving(tmp_path: Path) -> None:
 
 def test_renormalising_is_refused_where_code_decides() -> None:
     model = make("mixtral")
-    graph = trace_experts(model, words())
+    graph = sc.trace(model, words(), granularity="expert")
     with pytest.raises(sc.SettingError, match="expected routers with the setting norm_topk_prob"):
-        apply_experts(model, plan_of(graph, masks(graph, seed=0)), graph=graph, renormalise=True)
+        sc.apply(model, plan_of(graph, masks(graph, seed=0)), graph=graph, renormalise=True)
 
 
 def test_too_few_experts_are_refused() -> None:
     model = make("qwen3")
-    graph = trace_experts(model, words())
+    graph = sc.trace(model, words(), granularity="expert")
     keep = np.zeros(8, dtype=np.bool_)
     keep[:2] = True
     with pytest.raises(sc.PlanError, match="at least 3 experts kept, because a token uses 3, got 2"):
-        apply_experts(model, plan_of(graph, {graph.blocks[0].name: keep}), graph=graph)
+        sc.apply(model, plan_of(graph, {graph.blocks[0].name: keep}), graph=graph)
 
 
 def test_unequal_routing_groups_are_refused() -> None:
     model = make("deepseek")
-    graph = trace_experts(model, words())
+    graph = sc.trace(model, words(), granularity="expert")
     keep = np.ones(8, dtype=np.bool_)
     keep[0] = False
     with pytest.raises(
         sc.PlanError, match=r"equally many experts kept in each of its 2 routing groups, got \[3, 4\]"
     ):
-        apply_experts(model, plan_of(graph, {graph.blocks[0].name: keep}), graph=graph)
+        sc.apply(model, plan_of(graph, {graph.blocks[0].name: keep}), graph=graph)
 
 
 def test_verification_fails_where_it_must() -> None:
     model, ids = make("qwen2"), words()
-    graph = trace_experts(model, ids)
+    graph = sc.trace(model, ids, granularity="expert")
     plan = plan_of(graph, masks(graph, seed=1))
-    small = apply_experts(model, plan, graph=graph)
+    small = sc.apply(model, plan, graph=graph)
     with torch.no_grad():
         small.get_parameter("model.layers.0.mlp.experts.down_proj").mul_(1.001)
-    with pytest.raises(sc.VerificationError, match="verify_experts"):
-        verify_experts(model, small, plan, ids, graph=graph)
+    with pytest.raises(sc.VerificationError, match="verify: expected the pruned"):
+        sc.verify(model, small, plan, ids)

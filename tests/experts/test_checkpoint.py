@@ -12,11 +12,7 @@ from typer.testing import CliRunner
 
 import secateur as sc
 from secateur.cli.main import app
-from secateur.experts.allocate import allocate_experts
-from secateur.experts.apply import apply_experts
 from secateur.experts.checkpoint import PLAN, prune_checkpoint, pruned_config, save_pretrained
-from secateur.experts.score import score_experts
-from secateur.experts.trace import trace_experts
 from secateur.plan import Plan
 from tests.experts.models import CONFIGS, library, make, words
 from tests.experts.test_apply import logits, masks, plan_of
@@ -24,9 +20,9 @@ from tests.experts.test_apply import logits, masks, plan_of
 
 def pruned(family: str, *, equal: bool) -> tuple[torch.nn.Module, torch.nn.Module, Plan]:
     model = make(family)
-    graph = trace_experts(model, words())
+    graph = sc.trace(model, words(), granularity="expert")
     plan = plan_of(graph, masks(graph, seed=4, equal=equal))
-    return model, apply_experts(model, plan, graph=graph), plan
+    return model, sc.apply(model, plan, graph=graph), plan
 
 
 def stock(folder: Path) -> torch.nn.Module:
@@ -78,11 +74,11 @@ def test_unequal_counts_on_disk_have_the_tensors_of_unequal_counts_in_memory(
 @pytest.mark.parametrize("family", ["qwen2", "deepseek"])
 def test_any_rule_gives_what_stock_transformers_loads(family: str, tmp_path: Path) -> None:
     model = make(family)
-    graph = trace_experts(model, words())
-    scores = score_experts(graph, [words()], ("frequency", "reap"))
+    graph = sc.trace(model, words(), granularity="expert")
+    scores = sc.score(graph, [words()], ("frequency", "reap"))
     rule = sc.ToD(removal="frequency", protection="reap")
-    plan = allocate_experts(graph, scores, rule, sc.Budget(experts=0.7), uniform=True)
-    small = apply_experts(model, plan, graph=graph)
+    plan = sc.EqualCounts(rule).allocate(graph, scores, sc.Budget(experts=0.7))
+    small = sc.apply(model, plan, graph=graph)
     save_pretrained(small, tmp_path / "small")
     assert torch.equal(logits(stock(tmp_path / "small"), words()), logits(small, words()))
 

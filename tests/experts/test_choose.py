@@ -9,8 +9,8 @@ import torch
 
 import secateur as sc
 from secateur.errors import BudgetError, NothingToPruneError
-from secateur.experts.allocate import rule_called
 from secateur.experts.target import CANDIDATES as DEFAULT
+from secateur.experts.target import Experts
 from tests.experts.models import make, words
 
 
@@ -54,7 +54,7 @@ def test_without_labels_tod_does_not_run_and_cannot_say_how_many() -> None:
     with pytest.raises(BudgetError, match="labels for tod"):
         prune(data(labels=False), "auto", None)
     with pytest.raises(NothingToPruneError, match="labels"):
-        prune(data(labels=False), sc.Auto({"a": rule_called("tod")}), sc.Budget(experts=0.5))
+        prune(data(labels=False), sc.Auto({"a": Experts.rule("tod")}), sc.Budget(experts=0.5))
 
 
 def test_without_a_budget_tod_says_how_many() -> None:

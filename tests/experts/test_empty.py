@@ -9,9 +9,7 @@ import torch
 from torch import nn
 
 import secateur as sc
-from secateur.experts.apply import apply_experts
 from secateur.experts.empty import empty_weights
-from secateur.experts.trace import trace_experts
 from tests.experts.models import PlainLM, library, make, words
 from tests.experts.test_apply import logits, masks, plan_of
 
@@ -19,8 +17,8 @@ from tests.experts.test_apply import logits, masks, plan_of
 @pytest.mark.parametrize("family", ["qwen2", "deepseek", "gptoss", "plain"])
 def test_loaded_bit_for_bit_without_dense_weights(family: str, tmp_path: Path) -> None:
     model, ids = make(family), words()
-    graph = trace_experts(model, ids)
-    small = apply_experts(model, plan_of(graph, masks(graph, seed=2)), graph=graph)
+    graph = sc.trace(model, ids, granularity="expert")
+    small = sc.apply(model, plan_of(graph, masks(graph, seed=2)), graph=graph)
     sc.save(small, tmp_path)
     made = []
 
@@ -46,8 +44,8 @@ def test_tied_weights_stay_tied(tmp_path: Path) -> None:
 
     torch.manual_seed(0)
     model, ids = tied().eval(), words()
-    graph = trace_experts(model, ids)
-    small = apply_experts(model, plan_of(graph, masks(graph, seed=2)), graph=graph)
+    graph = sc.trace(model, ids, granularity="expert")
+    small = sc.apply(model, plan_of(graph, masks(graph, seed=2)), graph=graph)
     sc.save(small, tmp_path)
     with empty_weights():
         empty = tied().eval()
@@ -65,8 +63,8 @@ def test_a_buffer_that_nothing_can_fill_is_refused_by_name(tmp_path: Path) -> No
 
     torch.manual_seed(0)
     model = Scaled().eval()
-    graph = trace_experts(model, words())
-    sc.save(apply_experts(model, plan_of(graph, masks(graph, seed=2)), graph=graph), tmp_path)
+    graph = sc.trace(model, words(), granularity="expert")
+    sc.save(sc.apply(model, plan_of(graph, masks(graph, seed=2)), graph=graph), tmp_path)
     with pytest.raises(
         sc.ArtefactError, match=r"got scale on the meta device. Make the model inside secateur.empty_w"
     ):

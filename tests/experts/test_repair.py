@@ -12,25 +12,23 @@ from torch import nn
 
 import secateur as sc
 from secateur.experts import repair as room
-from secateur.experts.apply import apply_experts
 from secateur.experts.down import inputs_of
-from secateur.experts.repair import passes, repair_experts
+from secateur.experts.repair import passes
 from secateur.experts.routing import watching
-from secateur.experts.trace import trace_experts
 from tests.experts.models import FAMILIES, Mixture, PlainLM, make, words
 from tests.experts.test_apply import logits, masks, plan_of
 
 
 def pruned(family: str) -> tuple[nn.Module, nn.Module, Any]:
     model = make(family)
-    graph = trace_experts(model, words())
-    return model, apply_experts(model, plan_of(graph, masks(graph, seed=4)), graph=graph), graph
+    graph = sc.trace(model, words(), granularity="expert")
+    return model, sc.apply(model, plan_of(graph, masks(graph, seed=4)), graph=graph), graph
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_goes_into_the_down_projections_gives_the_experts_outputs(family: str) -> None:
     model = make(family)
-    graph = trace_experts(model, words())
+    graph = sc.trace(model, words(), granularity="expert")
     block = graph.blocks[-1]
     before = copy.deepcopy(model.state_dict())
     found = []
@@ -62,10 +60,10 @@ def test_it_is_the_ridge_solution(together: int, monkeypatch: pytest.MonkeyPatch
     torch.manual_seed(0)
     model = PlainLM(inner=3, experts=5, k=2).eval()
     ids = words(20, 12)
-    graph = trace_experts(model, ids)
+    graph = sc.trace(model, ids, granularity="expert")
     keep = {"blocks.1": np.array([True, False, True, True, False])}
-    small = apply_experts(model, plan_of(graph, keep), graph=graph)
-    repaired = repair_experts(small, model, [ids], graph=graph, memory=16 * (3 * together) ** 2)
+    small = sc.apply(model, plan_of(graph, keep), graph=graph)
+    repaired = sc.repair(small, model, [ids], graph=graph, memory=16 * (3 * together) ** 2)
     entry = sc.record_of(repaired).repairs[0]
     assert entry["kept"]
     found = entry["blocks"]["blocks.1"]
@@ -126,7 +124,7 @@ def test_passes_take_all_experts_of_a_block_or_one_part_of_each_block_at_a_time(
 def test_on_new_tokens_the_output_comes_nearer(family: str) -> None:
     model, small, graph = pruned(family)
     before = copy.deepcopy(small.state_dict())
-    repaired = repair_experts(small, model, list(words(120, 20, seed=1).chunk(4)), graph=graph)
+    repaired = sc.repair(small, model, list(words(120, 20, seed=1).chunk(4)), graph=graph)
     ids = words(8, 20, seed=2)
     dense = logits(model, ids)
     assert (logits(repaired, ids) - dense).norm() < 0.95 * (logits(small, ids) - dense).norm()
@@ -136,18 +134,18 @@ def test_on_new_tokens_the_output_comes_nearer(family: str) -> None:
 def test_blocks_that_do_not_fit_together_are_read_in_turn() -> None:
     model, small, graph = pruned("plain")
     data = list(words(40, 20, seed=1).chunk(2))
-    together = repair_experts(small, model, data, graph=graph)
-    apart = repair_experts(small, model, data, graph=graph, memory=2 * 8 * (3 * 12) ** 2)
+    together = sc.repair(small, model, data, graph=graph)
+    apart = sc.repair(small, model, data, graph=graph, memory=2 * 8 * (3 * 12) ** 2)
     for name, tensor in together.state_dict().items():
         assert torch.equal(tensor, apart.state_dict()[name])
     with pytest.raises(
         sc.SettingError, match=r"expected sums that fit into 1,000 bytes, got 2,304 for an expert of blocks.0"
     ):
-        repair_experts(small, model, data, graph=graph, memory=1000)
+        sc.repair(small, model, data, graph=graph, memory=1000)
 
 
 def test_too_little_data_changes_nothing_rather_than_harm() -> None:
     model, small, graph = pruned("mixtral")
-    repaired = repair_experts(small, model, [words(1, 4)], graph=graph)
+    repaired = sc.repair(small, model, [words(1, 4)], graph=graph)
     for result in sc.record_of(repaired).repairs[0]["blocks"].values():
         assert result["after"] <= result["before"]

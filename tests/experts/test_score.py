@@ -13,9 +13,7 @@ from scipy.stats import wasserstein_distance
 from torch import Tensor, nn
 
 import secateur as sc
-from secateur.experts.score import score_experts
 from secateur.experts.signals import SIGNALS
-from secateur.experts.trace import trace_experts
 from secateur.score.wasserstein import directions
 from tests.experts.models import EXPERTS, FAMILIES, Mixture, PlainLM, make, words
 
@@ -35,7 +33,7 @@ def batches(family: str, count: int = 2) -> list[Any]:
 def scored(family: str, signals: Any, count: int = 2, model: nn.Module | None = None) -> sc.Scores:
     model = model or make(family)
     loss = plain_loss if family == "plain" else None
-    return score_experts(trace_experts(model, IDS), batches(family, count), signals, loss_fn=loss)
+    return sc.score(sc.trace(model, IDS, granularity="expert"), batches(family, count), signals, loss_fn=loss)
 
 
 def hidden_of(model: nn.Module, name: str) -> Tensor:
@@ -135,10 +133,8 @@ def test_weight_norm() -> None:
         float(torch.cat([p[e].detach().double().flatten() for p in experts.parameters()]).norm())
         for e in range(EXPERTS)
     ]
-    graph = trace_experts(model, IDS)
-    np.testing.assert_allclose(
-        score_experts(graph, None, "weight_norm")["weight_norm"][NAME], expected, rtol=1e-9
-    )
+    graph = sc.trace(model, IDS, granularity="expert")
+    np.testing.assert_allclose(sc.score(graph, None, "weight_norm")["weight_norm"][NAME], expected, rtol=1e-9)
 
 
 @torch.no_grad()
@@ -188,12 +184,12 @@ def test_batches_may_be_cut_anywhere(signal: str) -> None:
 
 def test_padding_counts_for_nothing() -> None:
     model = make("mixtral")
-    graph = trace_experts(model, IDS)
+    graph = sc.trace(model, IDS, granularity="expert")
     mask = torch.ones_like(IDS)
     mask[:, 7:] = 0
     signals = ("frequency", "reap", "output_change")
-    padded = score_experts(graph, [{"input_ids": IDS, "attention_mask": mask}], signals)
-    short = score_experts(graph, [{"input_ids": IDS[:, :7]}], signals)
+    padded = sc.score(graph, [{"input_ids": IDS, "attention_mask": mask}], signals)
+    short = sc.score(graph, [{"input_ids": IDS[:, :7]}], signals)
     for signal in signals:
         np.testing.assert_allclose(padded[signal][NAME], short[signal][NAME], rtol=1e-4)
 
@@ -228,11 +224,11 @@ def test_combinations_by_name() -> None:
 
 
 def test_unknown_signals_and_missing_data_are_refused() -> None:
-    graph = trace_experts(make("plain"), IDS)
+    graph = sc.trace(make("plain"), IDS, granularity="expert")
     with pytest.raises(sc.ScoreError, match="expected one of frequency, router_weight, reap"):
-        score_experts(graph, None, "wasserstein")
+        sc.score(graph, None, "wasserstein")
     with pytest.raises(sc.CalibrationError, match="expected calibration data for reap, got none"):
-        score_experts(graph, None, "reap")
+        sc.score(graph, None, "reap")
 
 
 def test_experts_with_another_call_are_left_by_name() -> None:
@@ -255,7 +251,7 @@ def test_experts_with_another_call_are_left_by_name() -> None:
 
     model = PlainLM().eval()
     model.blocks[0] = Dense()
-    graph = trace_experts(model, IDS)
+    graph = sc.trace(model, IDS, granularity="expert")
     assert [b.name for b in graph.blocks] == ["blocks.1"]
     assert "expected a call with tokens [T, width], chosen experts [T, k]" in graph.left[0].reason
     assert isinstance(model.blocks[1], Mixture)

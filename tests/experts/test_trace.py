@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 import secateur as sc
-from secateur.experts.trace import trace_experts
 from tests.experts.models import EXPERTS, FAMILIES, Mixture, PlainLM, make, words
 
 ROUTERS = {"gptoss": "router", "plain": "router"}
@@ -18,7 +17,7 @@ BLOCKS = {"qwen3": 1, "deepseek": 2}
 def test_finds_every_block_and_leaves_the_model_alone(family: str) -> None:
     model = make(family)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    graph = trace_experts(model, words())
+    graph = sc.trace(model, words(), granularity="expert")
     assert len(graph.blocks) == BLOCKS.get(family, 2)
     assert graph.left == ()
     assert graph.proven
@@ -36,7 +35,7 @@ def test_finds_every_block_and_leaves_the_model_alone(family: str) -> None:
 @pytest.mark.parametrize("family", ["qwen2", "gptoss", "deepseek", "plain"])
 def test_cost_counts_what_the_model_holds(family: str) -> None:
     model = make(family)
-    graph = trace_experts(model, words())
+    graph = sc.trace(model, words(), granularity="expert")
     assert graph.dense.params == sum(p.numel() for p in model.parameters())
     assert graph.dense.experts == sum(b.count for b in graph.blocks)
     block = graph.blocks[0]
@@ -50,7 +49,7 @@ def test_cost_counts_what_the_model_holds(family: str) -> None:
 
 
 def test_macs_are_those_of_the_experts_that_tokens_use() -> None:
-    graph = trace_experts(PlainLM(inner=10, experts=7, k=3).eval(), words(length=5))
+    graph = sc.trace(PlainLM(inner=10, experts=7, k=3).eval(), words(length=5), granularity="expert")
     block = 32 * 7 + (3 + 1) * 2 * 32 * 10  # router, three experts and the shared one
     assert graph.dense.macs == 5 * (2 * block + 32 * 64)
 
@@ -65,7 +64,7 @@ class _Weird(Mixture):
 def test_a_block_that_fails_its_trial_is_left_with_the_reason() -> None:
     model = PlainLM().eval()
     model.blocks[0] = _Weird().eval()
-    graph = trace_experts(model, words())
+    graph = sc.trace(model, words(), granularity="expert")
     assert [b.name for b in graph.blocks] == ["blocks.1"]
     assert graph.left[0].group.name == "blocks.0"
     assert "did not give what excluding them gives" in graph.left[0].reason
@@ -92,30 +91,30 @@ def test_a_layer_list_beside_a_matrix_of_as_many_rows_is_no_mixture() -> None:
             return self.deep(x)
 
     with pytest.raises(sc.NothingToPruneError, match="found none"):
-        trace_experts(Outer(), torch.randn(4, 5))
+        sc.trace(Outer(), torch.randn(4, 5), granularity="expert")
 
 
 def test_no_experts_at_all_is_refused() -> None:
     with pytest.raises(sc.NothingToPruneError, match="to hold a mixture of experts, got none"):
-        trace_experts(nn.Linear(3, 3), torch.zeros(1, 3))
+        sc.trace(nn.Linear(3, 3), torch.zeros(1, 3), granularity="expert")
 
 
 def test_a_block_whose_tokens_use_every_expert_is_left() -> None:
     with pytest.raises(sc.NothingToPruneError, match="a token uses 3 of its 3 experts: none can go"):
-        trace_experts(PlainLM(experts=3, k=3).eval(), words())
+        sc.trace(PlainLM(experts=3, k=3).eval(), words(), granularity="expert")
 
 
 def test_a_router_in_half_precision() -> None:
-    graph = trace_experts(make("mixtral").bfloat16(), words())
+    graph = sc.trace(make("mixtral").bfloat16(), words(), granularity="expert")
     assert len(graph.blocks) == 2
 
 
 def test_on_the_meta_device_structure_decides() -> None:
     inputs = {"input_ids": words(), "attention_mask": torch.ones_like(words())}
-    dense = trace_experts(make("qwen2"), inputs)
+    dense = sc.trace(make("qwen2"), inputs, granularity="expert")
     empty = make("qwen2").to("meta")
     empty.set_attn_implementation("eager")
-    graph = trace_experts(empty, inputs)
+    graph = sc.trace(empty, inputs, granularity="expert")
     assert not graph.proven
     assert [b.name for b in graph.blocks] == [b.name for b in dense.blocks]
     assert graph.dense == dense.dense

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, cast, final
 
 import numpy as np
 from pydantic import JsonValue
@@ -26,6 +27,7 @@ from secateur.score.combination import Asked
 from secateur.score.scores import Scores
 
 if TYPE_CHECKING:
+    from secateur.experts.graph import ExpertGraph
     from secateur.graph.graph import Graph
 
 
@@ -44,12 +46,14 @@ class Allocator(ABC):
         solved: The entry of `settings` that a budget solves for; empty if there is none.
         knob_name: What the knob is called on the axis of a plot; empty: what `solved` says.
         on_weights: Whether the rule can decide on single weights.
+        spends: Whether units may come back one by one while a budget holds.
     """
 
     name: ClassVar[str]
     solved: ClassVar[str] = ""
     knob_name: ClassVar[str] = ""
     on_weights: ClassVar[bool] = True
+    spends: ClassVar[bool] = True
 
     @property
     @abstractmethod
@@ -111,13 +115,17 @@ class Allocator(ABC):
     @final
     def allocate(
         self,
-        graph: Graph,
+        graph: Graph | ExpertGraph,
         scores: Scores | ScoreTable,
         budget: Budget | None = None,
         limits: Limits | None = None,
         seed: int = 0,
     ) -> Plan:
         """Decides how many units of each group go, and which.
+
+        Where units are experts, the groups are their blocks. No block keeps fewer experts than a token uses.
+        A router that parts its experts into groups of its own loses equally many of each: the first to go
+        by the rule's order within it.
 
         Args:
             graph: The traced model.
@@ -143,21 +151,27 @@ class Allocator(ABC):
                 f"allocate: expected budget to be a Budget or None, got {budget!r}. "
                 "Write Budget(macs=0.5), for example."
             )
-        limits, values = _checked(limits, graph), table(scores, graph, self.signals)
-        decision = self.decide(graph, values, budget, limits)
+        graph = cast("Graph", graph)  # rules read groups and costs, which one of experts has too
+        rule, limits = graph.adapted(self, _checked(limits, graph))
+        if budget is not None and not rule.spends:
+            budget = replace(budget, spend=False)
+        values = table(scores, graph, rule.signals)
+        decision = rule.decide(graph, values, budget, limits)
         plan = Plan.build(
             graph,
             decision.keep,
-            allocator=self.name,
-            settings=self.settings(decision.knob) | {"limits": limits.as_settings()},
+            allocator=rule.name,
+            settings=rule.settings(decision.knob) | {"limits": limits.as_settings()},
             seed=seed,
             budget=None if budget is None else budget.as_settings(),
-            certificates=self.certificates(graph, values, limits, decision),
+            certificates=rule.certificates(graph, values, limits, decision),
         )
-        return plan.on(self._curve(graph, limits, decision.steps))
+        return plan.on(rule._curve(graph, limits, decision.steps))
 
     @final
-    def curve(self, graph: Graph, scores: Scores | ScoreTable, limits: Limits | None = None) -> Curve:
+    def curve(
+        self, graph: Graph | ExpertGraph, scores: Scores | ScoreTable, limits: Limits | None = None
+    ) -> Curve:
         """What every value of the knob would give: MACs, parameters and units kept, all values at once.
 
         Where the knob stands plays no part: ``ToD().curve(graph, scores)`` is the curve of all tolerances.
@@ -175,9 +189,10 @@ class Allocator(ABC):
             SettingError: An ignore pattern matches nothing.
             NothingToPruneError: No group is left to decide on.
         """
-        limits = _checked(limits, graph)
-        values = table(scores, graph, self.signals)
-        return self._curve(graph, limits, self._considered(graph, values, limits))
+        graph = cast("Graph", graph)
+        rule, limits = graph.adapted(self, _checked(limits, graph))
+        values = table(scores, graph, rule.signals)
+        return rule._curve(graph, limits, rule._considered(graph, values, limits))
 
     @final
     def decide(self, graph: Graph, scores: ScoreTable, budget: Budget | None, limits: Limits) -> Decision:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from torch import nn
 
@@ -15,6 +15,7 @@ from secateur.apply.realise import proven_module, restricted, unrealisable
 from secateur.apply.record import Record, attach, record_of
 from secateur.apply.tensors import check_positions
 from secateur.errors import ApplyError, SettingError
+from secateur.granularity import by_granularity
 from secateur.graph.folding import folded
 from secateur.graph.graph import Graph, fingerprint
 from secateur.graph.trace import retrace
@@ -23,19 +24,29 @@ from secateur.models import device_of, unwrap
 from secateur.modes import require_plain_modes
 from secateur.plan import Plan
 
+if TYPE_CHECKING:
+    from secateur.experts.graph import ExpertGraph
+
 FORMS = ("auto", "module", "graph", "masked")
 
 
+@by_granularity("plan")
 def apply(
     model: nn.Module,
     plan: Plan,
     form: Literal["auto", "module", "graph", "masked"] = "auto",
     *,
     example_inputs: Any = None,
-    graph: Graph | None = None,
+    graph: Graph | ExpertGraph | None = None,
     on_unrealisable: Literal["graph", "leave"] = "graph",
+    renormalise: bool | None = None,
 ) -> nn.Module:
     """Remove what a plan says.
+
+    An expert goes with its rows of the router and of the router's biases. The numbers that repeat how many
+    experts there are follow, in modules and, where all blocks keep the same number, in the configuration.
+    The result computes what the dense model computes when the logits of the removed experts are -inf before
+    softmax and top-k.
 
     Args:
         model: The dense model; it is left as it was.
@@ -43,20 +54,24 @@ def apply(
         form: ``module``: the same classes and code with smaller tensors, compared with ``masked`` at every
             size that may vary; a size that the code holds as a number is mended at that call, in the modules
             that ``record_of(result).captured`` names. ``graph``: the captured program. ``masked``: the
-            dense model with what consumes the removed units zeroed. ``auto``: a module where that
+            dense model with what consumes the removed units zeroed. Without experts it is always a module.
+            ``auto``: a module where that
             comparison succeeds, else the program; `secateur.record_of(result).note` then says why.
         example_inputs: Inputs for the forward pass; made from the plan's shapes if not given.
         graph: The trace of this model, if at hand; it saves tracing again.
         on_unrealisable: What ``auto`` does where a module cannot express some groups: return the
-            program, or a module that leaves those groups whole (with the smaller plan in its record).
+            program, or a module that leaves those groups whole (with the smaller plan in its record). Not
+            for experts.
+        renormalise: For experts alone: whether the weights of a token's experts are scaled to a sum of 1, in
+            routers with a setting for that (``norm_topk_prob``); None leaves it as it is.
 
     Returns:
         A new model in the dense one's training mode; `secateur.record_of` says what was done.
 
     Raises:
-        PlanError: If the plan was made for another model.
+        PlanError: If the plan was made for another model, or leaves a router too few experts.
         ApplyError: If the model cannot take the form asked for.
-        SettingError: If `form` is unknown.
+        SettingError: If `form` is unknown, or an option means nothing for what the plan removes.
 
     Example:
         >>> import torch
@@ -81,6 +96,7 @@ def apply(
     model = unwrap(model)
     require_plain_modes("apply", model)
     plan.check(fingerprint(model))
+    graph = cast("Graph | None", graph)  # one of experts does not come here
     original, model = model, folded(model, plan.folded)
     check_positions(model, plan)
     if form == "masked":

@@ -140,9 +140,9 @@ def rule_called(run: Run, name: str) -> Allocates:
     from dataclasses import fields, replace
 
     from secateur.allocate import resolve
-    from secateur.experts.allocate import rule_called as for_experts
+    from secateur.experts.target import Experts
 
-    found: Any = (for_experts if run.granularity == "expert" else resolve)(name)
+    found: Any = (Experts.rule if run.granularity == "expert" else resolve)(name)
     asked: dict[str, Any] = {"removal": run.removal} if name != "random" else {}
     if name == run.single_rule:
         asked |= {"protection": run.protection, "tolerance": run.tolerance, "ratio": run.ratio}

@@ -1,4 +1,4 @@
-"""`apply_experts` and its proof: experts removed for real, compared with a router that excludes them."""
+"""Experts in `sc.apply` and `sc.verify`: removed for real, compared with a router that excludes them."""
 
 from __future__ import annotations
 
@@ -17,19 +17,23 @@ from secateur.experts.allocate import check_kept
 from secateur.experts.counts import new_counts
 from secateur.experts.graph import ExpertGraph
 from secateur.experts.routing import excluding
-from secateur.experts.trace import trace_experts
+from secateur.experts.trace import trace
 from secateur.graph.graph import fingerprint
 from secateur.kernels import with_loop
 from secateur.models import device_of, unwrap
 from secateur.plan import Plan
 from secateur.verify import Proof
 
+FORMS = ("auto", "module")
+"""The forms that a model without some of its experts can have."""
+
 _NORMALISES = "norm_topk_prob"
 
 
-def apply_experts(
+def apply(
     model: nn.Module,
     plan: Plan,
+    form: str = "auto",
     *,
     graph: ExpertGraph | None = None,
     example_inputs: Any = None,
@@ -43,7 +47,8 @@ def apply_experts(
 
     Args:
         model: The dense model; it is left as it was.
-        plan: From `allocate_experts`.
+        plan: The decision of a rule.
+        form: ``auto`` or ``module``, which are the same.
         graph: The trace of this model, if at hand.
         example_inputs: For the trace otherwise; made from the plan's shapes if not given.
         renormalise: Whether the weights of a token's experts are scaled to a sum of 1, in routers with a
@@ -54,8 +59,10 @@ def apply_experts(
 
     Raises:
         PlanError: The plan is for another model, or leaves a router too few experts.
-        SettingError: `renormalise` is given, and a router has no such setting.
+        SettingError: Another form, or `renormalise` is given and a router has no such setting.
     """
+    if form not in FORMS:
+        raise SettingError(f"apply(form={form!r}): expected one of {', '.join(FORMS)} for experts.")
     model = unwrap(model)
     plan.check(fingerprint(model))
     check_positions(model, plan)
@@ -66,7 +73,7 @@ def apply_experts(
     return attach(smaller_module(model, plan, sizes), Record(plan, "module", note, sizes=sizes))
 
 
-def verify_experts(
+def verify(
     model: nn.Module,
     small: nn.Module,
     plan: Plan,
@@ -81,7 +88,7 @@ def verify_experts(
 
     Args:
         model: The dense model. Neither it nor `small` is changed; copies are compared.
-        small: What `apply_experts` returned.
+        small: What `apply` returned.
         plan: The plan in between.
         example_inputs: Inputs; random ones of the traced shapes if not given.
         graph: The trace of the dense model, if at hand.
@@ -108,18 +115,17 @@ def verify_experts(
     difference = relative_difference(got, wanted)
     if not difference <= tolerance:
         raise VerificationError(
-            f"verify_experts: expected the pruned {type(model).__name__} to equal the dense one whose "
-            "routers "
+            f"verify: expected the pruned {type(model).__name__} to equal the dense one whose routers "
             f"exclude the removed experts to {tolerance:.1g} relative in float64, got {difference:.3g} over "
             f"{len(wanted)} outputs. Repair and training change what it computes, and so does a forward "
-            "pass that draws: verify what apply_experts returned."
+            "pass that draws random numbers: verify what apply returned."
         )
     return Proof(difference, tolerance, "experts excluded", len(wanted))
 
 
 def _traced(model: nn.Module, plan: Plan, example_inputs: Any) -> ExpertGraph:
     args, kwargs = plan.inputs.arguments(example_inputs, device_of(model))
-    return trace_experts(model, kwargs or args)
+    return trace(model, kwargs or args)
 
 
 def _normalising(model: nn.Module, graph: ExpertGraph, renormalise: bool | None) -> dict[str, bool]:
@@ -129,7 +135,7 @@ def _normalising(model: nn.Module, graph: ExpertGraph, renormalise: bool | None)
     without = [b.router for b in graph.blocks if not hasattr(model.get_submodule(b.router), _NORMALISES)]
     if without:
         raise SettingError(
-            f"apply_experts: expected routers with the setting {_NORMALISES}, got none in {without[0]}. "
+            f"apply: expected routers with the setting {_NORMALISES}, got none in {without[0]}. "
             "Leave renormalise out: what this router does is part of its code."
         )
     paths = [f"{block.router}.{_NORMALISES}" for block in graph.blocks]

@@ -38,10 +38,10 @@ def save_pretrained(small: nn.Module, directory: str | Path) -> Path:
     """Write a checkpoint that stock Transformers loads: ``AutoModelForCausalLM.from_pretrained``.
 
     The plan is written beside it. Equal numbers of experts in all blocks are needed, as
-    ``allocate_experts(..., uniform=True)`` plans them; others are saved with `secateur.save`.
+    `EqualCounts` plans them; others are saved with `secateur.save`.
 
     Args:
-        small: What `apply_experts` returned for a model of Transformers.
+        small: What `apply` returned for a model of Transformers.
         directory: A folder that does not exist yet, or is empty.
 
     Raises:
@@ -53,7 +53,7 @@ def save_pretrained(small: nn.Module, directory: str | Path) -> Path:
     if len(counts) > 1:
         raise SettingError(
             f"save_pretrained: expected equally many experts in all blocks, got {sorted(counts)}. Plan with "
-            "allocate_experts(..., uniform=True), or save with secateur.save and load with secateur.load."
+            "sc.EqualCounts(rule), or save with secateur.save and load with secateur.load."
         )
     if not hasattr(small, "save_pretrained"):
         raise SettingError(
@@ -76,7 +76,7 @@ def prune_checkpoint(source: str | Path, plan: Plan, directory: str | Path) -> P
 
     Args:
         source: A folder with ``config.json`` and ``model.safetensors``, whole or sharded.
-        plan: From `allocate_experts`, for the model of this checkpoint.
+        plan: For the model of this checkpoint.
         directory: A folder that does not exist yet, or is empty.
 
     Returns:

@@ -40,6 +40,11 @@ class OtherRule(Allocator):
         """The rule's."""
         return self.rule.signals
 
+    @property
+    def spends(self) -> bool:  # type: ignore[override]
+        """As the rule."""
+        return self.rule.spends
+
     def knob(self, budget: Budget | None) -> float | None:
         """The rule's."""
         return self.rule.knob(budget)
@@ -67,6 +72,11 @@ class EqualCounts(OtherRule):
     Raises:
         SettingError: On `allocate`, there is no budget, or blocks have different numbers of experts.
     """
+
+    @property
+    def spends(self) -> bool:  # type: ignore[override]
+        """No: one expert of a single block may not come back alone."""
+        return False
 
     def knob(self, budget: Budget | None) -> float | None:
         """The fraction removed, which only a budget can say."""

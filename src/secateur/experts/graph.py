@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from secateur.allocate.base import Allocator
+from secateur.allocate.limits import Limits
 from secateur.cost import Cost
 from secateur.errors import PlanError
+from secateur.experts.allocate import Grouped, within
 from secateur.experts.blocks import Block
 from secateur.graph.graph import fingerprint
 from secateur.graph.groups import Frozen, Group, Left, Slice
@@ -37,7 +41,7 @@ class ExpertCost(Cost):
 class ExpertGraph:
     """The experts of a model; one group a block, named after it, one unit an expert.
 
-    Allocators take it in place of a `Graph`.
+    `sc.trace` makes it for granularity ``expert``; rules, `sc.score` and `sc.apply` take it like a `Graph`.
 
     Attributes:
         blocks: The blocks whose experts may be removed, in order.
@@ -50,6 +54,8 @@ class ExpertGraph:
         dense: What the whole model costs.
         proven: Whether a forward pass has shown what a removal does; it cannot on the meta device.
     """
+
+    granularity: ClassVar[Literal["expert"]] = "expert"
 
     blocks: tuple[Block, ...]
     groups: tuple[Group, ...]
@@ -74,6 +80,11 @@ class ExpertGraph:
     def device(self) -> torch.device:
         """Where the model's first tensor lives."""
         return device_of(self.model)
+
+    def adapted(self, rule: Allocator, limits: Limits) -> tuple[Allocator, Limits]:
+        """The rule and the limits, so that every router can work with what they leave."""
+        grouped = any(block.routing_groups > 1 for block in self.blocks)
+        return (Grouped(rule, self) if grouped else rule), within(self.blocks, limits)
 
     def block(self, name: str) -> Block:
         """The block of this name.

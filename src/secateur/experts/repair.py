@@ -1,9 +1,9 @@
-"""`repair_experts`: the surviving experts take over, in closed form and without labels."""
+"""Experts in `sc.repair`: the surviving experts take over, in closed form and without labels."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from secateur.apply.copying import duplicate
 from secateur.apply.record import record_of, with_repairs
-from secateur.calibration import Calibration
+from secateur.calibration import Calibration, Forward
 from secateur.errors import SettingError
 from secateur.experts.blocks import Block
 from secateur.experts.down import Down, inputs_of
 from secateur.experts.graph import ExpertGraph
 from secateur.experts.routing import Call, Routed, watching
+from secateur.experts.trace import trace
 from secateur.models import device_of, evaluating
 from secateur.regression.leastsquares import add_products, damped_solution
 
@@ -28,13 +29,21 @@ DAMPINGS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 METHOD = "experts"
 
 
-def repair_experts(
+def check_methods(where: str, methods: str | Sequence[str] | None) -> None:
+    """Refuse every repair but the one that experts have."""
+    if methods not in (None, "auto", METHOD, [METHOD], (METHOD,)):
+        raise SettingError(f"{where}={methods!r}): expected None, 'auto' or {METHOD!r}. Name one.")
+
+
+def repair(
     small: nn.Module,
     model: nn.Module,
     calibration: Any,
+    methods: str | Sequence[str] | None = "auto",
     *,
-    graph: ExpertGraph,
+    graph: ExpertGraph | None = None,
     memory: int = 2**31,
+    forward: Forward | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> nn.Module:
@@ -54,12 +63,14 @@ def repair_experts(
     own: later ones do not make up for errors of earlier ones.
 
     Args:
-        small: What `apply_experts` returned; it is left as it was.
+        small: What `apply` returned; it is left as it was.
         model: The dense model.
         calibration: Data, without labels. What `Calibration.of` takes.
-        graph: The trace of the dense model.
+        methods: ``experts``, which ``auto`` stands for; or None, which gives a plain copy.
+        graph: The trace of the dense model, if at hand.
         memory: Most bytes for sums; if all blocks need more, the data are read several times. ``2**35``
             refits 32 experts of inner size 1,408 together, the default eight.
+        forward: ``forward(model, batch)`` calls the model on what the loader gives.
         seed: For shuffling loaders.
         progress: Show a bar on a terminal.
 
@@ -69,13 +80,17 @@ def repair_experts(
 
     Raises:
         SettingError: One expert's sums alone need more than `memory`, or experts do not end in a linear
-            layer.
-        ArtefactError: `small` did not come from `apply_experts`.
+            layer, or a method is unknown.
+        ArtefactError: `small` did not come from `apply`.
     """
+    check_methods("repair(methods", methods)
     record = record_of(small)
     kept = {group.name: group.kept for group in record.plan.groups if group.removed}
     repaired = duplicate(small)
-    data = Calibration.of(calibration, seed=seed, model=model).to(device_of(model))
+    if methods is None:
+        return repaired
+    data = Calibration.of(calibration, seed=seed, forward=forward, model=model).to(device_of(model))
+    graph = trace(model, data.first().inputs) if graph is None else graph
     blocks = {block.name: block for block in graph.blocks if block.name in kept}
     report: dict[str, Any] = {}
     for parts in passes(model, list(blocks.values()), kept, memory):
@@ -134,7 +149,7 @@ def passes(model: nn.Module, blocks: list[Block], kept: dict[str, int], memory: 
         most = math.isqrt(memory // 16) // inner
         if not most:
             raise SettingError(
-                f"repair_experts: expected sums that fit into {memory:,} bytes, got {16 * inner**2:,} for an "
+                f"repair: expected sums that fit into {memory:,} bytes, got {16 * inner**2:,} for an "
                 f"expert of {block.name} (inner size {inner}). Give more memory, or leave this repair out."
             )
         pruned = replace(block, count=count)

@@ -1,4 +1,4 @@
-"""`score_experts`: what each expert is worth, by all signals asked for, in one pass over the data."""
+"""Experts in `sc.score`: what each expert is worth, by all signals asked for, in one pass over the data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from secateur.calibration import Batch, Calibration
+from secateur.calibration import Batch, Calibration, Forward
 from secateur.errors import CalibrationError, ScoreError
 from secateur.experts.blocks import Block
 from secateur.experts.graph import ExpertGraph, expert_parameters
@@ -26,12 +26,13 @@ ExpertAsked: TypeAlias = Asked | ExpertSignal
 """A name (also ``a*b`` and ``a+b``), a signal for experts, or a combination of names."""
 
 
-def score_experts(
+def score(
     graph: ExpertGraph,
     calibration: Any = None,
     signals: ExpertAsked | Iterable[ExpertAsked] = ("reap", "expert_taylor"),
     *,
     loss_fn: LossFn | None = None,
+    forward: Forward | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> Scores:
@@ -41,12 +42,13 @@ def score_experts(
     batch's ``attention_mask`` calls padding count for nothing. Weights must be on one device.
 
     Args:
-        graph: From `trace_experts`.
+        graph: From `sc.trace` with granularity ``expert``.
         calibration: What `Calibration.of` takes; None if no signal needs data.
         signals: Names or instances: ``frequency``, ``router_weight``, ``reap``, ``output_change``,
             ``specialisation``, ``expert_taylor``, ``weight_norm``, ``random``; combined as
             ``frequency*reap``.
         loss_fn: ``loss_fn(model, batch)`` for signals that need gradients, instead of the default loss.
+        forward: ``forward(model, batch)`` calls the model on what the loader gives.
         seed: For shuffling loaders and what signals draw.
         progress: Show a bar on a terminal.
 
@@ -69,9 +71,9 @@ def score_experts(
         if calibration is None:
             names = ", ".join(n for n, s in chosen.items() if s.needs)
             raise CalibrationError(
-                f"score_experts: expected calibration data for {names}, got none. Do give some."
+                f"score: expected calibration data for {names}, got none. Pass at least one batch."
             )
-        data = Calibration.of(calibration, seed=seed).to(graph.device)
+        data = Calibration.of(calibration, seed=seed, forward=forward, model=graph.model).to(graph.device)
         samples = _gather(graph, data, needing["routing"], needing["gradients"], loss_fn, progress)
     values = {name: dict(tally.finish()) for name, tally in tallies.items()}
     scores = Scores(values, samples, 0, seed, graph.fingerprint)
@@ -90,8 +92,7 @@ def leaves(asked: Iterable[Any]) -> dict[str, ExpertSignal]:
             found.setdefault(str(one), SIGNALS[str(one)]())
         else:
             raise ScoreError(
-                f"score_experts: expected one of {', '.join(SIGNALS)} or an ExpertSignal, got {one!r}. Do "
-                "name one."
+                f"score: expected one of {', '.join(SIGNALS)} or an ExpertSignal, got {one!r}. Name one."
             )
     return found
 

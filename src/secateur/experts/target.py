@@ -15,12 +15,11 @@ from secateur.apply.record import record_of, with_repairs
 from secateur.calibration import Calibration
 from secateur.errors import BudgetError, SettingError
 from secateur.evaluate import evaluate
-from secateur.experts.allocate import allocate_experts, rule_called
-from secateur.experts.apply import apply_experts, verify_experts
+from secateur.experts.apply import FORMS, apply, verify
 from secateur.experts.graph import ExpertGraph
-from secateur.experts.repair import METHOD, repair_experts
-from secateur.experts.score import leaves, score_experts
-from secateur.experts.trace import trace_experts
+from secateur.experts.repair import METHOD, check_methods, repair
+from secateur.experts.score import leaves, score
+from secateur.experts.trace import trace
 from secateur.plan import Plan
 from secateur.result import few
 from secateur.score import Scores
@@ -43,10 +42,22 @@ CANDIDATES: Mapping[str, Callable[[], Allocator]] = MappingProxyType(
 """What ``auto`` compares."""
 
 
+DEFAULTS: Mapping[str, Allocator] = MappingProxyType(
+    {
+        "tod": ToD(removal="reap", protection="expert_taylor"),
+        "emp": EMP(removal="reap"),
+        "global": Global(removal="reap"),
+        "uniform": Uniform(removal="reap"),
+        "random": Uniform(removal="random"),
+    }
+)
+"""What a rule's name stands for where experts are decided on: signals that experts have."""
+
+
 class Experts(Target):
     """Experts; the model need not be captured."""
 
-    forms = ("auto", "module")
+    forms = FORMS
     default = "tod"
     candidates = CANDIDATES
     refused: ClassVar[Mapping[str, str]] = {
@@ -59,20 +70,23 @@ class Experts(Target):
     @staticmethod
     def rule(allocator: Any) -> Any:
         """A rule with signals for experts."""
-        return rule_called(allocator)
+        if isinstance(allocator, str) and allocator in DEFAULTS:
+            return DEFAULTS[allocator]
+        if isinstance(allocator, Allocator):
+            return allocator
+        raise SettingError(
+            f"allocator: expected one of {', '.join(DEFAULTS)} or an Allocator, got {allocator!r}. Write "
+            'ToD(removal="reap", protection="frequency"), for example.'
+        )
 
     @staticmethod
     def check_repair(repair: str | Sequence[str] | None) -> None:
         """None, ``auto`` or ``experts``."""
-        if repair not in (None, "auto", METHOD, [METHOD], (METHOD,)):
-            raise SettingError(
-                f"prune(granularity='expert', repair={repair!r}): expected None, 'auto' or {METHOD!r}. "
-                "Name one."
-            )
+        check_methods("prune(granularity='expert', repair", repair)
 
     def trace(self) -> ExpertGraph:
         """Blocks of experts."""
-        return trace_experts(self.task.model, self.task.example.inputs)
+        return trace(self.task.model, self.task.example.inputs)
 
     def score(self, rules: Iterable[Allocates]) -> Scores:
         """By what routers send to experts."""
@@ -80,7 +94,7 @@ class Experts(Target):
 
     def _score(self, signals: Sequence[Any]) -> Scores:
         task = self.task
-        return score_experts(
+        return score(
             self.graph, task.fit, signals, loss_fn=task.loss_fn, seed=task.seed, progress=task.progress
         )
 
@@ -99,7 +113,8 @@ class Experts(Target):
 
     def allocate(self, rule: Any, scores: Scores, budget: Budget | None) -> Plan:
         """Within what routers need."""
-        return allocate_experts(self.graph, scores, rule, budget, self.task.limits, self.task.seed)
+        plan: Plan = rule.allocate(self.graph, scores, budget, self.task.limits, self.task.seed)
+        return plan
 
     def default_budget(self, scored: Scored) -> Budget:
         """As many experts as ``tod`` with its default tolerance keeps."""
@@ -122,26 +137,22 @@ class Experts(Target):
         small = self.apply(plan)
         if self.task.repair is None:
             return small
-        return repair_experts(
-            small, self.task.model, data, graph=self.graph, seed=self.task.seed, progress=False
-        )
+        return repair(small, self.task.model, data, graph=self.graph, seed=self.task.seed, progress=False)
 
     def apply(self, plan: Plan) -> nn.Module:
         """The smaller model."""
-        return apply_experts(self.task.model, plan, graph=self.graph)
+        return apply(self.task.model, plan, graph=self.graph)
 
     def verify(self, small: nn.Module, plan: Plan) -> Proof:
         """With the dense model whose routers may not choose the removed experts."""
-        return verify_experts(self.task.model, small, plan, few(self.task.example, None), graph=self.graph)
+        return verify(self.task.model, small, plan, few(self.task.example, None), graph=self.graph)
 
     def repaired(self, small: nn.Module, plan: Plan) -> nn.Module:
         """Kept if the held-out loss is no worse for it."""
         task = self.task
         if task.repair is None:
             return small
-        better = repair_experts(
-            small, task.model, task.fit, graph=self.graph, seed=task.seed, progress=task.progress
-        )
+        better = repair(small, task.model, task.fit, graph=self.graph, seed=task.seed, progress=task.progress)
         tried = record_of(better).repairs[-1]
         before, after = (
             evaluate(model, task.held, dense=task.model, loss_fn=task.loss_fn, progress=task.progress).loss

@@ -1,4 +1,4 @@
-"""`trace_experts`: find a model's experts, prove that they can be removed, and say what they cost."""
+"""Experts in `sc.trace`: find a model's experts, prove that they can be removed, and say what they cost."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from secateur.calibration.reading import Forward, Reading
 from secateur.errors import CaptureError, NothingToPruneError, SecateurError
 from secateur.experts.blocks import Block, candidates
 from secateur.experts.graph import ExpertGraph, build, expert_parameters
@@ -21,7 +22,7 @@ from secateur.graph.inputs import InputSpec, batch_size, call_arguments
 from secateur.models import device_of, evaluating, unwrap
 
 
-def trace_experts(model: nn.Module, example_inputs: Any) -> ExpertGraph:
+def trace(model: nn.Module, example_inputs: Any, *, forward: Forward | None = None) -> ExpertGraph:
     """Find the experts that may be removed from a mixture-of-experts model.
 
     A block is recognised by its structure: experts that are a list of equal modules, or one module with
@@ -33,6 +34,7 @@ def trace_experts(model: nn.Module, example_inputs: Any) -> ExpertGraph:
     Args:
         model: Any module; it is left as it was.
         example_inputs: A tensor, a tuple of positional arguments, or a mapping of keyword arguments.
+        forward: Calls the model on `example_inputs`, as for units.
 
     Returns:
         The blocks and what they cost. Their fewest experts are checked here, before any data is read.
@@ -43,15 +45,15 @@ def trace_experts(model: nn.Module, example_inputs: Any) -> ExpertGraph:
     """
     model = unwrap(model)
     device = device_of(model)
+    if forward is not None:
+        example_inputs = Reading(model, forward).inputs(example_inputs)
     args, kwargs = call_arguments(example_inputs, device)
     choices = list(candidates(model))
     if not choices:
         raise NothingToPruneError(
-            f"trace_experts: expected {type(model).__name__} to hold a mixture of experts, got none: no "
-            "list of "
-            "equal modules, and no module with several [experts, ...] parameters, beside a matrix with a "
-            "row for "
-            "each. Use sc.trace for channels and heads."
+            f"trace: expected {type(model).__name__} to hold a mixture of experts, got none: no list of "
+            "equal modules, and no module with several [experts, ...] parameters, beside a matrix with a row "
+            "for each. Leave granularity out for channels and heads."
         )
     with evaluating(model), torch.no_grad():
         macs, tokens = _count(model, [c[0] for c in choices], args, kwargs)
@@ -61,8 +63,7 @@ def trace_experts(model: nn.Module, example_inputs: Any) -> ExpertGraph:
             unknown = [b.name for b in blocks if b.top_k is None]
             if unknown:
                 raise CaptureError(
-                    f"trace_experts: expected {unknown[0]} to say how many experts a token uses, as top_k "
-                    "for "
+                    f"trace: expected {unknown[0]} to say how many experts a token uses, as top_k for "
                     "example, got nothing. Trace the model with weights instead of on the meta device."
                 )
         else:
@@ -70,8 +71,7 @@ def trace_experts(model: nn.Module, example_inputs: Any) -> ExpertGraph:
     if not blocks:
         reasons = "\n".join(f"{block.name} ({block.count}): {reason}" for block, reason in left)
         raise NothingToPruneError(
-            f"trace_experts: expected {type(model).__name__} to have experts that can be removed, found "
-            "none.\n"
+            f"trace: expected {type(model).__name__} to have experts that can be removed, found none.\n"
             f"{reasons}\nSee these reasons."
         )
     samples = max(batch_size((args, kwargs)), 1)
@@ -138,7 +138,7 @@ def _count(
             model(*args, **kwargs)
     except Exception as error:
         raise CaptureError(
-            f"trace_experts: expected {type(model).__name__} to run on the example inputs, got "
+            f"trace: expected {type(model).__name__} to run on the example inputs, got "
             f"{said(error)}. Check them. On the meta device Transformers needs an attention_mask, and "
             "model.set_attn_implementation('eager').",
             details(error),

@@ -111,7 +111,7 @@ def _difference(model: nn.Module, block: Block, seen: Seen, removed: list[int]) 
     module = model.get_submodule(block.name)
     inner = _inside(block)
     graph: ExpertGraph = build(module, [inner], [], InputSpec(), macs=0, tokens=0, proven=False)
-    plan = Plan.build(graph, keep_masks(inner, removed), allocator="trial")  # type: ignore[arg-type]
+    plan = Plan.build(graph, keep_masks(inner, removed), allocator="trial")
     args, kwargs = seen.args, seen.kwargs
     small = smaller_module(module, plan, new_counts(module, graph, plan))
     got = run_doubled(with_loop(small.double()), args, kwargs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -26,6 +26,10 @@ from secateur.graph.rules.op import Walk
 from secateur.graph.views import View
 from secateur.graph.walk import Tensor, tensor_of
 from secateur.models import named_tensors
+
+if TYPE_CHECKING:
+    from secateur.allocate.base import Allocator
+    from secateur.allocate.limits import Limits
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -50,6 +54,8 @@ class Graph:
         folded: Weights that are computed from parameters, taken as parameters: see `secateur.graph.folding`.
         static_batch: The only batch size the program accepts; None if any will do.
     """
+
+    granularity: ClassVar[Literal["unit"]] = "unit"
 
     groups: tuple[Group, ...]
     left: tuple[Left, ...]
@@ -77,6 +83,10 @@ class Graph:
     def device(self) -> torch.device:
         """Where the model's first tensor lives (the CPU if it has none)."""
         return next((t.device for t in self.program.state_dict.values()), torch.device("cpu"))
+
+    def adapted(self, rule: Allocator, limits: Limits) -> tuple[Allocator, Limits]:
+        """The rule and the limits as this model needs them, which is as they are."""
+        return rule, limits
 
     def captured_inputs(self) -> Arguments:
         """The arguments that the program was captured with, a batch of one doubled."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Collection, Iterable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import nn
@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from secateur.calibration.reading import Forward, Reading
 from secateur.errors import CaptureError, SettingError
+from secateur.granularity import by_granularity
 from secateur.graph.assemble import assemble, cost_model
 from secateur.graph.capture import capture, require_parameters
 from secateur.graph.datasizes import measure_sizes
@@ -29,17 +30,51 @@ from secateur.graph.walk import keep_inputs_of, walk
 from secateur.models import named_tensors, unwrap
 from secateur.modes import require_plain_modes
 
+if TYPE_CHECKING:
+    from secateur.experts.graph import ExpertGraph
 
+
+@overload
 def trace(
     model: nn.Module,
     example_inputs: Any,
     *,
+    granularity: Literal["expert"],
+    forward: Forward | None = None,
+) -> ExpertGraph: ...
+
+
+@overload
+def trace(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    granularity: Literal["unit"] = "unit",
     more_inputs: Iterable[Any] = (),
     methods: Iterable[str] = (),
     allow_inexact: bool = False,
     forward: Forward | None = None,
-) -> Graph:
+) -> Graph: ...
+
+
+@by_granularity("granularity")
+def trace(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    granularity: Literal["unit", "expert"] = "unit",
+    more_inputs: Iterable[Any] = (),
+    methods: Iterable[str] = (),
+    allow_inexact: bool = False,
+    forward: Forward | None = None,
+) -> Any:
     """Find what can be removed from a model, and what has to go together.
+
+    Experts of a mixture are found by their structure: a list of equal modules, or a module whose parameters
+    have the experts along axis 0, and beside it a router with a row for each. The model need not be captured.
+    One forward pass shows what reaches each block; then experts are removed from a float64 copy of it, which
+    has to give what the dense block gives when its router may not choose them. On the meta device nothing can
+    be tried, and ``graph.proven`` is False.
 
     Args:
         model: Any module that `torch.export` can capture; it is left as it was.
@@ -47,6 +82,8 @@ def trace(
             Tensors are moved to the model's device. The first axis is taken as the batch. The model is also
             run at other sizes of every axis, to learn which may vary (``graph.inputs``); what is found to go
             together holds at both sizes.
+        granularity: What may be removed. ``unit``: channels, neurons, heads, hidden units. ``expert``: whole
+            experts; then `more_inputs`, `methods` and `allow_inexact` mean nothing, and are refused.
         more_inputs: Further inputs of other sizes, as in `example_inputs`: the axes in which they differ may
             vary, at these sizes; the other axes are tried. Inputs of another kind (a mask more, another
             number of axes, ``{"x": x, "mode": "fast"}``) are captured too, so that the result is right for
@@ -59,13 +96,16 @@ def trace(
             a batch as the loader gives it.
 
     Returns:
-        The groups, what is frozen and why, and a cost model.
+        The groups, what is frozen and why, and a cost model. For experts an `ExpertGraph`: a group for each
+        block, and ``graph.left`` says which blocks stay whole and why.
 
     Raises:
-        CaptureError: If `torch.export` cannot capture the model, or it returns no tensor.
-        NothingToPruneError: If no group of units may be removed.
-        SettingError: If the model is no module, is scripted or quantised, or has masks of
-            `torch.nn.utils.prune` on; or if the inputs are of no known kind, or empty.
+        CaptureError: If `torch.export` cannot capture the model, or it returns no tensor. Experts: if the
+            forward pass fails.
+        NothingToPruneError: If no group of units may be removed, or there are no experts that may go.
+        SettingError: If an option means nothing for experts; if the model is no module, is scripted or
+            quantised, or has masks of `torch.nn.utils.prune` on; or if the inputs are of no known kind, or
+            empty.
 
     Example:
         >>> import secateur as sc

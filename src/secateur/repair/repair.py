@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -12,6 +12,7 @@ from torch import nn
 from secateur.apply.copying import duplicate
 from secateur.apply.record import attach, record_of, with_repairs
 from secateur.calibration import Calibration, Forward, seeded
+from secateur.granularity import by_granularity
 from secateur.graph.graph import Graph
 from secateur.graph.trace import trace
 from secateur.models import named_tensors, unwrap
@@ -21,12 +22,16 @@ from secateur.repair.methods import Repair, Work, resolve
 from secateur.repair.trials import FINALISTS, Trials
 from secateur.score.loss import LossFn
 
+if TYPE_CHECKING:
+    from secateur.experts.graph import ExpertGraph
+
 FEW = 50
 """Up to this many samples, a fifth of them says too little: every fifth judges in turn."""
 
 FOLDS = 5
 
 
+@by_granularity("small")
 def repair(
     small: nn.Module,
     model: nn.Module,
@@ -34,7 +39,8 @@ def repair(
     methods: str | Sequence[str] | None = "auto",
     *,
     own: Mapping[str, Repair] | None = None,
-    graph: Graph | None = None,
+    graph: Graph | ExpertGraph | None = None,
+    memory: int | None = None,
     loss_fn: LossFn | None = None,
     forward: Forward | None = None,
     seed: int = 0,
@@ -54,15 +60,21 @@ def repair(
     ``channelwise`` by the plain factor, ``layerwise`` by one factor a layer, ``bias`` by a shift.
     ``batchnorm`` measures running statistics anew.
 
+    A model without some of its experts has one repair, ``experts``: it refits the down-projections of those
+    that stayed to what the dense block gives. See the guide to mixtures of experts for the formula. Held-out
+    tokens choose the damping, and experts that it does not help stay as they are.
+
     Args:
         small: What `apply` returned, in any form; it is left as it was. Zeros of a mask stay zero.
         model: The dense model.
         calibration: What `Calibration.of` takes; labels are not needed.
         methods: ``auto`` compares combinations and takes the best; a name; several, which are done in
             order, each where it helps; or None.
-        own: Further repairs by name, which `methods` may name.
+        own: Further repairs by name, which `methods` may name. Not for experts.
         graph: The trace of `model`, if at hand; it saves tracing again.
-        loss_fn: As for `score`; it judges instead of the distance.
+        memory: For experts alone: most bytes for sums, by default ``2**31``. With less, the data are read
+            several times, each time for some experts.
+        loss_fn: As for `score`; it judges instead of the distance. Not for experts.
         forward: As for `score`.
         seed: For shuffling loaders.
         progress: Show bars on a terminal.
@@ -71,7 +83,7 @@ def repair(
         A new model; `secateur.record_of(result).repairs` says what was tried and what it brought.
 
     Raises:
-        SettingError: If a method is unknown.
+        SettingError: If a method is unknown, or an option means nothing for what was removed.
         ArtefactError: If `small` did not come from `apply`.
         CalibrationError: If the data is empty, or too little to hold some out.
 
@@ -99,7 +111,7 @@ def repair(
     model = unwrap(model)
     require_plain_modes("repair", model)
     folds = folds_of(Calibration.of(calibration, seed=seed, forward=forward, model=model))
-    traced = [] if graph is None else [graph]
+    traced = [] if graph is None else [cast(Graph, graph)]  # one of experts does not come here
 
     def the_graph() -> Graph:
         if not traced:

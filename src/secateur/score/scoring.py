@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from secateur.calibration import Calibration, Forward
+from secateur.granularity import by_granularity
 from secateur.graph.graph import Graph
 from secateur.modes import require_plain_modes
 from secateur.score.combination import Asked, listed, with_combinations
@@ -15,11 +16,16 @@ from secateur.score.loss import LossFn
 from secateur.score.registry import resolve
 from secateur.score.scores import Scores
 
+if TYPE_CHECKING:
+    from secateur.experts.graph import ExpertGraph
+    from secateur.experts.score import ExpertAsked
 
+
+@by_granularity("graph")
 def score(
-    graph: Graph,
+    graph: Graph | ExpertGraph,
     calibration: Any = None,
-    signals: Asked | Iterable[Asked] = ("wasserstein", "taylor"),
+    signals: Asked | ExpertAsked | Iterable[Asked | ExpertAsked] = ("wasserstein", "taylor"),
     *,
     loss_fn: LossFn | None = None,
     forward: Forward | None = None,
@@ -40,13 +46,18 @@ def score(
     give the same samples everywhere; it is what a loader's workers are for. The data may be of any length. An
     error in one process is raised in all.
 
+    Experts have signals of their own, by default ``reap`` and ``expert_taylor``. Their model runs with its
+    own kernels, on one device and in one process. Tokens that a batch's ``attention_mask`` calls padding
+    count for nothing.
+
     Args:
-        graph: From `sc.trace`.
+        graph: From `sc.trace`, of units or of experts.
         calibration: A DataLoader, Dataset or iterable of batches (see `Calibration.of`); None if no signal
             needs data. Batches are moved to the model's device.
         signals: Names, or instances for settings other than the default: ``Wasserstein(per_class=64)``.
             Names with ``*`` and ``+`` between them, or `Product` and `RankSum`, are computed from their
-            parts, which are in the result as well.
+            parts, which are in the result as well. For experts: ``frequency``, ``router_weight``, ``reap``,
+            ``output_change``, ``specialisation``, ``expert_taylor``, ``weight_norm``, ``random``.
         loss_fn: ``loss_fn(model, batch)`` returns the mean loss of a batch; `model` is called like the user's
             own, `batch` is what the loader gave. By default the cross-entropy of logits and labels, or the
             `loss` that the model returns for a mapping batch.
@@ -57,7 +68,7 @@ def score(
         memory: Most that the signals together may hold of what they accumulate, in bytes or as ``"2 GB"``;
             N processes get an N-th each. If it does not suffice for all groups at once, the data are read
             several times, each time for some groups; the scores are the same. Labels are then read once more
-            beforehand, to count the classes.
+            beforehand, to count the classes. This and the next two options are not for experts.
         checkpoint: A file that keeps what has been accumulated. If it exists and belongs to this run, the run
             goes on behind the last batch that it holds, and gives the same scores, bit for bit; it is removed
             at the end. Batches before that are read, not run. With N processes, each has a file of its own,
@@ -71,7 +82,8 @@ def score(
         CalibrationError: The data cannot feed what a signal needs.
         ScoreError: A signal is unknown, a weight is not finite, scores are not, or another process failed.
         ArtefactError: The checkpoint is damaged, or of another model, data or settings.
-        SettingError: The memory limit is too low for a single group, or a setting is none.
+        SettingError: The memory limit is too low for a single group, a setting is none, or it means nothing
+            for experts.
 
     Example:
         >>> import torch
@@ -84,9 +96,10 @@ def score(
         >>> sorted(scores.values), scores["wasserstein"]["0"].shape
         (['apoz', 'l1', 'l1*apoz', 'wasserstein'], (8,))
     """
+    graph = cast(Graph, graph)  # one of experts does not come here
     if graph.programs.model is not None:
         require_plain_modes("score", graph.programs.model)
-    asked = listed(signals)
+    asked = listed(cast("Asked | Iterable[Asked]", signals))
     chosen = resolve(asked)
     data = None
     if calibration is not None:

@@ -67,7 +67,7 @@ class ExpertTally(ABC):
 
 
 class ExpertSignal(ABC):
-    """What an expert is worth; higher is worth more. `score_experts` gathers all signals in one pass."""
+    """What an expert is worth; higher is worth more. `score` gathers all signals in one pass."""
 
     name: ClassVar[str]
     needs: ClassVar[frozenset[Need]]
