@@ -96,8 +96,8 @@ def assemble(walk: Walk, tensors: list[Tensor], *, allow_inexact: bool) -> Assem
 
 
 def _keep_what_only_code_holds(walk: Walk, tensors: list[Tensor], bits: NDArray[np.int64]) -> None:
-    """Freeze what a constant made inside forward() consumes: no copy of the model could mask it."""
-    because = walk.reasons.label(Reason("read by a constant made inside forward()"))
+    """Freeze what a tensor outside of the state dict consumes: no copy of the model could mask it."""
+    because = walk.reasons.label(Reason("read by a tensor that is neither a parameter nor a buffer"))
     for tensor in tensors:
         if tensor.name.startswith("lifted_tensor_"):  # capture's own name; the model has no such tensor
             for axis in tensor.axes:
