@@ -13,6 +13,7 @@ from torch import nn
 
 import secateur as sc
 from secateur.granularity import MODULES, REFUSED
+from secateur.masks import Weights, allocate, score
 from tests.experts.models import PlainLM, words
 
 OTHERS = [(name, granularity) for granularity, modules in MODULES.items() for name in modules]
@@ -26,6 +27,8 @@ CHANGED: dict[str, Any] = {
     "renormalise": True,
     "on_unrealisable": "leave",
     "other_sizes": False,
+    "example_inputs": torch.ones(2, 4),
+    "tolerance": 1e-3,
     "own": {},
     "loss_fn": lambda model, batch: None,
 }
@@ -49,6 +52,10 @@ def arguments() -> dict[tuple[str, str], tuple[Any, ...]]:
         found["apply", granularity] = model, plan
         found["verify", granularity] = model, small, plan
         found["repair", granularity] = small, model, [inputs]
+    model = units[0]
+    masks = allocate(Weights.of(model), score(model), "uniform", sc.Budget(sparsity=0.5))
+    found["apply", "weight"] = model, masks
+    found["verify", "weight"] = model, sc.apply(model, masks), masks
     return found
 
 
@@ -89,6 +96,24 @@ def test_unknown_granularities_are_refused() -> None:
 def test_wrong_arguments_are_refused_as_of_any_function() -> None:
     with pytest.raises(TypeError, match=r"trace\(\) got an unexpected keyword argument 'inputs'"):
         sc.trace(nn.Linear(2, 2), inputs=torch.ones(1, 2))  # type: ignore[call-overload]
+
+
+def test_masks_are_applied_and_compared_bit_for_bit(
+    arguments: dict[tuple[str, str], tuple[Any, ...]],
+) -> None:
+    model, masks = arguments["apply", "weight"]
+    graph = sc.trace(model, torch.ones(2, 4))
+    small = sc.apply(model, masks, "masked", graph=graph)
+    assert all((small.get_parameter(n) != 0).tolist() == mask.tolist() for n, mask in masks.masks.items())
+    assert sc.verify(model, small, masks).proven
+    repaired = sc.repair(small, model, [torch.randn(20, 4) for _ in range(4)], "reconstruct", progress=False)
+    assert not any(repaired.get_parameter(n)[torch.tensor(~mask)].any() for n, mask in masks.masks.items())
+    with torch.no_grad():
+        small.get_parameter("0.bias")[0] += 1e-6
+    with pytest.raises(sc.VerificationError, match=r"got a difference in '0\.bias'"):
+        sc.verify(model, small, masks)
+    with pytest.raises(sc.SettingError, match=r"apply\(form='graph'\): expected one of auto, masked"):
+        sc.apply(model, masks, "graph")
 
 
 def test_forms_and_repairs_that_experts_do_not_have(

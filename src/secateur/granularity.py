@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from functools import wraps
 from importlib import import_module
+from reprlib import repr as short
 from types import MappingProxyType
 from typing import Any, ParamSpec, TypeVar
 
@@ -24,7 +25,8 @@ MODULES: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "apply": "secateur.experts.apply",
             "verify": "secateur.experts.apply",
             "repair": "secateur.experts.repair",
-        }
+        },
+        "weight": {"apply": "secateur.masks.apply", "verify": "secateur.masks.apply"},
     }
 )
 """For what is no unit, the modules with functions of these names. They are imported when they are needed."""
@@ -43,6 +45,14 @@ REFUSED: Mapping[tuple[str, str], Mapping[str, str]] = MappingProxyType(
         },
         ("apply", "unit"): {"renormalise": "only routers of experts have such a setting"},
         ("apply", "expert"): {"on_unrealisable": "a module can express every removal of experts"},
+        ("apply", "weight"): {
+            "example_inputs": "masks need no forward pass",
+            "on_unrealisable": "masks leave all shapes as they are",
+            "renormalise": "only routers of experts have such a setting",
+        },
+        ("verify", "weight"): dict.fromkeys(
+            ("example_inputs", "other_sizes", "tolerance"), "all tensors are compared bit for bit"
+        ),
         ("verify", "expert"): {"other_sizes": "experts are compared on one set of inputs"},
         ("repair", "unit"): {"memory": "only the repair of experts can be bounded"},
         ("repair", "expert"): {
@@ -75,7 +85,7 @@ def by_granularity(told_by: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
                 default = signature.parameters[option].default
                 value = given.get(option, default)
                 if not (isinstance(value, type(default)) and value == default):
-                    raise refusal(f"{name}({option}={value!r})", granularity, why)
+                    raise refusal(f"{name}({option}={short(value)})", granularity, why)
             if granularity == "unit":
                 return function(*args, **kwargs)
             other = _other(name, granularity)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -28,6 +28,9 @@ from secateur.modes import require_plain_modes
 from secateur.otherweights import with_other_weights
 from secateur.plan import Plan
 from secateur.proving import ArgumentSet, Comparisons, is_program, listed
+
+if TYPE_CHECKING:
+    from secateur.masks.plan import MaskPlan
 
 SIZES = (0.3, 1.0)
 """Of the random numbers added to the weights, relative to these, for what the model's own weights hide."""
@@ -84,7 +87,7 @@ class Proof:
 def verify(
     model: nn.Module,
     small: nn.Module,
-    plan: Plan,
+    plan: Plan | MaskPlan,
     example_inputs: Any = None,
     *,
     other_sizes: bool = True,
@@ -99,7 +102,8 @@ def verify(
     pass draws random numbers, both models draw the same.
 
     Experts are compared with the dense model whose routers may not choose the removed ones, on
-    `example_inputs`, or random ones of the traced sizes.
+    `example_inputs`, or random ones of the traced sizes. For single weights all tensors are compared, bit for
+    bit, with the dense ones with these weights at zero.
 
     Verify before repair: a repaired model differs from the masked one on purpose.
 
@@ -132,6 +136,7 @@ def verify(
         >>> proof.difference < 1e-9, proof.proven, proof.not_exercised
         (True, True, ())
     """
+    plan = cast(Plan, plan)  # masks do not come here
     model = unwrap(model)
     require_plain_modes("verify", model)
     plan.check(fingerprint(model))

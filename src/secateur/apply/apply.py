@@ -26,6 +26,7 @@ from secateur.plan import Plan
 
 if TYPE_CHECKING:
     from secateur.experts.graph import ExpertGraph
+    from secateur.masks.plan import MaskPlan
 
 FORMS = ("auto", "module", "graph", "masked")
 
@@ -33,7 +34,7 @@ FORMS = ("auto", "module", "graph", "masked")
 @by_granularity("plan")
 def apply(
     model: nn.Module,
-    plan: Plan,
+    plan: Plan | MaskPlan,
     form: Literal["auto", "module", "graph", "masked"] = "auto",
     *,
     example_inputs: Any = None,
@@ -50,15 +51,16 @@ def apply(
 
     Args:
         model: The dense model; it is left as it was.
-        plan: The decision, made for a model with the same tensors.
+        plan: The decision, made for a model with the same tensors. Masks of single weights become zeros.
         form: ``module``: the same classes and code with smaller tensors, compared with ``masked`` at every
             size that may vary; a size that the code holds as a number is mended at that call, in the modules
             that ``record_of(result).captured`` names. ``graph``: the captured program. ``masked``: the
-            dense model with what consumes the removed units zeroed. Without experts it is always a module.
-            ``auto``: a module where that
+            dense model with what consumes the removed units zeroed. ``auto``: a module where that
             comparison succeeds, else the program; `secateur.record_of(result).note` then says why.
+            Experts leave a module, single weights a masked model, and take no other form.
         example_inputs: Inputs for the forward pass; made from the plan's shapes if not given.
-        graph: The trace of this model, if at hand; it saves tracing again.
+        graph: The trace of this model, if at hand; it saves tracing again. For single weights it is needed
+            if the result is to be repaired or saved.
         on_unrealisable: What ``auto`` does where a module cannot express some groups: return the
             program, or a module that leaves those groups whole (with the smaller plan in its record). Not
             for experts.
@@ -93,10 +95,10 @@ def apply(
         raise SettingError(f"apply(form={form!r}): expected one of {', '.join(FORMS)}.")
     if on_unrealisable not in ("graph", "leave"):
         raise SettingError(f"apply(on_unrealisable={on_unrealisable!r}): expected 'graph' or 'leave'.")
+    plan, graph = cast(Plan, plan), cast("Graph | None", graph)  # those of others do not come here
     model = unwrap(model)
     require_plain_modes("apply", model)
     plan.check(fingerprint(model))
-    graph = cast("Graph | None", graph)  # one of experts does not come here
     original, model = model, folded(model, plan.folded)
     check_positions(model, plan)
     if form == "masked":

@@ -39,23 +39,7 @@ def apply(
     example_inputs: Any = None,
     renormalise: bool | None = None,
 ) -> nn.Module:
-    """Remove experts: their parameters, the router's rows, biases and corrections for them.
-
-    The numbers that repeat their count follow: `num_experts` of the modules and, where all blocks keep the
-    same number, the configuration's. The result computes what the dense model computes when the logits
-    of the removed experts are -inf before softmax and top-k.
-
-    Args:
-        model: The dense model; it is left as it was.
-        plan: The decision of a rule.
-        form: ``auto`` or ``module``, which are the same.
-        graph: The trace of this model, if at hand.
-        example_inputs: For the trace otherwise; made from the plan's shapes if not given.
-        renormalise: Whether the weights of a token's experts are scaled to a sum of 1, in routers with a
-            setting for that (``norm_topk_prob``); None leaves it as it is. It is recorded with the model.
-
-    Returns:
-        A new model of the same classes; `secateur.record_of` says what was done.
+    """A new model without the removed experts, always of form ``module``: see `secateur.apply`.
 
     Raises:
         PlanError: The plan is for another model, or leaves a router too few experts.
@@ -84,18 +68,8 @@ def verify(
 ) -> Proof:
     """Compare in float64 with the dense model whose routers may not choose the removed experts.
 
-    Verify before repair: a repaired model differs on purpose.
-
-    Args:
-        model: The dense model. Neither it nor `small` is changed; copies are compared.
-        small: What `apply` returned.
-        plan: The plan in between.
-        example_inputs: Inputs; random ones of the traced shapes if not given.
-        graph: The trace of the dense model, if at hand.
-        tolerance: Largest accepted relative difference, max|a - b| / max|b|.
-
     Raises:
-        VerificationError: The outputs differ by more.
+        VerificationError: The outputs differ by more than `tolerance`, relative to the largest.
         PlanError: The plan is for another model.
     """
     model = unwrap(model)

@@ -62,17 +62,7 @@ def repair(
     they are. All sums then give the result. Blocks are fitted from the dense model's activations, each on its
     own: later ones do not make up for errors of earlier ones.
 
-    Args:
-        small: What `apply` returned; it is left as it was.
-        model: The dense model.
-        calibration: Data, without labels. What `Calibration.of` takes.
-        methods: ``experts``, which ``auto`` stands for; or None, which gives a plain copy.
-        graph: The trace of the dense model, if at hand.
-        memory: Most bytes for sums; if all blocks need more, the data are read several times. ``2**35``
-            refits 32 experts of inner size 1,408 together, the default eight.
-        forward: ``forward(model, batch)`` calls the model on what the loader gives.
-        seed: For shuffling loaders.
-        progress: Show a bar on a terminal.
+    The default of `memory` refits eight experts of inner size 1,408 together, ``2**35`` 32 of them.
 
     Returns:
         A repaired copy. `secateur.record_of` has the held-out errors before and after, as shares of the dense

@@ -36,21 +36,9 @@ def score(
     seed: int = 0,
     progress: bool = True,
 ) -> Scores:
-    """Say what each expert of each block is worth.
+    """What each expert of each block is worth, by all signals in one pass: see `secateur.score`.
 
-    The model comes back bitwise as it was. It runs in evaluation mode, with its own kernels. Tokens that a
-    batch's ``attention_mask`` calls padding count for nothing. Weights must be on one device.
-
-    Args:
-        graph: From `sc.trace` with granularity ``expert``.
-        calibration: What `Calibration.of` takes; None if no signal needs data.
-        signals: Names or instances: ``frequency``, ``router_weight``, ``reap``, ``output_change``,
-            ``specialisation``, ``expert_taylor``, ``weight_norm``, ``random``; combined as
-            ``frequency*reap``.
-        loss_fn: ``loss_fn(model, batch)`` for signals that need gradients, instead of the default loss.
-        forward: ``forward(model, batch)`` calls the model on what the loader gives.
-        seed: For shuffling loaders and what signals draw.
-        progress: Show a bar on a terminal.
+    The model comes back bitwise as it was.
 
     Returns:
         ``scores[signal][block]``, float64 [experts]; higher is worth more.

@@ -23,21 +23,9 @@ from secateur.models import device_of, evaluating, unwrap
 
 
 def trace(model: nn.Module, example_inputs: Any, *, forward: Forward | None = None) -> ExpertGraph:
-    """Find the experts that may be removed from a mixture-of-experts model.
+    """The blocks whose experts may be removed, each tried, and what they cost: see `secateur.trace`.
 
-    A block is recognised by its structure: experts that are a list of equal modules, or one module with
-    the experts along axis 0 of its parameters, and beside them a router with a row for each. One forward
-    pass shows what reaches each block; then experts are removed from a float64 copy of the block, which
-    has to give what the dense block gives when its router may not choose them. What fails that is left
-    alone, with the reason. On the meta device nothing can be tried: ``graph.proven`` is then False.
-
-    Args:
-        model: Any module; it is left as it was.
-        example_inputs: A tensor, a tuple of positional arguments, or a mapping of keyword arguments.
-        forward: Calls the model on `example_inputs`, as for units.
-
-    Returns:
-        The blocks and what they cost. Their fewest experts are checked here, before any data is read.
+    Their fewest experts are checked here, before any data is read.
 
     Raises:
         NothingToPruneError: There is no block with experts that may go.

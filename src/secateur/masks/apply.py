@@ -7,16 +7,20 @@ from torch import Tensor, nn
 
 from secateur.apply.copying import duplicate
 from secateur.apply.record import Record, attach
-from secateur.errors import PlanError, VerificationError
+from secateur.errors import PlanError, SettingError, VerificationError
 from secateur.graph.graph import Graph
 from secateur.graph.graph import fingerprint as fingerprint_of
 from secateur.masks.offload import store, stored, values_of
 from secateur.masks.plan import MaskPlan
 from secateur.models import unwrap
 from secateur.plan import Plan
+from secateur.verify import Proof
+
+FORMS = ("auto", "masked")
+"""The forms that a masked model can have."""
 
 
-def apply(model: nn.Module, plan: MaskPlan, graph: Graph | None = None) -> nn.Module:
+def apply(model: nn.Module, plan: MaskPlan, graph: Graph | None = None, *, form: str = "auto") -> nn.Module:
     """A copy of a model with its masked weights at zero.
 
     Args:
@@ -24,11 +28,15 @@ def apply(model: nn.Module, plan: MaskPlan, graph: Graph | None = None) -> nn.Mo
         plan: The masks.
         graph: Its trace, if there is one: then the result can be given to `sc.repair`, which keeps what is
             zero at zero, and to `sc.save`.
+        form: ``auto`` or ``masked``, which are the same.
 
     Raises:
         PlanError: The plan is of another model.
         ApplyError: The model cannot be copied.
+        SettingError: Another form.
     """
+    if form not in FORMS:
+        raise SettingError(f"apply(form={form!r}): expected one of {', '.join(FORMS)} for single weights.")
     model = unwrap(model)
     small = duplicate(model)
     with torch.no_grad():
@@ -55,6 +63,12 @@ def check(model: nn.Module, small: nn.Module, plan: MaskPlan) -> None:
             f"masks: expected the dense model with its masked weights at zero, got a difference in "
             f"{min(wrong)!r} ({len(wrong)} tensors in all). Check a model before it is repaired or trained."
         )
+
+
+def verify(model: nn.Module, small: nn.Module, plan: MaskPlan) -> Proof:
+    """`check`, as `sc.verify` says it."""
+    check(model, small, plan)
+    return Proof(0.0, 0.0, "masks", len(model.state_dict()))
 
 
 def masked_layers(model: nn.Module, plan: MaskPlan) -> list[tuple[nn.Module, str, Tensor]]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ class MaskPlan:
         fingerprint: Of the model the masks were made for.
         allocator: Name of the rule that decided.
         masks: Per weight, by its name in the state dict, True for what stays. Of the weight's shape,
-        read-only.
+            read-only.
         settings: The rule's settings, with the value of its knob that decided.
         seed: The seed of the run.
         budget: The budget that was asked for, None if the rule decided alone.
@@ -40,6 +41,8 @@ class MaskPlan:
     Raises:
         PlanError: A mask is not boolean, or a setting is not JSON.
     """
+
+    granularity: ClassVar[Literal["weight"]] = "weight"
 
     fingerprint: str
     allocator: str

@@ -18,7 +18,7 @@ from secateur.cost import Cost
 from secateur.graph.graph import Graph
 from secateur.graph.trace import trace
 from secateur.masks.allocate import allocate
-from secateur.masks.apply import apply, check
+from secateur.masks.apply import FORMS, apply, verify
 from secateur.masks.distortion import with_curves
 from secateur.masks.plan import MaskPlan
 from secateur.masks.score import asked_of, score
@@ -52,7 +52,7 @@ _SAME_SHAPES = "masks leave all shapes as they are"
 class SingleWeights(Target):
     """Weights of linear layers and convolutions, which become zero."""
 
-    forms = ("auto", "masked")
+    forms = FORMS
     default = "emp"
     candidates = CANDIDATES
     refused: ClassVar[Mapping[str, str]] = {
@@ -142,8 +142,7 @@ class SingleWeights(Target):
 
     def verify(self, small: nn.Module, plan: MaskPlan) -> Proof:
         """Bit for bit with the dense model with exactly these weights at zero."""
-        check(self.task.model, small, plan)
-        return Proof(0.0, 0.0, "masks", len(self.task.model.state_dict()))
+        return verify(self.task.model, small, plan)
 
     def costs(self, plan: MaskPlan) -> tuple[Cost, Cost]:
         """Zeros count as removed parameters; they are multiplied like any other number."""
