@@ -239,11 +239,12 @@ def compare(
     }
 
     def planned(name: str, budget: Budget) -> Plan:
-        rule = chosen[name]
-        if not isinstance(rule, Auto):
-            return target.allocate(curved[name], scores, budget)
-        choice = choose(rule, quiet, budget, known[name])
-        return target.allocate(choice.rule, choice.scores, budget)
+        rule, own = curved.get(name), scores
+        if isinstance(auto := chosen[name], Auto):
+            choice = choose(auto, quiet, budget, known[name])
+            rule, own = choice.rule, choice.scores
+        plan: Plan = target.allocate(rule, own, budget)
+        return plan
 
     def measured(candidate: nn.Module) -> Evaluation:
         return evaluate(candidate, judged, dense=model, loss_fn=loss_fn)

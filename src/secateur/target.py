@@ -11,6 +11,7 @@ from torch import nn
 
 from secateur.allocate import Budget, Limits
 from secateur.allocate.registry import Allocates
+from secateur.apply.apply import apply
 from secateur.apply.record import record_of
 from secateur.calibration import Batch, Calibration
 from secateur.cost import Cost
@@ -19,7 +20,7 @@ from secateur.repair.methods import Repair
 from secateur.repair.repair import repair as repair_model
 from secateur.report.collect import knob_of, layers_of
 from secateur.result import clock, untouched
-from secateur.score import Scores
+from secateur.score import Scores, score
 from secateur.score.combination import name_of
 from secateur.score.loss import LossFn
 from secateur.verify import Proof
@@ -122,9 +123,16 @@ class Target(ABC):
     def trace(self) -> Any:
         """What may be removed: groups, and what they cost."""
 
-    @abstractmethod
     def score(self, rules: Iterable[Allocates]) -> Scores:
-        """The scores of all signals that the rules read."""
+        """The scores of all signals that the rules read, in one pass over the data."""
+        return self.score_signals([signal for rule in rules for signal in rule.signals])
+
+    def score_signals(self, signals: Sequence[Any]) -> Scores:
+        """The scores of these signals."""
+        task = self.task
+        return score(
+            self.graph, task.fit, signals, loss_fn=task.loss_fn, seed=task.seed, progress=task.progress
+        )
 
     def scored(self, rules: Iterable[Allocates]) -> Scored:
         """The same for candidates: a signal that the data cannot feed is listed instead of an error."""
@@ -134,9 +142,9 @@ class Target(ABC):
         """The rule with what it has to measure on data itself."""
         return rule
 
-    @abstractmethod
-    def allocate(self, rule: Any, scores: Scores, budget: Budget | None) -> Any:
-        """The rule's plan."""
+    def allocate(self, rule: Any, scores: Scores, budget: Budget | None, limits: Limits | None = None) -> Any:
+        """The rule's plan within these limits, or those of the call."""
+        return rule.allocate(self.graph, scores, budget, limits or self.task.limits, self.task.seed)
 
     @abstractmethod
     def default_budget(self, scored: Scored) -> Budget:
@@ -166,9 +174,9 @@ class Target(ABC):
         with clock(self.task.seconds, "apply"):
             return self.apply(plan), plan
 
-    @abstractmethod
     def apply(self, plan: Any) -> nn.Module:
         """The pruned model."""
+        return apply(self.task.model, plan, graph=self.graph)
 
     @abstractmethod
     def verify(self, small: nn.Module, plan: Any) -> Proof:

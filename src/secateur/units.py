@@ -25,7 +25,7 @@ from secateur.plan import Plan
 from secateur.repair.methods import Work
 from secateur.repair.methods import resolve as resolve_repairs
 from secateur.result import clock, few
-from secateur.score import Scores, score
+from secateur.score import Scores
 from secateur.score.combination import name_of
 from secateur.score.distributed import joined
 from secateur.settling import settle
@@ -56,13 +56,6 @@ class Units(Target):
         """Groups of units that go together."""
         return trace(self.task.model, self.task.example.inputs, allow_inexact=self.task.allow_inexact)
 
-    def score(self, rules: Iterable[Allocates]) -> Scores:
-        """One pass over the data."""
-        task, signals = self.task, [signal for rule in rules for signal in rule.signals]
-        return score(
-            self.graph, task.fit, signals, loss_fn=task.loss_fn, seed=task.seed, progress=task.progress
-        )
-
     def scored(self, rules: Iterable[Allocates]) -> Scored:
         """One pass for all signals that the data can feed."""
         task = self.task
@@ -73,14 +66,6 @@ class Units(Target):
     def measured(self, rule: Any, data: Calibration, scores: Scores) -> Any:
         """With the curves that `Repairability` needs."""
         return with_unit_curves(rule, self.graph, data, scores, progress=self.task.progress)
-
-    def allocate(self, rule: Any, scores: Scores, budget: Budget | None) -> Plan:
-        """Within the limits of the call."""
-        return self._allocate(rule, scores, budget, self.task.limits)
-
-    def _allocate(self, rule: Any, scores: Scores, budget: Budget | None, limits: Limits | None) -> Plan:
-        plan: Plan = rule.allocate(self.graph, scores, budget, limits, self.task.seed)
-        return plan
 
     def default_budget(self, scored: Scored) -> Budget:
         """The MACs that ``tod`` with its default tolerance leaves."""
@@ -162,7 +147,8 @@ class Units(Target):
         task = self.task
 
         def allocate(budget: Budget | None, limits: Limits | None = limits) -> Plan:
-            return self._allocate(rule, scores, budget, limits)
+            plan: Plan = self.allocate(rule, scores, budget, limits)
+            return plan
 
         if task.steps > 1 and budget is not None:
             plan, note = plan_in_steps(

@@ -15,10 +15,10 @@ from secateur.apply.record import record_of, with_repairs
 from secateur.calibration import Calibration
 from secateur.errors import BudgetError, SettingError
 from secateur.evaluate import evaluate
-from secateur.experts.apply import FORMS, apply, verify
+from secateur.experts.apply import FORMS, verify
 from secateur.experts.graph import ExpertGraph
 from secateur.experts.repair import METHOD, check_methods, repair
-from secateur.experts.score import leaves, score
+from secateur.experts.score import leaves
 from secateur.experts.trace import trace
 from secateur.plan import Plan
 from secateur.result import few
@@ -88,16 +88,6 @@ class Experts(Target):
         """Blocks of experts."""
         return trace(self.task.model, self.task.example.inputs)
 
-    def score(self, rules: Iterable[Allocates]) -> Scores:
-        """By what routers send to experts."""
-        return self._score([signal for rule in rules for signal in rule.signals])
-
-    def _score(self, signals: Sequence[Any]) -> Scores:
-        task = self.task
-        return score(
-            self.graph, task.fit, signals, loss_fn=task.loss_fn, seed=task.seed, progress=task.progress
-        )
-
     def scored(self, rules: Iterable[Allocates]) -> Scored:
         """Without labels, no signal that needs gradients."""
         wanted = {name_of(signal): signal for rule in rules for signal in rule.signals}
@@ -109,12 +99,7 @@ class Experts(Target):
         }
         signals = [signal for name, signal in wanted.items() if name not in missing]
         empty = Scores({}, fingerprint=self.graph.fingerprint)
-        return Scored(self._score(signals) if signals else empty, missing)
-
-    def allocate(self, rule: Any, scores: Scores, budget: Budget | None) -> Plan:
-        """Within what routers need."""
-        plan: Plan = rule.allocate(self.graph, scores, budget, self.task.limits, self.task.seed)
-        return plan
+        return Scored(self.score_signals(signals) if signals else empty, missing)
 
     def default_budget(self, scored: Scored) -> Budget:
         """As many experts as ``tod`` with its default tolerance keeps."""
@@ -138,10 +123,6 @@ class Experts(Target):
         if self.task.repair is None:
             return small
         return repair(small, self.task.model, data, graph=self.graph, seed=self.task.seed, progress=False)
-
-    def apply(self, plan: Plan) -> nn.Module:
-        """The smaller model."""
-        return apply(self.task.model, plan, graph=self.graph)
 
     def verify(self, small: nn.Module, plan: Plan) -> Proof:
         """With the dense model whose routers may not choose the removed experts."""

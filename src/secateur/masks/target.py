@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import nn
 
-from secateur.allocate import EMP, ERK, LAMP, Budget, Repairability, Uniform, resolve
+from secateur.allocate import EMP, ERK, LAMP, Budget, Limits, Repairability, Uniform, resolve
 from secateur.allocate.registry import Allocates
 from secateur.auto.auto import Auto
 from secateur.calibration import Calibration
@@ -18,7 +18,7 @@ from secateur.cost import Cost
 from secateur.graph.graph import Graph
 from secateur.graph.trace import trace
 from secateur.masks.allocate import allocate
-from secateur.masks.apply import FORMS, apply, verify
+from secateur.masks.apply import FORMS, verify
 from secateur.masks.distortion import with_curves
 from secateur.masks.plan import MaskPlan
 from secateur.masks.score import asked_of, score
@@ -98,9 +98,12 @@ class SingleWeights(Target):
         """With the curves that `Repairability` needs."""
         return with_curves(rule, self.task.model, data, scores, progress=self.task.progress)
 
-    def allocate(self, rule: Any, scores: Scores, budget: Budget | None) -> MaskPlan:
+    def allocate(
+        self, rule: Any, scores: Scores, budget: Budget | None, limits: Limits | None = None
+    ) -> MaskPlan:
         """Masks."""
-        return allocate(self._weights, scores, rule, budget, self.task.limits, self.task.seed)
+        limits = limits or self.task.limits
+        return allocate(self._weights, scores, rule, budget, limits, self.task.seed)
 
     def default_budget(self, scored: Scored) -> Budget:
         """The sparsity that ``emp`` decides on."""
@@ -135,10 +138,6 @@ class SingleWeights(Target):
             return {"updated": list(names)} if names else None
 
         return {"surgeon": Repair("surgeon", second_order)}
-
-    def apply(self, plan: MaskPlan) -> nn.Module:
-        """The masked model."""
-        return apply(self.task.model, plan, self.graph)
 
     def verify(self, small: nn.Module, plan: MaskPlan) -> Proof:
         """Bit for bit with the dense model with exactly these weights at zero."""
