@@ -88,6 +88,16 @@ def test_a_default_may_be_said(arguments: dict[tuple[str, str], tuple[Any, ...]]
     assert set(sc.score(graph, None, "random", memory=None).values) == {"random"}
 
 
+@pytest.mark.parametrize(("one", "other"), [("unit", "expert"), ("expert", "unit")])
+def test_a_trace_of_another_kind_is_refused(
+    arguments: dict[tuple[str, str], tuple[Any, ...]], one: str, other: str
+) -> None:
+    (graph,) = arguments["score", other]
+    for name in ("apply", "repair"):
+        with pytest.raises(sc.SettingError, match=f"{name}: expected a trace with granularity '{one}', got"):
+            getattr(sc, name)(*arguments[name, one], graph=graph)
+
+
 def test_unknown_granularities_are_refused() -> None:
     with pytest.raises(sc.SettingError, match="trace: expected granularity 'unit' or 'expert', got 'weight'"):
         sc.trace(nn.Linear(2, 2), torch.ones(1, 2), granularity="weight")  # type: ignore[call-overload]
@@ -137,7 +147,7 @@ def test_what_repair_and_scoring_find_out_themselves(
     arguments: dict[tuple[str, str], tuple[Any, ...]],
 ) -> None:
     (graph,), (small, model, data) = arguments["score", "expert"], arguments["repair", "expert"]
-    one = sc.repair(small, model, data, "experts", progress=False)
+    one = sc.repair(small, model, data, "experts", memory=None, progress=False)
     two = sc.repair(small, model, data, "experts", graph=graph, progress=False)
     assert all(torch.equal(t, two.state_dict()[n]) for n, t in one.state_dict().items())
     named = [{"ids": ids} for ids in data]

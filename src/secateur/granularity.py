@@ -86,6 +86,12 @@ def by_granularity(told_by: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
                 value = given.get(option, default)
                 if not (isinstance(value, type(default)) and value == default):
                     raise refusal(f"{name}({option}={short(value)})", granularity, why)
+            traced, fits = given.get("graph"), "expert" if granularity == "expert" else "unit"
+            if traced is not None and granularity_of(traced) != fits:
+                raise SettingError(
+                    f"{name}: expected a trace with granularity {fits!r}, got one with "
+                    f"{granularity_of(traced)!r}. Pass the graph that the plan was made on, or leave it out."
+                )
             if granularity == "unit":
                 return function(*args, **kwargs)
             other = _other(name, granularity)

@@ -28,6 +28,9 @@ DAMPINGS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
 METHOD = "experts"
 
+MEMORY = 2**31
+"""Most bytes that the sums may take where nothing else was asked for."""
+
 
 def check_methods(where: str, methods: str | Sequence[str] | None) -> None:
     """Refuse every repair but the one that experts have."""
@@ -42,7 +45,7 @@ def repair(
     methods: str | Sequence[str] | None = "auto",
     *,
     graph: ExpertGraph | None = None,
-    memory: int = 2**31,
+    memory: int | None = None,
     forward: Forward | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -62,7 +65,7 @@ def repair(
     they are. All sums then give the result. Blocks are fitted from the dense model's activations, each on its
     own: later ones do not make up for errors of earlier ones.
 
-    The default of `memory` refits eight experts of inner size 1,408 together, ``2**35`` 32 of them.
+    By default `memory` suffices for eight experts of inner size 1,408 together, ``2**35`` for 32.
 
     Returns:
         A repaired copy. `secateur.record_of` has the held-out errors before and after, as shares of the dense
@@ -83,7 +86,7 @@ def repair(
     graph = trace(model, data.first().inputs) if graph is None else graph
     blocks = {block.name: block for block in graph.blocks if block.name in kept}
     report: dict[str, Any] = {}
-    for parts in passes(model, list(blocks.values()), kept, memory):
+    for parts in passes(model, list(blocks.values()), kept, memory or MEMORY):
         fits = {part.block.name: _Fit(repaired, part) for part in parts}
         dense = [blocks[name] for name in fits]
 
