@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from secateur.repair.pairs import Values
-from secateur.repair.pending import _File
+from secateur.repair.pending import _ValuesFile
 
 
 def test_values_come_back_with_their_layout_and_what_they_share(tmp_path: Path) -> None:
@@ -25,7 +25,7 @@ def test_values_come_back_with_their_layout_and_what_they_share(tmp_path: Path) 
         "number": 7,
     }
     small: dict[Any, Any] = {"base": base, "ids": torch.arange(4)}
-    file = _File.write(tmp_path / "values", Values(dense, small, 3))
+    file = _ValuesFile.write(tmp_path / "values", Values(dense, small, 3))
     kept = {name: value.clone() for name, value in dense.items() if isinstance(value, torch.Tensor)}
     base.zero_()  # the file has what was there
     found = file.read(torch.device("cpu"))

@@ -253,7 +253,7 @@ def test_batches_that_do_not_fit_go_to_files_or_are_run_again_with_the_same_resu
 
     monkeypatch.setattr(pending.Pair, "start", counted)
     if not room:
-        monkeypatch.setattr(pending._File, "write", full)
+        monkeypatch.setattr(pending._ValuesFile, "write", full)
     for limit in (0, 60_000):
         starts.clear()
         monkeypatch.setattr(pending, "HELD_BYTES", limit)

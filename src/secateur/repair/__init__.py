@@ -1,1 +1,1 @@
-"""Undo what pruning damaged: closed form, no labels, no training."""
+"""Repairs: reduce the error that pruning caused, with closed-form updates. No labels, no training."""

@@ -1,7 +1,7 @@
-"""Batch-norm re-estimation: running statistics measured anew on calibration data.
+"""Batch-norm re-estimation: measure the running statistics again on calibration data.
 
-Removing units changes the inputs of the batch norms behind them, whose stored mean and variance then
-no longer fit. One pass over unlabelled data measures them again.
+Removing units changes the inputs of the batch norms that follow. Their stored mean and variance then no
+longer fit. One pass over unlabelled data measures them again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from secateur.models import device_of, evaluating
 
 
 def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._NormBase]:
-    """The layers that hold running statistics."""
+    """Return the batch-norm (or instance-norm) layers of a model that hold running statistics."""
     return [
         layer
         for layer in model.modules()
@@ -24,19 +24,19 @@ def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._NormBase]:
 
 
 def reestimate(model: nn.Module, calibration: Calibration, *, progress: bool = False) -> None:
-    """Measure running means and variances again, in place.
+    """Measure the running mean and variance of every batch norm again. The model is changed in place.
 
-    Each layer's statistics become the average over batches of the batch statistics, all batches
-    weighing the same. A single sample has no variance (nor does PyTorch take one, unless it is a map), so
-    batches of one, such as the rest of a loader, are left out where there are larger ones.
+    The new statistics of a layer are the plain average of its batch statistics over all batches. Batches
+    of one sample (often the last of a loader) are skipped if there are larger ones: one sample has no
+    variance, and PyTorch refuses it unless it is a feature map.
 
     Args:
-        model: A model with batch norms; dropout stays off.
-        calibration: Inputs; labels are not read.
-        progress: Show a bar on a terminal.
+        model: A model with batch norms. Dropout stays off.
+        calibration: Inputs. Labels are not read.
+        progress: Show a progress bar on a terminal.
 
     Raises:
-        CalibrationError: If a layer sees one value a channel in every batch.
+        CalibrationError: If a layer gets only one value per channel in every batch.
     """
     layers = batch_norms(model)
     with evaluating(model), torch.no_grad():
@@ -50,7 +50,7 @@ def reestimate(model: nn.Module, calibration: Calibration, *, progress: bool = F
                 if batch.size > 1:
                     batch.run(model)
                     seen += 1
-            if not seen:
+            if not seen:  # every batch has one sample
                 for batch in data.batches("Batch norm", progress):
                     batch.run(model)
         except ValueError as error:
@@ -60,6 +60,8 @@ def reestimate(model: nn.Module, calibration: Calibration, *, progress: bool = F
                 f"batch norm: expected more than one value a channel in a batch, got one ({error}). "
                 f"Give larger batches."
             ) from error
+        # `evaluating` restores the old buffers when it ends, so the new values are copied out here
+        # and written back afterwards.
         found = [[buffer.clone() for buffer in layer.buffers()] for layer in layers]
     with torch.no_grad():
         for layer, values in zip(layers, found, strict=True):

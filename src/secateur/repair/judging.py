@@ -1,4 +1,4 @@
-"""How far a model is from the dense one, sample by sample."""
+"""Measure how far a model is from the dense model, sample by sample."""
 
 from __future__ import annotations
 
@@ -16,50 +16,58 @@ from secateur.models import device_of, evaluating
 from secateur.score.loss import LossFn
 
 PIECES = 8
-"""A loss is taken of each batch in this many pieces: a single value says nothing about its spread."""
+"""A loss is computed on this many pieces of each batch: one value per batch would not show its spread."""
 
 HELD_BYTES = 1 << 28
-"""Outputs of the dense model are kept from one candidate to the next while they take no more than this."""
+"""Most bytes of dense outputs that are kept for the next candidate. Others are computed again."""
 
 
 class Judge:
-    """How far from the dense model a model is, on held-out data.
+    """Measures a model's error on held-out data. Lower is better.
 
-    Without a loss it is the squared distance of the outputs to the dense model's, relative to the mean square
-    of these. It needs no labels, and it tells candidates apart better than the loss on labels does, which is
-    noisier on as few samples (`docs/auto.md` has the measurement).
+    Without a loss function the error is the squared distance of the outputs to the dense model's outputs,
+    divided by the mean square of the dense outputs. It needs no labels. On few samples it is less noisy than
+    a loss on labels, so it tells candidates apart better (`docs/auto.md` has the measurement).
     """
 
     def __init__(self, dense: nn.Module, data: Calibration, loss_fn: LossFn | None = None) -> None:
-        """Prepare.
+        """Prepare to measure models; nothing runs yet.
 
         Args:
             dense: The dense model.
             data: Held-out data.
-            loss_fn: The mean loss of a batch, which judges instead.
+            loss_fn: Returns the mean loss of a batch. If given, it replaces the distance.
         """
         self._dense, self._data, self._loss_fn = dense, data.to(device_of(dense)), loss_fn
         self._kept: dict[int, list[Tensor]] = {}
         self._bytes = 0
 
     def on_part(self, samples: int, *, whole: bool) -> Judge:
-        """The same, by about so many of the samples, in whole batches if need be."""
+        """Return a judge that uses about `samples` of the held-out samples.
+
+        Args:
+            samples: How many samples to use.
+            whole: Take whole batches only, for models with a fixed batch size.
+        """
         part = thinned(self._data, samples / max(1, self.samples), whole=whole)
         return Judge(self._dense, part, self._loss_fn)
 
     @property
     def measure(self) -> str:
-        """What the errors are."""
+        """The name of the error: ``distance to dense`` or ``loss``."""
         return "distance to dense" if self._loss_fn is None else "loss"
 
     @cached_property
     def samples(self) -> int:
-        """How many judge."""
+        """The number of held-out samples."""
         return sum(batch.size for batch in self._data)
 
     @torch.no_grad()
     def __call__(self, model: nn.Module) -> NDArray[np.float64]:
-        """The error on each sample, or each few samples, the same and in the same order for every model."""
+        """Return the model's error on each sample (or, with a loss, on each piece of a batch). [errors]
+
+        Every model gets the same samples in the same order, so errors of two models can be paired.
+        """
         errors: list[float] = []
         norms: list[float] = []
         with evaluating(model), evaluating(self._dense):
@@ -85,11 +93,18 @@ class Judge:
 
 
 MARGIN = 3.0
-"""Standard errors of the difference to the best, beyond which one is clearly worse."""
+"""A candidate is clearly worse if its error exceeds the best one by more standard errors than this."""
 
 
 def standard_errors(differences: NDArray[np.float64]) -> float:
-    """The mean of differences in units of its standard error; infinite where one is not finite."""
+    """Return the mean of paired differences divided by the standard error of that mean.
+
+    Args:
+        differences: Error of one model minus error of another, per sample. [samples]
+
+    Returns:
+        The quotient; infinity if a difference is not finite, 0 if there is only one.
+    """
     if not np.isfinite(differences).all():
         return float("inf")
     mean = float(differences.mean())

@@ -1,4 +1,4 @@
-"""Repairs by name, and the combinations that ``auto`` compares."""
+"""The registry of repairs, and the combinations that ``auto`` compares."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from secateur.repair.sweep import sweep
 
 @dataclass(frozen=True)
 class Work:
-    """What a repair works with.
+    """The inputs of a repair.
 
     Attributes:
-        graph: Gives the trace of the dense model.
+        graph: Returns the trace of the dense model. It is a function so that repairs which do not
+            need a trace do not pay for one.
         data: Calibration data to fit on.
-        progress: Whether to show bars.
+        progress: Show progress bars.
     """
 
     graph: Callable[[], Graph]
@@ -33,12 +34,12 @@ class Work:
 
 @dataclass(frozen=True)
 class Repair:
-    """A way to undo part of the damage without labels.
+    """A repair method: it reduces the error of a pruned model without labels.
 
     Attributes:
-        name: What users call it.
-        run: Changes a pruned model in place. What it returns goes into the record; None says that there
-            was nothing to change.
+        name: The name that users pass to `repair`.
+        run: Changes a pruned model in place. It returns notes for the record, or None if the model has
+            nothing that this method can change.
     """
 
     name: str
@@ -65,7 +66,7 @@ REPAIRS = {
     "bias": Repair("bias", partial(_sweep, name="bias")),
     "batchnorm": Repair("batchnorm", _batchnorm),
 }
-"""Name -> repair."""
+"""The built-in repairs by name."""
 
 AUTO = (
     ("batchnorm",),
@@ -75,17 +76,18 @@ AUTO = (
     ("reconstruct",),
     ("reconstruct", "batchnorm"),
 )
-"""The combinations that ``auto`` compares; a tie goes to the earlier one."""
+"""The combinations that ``auto`` compares. If two are equally good, the earlier one wins."""
 
 
 def resolve(
     methods: str | Sequence[str] | None, own: Mapping[str, Repair] | None = None
 ) -> tuple[tuple[Repair, ...], ...]:
-    """Combinations to compare: none, all of ``auto``, or the one that was asked for.
+    """Return the combinations of repairs that `methods` asks for.
 
     Args:
-        methods: As for `repair`.
-        own: Further repairs by name.
+        methods: None (no combination), ``auto`` (all of `AUTO`), one name, or several names that
+            form one combination.
+        own: The user's own repairs by name.
 
     Raises:
         SettingError: If a name is unknown.

@@ -1,8 +1,9 @@
-"""The dense and the pruned model as one program, run side by side, node by node.
+"""Run the dense and the pruned model side by side, node by node.
 
-Both are the captured program: the dense one with the model's own tensors, the pruned one with those of
-the pruned model and the constants that follow the plan. So each node has a value in both, and repairs
-work alike on all forms. Nothing here changes either model; `Pair.store` writes what a repair decided.
+Both sides are the program that was captured from the dense model. The dense side uses the dense model's
+tensors. The pruned side uses the pruned model's tensors, and constants (such as shapes) that follow the
+plan. So each node has a value on both sides, and repairs work the same for every form of a pruned model.
+Running changes neither model. Only `Pair.store` writes repaired tensors into the pruned model.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from secateur.regression.calls import Call, ProgramCalls
 
 @dataclass
 class Values:
-    """What the nodes of both programs computed for one batch, as far as later nodes still read it.
+    """The values of both programs for one batch. Only values that a later node still reads are held.
 
     Attributes:
         dense: Node -> value in the dense program.
@@ -43,28 +44,31 @@ class Values:
     position: int = 0
 
     def fork(self) -> Values:
-        """Values that can go on by themselves; the tensors are shared."""
+        """Return a copy that can be advanced separately. It shares the tensors."""
         return Values(dict(self.dense), dict(self.small), self.position)
 
     def tensors(self) -> list[Tensor]:
-        """Every tensor that is held."""
+        """Return all tensors that are held, of both programs."""
         return [v for side in (self.dense, self.small) for v in side.values() if isinstance(v, Tensor)]
 
 
 class Pair(ProgramCalls):
-    """The two programs.
+    """The dense and the pruned program, and their tensors.
+
+    "At the kept positions" below means: a value with the shape of the pruned model's. In the masked form
+    the pruned program has dense shapes, so its values are cut to the kept positions.
 
     Attributes:
         planned: Node -> its call in the pruned program.
     """
 
     def __init__(self, graph: Graph, small: nn.Module, first: Pair | None = None) -> None:
-        """Pair the programs.
+        """Prepare both programs and copy the pruned model's tensors.
 
         Args:
             graph: The trace of the dense model.
-            small: What `apply` made of it, perhaps repaired since.
-            first: The pair of another size, whose tensors this one shares.
+            small: The pruned model that `apply` returned. It may have been repaired since.
+            first: The pair for another input size; the new pair shares its tensors.
 
         Raises:
             ApplyError: If an operator's constants cannot follow the plan.
@@ -77,7 +81,8 @@ class Pair(ProgramCalls):
         self._dense: dict[fx.Node, Any] = {}
         self._small: dict[fx.Node, Any] = {}
         self._indices: dict[tuple[fx.Node, int], Tensor] = {}
-        # By state-dict name what was changed, and by identity the copies of the pruned model's tensors.
+        # _changed: replaced tensors by state-dict name. _copies: copies of the pruned model's tensors by
+        # the id of the original, so that tied tensors stay tied.
         self._changed: dict[str, Tensor] = {} if first is None else first._changed
         self._copies: dict[int, Tensor] = {} if first is None else first._copies
         for node, name in self.names.items():
@@ -91,14 +96,14 @@ class Pair(ProgramCalls):
             if node.op == "get_attr":
                 part = program.graph_module.get_submodule(str(node.target))
                 self._dense[node] = self._small[node] = part
-        self.planned = {node: self._follow(node) for node in self.nodes}
-        self._dies = self._last_uses()
+        self.planned = {node: self._pruned_call(node) for node in self.nodes}
+        self._last_read = self._nodes_by_last_read()
 
     def _counterpart(self, node: fx.Node, name: str, dense: Tensor, small: nn.Module) -> Tensor:
-        """A copy of the pruned model's tensor; tied ones get one."""
-        if (
-            name in self.graph.program.constants
-        ):  # made in forward; the pruned program's may have another dtype
+        """Return a copy of the pruned model's tensor for a placeholder. Tied tensors share one copy."""
+        if name in self.graph.program.constants:
+            # Made in `forward`, so the pruned model holds no such tensor by name: cut the dense one.
+            # The pruned program's own constant may have another dtype.
             masks = [] if self._masked else self.kept(node)
             return cut(dense, {k: np.flatnonzero(~m) for k, m in enumerate(masks) if not m.all()}).clone()
         tensor = tensor_called(small, name)
@@ -106,26 +111,27 @@ class Pair(ProgramCalls):
             self._copies[id(tensor)] = tensor.detach().clone()
         return self._copies[id(tensor)]
 
-    def _follow(self, node: fx.Node) -> Call:
+    def _pruned_call(self, node: fx.Node) -> Call:
+        """Return a node's call in the pruned program: constants in its arguments follow the plan."""
         call = self._constants.follow(node)
         if call is None:
             return Call.captured(node)
-        arguments = map_tensors(lambda t: t.to(self.graph.device), call.arguments)  # positions that follow
+        arguments = map_tensors(lambda t: t.to(self.graph.device), call.arguments)
         return Call.bound(call.target, arguments, modes_of(node))
 
-    def _last_uses(self) -> list[list[fx.Node]]:
-        """For each position, the nodes whose values nothing reads after it."""
-        dies: list[list[fx.Node]] = [[] for _ in self.nodes]
+    def _nodes_by_last_read(self) -> list[list[fx.Node]]:
+        """List, for each position, the nodes whose values are read there for the last time."""
+        last_read: list[list[fx.Node]] = [[] for _ in self.nodes]
         for node in (*self.nodes, *self.inputs):
             users = [self.index[user] for user in node.users if user in self.index]
             if len(users) == len(node.users):
                 last = max(users, default=self.index.get(node))
                 if last is not None:
-                    dies[last].append(node)
-        return dies
+                    last_read[last].append(node)
+        return last_read
 
     def start(self, batch: Batch) -> Values:
-        """The values before the first node: the inputs, and copies of what the program writes to."""
+        """Return the values before the first node: the inputs, and copies of tensors written in place."""
         values = Values()
         leaves = leaves_of(self.graph.program, batch.args, batch.kwargs)
         for node, leaf in zip(self.inputs, leaves, strict=True):
@@ -139,7 +145,7 @@ class Pair(ProgramCalls):
         return values
 
     def advance(self, values: Values, stop: int) -> None:
-        """Run all nodes before position `stop` that have not run."""
+        """Run the nodes from ``values.position`` up to, not including, position `stop`."""
         for k in range(values.position, stop):
             node = self.nodes[k]
             dense = Call.captured(node)
@@ -148,19 +154,19 @@ class Pair(ProgramCalls):
             values.small[node] = self._run(
                 dense if self._masked else self.planned[node], values.small, self._small
             )
-            for gone in self._dies[k]:
+            for gone in self._last_read[k]:
                 values.dense.pop(gone, None)
                 values.small.pop(gone, None)
         values.position = max(values.position, stop)
 
     def dense_value(self, node: fx.Node, values: Values) -> Any:
-        """A node's value in the dense program, computed if it is next in line, at the kept positions."""
+        """Return a node's dense value at the kept positions. It is computed if its inputs are there."""
         if node not in values.dense and node not in self._dense:
             values.dense[node] = self._run(Call.captured(node), values.dense, self._dense)
         return self.restrict(node, values.dense.get(node, self._dense.get(node)))
 
     def small_value(self, node: fx.Node, values: Values) -> Any:
-        """A node's value in the pruned program, computed if it is next in line, at the kept positions."""
+        """Return a node's pruned value at the kept positions. It is computed if its inputs are there."""
         if node in values.small or node in self._small:
             found = values.small.get(node, self._small.get(node))
         else:
@@ -171,13 +177,13 @@ class Pair(ProgramCalls):
         return self.restrict(node, found) if self._masked else found
 
     def run_chain(self, chain: Sequence[fx.Node], source: fx.Node, value: Tensor, *, dense: bool) -> Tensor:
-        """What a chain of nodes, each the only reader of the one before, makes of another value.
+        """Run a chain of nodes on a value of your choice, and return the last node's output.
 
         Args:
-            chain: The nodes; all they read beside the chain are tensors of the model.
-            source: The node whose value the first of them reads.
-            value: The value to read in its place, at the kept positions.
-            dense: With the tensors of the dense program, else with those of the pruned one.
+            chain: The nodes in order. Each reads the node before it, and beside that only model tensors.
+            source: The node that the first node of the chain reads.
+            value: Used in place of the value of `source`, at the kept positions.
+            dense: Use the tensors of the dense program; if False, of the pruned one.
         """
         tensors = self._dense if dense else self._small
         for node in chain:
@@ -199,11 +205,11 @@ class Pair(ProgramCalls):
         return call.run(*args, **kwargs)
 
     def kept(self, node: fx.Node) -> list[Mask]:
-        """Which positions of each axis of a node's dense value stay."""
+        """Return a boolean mask for each axis of a node's dense value. True means kept."""
         return self._constants.kept(node)
 
     def restrict(self, node: fx.Node, value: Any) -> Any:
-        """A value shaped like the dense one, at the kept positions."""
+        """Cut a tensor of the dense shape to the kept positions. Other values are returned unchanged."""
         if isinstance(value, Tensor):
             for axis, mask in enumerate(self.kept(node)):
                 if not mask.all():
@@ -217,27 +223,32 @@ class Pair(ProgramCalls):
         return self._indices[node, axis]
 
     def tensor(self, node: fx.Node) -> Tensor:
-        """The pruned program's tensor behind a placeholder, at the kept positions."""
+        """Return the pruned program's tensor for a placeholder, at the kept positions."""
         found: Tensor = self._small[node]
         return self.restrict(node, found) if self._masked else found
 
     def dense_tensor(self, node: fx.Node) -> Tensor:
-        """The dense program's tensor behind a placeholder, at the kept positions."""
+        """Return the dense program's tensor for a placeholder, at the kept positions."""
         found: Tensor = self.restrict(node, self._dense[node])
         return found
 
     def same(self, node: fx.Node) -> list[fx.Node]:
-        """The placeholders that stand for the same tensor: several, where weights are tied."""
+        """Return all placeholders of the same tensor. There are several if weights are tied."""
         return [n for n in self.names if self._small[n] is self._small[node]]
 
     def readers(self, node: fx.Node) -> set[fx.Node]:
-        """All nodes that read the tensor behind a placeholder."""
+        """Return all nodes that read the tensor of a placeholder, ties included."""
         return {user for n in self.same(node) for user in n.users}
 
     def replace(self, node: fx.Node, value: Tensor) -> None:
-        """Write the kept positions of the pruned program's tensor behind a placeholder."""
+        """Overwrite the pruned program's tensor for a placeholder.
+
+        Args:
+            node: The placeholder.
+            value: The new values at the kept positions.
+        """
         target: Tensor = self._small[node]
-        value = value.to(target.dtype, copy=True)  # it may share memory with the target
+        value = value.to(target.dtype, copy=True)  # `value` may be a view of `target`
         if self._masked:
             axes = [self._positions(node, k, value.device) for k in range(value.ndim)]
             target[torch.meshgrid(*axes, indexing="ij")] = value
@@ -246,30 +257,31 @@ class Pair(ProgramCalls):
         self._changed[self.names[node]] = target
 
     def store(self, small: nn.Module) -> None:
-        """Write every tensor that was replaced into a pruned model."""
+        """Write every tensor that `replace` changed into the pruned model `small`."""
         with torch.no_grad():
             for name, tensor in self._changed.items():
                 tensor_called(small, name).copy_(tensor)
 
 
 class Pairs:
-    """The pairs of programs that the batches take: usually one, more where their sizes differ.
+    """The pairs of programs, one for each input size that occurs. Usually there is one.
 
     Attributes:
-        first: The pair of the traced sizes.
+        first: The pair for the input size that was traced.
     """
 
     def __init__(self, graph: Graph, small: nn.Module) -> None:
-        """Pair the programs of the traced sizes; the others when a batch needs them."""
+        """Build the pair for the traced size. Other pairs are built when a batch needs them."""
         self.first = Pair(graph, small)
         self._small = small
         self._all = {id(graph.program): self.first}
 
     def of(self, batch: Batch) -> Pair:
-        """The pair that takes a batch.
+        """Return the pair for the input size of a batch.
 
         Raises:
-            CalibrationError: There is none, or it ties other units together.
+            CalibrationError: If the model has no program for this size, or that program couples other
+                units than the traced one.
         """
         graph = self.first.graph
         program = graph.programs.of(batch.args, dict(batch.kwargs))

@@ -1,4 +1,4 @@
-"""All calibration batches run through the programs up to one node after another, in bounded memory."""
+"""Advance all calibration batches together from node to node, in bounded memory."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ from secateur.calibration import Batch, Calibration, map_tensors
 from secateur.repair.pairs import Pair, Pairs, Values
 
 HELD_BYTES = 1 << 30
-"""Values of batches that are kept in memory between two visits; those of other batches go to files."""
+"""Most bytes of batch values that stay in memory between two visits. The rest goes to temporary files."""
 
 
 class PendingBatches:
-    """The values of every batch at the node that has been reached.
+    """Holds, for every batch, the values at the position that the sweep has reached.
 
-    Between two visits they are kept in memory while they fit the limit, and else in temporary files (in the
-    folder that `tempfile` chooses, ``TMPDIR`` say), so that memory does not grow with the number of batches.
-    Where there is no room for a file either, that batch starts from the first node again. Use it in ``with``.
+    Between two visits the values stay in memory up to a limit. The rest goes to temporary files, in the
+    folder that `tempfile` chooses (for example ``TMPDIR``), so memory does not grow with the number of
+    batches. If the disk is full, that batch is run again from the first node. Use it in a ``with`` block,
+    which removes the files.
     """
 
     def __init__(self, pairs: Pairs, calibration: Calibration, limit: int | None = None) -> None:
-        """Begin at the first node.
+        """Start before the first node; nothing runs yet.
 
         Args:
-            pairs: The programs.
+            pairs: The dense and pruned programs.
             calibration: The batches.
-            limit: Bytes that may be kept in memory; `HELD_BYTES` if not given.
+            limit: Most bytes to keep in memory. Default: `HELD_BYTES`.
         """
         self._pairs, self._calibration = pairs, calibration.to(pairs.first.graph.device)
         self._pair_of: dict[int, Pair] = {}
@@ -39,24 +40,27 @@ class PendingBatches:
         self._held: dict[int, Values] = {}
         self._sizes: dict[int, int] = {}
         self._folder: TemporaryDirectory[str] | None = None
-        self._files: dict[int, _File] = {}
+        self._files: dict[int, _ValuesFile] = {}
         self._batches = calibration.count()
 
     def __enter__(self) -> PendingBatches:
-        """Itself."""
+        """Return this object."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Removes the files."""
+        """Remove the temporary files."""
         if self._folder is not None:
             self._folder.cleanup()
 
     def visit(self, place: Callable[[Pair], int | None]) -> Iterator[tuple[int, Pair, Values]]:
-        """Each batch's number, its programs, and its values just before the node at a position.
+        """Advance every batch to a position, and yield its index, its programs and its values there.
+
+        Positions may only grow from one visit to the next.
 
         Args:
-            place: The position in the programs; None leaves out the batches that take them.
+            place: Returns the position for a pair of programs, or None to skip batches of that pair.
         """
+        # If the values of all batches are held, the data need not be read again.
         if self._batches is not None and len(self._held) + len(self._files) == self._batches:
             for index in range(self._batches):
                 yield from self._at(place, index, None)
@@ -70,7 +74,7 @@ class PendingBatches:
         self._batches = count
 
     def bytes(self) -> int:
-        """What is kept in memory."""
+        """Return the number of bytes that are held in memory."""
         return sum(self._sizes.values())
 
     def _at(
@@ -80,50 +84,51 @@ class PendingBatches:
         position = place(pair)
         if position is None:
             return
-        values, file = self._taken(index)
+        values, file = self._take(index)
         if values is None or values.position > position:
             if batch is None:
                 raise RuntimeError("batches go forward only")
             values = pair.start(batch)
         if file is None or values.position < position:
             pair.advance(values, position)
-            file = None
+            file = None  # the values have changed, so the file is out of date
         self._keep(index, values, file)
         yield index, pair, values
 
-    def _taken(self, index: int) -> tuple[Values | None, _File | None]:
-        """A batch's values, and the file that they came from."""
+    def _take(self, index: int) -> tuple[Values | None, _ValuesFile | None]:
+        """Remove a batch from the store; return its values and the file they were in, each None if absent."""
         self._sizes.pop(index, None)
         file = self._files.pop(index, None)
         if file is None:
             return self._held.pop(index, None), None
         return file.read(self._pair_of[index].graph.device), file
 
-    def _keep(self, index: int, values: Values, file: _File | None) -> None:
+    def _keep(self, index: int, values: Values, file: _ValuesFile | None) -> None:
+        """Store a batch's values in memory or in a file. If `file` is given, it already holds them."""
         size = _bytes(values)
         if self.bytes() + size <= self._limit:
             self._held[index], self._sizes[index] = values, size
             return
         if file is None:
-            file = self._written(index, values)
+            file = self._write_file(index, values)
         if file is not None:
             self._files[index] = file
 
-    def _written(self, index: int, values: Values) -> _File | None:
-        """A file of the values; None if there is no room for it."""
+    def _write_file(self, index: int, values: Values) -> _ValuesFile | None:
+        """Write the values to a temporary file. Return None if the disk is full."""
         if self._folder is None:
             self._folder = TemporaryDirectory(prefix="secateur-")
         path = Path(self._folder.name) / f"{index}.bin"
         try:
-            return _File.write(path, values)
+            return _ValuesFile.write(path, values)
         except OSError:
             path.unlink(missing_ok=True)
             return None
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where a tensor is: in which storage, and how it lies there."""
+class _TensorLayout:
+    """Which storage a tensor views, and its dtype, size, stride and offset there (in elements)."""
 
     storage: int
     dtype: torch.dtype
@@ -133,66 +138,67 @@ class _Place:
 
 
 @dataclass(frozen=True, eq=False)
-class _File:
-    """Values whose bytes are in a file: read from a memory map, so nothing in the file is run as code.
+class _ValuesFile:
+    """The values of one batch, with the tensors' bytes in a file. Reading runs no code from the file.
 
-    Whole storages are written, because tensors that share one have to share it again: a program may write
-    to one of them in place.
+    Whole storages are written. Tensors that share a storage must share it again after reading, because a
+    program may write to one of them in place.
 
     Attributes:
-        path: The storages, one after the other.
-        sizes: Their lengths. [bytes]
-        places: For each tensor of the values, in order, where it is.
-        shell: The values with nothing in the place of their tensors.
+        path: The file: all storages, one after the other.
+        sizes: The length of each storage. [bytes]
+        layouts: The layout of each tensor, in the order of the values.
+        template: The values with an empty tensor in place of each tensor.
     """
 
     path: Path
     sizes: tuple[int, ...]
-    places: tuple[_Place, ...]
-    shell: Values
+    layouts: tuple[_TensorLayout, ...]
+    template: Values
 
     @classmethod
-    def write(cls, path: Path, values: Values) -> _File:
-        """Write the values.
+    def write(cls, path: Path, values: Values) -> _ValuesFile:
+        """Write the values to `path`.
 
         Raises:
-            OSError: There is no room.
+            OSError: If the disk is full.
         """
         storages: dict[int, tuple[int, torch.UntypedStorage]] = {}
-        places: list[_Place] = []
+        layouts: list[_TensorLayout] = []
         nothing = torch.empty(0)
 
         def put(tensor: Tensor) -> Tensor:
-            tensor = tensor.resolve_conj().resolve_neg()  # such views are a flag, which bytes do not hold
+            # A lazy conjugate or negative view is only a flag, which the bytes do not show.
+            tensor = tensor.resolve_conj().resolve_neg()
             storage = tensor.untyped_storage()
             number, _ = storages.setdefault(storage.data_ptr(), (len(storages), storage))
             size, stride, offset = tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset())
-            places.append(_Place(number, tensor.dtype, size, stride, offset))
+            layouts.append(_TensorLayout(number, tensor.dtype, size, stride, offset))
             return nothing
 
-        shell = _changed(values, put)
+        template = _map_values(values, put)
         with path.open("wb") as file:
             for _, storage in storages.values():
                 torch.tensor([], dtype=torch.uint8, device=storage.device).set_(storage).cpu().numpy().tofile(
                     file
                 )
-        return cls(path, tuple(s.nbytes() for _, s in storages.values()), tuple(places), shell)
+        return cls(path, tuple(s.nbytes() for _, s in storages.values()), tuple(layouts), template)
 
     def read(self, device: torch.device) -> Values:
-        """The values, in memory of their own on a device."""
+        """Read the values back into newly allocated memory on `device`."""
         whole = torch.from_file(str(self.path), shared=False, size=sum(self.sizes), dtype=torch.uint8)
         storages = [part.to(device, copy=True).untyped_storage() for part in whole.split(list(self.sizes))]
-        places = iter(self.places)
+        layouts = iter(self.layouts)
 
         def get(_: Tensor) -> Tensor:
-            place = next(places)
-            tensor = torch.empty(0, dtype=place.dtype, device=device)
-            return tensor.set_(storages[place.storage], place.offset, place.size, place.stride)
+            layout = next(layouts)
+            tensor = torch.empty(0, dtype=layout.dtype, device=device)
+            return tensor.set_(storages[layout.storage], layout.offset, layout.size, layout.stride)
 
-        return _changed(self.shell, get)
+        return _map_values(self.template, get)
 
 
-def _changed(values: Values, change: Callable[[Tensor], Tensor]) -> Values:
+def _map_values(values: Values, change: Callable[[Tensor], Tensor]) -> Values:
     dense, small = (map_tensors(change, side) for side in (values.dense, values.small))
     return Values(dense, small, values.position)
 

@@ -1,4 +1,4 @@
-"""`sc.repair`: try repairs, and keep what measurably helps."""
+"""`sc.repair`: try repairs, and keep those that lower the measured error."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ if TYPE_CHECKING:
     from secateur.experts.graph import ExpertGraph
 
 FEW = 50
-"""Up to this many samples, a fifth of them says too little: every fifth judges in turn."""
+"""With at most this many samples, one fifth is too few to judge on, so cross-validation is used."""
 
 FOLDS = 5
+"""Number of folds; one fold is held out to judge on."""
 
 
 @by_granularity("small")
@@ -46,46 +47,55 @@ def repair(
     seed: int = 0,
     progress: bool = True,
 ) -> nn.Module:
-    """Undo what can be undone of the damage that pruning did, without training.
+    """Reduce the error that pruning caused, without training.
 
-    Each method works on four fifths of the batches and is judged on the rest: by the distance to the dense
-    model's outputs, or by `loss_fn` (`secateur.repair.judging`). What does not lower that is taken back, so
-    the result never measures worse than what came in. Where the samples are few, a fifth of them is too few
-    to judge on: then each fifth is left out in turn, and their mean judges. Where they are plenty, ``auto``
-    first compares all combinations on a part, and then the best, or the best two, on all.
+    Each method is fitted on four fifths of the batches. The rest judges it: by the distance to the dense
+    model's outputs, or by `loss_fn` (`secateur.repair.judging`). A repair that does not lower this error is
+    undone, so the result never measures worse than the input. With at most 50 samples each fifth is held
+    out in turn, and the mean over the five judges. With many samples, ``auto`` first compares all
+    combinations on a part of the data, and then the best one or two on all of it.
 
-    Methods that refit layers go through the network in order and set each layer right, given those
-    before it: ``reconstruct`` by least squares towards the dense layer's outputs, ``variance`` by a
-    factor and a shift of each output, the factor nearer to one the less of the output is signal,
-    ``channelwise`` by the plain factor, ``layerwise`` by one factor a layer, ``bias`` by a shift.
-    ``batchnorm`` measures running statistics anew.
+    The methods:
 
-    A model without some of its experts has one repair, ``experts``: it refits the down-projections of those
-    that stayed to what the dense block gives. See the guide to mixtures of experts for the formula. Held-out
-    tokens choose the damping, and experts that it does not help stay as they are.
+    - ``reconstruct``: refit weight and bias of each layer to the dense layer's outputs, by least squares.
+    - ``variance``: scale and shift each output. The less of the output is signal, the closer its factor
+      is to 1.
+    - ``channelwise``: scale each output to the dense variance, and shift it.
+    - ``layerwise``: scale each layer by one factor, and shift each output.
+    - ``bias``: shift each output to the dense mean.
+    - ``batchnorm``: measure the running statistics of batch norms again.
+
+    All but ``batchnorm`` go through the layers in order of execution. Each layer is fitted to the inputs
+    that the layers before it give after their own repair.
+
+    A model without some of its experts has one repair, ``experts``: it refits the down-projections of the
+    kept experts to the output of the dense block. See the guide to mixtures of experts for the formula. Held-out
+    tokens choose the damping, and experts that it does not help are not changed.
 
     Args:
-        small: What `apply` returned, in any form; it is left as it was. Zeros of a mask stay zero.
+        small: The pruned model that `apply` returned, in any form. It is not changed. Weights that a mask
+            set to zero stay zero.
         model: The dense model.
-        calibration: What `Calibration.of` takes; labels are not needed.
-        methods: ``auto`` compares combinations and takes the best; a name; several, which are done in
-            order, each where it helps; or None.
-        own: Further repairs by name, which `methods` may name. Not for experts.
-        graph: The trace of `model`, if at hand; it saves tracing again.
-        memory: For experts alone: most bytes for sums, by default ``2**31``. With less, the data are read
-            several times, each time for some experts.
-        loss_fn: As for `score`; it judges instead of the distance. Not for experts.
+        calibration: Anything that `Calibration.of` accepts. Labels are not needed.
+        methods: ``auto`` compares combinations and takes the best. A name runs one method. Several names
+            run in order, and each is kept if it helps. None repairs nothing.
+        own: Your own repairs by name, which `methods` may name. Not for experts.
+        graph: The trace of `model`. If given, the model is not traced again.
+        memory: For experts only: most bytes for sums, by default ``2**31``. With less, the data are read
+            several times, each time for some of the experts.
+        loss_fn: As for `score`. It replaces the distance as the error. Not for experts.
         forward: As for `score`.
-        seed: For shuffling loaders.
-        progress: Show bars on a terminal.
+        seed: Seed for shuffling loaders.
+        progress: Show progress bars on a terminal.
 
     Returns:
-        A new model; `secateur.record_of(result).repairs` says what was tried and what it brought.
+        A new model. `secateur.record_of(result).repairs` lists what was tried, and the error before and
+        after each.
 
     Raises:
         SettingError: If a method is unknown, or an option means nothing for what was removed.
         ArtefactError: If `small` did not come from `apply`.
-        CalibrationError: If the data is empty, or too little to hold some out.
+        CalibrationError: If the data is empty, or too small to hold a part out.
 
     Example:
         >>> import torch
@@ -113,7 +123,8 @@ def repair(
     folds = folds_of(Calibration.of(calibration, seed=seed, forward=forward, model=model))
     traced = [] if graph is None else [cast(Graph, graph)]  # one of experts does not come here
 
-    def the_graph() -> Graph:
+    def graph_of_dense() -> Graph:
+        """Return the trace of the dense model; trace it on first use."""
         if not traced:
             first = folds[-1][0].first()
             exact = all(group.exact for group in plan.groups)
@@ -122,16 +133,16 @@ def repair(
 
     with seeded(seed):
         trials = Trials(
-            [(Work(the_graph, fit, progress), Judge(model, held, loss_fn)) for fit, held in folds]
+            [(Work(graph_of_dense, fit, progress), Judge(model, held, loss_fn)) for fit, held in folds]
         )
         start = trials.measured([best] * len(folds))
         if methods == "auto":
-            behind: list[dict[str, Any]] = []
+            rejected: list[dict[str, Any]] = []
             part = trials.part()
             if part is not None and len(combinations) > FINALISTS:
-                combinations, behind = part.best(part.measured([best]), combinations)
+                combinations, rejected = part.best(part.measured([best]), combinations)
             result, tried = trials.compare(start, combinations)
-            tried += behind
+            tried += rejected
         else:
             result, tried = trials.chain(start, combinations[0])
     best = result.models[-1]
@@ -141,9 +152,10 @@ def repair(
 
 
 def flush_subnormals(model: nn.Module) -> None:
-    """Set stored values too small for the dtype's normal range to zero: CPUs compute with them slowly.
+    """Set subnormal values (below the dtype's smallest normal number) of all tensors to zero, in place.
 
-    Half precision is left alone: its small values matter, and are computed with in single precision.
+    CPUs are slow with subnormal numbers. Half precision is not changed: its small values matter, and CPUs
+    compute with them in single precision, where they are normal.
     """
     with torch.no_grad():
         for tensor in named_tensors(model).values():
@@ -152,10 +164,14 @@ def flush_subnormals(model: nn.Module) -> None:
 
 
 def folds_of(data: Calibration) -> list[tuple[Calibration, Calibration]]:
-    """Pairs of data to fit on and held-out data; the last is ``data.split()``, and mostly the only one.
+    """Split the data into pairs (data to fit on, held-out data).
+
+    Returns:
+        One pair, ``data.split()``, if there are more than `FEW` samples. Otherwise `FOLDS` pairs for
+        cross-validation, of which the last is ``data.split()``.
 
     Raises:
-        CalibrationError: If the data is empty, or too little to hold some out.
+        CalibrationError: If the data is empty, or too small to hold a part out.
     """
     last = data.split(FOLDS)
     batches = []
@@ -165,7 +181,7 @@ def folds_of(data: Calibration) -> list[tuple[Calibration, Calibration]]:
         samples += batch.size
         if samples > FEW:
             return [last]
-    count = -(-FOLDS // len(batches))
+    count = -(-FOLDS // len(batches))  # pieces per batch, so that there are at least FOLDS pieces
     pieces = [piece.raw for batch in batches for piece in (batch.cut(count) if count > 1 else [batch])]
     if len(pieces) < FOLDS:
         return [last]

@@ -1,19 +1,19 @@
-"""One sweep through a pruned network in which each layer is set right, given those before it.
+"""Refit the layers of a pruned network one after the other, in order of execution.
 
-In order of execution, every layer that gives anything else than it should is refitted: from the pruned
-network's own input of the layer, which the layers before it have already been refitted to produce, to
-what the layer should give (`target`). How is the method's choice:
+A layer is refitted if its output differs from its target. The input X is the pruned network's own input
+of the layer, after the layers before it were refitted. The target Y is the dense output, corrected for
+errors in a residual stream (`target`). The method decides what is fitted:
 
-- ``reconstruct``: weight and bias by ridge least squares, ``||W X + b - Y||^2 + damping ||W - W0||^2``
-  with W0 what pruning left and the damping chosen by cross-validation (`secateur.regression.leastsquares`).
+- ``reconstruct``: weight and bias by ridge least squares, ``||W X + b - Y||^2 + damping ||W - W0||^2``.
+  W0 is the weight after pruning. Cross-validation chooses the damping (`regression.leastsquares`).
   Sources: He et al. 2017, Channel Pruning for Accelerating Very Deep Neural Networks (arXiv 1707.06168),
   section 3.1, and Luo et al. 2017, ThiNet (arXiv 1707.06342), section 3.2, refit to the dense outputs.
   Departures: damping towards W0, and targets that take the rest of a sum into account.
-- ``bias``: the bias alone, so that each output's mean is what it should be.
-- ``variance``, ``channelwise`` and ``layerwise``: bias and a factor, so that mean and variance are
-  (`moments.py`).
+- ``bias``: the bias alone, so that the mean of each output equals the target's mean.
+- ``variance``, ``channelwise`` and ``layerwise``: bias and a factor (`moments.py`).
 
-A layer without a bias whose output goes into a batch norm alone gets one in form of that norm's mean.
+If a layer has no bias and only a batch norm reads its output, the running mean of that norm takes the
+bias (with opposite sign).
 """
 
 from __future__ import annotations
@@ -37,31 +37,32 @@ from secateur.repair.pairs import Pair, Pairs, Values
 from secateur.repair.pending import PendingBatches
 
 PARTS = 4
-"""Into how many parts the batches are dealt for cross-validation, ..."""
+"""Number of parts for cross-validation, for layers with at most `LARGE` columns. Others get two parts."""
 
 LARGE = 2048
-"""... where a layer has at most this many columns; else two: each part holds a matrix of that size."""
+"""Layers with more input columns than this use two parts: each part holds a matrix [columns, columns]."""
 
 ROWS = 100
-"""Positions for each column that a fit reads, where the data hold more: of each sample some, at random."""
+"""A fit reads about this many positions per input column. If there are more, each sample gives a random
+part of its positions."""
 
 _ROUNDING = 4
-"""Relative error, in units of the last place, up to which an output counts as undamaged."""
+"""An output counts as undamaged up to this relative error, in multiples of the dtype's epsilon."""
 
 _FAINT = 1e-3
-"""Channels whose factor on the way to the addition is smaller than this, relative to the largest, keep
-their plain target: to correct a sum through them would take huge weights."""
+"""A channel's output may be scaled before an addition. If its factor is smaller than this, relative to the
+largest one, the target is not corrected for the sum: that would need huge weights."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A weight to refit, with all calls of it.
+    """A weight to refit, with all layer calls that use it.
 
     Attributes:
-        sites: The calls, in order.
-        sums: For each, the addition whose result it should get right, if any.
-        bias: The bias that is refitted with it, if any.
-        norm: The running mean of the batch norm that takes the bias of a layer without one, if any.
+        sites: The calls, in order of execution.
+        sums: For each call the addition that reads its output and whose result should be right, or None.
+        bias: The bias that is refitted too, or None.
+        norm: For a layer without bias: the running mean of the batch norm that takes the bias, or None.
     """
 
     sites: tuple[Site, ...]
@@ -76,7 +77,7 @@ class Task:
 
 
 def tasks(pair: Pair) -> list[Task]:
-    """Every weight that only layers read, in order of execution."""
+    """Return a task for every weight that only layer calls read, in order of execution."""
     by_weight: dict[fx.Node, list[Site]] = {}
     for node in pair.nodes:
         site = Site.of(node, pair.planned[node], pair)
@@ -85,7 +86,8 @@ def tasks(pair: Pair) -> list[Task]:
     found = []
     for sites in by_weight.values():
         nodes = {site.node for site in sites}
-        # Values are looked at ahead of several calls: writing in place would spoil those they share.
+        # Several calls are run ahead on a fork of the values, which shares their tensors. Operators that
+        # write in place would then change the original values too, so such weights are skipped.
         if not pair.readers(sites[0].weight) <= nodes or (len(sites) > 1 and pair.writes):
             continue
         biases = {site.bias for site in sites}
@@ -98,7 +100,10 @@ def tasks(pair: Pair) -> list[Task]:
 
 
 def _norm_after(node: fx.Node, pair: Pair) -> fx.Node | None:
-    """The running mean of the batch norm that alone reads a node and alone holds that mean."""
+    """Return the running mean of the batch norm behind a node, if it can take a bias; else None.
+
+    The batch norm must be the node's only reader, and no other node may read the running mean.
+    """
     users = list(node.users)
     if len(users) != 1 or str(users[0].target) != "aten.batch_norm.default" or users[0].args[5] is not False:
         return None
@@ -107,7 +112,8 @@ def _norm_after(node: fx.Node, pair: Pair) -> fx.Node | None:
 
 
 FACTORS = {"bias": mean, "variance": variance, "channelwise": channelwise, "layerwise": layerwise}
-"""The methods that regress each output of the layer itself, one column for each: the weight is a factor."""
+"""Methods that scale each output: they regress the target on the pruned output, one column per output.
+Other methods regress the target on the layer's input."""
 
 
 @torch.no_grad()
@@ -117,20 +123,20 @@ def sweep(
     """Refit the layers of a pruned model, in place.
 
     Args:
-        name: The method.
+        name: The method, such as ``reconstruct``.
         small: The pruned model, in any form.
         graph: The trace of the dense model.
-        calibration: Inputs; labels are not read.
-        progress: Show a bar on a terminal.
+        calibration: Inputs. Labels are not read.
+        progress: Show a progress bar on a terminal.
 
     Returns:
-        For each refitted weight its ``damping``, None where the weight stayed, and its error ``before``
-        and ``after``, relative to the scatter of the targets.
+        For each refitted weight, by name: its ``damping`` (None if the weight did not change), and its
+        squared error ``before`` and ``after``, divided by the scatter of the targets.
     """
     pairs = Pairs(graph, small)
     pair = pairs.first
     regress = FACTORS.get(name)
-    # Reads the data once more, and only fits ask for it.
+    # Counting samples reads all the data once, so it is done only for the methods that need it.
     samples = 0 if regress else sum(batch.size for batch in calibration.batches())
     report = {}
     with PendingBatches(pairs, calibration) as batches:
@@ -145,14 +151,14 @@ def sweep(
 
 @dataclass(eq=False)
 class _Sweep:
-    """What every layer's turn needs.
+    """The state of a sweep.
 
     Attributes:
-        pair: The programs of the traced sizes.
-        batches: The data, run as far as the sweep has come.
-        regress: Of `FACTORS`; None for a fit on the layer's input.
-        samples: How many samples there are; read by fits only.
-        near: The damping that the fit before chose: the search for the next starts there.
+        pair: The programs for the traced input size.
+        batches: The data, advanced to the layer that the sweep has reached.
+        regress: A function of `FACTORS`, or None for a fit on the layer's input.
+        samples: The number of samples; 0 if `regress` is given, which does not need it.
+        near: The damping that the previous fit chose. The next search starts there.
     """
 
     pair: Pair
@@ -163,9 +169,10 @@ class _Sweep:
     _tasks: dict[Pair, dict[str, Task]] = field(default_factory=dict)
 
     def tasks(self, pair: Pair) -> dict[str, Task]:
-        """The tasks of a pair of programs by the name of the weight, in order of execution.
+        """Return the tasks of a pair of programs by the weight's name, in order of execution.
 
-        In programs of other sizes those count that come in the order of the traced ones.
+        A program for another input size may run the layers in another order. Batches only go forward, so
+        there the tasks that come earlier than a task before them are left out.
         """
         if pair not in self._tasks:
             found = {pair.names[task.weight]: task for task in tasks(pair)}
@@ -180,7 +187,10 @@ class _Sweep:
         return self._tasks[pair]
 
     def _visit(self, name: str) -> Iterator[tuple[int, Pair, Task, Values]]:
-        """Each batch that reaches a weight, with its programs and the calls of the weight there."""
+        """Advance all batches to a weight's first call. Yield each batch's index, programs, task, values.
+
+        Batches whose program does not use the weight are skipped.
+        """
 
         def place(pair: Pair) -> int | None:
             task = self.tasks(pair).get(name)
@@ -190,7 +200,12 @@ class _Sweep:
             yield index, pair, self.tasks(pair)[name], values
 
     def refit(self, task: Task) -> dict[str, float | None] | None:
-        """Refit one weight; None if it is right as it is, or its values are not finite."""
+        """Refit one weight and write it to the pruned program.
+
+        Returns:
+            ``damping``, ``before`` and ``after`` as in `sweep`. None if the layer's output is right
+            already, or if some values are not finite.
+        """
         pair, first = self.pair, task.sites[0]
         name = pair.names[task.weight]
         if not self._damaged(name):
@@ -210,19 +225,19 @@ class _Sweep:
                 return None
             weight = weight * found.weight.reshape(len(weight), 1, -1)
         else:
-            found = fit(given, weight, bias, intercept, _free(task, pair), near=self.near)
+            found = fit(given, weight, bias, intercept, _unmasked_entries(task, pair), near=self.near)
             weight = found.weight
         damping = found.damping if math.isfinite(found.damping) else None
         self.near = damping or self.near
         pair.replace(task.weight, first.layer.unmatrix(weight, tensor, call))
         if found.bias is not None and task.bias is not None:
             pair.replace(task.bias, found.bias.reshape(-1))
-        elif found.bias is not None and task.norm is not None:
+        elif found.bias is not None and task.norm is not None:  # the norm subtracts its mean
             pair.replace(task.norm, pair.tensor(task.norm).double() - found.bias.reshape(-1))
         return {"damping": damping, "before": found.before, "after": found.after}
 
     def _damaged(self, name: str) -> bool:
-        """Whether a layer gives anything else than it should on any batch, as far as a single call shows."""
+        """Whether a layer's output differs from its target on any batch. Several calls count as damaged."""
         for _, pair, task, values in self._visit(name):
             if len(task.sites) > 1:
                 return True
@@ -235,7 +250,10 @@ class _Sweep:
         return False
 
     def _parts(self, name: str) -> list[Sums]:
-        """Sums over all batches and calls, dealt into a few parts."""
+        """Accumulate the sums of a weight's regression over all batches and calls.
+
+        Batch k goes to part k modulo the number of parts, for cross-validation.
+        """
         by_output = self.regress is not None
         columns = 1 if by_output else self.pair.tensor(self.tasks(self.pair)[name].weight)[0].numel()
         parts: list[Sums | None] = [None] * (PARTS if columns <= LARGE else 2)
@@ -255,7 +273,7 @@ class _Sweep:
 
 
 def _start(task: Task, pair: Pair) -> int:
-    """The position of a task's first call."""
+    """Return the position of a task's first call."""
     return min(pair.index[site.node] for site in task.sites)
 
 
@@ -270,7 +288,19 @@ def sums_of(
     by_output: bool,
     most: int,
 ) -> Iterator[Sums]:
-    """Sums over one batch, a few samples at a time, of each at most so many positions for a fit."""
+    """Yield the regression sums of one layer call over one batch, a few samples at a time.
+
+    Args:
+        site: The layer call.
+        addition: The addition that its target is corrected for, or None.
+        task: The task of the weight.
+        pair: The programs.
+        values: The batch's values just before the call.
+        generator: Draws the positions.
+        by_output: Regress the target on the pruned output, one column per output. If False, on the
+            layer's input.
+        most: Most positions to take from each sample; used if `by_output` is False.
+    """
     call, tensor = pair.planned[site.node], pair.tensor(site.weight)
     wanted = target(site, addition, pair, values)
     x: Tensor = pair.small_value(site.node if by_output else site.x, values)
@@ -289,8 +319,11 @@ def sums_of(
         yield Sums.of(*(v.transpose(1, 2).flatten(0, 1)[..., None] for v in (own, y)))
 
 
-def _free(task: Task, pair: Pair) -> Tensor | None:
-    """Entries that may change: those that a mask has set to zero may not."""
+def _unmasked_entries(task: Task, pair: Pair) -> Tensor | None:
+    """Return a boolean matrix of the weight's entries that may change; None if all may.
+
+    An entry that is zero in the pruned model and not in the dense one was masked, and must stay zero.
+    """
     first = task.sites[0]
     small, dense = pair.tensor(first.weight), pair.dense_tensor(first.weight)
     free = (small != 0) | (dense == 0)
@@ -299,15 +332,26 @@ def _free(task: Task, pair: Pair) -> Tensor | None:
 
 @torch.no_grad()
 def target(site: Site, addition: Addition | None, pair: Pair, values: Values) -> Tensor:
-    """What the layer should give for one batch, at the kept positions, in the shape of its output.
+    """Return the target of a layer's output for one batch, in the shape of the pruned output.
 
-    The dense program's output, as a rule. Where that goes into an addition whose other operand is there
-    already, what the sum should be is known, and so is what the pruned program will add: the difference is
-    the target. So each addition of a residual stream corrects what went wrong in the stream before it.
+    Without `addition`, the target is the dense program's output.
+
+    With `addition`, the output goes through a chain of nodes into a sum whose other operand is already
+    computed. The sum should equal the dense sum. So the error of the other operand (dense minus pruned) is
+    added to the target. In this way each addition of a residual stream corrects the error that the stream
+    has collected before it.
+
+    Args:
+        site: The layer call.
+        addition: The addition that reads the output, or None.
+        pair: The programs.
+        values: The batch's values just before the call.
     """
     wanted: Tensor = pair.dense_value(site.node, values)
     if addition is None:
         return wanted
+    # The chain is affine per channel in the pruned program: chain(x) = factor * x + shift. Two runs, on
+    # zeros and on ones, give both.
     zero = torch.zeros_like(wanted[:1])
     shift = pair.run_chain(addition.chain, site.node, zero, dense=False)
     factor = pair.run_chain(addition.chain, site.node, zero + 1, dense=False) - shift

@@ -1,4 +1,4 @@
-"""Repairs tried and measured: one after another, or combinations against each other."""
+"""Try repairs and measure their error: one after another, or combinations against each other."""
 
 from __future__ import annotations
 
@@ -20,18 +20,24 @@ from secateur.repair.methods import Repair, Work
 NOTHING = "the model has nothing that it could change"
 
 FIRST_SAMPLES = 64
-"""About how many samples all combinations run on first, where there are many more."""
+"""If there are many more samples, all combinations are first compared on about this many."""
 
 PLENTY = 4
-"""There are many more samples where there are this many times `FIRST_SAMPLES`."""
+"""The first comparison takes place if there are at least this many times `FIRST_SAMPLES` samples."""
 
 FINALISTS = 2
-"""How many combinations then run on all samples; fewer, if all others are clearly worse (`MARGIN`)."""
+"""At most this many combinations then run on all samples. Clearly worse ones (`MARGIN`) do not."""
 
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """A model for each fold, and how they measure; `notes` say what was done to the last."""
+    """The models after a repair, and their errors.
+
+    Attributes:
+        models: One model for each fold.
+        errors: The errors of all folds' held-out samples, one fold after the other. [samples]
+        notes: What the repair returned for the last fold; it goes into the record.
+    """
 
     models: list[nn.Module]
     errors: NDArray[np.float64]
@@ -39,27 +45,27 @@ class Trial:
 
     @property
     def error(self) -> float:
-        """The mean."""
+        """The mean error."""
         return float(self.errors.mean())
 
     def better_than(self, other: Trial) -> bool:
-        """Whether it measures better; what is not finite never does."""
+        """Whether this mean error is smaller than the other's. An error that is not finite never is."""
         return math.isfinite(self.error) and (self.error < other.error or not math.isfinite(other.error))
 
 
 class Trials:
-    """Repairs tried, each fold's on its own data and judged by its own judge."""
+    """Runs repairs on every fold. Each fold has its own data to fit on, and its own judge."""
 
     def __init__(self, folds: Sequence[tuple[Work, Judge]]) -> None:
         self.folds = folds
 
     def measured(self, models: list[nn.Module], notes: dict[str, Any] | None = None) -> Trial:
-        """Each model judged on what its fold holds out."""
+        """Measure one model per fold, each on the held-out data of its fold."""
         errors = np.concatenate([judge(m) for m, (_, judge) in zip(models, self.folds, strict=True)])
         return Trial(models, errors, notes or {})
 
     def attempt(self, start: Trial, method: Repair) -> Trial | str:
-        """The repaired models, or why there are none."""
+        """Repair copies of a trial's models and measure them. Return the reason if the repair fails."""
         models, notes = [], None
         for model, (work, _) in zip(start.models, self.folds, strict=True):
             candidate = duplicate(model)
@@ -71,7 +77,7 @@ class Trials:
         return NOTHING if notes is None else self.measured(models, notes)
 
     def part(self) -> Trials | None:
-        """Trials on a part of the data that is enough to tell good from bad; None if there is little more."""
+        """Return trials on about `FIRST_SAMPLES` samples; None if there are not many more samples."""
         (work, judge), *more = self.folds
         samples = 0 if more else sum(batch.size for batch in work.data)
         if samples < PLENTY * FIRST_SAMPLES:
@@ -83,26 +89,31 @@ class Trials:
     def best(
         self, start: Trial, combinations: tuple[tuple[Repair, ...], ...]
     ) -> tuple[tuple[tuple[Repair, ...], ...], list[dict[str, Any]]]:
-        """The best combinations that none is clearly better than, and the record of the others."""
+        """Select the combinations that should run on all samples.
+
+        Returns:
+            The best `FINALISTS` combinations, without those that are clearly worse than the best; and
+            the record entries of all others.
+        """
         done = self.results(start, combinations)
         names = [tuple(method.name for method in methods) for methods in combinations]
         trials = {k: found for k, n in enumerate(names) if isinstance(found := done[n], Trial)}
         order = sorted(trials, key=lambda k: e if math.isfinite(e := trials[k].error) else math.inf)
-        stay = {
+        finalists = {
             k
             for k in order[:FINALISTS]
             if not standard_errors(trials[k].errors - trials[order[0]].errors) > MARGIN
         }
-        behind = [
+        rejected = [
             self._entry(" + ".join(names[k]), start, done[names[k]], kept=False, layers=False)
             | {"fitted_on": FIRST_SAMPLES}
             for k in (*order, *sorted({*range(len(names))} - {*order}))
-            if k not in stay
+            if k not in finalists
         ]
-        return tuple(methods for k, methods in enumerate(combinations) if k in stay), behind
+        return tuple(methods for k, methods in enumerate(combinations) if k in finalists), rejected
 
     def chain(self, start: Trial, methods: Sequence[Repair]) -> tuple[Trial, list[dict[str, Any]]]:
-        """The methods one after another, each kept if it helps."""
+        """Run the methods one after another; keep each one that lowers the error."""
         best, tried = start, []
         for method in methods:
             after = self.attempt(best, method)
@@ -115,7 +126,10 @@ class Trials:
     def results(
         self, start: Trial, combinations: Sequence[Sequence[Repair]]
     ) -> dict[tuple[str, ...], Trial | str]:
-        """What each combination, and each beginning of one, comes to; or why to nothing."""
+        """Run each combination. Return the trial, or the reason of failure, by the names of its methods.
+
+        Combinations that begin with the same methods share that work.
+        """
         done: dict[tuple[str, ...], Trial | str] = {(): start}
         for methods in combinations:
             names: tuple[str, ...] = ()
@@ -128,7 +142,7 @@ class Trials:
     def compare(
         self, start: Trial, combinations: Sequence[Sequence[Repair]]
     ) -> tuple[Trial, list[dict[str, Any]]]:
-        """The best of several combinations, or `start` if none is better."""
+        """Return the best of several combinations (`start` if none is better), and the record entries."""
         done = self.results(start, combinations)
         names = [tuple(method.name for method in methods) for methods in combinations]
         best = start
@@ -142,7 +156,7 @@ class Trials:
     def _entry(
         self, name: str, before: Trial, after: Trial | str, *, kept: bool, layers: bool = True
     ) -> dict[str, Any]:
-        """What the record says of one trial, with or without each layer of it."""
+        """Return the record entry of one trial. `layers` includes the notes on each layer."""
         if isinstance(after, str):
             return {"method": name, "kept": False, "why": after}
         return {
