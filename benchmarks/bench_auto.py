@@ -92,7 +92,7 @@ def ranking(
         model, draw(seed, IMAGES, *train), sc.Budget(macs=share), repair="reconstruct", seed=seed,
         measure_latency=False, progress=False,
     )  # fmt: skip
-    contest = chosen.report.contest
+    contest = chosen.report.selection
     assert contest is not None
     for row in rows:
         row["chosen"] = row["candidate"] == contest.candidates[0].name
@@ -241,7 +241,7 @@ def beside(
         for share in shares:
             for name, rule in {**rules, "auto": "auto"}.items():
                 found = pruned(rule, share, seed)
-                contest = found.report.contest
+                contest = found.report.selection
                 rows.append({
                     "seed": seed, "share": share, "rule": name, "value": measured(found.model),
                     "chose": None if contest is None else contest.candidates[0].name,

@@ -30,8 +30,8 @@ def test_auto_leaves_out_what_cannot_be_seen_at_every_size(name: str) -> None:
     model, data = network(name, torch.float32), batches(name, dtype=torch.float32) * 2
     auto = sc.Auto(candidates={"tod": "tod", "magnitude": sc.Global(), "fisher": sc.Global(removal="fisher")})
     result = sc.prune(model, data, sc.Budget(params=0.75), auto, **QUICK)
-    assert result.report.contest is not None
-    out = {c.name: c.verdict for c in result.report.contest.candidates if "did not run" in c.verdict}
+    assert result.report.selection is not None
+    out = {c.name: c.verdict for c in result.report.selection.candidates if "did not run" in c.verdict}
     assert set(out) == (set() if name == "padded" else {"tod", "fisher"})
     assert all("as often as at the traced ones" in verdict for verdict in out.values())
 
@@ -73,8 +73,8 @@ def test_auto_leaves_out_what_needs_other_labels(kind: str, loss: str, out: set[
     auto = sc.Auto(candidates={"tod": "tod", "magnitude": sc.Global(), "fisher": sc.Global(removal="fisher")})
     result = sc.prune(plain(), labelled(kind), sc.Budget(params=0.75), auto, **QUICK)
     assert result.report.asked["loss"] == loss
-    assert result.report.contest is not None
-    verdicts = {c.name: c.verdict for c in result.report.contest.candidates}
+    assert result.report.selection is not None
+    verdicts = {c.name: c.verdict for c in result.report.selection.candidates}
     assert {name for name, verdict in verdicts.items() if "did not run" in verdict} == out
     first = result.report.figures[0]
     assert (first.accuracy is not None) == ("one-hot" in kind or kind == "soft")
@@ -133,8 +133,8 @@ def test_rules_compete_under_a_loss_that_calls_the_model_in_another_way() -> Non
     data = [(torch.randn(4, 3, 8, 8), torch.randn(4, 3)) for _ in range(4)]
     options: dict[str, Any] = {"forward": lambda m, b: m(b[0]), "loss_fn": lambda m, b: m(b[0], b[1])}
     result = sc.prune(Detector(), data, sc.Budget(params=0.7), **options, **QUICK)
-    assert result.report.contest is not None
-    assert result.report.contest.measure == "loss"
+    assert result.report.selection is not None
+    assert result.report.selection.measure == "loss"
     assert result.plan.predicted.params <= 0.7 * result.plan.dense.params
 
 

@@ -64,7 +64,7 @@ def test_auto_chooses_the_rule_and_every_round_takes_it() -> None:
         net(), data(), sc.Budget(macs=0.5), steps=3, repair=None, measure_latency=False, progress=False
     )
     assert found.plan.predicted.macs <= 0.5 * found.plan.dense.macs
-    assert found.report.contest is not None
+    assert found.report.selection is not None
 
 
 def test_what_cannot_be() -> None:

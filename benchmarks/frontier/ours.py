@@ -132,7 +132,7 @@ class Auto:
                 raise NotHereError(f"allocator={AUTO!r} is not in this version") from error
             raise
         seconds = {"all": process_time() - start}
-        contest = result.report.contest.model_dump(mode="json")
+        contest = result.report.selection.model_dump(mode="json")
         notes = {
             "chosen": contest["candidates"][0]["name"],
             "contest": contest,

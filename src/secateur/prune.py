@@ -212,7 +212,7 @@ def _carried_out(
         repairs=repairs,
         certificates=dict(plan.certificates),
         description=describe(plan.allocator, plan.certificates, rule),
-        contest=None if choice is None else choice.selection,
+        selection=None if choice is None else choice.selection,
         seconds=seconds,
         versions=versions(target.graph.device),
         **target.facts(small, plan, rule, scores),

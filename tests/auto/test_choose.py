@@ -58,7 +58,7 @@ def test_what_decides_by_default_is_the_best_of_its_candidates(net: nn.Module) -
     """Each candidate on its own, by hand: the winner's rule gives the least error of those it beat last."""
     before = {k: v.clone() for k, v in net.state_dict().items()}
     result = prune(net, data(batches=25), budget=sc.Budget(macs=0.6))
-    contest = result.report.contest
+    contest = result.report.selection
     assert result.report.asked["allocator"] == "auto"
     assert contest.candidates[0].verdict == "chosen"
     assert [c.verdict for c in contest.candidates].count("chosen") == 1
@@ -73,7 +73,7 @@ def test_what_decides_by_default_is_the_best_of_its_candidates(net: nn.Module) -
         torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
     again = prune(net, data(batches=25), budget=sc.Budget(macs=0.6))
     assert again.plan == result.plan
-    assert again.report.contest == contest
+    assert again.report.selection == contest
     for face in (str(result.report), result.report.to_markdown()):
         assert all(c.name in face.replace("\\", "") for c in contest.candidates)
 
@@ -82,7 +82,7 @@ def test_errors_of_the_last_round_are_those_of_the_model_made_by_hand(net: nn.Mo
     rules = {"a": sc.Uniform(removal="magnitude"), "b": sc.Uniform(removal="apoz")}
     given = data(labels=False, batches=5)
     result = prune(net, given, budget=sc.Budget(macs=0.5), allocator=sc.Auto(rules), repair="reconstruct")
-    contest = result.report.contest
+    contest = result.report.selection
     whole = Calibration.of(given)
     fit, held = whole.split()
     graph = sc.trace(net, given[0][0])
@@ -101,7 +101,7 @@ def test_errors_of_the_last_round_are_those_of_the_model_made_by_hand(net: nn.Mo
 
 
 def test_without_labels_what_needs_them_does_not_run(net: nn.Module) -> None:
-    contest = prune(net, data(labels=False), budget=sc.Budget(macs=0.6)).report.contest
+    contest = prune(net, data(labels=False), budget=sc.Budget(macs=0.6)).report.selection
     verdicts = {c.name: c.verdict for c in contest.candidates}
     assert verdicts["tod"].startswith("did not run: ")
     assert "labels" in verdicts["tod"]
@@ -118,7 +118,7 @@ def test_without_a_budget_tod_says_how_much(net: nn.Module) -> None:
 
 def test_equal_plans_run_once_and_unrepaired_models_are_judged_as_they_are(net: nn.Module) -> None:
     auto = sc.Auto({"one": "uniform", "two": sc.Uniform(), "other": "global"})
-    contest = prune(net, data(), budget=sc.Budget(macs=0.6), allocator=auto, repair=None).report.contest
+    contest = prune(net, data(), budget=sc.Budget(macs=0.6), allocator=auto, repair=None).report.selection
     by_name = {c.name: c for c in contest.candidates}
     assert by_name["two"].verdict == "the same plan as one"
     assert by_name["two"].errors == ()
@@ -131,7 +131,7 @@ def test_a_loss_judges_where_one_is_given(net: nn.Module) -> None:
 
     auto = sc.Auto({"one": "uniform", "other": "global"})
     result = prune(net, data(), budget=sc.Budget(macs=0.6), allocator=auto, loss_fn=loss)
-    assert result.report.contest.measure == "loss"
+    assert result.report.selection.measure == "loss"
 
 
 def test_streams_are_the_groups_that_are_sums(net: nn.Module) -> None:

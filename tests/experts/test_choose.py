@@ -27,7 +27,7 @@ def prune(given: Any, allocator: Any, budget: Any, **settings: Any) -> Any:
 @pytest.mark.parametrize("repair", [None, "auto"])
 def test_the_winner_gives_what_its_rule_gives_alone(repair: str | None) -> None:
     result = prune(data(), "auto", sc.Budget(experts=0.5), repair=repair)
-    contest = result.report.contest
+    contest = result.report.selection
     assert {c.name for c in contest.candidates} == set(DEFAULT)
     first = contest.candidates[0]
     rounds = len(contest.rounds)
@@ -46,7 +46,7 @@ def test_the_winner_gives_what_its_rule_gives_alone(repair: str | None) -> None:
 
 def test_without_labels_tod_does_not_run_and_cannot_say_how_many() -> None:
     result = prune(data(labels=False), "auto", sc.Budget(experts=0.5))
-    verdicts = {c.name: c.verdict for c in result.report.contest.candidates}
+    verdicts = {c.name: c.verdict for c in result.report.selection.candidates}
     assert {n for n, v in verdicts.items() if "did not run" in v and "labels" in v} == {
         "tod",
         "tod, frequency",

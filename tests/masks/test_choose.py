@@ -27,7 +27,7 @@ def test_the_winner_is_who_measures_best_in_the_last_round_and_its_plan_is_the_r
     before = copy.deepcopy(model.state_dict())
     result = prune(model, batches, sc.Budget(sparsity=0.6), sc.Auto(CANDIDATES), "variance", progress=False)
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
-    contest = result.report.contest
+    contest = result.report.selection
     assert contest is not None
     first = contest.candidates[0]
     assert {c.name for c in contest.candidates} == set(CANDIDATES)
@@ -54,7 +54,7 @@ def test_the_winner_is_who_measures_best_in_the_last_round_and_its_plan_is_the_r
 def test_by_name_all_candidates_run_and_without_a_budget_emp_says_how_much() -> None:
     batches: Any = [(x,) for x, *_ in data(5, 8)]
     result = sc.prune(net(), batches, None, "auto", "weight", repair=None, progress=False)
-    contest = result.report.contest
+    contest = result.report.selection
     assert contest is not None
     assert {c.name for c in contest.candidates} == set(DEFAULT)
     assert not any("did not run" in c.verdict for c in contest.candidates)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from secateur.auto.selection import Candidate, Round, Selection
 from secateur.report import selection
 from secateur.report.html import render
+from secateur.report.report import Report
 from tests.report.reports import report
 
 FOUND = Selection(
@@ -42,7 +43,7 @@ def test_words_say_what_was_measured() -> None:
 
 
 def test_every_face_shows_it_and_a_report_without_has_no_such_part() -> None:
-    shown, plain = report(contest=FOUND), report()
+    shown, plain = report(selection=FOUND), report()
     assert "rules that competed" in str(shown)
     assert "rules that competed" not in str(plain)
     for face in (shown.to_markdown(), render(shown)):
@@ -51,3 +52,10 @@ def test_every_face_shows_it_and_a_report_without_has_no_such_part() -> None:
     assert "&lt;tod&gt;" in render(shown)
     assert "Rules that competed" not in render(plain) + plain.to_markdown()
     assert type(shown).from_json(shown.to_json()) == shown
+
+
+def test_a_report_that_an_older_version_wrote_is_read() -> None:
+    shown = report(selection=FOUND)
+    old = shown.to_json().replace('"selection":', '"contest":', 1)
+    assert '"contest":' in old
+    assert Report.from_json(old) == shown

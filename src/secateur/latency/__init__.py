@@ -1,1 +1,1 @@
-"""Time on this machine: models against each other, and whether a pruned one is faster."""
+"""Measure how long models take on this machine, and whether a pruned model is faster."""

@@ -1,4 +1,8 @@
-"""What runs a model: PyTorch as it is, `torch.compile`, or ONNX Runtime."""
+"""Back ends that run a model for timing: eager PyTorch, `torch.compile` and ONNX Runtime.
+
+Each back end is a context manager. It takes models and their inputs, and gives one function per model that
+runs a forward pass.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +31,7 @@ Models = Sequence[nn.Module]
 
 @contextmanager
 def eager(models: Models, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[list[Call]]:
-    """PyTorch, operator by operator."""
+    """Run the models in eager PyTorch, in evaluation mode and without gradients."""
     with ExitStack() as modes, torch.no_grad():
         for model in models:
             modes.enter_context(evaluating(model, fast_path=True))
@@ -36,10 +40,11 @@ def eager(models: Models, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> I
 
 @contextmanager
 def compiled(models: Models, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[list[Call]]:
-    """`torch.compile` for these very shapes; compiled before the calls are handed out.
+    """Run the models with `torch.compile`, compiled for exactly these input shapes.
 
-    The compiler keeps few variants of one class's code, so it starts afresh and forgets them afterwards. A
-    model that needs more is refused: past that it would run as it is, and be timed as if it were compiled.
+    The models are compiled before the functions are given out, so compilation is not timed. The compiler
+    keeps only a few variants of a class's code, so its cache is cleared before and after. A model that
+    needs more variants raises an error: otherwise it would run in eager mode and be timed as compiled.
     """
     with _unwarned():
         import torch._dynamo as dynamo
@@ -58,7 +63,10 @@ def compiled(models: Models, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
 
 @contextmanager
 def onnxruntime(models: Models, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[list[Call]]:
-    """ONNX Runtime on the CPU, on as many threads as PyTorch, with files checked against the models."""
+    """Run the models with ONNX Runtime on the CPU, with as many threads as PyTorch.
+
+    Each written file is first checked: its outputs must equal the model's.
+    """
     require_onnx()
     elsewhere = [device_of(model) for model in models if device_of(model).type != "cpu"]
     if elsewhere:
@@ -84,7 +92,7 @@ BACKENDS: Mapping[str, Callable[..., AbstractContextManager[list[Call]]]] = {
     "compile": compiled,
     "onnxruntime": onnxruntime,
 }
-"""By name, what makes models ready: a context manager that gives a call for each."""
+"""The back ends by name."""
 
 
 def _call(model: Callable[..., object], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
@@ -97,7 +105,7 @@ def _session_call(session: Any, inputs: Mapping[str, Any]) -> Call:
 
 @contextmanager
 def _unwarned() -> Iterator[None]:
-    """Without the compiler's warnings of its own internals; what stops it comes as an exception."""
+    """Hide warnings inside the block. Real failures of the compiler are exceptions, and pass through."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -1,4 +1,4 @@
-"""`sc.bench`: whether a pruned model is faster on this machine, by how much, and how sure that is."""
+"""`sc.bench`: measure whether a pruned model is faster on this machine, with a confidence interval."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from secateur.models import device_of, unwrap
 
 
 class Bench(Measurement):
-    """What `bench` measured; ``print(bench)`` shows it."""
+    """The result of `bench`. ``print(bench)`` shows it as a table."""
 
     def __str__(self) -> str:
-        """A table, and plain words where there is no gain."""
+        """Return the table, with the likely reasons for rows without a gain."""
         return table(self)
 
 
@@ -44,16 +44,17 @@ def bench(
     """Time a pruned model against the dense one, in turn, in evaluation mode and without gradients.
 
     Args:
-        dense: The model before.
-        small: The model after, on the same device. Neither is changed.
-        example_inputs: As for `trace`; made from the shapes in the pruned model's plan if not given.
-        backends: Of ``eager``, ``compile`` and ``onnxruntime`` (which runs on the CPU and takes
-            ``pip install "secateur[export]"``).
-        batches: Batch sizes; the inputs' samples are repeated to make them. Their own if not given.
-        rounds: Counted passes of each model in each back end at each batch size, at least 5.
-        warmup: Passes before them that do not count.
-        confidence: Of the intervals, in (0, 1).
-        seed: Of the intervals' draws.
+        dense: The dense model. It is not changed.
+        small: The pruned model, on the same device. It is not changed.
+        example_inputs: As for `trace`. Default: inputs with the shapes in the pruned model's plan.
+        backends: Any of ``eager``, ``compile`` and ``onnxruntime``. The last runs on the CPU and needs
+            ``pip install "secateur[export]"``.
+        batches: Batch sizes. The samples of the inputs are repeated to fill them. Default: the batch
+            size of the inputs.
+        rounds: Timed forward passes of each model per back end and batch size, at least 5.
+        warmup: Forward passes before them that are not timed.
+        confidence: Confidence level of the intervals, in (0, 1).
+        seed: Seed of the bootstrap that gives the intervals.
 
     Returns:
         The measurements. A back end that cannot run both models is left out and named in `failed`.

@@ -1,4 +1,4 @@
-"""``Budget(latency=0.6)``: a rule's plan whose model was measured to be that fast."""
+"""``Budget(latency=0.6)``: find a plan whose pruned model is measured to be that fast."""
 
 from __future__ import annotations
 
@@ -30,24 +30,25 @@ def meet_latency_budget(
     example_inputs: Any,
     form: Literal["auto", "module", "graph", "masked"] = "auto",
 ) -> Plan:
-    """The plan with the most MACs, of a handful tried, that the whole budget allows.
+    """Try a few plans, and return the one with the most MACs that meets the budget.
 
-    Each plan tried is applied and timed against the dense model on the example inputs, in eager mode. What
-    comes out depends on this machine, and on how busy it is.
+    Each plan is applied, and the pruned model is timed against the dense model on the example inputs, in
+    eager mode. The result depends on this machine and on its load.
 
     Args:
         model: The dense model.
-        graph: Its trace.
-        budget: With a bound on latency; its other bounds hold too.
-        allocate: The rule: a plan for a budget without latency.
-        example_inputs: What is timed; its batch size matters.
-        form: Of the model that is timed.
+        graph: The trace of the dense model.
+        budget: The budget. If it has no bound on latency, the rule decides alone. Other bounds hold too.
+        allocate: The rule: returns a plan for a budget without latency.
+        example_inputs: The inputs of the timed forward passes. Their batch size matters.
+        form: The form of the model that is timed.
 
     Returns:
-        The plan. ``settings["latency"]`` has the measured share with its interval, and how it was found.
+        The plan. ``settings["latency"]`` holds the measured latency as a share of the dense one, with its
+        interval, the share of MACs, and the number of plans that were timed.
 
     Raises:
-        UnreachableBudgetError: No plan that was tried is fast enough.
+        UnreachableBudgetError: If no plan that was tried is fast enough.
     """
     if budget.latency is None:
         return allocate(budget)

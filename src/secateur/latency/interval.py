@@ -1,4 +1,4 @@
-"""How sure a ratio of two latencies is."""
+"""Confidence intervals for the ratio of two latencies."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure with its confidence interval.
+    """A number with its confidence interval.
 
     Attributes:
-        value: The figure.
+        value: The number.
         low: Lower end.
         high: Upper end.
     """
@@ -26,27 +26,28 @@ class Interval:
     high: float
 
     def __contains__(self, number: float) -> bool:
-        """Whether `number` is a value that the measurement leaves possible."""
+        """Whether `number` lies inside the interval, ends included."""
         return self.low <= number <= self.high
 
 
 def median_ratio(
     above: Sequence[float], below: Sequence[float], *, confidence: float = 0.95, seed: int = 0
 ) -> Interval:
-    """The ratio of two medians that were measured in the same rounds, with its bootstrap interval.
+    """Return median(above) / median(below) with its bootstrap interval.
 
-    Rounds are drawn anew in pairs, since what slows the machine slows both of a round, and in blocks of
-    neighbours (of the cube root of their number, around the end), since it does so for a while.
+    Both were measured in the same rounds. The bootstrap resamples whole rounds, because a busy machine
+    slows both passes of a round. It resamples blocks of neighbouring rounds, because a machine stays busy
+    for some time. A block has about ``rounds ** (1/3)`` rounds and wraps around at the end.
     Source: Politis and Romano 1992, A circular block-resampling procedure for stationary data.
 
     Args:
-        above: Seconds of each round. [rounds]
-        below: Seconds of the same rounds. [rounds]
-        confidence: How often such an interval holds the true ratio, in (0, 1).
-        seed: Of the draws.
+        above: Seconds of the numerator in each round. [rounds]
+        below: Seconds of the denominator in the same rounds. [rounds]
+        confidence: The share of such intervals that contain the true ratio, in (0, 1).
+        seed: Seed of the bootstrap.
 
     Returns:
-        median(above) / median(below), and the percentiles of the same over the draws.
+        The ratio, with percentiles of the ratio over the resamples as its ends.
     """
     first, second = np.asarray(above, dtype=np.float64), np.asarray(below, dtype=np.float64)
     drawn = block_draws(len(first), RESAMPLES, np.random.default_rng(seed))
@@ -57,7 +58,7 @@ def median_ratio(
 
 
 def block_draws(rounds: int, resamples: int, generator: np.random.Generator) -> NDArray[np.int64]:
-    """Rounds drawn with repetition, in blocks of neighbours. [resamples, rounds]"""
+    """Draw indices of rounds with repetition, in blocks of neighbouring rounds. [resamples, rounds]"""
     length = max(1, round(rounds ** (1 / 3)))
     starts = generator.integers(rounds, size=(resamples, -(-rounds // length)))
     blocks = (starts[:, :, None] + np.arange(length)) % rounds

@@ -1,4 +1,4 @@
-"""What a measurement of two models holds."""
+"""The data of a timing of two models."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from secateur.latency.timing import Latency
 
 @dataclass(frozen=True)
 class Row:
-    """Both models in one back end at one batch size.
+    """The timing of both models in one back end at one batch size.
 
     Attributes:
         backend: ``eager``, ``compile`` or ``onnxruntime``.
-        batch: Samples in a pass.
-        dense: Seconds of the dense model.
-        pruned: Seconds of the pruned model, in the same rounds.
-        speedup: Dense over pruned: above 1, the pruned model is faster.
+        batch: Samples in a forward pass.
+        dense: Latency of the dense model.
+        pruned: Latency of the pruned model, measured in the same rounds.
+        speedup: Dense median divided by pruned median. Above 1, the pruned model is faster.
     """
 
     backend: str
@@ -37,17 +37,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was measured, as data.
+    """The timings of two models in all back ends and batch sizes.
 
     Attributes:
-        rows: A row for each back end and batch size.
+        rows: One row for each back end and batch size.
         failed: Back ends that could not run both models, with the reason.
-        reasons: Where some row has no gain: why, as far as the models and the figures show.
-        confidence: Of the intervals.
-        rounds: Counted passes of each model.
-        warmup: Passes before them.
-        threads: Threads within an operator.
-        device: Where the models live.
+        reasons: Likely reasons why some rows show no gain; empty if all do.
+        confidence: Confidence level of the intervals.
+        rounds: Timed forward passes of each model.
+        warmup: Forward passes before them that were not timed.
+        threads: Threads that torch uses within an operator.
+        device: The device of the models.
     """
 
     rows: tuple[Row, ...]
@@ -60,7 +60,7 @@ class Measurement:
     device: str
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, every run included."""
+        """Return everything as plain data, with the seconds of every pass."""
         found = asdict(self)
         for row, plain in zip(self.rows, found["rows"], strict=True):
             plain["verdict"] = row.verdict

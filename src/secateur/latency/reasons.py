@@ -1,4 +1,4 @@
-"""Why is there no speed-up? What the models and the figures themselves show of it."""
+"""Find likely reasons why a pruned model is not faster, from its plan and from the timings."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from secateur.errors import ArtefactError
 from secateur.latency.measurement import Row
 
 MULTIPLE = 8
-"""Floats in a vector register of 256 bits; kernels for matrices work in multiples of it."""
+"""Number of 32-bit floats in a 256-bit vector register. Matrix kernels work in multiples of it."""
 
 FEW = 0.1
-"""A smaller share of MACs removed than this cannot show above what else takes time."""
+"""If a smaller share of the MACs was removed than this, a gain cannot be seen above other costs."""
 
 WIDE = 1.5
-"""Ends of an interval this far apart, as a ratio, say that the measurement failed, not the pruning."""
+"""If the ends of an interval differ by more than this factor, the measurement is too noisy to judge."""
 
 
 def reasons(small: nn.Module, rows: Sequence[Row]) -> tuple[str, ...]:
-    """Sentences, the most likely cause first; none where neither the models nor the figures show one.
+    """Return likely reasons as sentences, the most likely first; empty if none is found.
 
     Args:
         small: The pruned model.
-        rows: What was measured; at least one row shows no gain.
+        rows: The timings. At least one row shows no gain.
     """
     try:
         record: Record | None = record_of(small)
-    except ArtefactError:  # not ours: only the figures speak
+    except ArtefactError:  # not pruned by secateur: only the timings can be used
         record = None
     found = [_noise(rows)]
     if record is not None:
@@ -81,7 +81,7 @@ def _widths(record: Record) -> str:
 
 
 def _fixed_cost(rows: Sequence[Row]) -> str:
-    """A gainless row whose samples take twice as long as in larger batches waits for operators to start."""
+    """Blame the start of operators if a sample takes at least twice as long as in a larger batch."""
     for row in rows:
         larger = [r for r in rows if r.backend == row.backend and r.batch > row.batch]
         if row.verdict == "faster" or not larger:
@@ -99,7 +99,7 @@ def _fixed_cost(rows: Sequence[Row]) -> str:
 
 
 def _not_in_macs(record: Record | None, rows: Sequence[Row]) -> str:
-    """Where the pruned model does its fewer MACs more slowly."""
+    """Name a row in which the pruned model does fewer MACs per second than the dense one."""
     if record is None or record.form == "masked":
         return ""
     macs = record.plan.dense.macs, record.plan.predicted.macs

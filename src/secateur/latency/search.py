@@ -1,4 +1,4 @@
-"""The search for a plan that is fast enough, by measurement."""
+"""Search for a plan that is fast enough, by timing pruned models."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from secateur.latency.interval import Interval
 
 T = TypeVar("T")
 PROBES = 7
-"""Plans that are measured at most; each halves what is left of the range of MACs."""
+"""Most plans that are timed. Each one halves the range of MACs that is left."""
 
 
 @dataclass(frozen=True)
 class Found(Generic[T]):
-    """What the search settled on.
+    """The result of the search.
 
     Attributes:
-        what: The plan that was measured, with what came with it.
-        macs: The share of the dense MACs that it was asked for.
-        share: Its latency over the dense one's. The upper end is within the target.
-        probes: How many plans were measured.
+        what: What `plan_at` returned: the plan.
+        macs: The budget of that plan, as a share of the dense MACs.
+        share: Its latency divided by the dense latency. The upper end is at most the target.
+        probes: The number of plans that had been timed when this one was found.
     """
 
     what: T
@@ -40,22 +40,23 @@ def fast_enough(
     most: float = 1.0,
     probes: int = PROBES,
 ) -> Found[T]:
-    """The plan with the most MACs, of those measured, whose latency is surely within the target.
+    """Return the timed plan with the most MACs whose latency is within the target.
 
-    Bisection in the share of MACs, which turns any rule's knob. Latency follows MACs only roughly, and no
-    curve gives it, so a plan counts as fast enough when the whole interval of its measured share is.
+    This is a bisection over the share of MACs, which every rule accepts as a budget. Latency follows MACs
+    only roughly, so each plan is timed. A plan is fast enough if the upper end of its interval is at most
+    the target.
 
     Args:
-        target: The share of the dense latency, in (0, 1).
-        plan_at: The rule's plan at a share of the dense MACs; raises UnreachableBudgetError with the
-            smallest share below that.
-        measure: A plan's latency over the dense one's.
-        most: The largest share of MACs that other budgets leave.
-        probes: Plans to measure at most.
+        target: The wanted latency as a share of the dense latency, in (0, 1).
+        plan_at: Returns the rule's plan for a share of the dense MACs. Raises UnreachableBudgetError if
+            the share is too small, with the smallest reachable share.
+        measure: Returns a plan's latency divided by the dense latency.
+        most: The largest share of MACs that the other budgets allow.
+        probes: Most plans to time.
 
     Raises:
-        UnreachableBudgetError: No plan that was measured is fast enough; `smallest` is the least share of
-            the latency that was measured.
+        UnreachableBudgetError: If no timed plan is fast enough. `smallest` is the smallest share of
+            the dense latency that was measured (upper end).
     """
     slow, quick = most, 0.0
     best: Found[T] | None = None
@@ -65,7 +66,7 @@ def fast_enough(
         try:
             found = plan_at(asked)
         except UnreachableBudgetError as error:
-            if error.smallest >= slow:  # nothing lies between what is too slow and what cannot be
+            if error.smallest >= slow:  # every reachable share is known to be too slow
                 break
             asked = quick = error.smallest
             found = plan_at(asked)

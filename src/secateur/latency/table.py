@@ -1,4 +1,4 @@
-"""A measurement as text."""
+"""Format the timing of two models as text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ WIDTH = 100
 
 
 def table(bench: Measurement) -> str:
-    """The rows, a sentence on the whole, and the reasons where something is not faster."""
+    """Return the table, a summary, likely reasons for rows without a gain, and the failed back ends."""
     heads = ("back end", "batch", "dense", "pruned", "speed-up", f"{bench.confidence:.0%} interval", "")
     lines = [heads, *(_cells(row) for row in bench.rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
@@ -39,7 +39,7 @@ def table(bench: Measurement) -> str:
 
 
 def summary(bench: Measurement) -> str:
-    """One plain sentence: where the pruned model is faster, and where not."""
+    """Return one sentence that says in which rows the pruned model is faster, and in which it is not."""
     best = max(bench.rows, key=lambda row: row.speedup.low)
     without = [row for row in bench.rows if row.verdict != "faster"]
     if len(without) == len(bench.rows):

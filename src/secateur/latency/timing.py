@@ -1,4 +1,4 @@
-"""How long calls take, against each other."""
+"""Time several calls against each other, in turn."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Latency:
     """Measured seconds of one forward pass.
 
     Attributes:
-        seconds: Every counted run.
+        seconds: The time of every counted pass. [s]
         batch: Samples in one pass (the length of the first input's first axis).
     """
 
@@ -49,17 +49,17 @@ def latency(
     runs: int = 20,
     warmup: int = 3,
 ) -> tuple[Latency, ...]:
-    """Time models against each other: interleaved, so that a drifting machine slows all alike.
+    """Time models against each other. They run in turn, so a machine that slows down slows all of them.
 
     Args:
-        models: Timed in turn, A B A B ..., in evaluation mode and without gradients.
+        models: The models, timed in the order A B A B ..., in evaluation mode and without gradients.
         args: Positional inputs, on the models' device.
         kwargs: Keyword inputs.
-        runs: Counted rounds.
-        warmup: Rounds that are not counted.
+        runs: Timed rounds. Each model runs once in a round.
+        warmup: Rounds before them that are not timed.
 
     Returns:
-        A measurement for each model.
+        The latency of each model, in the order of `models`.
 
     Example:
         >>> import torch
@@ -89,13 +89,13 @@ def latency(
 def interleaved(
     calls: Sequence[Callable[[], object]], rounds: int, warmup: int, wait: Callable[[], None]
 ) -> list[tuple[float, ...]]:
-    """Seconds of each call in each counted round. [calls][rounds]
+    """Time calls in turn, A B A B ..., and return the seconds of each. [calls][rounds]
 
     Args:
-        calls: Made in turn, A B A B ....
-        rounds: How many rounds count.
-        warmup: Rounds before them.
-        wait: Returns when the device is done.
+        calls: The functions to time.
+        rounds: Timed rounds.
+        warmup: Rounds before them that are not timed.
+        wait: Blocks until the device has finished its work.
     """
     seconds: list[list[float]] = [[] for _ in calls]
     with uncollected(), flushed_subnormals():
@@ -111,13 +111,14 @@ def interleaved(
 
 
 def waiting(arguments: Any) -> Callable[[], None]:
-    """What waits for the device that these inputs live on."""
+    """Return a function that blocks until the device of these inputs has finished its work."""
     return torch.cuda.synchronize if any(t.is_cuda for t in _tensors(arguments)) else lambda: None
 
 
 @contextmanager
 def restored_subnormals() -> Iterator[None]:
-    """What this thread makes of numbers below the smallest normal one is afterwards as it was before."""
+    """Restore after the block whether this thread flushes subnormal numbers to zero."""
+    # torch can set the mode but not read it. Halving the smallest normal number shows it.
     smallest = torch.finfo(torch.float32).tiny
     were = bool((torch.tensor(smallest) * 0.5).item() == 0)
     try:
@@ -128,10 +129,10 @@ def restored_subnormals() -> Iterator[None]:
 
 @contextmanager
 def flushed_subnormals() -> Iterator[None]:
-    """Inside, this thread takes numbers below the smallest normal one as zero; restored afterwards.
+    """Flush subnormal numbers (below the smallest normal one) to zero in this thread, inside the block.
 
-    Processors compute with such numbers up to a hundred times slower. Pruned and repaired networks can meet
-    more of them than the dense one, or fewer, which would be taken for a gain or a loss of pruning.
+    CPUs are up to a hundred times slower with subnormal numbers. A pruned network can meet more or fewer of
+    them than the dense one, and the timing would show this as a loss or gain of pruning.
     """
     with restored_subnormals():
         torch.set_flush_denormal(True)

@@ -1,1 +1,1 @@
-"""What a person looks at: one report as data, in sentences, and its faces: text, HTML and Markdown."""
+"""The report of a run: its data, the sentences made from it, and its text, HTML and Markdown versions."""

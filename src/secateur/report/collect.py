@@ -1,4 +1,4 @@
-"""From scores and plan to what the report shows of them: histograms and the curve of the knob, thinned."""
+"""Collect the report's data on layers from scores and plan: histograms and the curve of the knob."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from secateur.score.scores import Scores
 
 BINS = 24
 POINTS = 200
-"""Points of the curve that are kept: more than a screen shows of it."""
+"""Most points of the curve that the report keeps. A screen shows fewer."""
 
 SKEWED = 0.1
-"""Where the middle score is below this share of the way from the lowest to the highest, bins are factors."""
+"""Bins are logarithmic if the median lies below this share of the range from lowest to highest score."""
 
 
 def layers_of(plan: Plan, scores: Scores | None = None) -> tuple[Layer, ...]:
-    """Kept and total units of each group of a plan, and what they were worth.
+    """Return the kept and total units of each group of a plan, with histograms of the scores.
 
     Args:
-        plan: The decision.
-        scores: What it was made from, if that is to be shown.
+        plan: The plan.
+        scores: The scores that the plan was made from. If None, there are no histograms.
     """
     return tuple(
         Layer(
@@ -42,12 +42,12 @@ def layers_of(plan: Plan, scores: Scores | None = None) -> tuple[Layer, ...]:
 
 
 def histograms(scores: Scores | None, group: str, keep: NDArray[np.bool_]) -> tuple[Histogram, ...]:
-    """One for each signal that scored the group.
+    """Return one histogram for each signal that scored the group.
 
     Args:
-        scores: By signal and group; None for none.
-        group: Its name.
-        keep: True for what stays. [any shape of group.size entries]
+        scores: The scores; None gives no histogram.
+        group: The group's name.
+        keep: True for each unit that is kept. [any shape of group.size entries]
     """
     by_signal: Mapping[str, Mapping[str, NDArray[np.float64]]] = {} if scores is None else scores.values
     return tuple(
@@ -58,12 +58,12 @@ def histograms(scores: Scores | None, group: str, keep: NDArray[np.bool_]) -> tu
 
 
 def histogram(signal: str, scores: NDArray[np.float64], keep: NDArray[np.bool_]) -> Histogram:
-    """Counts the units that stay and those that go, by their score.
+    """Count kept and removed units by their score.
 
     Args:
-        signal: Whose scores.
-        scores: Finite, higher is worth more. [units]
-        keep: True for each unit that stays. [units]
+        signal: The signal's name.
+        scores: Finite scores; higher is worth more. [units]
+        keep: True for each unit that is kept. [units]
 
     Example:
         >>> found = histogram("magnitude", np.array([1.0, 2.0, 3.0]), np.array([False, True, True]))
@@ -76,7 +76,7 @@ def histogram(signal: str, scores: NDArray[np.float64], keep: NDArray[np.bool_])
         edges = np.array([low, high])
     else:
         edges = np.geomspace(low, high, BINS + 1) if scale == "log" else _spaced(low, high)
-        edges[0], edges[-1] = low, high  # whatever rounding did
+        edges[0], edges[-1] = low, high  # undo rounding, so that no score falls outside
     lowest = float(scores[keep].min()) if keep.any() else high
     parted = bool((~keep).any()) and float(scores[~keep].max()) <= lowest
     return Histogram(
@@ -96,16 +96,16 @@ def _skewed(scores: NDArray[np.float64], low: float, high: float) -> bool:
 
 
 def _spaced(low: float, high: float) -> NDArray[np.float64]:
-    """Equally far apart; halved first, because the span of very large scores would overflow."""
+    """Return equally spaced edges. Halved first, because ``high - low`` can overflow for huge scores."""
     edges: NDArray[np.float64] = 2 * np.linspace(low / 2, high / 2, BINS + 1)
     return edges
 
 
 def knob_of(plan: Plan) -> Knob | None:
-    """The curve that the plan is a point of, thinned; None if the plan does not know it.
+    """Return the cost curve of the rule's knob, with at most about `POINTS` points; None if there is none.
 
-    The plan's point is the first at which no group keeps more than the plan does: where units came back
-    to spend a budget, the point that they came back from.
+    The plan's point on the curve is the first point at which no group keeps more than the plan does. If
+    units were added back to use up a budget, this is the point before they were added.
     """
     try:
         curve = plan.curve
@@ -125,6 +125,7 @@ def knob_of(plan: Plan) -> Knob | None:
 
 
 def _point(curve: Curve, plan: Plan) -> int | None:
+    """Return the index of the plan's point on the curve; see `knob_of`."""
     kept = {group.name: group.kept for group in plan.groups}
     enough = (curve.kept <= [kept[name] for name in curve.groups]).all(axis=1)
     return int(enough.argmax()) if enough.any() else None

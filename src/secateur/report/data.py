@@ -1,4 +1,4 @@
-"""What happened, as data: asked, achieved, before and after. Other files write and draw it."""
+"""The data of a report: what was asked, what was achieved, and the costs before and after."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any, Literal
 
 import numpy
 import torch
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, JsonValue
 
 from secateur.allocate.description import Description
 from secateur.auto.selection import Selection
 
 FORMAT = 1
-"""Of the JSON. A newer version may add to it; what another version does not know it refuses by name."""
+"""Version of the JSON format. A field that a version does not know is refused by name."""
 
 
 class _Data(BaseModel):
@@ -23,21 +23,21 @@ class _Data(BaseModel):
 
 
 class Figures(_Data):
-    """One model, measured.
+    """The costs and the quality of one model.
 
     Attributes:
         stage: ``dense``, ``pruned`` or ``repaired``.
         params: Parameters.
         macs: Multiply-accumulate operations for one sample.
         weight_bytes: Bytes of parameters and buffers.
-        loss: Mean on the data in `Facts.judged_on`.
-        measure: What `loss` is.
-        accuracy: Top-1 in [0, 1], None where it is not defined.
-        samples: How many `loss` and `accuracy` are means over; None if unknown.
-        latency: Median seconds of a forward pass, None if it was not measured.
-        latency_quartiles: Its first and third quartile.
-        latency_runs: Every counted pass. [s]
-        latency_batch: Samples in a pass.
+        loss: The mean loss, or the mean distance to the dense outputs, on the data in `Facts.judged_on`.
+        measure: Which of the two `loss` is: ``loss`` or ``distance to dense``.
+        accuracy: Top-1 accuracy in [0, 1]; None if it is not defined.
+        samples: The number of samples behind `loss` and `accuracy`; None if unknown.
+        latency: Median seconds of a forward pass; None if it was not measured.
+        latency_quartiles: First and third quartile of the seconds.
+        latency_runs: Seconds of every timed pass.
+        latency_batch: Samples in a forward pass.
     """
 
     stage: str
@@ -55,16 +55,17 @@ class Figures(_Data):
 
 
 class Histogram(_Data):
-    """What a signal says of a group's units, and what became of them.
+    """Counts of a group's kept and removed units by their score.
 
     Attributes:
-        signal: Its name.
-        edges: Bounds of the bins, ascending; a bin holds its lower bound, the last one both. [bins + 1]
-        kept: Units that stay, by their score. [bins]
-        removed: Units that go. [bins]
-        cut: The lowest score that stays, if every unit that goes scores at most that; None where the
-            signal does not part them so, or nothing goes.
-        scale: Whether the bins are equally wide, or equal factors.
+        signal: The signal's name.
+        edges: Ascending bounds of the bins. A bin includes its lower bound; the last includes both.
+            [bins + 1]
+        kept: Number of kept units in each bin. [bins]
+        removed: Number of removed units in each bin. [bins]
+        cut: The lowest score of a kept unit, if no removed unit scores higher. None otherwise, or if
+            nothing was removed.
+        scale: ``linear`` for bins of equal width, ``log`` for bins whose edges grow by equal factors.
     """
 
     signal: str
@@ -76,14 +77,14 @@ class Histogram(_Data):
 
 
 class Layer(_Data):
-    """A group before and after.
+    """The sizes of a group of units before and after pruning.
 
     Attributes:
-        group: Its name.
-        kept: Units that stay.
-        total: Units before.
-        producers: Tensors that produce them.
-        scores: What the units were worth, by each signal.
+        group: The group's name.
+        kept: Number of units that are kept.
+        total: Number of units before.
+        producers: Names of the tensors that produce the units.
+        scores: A histogram of the scores for each signal.
     """
 
     group: str
@@ -94,13 +95,15 @@ class Layer(_Data):
 
 
 class Knob(_Data):
-    """What every setting of the rule's knob would have left.
+    """The cost that every value of the rule's knob would leave: a step function.
 
     Attributes:
-        values: Of the knob, ascending; each holds from here up to the next. Below the first nothing goes. [n]
-        macs: Multiply-accumulate operations for one sample; the first is the dense model's. [n + 1]
-        params: Parameters, likewise. [n + 1]
-        at: Where in `values` the plan's knob stands; None if nothing had to go.
+        values: Ascending values of the knob. Each holds up to the next. Below the first, nothing is
+            removed. [n]
+        macs: Multiply-accumulate operations for one sample. The first entry is the dense model's; entry
+            i + 1 belongs to ``values[i]``. [n + 1]
+        params: Parameters, in the same order. [n + 1]
+        at: Index of the plan's value in `values`; None if nothing was removed.
     """
 
     values: tuple[float, ...]
@@ -110,7 +113,13 @@ class Knob(_Data):
 
 
 class Kept(_Data):
-    """Something that could not be pruned, and why."""
+    """A part of the model that could not be pruned.
+
+    Attributes:
+        what: Its name.
+        reason: Why it could not be pruned.
+        where: The place in the model that is the reason; may be empty.
+    """
 
     what: str
     reason: str
@@ -118,32 +127,33 @@ class Kept(_Data):
 
 
 class Facts(_Data):
-    """All that a person may ask of a run of `prune`.
+    """All data of a run of `prune`.
 
     Attributes:
-        format: Of this data.
+        format: Version of this format.
         model: The dense model's class.
-        asked: Budget, allocator, repair, form, granularity, seed and what else was set, as given.
+        asked: The settings as given: budget, allocator, repair, form, granularity, seed and others.
         rule: The rule that decided; empty if it is the allocator that was asked for.
-        settings: The allocator's settings, with what it solved for.
-        figures: Dense, pruned and, if anything was kept of it, repaired.
-        judged_on: What accuracy and loss were measured on.
-        calibration: How many samples and classes the scores were made from.
+        settings: The allocator's settings, with the values that it solved for.
+        figures: The dense, the pruned and, if a repair was kept, the repaired model.
+        judged_on: The data that accuracy and loss were measured on, in words.
+        calibration: How many samples and classes were used for scoring.
         layers: Kept and total units of each group, and their scores.
-        knob: The curve of the rule's knob, None where the rule has none or it is not known.
-        untouched: What could not be pruned, and why.
-        form: The form of the result, with `note` if that was not the one hoped for.
-        note: See `form`.
+        knob: The cost curve of the rule's knob; None if there is none.
+        untouched: The parts that could not be pruned, and why.
+        form: The form of the result.
+        note: Why the result has this form, if another one would be preferred.
         takes: Which sizes of the result's inputs may change and which must stay, in one sentence.
-        attributes: Numbers of modules and configurations that follow the new sizes, by path.
-        proof: Relative difference to the reference, what that was, at which sizes, and what it could see.
-        repairs: What repair tried.
+        attributes: Numbers in modules and configurations that were set to the new sizes, by path.
+        proof: The relative difference to the reference, what the reference was, at which input sizes, and
+            which removed parts the comparison could see.
+        repairs: The repairs that were tried.
         certificates: What the rule guarantees or predicts, as numbers.
         description: How the rule describes its decision; None in reports of older versions.
-        contest: How the rule was chosen, where rules competed.
+        selection: How the rule was selected, if several were compared. Older reports call it ``contest``.
         seconds: Wall time of each phase.
-        versions: secateur, torch, Python, platform.
-        artefact: Where the model was saved, if it was.
+        versions: Versions of secateur, torch and Python, and the platform.
+        artefact: The folder of the saved model, if it was saved.
         make_model: Line of Python that defines ``make_model``, which loading the artefact needs.
     """
 
@@ -166,7 +176,7 @@ class Facts(_Data):
     repairs: tuple[dict[str, Any], ...]
     certificates: dict[str, JsonValue]
     description: Description | None = None
-    contest: Selection | None = None
+    selection: Selection | None = Field(default=None, validation_alias=AliasChoices("selection", "contest"))
     seconds: dict[str, float]
     versions: dict[str, str]
     artefact: str | None = None
@@ -174,10 +184,10 @@ class Facts(_Data):
 
 
 def versions(device: torch.device | None = None) -> dict[str, str]:
-    """What ran, and on what.
+    """Return the versions of the software, the platform, the processor and the device.
 
     Args:
-        device: Where the model is.
+        device: The model's device; it is named if it is not the CPU.
     """
     try:
         own = metadata.version("secateur")

@@ -1,4 +1,4 @@
-"""A report as one self-contained page: no script, no font, no image and no network."""
+"""Write a report as one self-contained HTML page, without scripts, fonts, image files or network access."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 TEMPLATE, STYLE = "page.html.j2", "page.css"
 
 MOST_LAYERS = 24
-"""Layers whose histograms are open from the start; of more, all are one click away, and printed."""
+"""If there are more layers than this, their histograms are folded and open with one click."""
 
 
 def render(report: Facts, *, reload: str = "") -> str:
-    """The page as a string; every name and message from the model is escaped.
+    """Return the page as a string. All names and messages from the model are escaped.
 
     Args:
-        report: What to show.
-        reload: How the saved model is read back; made from the report if not given.
+        report: The report's data.
+        reload: Python code that loads the saved model. Default: made from the report.
 
     Raises:
         SettingError: If Jinja is missing.
@@ -66,7 +66,7 @@ def _text(name: str) -> str:
 
 
 def tiles(report: Facts) -> tuple[tuple[str, str, str], ...]:
-    """Headline figures: what, the figure, and from what to what."""
+    """Return the headline figures as (name, figure, comparison with the dense model)."""
     dense, best = report.figures[0], report.figures[-1]
     found: list[tuple[str, str, str]] = []
     rows = sentences.rows(report)

@@ -1,4 +1,4 @@
-"""A report as Markdown: the page's content for a pull request, a model card or a notebook."""
+"""Write a report as Markdown, for a pull request, a model card or a notebook."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ CURVE_ROWS = 12
 
 
 def document(report: Facts) -> str:
-    """The report as one Markdown text; every name and message from the model is escaped.
+    """Return the report as one Markdown text. All names and messages from the model are escaped.
 
     Args:
-        report: What to show.
+        report: The report's data.
     """
     parts = [part for section in _SECTIONS for part in section(report)]
     return f"# {escape(report.model)}, pruned\n\n" + "\n\n".join(filter(None, parts)) + "\n"
 
 
 def escape(text: str) -> str:
-    r"""Text that Markdown shows as it is, in one line.
+    r"""Escape a text so that Markdown shows it literally, and join its lines.
 
     Example:
         >>> print(escape("layer_1 <b> | *x*"))
@@ -37,14 +37,14 @@ def escape(text: str) -> str:
 
 
 def grid(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; the first column to the left, the others to the right."""
+    """Return a Markdown table. The first column is aligned left, the others right."""
     lines = [titles, ["---", *["---:"] * (len(titles) - 1)]]
     lines += [[escape(cell) for cell in row] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def spark(counts: Sequence[int], most: int) -> str:
-    """Bars of one character each; a dot only where nothing is.
+    """Draw counts as bars of one character each. A dot means zero; the tallest bar means `most`.
 
     Example:
         >>> spark([0, 1, 4, 8], 8)
@@ -113,14 +113,14 @@ def _knob(report: Facts) -> Iterator[str]:
                 percent(curve.params[i], curve.params[0]),
                 "the plan" if curve.at is not None and i == curve.at + 1 else "",
             )
-            for i in _some(curve)
+            for i in _sampled_points(curve)
         ],
     )
     yield escape(sentences.knob(report))
 
 
-def _some(curve: Knob) -> list[int]:
-    """A few points about evenly spread over the curve, the plan's among them."""
+def _sampled_points(curve: Knob) -> list[int]:
+    """Return indices of about `CURVE_ROWS` evenly spread points of the curve, and of the plan's point."""
     last = len(curve.values)
     found = {round(k * last / (CURVE_ROWS - 1)) for k in range(CURVE_ROWS)}
     return sorted(found if curve.at is None else found | {curve.at + 1})
@@ -165,12 +165,12 @@ def _takes(report: Facts) -> Iterator[str]:
         yield escape(report.takes)
 
 
-def _contest(report: Facts) -> Iterator[str]:
-    if report.contest is None:
+def _selection(report: Facts) -> Iterator[str]:
+    if report.selection is None:
         return
     yield "## Rules that competed"
-    yield grid(selection.titles(report.contest), selection.rows(report.contest))
-    yield escape(selection.sentence(report.contest))
+    yield grid(selection.titles(report.selection), selection.rows(report.selection))
+    yield escape(selection.sentence(report.selection))
 
 
 def _repairs(report: Facts) -> Iterator[str]:
@@ -240,11 +240,11 @@ _SECTIONS = (
     _scores,
     _proof,
     _takes,
-    _contest,
+    _selection,
     _repairs,
     _certificate,
     _left,
     _settings,
     _reload,
 )
-"""In reading order."""
+"""The sections in reading order. Each yields paragraphs; none if it has nothing to say."""

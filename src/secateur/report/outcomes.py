@@ -1,4 +1,4 @@
-"""What was asked for and what came of it, in sentences."""
+"""Compare in words what was asked for with what was achieved."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One thing that was asked for, and what came of it."""
+    """One thing that was asked for, and what was achieved.
+
+    Attributes:
+        what: Its name, for example ``MACs``.
+        asked: What was asked for, in words.
+        achieved: What was achieved, in words.
+    """
 
     what: str
     asked: str
@@ -23,21 +29,21 @@ class Outcome:
 
 
 def outcomes(report: Facts) -> tuple[Outcome, ...]:
-    """What was asked for and what came of it, the budget first."""
+    """Return what was asked for and what was achieved: budget, allocator, repair and form."""
     budget = report.asked.get("budget")
     found = []
     if isinstance(budget, Mapping):
         found = [
-            Outcome(_called(name), _bound(name, value), _achieved(name, report))
+            Outcome(_display_name(name), _bound(name, value), _achieved(name, report))
             for name, value in budget.items()
             if name != "spend"
         ]
     if not found:
         found = [Outcome("budget", "none, the allocator decides", f"MACs {_achieved('macs', report)}")]
     asked_for = str(report.asked.get("allocator"))
-    chosen = report.contest.candidates[0].name if report.contest else report.rule or asked_for
+    chosen = report.selection.candidates[0].name if report.selection else report.rule or asked_for
     setting = rule(report).setting
-    parts = [chosen] if report.contest or setting not in report.settings else []
+    parts = [chosen] if report.selection or setting not in report.settings else []
     if setting in report.settings:
         parts.append(f"{setting} {_setting(report.settings[setting], solved=bool(budget))}")
     found.append(Outcome("allocator", asked_for, ", ".join(parts)))
@@ -48,18 +54,16 @@ def outcomes(report: Facts) -> tuple[Outcome, ...]:
     return tuple(found)
 
 
-def _called(name: str) -> str:
-    """What people call a quantity that a budget bounds."""
+def _display_name(name: str) -> str:
     return {"macs": "MACs", "params": "parameters"}.get(name, name)
 
 
 def _bound(name: str, value: Any) -> str:
-    """What a budget wants of one quantity."""
+    """Say in words what a budget demands of one quantity."""
     if name == "sparsity":
         return f"at least {100 * value:g} % of the weights of linear layers and convolutions zero"
-    return (
-        f"at most {f'{value:,}' if isinstance(value, int) else f'{100 * value:g} % of the'} {_called(name)}"
-    )
+    amount = f"{value:,}" if isinstance(value, int) else f"{100 * value:g} % of the"
+    return f"at most {amount} {_display_name(name)}"
 
 
 def _achieved(name: str, report: Facts) -> str:
@@ -81,11 +85,11 @@ def _achieved(name: str, report: Facts) -> str:
 
 
 def settings(report: Facts) -> tuple[tuple[str, str], ...]:
-    """Name and value of everything that decided: what was asked for, and what was solved for it."""
+    """Return name and value of all settings: those that were given, and those that were solved for."""
     budget = report.asked.get("budget")
     found = [("allocator", str(report.asked.get("allocator"))), ("budget", _budget(budget))]
-    if report.contest:
-        found.insert(1, ("chosen", report.contest.candidates[0].name))
+    if report.selection:
+        found.insert(1, ("chosen", report.selection.candidates[0].name))
     solved = rule(report).setting if budget else ""
     for name, value in report.settings.items():
         if name != "limits":
@@ -103,7 +107,7 @@ def settings(report: Facts) -> tuple[tuple[str, str], ...]:
 
 
 def asked(report: Facts) -> str:
-    """What the user wanted, in a phrase."""
+    """Return budget, allocator and repair as one phrase."""
     budget = report.asked.get("budget")
     wanted = _budget(budget) if budget else "no budget"
     return f"{wanted}, allocator {report.asked.get('allocator')}, repair {_repair(report)}"

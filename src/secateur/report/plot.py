@@ -1,4 +1,4 @@
-"""The curve of a rule's knob as a picture."""
+"""Draw the cost curve of a rule's knob."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ SUFFIXES = (".svg", ".png", ".pdf")
 
 
 def check(path: Path) -> None:
-    """Makes sure that a picture can be drawn into this file.
+    """Check that a picture can be drawn into this file.
 
     Raises:
-        SettingError: Its suffix names no format, its folder does not exist or cannot be written to, or
-            matplotlib is missing.
+        SettingError: If the suffix is not one of `SUFFIXES`, the folder does not exist or cannot be
+            written to, or matplotlib is missing.
     """
     if path.suffix.lower() not in SUFFIXES:
         raise SettingError(
@@ -43,23 +43,24 @@ def check(path: Path) -> None:
 
 
 def draw(curve: Curve, path: Path, title: str) -> None:
-    """Draws cost against the knob, and below it what each layer keeps.
+    """Draw the cost against the knob, and below it the share of units that each layer keeps.
 
-    The same curve gives the same bytes. Limits are those of `check`, which is called first.
+    The same curve gives the same bytes.
 
     Args:
-        curve: What to draw.
-        path: The file; its suffix says the format.
-        title: Above the picture.
+        curve: The curve.
+        path: The file. Its suffix gives the format.
+        title: The title of the picture.
 
     Raises:
-        SettingError: See `check`.
+        SettingError: If `check` refuses the file.
     """
     check(path)
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    # Each point holds up to the next; the first, where nothing goes, is shown from 0 (or a bit below) on.
+    # Each point of the step function holds up to the next. The first point, where nothing is removed,
+    # is at minus infinity; it is drawn from 0, or a little left of the second point.
     knob = curve.knob.copy()
     end = max(1.0, float(knob[-1])) if len(knob) > 1 else 1.0
     knob[0] = min(0.0, float(knob[1]) - 0.02 * end) if len(knob) > 1 else 0.0

@@ -1,4 +1,4 @@
-"""What was proven of a pruned model, and what was not, in sentences."""
+"""Describe in sentences what was proven about a pruned model, and what was not."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MIXED = (
     "the others compute changes with the removal, on purpose, and only the measured accuracy says how much "
     "that costs."
 )
-"""What the removal of inexact groups means."""
+"""Explains the removal of inexact groups."""
 
 _REFERENCES = {
     "masked": "the dense model with the same units zeroed",
@@ -23,7 +23,7 @@ _REFERENCES = {
 
 
 def paragraph(report: Facts) -> str:
-    """What was proven, at which sizes, and what that does not cover."""
+    """Return what was proven about the report's model, at which input sizes, and what is not covered."""
     found = report.proof
     if report.asked.get("granularity") == "weight":
         return (
@@ -34,7 +34,7 @@ def paragraph(report: Facts) -> str:
 
 
 def described(found: Mapping[str, Any]) -> str:
-    """A proof, as the report holds it, in sentences; what is not proven comes first."""
+    """Describe a proof (`Facts.proof`) in sentences. What is not proven comes first."""
     return " ".join(_sentences(found))
 
 
@@ -49,7 +49,7 @@ def _sentences(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"The pruned model refuses to run at {'; '.join(refused)}, where the dense one runs."
     elif len(sizes) == 1:
         yield "Nothing was compared at other sizes."
-    yield from _seen(found)
+    yield from _visible_tensors(found)
     if constant := found.get("constant"):
         which = ", ".join(str(number + 1) for number in constant)
         yield f"Output {which} is one number everywhere, which shows nothing."
@@ -73,8 +73,8 @@ def _compared(found: Mapping[str, Any], sizes: Sequence[str]) -> str:
     )
 
 
-def _seen(found: Mapping[str, Any]) -> Iterator[str]:
-    """How much of what was cut the comparison could see."""
+def _visible_tensors(found: Mapping[str, Any]) -> Iterator[str]:
+    """Say how many of the cut tensors change the output, so that the comparison can see an error there."""
     exercised = found.get("exercised") or {}
     if not exercised:
         return

@@ -1,4 +1,4 @@
-"""`Report`: the facts of a run, with its faces as methods."""
+"""`Report`: the data of a run, with methods that write it as text, HTML, Markdown and JSON."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from secateur.report.text import table
 
 
 class Report(Facts):
-    """What happened, as data and for people: ``print(report)``, `to_html`, `to_markdown`, `to_json`."""
+    """The report of a run of `prune`: ``print(report)``, `to_html`, `to_markdown`, `to_json`."""
 
     def to_json(self, path: str | Path | None = None) -> str:
-        """The report as JSON, also written to `path` if one is given.
+        """Return the report as JSON. If `path` is given, also write it to that file.
 
         Raises:
-            SettingError: The file cannot be written; so for the other faces.
+            SettingError: If the file cannot be written.
         """
         text = self.model_dump_json(indent=1) + "\n"
         if path is not None:
@@ -32,13 +32,13 @@ class Report(Facts):
 
     @classmethod
     def from_json(cls, source: str | os.PathLike[str]) -> Report:
-        """Reads a report.
+        """Read a report.
 
         Args:
-            source: The JSON itself (text whose first character is ``{``), or a file that holds it.
+            source: The JSON text itself (it starts with ``{``), or the path of a file that holds it.
 
         Raises:
-            ArtefactError: There is no such file, it holds no report, or a newer version wrote it.
+            ArtefactError: If there is no such file, it holds no report, or a newer version wrote it.
         """
         where, text = "report", source
         if not (isinstance(source, str) and source.lstrip().startswith("{")):
@@ -53,22 +53,22 @@ class Report(Facts):
         return _parsed(where, str(text))
 
     def to_html(self, path: str | Path) -> Path:
-        """Write one self-contained page, and return its path.
+        """Write one self-contained HTML page, and return its path.
 
         Raises:
-            SettingError: Jinja, which writes the page, is missing.
+            SettingError: If Jinja, which writes the page, is missing, or the file cannot be written.
         """
         return _write(path, render(self))
 
     def to_markdown(self, path: str | Path | None = None) -> str:
-        """The report as Markdown, also written to `path` if one is given."""
+        """Return the report as Markdown. If `path` is given, also write it to that file."""
         text = document(self)
         if path is not None:
             _write(path, text)
         return text
 
     def __str__(self) -> str:
-        """The table that `secateur prune` prints."""
+        """Return the text that `secateur prune` prints."""
         return table(self)
 
 

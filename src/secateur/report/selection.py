@@ -1,4 +1,4 @@
-"""How rules competed, as a table and in sentences."""
+"""Show how a rule was selected among several, as a table and in sentences."""
 
 from __future__ import annotations
 
@@ -12,31 +12,30 @@ if TYPE_CHECKING:
 TITLES = ("rule", "MACs", "parameters")
 
 
-def sentence(contest: Selection) -> str:
-    """What the table says."""
+def sentence(choice: Selection) -> str:
+    """Explain the table of candidates in two sentences."""
     measured = (
         "squared distance to the dense model's outputs relative to their size"
-        if contest.measure == "distance to dense"
-        else contest.measure
+        if choice.measure == "distance to dense"
+        else choice.measure
     )
     return (
         f"Rules at the same budget, applied and repaired on part of the calibration data; {measured}, on "
-        f"{contest.held} held-out samples, lower is better. The first decided."
+        f"{choice.held} held-out samples, lower is better. The first decided."
     )
 
 
-def titles(contest: Selection) -> tuple[str, ...]:
-    """Of the columns: a round says what it repaired with, and on how many samples."""
+def titles(choice: Selection) -> tuple[str, ...]:
+    """Return the column titles. The title of a round names its repair and its number of samples."""
     rounds = (
-        f"{entry.repair}, {entry.samples} samples" if entry.repair else "as pruned"
-        for entry in contest.rounds
+        f"{entry.repair}, {entry.samples} samples" if entry.repair else "as pruned" for entry in choice.rounds
     )
     return (*TITLES, *rounds, "outcome")
 
 
-def rows(contest: Selection) -> tuple[tuple[str, ...], ...]:
-    """A row for each candidate."""
-    return tuple(_row(entry, len(contest.rounds)) for entry in contest.candidates)
+def rows(choice: Selection) -> tuple[tuple[str, ...], ...]:
+    """Return one row of cells for each candidate."""
+    return tuple(_row(entry, len(choice.rounds)) for entry in choice.candidates)
 
 
 def _row(entry: Candidate, rounds: int) -> tuple[str, ...]:
@@ -45,10 +44,10 @@ def _row(entry: Candidate, rounds: int) -> tuple[str, ...]:
     return (entry.name, *shares, *errors, entry.verdict)
 
 
-def lines(contest: Selection) -> tuple[str, ...]:
-    """What the table says, and each candidate in a line."""
+def lines(choice: Selection) -> tuple[str, ...]:
+    """Return the explanation, and then one line for each candidate."""
     found = []
-    for entry in contest.candidates:
+    for entry in choice.candidates:
         errors = ", ".join(f"{error:.3g}" for error in entry.errors)
         found.append(f"{entry.name}: {errors + '; ' if errors else ''}{entry.verdict}")
-    return (sentence(contest), *found)
+    return (sentence(choice), *found)

@@ -1,4 +1,4 @@
-"""A report's figures and findings in sentences, shared by all its faces."""
+"""The sentences and table cells of a report. Text, HTML and Markdown share them."""
 
 from __future__ import annotations
 
@@ -18,28 +18,33 @@ if TYPE_CHECKING:
 
 
 def quoted(text: str) -> str:
-    """A Python literal of `text`, in double quotes."""
+    """Return a Python string literal of `text`, in double quotes."""
     return json.dumps(text, ensure_ascii=False)
 
 
 def loading(artefact: str, make_model: str = "") -> str:
-    """Python that loads an artefact; `make_model` is the line that defines ``make_model``, if known."""
+    """Return Python code that loads an artefact.
+
+    Args:
+        artefact: The artefact's folder.
+        make_model: The line of code that defines ``make_model``; left out if empty.
+    """
     lines = ("import secateur as sc", make_model, f"model = sc.load({quoted(artefact)}, make_model)")
     return "\n".join(filter(None, lines))
 
 
 def reloading(report: Facts) -> str:
-    """Python that loads the saved model; empty if it was not saved."""
+    """Return Python code that loads the saved model; empty if it was not saved."""
     return "" if report.artefact is None else loading(report.artefact, report.make_model)
 
 
 @dataclass(frozen=True)
 class Column:
-    """One quantity of the table.
+    """One column of the table of figures.
 
     Attributes:
-        title: What it is.
-        unit: Its unit, empty where the cells carry it or there is none.
+        title: The quantity's name.
+        unit: Its unit; empty if the cells show it or there is none.
     """
 
     title: str
@@ -48,12 +53,13 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """One model.
+    """One row of the table of figures: one model.
 
     Attributes:
         stage: ``dense``, ``pruned`` or ``repaired``.
-        cells: A text for each column.
-        relative: The same relative to dense: percentages, for accuracy the difference in points.
+        cells: The value of each column, as text.
+        relative: Each value compared with dense, as text: a percentage, or for accuracy the
+            difference in percentage points.
     """
 
     stage: str
@@ -62,7 +68,7 @@ class Row:
 
 
 def columns(report: Facts) -> tuple[Column, ...]:
-    """The quantities that were measured, in reading order."""
+    """Return the columns of the table of figures: the quantities that were measured."""
     found = [Column("parameters"), Column("MACs"), Column("weights", "MB")]
     found.insert(0, Column("loss" if report.figures[0].measure == "loss" else "distance"))
     if any(f.accuracy is not None for f in report.figures):
@@ -73,7 +79,7 @@ def columns(report: Facts) -> tuple[Column, ...]:
 
 
 def rows(report: Facts) -> tuple[Row, ...]:
-    """The models, a cell for each of `columns`."""
+    """Return the rows of the table of figures: one for each model, with a cell for each of `columns`."""
     dense = report.figures[0]
     titles = [column.title for column in columns(report)]
     made = []
@@ -84,7 +90,7 @@ def rows(report: Facts) -> tuple[Row, ...]:
 
 
 def _cell(title: str, own: Figures, dense: Figures) -> tuple[str, str]:
-    """A value, and the same relative to dense."""
+    """Return a cell's value and its comparison with dense, both as text."""
     if title == "accuracy":
         return _accuracy(own.accuracy), _points(own.accuracy, dense.accuracy)
     if title in ("loss", "distance"):
@@ -108,7 +114,7 @@ def _cell(title: str, own: Figures, dense: Figures) -> tuple[str, str]:
 
 
 def _loss(value: Any) -> str:
-    """JSON has no NaN: a report that was read back may hold a word for it."""
+    """Format a loss. It may be the text ``NaN`` in a report that was read from JSON."""
     finite = isinstance(value, int | float) and math.isfinite(value)
     return f"{value:.4g}" if finite else "not finite"
 
@@ -125,7 +131,7 @@ def _points(value: float | None, dense: float | None) -> str:
 
 
 def headline(report: Facts) -> str:
-    """The result in one line."""
+    """Return the result in one line: model, share of MACs left, accuracy before and after."""
     dense, best = report.figures[0], report.figures[-1]
     line = f"{report.model}: {percent(best.macs, dense.macs)} of its MACs"
     if dense.accuracy is not None and best.accuracy is not None:
@@ -134,7 +140,7 @@ def headline(report: Facts) -> str:
 
 
 def footnotes(report: Facts) -> tuple[str, ...]:
-    """What the table's figures mean."""
+    """Return notes that explain the table of figures."""
     dense = report.figures[0]
     measured = "Accuracy (top-1) and loss" if dense.accuracy is not None else "Loss"
     if dense.measure != "loss":
@@ -170,7 +176,7 @@ def footnotes(report: Facts) -> tuple[str, ...]:
 
 
 def interval(report: Facts) -> tuple[str, ...]:
-    """Between which bounds each model's accuracy lies, as far as its samples can tell."""
+    """Return a note with the 95 % interval of each model's accuracy; empty without accuracy."""
     found = [
         f"{f.stage} {100 * low:.2f} to {100 * high:.2f} %"
         for f in report.figures
@@ -187,13 +193,13 @@ def interval(report: Facts) -> tuple[str, ...]:
 
 
 def wilson(share: float, samples: int, z: float = 1.959964) -> tuple[float, float]:
-    """The interval of a probability of which `share` of some samples came true.
+    """Return the Wilson confidence interval (low, high) of a probability.
 
     Source: Wilson 1927, Probable inference, the law of succession, and statistical inference.
 
     Args:
-        share: In [0, 1].
-        samples: At least 1.
+        share: The observed share of successes, in [0, 1].
+        samples: The number of samples, at least 1.
         z: Quantile of the normal distribution; 1.96 for 95 %.
 
     Example:
@@ -207,7 +213,7 @@ def wilson(share: float, samples: int, z: float = 1.959964) -> tuple[float, floa
 
 
 def speed(report: Facts) -> str:
-    """What the measured latencies allow to say."""
+    """Say in one sentence whether the final model is faster than the dense one; empty if not timed."""
     dense, best = report.figures[0], report.figures[-1]
     if dense.latency is None or best.latency is None or not best.latency:
         return ""
@@ -220,13 +226,13 @@ def speed(report: Facts) -> str:
 
 
 def same_speed(report: Facts) -> bool:
-    """Whether the middle halves of the passes before and after overlap."""
+    """Whether the interquartile ranges of the latency before and after overlap."""
     before, after = report.figures[0].latency_quartiles, report.figures[-1].latency_quartiles
     return before is not None and after is not None and before[0] <= after[1] and after[0] <= before[1]
 
 
 def layer_name(layer: Layer) -> str:
-    """The group, and how many more layers produce the same units."""
+    """Return the group's name and, as (+n), how many other layers produce the same units."""
     more = _others(layer)
     return f"{layer.group} (+{more})" if more else layer.group
 
@@ -236,13 +242,13 @@ def _others(layer: Layer) -> int:
 
 
 def sharing(layers: Iterable[Layer]) -> str:
-    """What (+n) behind a layer's name means; empty where none has it."""
+    """Explain the (+n) behind layer names; empty if no layer has it."""
     shared = any(_others(layer) for layer in layers)
     return "(+n): n more layers produce the same units, which only go together." if shared else ""
 
 
 def form(report: Facts) -> str:
-    """What the result is, in a sentence."""
+    """Describe the form of the result, and the attributes that were changed."""
     if report.asked.get("granularity") == "weight":
         return f"The result has the dense model's shapes: {report.note}. Zeros are multiplied like the rest."
     what = {
@@ -256,7 +262,12 @@ def form(report: Facts) -> str:
 
 
 def attributes(report: Facts, most: int = 8) -> str:
-    """The numbers that followed, as a sentence; those that layers have alike are named once."""
+    """Name the attributes that were set to new sizes. Layers that differ only by number share an entry.
+
+    Args:
+        report: The report's data.
+        most: Most entries to name.
+    """
     alike: dict[str, dict[str, None]] = {}
     for path, value in report.attributes.items():
         alike.setdefault(re.sub(r"\d+", "*", path), {})[str(value)] = None
@@ -266,7 +277,7 @@ def attributes(report: Facts, most: int = 8) -> str:
 
 
 def repairs(report: Facts) -> tuple[str, ...]:
-    """What repair tried and what it brought, a line each."""
+    """Return one line for each repair that was tried: its error before and after, and if it was kept."""
     if not report.repairs:
         return ("None was asked for." if report.asked.get("repair") is None else "None was tried.",)
     lines = []
@@ -287,12 +298,12 @@ def repairs(report: Facts) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Refit:
-    """What a repair brought layer by layer.
+    """The effect of a repair on each layer.
 
     Attributes:
-        method: Its name.
-        rows: Per weight the squared error of the layer's output before and after, as shares of the scatter
-            of what it should be.
+        method: The repair's name.
+        rows: (weight, error before, error after) for each weight. The error is the squared error of the
+            layer's output, divided by the scatter of its target.
     """
 
     method: str
@@ -307,9 +318,10 @@ REFIT = (
 
 
 def refits(report: Facts) -> tuple[Refit, ...]:
-    """The repairs that were kept and say what they did to each layer.
+    """Return the kept repairs that report their effect on each layer.
 
-    A combination such as ``reconstruct + batchnorm`` starts from what its first methods gave alone.
+    A combination such as ``reconstruct + batchnorm`` first ran ``reconstruct`` alone, which has its own
+    entry. So every beginning of a combination is looked up too.
     """
     tried = {str(entry["method"]): entry for entry in report.repairs}
     found: dict[str, Refit] = {}
@@ -334,14 +346,14 @@ def _refitted(layers: Any) -> tuple[tuple[str, float, float], ...]:
 
 
 def rule(report: Facts) -> Description:
-    """How the rule that decided describes its decision; of a report that does not hold it, by its name."""
+    """Return how the rule describes its decision. For an old report it is made from the rule's name."""
     return report.description or describe(
         report.rule or str(report.asked.get("allocator")), report.certificates
     )
 
 
 def knob(report: Facts) -> str:
-    """The curve of the knob in sentences; empty if there is none."""
+    """Describe the cost curve of the knob and the plan's place on it; empty if there is no curve."""
     curve = report.knob
     if curve is None:
         return ""
@@ -361,19 +373,25 @@ def knob(report: Facts) -> str:
 
 
 def role(report: Facts, signal: str) -> str:
-    """What the allocator uses a signal for, empty if nothing is known of it."""
+    """Return what the allocator uses a signal for: ``removal``, ``protection``, both, or empty."""
     uses = [use for use in ("removal", "protection") if report.settings.get(use) == signal]
     return " and ".join(uses)
 
 
 def scored(report: Facts) -> tuple[tuple[Layer, Histogram], ...]:
-    """Every histogram with its layer."""
+    """Return every histogram together with its layer."""
     return tuple((layer, found) for layer in report.layers for found in layer.scores)
 
 
 @dataclass(frozen=True)
 class Left:
-    """Parts that stay for one reason."""
+    """Parts of the model that could not be pruned for one and the same reason.
+
+    Attributes:
+        reason: The reason.
+        what: Names of the parts.
+        where: The places in the model that are the reason.
+    """
 
     reason: str
     what: tuple[str, ...]
@@ -381,7 +399,7 @@ class Left:
 
 
 def left(report: Facts) -> tuple[Left, ...]:
-    """What could not be pruned, by reason, in order of first appearance."""
+    """Return the parts that could not be pruned, grouped by reason, in order of first appearance."""
     by_reason: dict[str, list[Any]] = {}
     for kept in report.untouched:
         by_reason.setdefault(kept.reason, []).append(kept)

@@ -1,7 +1,7 @@
-"""What the page draws, as numbers: positions in percent of a plot's width and height, (0, 0) at the top left.
+"""Compute the shapes of the HTML page's plots.
 
-The page's template turns them into SVG. Plots stretch with the page and their labels do not, so they are
-readable on a telephone and in print.
+Positions are in percent of a plot's width and height; (0, 0) is the top left corner. The page's template
+turns them into SVG. Plots stretch with the page, labels do not, so they stay readable on small screens.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from secateur.report.data import Facts, Histogram
 
 MOST_RUNS_BEYOND = 2.0
-"""A pass that took this many times the slower model's third quartile is beyond the plot's right edge."""
+"""The plot of passes ends at this many times the slower model's third quartile. Slower passes are counted
+but not drawn."""
 
 
 @dataclass(frozen=True)
 class Tick:
-    """A labelled place on an axis."""
+    """A labelled position on an axis, in percent."""
 
     at: float
     label: str
@@ -32,17 +33,17 @@ class Tick:
 
 @dataclass(frozen=True)
 class Bars:
-    """A histogram: what stays stands on what goes.
+    """The shape of a histogram. The bars of kept units stand on top of the bars of removed units.
 
     Attributes:
-        kept: Path of the bars of what stays.
-        removed: Of what goes.
-        cut: Where the cut is, None if there is none.
+        kept: SVG path of the bars of kept units.
+        removed: SVG path of the bars of removed units.
+        cut: Position of the cut, from the left; None if there is none.
         low: Label of the left edge.
-        high: Of the right edge.
-        cut_label: Of the cut.
+        high: Label of the right edge.
+        cut_label: Label of the cut.
         most: Units in the highest bin.
-        said: All of it in sentences.
+        said: The histogram in words, for screen readers.
     """
 
     kept: str
@@ -56,7 +57,7 @@ class Bars:
 
 
 def bars(histogram: Histogram) -> Bars:
-    """The shape of a histogram; its bins are drawn equally wide."""
+    """Return the shape of a histogram. All bins are drawn with equal width."""
     bins = len(histogram.kept)
     totals = [k + r for k, r in zip(histogram.kept, histogram.removed, strict=True)]
     most = max(totals)
@@ -66,7 +67,7 @@ def bars(histogram: Histogram) -> Bars:
     return Bars(
         kept=_columns(histogram.removed, totals, most),
         removed=_columns([0] * bins, histogram.removed, most),
-        cut=None if histogram.cut is None else 100 * _within(histogram, histogram.cut) / bins,
+        cut=None if histogram.cut is None else 100 * _position_in_bins(histogram, histogram.cut) / bins,
         low=low,
         high=high,
         cut_label=label,
@@ -87,8 +88,8 @@ def _columns(bottom: Sequence[int], top: Sequence[int], most: int) -> str:
     )
 
 
-def _within(histogram: Histogram, score: float) -> float:
-    """The place of a score, in bins from the left."""
+def _position_in_bins(histogram: Histogram, score: float) -> float:
+    """Return the position of a score, in bins from the left."""
     edges = histogram.edges
     i = min(max(bisect.bisect_right(edges, score) - 1, 0), len(edges) - 2)
     below, above = edges[i], edges[i + 1]
@@ -101,14 +102,14 @@ def _within(histogram: Histogram, score: float) -> float:
 
 @dataclass(frozen=True)
 class KnobPlot:
-    """What every value of the knob leaves.
+    """The shape of the cost curve of the rule's knob.
 
     Attributes:
-        macs: Path of the MACs.
-        params: Of the parameters.
-        ticks: On the knob's axis.
-        plan: Where the plan is, (right, down); None if nothing had to go.
-        name: Of the knob.
+        macs: SVG path of the MACs.
+        params: SVG path of the parameters.
+        ticks: Ticks on the knob's axis.
+        plan: Position of the plan, (from the left, from the top); None if nothing was removed.
+        name: Name of the knob.
         said: The curve in sentences.
     """
 
@@ -121,12 +122,12 @@ class KnobPlot:
 
 
 def knob_plot(report: Facts) -> KnobPlot | None:
-    """The shape of the knob's curve; None if there is none."""
+    """Return the shape of the knob's cost curve; None if there is no curve."""
     curve = report.knob
     if curve is None:
         return None
     values = curve.values
-    # Values over many sizes, such as prices, are drawn by their logarithm.
+    # Values that span orders of magnitude, such as prices, get a logarithmic axis.
     wide = values[0] > 0 and values[len(values) // 2] < 0.1 * values[-1]
     scaled = [math.log10(value) for value in values] if wide else list(values)
     right = scaled[-1]
@@ -160,7 +161,7 @@ def _steps(places: Sequence[float], values: Sequence[int]) -> str:
 
 
 def _round(low: float, high: float, about: int = 5) -> Iterable[float]:
-    """Round numbers between two, about so many."""
+    """Return about `about` round numbers between two, for the ticks of an axis."""
     raw = (high - low) / about
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= 0.8 * raw)
@@ -170,14 +171,14 @@ def _round(low: float, high: float, about: int = 5) -> Iterable[float]:
 
 @dataclass(frozen=True)
 class Strip:
-    """The passes of one model on a common axis of time that starts at 0.
+    """The timed passes of one model. All models share one time axis that starts at 0.
 
     Attributes:
-        stage: Whose.
-        runs: Where each pass is.
-        box: First and third quartile, and median.
-        beyond: How many passes took longer than the plot is wide.
-        figure: The median in sentences.
+        stage: The model: ``dense`` or ``pruned``.
+        runs: Position of each pass.
+        box: Positions of first quartile, third quartile and median.
+        beyond: Number of passes beyond the right edge.
+        figure: The median as text.
     """
 
     stage: str
@@ -188,7 +189,7 @@ class Strip:
 
 
 def strips(report: Facts) -> tuple[tuple[Strip, ...], tuple[Tick, ...]]:
-    """The passes of each model that was timed, and the ticks of their axis [ms]."""
+    """Return the timed passes of each model, and the ticks of their common axis in milliseconds."""
     # A repaired model was not timed again: it has the pruned one's passes.
     timed = [f for f in report.figures[:2] if f.latency_runs and f.latency and f.latency_quartiles]
     if not timed:

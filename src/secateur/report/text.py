@@ -1,4 +1,4 @@
-"""A report as plain text: the table that a terminal shows."""
+"""Write a report as plain text for a terminal."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ MOST_LAYERS, MOST_REASONS = 40, 8
 
 
 def table(report: Facts, *, reload: str = "") -> str:
-    """The one table, what each layer kept, and what happened on the way; no colour codes.
+    """Return the report as text: the table of figures, the layers, proof, repairs and settings.
 
     Args:
-        report: What to show.
-        reload: How the saved model is read back; made from the report if not given.
+        report: The report's data.
+        reload: Python code that loads the saved model. Default: made from the report.
 
     Returns:
         Lines of at most about 100 columns, without a newline at the end.
@@ -34,7 +34,7 @@ def table(report: Facts, *, reload: str = "") -> str:
         _layers(report.layers),
         _bullets("proof", (proofs.paragraph(report), sentences.form(report))),
         _bullets("sizes of the inputs", (report.takes,)) if report.takes else [],
-        _bullets("rules that competed", selection.lines(report.contest)) if report.contest else [],
+        _bullets("rules that competed", selection.lines(report.selection)) if report.selection else [],
         _bullets("repair", sentences.repairs(report)),
         _left(report),
         _settings(report),
@@ -49,7 +49,7 @@ def table(report: Facts, *, reload: str = "") -> str:
 
 
 def _figures(report: Facts) -> list[str]:
-    """Two header lines, then for each model its figures and, below them, those relative to dense."""
+    """Return the header lines, then for each model its figures and, below, their comparison with dense."""
     columns = sentences.columns(report)
     lines = [["", *(c.title for c in columns)]]
     if any(c.unit for c in columns):
@@ -62,7 +62,7 @@ def _figures(report: Facts) -> list[str]:
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
-    """The first column to the left, the others to the right."""
+    """Align cells into columns: the first column left, the others right."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return [
         "  ".join(
@@ -94,7 +94,9 @@ def _layers(layers: Sequence[Layer]) -> list[str]:
 
 
 def bar(kept: int, total: int, width: int = BAR) -> str:
-    """A bar of `width` characters; empty only if nothing is kept, full only if everything is.
+    """Draw the kept share as a bar of `width` characters.
+
+    It is empty only if nothing is kept, and full only if everything is kept.
 
     Example:
         >>> bar(3, 4, width=8)
