@@ -69,8 +69,8 @@ def repair(
     that the layers before it give after their own repair.
 
     A model without some of its experts has one repair, ``experts``: it refits the down-projections of the
-    kept experts to the output of the dense block. See the guide to mixtures of experts for the formula. Held-out
-    tokens choose the damping, and experts that it does not help are not changed.
+    kept experts to the output of the dense block. See the guide to mixtures of experts for the formula.
+    Held-out tokens choose the damping, and experts that it does not help are not changed.
 
     Args:
         small: The pruned model that `apply` returned, in any form. It is not changed. Weights that a mask
