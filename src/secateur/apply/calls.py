@@ -7,8 +7,9 @@ which it shares with the operators of the captured program that it becomes.
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,13 +73,20 @@ class Number:
 
 
 @dataclass(frozen=True)
+class Factor:
+    """A number that a tensor is multiplied with or divided by; code may compute it from a size."""
+
+    value: float
+
+
+@dataclass(frozen=True)
 class Heads:
     """The size of an attention's heads, which stays when some go."""
 
     size: int
 
 
-Need = Sizes | Parts | Positions | Number | Heads
+Need = Sizes | Parts | Positions | Number | Factor | Heads
 """What a step has to say in the smaller model."""
 
 _CREATORS = ("zeros", "ones", "empty", "rand", "randn", "full")
@@ -97,6 +105,9 @@ _FAMILIES = {
     ),
     "group_norm": ("group_norm",),
     "layer_norm": ("layer_norm", "rms_norm"),
+    "scale": (
+        "mul", "__mul__", "__rmul__", "div", "__truediv__", "true_divide", "scaled_dot_product_attention",
+    ),
     "attention": ("multi_head_attention_forward",),
     "take": ("slice", "narrow", "select", "index", "index_select", "__getitem__", "__setitem__"),
 }  # fmt: skip
@@ -113,7 +124,7 @@ _PLACES = {
 def steps_of(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Step]:
     """The steps of a call of the torch function `name`; none if it holds no sizes."""
     family = FAMILIES.get(name)
-    if family is None:
+    if family is None or (family == "scale" and factor_of(args, kwargs) is None):
         return []
     if family != "take":
         return [Step(family)]
@@ -122,6 +133,12 @@ def steps_of(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Ste
     rank = args[0].ndim
     dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
     return [Step("take", int(dim) % max(rank, 1))]
+
+
+def factor_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> float | None:
+    """The number that a call multiplies with or divides by; None if it does neither with a plain number."""
+    given = kwargs.get("scale", kwargs.get("other", args[1] if len(args) == 2 else None))
+    return given if isinstance(given, int | float) and not isinstance(given, bool) else None
 
 
 def _components(key: Any) -> list[Any]:
@@ -180,6 +197,8 @@ def fits(name: str, step: Step, need: Need, args: Sequence[Any], kwargs: dict[st
         return bool(_reads(name, step, args, kwargs) == _positions(need))
     if isinstance(need, Heads):
         return has_head_size(need.size, args, kwargs)
+    if isinstance(need, Factor):
+        return math.isclose(factor_of(args, kwargs) or 0.0, need.value, rel_tol=1e-12)
     given = _number(step.family, args, kwargs)
     if not isinstance(need.value, tuple) or not isinstance(given, tuple):
         return bool(given == need.value)
@@ -208,7 +227,7 @@ def wanted(
         if isinstance(component, slice) and need.listed is None:
             return [(component.start, need.start), (component.stop, need.stop)]
         return []
-    if isinstance(need, Heads):
+    if isinstance(need, Heads | Factor):
         return []
     word, place = _PLACES[step.family]
     given = kwargs[word] if word in kwargs else args[place] if place < len(args) else None
@@ -280,6 +299,9 @@ def changed(name: str, step: Step, need: Need, args: tuple[Any, ...], kwargs: di
         return _rewritten(name, step, need, args, kwargs)
     if isinstance(need, Number):
         return _with_number(step.family, need.value, args, kwargs)
+    if isinstance(need, Factor):
+        word = next((word for word in ("scale", "other") if word in kwargs), None)
+        return ((args[0], need.value), kwargs) if word is None else (args, {**kwargs, word: need.value})
     raise TypeError(f"{type(need).__name__} is no change of arguments")
 
 

@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from secateur.apply import calls
 from secateur.apply.attention import with_head_size
-from secateur.apply.calls import Heads, Need, Parts, Sizes, Step
+from secateur.apply.calls import Factor, Heads, Need, Parts, Sizes, Step
 from secateur.apply.copying import keep_whole
 from secateur.apply.recording import Place, literals, place_of
 from secateur.errors import ApplyError, InputError
@@ -275,6 +275,8 @@ class Watch:
         every = [item for run in self.said for item in run.items()]
         varying = {key[0] for key, numbers in every if first.setdefault(key, numbers) != numbers}
         changing = [rule for rule in code.rules if rule.needs]
+        if any(isinstance(need, Factor) for rule in changing for _, need in rule.needs):
+            return False  # a factor is no size that would tell its call apart
         twice = any(a.name == b.name and set(_news(a)) & set(b.said) for a in changing for b in changing)
         return not code.unseen and not twice and id(module) not in self.apart | varying
 
@@ -308,12 +310,14 @@ class _Mending(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if name not in calls.FAMILIES:
+        every = self._owner.code.rules
+        if name not in calls.FAMILIES or (
+            calls.FAMILIES[name] == "scale" and not any(r.name == name and r.needs for r in every)
+        ):
             return func(*args, **kwargs)
         place, codes, frame = place_of(sys._getframe(1))
         around = None if frame is None else frame.f_locals.get("owner")
         own = any(one is around for one in self._owner.rounds())
-        every = self._owner.code.rules
         rules = fitting_rules(every, name, place, args, kwargs) if own else []
         if (watch := _watch.get()) is not None:
             watch.note(self._owner.module, place, rules, (name, args, kwargs), every)

@@ -11,7 +11,7 @@ from torch import fx
 
 from secateur.apply import calls
 from secateur.apply.attention import head_size
-from secateur.apply.calls import Heads, Need, Number, Parts, Positions, Sizes
+from secateur.apply.calls import Factor, Heads, Need, Number, Parts, Positions, Sizes
 from secateur.apply.constants import Constants
 from secateur.apply.mended import Rule, line_of, mended, said
 from secateur.apply.recording import Recorded
@@ -20,10 +20,13 @@ from secateur.errors import ApplyError
 
 def need_of(constants: Constants, node: fx.Node) -> Need | None:
     """What the call behind an operator has to say in the smaller model; None if what it says stays right."""
+    family = calls.FAMILIES[str(node.target).split(".")[1]]
+    if family == "scale":
+        value = calls.factor_of(node.args, node.kwargs)
+        return None if value is None else Factor(value)
     call = constants.follow(node)
     if call is None:
         return None
-    family = calls.FAMILIES[str(node.target).split(".")[1]]
     if family in ("shape", "expand", "fill", "repeat"):
         masks = constants.kept(node)
         axes = [(k, len(m), int(m.sum())) for k, m in enumerate(masks)]
