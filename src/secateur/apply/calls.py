@@ -74,9 +74,15 @@ class Number:
 
 @dataclass(frozen=True)
 class Factor:
-    """A number that a tensor is multiplied with or divided by; code may compute it from a size."""
+    """A number that a tensor is multiplied with or divided by; code may compute it from a size.
+
+    Attributes:
+        value: What it is in the dense model.
+        said: What the smaller model's code says without help. The ratio of the two holds at other sizes too.
+    """
 
     value: float
+    said: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -137,8 +143,19 @@ def steps_of(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Ste
 
 def factor_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> float | None:
     """The number that a call multiplies with or divides by; None if it does neither with a plain number."""
-    given = kwargs.get("scale", kwargs.get("other", args[1] if len(args) == 2 else None))
-    return given if isinstance(given, int | float) and not isinstance(given, bool) else None
+    given = _factor(args, kwargs)
+    known = isinstance(given, int | float) and not isinstance(given, bool)
+    return float(plain(given)) if known or _is_traced(given) else None
+
+
+def _factor(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    return kwargs.get("scale", kwargs.get("other", args[1] if len(args) == 2 else None))
+
+
+def _is_traced(value: Any) -> bool:
+    """Whether a value is a number that ``torch.jit.trace`` reads off a tensor, which is a tensor there."""
+    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+    return tracing and isinstance(value, torch.Tensor) and value.ndim == 0
 
 
 def _components(key: Any) -> list[Any]:
@@ -242,10 +259,10 @@ def observed(name: str, need: Need, args: Sequence[Any], kwargs: dict[str, Any])
 
     Of sizes, those that differ: also ones that should have stayed, as in ``x.shape[-1] // self.heads``.
     """
-    if not isinstance(need, Sizes):
-        return need
-    found = _sizes(name, args, kwargs)
-    if found is None:
+    if isinstance(need, Factor):
+        return Factor(need.value, factor_of(args, kwargs) or 1.0)
+    found = _sizes(name, args, kwargs) if isinstance(need, Sizes) else None
+    if not isinstance(need, Sizes) or found is None:
         return need
     values, offset, _ = found
     inside = [(axis, new) for axis, _, new in need.axes if 0 <= axis - offset < len(values)]
@@ -300,8 +317,11 @@ def changed(name: str, step: Step, need: Need, args: tuple[Any, ...], kwargs: di
     if isinstance(need, Number):
         return _with_number(step.family, need.value, args, kwargs)
     if isinstance(need, Factor):
+        given = factor_of(args, kwargs)
+        ratio = need.value / need.said
+        factor = need.value if given == need.said else _factor(args, kwargs) * ratio
         word = next((word for word in ("scale", "other") if word in kwargs), None)
-        return ((args[0], need.value), kwargs) if word is None else (args, {**kwargs, word: need.value})
+        return ((args[0], factor), kwargs) if word is None else (args, {**kwargs, word: factor})
     raise TypeError(f"{type(need).__name__} is no change of arguments")
 
 
@@ -362,8 +382,7 @@ def _offset(name: str, args: Sequence[Any], kwargs: dict[str, Any], count: int) 
 def _is_size(value: Any) -> bool:
     """Whether a value is a size; those that ``torch.jit.trace`` reads off a tensor are tensors."""
     if isinstance(value, torch.Tensor):
-        tracing = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
-        return tracing and value.ndim == 0 and not value.is_floating_point()
+        return _is_traced(value) and not value.is_floating_point()
     return isinstance(value, int | torch.SymInt) and not isinstance(value, bool)
 
 
@@ -373,7 +392,7 @@ def plain(size: Any) -> Any:
         return size
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer fears a decision, which is only on what is mended
-        return int(size)
+        return size.item()
 
 
 def _is_sizes(value: Any) -> bool:

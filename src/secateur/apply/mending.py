@@ -15,6 +15,7 @@ from secateur.apply.calls import Factor, Heads, Need, Number, Parts, Positions, 
 from secateur.apply.constants import Constants
 from secateur.apply.mended import Rule, line_of, mended, said
 from secateur.apply.recording import Recorded
+from secateur.apply.rewrites import REWRITES
 from secateur.errors import ApplyError
 
 
@@ -24,17 +25,18 @@ def need_of(constants: Constants, node: fx.Node) -> Need | None:
     if family == "scale":
         value = calls.factor_of(node.args, node.kwargs)
         return None if value is None else Factor(value)
-    call = constants.follow(node)
-    if call is None:
-        return None
-    if family in ("shape", "expand", "fill", "repeat"):
+    if family in ("shape", "expand", "fill", "repeat") and str(node.target).removeprefix("aten.") in REWRITES:
+        # Also where nothing went: code may read a size off another tensor, which has shrunk.
         masks = constants.kept(node)
         axes = [(k, len(m), int(m.sum())) for k, m in enumerate(masks)]
         if family == "repeat":
             source = constants.kept(node.all_input_nodes[0])
             new = len(masks) - len(source)
             axes = [a for a in axes if a[0] < new or len(source[a[0] - new]) == 1]
-        return Sizes(tuple(axes)) if any(old != new for _, old, new in axes) else None
+        return Sizes(tuple(axes))
+    call = constants.follow(node)
+    if call is None:
+        return None
     if family == "split":
         parts = call.arguments.get("split_sizes")
         return None if parts is None else Parts(int(call.arguments["dim"]), tuple(parts))
