@@ -349,7 +349,7 @@ def test_torch_jit_trace_gives_the_same_numbers(name: str) -> None:
         y = torch.randn(samples, *shape[1:], dtype=torch.float64)
         traced = torch.jit.trace(small, (y,), check_trace=False)
         digits = 1e-7 if name == "scaled" else 1e-12  # what it computes from sizes has single precision
-            torch.testing.assert_close(traced(y), small(y), rtol=digits, atol=digits)
+        torch.testing.assert_close(traced(y), small(y), rtol=digits, atol=digits)
         z = torch.randn(samples + 3, *shape[1:], dtype=torch.float64)
         try:
             dense = torch.jit.trace(model, (y,), check_trace=False)(z)
