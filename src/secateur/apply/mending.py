@@ -22,9 +22,6 @@ from secateur.errors import ApplyError
 def need_of(constants: Constants, node: fx.Node) -> Need | None:
     """What the call behind an operator has to say in the smaller model; None if what it says stays right."""
     family = calls.FAMILIES[str(node.target).split(".")[1]]
-    if family == "scale":
-        value = calls.factor_of(node.args, node.kwargs)
-        return None if value is None else Factor(value)
     if family in ("shape", "expand", "fill", "repeat") and str(node.target).removeprefix("aten.") in REWRITES:
         # Also where nothing went: code may read a size off another tensor, which has shrunk.
         masks = constants.kept(node)
@@ -117,8 +114,15 @@ class Mender:
         every = {k: self.needs(node) for k, node in enumerate(known.nodes) if node is not None}
         if call.steps[0].family == "attention":  # many operators, none of which holds its sizes
             every = {0: Heads(head_size(known.args, known.kwargs))}
-        needs = {k: need for k, need in every.items() if need is not None}
+        if call.steps[0].family == "scale":  # what the dense model's code says is right
+            every = {0: Factor(calls.factor_of(known.args, known.kwargs) or 0.0)}
         steps = known.steps
+        needs = {
+            k: need
+            for k, need in every.items()
+            if need is not None
+            and (_changes(need) or calls.fits(call.name, steps[k], need, known.args, known.kwargs))
+        }
         fitting = all(calls.fits(call.name, steps[k], need, args, kwargs) for k, need in needs.items())
         if not fitting:
             needs = {k: calls.observed(call.name, need, args, kwargs) for k, need in needs.items()}
@@ -140,6 +144,11 @@ class Mender:
             f"apply: expected the smaller model to run the same code as the dense one, got another way at "
             f"{line_of(call.place)}: it branches on a size that has changed. Leave the group alone."
         )
+
+
+def _changes(need: Need) -> bool:
+    """Whether a call needs other sizes than the dense model's, which therefore says others."""
+    return not isinstance(need, Sizes) or any(old != new for _, old, new in need.axes)
 
 
 def rules_of(runs: Iterable[Run]) -> dict[str, list[Rule]]:
