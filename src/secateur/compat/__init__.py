@@ -1,4 +1,4 @@
-"""Every use of what torch, Transformers, Lightning and Accelerate keep private.
+"""All uses of private parts of torch, Transformers, Lightning and Accelerate.
 
-Each has a test that fails when the library changes it.
+Each has a test that fails if the library changes that part.
 """

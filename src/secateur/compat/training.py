@@ -1,4 +1,4 @@
-"""What trainers and wrappers keep private, for pruning while a model is trained."""
+"""Private parts of trainers and model wrappers, needed to prune a model while it is trained."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def compiled_module(model: nn.Module) -> nn.Module | None:
-    """The module inside what `torch.compile` returned; None for any other."""
+    """Return the module inside a model that `torch.compile` returned; None for other models."""
     inner: nn.Module | None = getattr(model, "_orig_mod", None)
     return inner
 
 
 def rewrap(ddp: DistributedDataParallel) -> None:
-    """Make a DistributedDataParallel anew in place, over the parameters that its module has now.
+    """Initialise a DistributedDataParallel again, in place, with the current parameters of its module.
 
-    It registers parameters when it is made, and offers no way to register others. Its settings, hooks and
-    communication hooks stay.
+    It registers parameters only when it is made, so new parameters need a new initialisation. Its
+    settings, hooks and communication hooks are kept.
     """
     known = inspect.signature(DistributedDataParallel.__init__).parameters
     settings: dict[str, Any] = {
@@ -46,7 +46,7 @@ def rewrap(ddp: DistributedDataParallel) -> None:
     hooks = {name: vars(ddp)[name] for name in vars(nn.Module()) if "hooks" in name}
     communication, training = list(getattr(ddp, "_comm_hooks", ())), ddp.training
     for held in ("reducer", "logger"):
-        vars(ddp).pop(held, None)  # it watches parameters that are gone
+        vars(ddp).pop(held, None)  # it refers to the old parameters
     DistributedDataParallel.__init__(ddp, ddp.module, **settings)
     vars(ddp).update(hooks)
     ddp.training = training
@@ -56,7 +56,7 @@ def rewrap(ddp: DistributedDataParallel) -> None:
 
 @contextmanager
 def own_forward(model: nn.Module) -> Iterator[None]:
-    """The model with the forward of its class inside the block, without the autocast of Accelerate."""
+    """Inside the block, the model has the `forward` of its class, not the one that Accelerate patched in."""
     names = ("forward", "_original_forward")
     patched: dict[str, Any] = {name: vars(model)[name] for name in names if name in vars(model)}
     if "_original_forward" not in patched:
@@ -71,13 +71,14 @@ def own_forward(model: nn.Module) -> Iterator[None]:
 
 
 def before_loading(trainer: Any, prepare: Callable[[str, nn.Module | None], None]) -> None:
-    """Let a Trainer of Transformers call `prepare` before it loads a checkpoint's tensors.
+    """Make a Transformers Trainer call `prepare` before it loads a checkpoint's tensors.
 
-    Its callbacks are told of a checkpoint only when it has been loaded.
+    The Trainer's callbacks hear of a checkpoint only after it was loaded, which is too late.
 
     Args:
-        trainer: The Trainer; changed in place.
-        prepare: Gets the checkpoint's folder, and the model to load it into if that is not the Trainer's own.
+        trainer: The Trainer. It is changed in place.
+        prepare: Called with the checkpoint's folder, and with the model to load into (None for the
+            Trainer's own model).
     """
     load = trainer._load_from_checkpoint
 
@@ -89,11 +90,11 @@ def before_loading(trainer: Any, prepare: Callable[[str, nn.Module | None], None
 
 
 def output_folder(trainer: Any) -> str:
-    """Where a Trainer of Transformers writes its checkpoints."""
+    """Return the folder in which a Transformers Trainer writes its checkpoints."""
     return str(trainer._get_output_dir(trial=None))
 
 
 def name_on_hub(model: nn.Module) -> str:
-    """Where Transformers loaded a model from, a name on the hub or a folder; empty if it did not."""
+    """Return the hub name or folder that Transformers loaded a model from; empty for other models."""
     found = getattr(getattr(model, "config", None), "_name_or_path", "")
     return found if isinstance(found, str) else ""

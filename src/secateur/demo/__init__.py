@@ -1,1 +1,1 @@
-"""A real network on real data in under a minute: what `secateur demo` runs."""
+"""The network and the data of `secateur demo`. It trains and prunes in under a minute."""

@@ -22,13 +22,13 @@ Batches = list[tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True, eq=False)
 class Digits:
-    """Three parts that share no image; the same ones in every run.
+    """The data set in three parts without common images. The split is the same in every run.
 
     Attributes:
-        images: To train on, zero mean and unit variance. [1077, 1, 8, 8]
-        labels: Their digits. [1077]
-        calibration: What scores, repairs and their judgement see: 360 images in batches.
-        test: What accuracy is measured on: 360 images in batches.
+        images: Training images, with zero mean and unit variance. [1077, 1, 8, 8]
+        labels: The digits of the training images. [1077]
+        calibration: 360 images in batches, for scoring and repair.
+        test: 360 images in batches, for measuring accuracy.
     """
 
     images: Tensor
@@ -38,7 +38,7 @@ class Digits:
 
 
 def load_digits() -> Digits:
-    """Read, normalise and split.
+    """Read the images, normalise them and split them.
 
     Raises:
         SettingError: If scikit-learn is missing.
@@ -55,7 +55,7 @@ def load_digits() -> Digits:
     images = torch.from_numpy(found.images[order].astype(np.float32)).unsqueeze(1)
     labels = torch.from_numpy(found.target[order].astype(np.int64))
     training = len(labels) - CALIBRATION - TEST
-    # Statistics of the training part alone: the others stay unseen.
+    # Only the training part is used for mean and deviation, so that the other parts stay unseen.
     images = (images - images[:training].mean()) / images[:training].std()
     return Digits(
         images[:training],

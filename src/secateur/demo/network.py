@@ -25,13 +25,16 @@ class Block(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """[batch, inputs, height, width] to [batch, outputs, height / stride, width / stride]."""
+        """Map [batch, inputs, height, width] to [batch, outputs, height / stride, width / stride]."""
         inner = F.relu(self.norm1(self.conv1(x)))
         return F.relu(self.norm2(self.conv2(inner)) + self.shortcut(x))
 
 
 class DigitsNet(nn.Module):
-    """[batch, 1, 8, 8] to [batch, 10]: a stem, two residual blocks at each of three widths, a linear head."""
+    """A residual CNN: a stem, two blocks at each of three widths, a linear head.
+
+    It maps images [batch, 1, 8, 8] to logits [batch, 10].
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +47,7 @@ class DigitsNet(nn.Module):
         self.head = nn.Linear(third, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images to logits."""
+        """Map images [batch, 1, 8, 8] to logits [batch, 10]."""
         x = F.relu(self.norm(self.stem(x)))
         x = self.stage3(self.stage2(self.stage1(x)))
         logits: Tensor = self.head(x.mean((2, 3)))
@@ -52,5 +55,5 @@ class DigitsNet(nn.Module):
 
 
 def make_model() -> DigitsNet:
-    """The network before training, in evaluation mode: what `secateur.load` fills."""
+    """Return an untrained network in evaluation mode. `secateur.load` fills in the trained tensors."""
     return DigitsNet().eval()

@@ -22,14 +22,14 @@ _BATCH = 64
 def train(
     images: Tensor, labels: Tensor, *, epochs: int = EPOCHS, seed: int = 0, progress: bool = True
 ) -> DigitsNet:
-    """Adam under a one-cycle schedule.
+    """Train a new network with Adam and a one-cycle learning-rate schedule.
 
     Args:
-        images: [N, 1, 8, 8]
-        labels: [N]
+        images: Training images. [N, 1, 8, 8]
+        labels: Their digits. [N]
         epochs: Passes over the images.
-        seed: Of the initial weights and the order. The same seed gives the same network.
-        progress: Show a bar on stderr, if that is a terminal.
+        seed: Seed of the initial weights and the order of images. The same seed gives the same network.
+        progress: Show a progress bar on stderr, if that is a terminal.
 
     Returns:
         The network, in evaluation mode.
@@ -56,10 +56,10 @@ def train(
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """One thread for torch inside the block.
+    """Let torch use one thread inside the block.
 
-    Layers this small gain nothing from more, and where something else keeps the cores busy, threads that
-    wait for each other make them a hundred times slower. Nor do results then depend on the number of cores.
+    Layers this small gain nothing from more threads. On a busy machine, threads that wait for each other
+    can make them a hundred times slower. With one thread, results also do not depend on the core count.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

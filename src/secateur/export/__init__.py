@@ -1,1 +1,1 @@
-"""What other programs load: ONNX, PyTorch's own archive, a Hugging Face folder and its model card."""
+"""Export models for other programs: ONNX, PyTorch's ``.pt2``, a Hugging Face folder with a model card."""

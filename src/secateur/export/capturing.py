@@ -1,4 +1,4 @@
-"""A model captured for a file: plain outputs, nothing of the user's code and data."""
+"""Capture a model for a file: with builtin output containers, without the user's code or data."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class Captured:
 
 
 def captured(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Captured:
-    """Capture a model.
+    """Capture a model as one program.
 
     Args:
-        model: Any module, a captured program of `apply` too; it is left as it was.
+        model: Any module, or a captured program that `apply` returned. It is not changed.
         args: Positional inputs, on the model's device.
         kwargs: Keyword inputs.
 
@@ -58,7 +58,7 @@ def captured(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any])
 
 
 def _plain_outputs(program: ExportedProgram) -> tuple[str, ...]:
-    """Let the program return builtin containers only; returns a name for each tensor."""
+    """Make the program return builtin containers only, in place. Return a name for each output tensor."""
     signature = program.module_call_graph[0].signature
     if signature is None:
         return ()
@@ -76,7 +76,10 @@ def _plain_outputs(program: ExportedProgram) -> tuple[str, ...]:
 
 
 def _plain(value: Any) -> Any:
-    """Builtin containers of the leaves of what a model returns, which are numbers here."""
+    """Rebuild a model's output with builtin containers. Its leaves are numbers that stand for tensors.
+
+    Dataclasses and other objects with attributes become dictionaries.
+    """
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list):

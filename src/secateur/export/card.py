@@ -1,4 +1,4 @@
-"""The model card: a README.md that a model hub reads, with figures from the record and the report."""
+"""Write a model card: a README.md for a model hub, with figures from the record and the report."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _TASKS = {
     "ForSemanticSegmentation": "image-segmentation",
     "ForObjectDetection": "object-detection",
 }
-"""What Transformers calls its classes, and what the hub calls their tasks."""
+"""Endings of Transformers' class names, and the hub's name for their task."""
 
 
 def model_card(
@@ -40,17 +40,19 @@ def model_card(
     license: str | None = None,
     dataset: str | None = None,
 ) -> str:
-    """A model card, ready to be written as README.md and pushed to a hub.
+    """Return a model card, ready to be written as README.md and pushed to a hub.
 
-    What it says comes from the model's record and from the report; what neither knows is left out.
+    All figures come from the model's record and from the report. What neither holds is left out.
 
     Args:
         small: A pruned model.
-        report: ``result.report``: then the card has losses, accuracy, latency and the proof too.
-        name: Its title; the class's name if not given.
-        base_model: The dense model on the hub; read off a Transformers model that was loaded from there.
-        license: The hub's identifier of the licence, ``apache-2.0``; that of the dense model applies.
-        dataset: What the report's accuracy was measured on, as the hub calls it; the hub then shows it.
+        report: ``result.report``. With it the card also has losses, accuracy, latency and the proof.
+        name: The card's title. Default: the class's name.
+        base_model: The dense model's name on the hub. Default: the name that Transformers loaded it from.
+        license: The hub's identifier of the licence, for example ``apache-2.0``. The dense model's
+            licence applies.
+        dataset: The hub's name of the data set that the report's accuracy was measured on. The hub
+            shows the accuracy only if this is given.
 
     Returns:
         Front matter between ``---`` lines, then Markdown.
@@ -100,7 +102,7 @@ def model_card(
 
 
 def _origin(small: nn.Module) -> str | None:
-    """Where Transformers loaded the dense model from, if that is a name on the hub."""
+    """Return the name that Transformers loaded the dense model from, if it looks like a hub name."""
     found = name_on_hub(small)
     return found if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", found) else None
 
@@ -119,7 +121,7 @@ def _task(small: nn.Module) -> str | None:
 def _index(
     title: str, task: str | None, report: Report | None, dataset: str | None
 ) -> list[dict[str, Any]] | None:
-    """The hub's form of a measured figure; it takes none without a data set."""
+    """Return the accuracy in the hub's format (``model-index``); None without an accuracy or data set."""
     if report is None or dataset is None or report.figures[-1].accuracy is None:
         return None
     metric = {"type": "accuracy", "value": round(report.figures[-1].accuracy, 6), "name": "top-1 accuracy"}

@@ -1,4 +1,4 @@
-"""Whether a written file computes what the model computes."""
+"""Check that a written file computes the same as the model."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from secateur.graph.inputs import batch_size
 from secateur.models import named_tensors
 
 Runs = Callable[[tuple[Any, ...], Mapping[str, Any]], list[torch.Tensor]]
-"""Output tensors, flat, of what a file holds."""
+"""Runs a written file on (args, kwargs), and returns its output tensors as a flat list."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written, and how close it comes to the model.
+    """The result of an export: the file, and its difference from the model.
 
     Attributes:
         path: The file or folder.
         difference: The largest over outputs and trials of max|file - model| / max|model|.
-        tolerance: What that had to stay under.
-        batches: The batch sizes it was run with; more than one if the file takes any.
-        runtime: What ran the file: ``onnxruntime``, ``torch`` or ``transformers``.
+        tolerance: The largest accepted difference.
+        batches: The batch sizes that were compared; more than one if the file accepts any.
+        runtime: The program that ran the file: ``onnxruntime``, ``torch`` or ``transformers``.
     """
 
     path: Path
@@ -41,9 +41,10 @@ class Exported:
 
 
 def tolerance_of(trials: Trials, *, same_code: bool = False) -> float:
-    """The square root of eps, which is half of the digits, of the coarsest dtype among weights and outputs.
+    """Return the default tolerance: sqrt(eps) of the coarsest dtype among weights and outputs.
 
-    For `same_code`, which rounds alike, it is 100 eps if that is less.
+    This is half of the digits of the dtype. With `same_code` the file is run by the same code as the model,
+    which rounds the same way; then the tolerance is at most 100 eps.
     """
     tensors = (*named_tensors(trials.model).values(), *trials.wanted[0])
     eps = max((torch.finfo(t.dtype).eps for t in tensors if t.is_floating_point()), default=1e-14)
@@ -51,17 +52,17 @@ def tolerance_of(trials: Trials, *, same_code: bool = False) -> float:
 
 
 def check(path: Path, runs: Runs, trials: Trials, runtime: str, tolerance: float) -> Exported:
-    """Run what was written on every trial and compare it with the model.
+    """Run the written file on every trial and compare its outputs with the model's.
 
     Args:
-        path: Where the file will be.
-        runs: Runs what was written.
-        trials: The inputs, and the model's answers.
-        runtime: What `runs` runs it with.
+        path: The final path of the file, for messages.
+        runs: Runs the written file.
+        trials: The inputs, and the model's outputs.
+        runtime: The name of the program that runs the file, for messages.
         tolerance: The largest accepted relative difference.
 
     Raises:
-        ExportError: If the answers differ by more, or the file cannot be run.
+        ExportError: If the outputs differ by more than the tolerance, or the file cannot be run.
     """
     worst = 0.0
     for (args, kwargs), wanted in zip(trials.arguments, trials.wanted, strict=True):
@@ -86,7 +87,7 @@ def check(path: Path, runs: Runs, trials: Trials, runtime: str, tolerance: float
 
 
 def _said(error: Exception) -> str:
-    """What a runtime says; of ONNX Runtime's many words, which operator it lacks."""
+    """Return a runtime's error message. Of ONNX Runtime's long one, only the operator that it lacks."""
     lacking = re.search(r"Could not find an implementation for (\w+)", str(error))
     return f"no kernel for its operator {lacking[1]}" if lacking else said(error)
 

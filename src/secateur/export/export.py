@@ -1,4 +1,4 @@
-"""`sc.export`: a model into a file that other programs load, checked before it is there."""
+"""`sc.export`: write a model for other programs, and check the file before it replaces an older one."""
 
 from __future__ import annotations
 
@@ -33,30 +33,30 @@ def export(
 ) -> Exported:
     """Write a model for ONNX Runtime (``.onnx``), PyTorch alone (``.pt2``) or Hugging Face (a folder).
 
-    What was written is run and compared with the model before it takes its place: on the example inputs and
-    on drawn ones, with ids over the whole vocabulary and masks with padding. Where the batch axis may have
-    any size, a second one is tried; for a folder also other lengths that the trace found to be open. A file
-    that was there stays until then, so an interrupted export leaves the old file or the new one.
+    The new file is written to a temporary place, run, and compared with the model: on the example inputs,
+    and on random inputs (ids over the whole vocabulary, masks with padding). If the batch size is free, a
+    second size is tried; for a folder also other lengths that the trace found to be free. Only then it
+    replaces an older file. So an interrupted export leaves either the old file or the new one.
 
     Args:
-        small: A module, a captured program or a masked model of `apply`, or any other model; it is left as
-            it was and exported in evaluation mode.
-        path: Where to write; the suffix chooses the format. Without a suffix, the folder of a Transformers
-            model that stock ``from_pretrained`` loads, with a model card; possible where the configuration
-            can say the pruned sizes.
+        small: A module, captured program or masked model that `apply` returned, or any other model. It is
+            not changed. It is exported in evaluation mode.
+        path: Where to write. The suffix gives the format. Without a suffix it is a folder that stock
+            ``from_pretrained`` loads, with a model card. That needs a Transformers model whose
+            configuration can express the pruned sizes.
         example_inputs: As for `trace`: a tensor, a tuple of positional arguments or a mapping of keyword
-            arguments. The first axis is the batch. Made from the shapes in the model's plan if not given.
-        tolerance: The largest accepted relative difference; if None, half of the digits of the coarsest
-            dtype, 3.5e-4 in float32. For a folder, which the same code runs, it is 1.2e-5.
-        opset: For ONNX, the version of the operator set; the exporter's own choice if None.
-        card: For a folder, the text of its README.md, as `model_card` writes it; made from the model if None.
+            arguments. The first axis is the batch. Default: made from the shapes in the model's plan.
+        tolerance: The largest accepted relative difference. Default: sqrt(eps) of the coarsest dtype, which
+            is 3.5e-4 in float32. For a folder, which is run by the same code, 1.2e-5.
+        opset: For ONNX, the version of the operator set. Default: the exporter's own choice.
+        card: For a folder, the text of its README.md. Default: `model_card` of the model.
 
     Returns:
-        The path, and how close the file comes to the model.
+        The path, and the largest difference from the model.
 
     Raises:
-        ExportError: If an operator has no counterpart in the format, a configuration cannot give the sizes,
-            or what was written computes something else.
+        ExportError: If the format lacks an operator, a configuration cannot express the sizes, or the
+            written file computes something else.
         CaptureError: If `torch.export` cannot capture the model.
         SettingError: If the suffix is unknown, inputs are needed, or ``.onnx`` needs what is not installed.
 
@@ -94,7 +94,7 @@ def export(
 
 
 def _check_asked(model: nn.Module, path: Path, suffix: str, opset: int | None, card: str | None) -> None:
-    """Refuse what cannot be, before anything takes time."""
+    """Raise an error for impossible settings now, before the slow steps."""
     if suffix not in (*SUFFIXES, ""):
         raise SettingError(
             f"export({path}): expected a file that ends in {' or '.join(SUFFIXES)}, or a folder, got "

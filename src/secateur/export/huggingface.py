@@ -1,4 +1,4 @@
-"""A Hugging Face folder: what ``from_pretrained`` loads with the stock class, and a model card."""
+"""Write a Hugging Face folder that ``from_pretrained`` of the stock class loads, with a model card."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ CONFIG, CARD = "config.json", "README.md"
 
 
 def require_pretrained(model: nn.Module, path: Path) -> None:
-    """Makes sure that a model can be written as a Hugging Face folder.
+    """Check that a model can be written as a Hugging Face folder.
 
     Raises:
-        SettingError: It is no model of Transformers in form ``module``, or something else is in the folder.
-        ExportError: Its configuration does not give the pruned sizes.
+        SettingError: If it is not a Transformers model in form ``module``, or the folder holds other files.
+        ExportError: If its configuration cannot express the pruned sizes.
     """
     if not hasattr(model, "save_pretrained") or not hasattr(model, "config"):
         raise SettingError(
@@ -47,7 +47,7 @@ def require_pretrained(model: nn.Module, path: Path) -> None:
 
 
 def _unsaid(model: nn.Module) -> str:
-    """Which sizes a configuration does not give, why, and what to ask for instead."""
+    """Say which sizes the configuration cannot express, why, and which settings avoid it."""
     kind, config = type(model).__name__, type(model.config).__name__
     otherwise = "or use secateur.save or .pt2, which hold any sizes"
     if not has_configuration(model):
@@ -57,7 +57,7 @@ def _unsaid(model: nn.Module) -> str:
         return f"expected {config} to give the model, but {gap.reason}. Name a .pt2 file, {otherwise}."
     layers = _listed(tensor.rpartition(".")[0] for tensor, _ in gap.axes)
     groups = _groups(model, {tensor for tensor, _ in gap.axes})
-    names = ", ".join(f'"{name}"' for name in dict.fromkeys(map(_anywhere, (g.name for g in groups))))
+    names = ", ".join(f'"{name}"' for name in dict.fromkeys(map(_any_layer, (g.name for g in groups))))
     ask = (
         f"Leave these groups out (sc.Limits(ignore=({names},)))"
         if groups
@@ -79,7 +79,7 @@ def _unsaid(model: nn.Module) -> str:
 
 
 def _groups(model: nn.Module, tensors: set[str]) -> list[GroupDecision]:
-    """The groups that lost units of these tensors."""
+    """Return the pruned groups that have units in one of these tensors."""
     try:
         groups = record_of(model).plan.groups
     except ArtefactError:  # not pruned by secateur
@@ -87,14 +87,14 @@ def _groups(model: nn.Module, tensors: set[str]) -> list[GroupDecision]:
     return [g for g in groups if g.removed and any(piece.tensor in tensors for piece in g.slices)]
 
 
-def _anywhere(path: str) -> str:
-    """The same path in all layers."""
+def _any_layer(path: str) -> str:
+    """Replace the layer numbers in a path by ``*``."""
     return re.sub(r"\d+", "*", path)
 
 
 def _listed(paths: Iterable[str], most: int = 2) -> str:
-    """Paths, those that differ in a layer's number once, and how many more there are."""
-    names = list(dict.fromkeys(map(_anywhere, paths)))
+    """List up to `most` paths and the number of others. Paths that differ only by layer number count once."""
+    names = list(dict.fromkeys(map(_any_layer, paths)))
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
@@ -108,7 +108,7 @@ def write_pretrained(model: nn.Module, path: Path, card: str) -> None:
 
 
 def pretrained_runner(path: Path, model: nn.Module) -> Runs:
-    """Loads the folder with the stock class, and runs that."""
+    """Return a function that runs the model which the stock class loads from the folder."""
     with _quiet():
         stock = type(model).from_pretrained(path, dtype="auto", local_files_only=True)  # type: ignore[attr-defined]
     stock = stock.to(device_of(model))
@@ -121,7 +121,7 @@ def pretrained_runner(path: Path, model: nn.Module) -> Runs:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Transformers' bars and remarks."""
+    """Hide Transformers' progress bars and log messages inside the block."""
     from transformers.utils import logging as bars
 
     shown = bars.is_progress_bar_enabled()

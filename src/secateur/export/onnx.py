@@ -1,4 +1,4 @@
-"""ONNX: written by PyTorch's exporter, run by ONNX Runtime."""
+"""Write ONNX files with PyTorch's exporter, and run them with ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ from secateur.export.checking import Runs
 from secateur.export.program import about
 
 ONE_FILE_BYTES = 1_900_000_000
-"""More bytes of tensors go into a file of their own: a protocol buffer holds two gigabytes."""
+"""If the tensors have more bytes than this, they go into a second file: a protocol buffer holds at most
+two gigabytes."""
 
 BATCH = "batch"
 
 
 def require_onnx() -> None:
-    """Makes sure that what writes and runs ONNX files is installed.
+    """Check that onnx, onnxscript and onnxruntime are installed.
 
     Raises:
         SettingError: If one of them is missing.
@@ -44,15 +45,15 @@ def require_onnx() -> None:
 
 
 def write_onnx(captured: Captured, path: Path, opset: int | None = None) -> None:
-    """Write the program as ONNX, in one file if it fits.
+    """Write a captured model as ONNX.
 
-    Its batch axis is called ``batch`` where it may have any size; inputs and outputs are named as the model
-    names them. Tensors that do not fit go into ``<name>.<checksum>.data`` beside it.
+    A batch axis of free size is called ``batch``. Inputs and outputs have the model's names. Tensors that
+    are too large for one file go into ``<name>.<checksum>.data`` beside it.
 
     Args:
-        captured: The model.
+        captured: The captured model.
         path: The file to write.
-        opset: Version of the operator set; the exporter's own choice if None.
+        opset: Version of the operator set. Default: the exporter's own choice.
 
     Raises:
         ExportError: If an operator has no counterpart in ONNX.
@@ -90,11 +91,11 @@ def write_onnx(captured: Captured, path: Path, opset: int | None = None) -> None
 
 
 def onnx_runner(path: Path, options: Mapping[str, Any] | None = None) -> Runs:
-    """Runs a file with ONNX Runtime, on the CPU.
+    """Return a function that runs a file with ONNX Runtime on the CPU.
 
     Args:
         path: The file.
-        options: Attributes of the session's options: ``{"intra_op_num_threads": 1}``.
+        options: Session options by name, for example ``{"intra_op_num_threads": 1}``.
     """
     session = lru_cache(lambda: session_of(path, options))  # made by the first run, which may fail there
 
@@ -106,13 +107,13 @@ def onnx_runner(path: Path, options: Mapping[str, Any] | None = None) -> Runs:
 
 
 def session_of(path: Path, options: Mapping[str, Any] | None = None, *, flush: bool = False) -> Any:
-    """An inference session, which says nothing on stderr.
+    """Return an ONNX Runtime session that prints nothing on stderr.
 
     Args:
-        path: The model.
-        options: Attributes of the session's options.
-        flush: Take numbers below the smallest normal one as zero. ONNX Runtime then does so for all that the
-            calling thread computes from now on, not only for the session.
+        path: The ONNX file.
+        options: Session options by name.
+        flush: Flush subnormal numbers to zero. Note that ONNX Runtime sets this for the calling thread, so
+            it also holds for everything else that the thread computes afterwards.
     """
     require_onnx()
     import onnxruntime
@@ -127,7 +128,7 @@ def session_of(path: Path, options: Mapping[str, Any] | None = None, *, flush: b
 
 
 def feeds(session: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """A call's tensors under the names of a session's inputs, which stand in the same order."""
+    """Return a call's tensors as NumPy arrays by the session's input names. Both are in the same order."""
     leaves = [v for v in pytree.tree_leaves((args, dict(kwargs))) if isinstance(v, torch.Tensor)]
     names = [entry.name for entry in session.get_inputs()]
     return {name: leaf.detach().cpu().numpy() for name, leaf in zip(names, leaves, strict=True)}
@@ -138,7 +139,7 @@ def _stored(value: Any) -> Any:
 
 
 def _name_batch(captured: Captured, made: Any) -> None:
-    """Call the symbol of the batch axis ``batch``."""
+    """Rename the symbol of a free batch axis to ``batch``."""
     if not captured.dynamic:
         return
     sizes = (value.shape[0] for value in made.model.graph.inputs if value.shape)
@@ -165,7 +166,7 @@ def _last_line(error: Exception) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hold back what the exporter says of its own internals; what stops it comes as an exception."""
+    """Hide warnings and logs inside the block. Real failures of the exporter are exceptions."""
     logs = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [log.level for log in logs]
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""``.pt2``: PyTorch's own archive of a captured program, which loads without the code that made the model."""
+"""Write and run ``.pt2``: PyTorch's archive of a captured program. It loads without the model's code."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ABOUT = "secateur.json"
 
 
 def about(model: nn.Module) -> dict[str, str]:
-    """What a file says of its origin, all text: versions, the rule and costs, as far as they are known."""
+    """Return the origin of a model as texts by name: versions and, if it was pruned, rule and costs."""
     found = {"secateur": metadata.version("secateur"), "model": type(model).__name__}
     try:
         record = record_of(model)
@@ -37,14 +37,14 @@ def about(model: nn.Module) -> dict[str, str]:
 
 
 def write_program(captured: Captured, path: Path) -> None:
-    """Write the program; ``torch.export.load(path).module()`` runs it, on the device it was captured on."""
+    """Write the program. ``torch.export.load(path).module()`` runs it, on the device of the capture."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's, of its own internals
         torch.export.save(captured.program, path, extra_files={ABOUT: json.dumps(about(captured.model))})
 
 
 def program_runner(path: Path) -> Runs:
-    """Runs a file that `write_program` wrote."""
+    """Return a function that runs a file that `write_program` wrote."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         module = torch.export.load(path).module()

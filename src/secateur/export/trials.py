@@ -1,4 +1,4 @@
-"""The inputs on which a written file is compared with the model, and what the model answers to them."""
+"""Inputs on which a written file is compared with the model, and the model's outputs for them."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ Sizes = Mapping[Place, int]
 
 
 def inputs_of(model: nn.Module, example_inputs: Any) -> tuple[Arguments, InputSpec]:
-    """Arguments for a model, and what they may be otherwise.
+    """Return example arguments for a model, and a description of the inputs that it accepts.
 
     Args:
         model: The model.
-        example_inputs: As for `trace`; drawn from the description in the model's plan if None.
+        example_inputs: As for `trace`. If None, drawn from the description in the model's plan.
 
     Raises:
         SettingError: If no inputs are given, and the model did not come from `apply`.
@@ -55,12 +55,12 @@ def _ranks(spec: InputSpec) -> list[tuple[str, int]]:
 
 @dataclass(frozen=True, eq=False)
 class Trials:
-    """Inputs, and what a model answers.
+    """Inputs and a model's outputs for them.
 
     Attributes:
-        model: What is compared with.
-        arguments: Positional and keyword inputs of each trial; the first are the user's.
-        wanted: The model's output tensors for each of them.
+        model: The model.
+        arguments: Positional and keyword inputs of each trial. The first trial has the user's inputs.
+        wanted: The model's output tensors for each trial.
     """
 
     model: nn.Module
@@ -69,15 +69,17 @@ class Trials:
 
     @classmethod
     def of(cls, model: nn.Module, given: Arguments, spec: InputSpec, sizes: Iterable[Sizes]) -> Trials:
-        """The given inputs, then drawn ones of these sizes: ids over the vocabulary, masks with padding.
+        """Run the model on the user's inputs, and on random inputs of other sizes.
 
-        Where the model takes no drawn inputs, the given ones are cropped or repeated.
+        Random inputs have ids over the whole vocabulary and masks with padding. If the model refuses
+        them, the user's inputs are cropped or repeated to the size instead. If it refuses those too, the
+        size is skipped.
 
         Args:
-            model: What is run, as it is.
+            model: The model; it runs in its current mode.
             given: The user's inputs.
-            spec: What else it takes.
-            sizes: For each drawn trial, the axes that are not as in `spec`.
+            spec: The description of the inputs that it accepts.
+            sizes: For each random trial, the sizes of the axes that differ from `spec`.
 
         Raises:
             SettingError: If the model does not run on `given`.
@@ -105,12 +107,12 @@ class Trials:
 
     @property
     def batches(self) -> tuple[int, ...]:
-        """The batch sizes, each once."""
+        """The batch sizes of the trials, each once."""
         return tuple(dict.fromkeys(map(batch_size, self.arguments)))
 
 
 def captured_trials(model: nn.Module, given: Arguments, spec: InputSpec, *, dynamic: bool) -> Trials:
-    """Inputs for a captured program: of the given sizes and, if it is `dynamic`, of one sample more."""
+    """Return trials of the given sizes and, if the batch size is `dynamic`, with one sample more."""
     own = InputSpec.of(*given)
     batch = batch_size(given)
     sizes: dict[Place, int] = {}

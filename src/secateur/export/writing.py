@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Replace files and folders in one step, so that a reader never sees a half-written one."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from secateur.errors import ExportError
 
 @contextmanager
 def beside(path: Path) -> Iterator[Path]:
-    """A temporary folder on the same disk as `path`, gone after the block.
+    """Give a temporary folder on the same disk as `path`. It is deleted after the block.
 
     Raises:
-        ExportError: If nothing can be written there.
+        ExportError: If the folder of `path` cannot be written to.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,10 +33,10 @@ def beside(path: Path) -> Iterator[Path]:
 
 
 def put(written: Path, path: Path) -> None:
-    """Move a checked file to its place; its other files, which only it names, go first.
+    """Move a checked file, and its data files, to their final place.
 
-    What stands beside `written` is data that it refers to by a name that holds their checksum. So the old
-    file finds its own data until it is replaced, and the new one from then on.
+    Data files lie beside `written`, and their names contain a checksum. So the old file still finds its own
+    data until it is replaced, and the new file finds the new data. Old data files are deleted at the end.
     """
     others = [file for file in written.parent.iterdir() if file != written]
     for file in others:
@@ -49,9 +49,10 @@ def put(written: Path, path: Path) -> None:
 
 
 def put_folder(written: Path, path: Path) -> None:
-    """Move a checked folder to its place, in two renames if one is there already.
+    """Move a checked folder to its final place, with two renames if a folder is there already.
 
-    Only a kill between the two leaves nothing at `path`; the old folder then stands beside it, hidden.
+    If the process is killed between the two renames, nothing is at `path`. The old folder is then beside
+    it, under a hidden name.
     """
     aside = written.with_name(f"{written.name}.old")
     try:
