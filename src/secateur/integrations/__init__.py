@@ -1,7 +1,7 @@
-"""Pruning while training: gradually, with the trainer that the user already has.
+"""Gradual pruning during training, with the user's own training loop or trainer.
 
-The core (`Schedule`, `GradualPruner`, `shape_state`, `reshape`) needs nothing but PyTorch. Each framework has
-a module of its own, which imports it: `secateur.integrations.huggingface`, `secateur.integrations.lightning`.
+The core (`Schedule`, `GradualPruner`, `shape_state`, `reshape`) needs only PyTorch. Each framework has a module
+of its own, which imports it: `secateur.integrations.huggingface` and `secateur.integrations.lightning`.
 """
 
 from secateur.integrations.pruner import GradualPruner, Round

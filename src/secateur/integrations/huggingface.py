@@ -16,27 +16,29 @@ if TYPE_CHECKING:
 
 try:
     from transformers import TrainerCallback
-except ImportError:  # said when one is made: this module alone needs nothing
+except ImportError:  # `GradualPruning` raises the error when it is made, so that this import works
     TrainerCallback = object
 
 
 class GradualPruning(TrainerCallback):  # type: ignore[misc]  # its package is not looked into
-    """Prunes the model of a Trainer while it trains, and lets it resume.
+    """Prunes the model of a Transformers Trainer while it trains, and makes resuming work.
 
-    At the end of each step for which a round is due, the model, the optimizer's moments and
-    DistributedDataParallel become smaller where they are. Fields of the model's configuration follow where
-    all layers have one size, so that ``save_pretrained`` writes what ``from_pretrained`` reads; `sc.save`
-    takes any sizes. Each checkpoint also gets ``pruning.json``, and
-    ``trainer.train(resume_from_checkpoint=...)``, called on a trainer of the dense model, gives that the
-    checkpoint's shapes before its tensors are loaded.
+    When a round is due at the end of a step, the model, the optimizer's moments and
+    DistributedDataParallel are made smaller in place. Fields of the model's configuration are changed too
+    if all layers have the same size. Then ``save_pretrained`` writes a folder that ``from_pretrained``
+    reads. (`sc.save` works for any sizes.)
 
-    Shares in the schedule are of ``max_steps``.
+    Each checkpoint also gets a file ``pruning.json``. To resume, call
+    ``trainer.train(resume_from_checkpoint=...)`` on a trainer of the dense model: the model first gets the
+    checkpoint's shapes, then its tensors.
+
+    Fractions in the schedule are fractions of ``max_steps``.
 
     Args:
-        pruner: What to do when.
+        pruner: Holds the schedule, and prunes.
 
     Raises:
-        ImportError: Transformers is not installed.
+        ImportError: If Transformers is not installed.
 
     Example:
         ::
@@ -56,17 +58,17 @@ class GradualPruning(TrainerCallback):  # type: ignore[misc]  # its package is n
         self._trainer: Trainer | None = None
 
     def attach(self, trainer: Trainer) -> GradualPruning:
-        """Become a callback of a trainer, and see to the shapes of what it resumes from.
+        """Register this callback with a trainer. Call this in place of ``Trainer(callbacks=...)``.
 
-        A Trainer tells its callbacks nothing of a checkpoint before it has loaded it, nor of what wraps the
-        model: hence this, in place of ``Trainer(callbacks=...)``.
+        It is needed because a Trainer tells its callbacks neither about a checkpoint before it is loaded,
+        nor about the wrapper of the model.
 
         Returns:
-            Itself.
+            This object.
 
         Raises:
-            SettingError: The trainer shards the model, or is to load the best model at the end: checkpoints
-                from before the last round hold larger ones.
+            SettingError: If the trainer shards the model, or would load the best model at the end:
+                checkpoints from before the last round hold larger models.
         """
         _check(trainer)
         self._trainer = trainer
@@ -79,7 +81,7 @@ class GradualPruning(TrainerCallback):  # type: ignore[misc]  # its package is n
         return self
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Refuses a callback that `attach` has not been called on."""
+        """Raise an error if `attach` has not been called."""
         if self._trainer is None:
             raise SettingError(
                 "huggingface.GradualPruning: expected attach(trainer) before train(), got a callback that "
@@ -88,7 +90,7 @@ class GradualPruning(TrainerCallback):  # type: ignore[misc]  # its package is n
         _check(self._trainer)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Prunes, if a round is due."""
+        """Prune, if a round is due."""
         trainer = self._trainer
         if trainer is not None:
             self.pruner.advance(
@@ -96,7 +98,7 @@ class GradualPruning(TrainerCallback):  # type: ignore[misc]  # its package is n
             )
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Puts the shapes beside the tensors of a checkpoint."""
+        """Write the model's shapes into the checkpoint's folder."""
         trainer = self._trainer
         if trainer is not None and args.should_save:
             write_shape(trainer.model, f"{output_folder(trainer)}/checkpoint-{state.global_step}")

@@ -18,31 +18,31 @@ try:
 except ImportError:
     try:
         from pytorch_lightning import Callback
-    except ImportError:  # said when one is made: this module alone needs nothing
+    except ImportError:  # `GradualPruning` raises the error when it is made, so that this import works
         Callback = object
 
 KEY = "secateur"
-"""The entry of a checkpoint that holds its shapes."""
+"""The key of a checkpoint under which the model's shapes are stored."""
 
 
 class GradualPruning(Callback):  # type: ignore[misc]  # its package is not looked into
-    """Prunes the model of a Trainer while it trains, and lets it resume.
+    """Prunes the model of a Lightning Trainer while it trains, and makes resuming work.
 
-    After each batch whose step makes a round due, the model, the optimizers' moments and
-    DistributedDataParallel become smaller where they are. Each checkpoint also holds the shapes, and
-    ``trainer.fit(module, ckpt_path=...)``, as ``validate`` and ``test``, called with the dense module, gives
-    it those before the tensors are loaded.
+    When a round is due after a batch, the model, the optimizers' moments and DistributedDataParallel are
+    made smaller in place. Each checkpoint also holds the shapes. To resume, call
+    ``trainer.fit(module, ckpt_path=...)`` (or ``validate`` or ``test``) with the dense module: it first gets
+    the checkpoint's shapes, then its tensors.
 
     Works in trainers of ``lightning.pytorch`` and of ``pytorch_lightning``, in one process or with DDP.
-    Shares in the schedule are of ``trainer.estimated_stepping_batches``.
+    Fractions in the schedule are fractions of ``trainer.estimated_stepping_batches``.
 
     Args:
-        pruner: What to do when.
-        part: Path of the submodule to prune, ``"net"`` say; the module as a whole, called by its ``forward``,
-            if not given.
+        pruner: Holds the schedule, and prunes.
+        part: Path of the submodule to prune, for example ``"net"``. Default: the whole module, which is
+            then called by its ``forward``.
 
     Raises:
-        ImportError: Lightning is not installed.
+        ImportError: If Lightning is not installed.
 
     Example:
         ::
@@ -59,10 +59,10 @@ class GradualPruning(Callback):  # type: ignore[misc]  # its package is not look
         self.part = part
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Sees to it that shapes go into checkpoints, and come out of them before the tensors do.
+        """Make the module store its shapes in checkpoints, and read them before the tensors.
 
-        By the module's own hooks, which it keeps: callbacks are asked only after the tensors are loaded, and
-        not at all about checkpoints of tensors alone.
+        The module's own checkpoint hooks are wrapped for this, and still run. The hooks of a callback
+        would come too late: after the tensors are loaded, and never for checkpoints that hold only tensors.
         """
         part = self._part(pl_module)
         if stage == "fit":
@@ -74,7 +74,7 @@ class GradualPruning(Callback):  # type: ignore[misc]  # its package is not look
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Prunes, if a round is due."""
+        """Prune, if a round is due."""
         schedule = self.pruner.schedule
         done = self.pruner.advance(
             self._part(pl_module),
@@ -96,15 +96,18 @@ class GradualPruning(Callback):  # type: ignore[misc]  # its package is not look
 
 
 def reshaped(module: nn.Module, checkpoint: dict[str, Any], part: str = "") -> nn.Module:
-    """A module made anew, with a checkpoint's shapes and tensors, without a trainer.
+    """Give a new dense module the shapes and tensors of a checkpoint, without a trainer.
 
     Args:
-        module: Made like the one that was trained; changed in place.
-        checkpoint: What ``torch.load(path, map_location="cpu")`` gives of a checkpoint's file.
+        module: A module made in the same way as the trained one. It is changed in place.
+        checkpoint: The content of a checkpoint file, from ``torch.load(path, map_location="cpu")``.
         part: As for `GradualPruning`.
 
+    Returns:
+        The same module.
+
     Raises:
-        ArtefactError: The checkpoint is none of Lightning, or belongs to another model.
+        ArtefactError: If it is not a Lightning checkpoint, or belongs to another model.
     """
     if "state_dict" not in checkpoint:
         raise ArtefactError(
@@ -117,13 +120,13 @@ def reshaped(module: nn.Module, checkpoint: dict[str, Any], part: str = "") -> n
 
 
 def _on_load_checkpoint(module: Any, part: nn.Module, checkpoint: dict[str, Any]) -> None:
-    """The module's own hook, once it has the checkpoint's shapes."""
+    """Give the module the checkpoint's shapes, then run its own hook."""
     reshape(part, checkpoint.get(KEY, {}))
     type(module).on_load_checkpoint(module, checkpoint)
 
 
 def _on_save_checkpoint(module: Any, part: nn.Module, checkpoint: dict[str, Any]) -> None:
-    """The module's own hook, once the checkpoint has its shapes."""
+    """Store the module's shapes in the checkpoint, then run its own hook."""
     checkpoint[KEY] = shape_state(part)
     type(module).on_save_checkpoint(module, checkpoint)
 

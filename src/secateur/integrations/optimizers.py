@@ -1,4 +1,4 @@
-"""What an optimizer remembers, carried over to smaller parameters."""
+"""Move an optimizer's state to the smaller parameters of a pruned model."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from secateur.plan import Plan
 
 @dataclass(frozen=True, eq=False)
 class Move:
-    """A parameter that another one stands in for.
+    """A parameter before and after pruning.
 
     Attributes:
-        name: In the model.
-        old: Before.
-        new: After.
-        removed: What went, by axis.
+        name: Its name in the model.
+        old: The parameter before.
+        new: The parameter after.
+        removed: The removed positions of each axis.
     """
 
     name: str
@@ -31,12 +31,12 @@ class Move:
 
 
 def moves(before: Mapping[str, nn.Parameter], after: Mapping[str, nn.Parameter], plan: Plan) -> list[Move]:
-    """Every parameter of a model that a plan was applied to, tied ones once.
+    """Pair the parameters of a model before and after a plan was applied. Tied parameters appear once.
 
     Args:
-        before: By name, with duplicates.
-        after: The same names.
-        plan: For the model before.
+        before: Parameters before by name; tied ones under each of their names.
+        after: Parameters after, by the same names.
+        plan: The plan that was applied.
     """
     removed = {id(before[name]): axes for name, axes in removed_positions(plan).items() if name in before}
     found = {
@@ -49,14 +49,14 @@ def moves(before: Mapping[str, nn.Parameter], after: Mapping[str, nn.Parameter],
 
 @torch.no_grad()
 def carry(optimizers: Iterable[torch.optim.Optimizer], moved: Iterable[Move]) -> tuple[str, ...]:
-    """Let optimizers go on with the new parameters, in place: groups, schedulers and wrappers stay valid.
+    """Make optimizers use the new parameters, in place. Groups, schedulers and wrappers stay valid.
 
-    State that has a parameter's shape (moments, momentum) loses the same positions; single numbers (the step)
-    stay. A parameter with state of another shape (factored moments) starts anew if it shrank, as one does
-    that has not been stepped.
+    State with the parameter's shape (moments, momentum) loses the same positions as the parameter. Single
+    numbers (the step count) are kept. State of any other shape (factored moments) cannot be cut: if the
+    parameter shrank, its state is dropped, and the optimizer starts it again.
 
     Returns:
-        The parameters that start anew.
+        The names of the parameters whose state was dropped.
     """
     by_old = {id(move.old): move for move in moved}
     anew = []
@@ -74,11 +74,11 @@ def carry(optimizers: Iterable[torch.optim.Optimizer], moved: Iterable[Move]) ->
     return tuple(anew)
 
 
-_LOST = object()
+_LOST = object()  # marks state that cannot be cut
 
 
 def _carried(value: Any, move: Move) -> Any:
-    """A piece of state for the new parameter, or `_LOST`."""
+    """Return one entry of the state for the new parameter, or `_LOST`."""
     if not move.removed or not isinstance(value, Tensor) or value.numel() == 1:
         return value
     return cut(value, move.removed) if value.shape == move.old.shape else _LOST

@@ -1,4 +1,4 @@
-"""Rounds of pruning while a model is trained, by whatever loop."""
+"""`GradualPruner`: prune a model in rounds while any training loop trains it."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None
 
 @dataclass(frozen=True)
 class Round:
-    """What one round did.
+    """The result of one round.
 
     Attributes:
-        number: From 1.
-        step: After which training step.
-        plan: The decision, about the model as it was before this round.
-        before: What that cost.
-        after: What the model costs now.
-        anew: Parameters whose optimizer state could not be carried over.
+        number: The round's number, from 1.
+        step: The training step after which it took place.
+        plan: The plan, for the model before this round.
+        before: The model's cost before the round.
+        after: The model's cost after the round.
+        anew: Names of parameters whose optimizer state was dropped, because it could not be cut.
     """
 
     number: int
@@ -70,33 +70,33 @@ class Round:
 class GradualPruner:
     """Prunes a model in rounds while it is trained.
 
-    At each round the model, as training has made it, is traced, scored on calibration data, allocated to what
-    the schedule leaves, pruned and, if asked for, repaired: once for all on a copy, which the model then
-    becomes. It stays the same object, of the same class, with smaller tensors, and so does each optimizer,
-    whose moments lose the same positions. So training loops, learning-rate schedulers and
-    DistributedDataParallel go on with what they hold.
+    In each round the current model is traced, scored on calibration data, pruned to the budget of the
+    schedule and, if asked for, repaired. This is done on a copy, whose tensors the model then takes over. The
+    model stays the same object with the same class, only its tensors are smaller. Each optimizer also stays
+    the same object, and its moments lose the same positions. So training loops, learning-rate schedulers
+    and DistributedDataParallel can continue with the objects that they hold.
 
-    What was done so far is with the model, as one plan for the dense one: `sc.save` and `sc.load` take it as
-    any pruned model, and `shape_state` and `reshape` carry it through checkpoints. The pruner itself keeps
-    nothing that a resumed run would miss.
+    The model's record describes all rounds so far as one plan for the dense model. So `sc.save` and `sc.load`
+    work as for any pruned model, and `shape_state` and `reshape` carry the shapes through checkpoints. The
+    pruner itself holds no state that a resumed run needs.
 
-    Of several processes all call `advance` alike; they share the scoring, and carry out the first one's
-    decision.
+    With several processes, every process must call `advance`. They share the work of scoring, and all
+    apply the first process's plan.
 
     Args:
-        schedule: When, and how far.
-        calibration: As for `sc.prune`; plain data, the same in every process, not a share of it.
+        schedule: When to prune, and how far.
+        calibration: As for `sc.prune`. It must be the same full data in every process, not a part of it.
         allocator: As for `sc.prune`.
-        repair: As for `sc.prune`, but None by default: training goes on anyway.
-        limits: What must stay.
+        repair: As for `sc.prune`. Default: None, because training continues anyway.
+        limits: Limits on what may be removed.
         loss_fn: As for `sc.score`.
         forward: As for `sc.score`.
         allow_inexact: As for `sc.trace`.
         seed: Seed for all random choices.
-        progress: Show bars on a terminal.
+        progress: Show progress bars on a terminal.
 
     Raises:
-        SettingError: A name is unknown.
+        SettingError: If a name is unknown.
 
     Example:
         >>> import secateur as sc
@@ -142,28 +142,27 @@ class GradualPruner:
         self.limits = limits or Limits()
         self.loss_fn, self.allow_inexact, self.seed, self.progress = loss_fn, allow_inexact, seed, progress
         self.rounds: list[Round] = []
-        """What this pruner has done, in order; not what a run did before it was resumed."""
+        """The rounds of this pruner, in order. Rounds before a resume are not in it."""
 
     def advance(
         self, model: nn.Module, optimizer: Optimizers = None, *, step: int, total: float | None = None
     ) -> Round | None:
-        """Prune, if a round is due. Call it after each optimizer step, with gradients used up.
+        """Prune, if a round is due. Call this after each optimizer step; gradients are dropped.
 
         Args:
-            model: The model, in whatever wrapper training calls it by; it becomes smaller in place.
-            optimizer: One or several that hold its parameters; they go on with the smaller ones. Gradients
-                are gone.
-            step: How many steps have been taken.
-            total: How many there will be, for a schedule in shares.
+            model: The model, with or without its training wrapper. It becomes smaller in place.
+            optimizer: The optimizer, or several, that hold its parameters. They continue with the smaller
+                parameters.
+            step: The number of steps taken so far.
+            total: The number of all steps. Needed if the schedule's start or end is a fraction.
 
         Returns:
-            What was done; None where no round is due.
+            The result of the round; None if no round is due.
 
         Raises:
-            SettingError: The model is sharded, or a schedule in shares has no total.
-            UnreachableBudgetError: What the schedule leaves cannot be reached.
-            SecateurError: One of its kinds; see `sc.trace`, `sc.score` and `sc.apply`. The model is as it
-                was.
+            SettingError: If the model is sharded, or `total` is needed and missing.
+            UnreachableBudgetError: If the budget of this round cannot be reached.
+            SecateurError: Other errors of `sc.trace`, `sc.score` and `sc.apply`. The model is not changed.
         """
         schedule = self.schedule.over(total)
         number = schedule.due(step)
@@ -180,14 +179,14 @@ class GradualPruner:
             replace_parameters(inner, small)
         moved = moves(named, dict(inner.named_parameters(remove_duplicate=False)), plan)
         anew = carry(optimizers, moved)
-        attach(inner, _so_far(before, record_of(small), number))
+        attach(inner, _total_record(before, record_of(small), number))
         refresh(model)
         done = Round(number, step, plan, _cost(plan.dense), _cost(plan.predicted), anew)
         self.rounds.append(done)
         return done
 
     def _smaller(self, model: nn.Module, schedule: Schedule, number: int, before: Record | None) -> nn.Module:
-        """A copy of the model after this round, alike in all processes."""
+        """Return a pruned copy of the model for this round. It is the same in all processes."""
         data = Calibration.of(self.calibration, model=model)
         example = data.first()
         inputs = example.inputs
@@ -252,7 +251,7 @@ class GradualPruner:
 
 @torch.no_grad()
 def _agree(model: nn.Module) -> None:
-    """Give every process the first one's tensors: each has counted batch-norm statistics on its own share."""
+    """Copy the first process's tensors to all. Batch-norm statistics differ between them."""
     for tensor in named_tensors(model).values():
         sent = tensor.contiguous()
         dist.broadcast(sent, 0)
@@ -260,7 +259,8 @@ def _agree(model: nn.Module) -> None:
             tensor.copy_(sent)
 
 
-def _so_far(before: Record | None, now: Record, number: int) -> Record:
+def _total_record(before: Record | None, now: Record, number: int) -> Record:
+    """Join the record of this round with that of the rounds before, as one plan for the dense model."""
     record = now if before is None else compose(before, now)
     plan = record.plan.model_copy(
         update={"settings": dict(sorted({**record.plan.settings, ROUNDS: number}.items()))}

@@ -1,4 +1,4 @@
-"""A model whose tensors and sizes are replaced in place, so that whatever refers to it stays valid."""
+"""Replace the tensors and sizes of a model in place, so that references to the model stay valid."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from secateur.apply.sizes import set_sizes
 
 
 def replace_parameters(model: nn.Module, small: nn.Module) -> None:
-    """Give `model` the tensors, sizes and submodules of `small`, which was made from it.
+    """Give `model` the tensors, sizes and submodules of `small`, a pruned copy of it.
 
-    Submodules of the same class, or of one made from it, stay the objects that they are, with their hooks and
-    what else hangs on them; those that `small` has another class for are replaced.
+    A submodule stays the same object, with its hooks, if the class in `small` is the same or a subclass.
+    Otherwise it is replaced by the submodule of `small`.
 
     Args:
-        model: Changed in place.
-        small: What `apply` or `repair` made from a copy of it, in form ``module``; not to be used afterwards.
+        model: The model. It is changed in place.
+        small: The result of `apply` or `repair` for a copy of `model`, in form ``module``. Do not use it
+            afterwards: it shares tensors and submodules with `model`.
     """
     _replace(model, small)
     record = record_of(small)
@@ -33,12 +34,12 @@ def replace_parameters(model: nn.Module, small: nn.Module) -> None:
 
 
 def _replace(old: nn.Module, new: nn.Module) -> None:
-    old.__class__ = type(new)  # an attention that lost heads has a class that can do without them
+    old.__class__ = type(new)  # pruned attention may need a subclass that works with fewer heads
     for names, theirs in ((old._parameters, new._parameters), (old._buffers, new._buffers)):
         for name in [n for n in names if n not in theirs]:
             delattr(old, name)
         for name, tensor in theirs.items():
-            # Set, not put into the dictionary: a recurrent layer follows what is set.
+            # Use setattr, not the dictionary: recurrent layers update their list of flat weights in it.
             setattr(old, name, tensor)
     for name, value in vars(new).items():
         if name == "training":

@@ -13,26 +13,29 @@ from secateur.errors import SettingError
 
 @dataclass(frozen=True)
 class Schedule:
-    """Rounds of pruning on the way to a budget.
+    """A schedule of pruning rounds that ends at a budget.
 
-    Of n rounds, round k comes after step ``start + k * (end - start) / n``, rounded down, and by then the
-    fraction ``1 - (1 - k / n)^3`` of all that shall go is gone (``linear``: ``k / n``). The cubic curve takes
-    most early, where units are plentiful and training has time to make up for them. Source: Zhu & Gupta 2017,
-    To prune, or not to prune, arXiv 1710.01878, equation 1 with an initial sparsity of 0: their first
-    pruning, at `start` itself, removes nothing and is left out here. They count zero weights; here it is MACs
-    or parameters.
+    With n rounds, round k takes place after step ``start + k * (end - start) / n``, rounded down. After it,
+    the fraction ``1 - (1 - k / n)^3`` of the total removal is done (``linear``: ``k / n``). The cubic curve
+    removes most in the early rounds, when there are many units and much training is left.
+
+    Source: Zhu & Gupta 2017, To prune, or not to prune, arXiv 1710.01878, equation 1 with an initial
+    sparsity of 0. Departures: their first pruning, at `start` itself, removes nothing and is left out here.
+    They count zero weights; here MACs or parameters are counted.
 
     Attributes:
-        budget: What the last round leaves, of MACs, parameters or both; fractions are of the model before the
-            first round.
-        start: The step that pruning starts after: an integer, or a float in [0, 1], the share of all steps.
-        end: The step of the last round, if `every` does not end before; like `start`.
-        rounds: How many.
-        every: In place of `rounds`: the steps from one to the next.
+        budget: The MACs, parameters or both that the last round leaves. Fractions are relative to the
+            model before the first round.
+        start: The step after which pruning starts: an integer, or a float in [0, 1] as a fraction of all
+            steps.
+        end: The step of the last round, in the same units as `start`. With `every`, the last round may
+            come earlier.
+        rounds: The number of rounds.
+        every: Steps between rounds. Give either `rounds` or `every`.
         curve: ``cubic`` or ``linear``.
 
     Raises:
-        SettingError: A value is out of range, or there are more rounds than steps.
+        SettingError: If a value is out of range, or there are more rounds than steps.
 
     Example:
         >>> schedule = Schedule(Budget(macs=0.5), start=100, end=500, rounds=4)
@@ -50,7 +53,7 @@ class Schedule:
     curve: Literal["cubic", "linear"] = "cubic"
 
     def __post_init__(self) -> None:
-        """Checks the values."""
+        """Check the values."""
         asked = self.budget.as_settings() if isinstance(self.budget, Budget) else {}
         if not asked or asked.keys() - {"macs", "params", "spend"}:
             raise SettingError(
@@ -84,14 +87,17 @@ class Schedule:
 
     @property
     def resolved(self) -> bool:
-        """Whether start and end are steps, not shares."""
+        """Whether `start` and `end` are both steps, not fractions."""
         return type(self.start) is int and type(self.end) is int
 
     def over(self, total: float | None) -> Schedule:
-        """This schedule with shares of `total` steps as steps.
+        """Return this schedule with fractions converted to steps.
+
+        Args:
+            total: The number of all training steps.
 
         Raises:
-            SettingError: There are shares, and nobody knows the total.
+            SettingError: If the schedule has fractions and `total` is missing.
         """
         if self.resolved:
             return self
@@ -105,10 +111,10 @@ class Schedule:
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """After which step each round comes, ascending.
+        """The step after which each round takes place, ascending.
 
         Raises:
-            SettingError: `over` has not been called on shares.
+            SettingError: If the schedule has fractions; call `over` first.
         """
         count, start = self._count(), int(self.start)
         if self.every is not None:
@@ -116,18 +122,18 @@ class Schedule:
         return tuple(start + (int(self.end) - start) * k // count for k in range(1, count + 1))
 
     def due(self, step: int) -> int:
-        """How many rounds there are up to and after `step`."""
+        """Return how many rounds are due once `step` steps have been taken."""
         return sum(step >= one for one in self.steps)
 
     def target(self, number: int, dense: Cost) -> Budget:
-        """What round `number` may leave, in absolute terms.
+        """Return the budget of one round, in absolute MACs and parameters.
 
         Args:
-            number: From 1.
-            dense: What the model cost before the first round.
+            number: The round's number, from 1.
+            dense: The model's cost before the first round.
 
         Raises:
-            SettingError: There is no such round.
+            SettingError: If there is no such round.
         """
         count = self._count()
         if not 1 <= number <= count:
@@ -144,9 +150,9 @@ class Schedule:
             raise SettingError(
                 f"schedule: expected steps, got shares {self.start} and {self.end}. Call over(total)."
             )
-        room = int(self.end) - int(self.start)
-        count = self.rounds if self.every is None else room // self.every
-        if count is None or not 1 <= count <= room:
+        steps = int(self.end) - int(self.start)
+        count = self.rounds if self.every is None else steps // self.every
+        if count is None or not 1 <= count <= steps:
             asked = f"{self.rounds} rounds" if self.every is None else f"one every {self.every}"
             raise SettingError(
                 f"schedule: expected at least one step a round from {self.start} to {self.end}, got {asked}. "

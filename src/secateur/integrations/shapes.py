@@ -1,4 +1,4 @@
-"""What a training checkpoint needs beside tensors, so that a fresh model has their shapes first."""
+"""Store a pruned model's shapes in a training checkpoint, and give them to a new dense model."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from secateur.replacing import replace_text
 FORMAT = 1
 FILE = "pruning.json"
 ROUNDS = "rounds"
-"""The entry of a plan's settings that says how many rounds it is the sum of."""
+"""The entry of a plan's settings that holds the number of rounds that the plan combines."""
 
 
 class _Content(BaseModel):
-    """What `shape_state` returns of a pruned model."""
+    """The dictionary that `shape_state` returns for a pruned model."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -46,18 +46,18 @@ class _Content(BaseModel):
 
 
 def shape_state(model: nn.Module) -> dict[str, Any]:
-    """How a model was made smaller, as plain data for a checkpoint.
+    """Return a description of how a model was made smaller, as plain data for a checkpoint.
 
     Args:
-        model: What a `GradualPruner` works on, in whatever wrapper; or what `sc.apply` returned in form
-            ``module``.
+        model: A model that a `GradualPruner` prunes, with or without wrapper; or a model that `sc.apply`
+            returned in form ``module``.
 
     Returns:
-        Numbers, strings, lists and dictionaries, which JSON and ``torch.load`` in safe mode take; empty for a
-            model from which nothing was removed.
+        Numbers, strings, lists and dictionaries, which JSON and ``torch.load`` in safe mode can hold. Empty
+        if nothing was removed from the model.
 
     Raises:
-        ArtefactError: The model was pruned in another form.
+        ArtefactError: If the model was pruned in another form.
     """
     model = unwrap(model)
     record = pruned_record(model)
@@ -74,16 +74,17 @@ def shape_state(model: nn.Module) -> dict[str, Any]:
 
 
 def reshape(model: nn.Module, state: Mapping[str, Any]) -> None:
-    """Make a fresh dense model as small as the one that a checkpoint holds, in place; the values come after.
+    """Give a new dense model the shapes of a checkpoint, in place. Load the tensors afterwards.
 
-    Do this before an optimizer is made and before the state dict is loaded.
+    Call this before you make an optimizer and before you load the state dict.
 
     Args:
-        model: The dense model, or one that has the checkpoint's shapes already.
-        state: From `shape_state`.
+        model: The dense model, or a model that already has the checkpoint's shapes.
+        state: The result of `shape_state`.
 
     Raises:
-        ArtefactError: The state is malformed or newer, or it belongs to another model.
+        ArtefactError: If the state is malformed, was written by a newer version, or belongs to another
+            model.
     """
     inner = unwrap(model)
     found = pruned_record(inner)
@@ -115,17 +116,17 @@ def reshape(model: nn.Module, state: Mapping[str, Any]) -> None:
 
 
 def write_shape(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
-    """Write `shape_state` into a checkpoint's folder; returns the file."""
+    """Write `shape_state` into a checkpoint's folder, and return the path of the file."""
     path = Path(folder) / FILE
     replace_text(path, json.dumps(shape_state(model), indent=1) + "\n")
     return path
 
 
 def read_shape(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """What `write_shape` wrote; empty where it wrote nothing: then nothing was removed.
+    """Read what `write_shape` wrote. If there is no file, nothing was removed, and the result is empty.
 
     Raises:
-        ArtefactError: The file is damaged.
+        ArtefactError: If the file is damaged.
     """
     path = Path(folder) / FILE
     try:
@@ -142,10 +143,10 @@ def read_shape(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def pruned_record(model: nn.Module) -> Record | None:
-    """What was done to a model so far, relative to the dense one; None if nothing was.
+    """Return the record of all pruning of a model so far; None if it was not pruned.
 
     Raises:
-        ArtefactError: It was not done in form ``module``.
+        ArtefactError: If it was pruned in another form than ``module``.
     """
     try:
         record = record_of(model)
@@ -160,7 +161,7 @@ def pruned_record(model: nn.Module) -> Record | None:
 
 
 def rounds_of(model: nn.Module) -> int:
-    """How many rounds a model has been through."""
+    """Return the number of rounds in which a model was pruned so far."""
     record = pruned_record(model)
     return 0 if record is None else int(str(record.plan.settings.get(ROUNDS, 0)))
 

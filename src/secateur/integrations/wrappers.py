@@ -1,4 +1,4 @@
-"""What stands around a model in training: DistributedDataParallel and torch.compile."""
+"""Wrappers of a model in training: DistributedDataParallel and torch.compile."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _SHARDING = ("FullyShardedDataParallel", "FSDPModule", "DeepSpeedEngine")
 
 
 def refresh(model: nn.Module) -> None:
-    """Let the wrappers around a model notice that its parameters are others.
+    """Tell the wrappers around a model that its parameters were replaced.
 
-    A DistributedDataParallel, which registered them when it was made, is made anew in place; every process
-    has to call this, and starts with the first one's tensors. What `torch.compile` compiled is forgotten.
+    A DistributedDataParallel is initialised again in place, because it registers parameters only then.
+    Every process must call this; all get the first process's tensors. Code from `torch.compile` is dropped.
     """
     while isinstance(model, nn.Module):
         inner = compiled_module(model)
@@ -32,10 +32,10 @@ def refresh(model: nn.Module) -> None:
 
 
 def check_whole(model: nn.Module) -> None:
-    """Make sure that each process holds the whole model, in a way that `refresh` can follow.
+    """Check that each process holds the whole model, in a wrapper that `refresh` supports.
 
     Raises:
-        SettingError: It is sharded, or DistributedDataParallel casts it.
+        SettingError: If the model is sharded, or DistributedDataParallel uses mixed precision.
     """
     for module in model.modules():
         kinds = {kind.__name__ for kind in type(module).__mro__}
