@@ -1,4 +1,4 @@
-"""Single weights as what is removed: masks, from scores to a sparse model."""
+"""Prune single weights: score them, choose masks, and set the masked weights to zero."""
 
 from secateur.masks.allocate import allocate
 from secateur.masks.apply import apply, check

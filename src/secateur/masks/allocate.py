@@ -1,4 +1,4 @@
-"""From scores of single weights to masks, by the same rules as for units."""
+"""Turn scores of single weights into masks, with the same allocators as for units."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from secateur.masks.weights import Weights
 from secateur.score.scores import Scores
 
 LIMITS = Limits(max_ratio=1 - 1e-12)
-"""The default: one weight of each tensor stays. The bound on units, 99 %, is below common sparsities."""
+"""Default limits: at least one weight of each tensor stays.
+
+The default for units removes at most 99 % of a group. Common sparsities of single weights are higher than
+that.
+"""
 
 
 def allocate(
@@ -24,27 +28,29 @@ def allocate(
     limits: Limits | None = None,
     seed: int = 0,
 ) -> MaskPlan:
-    """Decides which weights go.
+    """Decide which weights are set to zero.
 
     Args:
-        weights: Of the model.
-        scores: From `secateur.masks.score`; at least the criterion that the rule names as its removal signal.
-        allocator: A name or an instance of an `Allocator`: the rules are those for units, each tensor
-            a group.
-        budget: ``Budget(sparsity=0.9)``; None leaves the decision to the rule's own setting.
-        limits: What the rule may not overstep; by default one weight of each tensor stays.
-        seed: Recorded in the plan.
+        weights: The model's maskable weights.
+        scores: Result of `secateur.masks.score`. It must hold the signals that the allocator reads.
+        allocator: Name or instance of an `Allocator`. It treats each weight tensor as one group.
+        budget: For example ``Budget(sparsity=0.9)``. None: the allocator's own setting decides.
+        limits: Limits on what may be removed. None: at least one weight of each tensor stays.
+        seed: Stored in the plan.
+
+    Returns:
+        The masks, with the settings that led to them.
 
     Raises:
-        SettingError: The rule decides on units only, or has no value for its knob.
-        ScoreError: The scores do not fit.
-        BudgetError: It bounds something else than sparsity, or no value of the knob meets it.
+        SettingError: The allocator works on units only, or has no value for its knob.
+        ScoreError: The scores do not fit the weights.
+        BudgetError: The budget bounds something other than sparsity, or no value of the knob meets it.
     """
     rule = resolve(allocator)
     if not isinstance(rule, Allocator) or not rule.on_weights:
         known = ", ".join(name for name, other in RULES.items() if other.on_weights)
         raise SettingError(f"masks: expected a rule for single weights, got {rule!r}. Use one of {known}.")
-    graph: Any = weights  # a rule asks a graph for its groups and their cost, which is what these have
+    graph: Any = weights  # allocators read only `groups` and `cost` of a graph, and `Weights` has both
     limits = LIMITS if limits is None else limits
     values = table(scores, graph, rule.signals)
     decision = rule.decide(graph, values, budget, limits)

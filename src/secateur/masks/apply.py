@@ -1,4 +1,4 @@
-"""Setting masked weights to zero."""
+"""Set masked weights to zero, and check that nothing else changed."""
 
 from __future__ import annotations
 
@@ -21,19 +21,22 @@ FORMS = ("auto", "masked")
 
 
 def apply(model: nn.Module, plan: MaskPlan, graph: Graph | None = None, *, form: str = "auto") -> nn.Module:
-    """A copy of a model with its masked weights at zero.
+    """Copy a model and set its masked weights to zero.
 
     Args:
-        model: The dense model, which is left as it was.
+        model: The dense model. It is not changed.
         plan: The masks.
-        graph: Its trace, if there is one: then the result can be given to `sc.repair`, which keeps what is
-            zero at zero, and to `sc.save`.
-        form: ``auto`` or ``masked``, which are the same.
+        graph: The model's trace. With it, the result can be passed to `sc.repair`, which keeps zeros at zero,
+            and to `sc.save`.
+        form: ``auto`` or ``masked``. Both do the same.
+
+    Returns:
+        The masked copy. All shapes stay the same.
 
     Raises:
         PlanError: The plan is of another model.
         ApplyError: The model cannot be copied.
-        SettingError: Another form.
+        SettingError: `form` is neither.
     """
     if form not in FORMS:
         raise SettingError(f"apply(form={form!r}): expected one of {', '.join(FORMS)} for single weights.")
@@ -50,11 +53,16 @@ def apply(model: nn.Module, plan: MaskPlan, graph: Graph | None = None, *, form:
 
 
 def check(model: nn.Module, small: nn.Module, plan: MaskPlan) -> None:
-    """Makes sure that a masked model is the dense one with exactly the masked weights at zero.
+    """Check that a masked model equals the dense model with exactly the masked weights at zero.
+
+    Args:
+        model: The dense model.
+        small: The masked model.
+        plan: The masks.
 
     Raises:
-        PlanError: The plan is of another model.
-        VerificationError: Any tensor differs in any bit.
+        PlanError: The plan was made for another model.
+        VerificationError: A parameter or buffer differs from the expected one in at least one bit.
     """
     expected, found = values_of(apply(model, plan)), values_of(unwrap(small))
     wrong = [n for n in expected.keys() | found.keys() if not _same(expected.get(n), found.get(n))]
@@ -66,16 +74,20 @@ def check(model: nn.Module, small: nn.Module, plan: MaskPlan) -> None:
 
 
 def verify(model: nn.Module, small: nn.Module, plan: MaskPlan) -> Proof:
-    """`check`, as `sc.verify` says it."""
+    """Run `check`, and return the result as a `Proof`. `sc.verify` calls this."""
     check(model, small, plan)
     return Proof(0.0, 0.0, "masks", len(model.state_dict()))
 
 
 def masked_layers(model: nn.Module, plan: MaskPlan) -> list[tuple[nn.Module, str, Tensor]]:
-    """For each masked tensor the module that has it, its name there, and its mask, on its device.
+    """Find the module and the mask of each masked tensor.
+
+    Returns:
+        One (module, name of the tensor in the module, mask) for each mask, in the plan's order. The mask has
+        the tensor's shape and device; True stays.
 
     Raises:
-        PlanError: The plan is of another model.
+        PlanError: The plan was made for another model.
     """
     found = fingerprint_of(model)
     if found != plan.fingerprint:

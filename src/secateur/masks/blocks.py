@@ -1,9 +1,9 @@
-"""A model that is a chain of alike blocks, run block by block.
+"""Run a model block by block instead of batch by batch, if it is a chain of similar blocks.
 
-Language models are: an embedding, a list of blocks that each take the hidden states of the one before, and a
-head. Run block by block, each block sees all the data before the next one sees any: of the hidden states only
-those between two blocks are held, and each block is called, and its weights fetched if they are offloaded, by
-itself. Each block is called as a module, so that hooks on it run, Accelerate's among them.
+A language model is an example: an embedding, a list of blocks, and a head. Each block takes the hidden states
+that the block before returned. All batches go through one block before any batch goes through the next. So
+only the hidden states between two blocks are kept in memory, and offloaded weights are fetched once for each
+block. Each block is called as a module, so its hooks run, including those of Accelerate.
 """
 
 from __future__ import annotations
@@ -22,13 +22,16 @@ from secateur.calibration import Batch, Calibration
 
 
 class _NoChainError(Exception):
-    """The blocks do something else than pass one tensor on."""
+    """The blocks are not a chain: they exchange more than one tensor, or something else reads it."""
 
 
 def lists_of(model: nn.Module) -> list[tuple[nn.Module, ...]]:
-    """Lists of two blocks or more of one class, the one with the most parameters first.
+    """Find every `nn.ModuleList` that holds at least two different modules of one class.
 
-    Lists inside a block of another are left out, those of experts for instance.
+    A list inside another list is left out, for example the experts inside a block.
+
+    Returns:
+        The lists, the one with the most parameters first. Lists without parameters are left out.
     """
     found: dict[str, tuple[nn.Module, ...]] = {}
     for path, module in model.named_modules():
@@ -45,7 +48,13 @@ def lists_of(model: nn.Module) -> list[tuple[nn.Module, ...]]:
 
 @dataclass(frozen=True)
 class _Call:
-    """What a block was called with: leaves of (args, kwargs), their structure, and where the state is."""
+    """The arguments of one call of a block.
+
+    Attributes:
+        leaves: The values in (args, kwargs), flattened.
+        spec: The structure that puts the leaves together again.
+        place: Index of the hidden states among the leaves: the first floating-point tensor.
+    """
 
     leaves: list[Any]
     spec: Any
@@ -64,13 +73,13 @@ class _Call:
         return self.leaves[self.place]
 
     def without_state(self) -> _Call:
-        """The same, the hidden states let go."""
+        """This call with None in place of the hidden states, so that their memory can be freed."""
         return _Call(
             [*self.leaves[: self.place], None, *self.leaves[self.place + 1 :]], self.spec, self.place
         )
 
     def run(self, block: nn.Module, state: Tensor) -> Any:
-        """Call a block, which runs its hooks."""
+        """Call a block with these arguments and other hidden states."""
         leaves = [*self.leaves[: self.place], state, *self.leaves[self.place + 1 :]]
         args, kwargs = pytree.tree_unflatten(leaves, self.spec)
         return block(*args, **kwargs)
@@ -78,7 +87,13 @@ class _Call:
 
 @dataclass(frozen=True)
 class _Output:
-    """What a block returned: leaves, their structure, and where the state is among them."""
+    """The output of one call of a block.
+
+    Attributes:
+        leaves: The values in the output, flattened.
+        spec: The structure that puts the leaves together again.
+        place: Index of the hidden states among the leaves: the only tensor.
+    """
 
     leaves: list[Any]
     spec: Any
@@ -97,29 +112,34 @@ class _Output:
         found: Tensor = self.leaves[self.place]
         return found
 
-    def around(self, state: Any) -> Any:
-        """The same with another state."""
+    def with_state(self, state: Any) -> Any:
+        """The block's output with other hidden states, in its original structure."""
         leaves = [*self.leaves[: self.place], state, *self.leaves[self.place + 1 :]]
         return pytree.tree_unflatten(leaves, self.spec)
 
     def without_state(self) -> _Output:
-        """The same, the hidden states let go."""
+        """This output with None in place of the hidden states, so that their memory can be freed."""
         return _Output(
             [None if k == self.place else v for k, v in enumerate(self.leaves)], self.spec, self.place
         )
 
 
-class _Reached(Exception):  # not an error: the first block was reached
+class _FirstBlockReached(Exception):
+    """Stops the model at its first block and carries the call. It is no error."""
+
     def __init__(self, call: _Call) -> None:
         super().__init__()
         self.call = call
 
 
 class Chain:
-    """Runs a model block by block over some data; in evaluation mode, without gradients.
+    """A model whose blocks run one at a time over all batches, without gradients.
+
+    The caller sets evaluation mode. Make a chain with `Chain.of`, call `advance` once for each block, then
+    `finish`.
 
     Attributes:
-        blocks: In order.
+        blocks: The blocks, in order of execution.
     """
 
     def __init__(
@@ -132,64 +152,73 @@ class Chain:
     @classmethod
     @torch.no_grad()
     def of(cls, model: nn.Module, data: Calibration, *lists: Sequence[nn.Module]) -> Chain | None:
-        """The first list of blocks that is a chain, with the inputs of its first block; None if none is.
+        """Find the first list of blocks that is a chain, and record the inputs of its first block.
 
-        Lists are those of `lists_of`, unless some are given.
+        A list is a chain if, on every batch, each block is called once and in order, the hidden states that
+        a block returns go unchanged to the next block, and nothing else reads them. Other arguments of the
+        blocks, such as attention masks and positions, are kept by reference.
 
-        Whether it is one is tried on every batch: the blocks are called once each, in order, the hidden
-        states that one returns go to the next untouched, and nothing else that a block returns is read.
-        What each takes beside, masks and positions for instance, is kept by reference.
+        Args:
+            model: The model that has the blocks.
+            data: All batches of it are run.
+            *lists: The lists to try. By default those of `lists_of`.
+
+        Returns:
+            The chain, or None if no list is one.
         """
         for blocks in lists or lists_of(model):
             try:
-                return cls._gathered(model, blocks, data)
+                return cls._record(model, blocks, data)
             except _NoChainError:
                 continue
         return None
 
     @classmethod
-    def _gathered(cls, model: nn.Module, blocks: Sequence[nn.Module], data: Calibration) -> Chain:
+    def _record(cls, model: nn.Module, blocks: Sequence[nn.Module], data: Calibration) -> Chain:
+        """Record the calls of all blocks on all batches; only the first block really runs, on one batch."""
         calls: list[list[_Call]] = []
         states: list[Tensor] = []
-        pattern: _Output | None = None
+        layout: _Output | None = None  # the structure in which blocks return their hidden states
         for batch in data.batches():
-            if pattern is None:
+            if layout is None:
                 first = _first_call(model, blocks[0], batch)
-                pattern = _Output.of(first.run(blocks[0], first.state))
-                if pattern.state.shape != first.state.shape:
+                layout = _Output.of(first.run(blocks[0], first.state))
+                if layout.state.shape != first.state.shape:
                     raise _NoChainError
                 del first
-                pattern = pattern.without_state()
-            state, found = _skeleton(model, blocks, batch, pattern)
+                layout = layout.without_state()
+            state, found = _record_calls(model, blocks, batch, layout)
             states.append(state)
             calls.append(found)
         return cls(model, blocks, calls, states)
 
     def visit(self) -> None:
-        """Run the block that is next on every batch, for what its hooks see; the states stay."""
+        """Run the next block on every batch so that its hooks see the data; stay before this block."""
         self._run(keep=False)
 
     def advance(self) -> None:
-        """Run the block that is next on every batch, and go on to the one behind it."""
+        """Run the next block on every batch, keep its outputs, and move on to the block after it."""
         self._run(keep=True)
         self._position += 1
 
     def finish(
         self, data: Calibration, see: Callable[[Any, Batch], None] = lambda output, batch: None
     ) -> None:
-        """Run what is before and behind the blocks, these passing on what the last one returned.
+        """Run the rest of the model: the layers before and after the blocks.
+
+        The blocks do not run again: each returns the recorded output of the last block.
 
         Args:
             data: The batches that the chain was made with.
-            see: What to do with each batch's output.
+            see: Called with the model's output and the batch.
         """
         if self._output is None or self._position != len(self.blocks):
             raise RuntimeError("a chain is finished after all its blocks have run")
         for k, batch in enumerate(data.batches()):
-            output = self._output.around(self._states[k])
+            output = self._output.with_state(self._states[k])
             with ExitStack() as stack, torch.no_grad():
                 for block in self.blocks:
-                    stack.enter_context(_instead(block, lambda *a, output=output, **b: output))
+                    stack.enter_context(_replace_forward(block, lambda *a, output=output, **b: output))
                 see(batch.run(self._model), batch)
 
     @torch.no_grad()
@@ -204,32 +233,39 @@ class Chain:
 
 
 def _first_call(model: nn.Module, block: nn.Module, batch: Batch) -> _Call:
-    """What the first block is called with; the model is not run further."""
+    """Run the model up to its first block, and return the arguments of that block."""
 
     def stop(*args: Any, **kwargs: Any) -> Any:
-        raise _Reached(_Call.of(args, kwargs))
+        raise _FirstBlockReached(_Call.of(args, kwargs))
 
-    with _instead(block, stop):
+    with _replace_forward(block, stop):
         try:
             batch.run(model)
-        except _Reached as reached:
+        except _FirstBlockReached as reached:
             return reached.call
     raise _NoChainError
 
 
-def _skeleton(
-    model: nn.Module, blocks: Sequence[nn.Module], batch: Batch, pattern: _Output
+def _record_calls(
+    model: nn.Module, blocks: Sequence[nn.Module], batch: Batch, layout: _Output
 ) -> tuple[Tensor, list[_Call]]:
-    """The first block's hidden states, and what each block is called with if each passes on what it got.
+    """Run the model with blocks that only pass their hidden states on, and record the call of each block.
 
-    Each passes on an alias of its own, so that it shows whether the next one is given just that, and whether
-    anything but the next one keeps it.
+    Each block passes on a new alias of the hidden states. If the next block gets another tensor, something
+    between the blocks changes the states. If an older alias is still alive when the next block but one is
+    called, something else keeps it. In both cases the blocks are not a chain.
+
+    Returns:
+        The hidden states that the first block gets, and the calls of all blocks without hidden states.
+
+    Raises:
+        _NoChainError: The blocks are not a chain.
     """
     found: list[_Call] = []
     first: list[Tensor] = []
     passed: list[weakref.ref[Tensor]] = []
 
-    def passing(k: int) -> Callable[..., Any]:
+    def pass_on(k: int) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
             call = _Call.of(args, kwargs)
             if len(found) != k or (k and call.state is not passed[-1]()):
@@ -241,13 +277,13 @@ def _skeleton(
             found.append(call.without_state())
             alias = first[0].detach()
             passed.append(weakref.ref(alias))
-            return pattern.around(alias)
+            return layout.with_state(alias)
 
         return run
 
     with ExitStack() as stack:
         for k, block in enumerate(blocks):
-            stack.enter_context(_instead(block, passing(k)))
+            stack.enter_context(_replace_forward(block, pass_on(k)))
         batch.run(model)
     if len(found) != len(blocks):
         raise _NoChainError
@@ -255,8 +291,12 @@ def _skeleton(
 
 
 @contextmanager
-def _instead(block: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Another forward of one module, inside the block; hooks around it that Accelerate put there rest."""
+def _replace_forward(block: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Replace the forward of one module inside the ``with`` block.
+
+    Accelerate wraps `forward` with its own hooks; these do not run either. A forward that is set on the
+    instance is put back afterwards.
+    """
     missing = object()
     before = vars(block).get("forward", missing)
     vars(block)["forward"] = forward

@@ -1,4 +1,4 @@
-"""How much of a layer's damage repair leaves, measured on data without labels."""
+"""Measure, layer by layer, how much pruning changes the outputs before and after repair."""
 
 from __future__ import annotations
 
@@ -27,7 +27,11 @@ from secateur.score.scores import Scores
 def with_curves(
     rule: Allocates, model: nn.Module, data: Any, scores: Scores, *, progress: bool = False
 ) -> Allocates:
-    """The rule, with the curves that `Repairability` needs, measured if it has none; any other as it is."""
+    """Measure the distortion curves for a `Repairability` rule that has none.
+
+    Returns:
+        The rule with its curves. Any other rule is returned unchanged.
+    """
     if not isinstance(rule, Repairability) or rule.curves is not None:
         return rule
     return replace(rule, curves=distortions(model, data, scores[name_of(rule.removal)], progress=progress))
@@ -41,21 +45,24 @@ def distortions(
     grid: Sequence[float] = GRID,
     progress: bool = True,
 ) -> dict[str, Distortion]:
-    """For each layer alone, the distortion of its outputs at each sparsity, before and after matching.
+    """Measure how much each layer's outputs change at each sparsity, before and after variance matching.
 
-    Every layer reads what it reads in the dense model; the weights with the lowest scores are zero. One pass
-    over the data for all layers and sparsities, which takes as many runs of each layer as there are
-    sparsities.
+    Each layer is pruned alone: its inputs are those of the dense model. At each sparsity the weights with the
+    lowest scores are zero. One pass over the data measures all layers; in it, each layer runs once for every
+    sparsity.
 
     Args:
-        model: The dense model, which is left as it was.
-        calibration: What `Calibration.of` takes; labels are not read.
-        scores: Of one criterion, by weight, as `score` gives them.
+        model: The dense model. It is not changed.
+        calibration: Anything that `Calibration.of` takes. Labels are not read.
+        scores: Scores of one criterion, by weight name: one entry of what `score` returns. [group.size]
         grid: Sparsities, ascending, from 0 to 1.
-        progress: Show a bar on a terminal.
+        progress: Show a progress bar on a terminal.
+
+    Returns:
+        One curve for each weight, by its name in the state dict.
 
     Raises:
-        ScoreError: A layer was not scored, or the data never reach one.
+        ScoreError: A layer has no scores, or no data reach it.
         CalibrationError: There is no data.
     """
     model = unwrap(model)
@@ -97,7 +104,13 @@ def distortions(
 
 
 def _pruned(weight: Tensor, place: Tensor, grid: Sequence[float]) -> Iterator[Tensor]:
-    """The weight at each sparsity, the first places of the ascending order at zero."""
+    """Yield the weight at each sparsity, with its lowest-ranked entries at zero.
+
+    Args:
+        weight: The dense weight.
+        place: Rank of each entry by score, 0 for the lowest. [weight.numel()]
+        grid: Sparsities, each in [0, 1].
+    """
     place = place.reshape(weight.shape).to(weight.device)
     for s in grid:
         yield torch.where(place >= round(s * weight.numel()), weight, 0)
@@ -111,7 +124,7 @@ def _run(layer: Layer, x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _rows(layer: Layer, y: Tensor) -> Tensor:
-    """An output as [positions, outputs]."""
+    """Reshape a layer's output to [samples × positions, outputs]."""
     if not isinstance(layer, nn.Linear):
         y = y.movedim(-layer.weight.ndim + 1, -1)
     return y.reshape(-1, y.shape[-1])

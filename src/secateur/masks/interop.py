@@ -1,4 +1,4 @@
-"""To and from `torch.nn.utils.prune`, and to the sparse formats that hardware knows."""
+"""Convert masks to and from `torch.nn.utils.prune`, and 2:4 sparse weights to the format of the hardware."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from secateur.models import unwrap
 
 
 def to_torch(model: nn.Module, plan: MaskPlan) -> nn.Module:
-    """Put the masks on a model, in place, as `torch.nn.utils.prune` does: what is zero is not trained.
+    """Put masks on a model in place with `torch.nn.utils.prune`. Masked weights stay zero in training.
 
     Each weight becomes ``weight_orig``, which is trained, times the buffer ``weight_mask``.
     ``torch.nn.utils.prune.remove`` makes them plain weights again.
@@ -27,7 +27,7 @@ def to_torch(model: nn.Module, plan: MaskPlan) -> nn.Module:
         The model.
 
     Raises:
-        PlanError: The plan is of another model.
+        PlanError: The plan was made for another model.
     """
     model = unwrap(model)
     for layer, name, keep in masked_layers(model, plan):
@@ -36,16 +36,17 @@ def to_torch(model: nn.Module, plan: MaskPlan) -> nn.Module:
 
 
 def from_torch(model: nn.Module) -> MaskPlan:
-    """The masks that `torch.nn.utils.prune` has put on a model, which is left as it is.
+    """Read the masks that `torch.nn.utils.prune` has put on a model. The model is not changed.
 
     Returns:
-        A plan for the model as it was before, or is after ``torch.nn.utils.prune.remove``.
+        A plan for the same model without masks: as it was before masking, and as it will be after
+        ``torch.nn.utils.prune.remove``.
 
     Raises:
-        SettingError: There are none.
+        SettingError: The model has no such masks.
     """
     model = unwrap(model)
-    # The products of weights and masks have a history, which deepcopy refuses.
+    # Masked weights are products with autograd history, and deepcopy refuses those. So detach them first.
     made = (v for module in model.modules() for v in vars(module).values())
     plain = duplicate(model, {id(v): v.detach() for v in made if isinstance(v, torch.Tensor)})
     masks: dict[str, NDArray[np.bool_]] = {}
@@ -66,15 +67,16 @@ def from_torch(model: nn.Module) -> MaskPlan:
 
 
 def to_semi_structured(model: nn.Module) -> tuple[str, ...]:
-    """Store the linear weights that are 2:4 sparse as hardware multiplies them, in place.
+    """Convert 2:4 sparse weights of linear layers, in place, to the format that sparse tensor cores multiply.
 
-    Half-precision weights on a CUDA device whose shapes the format takes; others stay as they are.
+    Only weights in float16 or bfloat16 with a multiple of 32 rows and of 64 columns are converted. Others
+    stay as they are.
 
     Returns:
-        The names of the weights that were converted.
+        The names of the converted weights.
 
     Raises:
-        SettingError: The device has no such format.
+        SettingError: The weights are not on a CUDA device.
     """
     weights = [
         (path, layer)
@@ -97,7 +99,7 @@ def to_semi_structured(model: nn.Module) -> tuple[str, ...]:
 
 
 def is_two_four(weight: torch.Tensor) -> bool:
-    """Whether of each four entries of a row, from its start on, at most two are not zero."""
+    """Whether each block of four consecutive entries of a row has at most two nonzero ones."""
     if weight.ndim != 2 or weight.shape[1] % 4:
         return False
     return bool(((weight.detach() != 0).reshape(len(weight), -1, 4).sum(-1) <= 2).all())

@@ -1,7 +1,8 @@
-"""Weights that Accelerate keeps elsewhere between two calls of their layer.
+"""Read and write weights that Accelerate has offloaded to the CPU or to disk.
 
-Under a device map or CPU offload a layer's own weight is an empty one on the device ``meta``; a hook on the
-layer fetches the real one from a map when the layer is called. Accelerate itself is not needed here.
+With a device map or CPU offload, a layer's own weight is an empty tensor on the device ``meta``. When the
+layer is called, a hook fetches the real weight from a mapping. This module reads that mapping directly and
+does not import Accelerate.
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ from secateur.models import named_tensors
 
 
 def stored(layer: nn.Module, name: str = "weight") -> Tensor:
-    """A layer's tensor with its values, wherever they are kept.
+    """Return a layer's tensor with its values, also if the layer is offloaded.
 
     Raises:
-        SettingError: The tensor is empty, and no hook of Accelerate's says where its values are.
+        SettingError: The tensor is on ``meta``, and no hook of Accelerate knows its values.
     """
     own: Tensor = getattr(layer, name)
     if not own.is_meta:
         return own
-    weights = _map(layer)
+    weights = _offloaded_tensors(layer)
     if weights is None:
         raise SettingError(
             f"masks: expected a {name} with values in {type(layer).__name__}, got an empty one on the device "
@@ -37,12 +38,12 @@ def stored(layer: nn.Module, name: str = "weight") -> Tensor:
 
 @torch.no_grad()
 def store(layer: nn.Module, value: Tensor, name: str = "weight") -> None:
-    """Give a layer's tensor new values, wherever they are kept.
+    """Write new values to a layer's tensor, also if the layer is offloaded to the CPU.
 
     Raises:
-        SettingError: They are kept on disk, where nothing can be written to.
+        SettingError: The values are offloaded to disk, which is read-only here.
     """
-    if not _held(layer, name):
+    if not _is_in_memory(layer, name):
         raise SettingError(
             f"masks: expected weights that can be written, got those of {type(layer).__name__} on disk. "
             "Offload them to the CPU instead, or load the model whole."
@@ -51,7 +52,7 @@ def store(layer: nn.Module, value: Tensor, name: str = "weight") -> None:
 
 
 def values_of(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict, with the values of what is offloaded."""
+    """Return the state dict, with real values in place of offloaded tensors."""
     found: dict[str, Tensor] = {}
     for name, tensor in named_tensors(model).items():
         path, _, last = name.rpartition(".")
@@ -60,27 +61,30 @@ def values_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def same_tensor(layer: nn.Module, name: str) -> int:
-    """A number that is the same for tied tensors; of tensors on disk nothing tells that they are tied."""
+    """Return a number that identifies a tensor: two tied tensors have the same one.
+
+    Tied tensors that are offloaded to disk get different numbers, because nothing shows that they are tied.
+    """
     own: Tensor = getattr(layer, name)
-    elsewhere = own.is_meta and _map(layer) is not None and _held(layer, name)
-    return stored(layer, name).data_ptr() if elsewhere else id(own)
+    offloaded = own.is_meta and _offloaded_tensors(layer) is not None and _is_in_memory(layer, name)
+    return stored(layer, name).data_ptr() if offloaded else id(own)
 
 
 def input_device(model: nn.Module) -> torch.device | None:
-    """Where batches go; None where hooks of Accelerate's move them."""
+    """Return the device that batches must be on; None if hooks of Accelerate move them."""
     if getattr(model, "_hf_hook", None) is not None:
         return None
     return next((t.device for t in named_tensors(model).values() if not t.is_meta), torch.device("cpu"))
 
 
-def _held(layer: nn.Module, name: str) -> bool:
-    """Whether a tensor lies in memory: what is on disk is read anew each time."""
+def _is_in_memory(layer: nn.Module, name: str) -> bool:
+    """Whether a tensor is in memory. A tensor on disk is read again, to a new address, each time."""
     first, second = stored(layer, name), stored(layer, name)
     return first.data_ptr() == second.data_ptr()
 
 
-def _map(layer: nn.Module) -> Mapping[str, Tensor] | None:
-    """What a hook on a layer fetches its tensors from."""
+def _offloaded_tensors(layer: nn.Module) -> Mapping[str, Tensor] | None:
+    """The mapping from which Accelerate's hook fetches a layer's tensors; None without such a hook."""
     hook: Any = getattr(layer, "_hf_hook", None)
     for each in getattr(hook, "hooks", (hook,)):
         found: Mapping[str, Tensor] | None = getattr(each, "weights_map", None)

@@ -1,4 +1,4 @@
-"""N:M patterns: n of every m weights stay."""
+"""N:M sparsity: n of every m consecutive weights stay."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Pattern(Allocator):
-    """Of every m consecutive weights of an output the n with the highest scores stay; 2:4 by default.
+    """N:M sparsity: in each block of m consecutive weights, the n with the highest scores stay. Default: 2:4.
 
-    The order is that of ``weight.reshape(outputs, -1)``: for a linear layer its inputs. A weight tensor whose
-    outputs have no multiple of m weights stays whole. The choice in each block is its own best: nothing is
-    permuted. Of equal scores the lowest index stays. Source of the pattern: Mishra et al. 2021, Accelerating
+    Blocks are cut along the rows of ``weight.reshape(outputs, -1)``. For a linear layer that is along its
+    inputs. A tensor whose rows are not a multiple of m long is not pruned. Weights are not permuted. Of equal
+    scores, the weight with the lower index stays. Source of the pattern: Mishra et al. 2021, Accelerating
     Sparse Deep Neural Networks, arXiv 2104.08378.
 
     Attributes:
-        n: How many stay, at least 1.
-        m: Of how many, above n.
-        removal: Signal whose highest scores stay: a name or an instance.
+        n: Number of weights that stay in each block, at least 1.
+        m: Number of weights in a block, more than n.
+        removal: Signal that scores the weights: a name or an instance.
 
     Raises:
-        SettingError: n and m are no such integers; on `allocate`, there is a budget, or what is pruned is
-            units.
+        SettingError: n and m are not integers with 1 <= n < m. On `allocate`: a budget was given, or the
+            graph holds units instead of single weights.
 
     Example:
         >>> import torch
@@ -76,7 +76,7 @@ class Pattern(Allocator):
         return (self.removal,)
 
     def knob(self, budget: Budget | None) -> float | None:
-        """On."""
+        """Always 0: the pattern has no knob, so it accepts no budget."""
         if budget is not None:
             raise SettingError(f"Pattern: expected no budget, got {budget}. The pattern says how much goes.")
         return 0.0
@@ -86,7 +86,7 @@ class Pattern(Allocator):
         return {"n": self.n, "m": self.m, "removal": name_of(self.removal)}
 
     def steps(self, graph: Graph, scores: ScoreTable, limits: Limits) -> Mapping[str, StepFunction]:
-        """At one value all go that do not stay."""
+        """One step for each group: at knob 0, all weights outside the pattern are removed."""
         found = {}
         for group in limits.considered(graph.groups):
             if not isinstance(group, WeightGroup):
@@ -95,14 +95,14 @@ class Pattern(Allocator):
                     "Use granularity 'weight'."
                 )
             if group.rows[1] % self.m == 0:
-                found[group.name] = step_function(self._leaves(vector(scores, self.removal, group)))
+                found[group.name] = step_function(self._removal_points(vector(scores, self.removal, group)))
         return found
 
-    def _leaves(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
-        """0 for what goes, infinity for what stays. [group.size]"""
+    def _removal_points(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Knob value at which each weight is removed: 0, or infinity if it stays. [group.size]"""
         blocks = scores.reshape(-1, self.m)
-        # As in `ascending`: of a tie the higher index comes first.
+        # Sorting the reversed rows puts the higher index first among equal scores, as `ascending` does.
         order = self.m - 1 - np.argsort(blocks[:, ::-1], axis=1, kind="stable")
-        leaves = np.full(blocks.shape, np.inf)
-        np.put_along_axis(leaves, order[:, : self.m - self.n], 0.0, axis=1)
-        return leaves.reshape(-1)
+        points = np.full(blocks.shape, np.inf)
+        np.put_along_axis(points, order[:, : self.m - self.n], 0.0, axis=1)
+        return points.reshape(-1)

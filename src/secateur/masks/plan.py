@@ -1,4 +1,4 @@
-"""Masks as a plan: which weights of which tensors go."""
+"""A plan for single weights: one mask for each weight tensor, with how it was decided."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ _KIND = "masks"
 
 @dataclass(frozen=True, eq=False)
 class MaskPlan:
-    """A decision about single weights.
+    """Which single weights of a model stay and which are set to zero.
 
     Attributes:
-        fingerprint: Of the model the masks were made for.
-        allocator: Name of the rule that decided.
-        masks: Per weight, by its name in the state dict, True for what stays. Of the weight's shape,
-            read-only.
-        settings: The rule's settings, with the value of its knob that decided.
+        fingerprint: Fingerprint of the model that the masks were made for.
+        allocator: Name of the allocator that made the masks.
+        masks: Boolean mask for each weight, by its name in the state dict. It has the weight's shape and is
+            read-only. True: the weight stays.
+        settings: The allocator's settings, and the value of its knob.
         seed: The seed of the run.
-        budget: The budget that was asked for, None if the rule decided alone.
-        certificates: What the rule guarantees or predicts.
-        parameters: How many parameters the model has in all; 0 if that is not known.
-        alone: Other layers with weights, which no mask touches, as ``rnn (LSTM)``, with the number of their
-            parameters.
+        budget: The budget; None if there was none.
+        certificates: What the allocator guarantees or predicts.
+        parameters: Number of parameters of the whole model; 0 if unknown.
+        alone: Number of parameters of each other layer with weights, by a name such as ``rnn (LSTM)``. No
+            mask covers these layers.
 
     Raises:
         PlanError: A mask is not boolean, or a setting is not JSON.
@@ -76,27 +76,27 @@ class MaskPlan:
 
     @property
     def keep(self) -> dict[str, NDArray[np.bool_]]:
-        """Per weight, True for each entry that stays, in the order of ``weight.reshape(-1)``."""
+        """The masks as vectors, by weight name. True stays. [weight.numel()]"""
         return {name: mask.reshape(-1) for name, mask in self.masks.items()}
 
     @property
     def sparsities(self) -> dict[str, float]:
-        """Per weight, the fraction that goes, in [0, 1]."""
+        """The removed fraction of each weight tensor, in [0, 1]."""
         return {name: 1 - float(mask.mean()) if mask.size else 0.0 for name, mask in self.masks.items()}
 
     @property
     def removed(self) -> int:
-        """How many entries of all masked tensors go."""
+        """Number of removed weights in all tensors together."""
         return sum(int((~mask).sum()) for mask in self.masks.values())
 
     @property
     def sparsity(self) -> float:
-        """The fraction of all masked tensors' entries that goes, in [0, 1]."""
+        """The removed fraction of all masked tensors together, in [0, 1]."""
         size = sum(mask.size for mask in self.masks.values())
         return 1 - sum(int(mask.sum()) for mask in self.masks.values()) / size if size else 0.0
 
     def sentence(self) -> str:
-        """Which share of the weights is zero, of all parameters too, and which layers are left alone."""
+        """One sentence for people: the share of zeros, and the largest layers that have no mask."""
         text = f"{self.sparsity:.2%} of the weights of linear layers and convolutions are zero"
         if self.parameters:
             text += f", {self.removed / self.parameters:.2%} of all parameters"
@@ -108,7 +108,7 @@ class MaskPlan:
         return f"left alone: {', '.join(names[:most])}{more}" if names else ""
 
     def to_json(self) -> str:
-        """All but the masks themselves, which come as counts; the same text for the same plan."""
+        """The plan as JSON, with counts of kept weights instead of masks. Equal plans give equal text."""
         tensors = [
             {"name": name, "shape": list(mask.shape), "kept": int(mask.sum())}
             for name, mask in self.masks.items()
@@ -119,13 +119,13 @@ class MaskPlan:
         )
 
     def save(self, path: str | PathLike[str]) -> Path:
-        """Write the plan to one safetensors file, atomically: a bit for each weight, the rest as JSON.
+        """Write the plan to one safetensors file, atomically: one bit for each weight, the rest as JSON.
 
         Args:
-            path: The file; its folder must exist, a file there is replaced.
+            path: The file to write. Its folder must exist. An existing file is replaced.
 
         Returns:
-            The file.
+            The path of the file.
 
         Raises:
             ArtefactError: The folder does not exist.
@@ -141,10 +141,10 @@ class MaskPlan:
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> MaskPlan:
-        """Read what `save` wrote. Nothing in the file is executed.
+        """Read a plan that `save` wrote. No code from the file is executed.
 
         Raises:
-            ArtefactError: The file is missing, damaged, foreign, or newer than this version can read.
+            ArtefactError: The file is missing, damaged, no plan of masks, or written by a newer version.
         """
         header, tensors = read(Path(path), _KIND)
         shapes: dict[str, list[int]] = header.pop("shapes")
@@ -167,7 +167,7 @@ class MaskPlan:
         }
 
     def __str__(self) -> str:
-        """A table: what each weight keeps, then the total, and what of the model's parameters that is."""
+        """A table: kept and removed weights of each tensor, of all tensors, and of the whole model."""
         rows = [("weight", "kept", "total", "removed")]
         rows += [
             (name, f"{int(mask.sum()):,}", f"{mask.size:,}", f"{self.sparsities[name]:.1%}")

@@ -1,4 +1,4 @@
-"""Which weights are projections: shortcuts that reshape a residual stream beside a branch."""
+"""Find the projections of a residual network: the layers on a shortcut that change its shape."""
 
 from __future__ import annotations
 
@@ -13,17 +13,21 @@ _SUMS = ("aten.add.Tensor", "aten.add_.Tensor")
 
 
 def projections(graph: Graph) -> tuple[str, ...]:
-    """The weights of the projections of a network, by their names in the state dict, in order of execution.
+    """Find the projection weights of a residual network.
 
-    A projection is a linear layer or a convolution with a kernel of one position, whose output, normalised
-    perhaps, is added to that of a branch with layers of its own that starts where the projection does. For
-    the settings ``dense`` and ``along`` of `Repairability`.
+    A projection is a linear layer, or a convolution with kernel size 1, on the shortcut of a residual block:
+    its output, perhaps after a normalisation, is added to the output of a branch of other layers, and that
+    branch starts at the projection's input. The settings ``dense`` and ``along`` of `Repairability` take such
+    names.
 
     Args:
-        graph: The trace.
+        graph: The model's trace.
+
+    Returns:
+        Names of the weights in the state dict, in order of execution, each once.
 
     Example:
-        ``Repairability(dense=projections(graph))`` prunes all but the projections.
+        ``Repairability(dense=projections(graph))`` prunes all layers except the projections.
     """
     program_calls = ProgramCalls(graph)
     sites = {}
@@ -42,7 +46,12 @@ def projections(graph: Graph) -> tuple[str, ...]:
 
 
 def _added_to(node: fx.Node, sites: dict[fx.Node, Site], program_calls: ProgramCalls) -> fx.Node | None:
-    """The other operand of the addition that a layer's output reaches alone and without another layer."""
+    """Follow a layer's output to the addition it goes into, and return the other summand.
+
+    Returns:
+        None if the output is used more than once, or if another layer or another input joins before the
+        addition.
+    """
     while len(node.users) == 1:
         (user,) = node.users
         others = [n for n in user.all_input_nodes if n is not node and n not in program_calls.names]
@@ -55,7 +64,7 @@ def _added_to(node: fx.Node, sites: dict[fx.Node, Site], program_calls: ProgramC
 
 
 def _reaches(start: fx.Node, end: fx.Node, sites: dict[fx.Node, Site]) -> bool:
-    """Whether a value is computed from another one by way of at least one layer."""
+    """Whether `end` is computed from `start` through at least one layer."""
     seen: set[tuple[fx.Node, bool]] = set()
     waiting = [(end, False)]
     while waiting:

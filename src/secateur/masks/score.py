@@ -1,10 +1,10 @@
-"""What each single weight is worth, gathered in one pass over the data."""
+"""Score single weights, with one pass over the data."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -29,15 +29,15 @@ from secateur.score.scores import Scores
 
 @dataclass(eq=False)
 class Sums:
-    """What one pass adds up, per weight: memory of a few times the weights', whatever the data.
+    """Sums over the data, by weight name. Their memory is a few times that of the weights.
 
     Attributes:
-        samples: How many were seen.
-        inputs: Sums of squares of what each weight multiplies, over samples and positions; by weight, in a
+        samples: Number of samples.
+        inputs: Sum of squares of the input that each weight multiplies, over samples and positions, in a
             shape that broadcasts to the weight's.
-        positions: How many positions those are, by weight.
-        gradient: Sums of the samples' gradients.
-        squares: Sums of their squares.
+        positions: Number of samples × positions in `inputs`.
+        gradient: Sum over samples of the loss gradient, in the weight's shape.
+        squares: Sum over samples of the squared loss gradient, in the weight's shape.
     """
 
     samples: int = 0
@@ -49,11 +49,11 @@ class Sums:
 
 @dataclass(frozen=True)
 class Criterion:
-    """One way to say what a weight is worth; higher is worth more.
+    """A way to score single weights. A higher score is worth more.
 
     Attributes:
-        needs: Which of `Sums` it reads.
-        value: (name, weight in float64, sums, seed) -> the scores, in the weight's shape.
+        needs: Names of the attributes of `Sums` that it reads.
+        value: Function (weight name, weight in float64, sums, seed) -> scores in the weight's shape.
     """
 
     needs: frozenset[str]
@@ -91,12 +91,12 @@ CRITERIA: Mapping[str, Criterion] = MappingProxyType(
         "magnitude": Criterion(frozenset(), _magnitude),
         "wanda": Criterion(frozenset({"inputs"}), _wanda),
         "taylor": Criterion(frozenset({"gradient"}), _taylor),
-        "snip": Criterion(frozenset({"gradient"}), _taylor),  # of single weights the two are one
+        "snip": Criterion(frozenset({"gradient"}), _taylor),  # equal to Taylor for single weights
         "fisher": Criterion(frozenset({"squares"}), _fisher),
         "random": Criterion(frozenset(), _random),
     }
 )
-"""Name -> criterion."""
+"""All criteria for single weights, by name."""
 
 
 def score(
@@ -109,44 +109,45 @@ def score(
     seed: int = 0,
     progress: bool = True,
 ) -> Scores:
-    r"""Say what each maskable weight is worth, by every criterion asked for, in one pass over the data.
+    r"""Score each maskable weight by one or more criteria, in one pass over the data.
 
     - ``magnitude``: \|w\|.
-    - ``wanda``: \|w\| times the root mean square of what the weight multiplies, over samples and positions
-      (Sun et al. 2024, arXiv 2306.11695). Departures: the mean where the paper takes the sum, a factor for
-      each layer, so that the score does not grow with the data; convolutions, whose weights multiply a map.
-    - ``taylor``: \|w · dL/dw\|, L the mean loss over all samples: what zeroing the weight changes the loss
-      by, to first order (Molchanov et al. 2017, arXiv 1611.06440). ``snip`` (Lee et al. 2019, arXiv
-      1810.02340) is the same for single weights, up to a factor for the whole model.
-    - ``fisher``: w² · mean over samples of (dL_s/dw)² / 2, the diagonal of the empirical Fisher information
-      in place of the second derivative (Theis et al. 2018, arXiv 1801.05787). It takes a backward pass a
-      sample.
-    - ``random``: uniform in [0, 1), by the seed and the weight's name.
+    - ``wanda``: \|w\| times the root mean square of the input that the weight multiplies, over samples and
+      positions. Source: Sun et al. 2024, arXiv 2306.11695. Departures from the paper: it takes the mean
+      instead of the sum, which changes the scores of a layer by one factor and makes them independent of the
+      amount of data; and it also scores convolutions.
+    - ``taylor``: \|w · dL/dw\|, with L the mean loss over all samples. This is the first-order change of the
+      loss if the weight is set to zero. Source: Molchanov et al. 2017, arXiv 1611.06440. ``snip`` (Lee et al.
+      2019, arXiv 1810.02340) equals it for single weights, up to one factor for the whole model.
+    - ``fisher``: w² · mean over samples of (dL_s/dw)² / 2. This is the second-order change of the loss, with
+      the diagonal of the empirical Fisher information in place of the second derivative. Source: Theis et al.
+      2018, arXiv 1801.05787. It needs one backward pass for each sample.
+    - ``random``: uniform in [0, 1), from the seed and the weight's name.
 
-    The model comes back bitwise as it was. It is scored in evaluation mode, without key-value caches.
+    The model is not changed, not in a single bit. It runs in evaluation mode, without key-value caches.
 
-    Wanda's pass can be made block by block (`secateur.masks.blocks`): each block of a language model, or of
-    any other chain of alike blocks, sees all the data before the next one does. What is held are the hidden
-    states between two blocks, of all batches, and what one block computes for one batch; weights that are
-    offloaded are fetched block by block. The scores are the same up to rounding.
+    The pass for Wanda can go block by block through a chain of blocks, such as a language model (see
+    `secateur.masks.blocks`). Then memory holds the hidden states of all batches between two blocks, and the
+    activations of one block for one batch. Offloaded weights are fetched once for each block. The scores are
+    the same up to rounding.
 
     Args:
         model: Any module.
-        calibration: What `Calibration.of` takes; None if no criterion reads data.
-        criteria: Names of `CRITERIA`.
+        calibration: Anything that `Calibration.of` takes. None if no criterion reads data.
+        criteria: One or more names from `CRITERIA`.
         loss_fn: As for `sc.score`.
-        by_block: Make Wanda's pass block by block; None: where Accelerate has offloaded weights. A model
-            that is no chain of blocks is run whole, and so is everything that takes gradients.
-        seed: For shuffling loaders and ``random``.
-        progress: Show a bar on a terminal.
+        by_block: True: make Wanda's pass block by block. None: only if Accelerate has offloaded weights. A
+            model that is not a chain of blocks runs as a whole; so do all criteria that need gradients.
+        seed: Seed for shuffling loaders and for ``random``.
+        progress: Show a progress bar on a terminal.
 
     Returns:
-        ``scores[criterion][weight]``, float64, in the order of ``weight.reshape(-1)``.
+        ``scores[criterion][weight name]``, float64 vectors in the order of ``weight.reshape(-1)``.
 
     Raises:
         SettingError: A criterion is unknown.
-        CalibrationError: There is no data, or it cannot feed a criterion.
-        ScoreError: A weight or a score is not finite, or the data never reach a layer.
+        CalibrationError: There is no data, or a criterion cannot use it.
+        ScoreError: A weight or a score is not finite, or no data reach a layer.
     """
     model = unwrap(model)
     names = tuple(dict.fromkeys([criteria] if isinstance(criteria, str) else criteria))
@@ -162,7 +163,7 @@ def score(
         if calibration is None:
             raise CalibrationError(
                 f"masks: expected calibration data for {', '.join(n for n in names if CRITERIA[n].needs)}, "
-                "got none. Do give some, or use magnitude."
+                "got none. Pass calibration data, or use magnitude."
             )
         data = Calibration.of(calibration, seed=seed, model=model)
         device = input_device(model)
@@ -200,8 +201,8 @@ def _gather(
     loss_fn: LossFn | None,
     progress: bool,
 ) -> None:
-    """One pass that adds up what is needed."""
-    with watched(layers, sums) if "inputs" in needs else _nothing():
+    """Run the whole model over the data and fill the needed `sums`; squares take a second pass."""
+    with sum_inputs(layers, sums) if "inputs" in needs else nullcontext():
         for batch in data.batches("Scoring weights", progress):
             sums.samples += batch.size
             if "gradient" in needs:
@@ -209,7 +210,7 @@ def _gather(
             elif "inputs" in needs:
                 with torch.no_grad():
                     batch.run(model)
-    if "squares" in needs:  # apart, so that single samples are not watched as well
+    if "squares" in needs:  # outside `sum_inputs`, or its hooks would count each input twice
         for batch in data.batches("Scoring weights, sample by sample", progress):
             for sample in batch.cut(batch.size):
                 found = _gradients(model, layers, sample, loss_fn)
@@ -219,8 +220,8 @@ def _gather(
 def _gather_by_block(
     chain: Chain, layers: Mapping[str, list[Layer]], data: Calibration, sums: Sums, progress: bool
 ) -> None:
-    """What the layers read, block by block; then of what is before and behind the blocks."""
-    with watched(layers, sums):
+    """Sum the layers' inputs block by block, then those of the layers before and after the blocks."""
+    with sum_inputs(layers, sums):
         for _ in bar(chain.blocks, "Scoring weights, block by block", progress):
             chain.advance()
 
@@ -238,7 +239,10 @@ def _add(into: dict[str, Tensor], found: Mapping[str, Tensor], times: int) -> No
 def _gradients(
     model: nn.Module, layers: Mapping[str, list[Layer]], batch: Batch, loss_fn: LossFn | None
 ) -> dict[str, Tensor]:
-    """Of a batch's mean loss; taken of aliases, so that the model's own gradients stay as they are."""
+    """Gradients of a batch's mean loss, float64, by weight name.
+
+    The gradients are taken of detached aliases of the weights, so the model's own ``.grad`` does not change.
+    """
     aliases = {name: found[0].weight.detach().requires_grad_() for name, found in layers.items()}
 
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -256,13 +260,8 @@ def _gradients(
 
 
 @contextmanager
-def _nothing() -> Iterator[None]:
-    yield
-
-
-@contextmanager
-def watched(layers: Mapping[str, list[Layer]], sums: Sums) -> Iterator[None]:
-    """Add up what the layers read, while the block runs."""
+def sum_inputs(layers: Mapping[str, list[Layer]], sums: Sums) -> Iterator[None]:
+    """Add the squared inputs of all layer calls inside the ``with`` block to `sums`, through hooks."""
     handles = []
     for name, found in layers.items():
         for layer in found:
@@ -282,12 +281,15 @@ def watched(layers: Mapping[str, list[Layer]], sums: Sums) -> Iterator[None]:
 
 @torch.no_grad()
 def squared_inputs(layer: Layer, x: Tensor) -> tuple[Tensor, int]:
-    """For each weight of a layer, the sum of squares of what it multiplies, and over how many positions.
+    """Sum the squares of the inputs that each weight of a layer multiplies.
 
-    The sums have one row for all outputs where these read the same.
+    A convolution is linear in its weight. So the derivative of ``sum(layer(x²))`` by a weight is the sum of
+    the squared inputs that it multiplies, for any stride, padding and dilation. All outputs of a group
+    multiply the same inputs, so one output of each group is enough.
 
-    A layer is linear in its weight, so the derivative of ``sum(layer(x²))`` by the weight is that sum,
-    whatever stride, padding and dilation. One output of each group is enough: all multiply the same.
+    Returns:
+        The sums, float64: [1, inputs, *kernel] if all outputs read the same inputs, else the weight's shape.
+        Then the number of samples × positions.
     """
     squares = x.double().square()
     if isinstance(layer, nn.Linear):
@@ -305,7 +307,11 @@ def squared_inputs(layer: Layer, x: Tensor) -> tuple[Tensor, int]:
 
 
 def asked_of(rule: Allocates) -> tuple[str, ...]:
-    """What the rule needs, by name."""
+    """Return the names of the criteria that an allocator reads.
+
+    Raises:
+        SettingError: It reads a signal that single weights do not have.
+    """
     names = tuple(name_of(asked) for asked in rule.signals)
     unknown = [name for name in names if name not in CRITERIA]
     if unknown:

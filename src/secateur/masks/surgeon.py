@@ -1,4 +1,4 @@
-"""Second-order update of masked linear layers: what is left makes up for what went."""
+"""Second-order repair of masked linear layers: the kept weights compensate for the removed ones."""
 
 from __future__ import annotations
 
@@ -22,32 +22,34 @@ from secateur.progress import bar
 from secateur.regression.leastsquares import add_products
 
 DAMPING = 1e-2
-"""Added to the diagonal of the inputs' second moments, relative to its mean."""
+"""Added to the diagonal of the second moments, as a multiple of the diagonal's mean."""
 
 
 def update(weight: Tensor, keep: Tensor, hessian: Tensor) -> Tensor:
-    r"""Zeroes masked weights column by column; the columns behind each make up for its error.
+    r"""Set masked weights to zero column by column, and let the later columns compensate for the error.
 
-    With H the second moments of the inputs, the loss that a change δ of a row adds is ``δ H δ^T``. When
-    column j is reached, the weights of its masked entries go to zero, and those behind change by
+    Let H be the second moments of the inputs. A change δ of one row of the weight changes the layer's output
+    by a squared error of ``δ H δ^T``. At column j, its masked entries become zero, and the later columns
+    change by
 
     .. math:: \delta_{k > j} = - \frac{w_j}{[H_{\ge j}^{-1}]_{jj}} [H_{\ge j}^{-1}]_{j, k}
 
-    the optimal brain surgeon's answer (Hassibi and Stork 1993) with all columns before j fixed. All rows
-    share the inverses, which are the rows of one Cholesky factor. Source: Frantar and Alistarh 2023,
-    SparseGPT, arXiv 2301.00774, with a given mask.
+    This is the optimal brain surgeon's answer (Hassibi and Stork 1993) if the columns before j are fixed. All
+    rows of the weight use the same inverses, and one Cholesky factor holds them all. Source: Frantar and
+    Alistarh 2023, SparseGPT, arXiv 2301.00774. Here the mask is given and not chosen on the way.
 
     Args:
-        weight: [outputs, inputs]
-        keep: True for what stays. [outputs, inputs]
+        weight: The dense weight. [outputs, inputs]
+        keep: True for weights that stay. [outputs, inputs]
         hessian: H, symmetric and positive definite. [inputs, inputs]
 
     Returns:
-        The new weight, zero where masked, in float64.
+        The new weight, zero where masked, float64. [outputs, inputs]
     """
     found = weight.double().clone()
-    # With H^-1 = U^T U, row j of U is row j of the inverse of H without the columns before j, over the root
-    # of its first entry.
+    # Write H^-1 = U^T U with U upper triangular. Let G be the inverse of H restricted to columns j and later.
+    # Then row j of U is the first row of G divided by the square root of G's first entry. So one
+    # factorisation replaces an inverse for each column.
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian.double()))
     upper = torch.linalg.cholesky(inverse, upper=True)
     for j in range(found.shape[1]):
@@ -68,30 +70,30 @@ def surgeon(
     by_block: bool = True,
     progress: bool = False,
 ) -> tuple[str, ...]:
-    """Update the linear layers of a masked model, in place, one after another, with `update`.
+    """Repair the linear layers of a masked model in place, one after another, with `update`.
 
-    Each layer's second moments are those of what it reads in the masked model after the layers before it
-    have been updated, with memory for one layer's moments. In a language model, or any other chain of alike
-    blocks, that is one pass of all the data through the layer's block, and one more to reach the next block;
-    what is held of the data are the hidden states between two blocks (`secateur.masks.blocks`). Any other
-    model is run whole for each layer; both give the same up to rounding. Convolutions are left as they are;
-    `sc.repair` refits those by least squares, which for small layers is the exact answer.
+    The second moments of a layer's inputs are measured in the masked model after all earlier layers were
+    updated. Only the moments of one layer are in memory at a time. In a chain of blocks, such as a language
+    model, the data pass once through the block for each layer and once more to reach the next block, and the
+    hidden states between two blocks are kept (see `secateur.masks.blocks`). Any other model runs as a whole
+    for each layer. Both ways give the same result up to rounding. Convolutions are not changed; `sc.repair`
+    refits them by least squares, which is exact for small layers.
 
     Args:
-        small: What `apply` returned.
-        model: The dense model, whose weights the update starts from; it is left as it was.
-        plan: Its masks.
-        calibration: What `Calibration.of` takes; labels are not read.
-        damping: Relative to the mean of the moments' diagonal, above 0.
-        by_block: False runs the whole model for each layer, whatever it is, and holds no hidden states.
-        progress: Show a bar on a terminal.
+        small: The masked model, from `apply`.
+        model: The dense model. The updates start from its weights. It is not changed.
+        plan: The masks.
+        calibration: Anything that `Calibration.of` takes. Labels are not read.
+        damping: Added to the diagonal of the moments, as a multiple of its mean. Above 0.
+        by_block: False: always run the whole model for each layer, and keep no hidden states.
+        progress: Show a progress bar on a terminal.
 
     Returns:
-        The names of the weights that were updated.
+        The names of the updated weights.
 
     Raises:
-        PlanError: The plan is of another model.
-        SettingError: `damping` is not above 0, or the weights lie where nothing can be written.
+        PlanError: The plan was made for another model.
+        SettingError: `damping` is not above 0, or the weights are offloaded to disk.
         CalibrationError: There is no data.
     """
     if not damping > 0:
@@ -102,7 +104,7 @@ def surgeon(
     tasks = _tasks(small, model, plan)
     done: list[str] = []
 
-    def set_right(some: Sequence[_Task], run: Callable[[], None]) -> None:
+    def update_each(some: Sequence[_Task], run: Callable[[], None]) -> None:
         for task in bar(some, "second order", progress):
             hessian = _moments(task.readers, run)
             if bool(task.keep.all()) or not bool(torch.isfinite(hessian).all()) or not hessian.any():
@@ -111,39 +113,39 @@ def surgeon(
             store(task.readers[0], update(stored(task.dense), task.keep, hessian))
             done.append(task.name)
 
-    def whole() -> None:
+    def run_model() -> None:
         for batch in data.batches():
             batch.run(small)
 
     with seeded(0), evaluating(small):
         for blocks in lists_of(small) if by_block else []:
-            parts = _by_block(tasks, blocks)
+            parts = _split_by_block(tasks, blocks)
             if parts is None:
                 continue
-            before, inside, behind = parts
-            set_right(before, whole)
+            before, inside, after = parts
+            update_each(before, run_model)
             tasks = [task for task in tasks if task not in before]
             chain = Chain.of(small, data, blocks)
             if chain is None:
                 continue
             for some in inside:
-                set_right(some, chain.visit)
+                update_each(some, chain.visit)
                 chain.advance()
-            set_right(behind, partial(chain.finish, data))
+            update_each(after, partial(chain.finish, data))
             return tuple(done)
-        set_right(tasks, whole)
+        update_each(tasks, run_model)
     return tuple(done)
 
 
 @dataclass(frozen=True, eq=False)
 class _Task:
-    """A weight to update.
+    """One weight to update.
 
     Attributes:
-        name: In the state dict.
-        readers: The layers that read it.
-        dense: The layer of the dense model that has it.
-        keep: Its mask.
+        name: Its name in the state dict.
+        readers: The layers of the masked model that use it; more than one if it is shared.
+        dense: The layer of the dense model that holds its original values.
+        keep: Its mask, True for weights that stay. [outputs, inputs]
     """
 
     name: str
@@ -153,7 +155,7 @@ class _Task:
 
 
 def _tasks(small: nn.Module, model: nn.Module, plan: MaskPlan) -> list[_Task]:
-    """The masked weights that only linear layers read, in the plan's order."""
+    """The masked weights of linear layers, in the plan's order."""
     readers = layers_of(small)
     masked = zip(plan.masks, masked_layers(small, plan), strict=True)
     return [
@@ -163,14 +165,19 @@ def _tasks(small: nn.Module, model: nn.Module, plan: MaskPlan) -> list[_Task]:
     ]
 
 
-def _by_block(
+def _split_by_block(
     tasks: Sequence[_Task], blocks: Sequence[nn.Module]
 ) -> tuple[list[_Task], list[list[_Task]], list[_Task]] | None:
-    """What comes before the blocks, in each, and behind; None if a weight is read in several, or none is."""
+    """Sort weights by where they are used.
+
+    Returns:
+        The weights before the blocks, those in each block, and those after the blocks. None if a weight is
+        used in more than one of these places, or no weight is inside a block.
+    """
     place = {id(layer): k for k, block in enumerate(blocks) for layer in block.modules()}
     before: list[_Task] = []
     inside: list[list[_Task]] = [[] for _ in blocks]
-    behind: list[_Task] = []
+    after: list[_Task] = []
     for task in tasks:
         found = {place.get(id(layer)) for layer in task.readers}
         if len(found) > 1:
@@ -179,12 +186,12 @@ def _by_block(
         if k is not None:
             inside[k].append(task)
         else:
-            (behind if any(inside) else before).append(task)
-    return (before, inside, behind) if any(inside) else None
+            (after if any(inside) else before).append(task)
+    return (before, inside, after) if any(inside) else None
 
 
 def _moments(layers: Sequence[Layer], run: Callable[[], None]) -> Tensor:
-    """The sum of x x^T over all that the layers read in a run. [inputs, inputs]"""
+    """Sum x x^T over all inputs x of the layers while `run` runs the model. float64 [inputs, inputs]"""
     columns = int(layers[0].weight.shape[1])
     sums: list[Tensor] = []
 

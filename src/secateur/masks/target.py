@@ -1,4 +1,4 @@
-"""Single weights as what is removed."""
+"""The pruning target for single weights: masks instead of smaller layers."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ CANDIDATES: Mapping[str, Callable[[], Allocates]] = MappingProxyType(
         "uniform, wanda": lambda: Uniform(removal="wanda"),
     }
 )
-"""What ``auto`` compares. At a given sparsity EMP is one threshold for all weights."""
+"""Allocators that ``auto`` compares. At a given sparsity EMP uses one threshold for all weights."""
 
 _SAME_SHAPES = "masks leave all shapes as they are"
 
 
 class SingleWeights(Target):
-    """Weights of linear layers and convolutions, which become zero."""
+    """Prunes single weights of linear layers and convolutions: they become zero, and all shapes stay."""
 
     forms = FORMS
     default = "emp"
@@ -65,14 +65,14 @@ class SingleWeights(Target):
 
     @staticmethod
     def rule(allocator: Any) -> Any:
-        """A rule whose signals single weights have."""
+        """Resolve an allocator, and check that single weights have all its signals."""
         found = resolve(allocator, also=(Auto.name,))
         asked_of(found)
         return found
 
     @staticmethod
     def check_repair(repair: str | Sequence[str] | None) -> None:
-        """Those of `sc.repair`, and ``surgeon``."""
+        """Check the names of repairs: those of `sc.repair`, and ``surgeon``."""
         resolve_repairs(repair, {"surgeon": Repair("surgeon", lambda small, work: None)})
 
     @cached_property
@@ -80,33 +80,33 @@ class SingleWeights(Target):
         return Weights.of(self.task.model)
 
     def trace(self) -> Graph:
-        """For repairs: masks need no groups."""
+        """Trace the model. Only repairs need the trace, so inexact groups are allowed."""
         return trace(self.task.model, self.task.example.inputs, allow_inexact=True)
 
     def score(self, rules: Iterable[Allocates]) -> Scores:
-        """By the criteria for single weights."""
+        """Score single weights by all criteria that the allocators read."""
         task, names = self.task, tuple(dict.fromkeys(name for rule in rules for name in asked_of(rule)))
         return score(
             task.model, task.fit, names, loss_fn=task.loss_fn, seed=task.seed, progress=task.progress
         )
 
     def scored(self, rules: Iterable[Allocates]) -> Scored:
-        """With what ``emp`` needs to decide on a budget."""
+        """Score for these allocators and for ``emp``, which decides the default budget."""
         return Scored(self.score([*rules, EMP()]))
 
     def measured(self, rule: Any, data: Calibration, scores: Scores) -> Any:
-        """With the curves that `Repairability` needs."""
+        """Measure the curves that `Repairability` needs; return any other allocator unchanged."""
         return with_curves(rule, self.task.model, data, scores, progress=self.task.progress)
 
     def allocate(
         self, rule: Any, scores: Scores, budget: Budget | None, limits: Limits | None = None
     ) -> MaskPlan:
-        """Masks."""
+        """Let an allocator decide the masks."""
         limits = limits or self.task.limits
         return allocate(self._weights, scores, rule, budget, limits, self.task.seed)
 
     def default_budget(self, scored: Scored) -> Budget:
-        """The sparsity that ``emp`` decides on."""
+        """The sparsity that ``emp`` chooses without a budget."""
         return Budget(sparsity=self.allocate(EMP(), scored.scores, None).sparsity)
 
     def same(self, one: MaskPlan, other: MaskPlan) -> bool:
@@ -114,24 +114,24 @@ class SingleWeights(Target):
         return all(np.array_equal(mask, other.masks[name]) for name, mask in one.masks.items())
 
     @property
-    def _named(self) -> tuple[str, ...]:
+    def _repair_names(self) -> tuple[str, ...]:
         names = "reconstruct" if self.task.repair == "auto" else self.task.repair
         return () if names is None else (names,) if isinstance(names, str) else tuple(names)
 
     @property
     def candidate_repair(self) -> str:
-        """The repair that was asked for; for ``auto`` it is ``reconstruct``."""
-        return " + ".join(self._named)
+        """Names of the repairs that candidates get, joined by " + "; ``auto`` becomes ``reconstruct``."""
+        return " + ".join(self._repair_names)
 
     def candidate(self, plan: MaskPlan, data: Calibration) -> nn.Module:
-        """The masked model."""
+        """Mask the model and repair it on `data`, to be measured."""
         small = self.apply(plan)
-        for method in next(iter(resolve_repairs(self._named, self.own_repairs(plan))), ()):
+        for method in next(iter(resolve_repairs(self._repair_names, self.own_repairs(plan))), ()):
             method.run(small, Work(lambda: self.graph, data))
         return small
 
     def own_repairs(self, plan: MaskPlan) -> dict[str, Repair]:
-        """``surgeon``. What is zero stays zero."""
+        """Repairs that exist only for masks: ``surgeon``. Masked weights stay zero."""
 
         def second_order(candidate: nn.Module, work: Work) -> dict[str, Any] | None:
             names = surgeon(candidate, self.task.model, plan, work.data, progress=work.progress)
@@ -140,21 +140,21 @@ class SingleWeights(Target):
         return {"surgeon": Repair("surgeon", second_order)}
 
     def verify(self, small: nn.Module, plan: MaskPlan) -> Proof:
-        """Bit for bit with the dense model with exactly these weights at zero."""
+        """Check bit for bit that only the masked weights changed, and that they are zero."""
         return verify(self.task.model, small, plan)
 
     def costs(self, plan: MaskPlan) -> tuple[Cost, Cost]:
-        """Zeros count as removed parameters; they are multiplied like any other number."""
+        """Cost before and after. Zeros count as removed parameters, but MACs do not change."""
         dense = self.graph.cost()
         return dense, Cost(dense.params - plan.removed, dense.macs)
 
     def shares(self, plan: MaskPlan) -> tuple[float | None, float]:
-        """No MACs go."""
+        """The plan's share of the dense MACs, None because masks remove no MACs, and of the parameters."""
         dense, small = self.costs(plan)
         return None, small.params / dense.params
 
     def facts(self, small: nn.Module, plan: Any, rule: Any, scores: Scores) -> dict[str, Any]:
-        """A layer for each mask."""
+        """Data for the report: one entry for each masked tensor."""
         decisive = scores.only(asked_of(rule))
         layers = (
             Layer(

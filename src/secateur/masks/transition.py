@@ -1,4 +1,4 @@
-"""At which sparsity each rule stops being recoverable by repair."""
+"""Find the sparsity above which repair no longer recovers the accuracy, for each allocator."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from secateur.repair.sweep import sweep as refit
 
 @dataclass(frozen=True)
 class Point:
-    """One rule at one sparsity, repaired.
+    """The result of one allocator at one sparsity, after repair.
 
     Attributes:
-        rule: Its name.
-        sparsity: The fraction of the weights that was asked to be zero.
-        loss: Of the repaired model.
-        accuracy: Top-1, None where it is not defined.
+        rule: The allocator's name.
+        sparsity: The requested fraction of zero weights.
+        loss: Loss of the repaired model.
+        accuracy: Top-1 accuracy of the repaired model, None if it is not defined.
     """
 
     rule: str
@@ -47,12 +47,12 @@ class Point:
 
 @dataclass(frozen=True)
 class Transition:
-    """What a sweep over sparsities found.
+    """Results of `sweep` for several allocators and sparsities.
 
     Attributes:
         dense: The dense model's loss and accuracy.
-        points: One for each rule and sparsity that the rule reaches.
-        share: What of the dense model's accuracy counts as recovered.
+        points: One point for each allocator and each sparsity that it can reach.
+        share: A model is recovered if it has at least this share of the dense accuracy.
     """
 
     dense: Evaluation
@@ -60,13 +60,13 @@ class Transition:
     share: float
 
     def recovered(self, point: Point) -> bool:
-        """Whether a point holds the share of the dense accuracy; by loss, 1 / share of the loss at most."""
+        """Whether accuracy is at least share × dense. Without accuracy: loss is at most dense / share."""
         if self.dense.accuracy is not None and point.accuracy is not None:
             return point.accuracy >= self.share * self.dense.accuracy
         return point.loss * self.share <= self.dense.loss
 
     def last(self, rule: str) -> float | None:
-        """The sparsity up to which every point of a rule is recovered; None if not even the first is."""
+        """The highest sparsity up to which all points of a rule are recovered; None if the first is not."""
         found = None
         for point in sorted((p for p in self.points if p.rule == rule), key=lambda p: p.sparsity):
             if not self.recovered(point):
@@ -87,19 +87,19 @@ def sweep(
     share: float = 0.95,
     seed: int = 0,
 ) -> Transition:
-    """Allocates with each rule at each sparsity, repairs all with the same repair, and measures.
+    """Prune with each allocator at each sparsity, repair all models in the same way, and measure them.
 
-    The repair is always kept, unlike in `sc.repair`: what is compared is the repaired models.
+    The repaired model is always the one measured, even if repair made it worse. `sc.repair` would undo that.
 
     Args:
-        model: The dense model, which is left as it was.
-        fit: What scores, curves and repairs read.
-        held: What is measured on; with labels.
-        rules: By the name they are shown under, allocators: their names or instances.
-        sparsities: Fractions of the weights that go.
-        criterion: Which weights of a layer go first: one of `secateur.masks.CRITERIA`.
-        repair: One of `REPAIRS`.
-        share: Of the dense accuracy, what counts as recovered.
+        model: The dense model. It is not changed.
+        fit: Data for scores, curves and repairs.
+        held: Labelled data to measure on.
+        rules: Allocators, as names or instances, by the name to show.
+        sparsities: Fractions of the weights to remove.
+        criterion: Scores the weights of each layer: a name from `secateur.masks.CRITERIA`.
+        repair: A name from `REPAIRS`.
+        share: A model is recovered if it has at least this share of the dense accuracy.
         seed: Seed for all random choices.
     """
     example = fit.first()
@@ -122,7 +122,10 @@ def allocations(
     criterion: str = "magnitude",
     seed: int = 0,
 ) -> Iterator[tuple[str, float, MaskPlan]]:
-    """Each rule's masks at each sparsity that it reaches; arguments as for `sweep`."""
+    """Yield (allocator name, sparsity, masks) for each sparsity that an allocator can reach.
+
+    The arguments are those of `sweep`.
+    """
     scores = score(model, fit, criterion, seed=seed)
     weights = Weights.of(model)
     for name, given in rules.items():
@@ -141,11 +144,11 @@ def _with_criterion(rule: Any, criterion: str) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class Masked:
-    """What a repair of an allocation works on.
+    """The arguments of a repair in `REPAIRS`.
 
     Attributes:
-        small: The masked model, which it changes in place.
-        model: The dense one.
+        small: The masked model. The repair changes it in place.
+        model: The dense model.
         plan: The masks.
         graph: The dense model's trace.
     """
@@ -173,6 +176,6 @@ REPAIRS: Mapping[str, Callable[[Masked, Calibration], None]] = MappingProxyType(
     {name: partial(_sweep, name=name) for name in ("variance", "channelwise", "layerwise", "reconstruct")}
     | {"batchnorm": _batchnorm, "surgeon": _surgeon}
 )
-"""What can be done to every allocation alike. ``channelwise`` is plain variance matching of each output,
-``variance`` the same with adaptive shrinkage (ASR), ``layerwise`` one factor a layer; ``surgeon`` updates
-linear layers only."""
+"""Repairs for `sweep`, by name. ``channelwise`` matches the variance of each output. ``variance`` does so
+with adaptive shrinkage (ASR). ``layerwise`` fits one factor for each layer. ``surgeon`` updates linear layers
+only."""

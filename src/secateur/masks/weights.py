@@ -1,4 +1,4 @@
-"""Which weights of a model can be masked, and what any choice of them costs."""
+"""Find the weights of a model that can be masked, and count those that a mask keeps."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from secateur.models import unwrap
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-"""The layers whose weights are masked: each output multiplies its inputs with weights of its own."""
+"""Layer types whose weights can be masked: each output has its own weights for its inputs."""
 
 
 @dataclass(frozen=True)
 class WeightCost:
-    """What `Budget(sparsity=...)` bounds.
+    """The cost that `Budget(sparsity=...)` bounds.
 
     Attributes:
-        weights: How many of the maskable weights are not masked.
+        weights: Number of maskable weights that are kept.
     """
 
     weights: int
@@ -33,20 +33,21 @@ class WeightCost:
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """The maskable weights of a model: what `Graph` is for units.
+    """The maskable weights of a model. Allocators read it in place of a `Graph`.
 
-    Weights of linear layers and convolutions, each tensor a group of its entries. A weight that another kind
-    of layer reads as well, such as an embedding tied to the last layer, is left out.
+    These are the weights of linear layers and convolutions. Each tensor is one group, and each entry is one
+    unit. A weight that another kind of layer also uses, such as an embedding tied to the last layer, is left
+    out.
 
     Attributes:
-        groups: The weight tensors, in the model's order.
-        fingerprint: As a graph's.
-        parameters: How many parameters the model has in all.
-        alone: Other layers with weights, which no mask touches, as ``rnn (LSTM)``, with the number of their
-            parameters.
+        groups: One group for each weight tensor, in the model's order.
+        fingerprint: Fingerprint of the model, as in a graph.
+        parameters: Number of parameters of the whole model.
+        alone: Number of parameters of each other layer with weights, by a name such as ``rnn (LSTM)``. No
+            mask covers these layers.
 
     Raises:
-        NothingToPruneError: On `of`: there is none.
+        NothingToPruneError: On `of`: the model has no such weight.
     """
 
     groups: tuple[WeightGroup, ...]
@@ -56,7 +57,7 @@ class Weights:
 
     @classmethod
     def of(cls, model: nn.Module) -> Weights:
-        """Those of a model, which is left as it is."""
+        """Find the maskable weights of a model. The model is not changed."""
         model = unwrap(model)
         layers = layers_of(model)
         if not layers:
@@ -68,14 +69,23 @@ class Weights:
         return cls(tuple(groups), fingerprint(model), *rest_of(model))
 
     def cost(self, keep: Mapping[str, NDArray[np.bool_]] | None = None) -> WeightCost:
-        """The number of weights that stay, with `keep` [group.size] by name; unnamed tensors stay."""
+        """Count the kept weights.
+
+        Args:
+            keep: Vectors by weight name, True for weights that stay [group.size]. A tensor without a vector
+                is kept whole.
+        """
         given = keep or {}
         counts = (int(given[g.name].sum()) if g.name in given else g.size for g in self.groups)
         return WeightCost(sum(counts))
 
 
 def rest_of(model: nn.Module) -> tuple[int, dict[str, int]]:
-    """How many parameters a model has, and the layers with weights that are not masked: see `Weights`."""
+    """Count all parameters of a model, and those of each layer that masks do not cover.
+
+    Returns:
+        `parameters` and `alone`, as in `Weights`.
+    """
     masked = {same_tensor(found[0], "weight") for found in layers_of(model).values()}
     sizes: dict[int, int] = {}
     alone: dict[str, int] = {}
@@ -90,7 +100,11 @@ def rest_of(model: nn.Module) -> tuple[int, dict[str, int]]:
 
 
 def layers_of(model: nn.Module) -> dict[str, list[Layer]]:
-    """Per weight, by its first name in the state dict, the layers that read it, in the model's order."""
+    """Map each maskable weight to the layers that use it, in the model's order.
+
+    Returns:
+        Layers by the first name of the weight in the state dict. A shared weight has several layers.
+    """
     owners: dict[int, list[tuple[str, nn.Module]]] = {}
     for path, module in model.named_modules():
         for name, _ in module.named_parameters(recurse=False):
