@@ -41,7 +41,7 @@ from benchmarks.small_networks import network
 from secateur.allocate.unit_distortions import with_unit_curves
 from secateur.auto.choose import FEW, MORE
 from secateur.calibration import Calibration
-from secateur.calibration.thinning import thinned
+from secateur.calibration.subset import take_share
 from secateur.evaluate import evaluate
 from secateur.repair.batchnorm import batch_norms, reestimate
 from secateur.repair.judging import Judge
@@ -64,7 +64,7 @@ def ranking(
     rules = sc.Auto().rules
     scores = sc.score(graph, fit, [s for r in rules.values() for s in r.signals], progress=False)
     judge = Judge(model, held)
-    parts = {"1/16": thinned(fit, FEW), "1/4": thinned(fit, MORE), "all": fit}
+    parts = {"1/16": take_share(fit, FEW), "1/4": take_share(fit, MORE), "all": fit}
     rows = []
     for candidate, rule in rules.items():
         rule = with_unit_curves(rule, graph, parts["1/16"], scores)

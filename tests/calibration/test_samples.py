@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import secateur as sc
 from secateur.calibration import Batch, Calibration
-from secateur.calibration.thinning import thinned
+from secateur.calibration.subset import take_share
 from tests.lengths import Nodes
 
 X, Y = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 3
@@ -124,7 +124,7 @@ def test_graphs_are_held_out_as_they_are() -> None:
     data = Calibration.of(raws, model=Nodes())
     fit, held = data.split()
     assert [[b.size for b in part] for part in (fit, held)] == [[6, 5], [7]]
-    assert {b.size for b in thinned(data, 0.5)} <= {5, 6, 7}
+    assert {b.size for b in take_share(data, 0.5)} <= {5, 6, 7}
     with pytest.raises(sc.CalibrationError, match=r"at least two batches, got 1.* cannot be cut"):
         Calibration.of(raws[:1], model=Nodes()).split()
 

@@ -1,4 +1,4 @@
-"""``allocator="auto"``: several rules are tried on the user's model and data, and the best decides."""
+"""``allocator="auto"``: try several allocators on the user's model and data, and take the best."""
 
 from secateur.auto.auto import Auto
 

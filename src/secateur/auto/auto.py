@@ -1,4 +1,4 @@
-"""The candidates of a choice among rules."""
+"""The allocators that ``allocator="auto"`` compares."""
 
 from __future__ import annotations
 
@@ -28,25 +28,26 @@ UNITS: Mapping[str, Callable[[], Allocates]] = MappingProxyType(
         "uniform, magnitude x wasserstein": lambda: Uniform(removal="magnitude*wasserstein"),
     }
 )
-"""What ``auto`` compares for units."""
+"""Candidates for units, by the name that the report shows."""
 
 
 @dataclass(frozen=True)
 class Auto:
-    """Chooses a rule: each candidate is applied, repaired on part of the data and measured on held-out data.
+    """Compares several allocators and uses the best one.
 
-    Pass it, or its name ``"auto"``, as `allocator` to `sc.prune`. It is no rule itself: which rule wins
-    depends on the model, the data, the budget and the repair. For units it is the default; single weights
-    and experts have candidates of their own.
+    Each candidate prunes the model, is repaired on a part of the data, and is measured on held-out data. Pass
+    `Auto`, or its name ``"auto"``, as `allocator` to `sc.prune`. Which candidate wins depends on the model,
+    the data, the budget and the repair. ``"auto"`` is the default for units. Single weights and experts have
+    other candidates.
 
     Attributes:
-        candidates: By the name that the report shows; rules, or their names. The default takes every paper's
-            rule and the repair-aware one, with several removal signals. Candidates that the data cannot feed,
-            for want of labels say, do not run.
-        finalists: How many run in the last round, on more data, at most.
+        candidates: Allocators or their names, by the name that the report shows. None: the allocators of all
+            papers and the repair-aware one, with several removal signals. A candidate does not run if the
+            data lack something that it needs, for example labels.
+        finalists: Largest number of candidates in the last round, which uses more data.
 
     Raises:
-        SettingError: There is no candidate, one is no rule, or `finalists` is below 1.
+        SettingError: There is no candidate, a candidate is no allocator, or `finalists` is below 1.
 
     Example:
         >>> Auto(candidates={"small tolerance": ToD(), "even": "uniform"}).rules["even"]
@@ -58,7 +59,7 @@ class Auto:
     name: ClassVar[str] = "auto"
 
     def __post_init__(self) -> None:
-        """Checks the values."""
+        """Check the values."""
         if self.candidates is not None and not self.candidates:
             raise SettingError(
                 "auto: expected at least one candidate, got none. Pass rules by name, or leave it out."
@@ -67,21 +68,21 @@ class Auto:
             raise SettingError(f"auto: expected finalists of at least 1, got {self.finalists!r}. Pass 3.")
         if self.candidates is not None:
             object.__setattr__(self, "candidates", MappingProxyType(dict(self.candidates)))
-        _ = self.rules  # a wrong name is refused now
+        _ = self.rules  # raises an error for an unknown name now, not during pruning
 
     @property
     def rules(self) -> dict[str, Allocates]:
-        """The candidates for units as rules."""
+        """The allocators to compare for units."""
         return self.rules_or(UNITS, resolve)
 
     def rules_or(
         self, default: Mapping[str, Callable[[], Any]], called: Callable[[Any], Any]
     ) -> dict[str, Any]:
-        """The candidates as rules, or these.
+        """The allocators to compare.
 
         Args:
-            default: Makes each, by the name that the report shows, where no candidates were given.
-            called: Name or rule -> rule.
+            default: Used if no candidates were given: functions that make an allocator, by name.
+            called: Turns the name of a given candidate, or the candidate itself, into an allocator.
         """
         if self.candidates is None:
             return {name: make() for name, make in default.items()}

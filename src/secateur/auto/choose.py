@@ -1,4 +1,4 @@
-"""A choice among rules: candidates plan for the same budget, are applied, repaired and measured."""
+"""Choose among allocators: all plan for the same budget, and their repaired models are measured."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from secateur.auto.auto import Auto
 from secateur.auto.rounds import Entrant, Stage, run_rounds
 from secateur.auto.selection import Candidate, Round, Selection
 from secateur.calibration import Calibration, seeded
-from secateur.calibration.thinning import thinned
+from secateur.calibration.subset import take_share
 from secateur.errors import BudgetError, NothingToPruneError, SecateurError, UnreachableBudgetError
 from secateur.progress import steps
 from secateur.repair.judging import MARGIN, Judge
@@ -22,21 +22,21 @@ from secateur.score.combination import name_of
 from secateur.target import Scored, Target
 
 FEW, MORE = 1 / 16, 1 / 4
-"""Shares of the data that repairs work on in the first round, and in the last."""
+"""Shares of the data that repairs use in the first round and in the last round."""
 
 LEAST = 64
-"""No fewer samples than this, where there are as many."""
+"""Least number of samples that repairs use, if there are that many."""
 
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """What `choose` found.
+    """The result of `choose`.
 
     Attributes:
-        rule: The winner, with what it has measured.
-        budget: What all were held to.
-        scores: Of all signals that the candidates needed and the data could feed.
-        selection: What became of each candidate, the winner first.
+        rule: The best allocator, with the curves it measured.
+        budget: The budget of all candidates.
+        scores: Scores of all signals that candidates need, except those that the data cannot provide.
+        selection: The results of all candidates, the best first.
     """
 
     rule: Any
@@ -47,13 +47,13 @@ class Choice:
 
 @dataclass(frozen=True)
 class _Planned:
-    """What a candidate decided.
+    """The plan of one candidate.
 
     Attributes:
-        rule: The candidate, with what it has measured.
+        rule: The candidate, with the curves it measured.
         plan: Its plan.
-        macs: The plan's, as a share of the dense model's; None where that is not what is removed.
-        params: Likewise, of the parameters.
+        macs: MACs of the planned model over those of the dense model; None if the target removes no MACs.
+        params: Parameters of the planned model over those of the dense model.
     """
 
     rule: Any
@@ -63,22 +63,22 @@ class _Planned:
 
 
 def choose(auto: Auto, target: Target, budget: Budget | None = None, known: Scored | None = None) -> Choice:
-    """Score once, let every candidate plan, and measure their plans in up to two rounds.
+    """Score once, let every candidate plan, and measure the plans in at most two rounds.
 
-    All candidates are repaired on a few samples, and those that may still win on more (see
-    `Target.candidate`). Equal plans run once. The distance to the dense model's outputs judges, or the
-    task's `loss_fn`, on held-out data.
+    In the first round all candidates are repaired on a few samples. In the second round the best of them are
+    repaired on more samples (see `Target.candidate`). Equal plans are measured once. The error is measured on
+    held-out data: the distance to the dense model's outputs, or the task's `loss_fn`.
 
     Args:
         auto: The candidates.
         target: What is removed, with the model and the data.
-        budget: What each candidate may cost; None: `Target.default_budget` says it.
-        known: What `Target.scored` gave, to choose again for another budget.
+        budget: The budget of all candidates. None: `Target.default_budget`.
+        known: Earlier result of `Target.scored`. With it, choosing for another budget needs no new scores.
 
     Raises:
-        NothingToPruneError: No candidate could run; the message says why each could not.
-        UnreachableBudgetError: None reaches the budget.
-        BudgetError: It is no budget; or there is none, and no data for a default.
+        NothingToPruneError: No candidate could run. The message gives the reason for each.
+        UnreachableBudgetError: No candidate reaches the budget.
+        BudgetError: `budget` is no `Budget`; or it is None, and there are no data for a default.
     """
     if budget is not None and not isinstance(budget, Budget):
         raise BudgetError(
@@ -114,7 +114,7 @@ def choose(auto: Auto, target: Target, budget: Budget | None = None, known: Scor
             for data, _ in rounds[: len(order[0].errors)]
         ),
         held=judge.samples,
-        candidates=(*(_ran(entrant, planned[entrant.name]) for entrant in order), *others),
+        candidates=(*(_measured(entrant, planned[entrant.name]) for entrant in order), *others),
     )
     return Choice(planned[order[0].name].rule, agreed, known.scores, selection)
 
@@ -122,14 +122,18 @@ def choose(auto: Auto, target: Target, budget: Budget | None = None, known: Scor
 def _plans(
     rules: dict[str, Any], target: Target, known: Scored, budget: Budget, few: Calibration
 ) -> tuple[dict[str, _Planned], list[Candidate]]:
-    """What each candidate decided, and the candidates that do not run, with the reason."""
+    """Let each candidate plan.
+
+    Returns:
+        The plans to measure, by candidate; and the candidates that are not measured, with the reason.
+    """
     planned: dict[str, _Planned] = {}
     others: list[Candidate] = []
     unreached: list[UnreachableBudgetError] = []
     for name, rule in rules.items():
         lacking = [known.missing[name_of(s)] for s in rule.signals if name_of(s) in known.missing]
         if lacking:
-            others.append(_absent(name, lacking[0]))
+            others.append(_not_run(name, lacking[0]))
             continue
         try:
             measured = target.measured(rule, few, known.scores)
@@ -137,14 +141,14 @@ def _plans(
         except SecateurError as error:
             if isinstance(error, UnreachableBudgetError):
                 unreached.append(error)
-            others.append(_absent(name, str(error)))
+            others.append(_not_run(name, str(error)))
             continue
         found = _Planned(measured, plan, *target.shares(plan))
         equal = next((n for n, other in planned.items() if target.same(other.plan, plan)), None)
         if equal is None:
             planned[name] = found
         else:
-            others.append(_ran(Entrant(name, out=f"the same plan as {equal}"), found))
+            others.append(_measured(Entrant(name, out=f"the same plan as {equal}"), found))
     if planned:
         return planned, others
     if unreached:
@@ -154,13 +158,18 @@ def _plans(
 
 
 def _parts(data: Calibration, *, whole: bool) -> tuple[Calibration, Calibration]:
-    """The data of the first round, and of the last; the same where there is little."""
+    """The data of the first round and of the last round. They are the same object if there are few samples.
+
+    Args:
+        data: All data that repairs may use.
+        whole: True: batches cannot be cut.
+    """
     total = sum(batch.size for batch in data)
-    few = thinned(data, max(FEW, LEAST / total), whole=whole)
-    return few, (few if LEAST >= MORE * total else thinned(data, MORE, whole=whole))
+    few = take_share(data, max(FEW, LEAST / total), whole=whole)
+    return few, (few if LEAST >= MORE * total else take_share(data, MORE, whole=whole))
 
 
-def _ran(entrant: Entrant, found: _Planned) -> Candidate:
+def _measured(entrant: Entrant, found: _Planned) -> Candidate:
     return Candidate(
         name=entrant.name,
         macs=found.macs,
@@ -170,5 +179,5 @@ def _ran(entrant: Entrant, found: _Planned) -> Candidate:
     )
 
 
-def _absent(name: str, why: str) -> Candidate:
+def _not_run(name: str, why: str) -> Candidate:
     return Candidate(name=name, macs=None, params=None, errors=(), verdict=f"did not run: {why}")

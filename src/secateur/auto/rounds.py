@@ -1,7 +1,8 @@
-"""Rounds of measurement: a candidate that is clearly worse is dropped early, to save time for the others.
+"""Measure candidates in rounds, and drop clearly worse ones early to save time.
 
-Sources: Maron & Moore 1994, Hoeffding races, for dropping what a test says is worse; Jamieson & Talwalkar
-2016 (arXiv 1502.07943), successive halving, for giving the others more data each round.
+Sources: Maron & Moore 1994, Hoeffding races: drop candidates that a statistical test shows to be worse.
+    Jamieson &
+Talwalkar 2016 (arXiv 1502.07943), successive halving: give the remaining candidates more data in each round.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from secateur.repair.judging import standard_errors
 
 @dataclass(frozen=True)
 class Stage:
-    """How many candidates a round leaves.
+    """The rule by which one round drops candidates.
 
     Attributes:
-        places: The most candidates that are left after it.
-        margin: A candidate that is more standard errors than this behind the best, sample by sample, is out.
-            None: no candidate is out for that.
+        places: Largest number of candidates that remain.
+        margin: A candidate is dropped if its errors, compared with the best one's sample by sample, are worse
+            by more than this many standard errors. None: no candidate is dropped for this reason.
     """
 
     places: int
@@ -31,12 +32,12 @@ class Stage:
 
 @dataclass
 class Entrant:
-    """A candidate, and how it did.
+    """A candidate and its results.
 
     Attributes:
-        name: Its name.
-        errors: Its mean error in each round that it ran in.
-        out: Why it is out; empty for the winner, and before it is out.
+        name: The candidate's name.
+        errors: Its mean error in each round in which it ran. Lower is better.
+        out: Why it was dropped; empty if it was not.
     """
 
     name: str
@@ -49,17 +50,17 @@ def run_rounds(
     run: Callable[[str, int], NDArray[np.float64] | str],
     stages: Sequence[Stage],
 ) -> list[Entrant]:
-    """Measure all candidates, then those that may still win, and so on, until one is left.
+    """Measure all candidates, drop the worse ones, and repeat until one is left.
 
     Args:
-        names: Of the candidates; of equal ones the earlier is preferred.
-        run: Name and round -> the error of each of the same samples [samples], lower is better; or why there
-            is none.
-        stages: One for each round; the last leaves one candidate.
+        names: Names of the candidates. Of equal candidates, the earlier one is preferred.
+        run: Function (name, number of the round from 0) -> error of each sample [samples], lower is better.
+            All candidates get the same samples. If a candidate cannot run: the reason, as text.
+        stages: One for each round. The last one leaves one candidate.
 
     Returns:
-        All, best first: by the last round that they ran in, then by their mean there. The first is the
-        winner, unless its `out` says why it did not run: then no candidate could.
+        All candidates, best first: sorted by the last round they reached, then by their mean error in it. The
+        first is the winner. If its `out` is not empty, no candidate could run.
     """
     entrants = [Entrant(name) for name in names]
     left = list(entrants)
@@ -73,7 +74,7 @@ def run_rounds(
                 found[entrant.name] = errors
                 entrant.errors.append(float(np.mean(errors)))
         left = [entrant for entrant in left if entrant.name in found]
-        left.sort(key=lambda entrant: _last(entrant.errors[-1]))
+        left.sort(key=lambda entrant: _finite(entrant.errors[-1]))
         for place, entrant in enumerate(left[1:], start=1):
             behind = standard_errors(found[entrant.name] - found[left[0].name])
             if place >= stage.places or (stage.margin is not None and behind > stage.margin):
@@ -84,9 +85,10 @@ def run_rounds(
             break
     order = {name: k for k, name in enumerate(names)}
     ran = [r for r in entrants if r.errors]
-    ran.sort(key=lambda r: (r.out != "", -len(r.errors), _last(r.errors[-1]), order[r.name]))
+    ran.sort(key=lambda r: (r.out != "", -len(r.errors), _finite(r.errors[-1]), order[r.name]))
     return ran + [r for r in entrants if not r.errors]
 
 
-def _last(error: float) -> float:
+def _finite(error: float) -> float:
+    """Replace NaN by infinity, so that it sorts last."""
     return error if np.isfinite(error) else float("inf")

@@ -1,4 +1,4 @@
-"""Scores for all candidates at once, or what the data can feed of them."""
+"""Score for all candidates at once, and skip signals that the data cannot provide."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ def scored(
     seed: int,
     progress: bool,
 ) -> Scored:
-    """The scores of every signal that the candidates need; and for those that there are not, why.
+    """Score all signals that the candidates need.
+
+    Returns:
+        The scores; and for each signal without scores, the reason.
 
     Raises:
         SecateurError: The data, the model or a setting is wrong; see `sc.score`.
@@ -49,7 +52,7 @@ def scored(
 
     try:
         return Scored(found(signals), missing)
-    except NotObservedError:  # at other sizes the model does other things: which signals does that concern?
+    except NotObservedError:  # a signal cannot follow the model at other sizes: find it one by one
         values: dict[str, Any] = {}
         scores = Scores({}, fingerprint=graph.fingerprint)
         for signal in signals:
@@ -62,9 +65,9 @@ def scored(
 
 
 def _lacking(signal: Signal, graph: Graph, first: Batch, loss_fn: LossFn | None) -> str | None:
-    """Why a signal says nothing about this model or these data; None if it does.
+    """The reason why a signal cannot score this model with these data; None if it can.
 
-    Classes that are there but wrong are no such reason: scoring refuses them.
+    Class labels with wrong values are not reported here: scoring raises an error for them.
     """
     labels = first.labels
     classed = labels is not None and labels.ndim == 1 and not labels.is_floating_point()

@@ -1,4 +1,4 @@
-"""How a rule was chosen, as data for a report."""
+"""The record of a choice among allocators, as data for the report."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ class _Data(BaseModel):
 
 
 class Candidate(_Data):
-    """A rule that was tried.
+    """One allocator that was tried.
 
     Attributes:
-        name: The name it is shown under.
-        macs: Of its plan, as a share of the dense model's; None without a plan.
-        params: Likewise, of the parameters.
-        errors: What it measured on held-out data in each round that it ran in; lower is better.
-        verdict: ``chosen``, or why not.
+        name: The name that the report shows.
+        macs: MACs of its plan over those of the dense model; None without a plan, or if no MACs are removed.
+        params: Parameters of its plan over those of the dense model; None without a plan.
+        errors: Its mean error on held-out data in each round in which it ran. Lower is better.
+        verdict: ``chosen``, or why it was not chosen.
     """
 
     name: str
@@ -28,11 +28,11 @@ class Candidate(_Data):
 
 
 class Round(_Data):
-    """A round of measurement.
+    """One round of measurement.
 
     Attributes:
-        repair: What repaired the candidates; empty for nothing.
-        samples: How many calibration samples it worked on.
+        repair: Names of the repairs that the candidates got; empty if none.
+        samples: Number of calibration samples that the repairs used.
     """
 
     repair: str
@@ -40,13 +40,13 @@ class Round(_Data):
 
 
 class Selection(_Data):
-    """How a rule was chosen by measurement.
+    """How an allocator was chosen by measurement.
 
     Attributes:
-        measure: What the candidates' errors are.
-        rounds: Those that were run.
-        held: How many held-out samples judged.
-        candidates: All of them, the winner first.
+        measure: The kind of error that was measured.
+        rounds: The rounds that were run.
+        held: Number of held-out samples that errors were measured on.
+        candidates: All candidates, the winner first.
     """
 
     measure: str

@@ -1,4 +1,4 @@
-"""A rule that leaves residual streams as wide as they are."""
+"""An allocator that does not prune residual streams."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from secateur.score.scores import Scores
 
 @dataclass(frozen=True)
 class StreamsWhole:
-    """Another rule, for the groups that are no residual streams.
+    """Applies another allocator to all groups except residual streams, which keep their width.
 
     Attributes:
-        rule: The rule.
+        rule: The other allocator.
     """
 
     rule: Allocates
 
     @property
     def signals(self) -> tuple[Asked, ...]:
-        """Those of the rule."""
+        """The signals that the other allocator reads."""
         return self.rule.signals
 
     def allocate(
@@ -38,14 +38,18 @@ class StreamsWhole:
         limits: Limits | None = None,
         seed: int = 0,
     ) -> Plan:
-        """What the rule decides, with streams left alone."""
+        """Let the other allocator decide, with residual streams added to the groups to ignore."""
         limits = limits or Limits()
         ignore = (*limits.ignore, *streams(graph))
         return self.rule.allocate(graph, scores, budget, replace(limits, ignore=ignore), seed)
 
 
 def streams(graph: Graph) -> tuple[str, ...]:
-    """The groups that are sums: a layer that produces them is added to what was computed before it."""
+    """Find the groups that are residual streams: a layer's output is added to an earlier value.
+
+    Returns:
+        Names of the groups.
+    """
     calls = LayerCalls(graph)
     return tuple(
         group.name

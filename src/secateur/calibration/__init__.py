@@ -1,4 +1,4 @@
-"""Calibration data: what a user gives, turned into passes that repeat."""
+"""Calibration data: reads a user's data as batches, and gives the same batches in every pass."""
 
 from secateur.calibration.batch import Batch, is_soft, map_tensors
 from secateur.calibration.calibration import Calibration

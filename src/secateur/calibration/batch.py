@@ -1,4 +1,4 @@
-"""One batch: what the model takes, its labels, and what the loader gave."""
+"""One batch of calibration data: the model's arguments, the labels, and the loader's raw batch."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from secateur.calibration.samples import samples_apart
 from secateur.errors import CalibrationError
 
 IGNORED = -100
-"""The label of what has no class: what PyTorch's losses ignore by default."""
+"""Label of a sample without a class. PyTorch's losses ignore it by default."""
 
 
 def map_tensors(
     change: Callable[[Tensor], Tensor], value: Any, other: Callable[[Any], Any] = lambda value: value
 ) -> Any:
-    """Apply `change` to every tensor in nested mappings, lists and tuples, and `other` to all else there."""
+    """Rebuild nested mappings, lists and tuples, with `change` applied to tensors, `other` to the rest."""
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, Mapping):
@@ -49,16 +49,16 @@ def _tensors(value: Any) -> list[Tensor]:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """One calibration batch, taken apart.
+    """One calibration batch, split into the model's arguments and labels.
 
     Attributes:
         args: Positional arguments of the model.
-        kwargs: Keyword arguments of the model; labels only where it cannot run without.
-        labels: What the batch says the model should have answered, if it is a tensor. [size, ...]
-        raw: What the user's loader gave, on the right device; `loss_fn` receives this.
-        size: Number of samples: axis 0 of the first input tensor.
+        kwargs: Keyword arguments of the model. Labels are among them only if the model cannot run without.
+        labels: The labels, if they are a tensor or numbers; else None. [size, ...]
+        raw: The batch as the user's loader gave it, on the right device. `loss_fn` receives this.
+        size: Number of samples: the length of axis 0 of the first input tensor.
         index: Position of the batch in the pass, for messages.
-        reading: How it was taken apart.
+        reading: The rules by which the raw batch was split.
         extra: Labels as a keyword argument, for a model that computes its own loss.
     """
 
@@ -73,10 +73,10 @@ class Batch:
 
     @classmethod
     def of(cls, raw: Any, index: int = 0, reading: Reading | None = None) -> Batch:
-        """Take `raw` apart; `Reading` says what it may be.
+        """Split a raw batch into arguments and labels. `Reading` lists the forms that a raw batch can have.
 
         Raises:
-            CalibrationError: `raw` is none of these, holds no tensor, or holds no sample.
+            CalibrationError: `raw` has none of these forms, holds no tensor, or holds no sample.
 
         Example:
             >>> batch = Batch.of((torch.zeros(4, 3), torch.tensor([0, 1, 0, 1])))
@@ -105,15 +105,15 @@ class Batch:
 
     @property
     def inputs(self) -> Any:
-        """The arguments as example inputs: a mapping of keyword ones, or a tuple of positional ones."""
+        """The arguments as example inputs: a mapping of keyword arguments, or a tuple of positional ones."""
         return self.kwargs or self.args
 
     def run(self, model: Callable[..., Any], *, labelled: bool = False) -> Any:
-        """What a model gives on this batch, called the way the user calls it.
+        """Call a model on this batch, in the way the user calls it, and return its output.
 
         Args:
-            model: The model, or what stands in for it.
-            labelled: Also give labels to a model that computes its own loss.
+            model: The model, or a function with the same signature.
+            labelled: True: also pass labels to a model that computes its own loss.
         """
         if self.reading.forward is not None:
             return self.reading.forward(model, fresh(self.raw))
@@ -123,10 +123,10 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with every tensor on `device`; dtypes stay as they are."""
 
-        def moved(value: Any) -> Any:  # a batch of graphs moves itself, and in place
+        def moved(value: Any) -> Any:  # a batch of graphs has its own `to`, which changes it: so copy first
             return copy(value).to(device) if callable(getattr(value, "to", None)) else value
 
-        def plain(tensor: Tensor) -> Tensor:  # one made in inference mode serves no gradient
+        def plain(tensor: Tensor) -> Tensor:  # autograd refuses tensors made in inference mode: clone those
             return (tensor.clone() if tensor.is_inference() else tensor).to(device)
 
         raw = map_tensors(plain, self.raw, moved)
@@ -137,42 +137,42 @@ class Batch:
 
     @property
     def whole(self) -> bool:
-        """Whether it cannot be cut into samples (`secateur.calibration.samples`)."""
+        """Whether the batch cannot be cut into samples; see `secateur.calibration.samples`."""
         if self.reading.whole is None:
             self.reading.whole = not samples_apart(self)
         return self.reading.whole
 
     def cut(self, pieces: int) -> list[Batch]:
-        """Cut along axis 0 into at most `pieces` batches of nearly equal size, in order.
+        """Cut the batch along axis 0 into at most `pieces` batches of nearly equal size, in order.
 
-        Tensors whose axis 0 is not the number of samples are shared by all pieces. A batch that cannot be cut
-        comes back as it is.
+        A tensor whose axis 0 is not the number of samples goes to all pieces. A batch that cannot be cut is
+        returned alone, unchanged.
         """
         pieces = 1 if self.whole else min(pieces, self.size)
         bounds = [self.size * i // pieces for i in range(pieces + 1)]
         return [self] if pieces == 1 else [self.samples(a, b) for a, b in pairwise(bounds)]
 
     def first(self, count: int) -> Batch:
-        """The first `count` samples, or all where there are fewer or the batch cannot be cut."""
+        """The first `count` samples. All samples, if there are fewer or the batch cannot be cut."""
         return self if count >= self.size or self.whole else self.samples(0, count)
 
     def samples(self, start: int, stop: int) -> Batch:
-        """Some of the samples; tensors whose axis 0 is not the number of samples stay as they are."""
+        """Samples `start` to `stop`, as a batch. Tensors without an axis 0 of samples stay whole."""
         raw = self.raw
         if isinstance(raw, list | tuple) and len(raw) == 2 and self.labels is not None:
-            raw = (raw[0], self.labels)  # which may have come as a list of numbers
+            raw = (raw[0], self.labels)  # labels given as a list of numbers are cut as a tensor
         part = map_tensors(partial(_part, size=self.size, start=start, stop=stop), raw)
         return Batch.of(part, self.index, self.reading)
 
     def classes(self) -> Tensor:
-        """The class of each sample, `IGNORED` for samples without one.
+        """The class of each sample. One-hot labels are turned into class indices.
 
         Returns:
-            int64 [size]
+            Class indices from 0, and `IGNORED` for samples without a class. int64 [size]
 
         Raises:
-            CalibrationError: There are no labels, or they are neither one integer a sample, `IGNORED` or from
-                0, nor one-hot.
+            CalibrationError: There are no labels, or they are neither one class index for each sample nor
+                one-hot rows.
         """
         where = f"calibration batch {self.index}"
         labels = self.labels
@@ -223,7 +223,7 @@ class Batch:
 
 
 def is_soft(labels: Tensor) -> bool:
-    """Whether labels are one-hot or soft: along axis 1 they add up to one, and none is negative.
+    """Whether labels are one-hot or soft: no entry is negative, and the entries along axis 1 sum to 1.
 
     Example:
         >>> is_soft(torch.tensor([[0.0, 1.0], [0.5, 0.5]])), is_soft(torch.tensor([[0.0, 2.0]]))
@@ -236,7 +236,7 @@ def is_soft(labels: Tensor) -> bool:
 
 
 def _part(tensor: Tensor, size: int, start: int, stop: int) -> Tensor:
-    """Some samples of a tensor that has them along axis 0; any other as it is."""
+    """Samples `start` to `stop` of a tensor whose axis 0 has `size` entries; any other tensor unchanged."""
     return tensor[start:stop] if tensor.ndim and len(tensor) == size else tensor
 
 
@@ -248,7 +248,7 @@ def _kinds(inputs: Any) -> str:
 
 
 def _as_tensor(labels: Any) -> Tensor | None:
-    """Labels given as numbers; None for what is no tensor at heart, such as a list of boxes."""
+    """Convert labels given as numbers to a tensor; None if that is impossible, as for a list of boxes."""
     try:
         return torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError):

@@ -1,8 +1,8 @@
-"""Calibration data: whatever a user holds, as batches that every pass sees alike.
+"""Calibration data that gives the same batches in the same order in every pass.
 
-Scoring, allocating and repairing each go over the same data, some of them several times, and their results
-are only comparable if every pass saw the same batches in the same order. `Calibration` promises that, also
-for a loader that shuffles or augments, and leaves the caller's random state as it was.
+Scoring, allocating and repairing read the same data several times. Their results can be compared only if
+every pass sees the same batches in the same order. `Calibration` makes sure of that, also for a loader that
+shuffles or augments. It does not change the caller's random state.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ from secateur.errors import CalibrationError, SettingError
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """Every `every`-th batch of `parent` (`held`), or all others, after cutting each into `pieces`."""
+    """One side of `Calibration.split`: every `every`-th batch of `parent` if `held`, else all others.
+
+    Each batch is first cut into `pieces`. `total` is the number of batches after that.
+    """
 
     parent: Calibration
     pieces: int
@@ -42,7 +45,7 @@ class _Part:
     held: bool
 
     def _is_held(self, position: int) -> bool:
-        # Fewer pieces than `every` still leave one to hold out: the last.
+        # With fewer than `every` batches in all, the last one is held out.
         return position % self.every == self.every - 1 or (
             self.total < self.every and position == self.total - 1
         )
@@ -65,18 +68,18 @@ class _Part:
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """Batches that can be gone over again and again, always the same ones in the same order.
+    """Calibration data that can be read many times, with the same batches in the same order.
 
-    Make one with `Calibration.of`. Each pass runs from `seed` in a random state of its own: a shuffling or
-    augmenting loader shuffles and augments the same way each time, and the caller's random state is not
-    moved. A loader's own `torch.Generator` starts every pass from the state it had when the Calibration was
-    made, and is put back after.
+    Make one with `Calibration.of`. Each pass has its own random state, which starts from `seed`. So a loader
+    that shuffles or augments does it in the same way in each pass, and the caller's random state does not
+    change. If a loader has its own `torch.Generator`, that generator starts each pass from the state it had
+    when the Calibration was made, and gets its state back after the pass.
 
     Attributes:
         source: The user's loader or list of batches.
-        seed: Where the random state of each pass starts.
-        device: Where batches are moved; None leaves them where they are.
-        reading: How batches are taken apart.
+        seed: Seed of the random state of each pass.
+        device: Device to which batches are moved; None leaves them where they are.
+        reading: The rules by which batches are split into arguments and labels.
     """
 
     source: Iterable[Any]
@@ -96,20 +99,20 @@ class Calibration:
         whole: bool | None = None,
         model: nn.Module | None = None,
     ) -> Calibration:
-        """Take calibration data as a user holds it.
+        """Make calibration data from the user's data.
 
         Args:
-            data: A DataLoader; a Dataset; an iterable of batches (`Reading` lists what a batch may be); one
-                tensor, mapping, or tuple of tensors, taken as a single large batch and cut to `batch_size`;
-                or a Calibration, which comes back with what else is given here. A one-shot iterator, such as
-                a generator, is read once and its batches are kept in memory.
-            seed: Where the random state of each pass starts.
-            batch_size: Samples a batch, where `data` does not say.
-            forward: ``forward(model, batch)`` calls the model on what the loader gives:
-                ``lambda model, batch: model(batch["image"])``. Then a batch may be anything.
-            whole: True: batches are never cut into samples, as graphs and pairs must not be. None: that is
-                found out, from what batches hold and by running `model` on a few samples.
-            model: The model that takes them.
+            data: One of: a DataLoader; a Dataset; an iterable of batches (`Reading` lists the forms of a
+                batch); one tensor, mapping or tuple of tensors, which is one large batch and is cut into
+                batches of `batch_size`; a Calibration, which is returned with the other settings given here.
+                An iterator that can be read only once, such as a generator, is read into memory.
+            seed: Seed of the random state of each pass.
+            batch_size: Samples in a batch, if `data` does not define batches.
+            forward: ``forward(model, batch)`` calls the model on a batch of the loader, for example
+                ``lambda model, batch: model(batch["image"])``. Then a batch can be of any type.
+            whole: True: batches are never cut into samples; graphs and pairs, for example, must not be cut.
+                None: secateur decides from the contents of a batch, and by running `model` on a few samples.
+            model: The model that the batches are for.
 
         Raises:
             CalibrationError: `data` is none of these.
@@ -127,7 +130,7 @@ class Calibration:
                 return data
             kept = old.whole if whole is None else whole
             reading = Reading(model or old.model, forward or old.forward, kept)
-            return replace(data, reading=reading)._tried()
+            return replace(data, reading=reading)._with_tested_reading()
         reading = Reading(model, forward, whole)
         if batch_size < 1:
             raise SettingError(
@@ -148,10 +151,14 @@ class Calibration:
             with seeded(seed):
                 data = list(data)
         start = tuple((g, g.get_state()) for g in _generators(data))
-        return cls(data, seed, reading=reading, _start=start)._tried()
+        return cls(data, seed, reading=reading, _start=start)._with_tested_reading()
 
-    def _tried(self) -> Calibration:
-        """Itself, after the reading has run the model if it has to: not later, when layers are watched."""
+    def _with_tested_reading(self) -> Calibration:
+        """Return self after reading one batch.
+
+        Reading can run the model, to find out which arguments it takes. It must do so now: later, hooks on
+        the layers would see that run.
+        """
         if self.reading.model is not None:
             for raw in self.raw_batches():
                 self.reading.take(raw, "calibration batch 0")
@@ -159,7 +166,7 @@ class Calibration:
         return self
 
     def raw_batches(self) -> Iterator[Any]:
-        """What the source gives, in the random state of the pass."""
+        """Yield the batches of the source as they are, with the random state of the pass."""
         stream = OwnStream(self.seed, self._start)
         with stream:
             iterator = iter(self.source)
@@ -178,16 +185,16 @@ class Calibration:
     def batches(
         self, desc: str = "", progress: bool = False, takes: Callable[[int], bool] = lambda index: True
     ) -> Iterator[Batch]:
-        """One pass over the data.
+        """Read all data once.
 
         Args:
-            desc: What the pass is for, shown beside the bar.
-            progress: Show a bar on stderr, if that is a terminal.
-            takes: Which batches to give, by their position. The others are read from the source all the
-                same, so that what it draws at random stays as it is.
+            desc: Purpose of the pass, shown beside the progress bar.
+            progress: Show a progress bar on stderr, if that is a terminal.
+            takes: Position of a batch -> whether to yield it. Skipped batches are still read from the source,
+                so that its random draws stay the same.
 
         Raises:
-            CalibrationError: There is no batch, or one cannot be used; the message says which.
+            CalibrationError: There is no batch, or a batch cannot be used. The message says which.
         """
         count = 0
         for raw in _with_bar(self.raw_batches(), desc, self.count(), progress):
@@ -199,17 +206,17 @@ class Calibration:
         if count == 0:
             raise CalibrationError(
                 "calibration: expected at least one batch, got an empty loader. Give some samples; "
-                "with drop_last=True a loader shorter than one batch gives none."
+                "with drop_last=True, a loader with less than one full batch gives none."
             )
 
     def first(self) -> Batch:
-        """The first batch, for instance as example inputs."""
+        """Return the first batch, for example to use it as example inputs."""
         for batch in self.batches():
             return batch
         raise CalibrationError("calibration: expected at least one batch, got none. Give some samples.")
 
     def count(self) -> int | None:
-        """Number of batches in a pass, where the source knows it."""
+        """Number of batches in a pass; None if the source does not know it."""
         if isinstance(self.source, Sized):
             try:
                 return len(self.source)
@@ -218,20 +225,20 @@ class Calibration:
         return None
 
     def to(self, device: torch.device | str) -> Calibration:
-        """The same data, each batch moved to `device` as it is read."""
+        """Return the same data; each batch moves to `device` when it is read."""
         return replace(self, device=torch.device(device))
 
     def split(self, every: int = 5) -> tuple[Calibration, Calibration]:
-        """Set every `every`-th batch aside.
+        """Hold out every `every`-th batch.
 
-        With fewer than `every` batches each is first cut along axis 0 into smaller ones, so that there is
-        something to hold out; batches that cannot be cut are held out as they are.
+        If there are fewer than `every` batches, each is first cut along axis 0 into smaller ones, unless
+        batches cannot be cut.
 
         Returns:
             The data to fit on, and the held-out data.
 
         Raises:
-            CalibrationError: There is a single sample only, or a single batch that cannot be cut.
+            CalibrationError: There is only one sample, or only one batch that cannot be cut.
             SettingError: `every` is below 2.
         """
         if every < 2:
@@ -258,7 +265,7 @@ class Calibration:
 
 
 def _is_batch(data: Any) -> bool:
-    """Whether data are one batch: a tensor, a mapping, a tuple of tensors, or inputs with their labels."""
+    """Whether data are one batch: a tensor, a mapping, a tuple of tensors, or a pair (inputs, labels)."""
     if isinstance(data, Tensor | Mapping):
         return True
     if not isinstance(data, tuple) or not data:
@@ -268,7 +275,7 @@ def _is_batch(data: Any) -> bool:
 
 
 def _generators(source: Any) -> list[torch.Generator]:
-    """The generators that a DataLoader and its samplers own, each once."""
+    """The random generators that a DataLoader and its samplers own, each once."""
     sampler = getattr(source, "sampler", None)
     batch_sampler = getattr(source, "batch_sampler", None)
     owners = (source, sampler, batch_sampler, getattr(batch_sampler, "sampler", None))

@@ -1,4 +1,4 @@
-"""How a batch that no convention covers is given to a model: code that the user can copy."""
+"""For batches of an unknown form: suggest a `forward` function that the user can copy."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 Held = tuple[str, Any]
-"""Code that reads a part of a batch, and that part."""
+"""Python code that reads a part of a batch, such as ``batch['x']``, and the value of that part."""
 
 Call = tuple[list[Held], dict[str, Held]]
-"""Positional and keyword arguments."""
+"""Positional and keyword arguments of a possible call of the model."""
 
 
 def forward_hint(
@@ -23,14 +23,17 @@ def forward_hint(
     labels: Collection[str],
     works: Callable[..., bool],
 ) -> str:
-    """A `forward` for batches like `raw`, as code: the first of the likely calls that works.
+    """Suggest a `forward` for batches like `raw`, as Python code.
+
+    Several likely calls are tried: arguments by name, the whole batch, tensors in order, the first tensor.
+    The result is the first call that works. If none works, it is the most likely one.
 
     Args:
-        raw: What the loader gives.
-        required: Parameters of the model's forward pass that have no default, in order.
-        names: All its named parameters.
+        raw: A batch of the loader.
+        required: Parameters of the model's forward that have no default, in order.
+        names: All named parameters of the model's forward.
         labels: Keys that usually hold labels.
-        works: Whether the model takes these positional and keyword arguments.
+        works: Function (positional arguments, keyword arguments) -> whether the model accepts them.
 
     Example:
         >>> batch = {"picture": Tensor()}
@@ -55,7 +58,7 @@ def forward_hint(
 
 
 def _stacked(raw: Any) -> dict[str, Held]:
-    """The parts of a batch that is a list of samples, dictionaries of the same keys, put together."""
+    """Stack a batch that is a list of samples, each a mapping with the same keys; empty for other batches."""
     if not isinstance(raw, list) or len(raw) < 2 or not all(isinstance(sample, Mapping) for sample in raw):
         return {}
     found = {}
@@ -67,7 +70,7 @@ def _stacked(raw: Any) -> dict[str, Held]:
 
 
 def _parts(code: str, value: Any, names: Collection[str]) -> dict[str, Held]:
-    """The parts of a batch by key, position or attribute."""
+    """Split a batch into its parts, by key, position or attribute."""
     if isinstance(value, Mapping):
         return {str(k): (f"{code}[{k!r}]", v) for k, v in value.items()}
     if isinstance(value, list | tuple):

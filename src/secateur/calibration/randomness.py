@@ -1,4 +1,4 @@
-"""Random state: saved, seeded and given back."""
+"""Save, seed and restore the state of all random number generators."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class RandomState:
 
     Attributes:
         cpu: PyTorch's CPU generator.
-        cuda: PyTorch's generator of each CUDA device; empty while CUDA is not in use.
-        numpy: NumPy's legacy global generator, which augmentations still draw from.
+        cuda: PyTorch's generator of each CUDA device; empty if CUDA is not in use.
+        numpy: NumPy's legacy global generator. Augmentations still use it.
         python: The generator of `random`.
-        own: Generators that a loader brought, each with its state.
+        own: The loader's own generators, each with its state.
     """
 
     cpu: Tensor
@@ -33,17 +33,17 @@ class RandomState:
 
     @classmethod
     def capture(cls, generators: Iterable[torch.Generator] = ()) -> RandomState:
-        """Read every generator, the loader's own `generators` included."""
+        """Read the state of all global generators and of `generators`."""
         return cls(
             cpu=torch.get_rng_state(),
             cuda=tuple(torch.cuda.get_rng_state_all()) if torch.cuda.is_initialized() else (),
-            numpy=np.random.get_state(),  # noqa: NPY002 the global generator itself is what is kept
+            numpy=np.random.get_state(),  # noqa: NPY002 it is the global generator that must be saved
             python=random.getstate(),
             own=tuple((g, g.get_state()) for g in generators),
         )
 
     def restore(self) -> None:
-        """Put every generator back to where it was."""
+        """Set all generators back to the saved state."""
         torch.set_rng_state(self.cpu)
         if self.cuda:
             torch.cuda.set_rng_state_all(list(self.cuda))
@@ -63,7 +63,7 @@ def _seed_everything(seed: int) -> None:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Run a block from `seed`, and leave the random state as it was, also after an exception.
+    """Seed all generators inside the ``with`` block, and restore them afterwards, also after an exception.
 
     Example:
         >>> before = torch.get_rng_state()
@@ -83,9 +83,10 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 class OwnStream:
-    """A random stream for one pass, entered for each batch and left before the caller sees it.
+    """The random state of one pass over the data, active only while a batch is being read.
 
-    The caller draws random numbers between batches as it likes; neither stream moves the other.
+    Enter it (``with stream:``) to read a batch. On exit the caller's random state is back. So the caller can
+    draw random numbers between batches, and neither side changes the numbers of the other.
     """
 
     def __init__(self, seed: int, start: tuple[tuple[torch.Generator, Tensor], ...]) -> None:

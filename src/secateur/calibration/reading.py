@@ -1,4 +1,4 @@
-"""How what a loader gives becomes a call of the model, and which part of it is labels."""
+"""Split the batches of a loader into arguments of the model and labels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from secateur.foreign import details, said
 from secateur.models import copied, device_of, evaluating
 
 Forward = Callable[[Callable[..., Any], Any], Any]
-"""``forward(model, batch)``: calls the model on what the loader gave, and returns what the model gives."""
+"""``forward(model, batch)``: calls the model on a batch of the loader, and returns the model's output."""
 
 LABEL_KEYS = ("labels", "label", "targets", "target", "y")
 """Keys of a mapping, or attributes of another object, that hold labels, in order of preference."""
@@ -27,13 +27,13 @@ LABEL_KEYS = ("labels", "label", "targets", "target", "y")
 
 @dataclass(frozen=True)
 class Taken:
-    """A batch taken apart.
+    """A batch, split into arguments and labels.
 
     Attributes:
         args: Positional arguments of the model.
-        kwargs: Keyword arguments.
-        labels: What the batch holds as labels; None if nothing.
-        extra: Labels as a keyword argument that the model also takes, to compute its own loss.
+        kwargs: Keyword arguments of the model.
+        labels: The labels, as the loader gave them; None if there are none.
+        extra: Labels as a keyword argument, if the model takes it to compute its own loss.
     """
 
     args: tuple[Any, ...]
@@ -43,26 +43,29 @@ class Taken:
 
 
 class Reading:
-    """How batches of one source are taken apart.
+    """Splits the batches of one source into arguments and labels.
 
-    A tensor is the input. ``(inputs, labels)`` and ``(inputs,)`` hold the input first. `inputs` may be a
-    tuple or list (several positional arguments), a list that the model takes as one argument, or a mapping
-    (keyword arguments). A mapping holds keyword arguments, and its labels under one of `LABEL_KEYS`. With
-    `forward` a batch may be anything: the arguments are those with which `forward` calls the model.
+    A batch has one of these forms:
 
-    Labels are no argument, but where the model cannot run without them. A model that takes ``labels`` to
-    compute its own loss gets them where a loss is wanted, and only there.
+    - a tensor: the only input, without labels;
+    - ``(inputs, labels)`` or ``(inputs,)``, where `inputs` is one tensor, a tuple or list of positional
+      arguments, a list that the model takes as one argument, or a mapping of keyword arguments;
+    - a mapping of keyword arguments, with the labels under one of `LABEL_KEYS`;
+    - anything, if `forward` is given: the arguments are those with which `forward` calls the model.
+
+    Labels are not passed to the model, with two exceptions: a model that cannot run without ``labels`` always
+    gets them, and a model that computes its own loss from ``labels`` gets them when a loss is needed.
     """
 
     def __init__(
         self, model: nn.Module | None = None, forward: Forward | None = None, whole: bool | None = None
     ) -> None:
-        """Say how.
+        """Set the rules for one source.
 
         Args:
-            model: The model whose arguments batches hold, if known.
-            forward: The user's way to call it.
-            whole: True: batches cannot be cut into samples; False: they can; None: find out.
+            model: The model that takes the batches, if known.
+            forward: The user's function that calls the model on a batch.
+            whole: True: batches cannot be cut into samples. False: they can. None: find out later.
         """
         self.model, self.forward, self.whole = model, forward, whole
         self._needs_labels: bool | None = None
@@ -70,23 +73,27 @@ class Reading:
         self._listed: bool | None = None
 
     def of(self, model: nn.Module) -> Reading:
-        """The same for a model; itself where one is known."""
+        """Return this reading with a model set; self if it already has one."""
         return self if self.model is not None else Reading(model, self.forward, self.whole)
 
     def inputs(self, raw: Any) -> Any:
-        """A batch as example inputs: a mapping of keyword arguments, or a tuple of positional ones."""
+        """Return the arguments in a batch: a mapping of keyword arguments, or a tuple of positional ones."""
         taken = self.take(raw, "example inputs")
         return taken.kwargs or taken.args
 
     def take(self, raw: Any, where: str) -> Taken:
-        """Take a batch apart.
+        """Split a batch into arguments and labels.
+
+        Args:
+            raw: The batch as the loader gives it.
+            where: Start of error messages, such as ``calibration batch 3``.
 
         Raises:
-            CalibrationError: It is none of the kinds above, or names what is no argument of the model.
+            CalibrationError: The batch has none of the known forms, or a key is no argument of the model.
         """
         if self.forward is not None:
             own = fresh(raw)
-            before = pytree.tree_map(lambda leaf: leaf, own)  # forward may take things out of its own
+            before = pytree.tree_map(lambda leaf: leaf, own)  # forward may remove entries from its batch
             try:
                 args, kwargs = recorded(self.forward, own, self.model, where)
             except PartError:
@@ -119,9 +126,10 @@ class Reading:
         return Taken((inputs,), {}, labels)
 
     def _takes_list(self, inputs: list[Any]) -> bool:
-        """Whether the model takes a list as one argument, and not its entries as several.
+        """Whether the model takes a list as one argument, instead of its entries as several arguments.
 
-        Images of a detector come so. But a loader also makes lists of tuples, so entries go first.
+        Detectors take a list of images. But loaders also turn tuples of inputs into lists. So the entries as
+        several arguments are tried first.
         """
         if self._listed is None:
             self._listed = (
@@ -132,7 +140,7 @@ class Reading:
     def _mapping(self, raw: Mapping[Any, Any], where: str) -> Taken:
         names, _ = self._parameters()
         keys = [k for k in LABEL_KEYS if k in raw and (k == "labels" or k not in names)]
-        # Without the names of arguments, what is called a target may as well be an input.
+        # Without the model's argument names, a key such as "target" could also be an input.
         key = next((k for k in keys if names or k in ("labels", "label")), None)
         kwargs = {str(k): v for k, v in raw.items() if k != key}
         self._check_names(kwargs, where, raw)
@@ -146,7 +154,7 @@ class Reading:
         return Taken((), kwargs, raw["labels"], labels if self._takes_labels else None)
 
     def _try_labels(self, kwargs: dict[str, Any], labels: dict[str, Any]) -> None:
-        """Find out, by running the model, whether it takes labels and whether it needs them."""
+        """Run the model to find out whether it accepts the argument ``labels`` and whether it needs it."""
         names, open_ended = self._parameters()
         if self.model is None:
             self._takes_labels = True
@@ -157,7 +165,7 @@ class Reading:
             self._needs_labels = self._takes_labels and not runs(self.model, kwargs=kwargs)
 
     def _parameters(self) -> tuple[dict[str, inspect.Parameter], bool]:
-        """The forward pass's named parameters, and whether it takes others too."""
+        """The named parameters of the model's forward, and whether it also has ``**kwargs``."""
         try:
             found = inspect.signature(self.model.forward).parameters if self.model is not None else None
         except (TypeError, ValueError):
@@ -171,7 +179,7 @@ class Reading:
         )
 
     def _hint(self, raw: Any) -> str:
-        """What `forward` may be for a batch, in words that end an error."""
+        """The end of an error message: a suggested `forward` for this batch."""
         names, _ = self._parameters()
         required = [n for n, p in names.items() if p.default is p.empty]
 
@@ -181,7 +189,7 @@ class Reading:
         return f"for instance {forward_hint(raw, required, names, LABEL_KEYS, works)}"
 
     def _check_names(self, given: Mapping[Any, Any], where: str, raw: Any) -> None:
-        """Raise CalibrationError for keys that are no arguments, and for arguments without a key."""
+        """Raise CalibrationError if a key is no argument of the model, or a required argument has no key."""
         names, open_ended = self._parameters()
         if not names:
             return
@@ -198,7 +206,7 @@ class Reading:
     def _one_kind(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], where: str
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Arguments as positional or keyword ones alone, which is what example inputs can be."""
+        """Turn mixed arguments into keyword arguments: example inputs are all positional or all keyword."""
         if not args or not kwargs:
             return args, kwargs
         names = [*self._parameters()[0]][: len(args)]
@@ -216,7 +224,12 @@ def _short(names: Mapping[Any, Any]) -> str:
 
 
 def _labels_in(raw: Any, given: set[int]) -> Any:
-    """What a batch that `forward` reads holds as labels: not what it gives to the model."""
+    """Find the labels in a batch that `forward` reads.
+
+    Args:
+        raw: The batch.
+        given: The ``id`` of each tensor that `forward` passes to the model. Those are no labels.
+    """
     if isinstance(raw, list | tuple):
         found = [raw[1]] if len(raw) == 2 else []
     elif isinstance(raw, Mapping):
@@ -227,7 +240,7 @@ def _labels_in(raw: Any, given: set[int]) -> Any:
 
 
 class _Recorded(BaseException):
-    """Carries the arguments of the recorded call out of the user's code."""
+    """Stops the user's `forward` at its call of the model, and carries the arguments out."""
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         super().__init__()
@@ -235,7 +248,7 @@ class _Recorded(BaseException):
 
 
 class PartError(CalibrationError, AttributeError):
-    """The user's code asks what stands in for the model for a part of it."""
+    """The user's `forward` reads a part of the model, such as ``model.layer``, and does not call it."""
 
     def __init__(self, part: str) -> None:
         super().__init__(
@@ -245,7 +258,10 @@ class PartError(CalibrationError, AttributeError):
 
 
 class StandIn:
-    """Is called in place of the model; gives the model's data, such as ``config``, but none of its parts."""
+    """An object that the user's code calls in place of the model.
+
+    It gives access to plain data of the model, such as ``config``, but not to modules and methods.
+    """
 
     def __init__(self, model: nn.Module | None) -> None:
         self._stands_for = model
@@ -270,24 +286,27 @@ class StandIn:
 
 
 class _Recorder(StandIn):
-    """Stands in for the model while the arguments of the call are found out."""
+    """Takes the place of the model to record the arguments of the first call."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise _Recorded(args, kwargs)
 
 
 def fresh(raw: Any) -> Any:
-    """A batch in containers and tensors of its own, for the user's code, which may change it."""
+    """Copy a batch with its containers and tensors, because the user's code may change it."""
     return copy(raw) if isinstance(raw, Mapping) and not isinstance(raw, dict) else copied(raw)
 
 
 def recorded(
     forward: Forward, raw: Any, model: nn.Module | None = None, where: str = "forward"
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments with which the user's `forward` first calls the model; the model is not run.
+    """Record the arguments with which the user's `forward` first calls the model. The model does not run.
+
+    Returns:
+        Positional and keyword arguments.
 
     Raises:
-        CalibrationError: It fails, or does not call the model.
+        CalibrationError: `forward` raised an error, or did not call the model.
 
     Example:
         >>> recorded(lambda model, batch: model(batch["image"], scale=2), {"image": 1})
@@ -297,7 +316,7 @@ def recorded(
         forward(_Recorder(model), raw)
     except _Recorded as found:
         return found.call
-    except CalibrationError:  # asked for a part of the model: says what to do
+    except CalibrationError:  # `PartError`, whose message already says what to do
         raise
     except Exception as error:  # the user's code may fail in any way
         raise CalibrationError(
@@ -308,7 +327,7 @@ def recorded(
 
 
 def runs(model: nn.Module, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> bool:
-    """Whether the model accepts a call; it is left as it was."""
+    """Run the model in evaluation mode, and return whether that raised no error. The model is not changed."""
     device = device_of(model)
     args, kwargs = pytree.tree_map_only(torch.Tensor, lambda t: t.to(device), (args, kwargs or {}))
     with evaluating(model), torch.no_grad(), seeded(0):

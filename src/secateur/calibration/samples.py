@@ -1,8 +1,8 @@
-"""Whether a batch can be cut into samples that the model treats one by one.
+"""Find out whether a batch can be cut into samples that do not depend on each other.
 
-Boxes of a detector, the nodes and edges of a graph, pairs that a loss compares: such batches are whole. Axes
-of one length prove nothing, so that is tried: a model whose samples stand for themselves gives the first of
-them what it gives them alone.
+Some batches must stay whole: boxes for a detector, the nodes and edges of a graph, pairs that a loss
+compares. Equal lengths of axis 0 are no proof. So the model runs on a few samples, and again on the first
+half of them. If samples are independent, the first half gets the same outputs both times.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
     from secateur.calibration.batch import Batch
 
 FEW = 4
-"""So many samples are tried, and the first half of them alone."""
+"""Number of samples in the test run. The first half of them runs again alone."""
 
 
 @torch.no_grad()
 def samples_apart(batch: Batch) -> bool:
-    """Whether the samples of batches like this one can be told apart, as far as can be found out."""
+    """Whether batches like this one can be cut into independent samples, as far as a test run shows."""
     raw = batch.raw
     if isinstance(raw, list | tuple) and len(raw) == 2 and raw[1] is not None and batch.labels is None:
-        return False  # boxes, or a text for each sample
+        return False  # labels that are no tensor: boxes, or a text for each sample
     if batch.labels is not None and (batch.labels.ndim == 0 or len(batch.labels) != batch.size):
         return False
     if not isinstance(raw, Tensor | list | tuple) and not hasattr(raw, "items"):
-        return False  # an object of the user's: a batch of graphs, say
+        return False  # an object of the user's own class, for example a batch of graphs
     inputs = [v for v in pytree.tree_leaves((batch.args, batch.kwargs)) if isinstance(v, Tensor) and v.ndim]
     alike = all(len(v) == batch.size for v in inputs)
     model = batch.reading.model
@@ -44,7 +44,7 @@ def samples_apart(batch: Batch) -> bool:
     with evaluating(model):
         try:
             together, alone = (_outputs(b, model) for b in (part, part.samples(0, few // 2)))
-        except Exception:  # a user's forward may fail in any way: an index beyond the samples, say
+        except Exception:  # a user's forward may fail in any way, for example on an index that was cut off
             return False
         pairs = [
             (a[: len(b)], b)
@@ -55,7 +55,7 @@ def samples_apart(batch: Batch) -> bool:
             return alike
         if all(close(a, b) for a, b in pairs):
             return True
-        # A model that draws random numbers says nothing by giving others.
+        # Outputs can also differ because the model draws random numbers. Then the test proves nothing.
         again = _outputs(part, model, seed=1)
         drawn = any(not close(a, b) for a, b in zip(together, again, strict=True) if a.shape == b.shape)
         return alike and drawn

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from secateur.calibration import Batch, Calibration
-from secateur.calibration.thinning import thinned
+from secateur.calibration.subset import take_share
 from secateur.evaluate import floats_of, squared_distance
 from secateur.models import device_of, evaluating
 from secateur.score.loss import LossFn
@@ -49,7 +49,7 @@ class Judge:
             samples: How many samples to use.
             whole: Take whole batches only, for models with a fixed batch size.
         """
-        part = thinned(self._data, samples / max(1, self.samples), whole=whole)
+        part = take_share(self._data, samples / max(1, self.samples), whole=whole)
         return Judge(self._dense, part, self._loss_fn)
 
     @property

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from secateur.apply.copying import duplicate
-from secateur.calibration.thinning import thinned
+from secateur.calibration.subset import take_share
 from secateur.errors import SecateurError
 from secateur.repair.judging import MARGIN, Judge, standard_errors
 from secateur.repair.methods import Repair, Work
@@ -83,7 +83,7 @@ class Trials:
         if samples < PLENTY * FIRST_SAMPLES:
             return None
         whole = work.graph().static_batch is not None
-        few = thinned(work.data, FIRST_SAMPLES / samples, whole=whole)
+        few = take_share(work.data, FIRST_SAMPLES / samples, whole=whole)
         return Trials([(replace(work, data=few, progress=False), judge.on_part(FIRST_SAMPLES, whole=whole))])
 
     def best(

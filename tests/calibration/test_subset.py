@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from secateur.calibration import Calibration
-from secateur.calibration.thinning import thinned
+from secateur.calibration.subset import take_share
 
 
 def data(batches: int, size: int) -> Calibration:
@@ -18,7 +18,7 @@ def data(batches: int, size: int) -> Calibration:
     ("batches", "size", "share"), [(8, 100, 1 / 16), (8, 100, 0.25), (40, 10, 0.1), (3, 7, 0.5), (1, 64, 0.3)]
 )
 def test_about_the_share_and_always_the_same(batches: int, size: int, share: float) -> None:
-    part = thinned(data(batches, size), share)
+    part = take_share(data(batches, size), share)
     found = [batch.size for batch in part]
     # What is owed at the end is less than what is taken at once.
     assert abs(sum(found) - max(share * batches * size, min(16, size))) < min(16, size)
@@ -27,18 +27,18 @@ def test_about_the_share_and_always_the_same(batches: int, size: int, share: flo
 
 
 def test_it_comes_from_all_over_the_data() -> None:
-    starts = [int(b.args[0][0]) // 100 for b in thinned(data(8, 100), 0.25)]
+    starts = [int(b.args[0][0]) // 100 for b in take_share(data(8, 100), 0.25)]
     assert starts == list(range(8))
 
 
 def test_all_of_it_is_the_data_itself() -> None:
     whole = data(2, 3)
-    assert thinned(whole, 1.0) is whole
-    assert thinned(whole, 7.0) is whole
+    assert take_share(whole, 1.0) is whole
+    assert take_share(whole, 7.0) is whole
 
 
 def test_whole_batches() -> None:
-    found = [(b.size, int(b.args[0][0])) for b in thinned(data(8, 10), 0.25, whole=True)]
+    found = [(b.size, int(b.args[0][0])) for b in take_share(data(8, 10), 0.25, whole=True)]
     assert all(size == 10 for size, _ in found)
     assert found[0][1] == 0
     assert 2 <= len(found) <= 3
