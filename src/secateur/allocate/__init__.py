@@ -1,4 +1,4 @@
-"""How much of each group goes: rules that turn scores into a plan."""
+"""Allocators: they decide from scores how many units of each group are removed."""
 
 from secateur.allocate.base import Allocator
 from secateur.allocate.budget import Budget

@@ -1,6 +1,8 @@
-"""What every rule shares: one knob, a budget that turns it, limits, and the plan that comes out.
+"""The base class of all allocators.
 
-A rule says how many units each group loses as its knob turns (`Allocator.steps`); the rest follows from that.
+An allocator has one number, its knob. `Allocator.steps` says how many units each group loses at each value of
+the knob. This base class does the rest: it finds the value that meets a budget, applies limits, and builds
+the plan.
 """
 
 from __future__ import annotations
@@ -32,21 +34,22 @@ if TYPE_CHECKING:
 
 
 class Allocator(ABC):
-    """A rule that decides how many units each group loses.
+    """Decides how many units each group loses.
 
-    A rule has one knob: turning it up removes more, never less, from every group, and it has finitely
-    many values that matter. Without a budget `knob` says where it stands; with one it is turned just far
-    enough, which gives the largest reachable cost within the budget. `curve` is what all values give.
+    An allocator has one knob. A higher value removes the same number of units or more from every group, never
+    fewer. Only finitely many values change anything. Without a budget, `knob` gives the value. With a budget,
+    the smallest value that meets the budget is used, so the cost is the largest within the budget. `curve`
+    shows the result of all values.
 
-    To write a rule, derive from this class and fill in `name`, `signals`, `knob`, `settings` and `steps`.
-    What reports say of a rule comes from the rule itself: `solved`, `knob_name` and `certificate`.
+    To write an allocator, derive from this class and define `name`, `signals`, `knob`, `settings` and
+    `steps`. Reports describe it with its own `solved`, `knob_name` and `certificate`.
 
     Attributes:
-        name: What users call it.
-        solved: The entry of `settings` that a budget solves for; empty if there is none.
-        knob_name: What the knob is called on the axis of a plot; empty: what `solved` says.
-        on_weights: Whether the rule can decide on single weights.
-        spends: Whether units may come back one by one while a budget holds.
+        name: The name by which users choose it.
+        solved: The entry of `settings` that is solved for a budget; empty if there is none.
+        knob_name: Name of the knob on the axis of a plot. Empty: the name in `solved`.
+        on_weights: Whether it can also decide on single weights.
+        spends: Whether removed units may be put back one by one while a budget holds.
     """
 
     name: ClassVar[str]
@@ -58,33 +61,36 @@ class Allocator(ABC):
     @property
     @abstractmethod
     def signals(self) -> tuple[Asked, ...]:
-        """The signals whose scores it needs: names, instances or combinations."""
+        """The signals whose scores the allocator needs: names, instances or combinations."""
 
     @abstractmethod
     def knob(self, budget: Budget | None) -> float | None:
-        """Where the knob stands when there is no budget to solve it from; not used if there is one.
+        """The value of the knob without a budget. It is not used if there is a budget.
 
         Raises:
-            SettingError: What was set does not fit: no value and no budget, for example.
+            SettingError: The settings do not fit, for example neither a value nor a budget was given.
         """
 
     @abstractmethod
     def settings(self, knob: float | None) -> dict[str, JsonValue]:
-        """The rule's settings, with the value of the knob that decided (None: nothing had to go)."""
+        """The settings to store in the plan.
+
+        Args:
+            knob: The value of the knob that was used; None if nothing had to be removed.
+        """
 
     @abstractmethod
     def steps(self, graph: Graph, scores: ScoreTable, limits: Limits) -> Mapping[str, StepFunction]:
-        """How many units each group loses as the knob turns.
+        """How many units each group loses at each value of the knob.
 
         Args:
             graph: The traced model.
-            scores: Of at least the signals in `signals`.
-            limits: ``limits.considered(graph.groups)`` are the groups to decide on;
-                ``limits.feasible(size)`` the counts that are allowed. Counts between those are lowered
-                to the next allowed one.
+            scores: Scores of at least the signals in `signals`.
+            limits: Decide on the groups ``limits.considered(graph.groups)``. The allowed numbers of removed
+                units are ``limits.feasible(size)``; any other number is lowered to the next allowed one.
 
         Returns:
-            Per group name its step function; groups that are not named lose nothing.
+            One step function for each group name. A group without one loses nothing.
 
         Raises:
             ScoreError: The scores do not fit.
@@ -93,19 +99,19 @@ class Allocator(ABC):
     def certificates(
         self, graph: Graph, scores: ScoreTable, limits: Limits, decision: Decision
     ) -> dict[str, JsonValue]:
-        """What the rule guarantees or predicts, given what each group loses; nothing by default."""
+        """What the allocator guarantees or predicts for a decision, as data. Nothing by default."""
         return {}
 
     def certificate(self, found: Mapping[str, Any]) -> Certificate:
-        """The sentences and the table that say what `certificates` found.
+        """Turn the data of `certificates` into sentences and a table for a report.
 
         Args:
-            found: What `certificates` returned, or what a file of an older version holds in its place.
+            found: The result of `certificates`, possibly read from a file of an older version.
         """
         return listed(found)
 
     def describe(self, certificates: Mapping[str, Any]) -> Description:
-        """What a report shows of this rule and of what it certified."""
+        """What a report shows about this allocator and its certificates."""
         return Description(
             setting=self.solved,
             knob=self.knob_name or self.solved or "knob",
@@ -121,28 +127,28 @@ class Allocator(ABC):
         limits: Limits | None = None,
         seed: int = 0,
     ) -> Plan:
-        """Decides how many units of each group go, and which.
+        """Decide how many units of each group are removed, and which ones.
 
-        Where units are experts, the groups are their blocks. No block keeps fewer experts than a token uses.
-        A router that parts its experts into groups of its own loses equally many of each: the first to go
-        by the rule's order within it.
+        If units are experts, each group is a block of experts. Each block keeps at least as many experts as a
+        token uses. If a router divides its experts into groups, each of these groups loses the same number of
+        experts: the first ones in the allocator's removal order.
 
         Args:
             graph: The traced model.
-            scores: What `sc.score` gave, or a mapping: per signal and group one finite value per unit
-                [group.size], higher is worth more.
-            budget: What the pruned model may cost; None leaves the decision to the rule's own setting.
-            limits: What the rule may not overstep; None for the defaults.
-            seed: Recorded in the plan.
+            scores: The result of `sc.score`, or a mapping from signal to group to one finite value for each
+                unit [group.size]. Higher is worth more.
+            budget: The most that the pruned model may cost. None: the allocator's own setting decides.
+            limits: Bounds on what may be removed. None: the defaults.
+            seed: Stored in the plan.
 
         Returns:
-            The plan. Under a budget the rule's knob stands at the largest cost within the budget that it
-            reaches; unless ``Budget(spend=False)`` says so, units that it took then come back one by one
-            while the budget holds.
+            The plan. With a budget, the knob has the value whose cost is the largest within the budget. Then
+            removed units are put back one by one as long as the budget holds, except with
+            ``Budget(spend=False)``.
 
         Raises:
             ScoreError: A signal is missing, or its scores do not fit the groups or are of another model.
-            SettingError: The rule has no value for its knob, or an ignore pattern matches nothing.
+            SettingError: The allocator has no value for its knob, or an ignore pattern matches nothing.
             NothingToPruneError: No group is left to decide on.
             UnreachableBudgetError: No value of the knob meets the budget.
         """
@@ -172,9 +178,9 @@ class Allocator(ABC):
     def curve(
         self, graph: Graph | ExpertGraph, scores: Scores | ScoreTable, limits: Limits | None = None
     ) -> Curve:
-        """What every value of the knob would give: MACs, parameters and units kept, all values at once.
+        """Compute MACs, parameters and kept units for every value of the knob.
 
-        Where the knob stands plays no part: ``ToD().curve(graph, scores)`` is the curve of all tolerances.
+        The allocator's own setting is not used: ``ToD().curve(graph, scores)`` covers all tolerances.
 
         Args:
             graph: The traced model.
@@ -182,7 +188,7 @@ class Allocator(ABC):
             limits: As for `allocate`.
 
         Returns:
-            The curve, exact at every point.
+            The curve. Every point is exact.
 
         Raises:
             ScoreError: A signal is missing, or its scores do not fit the groups or are of another model.
@@ -196,7 +202,7 @@ class Allocator(ABC):
 
     @final
     def decide(self, graph: Graph, scores: ScoreTable, budget: Budget | None, limits: Limits) -> Decision:
-        """What `allocate` writes into a plan: how many units of each considered group go."""
+        """Decide how many units each considered group loses. `allocate` builds its plan from this."""
         knob = self.knob(budget)
         return decide(graph, budget, limits, self._considered(graph, scores, limits), knob)
 
@@ -205,7 +211,7 @@ class Allocator(ABC):
         return curve(self.name, graph, limits, steps, knob_name)
 
     def _considered(self, graph: Graph, scores: ScoreTable, limits: Limits) -> dict[str, StepFunction]:
-        """The step function of each considered group, in the graph's order; flat where there is none."""
+        """The step function of each considered group, in the graph's order; by default without steps."""
         considered = limits.considered(graph.groups)
         steps = self.steps(graph, scores, limits)
         none = np.zeros(0)
@@ -225,5 +231,5 @@ def _checked(limits: Limits | None, graph: Graph) -> Limits:
         )
     if not any(isinstance(part, nn.Module) for part in limits.ignore):
         return limits
-    model = getattr(graph, "model", None)  # a graph of experts has it; others have its tensors
+    model = getattr(graph, "model", None)  # graphs of experts hold the model, other graphs hold its tensors
     return limits.named(graph.program.state_dict if model is None else dict(model.named_parameters()))

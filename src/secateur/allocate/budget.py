@@ -1,4 +1,4 @@
-"""What the pruned model may cost, and the search for the least removal that meets it."""
+"""Budgets: the most that a pruned model may cost, and the search for the smallest removal that meets it."""
 
 from __future__ import annotations
 
@@ -23,34 +23,35 @@ _COST = {
     "sparsity": "weights",
     "latency": "latency",
 }
-"""Per field of a budget, what it bounds: an attribute of the cost. No cost counts latency: it is measured."""
+"""Field of a budget -> attribute of the cost that it bounds. Latency is measured, so no cost has it."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The most that the pruned model may cost; where several are given, all hold.
+    """The most that the pruned model may cost. If several bounds are given, all must hold.
 
-    Each is either a float in (0, 1), a fraction of what the dense model costs, or an integer of at
-    least 1, the cost itself.
+    A bound is either a float in (0, 1), a fraction of the dense model's cost, or an integer of at least 1,
+    the cost itself.
 
-    A rule's knob moves in steps, often of several units at once, and stops at the largest cost within the
-    budget that it reaches. With `spend`, units that it took then come back one by one, the last to go
-    first, while the budget holds: the cost comes within one unit of the budget, nothing that was paid for
-    is lost, and rules can be compared at the same cost. ``spend=False`` leaves the plan to the knob alone.
+    An allocator's knob often removes several units in one step, so it can stop well below the budget. With
+    `spend`, removed units are then put back one by one, the last removed first, as long as the budget holds.
+    So the cost ends within one unit of the budget, and allocators can be compared at equal cost. With
+    ``spend=False`` the plan is the knob's alone.
 
     Attributes:
         macs: Multiply-accumulate operations for one sample.
         params: Number of parameters.
         experts: Routed experts in all blocks of a mixture-of-experts model.
-        sparsity: Of the weights of linear layers and convolutions together, the fraction that is zero at
-            least, a float in (0, 1). Biases, norms, embeddings and recurrent layers do not count: the plan
-            and the report also say which share of all parameters is zero.
-        spend: Whether to spend what the knob leaves of the budget.
-        latency: Seconds of a forward pass over those of the dense model, a float in (0, 1). `secateur.prune`
-            meets it by measuring a handful of plans on this machine, so the plan depends on the machine.
+        sparsity: The least fraction of zeros among the weights of linear layers and convolutions together, a
+            float in (0, 1). Biases, norms, embeddings and recurrent layers do not count. The plan and the
+            report also give the share of zeros among all parameters.
+        spend: Whether to put units back as long as the budget holds.
+        latency: Time of a forward pass over that of the dense model, a float in (0, 1). `secateur.prune`
+            measures a few plans on this machine, so the plan depends on the machine.
 
     Raises:
-        BudgetError: None is given, one is neither such a fraction nor such an integer, or `spend` is no bool.
+        BudgetError: No bound is given, a bound is neither such a fraction nor such an integer, or `spend` is
+            no bool.
 
     Example:
         >>> Budget(macs=0.5, params=100_000).as_settings()
@@ -65,7 +66,7 @@ class Budget:
     latency: float | None = None
 
     def __post_init__(self) -> None:
-        """Checks the values."""
+        """Check the values."""
         for name, value in self._asked().items():
             object.__setattr__(self, name, _amount(name, value))
         if isinstance(self.sparsity, int):
@@ -87,46 +88,47 @@ class Budget:
             )
 
     def as_settings(self) -> dict[str, JsonValue]:
-        """What was asked for, by name, as it is written into a plan."""
+        """The given bounds by name, as they are stored in a plan."""
         return {**self._asked(), **({} if self.spend else {"spend": False})}
 
     def targets(self, dense: Cost) -> dict[str, int]:
-        """The largest whole cost that each entry allows, by the cost's name.
+        """The largest integer cost that each bound allows, by the name of the cost.
 
         Raises:
-            BudgetError: The cost is none of what is counted here: MACs of single weights, sparsity of
-                units, or latency.
+            BudgetError: `dense` does not count what a bound is about, for example MACs of single weights,
+                sparsity of units, or latency.
         """
         return {_COST[name]: _most(name, value, dense) for name, value in self._asked().items()}
 
     def _asked(self) -> dict[str, float | int]:
-        """The bounds that are given, by their names here."""
+        """The bounds that are not None, by name."""
         named = {name: getattr(self, name) for name in _COST}
         return {name: value for name, value in named.items() if value is not None}
 
     def met(self, cost: Cost, dense: Cost) -> bool:
-        """True if `cost` is within every target."""
+        """Whether `cost` is within all bounds."""
         return all(getattr(cost, name) <= target for name, target in self.targets(dense).items())
 
 
 def solve(budget: Budget, dense: Cost, steps: int, cost_at: Callable[[int], Cost]) -> int:
-    """The first step that meets the budget: the least removal, so the largest reachable cost within it.
+    """Find the first step that meets the budget, by bisection.
 
-    Bisection, which asks for about log2(`steps`) costs.
+    The first such step removes the least, so its cost is the largest within the budget. Computes about
+    log2(`steps`) costs.
 
     Args:
-        budget: What to meet.
+        budget: The budget to meet.
         dense: Cost of the unpruned model.
         steps: Number of steps, at least 1.
-        cost_at: Cost at a step in [0, steps); it never rises from one step to the next.
+        cost_at: Step in [0, steps) -> cost. The cost must never rise from one step to the next.
 
     Returns:
         The step, in [0, steps).
 
     Raises:
-        UnreachableBudgetError: Not even the last step meets the budget. Its `smallest` is the least
-            reachable cost in the budget's own terms: a fraction if a fraction was asked for, so that
-            asking for exactly `smallest` succeeds.
+        UnreachableBudgetError: Even the last step does not meet the budget. Its attribute `smallest` is the
+            smallest cost that can be reached, in the form of the budget: a fraction if the budget is a
+            fraction. A budget of exactly `smallest` can be met.
     """
     least = cost_at(steps - 1)
     if not budget.met(least, dense):
@@ -159,13 +161,13 @@ def _unreachable(budget: Budget, least: Cost, dense: Cost) -> UnreachableBudgetE
             f"got {reached:,} ({reached / whole:.2%}) as the smallest that the allocator reaches"
         )
         if name == "sparsity":
-            # Rounded down, so that the figure in the message is one that works.
+            # Round down: the sparsity that the message suggests must be reachable.
             smallest.append((whole - reached) / whole)
             advice.append(f"sparsity={math.floor(smallest[-1] * 1e4) / 1e4:g}")
             continue
         fraction = not isinstance(asked, int)
         smallest.append(reached / whole if fraction else reached)
-        # Rounded up, for the same reason.
+        # Round up: the cost that the message suggests must be reachable.
         figure = f"{math.ceil(reached / whole * 1e4) / 1e4:g}" if fraction else str(reached)
         advice.append(f"{name}={figure}")
     bound = "at least" if budget.sparsity is None else "at most"
@@ -198,7 +200,7 @@ def _amount(name: str, value: object) -> float | int:
 
 
 def _most(name: str, value: float | int, dense: Cost) -> int:
-    """The largest whole cost that one bound allows."""
+    """The largest integer cost that one bound allows."""
     whole = getattr(dense, _COST[name], None)
     if whole is None:
         other = {"sparsity": "granularity 'weight'", "experts": "granularity 'expert'"}.get(name)
@@ -209,7 +211,7 @@ def _most(name: str, value: float | int, dense: Cost) -> int:
     if name != "sparsity":
         return value if isinstance(value, int) else _share(value, whole)
     gone = math.ceil(value * whole) + 1
-    while gone and (gone - 1) / whole >= value:  # the quotient, as in `_share`
+    while gone and (gone - 1) / whole >= value:  # compares quotients; `_share` says why
         gone -= 1
     return int(whole - gone)
 
@@ -217,7 +219,8 @@ def _most(name: str, value: float | int, dense: Cost) -> int:
 def _share(fraction: float, whole: int) -> int:
     """The largest integer c with c / whole <= fraction.
 
-    The quotient is compared, not the product, so that a cost's own fraction always admits that cost.
+    It compares the quotient and not the product ``fraction * whole``, which rounding can make too small. So
+    if `fraction` was computed as ``cost / whole``, the result is `cost`.
     """
     if whole == 0:
         return 0

@@ -8,10 +8,16 @@ from secateur.errors import SettingError
 
 
 def fraction(where: str, name: str, value: object, *, one: bool = False) -> float:
-    """The value as a float in [0, 1), or in [0, 1] if `one`.
+    """Return a setting as a float in [0, 1), or in [0, 1] if `one`.
+
+    Args:
+        where: Start of the error message, such as the allocator's name.
+        name: The setting's name.
+        value: The value to check.
+        one: Whether 1 is allowed.
 
     Raises:
-        SettingError: It is no such number.
+        SettingError: The value is no number in that range.
     """
     if not isinstance(value, bool) and isinstance(value, Real):
         number = float(value)

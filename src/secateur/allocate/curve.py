@@ -1,4 +1,4 @@
-"""What a rule's knob does, at every value that changes anything."""
+"""The cost curve of an allocator: cost and kept units at every value of its knob."""
 
 from __future__ import annotations
 
@@ -20,23 +20,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """Cost and kept units against a rule's knob: for `ToD` the tolerance, for `Uniform` the ratio.
+    """Cost and kept units at every value of an allocator's knob, such as the tolerance of `ToD`.
 
-    Each point holds from its value of the knob up to the next point's. The first is the dense model: its
-    value is minus infinity, because below the second point's value nothing goes. Costs never rise.
+    A point is valid from its value of the knob up to the value of the next point. The first point is the
+    dense model, with the value minus infinity. Costs never rise along the curve.
 
-    It depends on the graph, the scores, the rule's signals and the limits, not on where the knob stands:
-    every plan made from the same scores is one point of it, or beside one where a budget was spent.
+    The curve depends on the graph, the scores, the signals and the limits, but not on the allocator's own
+    setting. Every plan from the same scores is a point of the curve, or near one if units were put back to
+    spend a budget.
 
     Attributes:
-        allocator: The rule's name.
+        allocator: The allocator's name.
         groups: Names of the considered groups. [groups]
-        sizes: Their units before. [groups]
-        knob: Values of the knob, strictly ascending, the first -inf. [points]
-        params: Parameters. [points]
+        sizes: Number of units of each group in the dense model. [groups]
+        knob: Values of the knob, strictly ascending, the first is -inf. [points]
+        params: Number of parameters. [points]
         macs: Multiply-accumulate operations for one sample. [points]
-        kept: Units that stay. [points, groups]
-        knob_name: What the knob is called.
+        kept: Number of units that stay. [points, groups]
+        knob_name: Name of the knob.
     """
 
     allocator: str
@@ -53,17 +54,23 @@ class Curve:
         return len(self.knob)
 
     def at(self, knob: float) -> int:
-        """The point that holds at this value of the knob.
+        """Index of the point that is valid at a value of the knob.
 
         Raises:
-            SettingError: The value is not a number.
+            SettingError: The value is NaN.
         """
         if np.isnan(knob):
             raise SettingError(f"curve: expected a value of the knob, got {knob}. Give a number.")
         return int(np.searchsorted(self.knob, knob, side="right")) - 1
 
     def spread(self, most: int) -> NDArray[np.int64]:
-        """At most `most` points, ascending, that lie about evenly in MACs; the first and the last among them.
+        """Choose points that are about evenly spaced in MACs, for a plot.
+
+        Args:
+            most: Largest number of points, at least 2.
+
+        Returns:
+            Indices of the points, ascending, with the first and the last point.
 
         Raises:
             SettingError: `most` is below 2.
@@ -76,7 +83,7 @@ class Curve:
         return np.unique(np.append(found[:-1], len(self) - 1))
 
     def to_dict(self) -> dict[str, JsonValue]:
-        """All of it as plain values, ready for JSON; the first value of the knob is None."""
+        """The curve as plain values for JSON. The first value of the knob, -inf, becomes None."""
         return {
             "allocator": self.allocator,
             "groups": [{"name": n, "units": int(s)} for n, s in zip(self.groups, self.sizes, strict=True)],
@@ -90,20 +97,24 @@ class Curve:
 def curve(
     allocator: str, graph: Graph, limits: Limits, steps: Mapping[str, StepFunction], knob_name: str = "knob"
 ) -> Curve:
-    """The curve of a rule with these step functions; one evaluation of the cost for all points together."""
+    """Compute the curve of an allocator from the step functions of its groups.
+
+    The costs of all points are computed in one call of ``graph.sweep``.
+    """
     knob = np.unique(np.concatenate([function.knob for function in steps.values()] or [np.empty(0)]))
     sizes = np.array([len(function.order) for function in steps.values()], dtype=np.int64)
     removed = np.zeros((len(knob) + 1, len(steps)), dtype=np.int64)
     for column, function in enumerate(steps.values()):
         allowed = [limits.removable(len(function.order), int(count)) for count in function.count]
         removed[1:, column] = np.array([0, *allowed])[np.searchsorted(function.knob, knob, side="right")]
-    # Limits lower counts, so not every value that a rule names changes anything.
+    # Limits lower counts, so some values of the knob change nothing. Keep only those that do.
     changes = np.append(True, (removed[1:] != removed[:-1]).any(axis=1))
     knob, removed = np.append(-np.inf, knob)[changes], removed[changes]
     gone: dict[str, NDArray[np.int64]] = {}
     for column, (name, function) in enumerate(steps.items()):
         gone[name] = np.empty(len(function.order), dtype=np.int64)
-        # The unit at place j is gone from the first point on at which more than j are.
+        # Unit number j in the removal order is gone from the first point at which more than j units are
+        # removed.
         places = np.arange(len(function.order))
         gone[name][function.order] = np.searchsorted(removed[:, column], places, side="right")
     params, macs = graph.sweep(gone, len(knob))

@@ -1,4 +1,4 @@
-"""Turning a rule's knob until the budget is met, and spending what is left of the budget."""
+"""Find the value of an allocator's knob that meets a budget, then put units back while the budget holds."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Decision:
-    """How many units each group loses, and how that was found.
+    """How many units each group loses, and how this was decided.
 
     Attributes:
-        knob: Where the knob stands; None: it is off, nothing goes.
-        budget: What the knob was solved for; None if the rule's own setting decided.
-        steps: Per considered group its step function.
-        turned: Per considered group, how many units the knob takes.
-        removed: Per considered group, how many units go: those, or fewer where the budget is spent to
-            the last unit. The first so many of the group's order.
+        knob: Value of the knob; None: nothing is removed.
+        budget: The budget that the knob was solved for; None if the allocator's own setting decided.
+        steps: Step function of each considered group.
+        turned: Number of units that the knob alone removes from each considered group.
+        removed: Number of units that are removed in the end from each considered group: `turned`, or fewer if
+            units were put back to spend the budget. They are the first units in the group's removal order.
     """
 
     knob: float | None
@@ -39,14 +39,21 @@ class Decision:
 
     @property
     def keep(self) -> dict[str, NDArray[np.bool_]]:
-        """Per considered group, True for each unit that stays. [group.size]"""
+        """Mask of each considered group, True for units that stay. [group.size]"""
         return masks(self.steps, self.removed)
 
 
 def decide(
     graph: Graph, budget: Budget | None, limits: Limits, steps: Mapping[str, StepFunction], knob: float | None
 ) -> Decision:
-    """Turns the knob just far enough for the budget; without a budget it stays at `knob`.
+    """Decide how many units each group loses.
+
+    Args:
+        graph: The traced model.
+        budget: With a budget, the smallest value of the knob that meets it is used. None: `knob` is used.
+        limits: Bounds on what may be removed.
+        steps: Step function of each considered group.
+        knob: Value of the knob without a budget.
 
     Raises:
         UnreachableBudgetError: No value of the knob meets the budget.
@@ -59,7 +66,7 @@ def decide(
 
 
 def _turn(graph: Graph, budget: Budget, limits: Limits, steps: Mapping[str, StepFunction]) -> float | None:
-    """The value of the knob that just meets the budget; None if the dense model does."""
+    """The smallest value of the knob that meets the budget; None if the dense model meets it."""
     dense = graph.cost()
     values = np.unique(np.concatenate([function.knob for function in steps.values()] or [np.empty(0)]))
 
@@ -75,13 +82,18 @@ def _turn(graph: Graph, budget: Budget, limits: Limits, steps: Mapping[str, Step
 def _spend(
     graph: Graph, budget: Budget, limits: Limits, steps: Mapping[str, StepFunction], turned: Mapping[str, int]
 ) -> dict[str, int]:
-    """Gives units back, in the reverse of the order in which the knob took them, while the budget holds.
+    """Put units back while the budget holds, in the reverse order of their removal.
 
-    Units that went at one value of the knob come back evenly: all groups lose the same share of what that
-    value took from each; of equal ones the earlier group is first. So the proportions that the rule chose
-    stay, which matters where one value takes much, as a tolerance of 0 does. A unit that does not fit ends
-    the giving back for its group only: later it would fit still less, since what a unit costs grows with
-    what the others keep. So in the end no group can get its next unit back.
+    One value of the knob can remove units from several groups. These are put back evenly: the group that
+    still misses the largest share of its units of this value is next, and the earlier group if shares are
+    equal. So the allocator's proportions are kept, also if one value removes many units, as a tolerance of 0
+    does.
+
+    If a unit does not fit into the budget, its group gets no more units back. It would not fit later either,
+    because a unit costs more when other groups keep more. In the end, no group can get its next unit back.
+
+    Returns:
+        Number of units that stay removed, by group.
     """
     dense = graph.cost()
     removed = dict(turned)
@@ -99,7 +111,7 @@ def _spend(
 
 
 def _removed(limits: Limits, steps: Mapping[str, StepFunction], knob: float | None) -> dict[str, int]:
-    """Per group the number of units that go at this value of the knob."""
+    """Number of units removed from each group at a value of the knob, within the limits."""
     return {
         name: limits.removable(len(function.order), function.removed(knob))
         for name, function in steps.items()

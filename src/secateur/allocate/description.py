@@ -1,4 +1,4 @@
-"""How a rule describes a decision to a reader, as data that any report can show."""
+"""How an allocator describes its decision to a reader, as data that any report can show."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from secateur.formatting import plain
 
 @dataclass(frozen=True)
 class Certificate:
-    """What a rule guarantees or predicts of its plan.
+    """What an allocator guarantees or predicts for its plan, in sentences and a table.
 
     Attributes:
-        sentences: What it says, a sentence each.
-        note: What the table's columns mean.
-        titles: Columns of the table.
-        rows: Per layer, a cell for each column.
+        sentences: The statement, one sentence in each entry.
+        note: Explains the columns of the table.
+        titles: Titles of the columns.
+        rows: One row for each layer, with one cell for each column.
     """
 
     sentences: tuple[str, ...] = ()
@@ -28,12 +28,12 @@ class Certificate:
 
 @dataclass(frozen=True)
 class Description:
-    """What a reader has to know of a rule to read its decision.
+    """What a report needs to show an allocator's decision.
 
     Attributes:
-        setting: The setting that a budget solves for; empty if there is none.
-        knob: What the rule's knob is called.
-        certificate: What the rule guarantees or predicts; None for nothing.
+        setting: Name of the setting that is solved for a budget; empty if there is none.
+        knob: Name of the knob.
+        certificate: What the allocator guarantees or predicts; None if nothing.
     """
 
     setting: str = ""
@@ -42,7 +42,7 @@ class Description:
 
 
 def listed(found: Mapping[str, Any]) -> Certificate:
-    """The certificate of a rule that has no sentences for it: a row for each value."""
+    """Default certificate for any data: a table with one row for each value."""
     return Certificate(
         sentences=("The rule gave these values.",), titles=("what", "value"), rows=tuple(_rows(found, ()))
     )

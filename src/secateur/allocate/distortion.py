@@ -1,4 +1,4 @@
-"""How much of the damage to a layer's outputs repair leaves: curves, and the sums they come from."""
+"""Distortion curves: how much a layer's outputs change at each sparsity, before and after repair."""
 
 from __future__ import annotations
 
@@ -18,17 +18,19 @@ GRID = (0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 1
 
 @dataclass(frozen=True, eq=False)
 class Distortion:
-    """What pruning alone does to a layer's outputs, or units to the outputs of their consumers; and repair.
+    """Distortion of outputs against sparsity, before and after repair.
 
-    Distortion is the squared error of the outputs over the sum of their squares.
+    The outputs are those of one pruned layer; if units are pruned, those of the layers that read the units.
+    Distortion is the squared error of the outputs over the sum of squares of the dense outputs.
 
     Attributes:
-        sparsity: Ascending, from 0 to 1. [points]
-        raw: D_raw, the distortion. [points]
-        repaired: D_rep, what is left of it after each output's mean and variance are matched. [points]
-        whole: The distortion of outputs that are constant, at their mean: their variance; None: D_rep(1),
-            which is the same where all that the outputs read can go.
-        readers: Of how many layers the distortions are the mean; each counts in the price.
+        sparsity: Fractions that are removed, ascending, from 0 to 1. [points]
+        raw: D_raw, the distortion without repair. [points]
+        repaired: D_rep, the distortion after each output's mean and variance are matched to the dense ones.
+            [points]
+        whole: The distortion if all outputs are constant at their mean, which is their relative variance.
+            None: use D_rep(1), which is equal if everything that the outputs read can be removed.
+        readers: Number of layers over which the distortions are a mean. The price counts each of them.
     """
 
     sparsity: NDArray[np.float64]
@@ -39,19 +41,23 @@ class Distortion:
 
     @property
     def ratio(self) -> NDArray[np.float64]:
-        """RR = D_rep / D_raw: the fraction of the damage that repair leaves; 0 where none is. [points]"""
+        """RR = D_rep / D_raw: the fraction of the distortion that repair leaves; 0 if D_raw is 0. [points]"""
         found: NDArray[np.float64] = self.repaired / np.where(self.raw > 0, self.raw, np.inf)
         return found
 
     def residual(self, sparsity: float) -> float:
-        """D_rep at a sparsity, linear between the points."""
+        """D_rep at a sparsity, interpolated linearly between the points."""
         return float(np.interp(sparsity, self.sparsity, self.repaired))
 
     def price(self, sparsity: NDArray[np.float64]) -> NDArray[np.float64]:
-        """How fast outputs are lost with sparsity: the slope of D_rep(s) over their variance, times readers.
+        """Price of more sparsity: the slope of D_rep(s), over the outputs' variance, times `readers`.
 
-        It never falls: slopes are those of the lower convex hull, each at the middle of its piece, linear in
-        between; 0 at sparsity 0, and beyond the last middle rising on as before it.
+        The price never falls with sparsity. It uses the lower convex hull of D_rep: each piece of the hull
+        gives its slope at its middle, and the price is linear between the middles. It is 0 at sparsity 0.
+        After the last middle it continues with the same steepness.
+
+        Args:
+            sparsity: Values in [0, 1], of any shape. The result has the same shape.
         """
         whole = float(self.repaired[-1]) if self.whole is None else self.whole
         x, y = lower_hull(self.sparsity, self.readers * np.maximum.accumulate(self.repaired) / (whole or 1.0))
@@ -65,15 +71,15 @@ class Distortion:
 
 @dataclass
 class Moments:
-    """Sums over samples and positions of a layer's own output y and its pruned output z.
+    """Sums over samples and positions of a layer's dense output y and its pruned outputs z.
 
     Attributes:
-        count: Samples times positions.
-        y: [outputs]
-        yy: Squares. [outputs]
-        z: [sparsities, outputs]
-        zz: Squares. [sparsities, outputs]
-        yz: Products. [sparsities, outputs]
+        count: Number of samples × positions.
+        y: Sum of y. [outputs]
+        yy: Sum of y². [outputs]
+        z: Sum of z. [sparsities, outputs]
+        zz: Sum of z². [sparsities, outputs]
+        yz: Sum of y · z. [sparsities, outputs]
     """
 
     count: int
@@ -85,7 +91,12 @@ class Moments:
 
     @classmethod
     def of(cls, y: Tensor, pruned: Iterable[Tensor]) -> Moments:
-        """Of outputs [positions, outputs] each, the pruned ones made one after another."""
+        """Sum the outputs of one batch.
+
+        Args:
+            y: Dense output. [positions, outputs]
+            pruned: Pruned output for each sparsity, made one at a time to save memory. [positions, outputs]
+        """
         y = y.double()
         sums = [(z.sum(0), z.square().sum(0), (z * y).sum(0)) for z in (v.double() for v in pruned)]
         theirs = (torch.stack(found) for found in zip(*sums, strict=True))
@@ -95,10 +106,10 @@ class Moments:
         return Moments(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
 
     def distortion(self, sparsity: Sequence[float]) -> Distortion:
-        """Raw, and with each output's mean and variance matched, over the sum of squares of y.
+        """Compute the distortion without repair, and after matching each output's mean and variance.
 
-        Matching takes z to ``(z - mean z) σ_y / σ_z + mean y``, whose squared error is, for each output and
-        position, ``σ_y² + σ_y² - 2 cov σ_y / σ_z``, and σ_y² where z is constant.
+        Matching replaces z by ``(z - mean z) σ_y / σ_z + mean y``. The mean squared error of that is
+        ``σ_y² + σ_y² - 2 cov σ_y / σ_z`` for each output, or σ_y² if z is constant.
         """
         n = self.count
         vary = (self.yy / n - (self.y / n).square()).clamp_min(0)

@@ -1,4 +1,4 @@
-"""How many of some scores matter: their effective number, and how many to keep.
+"""The effective number of scores, and the number of scores to keep that follows from it.
 
 Source: Effective Model Pruning, arXiv 2509.25606.
 """
@@ -17,9 +17,8 @@ from torch import Tensor
 from secateur.errors import ScoreError, SettingError
 
 SLACK = 1e-12
-"""Relative: how far below a whole number a product still counts as that number, which is what rounding does
-to it. Of 100 equal scores all 100 are kept, and at ``beta = 0.29`` 29 of them, though 0.29 * 100 is below
-29."""
+"""Relative tolerance for rounding errors: a product this close below an integer counts as the integer. For
+example, of 100 equal scores ``beta = 0.29`` keeps 29, although 0.29 * 100 is slightly below 29 as a float."""
 
 
 @overload
@@ -34,19 +33,20 @@ def effective_number(scores: Any, dim: int | None = None) -> Any:
     .. math:: N_{eff} = \frac{1}{\sum_i \omega_i^2} = \frac{(\sum_i |s_i|)^2}{\sum_i s_i^2},
               \qquad \omega_i = |s_i| / \sum_j |s_j|
 
-    It is N where all are equal, all zero among them, 1 where one alone is not zero, and does not change with
-    order or scale. Of N Gaussian numbers it is about 2 N / π.
+    It is N if all scores are equal, also if all are zero. It is 1 if only one score is not zero. Order and
+    scale do not change it. For N Gaussian numbers it is about 2 N / π.
 
     Args:
-        scores: Finite numbers of any shape, in an array, a tensor or nested lists; of negative ones the
-            absolute value counts.
-        dim: The axis along which scores compete; None: all of them together.
+        scores: Finite numbers of any shape, as an array, a tensor or nested lists. Negative scores count by
+            their absolute value.
+        dim: The axis along which to compute it. None: all scores together.
 
     Returns:
-        float64, in the shape of `scores` without `dim`; a tensor on the same device if a tensor was given.
+        float64, in the shape of `scores` without `dim`. If `scores` is a tensor: a tensor on the same device.
 
     Raises:
-        ScoreError: There are none along `dim`, no axis `dim`, or one is not a finite real number.
+        ScoreError: There are no scores along `dim`, there is no axis `dim`, or a score is not a finite real
+            number.
 
     Example:
         >>> float(effective_number([2.0, 2.0, 0.0, 0.0]))
@@ -77,26 +77,26 @@ def effective_size(scores: ArrayLike, beta: float = 1.0, *, dim: int) -> NDArray
 
 
 def effective_size(scores: Any, beta: float = 1.0, dim: int | None = None) -> Any:
-    r"""How many of some scores to keep: :math:`\lfloor \beta N_{eff} \rfloor`, at least 1 and at most all.
+    r"""The number of scores to keep: :math:`\lfloor \beta N_{eff} \rfloor`, at least 1 and at most all.
 
-    Keep that many with the largest absolute value. Works for scores of anything: weights, channels, heads,
-    experts, attention scores, importances of nodes, features of an image. N_eff is what `effective_number`
-    says: all N of equal scores, whatever rounding does to them.
+    Keep this many scores, those with the largest absolute values. The scores can be of anything: weights,
+    channels, heads, experts, attention scores, nodes of a graph, image features. N_eff is `effective_number`.
 
     Source: Effective Model Pruning, arXiv 2509.25606.
 
     Args:
-        scores: Finite numbers of any shape, in an array, a tensor or nested lists; of negative ones the
-            absolute value counts.
-        beta: β, above 0: more than 1 keeps more, less than 1 fewer.
-        dim: The axis along which scores compete; None: all of them together.
+        scores: Finite numbers of any shape, as an array, a tensor or nested lists. Negative scores count by
+            their absolute value.
+        beta: β, above 0. A larger β keeps more.
+        dim: The axis along which to compute it. None: all scores together.
 
     Returns:
-        Without `dim` an int; else int64, in the shape of `scores` without `dim`, an array or a tensor
-        as `scores` is.
+        Without `dim`: an int. With `dim`: int64, in the shape of `scores` without `dim`, a tensor if `scores`
+        is one, else an array.
 
     Raises:
-        ScoreError: There are none along `dim`, no axis `dim`, or one is not a finite real number.
+        ScoreError: There are no scores along `dim`, there is no axis `dim`, or a score is not a finite real
+            number.
         SettingError: `beta` is not a finite number above 0.
 
     Example:
@@ -120,16 +120,16 @@ def effective_size(scores: Any, beta: float = 1.0, dim: int | None = None) -> An
 
 
 def sizes(effective: ArrayLike, beta: ArrayLike, size: ArrayLike) -> NDArray[np.int64]:
-    """How many of `size` scores with effective number `effective` are kept at `beta`; all broadcast."""
+    """Number of scores to keep of `size` scores with effective number `effective`. Arguments broadcast."""
     wanted = np.floor(np.multiply(effective, beta) * (1 + SLACK))
     return np.clip(wanted, 1, size).astype(np.int64)
 
 
 def checked_beta(where: str, beta: object) -> float:
-    """The value as a float.
+    """Return `beta` as a float. `where` starts the error message.
 
     Raises:
-        SettingError: It is not a finite number above 0.
+        SettingError: `beta` is not a finite number above 0.
     """
     if not isinstance(beta, bool) and isinstance(beta, Real) and 0 < float(beta) < math.inf:
         return float(beta)
@@ -137,7 +137,7 @@ def checked_beta(where: str, beta: object) -> float:
 
 
 def _checked(scores: Any, dim: int | None) -> Any:
-    """Absolute values in float64."""
+    """Check the scores, and return their absolute values in float64."""
     values = _tensor(scores) if isinstance(scores, Tensor) else _array(scores)
     shape = tuple(values.shape)
     if dim is not None and not -len(shape) <= dim < len(shape):

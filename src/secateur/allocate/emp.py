@@ -1,4 +1,4 @@
-"""Effective Model Pruning: keep as many units as the scores say there effectively are.
+"""Effective Model Pruning: keep a number of units that is in proportion to their effective number.
 
 Source: Effective Model Pruning, arXiv 2509.25606.
 """
@@ -35,27 +35,30 @@ Scope = Literal["model", "layer", "row"]
 
 
 def retained_bound(size: ArrayLike, effective: ArrayLike, kept: ArrayLike) -> NDArray[np.float64]:
-    r"""The least share of the scores that their `kept` largest can hold, given their effective number.
+    r"""Lower bound on the share of the total score that the `kept` largest scores hold.
 
-    Among all nonnegative ω of length N with sum 1 and sum of squares 1/M, it is the minimum of the sum T of
-    the k largest. With f(m) = min(1, k/m), the vector that is 1/m in its first m entries and 0 behind has
-    T = f(m). Such vectors, for m = 1 ... N, are the corners of the set of all sorted ω; T is linear there and
-    the sum of squares convex, so the minimum lies on an edge between two of them, m <= M <= n, where
+    Let N scores have the effective number M. Divide them by their sum: this gives a nonnegative vector ω with
+    sum 1 and sum of squares 1/M. Let T be the sum of its k largest entries. The bound is the minimum of T
+    over all such ω.
+
+    Derivation. Consider the vector with 1/m in its first m entries and 0 elsewhere. It has T = f(m) = min(1,
+    k/m). These vectors, for m = 1 ... N, are the corners of the set of all sorted ω. On this set T is linear
+    and the sum of squares is convex. So the minimum lies on an edge between two corners m <= M <= n, where
 
     .. math:: T_{m,n} = f(n) + \sqrt{\frac{1/M - 1/n}{1/m - 1/n}} \, (f(m) - f(n)).
 
-    Of all edges three can be lowest: (1, N), (1, ⌈M⌉) and (⌊M⌋, ⌈M⌉). For k <= m it falls with m where n is
-    fixed, so m is 1 or, where k <= ⌊M⌋, ⌊M⌋. With m = 1 every stationary point in n is a maximum, so n is one
-    of its ends, N or ⌈M⌉; with m = ⌊M⌋ it falls as n falls. The bound is attained, by a vector of at most two
-    different levels and zeros.
+    Only three edges can hold the minimum: (1, N), (1, ⌈M⌉) and (⌊M⌋, ⌈M⌉). Reasons: for fixed n, T falls with
+    m as long as k <= m, so m is 1, or ⌊M⌋ if k <= ⌊M⌋. For m = 1 every stationary point in n is a maximum, so
+    n is N or ⌈M⌉. For m = ⌊M⌋, T falls as n falls, so n is ⌈M⌉. The bound is reached by a vector with at most
+    two different nonzero values.
 
     Args:
-        size: N.
-        effective: M, in [1, N].
-        kept: k, in [1, N].
+        size: N, the number of scores.
+        effective: M, their effective number, in [1, N].
+        kept: k, the number of scores that are kept, in [1, N].
 
     Returns:
-        In [0, 1], float64, of the shape to which the arguments broadcast.
+        The bound in [0, 1], float64, in the shape to which the arguments broadcast.
 
     Example:
         >>> float(retained_bound(4, 4, 3)), float(retained_bound(100, 1, 1))  # all equal; one alone
@@ -64,15 +67,15 @@ def retained_bound(size: ArrayLike, effective: ArrayLike, kept: ArrayLike) -> ND
     n, k = np.asarray(size, dtype=np.float64), np.asarray(kept, dtype=np.float64)
     m = np.clip(np.asarray(effective, dtype=np.float64), 1, n)
     one, above, below = np.ones_like(m), np.ceil(m), np.floor(m)
-    edges = [_top(a, b, m, k) for a, b in ((one, n), (one, above), (below, above))]
+    edges = [_top_share_on_edge(a, b, m, k) for a, b in ((one, n), (one, above), (below, above))]
     found: NDArray[np.float64] = np.minimum(np.minimum(*edges[:2]), edges[2])
     return found
 
 
-def _top(
+def _top_share_on_edge(
     m: NDArray[np.float64], n: NDArray[np.float64], effective: NDArray[np.float64], k: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """T on the edge between m and n."""
+    """T_{m,n} of `retained_bound`: the share of the k largest scores on the edge between corners m and n."""
     least, most = np.minimum(1, k / n), np.minimum(1, k / m)
     width = np.where(m < n, 1 / m - 1 / n, 1)
     share = np.where(m < n, np.sqrt(np.clip((1 / effective - 1 / n) / width, 0, 1)), 0)
@@ -82,22 +85,22 @@ def _top(
 
 @dataclass(frozen=True)
 class EMP(Allocator):
-    """Keeps the floor(β·N_eff) units with the highest scores, at least one: see `sc.effective_size`.
+    """Keeps the floor(β·N_eff) units with the highest scores, at least one. See `sc.effective_size`.
 
-    A layer, or a model, whose scores are concentrated on few units keeps few; of equal scores all stay. β is
-    the one setting, for all layers alike. With a budget β is solved, and `beta` is not used: there each
-    layer keeps in proportion to its own effective number.
+    A layer keeps few units if its scores are concentrated on few of them. If its scores are equal, it keeps
+    all. β is the same for all layers. With a budget, β is solved and `beta` is not used; each layer then
+    keeps a number in proportion to its effective number.
 
-    Of negative scores the absolute value counts. Scores that are all zero are equal: nothing tells the units
-    apart, so all stay.
+    Negative scores count by their absolute value. If all scores are zero, they are equal, so all units stay.
 
     Source: Effective Model Pruning, arXiv 2509.25606.
 
     Attributes:
         beta: β, above 0.
-        scope: What competes: the units of the whole ``model``, for scores that can be compared between
-            layers, those of each ``layer``, or, of single weights, those of each ``row``: of each output.
-        removal: Signal whose highest scores stay: a name (``"l1*wasserstein"`` too) or an instance.
+        scope: The units that are ranked together: those of the whole ``model`` (for scores that can be
+            compared between layers), of each ``layer``, or, for single weights only, of each ``row`` (one
+            output).
+        removal: Signal whose highest scores stay: a name such as ``"l1*wasserstein"``, or an instance.
 
     Raises:
         SettingError: A setting is out of range; on `allocate`, scope ``row`` without single weights.
@@ -122,7 +125,7 @@ class EMP(Allocator):
     knob_name: ClassVar[str] = "−β"
 
     def __post_init__(self) -> None:
-        """Checks the values."""
+        """Check the values."""
         object.__setattr__(self, "beta", checked_beta("EMP", self.beta))
         if self.scope not in get_args(Scope):
             raise SettingError(
@@ -135,11 +138,11 @@ class EMP(Allocator):
         return (self.removal,)
 
     def knob(self, budget: Budget | None) -> float | None:
-        """−β: turning it up removes more."""
+        """−β, because a higher knob must remove more."""
         return -self.beta
 
     def settings(self, knob: float | None) -> dict[str, JsonValue]:
-        """The β that decided, the scope and the signal."""
+        """The β that was used, the scope and the signal."""
         return {
             "beta": None if knob is None else -float(knob),
             "scope": self.scope,
@@ -147,18 +150,18 @@ class EMP(Allocator):
         }
 
     def steps(self, graph: Graph, scores: ScoreTable, limits: Limits) -> Mapping[str, StepFunction]:
-        """The unit of descending rank j in its scope goes where fewer than j + 1 are kept; rank 0 never."""
+        """A unit with descending rank j in its scope goes when at most j units are kept; rank 0 never."""
         groups = limits.considered(graph.groups)
         values = {g.name: np.abs(vector(scores, self.removal, g)) for g in groups}
         if self.scope == "model":
             whole = np.concatenate(list(values.values()))
-            parts = split(_leaves(whole[None]), groups)
+            parts = split(_removal_points(whole[None]), groups)
         else:
-            parts = {g.name: _leaves(self._rows(g, values[g.name])) for g in groups}
-        return {name: step_function(leaves) for name, leaves in parts.items()}
+            parts = {g.name: _removal_points(self._rows(g, values[g.name])) for g in groups}
+        return {name: step_function(points) for name, points in parts.items()}
 
     def _rows(self, group: Group, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The scores that compete with each other, in rows. [rows, members]"""
+        """Arrange a group's scores so that the scores that are ranked together form a row. [rows, members]"""
         if self.scope != "row":
             return values[None]
         if not isinstance(group, WeightGroup):
@@ -171,17 +174,17 @@ class EMP(Allocator):
     def certificates(
         self, graph: Graph, scores: ScoreTable, limits: Limits, decision: Decision
     ) -> dict[str, JsonValue]:
-        """How much of the scores stays, and how much had to, by `retained_bound`.
+        """The share of the scores that is kept, and its lower bound by `retained_bound`.
 
-        Limits and spending a budget only add to what β keeps, so the bound, which is that of β, holds for
-        what is kept in the end.
+        The bound is that of the units which β keeps. Limits and spending a budget can only keep more units,
+        so the bound is also valid for the final plan.
 
         Returns:
-            ``beta``; for each of ``groups`` and for the ``whole``: ``units``, ``kept``, and ``mass``, the
-            share of the scores that stays; where a scope has its own β·N_eff also ``effective``, ``allowed``,
-            the number that β keeps, and ``bound``, the least that ``mass`` can be: in scope ``model`` for the
-            whole, else for each group, and there for rows their sum. ``mass`` and ``bound`` are None where
-            all scores are 0.
+            ``beta`` and ``scope``. Then, for each of ``groups`` and for the ``whole``: ``units``; ``kept``;
+            ``mass``, the share of the scores that is kept. Where β·N_eff is computed (for the whole in scope
+            ``model``, else for each group, summed over rows), also: ``effective``, the effective number;
+            ``allowed``, the number that β keeps; ``bound``, the lower bound of ``mass``. ``mass`` and
+            ``bound`` are None if all scores are 0.
         """
         beta = None if decision.knob is None else -float(decision.knob)
         keep = decision.keep
@@ -202,7 +205,7 @@ class EMP(Allocator):
         }
 
     def certificate(self, found: Mapping[str, Any]) -> Certificate:
-        """The share of the scores that stays, and the least that it could have been."""
+        """Say which share of the scores is kept, and its lower bound."""
         if not {"beta", "scope", "whole", "groups"} <= found.keys():
             return super().certificate(found)
         beta, groups, whole = found["beta"], found["groups"], found["whole"]
@@ -244,24 +247,31 @@ class EMP(Allocator):
         )
 
 
-def _leaves(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The −β from which on each score is not kept, all rows in one. [rows, members] to [rows * members]
+def _removal_points(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Value of the knob, −β, from which each score is removed. Infinity for the largest of a row.
 
-    It is the largest float β at which the score is not among those that `sizes` keeps.
+    β is the largest float at which `sizes` does not keep the score.
+
+    Args:
+        values: Nonnegative scores. [rows, members]
+
+    Returns:
+        [rows * members]
     """
     members = values.shape[1]
-    # Descending ranks; of equal scores the lowest index is kept longest.
+    # Descending ranks. Of equal scores, the lowest index is removed last.
     place = members - 1 - np.stack([ranks(row) for row in values])
     effective = effective_number(values, 1)[:, None]
-    leaves = np.full(place.shape, np.inf)
+    points = np.full(place.shape, np.inf)
     others = place > 0
-    leaves[others] = -_last_beta(place[others], np.broadcast_to(effective, place.shape)[others])
-    return leaves.reshape(-1)
+    points[others] = -_largest_beta(place[others], np.broadcast_to(effective, place.shape)[others])
+    return points.reshape(-1)
 
 
-def _last_beta(place: NDArray[np.int64], effective: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The largest float β at which `sizes` keeps no more than `place`, 1 or more, of any number of scores."""
-    # Rounding is below four units in the last place: from so many above, down one by one.
+def _largest_beta(place: NDArray[np.int64], effective: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The largest float β at which `sizes` keeps at most `place` scores, where `place` is at least 1."""
+    # The rounding error is below four units in the last place. Start that far above, and go down float by
+    # float.
     beta = (place + 1) / (effective * (1 + SLACK)) * (1 + 9e-16)
     over = np.arange(len(beta))
     while (over := over[sizes(effective[over], beta[over], np.inf) > place[over]]).size:
@@ -275,7 +285,14 @@ def _retained(
     rows: NDArray[np.float64] | None,
     beta: float | None,
 ) -> dict[str, JsonValue]:
-    """What stays of some scores, and what had to stay of the rows that they consist of."""
+    """Certificate data of some scores: the kept share, and its lower bound if `rows` is given.
+
+    Args:
+        values: Nonnegative scores. [units]
+        keep: True for units that stay. [units]
+        rows: The same scores, in rows that are ranked together. [rows, members]
+        beta: β; None: everything is kept.
+    """
     top = float(values.max())
     scaled = values / (top or 1.0)  # so that no sum overflows
     total = float(scaled.sum())

@@ -1,4 +1,4 @@
-"""Erdős–Rényi–kernel densities: small layers are kept denser."""
+"""Erdős–Rényi–kernel (ERK) densities: smaller layers keep a larger fraction of their weights."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def factor(group: Group) -> float:
-    """The sum of a weight tensor's lengths over their product: the layer's density, up to a common factor.
+    """The sum of the axis lengths of a weight tensor over their product. The layer's density is ε times this.
 
     Raises:
         SettingError: The group is no weight tensor.
@@ -43,16 +43,16 @@ def factor(group: Group) -> float:
 
 @dataclass(frozen=True)
 class ERK(Allocator):
-    r"""Densities in proportion to the sum of a weight tensor's lengths over their product.
+    r"""Sets a density, the kept fraction, for each weight tensor from its shape. Only for single weights.
 
     .. math:: d_l = \min\Bigl(c, \varepsilon \frac{n_{in} + n_{out} + k_h + k_w}{n_{in} n_{out} k_h k_w}\Bigr)
 
-    with ε solved for the budget, so what the cap takes from one layer is given to the others in the same
-    proportions. The lowest scores of each layer go. Only for single weights.
+    ε is solved for the budget. So if the cap c limits one layer, the other layers keep more, in the same
+    proportions. In each layer the weights with the lowest scores are removed.
 
     Source: Mocanu et al. 2018, arXiv 1707.04780, for linear layers, and Evci et al. 2020, RigL, arXiv
-    1911.11134, for kernels; both with c = 1. With c below 1 no layer is left dense: small layers, such as 1×1
-    shortcuts, give weights too.
+    1911.11134, for kernels; both with c = 1. If c is below 1, no layer stays dense: small layers, such as 1×1
+    shortcuts, lose weights too.
 
     Attributes:
         cap: c, the highest density, in (0, 1].
@@ -80,7 +80,7 @@ class ERK(Allocator):
     knob_name: ClassVar[str] = "−ε"
 
     def __post_init__(self) -> None:
-        """Checks the values."""
+        """Check the values."""
         object.__setattr__(self, "cap", fraction("ERK", "cap", self.cap, one=True))
         if self.cap == 0:
             raise SettingError("ERK: expected cap in (0, 1], got 0. Write cap=1.0.")
@@ -91,23 +91,23 @@ class ERK(Allocator):
         return (self.removal,)
 
     def knob(self, budget: Budget | None) -> float | None:
-        """None: a budget decides."""
+        """None: only a budget can decide."""
         if budget is None:
             raise SettingError("ERK: expected a budget, got none. Write Budget(sparsity=0.9), for example.")
         return None
 
     def settings(self, knob: float | None) -> dict[str, JsonValue]:
-        """The factor ε that decided, the cap and the signal."""
+        """The factor ε that was used, the cap and the signal."""
         epsilon = None if knob is None or np.isneginf(knob) else -float(knob)
         return {"epsilon": epsilon, "cap": self.cap, "removal": name_of(self.removal)}
 
     def steps(self, graph: Graph, scores: ScoreTable, limits: Limits) -> Mapping[str, StepFunction]:
-        """The knob is −ε; at a very small value of it the densities are the cap."""
+        """The knob is −ε. At a very small knob (a very large ε) all densities equal the cap."""
         groups = {g.name: g for g in limits.considered(graph.groups)}
         largest = max(1 / factor(group) for group in groups.values())
 
         def knob(name: str, density: NDArray[np.float64]) -> NDArray[np.float64]:
-            # Where the cap alone asks for it, the unit goes before ε has any say.
+            # Weights above the cap are removed at the first step, whatever ε is.
             return np.where(density >= self.cap, -largest, -density / factor(groups[name]))
 
         return by_density({name: vector(scores, self.removal, g) for name, g in groups.items()}, knob)

@@ -1,4 +1,4 @@
-"""What removing these units rather than those changes, if damage adds up."""
+"""Compare two removals of units, under the assumption that the damage of removed units adds up."""
 
 from __future__ import annotations
 
@@ -20,31 +20,32 @@ def exchange(
     ours: Mapping[str, int],
     theirs: Mapping[str, int],
 ) -> dict[str, JsonValue]:
-    """Compares two removals that take units of each group in the same order, under an additive loss.
+    """Compare two removals that remove the units of each group in the same order.
 
-    Assumption, the additive model: the damage of a removal is the sum of the protection scores of the
-    removed units, so protection scores of different groups are in one unit. To first order that is so for
-    `taylor`, a bound on the change of the loss.
+    Assumption (the additive model): the damage of a removal is the sum of the protection scores of its units.
+        So
+    protection scores of different groups must have the same unit. To first order this is true for `taylor`,
+    which bounds the change of the loss.
 
-    Both removals take the first units of one order, so in each group one contains the other. Theirs
-    becomes ours by exchanging units: where we take more, the further ones go (*taken*), where we take
-    fewer, the last ones of theirs stay (*spared*). So
+    Both removals take the first units of the same order, so in each group one removal contains the other. In
+    a group where `ours` removes more units, the additional ones are *taken*. In a group where it removes
+    fewer, the difference is *spared*. Summed over all groups,
 
-        loss(ours) = loss(theirs) + taken - spared,
+        loss(ours) = loss(theirs) + taken - spared.
 
-    with taken and spared summed over all groups. It is an identity, whatever the scores; ours is the
-    better removal, under the assumption, if and only if what is spared outweighs what is taken.
+    This holds for any scores. Under the assumption, `ours` is better exactly if `spared` is larger than
+    `taken`.
 
     Args:
-        protection: Per group, higher is worth more. [group.size]
-        steps: Per group the order in which units go.
-        ours: Per group the number of units that go.
-        theirs: The same for what it is compared with.
+        protection: Protection scores of each group, higher is worth more. [group.size]
+        steps: Step function of each group, for the order of removal.
+        ours: Number of units that the first removal takes from each group.
+        theirs: Number of units that the second removal takes from each group.
 
     Returns:
-        ``loss``, ``other_loss``, ``taken`` and ``spared`` as shares of the sum of all protection scores,
-        and per group the same; None where shares have no meaning: a score is negative, or all are zero.
-        Per group also ``other_removed``, in units.
+        ``loss``, ``other_loss``, ``taken`` and ``spared``, as shares of the sum of all protection scores, in
+        total and for each of ``groups``. They are None if a score is negative or all scores are zero, because
+        shares have no meaning then. For each group also ``other_removed``, a number of units.
     """
     top = max((float(values.max()) for values in protection.values()), default=0.0)
     known = top > 0 and all(values.min() >= 0 for values in protection.values())
@@ -73,10 +74,10 @@ def exchange(
 
 
 def sentences(found: Mapping[str, Any]) -> tuple[str, ...]:
-    """The comparison with `Uniform`, and what it assumes; nothing where no shares are known.
+    """Sentences for a report: the comparison with `Uniform`, and its assumption. Empty if shares are None.
 
     Args:
-        found: What `exchange` returned, with ``macs`` of both.
+        found: The result of `exchange`, with ``macs``: the MACs of both plans.
     """
     if found.get("loss") is None:
         return ()
@@ -96,7 +97,7 @@ def sentences(found: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def cells(found: Mapping[str, Any]) -> tuple[str, str]:
-    """What `Uniform` removes from one layer, and what the difference does to the additive loss."""
+    """Two table cells for a layer: units that `Uniform` removes, and the change of the loss in %."""
     removed = f"{found['other_removed']:,}"
     if found["taken"] is None:
         return removed, "–"

@@ -1,4 +1,4 @@
-"""One ranking of all units."""
+"""Rank the units of the whole model together, and remove the lowest."""
 
 from __future__ import annotations
 
@@ -28,9 +28,16 @@ Vector = NDArray[np.float64]
 
 
 def lamp(scores: Vector) -> Vector:
-    """Each score's square over the sum of its own and all larger ones' squares, in (0, 1]. [group.size]
+    """Divide the square of each score by the sum of the squares of this and all larger scores of the group.
 
-    The largest of a group is 1. Of equal scores the lowest index counts as the largest.
+    The largest score of a group becomes 1. Of equal scores, the one with the lowest index counts as the
+    largest.
+
+    Args:
+        scores: Scores of one group. [group.size]
+
+    Returns:
+        Values in [0, 1]. [group.size]
 
     Source: Lee et al. 2021, Layer-adaptive Sparsity for the Magnitude-based Pruning, arXiv 2010.07611.
 
@@ -48,37 +55,39 @@ def lamp(scores: Vector) -> Vector:
 
 
 def _by_mean(scores: Vector) -> Vector:
-    return _over(scores, float(scores.mean()))
+    return _divided(scores, float(scores.mean()))
 
 
 def _by_max(scores: Vector) -> Vector:
-    return _over(scores, float(scores.max()))
+    return _divided(scores, float(scores.max()))
 
 
-def _over(scores: Vector, whole: float) -> Vector:
+def _divided(scores: Vector, whole: float) -> Vector:
     return scores / whole if whole > 0 else np.zeros(len(scores))
 
 
 NORMALISE: Mapping[str, Callable[[Vector], Vector]] = MappingProxyType(
     {"none": lambda scores: scores, "mean": _by_mean, "max": _by_max, "lamp": lamp}
 )
-"""How scores of a group are made comparable with those of others."""
+"""Functions that make the scores of one group comparable with those of other groups, by name."""
 
 
 @dataclass(frozen=True)
 class Global(Allocator):
-    """Removes the units with the lowest scores of the whole model, one threshold for all groups.
+    """Removes the units with the lowest scores of the whole model, with one threshold for all groups.
 
-    With a budget the threshold is solved; each number of units is a step. Of equal scores the unit of the
-    earliest group, and there the lowest index, is kept. Units that `Limits` hold back stay; no others go in
-    their place, except under a budget.
+    With a budget, the threshold is solved. Of equal scores, the unit of the earlier group is kept, and within
+    a group the one with the lower index. Units that `Limits` protects stay; other units are not removed in
+    their place, except to meet a budget.
 
     Attributes:
-        ratio: Fraction of all units removed, in [0, 1). None if a budget decides.
-        normalise: What makes scores of different groups comparable: ``mean`` and ``max`` divide by the
-            group's own, ``lamp`` by the sum of what is larger (see `LAMP`), ``none`` leaves them as they are,
-            for signals in one unit, as ``taylor`` is.
-        removal: Signal whose lowest scores go first: a name (``"l1*wasserstein"`` too) or an instance.
+        ratio: Fraction of all units to remove, in [0, 1). None if a budget decides.
+        normalise: How scores of different groups are made comparable. ``mean`` and ``max`` divide by the mean
+            or the largest score of the group. ``lamp`` divides by the sum over larger scores (see `LAMP`).
+            ``none`` changes nothing; use it for signals that already have one unit for all groups, such as
+            ``taylor``.
+        removal: Signal whose lowest scores are removed first: a name such as ``"l1*wasserstein"``, or an
+            instance.
 
     Raises:
         SettingError: A setting is none of these; on `allocate`, both or neither of ratio and budget is given.
@@ -103,7 +112,7 @@ class Global(Allocator):
     solved: ClassVar[str] = "ratio"
 
     def __post_init__(self) -> None:
-        """Checks the values."""
+        """Check the values."""
         if self.ratio is not None:
             object.__setattr__(self, "ratio", fraction(type(self).__name__, "ratio", self.ratio))
         if self.normalise not in NORMALISE:
@@ -128,12 +137,12 @@ class Global(Allocator):
         return self.ratio
 
     def settings(self, knob: float | None) -> dict[str, JsonValue]:
-        """The ratio that decided, the normalisation and the signal."""
+        """The ratio that was used, the normalisation and the signal."""
         ratio = None if knob is None else float(knob)
         return {"ratio": ratio, "normalise": self.normalise, "removal": name_of(self.removal)}
 
     def steps(self, graph: Graph, scores: ScoreTable, limits: Limits) -> Mapping[str, StepFunction]:
-        """The unit of ascending rank i among all N goes from ratio (i + 1) / N on."""
+        """The unit with ascending rank i among all N units is removed from ratio (i + 1) / N on."""
         groups = limits.considered(graph.groups)
         values = {g.name: vector(scores, self.removal, g) for g in groups}
         for name, found in values.items():
@@ -143,5 +152,5 @@ class Global(Allocator):
                     'Use normalise="none".'
                 )
         whole = np.concatenate([NORMALISE[self.normalise](found) for found in values.values()])
-        leaves = split((ranks(whole) + 1) / len(whole), groups)
-        return {name: step_function(found) for name, found in leaves.items()}
+        points = split((ranks(whole) + 1) / len(whole), groups)
+        return {name: step_function(found) for name, found in points.items()}

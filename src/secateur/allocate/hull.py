@@ -1,4 +1,4 @@
-"""Convex curves from measured ones."""
+"""Lower convex hulls of measured curves."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 def lower_hull(
     x: NDArray[np.float64], y: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The corners of the lower convex hull of points with ascending x.
+    """The corners of the lower convex hull of the points (x, y), where x is ascending.
 
     Example:
         >>> x, y = lower_hull(np.arange(4.0), np.array([0.0, 2.0, 1.0, 3.0]))
@@ -28,7 +28,7 @@ def lower_hull(
 
 
 def slopes(y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """What each step of one costs on the lower hull of a curve at 0, 1, 2, …; it never falls. [len(y) - 1]
+    """Slopes of the lower hull of a curve with values y at 0, 1, 2, …. They never fall. [len(y) - 1]
 
     Example:
         >>> slopes(np.array([0.0, 2.0, 1.0, 3.0])).tolist()

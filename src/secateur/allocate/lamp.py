@@ -10,20 +10,21 @@ from secateur.allocate.global_ranking import Global
 
 @dataclass(frozen=True)
 class LAMP(Global):
-    r"""Global ranking by each score's square over the sum of its own and all larger squares of its group.
+    r"""Ranks all units of the model by their LAMP score, and removes the lowest.
 
     .. math:: \text{LAMP}(u) = \frac{s_u^2}{\sum_{v:\, s_v \ge s_u} s_v^2}
 
-    With s the magnitude of single weights, it is the share of the layer's output energy, in the worst case,
-    that the weight's removal costs after all smaller ones have gone. The largest of a group has 1, so no
-    layer is emptied while others have more than one left.
+    The sum runs over the unit u and all units of its group with larger scores. If s is the magnitude of
+    single weights, this is the worst-case share of the layer's output energy that is lost by removing the
+    weight after all smaller ones. The largest score of each group becomes 1. So no layer becomes empty while
+    other layers have more than one unit.
 
-    Source: Lee et al. 2021, arXiv 2010.07611. Departure: any signal can take the weights' place, of any
-    units.
+    Source: Lee et al. 2021, arXiv 2010.07611. Departure: it works for any signal and any units, not only for
+    magnitudes of weights.
 
     Attributes:
-        ratio: Fraction of all units removed, in [0, 1). None if a budget decides.
-        removal: Signal whose lowest scores go first: a name or an instance.
+        ratio: Fraction of all units to remove, in [0, 1). None if a budget decides.
+        removal: Signal whose lowest scores are removed first: a name or an instance.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""What no rule may overstep: how many units of a group can go at all."""
+"""Limits on pruning, for all allocators: how many units a group may lose."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ from secateur.graph.groups import Group
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds on every group, whatever rule decides.
+    """Bounds on the removal in every group, for all allocators.
 
     Attributes:
-        round_to: The number of units kept is a multiple of this, rounded up, or the whole group.
-        min_keep: At least this many units stay; a group with fewer is left alone.
-        max_ratio: At most this fraction of a group goes, in [0, 1). The default is from Lin et al. 2025, ToD.
-        ignore: What is left alone: names of groups or layers, as shell patterns (``*``, ``?``), or modules of
-            the model. A layer stands for all groups whose units it produces, a module for all layers in it.
+        round_to: The number of kept units is rounded up to a multiple of this, at most to the whole group.
+        min_keep: At least this many units stay. A group with fewer units is not pruned.
+        max_ratio: At most this fraction of a group is removed, in [0, 1). The default is from Lin et al.
+            2025, ToD.
+        ignore: Groups that are not pruned: names of groups or layers, as shell patterns (``*``, ``?``), or
+            modules of the model. A layer stands for all groups whose units it produces. A module stands for
+            all its layers.
 
     Raises:
         SettingError: A value is out of range.
@@ -43,49 +45,49 @@ class Limits:
     ignore: tuple[str | nn.Module, ...] = ()
 
     def __post_init__(self) -> None:
-        """Checks the values."""
+        """Check the values."""
         for name in ("round_to", "min_keep"):
             object.__setattr__(self, name, _positive(name, getattr(self, name)))
         object.__setattr__(self, "max_ratio", fraction("limits", "max_ratio", self.max_ratio))
         object.__setattr__(self, "ignore", _ignored(self.ignore))
 
     def feasible(self, size: int) -> NDArray[np.int64]:
-        """Every number of units, above zero, that a group of `size` may lose; ascending."""
+        """All numbers of units above zero that a group of `size` units may lose, ascending."""
         most = min(_floor_of(self.max_ratio, size), size - self.min_keep)
-        # Kept counts are multiples of round_to, so removed counts are congruent to size.
+        # size - removed must be a multiple of round_to.
         least = size % self.round_to or self.round_to
         return np.arange(least, most + 1, self.round_to, dtype=np.int64)
 
     def removable(self, size: int, k: int) -> int:
-        """How many units go when `k` are wanted: the largest feasible number not above `k`, or 0.
+        """The largest number of units that may be removed and is at most `k`; 0 if there is none.
 
-        It never falls as `k` grows.
+        The result never falls as `k` grows.
         """
         feasible = self.feasible(size)
         found = int(np.searchsorted(feasible, k, side="right"))
         return int(feasible[found - 1]) if found else 0
 
     def allowed(self, size: int) -> int:
-        """The most units that a group of `size` can lose."""
+        """The largest number of units that a group of `size` units may lose."""
         return self.removable(size, size)
 
     def named(self, tensors: Mapping[str, Tensor]) -> Limits:
-        """The same with the paths of modules in place of the modules.
+        """Return these limits with each module in `ignore` replaced by its path in the model.
 
         Args:
-            tensors: The parameters of the model by name, the very objects that its modules hold.
+            tensors: The parameters of the model by name. They must be the same objects that the modules hold.
 
         Raises:
-            SettingError: The model does not hold one of the modules.
+            SettingError: A module is not a part of the model.
         """
         paths = (path_of(part, tensors) if isinstance(part, nn.Module) else part for part in self.ignore)
         return replace(self, ignore=tuple(paths))
 
     def considered(self, groups: Iterable[Group]) -> tuple[Group, ...]:
-        """The groups that `ignore` does not name.
+        """The groups that may be pruned: those that `ignore` does not match.
 
         Raises:
-            SettingError: A pattern matches no group, or a module has not been named.
+            SettingError: A pattern matches no group, or `ignore` still holds a module (see `named`).
             NothingToPruneError: No group is left.
         """
         groups = tuple(groups)
@@ -114,7 +116,7 @@ class Limits:
         return [str(part) for part in self.ignore]
 
     def as_settings(self) -> dict[str, JsonValue]:
-        """The limits as they are written into a plan."""
+        """The limits as plain values, to be stored in a plan."""
         return {
             "round_to": self.round_to,
             "min_keep": self.min_keep,
@@ -136,7 +138,7 @@ def _positive(name: str, value: object) -> int:
 
 
 def _ignored(value: object) -> tuple[str | nn.Module, ...]:
-    # A single string would pass as a sequence of one-letter patterns.
+    # A single string is refused: as a sequence, it would be a list of one-letter patterns.
     if isinstance(value, list | tuple) and all(isinstance(part, str | nn.Module) for part in value):
         return tuple(value)
     raise SettingError(
@@ -148,7 +150,8 @@ def _ignored(value: object) -> tuple[str | nn.Module, ...]:
 def _floor_of(ratio: float, size: int) -> int:
     """The largest k with k / size <= ratio.
 
-    The quotient is compared, not the product: 29 / 100 and 0.29 are the same float, 0.29 * 100 is not 29.
+    It compares the quotient and not the product, because of rounding: 29 / 100 equals the float 0.29, but
+    0.29 * 100 is slightly below 29.
     """
     k = math.floor(ratio * size) + 1
     while k > 0 and k / size > ratio:

@@ -1,4 +1,4 @@
-"""Which groups a name, a shell pattern or a module stands for."""
+"""Find the groups that a name, a shell pattern or a module refers to."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from secateur.graph.weight import WeightGroup
 
 
 def layers_of(group: Group) -> tuple[str, ...]:
-    """The paths of the layers whose outputs a group's units are."""
+    """The paths of the layers that produce a group's units."""
     tensors = (
         (group.name,) if isinstance(group, WeightGroup) else (s.tensor for s in group.of_role("produce"))
     )
@@ -22,7 +22,7 @@ def layers_of(group: Group) -> tuple[str, ...]:
 
 
 def covers(pattern: str, name: str) -> bool:
-    """Whether a shell pattern matches a dotted name, or a module that holds what has that name.
+    """Whether a shell pattern matches a dotted name or one of its parents.
 
     Example:
         >>> covers("layer1", "layer1.0.conv1"), covers("*.conv1", "layer1.0.conv1"), covers("conv1", "conv10")
@@ -33,13 +33,18 @@ def covers(pattern: str, name: str) -> bool:
 
 
 def matching(where: str, pattern: str, groups: Sequence[Group]) -> tuple[Group, ...]:
-    """The groups that a pattern stands for.
+    """The groups that a pattern refers to.
 
-    The name of a group stands for that group alone. Any other pattern stands for each group whose name it
-    covers, or the path of a layer that produces its units.
+    The exact name of a group refers to that group only. Any other pattern refers to each group whose name it
+    covers, and to each group with a producing layer whose path it covers.
+
+    Args:
+        where: Start of the error message, which says what was expected.
+        pattern: A name or a shell pattern.
+        groups: The groups to choose from.
 
     Raises:
-        SettingError: There is none; the message starts with `where`, which says what was expected.
+        SettingError: No group matches.
     """
     exact = tuple(g for g in groups if pattern in (g.name, glob.escape(g.name)))
     found = exact or tuple(
@@ -53,14 +58,14 @@ def matching(where: str, pattern: str, groups: Sequence[Group]) -> tuple[Group, 
 
 
 def path_of(module: nn.Module, tensors: Mapping[str, Tensor]) -> str:
-    """Where a module is in its model, as a pattern that matches this path alone.
+    """The path of a module in its model, escaped so that as a pattern it matches only this path.
 
     Args:
-        module: A part of the model that has parameters.
-        tensors: The model's own parameters by name.
+        module: A part of the model. It must have parameters.
+        tensors: The model's parameters by name, the same objects that the module holds.
 
     Raises:
-        SettingError: The model does not hold it.
+        SettingError: The module is not a part of the model.
     """
     own = dict(module.named_parameters())
     for path, tensor in tensors.items():
@@ -74,7 +79,7 @@ def path_of(module: nn.Module, tensors: Mapping[str, Tensor]) -> str:
 
 
 def shorten(names: Iterable[str], most: int = 8) -> str:
-    """The names in one line, the tail of a long list as a count.
+    """Join names in one line; of a long list, only the first ones and the number of the others.
 
     Example:
         >>> shorten(["a", "b", "c"], most=2)

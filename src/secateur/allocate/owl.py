@@ -1,4 +1,4 @@
-"""Outlier-weighted layers: what has many outliers keeps more."""
+"""Outlier-weighted layerwise sparsity (OWL): layers with many outliers keep more weights."""
 
 from __future__ import annotations
 
@@ -33,21 +33,22 @@ def outliers(scores: NDArray[np.float64], above: float) -> float:
 
 @dataclass(frozen=True)
 class OWL(Allocator):
-    r"""Layers with many outliers among their scores are kept denser, within a band around the common density.
+    r"""Sets a density, the kept fraction, for each layer: higher if it has many outlier scores.
 
     .. math:: d_l = \min\Bigl(1, t + 2\lambda \frac{D_l - \min D}{\max D - \min D} - \lambda\Bigr)
 
-    where D_l is the share of layer l's scores above M times their mean, and t is solved for the budget. The
-    lowest scores of each layer go.
+    D_l is the share of layer l's scores that are above M times their mean. All densities lie in a band of
+    width 2λ around t, and t is solved for the budget. In each layer the lowest scores are removed.
 
-    Source: Yin et al. 2024, Outlier Weighed Layerwise Sparsity, arXiv 2310.05175. Departures: the layers are
-    the groups themselves, where the paper takes whole transformer blocks; the band is centred so that the
-    budget is met, counting each layer by its size, where the paper takes the plain mean over layers.
+    Source: Yin et al. 2024, Outlier Weighed Layerwise Sparsity, arXiv 2310.05175. Departures: here a layer is
+        one
+    group, in the paper it is a whole transformer block; here the band is placed so that the budget is met,
+    which weights each layer by its size, while the paper uses the plain mean over layers.
 
     Attributes:
-        above: M.
+        above: M, above 0.
         width: λ, half the width of the band, in [0, 1).
-        removal: Signal whose lowest scores go first; the paper's is ``wanda``, of single weights.
+        removal: Signal whose lowest scores are removed first. The paper uses ``wanda`` for single weights.
 
     Raises:
         SettingError: A setting is out of range; on `allocate`, there is no budget.
@@ -74,7 +75,7 @@ class OWL(Allocator):
     knob_name: ClassVar[str] = "−density"
 
     def __post_init__(self) -> None:
-        """Checks the values."""
+        """Check the values."""
         object.__setattr__(self, "width", fraction("OWL", "width", self.width))
         if isinstance(self.above, bool) or not isinstance(self.above, Real) or not 0 < self.above < math.inf:
             raise SettingError(
@@ -87,13 +88,13 @@ class OWL(Allocator):
         return (self.removal,)
 
     def knob(self, budget: Budget | None) -> float | None:
-        """None: a budget decides."""
+        """None: only a budget can decide."""
         if budget is None:
             raise SettingError("OWL: expected a budget, got none. Write Budget(sparsity=0.5), for example.")
         return None
 
     def settings(self, knob: float | None) -> dict[str, JsonValue]:
-        """The density t around which the band lies, and what was set."""
+        """The centre t of the band, and the allocator's own settings."""
         return {
             "density": None if knob is None else -float(knob),
             "above": float(self.above),
@@ -102,7 +103,7 @@ class OWL(Allocator):
         }
 
     def steps(self, graph: Graph, scores: ScoreTable, limits: Limits) -> Mapping[str, StepFunction]:
-        """The knob is −t: the unit at place i of N goes where the density is not above 1 − (i + 1) / N."""
+        """The knob is −t. Unit i of N in the removal order goes when the density falls to 1 − (i + 1) / N."""
         values = {g.name: vector(scores, self.removal, g) for g in limits.considered(graph.groups)}
         shares = {name: outliers(found, self.above) for name, found in values.items()}
         low, high = min(shares.values()), max(shares.values())

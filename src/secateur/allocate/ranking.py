@@ -1,4 +1,4 @@
-"""The order of scores, with one answer to ties."""
+"""Sort scores, with one fixed rule for equal scores: the lowest index is kept longest."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from numpy.typing import NDArray
 
 
 def ascending(scores: NDArray[np.float64]) -> NDArray[np.int64]:
-    """The indices from the lowest score to the highest; among equal scores the highest index comes first.
+    """Indices sorted from the lowest to the highest score; of equal scores, the highest index comes first.
 
-    So whoever removes from the front keeps the lowest index of a tie, and removing more never brings
-    a unit back.
+    Units are removed from the front of this order. So of equal scores the lowest index is kept longest, and
+    removing more units never puts a unit back.
 
     Args:
         scores: Higher is worth more. [n]
@@ -23,12 +23,12 @@ def ascending(scores: NDArray[np.float64]) -> NDArray[np.int64]:
         [2, 1, 0, 3]
     """
     last = len(scores) - 1
-    # A stable sort of the reversed vector meets the higher index of a tie first.
+    # In the reversed vector, a higher index comes earlier, so a stable sort puts it first among equal scores.
     return last - np.argsort(np.asarray(scores)[::-1], kind="stable")
 
 
 def ranks(scores: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Each entry's place in `ascending`, 0 for the first to go, [n].
+    """Position of each entry in the order of `ascending`: 0 for the unit that is removed first. [n]
 
     Example:
         >>> ranks(np.array([2.0, 1.0, 1.0, 3.0])).tolist()

@@ -1,4 +1,4 @@
-"""Fractions that a person gives, layer by layer."""
+"""Pruning ratios that the user gives for each layer."""
 
 from __future__ import annotations
 
@@ -29,20 +29,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Ratios(Allocator):
-    """Each layer loses the fraction that was given for it: ``floor(ratio * N)`` of its N units.
+    """Removes a given fraction of each layer: ``floor(ratio * N)`` of its N units.
 
-    Layers that no pattern names lose nothing. With a budget the ratios are proportions: all are multiplied
-    by one factor, which is solved for the budget.
+    A layer that no pattern matches loses nothing. With a budget, all ratios are multiplied by one factor,
+    which is solved for the budget.
 
     Attributes:
-        ratios: Fraction removed, in [0, 1), by the name of a group or of a layer that produces its units, as
-            a shell pattern (``*``, ``?``). The name of a module stands for all layers in it. Where several
-            patterns name a layer, the last one decides.
-        removal: Signal whose lowest scores go first: a name (``"l1*wasserstein"`` too) or an instance.
+        ratios: Fraction to remove, in [0, 1), by name. A name is a shell pattern (``*``, ``?``) for a group
+            or for a layer that produces its units. The name of a module stands for all layers in it. If
+            several patterns match a layer, the last one decides.
+        removal: Signal whose lowest scores are removed first: a name such as ``"l1*wasserstein"``, or an
+            instance.
 
     Raises:
-        SettingError: A ratio is out of range; on `allocate`, there is none, a pattern matches nothing, or
-            layers that only lose units together were given different ratios.
+        SettingError: A ratio is out of range. On `allocate`: there is no ratio, a pattern matches nothing, or
+            layers that can only lose units together have different ratios.
 
     Example:
         >>> import torch
@@ -61,7 +62,7 @@ class Ratios(Allocator):
     solved: ClassVar[str] = "factor"
 
     def __post_init__(self) -> None:
-        """Checks the values."""
+        """Check the values."""
         if not isinstance(self.ratios, Mapping) or not all(isinstance(name, str) for name in self.ratios):
             raise SettingError(
                 f"Ratios: expected a mapping from names to fractions, got {self.ratios!r}. "
@@ -76,7 +77,7 @@ class Ratios(Allocator):
         return (self.removal,)
 
     def knob(self, budget: Budget | None) -> float | None:
-        """The factor: 1."""
+        """The factor on all ratios without a budget: 1."""
         if not any(self.ratios.values()):
             raise SettingError(
                 "Ratios: expected a ratio above 0 for at least one layer, got none. "
@@ -85,7 +86,7 @@ class Ratios(Allocator):
         return 1.0
 
     def settings(self, knob: float | None) -> dict[str, JsonValue]:
-        """The ratios, the factor that decided and the signal."""
+        """The ratios, the factor that was used and the signal."""
         return {
             "ratios": dict(self.ratios),
             "factor": None if knob is None else float(knob),
@@ -93,7 +94,7 @@ class Ratios(Allocator):
         }
 
     def steps(self, graph: Graph, scores: ScoreTable, limits: Limits) -> Mapping[str, StepFunction]:
-        """K of N units go from factor k / N / ratio on."""
+        """Of N units, k are removed from the factor k / N / ratio on."""
         found = {}
         for group, ratio in self._given(graph, limits).items():
             count = limits.feasible(group.size)
@@ -102,9 +103,10 @@ class Ratios(Allocator):
         return found
 
     def _given(self, graph: Graph, limits: Limits) -> dict[Group, float]:
-        """The ratio above 0 of each considered group.
+        """The considered groups with a ratio above 0, and this ratio.
 
-        Patterns are matched with all groups, so that one whose groups are all ignored is not refused.
+        Patterns are matched against all groups, ignored ones too. So a pattern is no error if it matches only
+        ignored groups.
         """
         by_pattern = {
             pattern: {
@@ -133,7 +135,7 @@ class Ratios(Allocator):
     def certificates(
         self, graph: Graph, scores: ScoreTable, limits: Limits, decision: Decision
     ) -> dict[str, JsonValue]:
-        """The fraction that was asked for of each group, with the factor, and the fraction that went."""
+        """For each group: ``asked``, the ratio times the factor, and ``removed``, the removed fraction."""
         factor = decision.knob or 0.0
         return {
             "groups": {
@@ -143,7 +145,7 @@ class Ratios(Allocator):
         }
 
     def certificate(self, found: Mapping[str, Any]) -> Certificate:
-        """What was asked for of each layer, and what went."""
+        """Show the requested and the removed fraction of each layer."""
         groups = found.get("groups", {})
         if not all({"asked", "removed"} <= group.keys() for group in groups.values()):
             return super().certificate(found)

@@ -1,4 +1,4 @@
-"""The rules by name."""
+"""The allocators by name."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Allocates(Protocol):
-    """What anything passed as an allocator has to have; `Allocator` does, a user's own class may."""
+    """The interface of an allocator. `Allocator` has it, and a user's own class can have it too."""
 
     @property
     def signals(self) -> tuple[Asked, ...]:
-        """The signals whose scores it needs."""
+        """The signals whose scores the allocator needs."""
 
     def allocate(
         self,
@@ -46,7 +46,7 @@ class Allocates(Protocol):
         limits: Limits | None = None,
         seed: int = 0,
     ) -> Plan:
-        """Decides which units go."""
+        """Decide which units are removed."""
 
 
 RULES: Mapping[str, Allocator] = MappingProxyType(
@@ -64,7 +64,7 @@ RULES: Mapping[str, Allocator] = MappingProxyType(
         "random": Uniform(removal="random"),
     }
 )
-"""The rules that can be named, with their default settings. A new rule is one file and one line here."""
+"""All allocators by name, with default settings. A new allocator is one file and one line here."""
 
 
 def names() -> tuple[str, ...]:
@@ -73,11 +73,11 @@ def names() -> tuple[str, ...]:
 
 
 def resolve(allocator: str | Allocates, also: tuple[str, ...] = ()) -> Allocates:
-    """The allocator of this name with its default settings, or the one that was passed.
+    """Return the allocator with this name and its default settings; return an allocator unchanged.
 
     Args:
         allocator: A name, or an object with `signals` and `allocate`.
-        also: Further names that the caller knows, for the message.
+        also: Other names that the caller accepts, for the error message.
 
     Raises:
         SettingError: The name is unknown, or the object is no allocator.
@@ -100,13 +100,13 @@ def resolve(allocator: str | Allocates, also: tuple[str, ...] = ()) -> Allocates
 
 
 def describe(name: str, certificates: Mapping[str, Any], rule: object = None) -> Description:
-    """How a rule describes its decision.
+    """Describe an allocator's decision for a report.
 
     Args:
-        name: The rule's, as its plan holds it.
-        certificates: The plan's.
-        rule: The rule itself, if at hand; otherwise the rule of this name describes the decision, and one
-            that is not known has its certificates listed.
+        name: The allocator's name in the plan.
+        certificates: The plan's certificates.
+        rule: The allocator itself, if known. Otherwise the one with this name describes the decision. If the
+            name is unknown, the certificates are only listed.
     """
     known = rule if isinstance(rule, Allocator) else RULES.get(name)
     if known is not None:

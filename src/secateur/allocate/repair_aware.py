@@ -1,4 +1,4 @@
-"""The rule that knows what repair can undo."""
+"""An allocator that removes units where repair can compensate for them best."""
 
 from __future__ import annotations
 
@@ -30,33 +30,36 @@ if TYPE_CHECKING:
 Per = Literal["macs", "params"]
 
 ROUNDS = 40
-"""How often, on the way to nothing, the units' costs are taken anew."""
+"""How often the costs of units are computed again between the dense network and an empty one."""
 
 
 @dataclass(frozen=True)
 class RepairAware(Allocator):
-    r"""Removes where the error that refitting leaves is smallest for what the removal saves.
+    r"""Removes the units that add the smallest error after repair for the cost that they save.
 
     .. math:: \min_k \sum_g E_g(k_g) \quad\text{for given}\quad C(k_1, k_2, \dots)
 
-    E_g(k) is what the ``reconstruction`` signal says of group g without its k most replaceable units: how
-    much of what the group's consumers compute is lost for good, however they are refitted, relative to what
-    their outputs go into. C is the cost of the network, in which each group's units cost the more, the
-    more units their neighbours keep. The programme is followed from the dense network down: always the unit
-    goes that adds the least error for the cost it saves, on the lower convex hulls of the curves, with costs
-    that are taken anew each time a fortieth of the network is gone. So every budget is a prefix of one path.
-    Were costs independent of each other, each point of it would be the exact minimum for its cost. That
-    errors of groups add up is the assumption. No labels are needed. Repair with ``reconstruct`` afterwards.
+    E_g(k) is the error of group g after its k most replaceable units are removed and the layers that read it
+    are refitted, relative to the values that their outputs are added to. The ``reconstruction`` signal
+    measures it. C is the cost of the network.
 
-    Source: ours; the elimination behind the signal is Hassibi and Stork's (1993).
+    The problem is solved greedily, from the dense network down. Each step removes the unit that adds the
+    least error for the cost it saves, on the lower convex hulls of the error curves. The cost of a unit
+    depends on how many units the neighbouring layers keep. So costs are computed again each time a fortieth
+    of the network is removed. All budgets lie on one path: a smaller budget removes the same units and more.
+    If costs did not depend on each other, each point of the path would be the exact minimum for its cost.
+
+    Assumption: the errors of groups add up. No labels are needed. Repair with ``reconstruct`` afterwards.
+
+    Source: ours. The elimination in the signal is that of Hassibi and Stork (1993).
 
     Attributes:
-        error: The sum of the groups' errors to stop before. None if a budget decides.
-        removal: The signal whose scores are errors, in one unit for all groups.
-        per: What a unit costs: ``macs`` or ``params``.
+        error: Remove units up to this sum of the groups' errors. None if a budget decides.
+        removal: The signal. Its scores must be errors, in one unit for all groups.
+        per: The cost that a removed unit saves: ``macs`` or ``params``.
 
     Raises:
-        SettingError: A setting is none of these; on `allocate`, both or neither of error and budget is given.
+        SettingError: A setting is out of range. On `allocate`: both or neither of error and budget are given.
 
     Example:
         >>> import torch
@@ -76,9 +79,9 @@ class RepairAware(Allocator):
     solved: ClassVar[str] = "error"
 
     def __post_init__(self) -> None:
-        """Checks the values."""
+        """Check the values."""
         if self.error is not None and not self.error > 0:
-            raise SettingError(f"RepairAware: expected an error above 0, got {self.error!r}. Give 0.1, say.")
+            raise SettingError(f"RepairAware: expected an error above 0, got {self.error!r}. Try 0.1.")
         if self.per not in get_args(Per):
             raise SettingError(
                 f"RepairAware: expected per to be 'macs' or 'params', got {self.per!r}. Name one of these."
@@ -90,7 +93,7 @@ class RepairAware(Allocator):
         return (self.removal,)
 
     def knob(self, budget: Budget | None) -> float | None:
-        """The error."""
+        """The largest allowed sum of errors."""
         if (self.error is None) == (budget is None):
             got = "neither" if budget is None else "both"
             raise SettingError(
@@ -100,20 +103,20 @@ class RepairAware(Allocator):
         return self.error
 
     def settings(self, knob: float | None) -> dict[str, JsonValue]:
-        """The error that decided, the signal and the cost."""
+        """The error that was used, the signal and the cost."""
         error = None if knob is None else float(knob)
         return {"error": error, "removal": name_of(self.removal), "per": self.per}
 
     def steps(self, graph: Graph, scores: ScoreTable, limits: Limits) -> Mapping[str, StepFunction]:
-        """Each unit goes when the sum of all groups' errors reaches what it is with this unit gone."""
+        """The knob is the sum of all groups' errors. Each unit is removed at the sum after its removal."""
         groups = limits.considered(graph.groups)
         orders, errors = [], []
         for group in groups:
             values = vector(scores, self.removal, group)
             orders.append(ascending(values))
-            # One unit stays: a group without any would cut the network.
+            # Drop the last value, because one unit must stay: a group without units would cut the network.
             errors.append(np.concatenate([np.zeros(1), values[orders[-1]][:-1]]))
-        path = _path(graph, [g.name for g in groups], orders, errors, self.per)
+        path = _greedy_path(graph, [g.name for g in groups], orders, errors, self.per)
         gone = np.zeros(len(groups), dtype=np.int64)
         total = 0.0
         sums: list[list[float]] = [[] for _ in groups]
@@ -141,7 +144,7 @@ class RepairAware(Allocator):
         return {"error": found, "sum": total}
 
     def certificate(self, found: Mapping[str, Any]) -> Certificate:
-        """The error that refitting is predicted to leave."""
+        """Say which error is predicted to remain after refitting."""
         if not {"error", "sum"} <= found.keys():
             return super().certificate(found)
         errors = found["error"]
@@ -163,21 +166,24 @@ class RepairAware(Allocator):
         )
 
 
-def _path(
+def _greedy_path(
     graph: Graph,
     names: Sequence[str],
     orders: Sequence[NDArray[np.int64]],
     errors: Sequence[NDArray[np.float64]],
     per: Per,
 ) -> list[int]:
-    """The groups in the order in which they lose units, until each has one.
+    """Remove one unit after another until each group has one left.
 
     Args:
-        graph: What the costs are of.
-        names: Of the groups.
-        orders: The units of each group in the order in which they go. [group.size]
-        errors: Of each group after 0, 1, … units are gone. [group.size]
-        per: The cost.
+        graph: The traced model, for its costs.
+        names: Names of the groups.
+        orders: The units of each group in their order of removal. [group.size]
+        errors: Error of each group after 0, 1, … units are removed. [group.size]
+        per: Name of the cost.
+
+    Returns:
+        For each removed unit, the index of its group, in order of removal.
     """
     steps = [slopes(curve) for curve in errors]
     keep = {name: np.ones(len(order), dtype=np.bool_) for name, order in zip(names, orders, strict=True)}
@@ -186,7 +192,7 @@ def _path(
     interval = getattr(graph.cost(), per) / ROUNDS
     while True:
         now = getattr(graph.cost(keep), per)
-        saves: dict[int, float] = {}
+        saves: dict[int, float] = {}  # cost that the next unit of each group saves
         for g, (name, order) in enumerate(zip(names, orders, strict=True)):
             if gone[g] < len(steps[g]):
                 unit = order[gone[g]]
@@ -195,6 +201,7 @@ def _path(
                 keep[name][unit] = True
         if not saves:
             return path
+        # Until a fortieth of the cost is saved, assume that a unit of a group always saves the same.
         waiting = [(steps[g][gone[g]] / saved, g) for g, saved in saves.items()]
         heapq.heapify(waiting)
         saved = 0.0

@@ -1,7 +1,8 @@
-"""Relative repairability: sparsity goes to layers whose damage can be repaired.
+"""Relative repairability: layers lose more if repair can compensate for the removal.
 
-Source: Relative Repairability, arXiv 2605.25508, known here from its abstract, which defines the diagnostic.
-How it becomes densities is our own choice; see `Repairability`.
+Source: Relative Repairability, arXiv 2605.25508. We know only its abstract, which defines the ratio. The way
+    from
+the ratio to densities is ours; see `Repairability`.
 """
 
 from __future__ import annotations
@@ -39,36 +40,41 @@ Per = Literal["unit", "macs", "params"]
 
 @dataclass(frozen=True)
 class Repairability(Allocator):
-    r"""Every layer is pruned up to the sparsity at which one more weight loses the same share of the layer.
+    r"""Prunes each layer up to the sparsity where one more weight would cost the same error in every layer.
 
     .. math:: \min_s \sum_l \frac{D_{rep,l}(s_l)}{V_l}
               \quad\text{for given}\quad \sum_l N_l c_l s_l
 
-    The residual that repair leaves is the price of sparsity. With λ the price, solved for the budget, layer l
-    of N weights loses weights while ``D_rep,l'(s) / (V_l · N_l · c_l) <= λ``. D_rep = RR · D_raw, so of two
-    layers with the same raw damage the one with the higher RR, whose damage repair leaves, is kept denser.
-    V_l is the variance of the layer's outputs, D_rep(1): the share counts a layer that is lost as lost,
-    however large the mean of its outputs. The curves are measured on one layer at a time; that shares of
-    layers add up is the assumption. The lowest scores of each layer go.
+    D_rep,l(s) is the error of layer l's outputs at sparsity s after repair. Its slope is the price of
+    sparsity. λ is solved for the budget. Layer l with N_l weights loses weights as long as
+    ``D_rep,l'(s) / (V_l · N_l · c_l) <= λ``. Since D_rep = RR · D_raw, of two layers with the same error
+    before repair (D_raw) the one that repair helps less (higher RR) keeps more. V_l is the variance of the
+    layer's outputs, D_rep(1). Dividing by it counts a fully lost layer as 1, however large the mean of its
+    outputs is. In each layer the lowest scores are removed. Assumption: the errors of layers, measured one
+    layer at a time, add up.
 
-    Of units (channels, neurons, heads) the outputs are those of the layers that read the group, each of which
-    counts: a unit of a stream that ten layers read is lost to ten. c_l is what one unit costs while
-    everything else stays; a single weight costs one.
+    For units (channels, neurons, heads), the outputs are those of all layers that read the group, and each
+    layer
+    counts: a unit that ten layers read is missing in ten. c_l is the cost of one unit while everything else
+        stays. A
+    single weight costs 1.
 
-    Source: the diagnostic is that of Relative Repairability, arXiv 2605.25508; the mapping is ours. The curve
-    is replaced by its lower convex hull, without which layers would jump.
+    Source: RR is from Relative Repairability, arXiv 2605.25508; the rest is ours. The curve is replaced by
+        its lower
+    convex hull; otherwise the sparsity of a layer would jump.
 
     Attributes:
-        curves: Per weight tensor, or group of units, its `Distortion`; None: `sc.prune` measures them.
-        removal: Signal whose lowest scores go first; that of the curves.
-        dense: Forced out: layers whose name matches one of these shell patterns stay as they are, projections
-            for instance: ``("*downsample*",)``, or what `secateur.masks.projections` finds.
-        along: Forced in: layers whose name matches one of these lose the share that all others lose together,
-            whatever their own curves say; they need none.
-        per: What a unit costs, c_l: its ``macs``, its ``params``, or one for each ``unit``.
+        curves: `Distortion` of each weight tensor or group of units, by name. None: `sc.prune` measures them.
+        removal: Signal whose lowest scores are removed first. The curves must be measured with the same
+            signal.
+        dense: Layers that are not pruned, as shell patterns, for example ``("*downsample*",)``, or the result
+            of `secateur.masks.projections`.
+        along: Layers that lose the same share as all other layers together, as shell patterns. They need no
+            curves.
+        per: The cost c_l of a unit: its ``macs``, its ``params``, or 1 for each ``unit``.
 
     Raises:
-        SettingError: `per` is none of these; on `allocate`: there is no budget, a layer has no curve, or a
+        SettingError: `per` is none of these. On `allocate`: there is no budget, a layer has no curve, or a
             pattern matches nothing.
 
     Example:
@@ -94,7 +100,7 @@ class Repairability(Allocator):
     solved: ClassVar[str] = "price"
 
     def __post_init__(self) -> None:
-        """Checks the values."""
+        """Check the values."""
         if self.per not in get_args(Per):
             raise SettingError(
                 f"Repairability: expected per to be 'unit', 'macs' or 'params', got {self.per!r}. "
@@ -107,7 +113,7 @@ class Repairability(Allocator):
         return (self.removal,)
 
     def knob(self, budget: Budget | None) -> float | None:
-        """None: a budget decides."""
+        """None: only a budget can decide."""
         if budget is None:
             raise SettingError(
                 "Repairability: expected a budget, got none. Write Budget(sparsity=0.9), for example."
@@ -115,7 +121,7 @@ class Repairability(Allocator):
         return None
 
     def settings(self, knob: float | None) -> dict[str, JsonValue]:
-        """The price λ that decided, and what was set."""
+        """The price λ that was used, and the allocator's own settings."""
         return {
             "price": None if knob is None else float(knob),
             "removal": name_of(self.removal),
@@ -125,7 +131,7 @@ class Repairability(Allocator):
         }
 
     def steps(self, graph: Graph, scores: ScoreTable, limits: Limits) -> Mapping[str, StepFunction]:
-        """The unit at place i of N goes from λ = price(at sparsity (i + 1) / N) / (N · cost) on."""
+        """Unit i of N in the removal order goes from λ = price(at sparsity (i + 1) / N) / (N · cost) on."""
         groups = limits.considered(graph.groups)
         held, forced = _matching("dense", self.dense, groups), _matching("along", self.along, groups)
         found = {}
@@ -143,7 +149,7 @@ class Repairability(Allocator):
         return found
 
     def _cost(self, graph: Graph, group: Group) -> float:
-        """What one unit of a group costs while everything else stays; above 0."""
+        """The cost that removing one unit of a group saves while everything else stays; above 0."""
         if self.per == "unit" or isinstance(group, WeightGroup):
             return 1.0
         one = np.arange(group.size) > 0
@@ -154,7 +160,7 @@ class Repairability(Allocator):
     def certificates(
         self, graph: Graph, scores: ScoreTable, limits: Limits, decision: Decision
     ) -> dict[str, JsonValue]:
-        """The predicted residual of each layer that loses weights, pruned alone: D_rep; and their sum."""
+        """The predicted error after repair, D_rep, of each layer that loses weights, and the sum of these."""
         residual = {
             name: self._distortion(name).residual(decision.removed[name] / len(function.order))
             for name, function in decision.steps.items()
@@ -163,7 +169,7 @@ class Repairability(Allocator):
         return {"residual": dict(residual), "sum": sum(residual.values())}
 
     def certificate(self, found: Mapping[str, Any]) -> Certificate:
-        """What repair is predicted to leave."""
+        """Say which error is predicted to remain after repair."""
         if not {"residual", "sum"} <= found.keys():
             return super().certificate(found)
         residual = found["residual"]
@@ -196,7 +202,12 @@ class Repairability(Allocator):
 
 
 def _along(others: Sequence[StepFunction], order: NDArray[np.int64]) -> StepFunction:
-    """A group that loses the share that others lose together, rounded down."""
+    """Step function of a group that loses the same share, rounded down, as several others together.
+
+    Args:
+        others: Step functions of the other groups.
+        order: Units of this group in their order of removal. [group.size]
+    """
     knob = np.concatenate([function.knob for function in others] or [np.empty(0)])
     went = np.concatenate(
         [np.diff(function.count, prepend=0) for function in others] or [np.empty(0, dtype=np.int64)]

@@ -1,4 +1,4 @@
-"""The scores an allocator asked for, checked before it uses them."""
+"""Check scores before an allocator uses them."""
 
 from __future__ import annotations
 
@@ -18,16 +18,19 @@ if TYPE_CHECKING:
     from secateur.graph.graph import Graph
 
 ScoreTable: TypeAlias = Mapping[str, Mapping[str, NDArray[np.float64]]]
-"""Signal name, then group name, to one value per unit. [group.size] Higher is worth more."""
+"""Signal name -> group name -> one value for each unit [group.size]. Higher is worth more."""
 
 
 def table(scores: Scores | ScoreTable, graph: Graph, asked: Iterable[Asked] = ()) -> ScoreTable:
-    """The bare numbers of what `sc.score` gave, or of a mapping that a person made.
+    """Return scores as a plain mapping.
 
-    Combinations of signals that `asked` has are computed from scores of their parts.
+    Args:
+        scores: The result of `sc.score`, or such a mapping made by the user.
+        graph: The model that the scores must belong to.
+        asked: Signals that are needed. Combinations that are missing are computed from their parts.
 
     Raises:
-        ScoreError: The scores are of another model, or neither of these.
+        ScoreError: The scores are of another model, or of another type.
     """
     if isinstance(scores, Scores):
         scores.check(graph)
@@ -41,10 +44,11 @@ def table(scores: Scores | ScoreTable, graph: Graph, asked: Iterable[Asked] = ()
 
 
 def vector(scores: ScoreTable, asked: Asked, group: Group) -> NDArray[np.float64]:
-    """One signal's scores of one group, [group.size].
+    """Return one signal's scores of one group, checked. float64 [group.size]
 
     Raises:
-        ScoreError: The signal or the group was not scored, or the scores are not one finite number per unit.
+        ScoreError: The signal or the group has no scores, or the scores are not one finite number for each
+            unit.
     """
     signal = name_of(asked)
     if signal not in scores:

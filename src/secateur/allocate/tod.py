@@ -1,4 +1,4 @@
-"""Tolerance of Difference: each group loses as much as two signals agree on.
+"""Tolerance of Difference (ToD): each group loses as many units as two signals agree on.
 
 Source: Lin et al. 2025, FAIR-Pruner, arXiv 2508.02291.
 """
@@ -37,12 +37,19 @@ if TYPE_CHECKING:
 
 
 def overlap_curve(removal: NDArray[np.float64], protection: NDArray[np.float64]) -> NDArray[np.int64]:
-    """How many of the k first to go are among the k most protected, for k = 1 ... N, [N].
+    """For k = 1 ... N, count the units that are among the first k to remove and among the k most protected.
 
-    With rU the rank by removal and rR the rank by protection (0 smallest), unit i is among the k first
-    to go from k = rU + 1 on and among the k most protected from k = N - rR on. It enters the overlap
-    at the larger of the two and never leaves it, so one histogram and its running sum are all of it.
-    O(N log N), for the sorting.
+    Let rU be the rank of a unit by removal and rR its rank by protection, 0 for the smallest. The unit is
+    among the first k to remove if k >= rU + 1, and among the k most protected if k >= N - rR. So it is in the
+    overlap from the larger of these two numbers on. A histogram of these numbers and its running sum give the
+    curve, in O(N log N).
+
+    Args:
+        removal: The lowest is removed first. [N]
+        protection: The highest is most protected. [N]
+
+    Returns:
+        The count for k at index k - 1. [N]
     """
     removal, protection = np.asarray(removal), np.asarray(protection)
     if removal.ndim != 1 or removal.shape != protection.shape:
@@ -56,20 +63,20 @@ def overlap_curve(removal: NDArray[np.float64], protection: NDArray[np.float64])
 
 
 def tolerance_curve(removal: NDArray[np.float64], protection: NDArray[np.float64]) -> NDArray[np.float64]:
-    """ToD(k) for k = 1 ... N: the share of the k first to go that are among the k most protected.
+    """ToD(k) for k = 1 ... N: the share of the first k units to remove that are among the k most protected.
 
-    ``ToD(k) = |{rU < k} ∩ {rR >= N - k}| / k``, in [0, 1]; 0: the signals agree that these k can go.
-    It is not monotone in k. Source: Lin et al. 2025, ToD.
+    ``ToD(k) = |{rU < k} ∩ {rR >= N - k}| / k``, in [0, 1]. At 0 both signals agree that these k units can be
+    removed. ToD is not monotone in k. Source: Lin et al. 2025, ToD.
 
     Args:
-        removal: Lowest goes first. [N]
-        protection: Highest is most protected. [N]
+        removal: The lowest is removed first. [N]
+        protection: The highest is most protected. [N]
 
     Returns:
         ToD(k) at index k - 1. [N]
 
     Raises:
-        ScoreError: The vectors are not two of one length.
+        ScoreError: The two vectors do not have the same length.
 
     Example:
         >>> tolerance_curve(np.array([1.0, 2.0, 3.0, 4.0]), np.array([1.0, 9.0, 2.0, 5.0])).tolist()
@@ -81,26 +88,27 @@ def tolerance_curve(removal: NDArray[np.float64], protection: NDArray[np.float64
 
 @dataclass(frozen=True)
 class ToD(Allocator):
-    """Each group loses the largest k with ToD(k) <= tolerance, one tolerance for all groups.
+    """Removes from each group the largest number k of units with ToD(k) <= tolerance.
 
-    A group whose two signals agree loses much, one in which they contradict each other loses little.
-    With a budget the tolerance is solved: the values of ToD that occur are the steps, and `tolerance`
-    is not used. Under `Limits` only the allowed k are looked at, so the tolerance holds for what is
-    in fact removed.
+    The tolerance is the same for all groups. A group loses much if its two signals agree, and little if they
+    contradict each other. With a budget, the tolerance is solved and `tolerance` is not used. Only numbers k
+    that `Limits` allows are considered, so the tolerance holds for the units that are really removed.
 
-    Only the ranks matter, so any strictly increasing transform of a signal gives the same plan. Among
-    equal scores the lowest index is kept and counts as the more protected, in both rankings. So where
-    both signals are constant in a group, as wherever they rank alike, nothing contradicts the removal
-    of half of it, and it loses ``floor(N / (2 - tolerance))`` units. Scores that are constant in a group
-    that loses units are a `ConstantScoresWarning`.
+    Only ranks matter: a strictly increasing transform of a signal gives the same plan. Of equal scores, the
+    unit with the lowest index is removed last and is the most protected, in both rankings. If both signals
+    rank the units in the same way, for example if both are constant, nothing contradicts the removal of half
+    of the group: it loses ``floor(N / (2 - tolerance))`` units. If a group with constant scores loses units,
+    there is a `ConstantScoresWarning`.
 
-    Source: Lin et al. 2025, FAIR-Pruner, arXiv 2508.02291. Departure: the paper fixes a bound of
-    0.99·N on k; here it is ``Limits.max_ratio``, with that default.
+    Source: Lin et al. 2025, FAIR-Pruner, arXiv 2508.02291. Departure: the paper limits k to 0.99·N; here the
+        limit is
+    ``Limits.max_ratio``, with the same default.
 
     Attributes:
         tolerance: α, in [0, 1].
-        removal: Signal whose lowest scores go first: a name (``"l1*wasserstein"`` too) or an instance.
-        protection: Signal whose highest scores are to stay.
+        removal: Signal whose lowest scores are removed first: a name such as ``"l1*wasserstein"``, or an
+            instance.
+        protection: Signal whose highest scores are protected.
 
     Raises:
         SettingError: `tolerance` is out of range.
@@ -126,12 +134,12 @@ class ToD(Allocator):
     on_weights: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        """Checks the values."""
+        """Check the values."""
         object.__setattr__(self, "tolerance", fraction("ToD", "tolerance", self.tolerance, one=True))
 
     @property
     def signals(self) -> tuple[Asked, ...]:
-        """The removal and the protection signal."""
+        """The removal signal and the protection signal."""
         same = name_of(self.removal) == name_of(self.protection)
         return (self.removal,) if same else (self.removal, self.protection)
 
@@ -140,7 +148,7 @@ class ToD(Allocator):
         return self.tolerance
 
     def settings(self, knob: float | None) -> dict[str, JsonValue]:
-        """The tolerance that decided, and the two signals."""
+        """The tolerance that was used, and the two signals."""
         tolerance = None if knob is None else float(knob)
         return {
             "tolerance": tolerance,
@@ -149,13 +157,13 @@ class ToD(Allocator):
         }
 
     def steps(self, graph: Graph, scores: ScoreTable, limits: Limits) -> Mapping[str, StepFunction]:
-        """k(α), the largest allowed k with ToD(k) <= α: never falling in α, though ToD(k) is not in k."""
+        """The step function k(α): the largest allowed k with ToD(k) <= α. It never falls with α."""
         found: dict[str, StepFunction] = {}
         for group in limits.considered(graph.groups):
             removal = vector(scores, self.removal, group)
             allowed = limits.feasible(group.size)
             values = tolerance_curve(removal, vector(scores, self.protection, group))[allowed - 1]
-            # A k is the largest for some α if and only if its ToD is below that of every larger k.
+            # k is the largest for some α exactly if ToD(k) is below ToD of every larger k.
             later = np.minimum.accumulate(np.append(values, np.inf)[::-1])[::-1][1:]
             changes = values < later
             found[group.name] = StepFunction(ascending(removal), knob=values[changes], count=allowed[changes])
@@ -164,12 +172,13 @@ class ToD(Allocator):
     def certificates(
         self, graph: Graph, scores: ScoreTable, limits: Limits, decision: Decision
     ) -> dict[str, JsonValue]:
-        """What the tolerance bounds, what happened, and the exchange with `Uniform` at the same budget.
+        """The bounds that the tolerance gives, the actual values, and a comparison with `Uniform`.
 
         Returns:
-            ``tolerance``; ``groups``, by `group_certificate`; ``exchange``, by `exchange`, with
-            ``macs`` and ``params`` of both (None where nothing goes); ``constant``, the signals
-            that are constant in a group that loses units, by group.
+            ``tolerance``; ``groups``, the results of `group_certificate`; ``exchange``, the result of
+            `exchange` with ``macs`` and ``params`` of both plans, or None if nothing is removed;
+            ``constant``, for each group that loses units, the signals that have the same score for all its
+            units.
         """
         considered = limits.considered(graph.groups)
         removal = {g.name: vector(scores, self.removal, g) for g in considered}
@@ -203,7 +212,7 @@ class ToD(Allocator):
         }
 
     def certificate(self, found: Mapping[str, Any]) -> Certificate:
-        """How much of what the protection signal values went, and how that compares with `Uniform`."""
+        """Say how many protected units were removed, with the bound, and compare the plan with `Uniform`."""
         if not {"tolerance", "groups"} <= found.keys():
             return super().certificate(found)
         if found["tolerance"] is None:
@@ -261,7 +270,7 @@ class ToD(Allocator):
         decision: Decision,
         protection: Mapping[str, NDArray[np.float64]],
     ) -> dict[str, JsonValue] | None:
-        """The exchange with `Uniform` under the same budget; if there was none, with the same MACs."""
+        """Compare with `Uniform` at the same budget; without a budget, at the same MACs."""
         if not any(decision.removed.values()):
             return None
         cost = graph.cost(decision.keep)
@@ -277,7 +286,7 @@ class ToD(Allocator):
 
 
 def _given_back(groups: Mapping[str, Any]) -> tuple[str, ...]:
-    """Says how many units stay although the tolerance lets them go."""
+    """A sentence about units that the tolerance would remove, but that were put back to spend the budget."""
     kept = sum(g.get("allowed", g["removed"]) - g["removed"] for g in groups.values())
     if not kept:
         return ()
@@ -288,7 +297,7 @@ def _given_back(groups: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _constant(found: Mapping[str, list[str]]) -> tuple[str, ...]:
-    """Names the layers whose units a signal cannot tell apart."""
+    """A sentence about layers in which a signal gives all units the same score."""
     if not found:
         return ()
     signals = sorted({signal for flat in found.values() for signal in flat})
@@ -299,7 +308,7 @@ def _constant(found: Mapping[str, list[str]]) -> tuple[str, ...]:
 
 
 def _warn(constant: Mapping[str, list[str]]) -> None:
-    """One warning for all groups."""
+    """Warn once about all groups with constant scores."""
     signals = sorted({signal for flat in constant.values() for signal in flat})
     warnings.warn(
         f"ToD: expected scores that differ within a group, got the same score for every unit from "
@@ -307,7 +316,7 @@ def _warn(constant: Mapping[str, list[str]]) -> None:
         "removal signal, follows from their position and not from what they are worth. "
         "Use another signal, or leave these groups alone with Limits(ignore=...).",
         ConstantScoresWarning,
-        stacklevel=4,  # behind certificates and allocate
+        stacklevel=4,  # the caller of `allocate`, which calls `certificates`
     )
 
 
@@ -318,33 +327,34 @@ def group_certificate(
     tolerance: float,
     removed: int | None = None,
 ) -> dict[str, JsonValue]:
-    """What the tolerance guarantees about one group that loses its first units, and what happened.
+    """Bounds that the tolerance gives for one group, and the actual values.
 
-    The tolerance α lets the first k units go: ToD(k) <= α says that at most m = floor(α·k) of them are
-    among the k most protected. All of them go, or only the first g, where a budget is spent to the last
-    unit; then no more than n = min(m, g) of those are among the k most protected. With the protection
-    scores in descending order p_1 >= p_2 >= ... and P their sum:
+    The tolerance α allows removing the first k units: ToD(k) <= α means that at most m = floor(α·k) of them
+    are among the k most protected. If units were put back to spend a budget, only the first g <= k units are
+    removed. At most n = min(m, g) of these are among the k most protected. Let p_1 >= p_2 >= ... be the
+    protection scores in descending order, and P their sum. Then:
 
-    - high-protection mass: the removed units among the k most protected carry at most p_1 + ... + p_n;
-    - all mass: the other removed units are at best those that follow the k most protected, so the
-      removed units carry at most (p_1 + ... + p_n) + (p_{k+1} + ... + p_{k+g-n}). There are that many: no
-      more than N - k of the removed units are outside the k most protected, hence g - n <= N - k.
+    - High-protection mass: the removed units among the k most protected have at most the total score
+      p_1 + ... + p_n.
+    - Total mass: in the worst case the other removed units come directly after the k most protected ones. So
+      all removed units have at most the total score (p_1 + ... + p_n) + (p_{k+1} + ... + p_{k+g-n}). These
+      indices exist: at most N - k removed units lie outside the k most protected, so g - n <= N - k.
 
-    The bounds hold with equality for some rankings and assume nothing but the tolerance. That of k is
-    the tolerance's, so with g < k it is the share at k that is bounded: ToD(g) may be above α.
+    The bounds assume nothing except the tolerance, and some rankings reach them. The tolerance bounds the
+    share at k, so if g < k, ToD(g) can be above α.
 
     Args:
-        removal: Lowest goes first. [N]
-        protection: Highest is most protected. [N]
-        k: Number of units that the tolerance lets go, 0 or one with ToD(k) <= `tolerance`.
+        removal: The lowest is removed first. [N]
+        protection: The highest is most protected. [N]
+        k: Number of units that the tolerance allows to remove: 0, or a k with ToD(k) <= `tolerance`.
         tolerance: α.
-        removed: g, in [0, k]; k if not given.
+        removed: g, the number of units that are removed, in [0, k]. None: k.
 
     Returns:
-        ``removed`` (g), ``allowed`` (k), ``tod`` (ToD(k)); ``overlap`` (removed units among the k most
-        protected) and ``overlap_bound`` in units; ``high_mass``, ``high_mass_bound``, ``mass`` and
-        ``mass_bound`` as shares of P, which are None where shares have no meaning: a score is negative,
-        or all are zero.
+        ``removed`` (g); ``allowed`` (k); ``tod`` (ToD(k)); ``overlap``, the number of removed units among the
+        k most protected, and its bound ``overlap_bound``; ``high_mass``, ``high_mass_bound``, ``mass`` and
+        ``mass_bound`` as shares of P. The shares are None if a score is negative or all are zero, because
+        they have no meaning then.
     """
     went = k if removed is None else removed
     first = ascending(removal)[:k]
@@ -366,7 +376,8 @@ def group_certificate(
     largest = float(protection.max())
     if protection.min() >= 0 and largest > 0:
         scaled = protection / largest  # so that no sum overflows
-        # Correctly rounded sums keep the order of the exact ones: no bound fails by rounding alone.
+        # fsum rounds correctly, so rounded sums keep the order of the exact sums, and no bound fails by
+        # rounding.
         total = math.fsum(scaled)
         following = down[k : k + went - bound]
         found["high_mass"] = math.fsum(scaled[high]) / total
@@ -377,7 +388,7 @@ def group_certificate(
 
 
 def _most(tolerance: float, k: int) -> int:
-    """The largest m with m / k <= tolerance: the floor of tolerance·k, compared as ToD is."""
+    """The largest m with m / k <= tolerance. It compares quotients, as the comparison with ToD(k) does."""
     m = min(k, math.floor(tolerance * k) + 1)
     while m > 0 and m / k > tolerance:
         m -= 1

@@ -1,4 +1,4 @@
-"""The same fraction of every group."""
+"""Uniform pruning: remove the same fraction of every group."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Uniform(Allocator):
-    """Removes the same fraction of every group: the ``floor(ratio * N)`` units with the lowest score.
+    """Removes the same fraction of every group: the ``floor(ratio * N)`` units with the lowest scores.
 
-    The baseline that any rule with different fractions has to beat at the same budget. With a budget
-    the ratio is solved: each k / N of each group is a step.
+    This is the baseline: other allocators should be better at the same budget. With a budget, the ratio is
+    solved.
 
     Attributes:
-        ratio: Fraction removed, in [0, 1). None if a budget decides.
-        removal: Signal whose lowest scores go first: a name (``"l1*wasserstein"`` too) or an instance.
+        ratio: Fraction to remove, in [0, 1). None if a budget decides.
+        removal: Signal whose lowest scores are removed first: a name such as ``"l1*wasserstein"``, or an
+            instance.
 
     Raises:
         SettingError: `ratio` is out of range; on `allocate`, both or neither of ratio and budget is given.
@@ -55,7 +56,7 @@ class Uniform(Allocator):
     solved: ClassVar[str] = "ratio"
 
     def __post_init__(self) -> None:
-        """Checks the values."""
+        """Check the values."""
         if self.ratio is not None:
             object.__setattr__(self, "ratio", fraction("Uniform", "ratio", self.ratio))
 
@@ -75,14 +76,14 @@ class Uniform(Allocator):
         return self.ratio
 
     def settings(self, knob: float | None) -> dict[str, JsonValue]:
-        """The ratio that decided, and the signal."""
+        """The ratio that was used, and the signal."""
         return {"ratio": None if knob is None else float(knob), "removal": name_of(self.removal)}
 
     def steps(self, graph: Graph, scores: ScoreTable, limits: Limits) -> Mapping[str, StepFunction]:
-        """K units go from ratio k / N on.
+        """From ratio k / N on, k units are removed.
 
-        A quotient of integers rounds to the same float as the literal that a person writes (29 / 100
-        is 0.29), so ``ratio >= k / N`` is the floor, without the error of ``ratio * N``.
+        The comparison ``ratio >= k / N`` is exact for ratios that a user writes: 29 / 100 is the same float
+        as 0.29. The product ``ratio * N`` would have a rounding error.
         """
         found: dict[str, StepFunction] = {}
         for group in limits.considered(graph.groups):

@@ -1,4 +1,4 @@
-"""How much of the damage that a group's units leave behind repair cannot undo, measured without labels."""
+"""Measure, without labels, how removing units changes the layers that read them."""
 
 from __future__ import annotations
 
@@ -29,28 +29,29 @@ from secateur.score.scores import Scores
 
 @dataclass(frozen=True, eq=False)
 class _Reader:
-    """A call of a layer that reads a group.
+    """One call of a layer that reads the units of a group.
 
     Attributes:
         group: The group's name.
         site: The call.
-        call: The same, with its arguments.
-        goes: For each entry of its weight, the place at which its unit goes; the group's size for entries
-            of no unit. Of the weight's shape.
+        call: The arguments of the call.
+        place: For each entry of the layer's weight, the position in the removal order of the unit that it
+            multiplies; the group's size for entries that multiply no unit of the group. Of the weight's
+            shape.
     """
 
     group: str
     site: Site
     call: Call
-    goes: Tensor
+    place: Tensor
 
     def output(self, pruned: Tensor, weight: Tensor, args: Any, kwargs: Any) -> Tensor:
-        """What the call gives with another weight. [positions, outputs]"""
+        """Run the call with the weight `pruned` in place of `weight`. [positions, outputs]"""
         swapped = [pruned if value is weight else value for value in args]
         return self.rows(self.call.run(*swapped, **kwargs), weight)
 
     def rows(self, output: Tensor, weight: Tensor) -> Tensor:
-        """An output as [positions, outputs]."""
+        """Reshape an output of the call to [positions, outputs]."""
         return self.site.layer.targets(output, weight, self.call).movedim(0, 1).flatten(1)
 
 
@@ -63,30 +64,30 @@ def unit_distortions(
     grid: Sequence[float] = GRID,
     progress: bool = True,
 ) -> dict[str, Distortion]:
-    r"""For each group alone, the distortion of what reads it as its units go, before and after matching.
+    r"""Measure the distortion curve of each group: how its readers change as its units are removed.
 
-    With k of a group's units gone, those with the lowest scores, a layer c that reads the group gives
-    :math:`z_c` where it gave :math:`y_c`; everything else is as in the dense model. The group's distortion is
-    the mean over these layers of :math:`\lVert z_c - y_c \rVert^2 / \lVert y_c \rVert^2`, once of :math:`z_c`
-    itself and once of :math:`z_c` with each output's mean and variance matched to those of :math:`y_c`. One
-    pass over the data for all groups and counts, which runs each layer once for each group that it reads and
-    each point of the curve.
+    Each group is pruned alone; everything else is as in the dense model. Remove the k units of a group with
+    the lowest scores. A layer c that reads the group then returns :math:`z_c` instead of :math:`y_c`. The
+    distortion is the mean over these layers of :math:`\lVert z_c - y_c \rVert^2 / \lVert y_c \rVert^2`. After
+    repair means: with each output's mean and variance in :math:`z_c` matched to those of :math:`y_c`.
 
-    Readers that are no layers, the recurrent weights of an LSTM for instance, do not count.
+    One pass over the data measures all groups. In it, each layer runs once for each group that it reads and
+    for each point of the curve. Only linear layers and convolutions count as readers, not, for example, the
+    recurrent weights of an LSTM.
 
     Args:
-        graph: The trace.
-        calibration: What `Calibration.of` takes; labels are not read.
-        scores: Of at least `signal`.
-        signal: The signal whose lowest scores go first.
-        grid: Fractions of the units that are gone, ascending, from 0 to 1; rounded to whole units.
-        progress: Show a bar on a terminal.
+        graph: The traced model.
+        calibration: Anything that `Calibration.of` takes. Labels are not read.
+        scores: Scores of at least `signal`.
+        signal: The signal whose lowest scores are removed first.
+        grid: Fractions of the units to remove, ascending, from 0 to 1. They are rounded to whole units.
+        progress: Show a progress bar on a terminal.
 
     Returns:
-        By group. Groups that no layer reads have no curve.
+        The curve of each group, by name. A group that no layer reads has no curve.
 
     Raises:
-        ScoreError: A group was not scored, or a value is not finite.
+        ScoreError: A group has no scores, or a value is not finite.
         CalibrationError: There is no data.
     """
     values = table(scores, graph, (signal,))
@@ -100,9 +101,9 @@ def unit_distortions(
             weight = read(reader.site.weight)
             args: Any = fx.map_arg(reader.call.args, read)
             kwargs: Any = fx.map_arg(reader.call.kwargs, read)
-            gone = _pruned(weight, reader.goes, counts[reader.group])
+            pruned = _pruned(weight, reader.place, counts[reader.group])
             found = Moments.of(
-                reader.rows(output, weight), (reader.output(w, weight, args, kwargs) for w in gone)
+                reader.rows(output, weight), (reader.output(w, weight, args, kwargs) for w in pruned)
             )
             key = (reader.group, reader.site.node)
             sums[key] = sums[key] + found if key in sums else found
@@ -130,43 +131,50 @@ def unit_distortions(
 def with_unit_curves(
     rule: Any, graph: Graph, data: Any, scores: Scores | ScoreTable, *, progress: bool = False
 ) -> Any:
-    """The rule, with the curves that `Repairability` needs, measured if it has none; any other as it is."""
+    """Measure the distortion curves for a `Repairability` allocator that has none.
+
+    Returns:
+        The allocator with its curves. Any other allocator is returned unchanged.
+    """
     if not isinstance(rule, Repairability) or rule.curves is not None:
         return rule
     return replace(rule, curves=unit_distortions(graph, data, scores, rule.removal, progress=progress))
 
 
 def _readers(graph: Graph, places: Mapping[str, Tensor]) -> dict[str, list[_Reader]]:
-    """For each node that is a layer's call, the groups that it reads."""
+    """For each call of a layer, by the name of its node, one reader for each group that it reads."""
     calls = LayerCalls(graph)
     found: dict[str, list[_Reader]] = {}
     for group in graph.groups:
         by_site: dict[Site, Tensor] = {}
         for piece in group.of_role("consume"):
             for site in calls.of(piece):
-                goes = _goes(piece, places[group.name], calls.tensor(site.weight))
+                place = _place_of_entries(piece, places[group.name], calls.tensor(site.weight))
                 earlier = by_site.get(site)
-                by_site[site] = goes if earlier is None else torch.minimum(earlier, goes)
-        for site, goes in by_site.items():
-            reader = _Reader(group.name, site, Call.captured(site.node), goes)
+                by_site[site] = place if earlier is None else torch.minimum(earlier, place)
+        for site, place in by_site.items():
+            reader = _Reader(group.name, site, Call.captured(site.node), place)
             found.setdefault(site.node.name, []).append(reader)
     return found
 
 
-def _goes(piece: Slice, places: Tensor, weight: Tensor) -> Tensor:
-    """The place of each entry's unit; that after the last for entries of no unit. Of the weight's shape."""
+def _place_of_entries(piece: Slice, places: Tensor, weight: Tensor) -> Tensor:
+    """Position in the removal order of the unit that each weight entry multiplies. Of the weight's shape.
+
+    Entries that multiply no unit get the number of units, so they are never removed.
+    """
     last = torch.tensor([len(places)])
     return torch.cat([places, last]).to(weight.device)[unit_of(piece, weight)]
 
 
-def _pruned(weight: Tensor, goes: Tensor, counts: NDArray[np.int64]) -> Iterator[Tensor]:
-    """The weight without what it multiplies the first units with, for each count of them."""
+def _pruned(weight: Tensor, place: Tensor, counts: NDArray[np.int64]) -> Iterator[Tensor]:
+    """Yield the weight for each count, with zeros in the entries that multiply the first `count` units."""
     for count in counts.tolist():
-        yield torch.where(goes >= count, weight, 0)
+        yield torch.where(place >= count, weight, 0)
 
 
 def _mean(curves: Sequence[Distortion], group: str) -> Distortion:
-    """Of the curves of all that read a group."""
+    """The mean of the curves of all layers that read a group."""
     raw, repaired = (np.mean([getattr(c, k) for c in curves], 0) for k in ("raw", "repaired"))
     if not (np.isfinite(raw).all() and np.isfinite(repaired).all()):
         raise ScoreError(
