@@ -1,7 +1,8 @@
 """Gradual pruning during training, with the user's own training loop or trainer.
 
-The core (`Schedule`, `GradualPruner`, `shape_state`, `reshape`) needs only PyTorch. Each framework has a module
-of its own, which imports it: `secateur.integrations.huggingface` and `secateur.integrations.lightning`.
+The core (`Schedule`, `GradualPruner`, `shape_state`, `reshape`) needs only PyTorch. Each framework has a
+module of its own, which imports it: `secateur.integrations.huggingface` and
+`secateur.integrations.lightning`.
 """
 
 from secateur.integrations.pruner import GradualPruner, Round
