@@ -16,17 +16,16 @@ from secateur.apply.compare import (
     PLAIN,
     Double,
     Way,
-    all_double,
     double_copy,
-    doubled,
     relative_difference,
     run_doubled,
+    run_in_double,
 )
 from secateur.apply.draws import Draws
 from secateur.apply.record import record_of
 from secateur.apply.tensors import cut, kept, removed_positions, tensor_called
 from secateur.errors import ApplyError, ArtefactError
-from secateur.models import evaluating, named_tensors
+from secateur.models import named_tensors
 from secateur.outputs import tensors_of
 from secateur.plan import Plan
 
@@ -146,14 +145,13 @@ def cause(found: Compared) -> str:
 
 def _asks_for_gradients(found: Compared) -> bool:
     """Whether the dense model's outputs hang on whether gradients are on."""
-    without = run_doubled(double_copy(found.pair.model), found.args, found.kwargs, found.draws, found.way)
-    double, (args, kwargs) = double_copy(found.pair.model), doubled(found.args, found.kwargs)
+    without = run_in_double(found.pair.model, found.args, found.kwargs, found.draws, found.way)
+    way = found.way._replace(gradients=True)
     try:
-        with evaluating(double), all_double(), torch.enable_grad(), found.draws.shared():
-            outputs = getattr(double, found.way.method or "__call__")(*args, **kwargs)
+        outputs = run_in_double(found.pair.model, found.args, found.kwargs, found.draws, way)
     except Exception:  # it may fail in any way, with gradients
         return True
-    return 10 * relative_difference([t.detach() for t in tensors_of(outputs)], without) >= found.difference
+    return 10 * relative_difference(outputs, without) >= found.difference
 
 
 def changed_tensor(pair: Pair, plan: Plan) -> str:

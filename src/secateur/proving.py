@@ -29,7 +29,7 @@ ArgumentSet = tuple[str, tuple[Any, ...], dict[str, Any]]
 ROUGHER = 1e3
 """So many times larger than that of outputs is the tolerance of gradients."""
 NUDGES = 4
-"""Random changes of the last digits that may show that a gradient hangs on these: a ReLU at zero, say."""
+"""Random changes of the last digits, which may show that a gradient hangs on these (a ReLU at zero)."""
 
 Gradients = Mapping[str, torch.Tensor | None]
 """By name of the parameter; None where none reached it."""

@@ -73,9 +73,8 @@ def settle(
         whole = _left_whole(plan, record_of(small).plan)
         if not whole:
             return Settled(small, found)
-        if {*whole} <= {
-            name for names in found for name in names
-        }:  # it is what earlier rounds cut that cannot be
+        if all(any(name in names for names in found) for name in whole):
+            # They were to stay whole already: a module cannot express what earlier rounds cut of them.
             raise _none_left(found, where, advice)
         found[whole] = record_of(small).whole
         limits = without(limits, whole)

@@ -24,10 +24,14 @@ SAME = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.fl
 
 
 class Way(NamedTuple):
-    """How a model is run: in which mode, and by which method if not by calling it."""
+    """How a model is run: in which mode, and by which method if not by calling it.
+
+    Gradients are on in training mode; in evaluation mode only if `gradients` says so.
+    """
 
     training: bool = False
     method: str = ""
+    gradients: bool = False
 
     def __str__(self) -> str:
         """Words behind the sizes; none for a plain run."""
@@ -49,20 +53,20 @@ def run(
     way: Way = PLAIN,
     state: State | None = None,
 ) -> list[torch.Tensor]:
-    """The output tensors of a model, flat; gradients are on in training mode, as in training.
+    """The output tensors of a model, flat.
 
     Args:
         model: Any module; it is left as it was.
         args: Positional arguments.
         kwargs: Keyword arguments.
         draws: The random numbers, for what is compared with another run.
-        way: In which mode, and by which method.
+        way: In which mode, by which method, and whether with gradients.
         state: The model's state, if it is known already.
     """
     shared = draws.shared() if draws is not None else nullcontext()
     with (
         evaluating(model, training=way.training, state=state),
-        torch.set_grad_enabled(way.training),
+        torch.set_grad_enabled(way.training or way.gradients),
         shared,
     ):
         output = getattr(model, way.method or "__call__")(*args, **kwargs)
@@ -202,8 +206,8 @@ class Double:
 
     Attributes:
         model: The copy.
-        state: Its state, which is put back after each pass. What `State` does not see, a random generator
-            of Python's, say, is left as the pass left it.
+        state: Its state, which is put back after each pass. What `State` does not see is left as
+            the pass left it, for example a random generator of Python's.
     """
 
     def __init__(self, model: nn.Module, *, own: bool = False) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx
 
-from secateur.apply.rewrites import REWRITES, Call, Mask
+from secateur.apply.rewrites import REWRITES, Call, Mask, Rewrite
 from secateur.graph.graph import Graph
 from secateur.graph.labels import Labels
 from secateur.graph.rules import operator_name
@@ -16,6 +16,11 @@ from secateur.plan import Plan
 
 Kept = Callable[[Labels], Mask]
 """Which positions with these labels stay."""
+
+
+def rewrite_of(node: fx.Node) -> Rewrite | None:
+    """How the arguments of an operator follow; None if they hold no sizes."""
+    return REWRITES.get(operator_name(node).removeprefix("aten."))
 
 
 class Constants:
@@ -40,7 +45,7 @@ class Constants:
 
     def follow(self, node: fx.Node) -> Call | None:
         """The call with its new arguments; None if it stays as it is."""
-        rewrite = REWRITES.get(operator_name(node).removeprefix("aten."))
+        rewrite = rewrite_of(node)
         if rewrite is None or not self._touched(node):
             return None
         target: Any = node.target

@@ -24,8 +24,8 @@ from torch.overrides import TorchFunctionMode
 
 from secateur.apply import calls
 from secateur.apply.attention import with_head_size
-from secateur.apply.calls import Factor, Heads, Need, Parts, Sizes, Step
 from secateur.apply.copying import keep_whole
+from secateur.apply.needs import Factor, Heads, Need, Parts, Sizes, Step
 from secateur.apply.recording import Place, literals, place_of
 from secateur.errors import ApplyError, InputError
 
@@ -67,6 +67,12 @@ class Code:
     sizes: frozenset[int] = frozenset()
     unseen: tuple[tuple[str, tuple[str, ...]], ...] = ()
     plain: bool = False
+
+    @functools.cached_property
+    def names(self) -> frozenset[str]:
+        """The functions whose calls are looked at: products are many, and only those with a rule count."""
+        sized = {name for name, family in calls.FAMILIES.items() if family != "scale"}
+        return frozenset(sized | {rule.name for rule in self.rules if rule.needs})
 
 
 def said(name: str, rule: Rule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[int, ...]:
@@ -310,11 +316,9 @@ class _Mending(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        every = self._owner.code.rules
-        if name not in calls.FAMILIES or (
-            calls.FAMILIES[name] == "scale" and not any(r.name == name and r.needs for r in every)
-        ):
+        if name not in self._owner.code.names:
             return func(*args, **kwargs)
+        every = self._owner.code.rules
         place, codes, frame = place_of(sys._getframe(1))
         around = None if frame is None else frame.f_locals.get("owner")
         own = any(one is around for one in self._owner.rounds())

@@ -11,18 +11,17 @@ from torch import fx
 
 from secateur.apply import calls
 from secateur.apply.attention import head_size
-from secateur.apply.calls import Factor, Heads, Need, Number, Parts, Positions, Sizes
-from secateur.apply.constants import Constants
+from secateur.apply.constants import Constants, rewrite_of
 from secateur.apply.mended import Rule, line_of, mended, said
+from secateur.apply.needs import Factor, Heads, Need, Number, Parts, Positions, Sizes
 from secateur.apply.recording import Recorded
-from secateur.apply.rewrites import REWRITES
 from secateur.errors import ApplyError
 
 
 def need_of(constants: Constants, node: fx.Node) -> Need | None:
     """What the call behind an operator has to say in the smaller model; None if what it says stays right."""
     family = calls.FAMILIES[str(node.target).split(".")[1]]
-    if family in ("shape", "expand", "fill", "repeat") and str(node.target).removeprefix("aten.") in REWRITES:
+    if family in ("shape", "expand", "fill", "repeat") and rewrite_of(node) is not None:
         # Also where nothing went: code may read a size off another tensor, which has shrunk.
         masks = constants.kept(node)
         axes = [(k, len(m), int(m.sum())) for k, m in enumerate(masks)]

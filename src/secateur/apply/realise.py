@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from secateur.apply import calls
-from secateur.apply.calls import Need
 from secateur.apply.compare import SAME, relative_difference, run
 from secateur.apply.constants import Constants
 from secateur.apply.draws import Draws
@@ -23,6 +22,7 @@ from secateur.apply.mended import Code, mend, watching
 from secateur.apply.mending import Mender, Run, need_of, rules_of
 from secateur.apply.metadata import folder_note, new_metadata
 from secateur.apply.module import smaller_module
+from secateur.apply.needs import Need
 from secateur.apply.program import sliced_program
 from secateur.apply.record import Record, attach
 from secateur.apply.recording import Change, Recorded, assign_nodes, record

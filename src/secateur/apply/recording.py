@@ -19,7 +19,8 @@ from torch.nn.modules import module as _module
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from secateur.apply.calls import FAMILIES, Step, numbers, steps_of
+from secateur.apply.calls import FAMILIES, numbers, steps_of
+from secateur.apply.needs import Step
 from secateur.apply.sizes import running_modules
 from secateur.graph.rules import operator_name
 from secateur.graph.rules.op import shape_of
@@ -212,7 +213,7 @@ def _family(node: fx.Node) -> str | None:
     if not name.startswith("aten.") or _is_whole_slice(node):
         return None
     family = FAMILIES.get(name.split(".")[1])
-    return None if family == "scale" else family
+    return None if family == "scale" else family  # its number is read off the dense model's call
 
 
 def _is_whole_slice(node: fx.Node) -> bool:

@@ -10,10 +10,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from secateur.errors import ApplyError, PlanError
+from secateur.graph.walk import UNNAMED
 from secateur.plan import Plan
-
-UNNAMED = "lifted_tensor_"
-"""How names begin that a capture gives to tensors which are neither parameters nor buffers."""
 
 Removed = Mapping[int, NDArray[np.int64]]
 """Axis -> positions that go, ascending."""

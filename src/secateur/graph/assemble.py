@@ -14,7 +14,7 @@ from secateur.graph.groups import Frozen, Group, Left, Role, Site, Slice, Stage
 from secateur.graph.labels import Labels, Reason
 from secateur.graph.rules import operator_name
 from secateur.graph.rules.op import CONSUME, PRODUCE, Value, Walk, where
-from secateur.graph.walk import Tensor
+from secateur.graph.walk import UNNAMED, Tensor
 
 _ROLES: tuple[tuple[Role, int], ...] = (("produce", PRODUCE), ("consume", CONSUME))
 
@@ -99,7 +99,7 @@ def _keep_what_only_code_holds(walk: Walk, tensors: list[Tensor], bits: NDArray[
     """Freeze what a tensor outside of the state dict consumes: no copy of the model could mask it."""
     because = walk.reasons.label(Reason("read by a tensor that is neither a parameter nor a buffer"))
     for tensor in tensors:
-        if tensor.name.startswith("lifted_tensor_"):  # capture's own name; the model has no such tensor
+        if tensor.name.startswith(UNNAMED):
             for axis in tensor.axes:
                 walk.store.freeze(axis[(bits[axis] & CONSUME) > 0], because)
 

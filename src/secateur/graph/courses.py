@@ -246,27 +246,28 @@ def other_courses(
     start = tuple(axis.size for axis in axes)
     search = _Search(traced)
     pending, tries = [(start, traced)], [0] * len(axes)
+
+    def look(sizes: Sizes) -> None:
+        if search.look(sizes, course_at):
+            pending.append((sizes, search.courses[sizes]))
+
+    def follow_comparisons() -> None:
+        while pending:
+            sizes, course = pending.pop(0)
+            for k, size in _turning(axes, sizes, course, search.courses):
+                there = _at(sizes, k, size)
+                if there not in search.courses and there != start and tries[k] < TRIES:
+                    tries[k] += 1
+                    look(there)
+
     for k, axis in enumerate(axes):  # `len` gives Python's own integers, and code asks for one sample so
         for size in dict.fromkeys([axis.other, *([1] if axis.batch else [])]):
-            there = _at(start, k, size)
-            if search.look(there, course_at):
-                pending.append((there, search.courses[there]))
-    swept = False
-    while pending or not swept:
-        if not pending:
-            swept = True
-            for k, size in _swept(axes, traced):
-                there = _at(start, k, size)
-                if there not in search.courses and search.look(there, course_at):
-                    pending.append((there, search.courses[there]))
-            continue
-        sizes, course = pending.pop(0)
-        for k, size in _turning(axes, sizes, course, search.courses):
-            there = _at(sizes, k, size)
-            if there not in search.courses and there != start and tries[k] < TRIES:
-                tries[k] += 1
-                if search.look(there, course_at):
-                    pending.append((there, search.courses[there]))
+            look(_at(start, k, size))
+    follow_comparisons()
+    for k, size in _swept(axes, traced):
+        if (there := _at(start, k, size)) not in search.courses:
+            look(there)
+    follow_comparisons()
     return search.found
 
 

@@ -43,6 +43,10 @@ class _Place:
         return self
 
 
+UNNAMED = "lifted_tensor_"
+"""How names begin that a capture gives to tensors which are neither parameters nor buffers."""
+
+
 def lifted(program: ExportedProgram) -> Iterator[tuple[fx.Node, InputKind, str | None]]:
     """The program's placeholders, each with what it stands for and the name of that."""
     placeholders = [n for n in program.graph.nodes if n.op == "placeholder"]
