@@ -27,8 +27,8 @@ from typing import Any
 
 import torch
 from scipy.stats import spearmanr
-from secateur.experts.choose import DEFAULT as EXPERTS
-from secateur.masks.choose import DEFAULT as WEIGHTS
+from secateur.targets.experts.choose import DEFAULT as EXPERTS
+from secateur.targets.weights.choose import DEFAULT as WEIGHTS
 from torch import Tensor, nn
 
 import secateur as sc
@@ -38,14 +38,14 @@ from benchmarks.characters import perplexity, text
 from benchmarks.moe_language_model import batches, library, trained
 from benchmarks.resnet20 import top1
 from benchmarks.small_networks import network
-from secateur.allocate.unit_distortions import with_unit_curves
-from secateur.auto.choose import FEW, MORE
+from secateur.allocators.unit_distortions import with_unit_curves
 from secateur.calibration import Calibration
 from secateur.calibration.subset import take_share
-from secateur.evaluate import evaluate
-from secateur.repair.batchnorm import batch_norms, reestimate
-from secateur.repair.judging import Judge
-from secateur.repair.sweep import sweep
+from secateur.measure.evaluate import evaluate
+from secateur.pipeline.auto.choose import FEW, MORE
+from secateur.repairs.batchnorm import batch_norms, reestimate
+from secateur.repairs.judging import Judge
+from secateur.repairs.sweep import sweep
 
 PARTS = ("ranking", "cost", "rounds", "weights", "experts")
 IMAGES = 1000

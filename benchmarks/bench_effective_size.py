@@ -23,8 +23,8 @@ from torch.nn import functional as F
 
 import secateur as sc
 from benchmarks import cifar, results
-from secateur import masks
-from secateur.allocate import EMP, Budget, Uniform
+from secateur.allocators import EMP, Budget, Uniform
+from secateur.targets import weights as masks
 
 DEPTHS = (2, 5, 12)
 WIDTH, BATCH, RATE = 256, 128, 1e-3

@@ -33,10 +33,10 @@ import secateur as sc
 from benchmarks import results
 from benchmarks.characters import perplexity, text
 from benchmarks.moe_language_model import STEPS, batches, library, trained
-from secateur.allocate.base import Allocator
-from secateur.allocate.emp import EMP
-from secateur.allocate.global_ranking import Global
-from secateur.experts.graph import ExpertGraph
+from secateur.allocators.base import Allocator
+from secateur.allocators.emp import EMP
+from secateur.allocators.global_ranking import Global
+from secateur.targets.experts.graph import ExpertGraph
 
 PARTS = ("equality", "quality", "scale")
 SEEDS = (0, 1, 2, 3, 4)
@@ -49,7 +49,7 @@ SHAPE = {"num_hidden_layers": 24, "num_experts": 60, "num_experts_per_tok": 4}
 
 def equality() -> list[dict[str, Any]]:
     """The largest relative difference over five random plans of each family."""
-    from tests.experts.models import FAMILIES, make, words
+    from tests.targets.experts.models import FAMILIES, make, words
 
     rows = []
     for family in FAMILIES:
@@ -158,7 +158,7 @@ def on_meta() -> tuple[dict[str, Any], sc.Plan]:
 
 _REWRITE = """
 import json, sys
-from secateur.experts.checkpoint import prune_checkpoint
+from secateur.targets.experts.checkpoint import prune_checkpoint
 from secateur.plan import Plan
 
 def memory(field):  # Linux; getrusage would count the memory of the process that started this one

@@ -30,8 +30,8 @@ from torch import Tensor, nn
 import secateur as sc
 from benchmarks import cifar, results
 from benchmarks.resnet20 import ResNet20, top1, trained
-from secateur.regression.leastsquares import Sums, fit
-from secateur.repair.batchnorm import reestimate
+from secateur.repairs.batchnorm import reestimate
+from secateur.repairs.regression.leastsquares import Sums, fit
 
 MACS = (0.8, 0.68, 0.58, 0.5)
 TARGETS = {0.8: 0.865, 0.68: 0.845, 0.58: 0.815, 0.5: 0.77}

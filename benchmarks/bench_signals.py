@@ -23,7 +23,7 @@ from benchmarks import cifar, results
 from benchmarks.bench_resnet20 import calibration
 from benchmarks.resnet20 import top1, trained
 from secateur.errors import ConstantScoresWarning, UnreachableBudgetError
-from secateur.score.registry import SIGNALS
+from secateur.signals.registry import SIGNALS
 
 BUDGETS = (0.7, 0.5)
 COMBINATIONS = (

@@ -25,10 +25,10 @@ from torch import Tensor, nn
 import secateur as sc
 from benchmarks import cifar, results
 from benchmarks.small_networks import network
-from secateur import masks
-from secateur.allocate import ERK, LAMP, Repairability
-from secateur.masks.transition import REPAIRS, Masked, Point, Transition, allocations
-from secateur.masks.weights import layers_of
+from secateur.allocators import ERK, LAMP, Repairability
+from secateur.targets import weights as masks
+from secateur.targets.weights.transition import REPAIRS, Masked, Point, Transition, allocations
+from secateur.targets.weights.weights import layers_of
 
 SPARSITIES = (0.8, 0.85, 0.9, 0.92, 0.94, 0.955, 0.97)
 SHARE = 0.95

@@ -33,10 +33,10 @@ from benchmarks import cifar, results
 from benchmarks.characters import perplexity, text, windows
 from benchmarks.resnet20 import trained as trained_resnet20
 from benchmarks.small_language_model import trained as trained_llama
-from secateur import masks
-from secateur.allocate import EMP, ERK, LAMP, OWL, Budget, Repairability, Uniform
-from secateur.masks.distortion import with_curves
-from secateur.repair.sweep import sweep
+from secateur.allocators import EMP, ERK, LAMP, OWL, Budget, Repairability, Uniform
+from secateur.repairs.sweep import sweep
+from secateur.targets import weights as masks
+from secateur.targets.weights.distortion import with_curves
 
 SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95)
 CRITERIA = ("magnitude", "wanda", "taylor")

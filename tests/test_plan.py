@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from secateur.errors import PlanError
 from secateur.plan import CostRecord, Plan
-from tests.allocate.fake import FakeGraph
+from tests.allocators.fake import FakeGraph
 
 
 def keeping(size: int, *removed: int) -> np.ndarray:

@@ -9,7 +9,7 @@ from torch import nn
 
 import secateur as sc
 from benchmarks.frontier.workload import Draw
-from secateur.repair.batchnorm import batch_norms, reestimate
+from secateur.repairs.batchnorm import batch_norms, reestimate
 
 
 def with_batch_norms(model: nn.Module, draw: Draw) -> tuple[dict[str, nn.Module], dict[str, float]]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from benchmarks.scale.passes import forward
 from benchmarks.scale.subject import Subject
 from benchmarks.scale.work import Work
-from secateur.cost import weight_bytes
+from secateur.measure.cost import weight_bytes
 
 PROOF_SAMPLES = 8
-"""Samples that `secateur.result.few` leaves of the first batch."""
+"""Samples that `secateur.pipeline.result.few` leaves of the first batch."""
 
 
 def apply(subject: Subject) -> Work:
-    """`apply/realise.py`: the program and the module, cut while they are copied, and one batch through each.
+    """`targets/units/realise.py`: program and module, cut while copied; one batch through each.
 
     Held: both, and what the batch takes.
     """

@@ -1,4 +1,4 @@
-"""Language models block by block: Wanda's pass and the second-order update (`src/secateur/masks`)."""
+"""Language models block by block: Wanda's pass, the second-order update (`src/secateur/targets/weights`)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from benchmarks.scale.scoring import batches
 from benchmarks.scale.simulation import Meter
 from benchmarks.scale.subject import Subject
 from benchmarks.scale.work import Work, total
-from secateur.masks.blocks import lists_of
+from secateur.targets.weights.blocks import lists_of
 
 
 def _block(subject: Subject) -> tuple[int, nn.Module, Work, torch.Tensor]:

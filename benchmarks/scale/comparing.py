@@ -13,8 +13,8 @@ from benchmarks.scale.networks import SMALL, on_meta
 from benchmarks.scale.predicting import PIPELINES, Phase, phases, units
 from benchmarks.scale.subject import Subject
 from secateur.graph.trace import trace
-from secateur.score.memory import passes
-from secateur.score.registry import SIGNALS
+from secateur.signals.memory import passes
+from secateur.signals.registry import SIGNALS
 
 LIMIT = 32 * 10**9
 """Bytes; for how many passes a memory limit makes of one."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.scale.scoring import Observed, readers
 from benchmarks.scale.subject import Subject
-from secateur.score.wasserstein import Wasserstein
+from secateur.signals.units.wasserstein import Wasserstein
 
 
 def sent(subject: Subject, name: str, kept: int | None = None, seen: int | None = None) -> int:
@@ -89,7 +89,7 @@ def counted(make: Callable[[], Subject], signal: str, samples: int) -> dict[str,
 
 def measured(make: Callable[[], Subject], signal: str, samples: int) -> dict[str, int]:
     """What the second of two processes really sends, and what it should on paper."""
-    from tests.score.processes import in_processes
+    from tests.signals.processes import in_processes
 
     first, second = in_processes(counted, 2, make, signal, samples)
     subject = make()

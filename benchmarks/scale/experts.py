@@ -1,4 +1,4 @@
-"""What scoring and repairing the experts of a mixture takes: `src/secateur/experts`."""
+"""What scoring and repairing the experts of a mixture takes: `src/secateur/targets/experts`."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from benchmarks.scale.scoring import batches
 from benchmarks.scale.simulation import Meter
 from benchmarks.scale.subject import Subject
 from benchmarks.scale.work import Work
-from secateur.experts.blocks import Block
-from secateur.experts.graph import expert_parameters
-from secateur.experts.repair import DAMPINGS, _inner, passes
-from secateur.experts.routing import replaced
+from secateur.targets.experts.blocks import Block
+from secateur.targets.experts.graph import expert_parameters
+from secateur.targets.experts.repair import DAMPINGS, _inner, passes
+from secateur.targets.experts.routing import replaced
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def outside(subject: Subject, found: list[Mixture], *, backward: bool) -> Work:
 
 
 def score(subject: Subject, found: list[Mixture]) -> Work:
-    """`experts/score.py` with `reap` and `expert_taylor`: forward, the experts once more, and backward.
+    """`signals/experts/score.py` with `reap` and `expert_taylor`: forward, experts once more, backward.
 
     Watching calls the experts' kernel again, each choice a token of its own (as many multiply-adds), and
     takes norms of all outputs in float64. Backward takes twice what forward does inside the experts; their
@@ -126,7 +126,7 @@ def score(subject: Subject, found: list[Mixture]) -> Work:
 
 
 def repair(subject: Subject, found: list[Mixture], share: float = 0.5, memory: int = 2**31) -> Work:
-    r"""`experts/repair.py`: dense forward, each pruned block, as many experts together as fit.
+    r"""`targets/experts/repair.py`: dense forward, each pruned block, as many experts together as fit.
 
     With k experts of inner size i together, and width w, c = k · i columns: t · c · (c + w) multiply-adds in
     float64 for t tokens, then for every damping and the end a Cholesky factor (c³ / 6), its solves (c² · w)

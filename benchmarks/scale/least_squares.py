@@ -1,9 +1,9 @@
-"""What `secateur.regression` computes, as amounts of work."""
+"""What `secateur.repairs.regression` computes, as amounts of work."""
 
 from __future__ import annotations
 
 from benchmarks.scale.work import Work
-from secateur.regression.elimination import STEPS
+from secateur.repairs.regression.elimination import STEPS
 
 TRIED = 4
 """Dampings that `leastsquares.descend` tries, as a rule: it starts where the layer before ended."""

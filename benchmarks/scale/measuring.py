@@ -24,18 +24,18 @@ import secateur as sc
 from benchmarks.scale.networks import SMALL
 from benchmarks.scale.rates import calibrate
 from benchmarks.scale.subject import Subject
-from secateur.apply.copying import duplicate
-from secateur.apply.record import attach, record_of
 from secateur.calibration import Calibration
 from secateur.graph.trace import trace
-from secateur.masks import apply as apply_masks
-from secateur.masks import score as score_weights
-from secateur.masks.allocate import allocate as allocate_weights
-from secateur.masks.surgeon import surgeon
-from secateur.masks.weights import Weights
-from secateur.regression import leastsquares
-from secateur.repair.batchnorm import batch_norms, reestimate
-from secateur.repair.sweep import sweep
+from secateur.repairs.batchnorm import batch_norms, reestimate
+from secateur.repairs.regression import leastsquares
+from secateur.repairs.sweep import sweep
+from secateur.targets.units.copying import duplicate
+from secateur.targets.units.record import attach, record_of
+from secateur.targets.weights import apply as apply_masks
+from secateur.targets.weights import score as score_weights
+from secateur.targets.weights.allocate import allocate as allocate_weights
+from secateur.targets.weights.surgeon import surgeon
+from secateur.targets.weights.weights import Weights
 
 _RETURNED = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_TOP_PAD_": "0"}
 """So that what is freed goes back to the system, and what is held shows."""

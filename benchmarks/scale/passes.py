@@ -10,7 +10,7 @@ import torch
 from benchmarks.scale.simulation import Meter
 from benchmarks.scale.subject import Subject
 from benchmarks.scale.work import Work
-from secateur.score.program import CapturedModel
+from secateur.signals.program import CapturedModel
 
 
 def forward(subject: Subject, model: Callable[..., Any] | None = None) -> Work:
@@ -22,7 +22,7 @@ def forward(subject: Subject, model: Callable[..., Any] | None = None) -> Work:
 
 
 def forward_backward(subject: Subject) -> Work:
-    """One batch, with gradients of every weight that produces a unit, as `score/onepass.py` takes them."""
+    """One batch, with gradients of every weight that produces a unit, as `signals/onepass.py` takes them."""
     parameters = frozenset(subject.graph.program.graph_signature.parameters)
     names = [n for n in producing(subject) if n in parameters]
     model = CapturedModel(subject.graph.programs, names)

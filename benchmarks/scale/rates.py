@@ -24,7 +24,7 @@ from benchmarks.environment import environment
 from benchmarks.scale.simulation import Meter
 from benchmarks.scale.work import KINDS
 from secateur.graph.trace import trace
-from secateur.score.program import CapturedModel
+from secateur.signals.program import CapturedModel
 
 
 def calibrate(device: str = "cpu") -> dict[str, float]:

@@ -15,14 +15,14 @@ from benchmarks.scale.simulation import Meter
 from benchmarks.scale.subject import Subject, storages
 from benchmarks.scale.work import Work, total
 from secateur.calibration import Batch
-from secateur.cost import weight_bytes
-from secateur.repair.pairs import Pair, Values
-from secateur.repair.pending import HELD_BYTES
-from secateur.repair.sweep import FACTORS, LARGE, PARTS, ROWS, Task, sums_of, target, tasks
+from secateur.measure.cost import weight_bytes
+from secateur.repairs.pairs import Pair, Values
+from secateur.repairs.pending import HELD_BYTES
+from secateur.repairs.sweep import FACTORS, LARGE, PARTS, ROWS, Task, sums_of, target, tasks
 
 
 def batchnorm(subject: Subject) -> Work:
-    """`repair/batchnorm.py`: the pruned network forward, once over the data, its norms as in evaluation."""
+    """`repairs/batchnorm.py`: the pruned network forward, once over the data, its norms as in evaluation."""
     return forward(subject, subject.small) * batches(subject.repaired, subject)
 
 
@@ -54,7 +54,7 @@ class Stop:
 
 
 def sweep(subject: Subject, name: str, tried: int = TRIED, limit: int = HELD_BYTES) -> Work:
-    """`repair/sweep.py`: every layer behind the first pruned one, in order, on both networks side by side.
+    """`repairs/sweep.py`: every layer behind the first pruned one, in order, on both networks side by side.
 
     A stop visits every batch (is it damaged? the first batch says so, if it is; then the sums). Batches whose
     values between two stops fit `limit` together are kept in memory, those of the others in files. What a

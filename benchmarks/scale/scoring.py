@@ -1,4 +1,4 @@
-"""What scoring takes, by signal: formulas read from `src/secateur/score`, around a simulated pass."""
+"""What scoring takes, by signal: formulas read from `src/secateur/signals`, around a simulated pass."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from benchmarks.scale.subject import Subject
 from benchmarks.scale.work import Work, total
 from secateur.graph.groups import Group
 from secateur.graph.rules.op import hint
-from secateur.regression.calls import Call
-from secateur.regression.layers import Site
-from secateur.score.reconstruction import POSITIONS, SHARE, _Layers
-from secateur.score.wasserstein import Wasserstein
+from secateur.repairs.regression.calls import Call
+from secateur.repairs.regression.layers import Site
+from secateur.signals.units.reconstruction import POSITIONS, SHARE, _Layers
+from secateur.signals.units.wasserstein import Wasserstein
 
 CHUNK = 1 << 23
-"""Entries of columns that are made at a time (`regression/layers.py`)."""
+"""Entries of columns that are made at a time (`repairs/regression/layers.py`)."""
 
 COMPARED = 2**22
-"""Most float64 numbers that `score/wasserstein.py` compares at a time."""
+"""Most float64 numbers that `signals/units/wasserstein.py` compares at a time."""
 
 
 def taylor(subject: Subject) -> Work:
-    """`score/taylor.py`: forward and backward, and every product of weight and gradient in float64.
+    """`signals/units/taylor.py`: forward and backward, and every product of weight and gradient in float64.
 
     Each batch converts both (2 · (item + 8) bytes a weight), multiplies (24) and sums (8). Held are all
     gradients, and for one tensor at a time 24 bytes a weight; between batches, 8 bytes a unit.
@@ -84,7 +84,7 @@ class Observed:
 
 
 def wasserstein(subject: Subject, visited: float = 0.0, signal: Wasserstein | None = None) -> Work:
-    r"""`score/wasserstein.py`: forward, projections of kept samples, sorting, and comparing classes.
+    r"""`signals/units/wasserstein.py`: forward, projections of kept samples, sorting, and comparing classes.
 
     Of n kept samples, e entries, maps of M numbers and P projections: n · e · M · P multiply-adds (P = 1
     without a map), n · e · P numbers sorted, and for K classes of s samples, points of P · s coordinates:
@@ -176,7 +176,7 @@ def readers(subject: Subject) -> dict[str, list[Reader]]:
 
 
 def reconstruction(subject: Subject) -> Work:
-    r"""`score/reconstruction.py`: forward, products of every reader's columns, eliminations.
+    r"""`signals/units/reconstruction.py`: forward, products of every reader's columns, eliminations.
 
     Of r rows (positions of all samples, at most 64 of each or a quarter of the columns) and c columns: r ·
     c² multiply-adds in float32, after r · c numbers were gathered; the outputs are summed at every

@@ -13,12 +13,12 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 import secateur as sc
-from secateur.apply.program import smaller_program
-from secateur.apply.record import Record, attach
-from secateur.cost import weight_bytes
 from secateur.graph.graph import Graph
 from secateur.graph.trace import trace
+from secateur.measure.cost import weight_bytes
 from secateur.plan import Plan
+from secateur.targets.units.program import smaller_program
+from secateur.targets.units.record import Record, attach
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +81,7 @@ class Subject:
         return model(**given) if isinstance(given, dict) else model(given)
 
     def loss(self, output: Any) -> Tensor:
-        """As `secateur.score.loss.default_loss`, with labels that stand for any."""
+        """As `secateur.signals.loss.default_loss`, with labels that stand for any."""
         found = getattr(output, "loss", None)
         if found is not None:
             return found

@@ -1,6 +1,6 @@
 """Every public name, imported: what `secateur` hands out when it is first asked for one."""
 
-from secateur.allocate import (
+from secateur.allocators import (
     EMP,
     ERK,
     LAMP,
@@ -18,12 +18,11 @@ from secateur.allocate import (
     effective_size,
     retained_bound,
 )
-from secateur.apply.apply import apply
-from secateur.apply.record import record_of
-from secateur.auto import Auto
+from secateur.artefact.export.card import model_card
+from secateur.artefact.export.checking import Exported
+from secateur.artefact.export.export import export
+from secateur.artefact.save import load, save
 from secateur.calibration import Calibration
-from secateur.compare import Comparison, compare
-from secateur.cost import Cost, weight_bytes
 from secateur.errors import (
     ApplyError,
     ArtefactError,
@@ -41,28 +40,23 @@ from secateur.errors import (
     UnreachableBudgetError,
     VerificationError,
 )
-from secateur.evaluate import Evaluation, evaluate
-from secateur.experts.checkpoint import prune_checkpoint, save_pretrained
-from secateur.experts.empty import empty_weights
-from secateur.experts.equal import EqualCounts
-from secateur.experts.graph import ExpertGraph
-from secateur.export.card import model_card
-from secateur.export.checking import Exported
-from secateur.export.export import export
-from secateur.first_order import first_order_bound, loss_change
 from secateur.graph.graph import Graph
 from secateur.graph.trace import trace
-from secateur.latency.bench import Bench, bench
-from secateur.latency.timing import Latency, latency
-from secateur.masks import MaskPlan, Pattern
+from secateur.measure.cost import Cost, weight_bytes
+from secateur.measure.evaluate import Evaluation, evaluate
+from secateur.measure.latency.bench import Bench, bench
+from secateur.measure.latency.timing import Latency, latency
+from secateur.pipeline.auto import Auto
+from secateur.pipeline.compare import Comparison, compare
+from secateur.pipeline.prune import prune
+from secateur.pipeline.recover import recover
+from secateur.pipeline.result import Result
 from secateur.plan import Plan
-from secateur.prune import prune
-from secateur.recover import recover
-from secateur.repair.repair import repair
+from secateur.proof.first_order import first_order_bound, loss_change
+from secateur.proof.verify import Proof, verify
+from secateur.repairs.repair import repair
 from secateur.report.report import Report
-from secateur.result import Result
-from secateur.save import load, save
-from secateur.score import (
+from secateur.signals import (
     L1,
     L2,
     Activation,
@@ -84,7 +78,13 @@ from secateur.score import (
     Wasserstein,
     score,
 )
-from secateur.verify import Proof, verify
+from secateur.targets.experts.checkpoint import prune_checkpoint, save_pretrained
+from secateur.targets.experts.empty import empty_weights
+from secateur.targets.experts.equal import EqualCounts
+from secateur.targets.experts.graph import ExpertGraph
+from secateur.targets.units.apply import apply
+from secateur.targets.units.record import record_of
+from secateur.targets.weights import MaskPlan, Pattern
 
 __all__ = [  # noqa: RUF022 grouped by what a reader looks for
     # The pipeline

@@ -26,16 +26,16 @@ from pydantic import (
     model_validator,
 )
 
+from secateur.artefact.replacing import replace_text
 from secateur.errors import PlanError
 from secateur.graph.groups import Group, Role
 from secateur.graph.inputs import InputSpec
-from secateur.replacing import replace_text
 
 if TYPE_CHECKING:
-    from secateur.allocate.curve import Curve
-    from secateur.cost import Cost
-    from secateur.experts.graph import ExpertGraph
+    from secateur.allocators.curve import Curve
     from secateur.graph.graph import Graph
+    from secateur.measure.cost import Cost
+    from secateur.targets.experts.graph import ExpertGraph
 
 FORMAT: Final = 1
 """The format of the JSON that this version writes; it reads this one and none that is newer."""

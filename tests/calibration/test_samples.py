@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import secateur as sc
 from secateur.calibration import Batch, Calibration
 from secateur.calibration.subset import take_share
-from tests.lengths import Nodes
+from tests.helpers.lengths import Nodes
 
 X, Y = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 3
 

@@ -16,9 +16,9 @@ import pytest
 from torch import nn
 
 import secateur as sc
+from secateur.artefact.replacing import replacing
 from secateur.cli import output
 from secateur.cli.output import folder_in_place
-from secateur.replacing import replacing
 from tests.cli.conftest import run
 
 Files = dict[str, bytes]
@@ -38,7 +38,7 @@ class Interrupting:
 
     def __init__(self, patch: pytest.MonkeyPatch, at: int, after: bool) -> None:
         self.at, self.after, self.count = at, after, 0
-        saving = sys.modules["secateur.save"]  # `sc.save` is the function
+        saving = sys.modules["secateur.artefact.save"]  # `sc.save` is the function
         for owner, name in [
             (os, "replace"),
             (os, "link"),

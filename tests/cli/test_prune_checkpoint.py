@@ -9,13 +9,13 @@ import pytest
 import torch
 
 import secateur as sc
-from secateur.save import saved_record
+from secateur.artefact.save import saved_record
 from tests.cli.conftest import refused, run
-from tests.experts.models import library
+from tests.targets.experts.models import library
 
 MIXTURE = """
 import torch
-from tests.experts import models
+from tests.targets.experts import models
 
 
 def make():
@@ -44,7 +44,7 @@ def mixture(folder: Path) -> None:
 
 
 def test_from_a_model_to_a_smaller_checkpoint(folder: Path) -> None:
-    from tests.experts.models import make, words
+    from tests.targets.experts.models import make, words
 
     done = run(*BASE, *MODEL, "--experts", "0.75", "--allocator", "uniform", "--repair", "none")
     assert done.exit_code == 0, done.stderr

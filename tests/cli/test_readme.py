@@ -12,7 +12,7 @@ import pytest
 from secateur.cli.main import app
 from tests.cli.conftest import run
 from tests.cli.test_prune_checkpoint import MIXTURE
-from tests.experts.models import library
+from tests.targets.experts.models import library
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from secateur.allocate import Curve
+from secateur.allocators import Curve
 from secateur.cli.curves import tolerance_table
 from tests.cli.conftest import refused, run
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from secateur.cli.curves import transition_table
-from secateur.evaluate import Evaluation
-from secateur.masks.transition import REPAIRS, Point, Transition
+from secateur.measure.evaluate import Evaluation
+from secateur.targets.weights.transition import REPAIRS, Point, Transition
 from tests.cli.conftest import refused, run
 
 BASE = ("transition", "--model", "net.py:make", "--data", "x.npz")

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import get_args
 
-from secateur import allocate
-from secateur.allocate import registry
-from secateur.apply.apply import FORMS
-from secateur.compare import RULES
+from secateur import allocators as allocate
+from secateur.allocators import registry
 from secateur.config import names
 from secateur.config.run import CompareSection
-from secateur.experts.signals import SIGNALS as EXPERT_SIGNALS
-from secateur.masks import CRITERIA
-from secateur.masks.transition import REPAIRS as MASK_REPAIRS
-from secateur.repair.methods import REPAIRS
-from secateur.score.registry import SIGNALS
+from secateur.pipeline.compare import RULES
+from secateur.repairs.methods import REPAIRS
+from secateur.signals.experts import SIGNALS as EXPERT_SIGNALS
+from secateur.signals.registry import SIGNALS
+from secateur.targets.units.apply import FORMS
+from secateur.targets.weights import CRITERIA
+from secateur.targets.weights.transition import REPAIRS as MASK_REPAIRS
 
 
 def test_names_are_the_librarys() -> None:

@@ -13,7 +13,12 @@ from tests.docs.pages import DOCS
 
 LISTED = re.compile(r"^\.\. auto(?:function|class|exception):: ([\w.]+)$", re.MULTILINE)
 
-ELSEWHERE = ("secateur.prune", "secateur.compare", "secateur.experts", "secateur.auto")
+ELSEWHERE = (
+    "secateur.pipeline.prune",
+    "secateur.pipeline.compare",
+    "secateur.targets.experts",
+    "secateur.pipeline.auto",
+)
 """Modules, and what is in them, that take a page to show: the quick start, the guide to experts, ..."""
 
 BASES = {"Allocator", "Signal"}

@@ -18,8 +18,8 @@ from torch.nn.utils import rnn
 from torch.utils import _pytree as pytree
 
 import secateur as sc
+from secateur.common.outputs import tensors_of
 from secateur.graph.capture import Capture, capture
-from secateur.outputs import tensors_of
 from tests.graph.tiny import Calls
 
 

@@ -11,9 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import secateur as sc
 from secateur.graph.costs import CostModel
-from tests.apply.plans import keeps, plan_of
-from tests.apply.test_equality import dense, traced
-from tests.models import TOPOLOGIES
+from tests.helpers.models import TOPOLOGIES
+from tests.targets.units.plans import keeps, plan_of
+from tests.targets.units.test_equality import dense, traced
 
 UNCOUNTED = {"unknown_operator"}
 """`FlopCounterMode` refuses its complex numbers."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import secateur as sc
 from secateur.graph.courses import Course
-from tests.apply.plans import random_plan
+from tests.targets.units.plans import random_plan
 
 
 class Net(nn.Module):

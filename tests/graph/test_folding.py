@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 import secateur as sc
 from secateur.graph.folding import foldable, folded
-from tests.apply.plans import random_plan
+from tests.targets.units.plans import random_plan
 
 
 class Standardised(nn.Conv2d):

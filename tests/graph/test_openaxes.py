@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import secateur as sc
 from secateur.graph.inputs import Arguments, InputSpec, OpenAxis
 from secateur.graph.openaxes import _candidates, find_open_axes
-from tests.apply.plans import random_plan
+from tests.targets.units.plans import random_plan
 
 
 class Pictures(nn.Module):

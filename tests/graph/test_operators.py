@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 import secateur as sc
-from secateur.apply.compare import relative_difference, run
 from secateur.graph.rules import RULES, operator_name
-from tests.apply.plans import random_plan
+from secateur.targets.units.compare import relative_difference, run
 from tests.graph.operators import CALLS, Call, Operand
+from tests.targets.units.plans import random_plan
 
 ELSEWHERE = {
     "pointwise",  # all operators of its kind: see `test_what_acts_position_by_position`

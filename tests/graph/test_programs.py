@@ -15,7 +15,7 @@ from secateur.graph import programs as programs_module
 from secateur.graph.matching import matched
 from secateur.graph.programs import Programs, leaves_of, shapes_of, values_at
 from secateur.graph.resizing import graph_at
-from tests.lengths import SIZES, batches, network
+from tests.helpers.lengths import SIZES, batches, network
 
 
 def all_programs(name: str) -> tuple[sc.Graph, list[Any]]:
@@ -28,7 +28,7 @@ def all_programs(name: str) -> tuple[sc.Graph, list[Any]]:
 
 @pytest.mark.parametrize("name", SIZES)
 def test_each_program_gives_what_the_model_gives(name: str) -> None:
-    from secateur.score.program import CapturedModel
+    from secateur.signals.program import CapturedModel
 
     model = network(name)
     graph, _ = all_programs(name)

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import secateur as sc
-from secateur.apply.compare import relative_difference, run
-from tests.apply.plans import random_plan
+from secateur.targets.units.compare import relative_difference, run
 from tests.graph.tiny import Calls, identities, reasons, traced
-from tests.models import TOPOLOGIES, build
+from tests.helpers.models import TOPOLOGIES, build
+from tests.targets.units.plans import random_plan
 
 
 def mlp() -> nn.Sequential:

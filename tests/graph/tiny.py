@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 import secateur as sc
-from secateur.apply.compare import relative_difference, run
-from secateur.apply.program import sliced_program
-from tests.apply.plans import random_plan
+from secateur.targets.units.compare import relative_difference, run
+from secateur.targets.units.program import sliced_program
+from tests.targets.units.plans import random_plan
 
 
 class Between(nn.Module):

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 import secateur as sc
 from secateur.integrations.optimizers import carry, moves
 from secateur.integrations.replacing import replace_parameters
-from tests.apply.plans import random_plan
 from tests.integrations.training import batches, network, step
+from tests.targets.units.plans import random_plan
 
 Make = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 

@@ -12,10 +12,10 @@ from torch import nn
 
 import secateur as sc
 from secateur.integrations import GradualPruner, Schedule, read_shape, reshape, shape_state, write_shape
-from tests.apply.test_mending import CASES
 from tests.graph.test_trace import assert_same, state_of
+from tests.helpers.models import TOPOLOGIES, build
 from tests.integrations.training import a_pruner, batches, network, step
-from tests.models import TOPOLOGIES, build
+from tests.targets.units.test_mending import CASES
 
 
 def pruned(rounds: int = 2) -> nn.Module:

@@ -13,7 +13,7 @@ from secateur.compat.training import own_forward
 from secateur.integrations.wrappers import check_whole, refresh
 from tests.integrations.distributed import train
 from tests.integrations.training import a_pruner, batches, network
-from tests.score.processes import in_processes
+from tests.signals.processes import in_processes
 
 
 def test_two_processes_under_ddp() -> None:

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import secateur as sc
-from secateur.apply.compare import relative_difference, run, run_in_double
-from secateur.apply.copying import duplicate
+from secateur.targets.units.compare import relative_difference, run, run_in_double
+from secateur.targets.units.copying import duplicate
 from tests.libraries.case import Case, Inputs
 from tests.libraries.importing import prepare
 from tests.zoo.walk import RATIO, TOLERANCE, random_keep

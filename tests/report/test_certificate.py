@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from secateur.allocate import EMP, Budget, Repairability, ToD
-from secateur.allocate.description import Certificate
+from secateur.allocators import EMP, Budget, Repairability, ToD
+from secateur.allocators.description import Certificate
 from secateur.report.outcomes import asked
-from tests.allocate.fake import FakeGraph
+from tests.allocators.fake import FakeGraph
 from tests.report.reports import CERTIFICATES, report
 
 EXCHANGE: dict[str, Any] = {

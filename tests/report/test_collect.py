@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secateur.allocate import Budget, ToD, Uniform
+from secateur.allocators import Budget, ToD, Uniform
 from secateur.plan import Plan
 from secateur.report import collect
 from secateur.report.collect import BINS, histogram, knob_of, layers_of
 from secateur.report.data import Histogram
-from secateur.score.scores import Scores
-from tests.allocate.fake import FakeGraph
+from secateur.signals.scores import Scores
+from tests.allocators.fake import FakeGraph
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 

@@ -11,15 +11,15 @@ import torch
 from torch import nn
 
 import secateur as sc
-from secateur.allocate.registry import RULES
+from secateur.allocators.registry import RULES
+from secateur.common.formatting import plain
 from secateur.errors import SettingError
-from secateur.formatting import plain
-from secateur.repair.methods import REPAIRS
+from secateur.repairs.methods import REPAIRS
 from secateur.report.html import render
 from secateur.report.markdown import escape
 from secateur.report.outcomes import outcomes, settings
 from secateur.report.sentences import rule as described
-from secateur.score.registry import SIGNALS
+from secateur.signals.registry import SIGNALS
 from tests.report.test_html import Page
 
 DASH = "\N{EN DASH}"

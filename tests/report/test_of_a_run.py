@@ -10,10 +10,10 @@ import torch
 import secateur as sc
 from secateur.report import sentences
 from secateur.report.html import render
-from tests.experts.models import make
-from tests.experts.models import words as tokens
-from tests.models import build
-from tests.test_prune import loader
+from tests.helpers.models import build
+from tests.pipeline.test_prune import loader
+from tests.targets.experts.models import make
+from tests.targets.experts.models import words as tokens
 
 
 def unit() -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from secateur.auto.selection import Candidate, Round, Selection
+from secateur.pipeline.auto.selection import Candidate, Round, Selection
 from secateur.report import selection
 from secateur.report.html import render
 from secateur.report.report import Report

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import secateur as sc
-from tests.apply.plans import random_plan
+from tests.targets.units.plans import random_plan
 from tests.zoo.models import ENTRIES, Entry
 
 QUICK = frozenset({"resnet18", "shufflenet_v2_x1_0"})

@@ -19,8 +19,8 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 import secateur as sc
-from secateur.apply.compare import relative_difference, run, run_in_double
 from secateur.graph.inputs import Arguments, resized
+from secateur.targets.units.compare import relative_difference, run, run_in_double
 from tests.zoo.entry import Entry
 from tests.zoo.weights import Inputs
 

@@ -14,9 +14,9 @@ from torch.utils import _pytree as pytree
 
 from secateur.calibration.hints import forward_hint
 from secateur.calibration.randomness import seeded
+from secateur.common.foreign import details, said
+from secateur.common.models import copied, device_of, evaluating
 from secateur.errors import CalibrationError
-from secateur.foreign import details, said
-from secateur.models import copied, device_of, evaluating
 
 Forward = Callable[[Callable[..., Any], Any], Any]
 """``forward(model, batch)``: calls the model on a batch of the loader, and returns the model's output."""

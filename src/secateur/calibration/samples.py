@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from secateur.calibration.randomness import seeded
-from secateur.models import device_of, evaluating, named_tensors
-from secateur.outputs import close, tensors_of
+from secateur.common.models import device_of, evaluating, named_tensors
+from secateur.common.outputs import close, tensors_of
 
 if TYPE_CHECKING:
     from secateur.calibration.batch import Batch

@@ -9,16 +9,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from secateur.artefact.replacing import replacing
 from secateur.cli.command import LIMITS, READING, command
 from secateur.cli.inputs import Inputs, contender, limits_of, only_units
+from secateur.common.formatting import number, percent
 from secateur.config.run import Run
-from secateur.formatting import number, percent
-from secateur.replacing import replacing
 from secateur.report.text import bar
 
 if TYPE_CHECKING:
-    from secateur.allocate import Curve
-    from secateur.masks.transition import Point, Transition
+    from secateur.allocators import Curve
+    from secateur.targets.weights.transition import Point, Transition
 
 TOLERANCE_NOTES = (
     "A row holds from its tolerance on, which is rounded up to four digits; none: below the first.",
@@ -46,8 +46,8 @@ def compare(run: Run, json: bool) -> str:
     """Compare rules at equal MACs."""
     only_units("compare", run)
     import secateur as sc
-    from secateur.compare import compare as compare_rules
-    from secateur.compare import draw
+    from secateur.pipeline.compare import compare as compare_rules
+    from secateur.pipeline.compare import draw
     from secateur.report.plot import check
 
     asked = run.compare
@@ -165,8 +165,8 @@ def _knob(knob: float) -> str:
 )
 def transition(run: Run, json: bool) -> str:
     """Show at which sparsity of single weights each rule stops being recoverable by repair."""
-    from secateur.masks.transition import sweep
     from secateur.report.plot import check
+    from secateur.targets.weights.transition import sweep
 
     asked = run.transition
     plot = None if asked.plot is None else Path(asked.plot)

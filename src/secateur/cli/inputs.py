@@ -13,10 +13,10 @@ from secateur.errors import SettingError
 if TYPE_CHECKING:
     from torch import nn
 
-    from secateur.allocate import Budget, Limits
-    from secateur.allocate.registry import Allocates
-    from secateur.auto import Auto
+    from secateur.allocators import Budget, Limits
+    from secateur.allocators.registry import Allocates
     from secateur.calibration import Calibration
+    from secateur.pipeline.auto import Auto
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Inputs:
 
 def budget_of(run: Run) -> Budget | None:
     """The budget as the library takes it; None if the rule decides."""
-    from secateur.allocate import Budget
+    from secateur.allocators import Budget
 
     asked = run.budget
     if not asked.asked:
@@ -90,7 +90,7 @@ def budget_of(run: Run) -> Budget | None:
 
 def limits_of(run: Run) -> Limits:
     """The limits as the library takes them."""
-    from secateur.allocate import Limits
+    from secateur.allocators import Limits
 
     asked = run.limits
     return Limits(
@@ -126,7 +126,7 @@ def single_rule_of(run: Run) -> Allocates:
 
 def contender(run: Run, name: str) -> Allocates | Auto:
     """The allocator of this name, or the choice among several for ``auto``; see `rule_called`."""
-    from secateur.auto import Auto
+    from secateur.pipeline.auto import Auto
 
     return Auto() if name == Auto.name else rule_called(run, name)
 
@@ -139,8 +139,8 @@ def rule_called(run: Run, name: str) -> Allocates:
     """
     from dataclasses import fields, replace
 
-    from secateur.allocate import resolve
-    from secateur.experts.target import Experts
+    from secateur.allocators import resolve
+    from secateur.targets.experts.target import Experts
 
     found: Any = (Experts.rule if run.granularity == "expert" else resolve)(name)
     asked: dict[str, Any] = {"removal": run.removal} if name != "random" else {}

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from secateur.cli.command import READING, command
 from secateur.cli.inputs import Inputs
+from secateur.common.formatting import number, percent, shorten
 from secateur.config.run import Run
-from secateur.formatting import number, percent, shorten
 from secateur.report.text import WIDTH
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def inspect(run: Run, json: bool) -> str:
 
 def _artefact(folder: str, json: bool) -> str:
     """What a saved result says of itself; no model is made."""
-    from secateur.save import saved_record
+    from secateur.artefact.save import saved_record
 
     record = saved_record(folder)
     if json:

@@ -101,7 +101,7 @@ def _replace(new: Path, out: Path) -> None:
 
 def _moves(new: Path, out: Path) -> list[tuple[Path, Path]]:
     """What is renamed to what, in order: the model first, its record by way of the name that readers know."""
-    from secateur.save import RECORD, TENSORS, WAITING
+    from secateur.artefact.save import RECORD, TENSORS, WAITING
 
     names = sorted(path.name for path in new.iterdir() if path.is_file())
     moves = []

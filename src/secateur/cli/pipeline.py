@@ -22,7 +22,7 @@ from secateur.config.run import Run
 from secateur.errors import SettingError
 
 if TYPE_CHECKING:
-    from secateur.score import Scores
+    from secateur.signals import Scores
 
 
 @command(
@@ -124,7 +124,7 @@ def plan(run: Run, json: bool) -> str:
     only_units("plan", run)
     out = file_to_write("--out", Path(run.plan or ""))
     import secateur as sc
-    from secateur.allocate.unit_distortions import with_unit_curves
+    from secateur.allocators.unit_distortions import with_unit_curves
 
     rule = single_rule_of(run)
     scores = sc.Scores.load(run.scores or "")

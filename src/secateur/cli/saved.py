@@ -202,9 +202,9 @@ def prune_checkpoint(
 ) -> None:
     """Remove a plan's experts from a checkpoint on disk, one shard at a time."""
     with reported(debug=debug):
-        from secateur.experts import checkpoint
+        from secateur.artefact.save import saved_record
         from secateur.plan import Plan
-        from secateur.save import saved_record
+        from secateur.targets.experts import checkpoint
 
         decided = saved_record(plan).plan if plan.is_dir() else Plan.from_json(plan)
         checkpoint.prune_checkpoint(directory, decided, out)

@@ -7,10 +7,10 @@ from typing import Annotated, Optional
 
 import typer
 
+from secateur.artefact.replacing import replacing
 from secateur.cli.output import file_to_write, folder_to_write, reload_code, write_result
 from secateur.cli.shell import Debug, Json, Seed, python_command, reported
 from secateur.errors import SettingError
-from secateur.replacing import replacing
 
 MACS = 0.5
 _IMPORT = "from secateur.demo.network import make_model"

@@ -17,9 +17,12 @@ from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from secateur.calibration.randomness import seeded
-from secateur.collecting import uncollected
+from secateur.common.collecting import uncollected
+from secateur.common.foreign import details, line_of, said
+from secateur.common.models import copied, evaluation_mode
+from secateur.common.outputs import agree, opened, tensors_of
+from secateur.common.preserving import State, preserved
 from secateur.errors import CaptureError
-from secateur.foreign import details, line_of, said
 from secateur.graph.assertions import AssertionsHold
 from secateur.graph.inline import inline_regions
 from secateur.graph.inputs import Arguments, batch_size, samples_of
@@ -27,10 +30,7 @@ from secateur.graph.leaf import Place
 from secateur.graph.recurrences import shapes_known
 from secateur.graph.rules.op import hint, is_open
 from secateur.graph.symbolic import integers_open, lengths_open
-from secateur.kernels import capturable
-from secateur.models import copied, evaluation_mode
-from secateur.outputs import agree, opened, tensors_of
-from secateur.preserving import State, preserved
+from secateur.measure.kernels import capturable
 
 
 class Capture(NamedTuple):

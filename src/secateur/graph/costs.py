@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from secateur.cost import Cost
+from secateur.measure.cost import Cost
 
 _BLOCK = 512
 """Stages of a sweep that are evaluated together."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.export import ExportedProgram
 
-from secateur.cost import Cost
+from secateur.common.models import named_tensors
 from secateur.errors import PlanError
 from secateur.graph.assemble import Assembled, slots_of
 from secateur.graph.costs import CostModel
@@ -25,11 +25,11 @@ from secateur.graph.programs import Programs
 from secateur.graph.rules.op import Walk
 from secateur.graph.views import View
 from secateur.graph.walk import Tensor, tensor_of
-from secateur.models import named_tensors
+from secateur.measure.cost import Cost
 
 if TYPE_CHECKING:
-    from secateur.allocate.base import Allocator
-    from secateur.allocate.limits import Limits
+    from secateur.allocators.base import Allocator
+    from secateur.allocators.limits import Limits
 
 
 def fingerprint(model: nn.Module) -> str:

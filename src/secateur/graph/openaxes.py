@@ -11,13 +11,13 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from secateur.foreign import said, source_line
+from secateur.common.foreign import said, source_line
+from secateur.common.models import device_of
 from secateur.graph.courses import Course, Sizes, other_courses
 from secateur.graph.inputs import Arguments, FixedAxis, InputSpec, OpenAxis, batch_size, resized
 from secateur.graph.leaf import Place, Range
 from secateur.graph.passes import Passes
 from secateur.graph.wording import NO_OTHER
-from secateur.models import device_of
 
 SUBSETS = 20
 """Most sets of axes of one size that are tried together, where all of them cannot vary together."""

@@ -11,10 +11,10 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from secateur.calibration.randomness import seeded
+from secateur.common.models import evaluating
+from secateur.common.outputs import has_nan, tensors_of
 from secateur.graph.courses import Course
 from secateur.graph.inputs import Arguments
-from secateur.models import evaluating
-from secateur.outputs import has_nan, tensors_of
 
 
 class Passes:

@@ -12,6 +12,8 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from secateur.calibration.randomness import seeded
+from secateur.common.models import evaluating
+from secateur.common.outputs import agree, tensors_of
 from secateur.errors import CalibrationError, CaptureError
 from secateur.graph.capture import capture
 from secateur.graph.datasizes import arguments_of, measure_sizes
@@ -20,8 +22,6 @@ from secateur.graph.leaf import Place
 from secateur.graph.rules.op import hint, is_open
 from secateur.graph.walk import lifted
 from secateur.graph.writes import dead_nodes, erase
-from secateur.models import evaluating
-from secateur.outputs import agree, tensors_of
 
 MOST = 64
 """So many programs are kept; a model whose code holds each size needs one for each."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from secateur.preserving import is_own
+from secateur.common.preserving import is_own
 
 
 @contextmanager

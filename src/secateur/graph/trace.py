@@ -13,8 +13,9 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from secateur.calibration.reading import Forward, Reading
+from secateur.common.models import named_tensors, unwrap
+from secateur.common.modes import require_plain_modes
 from secateur.errors import CaptureError, SettingError
-from secateur.granularity import by_granularity
 from secateur.graph.assemble import assemble, cost_model
 from secateur.graph.capture import capture, require_parameters
 from secateur.graph.datasizes import measure_sizes
@@ -27,11 +28,10 @@ from secateur.graph.passes import Passes
 from secateur.graph.programs import Programs, values_at
 from secateur.graph.views import further_views
 from secateur.graph.walk import keep_inputs_of, walk
-from secateur.models import named_tensors, unwrap
-from secateur.modes import require_plain_modes
+from secateur.targets.granularity import by_granularity
 
 if TYPE_CHECKING:
-    from secateur.experts.graph import ExpertGraph
+    from secateur.targets.experts.graph import ExpertGraph
 
 
 @overload

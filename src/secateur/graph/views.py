@@ -13,6 +13,7 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
+from secateur.common.models import device_of
 from secateur.errors import CaptureError, SettingError
 from secateur.graph.capture import capture
 from secateur.graph.inputs import Arguments, InputSpec, batch_size, resized, samples_of
@@ -20,7 +21,6 @@ from secateur.graph.leaf import Place
 from secateur.graph.passes import Passes
 from secateur.graph.rules.op import Walk
 from secateur.graph.walk import lifted, tensor_of
-from secateur.models import device_of
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.apply.tensors import Removed, cut, removed_positions
 from secateur.plan import Plan
+from secateur.targets.units.tensors import Removed, cut, removed_positions
 
 
 @dataclass(frozen=True, eq=False)

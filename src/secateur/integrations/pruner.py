@@ -10,15 +10,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from secateur.allocate import Budget, Limits, resolve
-from secateur.allocate.registry import Allocates
-from secateur.allocate.unit_distortions import with_unit_curves
-from secateur.apply.apply import apply
-from secateur.apply.composing import compose, split
-from secateur.apply.record import Record, attach, record_of
+from secateur.allocators import Budget, Limits, resolve
+from secateur.allocators.registry import Allocates
+from secateur.allocators.unit_distortions import with_unit_curves
 from secateur.calibration import Calibration, Forward
+from secateur.common.models import device_of, named_tensors, unwrap
 from secateur.compat.training import own_forward
-from secateur.cost import Cost
 from secateur.errors import SettingError
 from secateur.graph.graph import Graph
 from secateur.graph.trace import trace
@@ -27,14 +24,17 @@ from secateur.integrations.replacing import replace_parameters
 from secateur.integrations.schedule import Schedule
 from secateur.integrations.shapes import ROUNDS, pruned_record, rounds_of
 from secateur.integrations.wrappers import check_whole, refresh
-from secateur.models import device_of, named_tensors, unwrap
+from secateur.measure.cost import Cost
+from secateur.pipeline.settling import settle, without
 from secateur.plan import Plan
-from secateur.repair.methods import resolve as resolve_repairs
-from secateur.repair.repair import repair as repair_model
-from secateur.score import Scores, score
-from secateur.score.distributed import joined
-from secateur.score.loss import LossFn
-from secateur.settling import settle, without
+from secateur.repairs.methods import resolve as resolve_repairs
+from secateur.repairs.repair import repair as repair_model
+from secateur.signals import Scores, score
+from secateur.signals.distributed import joined
+from secateur.signals.loss import LossFn
+from secateur.targets.units.apply import apply
+from secateur.targets.units.composing import compose, split
+from secateur.targets.units.record import Record, attach, record_of
 
 Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None
 

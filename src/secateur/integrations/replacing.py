@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.apply.mended import MendedMethod
-from secateur.apply.record import record_of
-from secateur.apply.sizes import set_sizes
+from secateur.targets.units.mended import MendedMethod
+from secateur.targets.units.record import record_of
+from secateur.targets.units.sizes import set_sizes
 
 
 def replace_parameters(model: nn.Module, small: nn.Module) -> None:

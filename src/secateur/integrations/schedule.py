@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Literal
 
-from secateur.allocate import Budget
-from secateur.cost import Cost
+from secateur.allocators import Budget
 from secateur.errors import SettingError
+from secateur.measure.cost import Cost
 
 
 @dataclass(frozen=True)

@@ -11,20 +11,20 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
-from secateur.apply.mended import mend
-from secateur.apply.module import smaller_module
-from secateur.apply.realise import understood
-from secateur.apply.record import Record, attach, record_of
-from secateur.apply.tensors import check_positions
+from secateur.artefact.replacing import replace_text
+from secateur.common.models import device_of, unwrap
 from secateur.compat.training import own_forward
 from secateur.errors import ArtefactError, PlanError
 from secateur.graph.graph import fingerprint
 from secateur.graph.trace import retrace
 from secateur.integrations.replacing import replace_parameters
 from secateur.integrations.wrappers import refresh
-from secateur.models import device_of, unwrap
 from secateur.plan import Plan
-from secateur.replacing import replace_text
+from secateur.targets.units.mended import mend
+from secateur.targets.units.module import smaller_module
+from secateur.targets.units.realise import understood
+from secateur.targets.units.record import Record, attach, record_of
+from secateur.targets.units.tensors import check_positions
 
 FORMAT = 1
 FILE = "pruning.json"

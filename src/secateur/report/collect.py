@@ -8,11 +8,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from secateur.allocate import Curve
+from secateur.allocators import Curve
 from secateur.errors import PlanError
 from secateur.plan import Plan
 from secateur.report.data import Histogram, Knob, Layer
-from secateur.score.scores import Scores
+from secateur.signals.scores import Scores
 
 BINS = 24
 POINTS = 200

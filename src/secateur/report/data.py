@@ -11,8 +11,8 @@ import numpy
 import torch
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, JsonValue
 
-from secateur.allocate.description import Description
-from secateur.auto.selection import Selection
+from secateur.allocators.description import Description
+from secateur.pipeline.auto.selection import Selection
 
 FORMAT = 1
 """Version of the JSON format. A field that a version does not know is refused by name."""

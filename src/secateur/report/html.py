@@ -5,8 +5,8 @@ from __future__ import annotations
 from importlib import resources
 from typing import TYPE_CHECKING
 
+from secateur.common.formatting import milliseconds, number, percent, shorten
 from secateur.errors import SettingError
-from secateur.formatting import milliseconds, number, percent, shorten
 from secateur.report import outcomes, proofs, selection, sentences, shapes
 
 if TYPE_CHECKING:

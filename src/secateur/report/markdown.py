@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from secateur.formatting import percent
+from secateur.common.formatting import percent
 from secateur.report import outcomes, proofs, selection, sentences
 
 if TYPE_CHECKING:

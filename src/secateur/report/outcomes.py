@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from secateur.formatting import milliseconds, number, percent, plain
+from secateur.common.formatting import milliseconds, number, percent, plain
 from secateur.report.sentences import rule
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import numpy as np
 from secateur.errors import SettingError
 
 if TYPE_CHECKING:
-    from secateur.allocate import Curve
+    from secateur.allocators import Curve
 
 SUFFIXES = (".svg", ".png", ".pdf")
 

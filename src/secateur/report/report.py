@@ -8,8 +8,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from secateur.artefact.replacing import replace_text
 from secateur.errors import ArtefactError, SettingError
-from secateur.replacing import replace_text
 from secateur.report.data import FORMAT, Facts
 from secateur.report.html import render
 from secateur.report.markdown import document

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from secateur.formatting import percent
+from secateur.common.formatting import percent
 
 if TYPE_CHECKING:
-    from secateur.auto.selection import Candidate, Selection
+    from secateur.pipeline.auto.selection import Candidate, Selection
 
 TITLES = ("rule", "MACs", "parameters")
 

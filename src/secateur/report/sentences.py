@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from secateur.allocate.description import Description
-from secateur.allocate.registry import describe
-from secateur.formatting import MINUS, number, percent, places
+from secateur.allocators.description import Description
+from secateur.allocators.registry import describe
+from secateur.common.formatting import MINUS, number, percent, places
 
 if TYPE_CHECKING:
     from secateur.report.data import Facts, Figures, Histogram, Layer

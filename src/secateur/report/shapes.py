@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from secateur.formatting import milliseconds
+from secateur.common.formatting import milliseconds
 from secateur.report import sentences
 
 if TYPE_CHECKING:

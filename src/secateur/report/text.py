@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from secateur.formatting import percent, shorten
+from secateur.common.formatting import percent, shorten
 from secateur.report import outcomes, proofs, selection, sentences
 
 if TYPE_CHECKING:

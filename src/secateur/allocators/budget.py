@@ -1,0 +1,230 @@
+"""Budgets: the most that a pruned model may cost, and the search for the smallest removal that meets it."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pydantic import JsonValue
+
+from secateur.errors import BudgetError, UnreachableBudgetError
+
+if TYPE_CHECKING:
+    from secateur.measure.cost import Cost
+
+
+_COST = {
+    "macs": "macs",
+    "params": "params",
+    "experts": "experts",
+    "sparsity": "weights",
+    "latency": "latency",
+}
+"""Field of a budget -> attribute of the cost that it bounds. Latency is measured, so no cost has it."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The most that the pruned model may cost. If several bounds are given, all must hold.
+
+    A bound is either a float in (0, 1), a fraction of the dense model's cost, or an integer of at least 1,
+    the cost itself.
+
+    An allocator's knob often removes several units in one step, so it can stop well below the budget. With
+    `spend`, removed units are then put back one by one, the last removed first, as long as the budget holds.
+    So the cost ends within one unit of the budget, and allocators can be compared at equal cost. With
+    ``spend=False`` the plan is the knob's alone.
+
+    Attributes:
+        macs: Multiply-accumulate operations for one sample.
+        params: Number of parameters.
+        experts: Routed experts in all blocks of a mixture-of-experts model.
+        sparsity: The least fraction of zeros among the weights of linear layers and convolutions together, a
+            float in (0, 1). Biases, norms, embeddings and recurrent layers do not count. The plan and the
+            report also give the share of zeros among all parameters.
+        spend: Whether to put units back as long as the budget holds.
+        latency: Time of a forward pass over that of the dense model, a float in (0, 1). `secateur.prune`
+            measures a few plans on this machine, so the plan depends on the machine.
+
+    Raises:
+        BudgetError: No bound is given, a bound is neither such a fraction nor such an integer, or `spend` is
+            no bool.
+
+    Example:
+        >>> Budget(macs=0.5, params=100_000).as_settings()
+        {'macs': 0.5, 'params': 100000}
+    """
+
+    macs: float | int | None = None
+    params: float | int | None = None
+    sparsity: float | None = None
+    spend: bool = True
+    experts: float | int | None = None
+    latency: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        for name, value in self._asked().items():
+            object.__setattr__(self, name, _amount(name, value))
+        if isinstance(self.sparsity, int):
+            raise BudgetError(
+                f"budget: expected sparsity to be a float in (0, 1), got {self.sparsity}. Write sparsity=0.9."
+            )
+        if isinstance(self.latency, int):
+            raise BudgetError(
+                f"budget: expected latency to be a float in (0, 1), got {self.latency}. Write latency=0.6."
+            )
+        if not isinstance(self.spend, bool):
+            raise BudgetError(
+                f"budget: expected spend to be True or False, got {self.spend!r}. Write spend=False."
+            )
+        if not self._asked():
+            raise BudgetError(
+                "budget: expected macs or params, got neither, nor a sparsity. "
+                "Write Budget(macs=0.5), for example."
+            )
+
+    def as_settings(self) -> dict[str, JsonValue]:
+        """The given bounds by name, as they are stored in a plan."""
+        return {**self._asked(), **({} if self.spend else {"spend": False})}
+
+    def targets(self, dense: Cost) -> dict[str, int]:
+        """The largest integer cost that each bound allows, by the name of the cost.
+
+        Raises:
+            BudgetError: `dense` does not count what a bound is about, for example MACs of single weights,
+                sparsity of units, or latency.
+        """
+        return {_COST[name]: _most(name, value, dense) for name, value in self._asked().items()}
+
+    def _asked(self) -> dict[str, float | int]:
+        """The bounds that are not None, by name."""
+        named = {name: getattr(self, name) for name in _COST}
+        return {name: value for name, value in named.items() if value is not None}
+
+    def met(self, cost: Cost, dense: Cost) -> bool:
+        """Whether `cost` is within all bounds."""
+        return all(getattr(cost, name) <= target for name, target in self.targets(dense).items())
+
+
+def solve(budget: Budget, dense: Cost, steps: int, cost_at: Callable[[int], Cost]) -> int:
+    """Find the first step that meets the budget, by bisection.
+
+    The first such step removes the least, so its cost is the largest within the budget. Computes about
+    log2(`steps`) costs.
+
+    Args:
+        budget: The budget to meet.
+        dense: Cost of the unpruned model.
+        steps: Number of steps, at least 1.
+        cost_at: Step in [0, steps) -> cost. The cost must never rise from one step to the next.
+
+    Returns:
+        The step, in [0, steps).
+
+    Raises:
+        UnreachableBudgetError: Even the last step does not meet the budget. Its attribute `smallest` is the
+            smallest cost that can be reached, in the form of the budget: a fraction if the budget is a
+            fraction. A budget of exactly `smallest` can be met.
+    """
+    least = cost_at(steps - 1)
+    if not budget.met(least, dense):
+        raise _unreachable(budget, least, dense)
+    unmet, met = -1, steps - 1
+    while met - unmet > 1:
+        middle = (unmet + met) // 2
+        if budget.met(cost_at(middle), dense):
+            met = middle
+        else:
+            unmet = middle
+    return met
+
+
+def _unreachable(budget: Budget, least: Cost, dense: Cost) -> UnreachableBudgetError:
+    complaints: list[str] = []
+    advice: list[str] = []
+    smallest: list[float] = []
+    targets = budget.targets(dense)
+    for name, asked in budget.as_settings().items():
+        if name == "spend" or getattr(least, _COST[name]) <= targets[_COST[name]]:
+            continue
+        reached, whole, target = (
+            getattr(least, _COST[name]),
+            getattr(dense, _COST[name]),
+            targets[_COST[name]],
+        )
+        complaints.append(
+            f"expected at most {target:,} {_COST[name]} ({target / whole:.2%} of {whole:,}), "
+            f"got {reached:,} ({reached / whole:.2%}) as the smallest that the allocator reaches"
+        )
+        if name == "sparsity":
+            # Round down: the sparsity that the message suggests must be reachable.
+            smallest.append((whole - reached) / whole)
+            advice.append(f"sparsity={math.floor(smallest[-1] * 1e4) / 1e4:g}")
+            continue
+        fraction = not isinstance(asked, int)
+        smallest.append(reached / whole if fraction else reached)
+        # Round up: the cost that the message suggests must be reachable.
+        figure = f"{math.ceil(reached / whole * 1e4) / 1e4:g}" if fraction else str(reached)
+        advice.append(f"{name}={figure}")
+    bound = "at least" if budget.sparsity is None else "at most"
+    return UnreachableBudgetError(
+        f"budget: {'; '.join(complaints)}. Ask for {bound} {', '.join(advice)}, or loosen the limits "
+        "(max_ratio, min_keep, round_to, ignore).",
+        smallest=smallest[0],
+    )
+
+
+def _amount(name: str, value: object) -> float | int:
+    """The value as a plain float in (0, 1) or a plain integer of at least 1."""
+    if not isinstance(value, bool):
+        try:
+            whole = operator.index(value)  # type: ignore[arg-type]  # its TypeError tells a float from an integer
+        except TypeError:
+            try:
+                share = float(value)  # type: ignore[arg-type]
+            except (TypeError, ValueError):
+                share = math.nan
+            if 0 < share < 1 and not isinstance(value, str):
+                return share
+        else:
+            if whole >= 1:
+                return whole
+    raise BudgetError(
+        f"budget: expected {name} to be a fraction of the dense model, a float in (0, 1), or an absolute "
+        f"cost, an integer of at least 1, got {value!r}. Write {name}=0.5 or {name}=1_000_000, for example."
+    )
+
+
+def _most(name: str, value: float | int, dense: Cost) -> int:
+    """The largest integer cost that one bound allows."""
+    whole = getattr(dense, _COST[name], None)
+    if whole is None:
+        other = {"sparsity": "granularity 'weight'", "experts": "granularity 'expert'"}.get(name)
+        if name == "latency":
+            other = "secateur.prune with granularity 'unit', which measures it"
+        other = other or "granularity 'unit', or sparsity"
+        raise BudgetError(f"budget: expected a bound on {sorted(vars(dense))}, got {name}. Use {other}.")
+    if name != "sparsity":
+        return value if isinstance(value, int) else _share(value, whole)
+    gone = math.ceil(value * whole) + 1
+    while gone and (gone - 1) / whole >= value:  # compares quotients; `_share` says why
+        gone -= 1
+    return int(whole - gone)
+
+
+def _share(fraction: float, whole: int) -> int:
+    """The largest integer c with c / whole <= fraction.
+
+    It compares the quotient and not the product ``fraction * whole``, which rounding can make too small. So
+    if `fraction` was computed as ``cost / whole``, the result is `cost`.
+    """
+    if whole == 0:
+        return 0
+    c = math.floor(fraction * whole) + 1
+    while c / whole > fraction:
+        c -= 1
+    return c

@@ -1,0 +1,116 @@
+"""A user's module: what is inside its wrappers, where it lives, and evaluation mode for a while."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from secateur.common.preserving import State
+from secateur.errors import SettingError
+from secateur.measure.kernels import without_fast_path
+
+A = TypeVar("A")
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The module inside `torch.compile`, `DataParallel` or `DistributedDataParallel`.
+
+    Raises:
+        SettingError: If `model` is not an `nn.Module`.
+    """
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            break
+        model = inner
+    if not isinstance(model, nn.Module):
+        raise SettingError(f"model: expected a torch.nn.Module, got {type(model).__name__}.")
+    return model
+
+
+@contextmanager
+def evaluating(
+    model: nn.Module, *, training: bool = False, fast_path: bool = False, state: State | None = None
+) -> Iterator[None]:
+    """Evaluation mode inside the block, or training mode; what forward passes change is put back.
+
+    The model gets copies of its inputs, so that one that writes into them leaves the caller's alone.
+    `fast_path` lets PyTorch's transformer layers take theirs: only where the user's own use is measured.
+    `state` is what is put back, where it is known already; it need not hold what training changes.
+    """
+    with ExitStack() as undo:
+        if state is None or training:
+            state = State(model, parameters=training)
+        undo.callback(state.restore)
+        undo.enter_context(evaluation_mode(model, training=training, fast_path=fast_path))
+        if not isinstance(model, torch.jit.ScriptModule):  # which takes no hooks; `state` removes this one
+            model.register_forward_pre_hook(_copied, prepend=True, with_kwargs=True)
+        yield
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module, *, training: bool = False, fast_path: bool = False) -> Iterator[None]:
+    """Evaluation or training mode inside the block, without key-value caches; all is restored afterwards.
+
+    A language model whose configuration says `use_cache` returns its cache beside its logits, which no
+    capture can hold and no comparison needs. So it is with the fast path of PyTorch's transformer layers.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    configs = {id(c): c for m, _ in modes if (c := getattr(m, "config", None)) is not None}
+    caching = [c for c in configs.values() if getattr(c, "use_cache", False) is True]
+    try:
+        set_mode(model, training=training)
+        for config in caching:
+            config.use_cache = False
+        with nullcontext() if fast_path else without_fast_path():
+            yield
+    finally:
+        for config in caching:
+            config.use_cache = True
+        for module, mode in modes:
+            if module.training != mode:
+                module.training = mode
+
+
+def set_mode(model: nn.Module, *, training: bool) -> None:
+    """Switch to training or evaluation mode, also a module that has no such switch."""
+    try:
+        model.train() if training else model.eval()
+    except NotImplementedError:  # an exported program's module computes what was captured, in any mode
+        for module in model.modules():
+            module.training = training
+
+
+def _copied(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    return copied((args, kwargs))
+
+
+def copied(arguments: A) -> A:
+    """The same arguments in tensors and containers of their own; a tensor that comes twice still does."""
+    made: dict[int, Any] = {}
+
+    def copy_of(leaf: Any) -> Any:
+        if id(leaf) not in made:
+            clone = getattr(leaf, "clone", None)  # tensors, and batches of graphs
+            made[id(leaf)] = clone() if callable(clone) and not isinstance(leaf, nn.Module) else leaf
+        return made[id(leaf)]
+
+    found: A = pytree.tree_map(copy_of, arguments)
+    return found
+
+
+def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The tensors of the state dict by name, without the extra state that some modules put beside them."""
+    return {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's first tensor lives (the CPU if it has none)."""
+    return next((t.device for t in named_tensors(model).values()), torch.device("cpu"))

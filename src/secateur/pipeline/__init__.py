@@ -1,0 +1,1 @@
+"""Whole runs: prune, rounds, the selection among candidates, comparison."""

@@ -1,0 +1,89 @@
+"""The allocators that ``allocator="auto"`` compares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+from secateur.allocators import EMP, Global, Repairability, RepairAware, ToD, Uniform, resolve
+from secateur.allocators.registry import Allocates
+from secateur.errors import SettingError
+from secateur.pipeline.auto.streams import StreamsWhole
+
+UNITS: Mapping[str, Callable[[], Allocates]] = MappingProxyType(
+    {
+        "repair_aware": RepairAware,
+        "repair_aware, streams whole": lambda: StreamsWhole(RepairAware()),
+        "repair_aware by params": lambda: RepairAware(per="params"),
+        "global, reconstruction": lambda: Global(removal="reconstruction"),
+        "global, fisher": lambda: Global(removal="fisher"),
+        "global, magnitude": Global,
+        "tod": ToD,
+        "tod, reconstruction and fisher": lambda: ToD(removal="reconstruction", protection="fisher"),
+        "emp": EMP,
+        "repairability": Repairability,
+        "uniform, reconstruction": lambda: Uniform(removal="reconstruction"),
+        "uniform, magnitude x wasserstein": lambda: Uniform(removal="magnitude*wasserstein"),
+    }
+)
+"""Candidates for units, by the name that the report shows."""
+
+
+@dataclass(frozen=True)
+class Auto:
+    """Compares several allocators and uses the best one.
+
+    Each candidate prunes the model, is repaired on a part of the data, and is measured on held-out data. Pass
+    `Auto`, or its name ``"auto"``, as `allocator` to `sc.prune`. Which candidate wins depends on the model,
+    the data, the budget and the repair. ``"auto"`` is the default for units. Single weights and experts have
+    other candidates.
+
+    Attributes:
+        candidates: Allocators or their names, by the name that the report shows. None: the allocators of all
+            papers and the repair-aware one, with several removal signals. A candidate does not run if the
+            data lack something that it needs, for example labels.
+        finalists: Largest number of candidates in the last round, which uses more data.
+
+    Raises:
+        SettingError: There is no candidate, a candidate is no allocator, or `finalists` is below 1.
+
+    Example:
+        >>> Auto(candidates={"small tolerance": ToD(), "even": "uniform"}).rules["even"]
+        Uniform(ratio=None, removal='magnitude')
+    """
+
+    candidates: Mapping[str, str | Allocates] | None = None
+    finalists: int = 3
+    name: ClassVar[str] = "auto"
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if self.candidates is not None and not self.candidates:
+            raise SettingError(
+                "auto: expected at least one candidate, got none. Pass rules by name, or leave it out."
+            )
+        if type(self.finalists) is not int or self.finalists < 1:
+            raise SettingError(f"auto: expected finalists of at least 1, got {self.finalists!r}. Pass 3.")
+        if self.candidates is not None:
+            object.__setattr__(self, "candidates", MappingProxyType(dict(self.candidates)))
+        _ = self.rules  # raises an error for an unknown name now, not during pruning
+
+    @property
+    def rules(self) -> dict[str, Allocates]:
+        """The allocators to compare for units."""
+        return self.rules_or(UNITS, resolve)
+
+    def rules_or(
+        self, default: Mapping[str, Callable[[], Any]], called: Callable[[Any], Any]
+    ) -> dict[str, Any]:
+        """The allocators to compare.
+
+        Args:
+            default: Used if no candidates were given: functions that make an allocator, by name.
+            called: Turns the name of a given candidate, or the candidate itself, into an allocator.
+        """
+        if self.candidates is None:
+            return {name: make() for name, make in default.items()}
+        return {name: called(rule) for name, rule in self.candidates.items()}

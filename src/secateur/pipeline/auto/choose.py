@@ -1,0 +1,183 @@
+"""Choose among allocators: all plan for the same budget, and their repaired models are measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secateur.allocators import Budget
+from secateur.calibration import Calibration, seeded
+from secateur.calibration.subset import take_share
+from secateur.common.progress import steps
+from secateur.errors import BudgetError, NothingToPruneError, SecateurError, UnreachableBudgetError
+from secateur.pipeline.auto.auto import Auto
+from secateur.pipeline.auto.rounds import Entrant, Stage, run_rounds
+from secateur.pipeline.auto.selection import Candidate, Round, Selection
+from secateur.repairs.judging import MARGIN, Judge
+from secateur.signals import Scores
+from secateur.signals.units.combination import name_of
+from secateur.targets.target import Scored, Target
+
+FEW, MORE = 1 / 16, 1 / 4
+"""Shares of the data that repairs use in the first round and in the last round."""
+
+LEAST = 64
+"""Least number of samples that repairs use, if there are that many."""
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """The result of `choose`.
+
+    Attributes:
+        rule: The best allocator, with the curves it measured.
+        budget: The budget of all candidates.
+        scores: Scores of all signals that candidates need, except those that the data cannot provide.
+        selection: The results of all candidates, the best first.
+    """
+
+    rule: Any
+    budget: Budget
+    scores: Scores
+    selection: Selection
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """The plan of one candidate.
+
+    Attributes:
+        rule: The candidate, with the curves it measured.
+        plan: Its plan.
+        macs: MACs of the planned model over those of the dense model; None if the target removes no MACs.
+        params: Parameters of the planned model over those of the dense model.
+    """
+
+    rule: Any
+    plan: Any
+    macs: float | None
+    params: float
+
+
+def choose(auto: Auto, target: Target, budget: Budget | None = None, known: Scored | None = None) -> Choice:
+    """Score once, let every candidate plan, and measure the plans in at most two rounds.
+
+    In the first round all candidates are repaired on a few samples. In the second round the best of them are
+    repaired on more samples (see `Target.candidate`). Equal plans are measured once. The error is measured on
+    held-out data: the distance to the dense model's outputs, or the task's `loss_fn`.
+
+    Args:
+        auto: The candidates.
+        target: What is removed, with the model and the data.
+        budget: The budget of all candidates. None: `Target.default_budget`.
+        known: Earlier result of `Target.scored`. With it, choosing for another budget needs no new scores.
+
+    Raises:
+        NothingToPruneError: No candidate could run. The message gives the reason for each.
+        UnreachableBudgetError: No candidate reaches the budget.
+        BudgetError: `budget` is no `Budget`; or it is None, and there are no data for a default.
+    """
+    if budget is not None and not isinstance(budget, Budget):
+        raise BudgetError(
+            f"auto: expected budget to be a Budget or None, got {budget!r}. "
+            "Write Budget(macs=0.5), for example."
+        )
+    rules, task = auto.rules_or(target.candidates, target.rule), target.task
+    if known is None:
+        known = target.scored(rules.values())
+    agreed = target.default_budget(known) if budget is None else budget
+    few, more = _parts(task.fit, whole=getattr(target.graph, "static_batch", None) is not None)
+    planned, others = _plans(rules, target, known, target.comparable(agreed), few)
+    repair, judge = target.candidate_repair, Judge(task.model, task.held, task.loss_fn)
+    rounds = [(few, Stage(auto.finalists, MARGIN)), (more, Stage(1, None))]
+    if not repair or few is more:
+        rounds = [(few, Stage(1, None))]
+
+    def run(name: str, number: int) -> NDArray[np.float64] | str:
+        step(f"{name}, round {number + 1}")
+        try:
+            return judge(target.candidate(planned[name].plan, rounds[number][0]))
+        except SecateurError as error:
+            return f"did not run: {error}"
+
+    with seeded(task.seed), steps(None, task.progress) as step:
+        order = run_rounds(list(planned), run, [stage for _, stage in rounds])
+    if order[0].out:
+        raise NothingToPruneError(f"auto: expected a candidate that can run, got none: {order[0].out}.")
+    selection = Selection(
+        measure=judge.measure,
+        rounds=tuple(
+            Round(repair=repair, samples=sum(batch.size for batch in data) if repair else 0)
+            for data, _ in rounds[: len(order[0].errors)]
+        ),
+        held=judge.samples,
+        candidates=(*(_measured(entrant, planned[entrant.name]) for entrant in order), *others),
+    )
+    return Choice(planned[order[0].name].rule, agreed, known.scores, selection)
+
+
+def _plans(
+    rules: dict[str, Any], target: Target, known: Scored, budget: Budget, few: Calibration
+) -> tuple[dict[str, _Planned], list[Candidate]]:
+    """Let each candidate plan.
+
+    Returns:
+        The plans to measure, by candidate; and the candidates that are not measured, with the reason.
+    """
+    planned: dict[str, _Planned] = {}
+    others: list[Candidate] = []
+    unreached: list[UnreachableBudgetError] = []
+    for name, rule in rules.items():
+        lacking = [known.missing[name_of(s)] for s in rule.signals if name_of(s) in known.missing]
+        if lacking:
+            others.append(_not_run(name, lacking[0]))
+            continue
+        try:
+            measured = target.measured(rule, few, known.scores)
+            plan = target.allocate(measured, known.scores, budget)
+        except SecateurError as error:
+            if isinstance(error, UnreachableBudgetError):
+                unreached.append(error)
+            others.append(_not_run(name, str(error)))
+            continue
+        found = _Planned(measured, plan, *target.shares(plan))
+        equal = next((n for n, other in planned.items() if target.same(other.plan, plan)), None)
+        if equal is None:
+            planned[name] = found
+        else:
+            others.append(_measured(Entrant(name, out=f"the same plan as {equal}"), found))
+    if planned:
+        return planned, others
+    if unreached:
+        raise min(unreached, key=lambda error: error.smallest)
+    why = "; ".join(f"{entry.name} {entry.verdict}".rstrip(".") for entry in others)
+    raise NothingToPruneError(f"auto: expected a candidate that can run, got none: {why}.")
+
+
+def _parts(data: Calibration, *, whole: bool) -> tuple[Calibration, Calibration]:
+    """The data of the first round and of the last round. They are the same object if there are few samples.
+
+    Args:
+        data: All data that repairs may use.
+        whole: True: batches cannot be cut.
+    """
+    total = sum(batch.size for batch in data)
+    few = take_share(data, max(FEW, LEAST / total), whole=whole)
+    return few, (few if LEAST >= MORE * total else take_share(data, MORE, whole=whole))
+
+
+def _measured(entrant: Entrant, found: _Planned) -> Candidate:
+    return Candidate(
+        name=entrant.name,
+        macs=found.macs,
+        params=found.params,
+        errors=tuple(entrant.errors),
+        verdict=entrant.out or "chosen",
+    )
+
+
+def _not_run(name: str, why: str) -> Candidate:
+    return Candidate(name=name, macs=None, params=None, errors=(), verdict=f"did not run: {why}")

@@ -1,0 +1,85 @@
+"""Score for all candidates at once, and skip signals that the data cannot provide."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from secateur.allocators.registry import Allocates
+from secateur.calibration import Batch, Calibration
+from secateur.errors import CalibrationError, ScoreError
+from secateur.graph.graph import Graph
+from secateur.signals import Scores, score
+from secateur.signals.loss import LossFn
+from secateur.signals.program import NotObservedError
+from secateur.signals.registry import resolve
+from secateur.signals.signal import Signal
+from secateur.signals.units.combination import Asked, name_of
+from secateur.targets.target import Scored
+
+
+def scored(
+    rules: Iterable[Allocates],
+    graph: Graph,
+    data: Calibration,
+    *,
+    loss_fn: LossFn | None,
+    seed: int,
+    progress: bool,
+) -> Scored:
+    """Score all signals that the candidates need.
+
+    Returns:
+        The scores; and for each signal without scores, the reason.
+
+    Raises:
+        SecateurError: The data, the model or a setting is wrong; see `sc.score`.
+    """
+    wanted = {name_of(signal): signal for rule in rules for signal in rule.signals}
+    first = data.first()
+    missing = {}
+    for name, signal in wanted.items():
+        why = next(filter(None, (_lacking(leaf, graph, first, loss_fn) for leaf in resolve(signal))), None)
+        if why is not None:
+            missing[name] = why
+    signals = [signal for name, signal in wanted.items() if name not in missing]
+    if not signals:
+        return Scored(Scores({}, fingerprint=graph.fingerprint), missing)
+
+    def found(asked: Sequence[Asked]) -> Scores:
+        return score(graph, data, asked, loss_fn=loss_fn, seed=seed, progress=progress)
+
+    try:
+        return Scored(found(signals), missing)
+    except NotObservedError:  # a signal cannot follow the model at other sizes: find it one by one
+        values: dict[str, Any] = {}
+        scores = Scores({}, fingerprint=graph.fingerprint)
+        for signal in signals:
+            try:
+                scores = found([signal])
+                values |= scores.values
+            except NotObservedError as error:
+                missing[name_of(signal)] = str(error)
+        return Scored(replace(scores, values=values), missing)
+
+
+def _lacking(signal: Signal, graph: Graph, first: Batch, loss_fn: LossFn | None) -> str | None:
+    """The reason why a signal cannot score this model with these data; None if it can.
+
+    Class labels with wrong values are not reported here: scoring raises an error for them.
+    """
+    labels = first.labels
+    classed = labels is not None and labels.ndim == 1 and not labels.is_floating_point()
+    if "labels" in signal.needs and (not classed or loss_fn is not None or first.whole):
+        try:
+            first.classes()
+        except CalibrationError as error:
+            return f"signal {signal.name}: {error}"
+    if signal.needs & {"gradients", "activation_gradients"} and first.labels is None and loss_fn is None:
+        return f"signal {signal.name}: expected labels or loss_fn, got neither."
+    try:
+        signal.held(graph, 1)
+    except ScoreError as error:  # a group that it cannot see
+        return str(error)
+    return None

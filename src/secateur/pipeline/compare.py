@@ -1,0 +1,328 @@
+"""Several rules at equal budgets on a user's own model and data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import JsonValue
+from torch import nn
+
+from secateur.allocators import Budget, Limits
+from secateur.allocators.registry import Allocates
+from secateur.calibration import Calibration, Forward
+from secateur.common.models import unwrap
+from secateur.common.progress import steps
+from secateur.errors import SettingError, UnreachableBudgetError
+from secateur.measure.evaluate import Evaluation, evaluate
+from secateur.pipeline.auto.auto import Auto
+from secateur.pipeline.auto.choose import choose
+from secateur.plan import CostRecord, Plan
+from secateur.signals.loss import LossFn
+from secateur.targets.target import Task
+from secateur.targets.units.apply import apply
+from secateur.targets.units.record import record_of
+from secateur.targets.units.target import Units
+
+RULES = ("repair_aware", "tod", "emp", "uniform", "global", "random")
+BUDGETS = (Budget(macs=0.8), Budget(macs=0.6), Budget(macs=0.4))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One rule at one budget.
+
+    Attributes:
+        rule: The name it is shown under.
+        budget: What was asked for.
+        cost: What the pruned model costs.
+        pruned: It measured, before repair.
+        repaired: It measured, after repair; equal to `pruned` where nothing helped.
+        repair: What of the repairs was kept, as the record names it; empty if nothing.
+    """
+
+    rule: str
+    budget: Mapping[str, JsonValue]
+    cost: CostRecord
+    pruned: Evaluation
+    repaired: Evaluation
+    repair: str
+
+
+@dataclass(frozen=True)
+class Missed:
+    """A rule that does not reach a budget.
+
+    Attributes:
+        rule: The name it is shown under.
+        budget: What was asked for.
+        smallest: The least that it reaches, in the budget's own terms.
+    """
+
+    rule: str
+    budget: Mapping[str, JsonValue]
+    smallest: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found.
+
+    Attributes:
+        model: The dense model's class.
+        dense: The dense model measured.
+        cost: What it costs.
+        outcomes: One for each budget and rule that reaches it, budget by budget.
+        missed: The others.
+    """
+
+    model: str
+    dense: Evaluation
+    cost: CostRecord
+    outcomes: tuple[Outcome, ...]
+    missed: tuple[Missed, ...]
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """The rules, in the order they were given."""
+        return tuple(dict.fromkeys([o.rule for o in self.outcomes] + [m.rule for m in self.missed]))
+
+    @property
+    def budgets(self) -> tuple[Mapping[str, JsonValue], ...]:
+        """The budgets, in the order they were given."""
+        given = [o.budget for o in self.outcomes] + [m.budget for m in self.missed]
+        return tuple({_named(budget): budget for budget in given}.values())
+
+    @property
+    def by_accuracy(self) -> bool:
+        """Whether accuracy is defined on the data, so that it decides; else the loss does."""
+        return self.dense.accuracy is not None
+
+    def best(self, budget: Mapping[str, JsonValue]) -> Outcome | None:
+        """The outcome that does best after repair at a budget: by accuracy, then by loss."""
+        at = [each for each in self.outcomes if each.budget == budget]
+        return min(at, key=lambda each: _rank(each.repaired), default=None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, as JSON can hold it."""
+        return {
+            "model": self.model,
+            "dense": {**asdict(self.dense), **self.cost.model_dump()},
+            "outcomes": [
+                {**asdict(each), "budget": dict(each.budget), "cost": each.cost.model_dump()}
+                for each in self.outcomes
+            ],
+            "missed": [{**asdict(each), "budget": dict(each.budget)} for each in self.missed],
+        }
+
+    def __str__(self) -> str:
+        """A table: for each budget, what each rule makes of it."""
+        from secateur.common.formatting import number, percent
+
+        def shown(found: Evaluation) -> str:
+            return f"{found.loss:.4g}" if found.accuracy is None else percent(found.accuracy, 1)
+
+        measure = "top-1" if self.by_accuracy else self.dense.measure
+        lines = [
+            f"{self.model}: {number(self.cost.params)} parameters, "
+            f"{number(self.cost.macs)} MACs for one sample; dense: {measure} "
+            f"{shown(self.dense)} on {self.dense.samples:,} samples",
+            "",
+        ]
+        wide = max(len(name) for name in (*self.rules, "rule"))
+        line = f"{{:10}}  {{:{wide}}}  {{:>7}}  {{:>10}}  {{:>9}}  {{:>9}}   {{}}"
+        lines.append(line.format("budget", "rule", "MACs", "parameters", "pruned", "repaired", "repair"))
+        for budget in self.budgets:
+            name = _named(budget)
+            best = self.best(budget)
+            for each in (o for o in self.outcomes if o.budget == budget):
+                cost = [
+                    percent(getattr(each.cost, what), getattr(self.cost, what)) for what in ("macs", "params")
+                ]
+                repaired = shown(each.repaired) + (" *" if each is best else "  ")
+                cells = (
+                    name,
+                    each.rule,
+                    *cost,
+                    shown(each.pruned),
+                    repaired,
+                    each.repair or "nothing helped",
+                )
+                lines.append(line.format(*cells))
+            for missed in (m for m in self.missed if m.budget == budget):
+                lines.append(
+                    f"{name:10}  {missed.rule:{wide}}  not reached; the least is {missed.smallest:g}"
+                )
+        lines += ["", f"pruned, repaired: {measure}. *: the best at its budget."]
+        return "\n".join(text.rstrip() for text in lines)
+
+
+def compare(
+    model: nn.Module,
+    calibration: Any,
+    rules: Sequence[str] | Mapping[str, str | Allocates | Auto] = RULES,
+    budgets: Sequence[Budget] = BUDGETS,
+    repair: str | Sequence[str] | None = "auto",
+    *,
+    limits: Limits | None = None,
+    form: Literal["auto", "module", "graph", "masked"] = "auto",
+    evaluation: Any = None,
+    loss_fn: LossFn | None = None,
+    forward: Forward | None = None,
+    allow_inexact: bool = False,
+    seed: int = 0,
+    progress: bool = True,
+) -> Comparison:
+    """Allocate with each rule at each budget from one scoring, repair all alike, and measure.
+
+    Every model is proven as `prune` does it, and is what `prune` would return for that rule, budget and seed.
+    A rule that does not reach a budget is listed, and stops nothing.
+
+    Args:
+        model: Any module that `torch.export` can capture; it is left as it was.
+        calibration: As for `prune`.
+        rules: Names; or allocators, or their names, by the name they are shown under.
+        budgets: What each result may cost.
+        repair: As for `prune`, the same for all.
+        limits: What must stay.
+        form: As for `apply`.
+        evaluation: Data to measure on; the held-out fifth of the calibration data if not given.
+        loss_fn: As for `prune`.
+        forward: As for `prune`.
+        allow_inexact: As for `trace`.
+        seed: Seed for all random choices.
+        progress: Show bars on a terminal.
+
+    Returns:
+        What was found; ``print`` shows the table, `draw` the plot.
+
+    Raises:
+        SettingError: There is no rule or no budget, or a name is unknown.
+        SecateurError: One of its kinds; see each step of `prune`.
+    """
+    named = dict(rules) if isinstance(rules, Mapping) else {name: name for name in rules}
+    if not named or not budgets:
+        raise SettingError(
+            f"compare: expected rules and budgets, got {len(named)} and {len(budgets)}. Give one each."
+        )
+    chosen = {
+        name: Auto() if rule == Auto.name else rule if isinstance(rule, Auto) else Units.rule(rule)
+        for name, rule in named.items()
+    }
+    Units.check_repair(repair)
+    model = unwrap(model)
+
+    def read(given: Any) -> Calibration:
+        return Calibration.of(given, seed=seed, forward=forward, model=model)
+
+    task = Task(
+        model,
+        read(calibration),
+        limits,
+        repair,
+        form,
+        allow_inexact=allow_inexact,
+        loss_fn=loss_fn,
+        seed=seed,
+        progress=progress,
+    )
+    target = Units(task)
+    quiet = Units(replace(task, progress=False), target.graph)  # within the bar below
+    judged = task.held if evaluation is None else read(evaluation)
+    plain = {name: rule for name, rule in chosen.items() if not isinstance(rule, Auto)}
+    scores = target.score(plain.values())
+    curved = {name: target.measured(rule, task.fit, scores) for name, rule in plain.items()}
+    known = {
+        name: target.scored(rule.rules.values()) for name, rule in chosen.items() if isinstance(rule, Auto)
+    }
+
+    def planned(name: str, budget: Budget) -> Plan:
+        rule, own = curved.get(name), scores
+        if isinstance(auto := chosen[name], Auto):
+            choice = choose(auto, quiet, budget, known[name])
+            rule, own = choice.rule, choice.scores
+        plan: Plan = target.allocate(rule, own, budget)
+        return plan
+
+    def measured(candidate: nn.Module) -> Evaluation:
+        return evaluate(candidate, judged, dense=model, loss_fn=loss_fn)
+
+    def outcome(name: str, budget: Budget, plan: Plan) -> Outcome:
+        small = apply(model, plan, form, graph=target.graph, example_inputs=task.example.inputs)
+        target.verify(small, plan)
+        pruned = measured(small)
+        repaired = quiet.repaired(small, plan)
+        kept = " + ".join(each["method"] for each in record_of(repaired).repairs if each["kept"])
+        after = measured(repaired) if kept else pruned
+        return Outcome(name, budget.as_settings(), plan.predicted, pruned, after, kept)
+
+    outcomes: list[Outcome] = []
+    missed: list[Missed] = []
+    with steps(len(chosen) * len(budgets), progress) as step:
+        for budget in budgets:
+            for name in chosen:
+                step(f"{name} at {_named(budget.as_settings())}")
+                try:
+                    plan = planned(name, budget)
+                except UnreachableBudgetError as error:
+                    missed.append(Missed(name, budget.as_settings(), error.smallest))
+                else:
+                    outcomes.append(outcome(name, budget, plan))
+    dense = measured(model)
+    cost = CostRecord.of(target.graph.cost())
+    return Comparison(type(model).__name__, dense, cost, tuple(outcomes), tuple(missed))
+
+
+def draw(found: Comparison, path: Path) -> None:
+    """Draws accuracy against MACs, a line for each rule; the loss where there is no accuracy.
+
+    The same comparison gives the same bytes.
+
+    Args:
+        found: What to draw.
+        path: The file; its suffix says the format.
+
+    Raises:
+        SettingError: See `secateur.report.plot.check`.
+    """
+    from secateur.report.plot import METADATA, check
+
+    check(path)
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    def height(each: Evaluation) -> float:
+        return each.loss if each.accuracy is None else 100 * each.accuracy
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    whole = max(found.cost.macs, 1)
+    for rule in found.rules:
+        points = sorted((o for o in found.outcomes if o.rule == rule), key=lambda o: o.cost.macs)
+        across = [100 * each.cost.macs / whole for each in points]
+        (line,) = axes.plot(
+            across, [height(o.repaired) for o in points], marker="o", markersize=4, label=rule
+        )
+        axes.plot(
+            across, [height(o.pruned) for o in points], linestyle=":", linewidth=0.8, color=line.get_color()
+        )
+    axes.plot([100], [height(found.dense)], marker="D", color="black", linestyle="none", label="dense")
+    axes.set(
+        xlabel="% of dense MACs",
+        ylabel="top-1 %" if found.by_accuracy else found.dense.measure,
+        title=f"{found.model}: repaired, and dotted as pruned",
+    )
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with mpl.rc_context({"svg.hashsalt": "secateur"}):
+        figure.savefig(path, dpi=150, metadata=METADATA[path.suffix.lower()])
+
+
+def _rank(found: Evaluation) -> tuple[float, float]:
+    return (0.0 if found.accuracy is None else -found.accuracy, found.loss)
+
+
+def _named(budget: Mapping[str, JsonValue]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in budget.items())

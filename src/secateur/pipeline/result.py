@@ -1,0 +1,166 @@
+"""What the calls of the whole pipeline share: their result, and how they fill in the report."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.allocators import Budget
+from secateur.calibration import Batch
+from secateur.common.models import device_of, evaluating
+from secateur.common.outputs import tensors_of
+from secateur.graph.graph import Graph
+from secateur.measure.cost import Cost, weight_bytes
+from secateur.measure.evaluate import Evaluation
+from secateur.measure.latency.timing import latency
+from secateur.proof.verify import Proof
+from secateur.report.data import Figures, Kept
+from secateur.report.report import Report
+from secateur.signals import Scores
+from secateur.signals.loss import LossFn, default_loss
+
+_PROOF_SAMPLES = 4
+"""Real samples that the proof runs on: it is in float64, and an error shows on any of them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What `prune` returns.
+
+    Attributes:
+        model: The new, smaller model.
+        plan: The decision; a `MaskPlan` for single weights.
+        scores: What each unit, weight or expert was worth; allocate again from these without the data.
+        graph: The trace; an `ExpertGraph` for experts.
+        report: What happened; ``print(result.report)``, ``.to_html(path)``, ``.to_json(path)``.
+    """
+
+    model: nn.Module
+    plan: Any
+    scores: Scores
+    graph: Any
+    report: Report
+
+
+@contextmanager
+def clock(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    """Notes how long a phase takes, in all. [s]"""
+    start = time.perf_counter()
+    yield
+    seconds[phase] = seconds.get(phase, 0.0) + time.perf_counter() - start
+
+
+def few(batch: Batch, static: int | None) -> Any:
+    """A handful of the batch's samples; all of them where the program takes no other batch size."""
+    return batch.first(static or _PROOF_SAMPLES).inputs
+
+
+@torch.no_grad()
+def check_labels(model: nn.Module, batch: Batch, loss_fn: LossFn | None) -> None:
+    """Refuse labels that have no loss now, not after all else is done.
+
+    A model that does not run, or returns no tensor, is left for `trace` to refuse.
+
+    Raises:
+        CalibrationError: The labels do not fit what the model gives.
+    """
+    if loss_fn is None and batch.labels is not None:
+        own = batch.to(device_of(model))
+        with evaluating(model):
+            try:
+                output = own.run(model, labelled=True)
+            except Exception:  # a user's forward may fail in any way
+                return
+        if tensors_of(output):
+            default_loss(output, own)
+
+
+def proof_entry(proof: Proof) -> dict[str, Any]:
+    """A proof as the report holds it."""
+    found: dict[str, Any] = json.loads(json.dumps(asdict(proof)))  # lists for tuples
+    return {**found, "proven": proof.proven}
+
+
+def figures(
+    stages: list[tuple[str, nn.Module]],
+    measured: list[Evaluation],
+    costs: tuple[Cost, Cost],
+    example: Batch,
+    *,
+    measure_latency: bool,
+) -> tuple[Figures, ...]:
+    """Cost and quality of each stage: dense, pruned and, if anything was repaired, repaired.
+
+    `costs` are the dense model's and the pruned one's.
+    """
+    times: list[dict[str, Any]] = [{} for _ in stages]
+    if measure_latency:
+        batch = example.to(device_of(stages[0][1]))
+        # Repair changes numbers, not shapes: the repaired model runs as fast as the pruned one.
+        dense, small = latency([stages[0][1], stages[1][1]], batch.args, batch.kwargs)
+        times = [
+            {
+                "latency": t.median,
+                "latency_quartiles": t.spread,
+                "latency_runs": t.seconds,
+                "latency_batch": t.batch,
+            }
+            for t in (dense, small, small)
+        ]
+    return tuple(
+        Figures(
+            stage=stage,
+            params=costs[stage != "dense"].params,
+            macs=costs[stage != "dense"].macs,
+            weight_bytes=weight_bytes(model),
+            loss=found.loss,
+            measure=found.measure,
+            accuracy=found.accuracy,
+            samples=found.samples,
+            **timing,
+        )
+        for (stage, model), found, timing in zip(stages, measured, times, strict=False)
+    )
+
+
+def asked_for(
+    budget: Budget | None,
+    allocator: str,
+    granularity: str,
+    repair: str | Sequence[str] | None,
+    form: str,
+    seed: int,
+    *,
+    loss: str = "default",
+    **further: bool | int | float | str | None,
+) -> dict[str, Any]:
+    """The call's arguments as the report holds them; `further` are those that not every call has."""
+    return {
+        "budget": budget.as_settings() if budget else None,
+        "allocator": allocator,
+        "granularity": granularity,
+        "repair": repair if repair is None or isinstance(repair, str) else list(repair),
+        "form": form,
+        "seed": seed,
+        "loss": loss,
+        **further,
+    }
+
+
+def scored_on(scores: Scores) -> dict[str, int]:
+    """How much the scores were made from, as the report holds it."""
+    return {name: count for name in ("samples", "classes") if (count := getattr(scores, name))}
+
+
+def untouched(graph: Graph) -> tuple[Kept, ...]:
+    """What was left as it was, and why."""
+    left = [Kept(what=entry.group.name, reason=entry.reason) for entry in graph.left]
+    frozen = [Kept(what=f"{f.tensor} axis {f.axis}", reason=f.reason, where=f.where) for f in graph.frozen]
+    return (*left, *frozen)

@@ -1,0 +1,1 @@
+"""Whether a pruned model is right: against the masked dense one."""

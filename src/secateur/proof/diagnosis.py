@@ -1,0 +1,250 @@
+"""Why a pruned model differs from its reference: where it begins, and what can be the cause."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from secateur.common.models import named_tensors
+from secateur.common.outputs import tensors_of
+from secateur.errors import ApplyError, ArtefactError
+from secateur.plan import Plan
+from secateur.targets.units.compare import (
+    PLAIN,
+    Double,
+    Way,
+    double_copy,
+    relative_difference,
+    run_doubled,
+    run_in_double,
+)
+from secateur.targets.units.draws import Draws
+from secateur.targets.units.record import record_of
+from secateur.targets.units.tensors import cut, kept, removed_positions, tensor_called
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """What is compared.
+
+    Attributes:
+        model: The dense model.
+        small: The pruned one.
+        makes_reference: Makes what that has to equal: ``masked``, or the captured program.
+        own_weights: Whether the weights are those that the user gave, without random numbers added.
+    """
+
+    model: nn.Module
+    small: nn.Module
+    makes_reference: Callable[[], nn.Module]
+    own_weights: bool = True
+
+    @cached_property
+    def ours(self) -> Double:
+        """The pruned model in float64."""
+        return Double(self.small)
+
+    @property
+    def reference(self) -> nn.Module:
+        """What the pruned model has to equal, made anew."""
+        return self.makes_reference()
+
+    @cached_property
+    def theirs(self) -> Double:
+        """The reference in float64."""
+        return Double(self.reference, own=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """Two models that gave different outputs.
+
+    Attributes:
+        pair: The models.
+        plan: The plan in between.
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+        draws: The random numbers of both.
+        difference: The largest relative difference of an output.
+        way: How both ran.
+    """
+
+    pair: Pair
+    plan: Plan
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    draws: Draws
+    difference: float
+    way: Way = PLAIN
+
+    def dense_moves(self, by: float = 0.0) -> float:
+        """Relative difference of two runs of the reference, its weights changed by this share in one."""
+        first, second = double_copy(self.pair.reference), nudged(self.pair.reference, by)
+        outputs = [run_doubled(m, self.args, self.kwargs, self.draws, self.way) for m in (first, second)]
+        return relative_difference(*outputs)
+
+    def rounding(self) -> bool:
+        """Whether a change in the last digits of the dense weights moves the dense output as much."""
+        return 10 * self.dense_moves(1e-15) >= self.difference
+
+
+def nudged(model: nn.Module, by: float, seed: int = 0) -> nn.Module:
+    """A copy in float64, its weights changed by random numbers of this relative size."""
+    double = double_copy(model)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in double.parameters() if by else ():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.mul_(1 + by * noise.to(parameter.device))
+    return double
+
+
+def cause(found: Compared) -> str:
+    """What explains a difference, and what to do; a bug only where nothing else is left."""
+    try:
+        repaired = any(r.get("kept") for r in record_of(found.pair.small).repairs)
+    except ArtefactError:
+        repaired = False
+    if repaired:
+        return "It was repaired after apply, which changes its output on purpose. Verify before repair."
+    if changed := changed_tensor(found.pair, found.plan):
+        return (
+            f"Its tensor {changed} is not what the plan leaves of the dense model's: one of the two was "
+            f"trained, repaired, converted or changed after apply. Verify before that."
+        )
+    if found.draws.unlike:
+        return (
+            f"Both draw random numbers in their forward pass, but not the same ({found.draws.unlike}), so "
+            f"that they cannot be compared. Turn off what is random to prove the rest."
+        )
+    if (again := found.dense_moves()) > 0.1 * found.difference:
+        return (
+            f"The dense model itself differs by {again:.2g} between two runs on the same inputs, so nothing "
+            f"can be proven. Make its forward pass repeatable."
+        )
+    if not found.way.training and _asks_for_gradients(found):
+        return (
+            "The dense model computes something else where gradients are on: its code asks "
+            "torch.is_grad_enabled() or requires_grad. The trace ran with gradients on, this comparison "
+            "without. Let the code ask self.training, or an argument, and trace again."
+        )
+    if found.rounding():
+        return (
+            "The dense model amplifies rounding that much: changing its weights in the 15th digit moves its "
+            "output as far. Pass a larger tolerance=."
+        )
+    return "Please report this as a bug."
+
+
+def _asks_for_gradients(found: Compared) -> bool:
+    """Whether the dense model's outputs hang on whether gradients are on."""
+    without = run_in_double(found.pair.model, found.args, found.kwargs, found.draws, found.way)
+    way = found.way._replace(gradients=True)
+    try:
+        outputs = run_in_double(found.pair.model, found.args, found.kwargs, found.draws, way)
+    except Exception:  # it may fail in any way, with gradients
+        return True
+    return 10 * relative_difference(outputs, without) >= found.difference
+
+
+def changed_tensor(pair: Pair, plan: Plan) -> str:
+    """The first tensor of the pruned model that is not the dense one's, cut; empty if there is none."""
+    removed = removed_positions(plan)
+    for name, dense in named_tensors(pair.model).items():
+        try:
+            now = tensor_called(pair.small, name)
+        except ApplyError:
+            continue
+        expected = cut(dense, removed.get(name, {}))
+        if expected.shape == now.shape and not torch.equal(expected, now.detach().to(expected.dtype)):
+            return name
+        if expected.dtype != now.dtype:
+            return name
+    return ""
+
+
+def first_module(found: Compared) -> str:
+    """Path of the first module to return something else than in the reference; empty if none can be named.
+
+    Where an axis is shorter in the pruned model, the positions that some tensor of the same size keeps are
+    compared; a module that no such choice explains counts as different.
+    """
+    ours, theirs = double_copy(found.pair.small), double_copy(found.pair.reference)
+    seen: dict[tuple[str, int], list[torch.Tensor]] = {}
+    try:
+        for path, number, outputs in _outputs(ours, found):
+            seen[path, number] = outputs
+        choices = _choices(found.pair.model, found.plan)
+        for path, number, outputs in _outputs(theirs, found):
+            before = seen.get((path, number))
+            if before is not None and not _alike(before, outputs, choices):
+                return path
+    except Exception:  # a forward pass that fails has no further modules to name
+        return ""
+    return ""
+
+
+def _outputs(model: nn.Module, found: Compared) -> list[tuple[str, int, list[torch.Tensor]]]:
+    """What each call of each module returned, in order of return: path, number of the call, tensors."""
+    calls: list[tuple[str, int, list[torch.Tensor]]] = []
+    counts: dict[str, int] = {}
+
+    def hook(path: str) -> Any:
+        def note(_: nn.Module, __: Any, output: Any) -> None:
+            counts[path] = counts.get(path, 0) + 1
+            calls.append((path, counts[path], [t.detach().clone() for t in tensors_of(output)]))
+
+        return note
+
+    for path, module in model.named_modules():
+        if path:
+            module.register_forward_hook(hook(path))
+    run_doubled(model, found.args, found.kwargs, found.draws, found.way)
+    return calls
+
+
+def _choices(model: nn.Module, plan: Plan) -> dict[tuple[int, int], list[NDArray[np.int64]]]:
+    """For an axis of one size that becomes another, what the plan's tensors of these sizes keep."""
+    found: dict[tuple[int, int], list[NDArray[np.int64]]] = {}
+    for name, axes in removed_positions(plan).items():
+        try:
+            shape = tensor_called(model, name).shape
+        except ApplyError:
+            continue
+        for axis, gone in axes.items():
+            stays = np.flatnonzero(kept(shape[axis], gone))
+            known = found.setdefault((shape[axis], len(stays)), [])
+            if not any(np.array_equal(stays, other) for other in known):
+                known.append(stays)
+    return found
+
+
+def _alike(
+    ours: list[torch.Tensor],
+    theirs: list[torch.Tensor],
+    choices: Mapping[tuple[int, int], list[NDArray[np.int64]]],
+) -> bool:
+    if len(ours) != len(theirs):
+        return False
+    for a, b in zip(ours, theirs, strict=True):
+        if a.ndim != b.ndim:
+            continue
+        other = [axis for axis in range(a.ndim) if a.shape[axis] != b.shape[axis]]
+        options = [b]
+        if other:
+            options = [
+                b.index_select(other[0], torch.as_tensor(stays, device=b.device))
+                for stays in choices.get((b.shape[other[0]], a.shape[other[0]]), [])
+            ]
+        if len(other) > 1 or not options:
+            continue  # no tensor says which positions these are
+        if not any(relative_difference([a], [option]) <= 1e-9 for option in options):
+            return False
+    return True

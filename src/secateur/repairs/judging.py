@@ -1,0 +1,114 @@
+"""Measure how far a model is from the dense model, sample by sample."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from secateur.calibration import Batch, Calibration
+from secateur.calibration.subset import take_share
+from secateur.common.models import device_of, evaluating
+from secateur.measure.evaluate import floats_of, squared_distance
+from secateur.signals.loss import LossFn
+
+PIECES = 8
+"""A loss is computed on this many pieces of each batch: one value per batch would not show its spread."""
+
+HELD_BYTES = 1 << 28
+"""Most bytes of dense outputs that are kept for the next candidate. Others are computed again."""
+
+
+class Judge:
+    """Measures a model's error on held-out data. Lower is better.
+
+    Without a loss function the error is the squared distance of the outputs to the dense model's outputs,
+    divided by the mean square of the dense outputs. It needs no labels. On few samples it is less noisy than
+    a loss on labels, so it tells candidates apart better (`docs/auto.md` has the measurement).
+    """
+
+    def __init__(self, dense: nn.Module, data: Calibration, loss_fn: LossFn | None = None) -> None:
+        """Prepare to measure models; nothing runs yet.
+
+        Args:
+            dense: The dense model.
+            data: Held-out data.
+            loss_fn: Returns the mean loss of a batch. If given, it replaces the distance.
+        """
+        self._dense, self._data, self._loss_fn = dense, data.to(device_of(dense)), loss_fn
+        self._kept: dict[int, list[Tensor]] = {}
+        self._bytes = 0
+
+    def on_part(self, samples: int, *, whole: bool) -> Judge:
+        """Return a judge that uses about `samples` of the held-out samples.
+
+        Args:
+            samples: How many samples to use.
+            whole: Take whole batches only, for models with a fixed batch size.
+        """
+        part = take_share(self._data, samples / max(1, self.samples), whole=whole)
+        return Judge(self._dense, part, self._loss_fn)
+
+    @property
+    def measure(self) -> str:
+        """The name of the error: ``distance to dense`` or ``loss``."""
+        return "distance to dense" if self._loss_fn is None else "loss"
+
+    @cached_property
+    def samples(self) -> int:
+        """The number of held-out samples."""
+        return sum(batch.size for batch in self._data)
+
+    @torch.no_grad()
+    def __call__(self, model: nn.Module) -> NDArray[np.float64]:
+        """Return the model's error on each sample (or, with a loss, on each piece of a batch). [errors]
+
+        Every model gets the same samples in the same order, so errors of two models can be paired.
+        """
+        errors: list[float] = []
+        norms: list[float] = []
+        with evaluating(model), evaluating(self._dense):
+            for batch in self._data.batches():
+                if self._loss_fn is not None:
+                    errors += [float(self._loss_fn(model, piece.raw)) for piece in batch.cut(PIECES)]
+                    continue
+                error, norm = squared_distance(floats_of(batch.run(model)), self._wanted(batch), batch.size)
+                errors += error.tolist()
+                norms += norm.tolist()
+        scale = float(np.mean(norms)) if norms else 1.0
+        return np.array(errors, dtype=np.float64) / (scale or 1.0)
+
+    def _wanted(self, batch: Batch) -> list[Tensor]:
+        if batch.index in self._kept:
+            return self._kept[batch.index]
+        found = floats_of(batch.run(self._dense))
+        size = sum(t.nbytes for t in found)
+        if self._bytes + size <= HELD_BYTES:
+            self._kept[batch.index] = found
+            self._bytes += size
+        return found
+
+
+MARGIN = 3.0
+"""A candidate is clearly worse if its error exceeds the best one by more standard errors than this."""
+
+
+def standard_errors(differences: NDArray[np.float64]) -> float:
+    """Return the mean of paired differences divided by the standard error of that mean.
+
+    Args:
+        differences: Error of one model minus error of another, per sample. [samples]
+
+    Returns:
+        The quotient; infinity if a difference is not finite, 0 if there is only one.
+    """
+    if not np.isfinite(differences).all():
+        return float("inf")
+    mean = float(differences.mean())
+    if len(differences) < 2 or mean == 0:
+        return 0.0
+    spread = float(differences.std(ddof=1)) / len(differences) ** 0.5
+    return mean / spread if spread else float(np.copysign(np.inf, mean))

@@ -1,0 +1,290 @@
+"""Run the dense and the pruned model side by side, node by node.
+
+Both sides are the program that was captured from the dense model. The dense side uses the dense model's
+tensors. The pruned side uses the pruned model's tensors, and constants (such as shapes) that follow the
+plan. So each node has a value on both sides, and repairs work the same for every form of a pruned model.
+Running changes neither model. Only `Pair.store` writes repaired tensors into the pruned model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from secateur.calibration import Batch, map_tensors
+from secateur.graph.graph import Graph
+from secateur.graph.inline import modes_of
+from secateur.graph.programs import leaves_of
+from secateur.graph.resizing import graph_at
+from secateur.graph.walk import tensor_of
+from secateur.repairs.regression.calls import Call, ProgramCalls
+from secateur.targets.units.constants import Constants
+from secateur.targets.units.record import record_of
+from secateur.targets.units.rewrites import Mask
+from secateur.targets.units.tensors import cut, tensor_called
+
+
+@dataclass
+class Values:
+    """The values of both programs for one batch. Only values that a later node still reads are held.
+
+    Attributes:
+        dense: Node -> value in the dense program.
+        small: Node -> value in the pruned program.
+        position: Index of the first node that has not run.
+    """
+
+    dense: dict[fx.Node, Any] = field(default_factory=dict)
+    small: dict[fx.Node, Any] = field(default_factory=dict)
+    position: int = 0
+
+    def fork(self) -> Values:
+        """Return a copy that can be advanced separately. It shares the tensors."""
+        return Values(dict(self.dense), dict(self.small), self.position)
+
+    def tensors(self) -> list[Tensor]:
+        """Return all tensors that are held, of both programs."""
+        return [v for side in (self.dense, self.small) for v in side.values() if isinstance(v, Tensor)]
+
+
+class Pair(ProgramCalls):
+    """The dense and the pruned program, and their tensors.
+
+    "At the kept positions" below means: a value with the shape of the pruned model's. In the masked form
+    the pruned program has dense shapes, so its values are cut to the kept positions.
+
+    Attributes:
+        planned: Node -> its call in the pruned program.
+    """
+
+    def __init__(self, graph: Graph, small: nn.Module, first: Pair | None = None) -> None:
+        """Prepare both programs and copy the pruned model's tensors.
+
+        Args:
+            graph: The trace of the dense model.
+            small: The pruned model that `apply` returned. It may have been repaired since.
+            first: The pair for another input size; the new pair shares its tensors.
+
+        Raises:
+            ApplyError: If an operator's constants cannot follow the plan.
+        """
+        super().__init__(graph)
+        record = record_of(small)
+        program = graph.program
+        self._masked = record.form == "masked"
+        self._constants = Constants.of(graph, record.plan)
+        self._dense: dict[fx.Node, Any] = {}
+        self._small: dict[fx.Node, Any] = {}
+        self._indices: dict[tuple[fx.Node, int], Tensor] = {}
+        # _changed: replaced tensors by state-dict name. _copies: copies of the pruned model's tensors by
+        # the id of the original, so that tied tensors stay tied.
+        self._changed: dict[str, Tensor] = {} if first is None else first._changed
+        self._copies: dict[int, Tensor] = {} if first is None else first._copies
+        for node, name in self.names.items():
+            self._dense[node] = dense = tensor_of(program, name)
+            if isinstance(dense, Tensor):
+                self._dense[node] = dense.detach()
+                self._small[node] = self._counterpart(node, name, dense, small)
+            else:
+                self._small[node] = dense
+        for node in program.graph.nodes:
+            if node.op == "get_attr":
+                part = program.graph_module.get_submodule(str(node.target))
+                self._dense[node] = self._small[node] = part
+        self.planned = {node: self._pruned_call(node) for node in self.nodes}
+        self._last_read = self._nodes_by_last_read()
+
+    def _counterpart(self, node: fx.Node, name: str, dense: Tensor, small: nn.Module) -> Tensor:
+        """Return a copy of the pruned model's tensor for a placeholder. Tied tensors share one copy."""
+        if name in self.graph.program.constants:
+            # Made in `forward`, so the pruned model holds no such tensor by name: cut the dense one.
+            # The pruned program's own constant may have another dtype.
+            masks = [] if self._masked else self.kept(node)
+            return cut(dense, {k: np.flatnonzero(~m) for k, m in enumerate(masks) if not m.all()}).clone()
+        tensor = tensor_called(small, name)
+        if id(tensor) not in self._copies:
+            self._copies[id(tensor)] = tensor.detach().clone()
+        return self._copies[id(tensor)]
+
+    def _pruned_call(self, node: fx.Node) -> Call:
+        """Return a node's call in the pruned program: constants in its arguments follow the plan."""
+        call = self._constants.follow(node)
+        if call is None:
+            return Call.captured(node)
+        arguments = map_tensors(lambda t: t.to(self.graph.device), call.arguments)
+        return Call.bound(call.target, arguments, modes_of(node))
+
+    def _nodes_by_last_read(self) -> list[list[fx.Node]]:
+        """List, for each position, the nodes whose values are read there for the last time."""
+        last_read: list[list[fx.Node]] = [[] for _ in self.nodes]
+        for node in (*self.nodes, *self.inputs):
+            users = [self.index[user] for user in node.users if user in self.index]
+            if len(users) == len(node.users):
+                last = max(users, default=self.index.get(node))
+                if last is not None:
+                    last_read[last].append(node)
+        return last_read
+
+    def start(self, batch: Batch) -> Values:
+        """Return the values before the first node: the inputs, and copies of tensors written in place."""
+        values = Values()
+        leaves = leaves_of(self.graph.program, batch.args, batch.kwargs)
+        for node, leaf in zip(self.inputs, leaves, strict=True):
+            values.dense[node] = values.small[node] = leaf
+            if node.name in self.writes:
+                values.dense[node], values.small[node] = leaf.clone(), leaf.clone()
+        for node in self.names:
+            if node.name in self.writes:
+                values.dense[node] = self._dense[node].clone()
+                values.small[node] = self._small[node].clone()
+        return values
+
+    def advance(self, values: Values, stop: int) -> None:
+        """Run the nodes from ``values.position`` up to, not including, position `stop`."""
+        for k in range(values.position, stop):
+            node = self.nodes[k]
+            dense = Call.captured(node)
+            if node not in values.dense:
+                values.dense[node] = self._run(dense, values.dense, self._dense)
+            values.small[node] = self._run(
+                dense if self._masked else self.planned[node], values.small, self._small
+            )
+            for gone in self._last_read[k]:
+                values.dense.pop(gone, None)
+                values.small.pop(gone, None)
+        values.position = max(values.position, stop)
+
+    def dense_value(self, node: fx.Node, values: Values) -> Any:
+        """Return a node's dense value at the kept positions. It is computed if its inputs are there."""
+        if node not in values.dense and node not in self._dense:
+            values.dense[node] = self._run(Call.captured(node), values.dense, self._dense)
+        return self.restrict(node, values.dense.get(node, self._dense.get(node)))
+
+    def small_value(self, node: fx.Node, values: Values) -> Any:
+        """Return a node's pruned value at the kept positions. It is computed if its inputs are there."""
+        if node in values.small or node in self._small:
+            found = values.small.get(node, self._small.get(node))
+        else:
+            call = self.planned[node]
+            if self._masked:
+                call = Call.captured(node)
+            found = self._run(call, values.small, self._small)
+        return self.restrict(node, found) if self._masked else found
+
+    def run_chain(self, chain: Sequence[fx.Node], source: fx.Node, value: Tensor, *, dense: bool) -> Tensor:
+        """Run a chain of nodes on a value of your choice, and return the last node's output.
+
+        Args:
+            chain: The nodes in order. Each reads the node before it, and beside that only model tensors.
+            source: The node that the first node of the chain reads.
+            value: Used in place of the value of `source`, at the kept positions.
+            dense: Use the tensors of the dense program; if False, of the pruned one.
+        """
+        tensors = self._dense if dense else self._small
+        for node in chain:
+            inputs = {
+                n: tensors[n] if not (dense or self._masked) else self.restrict(n, tensors[n])
+                for n in node.all_input_nodes
+                if n is not source
+            }
+            value = self._run(self.planned[node], {**inputs, source: value.clone()}, {})
+            source = node
+        return value
+
+    def _run(self, call: Call, values: dict[fx.Node, Any], tensors: dict[fx.Node, Any]) -> Any:
+        def value_of(node: fx.Node) -> Any:
+            return values[node] if node in values else tensors[node]
+
+        args = fx.map_arg(call.args, value_of)
+        kwargs = fx.map_arg(call.kwargs, value_of)
+        return call.run(*args, **kwargs)
+
+    def kept(self, node: fx.Node) -> list[Mask]:
+        """Return a boolean mask for each axis of a node's dense value. True means kept."""
+        return self._constants.kept(node)
+
+    def restrict(self, node: fx.Node, value: Any) -> Any:
+        """Cut a tensor of the dense shape to the kept positions. Other values are returned unchanged."""
+        if isinstance(value, Tensor):
+            for axis, mask in enumerate(self.kept(node)):
+                if not mask.all():
+                    value = value.index_select(axis, self._positions(node, axis, value.device))
+        return value
+
+    def _positions(self, node: fx.Node, axis: int, device: torch.device) -> Tensor:
+        if (node, axis) not in self._indices:
+            stays = np.flatnonzero(self.kept(node)[axis])
+            self._indices[node, axis] = torch.as_tensor(stays, device=device)
+        return self._indices[node, axis]
+
+    def tensor(self, node: fx.Node) -> Tensor:
+        """Return the pruned program's tensor for a placeholder, at the kept positions."""
+        found: Tensor = self._small[node]
+        return self.restrict(node, found) if self._masked else found
+
+    def dense_tensor(self, node: fx.Node) -> Tensor:
+        """Return the dense program's tensor for a placeholder, at the kept positions."""
+        found: Tensor = self.restrict(node, self._dense[node])
+        return found
+
+    def same(self, node: fx.Node) -> list[fx.Node]:
+        """Return all placeholders of the same tensor. There are several if weights are tied."""
+        return [n for n in self.names if self._small[n] is self._small[node]]
+
+    def readers(self, node: fx.Node) -> set[fx.Node]:
+        """Return all nodes that read the tensor of a placeholder, ties included."""
+        return {user for n in self.same(node) for user in n.users}
+
+    def replace(self, node: fx.Node, value: Tensor) -> None:
+        """Overwrite the pruned program's tensor for a placeholder.
+
+        Args:
+            node: The placeholder.
+            value: The new values at the kept positions.
+        """
+        target: Tensor = self._small[node]
+        value = value.to(target.dtype, copy=True)  # `value` may be a view of `target`
+        if self._masked:
+            axes = [self._positions(node, k, value.device) for k in range(value.ndim)]
+            target[torch.meshgrid(*axes, indexing="ij")] = value
+        else:
+            target.copy_(value)
+        self._changed[self.names[node]] = target
+
+    def store(self, small: nn.Module) -> None:
+        """Write every tensor that `replace` changed into the pruned model `small`."""
+        with torch.no_grad():
+            for name, tensor in self._changed.items():
+                tensor_called(small, name).copy_(tensor)
+
+
+class Pairs:
+    """The pairs of programs, one for each input size that occurs. Usually there is one.
+
+    Attributes:
+        first: The pair for the input size that was traced.
+    """
+
+    def __init__(self, graph: Graph, small: nn.Module) -> None:
+        """Build the pair for the traced size. Other pairs are built when a batch needs them."""
+        self.first = Pair(graph, small)
+        self._small = small
+        self._all = {id(graph.program): self.first}
+
+    def of(self, batch: Batch) -> Pair:
+        """Return the pair for the input size of a batch.
+
+        Raises:
+            CalibrationError: If the model has no program for this size, or that program couples other
+                units than the traced one.
+        """
+        graph = self.first.graph
+        program = graph.programs.of(batch.args, dict(batch.kwargs))
+        if id(program) not in self._all:
+            self._all[id(program)] = Pair(graph_at(graph, program), self._small, self.first)
+        return self._all[id(program)]

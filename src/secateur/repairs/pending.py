@@ -1,0 +1,208 @@
+"""Advance all calibration batches together from node to node, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor
+
+from secateur.calibration import Batch, Calibration, map_tensors
+from secateur.repairs.pairs import Pair, Pairs, Values
+
+HELD_BYTES = 1 << 30
+"""Most bytes of batch values that stay in memory between two visits. The rest goes to temporary files."""
+
+
+class PendingBatches:
+    """Holds, for every batch, the values at the position that the sweep has reached.
+
+    Between two visits the values stay in memory up to a limit. The rest goes to temporary files, in the
+    folder that `tempfile` chooses (for example ``TMPDIR``), so memory does not grow with the number of
+    batches. If the disk is full, that batch is run again from the first node. Use it in a ``with`` block,
+    which removes the files.
+    """
+
+    def __init__(self, pairs: Pairs, calibration: Calibration, limit: int | None = None) -> None:
+        """Start before the first node; nothing runs yet.
+
+        Args:
+            pairs: The dense and pruned programs.
+            calibration: The batches.
+            limit: Most bytes to keep in memory. Default: `HELD_BYTES`.
+        """
+        self._pairs, self._calibration = pairs, calibration.to(pairs.first.graph.device)
+        self._pair_of: dict[int, Pair] = {}
+        self._limit = HELD_BYTES if limit is None else limit
+        self._held: dict[int, Values] = {}
+        self._sizes: dict[int, int] = {}
+        self._folder: TemporaryDirectory[str] | None = None
+        self._files: dict[int, _ValuesFile] = {}
+        self._batches = calibration.count()
+
+    def __enter__(self) -> PendingBatches:
+        """Return this object."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Remove the temporary files."""
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    def visit(self, place: Callable[[Pair], int | None]) -> Iterator[tuple[int, Pair, Values]]:
+        """Advance every batch to a position, and yield its index, its programs and its values there.
+
+        Positions may only grow from one visit to the next.
+
+        Args:
+            place: Returns the position for a pair of programs, or None to skip batches of that pair.
+        """
+        # If the values of all batches are held, the data need not be read again.
+        if self._batches is not None and len(self._held) + len(self._files) == self._batches:
+            for index in range(self._batches):
+                yield from self._at(place, index, None)
+            return
+        count = 0
+        for batch in self._calibration.batches():
+            if batch.index not in self._pair_of:
+                self._pair_of[batch.index] = self._pairs.of(batch)
+            yield from self._at(place, batch.index, batch)
+            count += 1
+        self._batches = count
+
+    def bytes(self) -> int:
+        """Return the number of bytes that are held in memory."""
+        return sum(self._sizes.values())
+
+    def _at(
+        self, place: Callable[[Pair], int | None], index: int, batch: Batch | None
+    ) -> Iterator[tuple[int, Pair, Values]]:
+        pair = self._pair_of[index]
+        position = place(pair)
+        if position is None:
+            return
+        values, file = self._take(index)
+        if values is None or values.position > position:
+            if batch is None:
+                raise RuntimeError("batches go forward only")
+            values = pair.start(batch)
+        if file is None or values.position < position:
+            pair.advance(values, position)
+            file = None  # the values have changed, so the file is out of date
+        self._keep(index, values, file)
+        yield index, pair, values
+
+    def _take(self, index: int) -> tuple[Values | None, _ValuesFile | None]:
+        """Remove a batch from the store; return its values and the file they were in, each None if absent."""
+        self._sizes.pop(index, None)
+        file = self._files.pop(index, None)
+        if file is None:
+            return self._held.pop(index, None), None
+        return file.read(self._pair_of[index].graph.device), file
+
+    def _keep(self, index: int, values: Values, file: _ValuesFile | None) -> None:
+        """Store a batch's values in memory or in a file. If `file` is given, it already holds them."""
+        size = _bytes(values)
+        if self.bytes() + size <= self._limit:
+            self._held[index], self._sizes[index] = values, size
+            return
+        if file is None:
+            file = self._write_file(index, values)
+        if file is not None:
+            self._files[index] = file
+
+    def _write_file(self, index: int, values: Values) -> _ValuesFile | None:
+        """Write the values to a temporary file. Return None if the disk is full."""
+        if self._folder is None:
+            self._folder = TemporaryDirectory(prefix="secateur-")
+        path = Path(self._folder.name) / f"{index}.bin"
+        try:
+            return _ValuesFile.write(path, values)
+        except OSError:
+            path.unlink(missing_ok=True)
+            return None
+
+
+@dataclass(frozen=True)
+class _TensorLayout:
+    """Which storage a tensor views, and its dtype, size, stride and offset there (in elements)."""
+
+    storage: int
+    dtype: torch.dtype
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+
+
+@dataclass(frozen=True, eq=False)
+class _ValuesFile:
+    """The values of one batch, with the tensors' bytes in a file. Reading runs no code from the file.
+
+    Whole storages are written. Tensors that share a storage must share it again after reading, because a
+    program may write to one of them in place.
+
+    Attributes:
+        path: The file: all storages, one after the other.
+        sizes: The length of each storage. [bytes]
+        layouts: The layout of each tensor, in the order of the values.
+        template: The values with an empty tensor in place of each tensor.
+    """
+
+    path: Path
+    sizes: tuple[int, ...]
+    layouts: tuple[_TensorLayout, ...]
+    template: Values
+
+    @classmethod
+    def write(cls, path: Path, values: Values) -> _ValuesFile:
+        """Write the values to `path`.
+
+        Raises:
+            OSError: If the disk is full.
+        """
+        storages: dict[int, tuple[int, torch.UntypedStorage]] = {}
+        layouts: list[_TensorLayout] = []
+        nothing = torch.empty(0)
+
+        def put(tensor: Tensor) -> Tensor:
+            # A lazy conjugate or negative view is only a flag, which the bytes do not show.
+            tensor = tensor.resolve_conj().resolve_neg()
+            storage = tensor.untyped_storage()
+            number, _ = storages.setdefault(storage.data_ptr(), (len(storages), storage))
+            size, stride, offset = tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset())
+            layouts.append(_TensorLayout(number, tensor.dtype, size, stride, offset))
+            return nothing
+
+        template = _map_values(values, put)
+        with path.open("wb") as file:
+            for _, storage in storages.values():
+                torch.tensor([], dtype=torch.uint8, device=storage.device).set_(storage).cpu().numpy().tofile(
+                    file
+                )
+        return cls(path, tuple(s.nbytes() for _, s in storages.values()), tuple(layouts), template)
+
+    def read(self, device: torch.device) -> Values:
+        """Read the values back into newly allocated memory on `device`."""
+        whole = torch.from_file(str(self.path), shared=False, size=sum(self.sizes), dtype=torch.uint8)
+        storages = [part.to(device, copy=True).untyped_storage() for part in whole.split(list(self.sizes))]
+        layouts = iter(self.layouts)
+
+        def get(_: Tensor) -> Tensor:
+            layout = next(layouts)
+            tensor = torch.empty(0, dtype=layout.dtype, device=device)
+            return tensor.set_(storages[layout.storage], layout.offset, layout.size, layout.stride)
+
+        return _map_values(self.template, get)
+
+
+def _map_values(values: Values, change: Callable[[Tensor], Tensor]) -> Values:
+    dense, small = (map_tensors(change, side) for side in (values.dense, values.small))
+    return Values(dense, small, values.position)
+
+
+def _bytes(values: Values) -> int:
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in values.tensors()}
+    return sum(storages.values())

@@ -1,0 +1,364 @@
+"""Refit the layers of a pruned network one after the other, in order of execution.
+
+A layer is refitted if its output differs from its target. The input X is the pruned network's own input
+of the layer, after the layers before it were refitted. The target Y is the dense output, corrected for
+errors in a residual stream (`target`). The method decides what is fitted:
+
+- ``reconstruct``: weight and bias by ridge least squares, ``||W X + b - Y||^2 + damping ||W - W0||^2``.
+  W0 is the weight after pruning. Cross-validation chooses the damping (`regression.leastsquares`).
+  Sources: He et al. 2017, Channel Pruning for Accelerating Very Deep Neural Networks (arXiv 1707.06168),
+  section 3.1, and Luo et al. 2017, ThiNet (arXiv 1707.06342), section 3.2, refit to the dense outputs.
+  Departures: damping towards W0, and targets that take the rest of a sum into account.
+- ``bias``: the bias alone, so that the mean of each output equals the target's mean.
+- ``variance``, ``channelwise`` and ``layerwise``: bias and a factor (`moments.py`).
+
+If a layer has no bias and only a batch norm reads its output, the running mean of that norm takes the
+bias (with opposite sign).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from secateur.calibration import Calibration
+from secateur.common.progress import bar
+from secateur.graph.graph import Graph
+from secateur.repairs.moments import channelwise, layerwise, mean, variance
+from secateur.repairs.pairs import Pair, Pairs, Values
+from secateur.repairs.pending import PendingBatches
+from secateur.repairs.regression.additions import Addition, addition_after
+from secateur.repairs.regression.layers import Site
+from secateur.repairs.regression.leastsquares import Fit, Sums, fit
+
+PARTS = 4
+"""Number of parts for cross-validation, for layers with at most `LARGE` columns. Others get two parts."""
+
+LARGE = 2048
+"""Layers with more input columns than this use two parts: each part holds a matrix [columns, columns]."""
+
+ROWS = 100
+"""A fit reads about this many positions per input column. If there are more, each sample gives a random
+part of its positions."""
+
+_ROUNDING = 4
+"""An output counts as undamaged up to this relative error, in multiples of the dtype's epsilon."""
+
+_FAINT = 1e-3
+"""A channel's output may be scaled before an addition. If its factor is smaller than this, relative to the
+largest one, the target is not corrected for the sum: that would need huge weights."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A weight to refit, with all layer calls that use it.
+
+    Attributes:
+        sites: The calls, in order of execution.
+        sums: For each call the addition that reads its output and whose result should be right, or None.
+        bias: The bias that is refitted too, or None.
+        norm: For a layer without bias: the running mean of the batch norm that takes the bias, or None.
+    """
+
+    sites: tuple[Site, ...]
+    sums: tuple[Addition | None, ...]
+    bias: fx.Node | None
+    norm: fx.Node | None
+
+    @property
+    def weight(self) -> fx.Node:
+        """The weight's placeholder."""
+        return self.sites[0].weight
+
+
+def tasks(pair: Pair) -> list[Task]:
+    """Return a task for every weight that only layer calls read, in order of execution."""
+    by_weight: dict[fx.Node, list[Site]] = {}
+    for node in pair.nodes:
+        site = Site.of(node, pair.planned[node], pair)
+        if site is not None:
+            by_weight.setdefault(pair.same(site.weight)[0], []).append(site)
+    found = []
+    for sites in by_weight.values():
+        nodes = {site.node for site in sites}
+        # Several calls are run ahead on a fork of the values, which shares their tensors. Operators that
+        # write in place would then change the original values too, so such weights are skipped.
+        if not pair.readers(sites[0].weight) <= nodes or (len(sites) > 1 and pair.writes):
+            continue
+        biases = {site.bias for site in sites}
+        bias = next(iter(biases)) if len(biases) == 1 else None
+        if bias is not None and not pair.readers(bias) <= nodes:
+            bias = None
+        norm = _norm_after(sites[0].node, pair) if biases == {None} and len(sites) == 1 else None
+        found.append(Task(tuple(sites), tuple(addition_after(s, pair) for s in sites), bias, norm))
+    return found
+
+
+def _norm_after(node: fx.Node, pair: Pair) -> fx.Node | None:
+    """Return the running mean of the batch norm behind a node, if it can take a bias; else None.
+
+    The batch norm must be the node's only reader, and no other node may read the running mean.
+    """
+    users = list(node.users)
+    if len(users) != 1 or str(users[0].target) != "aten.batch_norm.default" or users[0].args[5] is not False:
+        return None
+    mean: Any = users[0].args[3]
+    return mean if pair.is_tensor(mean) and pair.readers(mean) == {users[0]} else None
+
+
+FACTORS = {"bias": mean, "variance": variance, "channelwise": channelwise, "layerwise": layerwise}
+"""Methods that scale each output: they regress the target on the pruned output, one column per output.
+Other methods regress the target on the layer's input."""
+
+
+@torch.no_grad()
+def sweep(
+    name: str, small: nn.Module, graph: Graph, calibration: Calibration, *, progress: bool = False
+) -> dict[str, dict[str, float | None]]:
+    """Refit the layers of a pruned model, in place.
+
+    Args:
+        name: The method, such as ``reconstruct``.
+        small: The pruned model, in any form.
+        graph: The trace of the dense model.
+        calibration: Inputs. Labels are not read.
+        progress: Show a progress bar on a terminal.
+
+    Returns:
+        For each refitted weight, by name: its ``damping`` (None if the weight did not change), and its
+        squared error ``before`` and ``after``, divided by the scatter of the targets.
+    """
+    pairs = Pairs(graph, small)
+    pair = pairs.first
+    regress = FACTORS.get(name)
+    # Counting samples reads all the data once, so it is done only for the methods that need it.
+    samples = 0 if regress else sum(batch.size for batch in calibration.batches())
+    report = {}
+    with PendingBatches(pairs, calibration) as batches:
+        walk = _Sweep(pair, batches, regress, samples)
+        for task in bar([*walk.tasks(pair).values()], name, progress):
+            found = walk.refit(task)
+            if found is not None:
+                report[pair.names[task.weight]] = found
+    pair.store(small)
+    return report
+
+
+@dataclass(eq=False)
+class _Sweep:
+    """The state of a sweep.
+
+    Attributes:
+        pair: The programs for the traced input size.
+        batches: The data, advanced to the layer that the sweep has reached.
+        regress: A function of `FACTORS`, or None for a fit on the layer's input.
+        samples: The number of samples; 0 if `regress` is given, which does not need it.
+        near: The damping that the previous fit chose. The next search starts there.
+    """
+
+    pair: Pair
+    batches: PendingBatches
+    regress: Callable[[Sequence[Sums], Tensor, Tensor | None, bool], Fit] | None
+    samples: int
+    near: float | None = None
+    _tasks: dict[Pair, dict[str, Task]] = field(default_factory=dict)
+
+    def tasks(self, pair: Pair) -> dict[str, Task]:
+        """Return the tasks of a pair of programs by the weight's name, in order of execution.
+
+        A program for another input size may run the layers in another order. Batches only go forward, so
+        there the tasks that come earlier than a task before them are left out.
+        """
+        if pair not in self._tasks:
+            found = {pair.names[task.weight]: task for task in tasks(pair)}
+            if pair is not self.pair:
+                reached = -1
+                for name in self.tasks(self.pair):
+                    if name in found and (start := _start(found[name], pair)) >= reached:
+                        reached = start
+                    else:
+                        found.pop(name, None)
+            self._tasks[pair] = found
+        return self._tasks[pair]
+
+    def _visit(self, name: str) -> Iterator[tuple[int, Pair, Task, Values]]:
+        """Advance all batches to a weight's first call. Yield each batch's index, programs, task, values.
+
+        Batches whose program does not use the weight are skipped.
+        """
+
+        def place(pair: Pair) -> int | None:
+            task = self.tasks(pair).get(name)
+            return None if task is None else _start(task, pair)
+
+        for index, pair, values in self.batches.visit(place):
+            yield index, pair, self.tasks(pair)[name], values
+
+    def refit(self, task: Task) -> dict[str, float | None] | None:
+        """Refit one weight and write it to the pruned program.
+
+        Returns:
+            ``damping``, ``before`` and ``after`` as in `sweep`. None if the layer's output is right
+            already, or if some values are not finite.
+        """
+        pair, first = self.pair, task.sites[0]
+        name = pair.names[task.weight]
+        if not self._damaged(name):
+            return None
+        call, tensor = pair.planned[first.node], pair.tensor(first.weight)
+        weight = first.layer.matrix(tensor, call).double()
+        given = self._parts(name)
+        if not given or not all(part.finite() for part in given):
+            return None
+        bias = None if task.bias is None else pair.tensor(task.bias).double().reshape(len(weight), -1)
+        intercept = task.bias is not None or task.norm is not None
+        if self.regress is not None:
+            outputs = len(weight) * weight.shape[2]
+            bias = None if bias is None else bias.reshape(outputs, 1)
+            found = self.regress(given, weight.new_ones(outputs, 1, 1), bias, intercept)
+            if found.bias is None and bool((found.weight == 1).all()):
+                return None
+            weight = weight * found.weight.reshape(len(weight), 1, -1)
+        else:
+            found = fit(given, weight, bias, intercept, _unmasked_entries(task, pair), near=self.near)
+            weight = found.weight
+        damping = found.damping if math.isfinite(found.damping) else None
+        self.near = damping or self.near
+        pair.replace(task.weight, first.layer.unmatrix(weight, tensor, call))
+        if found.bias is not None and task.bias is not None:
+            pair.replace(task.bias, found.bias.reshape(-1))
+        elif found.bias is not None and task.norm is not None:  # the norm subtracts its mean
+            pair.replace(task.norm, pair.tensor(task.norm).double() - found.bias.reshape(-1))
+        return {"damping": damping, "before": found.before, "after": found.after}
+
+    def _damaged(self, name: str) -> bool:
+        """Whether a layer's output differs from its target on any batch. Several calls count as damaged."""
+        for _, pair, task, values in self._visit(name):
+            if len(task.sites) > 1:
+                return True
+            (site,), (addition,) = task.sites, task.sums
+            wanted = target(site, addition, pair, values)
+            got = pair.small_value(site.node, values)
+            tolerance = _ROUNDING * torch.finfo(wanted.dtype).eps * wanted.double().norm()
+            if not bool((wanted.double() - got.double()).norm() <= tolerance):
+                return True
+        return False
+
+    def _parts(self, name: str) -> list[Sums]:
+        """Accumulate the sums of a weight's regression over all batches and calls.
+
+        Batch k goes to part k modulo the number of parts, for cross-validation.
+        """
+        by_output = self.regress is not None
+        columns = 1 if by_output else self.pair.tensor(self.tasks(self.pair)[name].weight)[0].numel()
+        parts: list[Sums | None] = [None] * (PARTS if columns <= LARGE else 2)
+        most = -(-ROWS * columns // max(1, self.samples))
+        for index, pair, task, values in self._visit(name):
+            generator = torch.Generator().manual_seed(index)
+            here = values.fork() if len(task.sites) > 1 else values
+            for site, addition in zip(task.sites, task.sums, strict=True):
+                pair.advance(here, pair.index[site.node])
+                for sums in sums_of(
+                    site, addition, task, pair, here, generator, by_output=by_output, most=most
+                ):
+                    k = index % len(parts)
+                    known = parts[k]
+                    parts[k] = sums if known is None else known + sums
+        return [part for part in parts if part is not None]
+
+
+def _start(task: Task, pair: Pair) -> int:
+    """Return the position of a task's first call."""
+    return min(pair.index[site.node] for site in task.sites)
+
+
+def sums_of(
+    site: Site,
+    addition: Addition | None,
+    task: Task,
+    pair: Pair,
+    values: Values,
+    generator: torch.Generator,
+    *,
+    by_output: bool,
+    most: int,
+) -> Iterator[Sums]:
+    """Yield the regression sums of one layer call over one batch, a few samples at a time.
+
+    Args:
+        site: The layer call.
+        addition: The addition that its target is corrected for, or None.
+        task: The task of the weight.
+        pair: The programs.
+        values: The batch's values just before the call.
+        generator: Draws the positions.
+        by_output: Regress the target on the pruned output, one column per output. If False, on the
+            layer's input.
+        most: Most positions to take from each sample; used if `by_output` is False.
+    """
+    call, tensor = pair.planned[site.node], pair.tensor(site.weight)
+    wanted = target(site, addition, pair, values)
+    x: Tensor = pair.small_value(site.node if by_output else site.x, values)
+    bias = None if site.bias is None else pair.tensor(site.bias)
+    for a, b in site.pieces(call, tensor, x, wanted, most=None if by_output else most):
+        places = None if by_output else site.draw(call, tensor, b, most, generator)
+        y = site.layer.targets(b, tensor, call, places)
+        if bias is not None and task.bias is None:  # it is not refitted
+            y = y - bias.reshape(len(y), 1, -1)
+        if not by_output:
+            yield Sums.of(site.layer.columns(a, tensor, call, places), y)
+            continue
+        own = site.layer.targets(a, tensor, call)
+        if bias is not None:
+            own = own - bias.reshape(len(own), 1, -1)
+        yield Sums.of(*(v.transpose(1, 2).flatten(0, 1)[..., None] for v in (own, y)))
+
+
+def _unmasked_entries(task: Task, pair: Pair) -> Tensor | None:
+    """Return a boolean matrix of the weight's entries that may change; None if all may.
+
+    An entry that is zero in the pruned model and not in the dense one was masked, and must stay zero.
+    """
+    first = task.sites[0]
+    small, dense = pair.tensor(first.weight), pair.dense_tensor(first.weight)
+    free = (small != 0) | (dense == 0)
+    return None if bool(free.all()) else first.layer.matrix(free, pair.planned[first.node])
+
+
+@torch.no_grad()
+def target(site: Site, addition: Addition | None, pair: Pair, values: Values) -> Tensor:
+    """Return the target of a layer's output for one batch, in the shape of the pruned output.
+
+    Without `addition`, the target is the dense program's output.
+
+    With `addition`, the output goes through a chain of nodes into a sum whose other operand is already
+    computed. The sum should equal the dense sum. So the error of the other operand (dense minus pruned) is
+    added to the target. In this way each addition of a residual stream corrects the error that the stream
+    has collected before it.
+
+    Args:
+        site: The layer call.
+        addition: The addition that reads the output, or None.
+        pair: The programs.
+        values: The batch's values just before the call.
+    """
+    wanted: Tensor = pair.dense_value(site.node, values)
+    if addition is None:
+        return wanted
+    # The chain is affine per channel in the pruned program: chain(x) = factor * x + shift. Two runs, on
+    # zeros and on ones, give both.
+    zero = torch.zeros_like(wanted[:1])
+    shift = pair.run_chain(addition.chain, site.node, zero, dense=False)
+    factor = pair.run_chain(addition.chain, site.node, zero + 1, dense=False) - shift
+    drift = pair.dense_value(addition.other, values) - pair.small_value(addition.other, values)
+    if addition.chain:
+        into = pair.run_chain(addition.chain, site.node, wanted, dense=True)
+        corrected = (into + drift - shift) / factor
+    else:
+        corrected = wanted + drift
+    return torch.where(factor.abs() > _FAINT * factor.abs().max(), corrected, wanted)

@@ -1,0 +1,160 @@
+"""A scoring run that survives being killed: what it has so far, in one file."""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from secateur.calibration import Batch, map_tensors
+from secateur.calibration.batch import IGNORED
+from secateur.errors import ArtefactError, SettingError
+from secateur.signals.identity import difference
+from secateur.signals.signal import Step, Vector
+from secateur.signals.storage import raw_bytes, read, remove, write
+
+_KIND = "scoring checkpoint"
+
+Values = dict[str, dict[str, Vector]]
+"""Finished scores: signal name to group name to scores."""
+
+
+@dataclass
+class Position:
+    """How far a process is.
+
+    Attributes:
+        number: Which pass over the data.
+        read: How many of the data's batches lie behind it in this pass.
+        samples: Number of samples in those of them that were its own.
+        classes: The classes among them.
+        digest: A checksum of their tensors; 0 where no checkpoint is kept.
+    """
+
+    number: int = 0
+    read: int = 0
+    samples: int = 0
+    classes: set[int] = field(default_factory=set)
+    digest: int = 0
+
+    def move(self, step: Step) -> None:
+        """A batch was scored."""
+        self.read = step.index + 1
+        self.samples += step.size
+        if step.classes is not None:
+            self.classes.update(set(step.classes.tolist()) - {IGNORED})
+
+
+@dataclass
+class Saved:
+    """What a checkpoint holds: a position, the tallies' states there, and the scores of earlier passes."""
+
+    position: Position
+    states: dict[str, dict[str, Tensor]]
+    values: Values
+
+
+class Checkpoint:
+    """The file of one process of one run. Holds nothing but where it is and when it was last written."""
+
+    def __init__(self, path: Path, every: float, about: Mapping[str, str]) -> None:
+        """Nothing is read or written yet.
+
+        Args:
+            path: The file; it is replaced again and again, and removed when the run is over.
+            every: Seconds between two writes; 0 writes after every batch.
+            about: From `secateur.signals.identity`.
+
+        Raises:
+            SettingError: `every` is negative, or the file's folder does not exist.
+        """
+        if every < 0:
+            raise SettingError(f"checkpoint_every: expected seconds from 0, got {every}. Give 60, say.")
+        if not path.parent.is_dir():
+            raise SettingError(f"checkpoint: expected a folder {path.parent}, got none. Make it.")
+        self._path = path
+        self._every = every
+        self._about = dict(about)
+        self._written = time.monotonic()
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to write."""
+        return time.monotonic() - self._written >= self._every
+
+    def load(self) -> Saved | None:
+        """What the file holds; None if there is none.
+
+        Raises:
+            ArtefactError: It is damaged, no checkpoint, or of another run; the message says what differs.
+        """
+        if not self._path.exists():
+            return None
+        header, tensors = read(self._path, _KIND)
+        differs = difference(self._about, header["about"])
+        if differs is not None:
+            raise ArtefactError(
+                f"checkpoint {self._path}: expected one of this run, with {differs}. "
+                "Name another file, or delete this one to start afresh."
+            )
+        states: dict[str, dict[str, Tensor]] = {name: {} for name in header["states"]}
+        values: Values = {name: {} for name in header["values"]}
+        for key, tensor in tensors.items():
+            kind, index, name = key.split(".", 2)
+            if kind == "state":
+                states[header["states"][int(index)]][name] = tensor
+            else:
+                values[header["values"][int(index)]][name] = tensor.numpy()
+        position = header["position"]
+        return Saved(Position(**position | {"classes": set(position["classes"])}), states, values)
+
+    def save(self, now: Saved) -> None:
+        """Replace the file."""
+        tensors = {
+            f"state.{index}.{name}": tensor
+            for index, state in enumerate(now.states.values())
+            for name, tensor in state.items()
+        } | {
+            f"value.{index}.{name}": torch.from_numpy(np.ascontiguousarray(vector))
+            for index, by_group in enumerate(now.values.values())
+            for name, vector in by_group.items()
+        }
+        header = {
+            "about": self._about,
+            "position": vars(now.position) | {"classes": sorted(now.position.classes)},
+            "states": list(now.states),
+            "values": list(now.values),
+        }
+        write(self._path, _KIND, header, tensors)
+        self._written = time.monotonic()
+
+    def check_data(self, expected: Position, digest: int) -> None:
+        """Raise ArtefactError unless the data that a resumed run skips are those that were read before."""
+        if digest != expected.digest:
+            raise ArtefactError(
+                f"checkpoint {self._path}: expected the {expected.read} batches that were read before, got "
+                "others. Give the same data in the same order, or delete the file to start afresh."
+            )
+
+    def remove(self) -> None:
+        """The run is over."""
+        remove(self._path)
+
+
+def digest_of(batch: Batch, before: int) -> int:
+    """A checksum of a batch's tensors, that carries on from the batches before."""
+    digest = before
+
+    def add(tensor: Tensor) -> Tensor:
+        nonlocal digest
+        digest = zlib.crc32(raw_bytes(tensor), digest)
+        return tensor
+
+    map_tensors(add, batch.raw)
+    return digest

@@ -1,0 +1,168 @@
+"""Experts in `sc.score`: what each expert is worth, by all signals asked for, in one pass over the data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from secateur.calibration import Batch, Calibration, Forward
+from secateur.common.models import evaluating
+from secateur.errors import CalibrationError, ScoreError
+from secateur.signals.experts import SIGNALS, Context, ExpertSignal, ExpertTally
+from secateur.signals.loss import LossFn, default_loss
+from secateur.signals.scores import Scores
+from secateur.signals.signal import Signal
+from secateur.signals.units.combination import Asked, Combination, parse, with_combinations
+from secateur.targets.experts.blocks import Block
+from secateur.targets.experts.graph import ExpertGraph, expert_parameters
+from secateur.targets.experts.routing import Call, Routed, watching
+
+ExpertAsked: TypeAlias = Asked | ExpertSignal
+"""A name (also ``a*b`` and ``a+b``), a signal for experts, or a combination of names."""
+
+
+def score(
+    graph: ExpertGraph,
+    calibration: Any = None,
+    signals: ExpertAsked | Iterable[ExpertAsked] = ("reap", "expert_taylor"),
+    *,
+    loss_fn: LossFn | None = None,
+    forward: Forward | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> Scores:
+    """What each expert of each block is worth, by all signals in one pass: see `secateur.score`.
+
+    The model comes back bitwise as it was.
+
+    Returns:
+        ``scores[signal][block]``, float64 [experts]; higher is worth more.
+
+    Raises:
+        ScoreError: A signal is unknown, or its scores are not finite.
+        CalibrationError: The data cannot feed what a signal needs.
+    """
+    asked = [signals] if isinstance(signals, str | Signal | ExpertSignal | Combination) else list(signals)
+    chosen = leaves(asked)
+    context = Context(graph, seed)
+    tallies = {name: signal.start(context) for name, signal in chosen.items()}
+    needing = {
+        need: [tallies[n] for n, s in chosen.items() if need in s.needs] for need in ("routing", "gradients")
+    }
+    samples = 0
+    if any(needing.values()):
+        if calibration is None:
+            names = ", ".join(n for n, s in chosen.items() if s.needs)
+            raise CalibrationError(
+                f"score: expected calibration data for {names}, got none. Pass at least one batch."
+            )
+        data = Calibration.of(calibration, seed=seed, forward=forward, model=graph.model).to(graph.device)
+        samples = _gather(graph, data, needing["routing"], needing["gradients"], loss_fn, progress)
+    values = {name: dict(tally.finish()) for name, tally in tallies.items()}
+    scores = Scores(values, samples, 0, seed, graph.fingerprint)
+    return with_combinations(scores, [a for a in asked if not isinstance(a, ExpertSignal)])
+
+
+def leaves(asked: Iterable[Any]) -> dict[str, ExpertSignal]:
+    """The signals that are asked for, or that what is asked for is made of, by name."""
+    found: dict[str, ExpertSignal] = {}
+    for one in map(parse, asked):
+        if isinstance(one, Combination):
+            found |= leaves(one.parts)
+        elif isinstance(one, ExpertSignal):
+            found[one.name] = one
+        elif one in SIGNALS:
+            found.setdefault(str(one), SIGNALS[str(one)]())
+        else:
+            raise ScoreError(
+                f"score: expected one of {', '.join(SIGNALS)} or an ExpertSignal, got {one!r}. Name one."
+            )
+    return found
+
+
+def _gather(
+    graph: ExpertGraph,
+    data: Calibration,
+    routing: list[ExpertTally],
+    gradients: list[ExpertTally],
+    loss_fn: LossFn | None,
+    progress: bool,
+) -> int:
+    """One pass; returns the number of samples."""
+    model, samples = graph.model, 0
+    current: list[Batch] = []
+
+    def watch(call: Call, routed: Callable[[], Routed]) -> None:
+        found = routed()
+        tokens = _real(current[0], len(found.hidden), found.hidden.device)
+        for tally in routing:
+            tally.routed(call, found.only(tokens), tokens)
+
+    with ExitStack() as undo:
+        undo.enter_context(evaluating(model))
+        if routing:
+            undo.enter_context(watching(model, graph.blocks, watch))
+        if gradients:
+            undo.enter_context(_gradients(graph, gradients))
+        else:
+            undo.enter_context(torch.no_grad())
+        for batch in data.batches("Scoring experts", progress):
+            current[:] = [batch]
+            if gradients:
+                _loss(model, batch, loss_fn).backward()
+            else:
+                batch.run(model)
+            samples += batch.size
+    return samples
+
+
+def _loss(model: nn.Module, batch: Batch, loss_fn: LossFn | None) -> Tensor:
+    if loss_fn is not None:
+        return loss_fn(model, batch.raw)
+    return default_loss(batch.run(model, labelled=True), batch)
+
+
+def _real(batch: Batch, tokens: int, device: torch.device) -> Tensor:
+    """Positions of the tokens that are no padding. [tokens]"""
+    mask = batch.kwargs.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.numel() == tokens:
+        return torch.where(mask.reshape(-1) != 0)[0].to(device)
+    return torch.arange(tokens, device=device)
+
+
+@contextmanager
+def _gradients(graph: ExpertGraph, tallies: list[ExpertTally]) -> Iterator[None]:
+    """Gradients of experts' parameters alone, handed on and freed one by one as backward makes them."""
+    model = graph.model
+    before = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    handles = []
+
+    def hand_on(parameter: Tensor, block: Block, number: int | None) -> None:
+        if parameter.grad is not None:
+            for tally in tallies:
+                tally.gradient(block, number, parameter, parameter.grad)
+            parameter.grad = None
+
+    try:
+        for parameter, _, _ in before:
+            parameter.requires_grad_(False)
+            parameter.grad = None
+        for block in graph.blocks:
+            for _, parameter, number in expert_parameters(model, block):
+                parameter.requires_grad_(True)
+                handles.append(
+                    parameter.register_post_accumulate_grad_hook(partial(hand_on, block=block, number=number))
+                )
+        with torch.enable_grad():
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for parameter, required, gradient in before:
+            parameter.requires_grad_(required)
+            parameter.grad = gradient

@@ -1,0 +1,49 @@
+"""How the loss of each sample changes as a unit is scaled: what per-sample signals are made of."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+
+from secateur.graph.groups import Group, Site
+from secateur.signals.observed import check_observable
+from secateur.signals.signal import Context, Signal, Step, SumTally
+
+
+class GateTally(SumTally):
+    r"""Sums a function of each sample's derivative with respect to a gate on the unit.
+
+    .. math:: d_{s,j} = \sum_{t \in S_j} \sum_m a_{s,t,m} \, \frac{\partial L_s}{\partial a_{s,t,m}}
+
+    is the derivative of sample s's loss with respect to a factor of 1 on everything the unit shows: its
+    members S_j, and the numbers m of their maps. So -d is, to first order, what removing the unit adds to the
+    loss. A subclass says in `weigh` what is averaged.
+    """
+
+    def __init__(self, signal: Signal, context: Context) -> None:
+        super().__init__(context)
+        self._open: dict[str, Tensor] = {}  # the batch's derivatives so far: [samples, group.size]
+        self._waiting: dict[str, int] = {}  # how many sites of the group the batch has not shown yet
+        self._sites = {group.name: len(check_observable(signal, group)) for group in context.graph.groups}
+
+    @abstractmethod
+    def weigh(self, derivatives: Tensor) -> Tensor:
+        """What to average over samples, from derivatives of the same shape, float64 [samples, group.size]."""
+
+    def activation_gradients(
+        self, group: Group, site: Site, value: Tensor, gradient: Tensor, step: Step
+    ) -> None:
+        """Add a member's share, and weigh the batch's derivatives once all members have given theirs."""
+        name = group.name
+        if name not in self._open:
+            self._open[name] = value.new_zeros((step.size, group.size), dtype=torch.float64)
+            self._waiting[name] = self._sites[name]
+        if value.dtype not in (torch.float32, torch.float64):
+            value, gradient = value.float(), gradient.float()
+        share = step.size * (value * gradient).sum(2, dtype=torch.float64)
+        self._open[name].index_add_(1, torch.as_tensor(site.unit, device=value.device), share)
+        self._waiting[name] -= 1
+        if not self._waiting[name]:
+            self.sums[name] += self.weigh(self._open.pop(name)).sum(0).cpu().numpy()

@@ -1,0 +1,222 @@
+"""A scoring run: the passes over the calibration data that serve every signal.
+
+Usually a single pass. With a memory limit there are several, each for some of the groups; with a checkpoint
+a run that was killed is taken up again; and several processes share the batches out among themselves. Each
+batch is scored from a random state of its own, so none of that shows in the scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+import torch
+
+from secateur.calibration import Calibration, seeded
+from secateur.calibration.batch import IGNORED
+from secateur.errors import CalibrationError
+from secateur.graph.graph import Graph
+from secateur.signals.checkpoint import Checkpoint, Position, Saved, Values, digest_of
+from secateur.signals.distributed import Team, check_whole, joined
+from secateur.signals.identity import identity
+from secateur.signals.loss import LossFn
+from secateur.signals.memory import Covers, in_bytes, is_heavy, passes
+from secateur.signals.onepass import OnePass, said_of
+from secateur.signals.scores import Scores
+from secateur.signals.signal import Signal
+
+_STRIDE = 0x9E3779B97F4A7C15
+"""Between the seeds of two batches: large, so that runs with neighbouring seeds share none."""
+
+
+def gather(
+    graph: Graph,
+    calibration: Calibration | None,
+    signals: Sequence[Signal],
+    *,
+    loss_fn: LossFn | None = None,
+    seed: int = 0,
+    progress: bool = True,
+    memory: int | str | None = None,
+    checkpoint: str | PathLike[str] | None = None,
+    checkpoint_every: float = 60.0,
+) -> Scores:
+    """Score every group of `graph` with every signal.
+
+    Args:
+        graph: From `sc.trace`.
+        calibration: May be None if no signal needs data.
+        signals: Instances; see `secateur.signals.registry.resolve` for names.
+        loss_fn: ``loss_fn(model, batch)``, the mean loss of a batch, instead of `default_loss`.
+        seed: For what signals, or the program itself, draw at random.
+        progress: Show a bar on a terminal.
+        memory: Most bytes that what signals accumulate may take; None: no limit.
+        checkpoint: A file to resume from and to write to.
+        checkpoint_every: Seconds between two writes; 0 writes after every batch.
+
+    Raises:
+        CalibrationError: The data cannot feed what a signal needs; the message names the signal or batch.
+        ScoreError: A weight is not finite, a signal's scores are not, or another process failed.
+        ArtefactError: The checkpoint is damaged or of another run.
+        SettingError: The memory limit cannot be kept, or a setting is none.
+    """
+    by_data = [s for s in signals if s.needs - {"weights"}]
+    if by_data and calibration is None:
+        raise CalibrationError(
+            f"signal {by_data[0].name}: expected calibration data for its "
+            f"{', '.join(sorted(by_data[0].needs))}, got None. Pass a loader, or choose "
+            "a signal that reads weights alone."
+        )
+    limit = None if memory is None else in_bytes(memory)
+    # inference_mode(False): a caller's inference mode would forbid aliases that need gradients.
+    with joined(graph.device) as team, seeded(seed), torch.inference_mode(False):
+        progress = progress and team.rank == 0
+        if limit is not None:
+            limit //= team.size  # while states are merged, the first process holds everyone's
+        about: dict[str, str] = {}
+        saver: Checkpoint | None = None
+        saved: Saved | None = None
+        data = calibration.to(graph.device) if by_data and calibration is not None else None
+        with team.together():
+            if data is not None and team.size > 1:
+                check_whole(data)
+            if data is not None and (checkpoint is not None or team.size > 1):
+                about = identity(
+                    graph,
+                    signals,
+                    loss_fn=loss_fn,
+                    seed=seed,
+                    memory=limit,
+                    batches=data.count(),
+                    processes=team.size,
+                )
+            if data is not None and checkpoint is not None:
+                path = Path(checkpoint)
+                if team.size > 1:
+                    path = path.with_name(f"{path.name}.{team.rank}of{team.size}")
+                saver = Checkpoint(path, checkpoint_every, about)
+                saved = saver.load()
+            planned = passes(graph, signals, limit, _classes(data, graph, signals, limit, progress))
+        team.check_same(about)
+        run = _Run(graph, data, signals, planned, loss_fn, seed, limit, progress, team, saver)
+        scores = run.scores(saved)
+        scores.check(graph)
+        if saver is not None:
+            saver.remove()
+    return scores
+
+
+def _classes(
+    data: Calibration | None, graph: Graph, signals: Sequence[Signal], limit: int | None, progress: bool
+) -> int:
+    """How many classes the data have, by reading their labels; 0 if it does not matter."""
+    reader = next((s for s in signals if "labels" in s.needs and is_heavy(s, graph)), None)
+    if data is None or limit is None or reader is None:
+        return 0
+    found: set[int] = set()
+    for batch in data.batches("Counting classes", progress):
+        with said_of(f"signal {reader.name}"):
+            found.update(batch.classes().tolist())
+    return len(found - {IGNORED})
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """One process's part in a run whose passes are planned."""
+
+    graph: Graph
+    data: Calibration | None
+    signals: Sequence[Signal]
+    passes: Sequence[Covers]
+    loss_fn: LossFn | None
+    seed: int
+    limit: int | None
+    progress: bool
+    team: Team
+    checkpoint: Checkpoint | None
+
+    def scores(self, saved: Saved | None) -> Scores:
+        """Carry the run out, from where a checkpoint left it."""
+        now = self._start(saved)
+        samples, classes = 0, set[int]()
+        for number in range(now.position.number, len(self.passes)):
+            with self.team.together():
+                one = self._begin(number, now)
+                self._read(one, now)
+            for name, by_group in self._finished(one).items():
+                now.values[name].update(by_group)
+            shares = self.team.everyone((now.position.samples, now.position.classes))
+            samples, classes = sum(n for n, _ in shares), set[int]().union(*(c for _, c in shares))
+            now = Saved(Position(number + 1), {}, now.values)
+            if self.checkpoint is not None and number + 1 < len(self.passes):
+                with self.team.together():
+                    self.checkpoint.save(now)
+        return Scores(now.values, samples, len(classes), self.seed, self.graph.fingerprint)
+
+    def _start(self, saved: Saved | None) -> Saved:
+        """The checkpoint, or the start of an earlier pass if another process is in that one."""
+        values: Values = {signal.name: {} for signal in self.signals}
+        first = min(self.team.everyone(0 if saved is None else saved.position.number))
+        if saved is None:
+            return Saved(Position(), {}, values)
+        for covers in self.passes[:first]:
+            for name, groups in covers.items():
+                values[name].update({group.name: saved.values[name][group.name] for group in groups})
+        if saved.position.number > first:
+            return Saved(Position(first), {}, values)
+        return Saved(saved.position, saved.states, values)
+
+    def _begin(self, number: int, now: Saved) -> OnePass:
+        with seeded(self.seed):
+            one = OnePass(
+                self.graph, self.signals, self.passes[number], self.loss_fn, seed=self.seed, memory=self.limit
+            )
+        if self.checkpoint is not None or self.team.size > 1:
+            one.check_states()
+        if now.states:
+            one.merge({name: [state] for name, state in now.states.items()})
+        return one
+
+    def _read(self, one: OnePass, now: Saved) -> None:
+        """Score this process's share of the data, but for what was scored before."""
+        if self.data is None:
+            return
+        position = now.position
+        which = f" ({position.number + 1}/{len(self.passes)})" if len(self.passes) > 1 else ""
+        batches = self.data.batches(f"Scoring{which}", self.progress, self.team.takes)
+        if self.checkpoint is not None and position.read:
+            skipped = 0
+            for batch in batches:
+                skipped = digest_of(batch, skipped)
+                if batch.index + 1 >= position.read:
+                    break
+            self.checkpoint.check_data(position, skipped)
+        unsaved = False
+        for batch in batches:
+            with seeded((self.seed + _STRIDE * batch.index) % 2**63):
+                position.move(one.run(batch))
+            if self.checkpoint is not None:
+                position.digest = digest_of(batch, position.digest)
+                unsaved = not self.checkpoint.due
+                if not unsaved:
+                    self.checkpoint.save(Saved(position, one.states(), now.values))
+        if self.checkpoint is not None and unsaved:
+            self.checkpoint.save(Saved(position, one.states(), now.values))
+
+    def _finished(self, one: OnePass) -> Values:
+        """The pass's scores, from all processes' shares."""
+        if self.team.size == 1:
+            with seeded(self.seed):
+                return one.finish()
+        with self.team.together():
+            states = one.states()
+        merged = {name: self.team.to_first(state) for name, state in states.items()}
+        values: Values = {}
+        with self.team.together():
+            if self.team.rank == 0:
+                one.merge(merged)
+                with seeded(self.seed):
+                    values = one.finish()
+        return self.team.from_first(values)

@@ -1,0 +1,325 @@
+"""One pass over the calibration data: each batch once forward, once backward if need be, for every signal.
+
+The captured program runs on aliases of the model's tensors (see `secateur.signals.program`), so nothing of
+the model can change, whatever happens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from secateur.calibration import Batch
+from secateur.common.outputs import tensors_of
+from secateur.errors import CalibrationError, ScoreError
+from secateur.graph.graph import Graph
+from secateur.graph.groups import Group, Site
+from secateur.graph.rules.op import shape_of
+from secateur.signals.by_unit import by_entry
+from secateur.signals.checkpoint import Values
+from secateur.signals.loss import LossFn, check_label_range, default_loss, logits_of
+from secateur.signals.memory import Covers
+from secateur.signals.program import CapturedModel, NotObservedError, Read
+from secateur.signals.signal import Context, Signal, Step, Tally
+
+
+@dataclass(frozen=True, eq=False)
+class _Observer:
+    """Who wants to see a node's value, as which group's site."""
+
+    signal: Signal
+    tally: Tally
+    group: Group
+    site: Site
+
+
+class OnePass:
+    """Runs batches, and hands each signal's tally what it needs."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        signals: Sequence[Signal],
+        covers: Covers,
+        loss_fn: LossFn | None,
+        *,
+        seed: int,
+        memory: int | None = None,
+    ) -> None:
+        """Prepare a pass.
+
+        Args:
+            graph: From `sc.trace`.
+            signals: All of the run; labels are read if any needs them.
+            covers: The groups that each signal scores in this pass; a signal without any is left out.
+            loss_fn: As for `gather`.
+            seed: For the tallies' context.
+            memory: For the tallies' context.
+
+        Raises:
+            ScoreError: A weight is not finite.
+        """
+        self._labels_for = next((s.name for s in signals if "labels" in s.needs), None)
+        self._loss_fn = loss_fn
+        active = [signal for signal in signals if signal.name in covers]
+        self._wanted = {
+            signal.name: {name for group in covers[signal.name] for name in signal.tensors(group)}
+            for signal in active
+            if "gradients" in signal.needs
+        }
+        watched = [
+            (signal, group, site)
+            for signal in active
+            if signal.needs & {"activations", "activation_gradients"}
+            for group in covers[signal.name]
+            for site in signal.sites(group)
+        ]
+        by_gradient = {site for signal, _, site in watched if "activation_gradients" in signal.needs}
+        self._parameters = _differentiable(graph, set().union(*self._wanted.values()))
+        # An activation is part of autograd's graph if the weight that produces it is.
+        producers = {
+            site.producer
+            for site in by_gradient
+            if site.producer in graph.program.state_dict
+            and graph.program.state_dict[site.producer].is_floating_point()
+        }
+        self.model = CapturedModel(graph.programs, producers.union(self._parameters))
+        _check_weights(graph, self.model)
+        self._signals = {signal.name: signal for signal in active}
+        self._tallies = {
+            signal.name: signal.start(self._context(graph, covers[signal.name], seed, memory))
+            for signal in active
+        }
+        self._observers: dict[str, list[_Observer]] = {}
+        for signal, group, site in watched:
+            observer = _Observer(signal, self._tallies[signal.name], group, site)
+            self._observers.setdefault(site.node, []).append(observer)
+        self._callers: dict[str, list[Tally]] = {}
+        for signal in active:
+            tally = self._tallies[signal.name]
+            for node in tally.calls() if "calls" in signal.needs else ():
+                self._callers.setdefault(node, []).append(tally)
+        self._by_gradient = frozenset(site.node for site in by_gradient)
+        self._lengths = {n.name: shape_of(n) for n in graph.program.graph.nodes if n.name in self._observers}
+        self._kept: dict[str, tuple[Tensor, GradientEdge]] = {}  # of the batch in progress
+
+    def _context(self, graph: Graph, groups: tuple[Group, ...], seed: int, memory: int | None) -> Context:
+        part = graph if groups == graph.groups else replace(graph, groups=groups)
+        return Context(part, self.model.tensors, self.model.parameters, seed, memory)
+
+    @property
+    def _differentiates(self) -> bool:
+        return bool(self._wanted or self._by_gradient)
+
+    def finish(self) -> Values:
+        """Every signal's scores."""
+        return {name: dict(tally.finish()) for name, tally in self._tallies.items()}
+
+    def states(self) -> dict[str, dict[str, Tensor]]:
+        """What every signal's tally has accumulated."""
+        return {name: tally.state() for name, tally in self._tallies.items()}
+
+    def merge(self, states: Mapping[str, Sequence[Mapping[str, Tensor]]]) -> None:
+        """Replace what every tally has accumulated by the union of such states."""
+        for name, tally in self._tallies.items():
+            tally.merge(states[name])
+
+    def check_states(self) -> None:
+        """Raise ScoreError if a signal reads data but cannot say what it has accumulated."""
+        for name, tally in self._tallies.items():
+            if self._signals[name].needs - {"weights"} and type(tally).state is Tally.state:
+                raise ScoreError(
+                    f"signal {name}: expected a tally with state and merge, which a checkpoint and several "
+                    f"processes need, got {type(tally).__name__} without. Implement them, or derive the "
+                    "tally from SumTally."
+                )
+
+    def run(self, batch: Batch) -> Step:
+        """One batch: forward, observations, and backward if a signal needs it."""
+        classes = None
+        if self._labels_for is not None:
+            with said_of(f"signal {self._labels_for}"):
+                classes = batch.classes()
+        step = Step(batch.index, batch.size, classes)
+        for tally in self._tallies.values():
+            tally.begin(step)
+        try:
+            with torch.set_grad_enabled(self._differentiates), said_of(f"score, batch {batch.index}"):
+                output = self._forward(batch, step)
+                if self._differentiates:
+                    self._backward(output, batch, step)
+        finally:
+            self._kept.clear()
+        return step
+
+    def _forward(self, batch: Batch, step: Step) -> Any:
+        """Run the model on a batch; returns its output, or the loss if `loss_fn` is to call it."""
+        seen: set[str] = set()
+
+        def watcher(node: str, value: Tensor, read: Read) -> None:
+            if node not in seen:  # a loss_fn may call the model again: only its first call counts
+                seen.add(node)
+                if node in self._observers:
+                    self._observe(node, value, step)
+                for tally in self._callers.get(node, ()):
+                    tally.call(node, value.detach(), read, step)
+
+        watched = self._observers.keys() | self._callers.keys()
+        self.model.watch(watched, watcher)
+        try:
+            if self._loss_fn is not None and self._differentiates:
+                output = self._loss_fn(self.model, batch.raw)
+            else:
+                output = batch.run(self.model, labelled=self._differentiates)
+        finally:
+            self.model.watch((), None)
+        if len(seen) < len(watched):
+            raise CalibrationError(
+                "loss_fn: expected it to call the model it is given, got a loss without. "
+                "Compute the loss as loss_fn(model, batch) from model(...)."
+            )
+        for value in tensors_of(output):
+            if value.is_floating_point() and bool(value.isnan().any()):
+                raise CalibrationError(
+                    "model: expected finite outputs, got NaN. Check the data, and the model for overflow."
+                )
+        if self._loss_fn is None and step.classes is not None:
+            logits = logits_of(output)
+            if logits is not None and logits.ndim == 2:
+                check_label_range(step.classes, logits)
+        return output
+
+    def _observe(self, node: str, value: Tensor, step: Step) -> None:
+        plain = value.detach()
+        view = self._viewer(node, plain, step)
+        for observer in self._observers[node]:
+            if "activations" in observer.signal.needs:
+                seen = view(observer)
+                observer.tally.observe(
+                    observer.group, observer.site, seen.flatten(2), replace(step, map=tuple(seen.shape[2:]))
+                )
+        if node not in self._by_gradient or not torch.is_grad_enabled():
+            return
+        if not value.requires_grad:
+            observer = self._observers[node][0]
+            raise ScoreError(
+                f"group {observer.group.name}: expected an activation at {node} that has a gradient, got "
+                f"one of {observer.site.producer}, which has none. Exclude the group, or choose another "
+                "signal."
+            )
+        # The edge, not the value: what is written into the value later has another gradient.
+        self._kept[node] = (plain.clone() if self.model.writes else plain, get_gradient_edge(value))
+
+    def _viewer(self, node: str, value: Tensor, step: Step) -> Callable[[_Observer], Tensor]:
+        """A function that gives an observer its view of a node's value; those who share a site share it."""
+        views: dict[Site, Tensor] = {}
+
+        def view(observer: _Observer) -> Tensor:
+            site, group = observer.site, observer.group
+            if site not in views:
+                expected = self._lengths[site.node][site.axis]
+                if value.shape[site.axis] != expected:
+                    raise NotObservedError(
+                        f"group {group.name}: expected {expected} entries at {node}, as traced, got "
+                        f"{value.shape[site.axis]}: the size of the inputs is part of that axis. Pad batches "
+                        "to the traced size, or use a signal that reads no activations."
+                    )
+                found = by_entry(value, site, step.size, self.model.batch_axes(node), group)
+                views[site] = found if found.ndim > 2 else found[:, :, None]
+            return views[site]
+
+        return view
+
+    def _backward(self, output: Any, batch: Batch, step: Step) -> None:
+        """Gradients of the batch's mean loss, for each signal that wants some."""
+        # Tied parameters share an alias, which autograd wants to see once.
+        aliases = {id(self.model.tensors[n]): self.model.tensors[n] for n in self._parameters}
+        if not aliases and not self._by_gradient:
+            return
+        loss = self._loss(output, batch)
+        inputs: list[Any] = [*aliases.values(), *(edge for _, edge in self._kept.values())]
+        found = torch.autograd.grad(loss, inputs, allow_unused=True)
+        by_alias = dict(zip(aliases, found, strict=False))
+        gradients = {}
+        for name in self._parameters:
+            tensor = self.model.tensors[name]
+            gradient = by_alias[id(tensor)]
+            # None for parameters that do not reach the loss.
+            gradients[name] = torch.zeros_like(tensor) if gradient is None else gradient
+        for signal, names in self._wanted.items():
+            self._tallies[signal].gradients({n: g for n, g in gradients.items() if n in names}, step)
+        for (node, (value, _)), gradient in zip(self._kept.items(), found[len(aliases) :], strict=True):
+            self._show_gradient(node, value, gradient, step)
+
+    def _show_gradient(self, node: str, value: Tensor, gradient: Tensor | None, step: Step) -> None:
+        values = self._viewer(node, value, step)
+        slopes = self._viewer(node, torch.zeros_like(value) if gradient is None else gradient, step)
+        for observer in self._observers[node]:
+            if "activation_gradients" in observer.signal.needs:
+                value_, slope = values(observer), slopes(observer)
+                here = replace(step, map=tuple(value_.shape[2:]))
+                observer.tally.activation_gradients(
+                    observer.group, observer.site, value_.flatten(2), slope.flatten(2), here
+                )
+
+    def _loss(self, output: Any, batch: Batch) -> Tensor:
+        """The batch's mean loss, checked."""
+        loss: Any = output
+        if self._loss_fn is None:
+            reader = next(
+                name for name, s in self._signals.items() if s.needs & {"gradients", "activation_gradients"}
+            )
+            with said_of(f"signal {reader}"):
+                loss = default_loss(output, batch)
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            got = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise CalibrationError(
+                f"loss: expected one number, the batch's mean loss, got {got}. Average it."
+            )
+        if not bool(torch.isfinite(loss)):
+            raise CalibrationError(
+                f"loss: expected a finite number, got {loss.item()}. "
+                "Check the data, and the model for overflow."
+            )
+        if not loss.requires_grad:
+            raise CalibrationError(
+                "loss: expected one that depends on the model's parameters, got a constant. Compute it "
+                "from the model's output, without detach or no_grad."
+            )
+        return loss.reshape(())
+
+
+@contextmanager
+def said_of(where: str) -> Iterator[None]:
+    """Put what was being done before the message of a CalibrationError."""
+    try:
+        yield
+    except CalibrationError as error:
+        raise CalibrationError(f"{where}: {error}") from error
+
+
+def _differentiable(graph: Graph, wanted: set[str]) -> tuple[str, ...]:
+    """Those of the names that are parameters with gradients, in the model's order."""
+    parameters = frozenset(graph.program.graph_signature.parameters)
+    return tuple(
+        name
+        for name, tensor in graph.program.state_dict.items()
+        if name in parameters and name in wanted and tensor.is_floating_point()
+    )
+
+
+def _check_weights(graph: Graph, model: CapturedModel) -> None:
+    touched = {piece.tensor for group in graph.groups for piece in group.slices}
+    for name, tensor in model.tensors.items():
+        if name not in model.parameters and name not in touched:
+            continue  # a buffer such as an attention mask may hold infinities on purpose
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ScoreError(
+                f"score: expected finite weights, got NaN or infinity in {name}. Repair or reload the model."
+            )

@@ -1,0 +1,320 @@
+"""What the loss of each unit does that refitting its consumers cannot undo."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, fx
+
+from secateur.errors import ScoreError
+from secateur.graph.graph import Graph
+from secateur.graph.groups import Group, Site
+from secateur.graph.rules.op import hint
+from secateur.repairs.regression.additions import addition_after
+from secateur.repairs.regression.calls import Call
+from secateur.repairs.regression.elimination import Consumer, eliminate
+from secateur.repairs.regression.layers import Site as LayerCall
+from secateur.repairs.regression.leastsquares import add_products
+from secateur.repairs.regression.readers import LayerCalls, unit_of
+from secateur.signals.program import Read
+from secateur.signals.signal import Context, Need, Signal, Step, Tally, Vector
+
+POSITIONS = 64
+"""Of each sample a layer reads at most this many positions of its output, drawn at random, ..."""
+
+SHARE = 4
+"""... or one for this many of its columns, where that is more."""
+
+
+@dataclass(frozen=True)
+class Reconstruction(Signal):
+    r"""The error that is left after the consuming layers have been refitted to the units that stay.
+
+    Units of a group go one after another, each time the one whose loss adds the least error to the outputs
+    of the layers that read the group, once these are refitted by least squares to what is left
+    (`secateur.repairs.regression.elimination`). A unit's score is the error after it and all before it are
+    gone,
+
+    .. math:: U_j = \sum_c \frac{\min_W \lVert X_c^{(j)} W - Y_c \rVert^2}{\lVert Z_c - \bar Z_c \rVert^2},
+
+    summed over the consuming layers c, with :math:`X_c^{(j)}` the inputs of the layer without those units,
+    :math:`Y_c` its outputs, and :math:`Z_c` what these go into: the sum of a residual stream, where they go
+    into one, else the outputs themselves. So the scores of all groups are on one scale,
+    ``sc.Global(removal="reconstruction", normalise="none")`` spreads what damage remains evenly, and what
+    others can stand in for goes first, however large it is. Consumers that are no regressions, such as the
+    weights of an LSTM, do not count. For a group that only such consumers read, the units themselves take the
+    place of the outputs: how much of their activations those that stay cannot tell, linearly.
+
+    Of large maps a layer reads positions drawn at random: `POSITIONS` of each sample, or as many as a quarter
+    of its columns. So the cost of a sample does not grow with its resolution.
+
+    Source: ThiNet (Luo et al. 2017, arXiv 1707.06342) chooses by reconstruction error; the elimination is
+    the optimal brain surgeon's (Hassibi and Stork 1993); the common scale across groups is ours.
+
+    Direction: large means that the loss cannot be undone, so worth more. Needs no labels.
+
+    Example:
+        >>> import torch
+        >>> import secateur as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3, bias=False), torch.nn.Linear(3, 2, bias=False))
+        >>> _ = net[0].weight.data.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [5.0, 5.0]]))
+        >>> graph = sc.trace(net, torch.zeros(2, 2))
+        >>> _ = torch.manual_seed(0)
+        >>> data = [torch.randn(50, 2) for _ in range(4)]
+        >>> lost = sc.score(graph, data, sc.Reconstruction(), progress=False)["reconstruction"]["0"]
+        >>> bool(sorted(lost)[0] < 0.001 < 0.01 < sorted(lost)[1])  # one can go for nothing, not two
+        True
+    """
+
+    name: ClassVar[str] = "reconstruction"
+    needs: ClassVar[frozenset[Need]] = frozenset({"calls"})
+
+    def held(self, graph: Graph, classes: int) -> dict[str, int]:
+        """8 bytes for each pair of columns of each consuming layer."""
+        layers = _Layers(graph)
+        return {g.name: sum(8 * layers.pairs(reader) for reader in layers.readers(g)) for g in graph.groups}
+
+    def start(self, context: Context) -> Tally:
+        """Begin a run."""
+        return _ReconstructionTally(context)
+
+
+class _Layers(LayerCalls):
+    """The calls of layers, and what stands in for them."""
+
+    def readers(self, group: Group) -> list[LayerCall | Site]:
+        """The calls that read units of a group; where there are none, the sites that show them.
+
+        Raises:
+            ScoreError: There is neither.
+        """
+        pieces = group.of_role("consume")
+        calls = dict.fromkeys(layer for piece in pieces for layer in self.of(piece))
+        if not calls and not group.sites:
+            raise ScoreError(
+                f"reconstruction, group {group.name}: expected a linear layer or convolution that reads it, "
+                "or a place where its activations show, got neither. Choose another signal."
+            )
+        return list(calls) or list(group.sites)
+
+    def pairs(self, reader: LayerCall | Site) -> int:
+        """Number of pairs of columns, over all parts of a grouped layer."""
+        if isinstance(reader, Site):
+            return len(reader.unit) ** 2
+        matrix = reader.layer.matrix(self.tensor(reader.weight).to("meta"), Call.captured(reader.node))
+        return int(matrix.shape[0] * matrix.shape[1] ** 2)
+
+
+class _Sums:
+    """What one call of a layer reads and what its output goes into, summed over positions in float64.
+
+    Attributes:
+        state: ``count`` and ``ends``, the numbers of positions; ``x`` [parts, columns] and ``xx``
+            [parts, columns, columns], the columns and their products; ``y`` and ``yy`` [parts, outputs], what
+            the output goes into and its squares.
+    """
+
+    def __init__(self, parts: int, columns: int, outputs: int, device: torch.device) -> None:
+        options: Any = {"dtype": torch.float64, "device": device}
+        self.state = {
+            "count": torch.zeros((), **options),
+            "x": torch.zeros(parts, columns, **options),
+            "xx": torch.zeros(parts, columns, columns, **options),
+            "ends": torch.zeros((), **options),
+            "y": torch.zeros(parts, outputs, **options),
+            "yy": torch.zeros(parts, outputs, **options),
+        }
+
+    def add_columns(self, x: Tensor) -> None:
+        """x: [parts, positions, columns]"""
+        x = x if x.dtype in (torch.float32, torch.float64) else x.float()  # products are as exact as values
+        self.state["count"] += x.shape[1]
+        self.state["x"] += (x.new_ones(len(x), 1, x.shape[1]) @ x)[:, 0]
+        add_products(self.state["xx"], x)
+
+    def add_ends(self, y: Tensor) -> None:
+        """y: [parts, positions, outputs]"""
+        y = y.double()
+        self.state["ends"] += y.shape[1]
+        self.state["y"] += y.sum(1)
+        self.state["yy"] += y.square().sum(1)
+
+    def covariance(self) -> Tensor:
+        """Of the columns. [parts, columns, columns]"""
+        count = self.state["count"].clamp_min(1)
+        mean = self.state["x"] / count
+        return self.state["xx"] / count - mean[:, :, None] * mean[:, None]
+
+    def end_variance(self) -> float:
+        """Of what the output goes into, over all its entries together."""
+        count = self.state["ends"].clamp_min(1)
+        around = self.state["yy"] / count - (self.state["y"] / count).square()
+        return float(around.clamp_min(0).sum())
+
+
+class _Reading(ABC):
+    """Something that reads a group's units, as regressions whose columns belong to them.
+
+    Attributes:
+        sums: Of what was seen.
+    """
+
+    sums: _Sums
+
+    @abstractmethod
+    def shows(self) -> dict[str, Callable[[Tensor, Read, torch.Generator], None]]:
+        """What to do with the value of which node."""
+
+    @abstractmethod
+    def consumers(self, group: Group) -> Iterator[Consumer]:
+        """The regressions that read units of a group."""
+
+
+class _LayerReading(_Reading):
+    """One call of a layer."""
+
+    def __init__(self, layer: LayerCall, layers: _Layers) -> None:
+        self._layer, self._layers = layer, layers
+        self._call = Call.captured(layer.node)
+        self._weight = layers.tensor(layer.weight).detach()
+        self._matrix = layer.layer.matrix(self._weight, self._call).double()
+        self._addition = addition_after(layer, layers.program_calls)
+        parts, columns, outputs = self._matrix.shape
+        self.sums = _Sums(parts, columns, outputs, self._weight.device)
+
+    def shows(self) -> dict[str, Callable[[Tensor, Read, torch.Generator], None]]:
+        """The layer shows its columns; it, or the addition behind it, where they end."""
+        layer = self._layer
+
+        def columns(value: Tensor, read: Read, drawn: torch.Generator) -> None:
+            most = max(POSITIONS, self._matrix.shape[1] // SHARE)
+            for x, y in layer.pieces(self._call, self._weight, read(layer.x).detach(), value):
+                places = layer.draw(self._call, self._weight, y, most, drawn)
+                self.sums.add_columns(layer.layer.columns(x, self._weight, self._call, places))
+
+        def ends(value: Tensor, read: Read, drawn: torch.Generator) -> None:
+            self.sums.add_ends(layer.layer.targets(value, self._weight, self._call))
+
+        def both(value: Tensor, read: Read, drawn: torch.Generator) -> None:
+            columns(value, read, drawn)
+            ends(value, read, drawn)
+
+        if self._addition is None:
+            return {layer.node.name: both}
+        return {layer.node.name: columns, self._addition.node.name: ends}
+
+    def consumers(self, group: Group) -> Iterator[Consumer]:
+        """Those of each tensor axis of the group that is the layer's weight."""
+        covariance, ends = self.sums.covariance(), self.sums.end_variance()
+        scaled = self._matrix * self._factor()[:, None] / (ends**0.5 or 1.0)
+        for piece in group.of_role("consume"):
+            if self._layer in self._layers.of(piece):
+                entries = unit_of(piece, self._weight)
+                unit = self._layer.layer.matrix(entries, self._call)[:, :, 0]
+                for part in range(len(unit)):
+                    if bool((unit[part] >= 0).any()):
+                        yield Consumer(covariance[part], scaled[part], unit[part])
+
+    def _factor(self) -> Tensor:
+        """What each output is multiplied with on the way to the addition. [parts, outputs]"""
+        value = self._layer.node.meta["val"]
+        shape = [hint(n) for n in value.shape]
+        ends = []
+        for start in (0.0, 1.0):
+            at = torch.full(shape, start, dtype=value.dtype, device=self._weight.device)
+            source = self._layer.node
+            for node in () if self._addition is None else self._addition.chain:
+                given = {n: self._layers.tensor(n).detach() for n in node.all_input_nodes if n is not source}
+                given[source] = at
+                call = Call.captured(node)
+                at = call.run(*fx.map_arg(call.args, given.get), **fx.map_arg(call.kwargs, given.get))
+                source = node
+            ends.append(at)
+        found = self._layer.layer.targets(ends[1] - ends[0], self._weight, self._call)
+        return found[:, 0].double()
+
+
+class _SiteReading(_Reading):
+    """The activations at one site, for themselves."""
+
+    def __init__(self, site: Site, device: torch.device) -> None:
+        self._site = site
+        self._position = torch.as_tensor(site.position, device=device)
+        self.sums = _Sums(1, len(site.unit), 0, device)
+
+    def shows(self) -> dict[str, Callable[[Tensor, Read, torch.Generator], None]]:
+        """A row for each sample and place of the map."""
+
+        def columns(value: Tensor, read: Read, drawn: torch.Generator) -> None:
+            entries = value.index_select(self._site.axis, self._position).movedim(self._site.axis, -1)
+            self.sums.add_columns(entries.reshape(1, -1, entries.shape[-1]))
+
+        return {self._site.node: columns}
+
+    def consumers(self, group: Group) -> Iterator[Consumer]:
+        """One, that wants each entry back."""
+        (covariance,) = self.sums.covariance()
+        whole = float(covariance.diagonal().sum())
+        wanted = torch.eye(len(covariance)).to(covariance) / (whole**0.5 or 1.0)
+        yield Consumer(covariance, wanted, torch.as_tensor(self._site.unit, device=covariance.device))
+
+
+class _ReconstructionTally(Tally):
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        layers = _Layers(context.graph)
+        made: dict[LayerCall | Site, _Reading] = {}
+        self._readings: dict[str, list[_Reading]] = {}
+        for group in context.graph.groups:
+            for reader in layers.readers(group):
+                if reader not in made:
+                    made[reader] = (
+                        _SiteReading(reader, context.graph.device)
+                        if isinstance(reader, Site)
+                        else _LayerReading(reader, layers)
+                    )
+                self._readings.setdefault(group.name, []).append(made[reader])
+        self._sums = [reading.sums for reading in made.values()]
+        self._shows: dict[str, list[Callable[[Tensor, Read, torch.Generator], None]]] = {}
+        for reading in made.values():
+            for node, show in reading.shows().items():
+                self._shows.setdefault(node, []).append(show)
+
+    def calls(self) -> frozenset[str]:
+        """The layers, the additions that they go into, and the sites of groups that no layer reads."""
+        return frozenset(self._shows)
+
+    def call(self, node: str, value: Tensor, read: Read, step: Step) -> None:
+        """Add up what one of them reads and gives."""
+        for show in self._shows[node]:
+            show(value, read, torch.Generator().manual_seed(self.context.seed + step.index))
+
+    def state(self) -> dict[str, Tensor]:
+        """All sums, by number."""
+        return {
+            f"{k}.{name}": tensor.cpu()
+            for k, sums in enumerate(self._sums)
+            for name, tensor in sums.state.items()
+        }
+
+    def merge(self, states: Sequence[Mapping[str, Tensor]]) -> None:
+        """Add the states up, in their order."""
+        for k, sums in enumerate(self._sums):
+            for name, tensor in sums.state.items():
+                total = states[0][f"{k}.{name}"].clone()
+                for state in states[1:]:
+                    total += state[f"{k}.{name}"]
+                tensor.copy_(total)
+
+    def finish(self) -> Mapping[str, Vector]:
+        """Eliminate the units of each group."""
+        return {
+            group.name: eliminate(
+                group.size, [c for reading in self._readings[group.name] for c in reading.consumers(group)]
+            )
+            for group in self.context.graph.groups
+        }

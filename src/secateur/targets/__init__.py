@@ -1,0 +1,1 @@
+"""What is removed: units, single weights, experts."""

@@ -1,0 +1,109 @@
+"""Equally many experts in all blocks, whatever rule says which: what stock Transformers can load."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from pydantic import JsonValue
+
+from secateur.allocators.base import Allocator
+from secateur.allocators.budget import Budget
+from secateur.allocators.description import Description
+from secateur.allocators.limits import Limits
+from secateur.allocators.signals import ScoreTable
+from secateur.allocators.step_function import StepFunction
+from secateur.errors import SettingError
+from secateur.graph.graph import Graph
+from secateur.signals.units.combination import Asked
+
+
+@dataclass(frozen=True)
+class OtherRule(Allocator):
+    """Goes by another rule's name, signals, knob and settings; a subclass changes the steps.
+
+    Attributes:
+        rule: The other rule.
+    """
+
+    rule: Allocator
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """The rule's."""
+        return self.rule.name
+
+    @property
+    def signals(self) -> tuple[Asked, ...]:
+        """The rule's."""
+        return self.rule.signals
+
+    @property
+    def spends(self) -> bool:  # type: ignore[override]
+        """As the rule."""
+        return self.rule.spends
+
+    def knob(self, budget: Budget | None) -> float | None:
+        """The rule's."""
+        return self.rule.knob(budget)
+
+    def settings(self, knob: float | None) -> dict[str, JsonValue]:
+        """The rule's."""
+        return self.rule.settings(knob)
+
+    def describe(self, certificates: Mapping[str, Any]) -> Description:
+        """The rule's."""
+        return self.rule.describe(certificates)
+
+
+@dataclass(frozen=True)
+class EqualCounts(OtherRule):
+    """Each block loses equally many experts, the first to go by another rule's order.
+
+    A configuration of Transformers has one number of experts for all layers, so this is what
+    ``from_pretrained`` can load. The budget gives the number: the most experts that it allows all blocks to
+    keep. Nothing of it is spent on single blocks.
+
+    Attributes:
+        rule: Says in which order the experts of a block go.
+
+    Raises:
+        SettingError: On `allocate`, there is no budget, or blocks have different numbers of experts.
+    """
+
+    @property
+    def spends(self) -> bool:  # type: ignore[override]
+        """No: one expert of a single block may not come back alone."""
+        return False
+
+    def knob(self, budget: Budget | None) -> float | None:
+        """The fraction removed, which only a budget can say."""
+        if budget is None:
+            raise SettingError(
+                "EqualCounts: expected a budget, got none. Give Budget(experts=0.75), for example."
+            )
+        return None
+
+    def settings(self, knob: float | None) -> dict[str, JsonValue]:
+        """The rule's, and the fraction that every block lost."""
+        return {**self.rule.settings(None), "equal_counts": True, "ratio": None if knob is None else knob}
+
+    def describe(self, certificates: Mapping[str, Any]) -> Description:
+        """The rule's; what a budget solves for is the fraction."""
+        return replace(self.rule.describe(certificates), setting="ratio", knob="ratio")
+
+    def steps(self, graph: Graph, scores: ScoreTable, limits: Limits) -> Mapping[str, StepFunction]:
+        """K experts of each block go from ratio k / N on."""
+        sizes = sorted({group.size for group in limits.considered(graph.groups)})
+        if len(sizes) > 1:
+            raise SettingError(
+                f"EqualCounts: expected blocks with one number of experts, got {sizes}. Leave it out, and "
+                "save with secateur.save."
+            )
+        count = limits.feasible(sizes[0])
+        return {
+            name: StepFunction(order=function.order, knob=np.asarray(count / sizes[0]), count=count)
+            for name, function in self.rule.steps(graph, scores, limits).items()
+        }

@@ -1,0 +1,256 @@
+"""Experts in `sc.repair`: the surviving experts take over, in closed form and without labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from secateur.calibration import Calibration, Forward
+from secateur.common.models import device_of, evaluating
+from secateur.errors import SettingError
+from secateur.repairs.regression.leastsquares import add_products, damped_solution
+from secateur.targets.experts.blocks import Block
+from secateur.targets.experts.down import Down, inputs_of
+from secateur.targets.experts.graph import ExpertGraph
+from secateur.targets.experts.routing import Call, Routed, watching
+from secateur.targets.experts.trace import trace
+from secateur.targets.units.copying import duplicate
+from secateur.targets.units.record import record_of, with_repairs
+
+DAMPINGS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+"""Candidates, relative to the mean of the Gram matrix's diagonal."""
+
+METHOD = "experts"
+
+MEMORY = 2**31
+"""Most bytes that the sums may take where nothing else was asked for."""
+
+
+def check_methods(where: str, methods: str | Sequence[str] | None) -> None:
+    """Refuse every repair but the one that experts have."""
+    if methods not in (None, "auto", METHOD, [METHOD], (METHOD,)):
+        raise SettingError(f"{where}={methods!r}): expected None, 'auto' or {METHOD!r}. Name one.")
+
+
+def repair(
+    small: nn.Module,
+    model: nn.Module,
+    calibration: Any,
+    methods: str | Sequence[str] | None = "auto",
+    *,
+    graph: ExpertGraph | None = None,
+    memory: int | None = None,
+    forward: Forward | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> nn.Module:
+    r"""Refit the down-projections of the experts that stayed to the dense block's output.
+
+    With x(t) what the dense block reads, y(t) what it gives and ŷ(t) what the pruned block gives for the same
+    x(t), the changes D_e of all experts' down-projections together minimise
+
+    .. math:: \sum_t \Big\lVert y(t) - \hat y(t) - \sum_{e} g_e(t) \, D_e \, a_e(t) \Big\rVert^2
+              + \lambda \sum_e \lVert D_e \rVert^2
+
+    g being the pruned router's weights and a what goes into a down-projection. Only sums of products are
+    kept, in float64: per block the square of (experts kept × their inner size). Where that does not fit into
+    `memory`, as many experts as fit are refitted at a time, those after them to what these leave. The last
+    fifth of each batch's tokens is held out to choose λ; experts whose held-out error no λ lowers stay as
+    they are. All sums then give the result. Blocks are fitted from the dense model's activations, each on its
+    own: later ones do not make up for errors of earlier ones.
+
+    By default `memory` suffices for eight experts of inner size 1,408 together, ``2**35`` for 32.
+
+    Returns:
+        A repaired copy. `secateur.record_of` has the held-out errors before and after, as shares of the dense
+        blocks' output: sum ||y - ŷ||² / sum ||y||². Of each block the sums of squares, and λ of each part.
+
+    Raises:
+        SettingError: One expert's sums alone need more than `memory`, or experts do not end in a linear
+            layer, or a method is unknown.
+        ArtefactError: `small` did not come from `apply`.
+    """
+    check_methods("repair(methods", methods)
+    record = record_of(small)
+    kept = {group.name: group.kept for group in record.plan.groups if group.removed}
+    repaired = duplicate(small)
+    if methods is None:
+        return repaired
+    data = Calibration.of(calibration, seed=seed, forward=forward, model=model).to(device_of(model))
+    graph = trace(model, data.first().inputs) if graph is None else graph
+    blocks = {block.name: block for block in graph.blocks if block.name in kept}
+    report: dict[str, Any] = {}
+    for parts in passes(model, list(blocks.values()), kept, memory or MEMORY):
+        fits = {part.block.name: _Fit(repaired, part) for part in parts}
+        dense = [blocks[name] for name in fits]
+
+        def watch(call: Call, _: Callable[[], Routed], fits: dict[str, _Fit] = fits) -> None:
+            fits[call.block.name].add(call)
+
+        with evaluating(model), evaluating(repaired), torch.no_grad(), watching(model, dense, watch):
+            for batch in data.batches("Repairing experts", progress):
+                batch.run(model)
+        for name, fit in fits.items():
+            found = fit.solve()
+            damping = found.pop("damping")
+            known = report.setdefault(name, {**found, "dampings": []})
+            known["after"] = found["after"]
+            known["dampings"].append(damping)
+    scale = sum(found["scale"] for found in report.values()) or 1.0
+    entry = {
+        "method": METHOD,
+        "kept": any(set(found["dampings"]) != {None} for found in report.values()),
+        "measure": "distance to the dense blocks",
+        "before": sum(found["before"] for found in report.values()) / scale,
+        "after": sum(found["after"] for found in report.values()) / scale,
+        "held_out_samples": max((found["tokens"] for found in report.values()), default=0),
+        "blocks": report,
+    }
+    return with_repairs(repaired, [entry])
+
+
+@dataclass(frozen=True)
+class Part:
+    """Experts of a block whose down-projections are refitted together.
+
+    Attributes:
+        block: The pruned block.
+        experts: Their numbers among those that stayed.
+    """
+
+    block: Block
+    experts: range
+
+
+def passes(model: nn.Module, blocks: list[Block], kept: dict[str, int], memory: int) -> list[list[Part]]:
+    """What each pass over the data refits: as many blocks as the memory allows.
+
+    Of each block all experts, or where their sums do not fit, one part after another.
+
+    Raises:
+        SettingError: The sums of one expert do not fit.
+    """
+    turns: list[list[tuple[Part, int]]] = []
+    for block in blocks:
+        inner, count = _inner(model, block), kept[block.name]
+        most = math.isqrt(memory // 16) // inner
+        if not most:
+            raise SettingError(
+                f"repair: expected sums that fit into {memory:,} bytes, got {16 * inner**2:,} for an "
+                f"expert of {block.name} (inner size {inner}). Give more memory, or leave this repair out."
+            )
+        pruned = replace(block, count=count)
+        for turn, experts in enumerate(np.array_split(np.arange(count), -(-count // most))):
+            if turn == len(turns):
+                turns.append([])
+            part = Part(pruned, range(int(experts[0]), int(experts[-1]) + 1))
+            turns[turn].append((part, 16 * (len(experts) * inner) ** 2))
+    found: list[list[Part]] = []
+    for turn_parts in turns:
+        used = memory + 1
+        for part, needed in turn_parts:
+            if used + needed > memory:
+                found.append([])
+                used = 0
+            found[-1].append(part)
+            used += needed
+    return found
+
+
+def _inner(model: nn.Module, block: Block) -> int:
+    """The inner size of a down-projection: the smallest matrix of an expert, over its width."""
+    experts = model.get_submodule(block.experts)
+    if block.fused:
+        shapes = [p.shape[1:] for p in experts.parameters(recurse=False) if p.ndim == 3]
+    else:
+        shapes = [p.shape for p in next(experts.children()).parameters() if p.ndim == 2]
+    router = model.get_submodule(block.router)
+    width = next(p.shape[1] for p in router.parameters(recurse=False) if p.ndim == 2)
+    return min(s.numel() // width for s in shapes)
+
+
+@dataclass
+class _Sums:
+    gram: Tensor
+    cross: Tensor
+    square: float = 0.0
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        add_products(self.gram[None], x[None])
+        self.cross.addmm_(x.T, y)
+        self.square += float(y.square().sum())
+
+    def error(self, change: Tensor) -> float:
+        """Sum of squares left by this change."""
+        return self.square + float((change * (self.gram @ change - 2 * self.cross)).sum())
+
+
+class _Fit:
+    """One block, or a part of it: sums while the data are read, then new down-projections."""
+
+    def __init__(self, small: nn.Module, part: Part) -> None:
+        self._small, self._block, self._experts = small, part.block, part.experts
+        self._module = small.get_submodule(part.block.name)
+        self._sums: tuple[_Sums, _Sums] | None = None
+        self._down: Down | None = None
+        self._scale, self._tokens = 0.0, 0
+
+    def add(self, call: Call) -> None:
+        """One call of the dense block."""
+        seen: list[tuple[Routed, Tensor]] = []
+
+        def watch(own: Call, routed: Callable[[], Routed]) -> None:
+            seen.append((routed(), own.result(own.output)))
+
+        with watching(self._small, [self._block], watch):
+            self._module(*call.args, **call.kwargs)
+        routed, ours = seen[0]
+        self._down, inputs = inputs_of(self._small, self._block, routed)
+        number = routed.index - self._experts.start
+        mine = routed.valid & (number >= 0) & (number < len(self._experts))
+        weight = torch.where(mine, routed.weight, 0).double()
+        columns = weight.new_zeros(len(weight), len(self._experts), self._down.inner)
+        index = torch.where(mine, number, 0)[..., None].expand_as(inputs)
+        columns.scatter_add_(1, index, weight[..., None] * inputs.double())
+        x, y = columns.flatten(1), call.result(call.output).double() - ours.double()
+        if self._sums is None:
+            size = (x.shape[1], x.shape[1]), (x.shape[1], y.shape[1])
+            self._sums = (
+                _Sums(x.new_zeros(size[0]), x.new_zeros(size[1])),
+                _Sums(x.new_zeros(size[0]), x.new_zeros(size[1])),
+            )
+        cut = len(x) - len(x) // 5
+        self._sums[0].add(x[:cut], y[:cut])
+        self._sums[1].add(x[cut:], y[cut:])
+        self._scale += float(call.result(call.output)[cut:].double().square().sum())
+        self._tokens += len(x) - cut
+
+    def solve(self) -> dict[str, Any]:
+        """Writes the new weights; returns λ, None where none helped, and held-out sums of squares."""
+        if self._sums is None or self._down is None:
+            return {"damping": None, "before": 0.0, "after": 0.0, "scale": 0.0, "tokens": 0}
+        fit, held = self._sums
+        errors = {damping: held.error(_change(fit, damping)) for damping in DAMPINGS}
+        best = min(errors, key=errors.__getitem__)
+        found = {"before": held.square, "scale": self._scale, "tokens": self._tokens}
+        if not errors[best] < held.square:
+            return {"damping": None, "after": held.square, **found}
+        whole = _Sums(fit.gram + held.gram, fit.cross + held.cross)
+        changes = _change(whole, best).reshape(len(self._experts), self._down.inner, -1)
+        for expert, change in zip(self._experts, changes, strict=True):
+            matrix = self._down.matrix(expert).data
+            matrix.copy_((matrix.double() + change.T).to(matrix.dtype))
+        return {"damping": best, "after": errors[best], **found}
+
+
+def _change(sums: _Sums, damping: float) -> Tensor:
+    """The ridge solution. [experts · inner, width]"""
+    ridge = damping * float(sums.gram.diagonal().mean()) or 1.0
+    found = damped_solution(sums.gram[None], sums.cross[None], ridge)
+    return torch.zeros_like(sums.cross) if found is None else found[0]

@@ -1,0 +1,143 @@
+"""Experts of a mixture-of-experts model as what is removed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+from torch import nn
+
+from secateur.allocators import EMP, Budget, Global, ToD, Uniform
+from secateur.allocators.base import Allocator
+from secateur.allocators.registry import Allocates
+from secateur.calibration import Calibration
+from secateur.errors import BudgetError, SettingError
+from secateur.measure.evaluate import evaluate
+from secateur.pipeline.result import few
+from secateur.plan import Plan
+from secateur.proof.verify import Proof
+from secateur.signals import Scores
+from secateur.signals.experts.score import leaves
+from secateur.signals.units.combination import name_of
+from secateur.targets.experts.apply import FORMS, verify
+from secateur.targets.experts.graph import ExpertGraph
+from secateur.targets.experts.repair import METHOD, check_methods, repair
+from secateur.targets.experts.trace import trace
+from secateur.targets.target import Scored, Target
+from secateur.targets.units.record import record_of, with_repairs
+
+CANDIDATES: Mapping[str, Callable[[], Allocator]] = MappingProxyType(
+    {
+        "tod": lambda: ToD(removal="reap", protection="expert_taylor"),
+        "tod, frequency": lambda: ToD(removal="frequency", protection="expert_taylor"),
+        "emp, reap": lambda: EMP(removal="reap"),
+        "global, reap": lambda: Global(removal="reap"),
+        "global, frequency": lambda: Global(removal="frequency"),
+        "uniform, reap": lambda: Uniform(removal="reap"),
+        "uniform, frequency": lambda: Uniform(removal="frequency"),
+        "uniform, output change": lambda: Uniform(removal="output_change"),
+    }
+)
+"""What ``auto`` compares."""
+
+
+DEFAULTS: Mapping[str, Allocator] = MappingProxyType(
+    {
+        "tod": ToD(removal="reap", protection="expert_taylor"),
+        "emp": EMP(removal="reap"),
+        "global": Global(removal="reap"),
+        "uniform": Uniform(removal="reap"),
+        "random": Uniform(removal="random"),
+    }
+)
+"""What a rule's name stands for where experts are decided on: signals that experts have."""
+
+
+class Experts(Target):
+    """Experts; the model need not be captured."""
+
+    forms = FORMS
+    default = "tod"
+    candidates = CANDIDATES
+    refused: ClassVar[Mapping[str, str]] = {
+        "steps": "experts are scored once",
+        "allow_inexact": "only experts whose removal is exact may go",
+        "on_unrealisable": "a module can express every removal of experts",
+    }
+    graph: ExpertGraph
+
+    @staticmethod
+    def rule(allocator: Any) -> Any:
+        """A rule with signals for experts."""
+        if isinstance(allocator, str) and allocator in DEFAULTS:
+            return DEFAULTS[allocator]
+        if isinstance(allocator, Allocator):
+            return allocator
+        raise SettingError(
+            f"allocator: expected one of {', '.join(DEFAULTS)} or an Allocator, got {allocator!r}. Write "
+            'ToD(removal="reap", protection="frequency"), for example.'
+        )
+
+    @staticmethod
+    def check_repair(repair: str | Sequence[str] | None) -> None:
+        """None, ``auto`` or ``experts``."""
+        check_methods("prune(granularity='expert', repair", repair)
+
+    def trace(self) -> ExpertGraph:
+        """Blocks of experts."""
+        return trace(self.task.model, self.task.example.inputs)
+
+    def scored(self, rules: Iterable[Allocates]) -> Scored:
+        """Without labels, no signal that needs gradients."""
+        wanted = {name_of(signal): signal for rule in rules for signal in rule.signals}
+        unlabelled = self.task.loss_fn is None and self.task.fit.first().labels is None
+        missing = {
+            name: f"signal {name}: expected labels or loss_fn, got neither."
+            for name, signal in wanted.items()
+            if unlabelled and any("gradients" in leaf.needs for leaf in leaves([signal]).values())
+        }
+        signals = [signal for name, signal in wanted.items() if name not in missing]
+        empty = Scores({}, fingerprint=self.graph.fingerprint)
+        return Scored(self.score_signals(signals) if signals else empty, missing)
+
+    def default_budget(self, scored: Scored) -> Budget:
+        """As many experts as ``tod`` with its default tolerance keeps."""
+        rule = CANDIDATES["tod"]()
+        if any(name_of(signal) not in scored.scores for signal in rule.signals):
+            raise BudgetError(
+                "auto: expected a budget, or labels for tod to decide on one, got neither. Pass a budget: "
+                "Budget(experts=0.75), for example."
+            )
+        groups = self.allocate(rule, scored.scores, None).groups
+        return Budget(experts=sum(g.kept for g in groups) / sum(g.size for g in groups))
+
+    @property
+    def candidate_repair(self) -> str:
+        """``experts``, unless no repair was asked for."""
+        return "" if self.task.repair is None else METHOD
+
+    def candidate(self, plan: Plan, data: Calibration) -> nn.Module:
+        """The smaller model."""
+        small = self.apply(plan)
+        if self.task.repair is None:
+            return small
+        return repair(small, self.task.model, data, graph=self.graph, seed=self.task.seed, progress=False)
+
+    def verify(self, small: nn.Module, plan: Plan) -> Proof:
+        """With the dense model whose routers may not choose the removed experts."""
+        return verify(self.task.model, small, plan, few(self.task.example, None), graph=self.graph)
+
+    def repaired(self, small: nn.Module, plan: Plan) -> nn.Module:
+        """Kept if the held-out loss is no worse for it."""
+        task = self.task
+        if task.repair is None:
+            return small
+        better = repair(small, task.model, task.fit, graph=self.graph, seed=task.seed, progress=task.progress)
+        tried = record_of(better).repairs[-1]
+        before, after = (
+            evaluate(model, task.held, dense=task.model, loss_fn=task.loss_fn, progress=task.progress).loss
+            for model in (small, better)
+        )
+        tried["kept"] = tried["kept"] and after <= before
+        return better if tried["kept"] else with_repairs(small, [tried])

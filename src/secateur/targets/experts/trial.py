@@ -1,0 +1,136 @@
+"""The proof that a block was understood: remove some experts, and compare with excluding them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from secateur.common.foreign import said
+from secateur.errors import SecateurError
+from secateur.graph.inputs import InputSpec
+from secateur.measure.kernels import with_loop
+from secateur.plan import Plan
+from secateur.targets.experts.blocks import Block, counts_in
+from secateur.targets.experts.counts import keep_masks, new_counts
+from secateur.targets.experts.graph import ExpertGraph, build
+from secateur.targets.experts.routing import Call, Routed, excluding
+from secateur.targets.units.compare import relative_difference, run_doubled
+from secateur.targets.units.copying import duplicate
+from secateur.targets.units.module import smaller_module
+
+TOLERANCE = 1e-9
+_TOKENS = 256
+"""Most tokens that a trial runs on."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the example pass showed of a block.
+
+    Attributes:
+        args: Positional arguments of its call, for a few tokens.
+        kwargs: Keyword arguments.
+        used: How many tokens used each expert. [experts]
+        top_k: The most experts that a token used.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    used: NDArray[np.int64]
+    top_k: int
+
+    @classmethod
+    def of(cls, call: Call, routed: Routed) -> Seen:
+        """Of one call."""
+
+        def few(value: Any) -> Any:
+            if not isinstance(value, Tensor) or not value.is_floating_point() or value.ndim not in (2, 3):
+                return value
+            return (value[:1, :_TOKENS] if value.ndim == 3 else value[:_TOKENS]).detach().clone()
+
+        args, kwargs = pytree.tree_map(few, (call.args, call.kwargs))
+        used = torch.bincount(routed.index[routed.valid], minlength=call.block.count)
+        return cls(args, kwargs, used.cpu().numpy(), int(routed.valid.sum(1).max()))
+
+
+def tried(model: nn.Module, block: Block, seen: Seen) -> Block | str:
+    """The block with its attributes and the number of experts a token uses; or why it is left alone.
+
+    Two removals are tried on float64 copies of the block alone: the most used experts, and all but the
+    fewest that may stay. Each has to give what the dense block gives when its router may not choose them.
+    """
+    block = replace(block, top_k=seen.top_k)
+    if block.count % block.routing_groups:
+        return f"its {block.count} experts do not part into {block.routing_groups} equal routing groups"
+    if block.count - block.routing_groups < block.min_keep:
+        return f"a token uses {block.top_k} of its {block.count} experts: none can go"
+    reason = "removing experts did not give what excluding them gives"
+    for named in (True, False):
+        full = replace(block, attributes=tuple(_attributes(model, block, named=named)))
+        try:
+            worst = max(_difference(model, full, seen, removed) for removed in _removals(full, seen.used))
+        except SecateurError as error:
+            return str(error)
+        except Exception as error:  # whatever a wrong reading of a user's module leads to
+            reason = f"it failed with experts removed ({said(error)})"
+            continue
+        if worst <= TOLERANCE:
+            return full
+        reason = f"removing experts did not give what excluding them gives (they differ by {worst:.1g})"
+    return reason
+
+
+def _attributes(model: nn.Module, block: Block, *, named: bool) -> Iterator[str]:
+    for path in dict.fromkeys((block.name, block.router, block.experts)):
+        module = model.get_submodule(path)
+        if isinstance(module, nn.Linear):
+            continue  # its own sizes follow its weight
+        for name in counts_in(module, block.count, named=named):
+            yield f"{path}.{name}" if path else name
+
+
+def _removals(block: Block, used: NDArray[np.int64]) -> list[list[int]]:
+    """The most used expert of each routing group; all but the fewest that may stay, most used first."""
+    per_group = block.count // block.routing_groups
+    orders = [
+        start + np.argsort(-used[start : start + per_group], kind="stable")
+        for start in range(0, block.count, per_group)
+    ]
+    most = per_group - block.min_keep // block.routing_groups
+    return [[int(i) for order in orders for i in order[:n]] for n in sorted({1, most})]
+
+
+def _difference(model: nn.Module, block: Block, seen: Seen, removed: list[int]) -> float:
+    module = model.get_submodule(block.name)
+    inner = _inside(block)
+    graph: ExpertGraph = build(module, [inner], [], InputSpec(), macs=0, tokens=0, proven=False)
+    plan = Plan.build(graph, keep_masks(inner, removed), allocator="trial")
+    args, kwargs = seen.args, seen.kwargs
+    small = smaller_module(module, plan, new_counts(module, graph, plan))
+    got = run_doubled(with_loop(small.double()), args, kwargs)
+    dense = with_loop(duplicate(module).double())
+    with excluding(dense, inner, removed):
+        return relative_difference(got, run_doubled(dense, args, kwargs))
+
+
+def _inside(block: Block) -> Block:
+    """The block with paths as seen from its own module."""
+
+    def inner(path: str) -> str:
+        return path.removeprefix(block.name).removeprefix(".")
+
+    return replace(
+        block,
+        name="",
+        experts=inner(block.experts),
+        router=inner(block.router),
+        tensors=tuple(map(inner, block.tensors)),
+        attributes=tuple(map(inner, block.attributes)),
+    )

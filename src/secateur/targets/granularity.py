@@ -1,0 +1,132 @@
+"""Which function does the work for what is removed: one table for `trace`, `score`, `apply` and so on."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import wraps
+from importlib import import_module
+from reprlib import repr as short
+from types import MappingProxyType
+from typing import Any, ParamSpec, TypeVar
+
+from torch import nn
+
+from secateur.errors import SettingError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+MODULES: Mapping[str, Mapping[str, str]] = MappingProxyType(
+    {
+        "expert": {
+            "trace": "secateur.targets.experts.trace",
+            "score": "secateur.signals.experts.score",
+            "apply": "secateur.targets.experts.apply",
+            "verify": "secateur.targets.experts.apply",
+            "repair": "secateur.targets.experts.repair",
+        },
+        "weight": {"apply": "secateur.targets.weights.apply", "verify": "secateur.targets.weights.apply"},
+    }
+)
+"""For what is no unit, the modules with functions of these names. They are imported when they are needed."""
+
+REFUSED: Mapping[tuple[str, str], Mapping[str, str]] = MappingProxyType(
+    {
+        ("trace", "expert"): {
+            "more_inputs": "the sizes of inputs decide nothing about experts",
+            "methods": "experts are removed from the module itself, so for every method",
+            "allow_inexact": "only experts whose removal is exact may go",
+        },
+        ("score", "expert"): {
+            "memory": "all blocks are scored in one pass",
+            "checkpoint": "this pass cannot be resumed",
+            "checkpoint_every": "this pass cannot be resumed",
+        },
+        ("apply", "unit"): {"renormalise": "only routers of experts have such a setting"},
+        ("apply", "expert"): {"on_unrealisable": "a module can express every removal of experts"},
+        ("apply", "weight"): {
+            "example_inputs": "masks need no forward pass",
+            "on_unrealisable": "masks leave all shapes as they are",
+            "renormalise": "only routers of experts have such a setting",
+        },
+        ("verify", "weight"): dict.fromkeys(
+            ("example_inputs", "other_sizes", "tolerance"), "all tensors are compared bit for bit"
+        ),
+        ("verify", "expert"): {"other_sizes": "experts are compared on one set of inputs"},
+        ("repair", "unit"): {"memory": "only the repair of experts can be bounded"},
+        ("repair", "expert"): {
+            "own": "experts have one repair",
+            "loss_fn": "experts are fitted to what the dense block gives",
+        },
+    }
+)
+"""By function and granularity, the options that it does not have, with the reason."""
+
+
+def by_granularity(told_by: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Let a function for units also do its work for what is no unit, by the function of `MODULES`.
+
+    Args:
+        told_by: The argument that tells what is removed: its name, a graph, a plan or a pruned model.
+    """
+
+    def wrap(function: Callable[P, R]) -> Callable[P, R]:
+        signature, name = inspect.signature(function), function.__name__
+
+        @wraps(function)
+        def run(*args: P.args, **kwargs: P.kwargs) -> R:
+            try:
+                given = signature.bind(*args, **kwargs).arguments
+            except TypeError:
+                return function(*args, **kwargs)  # which says what is wrong with these arguments
+            granularity = granularity_of(given.get(told_by, "unit"))
+            for option, why in REFUSED.get((name, granularity), {}).items():
+                default = signature.parameters[option].default
+                value = given.get(option, default)
+                if not (isinstance(value, type(default)) and value == default):
+                    raise refusal(f"{name}({option}={short(value)})", granularity, why)
+            traced, fits = given.get("graph"), "expert" if granularity == "expert" else "unit"
+            if traced is not None and granularity_of(traced) != fits:
+                raise SettingError(
+                    f"{name}: expected a trace with granularity {fits!r}, got one with "
+                    f"{granularity_of(traced)!r}. Pass the graph that the plan was made on, or leave it out."
+                )
+            if granularity == "unit":
+                return function(*args, **kwargs)
+            other = _other(name, granularity)
+            known = inspect.signature(other).parameters
+            found: R = other(**{option: value for option, value in given.items() if option in known})
+            return found
+
+        return run
+
+    return wrap
+
+
+def granularity_of(value: Any) -> str:
+    """What is removed, told by its name, a graph, a plan, or a model that `apply` returned."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, nn.Module):
+        from secateur.targets.units.record import record_of  # which imports functions that this module wraps
+
+        value = record_of(value).plan
+    return getattr(value, "granularity", "unit")
+
+
+def refusal(where: str, granularity: str, why: str) -> SettingError:
+    """The error for an option that means nothing for a granularity."""
+    return SettingError(
+        f"{where}: expected no such setting with granularity {granularity!r}: {why}. Leave it out."
+    )
+
+
+def _other(name: str, granularity: str) -> Callable[..., Any]:
+    if name not in MODULES.get(granularity, {}):
+        known = ["unit", *(other for other, modules in MODULES.items() if name in modules)]
+        raise SettingError(
+            f"{name}: expected granularity {' or '.join(map(repr, known))}, got {granularity!r}."
+        )
+    found: Callable[..., Any] = getattr(import_module(MODULES[granularity][name]), name)
+    return found

@@ -1,0 +1,220 @@
+"""What is removed: the calls that `prune`, `choose` and `compare` make, whatever the granularity."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from torch import nn
+
+from secateur.allocators import Budget, Limits
+from secateur.allocators.registry import Allocates
+from secateur.calibration import Batch, Calibration
+from secateur.measure.cost import Cost
+from secateur.pipeline.result import clock, untouched
+from secateur.plan import Plan
+from secateur.proof.verify import Proof
+from secateur.repairs.methods import Repair
+from secateur.repairs.repair import repair as repair_model
+from secateur.report.collect import knob_of, layers_of
+from secateur.signals import Scores, score
+from secateur.signals.loss import LossFn
+from secateur.signals.units.combination import name_of
+from secateur.targets.units.apply import apply
+from secateur.targets.units.record import record_of
+
+Form = Literal["auto", "module", "graph", "masked"]
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What one call of `prune` works with.
+
+    Attributes:
+        model: The dense model.
+        data: All calibration data.
+        limits: What must stay.
+        repair: As for `sc.repair`.
+        form: As for `sc.apply`.
+        on_unrealisable: As for `sc.apply`.
+        allow_inexact: As for `sc.trace`.
+        steps: Number of rounds.
+        loss_fn: As for `sc.score`.
+        seed: Seed for all random choices.
+        progress: Show bars on a terminal.
+        fit: The part of the data that scores and repairs read.
+        held: The part that is held out.
+        example: The first batch.
+        seconds: How long each phase took so far.
+    """
+
+    model: nn.Module
+    data: Calibration
+    limits: Limits | None = None
+    repair: str | Sequence[str] | None = "auto"
+    form: Form = "auto"
+    on_unrealisable: Literal["graph", "leave"] = "leave"
+    allow_inexact: bool = False
+    steps: int = 1
+    loss_fn: LossFn | None = None
+    seed: int = 0
+    progress: bool = False
+    fit: Calibration = field(init=False)
+    held: Calibration = field(init=False)
+    example: Batch = field(init=False)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Splits the data and reads the first batch."""
+        fit, held = self.data.split()
+        for name, value in (("fit", fit), ("held", held), ("example", self.data.first())):
+            object.__setattr__(self, name, value)
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """Scores, and the signals that could not be measured.
+
+    Attributes:
+        scores: Of every signal that the data could feed.
+        missing: For each other signal, why not.
+    """
+
+    scores: Scores
+    missing: Mapping[str, str] = field(default_factory=dict)
+
+
+class Target(ABC):
+    """One granularity: how it is traced, scored, allocated, applied, proven and repaired.
+
+    Attributes:
+        forms: The forms that a result may have.
+        default: The allocator that None stands for.
+        candidates: What ``auto`` compares: name -> makes the rule.
+        refused: Options of `prune` that mean nothing here, with the reason.
+        task: The call that this target serves.
+        graph: The trace.
+    """
+
+    forms: ClassVar[tuple[str, ...]]
+    default: ClassVar[str]
+    candidates: ClassVar[Mapping[str, Callable[[], Any]]]
+    refused: ClassVar[Mapping[str, str]] = {}
+
+    def __init__(self, task: Task, graph: Any = None) -> None:
+        """Traces the model, unless its graph is at hand."""
+        self.task = task
+        with clock(task.seconds, "trace"):
+            self.graph = self.trace() if graph is None else graph
+
+    @staticmethod
+    @abstractmethod
+    def rule(allocator: Any) -> Any:
+        """The rule of this name, or the one that was passed; refuses what cannot decide here."""
+
+    @staticmethod
+    @abstractmethod
+    def check_repair(repair: str | Sequence[str] | None) -> None:
+        """Refuses repairs that are unknown here."""
+
+    @abstractmethod
+    def trace(self) -> Any:
+        """What may be removed: groups, and what they cost."""
+
+    def score(self, rules: Iterable[Allocates]) -> Scores:
+        """The scores of all signals that the rules read, in one pass over the data."""
+        return self.score_signals([signal for rule in rules for signal in rule.signals])
+
+    def score_signals(self, signals: Sequence[Any]) -> Scores:
+        """The scores of these signals."""
+        task = self.task
+        return score(
+            self.graph, task.fit, signals, loss_fn=task.loss_fn, seed=task.seed, progress=task.progress
+        )
+
+    def scored(self, rules: Iterable[Allocates]) -> Scored:
+        """The same for candidates: a signal that the data cannot feed is listed instead of an error."""
+        return Scored(self.score(rules))
+
+    def measured(self, rule: Any, data: Calibration, scores: Scores) -> Any:
+        """The rule with what it has to measure on data itself."""
+        return rule
+
+    def allocate(self, rule: Any, scores: Scores, budget: Budget | None, limits: Limits | None = None) -> Any:
+        """The rule's plan within these limits, or those of the call."""
+        return rule.allocate(self.graph, scores, budget, limits or self.task.limits, self.task.seed)
+
+    @abstractmethod
+    def default_budget(self, scored: Scored) -> Budget:
+        """What candidates are held to where no budget was given."""
+
+    def comparable(self, budget: Budget) -> Budget:
+        """The budget that candidates are held to, which needs no timing."""
+        return budget
+
+    def same(self, one: Any, other: Any) -> bool:
+        """Whether two plans remove the same."""
+        return bool(one.groups == other.groups)
+
+    @abstractmethod
+    def candidate(self, plan: Any, data: Calibration) -> nn.Module:
+        """A model to judge the plan by, repaired on these data by `candidate_repair`."""
+
+    @property
+    @abstractmethod
+    def candidate_repair(self) -> str:
+        """What repairs candidates; empty for nothing."""
+
+    def carry_out(self, rule: Any, scores: Scores, budget: Budget | None) -> tuple[nn.Module, Any]:
+        """The pruned model, and its plan."""
+        with clock(self.task.seconds, "allocate"):
+            plan = self.allocate(rule, scores, budget)
+        with clock(self.task.seconds, "apply"):
+            return self.apply(plan), plan
+
+    def apply(self, plan: Any) -> nn.Module:
+        """The pruned model."""
+        return apply(self.task.model, plan, graph=self.graph)
+
+    @abstractmethod
+    def verify(self, small: nn.Module, plan: Any) -> Proof:
+        """Compares a pruned model with what it has to equal."""
+
+    def own_repairs(self, plan: Any) -> dict[str, Repair]:
+        """Repairs beside those of `sc.repair`, by name."""
+        return {}
+
+    def repaired(self, small: nn.Module, plan: Any) -> nn.Module:
+        """The pruned model after the repair that was asked for, as far as it helped: `sc.repair`."""
+        task = self.task
+        return repair_model(
+            small,
+            task.model,
+            task.data,
+            task.repair,
+            own=self.own_repairs(plan),
+            graph=self.graph,
+            loss_fn=task.loss_fn,
+            seed=task.seed,
+            progress=task.progress,
+        )
+
+    def costs(self, plan: Any) -> tuple[Cost, Cost]:
+        """What the dense and the pruned model cost."""
+        return plan.dense, plan.predicted
+
+    def shares(self, plan: Any) -> tuple[float | None, float]:
+        """MACs and parameters of the pruned model, as shares of the dense one; None: MACs do not change."""
+        dense, small = self.costs(plan)
+        return small.macs / dense.macs, small.params / dense.params
+
+    def facts(self, small: nn.Module, plan: Plan, rule: Any, scores: Scores) -> dict[str, Any]:
+        """What the report says of the plan and of what stays as it was."""
+        return {
+            "layers": layers_of(plan, scores.only(map(name_of, rule.signals))),
+            "knob": knob_of(plan),
+            "untouched": untouched(self.graph),
+            "attributes": dict(record_of(small).sizes),
+        }

@@ -1,0 +1,98 @@
+"""Attributes of PyTorch's own layers that repeat the shapes of their tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from secateur.targets.units.tensors import groups_after
+
+Stays = Callable[[str, int], NDArray[np.bool_]]
+"""(tensor's own name in the module, axis) -> which positions of the *old* axis stay."""
+
+Sizes = Mapping[str, object]
+"""Attribute -> new value."""
+
+
+def convolution(layer: nn.Module, stays: Stays) -> Sizes:
+    """`in_channels`, `out_channels` and `groups`, from a weight [out, in / groups, ...] or its transpose."""
+    groups = groups_after(stays("weight", 0), layer.groups)  # type: ignore[arg-type]
+    first, second = int(stays("weight", 0).sum()), int(stays("weight", 1).sum()) * groups
+    into, out = (first, second) if layer.transposed else (second, first)
+    return {"in_channels": into, "out_channels": out, "groups": groups}
+
+
+def linear(layer: nn.Module, stays: Stays) -> Sizes:
+    """`in_features` and `out_features`."""
+    return {"out_features": int(stays("weight", 0).sum()), "in_features": int(stays("weight", 1).sum())}
+
+
+def channel_norm(layer: nn.Module, stays: Stays) -> Sizes:
+    """`num_features`."""
+    tensor = "weight" if getattr(layer, "weight", None) is not None else "running_mean"
+    return {} if getattr(layer, tensor, None) is None else {"num_features": int(stays(tensor, 0).sum())}
+
+
+def shape_norm(layer: nn.Module, stays: Stays) -> Sizes:
+    """`normalized_shape`."""
+    rank = len(layer.normalized_shape)  # type: ignore[arg-type]
+    return {"normalized_shape": tuple(int(stays("weight", k).sum()) for k in range(rank))}
+
+
+def group_norm(layer: nn.Module, stays: Stays) -> Sizes:
+    """`num_channels` and `num_groups`."""
+    mask = stays("weight", 0)
+    return {"num_channels": int(mask.sum()), "num_groups": groups_after(mask, layer.num_groups)}  # type: ignore[arg-type]
+
+
+def embedding(layer: nn.Module, stays: Stays) -> Sizes:
+    """`num_embeddings` and `embedding_dim`."""
+    return {"num_embeddings": int(stays("weight", 0).sum()), "embedding_dim": int(stays("weight", 1).sum())}
+
+
+def slope(layer: nn.Module, stays: Stays) -> Sizes:
+    """`num_parameters`."""
+    return {"num_parameters": int(stays("weight", 0).sum())}
+
+
+def recurrent(layer: nn.Module, stays: Stays) -> Sizes:
+    """`input_size`, `hidden_size` and `proj_size`."""
+    sizes = {
+        "input_size": int(stays("weight_ih_l0", 1).sum()),
+        "hidden_size": int(stays("weight_hh_l0", 1).sum()),
+    }
+    if getattr(layer, "proj_size", 0):
+        sizes["proj_size"] = sizes["hidden_size"]
+        sizes["hidden_size"] = int(stays("weight_hr_l0", 1).sum())
+    return sizes
+
+
+LAYERS: tuple[tuple[tuple[type[nn.Module], ...], Callable[[nn.Module, Stays], Sizes]], ...] = (
+    ((nn.modules.conv._ConvNd,), convolution),
+    ((nn.Linear,), linear),
+    ((nn.modules.batchnorm._NormBase,), channel_norm),
+    ((nn.LayerNorm,) + ((nn.RMSNorm,) if hasattr(nn, "RMSNorm") else ()), shape_norm),
+    ((nn.GroupNorm,), group_norm),
+    ((nn.Embedding,), embedding),
+    ((nn.PReLU,), slope),
+    ((nn.RNNBase,), recurrent),
+)
+"""Layer classes (and their subclasses) with the function that gives their attributes' new values."""
+
+
+def follows(layer: nn.Module) -> bool:
+    """Whether all that such a layer holds of sizes is known, so that it works with smaller tensors."""
+    return isinstance(layer, nn.MultiheadAttention) or any(
+        isinstance(layer, classes) for classes, _ in LAYERS
+    )
+
+
+def new_attributes(layer: nn.Module, stays: Stays) -> Sizes:
+    """The attributes of one layer after its tensors were cut; empty for a class that is not listed."""
+    for classes, function in LAYERS:
+        if isinstance(layer, classes):
+            return function(layer, stays)
+    return {}

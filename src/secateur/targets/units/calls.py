@@ -1,0 +1,418 @@
+"""Calls of torch functions that hold sizes, positions or counts: how to read and change them.
+
+A call is seen as the user's code makes it: ``x.view(2, -1, 8)``, ``torch.zeros(8, 1)``, ``x[:, :8]``. It
+consists of the steps of `secateur.targets.units.needs`.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from secateur.targets.units.attention import has_head_size
+from secateur.targets.units.needs import Factor, Heads, Need, Number, Parts, Positions, Sizes, Step
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+_CREATORS = ("zeros", "ones", "empty", "rand", "randn", "full")
+_FAMILIES = {
+    "shape": (
+        "view", "reshape", "flatten", "unflatten", "view_as", "reshape_as", "_unsafe_view", "_reshape_alias",
+    ),
+    "expand": ("expand", "expand_as", "broadcast_to"),
+    "fill": (*_CREATORS, "randint", "normal", "new_zeros", "new_ones", "new_full", "new_empty"),
+    "repeat": ("repeat", "tile"),
+    "split": ("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_chunk", "unsafe_split"),
+    "pad": ("pad", "constant_pad_nd"),
+    "roll": ("roll",),
+    "conv": (
+        *(f"conv{n}d" for n in (1, 2, 3)), *(f"conv_transpose{n}d" for n in (1, 2, 3)), "convolution",
+    ),
+    "group_norm": ("group_norm",),
+    "layer_norm": ("layer_norm", "rms_norm"),
+    "scale": (
+        "mul", "__mul__", "__rmul__", "div", "__truediv__", "true_divide", "scaled_dot_product_attention",
+    ),
+    "attention": ("multi_head_attention_forward",),
+    "take": ("slice", "narrow", "select", "index", "index_select", "__getitem__", "__setitem__"),
+}  # fmt: skip
+FAMILIES = {name: family for family, names in _FAMILIES.items() for name in names}
+"""Name of a torch function, or of an ATen operator, -> its family."""
+
+_PLACES = {
+    "conv": ("groups", 6), "group_norm": ("num_groups", 1), "layer_norm": ("normalized_shape", 1),
+    "pad": ("pad", 1), "roll": ("shifts", 1),
+}  # fmt: skip
+"""Where these hold their number: the keyword, and the number of the positional argument."""
+
+
+def steps_of(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Step]:
+    """The steps of a call of the torch function `name`; none if it holds no sizes."""
+    family = FAMILIES.get(name)
+    if family is None or (family == "scale" and factor_of(args, kwargs) is None):
+        return []
+    if family != "take":
+        return [Step(family)]
+    if name in ("__getitem__", "__setitem__"):
+        return _index_steps(args[0], args[1])
+    rank = args[0].ndim
+    dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
+    return [Step("take", int(dim) % max(rank, 1))]
+
+
+def factor_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> float | None:
+    """The number that a call multiplies with or divides by; None if it does neither with a plain number."""
+    given = _factor(args, kwargs)
+    known = isinstance(given, int | float) and not isinstance(given, bool)
+    return float(plain(given)) if known or _is_traced(given) else None
+
+
+def _factor(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    return kwargs.get("scale", kwargs.get("other", args[1] if len(args) == 2 else None))
+
+
+def _is_traced(value: Any) -> bool:
+    """Whether a value is a number that ``torch.jit.trace`` reads off a tensor, which is a tensor there."""
+    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+    return tracing and isinstance(value, torch.Tensor) and value.ndim == 0
+
+
+def _components(key: Any) -> list[Any]:
+    return list(key) if isinstance(key, tuple) else [key]
+
+
+def _index_steps(x: torch.Tensor, key: Any) -> list[Step]:
+    """Slices and numbers in order, each with the axis that it has by then; index tensors come last."""
+    parts = _components(key)
+    consumed = sum(_consumes(part) for part in parts)
+    steps: list[Step] = []
+    tensors: list[tuple[int, int]] = []
+    dim = 0
+    for number, part in enumerate(parts):
+        if part is Ellipsis:
+            dim += x.ndim - consumed
+        elif part is None or isinstance(part, bool):
+            dim += 1
+        elif isinstance(part, slice):
+            if part != slice(None):
+                steps.append(Step("take", dim, number))
+            dim += 1
+        elif _is_size(part):
+            steps.append(Step("take", dim, number))
+        else:
+            tensors.append((dim, number))
+            dim += _consumes(part)
+    if tensors:
+        steps.append(Step("take", *tensors[0]))
+    return steps
+
+
+def _consumes(part: Any) -> int:
+    """How many axes a component of an index stands for."""
+    if part is None or part is Ellipsis or isinstance(part, bool):
+        return 0
+    if isinstance(part, torch.Tensor) and part.dtype in (torch.bool, torch.uint8):
+        return part.ndim
+    return 1
+
+
+def fits(name: str, step: Step, need: Need, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    """Whether a call, as the smaller model makes it, already says what is needed."""
+    if isinstance(need, Sizes):
+        found = _sizes(name, args, kwargs)
+        if found is None:
+            return True  # read off a tensor, which is smaller already
+        values, offset, _ = found
+        return all(
+            not 0 <= axis - offset < len(values) or values[axis - offset] in (-1, new)
+            for axis, _, new in need.axes
+        )
+    if isinstance(need, Parts):
+        return _part_sizes(name, args, kwargs, need.dim) == need.sizes
+    if isinstance(need, Positions):
+        return bool(_reads(name, step, args, kwargs) == _positions(need))
+    if isinstance(need, Heads):
+        return has_head_size(need.size, args, kwargs)
+    if isinstance(need, Factor):
+        return math.isclose(factor_of(args, kwargs) or 0.0, need.value, rel_tol=1e-12)
+    given = _number(step.family, args, kwargs)
+    if not isinstance(need.value, tuple) or not isinstance(given, tuple):
+        return bool(given == need.value)
+    return all(new in (None, old) for new, old in zip(need.value, given, strict=True))
+
+
+def wanted(
+    name: str, step: Step, need: Need, args: Sequence[Any], kwargs: dict[str, Any]
+) -> list[tuple[Any, int]]:
+    """Numbers in a call of the dense model, each with what it has to become."""
+    if isinstance(need, Sizes):
+        found = _sizes(name, args, kwargs)
+        values, offset = found[:2] if found is not None else ([], 0)
+        changes = [(axis - offset, new) for axis, old, new in need.axes if old != new]
+        return [(values[k], new) for k, new in changes if 0 <= k < len(values)]
+    if isinstance(need, Parts):
+        given = args[1] if len(args) > 1 else kwargs.get("split_size_or_sections", kwargs.get("split_sizes"))
+        if isinstance(given, list | tuple) and len(given) == len(need.sizes):
+            return list(zip(given, need.sizes, strict=True))
+        even = name == "split" and isinstance(given, int) and len(set(need.sizes)) == 1
+        return [(given, need.sizes[0])] if even else []
+    if isinstance(need, Positions):
+        component = _component(name, step, args, kwargs)
+        if need.single:
+            return [(component, need.start)]
+        if isinstance(component, slice) and need.listed is None:
+            return [(component.start, need.start), (component.stop, need.stop)]
+        return []
+    if isinstance(need, Heads | Factor):
+        return []
+    word, place = _PLACES[step.family]
+    given = kwargs[word] if word in kwargs else args[place] if place < len(args) else None
+    if isinstance(need.value, tuple):
+        pairs = zip(given if isinstance(given, list | tuple) else (given,), need.value, strict=True)
+        return [(old, new) for old, new in pairs if new is not None]
+    return [(given, need.value)]
+
+
+def observed(name: str, need: Need, args: Sequence[Any], kwargs: dict[str, Any]) -> Need:
+    """The need with what the smaller model's code says without help, as far as it can be read.
+
+    Of sizes, those that differ: also ones that should have stayed, as in ``x.shape[-1] // self.heads``.
+    """
+    if isinstance(need, Factor):
+        return Factor(need.value, factor_of(args, kwargs) or 1.0)
+    found = _sizes(name, args, kwargs) if isinstance(need, Sizes) else None
+    if not isinstance(need, Sizes) or found is None:
+        return need
+    values, offset, _ = found
+    inside = [(axis, new) for axis, _, new in need.axes if 0 <= axis - offset < len(values)]
+    said = [(axis, int(values[axis - offset]), new) for axis, new in inside]
+    return Sizes(tuple(axis for axis in said if axis[1] not in (-1, axis[2])))
+
+
+def numbers(*arguments: Any) -> list[int]:
+    """All integers in the arguments of a call, those in slices too."""
+    found: list[int] = []
+    for value in arguments:
+        if isinstance(value, int) and not isinstance(value, bool):
+            found.append(value)
+        elif isinstance(value, slice):
+            found += numbers(value.start, value.stop, value.step)
+        elif isinstance(value, list | tuple):
+            found += numbers(*value)
+        elif isinstance(value, dict):
+            found += numbers(*value.values())
+    return found
+
+
+def count(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> int:
+    """How many sizes a call has."""
+    found = (
+        _sizes(name, args, kwargs) if FAMILIES.get(name) in ("shape", "expand", "fill", "repeat") else None
+    )
+    return 0 if found is None else len(found[0])
+
+
+def changed(name: str, step: Step, need: Need, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+    """The arguments of a call with one step changed to what is needed.
+
+    Raises:
+        ValueError: If a size is none that can follow.
+    """
+    if isinstance(need, Sizes):
+        found = _sizes(name, args, kwargs)
+        if found is None:
+            return args, kwargs
+        values, offset, rebuild = found
+        for axis, old, new in need.axes:
+            k = axis - offset
+            given = plain(values[k]) if 0 <= k < len(values) else new
+            if given not in (-1, new):
+                if given * new % old:
+                    raise ValueError(f"expected a multiple of {old} for axis {axis}, got {given}")
+                values[k] = new if given is not values[k] and given == old else values[k] * new // old
+        return rebuild(values)
+    if isinstance(need, Positions):
+        return _rewritten(name, step, need, args, kwargs)
+    if isinstance(need, Number):
+        return _with_number(step.family, need.value, args, kwargs)
+    if isinstance(need, Factor):
+        given = factor_of(args, kwargs)
+        ratio = need.value / need.said
+        factor = need.value if given == need.said else _factor(args, kwargs) * ratio
+        word = next((word for word in ("scale", "other") if word in kwargs), None)
+        return ((args[0], factor), kwargs) if word is None else (args, {**kwargs, word: factor})
+    raise TypeError(f"{type(need).__name__} is no change of arguments")
+
+
+def _source(args: Sequence[Any], kwargs: dict[str, Any]) -> torch.Tensor:
+    found: torch.Tensor = args[0] if args else kwargs["input" if "input" in kwargs else "tensor"]
+    return found
+
+
+def split(need: Parts, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """What a split of any kind gives once its parts have their new sizes."""
+    return torch.split(_source(args, kwargs), list(need.sizes), need.dim)
+
+
+_SIZE_WORDS = ("size", "shape", "sizes", "dims", "repeats")
+
+
+def _sizes(
+    name: str, args: Sequence[Any], kwargs: dict[str, Any]
+) -> tuple[list[int], int, Callable[[list[int]], Arguments]] | None:
+    """The sizes in a call, the axis of the first, and a way to build the call with others; None for none."""
+    start = 0 if name in _CREATORS else 2 if name == "unflatten" else 1
+    if name in ("randint", "normal"):  # behind one or two numbers
+        start = next((k for k, value in enumerate(args) if _is_sizes(value)), len(args))
+    given = list(args[start:])
+    if given and _is_size(given[0]):
+        values = given
+
+        def spread(new: list[int]) -> Arguments:
+            return (*args[:start], *new), kwargs
+
+        return values, 0, spread
+    if given and _is_sizes(given[0]):
+        values = list(given[0])
+
+        def packed(new: list[int]) -> Arguments:
+            return (*args[:start], tuple(new), *args[start + 1 :]), kwargs
+
+        return values, _offset(name, args, kwargs, len(values)), packed
+    for word in _SIZE_WORDS:
+        if _is_sizes(kwargs.get(word)):
+            values = list(kwargs[word])
+
+            def named(new: list[int], word: str = word) -> Arguments:
+                return tuple(args), {**kwargs, word: tuple(new)}
+
+            return values, _offset(name, args, kwargs, len(values)), named
+    return None
+
+
+def _offset(name: str, args: Sequence[Any], kwargs: dict[str, Any], count: int) -> int:
+    """The axis of the result that the first size is of."""
+    if name == "unflatten":
+        dim = int(kwargs.get("dim", args[1] if len(args) > 1 else 0))
+        return dim % int(args[0].ndim)
+    return max(int(args[0].ndim) - count, 0) if name == "tile" else 0
+
+
+def _is_size(value: Any) -> bool:
+    """Whether a value is a size; those that ``torch.jit.trace`` reads off a tensor are tensors."""
+    if isinstance(value, torch.Tensor):
+        return _is_traced(value) and not value.is_floating_point()
+    return isinstance(value, int | torch.SymInt) and not isinstance(value, bool)
+
+
+def plain(size: Any) -> Any:
+    """A size as a number that can be compared."""
+    if not isinstance(size, torch.Tensor):
+        return size
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the tracer fears a decision, which is only on what is mended
+        return size.item()
+
+
+def _is_sizes(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(_is_size(v) for v in value)
+
+
+def _part_sizes(name: str, args: Sequence[Any], kwargs: dict[str, Any], dim: int) -> tuple[int, ...]:
+    """The sizes of the parts that a split gives, from its arguments."""
+    if "tensor_split" not in name:
+        for given in (*args[1:2], *kwargs.values()):
+            if isinstance(given, list | tuple):
+                return tuple(given)  # they need not sum up to what is there
+    x = _source(args, kwargs)
+    probe = torch.empty([1 if k != dim else n for k, n in enumerate(x.shape)], device="meta")
+    how = dict(kwargs)
+    for word in ("input", "tensor"):
+        how.pop(word, None)
+    call = getattr(torch.Tensor, "split" if name in ("split_with_sizes", "unsafe_split") else name)
+    rest = list(args[1:])
+    return tuple(part.shape[dim] for part in call(probe, *rest, **how))
+
+
+def _positions(need: Positions) -> tuple[int, ...] | int:
+    if need.single:
+        return need.start
+    return need.listed if need.listed is not None else tuple(range(need.start, need.stop))
+
+
+def _reads(name: str, step: Step, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """The positions that a step reads of its axis in the smaller model; a number for a single one."""
+    component = _component(name, step, args, kwargs)
+    size = args[0].shape[_own_axis(name, step, args)]
+    if isinstance(component, slice):
+        return tuple(range(*component.indices(size)))
+    if isinstance(component, int):
+        return component % size if size else component
+    listed = torch.as_tensor(component)
+    if listed.dtype is torch.bool:
+        listed = listed.nonzero().flatten()
+    return tuple(int(v) % max(size, 1) for v in listed.flatten().tolist())
+
+
+def _own_axis(name: str, step: Step, args: Sequence[Any]) -> int:
+    """The axis of the tensor itself: numbers before it in an index have each taken one away."""
+    if name not in ("__getitem__", "__setitem__"):
+        return step.dim
+    before = _components(args[1])[: step.part]
+    numbers = sum(isinstance(p, int) and not isinstance(p, bool) for p in before)
+    new = sum(p is None for p in before)
+    return step.dim + numbers - new
+
+
+def _component(name: str, step: Step, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    if name in ("__getitem__", "__setitem__"):
+        return _components(args[1])[step.part]
+    values = [*args[1:]]
+    names = {
+        "narrow": ("dim", "start", "length"),
+        "select": ("dim", "index"),
+        "index_select": ("dim", "index"),
+    }
+    given = dict(zip(names.get(name, ()), values, strict=False)) | kwargs
+    if name == "narrow":
+        return slice(given["start"], given["start"] + given["length"])
+    return given["index"]
+
+
+def _rewritten(
+    name: str, step: Step, need: Positions, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Arguments:
+    x = args[0]
+    listed = None if need.listed is None else torch.tensor(need.listed, device=x.device)
+    component: Any = need.start if need.single else slice(need.start, need.stop) if listed is None else listed
+    if name in ("__getitem__", "__setitem__"):
+        parts = _components(args[1])
+        parts[step.part] = component
+        return (x, tuple(parts), *args[2:]), kwargs
+    if name == "narrow":
+        return (x, step.dim, need.start, need.stop - need.start), {}
+    if listed is None and not need.single:
+        listed = torch.arange(need.start, need.stop, device=x.device)
+    return (x, step.dim, need.start if need.single else listed), {}
+
+
+def _number(family: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    word, place = _PLACES[family]
+    value = kwargs[word] if word in kwargs else args[place] if place < len(args) else 1
+    return tuple(int(v) for v in value) if isinstance(value, list | tuple) else int(value)
+
+
+def _with_number(family: str, value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+    word, place = _PLACES[family]
+    if isinstance(value, tuple):
+        given = kwargs[word] if word in kwargs else args[place]
+        given = given if isinstance(given, list | tuple) else (given,)
+        value = [old if new is None else new for old, new in zip(given, value, strict=True)]
+    if word not in kwargs and place < len(args):
+        return (*args[:place], value, *args[place + 1 :]), kwargs
+    return args, {**kwargs, word: value}

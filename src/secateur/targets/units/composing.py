@@ -1,0 +1,118 @@
+"""Several rounds as one decision: a plan for the dense model that does what plan after plan did."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secateur.errors import PlanError
+from secateur.graph.groups import Group
+from secateur.plan import GroupDecision, Plan, SliceDecision
+from secateur.targets.units.record import Record
+from secateur.targets.units.tensors import removed_positions
+
+Gone = Mapping[str, Mapping[int, NDArray[np.int64]]]
+
+
+def compose(first: Record, then: Record) -> Record:
+    """The record of a model that was pruned twice, as if once.
+
+    Args:
+        first: What was done to the dense model.
+        then: What was done to the result.
+
+    Returns:
+        A record whose plan is for the dense model. Its allocator, settings and budget are those of `then`; it
+        has no certificates, since they are about one round.
+    """
+    captured = {*first.captured, *then.captured}
+    outermost = (p for p in captured if not any(p.startswith(f"{other}.") for other in captured))
+    return Record(
+        compose_plans(first.plan, then.plan),
+        then.form,
+        then.note or first.note,
+        (*first.repairs, *then.repairs),
+        sizes={**first.sizes, **then.sizes},
+        captured=tuple(sorted(outermost)),
+    )
+
+
+def compose_plans(earlier: Plan, later: Plan) -> Plan:
+    """One plan for the dense model that does what two did, one after the other; see `compose`.
+
+    Raises:
+        PlanError: The later plan removes units that are not those the earlier one left.
+    """
+    gone = removed_positions(earlier)
+    more = {group.name: group for group in later.groups}
+    if odd := [name for name in split(later.groups, earlier) if more[name].removed]:
+        raise PlanError(
+            f"compose: expected a second plan about what the first one left of each group, got group "
+            f"{odd[0]!r}, whose units are others. Do leave it alone in the second plan."
+        )
+    apart = set(split(later.groups, earlier))
+    groups = tuple(
+        _both(group, more[group.name], gone) if group.name in more and group.name not in apart else group
+        for group in earlier.groups
+    )
+    return Plan.model_validate(
+        {
+            **dict(later),
+            "fingerprint": earlier.fingerprint,
+            "inputs": earlier.inputs,
+            "folded": earlier.folded,
+            "dense": earlier.dense,
+            "groups": groups,
+            "certificates": {},
+        }
+    )
+
+
+def split(groups: Iterable[Group | GroupDecision], earlier: Plan) -> tuple[str, ...]:
+    """Groups of a pruned model whose units are not those that are left of a group of the dense one.
+
+    An example: where one block of a grouped convolution is left, its channels can go one by one. In the
+    dense model they cannot, so a plan for the dense model cannot say that.
+    """
+    before = {group.name: group for group in earlier.groups}
+    return tuple(g.name for g in groups if g.name not in before or not _same(before[g.name], g))
+
+
+def _same(group: GroupDecision, more: Group | GroupDecision) -> bool:
+    """Whether `more` is what is left of `group`."""
+    return group.kept == more.size and _axes(group) == _axes(more)
+
+
+def _axes(group: Group | GroupDecision) -> list[tuple[str, int, str]]:
+    return [(piece.tensor, piece.axis, piece.role) for piece in group.slices]
+
+
+def _both(group: GroupDecision, more: GroupDecision, gone: Gone) -> GroupDecision:
+    removed = np.array(group.removed, np.int64)
+    units = _before(np.array(more.removed, np.int64), removed)
+    slices = tuple(
+        _with(old, {*old.removed, *_dense(new, gone)})
+        for old, new in zip(group.slices, more.slices, strict=True)
+    )
+    together = tuple(sorted({*group.removed, *map(int, units)}))
+    return group.model_copy(
+        update={"removed": together, "slices": slices, "exact": group.exact and more.exact}
+    )
+
+
+def _with(piece: SliceDecision, removed: set[int]) -> SliceDecision:
+    return piece.model_copy(update={"removed": tuple(sorted(removed))})
+
+
+def _dense(piece: SliceDecision, gone: Gone) -> set[int]:
+    """The positions that a slice loses, counted in the dense model."""
+    earlier = gone.get(piece.tensor, {}).get(piece.axis, np.zeros(0, np.int64))
+    return {int(p) for p in _before(np.array(piece.removed, np.int64), earlier)}
+
+
+def _before(positions: NDArray[np.int64], removed: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where positions were before others (ascending) were removed."""
+    shift = np.searchsorted(removed - np.arange(len(removed)), positions, side="right")
+    return np.asarray(positions + shift, np.int64)

@@ -1,0 +1,170 @@
+"""Numbers in a Hugging Face configuration: found, changed in a copy, and set in a model."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from secateur.calibration.randomness import seeded
+from secateur.common.models import device_of
+from secateur.errors import ArtefactError
+from secateur.targets.experts.empty import empty_weights
+
+Changes = Mapping[str, Any]
+"""Path of a number below a configuration -> its value: ``num_heads``, ``text_config.num_heads``, ``widths.0``
+in a list, ``per_layer_config.3.num_heads`` for one layer."""
+
+LAYERS = "per_layer_config"
+"""The field in which Transformers keeps what it should take for single layers instead."""
+
+
+def has_configuration(model: nn.Module) -> bool:
+    """Whether a model has a configuration like those of Transformers."""
+    return hasattr(getattr(model, "config", None), "to_dict")
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without warnings and what Transformers logs; random state is as before afterwards."""
+    log = logging.getLogger("transformers")
+    level = log.level
+    with warnings.catch_warnings(), seeded(0):
+        warnings.simplefilter("ignore")
+        log.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            log.setLevel(level)
+
+
+def holders_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """A configuration and those that it holds, each with the path that its fields begin with."""
+    yield prefix, config
+    for name, value in list(vars(config).items()):
+        if hasattr(value, "to_dict") and not isinstance(value, type):
+            yield from holders_of(value, f"{prefix}{name}.")
+
+
+def named(config: Any, name: str) -> int | None:
+    """The number that a configuration gives under a common name of Transformers, if it gives one."""
+    try:
+        value = getattr(config, name, None)
+    except Exception:  # it differs from layer to layer
+        return None
+    return value if isinstance(value, int) else None
+
+
+def numbers_of(config: Any) -> Iterator[tuple[str, int | float]]:
+    """The numbers from which a size may follow, by path: integers from two, other numbers from one."""
+    for prefix, holder in holders_of(config):
+        for name, value in holder.to_dict().items():
+            entries = {f"{prefix}{name}": value}
+            if isinstance(value, list | tuple):
+                entries = {f"{prefix}{name}.{k}": entry for k, entry in enumerate(value)}
+            elif name == LAYERS:
+                layers = _layers({LAYERS: value})
+                entries = {f"{prefix}{name}.{k}.{f}": v for k, own in layers.items() for f, v in own.items()}
+            for path, entry in entries.items():
+                whole = isinstance(entry, int) and not isinstance(entry, bool) and entry > 1
+                if whole or (isinstance(entry, float) and entry >= 1):
+                    yield path, entry
+
+
+def changed_configuration(config: Any, changes: Changes) -> Any:
+    """A copy with other numbers, as it is once written and loaded; raises what the configuration raises."""
+    changed = copy.deepcopy(config)
+    for path, value in changes.items():
+        set_number(changed, path, value)
+    if not hasattr(type(changed), "from_dict"):
+        return changed
+    loaded = type(changed).from_dict(changed.to_dict())
+    if getattr(config, "_attn_implementation", None) is not None:  # which no file holds
+        loaded._attn_implementation = config._attn_implementation
+    return loaded
+
+
+def set_number(config: Any, path: str, value: Any) -> None:
+    """Set a number in a configuration.
+
+    Raises:
+        ArtefactError: If the path is none of a configuration.
+    """
+    holder, (*parts, name) = _holder(config, path)
+    if parts[:1] == [LAYERS]:
+        layers = _layers(holder.to_dict())
+        layers.setdefault(int(parts[1]), {})[name] = value
+        name, value = LAYERS, layers
+    elif parts:
+        values = list(getattr(holder, parts[0]))
+        values[int(name)] = value
+        name, value = parts[0], values
+    setattr(holder, name, value)
+
+
+def number_at(config: Any, path: str) -> Any:
+    """The number at a path; None where there is none."""
+    holder, parts = _holder(config, path)
+    fields = holder.to_dict()
+    if parts[0] == LAYERS:
+        return _layers(fields).get(int(parts[1]), {}).get(parts[2])
+    held = fields.get(parts[0])
+    return held[int(parts[1])] if len(parts) > 1 and held is not None else held
+
+
+def configurations_in(model: nn.Module) -> list[Any]:
+    """All configurations that a model and its submodules hold, each once."""
+    own = [c for m in model.modules() if hasattr(c := getattr(m, "config", None), "to_dict")]
+    return list({id(held): held for config in own for _, held in holders_of(config)}.values())
+
+
+def set_numbers(model: nn.Module, changes: Changes) -> None:
+    """Set numbers in a model's configuration, and in the copies of it that submodules hold.
+
+    T5's encoder and decoder hold one each, for example. A copy is of the same class and says the same number.
+    """
+    for path, value in changes.items():
+        old, (holder, parts) = number_at(model.config, path), _holder(model.config, path)
+        own = [held for _, held in holders_of(model.config) if type(held) is type(holder)]
+        rest = ".".join(parts)
+        for config in configurations_in(model) if len(own) == 1 else [holder]:
+            if type(config) is type(holder) and number_at(config, rest) == old:
+                set_number(config, rest, value)
+
+
+def built_from(kind: type[nn.Module], config: Any, small: nn.Module) -> nn.Module:
+    """A model of a class, made from a configuration, with the tensors of another one.
+
+    Buffers that no state dict holds are those that the class computes, in the other one's dtype.
+    """
+    with quietly(), empty_weights():
+        built = kind(config)
+    built.load_state_dict(small.state_dict(), assign=True)
+    built.to(device_of(small))
+    dtypes = {name: buffer.dtype for name, buffer in small.named_buffers()}
+    for path, module in built.named_modules():
+        for name, buffer in module.named_buffers(path, recurse=False):
+            leaf = name.rpartition(".")[2]
+            module._buffers[leaf] = buffer.to(dtypes.get(name, buffer.dtype))
+    return built
+
+
+def _layers(fields: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+    """What single layers have otherwise, by their numbers."""
+    return {int(layer): dict(own) for layer, own in (fields.get(LAYERS) or {}).items()}
+
+
+def _holder(config: Any, path: str) -> tuple[Any, list[str]]:
+    """The innermost configuration on a path, and the rest of the path."""
+    parts = path.split(".")
+    if any(part.startswith("__") for part in parts):
+        raise ArtefactError(f"sizes: expected a field of a configuration, got {path!r}.")
+    while len(parts) > 1 and hasattr(held := vars(config).get(parts[0]), "to_dict"):
+        config = held
+        parts.pop(0)
+    return config, parts

@@ -1,0 +1,136 @@
+"""Copies of models."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import sys
+import types
+import warnings
+from collections import deque
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from secateur.common.foreign import details, said
+from secateur.common.preserving import ATOMS
+from secateur.errors import ApplyError
+
+M = TypeVar("M", bound=nn.Module)
+
+_STANDARD = sys.stdlib_module_names
+_CONTAINERS = (list, tuple, set, frozenset, deque)
+
+
+def duplicate(model: M, memo: dict[int, object] | None = None) -> M:
+    """A deep copy; what `memo` holds stands in for what has that id.
+
+    Tensors that a forward pass computed and a module keeps, a last feature map or the product of a weight and
+    its mask, are copied without their history. What Python cannot copy, a lock or an open file, is shared.
+
+    Raises:
+        ApplyError: If the model cannot be copied.
+    """
+    memo = {} if memo is None else memo
+    _note(model, memo)
+    try:
+        with warnings.catch_warnings(), torch.inference_mode(False):  # tensors made there cannot be trained
+            warnings.simplefilter("ignore")  # classes of PyTorch's own that copying makes anew are deprecated
+            return copy.deepcopy(model, memo)
+    except Exception as error:
+        raise ApplyError(
+            f"apply: expected {type(model).__name__} to be copyable, got {said(error)}. "
+            "Remove the attribute that copy.deepcopy refuses.",
+            details(error),
+        ) from error
+
+
+def _note(model: nn.Module, memo: dict[int, object]) -> None:
+    """Enter in `memo` what stands in for what `copy.deepcopy` refuses."""
+    seen: set[int] = set()
+    pending: list[Any] = [model]
+    while pending:
+        value = pending.pop()
+        if type(value) in ATOMS or id(value) in seen or id(value) in memo:
+            continue
+        seen.add(id(value))
+        if isinstance(value, torch.Tensor):
+            if not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+        elif isinstance(value, torch.Generator):
+            memo[id(value)] = value.clone_state()
+        elif isinstance(value, dict):
+            pending += [*value, *value.values()]
+        elif isinstance(value, _CONTAINERS):
+            pending += value
+        elif isinstance(value, functools.partial):
+            pending += [value.func, *value.args, *value.keywords.values()]
+        elif isinstance(value, types.MethodType):
+            pending.append(value.__self__)
+        elif isinstance(value, nn.Module | types.SimpleNamespace) or _is_plain(value):
+            pending += vars(value).values()
+        elif not _copies(value):
+            memo[id(value)] = value
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is an object of the user's, or of a library's, made of attributes."""
+    library = type(value).__module__.partition(".")[0]
+    return hasattr(value, "__dict__") and not isinstance(value, type) and library not in _STANDARD
+
+
+def _copies(value: Any) -> bool:
+    try:
+        copy.deepcopy(value)
+    except Exception:  # each kind of object refuses in its own way
+        return False
+    return True
+
+
+_WAYS = ("__deepcopy__", "__getstate__", "__reduce__", "__reduce_ex__", "__setstate__")
+
+
+class Whole:
+    """Copies or pickles one module with all it holds; the module holds it under Python's name for that.
+
+    Example:
+        >>> class Forgetful(nn.Module):
+        ...     __module__ = "yours"
+        ...     def __getstate__(self):
+        ...         return {}
+        >>> module = Forgetful()
+        >>> module.size = 3
+        >>> keep_whole(module)
+        >>> copy.deepcopy(copy.deepcopy(module)).size
+        3
+    """
+
+    def __init__(self, module: nn.Module, name: str) -> None:
+        self.module, self.name = module, name
+
+    def __call__(self, argument: Any) -> Any:
+        """What Python asks for: a copy, or how to make one."""
+        held = {k: v for k, v in vars(self.module).items() if not isinstance(v, Whole)}
+        new, of = object.__new__, (type(self.module),)
+        if self.name != "__deepcopy__":
+            return new, of, held, None, None, _hold
+        made = argument[id(self.module)] = new(*of)
+        _hold(made, copy.deepcopy(held, argument))
+        return made
+
+
+def _hold(module: nn.Module, held: dict[str, Any]) -> None:
+    vars(module).update(held)
+    keep_whole(module)
+
+
+def keep_whole(module: nn.Module) -> None:
+    """Let copies and pickles of a module keep what it alone holds, where its class has a way of its own."""
+    if any(name in vars(cls) for cls in type(module).__mro__ if _is_foreign(cls) for name in _WAYS):
+        for name in ("__deepcopy__", "__reduce_ex__"):
+            vars(module)[name] = Whole(module, name)
+
+
+def _is_foreign(cls: type) -> bool:
+    return cls.__module__.partition(".")[0] not in (*_STANDARD, "secateur", "torch")

@@ -1,0 +1,210 @@
+"""Finds the calls whose sizes the user's code holds as numbers.
+
+`secateur.targets.units.mended` changes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import fx
+
+from secateur.errors import ApplyError
+from secateur.targets.units import calls
+from secateur.targets.units.attention import head_size
+from secateur.targets.units.constants import Constants, rewrite_of
+from secateur.targets.units.mended import Rule, line_of, mended, said
+from secateur.targets.units.needs import Factor, Heads, Need, Number, Parts, Positions, Sizes
+from secateur.targets.units.recording import Recorded
+
+
+def need_of(constants: Constants, node: fx.Node) -> Need | None:
+    """What the call behind an operator has to say in the smaller model; None if what it says stays right."""
+    family = calls.FAMILIES[str(node.target).split(".")[1]]
+    if family in ("shape", "expand", "fill", "repeat") and rewrite_of(node) is not None:
+        # Also where nothing went: code may read a size off another tensor, which has shrunk.
+        masks = constants.kept(node)
+        axes = [(k, len(m), int(m.sum())) for k, m in enumerate(masks)]
+        if family == "repeat":
+            source = constants.kept(node.all_input_nodes[0])
+            new = len(masks) - len(source)
+            axes = [a for a in axes if a[0] < new or len(source[a[0] - new]) == 1]
+        return Sizes(tuple(axes))
+    call = constants.follow(node)
+    if call is None:
+        return None
+    if family == "split":
+        parts = call.arguments.get("split_sizes")
+        return None if parts is None else Parts(int(call.arguments["dim"]), tuple(parts))
+    if family == "take":
+        source = constants.kept(node.all_input_nodes[0])
+        whole = "indices" not in call.arguments and source[call.integer("dim") % len(source)].all()
+        return None if whole else _positions(call.arguments, str(call.target))
+    word = {"conv": "groups"}.get(family) or next(
+        w for w in ("num_groups", "normalized_shape", "pad", "shifts") if w in call.arguments
+    )
+    return _number(call.arguments.get(word, 1), _argument(node, word, 1))
+
+
+def _argument(node: fx.Node, word: str, default: Any) -> Any:
+    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    return (dict(zip(names, node.args, strict=False)) | dict(node.kwargs)).get(word, default)
+
+
+def _number(new: Any, old: Any) -> Number | None:
+    if not isinstance(new, list | tuple):
+        return None if new == old else Number(int(new))
+    values = tuple(None if a is b or a == b else int(a) for a, b in zip(new, old, strict=True))
+    return None if all(v is None for v in values) else Number(values)
+
+
+def _positions(arguments: Mapping[str, Any], target: str) -> Positions | None:
+    if "indices" in arguments:
+        changed = [v for v in arguments["indices"] if isinstance(v, torch.Tensor)]
+        return Positions(0, 0, tuple(changed[0].tolist())) if changed else None
+    if "index" in arguments and isinstance(arguments["index"], torch.Tensor):
+        return Positions(0, 0, tuple(arguments["index"].tolist()))
+    if target.startswith("aten.select"):
+        return Positions(int(arguments["index"]), int(arguments["index"]) + 1, single=True)
+    if "end" in arguments and isinstance(arguments["start"], int) and isinstance(arguments["end"], int):
+        return Positions(arguments["start"], arguments["end"])
+    return None
+
+
+Needs = Mapping[int, Need]
+"""By the number of a step: what it has to say."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A sized call of the smaller model: what it has to say, and whether it says so without help.
+
+    Nothing is known of a call that the captured program has not, because nothing reads what it gives.
+    """
+
+    call: Recorded
+    needs: Needs
+    fitting: bool
+    known: bool = True
+
+
+@dataclass
+class Mender:
+    """Follows a smaller model beside what was recorded of the dense one, and finds the calls to be mended.
+
+    Attributes:
+        dense: The dense model's calls, with the operators that they became.
+        needs: What the call behind an operator has to say.
+        runs: What the smaller model's calls have to say.
+    """
+
+    dense: list[Recorded]
+    needs: Callable[[fx.Node], Need | None]
+    runs: list[Run] = field(default_factory=list)
+    _number: int = 0
+
+    def change(self, call: Recorded, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Carry out a call of the smaller model as it has to be.
+
+        Raises:
+            ApplyError: If the smaller model runs other code than the dense one.
+        """
+        known = self._next(call)
+        every = {k: self.needs(node) for k, node in enumerate(known.nodes) if node is not None}
+        if call.steps[0].family == "attention":  # many operators, none of which holds its sizes
+            every = {0: Heads(head_size(known.args, known.kwargs))}
+        if call.steps[0].family == "scale":  # what the dense model's code says is right
+            every = {0: Factor(calls.factor_of(known.args, known.kwargs) or 0.0)}
+        steps = known.steps
+        needs = {
+            k: need
+            for k, need in every.items()
+            if need is not None
+            and (_changes(need) or calls.fits(call.name, steps[k], need, known.args, known.kwargs))
+        }
+        fitting = all(calls.fits(call.name, steps[k], need, args, kwargs) for k, need in needs.items())
+        if not fitting:
+            needs = {k: calls.observed(call.name, need, args, kwargs) for k, need in needs.items()}
+        self.runs.append(Run(call, needs, fitting, known=bool(every)))
+        return func(*args, **kwargs) if fitting else mended(func, call.name, steps, needs, args, kwargs)
+
+    def _next(self, call: Recorded) -> Recorded:
+        """The dense model's call at this place: the next; an earlier one where a loop runs more often."""
+        order = [*range(self._number, len(self.dense)), *range(self._number)]
+        for number in order:
+            known: Recorded = self.dense[number]
+            # A layer of our own calls no such function, or calls PyTorch's on the line for any widths.
+            attention = bool(known.steps) and known.steps[0].family == "attention"
+            same = (known.name, known.module) == (call.name, call.module)
+            if known.steps and same and (attention or known.place == call.place):
+                self._number = number + 1
+                return known
+        raise ApplyError(
+            f"apply: expected the smaller model to run the same code as the dense one, got another way at "
+            f"{line_of(call.place)}: it branches on a size that has changed. Leave the group alone."
+        )
+
+
+def _changes(need: Need) -> bool:
+    """Whether a call needs other sizes than the dense model's, which therefore says others."""
+    return not isinstance(need, Sizes) or any(old != new for _, old, new in need.axes)
+
+
+def rules_of(runs: Iterable[Run]) -> dict[str, list[Rule]]:
+    """The rules for sized calls by module path; one line may have several, told apart by what the code says.
+
+    Raises:
+        ApplyError: If a line would have to say different things.
+    """
+    lines: dict[Any, list[Run]] = {}
+    for run in runs:
+        lines.setdefault((run.call.module, run.call.name, run.call.place), []).append(run)
+    found: dict[str, list[Rule]] = {}
+    for same in lines.values():
+        rules = list(dict.fromkeys(_rule(run.call, run.needs) for run in same if not run.fitting))
+        apart = False
+        for run in same:
+            differing = [rule for rule in rules if not _agree(run, rule)]
+            numbers = [said(run.call.name, rule, run.call.args, run.call.kwargs) for rule in differing]
+            if any(n == rule.said for n, rule in zip(numbers, differing, strict=True)):
+                raise _several(run)
+            if run.fitting and differing:  # only numbers of the code differ at all sizes
+                apart = True
+                if not all(n and set(n) <= run.call.literals for n in numbers):
+                    raise _several(run)
+        if apart or not rules:
+            rules.append(_rule(same[0].call, {}))
+        found.setdefault(same[0].call.module, []).extend(rules)
+    return found
+
+
+def _rule(call: Recorded, needs: Needs) -> Rule:
+    count = calls.count(call.name, call.args, call.kwargs)
+    rule = Rule(call.name, call.place, tuple(call.steps), tuple(needs.items()), count=count)
+    return replace(rule, said=said(call.name, rule, call.args, call.kwargs))
+
+
+def _several(run: Run) -> ApplyError:
+    return ApplyError(
+        f"apply: expected one size for every run of a line in module {run.call.module or 'itself'}, got "
+        f"several at {line_of(run.call.place)}. Leave the group alone, or hold the size in an attribute."
+    )
+
+
+def _agree(run: Run, rule: Rule) -> bool:
+    """Whether a rule is right for a run as well: it says the same, or changes nothing there."""
+    if not run.known:
+        return True
+    if not run.fitting:
+        return run.needs == dict(rule.needs)
+    return all(_says(need, run.needs.get(k)) for k, need in rule.needs)
+
+
+def _says(need: Need, other: Need | None) -> bool:
+    if not isinstance(need, Sizes) or not isinstance(other, Sizes):
+        return need == other
+    news = {axis: new for axis, _, new in other.axes}
+    return all(news.get(axis) == new for axis, _, new in need.axes)

@@ -1,0 +1,210 @@
+"""What a model says of itself beside its layers: timm's feature table, Hugging Face's configuration.
+
+The forward pass need not read either, so that it computes the right thing proves nothing of them. Each number
+changes only where something else shows its new value.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from secateur.common.models import device_of, evaluating
+from secateur.graph.graph import Graph
+from secateur.graph.inputs import Arguments
+from secateur.targets.units.compare import relative_difference, run, run_in_double
+from secateur.targets.units.configuration import (
+    built_from,
+    changed_configuration,
+    configurations_in,
+    has_configuration,
+    set_numbers,
+)
+from secateur.targets.units.reading import Builds, read_configuration, shapes_of
+
+_SAME = 1e-9
+"""Relative difference in float64 below which two models compute the same."""
+
+
+def new_metadata(
+    model: nn.Module, small: nn.Module, graph: Graph, slots: NDArray[np.bool_]
+) -> dict[str, Any]:
+    """Paths of numbers in feature tables and configurations, with their new values.
+
+    Args:
+        model: The dense model.
+        small: The smaller module.
+        graph: The trace.
+        slots: Which units stay. [slots]
+    """
+    return {
+        **_feature_info(model, graph, slots),
+        **_feature_widths(model, small, graph),
+        **{f"config.{path}": value for path, value in _configuration(model, small, graph).items()},
+    }
+
+
+def folder_note(model: nn.Module, small: nn.Module, graph: Graph, metadata: Mapping[str, Any]) -> str:
+    """What to use in place of `save_pretrained` where the stock class refuses what that writes; else empty.
+
+    Args:
+        model: The dense model.
+        small: The smaller module.
+        graph: The trace.
+        metadata: What `new_metadata` gave.
+    """
+    if not has_configuration(model) or not hasattr(model, "save_pretrained"):
+        return ""
+    changes = {k.removeprefix("config."): v for k, v in metadata.items() if k.startswith("config.")}
+    if _builds_of(model, graph).shapes(changes) == shapes_of(small):
+        return ""
+    return (
+        f"{type(model.config).__name__} cannot give the new sizes, so {type(model).__name__}.from_pretrained "
+        "refuses the folder that save_pretrained writes: use sc.save and sc.load, or sc.export to a .pt2 "
+        "file."
+    )
+
+
+def _feature_info(model: nn.Module, graph: Graph, slots: NDArray[np.bool_]) -> dict[str, int]:
+    """timm's table of feature maps: `num_chs` of each is read off what its module returns."""
+    table = getattr(model, "feature_info", None)
+    prefix, entries = (
+        ("feature_info", table)
+        if isinstance(table, list)
+        else ("feature_info.info", getattr(table, "info", ()))
+    )
+    found = {}
+    for number, entry in enumerate(entries):
+        if not isinstance(entry, Mapping) or not isinstance(entry.get("num_chs"), int):
+            continue
+        new = _width_after(graph, slots, str(entry.get("module", "")), entry["num_chs"])
+        if new is not None and new != entry["num_chs"]:
+            found[f"{prefix}.{number}.num_chs"] = new
+    return found
+
+
+def _width_after(graph: Graph, slots: NDArray[np.bool_], module: str, width: int) -> int | None:
+    """How many of the `width` channels that a module returns stay."""
+    last = None
+    for node in graph.program.graph.nodes:
+        stack = node.meta.get("nn_module_stack") or {}
+        if any(path == module for path, _ in stack.values()):
+            last = node
+    axes = graph.walk.values.get(last) if last is not None else None
+    if not module or not isinstance(axes, tuple):
+        return None
+    for axis in (*axes[1:2], *axes[-1:]):
+        if len(axis) == width:
+            return int(graph.kept_along(axis, slots).sum())
+    return None
+
+
+def _feature_widths(model: nn.Module, small: nn.Module, graph: Graph) -> dict[str, int]:
+    """timm's `num_features` and `head_hidden_size`: how wide is what two of its methods return."""
+
+    def shapes(of: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, torch.Size]:
+        with evaluating(of), torch.no_grad():
+            features = of.forward_features(*args, **kwargs)
+            hidden = of.forward_head(features, pre_logits=True)
+        return {"num_features": features.shape, "head_hidden_size": hidden.shape}
+
+    if not all(hasattr(model, name) for name in ("forward_features", "forward_head", "num_features")):
+        return {}
+    try:
+        before, after = (shapes(of, *_trials(graph, device_of(small))[0]) for of in (model, small))
+    except Exception:  # other methods of these names, which take or return something else
+        return {}
+    found = {}
+    for name in before:
+        old = getattr(model, name, None)
+        new = {b for a, b in zip(before[name], after[name], strict=True) if a == old and b != old}
+        if len(new) == 1:
+            found[name] = int(new.pop())
+    return found
+
+
+def _trials(graph: Graph, device: torch.device) -> list[Arguments]:
+    """Arguments at the traced size and at every other one, drawn if the model takes such."""
+    given = None if graph.inputs.drawn else graph.captured_inputs()
+    return [options[0] for _, options in graph.inputs.trials(given, device=device)]
+
+
+_BUILDS: WeakKeyDictionary[Graph, Builds] = WeakKeyDictionary()
+"""What was learnt of a class serves every further plan, as long as the trace lives."""
+
+
+def _builds_of(model: nn.Module, graph: Graph) -> Builds:
+    config: Any = model.config
+    found = _BUILDS.get(graph)
+    if found is None or found.kind is not type(model) or found.config.to_dict() != config.to_dict():
+        found = _BUILDS[graph] = Builds(type(model), config)
+    return found
+
+
+def _configuration(model: nn.Module, small: nn.Module, graph: Graph) -> dict[str, Any]:
+    """Numbers of a configuration from which the model's class computes what the smaller model does.
+
+    The class is built from them, given the smaller model's tensors, and run. The smaller model is run with
+    them too, since its code may read its configuration.
+    """
+    if not has_configuration(model):
+        return {}
+    options = read_configuration(_builds_of(model, graph), shapes_of(small)).options
+    if not any(options):
+        return {}
+    wanted = _Answers(small, _trials(graph, device_of(small)))
+    for changes in options:
+        config = changed_configuration(model.config, changes)
+        if wanted.given_by(built_from(type(model), config, small)):
+            with _configured(small, changes):
+                if wanted.given_by(small):
+                    return changes
+    return {}
+
+
+class _Answers:
+    """What a model computes from some inputs."""
+
+    def __init__(self, model: nn.Module, trials: list[Arguments]) -> None:
+        self.trials: list[Arguments] = []
+        self.own: list[list[torch.Tensor]] = []
+        for trial in trials:
+            with contextlib.suppress(Exception):  # a forward pass may refuse inputs in any way
+                self.own.append(run(model, *trial))
+                self.trials.append(trial)
+        self.model, self.double = model, list[list[torch.Tensor]]()
+
+    def given_by(self, other: nn.Module) -> bool:
+        """Whether another model computes the same, bit for bit or else in float64."""
+        if not self.trials:
+            return False
+        try:
+            found = [run(other, *trial) for trial in self.trials]
+            if all(relative_difference(a, b) == 0 for a, b in zip(found, self.own, strict=True)):
+                return True
+            self.double = self.double or [run_in_double(self.model, *trial) for trial in self.trials]
+            found = [run_in_double(other, *trial) for trial in self.trials]
+        except Exception:  # its forward pass may fail in any way
+            return False
+        return all(relative_difference(a, b) <= _SAME for a, b in zip(found, self.double, strict=True))
+
+
+@contextmanager
+def _configured(small: nn.Module, changes: Mapping[str, Any]) -> Iterator[None]:
+    """The model with these numbers in its configuration; they are as before afterwards."""
+    before = [(config, dict(vars(config))) for config in configurations_in(small)]
+    try:
+        set_numbers(small, changes)
+        yield
+    finally:
+        for config, held in before:
+            vars(config).clear()
+            vars(config).update(held)

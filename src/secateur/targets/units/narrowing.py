@@ -1,0 +1,103 @@
+"""The sizes that a captured program takes, which may be fewer than the dense model does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import sympy
+import torch
+from torch.utils._sympy.functions import Mod, PythonMod
+
+from secateur.errors import InputError
+from secateur.graph.inputs import FixedAxis, InputSpec, OpenAxis
+from secateur.graph.leaf import Place
+from secateur.graph.wording import HELD
+from secateur.targets.units.accepts import Accepts
+
+
+def narrowed(accepts: Accepts, spec: InputSpec) -> InputSpec:
+    """What the dense model takes, less what the program refuses.
+
+    An axis stays open only if the program leaves its size open. Another size counts as tried only if the
+    program's own check lets it pass.
+
+    Args:
+        accepts: What the program takes.
+        spec: What the dense model takes.
+    """
+    sizes = {(leaf.name, axis): size for leaf in accepts.leaves for axis, size in enumerate(leaf.sizes)}
+    found: list[OpenAxis] = []
+    fixed: list[FixedAxis] = []
+    for axis in spec.open:
+        symbols = {sizes[place] for place in axis.places}
+        if not all(isinstance(symbol, sympy.Symbol) for symbol in symbols):
+            fixed.append(FixedAxis(places=axis.places, size=axis.size, reason=HELD))
+            continue
+        passing = [n for n in axis.tried()[1:] if _passes(accepts, spec, dict.fromkeys(axis.places, n))]
+        other = axis.other if axis.other in passing else axis.size
+        limit = _limit(accepts, symbols, one=axis.batch and accepts.one_sample)
+        found.append(
+            axis.model_copy(
+                update={
+                    "other": other,
+                    "further": tuple(n for n in axis.further if n in passing),
+                    "limit": limit,
+                }
+            )
+        )
+    every = {place: axis.other for axis in found for place in axis.places}
+    together = spec.together and _passes(accepts, spec, every)
+    joint = tuple(sizes for sizes in spec.joint if not fixed and _passes(accepts, spec, spec.at(sizes)))
+    return spec.model_copy(
+        update={
+            "open": tuple(found), "fixed": (*spec.fixed, *fixed), "together": together, "joint": joint,
+        }
+    )  # fmt: skip
+
+
+def reach(accepts: Accepts, spec: InputSpec) -> int:
+    """How many of the other sizes, of one axis or of all, the program's own check lets pass."""
+    alone = [dict.fromkeys(axis.places, size) for axis in spec.open for size in axis.tried()[1:]]
+    return sum(_passes(accepts, spec, sizes) for sizes in [*alone, *(s for _, s in spec.other_sizes())])
+
+
+def _passes(accepts: Accepts, spec: InputSpec, sizes: Mapping[Place, int]) -> bool:
+    """Whether the program's own check lets inputs of these sizes pass."""
+    return not refusal(accepts, spec, sizes)
+
+
+def refusal(accepts: Accepts, spec: InputSpec, sizes: Mapping[Place, int]) -> str:
+    """Why the program's own check refuses inputs of these sizes, the others as traced; empty if not."""
+    shapes = {
+        name: [sizes.get((name, axis), n) for axis, n in enumerate(leaf.shape)]
+        for name, leaf in spec.tensors().items()
+    }
+    tensors = [
+        (leaf, torch.empty(shapes[leaf.name], device="meta"))
+        for leaf in accepts.leaves
+        if leaf.dtype is not None
+    ]
+    try:
+        accepts.check_sizes(tensors)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def _limit(accepts: Accepts, symbols: set[Any], *, one: bool) -> str:
+    """``at least 3``, ``a multiple of 4``: what one size must be by itself, where that is short."""
+    least = 1 if one else max(accepts.least.get(symbol, 2) for symbol in symbols)
+    steps = [
+        int(condition.lhs.args[1])
+        for condition, _ in accepts.conditions
+        if isinstance(condition, sympy.Eq)
+        and condition.rhs == 0
+        and isinstance(condition.lhs, Mod | PythonMod)
+        and condition.lhs.args[0] in symbols
+        and condition.lhs.args[1].is_Integer
+    ]
+    found = [f"a multiple of {step}" for step in dict.fromkeys(steps)]
+    if least > max([1, *steps]):
+        found.append(f"at least {least}")
+    return ", ".join(found)

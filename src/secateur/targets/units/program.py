@@ -1,0 +1,251 @@
+"""Form ``graph``: the captured program with sliced tensors and recomputed constants.
+
+It computes what the model does with other sizes, dtypes and devices, in training mode and backwards, as far
+as captures in those circumstances run the same operators. Where they do not, it says so when it is asked to.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary, ref
+
+import numpy as np
+import torch
+from torch import fx, nn
+from torch.export import ExportedProgram
+
+from secateur.common.collecting import uncollected
+from secateur.errors import ApplyError
+from secateur.graph.datasizes import measure_sizes
+from secateur.graph.graph import Graph
+from secateur.graph.inputs import InputSpec
+from secateur.graph.labels import Labels
+from secateur.graph.rules.op import Walk
+from secateur.graph.walk import Tensor, walk
+from secateur.plan import Plan
+from secateur.targets.units.accepts import Accepts
+from secateur.targets.units.building import build
+from secateur.targets.units.constants import Constants
+from secateur.targets.units.narrowing import narrowed, reach, refusal
+from secateur.targets.units.opened import open_program
+from secateur.targets.units.tensors import kept, removed_positions
+from secateur.targets.units.variants import Facts, find_facts
+from secateur.targets.units.watching import beside
+
+_STATE = "secateur_program"
+
+
+class Program(fx.GraphModule):
+    """A captured program that runs as a module.
+
+    Its arguments are checked: see `accept`. It refuses to train where training mode does more than switch
+    dropout and batch norm.
+    """
+
+    def __init__(self, root: nn.Module, graph: fx.Graph, class_name: str = "Program") -> None:
+        """A module that runs `graph`, with everything that `root` holds."""
+        super().__init__(root, graph, class_name=class_name)
+        self._hold(vars(root))
+
+    def _hold(self, held: Mapping[str, Any]) -> None:
+        """Hold these tensors and submodules: `fx.GraphModule` leaves out what no operator reads."""
+        for kind in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+            getattr(self, kind).clear()
+            getattr(self, kind).update(held[kind])
+        vars(self).update((k, v) for k, v in held.items() if isinstance(v, torch.Tensor))
+
+    def accept(self, accepts: Accepts, eval_only: str) -> Program:
+        """Check arguments from now on, and refuse to train for the reason `eval_only`, if there is one."""
+        self.meta[_STATE] = accepts, eval_only
+        return self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Compute what the model does.
+
+        Raises:
+            InputError: For arguments, sizes or dtypes for which the program is not known to do that.
+        """
+        accepts, _ = self.meta.get(_STATE, (None, ""))
+        if accepts is not None:
+            args, kwargs = accepts.bound(args, kwargs)
+            if not torch.compiler.is_compiling():
+                self._check(accepts, args, kwargs)
+        return super().__call__(*args, **kwargs)
+
+    def narrowed(self, spec: InputSpec) -> InputSpec:
+        """What the dense model takes, less what this program refuses."""
+        accepts, _ = self.meta.get(_STATE, (None, ""))
+        return spec if accepts is None else narrowed(accepts, spec)
+
+    def refuses(self, spec: InputSpec) -> str:
+        """Why the program refuses inputs of the traced sizes; empty if it takes them."""
+        accepts, _ = self.meta.get(_STATE, (None, ""))
+        return "" if accepts is None else refusal(accepts, spec, {})
+
+    def _check(self, accepts: Accepts, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Check arguments, unless such were found good before."""
+        known = vars(self).setdefault("_accepted", {})
+        if not known:
+            known["parameters"] = frozenset(p.dtype for p in self.parameters() if p.is_floating_point())
+        call = accepts.call((args, kwargs))
+        if call.key not in known:
+            accepts.check(call, known["parameters"])
+            known[call.key] = True
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        vars(self).pop("_accepted", None)  # dtypes may change
+        return super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+    def train(self, mode: bool = True) -> Program:
+        """Switch to training or evaluation mode.
+
+        Raises:
+            ApplyError: To training mode, if the model does something there that the program does not hold.
+        """
+        _, why = self.meta.get(_STATE, (None, ""))
+        if mode and why:
+            raise ApplyError(
+                f"train: expected {type(self).__name__} to run the same operators in training mode, but "
+                f"{why}. The captured program knows evaluation mode alone. Leave it in eval(), or take form "
+                f"'module'."
+            )
+        super().train(mode)
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> fx.GraphModule:
+        """A copy of all it holds, without torch's warning of its own internals."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
+            new = super().__deepcopy__(memo)
+        if isinstance(new, Program):
+            new._hold(copy.deepcopy(vars(self), memo))
+            type(new).__name__ = type(self).__name__  # each has a class of its own
+        return new
+
+
+@dataclass(frozen=True)
+class _Captured:
+    """What was captured of a model, and learnt of that: it serves every plan.
+
+    Attributes:
+        model: The model.
+        program: With all sizes open that may vary, as far as it can be had.
+        walk: Its labels.
+        tensors: Its tensors.
+        facts: What its arguments follow.
+        accepts: What it takes.
+    """
+
+    model: ref[nn.Module]
+    program: ExportedProgram
+    walk: Walk
+    tensors: tuple[Tensor, ...]
+    facts: Facts
+    accepts: Accepts
+
+
+_CAPTURED: WeakKeyDictionary[Graph, _Captured] = WeakKeyDictionary()
+
+
+def smaller_program(
+    model: nn.Module, graph: Graph, plan: Plan, *, may_stay_in_evaluation: bool = False
+) -> Program:
+    """A runnable module of the captured program after `plan`, with the model's parameter names.
+
+    The model is captured several times, to learn what the program's arguments follow; what is learnt is kept
+    as long as the trace.
+
+    Args:
+        model: The model that `graph` was traced from; its tensors are copied, never changed.
+        graph: The trace.
+        plan: The decision.
+        may_stay_in_evaluation: Leave a program that knows evaluation mode alone there, whatever the model's
+            mode is.
+
+    Raises:
+        ApplyError: If an operator's constants cannot follow, the plan has further methods, the forward pass
+            draws random numbers that are not PyTorch's, or the model is in training mode, which the program
+            does not know.
+    """
+    if plan.inputs.methods:
+        raise ApplyError(
+            f"apply: expected a model with the methods {', '.join(plan.inputs.methods)} that its trace was "
+            f"asked for, but a captured program has its forward pass alone. Take form 'module', or trace "
+            f"without methods=."
+        )
+    found = _CAPTURED.get(graph)
+    if found is None or found.model() is not model:
+        found = _CAPTURED[graph] = _capture(model, graph)
+    constants = Constants(found.walk, _Kept(found.walk, found.tensors, plan).along)
+    facts = found.facts
+    with uncollected():
+        root, out = build(model, found.program, constants, facts)
+        module = Program(root, out, class_name=type(model).__name__).accept(found.accepts, facts.eval_only)
+    if facts.eval_only and may_stay_in_evaluation:
+        return module.eval()
+    module.train(model.training)
+    for path, layer in module.named_modules():  # some may be frozen in evaluation mode
+        layer.training = _mode(model, path, layer.training)
+    return module
+
+
+def sliced_program(model: nn.Module, graph: Graph, plan: Plan) -> Program:
+    """`smaller_program` for evaluation as traced: nothing more is captured, and no argument is checked.
+
+    Raises:
+        ApplyError: As `smaller_program`, for constants and for random numbers.
+    """
+    beside(model, graph.captured_inputs()).refuse_draws()
+    with uncollected():
+        root, out = build(model, graph.program, Constants.of(graph, plan), Facts())
+        return Program(root, out, class_name=type(model).__name__)
+
+
+def _capture(model: nn.Module, graph: Graph) -> _Captured:
+    narrow = Accepts.of(model, graph.program, graph, {})
+    opened = open_program(model, graph)
+    if opened is not None:
+        # Before anything else asks about sizes: what is asked becomes a condition. Open axes that one ties
+        # to each other are worth less than one that is free.
+        wide = Accepts.of(model, opened.program, graph, opened.lines)
+        worse = bool(refusal(wide, graph.inputs, {})) > bool(refusal(narrow, graph.inputs, {}))
+        if not worse and reach(wide, graph.inputs) >= reach(narrow, graph.inputs):
+            facts = find_facts(model, graph, opened)
+            measure_sizes(opened.program)
+            state, tensors, _ = walk(opened.program)
+            return _Captured(ref(model), opened.program, state, tuple(tensors), facts, wide.knowing(facts))
+    facts = find_facts(model, graph)
+    return _Captured(ref(model), graph.program, graph.walk, graph.tensors, facts, narrow.knowing(facts))
+
+
+class _Kept:
+    """Which positions stay along an axis, read off a plan by the labels of the tensors that it cuts."""
+
+    def __init__(self, state: Walk, tensors: tuple[Tensor, ...], plan: Plan) -> None:
+        self._store = state.store
+        removed = removed_positions(plan)
+        gone = [t.axes[axis][at] for t in tensors for axis, at in removed.get(t.name, {}).items()]
+        self._gone = np.unique(self._store.find(np.concatenate([*gone, np.zeros(0, np.int64)])))
+        for tensor in tensors:
+            for axis, labels in enumerate(tensor.axes):
+                at = removed.get(tensor.name, {}).get(axis, np.zeros(0, np.int64))
+                if not np.array_equal(self.along(labels), kept(len(labels), at)):
+                    raise ApplyError(
+                        f"apply: expected {tensor.name} to lose along axis {axis} what the plan says, got "
+                        f"more that goes with it at other sizes. Trace the model and plan again."
+                    )
+
+    def along(self, labels: Labels) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Which positions with these labels stay."""
+        return ~np.isin(self._store.find(labels), self._gone) | (labels <= 0)
+
+
+def _mode(model: nn.Module, path: str, otherwise: bool) -> bool:
+    try:
+        return model.get_submodule(path).training
+    except AttributeError:
+        return otherwise

@@ -1,0 +1,363 @@
+"""Form ``module``: the user's own classes with smaller tensors, proven to compute what the plan means."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.calibration.randomness import seeded
+from secateur.common.foreign import details, said
+from secateur.common.models import device_of, evaluating
+from secateur.common.outputs import is_finite_somewhere
+from secateur.errors import ApplyError
+from secateur.graph.graph import Graph
+from secateur.graph.inputs import Arguments, resized
+from secateur.graph.views import View
+from secateur.plan import Plan
+from secateur.targets.units import calls
+from secateur.targets.units.compare import SAME, relative_difference, run
+from secateur.targets.units.constants import Constants
+from secateur.targets.units.draws import Draws
+from secateur.targets.units.masked import masked
+from secateur.targets.units.mended import Code, mend, watching
+from secateur.targets.units.mending import Mender, Run, need_of, rules_of
+from secateur.targets.units.metadata import folder_note, new_metadata
+from secateur.targets.units.module import smaller_module
+from secateur.targets.units.needs import Need
+from secateur.targets.units.program import sliced_program
+from secateur.targets.units.record import Record, attach
+from secateur.targets.units.recording import Change, Recorded, assign_nodes, record
+from secateur.targets.units.sizes import set_sizes
+from secateur.targets.units.tracking import Equation, Tracked, Uses, solve, tracked, unnoted
+from secateur.targets.units.unseen import in_words, known_code
+
+MANY = 4
+"""Equal layers from which on the first and the last speak for all."""
+
+
+def proven_module(
+    model: nn.Module,
+    graph: Graph,
+    plan: Plan,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> nn.Module:
+    """The smaller module, once forward passes have shown that it computes what the plan means.
+
+    Attributes change whose values are seen to reach a size that shrinks. What the code holds as a number is
+    mended at the call. The result is compared with the masked dense model, at every size that the trace found
+    to be open; where a removed group is inexact, with the sliced program at the traced size.
+
+    Raises:
+        ApplyError: If there is no such module.
+    """
+    given: Arguments = (args, dict(kwargs))
+    sizes, codes = understood(model, graph, plan)
+    small = smaller_module(model, plan, sizes)
+    mended = mend(small, codes)
+    without = _prove(model, small, graph, plan, given)
+    metadata = new_metadata(model, small, graph, graph.keep_slots(plan.keep))
+    set_sizes(model, small, metadata)
+    sizes = {**sizes, **metadata}
+    said = (_note(mended, without), in_words(codes.values()), folder_note(model, small, graph, metadata))
+    note = " ".join(filter(None, said))
+    return attach(small, Record(plan, "module", note, sizes=sizes, captured=mended))
+
+
+def understood(model: nn.Module, graph: Graph, plan: Plan) -> tuple[dict[str, Any], dict[str, Code]]:
+    """Attributes with their new values, and by module what is known of its code.
+
+    Raises:
+        ApplyError: If a line would have to say different things.
+    """
+    passes = [_Pass(model, graph, plan, view) for view in (None, *graph.views)]
+    equations = [p.equations() for p in passes]
+    changes, stays = ([e for pair in equations for e in pair[k]] for k in (0, 1))
+    while True:
+        sizes = _in_lists(model, solve(changes, stays))
+        small = smaller_module(model, plan, sizes)
+        shown = [e for one in passes for e in one.compared(small)]
+        known = {(e.number.sources, e.wanted) for e in changes}
+        if {(e.number.sources, e.wanted) for e in shown} <= known:
+            break
+        changes += shown  # a run shows the first comparison that no longer holds
+    rules = rules_of(run for one in passes for run in one.runs(small))
+    codes = known_code(model, small, plan, rules)
+    return sizes, _with_plain(small, graph, codes, passes)
+
+
+def _with_plain(
+    small: nn.Module, graph: Graph, codes: dict[str, Code], passes: Sequence[_Pass]
+) -> dict[str, Code]:
+    """The same, once runs at all sizes have shown in which modules a call says enough to know its rule."""
+    if not mend(small, codes):
+        return codes
+    traced = [(one, None) for one in passes]
+    others = [
+        resized(graph.inputs, graph.captured_inputs(), sizes) for _, sizes in graph.inputs.other_sizes()
+    ]
+    with watching() as watch:
+        for one, arguments in [*traced, *((passes[0], other) for other in others)]:
+            watch.said.append({})
+            try:
+                one.run(small, arguments)
+            except Exception:  # the proof will tell
+                return codes
+    return {
+        path: replace(code, plain=watch.plain(small.get_submodule(path), code))
+        for path, code in codes.items()
+    }
+
+
+class _Pass:
+    """One way to run the dense model, recorded, with what its calls have to say in the smaller one."""
+
+    def __init__(self, model: nn.Module, graph: Graph, plan: Plan, view: View | None) -> None:
+        self._training, self._method = (view.training, view.method) if view is not None else (False, "")
+        walk, program = (graph.walk, graph.program) if view is None else (view.walk, view.program)
+        self._arguments = graph.captured_inputs() if view is None else view.arguments
+        slots = graph.keep_slots(plan.keep)
+        self._constants = Constants(walk or graph.walk, lambda labels: graph.kept_along(labels, slots))
+        self._known: dict[Any, Need | None] = {}
+        self._uses = Uses()
+        try:
+            with tracked(model) as self._uses:
+                self.dense = self._record(model)
+        except Exception:  # some code takes no integers but Python's own: it tells nothing of attributes
+            self.dense = self._record(model)
+        assign_nodes(self.dense, program.graph, model, "model." if self._method else "")
+
+    def _record(self, model: nn.Module, change: Change | None = None) -> list[Recorded]:
+        args, kwargs = self._arguments
+        with evaluating(model, training=self._training), torch.no_grad(), seeded(0):
+            return record(model, args, kwargs, change, method=self._method)
+
+    def run(self, model: nn.Module, arguments: Arguments | None = None) -> None:
+        """Run a model this way, or with other arguments."""
+        args, kwargs = arguments or self._arguments
+        with evaluating(model, training=self._training), torch.no_grad(), seeded(0):
+            (getattr(model, self._method) if self._method else model)(*args, **kwargs)
+
+    def needs(self, node: Any) -> Need | None:
+        """What the call behind an operator has to say."""
+        if node not in self._known:
+            self._known[node] = need_of(self._constants, node)
+        return self._known[node]
+
+    def equations(self) -> tuple[list[Equation], list[Equation]]:
+        """What tracked numbers must become, and those that must stay."""
+        changes, stays = _equations(self.dense, self.needs)
+        return changes, [*stays, *(Equation(number, int(number)) for number in self._uses.numbers)]
+
+    def compared(self, small: nn.Module) -> list[Equation]:
+        """What attributes must become for the first comparison that was true of the dense model only."""
+        if not any(equal for _, _, equal in self._uses.equal):
+            return []
+        mender = Mender([call for call in self.dense if call.steps], self.needs)
+        change = unnoted(mender.change)
+        with tracked(small) as uses, contextlib.suppress(Exception):  # it fails where an assertion does
+            self._record(small, change)
+        for (number, _, before), (mine, other, now) in zip(self._uses.equal, uses.equal, strict=False):
+            if number.sources != mine.sources:
+                break
+            if before and not now and isinstance(other, int):
+                return [Equation(number, int(other))]
+        return []
+
+    def runs(self, small: nn.Module) -> list[Run]:
+        """What the calls of the smaller model have to say."""
+        mender = Mender([call for call in self.dense if call.steps], self.needs)
+        try:
+            self._record(small, mender.change)
+        except ApplyError:
+            raise
+        except Exception as error:  # the user's code may fail in any way once shapes have changed
+            raise _failed(error, self._method or "the traced size") from error
+        return mender.runs
+
+
+def _equations(
+    dense: list[Recorded], needs: Callable[[Any], Need | None]
+) -> tuple[list[Equation], list[Equation]]:
+    """What tracked numbers must become, and those that must stay."""
+    changes: list[Equation] = []
+    stays: list[Equation] = []
+    for call in dense:
+        moved: set[int] = set()
+        for step, node in zip(call.steps, call.nodes, strict=True):
+            need = None if node is None else needs(node)
+            if need is None:
+                continue
+            for number, wanted in calls.wanted(call.name, step, need, call.args, call.kwargs):
+                moved.add(id(number))
+                if isinstance(number, Tracked):
+                    changes.append(Equation(number, wanted))
+        for number in calls.numbers(call.args, call.kwargs):
+            if isinstance(number, Tracked) and id(number) not in moved:
+                stays.append(Equation(number, int(number)))
+    return changes, stays
+
+
+def _in_lists(model: nn.Module, solved: Mapping[str, int]) -> dict[str, Any]:
+    """Attributes with their new values; of those that are lists, the whole list."""
+    found: dict[str, Any] = {}
+    for path, value in solved.items():
+        holder, _, last = path.rpartition(".")
+        if last.isdigit():
+            module, _, name = holder.rpartition(".")
+            held = getattr(model.get_submodule(module), name, None)
+            if isinstance(held, list | tuple):
+                found.setdefault(holder, list(held))[int(last)] = value
+                continue
+        found[path] = value
+    return found
+
+
+def _note(mended: tuple[str, ...], without: tuple[str, ...]) -> str:
+    parts = []
+    if without:
+        parts.append(
+            f"nothing was compared at {'; '.join(without)}: the dense model refuses the inputs known there, "
+            f"or returns no finite number. Pass example_inputs= that it takes."
+        )
+    if mended:
+        parts.append(_mended_note(mended))
+    return " ".join(parts)
+
+
+def _without_numbers(path: str) -> str:
+    return re.sub(r"\d+", "*", path)
+
+
+def _mended_note(mended: tuple[str, ...]) -> str:
+    alike = Counter(_without_numbers(path) or "the model itself" for path in mended)
+    names = (name if count == 1 else f"{name} ({count})" for name, count in alike.items())
+    return f"modules whose code holds a size as a number, which is mended at the call: {', '.join(names)}."
+
+
+def _prove(model: nn.Module, small: nn.Module, graph: Graph, plan: Plan, given: Arguments) -> tuple[str, ...]:
+    """Compare the module with what it has to equal, at every size that may vary.
+
+    Returns:
+        The sizes at which nothing was compared, because the dense model refuses all inputs known there, or
+        gives no finite number.
+
+    Raises:
+        ApplyError: If the outputs differ, or the module fails where the dense model runs.
+    """
+    exact = all(g.exact or not g.removed for g in plan.groups)
+    reference = masked(model, plan) if exact else sliced_program(model, graph, plan)
+    without = []
+    for title, options in graph.inputs.trials(given, device=device_of(model), other_sizes=exact):
+        taken = _first_taken(reference, options)
+        if taken is None:
+            without.append(title)
+            continue
+        (args, kwargs), draws, expected = taken
+        try:
+            got = run(small, args, kwargs, draws)
+        except Exception as error:
+            raise _failed(error, title) from error
+        if draws.narrowed:
+            expected = run(reference, args, kwargs, draws)
+        tolerance = max((SAME.get(t.dtype, 1e-3) for t in expected), default=0.0)
+        difference = relative_difference(got, expected)
+        if not difference <= tolerance:
+            raise ApplyError(
+                f"apply: expected the smaller module to compute what the plan means, got a relative "
+                f"difference of {difference:.2g} at {title}. Its code uses a size that has changed in a way "
+                f"that no attribute and no call shows. Leave the group alone (Limits(ignore=...)), or use "
+                f"form='graph'."
+            )
+    return tuple(without)
+
+
+def _first_taken(
+    reference: nn.Module, options: list[Arguments]
+) -> tuple[Arguments, Draws, list[torch.Tensor]] | None:
+    """The first arguments on which the reference gives finite numbers, what it draws and what it returns."""
+    for args, kwargs in options:
+        draws = Draws()
+        try:
+            expected = run(reference, args, kwargs, draws)
+        except Exception:  # what the dense model refuses, the smaller one may refuse too
+            continue
+        if is_finite_somewhere(expected):
+            return (args, kwargs), draws, expected
+    return None
+
+
+def _failed(error: Exception, title: str = "the traced size") -> ApplyError:
+    why = "most likely because its code holds a size that does not follow its tensors"
+    what = "Leave the group alone (Limits(ignore=...)), or use form='graph'."
+    if "multiple of" in str(error):
+        why, what = "because a kernel takes some sizes only", "Plan with Limits(round_to=8)."
+    return ApplyError(
+        f"apply: the smaller module's forward pass failed at {title} ({said(error)}), {why}. {what}",
+        details(error),
+    )
+
+
+def unrealisable(
+    model: nn.Module, graph: Graph, plan: Plan, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """The pruned groups of a plan that a smaller module cannot express, by halving the set of groups.
+
+    Groups whose names differ in numbers alone, as those of equal layers do, are judged together first. Where
+    the first and the last of many fail alone, all count as failing: each trial runs the whole model.
+    """
+    alike: dict[str, list[str]] = {}
+    for group in plan.groups:
+        if group.removed:
+            alike.setdefault(_without_numbers(group.name), []).append(group.name)
+
+    def works(names: list[str]) -> bool:
+        try:
+            proven_module(model, graph, restricted(plan, graph, names), args, kwargs)
+        except ApplyError:
+            return False
+        return True
+
+    failed: list[str] = []
+    for kind in _failing(list(alike), lambda kinds: works([n for k in kinds for n in alike[k]])):
+        names = alike[kind]
+        all_fail = len(names) > MANY and not works(names[:1]) and not works(names[-1:])
+        failed += names if all_fail else _failing(names, works)
+    pruned = [g.name for g in plan.groups if g.removed]
+    left = [name for name in pruned if name not in failed]
+    return tuple(name for name in pruned if name in failed) if works(left) else tuple(pruned)
+
+
+def restricted(plan: Plan, graph: Graph, names: list[str]) -> Plan:
+    """The same plan with all groups but these left whole."""
+    return Plan.build(
+        graph,
+        {g.name: g.keep for g in plan.groups if g.name in names},
+        allocator=plan.allocator,
+        settings=plan.settings,
+        seed=plan.seed,
+        budget=plan.budget,
+        certificates=plan.certificates,
+    )
+
+
+def _failing(names: list[str], works: Callable[[list[str]], bool]) -> list[str]:
+    """Members without which `works` is true, by halving; each is judged in the company of its half."""
+    if not names or works(names):
+        return []
+    if len(names) == 1:
+        return names
+    parts = 2 if len(names) > 4 else len(names)
+    cuts = [len(names) * k // parts for k in range(parts + 1)]
+    failed = [n for a, b in itertools.pairwise(cuts) for n in _failing(names[a:b], works)]
+    left = [name for name in names if name not in failed]
+    # Two halves may work alone and fail together.
+    return failed if works(left) else failed + left

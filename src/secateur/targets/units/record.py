@@ -1,0 +1,101 @@
+"""What a pruned model remembers of how it was made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from torch import fx, nn
+
+from secateur.errors import ArtefactError
+from secateur.graph.wording import ANY
+from secateur.plan import Plan
+from secateur.targets.units.program import Program
+
+Form = Literal["module", "graph", "masked"]
+
+_ATTRIBUTE = "_secateur_record"
+
+
+@dataclass(frozen=True)
+class Record:
+    """Plan, form, and what happened on the way.
+
+    Attributes:
+        plan: The decision that was applied.
+        form: How it was applied.
+        note: Why form ``auto`` did not return a module, or which of its modules are mended.
+        repairs: What repair tried, in order, as plain data.
+        sizes: Attributes that form ``module`` updated beyond PyTorch's own layers, by path.
+        captured: Modules of form ``module`` with a call that is mended, by path
+            (`secateur.targets.units.mended`).
+        takes: Which sizes of its inputs may change and which must stay, in one sentence.
+        whole: That part of the note which says what was left whole, and why; it is not saved.
+    """
+
+    plan: Plan
+    form: Form
+    note: str = ""
+    repairs: tuple[dict[str, Any], ...] = ()
+    sizes: dict[str, Any] = field(default_factory=dict)
+    captured: tuple[str, ...] = ()
+    takes: str = ""
+    whole: str = field(default="", compare=False)
+
+
+def attach(model: nn.Module, record: Record) -> nn.Module:
+    """Let `model` remember `record` (it survives copy.deepcopy), with `takes`; returns the model."""
+    record = replace(record, takes=_takes(model, record))
+    if isinstance(model, fx.GraphModule):
+        model.meta[_ATTRIBUTE] = record  # copying one keeps its `meta` and drops foreign attributes
+    else:
+        object.__setattr__(model, _ATTRIBUTE, record)
+    return model
+
+
+def _takes(model: nn.Module, record: Record) -> str:
+    if record.form == "masked":
+        return ANY
+    if isinstance(model, Program):
+        return model.narrowed(record.plan.inputs).sentence(program=True)
+    return record.plan.inputs.sentence()
+
+
+def record_of(model: nn.Module) -> Record:
+    """What `apply` attached.
+
+    Raises:
+        ArtefactError: If the model did not come from `apply`.
+
+    Example:
+        >>> import torch
+        >>> import secateur as sc
+        >>> _ = torch.manual_seed(0)
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).eval()
+        >>> graph = sc.trace(net, torch.zeros(2, 4))
+        >>> plan = sc.Uniform(ratio=0.25).allocate(graph, sc.score(graph, None, "magnitude"))
+        >>> small = sc.apply(net, plan)
+        >>> sc.record_of(small).form, sc.record_of(small).plan == plan
+        ('module', True)
+    """
+    record = getattr(model, _ATTRIBUTE, None)
+    if isinstance(model, fx.GraphModule):
+        record = model.meta.get(_ATTRIBUTE)
+    if not isinstance(record, Record):
+        raise ArtefactError(
+            f"expected a model that secateur.apply returned, got a plain {type(model).__name__}. "
+            f"Apply a plan first."
+        )
+    return record
+
+
+def with_repairs(model: nn.Module, repairs: list[dict[str, Any]]) -> nn.Module:
+    """Add what repair tried to the model's record; returns the model."""
+    record = record_of(model)
+    return attach(model, replace(record, repairs=(*record.repairs, *repairs)))
+
+
+def with_note(model: nn.Module, note: str) -> nn.Module:
+    """Add a sentence to the note in the model's record; returns the model."""
+    record = record_of(model)
+    return attach(model, replace(record, note=" ".join(filter(None, (record.note, note)))))

@@ -1,0 +1,187 @@
+"""Units as what is removed: channels, neurons, heads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from secateur.allocators import Budget, Limits, ToD, resolve
+from secateur.allocators.registry import Allocates
+from secateur.allocators.unit_distortions import with_unit_curves
+from secateur.calibration import Calibration
+from secateur.errors import ApplyError, BudgetError
+from secateur.graph.graph import Graph
+from secateur.graph.trace import trace
+from secateur.measure.latency.budget import meet_latency_budget
+from secateur.pipeline.auto.auto import UNITS, Auto
+from secateur.pipeline.auto.scored import scored
+from secateur.pipeline.result import clock, few
+from secateur.pipeline.settling import settle
+from secateur.pipeline.steps import budget_after, plan_in_steps
+from secateur.plan import Plan
+from secateur.proof.verify import Proof, verify
+from secateur.repairs.methods import Work
+from secateur.repairs.methods import resolve as resolve_repairs
+from secateur.signals import Scores
+from secateur.signals.distributed import joined
+from secateur.signals.units.combination import name_of
+from secateur.targets.target import Form, Scored, Target
+from secateur.targets.units.apply import FORMS, apply
+from secateur.targets.units.record import record_of, with_note
+
+
+class Units(Target):
+    """Channels, neurons, heads and hidden units, which leave smaller tensors."""
+
+    forms = FORMS
+    default = Auto.name
+    candidates = UNITS
+    graph: Graph
+
+    @staticmethod
+    def rule(allocator: Any) -> Any:
+        """Any rule."""
+        return resolve(allocator, also=(Auto.name,))
+
+    @staticmethod
+    def check_repair(repair: str | Sequence[str] | None) -> None:
+        """Any repair of `sc.repair`."""
+        resolve_repairs(repair)
+
+    def trace(self) -> Graph:
+        """Groups of units that go together."""
+        return trace(self.task.model, self.task.example.inputs, allow_inexact=self.task.allow_inexact)
+
+    def scored(self, rules: Iterable[Allocates]) -> Scored:
+        """One pass for all signals that the data can feed."""
+        task = self.task
+        return scored(
+            rules, self.graph, task.fit, loss_fn=task.loss_fn, seed=task.seed, progress=task.progress
+        )
+
+    def measured(self, rule: Any, data: Calibration, scores: Scores) -> Any:
+        """With the curves that `Repairability` needs."""
+        return with_unit_curves(rule, self.graph, data, scores, progress=self.task.progress)
+
+    def default_budget(self, scored: Scored) -> Budget:
+        """The MACs that ``tod`` with its default tolerance leaves."""
+        rule = ToD()
+        lacking = [scored.missing[name_of(s)] for s in rule.signals if name_of(s) in scored.missing]
+        if lacking or any(name_of(s) not in scored.scores for s in rule.signals):
+            why = lacking[0] if lacking else "no candidate asks for its signals"
+            raise BudgetError(
+                "auto: expected a budget, or what tod needs to decide on one, got neither: "
+                f"{why} Pass a budget."
+            )
+        return Budget(macs=self.allocate(rule, scored.scores, None).predicted.macs)
+
+    def comparable(self, budget: Budget) -> Budget:
+        """A bound on latency counts as one on MACs."""
+        if budget.latency is None:
+            return budget
+        return replace(budget, latency=None, macs=budget.macs or budget.latency)
+
+    @property
+    def _methods(self) -> Sequence[Any]:
+        repair = self.task.repair
+        return next(iter(resolve_repairs("reconstruct" if repair == "auto" else repair)), ())
+
+    @property
+    def candidate_repair(self) -> str:
+        """The repair that was asked for; for ``auto`` it is ``reconstruct``."""
+        return " + ".join(method.name for method in self._methods)
+
+    def candidate(self, plan: Plan, data: Calibration) -> nn.Module:
+        """The captured program, which is the fastest to make, where all calls are like the traced one.
+
+        A loss of the user's own may call the model with targets too, or call its methods.
+        """
+        model, programs = self.task.model, self.graph.programs
+        varied = self.task.loss_fn is not None or any(
+            not programs.begins_with(b.args, b.kwargs)
+            for part in (self.task.fit, self.task.held)
+            for b in part
+        )
+        form: Form = "masked" if all(group.exact for group in plan.groups) else "module"
+        forms: tuple[Form, Form] = (form, "graph") if varied else ("graph", form)
+        try:
+            small = apply(model, plan, forms[0], graph=self.graph)
+        except ApplyError:  # there are models that no program can hold, and groups that no module can express
+            small = apply(model, plan, forms[1], graph=self.graph)
+        for method in self._methods:
+            method.run(small, Work(lambda: self.graph, data))
+        return small
+
+    def apply(self, plan: Plan) -> nn.Module:
+        """In the form that was asked for."""
+        task = self.task
+        with clock(task.seconds, "apply"):
+            return apply(
+                task.model,
+                plan,
+                task.form,
+                graph=self.graph,
+                example_inputs=few(task.example, self.graph.static_batch),
+                on_unrealisable=task.on_unrealisable,
+            )
+
+    def carry_out(self, rule: Any, scores: Scores, budget: Budget | None) -> tuple[nn.Module, Plan]:
+        """Plans again, with other groups, until a module can express what the plan removes."""
+        noted: list[str] = []  # what rounds left whole
+
+        def decide(limits: Limits | None) -> Plan:
+            with clock(self.task.seconds, "allocate"):
+                return _agreed(self.graph, partial(self._decide, rule, scores, budget, limits, noted))
+
+        found = settle(decide, self.apply, self.task.limits)
+        small = with_note(found.model, " ".join(filter(None, (found.note, *noted[-1:]))))
+        return small, record_of(small).plan
+
+    def _decide(
+        self, rule: Any, scores: Scores, budget: Budget | None, limits: Limits | None, noted: list[str]
+    ) -> Plan:
+        task = self.task
+
+        def allocate(budget: Budget | None, limits: Limits | None = limits) -> Plan:
+            plan: Plan = self.allocate(rule, scores, budget, limits)
+            return plan
+
+        if task.steps > 1 and budget is not None:
+            plan, note = plan_in_steps(
+                task.model,
+                self.graph,
+                task.fit,
+                rule,
+                partial(allocate, budget_after(1, task.steps, budget, self.graph)),
+                budget,
+                task.steps,
+                limits,
+                on_unrealisable=task.on_unrealisable,
+                repair=task.repair,
+                allow_inexact=task.allow_inexact,
+                loss_fn=task.loss_fn,
+                seed=task.seed,
+                progress=task.progress,
+            )
+            noted.append(note)
+            return plan
+        if isinstance(budget, Budget) and budget.latency is not None:
+            inputs = task.example.inputs
+            return meet_latency_budget(task.model, self.graph, budget, allocate, inputs, task.form)
+        return allocate(budget)
+
+    def verify(self, small: nn.Module, plan: Plan) -> Proof:
+        """With the masked dense model."""
+        return verify(self.task.model, small, plan, few(self.task.example, self.graph.static_batch))
+
+
+def _agreed(graph: Graph, allocate: Callable[[], Plan]) -> Plan:
+    """The plan; where several processes work together (see `score`), the first one's for all."""
+    with joined(graph.device) as team:
+        with team.together():
+            plan = allocate()
+        return plan if team.size == 1 else Plan.from_json(team.from_first(plan.to_json()))

@@ -1,3 +1,0 @@
-from tests.latency.clock import clock
-
-__all__ = ["clock"]

@@ -1,0 +1,3 @@
+from tests.measure.latency.clock import clock
+
+__all__ = ["clock"]

@@ -1,0 +1,75 @@
+"""Pruning in rounds, against the rounds made by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import secateur as sc
+from secateur.errors import SettingError
+from secateur.pipeline.steps import budget_after
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 24), nn.Tanh(), nn.Linear(24, 16), nn.Tanh(), nn.Linear(16, 3))
+
+
+def data() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    rng = torch.Generator().manual_seed(0)
+    return [(torch.randn(20, 6, generator=rng), torch.arange(20) % 3) for _ in range(10)]
+
+
+def test_two_rounds_are_those_made_by_hand() -> None:
+    model, rule = net(), sc.RepairAware()
+    budget = sc.Budget(params=0.4)
+    found = sc.prune(
+        model, data(), budget, rule, repair="reconstruct", steps=2, measure_latency=False, progress=False
+    )
+    fit, _ = sc.Calibration.of(data()).split()
+    graph = sc.trace(model, data()[0][0])
+    first = rule.allocate(
+        graph, sc.score(graph, fit, rule.signals, progress=False), budget_after(1, 2, budget, graph)
+    )
+    small = sc.repair(sc.apply(model, first), model, fit, "reconstruct", progress=False)
+    now = sc.trace(small, data()[0][0])
+    left = sc.Budget(params=int(0.4 * graph.cost().params))
+    second = rule.allocate(now, sc.score(now, fit, rule.signals, progress=False), left)
+    assert first.predicted.params > second.predicted.params
+    kept = {g.name: [u for u in range(g.size) if u not in g.removed] for g in first.groups}
+    for group, more in zip(found.plan.groups, second.groups, strict=True):
+        expected = [u for k, u in enumerate(kept[group.name]) if k not in more.removed]
+        assert [u for u in range(group.size) if u not in group.removed] == expected
+        assert more.removed  # or the test would say little
+    assert found.plan.predicted == second.predicted
+    assert found.plan.dense == first.dense
+    assert sum(p.numel() for p in found.model.parameters()) == second.predicted.params
+    assert found.plan.settings["steps"] == 2
+    assert found.report.asked["steps"] == 2
+    assert found.report.asked["budget"] == {"params": 0.4}
+    assert found.report.proof["difference"] <= 1e-9
+
+
+def test_budgets_of_the_rounds_fall_geometrically_to_the_one_asked_for() -> None:
+    graph = sc.trace(net(), data()[0][0])
+    dense = graph.cost()
+    shares = [budget_after(k, 4, sc.Budget(macs=0.5), graph).macs / dense.macs for k in range(1, 5)]  # type: ignore[operator]
+    assert shares == pytest.approx([0.5 ** (k / 4) for k in range(1, 5)], abs=1 / dense.macs)
+    assert budget_after(4, 4, sc.Budget(macs=100, params=200), graph) == sc.Budget(macs=100, params=200)
+
+
+def test_auto_chooses_the_rule_and_every_round_takes_it() -> None:
+    found = sc.prune(
+        net(), data(), sc.Budget(macs=0.5), steps=3, repair=None, measure_latency=False, progress=False
+    )
+    assert found.plan.predicted.macs <= 0.5 * found.plan.dense.macs
+    assert found.report.selection is not None
+
+
+def test_what_cannot_be() -> None:
+    for wrong in ({"steps": 0}, {"steps": 2, "budget": None}, {"steps": 2, "granularity": "weight"}):
+        with pytest.raises(SettingError, match=r"number of rounds|steps=2.* with granularity 'weight'"):
+            sc.prune(net(), data(), **{"budget": sc.Budget(macs=0.5), **wrong})  # type: ignore[arg-type]
+    with pytest.raises(SettingError, match="budget of macs or params"):
+        sc.prune(net(), data(), sc.Budget(latency=0.5), "uniform", steps=2, progress=False)

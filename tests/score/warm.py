@@ -1,5 +1,0 @@
-"""Imported once by the server that the processes are forked from: they inherit what takes long."""
-
-from tests.score.shared import plain
-
-plain()

@@ -1,0 +1,133 @@
+"""What the processes of a process group do, for test_distributed.py: every case, one after the other."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data.distributed import DistributedSampler
+
+import secateur as sc
+from secateur.graph.graph import Graph
+from secateur.graph.trace import trace
+from secateur.signals import Scores, Wasserstein, score
+from secateur.signals.registry import SIGNALS
+from tests.helpers.models import build
+from tests.signals.data import labelled
+
+SIZES = (5, 3, 6, 1, 4, 7, 2)  # seven batches: shares differ in length for two and for three processes
+MEMORY = 9_000  # bytes; not enough for all groups at once, with two or three processes
+TWO = (Wasserstein(projections=3, per_class=4), "taylor")
+ALL = (*TWO, *(name for name in SIGNALS if name not in ("wasserstein", "taylor")))
+LIGHT = tuple(signal for signal in ALL if signal != "reconstruction")  # it alone needs more than MEMORY
+
+
+class Failing:
+    """Batches, until this process has read so many of them, over all passes."""
+
+    def __init__(self, data: list[Any], rank: int, count: int) -> None:
+        self.data, self.rank, self.left = data, rank, count
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self.data:
+            if self.left == 0 and dist.get_rank() == self.rank:
+                raise OSError("disk on fire")
+            self.left -= 1
+            yield batch
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+
+def said(task: Callable[[], Any]) -> str:
+    try:
+        task()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
+@cache
+def plain() -> tuple[Graph, list[tuple[Tensor, Tensor]]]:
+    data = labelled("plain", SIZES)
+    return trace(build("plain"), data[0][0]), data
+
+
+def pruned() -> str:
+    data = labelled("mlp", SIZES)
+    result = sc.prune(
+        build("mlp"), data, sc.Budget(macs=0.6), repair=None, measure_latency=False, progress=False
+    )
+    return result.plan.to_json()
+
+
+def cases(folder: Path, initialised: bool) -> dict[str, Any]:
+    """Results and errors of every case, as one process meets them."""
+    if initialised:
+        dist.init_process_group("gloo")
+    graph, data = plain()
+    found: dict[str, Any] = {}
+    results, runs = folder / "results", folder / "runs"
+    for made in (results, runs):
+        made.mkdir(exist_ok=True)
+
+    def keep(what: str, scores: Scores) -> None:
+        found[what] = scores.save(results / f"{what} {dist.get_rank()}")
+
+    keep("all", score(graph, data, ALL))
+    rank = dist.get_rank()
+    keep("one batch", score(graph, data[:1], ALL))
+    keep("memory", score(graph, data, LIGHT, memory=MEMORY))
+    keep("weights", score(graph, data, "magnitude"))
+    found["plan"] = pruned()
+
+    damaged = [(x.clone(), y) for x, y in data]
+    damaged[1][0][0] = torch.nan
+    found["bad batch"] = said(lambda: score(graph, damaged))
+    found["bad loader"] = said(lambda: score(graph, Failing(data, 1, 4)))
+    nowhere = runs / "missing" / "run" if rank == 1 else runs / "unused"
+    found["bad setting"] = said(lambda: score(graph, data, checkpoint=nowhere))
+    found["one class"] = said(lambda: score(graph, [(x, y * 0) for x, y in data]))
+    found["seeds"] = said(lambda: score(graph, data, seed=rank))
+    rows = TensorDataset(*(torch.cat(part) for part in zip(*data, strict=True)))
+    shares = DataLoader(rows, batch_size=4, sampler=DistributedSampler(rows))
+    found["shared twice"] = said(lambda: score(graph, shares))
+
+    path = runs / "run"
+    # Once to count the classes, once for the first pass; it dies in the second.
+    dying = Failing(data, 1, 2 * len(data) + 5)
+    keeping: dict[str, Any] = {"memory": MEMORY, "checkpoint": path}
+    found["killed"] = said(lambda: score(graph, dying, TWO, **keeping, checkpoint_every=0))
+    dist.barrier()
+    found["files"] = sorted(file.name for file in runs.iterdir())
+    dist.barrier()
+    if initialised and rank == 0:
+        (runs / f"run.0of{dist.get_world_size()}").unlink()  # then all start anew
+    keep("resumed", score(graph, data, TWO, **keeping))
+    dist.barrier()
+    found["files after"] = sorted(file.name for file in runs.iterdir())
+    return found
+
+
+class Deadly(list[Any]):
+    """Batches, of which the fourth ends the second process."""
+
+    def __iter__(self) -> Iterator[Any]:
+        for index, batch in enumerate(super().__iter__()):
+            if index == 3 and os.environ["RANK"] == "1":
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield batch
+
+
+def abandoned() -> str:
+    """What a process meets when another is killed."""
+    graph, data = plain()
+    return said(lambda: score(graph, Deadly(data), TWO))

@@ -1,0 +1,44 @@
+"""Every granularity takes the same options, or refuses them by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from torch import nn
+
+import secateur as sc
+from secateur.pipeline.prune import TARGETS
+
+OPTIONS: dict[str, Any] = {
+    "steps": 2,
+    "allow_inexact": True,
+    "on_unrealisable": "graph",
+    "measure_latency": True,
+}
+
+
+class Unread:
+    """Data that must not be read."""
+
+    def __iter__(self) -> Iterator[Any]:
+        raise AssertionError("read")
+
+
+@pytest.mark.parametrize(("name", "option"), [(n, o) for n, kind in TARGETS.items() for o in kind.refused])
+def test_an_option_without_a_meaning_is_refused_before_data_is_read(name: Any, option: str) -> None:
+    settings = {option: OPTIONS[option]}
+    with pytest.raises(sc.SettingError, match=rf"{option}={OPTIONS[option]!r}.* with granularity '{name}'"):
+        sc.prune(nn.Linear(2, 2), Unread(), sc.Budget(macs=0.5), granularity=name, **settings)
+
+
+def test_units_take_every_option() -> None:
+    assert [name for name, kind in TARGETS.items() if not kind.refused] == ["unit"]
+    assert all(set(kind.refused) <= set(OPTIONS) for kind in TARGETS.values())
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_form_that_results_do_not_have_is_refused(name: Any) -> None:
+    with pytest.raises(sc.SettingError, match=rf"expected one of {', '.join(TARGETS[name].forms)} with"):
+        sc.prune(nn.Linear(2, 2), Unread(), None, granularity=name, form="sliced")  # type: ignore[arg-type]
