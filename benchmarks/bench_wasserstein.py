@@ -25,7 +25,7 @@ from benchmarks import cifar, results
 from benchmarks.bench_resnet20 import calibration
 from benchmarks.bench_signals import measured, streams
 from benchmarks.resnet20 import top1, trained
-from secateur.signals import wasserstein
+from secateur.signals.units import wasserstein
 from secateur.signals.units.wasserstein import directions, largest_distance
 
 CLASSES, PER_CLASS, PROJECTIONS, MAP = 1000, 32, 32, 49

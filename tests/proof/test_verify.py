@@ -359,7 +359,7 @@ def test_no_reference_is_no_proof(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> nn.Module:
         raise sc.ApplyError("apply: no.")
 
-    monkeypatch.setattr(importlib.import_module("secateur.verify"), "apply", refuse)
+    monkeypatch.setattr(importlib.import_module("secateur.proof.verify"), "apply", refuse)
     proof = sc.verify(model, small, plan)
     assert (proof.reference, proof.proven) == ("none", False)
     assert "the captured program is refused: apply: no" in proof.doubts[0]

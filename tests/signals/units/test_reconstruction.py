@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 import secateur as sc
 from secateur.repairs.regression import elimination
-from secateur.signals import reconstruction
+from secateur.signals.units import reconstruction
 from tests.helpers.models import build
 from tests.repairs.nets import inputs, topology_data
 

@@ -60,10 +60,10 @@ class Reconstruction(Signal):
     Example:
         >>> import torch
         >>> import secateur as sc
+        >>> _ = torch.manual_seed(0)
         >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3, bias=False), torch.nn.Linear(3, 2, bias=False))
         >>> _ = net[0].weight.data.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [5.0, 5.0]]))
         >>> graph = sc.trace(net, torch.zeros(2, 2))
-        >>> _ = torch.manual_seed(0)
         >>> data = [torch.randn(50, 2) for _ in range(4)]
         >>> lost = sc.score(graph, data, sc.Reconstruction(), progress=False)["reconstruction"]["0"]
         >>> bool(sorted(lost)[0] < 0.001 < 0.01 < sorted(lost)[1])  # one can go for nothing, not two
