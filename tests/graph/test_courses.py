@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -119,6 +120,26 @@ def by_bucket(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
     return ways[x.shape[1] // 8](h)
 
 
+def many_samples(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+    return h.flip(-1) if x.shape[0] % 8 == 0 else h
+
+
+def square(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+    return h.flip(-1) if math.sqrt(x.shape[1]) == 3 else h
+
+
+def by_set(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+    return h.flip(-1) if x.shape[1] in {7, 11} else h
+
+
+def training_long(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+    return h.flip(-1) if net.training and x.shape[1] > 7 else h
+
+
+def long_training(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+    return h.flip(-1) if x.shape[1] > 7 and net.training else h
+
+
 def by_int(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
     return h.flip(-1) if int(x.shape[1]) / 2 > 4.5 else h
 
@@ -135,6 +156,7 @@ def fewer_layers(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
 
 
 BRANCHES = [
+    many_samples, square, training_long, long_training, by_set,
     by_int, by_pieces, fewer_layers,
     by_table, by_bucket,
     by_len, by_padding, grouped,
@@ -153,7 +175,7 @@ def test_the_pruned_model_is_right_on_both_sides_of_a_branch(branch: Callable[..
     small, masked = sc.apply(model, plan, "module", graph=graph), sc.apply(model, plan, "masked")
     assert sc.verify(model, small, plan).difference <= 1e-9
     for training in (False, True):
-        for shape in ((2, 5), (3, 9), (1, 5), (2, 2), (2, 3), (2, 8), (2, 12), (1, 1)):
+        for shape in ((2, 5), (3, 9), (1, 5), (2, 2), (2, 3), (2, 8), (2, 12), (1, 1), (8, 5), (2, 11)):
             x = torch.randn(*shape, 6).double()
             torch.testing.assert_close(small.train(training)(x), masked.train(training)(x))
 
@@ -238,4 +260,4 @@ def test_a_course_notes_calls_with_the_users_lines_and_comparisons() -> None:
         model(x)
     assert {"", "relu", "reshape", "view"} == {name for (name, _, _), _ in course.calls}
     assert {file for (_, (file, _), _), _ in course.calls} == {__file__}
-    assert [(9, 7, True)] in course.compared.values()
+    assert [(9, 7, 0, True)] in course.compared.values()

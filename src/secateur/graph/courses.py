@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from types import FrameType
@@ -40,14 +40,16 @@ Call = tuple[str, Line, tuple[int, ...]]
 Asked = tuple[tuple[Call, tuple[int, ...]], ...]
 """Calls, each with numbers that it took."""
 
-Compared = tuple[int, int, int]
-"""A size that was compared, the value at which the comparison comes out otherwise, and how it came out.
-
-A remainder comes out as its value.
+Compared = tuple[int, int, int, int]
+"""A size that was compared, the value at which the comparison comes out otherwise, the divisor if it is a
+remainder (else 0), and how it came out: a remainder that is not compared comes out as its value.
 """
 
 Sizes = tuple[int, ...]
 """A size of each open axis, in their order."""
+
+CourseAt = Callable[[Sizes], "Course | None"]
+"""What the forward pass does at some sizes; None where it does not run."""
 
 
 class Course(TorchFunctionMode):
@@ -101,10 +103,9 @@ class Course(TorchFunctionMode):
     def _counted(self, count: int, frame: FrameType) -> None:
         """Note what `len` gave. It cannot be watched: it counts as compared with the code's constants."""
         self._counts.add(count)
-        for number in frame.f_code.co_consts:
-            if type(number) is int and number > 1:
-                found = self.compared.setdefault((_line(frame), -number), [])
-                found.append((count, number + (count <= number), count > number))
+        for number in _constants(frame.f_code.co_consts):
+            found = self.compared.setdefault((_line(frame), -number), [])
+            found.append((count, number + (count <= number), 0, count > number))
 
     def _watched(self, value: Any) -> Any:
         if isinstance(value, torch.Size):
@@ -136,7 +137,7 @@ class Course(TorchFunctionMode):
     def outcomes(self) -> frozenset[Any]:
         """How the comparisons of sizes come out, by the place in the code; repeated outcomes count once."""
         return frozenset(
-            (place, tuple(outcome for outcome, _ in groupby(outcome for _, _, outcome in found)))
+            (place, tuple(outcome for outcome, _ in groupby(outcome for *_, outcome in found)))
             for place, found in self.compared.items()
         )
 
@@ -145,11 +146,13 @@ class _Size(int):
     """A size of a tensor, or what was computed from some; its comparisons in the user's code are noted."""
 
     course: Course
+    period: int
+    """The divisor of a remainder; 0 for other numbers."""
 
     @classmethod
-    def of(cls, value: int, course: Course) -> _Size:
+    def of(cls, value: int, course: Course, period: int = 0) -> _Size:
         new = cls(value)
-        new.course = course
+        new.course, new.period = course, period
         return new
 
     def __neg__(self) -> _Size:
@@ -160,11 +163,20 @@ class _Size(int):
         self.note("__ne__", 0, outcome=outcome)
         return outcome
 
+    def __hash__(self) -> int:
+        frame = sys._getframe(1)  # a look into a set or a table of the user's, whose keys may stand there
+        if not frame.f_code.co_filename.startswith(_LIBRARY):
+            for number in _constants(frame.f_code.co_consts):
+                same = int(self) == number
+                found = self.course.compared.setdefault((_line(frame), -number), [])
+                found.append((int(self), number + same, 0, same))
+        return int.__hash__(self)
+
     def note(self, name: str, other: Any, *, outcome: bool) -> None:
         frame = sys._getframe(2)
         if isinstance(other, int) and not frame.f_code.co_filename.startswith(_LIBRARY):
             found = self.course.compared.setdefault((_line(frame), frame.f_lasti), [])
-            found.append((int(self), int(other) + _TURNS[name][not outcome], outcome))
+            found.append((int(self), int(other) + _TURNS[name][not outcome], self.period, outcome))
 
 
 _TURNS = {
@@ -195,10 +207,13 @@ def _computed(name: str) -> Callable[[_Size, Any], Any]:
 
     def compute(self: _Size, other: Any) -> Any:
         value = plain(self, other)
-        if name == "__mod__" and type(value) is int and 1 < other <= TABLE:
+        if type(value) is not int:
+            return value
+        period = int(other) if name == "__mod__" else 0
+        if 1 < period <= TABLE:
             place = (_line(sys._getframe(1)), sys._getframe(1).f_lasti)
-            self.course.compared.setdefault(place, []).append((value, value + 1, value))
-        return _Size.of(value, self.course) if type(value) is int else value
+            self.course.compared.setdefault(place, []).append((value, value + 1, 0, value))
+        return _Size.of(value, self.course, period)
 
     return compute
 
@@ -208,7 +223,12 @@ for _name in _TURNS:
 for _name in ("add", "sub", "mul", "floordiv", "mod"):
     for _side in (f"__{_name}__", f"__r{_name}__"):
         setattr(_Size, _side, _computed(_side))
-_Size.__hash__ = int.__hash__  # type: ignore[method-assign]
+
+
+def _constants(held: Iterable[Any]) -> list[int]:
+    """The integers above 1 among a code's constants, and in its constant sets and tuples."""
+    inner = (_constants(v) for v in held if isinstance(v, tuple | frozenset))
+    return [v for v in held if type(v) is int and v > 1] + [v for vs in inner for v in vs]
 
 
 def _caller(frame: FrameType) -> FrameType:
@@ -225,8 +245,8 @@ def _line(frame: FrameType | None) -> Line:
 def other_courses(
     axes: Sequence[OpenAxis],
     traced: Course,
-    course_at: Callable[[Sizes], Course | None],
-) -> list[Sizes]:
+    course_at: CourseAt,
+) -> Search:
     """Sizes at which the forward pass does something else than at the traced ones.
 
     Its comparisons of sizes say where to look: each axis is brought to a size at which a comparison may come
@@ -240,63 +260,97 @@ def other_courses(
         course_at: What happens at other sizes; None where the model does not run.
 
     Returns:
-        Sizes, a way each. Most differ from the traced ones in one axis; in several only where the way is
-        open to no axis alone.
+        The search; ``found`` has sizes, a way each. Most differ from the traced ones in one axis; in several
+        only where the way is open to no axis alone.
     """
-    start = tuple(axis.size for axis in axes)
-    search = _Search(traced)
-    pending, tries = [(start, traced)], [0] * len(axes)
-
-    def look(sizes: Sizes) -> None:
-        if search.look(sizes, course_at):
-            pending.append((sizes, search.courses[sizes]))
-
-    def follow_comparisons() -> None:
-        while pending:
-            sizes, course = pending.pop(0)
-            for k, size in _turning(axes, sizes, course, search.courses):
-                there = _at(sizes, k, size)
-                if there not in search.courses and there != start and tries[k] < TRIES:
-                    tries[k] += 1
-                    look(there)
-
+    search = Search(axes, traced, course_at)
     for k, axis in enumerate(axes):  # `len` gives Python's own integers, and code asks for one sample so
         for size in dict.fromkeys([axis.other, *([1] if axis.batch else [])]):
-            look(_at(start, k, size))
-    follow_comparisons()
+            search.look(_at(search.start, k, size))
+    search.follow_comparisons()
     for k, size in _swept(axes, traced):
-        if (there := _at(start, k, size)) not in search.courses:
-            look(there)
-    follow_comparisons()
-    return search.found
+        if (there := _at(search.start, k, size)) not in search.courses:
+            search.look(there)
+    search.follow_comparisons()
+    return search
+
+
+def other_training(plain: Search, learning: Course, course_at: CourseAt) -> list[Sizes]:
+    """Sizes at which training mode goes a way that it goes neither at the traced sizes nor evaluation there.
+
+    Looked at are the sizes at which a comparison came out otherwise in evaluation mode, and what training
+    mode alone compares.
+
+    Args:
+        plain: The search in evaluation mode.
+        learning: What happened in training mode at the traced sizes.
+        course_at: What happens in training mode at other sizes.
+    """
+    search = Search(plain.axes, learning, course_at)
+    for sizes in plain.turned:
+        search.look(sizes)
+    search.follow_comparisons(but=frozenset(plain.compared))
+    return [
+        sizes
+        for sizes in search.found
+        if (evaluated := plain.at(sizes)) is None or evaluated.fixed != search.courses[sizes].fixed
+    ]
 
 
 def _swept(axes: Sequence[OpenAxis], traced: Course) -> list[tuple[int, int]]:
-    """Axes but the batch, each with sizes far apart that are tried in any case, as far as they are cheap."""
+    """Axes but the batch, each with sizes far apart that are tried in any case, as far as they are cheap.
+
+    One of them is a square, and one is not: a grid of patches is often asked for by the root of its size.
+    """
     found = []
     for k, axis in enumerate(axes):
         left = WORK
-        for size in dict.fromkeys((*SMALL, *(axis.size * quarters // 4 for quarters in FRACTIONS))):
+        square = (math.isqrt(axis.size) + 1) ** 2
+        for size in dict.fromkeys((*SMALL, *(axis.size * quarters // 4 for quarters in FRACTIONS), square)):
             left -= traced.work * size // axis.size
             if size not in (0, axis.size) and left >= 0 and not axis.batch:
                 found.append((k, size))
     return found
 
 
-class _Search:
-    """Courses that are known, and the sizes at which the new ones were found."""
+class Search:
+    """A search for ways of the forward pass at other sizes.
 
-    def __init__(self, traced: Course) -> None:
-        self.courses: dict[Sizes, Any] = {}  # None where the model does not run
+    Attributes:
+        axes: The axes that may vary.
+        start: Their traced sizes.
+        courses: What happened at the sizes that were tried; None where the model does not run.
+        found: Sizes at which it went a new way.
+        turned: Sizes at which comparisons came out as nowhere before.
+    """
+
+    def __init__(self, axes: Sequence[OpenAxis], traced: Course, course_at: CourseAt) -> None:
+        self.axes, self.start = axes, tuple(axis.size for axis in axes)
+        self.courses: dict[Sizes, Any] = {}
         self.found: list[Sizes] = []
+        self.turned: list[Sizes] = []
+        self._traced, self._course_at = traced, course_at
+        self._pending, self._tries = [(self.start, traced)], [0] * len(axes)
         self._fixed, self._lines = {traced.fixed}, {traced.lines}
         self._numbers, self._outcomes = {traced.numbers}, {traced.outcomes}
 
-    def look(self, sizes: Sizes, course_at: Callable[[Sizes], Course | None]) -> bool:
-        """Run the model at these sizes; whether its comparisons come out as nowhere before."""
-        course = self.courses[sizes] = course_at(sizes)
+    @property
+    def compared(self) -> set[tuple[Line, int]]:
+        """The places of all comparisons."""
+        courses = [self._traced, *(course for course in self.courses.values() if course is not None)]
+        return {place for course in courses for place in course.compared}
+
+    def at(self, sizes: Sizes) -> Course | None:
+        """What happens at some sizes, which are tried if they were not."""
+        if sizes == self.start:
+            return self._traced
+        return self.courses[sizes] if sizes in self.courses else self._course_at(sizes)
+
+    def look(self, sizes: Sizes) -> None:
+        """Run the model at these sizes."""
+        course = self.courses[sizes] = self._course_at(sizes)
         if course is None:
-            return False
+            return
         # Numbers of its own show a new way only together with a comparison: `len` makes such numbers too.
         turned = course.outcomes not in self._outcomes
         new = course.lines not in self._lines or (turned and course.numbers not in self._numbers)
@@ -306,7 +360,19 @@ class _Search:
         self._lines.add(course.lines)
         self._numbers.add(course.numbers)
         self._outcomes.add(course.outcomes)
-        return turned
+        if turned:
+            self.turned.append(sizes)
+            self._pending.append((sizes, course))
+
+    def follow_comparisons(self, *, but: frozenset[tuple[Line, int]] = frozenset()) -> None:
+        """Bring the axes to sizes at which comparisons may come out otherwise, except at some places."""
+        while self._pending:
+            sizes, course = self._pending.pop(0)
+            for k, size in _turning(self.axes, sizes, course, self.courses, but):
+                there = _at(sizes, k, size)
+                if there not in self.courses and there != self.start and self._tries[k] < TRIES:
+                    self._tries[k] += 1
+                    self.look(there)
 
 
 def _at(sizes: Sizes, axis: int, size: int) -> Sizes:
@@ -314,7 +380,11 @@ def _at(sizes: Sizes, axis: int, size: int) -> Sizes:
 
 
 def _turning(
-    axes: Sequence[OpenAxis], sizes: Sizes, course: Course, known: Mapping[Sizes, Course | None]
+    axes: Sequence[OpenAxis],
+    sizes: Sizes,
+    course: Course,
+    known: Mapping[Sizes, Course | None],
+    but: frozenset[tuple[Line, int]],
 ) -> list[tuple[int, int]]:
     """Axes, and sizes of them at which comparisons may come out otherwise, the nearest first."""
     found: set[tuple[int, int]] = set()
@@ -322,12 +392,12 @@ def _turning(
     for k, axis in enumerate(axes):
         other = known.get(_at(start, k, axis.other))
         for place, comparisons in course.compared.items():
-            if len({outcome for _, _, outcome in comparisons}) > 1:
+            if place in but or len({outcome for *_, outcome in comparisons}) > 1:
                 continue
             if sizes == start and other is not None and other.compared.get(place) == comparisons:
                 continue  # this axis has no part in it
-            for size, wanted, _ in comparisons:
-                steps = [sizes[k] + wanted - size]
+            for size, wanted, period, _ in comparisons:
+                steps = [sizes[k] + wanted - size, sizes[k] + wanted - size + period]
                 steps += [math.ceil(sizes[k] * wanted / size) if size > 0 else 2 * sizes[k]]
                 found |= {(k, n) for n in steps if 1 <= n <= FARTHEST * axis.size and n != sizes[k]}
     return sorted(found, key=lambda f: (abs(f[1] - sizes[f[0]]), f))

@@ -93,6 +93,8 @@ class InputSpec(Record):
         drawn: Whether the dense model takes drawn values; if not, only the user's own serve.
         training: Whether a forward pass in training mode goes another way than one in evaluation mode; None
             if that is not known.
+        training_at: Sizes of all open axes, in their order, at which training mode goes yet another way; each
+            was captured too.
         also: Arguments of another kind that were traced too: a tensor more, other values of switches.
         defaults: Parameters of ``forward`` that no argument was given for, and whose default is a number or
             a string. Another value may make it do something else.
@@ -112,6 +114,7 @@ class InputSpec(Record):
     drawn: bool = True
     methods: tuple[str, ...] = ()
     training: bool | None = None
+    training_at: tuple[tuple[int, ...], ...] = ()
     also: tuple[InputSpec, ...] = ()
     defaults: tuple[str, ...] = ()
 
@@ -236,15 +239,26 @@ class InputSpec(Record):
         """
         found = []
         for title, sizes in [("the traced size", {}), *(self.other_sizes() if other_sizes else ())]:
-            options = []
-            if given is None or (self.drawn and sizes):
-                options.append(self.example(seed=seed, device=device, sizes=sizes))
-            if given is not None:
-                options.append(resized(self, given, sizes))
-            found.append((title, options))
+            found.append((title, self.trials_at(sizes, given, seed=seed, device=device)))
         for spec in self.also if other_sizes else ():
             found.append(("other arguments", [spec.example(seed=seed, device=device)]))
         return found
+
+    def trials_at(
+        self,
+        sizes: Mapping[Place, int],
+        given: Arguments | None,
+        *,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> list[Arguments]:
+        """Arguments with some axes of other sizes, what to run in turn: see `trials`."""
+        options = []
+        if given is None or (self.drawn and sizes):
+            options.append(self.example(seed=seed, device=device, sizes=sizes))
+        if given is not None:
+            options.append(resized(self, given, sizes))
+        return options
 
     def arguments(self, example_inputs: Any, device: torch.device) -> Arguments:
         """What a user passed as example inputs, on `device`; `example` if that is None."""

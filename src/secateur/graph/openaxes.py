@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import fx, nn
@@ -13,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from secateur.common.foreign import said, source_line
 from secateur.common.models import device_of
-from secateur.graph.courses import Course, Sizes, other_courses
+from secateur.graph.courses import Course, Sizes, other_courses, other_training
 from secateur.graph.inputs import Arguments, FixedAxis, InputSpec, OpenAxis, batch_size, resized
 from secateur.graph.leaf import Place, Range
 from secateur.graph.passes import Passes
@@ -60,10 +61,14 @@ def _with_courses(spec: InputSpec, given: Arguments, passes: Passes) -> InputSpe
     if traced is None:
         return spec
 
-    def course_at(sizes: Sizes) -> Course | None:
-        return passes.course(resized(spec, given, spec.at(sizes)))
+    def course_at(sizes: Sizes, *, training: bool = False) -> Course | None:
+        return passes.course(resized(spec, given, spec.at(sizes)), training=training)
 
-    found = other_courses(spec.open, traced, course_at)
+    search = other_courses(spec.open, traced, course_at)
+    found, learning = search.found, passes.course(given, training=True)
+    in_training = (
+        [] if learning is None else other_training(search, learning, partial(course_at, training=True))
+    )
     changed = [[k for k, axis in enumerate(spec.open) if sizes[k] != axis.size] for sizes in found]
     axes = tuple(
         axis.model_copy(
@@ -75,7 +80,9 @@ def _with_courses(spec: InputSpec, given: Arguments, passes: Passes) -> InputSpe
     others = {p: axis.other for axis in spec.open for p in axis.places} if spec.together else {}
     seen = [_trains_otherwise(passes, a) for a in (given, resized(spec, given, others))]
     known = [otherwise for otherwise in seen if otherwise is not None]
-    return spec.model_copy(update={"open": axes, "joint": joint, "training": any(known) if known else None})
+    training = bool(in_training) or any(known) if known else None
+    changes = {"open": axes, "joint": joint, "training": training, "training_at": tuple(in_training)}
+    return spec.model_copy(update=changes)
 
 
 def _trains_otherwise(passes: Passes, arguments: Arguments) -> bool | None:

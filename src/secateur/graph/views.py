@@ -119,6 +119,11 @@ def further_views(
             if spec.training or unread & _read(found):
                 views.append(View(found, given, training=True))
                 unread -= _read(found)
+    for train_sizes in spec.training_at:
+        arguments = resized(spec, given, spec.at(train_sizes))
+        with contextlib.suppress(CaptureError):  # `verify` still runs the model so
+            found = capture(model, *arguments, training=True, exact=True).program
+            views.append(View(found, arguments, training=True))
     return views, [n for n in _names(program, unread) if _is_named(model, n)]
 
 

@@ -180,6 +180,8 @@ def verify(
     if exercise.failed and not is_program(small):
         _require_backward(pair, sets, draws)
     training = _in_other_ways(comparisons, pair, exercise, plan, sets[order[0]])
+    if other_sizes and not is_program(small):
+        _train_at_other_sizes(comparisons, pair, exercise, plan, example_inputs)
     hidden = set(exercise.left)
     if exact:
         drawn = plan.inputs.drawn and (other_sizes or example_inputs is None)
@@ -285,6 +287,22 @@ def _in_other_ways(
         if draws is not None and exercise.unsettled:
             exercise.look(pair.ours, *arguments[1:], draws, way)
     return Way(training=True) in done
+
+
+def _train_at_other_sizes(
+    comparisons: Comparisons, pair: Pair, exercise: Exercise, plan: Plan, example_inputs: Any
+) -> None:
+    """Compare in training mode at the sizes at which it goes another way there."""
+    device, spec = device_of(pair.model), plan.inputs
+    given = None if example_inputs is None else call_arguments(example_inputs, device)
+    for sizes in spec.training_at:
+        for arguments in spec.trials_at(spec.at(sizes), given, device=device):
+            found = (_title(spec, arguments), *arguments)
+            draws = comparisons.compare(pair, found, Way(training=True))
+            if draws is not None:
+                if exercise.unsettled:
+                    exercise.look(pair.ours, *arguments, draws, Way(training=True))
+                break
 
 
 def _other_weights(
