@@ -26,7 +26,7 @@ from pydantic import (
     model_validator,
 )
 
-from secateur.artefact.replacing import replace_text
+from secateur.artefact.writing import replace_text
 from secateur.errors import PlanError
 from secateur.graph.groups import Group, Role
 from secateur.graph.inputs import InputSpec

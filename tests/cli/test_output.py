@@ -16,9 +16,8 @@ import pytest
 from torch import nn
 
 import secateur as sc
-from secateur.artefact.replacing import replacing
-from secateur.cli import output
-from secateur.cli.output import folder_in_place
+from secateur.artefact import writing
+from secateur.artefact.writing import folder_in_place, replacing
 from tests.cli.conftest import run
 
 Files = dict[str, bytes]
@@ -45,7 +44,7 @@ class Interrupting:
             (Path, "write_text"),
             (Path, "mkdir"),
             (saving, "save_file"),
-            (output.shutil, "copy2"),
+            (writing.shutil, "copy2"),
         ]:
             patch.setattr(owner, name, self.wrapped(getattr(owner, name)))
 
@@ -132,7 +131,7 @@ def test_killed_between_the_renames_the_model_still_loads(
     save(old, out, "old")
     code = """
 import os, sys
-from secateur.cli import output
+from secateur.artefact import writing
 real, done = os.replace, 0
 def replace(source, target):
     global done
@@ -142,7 +141,7 @@ def replace(source, target):
         os._exit(9)
 os.replace = replace
 from pathlib import Path
-output._replace(Path(sys.argv[1]), Path(sys.argv[2]))
+writing._replace(Path(sys.argv[1]), Path(sys.argv[2]))
 """
     save(new, tmp_path / "new", "new")
     ran = subprocess.run([sys.executable, "-c", code, tmp_path / "new", out, str(last)], capture_output=True)

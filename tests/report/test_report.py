@@ -100,7 +100,7 @@ def test_a_file_is_the_old_one_or_the_new_one(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("secateur.artefact.replacing.os.replace", interrupted)
+        patch.setattr("secateur.artefact.writing.os.replace", interrupted)
         with pytest.raises(KeyboardInterrupt):
             getattr(report(), write)(path)
     assert path.read_text() == "old"

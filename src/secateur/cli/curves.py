@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secateur.artefact.replacing import replacing
+from secateur.artefact.writing import replacing
 from secateur.cli.command import LIMITS, READING, command
 from secateur.cli.inputs import Inputs, contender, limits_of, only_units
 from secateur.common.formatting import number, percent

@@ -1,18 +1,14 @@
-"""What commands write: files and folders that appear whole or not at all, also when one is interrupted."""
+"""What commands write, and where they may."""
 
 from __future__ import annotations
 
 import os
-import shutil
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
+from secateur.artefact.writing import folder_in_place
 from secateur.errors import SettingError
 
 if TYPE_CHECKING:
@@ -49,90 +45,6 @@ def file_to_write(option: str, path: Path) -> Path:
             f"{'a folder' if path.is_dir() else f'none at {path.parent}'}. Name another."
         )
     return path
-
-
-@contextmanager
-def folder_in_place(out: Path) -> Iterator[Path]:
-    """A folder to write files into; they take their places in `out` together, if the block succeeds.
-
-    A new folder appears at once, by one rename. In one that exists, files of the same names are replaced and
-    all others are left alone: Ctrl-C then waits until all have been, a failure puts the old ones back, and a
-    kill leaves the old model or the new one, because its two files change places as `secateur.save` does it.
-    """
-    there = out.is_dir()
-    parent = out if there else out.parent
-    parent.mkdir(parents=True, exist_ok=True)
-    partial = parent / f".{out.name or 'out'}.partial-{os.getpid()}"
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir()
-        yield partial
-        with _undisturbed():
-            if there:
-                _replace(partial, out)
-            else:
-                os.replace(partial, out)
-    finally:
-        with _undisturbed():
-            shutil.rmtree(partial, ignore_errors=True)
-
-
-def _replace(new: Path, out: Path) -> None:
-    """Put every file of `new` into `out`; if one fails, all are as they were."""
-    kept = new / ".old"
-    kept.mkdir()
-    done: list[tuple[Path, Path | None]] = []
-    try:
-        for source, target in _moves(new, out):
-            old = None
-            if target.exists():
-                old = kept / target.name
-                _link(target, old)
-            done.append((target, old))
-            os.replace(source, target)
-    except BaseException:
-        for target, old in reversed(done):
-            if old is None:
-                target.unlink(missing_ok=True)
-            elif old.exists():
-                os.replace(old, target)
-        raise
-
-
-def _moves(new: Path, out: Path) -> list[tuple[Path, Path]]:
-    """What is renamed to what, in order: the model first, its record by way of the name that readers know."""
-    from secateur.artefact.save import RECORD, TENSORS, WAITING
-
-    names = sorted(path.name for path in new.iterdir() if path.is_file())
-    moves = []
-    if RECORD in names and TENSORS in names:
-        moves = [(new / RECORD, out / WAITING), (new / TENSORS, out / TENSORS), (out / WAITING, out / RECORD)]
-    taken = {source.name for source, _ in moves}
-    return moves + [(new / name, out / name) for name in names if name not in taken]
-
-
-def _link(path: Path, other: Path) -> None:
-    """A second name for a file, or a copy where the file system has no such thing."""
-    try:
-        os.link(path, other)
-    except OSError:
-        shutil.copy2(path, other)
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Ctrl-C inside the block takes effect behind it. Signals reach the main thread only."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    caught: list[Any] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: caught.append(frame))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if caught:
-        raise KeyboardInterrupt
 
 
 def reload_code(import_line: str, out: Path) -> str:

@@ -8,11 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from secateur.artefact.writing import folder_in_place
 from secateur.cli.command import BUDGET, LIMITS, READING, RULE, command
 from secateur.cli.inputs import Inputs, budget_of, limits_of, only_units, rule_called, rule_of, single_rule_of
 from secateur.cli.output import (
     file_to_write,
-    folder_in_place,
     folder_to_write,
     reload_code,
     write_result,

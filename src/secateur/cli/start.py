@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from secateur.artefact.replacing import replacing
+from secateur.artefact.writing import replacing
 from secateur.cli.output import file_to_write, folder_to_write, reload_code, write_result
 from secateur.cli.shell import Debug, Json, Seed, python_command, reported
 from secateur.errors import SettingError

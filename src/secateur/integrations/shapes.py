@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
-from secateur.artefact.replacing import replace_text
+from secateur.artefact.writing import replace_text
 from secateur.common.models import device_of, unwrap
 from secateur.compat.training import own_forward
 from secateur.errors import ArtefactError, PlanError

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from secateur.artefact.replacing import replace_text
+from secateur.artefact.writing import replace_text
 from secateur.errors import ArtefactError, SettingError
 from secateur.report.data import FORMAT, Facts
 from secateur.report.html import render

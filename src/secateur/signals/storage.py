@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from secateur.artefact.replacing import remove_partial, replacing
+from secateur.artefact.writing import remove_partial, replacing
 from secateur.errors import ArtefactError
 
 FORMAT = 1
@@ -23,7 +23,7 @@ _CONTENT, _CHECKSUM = "secateur", "sha256"
 
 
 def write(path: Path, kind: str, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write the file by `secateur.artefact.replacing`.
+    """Write the file by `secateur.artefact.writing`.
 
     Args:
         path: The file; its folder must exist.

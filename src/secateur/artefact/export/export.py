@@ -15,9 +15,9 @@ from secateur.artefact.export.huggingface import pretrained_runner, require_pret
 from secateur.artefact.export.onnx import onnx_runner, require_onnx, write_onnx
 from secateur.artefact.export.program import program_runner, write_program
 from secateur.artefact.export.trials import Trials, captured_trials, inputs_of
-from secateur.artefact.export.writing import beside, put, put_folder
+from secateur.artefact.writing import beside, put, put_folder
 from secateur.common.models import unwrap
-from secateur.errors import SettingError
+from secateur.errors import ExportError, SettingError
 
 SUFFIXES = (".onnx", ".pt2")
 
@@ -78,7 +78,7 @@ def export(
     else:
         trials = Trials.of(model, given, spec, [{}, *(sizes for _, sizes in spec.other_sizes())])
     accepted = tolerance_of(trials, same_code=not suffix) if tolerance is None else tolerance
-    with beside(path) as folder:
+    with beside(path, ExportError) as folder:
         written = folder / path.name
         if suffix == ".onnx":
             write_onnx(found, written, opset)

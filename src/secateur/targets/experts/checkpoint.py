@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from secateur.artefact.writing import new_folder
 from secateur.errors import ArtefactError, SettingError
 from secateur.plan import GroupDecision, Plan
 from secateur.targets.experts.blocks import is_count
@@ -60,7 +60,7 @@ def save_pretrained(small: nn.Module, directory: str | Path) -> Path:
             f"save_pretrained: expected a model of Transformers, got {type(small).__name__}. Use "
             "secateur.save."
         )
-    with _whole(Path(directory)) as folder:
+    with new_folder(Path(directory)) as folder:
         small.save_pretrained(folder)  # type: ignore[operator]  # Transformers' own
         plan.to_json(folder / PLAN)
     return Path(directory)
@@ -90,7 +90,7 @@ def prune_checkpoint(source: str | Path, plan: Plan, directory: str | Path) -> P
     config = _read_json(source / CONFIG)
     blocks = [_OnDisk.of(group) for group in plan.groups if group.removed]
     _check(source, shards, blocks)
-    with _whole(directory) as folder:
+    with new_folder(directory) as folder:
         weight_map: dict[str, str] = {}
         total = 0
         for shard in shards:
@@ -270,22 +270,3 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 def _write_json(file: Path, content: Mapping[str, Any]) -> None:
     file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def _whole(directory: Path) -> Iterator[Path]:
-    """A folder beside `directory` to write into, which takes its place at the end: all of it or nothing."""
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise ArtefactError(
-            f"{directory}: expected a new or empty folder, got one that holds files. Name another."
-        )
-    beside = directory.with_name(f".{directory.name}.partial")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    try:
-        yield beside
-        if directory.exists():
-            directory.rmdir()
-        beside.replace(directory)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
