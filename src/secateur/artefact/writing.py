@@ -138,11 +138,12 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def folder_in_place(out: Path) -> Iterator[Path]:
-    """A folder to write files into; they take their places in `out` together, if the block succeeds.
+    """Give a temporary folder. If the block succeeds, its files move to `out` together.
 
-    A new folder appears at once, by one rename. In one that exists, files of the same names are replaced and
-    all others are left alone: Ctrl-C then waits until all have been, a failure puts the old ones back, and a
-    kill leaves the old model or the new one, because its two files change places as `secateur.save` does it.
+    If `out` does not exist, it appears by one rename. If it exists, files of the same names are replaced and
+    all others are not touched. Ctrl-C then waits until all files are replaced, and a failure puts the old
+    files back. If the process is killed, `out` holds the old model or the new one, because its two files
+    are exchanged in the same order as in `secateur.save`.
     """
     there = out.is_dir()
     parent = out if there else out.parent

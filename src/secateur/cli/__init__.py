@@ -1,1 +1,1 @@
-"""The command line: a thin shell over the public API."""
+"""The command line. Each command reads settings, calls the public API and prints the result."""

@@ -1,4 +1,4 @@
-"""A command made from the settings that it reads: its options, ``--config``, ``--set``, and their checks."""
+"""Make a command from the settings that it reads: its options, ``--config``, ``--set``, and their checks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from secateur.errors import SettingError
 METAVARS: Mapping[str, str] = {"string": "TEXT", "integer": "INTEGER", "number": "NUMBER"}
 
 READING = ("batch_size", "samples", "images.size", "text.tokenizer", "text.length")
-"""How data from files become batches."""
+"""The settings that say how data from files become batches."""
 NAMES = {"images.size": "image_size", "text.length": "text_length"}
 RULE = ("allocator", "tolerance", "ratio", "removal", "protection")
 BUDGET = ("budget.macs", "budget.params")
@@ -35,17 +35,18 @@ Body = Callable[[Run, bool], str]
 def command(
     *paths: str, needs: Sequence[str] = (), names: Mapping[str, str] | None = None, folder: str = ""
 ) -> Callable[[Body], Callable[..., None]]:
-    """Make a command of a function that takes a checked `Run` and whether JSON is wanted.
+    """Return a decorator that makes a command from a function ``body(run, json)``.
 
-    The function is called once all settings are valid, its output is printed on stdout, and whatever it
-    raises becomes one line and an exit code. Its docstring is the command's help.
+    The function gets a checked `Run`, and whether JSON output is wanted. It is called only if all settings
+    are valid. The text that it returns is printed on stdout. An exception becomes one line and an exit
+    code. Its docstring is the command's help.
 
     Args:
-        paths: The settings that have an option, by path. ``--config`` and ``--set`` reach all others.
-        needs: Those of them without which the command can do nothing.
-        names: Options that are not called as the last part of their path: ``{"artefact": "out"}``.
-        folder: The setting that is no option but an argument. It then takes the place of all that is needed,
-            and is read from the command line alone.
+        paths: The settings that get an option, by path. ``--config`` and ``--set`` reach all others.
+        needs: The settings in `paths` that the command requires.
+        names: Names of options that differ from the last part of their path: ``{"artefact": "out"}``.
+        folder: A setting that is a positional argument instead of an option. If it is given, `needs` is
+            not required. It is read only from the command line.
     """
     known = settings()
     called = NAMES | dict(names or {})
@@ -121,7 +122,11 @@ _COMMON = (
 
 
 def _require(command: str, run: Run, needs: Sequence[str], options: Mapping[str, Setting]) -> None:
-    """Raises SettingError for what is missing, and for a model or data that nothing can be."""
+    """Check that all required settings are given, and that model and data name something that can exist.
+
+    Raises:
+        SettingError: If a setting is missing, or names no model or data.
+    """
     from secateur.cli.loading import check_data, check_model
 
     for name, setting in options.items():

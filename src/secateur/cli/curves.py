@@ -1,4 +1,4 @@
-"""`secateur compare`, `tolerance` and `transition`: what several rules or knobs would leave of a model."""
+"""`secateur compare`, `tolerance` and `transition`: compare rules, and show curves over a rule's knob."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def tolerance(run: Run, json: bool) -> str:
     rule = sc.ToD(removal=run.removal or "wasserstein", protection=run.protection or "taylor")
     plot = None if run.curve.plot is None else Path(run.curve.plot)
     if plot is not None:
-        check(plot)  # better refused now than after an hour of scoring
+        check(plot)  # fail now, not after an hour of scoring
     inputs = Inputs(run)
     # The part that `secateur prune` scores on, so that the same tolerance means the same plan.
     fit, _ = inputs.data.split()
@@ -112,7 +112,7 @@ def tolerance(run: Run, json: bool) -> str:
 
 
 def _tolerance_json(title: str, curve: Curve) -> str:
-    """One line for each entry, and one for each point of what is kept: long, but to be read."""
+    """Return title and curve as JSON, with one line per entry."""
     found: dict[str, Any] = {"title": title, **curve.to_dict()}
     return (
         "{\n "
@@ -122,7 +122,7 @@ def _tolerance_json(title: str, curve: Curve) -> str:
 
 
 def tolerance_table(title: str, curve: Curve, rows: int) -> str:
-    """A table of at most `rows` points, for a terminal."""
+    """Return a table of at most `rows` points of the curve, for a terminal."""
     points = curve.spread(rows)
     macs, params = int(curve.macs[0]), int(curve.params[0])
     lines = [
@@ -145,7 +145,7 @@ def tolerance_table(title: str, curve: Curve, rows: int) -> str:
 
 
 def _knob(knob: float) -> str:
-    """Rounded up, so that what is shown reaches the point."""
+    """Format a tolerance with four digits, rounded up, so that pruning with it reaches the point."""
     return "none" if math.isinf(knob) else f"{math.ceil(knob * 1e4) / 1e4:.4f}"
 
 
@@ -197,7 +197,7 @@ def transition(run: Run, json: bool) -> str:
 
 
 def transition_table(title: str, rules: Sequence[str], found: Transition) -> str:
-    """A row for each sparsity, a column for each rule, and where each stops."""
+    """Return a table with a row per sparsity and a column per rule, and each rule's last good sparsity."""
     by_place = {(p.rule, p.sparsity): p for p in found.points}
     sparsities = sorted({place for _, place in by_place})
     wide = max(8, *(len(rule) for rule in rules))
@@ -223,7 +223,7 @@ def transition_table(title: str, rules: Sequence[str], found: Transition) -> str
 
 
 def _draw_transition(rules: Sequence[str], found: Transition, path: Path, title: str) -> None:
-    """Draws accuracy, or loss, against sparsity, a curve for each rule."""
+    """Draw accuracy (or loss) against sparsity, with one curve for each rule."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 

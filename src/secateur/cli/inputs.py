@@ -1,4 +1,4 @@
-"""What a run works on: the model and the data that it names."""
+"""Load the model and the data that a run names, and make its rule, budget and limits."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The model and the data of a run, each loaded when it is first asked for."""
+    """The model and the data of a run. Each is loaded on first use."""
 
     run: Run
 
     @cached_property
     def source(self) -> ModelSource:
-        """Where the model comes from."""
+        """The source of the model: it makes or loads it."""
         return model_source("--model", self.run.model or "")
 
     @cached_property
@@ -42,15 +42,15 @@ class Inputs:
 
     @cached_property
     def evaluation(self) -> Calibration | None:
-        """The data that accuracy is measured on, if they are not a part of `data`."""
+        """The data that accuracy is measured on; None if a part of `data` is used."""
         return None if self.run.evaluation is None else self._read("--evaluation", self.run.evaluation)
 
     @cached_property
     def example(self) -> Any:
-        """Example inputs: of the sizes given, else the first batch.
+        """Example inputs: made from ``--input`` if given, otherwise the first batch of the data.
 
         Raises:
-            SettingError: If there is neither.
+            SettingError: If neither is given.
         """
         if self.run.input:
             return tuple(example_of(text) for text in self.run.input)
@@ -79,7 +79,7 @@ class Inputs:
 
 
 def budget_of(run: Run) -> Budget | None:
-    """The budget as the library takes it; None if the rule decides."""
+    """Return the run's budget; None if it has none, so that the rule decides."""
     from secateur.allocators import Budget
 
     asked = run.budget
@@ -89,7 +89,7 @@ def budget_of(run: Run) -> Budget | None:
 
 
 def limits_of(run: Run) -> Limits:
-    """The limits as the library takes them."""
+    """Return the run's limits."""
     from secateur.allocators import Limits
 
     asked = run.limits
@@ -99,19 +99,19 @@ def limits_of(run: Run) -> Limits:
 
 
 def rule_of(run: Run) -> Allocates | Auto:
-    """What decides: the allocator with what was asked of it, or a choice among several.
+    """Return the run's allocator with its settings, or `Auto`, which compares several.
 
     Raises:
-        SettingError: It lacks a setting without which it cannot decide, or has none of the kind.
+        SettingError: If a required setting is missing, or the allocator does not have a given setting.
     """
     return contender(run, run.rule) if run.rule == "auto" else single_rule_of(run)
 
 
 def single_rule_of(run: Run) -> Allocates:
-    """The same for steps that take one rule.
+    """Return the run's allocator with its settings, for steps that cannot compare rules.
 
     Raises:
-        SettingError: It is ``auto``; or see `rule_of`.
+        SettingError: If the rule is ``auto``; and as in `rule_of`.
     """
     name = run.single_rule
     if name == "auto":
@@ -132,10 +132,10 @@ def contender(run: Run, name: str) -> Allocates | Auto:
 
 
 def rule_called(run: Run, name: str) -> Allocates:
-    """The allocator of this name, with the run's signals and, if it is the run's own rule, its knob.
+    """Return the allocator of this name, with the run's signals. The run's own rule also gets its knob.
 
     Raises:
-        SettingError: It has no such setting.
+        SettingError: If the allocator does not have one of the given settings.
     """
     from dataclasses import fields, replace
 
@@ -158,10 +158,10 @@ def rule_called(run: Run, name: str) -> Allocates:
 
 
 def only_units(command: str, run: Run) -> None:
-    """Refuse granularities that only the whole pipeline knows.
+    """Check that the granularity is ``unit``. Only `secateur prune` supports the others.
 
     Raises:
-        SettingError: The run is not about units.
+        SettingError: If it is another one.
     """
     if run.granularity != "unit":
         raise SettingError(

@@ -1,4 +1,4 @@
-"""`secateur inspect`: what of a model may be pruned, and what not and why."""
+"""`secateur inspect`: show which parts of a model can be pruned, and why others cannot."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def inspect(run: Run, json: bool) -> str:
 
 
 def _artefact(folder: str, json: bool) -> str:
-    """What a saved result says of itself; no model is made."""
+    """Show the record of a saved result. No model is made."""
     from secateur.artefact.save import saved_record
 
     record = saved_record(folder)
@@ -65,10 +65,10 @@ def _artefact(folder: str, json: bool) -> str:
 
 
 def describe(name: str, graph: Graph) -> dict[str, Any]:
-    """A graph as plain data.
+    """Return a graph as plain data.
 
-    ``alone`` of a group is what the model would cost if that group kept one unit and the others all;
-    ``smallest`` what it would cost if every group kept one unit.
+    ``alone`` of a group is the model's cost if this group keeps one unit and all other groups keep all.
+    ``smallest`` is the model's cost if every group keeps one unit.
     """
     import numpy as np
 
@@ -109,7 +109,7 @@ def describe(name: str, graph: Graph) -> dict[str, Any]:
 
 
 def listing(found: dict[str, Any]) -> str:
-    """What `describe` returned, for a terminal."""
+    """Format the result of `describe` for a terminal."""
     dense_macs, dense_params = found["macs"], found["params"]
     least = found["smallest"]
     lines = [

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def folder_to_write(out: Path) -> Path:
-    """Refuse now what cannot be written: better than after an hour of scoring. Nothing is made yet.
+    """Check that a folder can be written to, before an hour of scoring. Nothing is created yet.
 
     Raises:
         SettingError: If nothing can be written there.
@@ -34,7 +34,7 @@ def folder_to_write(out: Path) -> Path:
 
 
 def file_to_write(option: str, path: Path) -> Path:
-    """Refuse now a file that cannot be written.
+    """Check that a file can be written, before the work begins. Nothing is created yet.
 
     Raises:
         SettingError: If its folder is missing or read-only, or it is a folder itself.
@@ -48,16 +48,22 @@ def file_to_write(option: str, path: Path) -> Path:
 
 
 def reload_code(import_line: str, out: Path) -> str:
-    """Python that loads the model again; `import_line` defines `make_model`."""
+    """Return Python code that loads the model; `import_line` is the code that defines `make_model`."""
     from secateur.report import sentences
 
     return sentences.loading(out.as_posix(), import_line)
 
 
 def write_result(small: nn.Module, report: Report, out: Path, reload: str, *, make_model: str = "") -> Report:
-    """Save the model and both reports, all or none; returns the report with the place in it.
+    """Save the model and both reports, all or none. Return the report with the folder's path in it.
 
-    `make_model` is the line that defines ``make_model``: with it the report can be rendered again.
+    Args:
+        small: The pruned model.
+        report: Its report.
+        out: The folder.
+        reload: Python code that loads the model, for the HTML page.
+        make_model: The line of code that defines ``make_model``. The report keeps it, so that it can be
+            rendered again.
     """
     import secateur as sc
     from secateur.report.html import render
@@ -76,5 +82,5 @@ def write_result(small: nn.Module, report: Report, out: Path, reload: str, *, ma
 
 
 def written(out: Path, reload: str) -> str:
-    """Where the artefact is and how to read it, to end what a terminal shows."""
+    """Return the last lines of a command's output: the artefact's folder, and how to load it."""
     return "\n".join([f"written to  {out}", "reload with", *(f"  {line}" for line in reload.splitlines())])

@@ -63,7 +63,7 @@ def score(run: Run, json: bool) -> str:
 
 
 def _score_summary(scores: Scores, out: Path) -> dict[str, Any]:
-    """What the table holds, as plain data: of each signal and group the least, the median and the most."""
+    """Return the table of scores as plain data: lowest, median and highest score per signal and group."""
     import numpy as np
 
     return {
@@ -88,7 +88,7 @@ def _score_summary(scores: Scores, out: Path) -> dict[str, Any]:
 
 
 def _score_table(found: dict[str, Any]) -> str:
-    """What `_score_summary` returned, as a table for a terminal."""
+    """Format the result of `_score_summary` as a table for a terminal."""
     rows = [(signal, each) for signal, groups in found["signals"].items() for each in groups]
     first = max(len(name) for name in ("signal", *found["signals"]))
     second = max(len(name) for name in ("group", *(each["group"] for _, each in rows)))

@@ -23,7 +23,7 @@ Whole = Optional[int]  # noqa: UP045
 Wholes = Optional[list[int]]  # noqa: UP045
 
 REPORT = "report.json"
-"""In an artefact's folder."""
+"""The name of the report in an artefact's folder."""
 
 
 def report(
@@ -56,7 +56,7 @@ def report(
 
 
 def _check_place(option: str, place: Path | None) -> None:
-    """Refuse what cannot be written before the other file is."""
+    """Check that a file can be written, before any other file is written."""
     if place is None:
         return
     if place.is_dir() or not place.parent.is_dir() or not os.access(place.parent, os.W_OK):

@@ -1,4 +1,4 @@
-"""What all commands share: exit codes, errors in one line, and where output goes."""
+"""Shared by all commands: exit codes, errors in one line, and where output goes."""
 
 from __future__ import annotations
 
@@ -55,7 +55,9 @@ def _code(error: Exception) -> int:
 
 
 def one_line(message: str) -> str:
-    r"""The message in a line; of a long one its first and last, which say what was wrong and what to do.
+    r"""Join a message into one line. Of more than three lines, only the first and the last are kept.
+
+    They say what was wrong and what to do.
 
     Example:
         >>> one_line("found none.\n\na table\nof\nmany rows\nDo this.")
@@ -68,16 +70,16 @@ def one_line(message: str) -> str:
 
 
 def python_command(code: str) -> str:
-    """A shell line that runs `code` with the Python that runs now.
+    """Return a shell command that runs `code` with the current Python.
 
-    Double quotes outside where that is safe, because they mean the same in every shell.
+    The code is put in double quotes if that is safe, because all shells treat them alike.
     """
     quoted = f'"{code}"' if re.fullmatch(r"[\w ./,:;()'=-]*", code) else shlex.quote(code)
     return f"{_python()} -c {quoted}"
 
 
 def _python() -> str:
-    """``python`` where the shell would find this one; else its path, relative if it is below this folder."""
+    """Return ``python`` if the shell would find the current one; otherwise its path."""
     found = shutil.which("python")
     if found is not None and os.path.abspath(found) == os.path.abspath(sys.executable):
         return "python"

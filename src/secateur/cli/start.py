@@ -1,4 +1,4 @@
-"""Commands to begin with: `secateur demo`, from nothing to a pruned network, and `secateur init`."""
+"""Commands for a first start: `secateur demo` trains and prunes a network; `init` writes a configuration."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The settings of a run: one pydantic model, read from files and options, and checked without torch."""
+"""The settings of a run: one pydantic model, read from files and options. It needs no torch."""

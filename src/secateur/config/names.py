@@ -1,6 +1,6 @@
-"""The names that a configuration may hold, known without importing torch.
+"""The names that a configuration accepts (rules, signals, repairs), listed here to avoid importing torch.
 
-They are the library's own; a test compares each with what the library knows.
+A test compares each list with the library's registries.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From a configuration file, ``--set`` and options to a checked `Run`. Nothing here imports torch."""
+"""Read a checked `Run` from a configuration file, ``--set`` and options. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -24,15 +24,16 @@ def read_run(
     sets: Sequence[str] = (),
     options: Mapping[str, tuple[str, Any]] | None = None,
 ) -> Run:
-    """The settings of a run. Options win over ``--set``, which wins over the file.
+    """Read the settings of a run. Options override ``--set``, which overrides the file.
 
     Args:
-        config: A YAML, JSON or TOML file, by its suffix; YAML for any other.
-        sets: Each ``path=value``, the value as in YAML.
-        options: By path, the option's name and what was given for it.
+        config: A YAML, JSON or TOML file. The suffix gives the format; others are read as YAML.
+        sets: Texts of the form ``path=value``, with the value in YAML.
+        options: For each path, the option's name and the given value.
 
     Raises:
-        SettingError: Something is unknown, of another type or out of range; it says where it was given.
+        SettingError: If a setting is unknown, has the wrong type or is out of range. The message says
+            where it was given.
 
     Example:
         >>> read_run(sets=["budget.macs=0.4", "limits.ignore=[stem]"]).budget.macs
@@ -82,7 +83,7 @@ def _content(config: Path) -> Any:
 
 
 def _parsed(kind: str, text: str) -> Any:
-    """The content of a text; raises ValueError where it is not of this kind."""
+    """Parse a text as JSON, TOML or YAML. Raises ValueError if it is malformed."""
     if kind == "JSON":
         return json.loads(text)
     if sys.version_info >= (3, 11) and kind == "TOML":
@@ -98,7 +99,12 @@ def _parsed(kind: str, text: str) -> Any:
 
 
 def _by_path(content: Any, where: str) -> Iterator[tuple[str, Any]]:
-    """Each setting of a file, by its path."""
+    """Yield (path, value) for each setting of a file.
+
+    Args:
+        content: The parsed file.
+        where: The file, for messages.
+    """
     if content is None:
         return
     if not isinstance(content, Mapping):
@@ -131,10 +137,10 @@ def _assignment(text: str) -> tuple[str, Any]:
 
 
 def _known(path: str, where: str) -> str:
-    """The path itself.
+    """Return the path, if there is such a setting.
 
     Raises:
-        SettingError: There is no such setting.
+        SettingError: If there is none.
     """
     known = [*settings()]
     if path in known:
@@ -147,7 +153,12 @@ def _known(path: str, where: str) -> str:
 
 
 def _complaint(error: ErrorDetails, places: Mapping[str, str]) -> str:
-    """An error of pydantic in a line that says where the value was given."""
+    """Return a pydantic error as one line that says where the value was given.
+
+    Args:
+        error: The error.
+        places: For each path, the option or the file entry that gave its value.
+    """
     parts = [str(part) for part in error["loc"]]
     path = next((p for n in range(len(parts), 0, -1) if (p := ".".join(parts[:n])) in settings()), "")
     if error["type"] == "value_error":  # of one of our checks: the message says what is expected

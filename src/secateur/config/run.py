@@ -1,7 +1,7 @@
-"""Every setting of a run: its type, its default, its limits and its help.
+"""Declare every setting of a run: its type, default, limits and help text.
 
-The one declaration behind the options of the command line, the configuration files, their comments and their
-checks. It imports pydantic, but no torch.
+The command line's options, the configuration files, their comments and their checks are all made from this
+declaration. It imports pydantic, but not torch.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ from secateur.config.names import (
 
 T = TypeVar("T")
 UNKNOWN_NAME = "unknown_name"
-"""Type of the error about a text that holds an unknown name; its message is what is expected."""
+"""The pydantic error type for an unknown name. The error's message says what is expected."""
 
 
 def _entries(value: Any) -> Any:
-    """A list from one value, or from a text with commas between its entries."""
+    """Make a list from one value, or from a text with commas between the entries."""
     given = value if isinstance(value, list | tuple) else [value]
     cut = [each.split(",") if isinstance(each, str) else [each] for each in given]
     return [part.strip() if isinstance(part, str) else part for parts in cut for part in parts]
 
 
 def _whole_entries(value: Any) -> Any:
-    """A list from one value; a comma is part of an entry."""
+    """Make a list from one value. Commas do not split it."""
     return value if isinstance(value, list | tuple) else [value]
 
 
@@ -59,7 +59,7 @@ def _amount(value: int | float, info: ValidationInfo) -> int | float:
 
 
 def _signal(text: str) -> str:
-    """Signals may be multiplied and added: ``l1*wasserstein``."""
+    """Check the name of a signal. Signals may be multiplied and added: ``l1*wasserstein``."""
     known = tuple(dict.fromkeys((*SIGNALS, *EXPERT_SIGNALS)))
     parts = [part.strip(" ()") for part in text.replace("*", " ").replace("+", " ").split()]
     if not parts or not {part for part in parts if part} <= {*known}:
@@ -114,13 +114,13 @@ class BudgetSection(_Settings):
 
     @property
     def asked(self) -> dict[str, int | float]:
-        """The budgets that were given, by name."""
+        """The given budgets by name, without `spend`."""
         given = self.model_dump(exclude_none=True)
         return {name: value for name, value in given.items() if name != "spend"}
 
 
 class LimitsSection(_Settings):
-    """What must stay; see `secateur.Limits`."""
+    """Limits on what may be removed; see `secateur.Limits`."""
 
     round_to: int = Field(default=1, ge=1, description="Keep a multiple of this many units in each layer.")
     min_keep: int = Field(default=1, ge=1, description="Keep at least this many units in each layer.")
@@ -208,7 +208,7 @@ class TransitionSection(_Settings):
 
 
 class Run(_Settings):
-    """The settings of all commands; each command reads its part."""
+    """The settings of all commands. Each command reads the part that it needs."""
 
     model: str | None = Field(
         default=None,
@@ -357,7 +357,7 @@ class Run(_Settings):
 
     @property
     def rule(self) -> str:
-        """The allocator's name, its default filled in."""
+        """The allocator's name, or the default rule if none was given; it may be ``auto``."""
         of_tod = (self.tolerance, self.removal, self.protection)
         if self.allocator is None and self.granularity == "unit" and of_tod == (None, None, None):
             return "auto"
@@ -365,12 +365,12 @@ class Run(_Settings):
 
     @property
     def single_rule(self) -> str:
-        """The same for steps that take one rule; ``auto`` has to try several."""
+        """The allocator's name, or the default rule, for steps that cannot compare rules as ``auto`` does."""
         return self.allocator or ("emp" if self.granularity == "weight" else "tod")
 
     @property
     def repairs(self) -> str | list[str] | None:
-        """The repairs as the library takes them."""
+        """The repairs in the form that `secateur.repair` accepts."""
         if self.repair in ((), ("none",)):
             return None
         return self.repair[0] if len(self.repair) == 1 else list(self.repair)

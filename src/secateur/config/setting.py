@@ -1,4 +1,4 @@
-"""The settings of `Run` by their paths, as options, configuration files and messages show them."""
+"""List the settings of `Run` by path, with what options, configuration files and messages show of them."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _BOUNDS = (
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting, found by its path.
+    """The description of one setting.
 
     Attributes:
-        path: Names from the outermost section on, with dots: ``budget.macs``.
-        help: What it is for.
-        kind: ``string``, ``integer``, ``number`` or ``boolean``; of a list, that of its entries.
+        path: Section and name, joined by dots: ``budget.macs``.
+        help: The help text.
+        kind: ``string``, ``integer``, ``number`` or ``boolean``. For a list, the kind of its entries.
         several: Whether it is a list.
-        commas: Whether commas part the entries of a list that is given as one text.
-        names: What it may be, where that is a choice.
-        bounds: Between which numbers it lies, in words.
-        default: Its default.
-        example: What it may be; its default, where it has one.
+        commas: Whether commas separate the entries of a list that is given as one text.
+        names: The allowed values, if it is a choice; otherwise empty.
+        bounds: The allowed range in words; empty if there is none.
+        default: The default value.
+        example: An example value; the default, if no example is declared.
     """
 
     path: str
@@ -47,7 +47,7 @@ class Setting:
 
     @property
     def shown(self) -> str:
-        """Its default in words; empty where there is none."""
+        """The default as text; empty if there is none."""
         if self.default in (None, (), False):
             return ""
         return ",".join(map(str, self.default)) if isinstance(self.default, tuple) else str(self.default)
@@ -55,7 +55,7 @@ class Setting:
 
 @cache
 def settings() -> dict[str, Setting]:
-    """Every setting by its path, in order.
+    """Return all settings by path, in the order of their declaration.
 
     Example:
         >>> settings()["limits.max_ratio"].bounds
@@ -66,7 +66,7 @@ def settings() -> dict[str, Setting]:
 
 @cache
 def sections() -> dict[str, str]:
-    """What each section is for, by name."""
+    """Return the help text of each section by name."""
     fields = Run.model_fields.items()
     return {name: field.description or "" for name, field in fields if isinstance(field.default, BaseModel)}
 
@@ -81,7 +81,7 @@ def _settings(model: type[BaseModel], before: str) -> Iterator[Setting]:
 
 
 def _setting(path: str, schema: dict[str, Any], default: Any) -> Setting:
-    """A setting from its JSON schema."""
+    """Make the description of a setting from its JSON schema."""
     kinds = [kind for kind in schema.get("anyOf", [schema]) if kind.get("type") != "null"]
     several = "items" in kinds[0]
     if several:

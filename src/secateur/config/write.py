@@ -1,4 +1,4 @@
-"""A configuration with a comment for every setting."""
+"""Write a configuration file with a comment for every setting."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ HEAD = """\
 
 
 def commented(given: Mapping[str, Any], name: str = "secateur.yaml") -> str:
-    """A YAML file in which `given` is set, and every other setting is there as a comment.
+    """Return a YAML file that sets `given`, and lists every other setting in a comment.
 
     Args:
-        given: By path.
+        given: The values to set, by path.
         name: The file's name, for its first lines.
 
     Example:
@@ -59,7 +59,7 @@ def _lines(setting: Setting, leaf: str, indent: str, given: Mapping[str, Any]) -
 
 
 def _value(value: Any) -> str:
-    """The value as YAML; JSON is YAML, and plain words need no quotes."""
+    """Return the value as YAML. JSON is valid YAML; plain words are written without quotes."""
     if isinstance(value, str) and value.replace("_", "").isalnum() and value not in ("true", "false", "null"):
         return value
     return json.dumps(list(value) if isinstance(value, tuple) else value)

@@ -1,4 +1,4 @@
-"""Models and data that a user names on the command line; what needs no torch is checked without it."""
+"""Load the models and data that a user names on the command line. First checks need no torch."""
 
 from secateur.cli.loading.data import check_data, example_of, load_data
 from secateur.cli.loading.models import ModelSource, check_model, load_model, model_source

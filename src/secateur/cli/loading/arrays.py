@@ -1,4 +1,4 @@
-"""Data from a ``.npz`` file."""
+"""Read calibration data from a ``.npz`` file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ INPUT_NAMES, LABEL_NAMES = ("x", "inputs", "images"), ("y", "labels")
 def arrays(
     option: str, path: Path, batch_size: int, seed: int, samples: int | None = None
 ) -> list[tuple[torch.Tensor, ...]]:
-    """Batches in an order drawn from `seed`: files are often sorted by class, and batches should not be.
+    """Read batches from a ``.npz`` file, shuffled with `seed`, because files are often sorted by class.
 
     Raises:
         SettingError: If the batch size is none.

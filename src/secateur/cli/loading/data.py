@@ -1,4 +1,4 @@
-"""Where data come from: a function, a file, a folder of images, a Hugging Face dataset, or sizes alone."""
+"""Load data from a function, a file, a folder of images or a Hugging Face dataset; or make example inputs."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ TEXTS = (".txt", ".text", ".md")
 
 
 def check_data(option: str, text: str) -> None:
-    """Refuses what names no data, without loading anything.
+    """Check that a text names data, without loading anything.
 
     Raises:
-        SettingError: If it is of none of the kinds there are.
+        SettingError: If it is no kind of data that is known.
         CalibrationError: If there is no such file, or the folder holds nothing to read.
     """
     path = Path(text)
@@ -94,7 +94,7 @@ def load_data(
 
 
 def example_of(text: str) -> torch.Tensor:
-    """A tensor from ``1x3x224x224`` or ``1x16:int64``: normal floats, zero integers.
+    """Make a tensor from ``1x3x224x224`` or ``1x16:int64``. Floats are normally distributed, integers zero.
 
     Raises:
         SettingError: If it is not of this form.

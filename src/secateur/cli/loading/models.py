@@ -1,4 +1,4 @@
-"""Where a model comes from: a function, timm, a Hugging Face folder or a ``.pt2`` file."""
+"""Load a model from a function, timm, a Hugging Face folder or a ``.pt2`` file."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
 
 
 class ModelSource(Protocol):
-    """What knows how to make a model, with its weights and without."""
+    """A source of a model: it makes the model, with or without its weights."""
 
     @property
     def import_line(self) -> str:
-        """Python that defines `make_model`, which makes the dense model; its weights do not matter."""
+        """Python code that defines `make_model`, a function that makes the dense model with any weights."""
 
     def make(self) -> nn.Module:
-        """The model's architecture; its weights do not matter."""
+        """Make the model with any weights."""
 
     def load(self) -> nn.Module:
-        """The model with its weights."""
+        """Make the model with its weights."""
 
 
 def model_source(option: str, text: str) -> ModelSource:
-    """What a user's text names. Nothing is loaded.
+    """Return the source that a user's text names. Nothing is loaded.
 
     Raises:
         SettingError: If it names nothing of the kinds there are.
@@ -61,12 +61,12 @@ def model_source(option: str, text: str) -> ModelSource:
 
 
 def check_model(option: str, text: str) -> None:
-    """Refuses what names no model; see `model_source`."""
+    """Check that a text names a model; raises as `model_source` does."""
     model_source(option, text)
 
 
 def load_model(source: Target | ModelSource) -> tuple[nn.Module, Callable[[], nn.Module]]:
-    """The model, and the function that makes it.
+    """Load a model. Return it, and a function that makes the same model with any weights.
 
     Raises:
         SettingError: If the source gives no module.
@@ -83,15 +83,15 @@ class FunctionModel:
 
     @property
     def import_line(self) -> str:
-        """As of `ModelSource`."""
+        """See `ModelSource`."""
         return self.target.import_line
 
     def make(self) -> nn.Module:
-        """As of `ModelSource`."""
+        """See `ModelSource`."""
         return self.load()
 
     def load(self) -> nn.Module:
-        """As of `ModelSource`.
+        """See `ModelSource`.
 
         Raises:
             SettingError: If the function does not return a module.
@@ -132,21 +132,21 @@ class TimmModel:
 
     @property
     def shape(self) -> dict[str, Any]:
-        """The keywords that say what the architecture is like."""
+        """The keywords that define the architecture, without those for weights."""
         return {k: v for k, v in self.keywords.items() if k not in ("pretrained", "checkpoint_path")}
 
     @property
     def import_line(self) -> str:
-        """As of `ModelSource`."""
+        """See `ModelSource`."""
         arguments = "".join(f", {name}={value!r}" for name, value in self.shape.items())
         return f"import timm\nmake_model = lambda: timm.create_model({self.name!r}{arguments}).eval()"
 
     def make(self) -> nn.Module:
-        """As of `ModelSource`."""
+        """See `ModelSource`."""
         return self._create(**self.shape)
 
     def load(self) -> nn.Module:
-        """As of `ModelSource`.
+        """See `ModelSource`.
 
         Raises:
             SettingError: If timm is missing, does not know the model, or cannot get its weights.
@@ -204,14 +204,14 @@ class HuggingFaceModel:
 
     @property
     def import_line(self) -> str:
-        """As of `ModelSource`."""
+        """See `ModelSource`."""
         return (
             f"from transformers import AutoConfig, {self.architecture}\n"
             f"make_model = lambda: {self.architecture}(AutoConfig.from_pretrained({self.folder!r})).eval()"
         )
 
     def make(self) -> nn.Module:
-        """As of `ModelSource`."""
+        """See `ModelSource`."""
         with self._explained():
             from transformers import AutoConfig
 
@@ -219,7 +219,7 @@ class HuggingFaceModel:
             return model
 
     def load(self) -> nn.Module:
-        """As of `ModelSource`.
+        """See `ModelSource`.
 
         Raises:
             SettingError: If Transformers is missing or cannot read the folder.
@@ -254,18 +254,18 @@ class ExportedModel:
 
     @property
     def import_line(self) -> str:
-        """As of `ModelSource`."""
+        """See `ModelSource`."""
         return (
             "from secateur.cli.loading import model_source\n"
             f"make_model = model_source('model', {self.path!r}).make"
         )
 
     def make(self) -> nn.Module:
-        """As of `ModelSource`."""
+        """See `ModelSource`."""
         return self.load()
 
     def load(self) -> nn.Module:
-        """As of `ModelSource`.
+        """See `ModelSource`.
 
         Raises:
             SettingError: If torch cannot read the file.
