@@ -1,4 +1,4 @@
-"""From tensors to units and back: the one place that knows how units lie in weights and activations."""
+"""How units lie in weights and activations, and sums over what belongs to each unit."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def sum_by_unit(tensor: Tensor, piece: Slice, size: int) -> NDArray[np.float64]:
 
 
 def producers(graph: Graph) -> dict[str, list[tuple[Group, Slice]]]:
-    """For each tensor that produces units, the groups that it does so for; by different positions if several.
+    """Map each tensor that produces units to the groups it produces units of.
 
     In this order what is computed of a tensor is needed once, and can be dropped.
     """
@@ -50,7 +50,7 @@ def producers(graph: Graph) -> dict[str, list[tuple[Group, Slice]]]:
 
 
 def covered(piece: Slice, size: int) -> NDArray[np.bool_]:
-    """Which units a slice touches, as a mask of [size]."""
+    """Mark the units that a slice has positions of. bool [size]"""
     mask = np.zeros(size, dtype=np.bool_)
     mask[piece.unit] = True
     return mask
@@ -69,7 +69,7 @@ def max_by_unit(entries: NDArray[np.float64], unit: NDArray[np.int64], into: NDA
 
 
 def by_entry(value: Tensor, site: Site, batch: int, dynamic: tuple[int, ...], group: Group) -> Tensor:
-    """View an activation as samples, entries of the group, and the map: whatever other axes it has.
+    """Reshape an activation to samples, entries of the group, and all other axes (the map).
 
     Args:
         value: What the site's node computed.
@@ -100,7 +100,7 @@ def by_entry(value: Tensor, site: Site, batch: int, dynamic: tuple[int, ...], gr
 
 
 def _sample_axis(shape: tuple[int, ...], site: Site, batch: int, dynamic: tuple[int, ...]) -> int | None:
-    """Where the samples are: the axis that depends on their number, if there is exactly one.
+    """Find the axis of the samples: the axis that depends on their number, if there is exactly one.
 
     Otherwise, and for programs captured at a fixed batch size, axis 0 if it is as long as the batch, then the
     first other axis that is, then axis 0 if its length is a multiple of the batch, as when windows or

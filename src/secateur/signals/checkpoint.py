@@ -1,4 +1,4 @@
-"""A scoring run that survives being killed: what it has so far, in one file."""
+"""Save a scoring run to a file from time to time, so that a killed run can be resumed."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ Values = dict[str, dict[str, Vector]]
 
 @dataclass
 class Position:
-    """How far a process is.
+    """How much of the data a process has read.
 
     Attributes:
-        number: Which pass over the data.
-        read: How many of the data's batches lie behind it in this pass.
-        samples: Number of samples in those of them that were its own.
+        number: The pass over the data, from 0.
+        read: Batches that it has read in this pass.
+        samples: Samples in those batches of them that it scored.
         classes: The classes among them.
         digest: A checksum of their tensors; 0 where no checkpoint is kept.
     """
@@ -44,7 +44,7 @@ class Position:
     digest: int = 0
 
     def move(self, step: Step) -> None:
-        """A batch was scored."""
+        """Count a batch that was scored."""
         self.read = step.index + 1
         self.samples += step.size
         if step.classes is not None:
@@ -53,7 +53,7 @@ class Position:
 
 @dataclass
 class Saved:
-    """What a checkpoint holds: a position, the tallies' states there, and the scores of earlier passes."""
+    """The content of a checkpoint: a position, the tallies' states there, and scores of earlier passes."""
 
     position: Position
     states: dict[str, dict[str, Tensor]]
@@ -61,10 +61,10 @@ class Saved:
 
 
 class Checkpoint:
-    """The file of one process of one run. Holds nothing but where it is and when it was last written."""
+    """The checkpoint file of one process of one run."""
 
     def __init__(self, path: Path, every: float, about: Mapping[str, str]) -> None:
-        """Nothing is read or written yet.
+        """Prepare. Nothing is read or written yet.
 
         Args:
             path: The file; it is replaced again and again, and removed when the run is over.
@@ -85,11 +85,11 @@ class Checkpoint:
 
     @property
     def due(self) -> bool:
-        """Whether it is time to write."""
+        """Return whether `every` seconds have passed since the last write."""
         return time.monotonic() - self._written >= self._every
 
     def load(self) -> Saved | None:
-        """What the file holds; None if there is none.
+        """Read the file; None if there is none.
 
         Raises:
             ArtefactError: It is damaged, no checkpoint, or of another run; the message says what differs.
@@ -143,12 +143,12 @@ class Checkpoint:
             )
 
     def remove(self) -> None:
-        """The run is over."""
+        """Delete the file: the run is over."""
         remove(self._path)
 
 
 def digest_of(batch: Batch, before: int) -> int:
-    """A checksum of a batch's tensors, that carries on from the batches before."""
+    """Continue the checksum of the batches before with the tensors of one more batch."""
     digest = before
 
     def add(tensor: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""How the scores of a unit's members become its own: the one place that says what coupled units are worth.
+"""How the scores of coupled parts become the score of one unit.
 
 A unit can have several *members*: the layers whose outputs are added to one residual stream, the halves of a
 gated layer, the positions of a flattened map or a head, the tensors that produce, scale and consume it. They
@@ -37,7 +37,7 @@ Combine = Literal["sum", "mean", "max"]
 def combined(
     scores: Sequence[NDArray[np.float64]], units: Sequence[NDArray[np.int64]], size: int, how: Combine
 ) -> NDArray[np.float64]:
-    """One score a unit from one score a member.
+    """Combine the scores of members to one score for each unit.
 
     Args:
         scores: Of the members, in any number of parts. [members] each

@@ -46,7 +46,7 @@ def diameters(points: Tensor) -> Tensor:
 
 
 def _diameter(points: Tensor) -> Tensor:
-    """Of one set of points. [points, coordinates] -> []"""
+    """The largest distance in one set of points. [points, coordinates] -> []"""
     to_mean = torch.cdist(points, points.mean(dim=0, keepdim=True), p=1.0)[:, 0]
     to_mean, order = to_mean.sort(descending=True)
     points = points[order]
@@ -68,7 +68,7 @@ def _diameter(points: Tensor) -> Tensor:
 
 
 def _to_anchors(points: Tensor) -> Tensor:
-    """Distances to the first point, then to those farthest from the ones before. [anchors, points]"""
+    """Distances of all points to some anchors, each far from those before. [anchors, points]"""
     found: list[Tensor] = []
     chosen, nearest = 0, torch.full_like(points[:, 0], torch.inf)
     for _ in range(_ANCHORS):

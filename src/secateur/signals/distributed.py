@@ -1,7 +1,7 @@
-"""Several processes that score together: each reads its share of the data, and all end with the same result.
+"""Scoring with several processes: each reads a share of the data, and all get the same result.
 
-Under ``torchrun`` (or in any process group that exists) batch i goes to the process of rank i mod N. Nothing
-is said between processes while they read, so shares may differ in length or be empty. Afterwards the first
+Under ``torchrun`` (or in any process group that exists) batch i goes to the process of rank i mod N.
+Processes do not communicate while they read, so shares may differ in length or be empty. Afterwards the first
 process receives what the others accumulated, in the order of their ranks, and sends the scores back. All
 that travels are small objects and CPU tensors, by gloo, whatever the default backend is.
 """
@@ -33,12 +33,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class Team:
-    """The processes that work on one task, as one of them sees it. Alone, it does nothing.
+    """The processes that score together. For a single process all methods do nothing.
 
     Attributes:
-        rank: Which one this is.
-        size: How many there are.
-        group: How they talk.
+        rank: Number of this process, from 0.
+        size: Number of processes.
+        group: Their process group in torch.distributed.
     """
 
     rank: int = 0
@@ -50,7 +50,7 @@ class Team:
         return index % self.size == self.rank
 
     def everyone(self, value: T) -> list[T]:
-        """Every process's value, by rank.
+        """Return the values of all processes, in the order of their ranks.
 
         Raises:
             ScoreError: A process has ended.
@@ -68,7 +68,7 @@ class Team:
         return found
 
     def from_first(self, value: T) -> T:
-        """The first process's value, on every process."""
+        """Return the value of the first process, on every process."""
         if self.size == 1:
             return value
         box = [value]
@@ -77,7 +77,7 @@ class Team:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """A block that either all processes get through or none.
+        """Run a block that fails on all processes if it fails on one.
 
         Raises:
             Exception: What this process raised; if it raised nothing but another did, a ScoreError (a
@@ -102,7 +102,7 @@ class Team:
                 )
 
     def check_same(self, about: dict[str, str]) -> None:
-        """Raise ScoreError unless every process is about the same."""
+        """Raise ScoreError unless all processes work on the same run."""
         for rank, other in enumerate(self.everyone(about)):
             differs = difference(about, other)
             if differs is not None:
@@ -112,7 +112,7 @@ class Team:
                 )
 
     def to_first(self, state: Mapping[str, Tensor]) -> list[Mapping[str, Tensor]]:
-        """Send tensors to the first process: there every process's, by rank; nothing elsewhere."""
+        """Send tensors to the first process, which returns those of all by rank; others return nothing."""
         layouts = self.everyone([(name, tensor.dtype, tensor.shape) for name, tensor in state.items()])
         if self.rank > 0:
             for tensor in state.values():

@@ -1,4 +1,4 @@
-"""How the loss of each sample changes as a unit is scaled: what per-sample signals are made of."""
+"""The derivative of each sample's loss with respect to a factor on each unit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from secateur.signals.signal import Context, Signal, Step, SumTally
 
 
 class GateTally(SumTally):
-    r"""Sums a function of each sample's derivative with respect to a gate on the unit.
+    r"""Sums a function of each sample's derivative with respect to a factor on the unit.
 
     .. math:: d_{s,j} = \sum_{t \in S_j} \sum_m a_{s,t,m} \, \frac{\partial L_s}{\partial a_{s,t,m}}
 
@@ -35,7 +35,7 @@ class GateTally(SumTally):
     def activation_gradients(
         self, group: Group, site: Site, value: Tensor, gradient: Tensor, step: Step
     ) -> None:
-        """Add a member's share, and weigh the batch's derivatives once all members have given theirs."""
+        """Add what one member contributes; after the last member, call `weigh` on the sum."""
         name = group.name
         if name not in self._open:
             self._open[name] = value.new_zeros((step.size, group.size), dtype=torch.float64)

@@ -111,7 +111,7 @@ def gather(
 def _classes(
     data: Calibration | None, graph: Graph, signals: Sequence[Signal], limit: int | None, progress: bool
 ) -> int:
-    """How many classes the data have, by reading their labels; 0 if it does not matter."""
+    """Count the classes in the labels; 0 if no signal needs that."""
     reader = next((s for s in signals if "labels" in s.needs and is_heavy(s, graph)), None)
     if data is None or limit is None or reader is None:
         return 0
@@ -124,7 +124,7 @@ def _classes(
 
 @dataclass(frozen=True, eq=False)
 class _Run:
-    """One process's part in a run whose passes are planned."""
+    """The part of one process in a run."""
 
     graph: Graph
     data: Calibration | None
@@ -138,7 +138,7 @@ class _Run:
     checkpoint: Checkpoint | None
 
     def scores(self, saved: Saved | None) -> Scores:
-        """Carry the run out, from where a checkpoint left it."""
+        """Do the run, from the checkpoint on if there is one."""
         now = self._start(saved)
         samples, classes = 0, set[int]()
         for number in range(now.position.number, len(self.passes)):
@@ -180,7 +180,7 @@ class _Run:
         return one
 
     def _read(self, one: OnePass, now: Saved) -> None:
-        """Score this process's share of the data, but for what was scored before."""
+        """Score this process's share of the data, without what the checkpoint has."""
         if self.data is None:
             return
         position = now.position

@@ -1,4 +1,4 @@
-"""What a scoring run is about, as text: to tell whether two runs, or processes of one run, are the same."""
+"""Text that identifies a scoring run, to compare a run with its checkpoint and processes with each other."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def identity(
 
 
 def difference(expected: dict[str, str], got: dict[str, str]) -> str | None:
-    """The first thing that differs, for a message: ``seed 0, got 1``; None if nothing does."""
+    """Name the first thing that differs, for a message: ``seed 0, got 1``; None if nothing does."""
     for what in (*expected, *got):
         if expected.get(what) != got.get(what):
             return f"{what} {_short(expected.get(what))}, got {_short(got.get(what))}"

@@ -1,4 +1,4 @@
-"""A limit on what tallies hold: which groups are scored together, so that they fit."""
+"""Split a run into passes, so that what the tallies hold stays below a limit."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _UNITS = (
 
 
 def in_bytes(memory: int | str) -> int:
-    """A limit as a user writes it, in bytes.
+    """Convert a limit such as ``2 GB`` to bytes.
 
     Raises:
         SettingError: It is no positive number with a known unit.
@@ -44,7 +44,7 @@ def in_bytes(memory: int | str) -> int:
 
 
 def is_heavy(signal: Signal, graph: Graph) -> bool:
-    """Whether the signal holds more than a few numbers a unit."""
+    """Return whether the signal holds more than a few numbers for each unit."""
     return any(signal.held(graph, 2).values())
 
 

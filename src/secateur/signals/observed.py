@@ -1,4 +1,4 @@
-"""Signals that average one number a sample over what a unit shows: where to look, and the sums they keep."""
+"""For signals that average one number a sample over activations: where to observe, and the sums."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ def check_observable(signal: Signal, group: Group) -> tuple[Site, ...]:
 
 
 class EntryTally(SumTally):
-    """Sums one number a sample for each entry of each site; the mean is over samples, then over members.
+    """Sums one number for each sample and entry; the mean is over samples, then over members.
 
-    A subclass says in `measure` which number. Memory: 8 bytes an entry.
+    A subclass computes the number in `measure`. Memory: 8 bytes for each entry.
     """
 
     def __init__(self, signal: Signal, context: Context, combine: Combine) -> None:

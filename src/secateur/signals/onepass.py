@@ -31,7 +31,7 @@ from secateur.signals.signal import Context, Signal, Step, Tally
 
 @dataclass(frozen=True, eq=False)
 class _Observer:
-    """Who wants to see a node's value, as which group's site."""
+    """A tally that observes a node, and the site it observes."""
 
     signal: Signal
     tally: Tally
@@ -122,11 +122,11 @@ class OnePass:
         return {name: dict(tally.finish()) for name, tally in self._tallies.items()}
 
     def states(self) -> dict[str, dict[str, Tensor]]:
-        """What every signal's tally has accumulated."""
+        """Return the state of each signal's tally."""
         return {name: tally.state() for name, tally in self._tallies.items()}
 
     def merge(self, states: Mapping[str, Sequence[Mapping[str, Tensor]]]) -> None:
-        """Replace what every tally has accumulated by the union of such states."""
+        """Replace the state of each tally by the union of such states."""
         for name, tally in self._tallies.items():
             tally.merge(states[name])
 
@@ -141,7 +141,7 @@ class OnePass:
                 )
 
     def run(self, batch: Batch) -> Step:
-        """One batch: forward, observations, and backward if a signal needs it."""
+        """Run one batch: forward, and backward if a signal needs gradients."""
         classes = None
         if self._labels_for is not None:
             with said_of(f"signal {self._labels_for}"):
@@ -217,7 +217,7 @@ class OnePass:
         self._kept[node] = (plain.clone() if self.model.writes else plain, get_gradient_edge(value))
 
     def _viewer(self, node: str, value: Tensor, step: Step) -> Callable[[_Observer], Tensor]:
-        """A function that gives an observer its view of a node's value; those who share a site share it."""
+        """Return a function from a node's value to an observer's view of it; equal sites share one view."""
         views: dict[Site, Tensor] = {}
 
         def view(observer: _Observer) -> Tensor:
@@ -297,7 +297,7 @@ class OnePass:
 
 @contextmanager
 def said_of(where: str) -> Iterator[None]:
-    """Put what was being done before the message of a CalibrationError."""
+    """Prefix the message of a CalibrationError with what was being done."""
     try:
         yield
     except CalibrationError as error:

@@ -32,11 +32,11 @@ Watcher = Callable[[str, Tensor, Read], None]
 
 
 class NotObservedError(ScoreError):
-    """What a signal watches is not there, or is another thing, at the size of a batch."""
+    """A node that a signal watches does not exist, or is another one, at the size of a batch."""
 
 
 class _Watching(Interpreter):
-    """Interprets the program's graph and shows the values of watched nodes."""
+    """Runs the program's graph and passes the values of watched nodes on."""
 
     def __init__(self, module: fx.GraphModule, cloned: frozenset[str]) -> None:
         super().__init__(module)
@@ -106,7 +106,7 @@ class _Runner:
         interpreter = self._interpreter
 
         def reader(name: str) -> Read:
-            """Gives what a node reads: a call's operands are those of its counterpart, in their order."""
+            """Return the values that a node reads, ordered as in the first program."""
             own, first = self.nodes[name].all_input_nodes, self._first[name].all_input_nodes
             operands = dict(zip(first, own, strict=True)) if len(own) == len(first) else {}
             return lambda node: interpreter.env[operands.get(node) or self.nodes[node.name]]

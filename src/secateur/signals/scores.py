@@ -1,4 +1,4 @@
-"""The result of scoring, as data."""
+"""`Scores`: what `sc.score` returns."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Scores:
         return self.values[signal]
 
     def only(self, signals: Iterable[str]) -> Scores:
-        """The same without any but these signals."""
+        """Return the scores of these signals alone."""
         return replace(self, values={name: self[name] for name in signals})
 
     def __contains__(self, signal: object) -> bool:
@@ -82,7 +82,7 @@ class Scores:
         return signal in self.values
 
     def __repr__(self) -> str:
-        """Short: the numbers are too many to print."""
+        """A short text without the numbers."""
         groups = next(iter(self.values.values()), {})
         names = ", ".join(self.values)
         return f"Scores({names}: {len(groups)} groups, {self.samples} samples, seed {self.seed})"

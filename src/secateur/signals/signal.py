@@ -1,4 +1,4 @@
-"""What a signal is: a way to say what each unit is worth.
+"""The contract of a signal, which gives each unit a score.
 
 A signal has two halves. `Signal` holds settings and is immutable; it says what it needs and where it looks.
 `Tally` is what one scoring run accumulates. A new signal is one file with both, and one line in
@@ -35,7 +35,7 @@ Vector = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Context:
-    """What a scoring run is about.
+    """What a tally needs to know of the run.
 
     Attributes:
         graph: The traced model.

@@ -1,4 +1,4 @@
-"""Which of a group's tensors are its units' weights, and what they hold of each unit."""
+"""Which tensors of a group are weights, and the numbers they hold of each unit."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def weight_slices(
 
 
 def unit_rows(tensor: Tensor, piece: Slice, size: int) -> tuple[Tensor, NDArray[np.int64]]:
-    """All numbers that a tensor holds of each unit, as one row a unit.
+    """Return all numbers that a tensor holds of each unit, one row for each unit.
 
     Args:
         tensor: Shaped like the tensor that `piece` lies in.
@@ -109,7 +109,7 @@ def unit_rows(tensor: Tensor, piece: Slice, size: int) -> tuple[Tensor, NDArray[
 
 
 def relative(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Scores over their mean, so that tensors of different scale count alike; zeros if all are zero.
+    """Divide scores by their mean, so that tensors of different scale count alike; zeros if all are zero.
 
     Example:
         >>> relative(np.array([1.0, 3.0]))

@@ -77,7 +77,7 @@ def read(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 class _Content(BaseModel):
-    """What is known of a file, whatever it holds."""
+    """The header that all files have."""
 
     format: int
     kind: str
@@ -86,7 +86,7 @@ class _Content(BaseModel):
 
     @classmethod
     def of(cls, text: str) -> _Content | None:
-        """From its JSON; None if it is none of secateur's."""
+        """Read it from JSON; None if the file is not from secateur."""
         try:
             return cls.model_validate_json(text)
         except ValidationError:
@@ -114,6 +114,6 @@ def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def raw_bytes(tensor: Tensor) -> bytes | memoryview:
-    """The tensor's memory, in order, whatever its type and device."""
+    """Return the tensor's bytes, for any type and device."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().data if flat.numel() else b""

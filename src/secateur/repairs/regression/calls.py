@@ -56,7 +56,7 @@ class Call:
 
 
 class ProgramCalls:
-    """What calls what.
+    """All operator calls of the program, and the tensors they read.
 
     Attributes:
         graph: The trace.

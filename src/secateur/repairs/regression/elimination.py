@@ -38,7 +38,7 @@ class Consumer:
         self._columns = {int(u): (unit == u).nonzero()[:, 0] for u in unit.unique() if u >= 0}
 
     def losses(self, units: list[int]) -> NDArray[np.float64]:
-        """What losing each unit adds to the error, alone. [units]"""
+        """The error that removing each unit alone adds. [units]"""
         found = np.zeros(len(units))
         by_count: dict[int, list[int]] = {}
         for k, unit in enumerate(units):
@@ -52,7 +52,7 @@ class Consumer:
         return found
 
     def lose(self, units: list[int]) -> None:
-        """Eliminate units."""
+        """Remove units, and update what is left."""
         found = [self._columns.pop(unit) for unit in units if unit in self._columns]
         if not found:
             return

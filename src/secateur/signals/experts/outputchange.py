@@ -1,4 +1,4 @@
-"""What the block's output would lose with the expert."""
+"""How much a block's output changes when an expert is removed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much a unit shows."""
+"""The mean absolute activation of a unit."""
 
 from __future__ import annotations
 

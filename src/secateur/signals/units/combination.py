@@ -47,7 +47,7 @@ class Combination(ABC):
 
     @property
     def name(self) -> str:
-        """What its scores are found under."""
+        """The name of its scores."""
         return self.operator.join(map(self._name_of_part, self.parts))
 
     def _name_of_part(self, part: Asked) -> str:
@@ -123,12 +123,12 @@ Asked: TypeAlias = str | Signal | Combination
 
 
 def name_of(asked: Asked) -> str:
-    """What the scores are found under."""
+    """The name of a signal's scores."""
     return asked if isinstance(asked, str) else asked.name
 
 
 def listed(asked: Asked | Iterable[Asked]) -> tuple[Asked, ...]:
-    """One thing asked for, or several, as several."""
+    """Return a list, also for a single signal."""
     return (asked,) if isinstance(asked, str | Signal | Combination) else tuple(asked)
 
 

@@ -1,4 +1,4 @@
-"""What every other signal has to beat."""
+"""Random scores: the baseline for all other signals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the loss of each unit does that refitting its consumers cannot undo."""
+"""The error that remains after a unit is removed and the layers that read it are refitted."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Reconstruction(Signal):
 
 
 class _Layers(LayerCalls):
-    """The calls of layers, and what stands in for them."""
+    """The calls of layers that read units; for a group without any, the sites that show its units."""
 
     def readers(self, group: Group) -> list[LayerCall | Site]:
         """The calls that read units of a group; where there are none, the sites that show them.

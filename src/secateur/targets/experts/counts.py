@@ -1,4 +1,4 @@
-"""The numbers that repeat how many experts there are, after some went."""
+"""Numbers of experts in attributes and configurations, after some experts were removed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The last, linear step of an expert: where its weights are, and what goes into it."""
+"""The last linear layer of each expert: its weights and its inputs."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _of_list(experts: nn.Module, block: Block, routed: Routed) -> tuple[Down, Te
 
 
 def _of_fused(experts: nn.Module, block: Block, routed: Routed) -> tuple[Down, Tensor]:
-    """Shown by the experts themselves, with matrices of zeros and ones in the place of their own."""
+    """Run the fused experts with matrices of zeros and ones in place of their own, which shows the inputs."""
     tokens, k = routed.index.shape
     index, weight = routed.index.reshape(-1, 1), torch.ones_like(routed.weight).reshape(-1, 1)
     hidden = routed.hidden.repeat_interleave(k, dim=0)

@@ -22,7 +22,7 @@ from secateur.signals.units.combination import Asked
 
 @dataclass(frozen=True)
 class OtherRule(Allocator):
-    """Goes by another rule's name, signals, knob and settings; a subclass changes the steps.
+    """Takes name, signals, knob and settings from another rule; a subclass changes the steps.
 
     Attributes:
         rule: The other rule.
@@ -60,7 +60,7 @@ class OtherRule(Allocator):
 
 @dataclass(frozen=True)
 class EqualCounts(OtherRule):
-    """Each block loses equally many experts, the first to go by another rule's order.
+    """Removes the same number of experts from each block, in the order of another rule.
 
     A configuration of Transformers has one number of experts for all layers, so this is what
     ``from_pretrained`` can load. The budget gives the number: the most experts that it allows all blocks to

@@ -1,4 +1,4 @@
-"""What a block's router does: seen while the model runs, and with experts excluded from it."""
+"""Observe routers while a model runs, and exclude experts from them."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def _hidden(block: Block, arguments: Iterable[Any]) -> Tensor:
 
 @contextmanager
 def replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Another `forward` of one module inside the block."""
+    """Give one module another `forward` inside the block."""
     own = vars(module).get("forward")
     module.forward = forward
     try:
@@ -207,7 +207,7 @@ def _watching(model: nn.Module, block: Block, watcher: Watcher) -> Iterator[None
 def _of_fused(
     block: Block, experts: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Routed:
-    """From the arguments of the experts' own call: tokens, indices and weights, told apart by their kind.
+    """Read tokens, indices and weights from the arguments of the experts' own call, by their shapes and dtypes.
 
     The outputs come from one more call of the same kernel, in which each choice is a token of its own.
     """

@@ -55,7 +55,7 @@ DEFAULTS: Mapping[str, Allocator] = MappingProxyType(
 
 
 class Experts(Target):
-    """Experts; the model need not be captured."""
+    """Experts. The model need not be capturable by `torch.export`."""
 
     forms = FORMS
     default = "tod"
@@ -89,7 +89,7 @@ class Experts(Target):
         return trace(self.task.model, self.task.example.inputs)
 
     def scored(self, rules: Iterable[Allocates]) -> Scored:
-        """Without labels, no signal that needs gradients."""
+        """Score the experts. Without labels, signals that need gradients are left out."""
         wanted = {name_of(signal): signal for rule in rules for signal in rule.signals}
         unlabelled = self.task.loss_fn is None and self.task.fit.first().labels is None
         missing = {
@@ -102,7 +102,7 @@ class Experts(Target):
         return Scored(self.score_signals(signals) if signals else empty, missing)
 
     def default_budget(self, scored: Scored) -> Budget:
-        """As many experts as ``tod`` with its default tolerance keeps."""
+        """The budget that ``tod`` reaches with its default tolerance."""
         rule = CANDIDATES["tod"]()
         if any(name_of(signal) not in scored.scores for signal in rule.signals):
             raise BudgetError(

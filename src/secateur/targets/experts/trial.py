@@ -1,4 +1,4 @@
-"""The proof that a block was understood: remove some experts, and compare with excluding them."""
+"""A trial of each block: remove some experts, and compare with a router that excludes them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _TOKENS = 256
 
 @dataclass(frozen=True)
 class Seen:
-    """What the example pass showed of a block.
+    """What one forward pass on the example inputs showed of a block.
 
     Attributes:
         args: Positional arguments of its call, for a few tokens.
