@@ -207,7 +207,7 @@ def _watching(model: nn.Module, block: Block, watcher: Watcher) -> Iterator[None
 def _of_fused(
     block: Block, experts: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Routed:
-    """Read tokens, indices and weights from the arguments of the experts' own call, by their shapes and dtypes.
+    """Read tokens, indices and weights from the arguments of the experts' own call, by shape and dtype.
 
     The outputs come from one more call of the same kernel, in which each choice is a token of its own.
     """
