@@ -14,7 +14,7 @@ from torch import nn
 import secateur as sc
 from secateur.plan import Plan
 from secateur.targets.experts.graph import ExpertGraph
-from tests.targets.experts.models import FAMILIES, make, maker, words
+from tests.targets.experts.models import FAMILIES, PlainLM, make, maker, words
 
 
 def masks(graph: ExpertGraph, seed: int, *, equal: bool = False) -> dict[str, NDArray[np.bool_]]:
@@ -163,3 +163,20 @@ def test_verification_fails_where_it_must() -> None:
         small.get_parameter("model.layers.0.mlp.experts.down_proj").mul_(1.001)
     with pytest.raises(sc.VerificationError, match="verify: expected the pruned"):
         sc.verify(model, small, plan, ids)
+
+
+def test_experts_that_no_token_reaches_are_compared_too() -> None:
+    torch.manual_seed(0)
+    model = PlainLM(experts=20, k=1).eval()
+    ids = torch.zeros(1, 2, dtype=torch.long)
+    graph = sc.trace(model, ids, granularity="expert")
+    plan = plan_of(graph, masks(graph, seed=1))
+    small = sc.apply(model, plan, graph=graph)
+    assert sc.verify(model, small, plan, ids).proven
+    for name, tensor in small.state_dict().items():
+        before = tensor.clone()
+        tensor.view(-1)[0] += 1
+        with pytest.raises(sc.VerificationError):
+            sc.verify(model, small, plan, ids)
+        tensor.copy_(before)
+        assert sc.verify(model, small, plan, ids).proven, name

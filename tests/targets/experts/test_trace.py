@@ -70,6 +70,69 @@ def test_a_block_that_fails_its_trial_is_left_with_the_reason() -> None:
     assert "did not give what excluding them gives" in graph.left[0].reason
 
 
+class _Fallback(Mixture):
+    """Few tokens go to an expert of a fixed number."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.experts[2](x) if x.shape[-2] < 4 else super().forward(x)
+        return found
+
+
+class _Noisy(Mixture):
+    """In training the router adds noise of a learnt size, which has an axis for the experts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.noise = nn.Parameter(torch.zeros(32, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = super().forward(x)
+        if self.training:
+            flat = x.reshape(-1, x.shape[-1])
+            out = out + 0 * (self.router(flat) + flat @ self.noise).sum()
+        return out
+
+
+class _Counting(Mixture):
+    """In training it counts the experts that were used, by an attribute of any name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.e = 6
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = super().forward(x)
+        if self.training:
+            scores = self.router(x.reshape(-1, x.shape[-1]))
+            out = out + (nn.functional.one_hot(scores.argmax(-1), self.e) * scores).sum() * 0
+        return out
+
+
+@pytest.mark.parametrize(
+    ("block", "reason"), [(_Fallback, "for 1 tokens"), (_Noisy, "in training mode it failed")]
+)
+def test_a_block_is_tried_with_few_tokens_and_in_training_mode(block: type[Mixture], reason: str) -> None:
+    torch.manual_seed(0)
+    model = PlainLM().eval()
+    model.blocks[0] = block().eval()
+    graph = sc.trace(model, words(), granularity="expert")
+    assert [b.name for b in graph.blocks] == ["blocks.1"]
+    assert reason in graph.left[0].reason
+
+
+def test_what_only_training_reads_follows() -> None:
+    torch.manual_seed(0)
+    model = PlainLM().eval()
+    model.blocks[0] = _Counting().eval()
+    graph = sc.trace(model, words(), granularity="expert")
+    plan = sc.Uniform(ratio=0.5, removal="weight_norm").allocate(
+        graph, sc.score(graph, [words()], "weight_norm")
+    )
+    small = sc.apply(model, plan, graph=graph)
+    assert len(small.blocks[0].experts) == small.blocks[0].e == 3
+    small.train()(words())
+
+
 def test_a_layer_list_beside_a_matrix_of_as_many_rows_is_no_mixture() -> None:
     class Deep(nn.Module):
         def __init__(self) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from secateur.common.models import device_of, unwrap
+from secateur.common.models import device_of, named_tensors, unwrap
 from secateur.errors import SettingError, VerificationError
 from secateur.graph.graph import fingerprint
 from secateur.measure.kernels import with_loop
@@ -68,8 +68,12 @@ def verify(
 ) -> Proof:
     """Compare in float64 with the dense model whose routers may not choose the removed experts.
 
+    No inputs reach all experts. So all tensors are compared too, bit for bit, with the dense model's without
+    what was removed.
+
     Raises:
-        VerificationError: The outputs differ by more than `tolerance`, relative to the largest.
+        VerificationError: The outputs differ by more than `tolerance`, relative to the largest, or a tensor
+            differs.
         PlanError: The plan is for another model.
     """
     model = unwrap(model)
@@ -94,7 +98,23 @@ def verify(
             f"{len(wanted)} outputs. Repair and training change what it computes, and so does a forward "
             "pass that draws random numbers: verify what apply returned."
         )
+    _require_same_tensors(model, small, plan)
     return Proof(difference, tolerance, "experts excluded", len(wanted))
+
+
+def _require_same_tensors(model: nn.Module, small: nn.Module, plan: Plan) -> None:
+    """Raise VerificationError unless the pruned model holds what the dense one does, without what went."""
+    expected, found = (named_tensors(m) for m in (smaller_module(model, plan), unwrap(small)))
+    for name in (*expected, *(name for name in found if name not in expected)):
+        there, here = expected.get(name), found.get(name)
+        if there is not None and here is not None and there.shape == here.shape:
+            there = there.to(here.device)
+            if bool(((there == here) | ((there != there) & (here != here))).all()):  # NaN counts as equal
+                continue
+        raise VerificationError(
+            f"verify: expected the tensors of the dense {type(model).__name__} without the removed experts, "
+            f"got others for {name}. Repair and training change them: verify what apply returned."
+        )
 
 
 def _traced(model: nn.Module, plan: Plan, example_inputs: Any) -> ExpertGraph:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from secateur.calibration.randomness import seeded
 from secateur.common.foreign import said
 from secateur.errors import SecateurError
 from secateur.graph.inputs import InputSpec
@@ -21,7 +22,7 @@ from secateur.targets.experts.blocks import Block, counts_in
 from secateur.targets.experts.counts import keep_masks, new_counts
 from secateur.targets.experts.graph import ExpertGraph, build
 from secateur.targets.experts.routing import Call, Routed, excluding
-from secateur.targets.units.compare import relative_difference, run_doubled
+from secateur.targets.units.compare import Way, relative_difference, run_doubled
 from secateur.targets.units.copying import duplicate
 from secateur.targets.units.module import smaller_module
 
@@ -51,7 +52,7 @@ class Seen:
         """Of one call."""
 
         def few(value: Any) -> Any:
-            if not isinstance(value, Tensor) or not value.is_floating_point() or value.ndim not in (2, 3):
+            if not _has_tokens(value):
                 return value
             return (value[:1, :_TOKENS] if value.ndim == 3 else value[:_TOKENS]).detach().clone()
 
@@ -63,27 +64,29 @@ class Seen:
 def tried(model: nn.Module, block: Block, seen: Seen) -> Block | str:
     """The block with its attributes and the number of experts a token uses; or why it is left alone.
 
-    Two removals are tried on float64 copies of the block alone: the most used experts, and all but the
-    fewest that may stay. Each has to give what the dense block gives when its router may not choose them.
+    Three removals are tried on float64 copies of the block alone: the most used experts, and all but the
+    fewest that may stay, from either end of that order, so that mostly each expert is removed once. Each has
+    to give what the dense block gives when its router may not choose them, for several numbers of tokens:
+    code may do something else for few or many, with an expert of a fixed number. In training mode the
+    smaller block has to run where the dense one does. Values are not compared there: routers draw noise.
     """
     block = replace(block, top_k=seen.top_k)
     if block.count % block.routing_groups:
         return f"its {block.count} experts do not part into {block.routing_groups} equal routing groups"
     if block.count - block.routing_groups < block.min_keep:
         return f"a token uses {block.top_k} of its {block.count} experts: none can go"
-    reason = "removing experts did not give what excluding them gives"
+    reason = ""
     for named in (True, False):
         full = replace(block, attributes=tuple(_attributes(model, block, named=named)))
         try:
-            worst = max(_difference(model, full, seen, removed) for removed in _removals(full, seen.used))
+            faults = (_fault(model, full, seen, removed) for removed in _removals(full, seen.used))
+            reason = next(filter(None, faults), "")
         except SecateurError as error:
             return str(error)
         except Exception as error:  # whatever a wrong reading of a user's module leads to
             reason = f"it failed with experts removed ({said(error)})"
-            continue
-        if worst <= TOLERANCE:
+        if not reason:
             return full
-        reason = f"removing experts did not give what excluding them gives (they differ by {worst:.1g})"
     return reason
 
 
@@ -97,27 +100,78 @@ def _attributes(model: nn.Module, block: Block, *, named: bool) -> Iterator[str]
 
 
 def _removals(block: Block, used: NDArray[np.int64]) -> list[list[int]]:
-    """The most used expert of each routing group; all but the fewest that may stay, most used first."""
+    """The most used expert of each routing group; then all but the fewest that may stay, from both ends."""
     per_group = block.count // block.routing_groups
     orders = [
         start + np.argsort(-used[start : start + per_group], kind="stable")
         for start in range(0, block.count, per_group)
     ]
     most = per_group - block.min_keep // block.routing_groups
-    return [[int(i) for order in orders for i in order[:n]] for n in sorted({1, most})]
+    options = [(1, orders), (most, orders), (most, [order[::-1] for order in orders])]
+    found = [sorted(int(i) for order in some for i in order[:n]) for n, some in options]
+    return [removed for i, removed in enumerate(found) if removed not in found[:i]]
 
 
-def _difference(model: nn.Module, block: Block, seen: Seen, removed: list[int]) -> float:
+def _fault(model: nn.Module, block: Block, seen: Seen, removed: list[int]) -> str:
+    """What goes wrong where these experts are removed; empty if nothing does."""
     module = model.get_submodule(block.name)
     inner = _inside(block)
     graph: ExpertGraph = build(module, [inner], [], InputSpec(), macs=0, tokens=0, proven=False)
     plan = Plan.build(graph, keep_masks(inner, removed), allocator="trial")
-    args, kwargs = seen.args, seen.kwargs
-    small = smaller_module(module, plan, new_counts(module, graph, plan))
-    got = run_doubled(with_loop(small.double()), args, kwargs)
+    small = with_loop(smaller_module(module, plan, new_counts(module, graph, plan)).double())
     dense = with_loop(duplicate(module).double())
     with excluding(dense, inner, removed):
-        return relative_difference(got, run_doubled(dense, args, kwargs))
+        for tokens, (args, kwargs) in _inputs(seen):
+            try:
+                wanted = run_doubled(dense, args, kwargs)
+            except Exception:
+                if not tokens:  # as the model called it
+                    raise
+                continue
+            where = f" for {tokens} tokens" if tokens else ""
+            try:
+                worst = relative_difference(run_doubled(small, args, kwargs), wanted)
+            except Exception as error:  # whatever a wrong reading of a user's module leads to
+                return f"it failed with experts removed{where} ({said(error)})"
+            if not worst <= TOLERANCE:
+                return (
+                    "removing experts did not give what excluding them gives "
+                    f"(they differ by {worst:.1g}{where})"
+                )
+        return _fault_in_training(dense, small, seen)
+
+
+def _fault_in_training(dense: nn.Module, small: nn.Module, seen: Seen) -> str:
+    way = Way(training=True)
+    with seeded(0):
+        try:
+            run_doubled(dense, seen.args, seen.kwargs, way=way)
+        except Exception:  # what the dense block cannot do, the smaller one need not
+            return ""
+        try:
+            run_doubled(small, seen.args, seen.kwargs, way=way)
+        except Exception as error:  # a user's forward may fail in any way
+            return f"in training mode it failed with experts removed ({said(error)})"
+    return ""
+
+
+def _inputs(seen: Seen) -> Iterator[tuple[int, tuple[tuple[Any, ...], dict[str, Any]]]]:
+    """The arguments as seen, then with other numbers of tokens; each with that number, 0 for those seen."""
+    given = (seen.args, seen.kwargs)
+    yield 0, given
+    floats = [v for v in pytree.tree_leaves(given) if _has_tokens(v)]
+    for count in (1, 3, 2 * floats[0].shape[-2] + 1) if floats else ():
+
+        def resized(value: Any, count: int = count) -> Any:
+            if not _has_tokens(value):
+                return value
+            return value.index_select(-2, torch.arange(count, device=value.device) % value.shape[-2])
+
+        yield count, pytree.tree_map(resized, given)
+
+
+def _has_tokens(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and value.ndim in (2, 3)
 
 
 def _inside(block: Block) -> Block:
