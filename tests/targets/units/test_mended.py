@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import secateur as sc
+from secateur.targets.units.realise import restricted
 from tests.targets.units.plans import random_plan
 
 
@@ -259,3 +260,118 @@ def test_copies_and_pickles_keep_what_is_mended_in_classes_with_ways_of_their_ow
         torch.testing.assert_close(again(x), wanted)
         assert again.fold.forward.module is again.fold  # type: ignore[union-attr]
     assert sc.verify(model, small, plan).difference <= 1e-9
+
+
+class Attention(nn.Module):
+    """Attention by hand, whose code reads the size of a head off a tensor that may have shrunk."""
+
+    def __init__(self, width: int = 32, heads: int = 4) -> None:
+        super().__init__()
+        self.heads, self.into, self.back = heads, nn.Linear(6, width), nn.Linear(width, 3)
+        self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
+
+    def attended(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.into(x)
+        return self.back(x + self.out(self.attended(x)))
+
+
+class Rotated(Attention):
+    """A rotary embedding by hand: its table has as many columns as a head, and halves are swapped."""
+
+    def attended(self, x: Tensor) -> Tensor:
+        batch, length, width = x.shape
+        size = width // self.heads
+        q, k, v = (f(x).view(batch, length, self.heads, size).transpose(1, 2) for f in self.three())
+        speed = 1 / (100 ** (torch.arange(0, size, 2, dtype=x.dtype) / size))
+        angle = torch.arange(length, dtype=x.dtype)[:, None] * speed
+        cos, sin = torch.cat([angle, angle], -1).cos(), torch.cat([angle, angle], -1).sin()
+        turn = lambda t: torch.cat([-t[..., size // 2 :], t[..., : size // 2]], -1)  # noqa: E731
+        q, k = q * cos + turn(q) * sin, k * cos + turn(k) * sin
+        return ((q @ k.mT / size**0.5).softmax(-1) @ v).transpose(1, 2).reshape(batch, length, width)
+
+    def three(self) -> tuple[nn.Module, ...]:
+        return self.q, self.k, self.v
+
+
+class Narrowed(Rotated):
+    """The same with pairs that are side by side, keyword arguments, ``narrow`` and numbers from behind."""
+
+    def attended(self, x: Tensor) -> Tensor:
+        batch, length, width = x.shape
+        size = width // self.heads
+        q, k, v = (f(x).view(batch, length, self.heads, size).transpose(1, 2) for f in self.three())
+        speed = 0.1 ** (torch.arange(end=size, start=0, step=2, dtype=x.dtype) / size)
+        angle = torch.arange(length, dtype=x.dtype)[:, None] * speed
+        one, two = q.narrow(-1, 0, size // 2), q[..., -(size // 2) :]
+        q = torch.cat([one * angle.cos() - two * angle.sin(), one * angle.sin() + two * angle.cos()], -1)
+        return ((q @ k.mT * size**-0.5).softmax(-1) @ v).transpose(1, 2).reshape(batch, length, width)
+
+
+class Complex(Rotated):
+    """A rotary embedding by complex numbers."""
+
+    def attended(self, x: Tensor) -> Tensor:
+        batch, length, width = x.shape
+        size = width // self.heads
+        q, k, v = (f(x).view(batch, length, self.heads, size) for f in self.three())
+        speed = 1 / (100 ** (torch.arange(0, size, 2, dtype=x.dtype) / size))
+        angle = torch.arange(length, dtype=x.dtype)[:, None] * speed
+        turns = torch.polar(torch.ones(length, size // 2, dtype=x.dtype), angle)[None, :, None]
+        q, k = (
+            torch.view_as_real(
+                torch.view_as_complex(t.reshape(batch, length, self.heads, size // 2, 2)) * turns
+            ).flatten(3)
+            for t in (q, k)
+        )
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        done = nn.functional.scaled_dot_product_attention(q, k, v)
+        return done.transpose(1, 2).reshape(batch, length, width)
+
+
+class InTheBatch(Attention):
+    """Heads go into the batch, in one line with two calls of `view` that three layers share."""
+
+    def attended(self, x: Tensor) -> Tensor:
+        n, length, width = x.shape
+        h, d = self.heads, width // self.heads
+        fold = lambda t: t.view(n, length, h, d).transpose(1, 2).contiguous().view(n * h, length, d)  # noqa: E731
+        q, k, v = fold(self.q(x)), fold(self.k(x)), fold(self.v(x))
+        done = torch.bmm(torch.bmm(q, k.mT * d**-0.5).softmax(-1), v).view(n, h, length, d)
+        return done.transpose(1, 2).reshape(n, length, width)
+
+
+class Shared(Attention):
+    """All heads share one key and one value, split off a layer that loses nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both = nn.Linear(32, 16)
+
+    def attended(self, x: Tensor) -> Tensor:
+        batch, length, width = x.shape
+        size = width // self.heads
+        q = self.q(x).view(batch, length, self.heads, size).transpose(1, 2)
+        k, v = self.both(x).split([size, size], -1)
+        done = (q @ k.unsqueeze(1).mT / size**0.5).softmax(-1) @ v.unsqueeze(1)
+        return done.transpose(1, 2).reshape(batch, length, width)
+
+
+@pytest.mark.parametrize("names", [("into",), ("q",), ("into", "q")])
+@pytest.mark.parametrize("make", [Rotated, Narrowed, Complex, InTheBatch, Shared])
+def test_attention_by_hand_whose_head_size_is_read_off_a_tensor(
+    make: Callable[[], nn.Module], names: tuple[str, ...]
+) -> None:
+    torch.manual_seed(0)
+    model = make().double().eval()
+    graph = sc.trace(model, torch.randn(2, 6, 6, dtype=torch.float64))
+    plan = restricted(random_plan(graph, 0.4, 1), graph, list(names))
+    small, masked = (sc.apply(model, plan, form, graph=graph) for form in ("module", "masked"))
+    assert [g.name for g in plan.groups if g.removed] == list(names)
+    for training in (False, True):
+        small.train(training), masked.train(training)
+        for shape in ((2, 6, 6), (1, 1, 6), (3, 9, 6), (4, 8, 6), (8, 4, 6), (2, 32, 6)):
+            x = torch.randn(shape, dtype=torch.float64)
+            torch.testing.assert_close(small(x), masked(x), rtol=1e-10, atol=1e-10)

@@ -39,6 +39,7 @@ _FAMILIES = {
         "mul", "__mul__", "__rmul__", "div", "__truediv__", "true_divide", "scaled_dot_product_attention",
     ),
     "attention": ("multi_head_attention_forward",),
+    "range": ("arange",),
     "take": ("slice", "narrow", "select", "index", "index_select", "__getitem__", "__setitem__"),
 }  # fmt: skip
 FAMILIES = {name: family for family, names in _FAMILIES.items() for name in names}
@@ -146,6 +147,27 @@ def fits(name: str, step: Step, need: Need, args: Sequence[Any], kwargs: dict[st
     return all(new in (None, old) for new, old in zip(need.value, given, strict=True))
 
 
+def stated(name: str, step: Step, args: Sequence[Any], kwargs: dict[str, Any]) -> Need | None:
+    """What a call of the dense model says, for one that has to say the same in the smaller model.
+
+    None for positions in a tensor.
+    """
+    if step.family == "take":
+        if not isinstance(_component(name, step, args, kwargs), int | slice):
+            return None
+        reads, length = _reads(name, step, args, kwargs), int(args[0].shape[_own_axis(name, step, args)])
+        if isinstance(reads, int):
+            return Positions(reads, reads + 1, single=True, length=length)
+        start = reads[0] if reads else 0
+        even = reads == tuple(range(start, start + len(reads)))
+        return Positions(start, start + len(reads), None if even else reads, length=length)
+    if step.family == "split":
+        given = kwargs.get("dim", args[2] if len(args) > 2 else 0)
+        dim = int(given) % max(_source(args, kwargs).ndim, 1)
+        return Parts(dim, _part_sizes(name, args, kwargs, dim))
+    return Number(_number(step.family, args, kwargs))
+
+
 def wanted(
     name: str, step: Step, need: Need, args: Sequence[Any], kwargs: dict[str, Any]
 ) -> list[tuple[Any, int]]:
@@ -170,12 +192,16 @@ def wanted(
         return []
     if isinstance(need, Heads | Factor):
         return []
-    word, place = _PLACES[step.family]
-    given = kwargs[word] if word in kwargs else args[place] if place < len(args) else None
+    held: Any
+    if step.family == "range":
+        held = _range(args, kwargs)
+    else:
+        word, place = _PLACES[step.family]
+        held = kwargs[word] if word in kwargs else args[place] if place < len(args) else None
     if isinstance(need.value, tuple):
-        pairs = zip(given if isinstance(given, list | tuple) else (given,), need.value, strict=True)
+        pairs = zip(held if isinstance(held, list | tuple) else (held,), need.value, strict=True)
         return [(old, new) for old, new in pairs if new is not None]
-    return [(given, need.value)]
+    return [(held, need.value)]
 
 
 def observed(name: str, need: Need, args: Sequence[Any], kwargs: dict[str, Any]) -> Need:
@@ -210,10 +236,12 @@ def numbers(*arguments: Any) -> list[int]:
 
 
 def count(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> int:
-    """How many sizes a call has."""
-    found = (
-        _sizes(name, args, kwargs) if FAMILIES.get(name) in ("shape", "expand", "fill", "repeat") else None
-    )
+    """How many sizes, or numbers of another kind, a call has."""
+    family = FAMILIES.get(name, "")
+    if family == "range" or family in _PLACES:
+        given = _number(family, args, kwargs)
+        return len(given) if isinstance(given, tuple) else 1
+    found = _sizes(name, args, kwargs) if family in ("shape", "expand", "fill", "repeat") else None
     return 0 if found is None else len(found[0])
 
 
@@ -237,6 +265,9 @@ def changed(name: str, step: Step, need: Need, args: tuple[Any, ...], kwargs: di
                 values[k] = new if given is not values[k] and given == old else values[k] * new // old
         return rebuild(values)
     if isinstance(need, Positions):
+        length = args[0].shape[_own_axis(name, step, args)]
+        if need.length not in (None, length):
+            raise ValueError(f"expected an axis of {need.length} positions, got {length}")
         return _rewritten(name, step, need, args, kwargs)
     if isinstance(need, Number):
         return _with_number(step.family, need.value, args, kwargs)
@@ -401,13 +432,26 @@ def _rewritten(
     return (x, step.dim, need.start if need.single else listed), {}
 
 
+_RANGE_WORDS = ("start", "end", "step")
+
+
+def _range(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The numbers of a range, as far as they are said."""
+    return (*map(plain, args), *(plain(kwargs[word]) for word in _RANGE_WORDS if word in kwargs))
+
+
 def _number(family: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    if family == "range":
+        return _range(args, kwargs)
     word, place = _PLACES[family]
     value = kwargs[word] if word in kwargs else args[place] if place < len(args) else 1
     return tuple(int(v) for v in value) if isinstance(value, list | tuple) else int(value)
 
 
 def _with_number(family: str, value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+    if family == "range":
+        words = [word for word in _RANGE_WORDS if word in kwargs]
+        return tuple(value[: len(args)]), kwargs | dict(zip(words, value[len(args) :], strict=True))
     word, place = _PLACES[family]
     if isinstance(value, tuple):
         given = kwargs[word] if word in kwargs else args[place]

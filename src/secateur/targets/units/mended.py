@@ -85,6 +85,12 @@ def said(name: str, rule: Rule, args: Sequence[Any], kwargs: Mapping[str, Any]) 
     return tuple(calls.numbers(*(calls.plain(number) for number, new in pairs if number is not new)))
 
 
+def _as_traced(rule: Rule, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call says what was replaced in it; sizes may be others, which follow by their ratio."""
+    following = all(isinstance(need, Sizes | Factor | Heads) for _, need in rule.needs)
+    return following or said(name, rule, args, kwargs) == rule.said
+
+
 def _alike(steps: Sequence[Step], others: Sequence[Step]) -> bool:
     return [(s.family, s.part) for s in steps] == [(s.family, s.part) for s in others]
 
@@ -336,6 +342,11 @@ class _Mending(TorchFunctionMode):
             raise InputError(
                 f"{line_of(place)}: expected a call of {name} as when the model was traced, got one with "
                 f"other sizes. {_ADVICE}"
+            )
+        if not any(_as_traced(rule, name, args, kwargs) for rule in rules):
+            raise InputError(
+                f"{line_of(place)}: expected {name} to say {rules[0].said} as when the model was traced, got "
+                f"other numbers, and a size that has shrunk is among them. {_ADVICE}"
             )
         try:
             return mended(func, name, steps, dict(rules[0].needs), args, kwargs)

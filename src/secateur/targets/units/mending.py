@@ -13,6 +13,7 @@ import torch
 from torch import fx
 
 from secateur.errors import ApplyError
+from secateur.graph.rules.op import is_open
 from secateur.targets.units import calls
 from secateur.targets.units.attention import head_size
 from secateur.targets.units.constants import Constants, rewrite_of
@@ -47,6 +48,24 @@ def need_of(constants: Constants, node: fx.Node) -> Need | None:
         w for w in ("num_groups", "normalized_shape", "pad", "shifts") if w in call.arguments
     )
     return _number(call.arguments.get(word, 1), _argument(node, word, 1))
+
+
+def stays(constants: Constants, node: fx.Node) -> bool:
+    """Whether a call has to say what it says in the dense model, because nothing that it says is cut.
+
+    That is worth knowing where the code reads a size off another tensor, which has shrunk. A number that
+    depends on the size of the input is none to be held on to.
+    """
+    if not all(isinstance(n.meta.get("val"), torch.Tensor) for n in node.all_input_nodes):
+        return False
+    family = calls.FAMILIES[str(node.target).split(".")[1]]
+    if family == "range":
+        return all(mask.all() for mask in constants.kept(node))
+    if family not in ("split", "take") or len(node.all_input_nodes) != 1:
+        return False
+    source = node.all_input_nodes[0]
+    dim = int(_argument(node, "dim", 0)) % max(len(constants.kept(source)), 1)
+    return bool(constants.kept(source)[dim].all()) and not is_open(source.meta["val"].shape[dim])
 
 
 def _argument(node: fx.Node, word: str, default: Any) -> Any:
@@ -98,11 +117,13 @@ class Mender:
     Attributes:
         dense: The dense model's calls, with the operators that they became.
         needs: What the call behind an operator has to say.
+        stays: Whether that is what it says in the dense model.
         runs: What the smaller model's calls have to say.
     """
 
     dense: list[Recorded]
     needs: Callable[[fx.Node], Need | None]
+    stays: Callable[[fx.Node], bool]
     runs: list[Run] = field(default_factory=list)
     _number: int = 0
 
@@ -113,7 +134,7 @@ class Mender:
             ApplyError: If the smaller model runs other code than the dense one.
         """
         known = self._next(call)
-        every = {k: self.needs(node) for k, node in enumerate(known.nodes) if node is not None}
+        every = {k: self._need(known, k, node) for k, node in enumerate(known.nodes) if node is not None}
         if call.steps[0].family == "attention":  # many operators, none of which holds its sizes
             every = {0: Heads(head_size(known.args, known.kwargs))}
         if call.steps[0].family == "scale":  # what the dense model's code says is right
@@ -130,6 +151,12 @@ class Mender:
             needs = {k: calls.observed(call.name, need, args, kwargs) for k, need in needs.items()}
         self.runs.append(Run(call, needs, fitting, known=bool(every)))
         return func(*args, **kwargs) if fitting else mended(func, call.name, steps, needs, args, kwargs)
+
+    def _need(self, known: Recorded, number: int, node: fx.Node) -> Need | None:
+        need = self.needs(node)
+        if need is None and self.stays(node):
+            return calls.stated(known.name, known.steps[number], known.args, known.kwargs)
+        return need
 
     def _next(self, call: Recorded) -> Recorded:
         """The dense model's call at this place: the next; an earlier one where a loop runs more often."""

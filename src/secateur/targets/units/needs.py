@@ -46,17 +46,26 @@ class Parts:
 
 @dataclass(frozen=True)
 class Positions:
-    """Positions that are read of an axis: a range, a single one, or a list."""
+    """Positions that are read of an axis: a range, a single one, or a list.
+
+    Attributes:
+        start: The first.
+        stop: The one behind the last.
+        listed: All of them, if they are no range.
+        single: Whether it is one, whose axis goes.
+        length: How long the axis has to be, where that is how the positions are known.
+    """
 
     start: int
     stop: int
     listed: tuple[int, ...] | None = None
     single: bool = False
+    length: int | None = None
 
 
 @dataclass(frozen=True)
 class Number:
-    """A count (groups) or a list of numbers (padding, shifts, a layer norm's shape); None: as it is."""
+    """A count (groups) or numbers (padding, shifts, a layer norm's shape, a range's); None: as it is."""
 
     value: int | tuple[int | None, ...]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import re
 from collections import Counter
@@ -28,7 +29,7 @@ from secateur.targets.units.constants import Constants
 from secateur.targets.units.draws import Draws
 from secateur.targets.units.masked import masked
 from secateur.targets.units.mended import Code, mend, watching
-from secateur.targets.units.mending import Mender, Run, need_of, rules_of
+from secateur.targets.units.mending import Mender, Run, need_of, rules_of, stays
 from secateur.targets.units.metadata import folder_note, new_metadata
 from secateur.targets.units.module import smaller_module
 from secateur.targets.units.needs import Need
@@ -152,6 +153,10 @@ class _Pass:
             self._known[node] = need_of(self._constants, node)
         return self._known[node]
 
+    def _mender(self) -> Mender:
+        dense = [call for call in self.dense if call.steps]
+        return Mender(dense, self.needs, functools.partial(stays, self._constants))
+
     def equations(self) -> tuple[list[Equation], list[Equation]]:
         """What tracked numbers must become, and those that must stay."""
         changes, stays = _equations(self.dense, self.needs)
@@ -161,7 +166,7 @@ class _Pass:
         """What attributes must become for the first comparison that was true of the dense model only."""
         if not any(equal for _, _, equal in self._uses.equal):
             return []
-        mender = Mender([call for call in self.dense if call.steps], self.needs)
+        mender = self._mender()
         change = unnoted(mender.change)
         with tracked(small) as uses, contextlib.suppress(Exception):  # it fails where an assertion does
             self._record(small, change)
@@ -174,7 +179,7 @@ class _Pass:
 
     def runs(self, small: nn.Module) -> list[Run]:
         """What the calls of the smaller model have to say."""
-        mender = Mender([call for call in self.dense if call.steps], self.needs)
+        mender = self._mender()
         try:
             self._record(small, mender.change)
         except ApplyError:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
 import difflib
 import dis
 import functools
+import itertools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -123,12 +125,28 @@ def place_of(frame: FrameType | None) -> tuple[Place, list[CodeType], FrameType 
         if code.co_filename == _module.__file__ or (own and code.co_name in ("mended_call", "record")):
             break
         if not own and code.co_name != "__torch_function__" and not _passes(frame):
-            where = (code.co_filename, code.co_name, code.co_firstlineno, frame.f_lineno, frame.f_lasti)
+            where = (code.co_filename, code.co_name, code.co_firstlineno, frame.f_lineno, _instruction(frame))
             if where not in place:
                 place = (*place, where)
                 codes.append(code)
         frame = frame.f_back
     return place, codes, frame
+
+
+def _instruction(frame: FrameType) -> int:
+    """Where the instruction that a frame is at begins.
+
+    Python adapts code as it runs, and then stops inside an instruction, or a step of it earlier.
+    """
+    starts = _starts(frame.f_code)
+    return starts[max(bisect.bisect_right(starts, frame.f_lasti) - 1, 0)]
+
+
+@functools.cache
+def _starts(code: CodeType) -> tuple[int, ...]:
+    every = list(dis.get_instructions(code))
+    after = {b.offset for a, b in itertools.pairwise(every) if a.opname == "PRECALL"}  # Python 3.11 only
+    return tuple(i.offset for i in every if i.offset not in after)
 
 
 @functools.cache
