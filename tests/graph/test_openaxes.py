@@ -122,7 +122,14 @@ class Nodes(nn.Module):
 
 def test_other_arguments_are_captured_and_compared_too() -> None:
     class Switched(Nodes):
-        def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None, mode: str = "") -> torch.Tensor:
+        def forward(
+            self,
+            x: torch.Tensor,
+            mask: torch.Tensor | None = None,
+            mode: str = "",
+            past: torch.Tensor | None = None,
+            **options: object,
+        ) -> torch.Tensor:
             h = self.a(x).relu()
             h = h.flip(-1) if mode else h
             h = h.roll(1, -1) if x.ndim == 2 else h
@@ -139,7 +146,8 @@ def test_other_arguments_are_captured_and_compared_too() -> None:
             torch.testing.assert_close(small(*args, **kwargs), masked(*args, **kwargs))
     proof = sc.verify(model, sc.apply(model, sc.Plan.from_json(plan.to_json())), plan)
     assert {"x [5, 6]", "x [2, 5, 6], mask [2, 5]"} <= set(proof.sizes)
-    assert "`mode`" not in graph.inputs.sentence()
+    said = "no other value of `past` and `**options` was looked at; `mode` was looked at with 2 values only"
+    assert said in graph.inputs.sentence()
     with pytest.raises(sc.CaptureError, match="to run"):
         sc.trace(model, x, more_inputs=[{"x": x, "mask": x[:, :, :4]}])
 

@@ -96,8 +96,8 @@ class InputSpec(Record):
         training_at: Sizes of all open axes, in their order, at which training mode goes yet another way; each
             was captured too.
         also: Arguments of another kind that were traced too: a tensor more, other values of switches.
-        defaults: Parameters of ``forward`` that no argument was given for, and whose default is a number or
-            a string. Another value may make it do something else.
+        defaults: Parameters of ``forward`` that no argument was given for. Another value than the default may
+            make it do something else.
 
     Example:
         >>> InputSpec.of((torch.zeros(2, 3),), {}).args[0].shape
@@ -132,23 +132,25 @@ class InputSpec(Record):
             kwargs={k: Leaf.of(v, k) for k, v in kwargs.items()},
             names=names,
             defaults=tuple(
-                p.name
+                f"**{p.name}" if p.kind == p.VAR_KEYWORD else p.name
                 for p in parameters
-                if p.name not in (*names, *kwargs) and isinstance(p.default, bool | int | float | str)
+                if p.name not in (*names, *kwargs) and (p.default is not p.empty or p.kind == p.VAR_KEYWORD)
             ),
         )
 
-    def switches(self) -> tuple[str, ...]:
-        """Arguments that are numbers or strings and were looked at with one value only."""
+    def switches(self) -> dict[str, int]:
+        """Arguments that are no tensors, by name, with the number of values that each was looked at with.
+
+        Left out are those without a further value: `more_inputs` gave a tensor for None, or True for False.
+        """
         own = self._leaves()
-        given = [name for name, leaf in own.items() if leaf.kind == "constant" and leaf.value is not None]
-        varied = {
-            name
-            for spec in self.also
-            for name, leaf in spec._leaves().items()
-            if leaf.kind == "constant" and leaf != own.get(name)
-        }
-        return tuple(name for name in (*given, *self.defaults) if name not in varied)
+        found = {}
+        for name in (*(n for n, leaf in own.items() if leaf.kind == "constant"), *self.defaults):
+            leaves = [leaf for spec in self.also if (leaf := spec._leaves().get(name)) is not None]
+            others = [leaf for i, leaf in enumerate(leaves) if leaf not in (own.get(name), *leaves[:i])]
+            if all(leaf.kind == "constant" and not isinstance(leaf.value, bool) for leaf in others):
+                found[name] = 1 + len(others)
+        return found
 
     def is_like(self, other: InputSpec) -> bool:
         """Whether another call's arguments differ in sizes and values of tensors alone."""

@@ -94,8 +94,10 @@ def _untried(spec: InputSpec) -> str:
 
 def _switches(spec: InputSpec) -> str:
     """Arguments of which no other value was tried."""
-    names = [f"`{_input(name)}`" for name in spec.switches()]
-    return f"no other value of {_some(names)} was looked at" if names else ""
+    counts = spec.switches()
+    names = [f"`{_input(name)}`" for name, count in counts.items() if count == 1]
+    more = [f"`{_input(n)}` was looked at with {c} values only" for n, c in counts.items() if c > 1]
+    return "; ".join([*([f"no other value of {_some(names)} was looked at"] if names else []), *more])
 
 
 def _places(places: Sequence[Place]) -> str:
