@@ -375,3 +375,26 @@ def test_attention_by_hand_whose_head_size_is_read_off_a_tensor(
         for shape in ((2, 6, 6), (1, 1, 6), (3, 9, 6), (4, 8, 6), (8, 4, 6), (2, 32, 6)):
             x = torch.randn(shape, dtype=torch.float64)
             torch.testing.assert_close(small(x), masked(x), rtol=1e-10, atol=1e-10)
+
+
+class Halves(Shared):
+    """Takes a part of each head that an attribute decides."""
+
+    part = 2
+
+    def attended(self, x: Tensor) -> Tensor:
+        size = x.shape[-1] // self.heads
+        k = self.both(x)[..., : size // self.part]
+        return self.q(x) * k.mean(-1, keepdim=True)
+
+
+def test_a_position_that_is_not_the_one_that_was_replaced_is_refused() -> None:
+    torch.manual_seed(0)
+    model, x = Halves().double().eval(), torch.randn(2, 6, 6, dtype=torch.float64)
+    graph = sc.trace(model, x)
+    plan = restricted(random_plan(graph, 0.4, 1), graph, ["into"])
+    small, masked = (sc.apply(model, plan, form, graph=graph) for form in ("module", "masked"))
+    torch.testing.assert_close(small(x), masked(x))
+    small.part = 1
+    with pytest.raises(sc.InputError, match="expected __getitem__ to say"):
+        small(x)
