@@ -152,6 +152,30 @@ def test_other_arguments_are_captured_and_compared_too() -> None:
         sc.trace(model, x, more_inputs=[{"x": x, "mask": x[:, :, :4]}])
 
 
+def test_other_arguments_are_looked_at_in_all_ways() -> None:
+    class Masked(Nodes):
+        def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+            h = self.a(x).relu()
+            if mask is not None:
+                h = h.flip(-1) if x.shape[1] > 8 else h
+                h = h.roll(3, -1) if self.training else h
+                h = h * mask[..., None]
+            return self.o(self.b(h).relu())
+
+    model, x = Masked().double().eval(), torch.randn(2, 5, 6).double()
+    graph = sc.trace(model, x, more_inputs=[{"x": x, "mask": torch.ones(2, 5).double()}])
+    plan = random_plan(graph, 0.5, 0)
+    small, masked = sc.apply(model, plan, "module", graph=graph), sc.apply(model, plan, "masked")
+    proof = sc.verify(model, small, plan)
+    assert any("mask [2, 9]" in title for title in proof.sizes)
+    for training in (False, True):
+        for length in (1, 5, 9, 12):
+            x, mask = torch.randn(3, length, 6).double(), torch.rand(3, length).double()
+            for given in ((x,), (x, mask)):
+                expected = masked.train(training)(*given)
+                torch.testing.assert_close(small.train(training)(*given), expected)
+
+
 @pytest.mark.parametrize("nodes", [1, 5, 6])
 def test_some_of_the_axes_of_one_size_vary_together(nodes: int) -> None:
     model = Nodes().double().eval()

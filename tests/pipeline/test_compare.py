@@ -12,6 +12,7 @@ from secateur.errors import SettingError
 from secateur.measure.evaluate import Evaluation
 from secateur.pipeline.compare import Comparison, Missed, Outcome, draw
 from secateur.plan import CostRecord
+from tests.targets.experts.models import PlainLM, words
 
 
 def net() -> nn.Module:
@@ -129,3 +130,38 @@ def test_the_plot(tmp_path: Path, accuracy: bool) -> None:
     assert (b"top-1 %" in first) is accuracy
     with pytest.raises(SettingError, match="expected a file that ends in"):
         draw(made(), tmp_path / "one.txt")
+
+
+def test_single_weights_and_experts_are_compared_too() -> None:
+    model, budget = net(), sc.Budget(sparsity=0.5)
+    found = sc.compare(
+        model, data(model), ["emp", "uniform"], [budget], granularity="weight", seed=4, progress=False
+    )
+    for outcome in found.outcomes:
+        one = sc.prune(model, data(model), budget, outcome.rule, "weight", seed=4, progress=False)
+        assert outcome.cost.params == found.cost.params - one.plan.removed
+        assert outcome.cost.macs == found.cost.macs
+        assert outcome.repaired.loss == one.report.figures[-1].loss
+    mixture = PlainLM().eval()
+    batches = [words(seed=s) for s in range(5)]
+    rules = {"reap": sc.Uniform(removal="reap"), "random": "random"}
+    found = sc.compare(mixture, batches, rules, granularity="expert", seed=4, progress=False)
+    assert [(o.rule, o.budget["experts"]) for o in found.outcomes] == [
+        (rule, share) for share in (0.75, 0.5) for rule in rules
+    ]
+    for outcome in found.outcomes:
+        asked = sc.Budget(experts=outcome.budget["experts"])
+        rule = rules[outcome.rule]
+        one = sc.prune(mixture, batches, asked, rule, "expert", seed=4, progress=False)
+        assert outcome.cost == one.plan.predicted
+        assert outcome.repaired.loss == one.report.figures[-1].loss
+    assert found.to_dict()["granularity"] == "expert"
+
+
+def test_what_a_granularity_does_not_have_is_refused() -> None:
+    with pytest.raises(SettingError, match="masks leave all shapes"):
+        sc.compare(net(), [], granularity="weight", allow_inexact=True)
+    with pytest.raises(SettingError, match="expected one of auto, module"):
+        sc.compare(net(), [], granularity="expert", form="graph")
+    with pytest.raises(SettingError, match="granularity"):
+        sc.compare(net(), [], granularity="layer")  # type: ignore[arg-type]

@@ -243,7 +243,7 @@ class InputSpec(Record):
         for title, sizes in [("the traced size", {}), *(self.other_sizes() if other_sizes else ())]:
             found.append((title, self.trials_at(sizes, given, seed=seed, device=device)))
         for spec in self.also if other_sizes else ():
-            found.append(("other arguments", [spec.example(seed=seed, device=device)]))
+            found += [(t, [(args, kwargs)]) for t, args, kwargs in spec.examples(seed=seed, device=device)]
         return found
 
     def trials_at(

@@ -48,11 +48,21 @@ def open_inputs(
     Returns:
         The description, with open and fixed axes, and ranges of values that the model takes.
     """
-    spec = find_open_axes(_differing(spec, more), given, passes.attempt)
-    spec = _with_courses(spec, given, passes)
+    spec = with_sizes(_differing(spec, more), given, passes)
     if any(leaf.is_meta for leaf in pytree.tree_leaves(given) if isinstance(leaf, torch.Tensor)):
         return spec
     return widened(spec, given, program, passes.attempt, device_of(model))
+
+
+def with_sizes(spec: InputSpec, given: Arguments, passes: Passes) -> InputSpec:
+    """The description with open and fixed axes, and the sizes at which the model goes another way.
+
+    Args:
+        spec: The arguments' description, with the axes that are known to vary open.
+        given: The arguments.
+        passes: Ordinary forward passes, begun with these arguments.
+    """
+    return _with_courses(find_open_axes(spec, given, passes.attempt), given, passes)
 
 
 def _with_courses(spec: InputSpec, given: Arguments, passes: Passes) -> InputSpec:

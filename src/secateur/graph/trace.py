@@ -23,7 +23,7 @@ from secateur.graph.folding import foldable, folded
 from secateur.graph.graph import Graph, fingerprint
 from secateur.graph.inputs import Arguments, InputSpec, batch_size, call_arguments
 from secateur.graph.nothing import nothing_to_prune, require_no_masks, require_plain_code
-from secateur.graph.openaxes import larger_arguments, open_inputs
+from secateur.graph.openaxes import larger_arguments, open_inputs, with_sizes
 from secateur.graph.passes import Passes
 from secateur.graph.programs import Programs, values_at
 from secateur.graph.views import further_views
@@ -135,11 +135,13 @@ def trace(
     more = [arguments(inputs) for inputs in more_inputs]
     described = [InputSpec.of(*inputs, model) for inputs in more]
     other = [found for found in described if not found.is_like(spec)]
-    also = tuple(found for i, found in enumerate(other) if not any(map(found.is_like, other[:i])))
+    kinds = [found for i, found in enumerate(other) if not any(map(found.is_like, other[:i]))]
+    first = [next(a for a, d in zip(more, described, strict=True) if d is kind) for kind in kinds]
     more = [inputs for inputs, found in zip(more, described, strict=True) if found.is_like(spec)]
-    spec = spec.model_copy(update={"methods": tuple(methods), "also": also})
     names = foldable(model)
     mark, model = fingerprint(model), folded(model, names)
+    also = tuple(with_sizes(k, a, Passes(model, a)) for k, a in zip(kinds, first, strict=True))
+    spec = spec.model_copy(update={"methods": tuple(methods), "also": also})
     program, batch, static = _captured(model, given)
     passes = Passes(model, given)
     spec = open_inputs(model, spec, given, program, more, passes)

@@ -18,6 +18,7 @@ from secateur.errors import CaptureError, SettingError
 from secateur.graph.capture import capture
 from secateur.graph.inputs import Arguments, InputSpec, batch_size, resized, samples_of
 from secateur.graph.leaf import Place
+from secateur.graph.openaxes import larger_arguments
 from secateur.graph.passes import Passes
 from secateur.graph.rules.op import Walk
 from secateur.graph.walk import lifted, tensor_of
@@ -100,7 +101,13 @@ def further_views(
             views.append(View(program_there, taken, everywhere=everywhere and bool(others)))
     for other in spec.also:
         arguments = other.example(device=device_of(model))
-        views.append(View(capture(model, *arguments, exact=True).program, arguments))
+        found = capture(model, *arguments, exact=True).program
+        views.append(View(found, arguments))
+        if (larger := larger_arguments(other, arguments, None)) is not None:
+            with contextlib.suppress(CaptureError):  # `verify` still runs the model at that size
+                views.append(View(capture(model, *larger, exact=True).program, larger))
+        ways = Passes(model, arguments)
+        views += further_views(model, found, arguments, other, ways, batch_size(arguments))[0]
     unread = unread.difference(*(_read(view.program) for view in views))
     for name in spec.methods:
         if not callable(getattr(model, name, None)):

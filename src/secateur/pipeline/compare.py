@@ -19,15 +19,11 @@ from secateur.errors import SettingError, UnreachableBudgetError
 from secateur.measure.evaluate import Evaluation, evaluate
 from secateur.pipeline.auto.auto import Auto
 from secateur.pipeline.auto.choose import choose
-from secateur.plan import CostRecord, Plan
+from secateur.pipeline.prune import check_options, target_called
+from secateur.plan import CostRecord
 from secateur.signals.loss import LossFn
 from secateur.targets.target import Task
-from secateur.targets.units.apply import apply
 from secateur.targets.units.record import record_of
-from secateur.targets.units.target import Units
-
-RULES = ("repair_aware", "tod", "emp", "uniform", "global", "random")
-BUDGETS = (Budget(macs=0.8), Budget(macs=0.6), Budget(macs=0.4))
 
 
 @dataclass(frozen=True)
@@ -76,6 +72,7 @@ class Comparison:
         cost: What it costs.
         outcomes: One for each budget and rule that reaches it, budget by budget.
         missed: The others.
+        granularity: What was removed.
     """
 
     model: str
@@ -83,6 +80,7 @@ class Comparison:
     cost: CostRecord
     outcomes: tuple[Outcome, ...]
     missed: tuple[Missed, ...]
+    granularity: str = "unit"
 
     @property
     def rules(self) -> tuple[str, ...]:
@@ -109,6 +107,7 @@ class Comparison:
         """All of it, as JSON can hold it."""
         return {
             "model": self.model,
+            "granularity": self.granularity,
             "dense": {**asdict(self.dense), **self.cost.model_dump()},
             "outcomes": [
                 {**asdict(each), "budget": dict(each.budget), "cost": each.cost.model_dump()}
@@ -162,10 +161,11 @@ class Comparison:
 def compare(
     model: nn.Module,
     calibration: Any,
-    rules: Sequence[str] | Mapping[str, str | Allocates | Auto] = RULES,
-    budgets: Sequence[Budget] = BUDGETS,
+    rules: Sequence[str] | Mapping[str, str | Allocates | Auto] | None = None,
+    budgets: Sequence[Budget] | None = None,
     repair: str | Sequence[str] | None = "auto",
     *,
+    granularity: Literal["unit", "weight", "expert"] = "unit",
     limits: Limits | None = None,
     form: Literal["auto", "module", "graph", "masked"] = "auto",
     evaluation: Any = None,
@@ -183,9 +183,12 @@ def compare(
     Args:
         model: Any module that `torch.export` can capture; it is left as it was.
         calibration: As for `prune`.
-        rules: Names; or allocators, or their names, by the name they are shown under.
-        budgets: What each result may cost.
+        rules: Names; or allocators, or their names, by the name they are shown under. None: the usual ones
+            for this granularity.
+        budgets: What each result may cost. None: for units 80, 60 and 40 % of the MACs, for single weights a
+            sparsity of 50, 70 and 90 %, for experts 75 and 50 % of them.
         repair: As for `prune`, the same for all.
+        granularity: What is removed, as for `prune`.
         limits: What must stay.
         form: As for `apply`.
         evaluation: Data to measure on; the held-out fifth of the calibration data if not given.
@@ -199,19 +202,24 @@ def compare(
         What was found; ``print`` shows the table, `draw` the plot.
 
     Raises:
-        SettingError: There is no rule or no budget, or a name is unknown.
+        SettingError: There is no rule or no budget, a name is unknown, or an option means nothing for this
+            granularity.
         SecateurError: One of its kinds; see each step of `prune`.
     """
+    kind = target_called("compare", granularity)
+    check_options("compare", granularity, form, allow_inexact=allow_inexact)
+    rules = kind.compared if rules is None else rules
+    budgets = kind.budgets if budgets is None else budgets
     named = dict(rules) if isinstance(rules, Mapping) else {name: name for name in rules}
     if not named or not budgets:
         raise SettingError(
             f"compare: expected rules and budgets, got {len(named)} and {len(budgets)}. Give one each."
         )
     chosen = {
-        name: Auto() if rule == Auto.name else rule if isinstance(rule, Auto) else Units.rule(rule)
+        name: Auto() if rule == Auto.name else rule if isinstance(rule, Auto) else kind.rule(rule)
         for name, rule in named.items()
     }
-    Units.check_repair(repair)
+    kind.check_repair(repair)
     model = unwrap(model)
 
     def read(given: Any) -> Calibration:
@@ -228,35 +236,36 @@ def compare(
         seed=seed,
         progress=progress,
     )
-    target = Units(task)
-    quiet = Units(replace(task, progress=False), target.graph)  # within the bar below
+    target = kind(task)
+    quiet = kind(replace(task, progress=False), target.graph)  # within the bar below
     judged = task.held if evaluation is None else read(evaluation)
     plain = {name: rule for name, rule in chosen.items() if not isinstance(rule, Auto)}
     scores = target.score(plain.values())
     curved = {name: target.measured(rule, task.fit, scores) for name, rule in plain.items()}
     known = {
-        name: target.scored(rule.rules.values()) for name, rule in chosen.items() if isinstance(rule, Auto)
+        name: target.scored(rule.rules_or(kind.candidates, kind.rule).values())
+        for name, rule in chosen.items()
+        if isinstance(rule, Auto)
     }
 
-    def planned(name: str, budget: Budget) -> Plan:
+    def pruned(name: str, budget: Budget) -> tuple[nn.Module, Any]:
         rule, own = curved.get(name), scores
         if isinstance(auto := chosen[name], Auto):
             choice = choose(auto, quiet, budget, known[name])
             rule, own = choice.rule, choice.scores
-        plan: Plan = target.allocate(rule, own, budget)
-        return plan
+        return quiet.carry_out(rule, own, budget)
 
     def measured(candidate: nn.Module) -> Evaluation:
         return evaluate(candidate, judged, dense=model, loss_fn=loss_fn)
 
-    def outcome(name: str, budget: Budget, plan: Plan) -> Outcome:
-        small = apply(model, plan, form, graph=target.graph, example_inputs=task.example.inputs)
+    def outcome(name: str, budget: Budget, small: nn.Module, plan: Any) -> Outcome:
         target.verify(small, plan)
-        pruned = measured(small)
+        before = measured(small)
         repaired = quiet.repaired(small, plan)
         kept = " + ".join(each["method"] for each in record_of(repaired).repairs if each["kept"])
-        after = measured(repaired) if kept else pruned
-        return Outcome(name, budget.as_settings(), plan.predicted, pruned, after, kept)
+        after = measured(repaired) if kept else before
+        cost = CostRecord.of(target.costs(plan)[1])
+        return Outcome(name, budget.as_settings(), cost, before, after, kept)
 
     outcomes: list[Outcome] = []
     missed: list[Missed] = []
@@ -265,18 +274,20 @@ def compare(
             for name in chosen:
                 step(f"{name} at {_named(budget.as_settings())}")
                 try:
-                    plan = planned(name, budget)
+                    small, plan = pruned(name, budget)
                 except UnreachableBudgetError as error:
                     missed.append(Missed(name, budget.as_settings(), error.smallest))
                 else:
-                    outcomes.append(outcome(name, budget, plan))
+                    outcomes.append(outcome(name, budget, small, plan))
     dense = measured(model)
     cost = CostRecord.of(target.graph.cost())
-    return Comparison(type(model).__name__, dense, cost, tuple(outcomes), tuple(missed))
+    return Comparison(type(model).__name__, dense, cost, tuple(outcomes), tuple(missed), granularity)
 
 
 def draw(found: Comparison, path: Path) -> None:
     """Draws accuracy against MACs, a line for each rule; the loss where there is no accuracy.
+
+    Single weights and experts change the MACs little or not at all: there it is against the parameters.
 
     The same comparison gives the same bytes.
 
@@ -298,10 +309,11 @@ def draw(found: Comparison, path: Path) -> None:
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    whole = max(found.cost.macs, 1)
+    what = "macs" if found.granularity == "unit" else "params"
+    whole = max(getattr(found.cost, what), 1)
     for rule in found.rules:
-        points = sorted((o for o in found.outcomes if o.rule == rule), key=lambda o: o.cost.macs)
-        across = [100 * each.cost.macs / whole for each in points]
+        points = sorted((o for o in found.outcomes if o.rule == rule), key=lambda o: getattr(o.cost, what))
+        across = [100 * getattr(each.cost, what) / whole for each in points]
         (line,) = axes.plot(
             across, [height(o.repaired) for o in points], marker="o", markersize=4, label=rule
         )
@@ -310,7 +322,7 @@ def draw(found: Comparison, path: Path) -> None:
         )
     axes.plot([100], [height(found.dense)], marker="D", color="black", linestyle="none", label="dense")
     axes.set(
-        xlabel="% of dense MACs",
+        xlabel="% of dense MACs" if what == "macs" else "% of dense parameters",
         ylabel="top-1 %" if found.by_accuracy else found.dense.measure,
         title=f"{found.model}: repaired, and dotted as pruned",
     )

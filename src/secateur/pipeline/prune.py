@@ -96,10 +96,19 @@ def prune(
         SettingError: A setting is wrong, or means nothing for this granularity.
         SecateurError: One of its kinds; see each step.
     """
-    if granularity not in TARGETS:
-        raise SettingError(f"prune(granularity={granularity!r}): expected 'unit', 'weight' or 'expert'.")
-    kind = TARGETS[granularity]
-    _check_options(kind, granularity, form, budget, steps, allow_inexact, on_unrealisable, measure_latency)
+    kind = target_called("prune", granularity)
+    _check_rounds(steps, budget)
+    check_options(
+        "prune",
+        granularity,
+        form,
+        steps=steps,
+        allow_inexact=allow_inexact,
+        on_unrealisable=on_unrealisable,
+        measure_latency=bool(measure_latency),
+    )
+    if on_unrealisable not in ("graph", "leave"):
+        raise SettingError(f"prune(on_unrealisable={on_unrealisable!r}): expected 'graph' or 'leave'.")
     decider = kind.default if allocator is None else allocator
     decider = Auto() if decider == Auto.name else decider
     if not isinstance(decider, Auto):
@@ -220,33 +229,46 @@ def _carried_out(
     return Result(repaired, plan, scores, target.graph, report)
 
 
-def _check_options(
-    kind: type[Target],
-    granularity: str,
-    form: str,
-    budget: Budget | None,
-    steps: int,
-    allow_inexact: bool,
-    on_unrealisable: str,
-    measure_latency: bool | None,
-) -> None:
-    """Refuses a form and options that are wrong, or that a granularity does not have."""
+def target_called(function: str, granularity: str) -> type[Target]:
+    """What is removed.
+
+    Raises:
+        SettingError: There is no granularity of this name.
+    """
+    if granularity not in TARGETS:
+        raise SettingError(f"{function}(granularity={granularity!r}): expected 'unit', 'weight' or 'expert'.")
+    return TARGETS[granularity]
+
+
+_UNSET = {"steps": 1, "allow_inexact": False, "on_unrealisable": "leave", "measure_latency": False}
+
+
+def check_options(function: str, granularity: str, form: str, **options: Any) -> None:
+    """Refuses a form and options that a granularity does not have.
+
+    Args:
+        function: For messages.
+        granularity: What is removed.
+        form: The form that was asked for.
+        options: Further options by name.
+
+    Raises:
+        SettingError: If one means nothing there.
+    """
+    kind = TARGETS[granularity]
     if form not in kind.forms:
         raise SettingError(
-            f"prune(form={form!r}): expected one of {', '.join(kind.forms)} with granularity {granularity!r}."
+            f"{function}(form={form!r}): expected one of {', '.join(kind.forms)} with granularity "
+            f"{granularity!r}."
         )
-    for name, value, unset in (
-        ("steps", steps, 1),
-        ("allow_inexact", allow_inexact, False),
-        ("on_unrealisable", on_unrealisable, "leave"),
-        ("measure_latency", bool(measure_latency), False),
-    ):
-        if value != unset and name in kind.refused:
-            raise refusal(f"prune({name}={value!r})", granularity, kind.refused[name])
+    for name, value in options.items():
+        if value != _UNSET[name] and name in kind.refused:
+            raise refusal(f"{function}({name}={value!r})", granularity, kind.refused[name])
+
+
+def _check_rounds(steps: int, budget: Budget | None) -> None:
     if type(steps) is not int or steps < 1 or (steps > 1 and budget is None):
         raise SettingError(
             f"prune(steps={steps!r}): expected a number of rounds of at least 1, and for several a budget. "
             "Pass these, or leave steps out."
         )
-    if on_unrealisable not in ("graph", "leave"):
-        raise SettingError(f"prune(on_unrealisable={on_unrealisable!r}): expected 'graph' or 'leave'.")

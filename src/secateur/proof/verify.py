@@ -181,7 +181,7 @@ def verify(
         _require_backward(pair, sets, draws)
     training = _in_other_ways(comparisons, pair, exercise, plan, sets[order[0]])
     if other_sizes and not is_program(small):
-        _train_at_other_sizes(comparisons, pair, exercise, plan, example_inputs)
+        _train_otherwise(comparisons, pair, exercise, plan, example_inputs)
     hidden = set(exercise.left)
     if exact:
         drawn = plan.inputs.drawn and (other_sizes or example_inputs is None)
@@ -289,15 +289,19 @@ def _in_other_ways(
     return Way(training=True) in done
 
 
-def _train_at_other_sizes(
+def _train_otherwise(
     comparisons: Comparisons, pair: Pair, exercise: Exercise, plan: Plan, example_inputs: Any
 ) -> None:
-    """Compare in training mode at the sizes at which it goes another way there."""
-    device, spec = device_of(pair.model), plan.inputs
+    """Compare in training mode where it goes another way: at other sizes, with other arguments."""
+    device, own = device_of(pair.model), plan.inputs
     given = None if example_inputs is None else call_arguments(example_inputs, device)
-    for sizes in spec.training_at:
-        for arguments in spec.trials_at(spec.at(sizes), given, device=device):
-            found = (_title(spec, arguments), *arguments)
+    trials = [own.trials_at(own.at(sizes), given, device=device) for sizes in own.training_at]
+    for spec in own.also:
+        ways = [*([{}] if spec.training else []), *map(spec.at, spec.training_at)]
+        trials += [spec.trials_at(sizes, None, device=device) for sizes in ways]
+    for options in trials:
+        for arguments in options:
+            found = (_title(own, arguments), *arguments)
             draws = comparisons.compare(pair, found, Way(training=True))
             if draws is not None:
                 if exercise.unsettled:

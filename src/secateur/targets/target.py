@@ -93,6 +93,8 @@ class Target(ABC):
         forms: The forms that a result may have.
         default: The allocator that None stands for.
         candidates: What ``auto`` compares: name -> makes the rule.
+        compared: The rules that `compare` takes if none are given.
+        budgets: The budgets that it takes if none are given.
         refused: Options of `prune` that mean nothing here, with the reason.
         task: The call that this target serves.
         graph: The trace.
@@ -101,6 +103,8 @@ class Target(ABC):
     forms: ClassVar[tuple[str, ...]]
     default: ClassVar[str]
     candidates: ClassVar[Mapping[str, Callable[[], Any]]]
+    compared: ClassVar[tuple[str, ...]]
+    budgets: ClassVar[tuple[Budget, ...]]
     refused: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, task: Task, graph: Any = None) -> None:

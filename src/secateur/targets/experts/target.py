@@ -60,6 +60,8 @@ class Experts(Target):
     forms = FORMS
     default = "tod"
     candidates = CANDIDATES
+    compared = tuple(DEFAULTS)
+    budgets = (Budget(experts=0.75), Budget(experts=0.5))
     refused: ClassVar[Mapping[str, str]] = {
         "steps": "experts are scored once",
         "allow_inexact": "only experts whose removal is exact may go",

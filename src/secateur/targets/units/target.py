@@ -40,6 +40,8 @@ class Units(Target):
     forms = FORMS
     default = Auto.name
     candidates = UNITS
+    compared = ("repair_aware", "tod", "emp", "uniform", "global", "random")
+    budgets = (Budget(macs=0.8), Budget(macs=0.6), Budget(macs=0.4))
     graph: Graph
 
     @staticmethod

@@ -55,6 +55,8 @@ class SingleWeights(Target):
     forms = FORMS
     default = "emp"
     candidates = CANDIDATES
+    compared = ("repairability", "emp", "erk", "lamp", "uniform", "random")
+    budgets = (Budget(sparsity=0.5), Budget(sparsity=0.7), Budget(sparsity=0.9))
     refused: ClassVar[Mapping[str, str]] = {
         "steps": "rounds trace a smaller model anew, and masks leave the shapes as they are",
         "allow_inexact": _SAME_SHAPES,
