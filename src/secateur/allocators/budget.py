@@ -207,7 +207,8 @@ def _most(name: str, value: float | int, dense: Cost) -> int:
         if name == "latency":
             other = "secateur.prune with granularity 'unit', which measures it"
         other = other or "granularity 'unit', or sparsity"
-        raise BudgetError(f"budget: expected a bound on {sorted(vars(dense))}, got {name}. Use {other}.")
+        known = " or ".join(bound for bound, cost in _COST.items() if hasattr(dense, cost))
+        raise BudgetError(f"budget: expected a bound on {known}, got {name}. Use {other}.")
     if name != "sparsity":
         return value if isinstance(value, int) else _share(value, whole)
     gone = math.ceil(value * whole) + 1

@@ -60,7 +60,7 @@ def trace(model: nn.Module, example_inputs: Any, *, forward: Forward | None = No
         reasons = "\n".join(f"{block.name} ({block.count}): {reason}" for block, reason in left)
         raise NothingToPruneError(
             f"trace: expected {type(model).__name__} to have experts that can be removed, found none.\n"
-            f"{reasons}\nSee these reasons."
+            f"{reasons}\nChange what a reason names, or leave granularity out for channels and heads."
         )
     samples = max(batch_size((args, kwargs)), 1)
     macs += _of_experts(model, [*blocks, *(block for block, _ in left)], tokens)

@@ -76,8 +76,8 @@ class Units(Target):
         if lacking or any(name_of(s) not in scored.scores for s in rule.signals):
             why = lacking[0] if lacking else "no candidate asks for its signals"
             raise BudgetError(
-                "auto: expected a budget, or what tod needs to decide on one, got neither: "
-                f"{why} Pass a budget."
+                "auto: expected a budget, or what tod needs to decide on one, got neither. Pass a budget: "
+                f"Budget(macs=0.5), for example. For tod: {why}"
             )
         return Budget(macs=self.allocate(rule, scored.scores, None).predicted.macs)
 
