@@ -22,7 +22,7 @@ from secateur.pipeline.auto.choose import choose
 from secateur.pipeline.prune import check_options, target_called
 from secateur.plan import CostRecord
 from secateur.signals.loss import LossFn
-from secateur.targets.target import Task
+from secateur.targets.target import Target, Task
 from secateur.targets.units.record import record_of
 
 
@@ -208,17 +208,8 @@ def compare(
     """
     kind = target_called("compare", granularity)
     check_options("compare", granularity, form, allow_inexact=allow_inexact)
-    rules = kind.compared if rules is None else rules
     budgets = kind.budgets if budgets is None else budgets
-    named = dict(rules) if isinstance(rules, Mapping) else {name: name for name in rules}
-    if not named or not budgets:
-        raise SettingError(
-            f"compare: expected rules and budgets, got {len(named)} and {len(budgets)}. Give one each."
-        )
-    chosen = {
-        name: Auto() if rule == Auto.name else rule if isinstance(rule, Auto) else kind.rule(rule)
-        for name, rule in named.items()
-    }
+    chosen = _chosen(kind, kind.compared if rules is None else rules, budgets)
     kind.check_repair(repair)
     model = unwrap(model)
 
@@ -282,6 +273,23 @@ def compare(
     dense = measured(model)
     cost = CostRecord.of(target.graph.cost())
     return Comparison(type(model).__name__, dense, cost, tuple(outcomes), tuple(missed), granularity)
+
+
+def _chosen(
+    kind: type[Target],
+    rules: Sequence[str] | Mapping[str, str | Allocates | Auto],
+    budgets: Sequence[Budget],
+) -> dict[str, Any]:
+    """The rules by the name they are shown under."""
+    named = dict(rules) if isinstance(rules, Mapping) else {name: name for name in rules}
+    if not named or not budgets:
+        raise SettingError(
+            f"compare: expected rules and budgets, got {len(named)} and {len(budgets)}. Give one each."
+        )
+    return {
+        name: Auto() if rule == Auto.name else rule if isinstance(rule, Auto) else kind.rule(rule)
+        for name, rule in named.items()
+    }
 
 
 def draw(found: Comparison, path: Path) -> None:

@@ -96,19 +96,7 @@ def prune(
         SettingError: A setting is wrong, or means nothing for this granularity.
         SecateurError: One of its kinds; see each step.
     """
-    kind = target_called("prune", granularity)
-    _check_rounds(steps, budget)
-    check_options(
-        "prune",
-        granularity,
-        form,
-        steps=steps,
-        allow_inexact=allow_inexact,
-        on_unrealisable=on_unrealisable,
-        measure_latency=bool(measure_latency),
-    )
-    if on_unrealisable not in ("graph", "leave"):
-        raise SettingError(f"prune(on_unrealisable={on_unrealisable!r}): expected 'graph' or 'leave'.")
+    kind = _checked(granularity, form, budget, steps, allow_inexact, on_unrealisable, measure_latency)
     decider = kind.default if allocator is None else allocator
     decider = Auto() if decider == Auto.name else decider
     if not isinstance(decider, Auto):
@@ -266,9 +254,31 @@ def check_options(function: str, granularity: str, form: str, **options: Any) ->
             raise refusal(f"{function}({name}={value!r})", granularity, kind.refused[name])
 
 
-def _check_rounds(steps: int, budget: Budget | None) -> None:
+def _checked(
+    granularity: str,
+    form: str,
+    budget: Budget | None,
+    steps: int,
+    allow_inexact: bool,
+    on_unrealisable: str,
+    measure_latency: bool | None,
+) -> type[Target]:
+    """What is removed; refuses options that are wrong, or that it does not have."""
+    kind = target_called("prune", granularity)
+    check_options(
+        "prune",
+        granularity,
+        form,
+        steps=steps,
+        allow_inexact=allow_inexact,
+        on_unrealisable=on_unrealisable,
+        measure_latency=bool(measure_latency),
+    )
     if type(steps) is not int or steps < 1 or (steps > 1 and budget is None):
         raise SettingError(
             f"prune(steps={steps!r}): expected a number of rounds of at least 1, and for several a budget. "
             "Pass these, or leave steps out."
         )
+    if on_unrealisable not in ("graph", "leave"):
+        raise SettingError(f"prune(on_unrealisable={on_unrealisable!r}): expected 'graph' or 'leave'.")
+    return kind
