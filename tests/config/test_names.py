@@ -8,11 +8,11 @@ from secateur import allocators as allocate
 from secateur.allocators import registry
 from secateur.config import names
 from secateur.config.run import CompareSection
-from secateur.pipeline.compare import RULES
 from secateur.repairs.methods import REPAIRS
 from secateur.signals.experts import SIGNALS as EXPERT_SIGNALS
 from secateur.signals.registry import SIGNALS
 from secateur.targets.units.apply import FORMS
+from secateur.targets.units.target import Units
 from secateur.targets.weights import CRITERIA
 from secateur.targets.weights.transition import REPAIRS as MASK_REPAIRS
 
@@ -26,7 +26,7 @@ def test_names_are_the_librarys() -> None:
     assert set(names.SIGNALS) == set(SIGNALS)
     assert set(names.EXPERT_SIGNALS) == set(EXPERT_SIGNALS)
     assert set(names.REPAIRS) == {*REPAIRS, "surgeon", "experts", "auto", "none"}
-    assert CompareSection().rules == RULES
+    assert CompareSection().rules == Units.compared
 
 
 def test_sections_hold_the_librarys_defaults() -> None:
