@@ -104,8 +104,13 @@ class Course(TorchFunctionMode):
         """Note what `len` gave. It cannot be watched: it counts as compared with the code's constants."""
         self._counts.add(count)
         for number in _constants(frame.f_code.co_consts):
-            found = self.compared.setdefault((_line(frame), -number), [])
-            found.append((count, number + (count <= number), 0, count > number))
+            self.note((_line(frame), -number), count, number + (count <= number), count > number)
+
+    def note(
+        self, place: tuple[Line, int], size: int, turning: int, outcome: int, *, period: int = 0
+    ) -> None:
+        """Note a comparison of a size; see `Compared`."""
+        self.compared.setdefault(place, []).append((size, turning, period, outcome))
 
     def _watched(self, value: Any) -> Any:
         if isinstance(value, torch.Size):
@@ -168,15 +173,14 @@ class _Size(int):
         if not frame.f_code.co_filename.startswith(_LIBRARY):
             for number in _constants(frame.f_code.co_consts):
                 same = int(self) == number
-                found = self.course.compared.setdefault((_line(frame), -number), [])
-                found.append((int(self), number + same, 0, same))
+                self.course.note((_line(frame), -number), int(self), number + same, same)
         return int.__hash__(self)
 
     def note(self, name: str, other: Any, *, outcome: bool) -> None:
         frame = sys._getframe(2)
         if isinstance(other, int) and not frame.f_code.co_filename.startswith(_LIBRARY):
-            found = self.course.compared.setdefault((_line(frame), frame.f_lasti), [])
-            found.append((int(self), int(other) + _TURNS[name][not outcome], self.period, outcome))
+            place, turning = (_line(frame), frame.f_lasti), int(other) + _TURNS[name][not outcome]
+            self.course.note(place, int(self), turning, outcome, period=self.period)
 
 
 _TURNS = {
@@ -212,7 +216,7 @@ def _computed(name: str) -> Callable[[_Size, Any], Any]:
         period = int(other) if name == "__mod__" else 0
         if 1 < period <= TABLE:
             place = (_line(sys._getframe(1)), sys._getframe(1).f_lasti)
-            self.course.compared.setdefault(place, []).append((value, value + 1, 0, value))
+            self.course.note(place, value, value + 1, value)
         return _Size.of(value, self.course, period)
 
     return compute
