@@ -43,10 +43,10 @@ def evaluating(
 
     The model gets copies of its inputs, so that one that writes into them leaves the caller's alone.
     `fast_path` lets PyTorch's transformer layers take theirs: only where the user's own use is measured.
-    `state` is what is put back, where it is known already; it need not hold what training changes.
+    `state` is what is put back, where it is known already; for training it holds the parameters' values.
     """
     with ExitStack() as undo:
-        if state is None or training:
+        if state is None:
             state = State(model, parameters=training)
         undo.callback(state.restore)
         undo.enter_context(evaluation_mode(model, training=training, fast_path=fast_path))

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from secateur.calibration.randomness import seeded
 from secateur.common.models import evaluating
 from secateur.common.outputs import has_nan, tensors_of
+from secateur.common.preserving import State
 from secateur.graph.courses import Course
 from secateur.graph.inputs import Arguments
 
@@ -28,6 +29,7 @@ class Passes:
             given: The user's own arguments.
         """
         self._model, self._given = model, given
+        self._states: dict[bool, State] = {}  # of evaluation and training; each pass puts its own back
         self._watched = True  # some code takes no integers but Python's own
         self._errors: dict[Any, Exception | None] = {}
         self._courses: dict[Any, Course] = {}
@@ -57,8 +59,10 @@ class Passes:
     def _run(self, arguments: Arguments, *, training: bool = False) -> Exception | None:
         args, kwargs = arguments
         course = Course()
+        if training not in self._states:
+            self._states[training] = State(self._model, parameters=training)
         with (
-            evaluating(self._model, training=training),
+            evaluating(self._model, training=training, state=self._states[training]),
             torch.set_grad_enabled(training),  # code may ask
             seeded(0),
             warnings.catch_warnings(),
