@@ -81,16 +81,34 @@ def load(split: Split, count: int | None = None, start: int = 0) -> tuple[Tensor
         ValueError: If the split has fewer images.
         SystemExit: With status 0, where the data is absent.
     """
-    name = f"cifar10_{split}.npz"
+    images, labels = decode(f"cifar10_{split}.npz", count, start)
+    return normalise(images), labels
+
+
+def decode(name: str, count: int | None = None, start: int = 0) -> tuple[NDArray[np.uint8], Tensor]:
+    """Decodes some pictures of an archive of the data folder.
+
+    Args:
+        name: The archive; all its pictures have one size.
+        count: How many; None for all from `start` on.
+        start: The first.
+
+    Returns:
+        RGB bytes [count, height, width, 3], and the labels, int64 [count].
+
+    Raises:
+        ValueError: If the archive has fewer pictures.
+        SystemExit: With status 0, where the data is absent.
+    """
     jpeg, offsets, labels = _archive(require(name) / name)
     stop = len(labels) if count is None else start + count
     if not 0 <= start < stop <= len(labels):
-        raise ValueError(f"cifar.load: expected images within [0, {len(labels)}), got [{start}, {stop}).")
-    images = np.empty((stop - start, 32, 32, 3), np.uint8)
+        raise ValueError(f"{name}: expected pictures within [0, {len(labels)}), got [{start}, {stop}).")
+    images = []
     for i in range(start, stop):
         with Image.open(io.BytesIO(jpeg[offsets[i] : offsets[i + 1]])) as image:
-            images[i - start] = np.asarray(image.convert("RGB"))
-    return normalise(images), torch.from_numpy(labels[start:stop].astype(np.int64))
+            images.append(np.asarray(image.convert("RGB")))
+    return np.stack(images), torch.from_numpy(labels[start:stop].astype(np.int64))
 
 
 def normalise(images: NDArray[np.uint8]) -> Tensor:
