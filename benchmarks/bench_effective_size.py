@@ -93,9 +93,9 @@ def run(name: str, depth: int, data: Data, epochs: int, seed: int) -> dict[str, 
     train(model, x, y, epochs, seed)
     effective, plan = kept(model)
     sparsity = plan.sparsity
-    scores = masks.score(model)
-    uniform = masks.allocate(masks.Weights.of(model), scores, Uniform(), Budget(sparsity=sparsity))
-    top = [top1(m, held, labels) for m in (model, masks.apply(model, plan), masks.apply(model, uniform))]
+    weights = sc.trace(model, granularity="weight")
+    uniform = Uniform().allocate(weights, sc.score(weights), Budget(sparsity=sparsity))
+    top = [top1(m, held, labels) for m in (model, sc.apply(model, plan), sc.apply(model, uniform))]
     return {
         "data": name,
         "depth": depth,
@@ -111,7 +111,8 @@ def run(name: str, depth: int, data: Data, epochs: int, seed: int) -> dict[str, 
 
 def kept(model: nn.Module) -> tuple[float, masks.MaskPlan]:
     """The share of the weights that β = 1 keeps, and the masks."""
-    plan = masks.allocate(masks.Weights.of(model), masks.score(model), EMP())
+    weights = sc.trace(model, granularity="weight")
+    plan = EMP().allocate(weights, sc.score(weights))
     return 1 - plan.sparsity, plan
 
 

@@ -26,7 +26,6 @@ import secateur as sc
 from benchmarks import cifar, results
 from benchmarks.small_networks import network
 from secateur.allocators import ERK, LAMP, Repairability
-from secateur.targets import weights as masks
 from secateur.targets.weights.transition import REPAIRS, Masked, Point, Transition, allocations
 from secateur.targets.weights.weights import layers_of
 
@@ -86,7 +85,7 @@ def one_seed(name: str, given: argparse.Namespace, test: sc.Calibration, seed: i
     points: dict[str, list[dict[str, Any]]] = {repair: [] for repair in given.repairs}
     for rule, sparsity, plan in allocations(model, data, RULES, given.sparsities, seed=seed):
         for repair in given.repairs:
-            small = masks.apply(model, plan, graph)
+            small = sc.apply(model, plan, graph=graph)
             REPAIRS[repair](Masked(small, model, plan, graph), data)
             found = sc.evaluate(small, test)
             point = {"rule": rule, "sparsity": sparsity, "loss": found.loss, "accuracy": found.accuracy}

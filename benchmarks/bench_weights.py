@@ -127,19 +127,19 @@ class Runs:
     ) -> None:
         """Every criterion, and every rule at every sparsity; None: the rule decides."""
         case, data = self.case, self.case.calibration(seed)
-        weights = masks.Weights.of(case.model)
-        scores = masks.score(case.model, data, criteria, seed=seed, progress=False)
+        weights = sc.trace(case.model, granularity="weight")
+        scores = sc.score(weights, data, criteria, seed=seed, progress=False)
         for criterion in criteria:
             rules: dict[str, Any] = {}
             for sparsity, name in wanted:
                 if name not in rules:  # curves are measured once
                     rules[name] = with_curves(RULES[name](criterion), case.model, data, scores)
                 budget = None if sparsity is None else Budget(sparsity=sparsity)
-                plan = masks.allocate(weights, scores, rules[name], budget, seed=seed)
+                plan = rules[name].allocate(weights, scores, budget, seed=seed)
                 self._run(plan, data, {"criterion": criterion, "rule": name, "asked": sparsity, "seed": seed})
 
     def _run(self, plan: masks.MaskPlan, data: list[Any], line: dict[str, Any]) -> None:
-        small = masks.apply(self.case.model, plan, self.case.graph)
+        small = sc.apply(self.case.model, plan, graph=self.case.graph)
         key = b"".join(mask.tobytes() for mask in plan.masks.values())
         if key not in self._pruned:
             self._pruned[key] = self.case.measure(small)
@@ -204,15 +204,16 @@ def block(given: argparse.Namespace) -> None:
         steps.append({"step": step, "peak_gb": peak / 1e9, "seconds": time.perf_counter() - start})
 
     note("model")
-    scores = masks.score(model, data, "wanda", progress=False)
+    weights = sc.trace(model, granularity="weight")
+    scores = sc.score(weights, data, "wanda", progress=False)
     note("wanda")
-    plan = masks.allocate(masks.Weights.of(model), scores, Uniform(removal="wanda"), Budget(sparsity=0.5))
+    plan = Uniform(removal="wanda").allocate(weights, scores, Budget(sparsity=0.5))
     note("uniform, 50 %")
-    masks.check(model, masks.apply(model, plan), plan)
+    sc.verify(model, sc.apply(model, plan), plan)
     note("applied and checked")
     del plan
-    plan = masks.allocate(masks.Weights.of(model), scores, masks.Pattern(removal="wanda"))
-    masks.check(model, masks.apply(model, plan), plan)
+    plan = masks.Pattern(removal="wanda").allocate(weights, scores)
+    sc.verify(model, sc.apply(model, plan), plan)
     note("2:4, applied and checked")
     rows = [[s["step"], f"{s['peak_gb']:.2f}", f"{s['seconds']:.1f}"] for s in steps]
     print(results.table(["after", "peak GB", "seconds"], rows))

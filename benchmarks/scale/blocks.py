@@ -38,7 +38,7 @@ def _block(subject: Subject) -> tuple[int, nn.Module, Work, torch.Tensor]:
 
 
 def wanda(subject: Subject) -> Work:
-    """`masks.score(criteria="wanda", by_block=True)`: every block once, and squares of what its layers read.
+    """`sc.score(..., "wanda", by_block=True)`: every block once, and squares of what its layers read.
 
     Held beside the model: the hidden states of all samples, one block's activations, and the scores of all
     weights in float64.

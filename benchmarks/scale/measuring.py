@@ -31,11 +31,8 @@ from secateur.repairs.regression import leastsquares
 from secateur.repairs.sweep import sweep
 from secateur.targets.units.copying import duplicate
 from secateur.targets.units.record import attach, record_of
-from secateur.targets.weights import apply as apply_masks
-from secateur.targets.weights import score as score_weights
-from secateur.targets.weights.allocate import allocate as allocate_weights
+from secateur.targets.weights.apply import apply as apply_masks
 from secateur.targets.weights.surgeon import surgeon
-from secateur.targets.weights.weights import Weights
 
 _RETURNED = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_TOP_PAD_": "0"}
 """So that what is freed goes back to the system, and what is held shows."""
@@ -109,22 +106,17 @@ def _units(subject: Subject) -> dict[str, Callable[[], Any]]:
 
 def _weights(subject: Subject) -> dict[str, Callable[[], Any]]:
     model, data, graph = subject.model, data_of(subject), subject.graph
-    scores = score_weights(model, None, "random")
-    plan = _half(model, scores)
+    weights = sc.trace(model, granularity="weight")
+    scores = sc.score(weights, None, "random")
+    plan = sc.Uniform(removal="random").allocate(weights, scores, sc.Budget(sparsity=0.5))
 
     def update() -> Any:
         return surgeon(apply_masks(model, plan, graph), model, plan, data)
 
     return {
-        "weights: wanda": lambda: score_weights(model, data, "wanda", by_block=True, progress=False),
+        "weights: wanda": lambda: sc.score(weights, data, "wanda", by_block=True, progress=False),
         "weights: surgeon": update,
     }
-
-
-def _half(model: torch.nn.Module, scores: Any) -> Any:
-    """Half of every weight."""
-    rule = sc.Uniform(removal="random")
-    return allocate_weights(Weights.of(model), scores, rule, sc.Budget(sparsity=0.5), None, 0)
 
 
 def _mixture(subject: Subject) -> dict[str, Callable[[], Any]]:

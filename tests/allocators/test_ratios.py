@@ -9,7 +9,6 @@ import torch
 import secateur as sc
 from secateur.allocators import Budget, Limits, Ratios
 from secateur.errors import SettingError
-from secateur.targets import weights as masks
 from tests.allocators.fake import FakeGraph, random_scores
 from tests.allocators.test_limits import network
 
@@ -83,9 +82,8 @@ def test_limits_hold() -> None:
 
 
 def test_single_weights_are_named_by_tensor_or_layer() -> None:
-    weights = masks.Weights.of(network())
-    scores = masks.score(network())
-    plan = masks.allocate(weights, scores, Ratios({"block": 0.5, "first.weight": 0.25}))
+    weights = sc.trace(network(), granularity="weight")
+    plan = Ratios({"block": 0.5, "first.weight": 0.25}).allocate(weights, sc.score(weights))
     gone = {name: int((~mask).sum()) / mask.size for name, mask in plan.masks.items()}
     assert gone == {
         "first.weight": 0.25,

@@ -13,7 +13,6 @@ from torch import nn
 
 import secateur as sc
 from secateur.targets.granularity import MODULES, REFUSED
-from secateur.targets.weights import Weights, allocate, score
 from tests.targets.experts.models import PlainLM, words
 
 OTHERS = [(name, granularity) for granularity, modules in MODULES.items() for name in modules]
@@ -30,6 +29,8 @@ CHANGED: dict[str, Any] = {
     "example_inputs": torch.ones(2, 4),
     "tolerance": 1e-3,
     "own": {},
+    "forward": lambda model, batch: model(batch),
+    "by_block": True,
     "loss_fn": lambda model, batch: None,
 }
 
@@ -53,7 +54,10 @@ def arguments() -> dict[tuple[str, str], tuple[Any, ...]]:
         found["verify", granularity] = model, small, plan
         found["repair", granularity] = small, model, [inputs]
     model = units[0]
-    masks = allocate(Weights.of(model), score(model), "uniform", sc.Budget(sparsity=0.5))
+    weights = sc.trace(model, granularity="weight")
+    masks = sc.Uniform().allocate(weights, sc.score(weights), sc.Budget(sparsity=0.5))
+    found["trace", "weight"] = (model,)
+    found["score", "weight"] = (weights,)
     found["apply", "weight"] = model, masks
     found["verify", "weight"] = model, sc.apply(model, masks), masks
     return found
@@ -99,8 +103,9 @@ def test_a_trace_of_another_kind_is_refused(
 
 
 def test_unknown_granularities_are_refused() -> None:
-    with pytest.raises(sc.SettingError, match="trace: expected granularity 'unit' or 'expert', got 'weight'"):
-        sc.trace(nn.Linear(2, 2), torch.ones(1, 2), granularity="weight")  # type: ignore[call-overload]
+    expected = "trace: expected granularity 'unit' or 'expert' or 'weight', got 'layer'"
+    with pytest.raises(sc.SettingError, match=expected):
+        sc.trace(nn.Linear(2, 2), torch.ones(1, 2), granularity="layer")  # type: ignore[call-overload]
 
 
 def test_wrong_arguments_are_refused_as_of_any_function() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, cast, final
+from typing import TYPE_CHECKING, Any, ClassVar, cast, final, overload
 
 import numpy as np
 from pydantic import JsonValue
@@ -20,7 +20,7 @@ from secateur.allocators.budget import Budget
 from secateur.allocators.curve import Curve, curve
 from secateur.allocators.decision import Decision, decide
 from secateur.allocators.description import Certificate, Description, listed
-from secateur.allocators.limits import Limits
+from secateur.allocators.limits import DEFAULTS, Limits
 from secateur.allocators.signals import ScoreTable, table
 from secateur.allocators.step_function import StepFunction
 from secateur.errors import BudgetError, SettingError
@@ -31,6 +31,8 @@ from secateur.signals.units.combination import Asked
 if TYPE_CHECKING:
     from secateur.graph.graph import Graph
     from secateur.targets.experts.graph import ExpertGraph
+    from secateur.targets.weights.plan import MaskPlan
+    from secateur.targets.weights.weights import Weights
 
 
 class Allocator(ABC):
@@ -118,7 +120,7 @@ class Allocator(ABC):
             certificate=self.certificate(certificates) if certificates else None,
         )
 
-    @final
+    @overload
     def allocate(
         self,
         graph: Graph | ExpertGraph,
@@ -126,19 +128,42 @@ class Allocator(ABC):
         budget: Budget | None = None,
         limits: Limits | None = None,
         seed: int = 0,
-    ) -> Plan:
+    ) -> Plan: ...
+
+    @overload
+    def allocate(
+        self,
+        graph: Weights,
+        scores: Scores | ScoreTable,
+        budget: Budget | None = None,
+        limits: Limits | None = None,
+        seed: int = 0,
+    ) -> MaskPlan: ...
+
+    @final
+    def allocate(
+        self,
+        graph: Graph | ExpertGraph | Weights,
+        scores: Scores | ScoreTable,
+        budget: Budget | None = None,
+        limits: Limits | None = None,
+        seed: int = 0,
+    ) -> Plan | MaskPlan:
         """Decide how many units of each group are removed, and which ones.
 
         If units are experts, each group is a block of experts. Each block keeps at least as many experts as a
         token uses. If a router divides its experts into groups, each of these groups loses the same number of
         experts: the first ones in the allocator's removal order.
 
+        If units are single weights, each weight tensor is a group, and the plan is a `MaskPlan`.
+
         Args:
             graph: The traced model.
             scores: The result of `sc.score`, or a mapping from signal to group to one finite value for each
                 unit [group.size]. Higher is worth more.
             budget: The most that the pruned model may cost. None: the allocator's own setting decides.
-            limits: Bounds on what may be removed. None: the defaults.
+            limits: Bounds on what may be removed. None: the defaults; for single weights at least one of each
+                tensor stays.
             seed: Stored in the plan.
 
         Returns:
@@ -157,22 +182,24 @@ class Allocator(ABC):
                 f"allocate: expected budget to be a Budget or None, got {budget!r}. "
                 "Write Budget(macs=0.5), for example."
             )
-        graph = cast("Graph", graph)  # rules read groups and costs, which one of experts has too
+        granularity, graph = graph.granularity, cast("Graph", graph)  # rules read groups and costs only
         rule, limits = graph.adapted(self, _checked(limits, graph))
         if budget is not None and not rule.spends:
             budget = replace(budget, spend=False)
         values = table(scores, graph, rule.signals)
         decision = rule.decide(graph, values, budget, limits)
-        plan = Plan.build(
-            graph,
-            decision.keep,
-            allocator=rule.name,
-            settings=rule.settings(decision.knob) | {"limits": limits.as_settings()},
-            seed=seed,
-            budget=None if budget is None else budget.as_settings(),
-            certificates=rule.certificates(graph, values, limits, decision),
-        )
-        return plan.on(rule._curve(graph, limits, decision.steps))
+        header: dict[str, Any] = {
+            "allocator": rule.name,
+            "settings": rule.settings(decision.knob) | {"limits": limits.as_settings()},
+            "seed": seed,
+            "budget": None if budget is None else budget.as_settings(),
+            "certificates": rule.certificates(graph, values, limits, decision),
+        }
+        if granularity == "weight":
+            from secateur.targets.weights.plan import MaskPlan  # which is made of what this package gives
+
+            return MaskPlan.build(cast("Weights", graph), decision.keep, **header)
+        return Plan.build(graph, decision.keep, **header).on(rule._curve(graph, limits, decision.steps))
 
     @final
     def curve(
@@ -195,6 +222,11 @@ class Allocator(ABC):
             SettingError: An ignore pattern matches nothing.
             NothingToPruneError: No group is left to decide on.
         """
+        if cast("Any", graph).granularity == "weight":
+            raise SettingError(
+                "curve: expected a graph of units or experts, got one of single weights, whose zeros save "
+                "no MACs. Call allocate with several budgets."
+            )
         graph = cast("Graph", graph)
         rule, limits = graph.adapted(self, _checked(limits, graph))
         values = table(scores, graph, rule.signals)
@@ -223,7 +255,7 @@ class Allocator(ABC):
 
 def _checked(limits: Limits | None, graph: Graph) -> Limits:
     if limits is None:
-        return Limits()
+        return DEFAULTS.get(graph.granularity, Limits())
     if not isinstance(limits, Limits):
         raise SettingError(
             f"allocate: expected limits to be Limits or None, got {limits!r}. "

@@ -65,10 +65,10 @@ class ERK(Allocator):
         >>> import torch
         >>> import secateur as sc
         >>> _ = torch.manual_seed(0)
-        >>> from secateur.targets import weights as masks
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
-        >>> weights, scores = masks.Weights.of(net), masks.score(net)
-        >>> plan = masks.allocate(weights, scores, sc.ERK(cap=0.9), sc.Budget(sparsity=0.5))
+        >>> weights = sc.trace(net, granularity="weight")
+        >>> scores = sc.score(weights)
+        >>> plan = sc.ERK(cap=0.9).allocate(weights, scores, sc.Budget(sparsity=0.5))
         >>> round(plan.sparsity, 2)
         0.5
     """

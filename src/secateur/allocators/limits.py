@@ -6,6 +6,7 @@ import math
 import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -157,3 +158,8 @@ def _floor_of(ratio: float, size: int) -> int:
     while k > 0 and k / size > ratio:
         k -= 1
     return k
+
+
+DEFAULTS: Mapping[str, Limits] = MappingProxyType({"weight": Limits(max_ratio=1 - 1e-12)})
+"""Default limits by granularity, where they differ: common sparsities of single weights are above 99 %, so at
+least one weight of each tensor stays."""

@@ -57,12 +57,11 @@ class OWL(Allocator):
         >>> import torch
         >>> import secateur as sc
         >>> _ = torch.manual_seed(0)
-        >>> from secateur.targets import weights as masks
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
-        >>> weights = masks.Weights.of(net)
+        >>> weights = sc.trace(net, granularity="weight")
         >>> data = [torch.randn(20, 4) for _ in range(5)]
-        >>> scores = masks.score(net, data, ["wanda", "magnitude"], progress=False)
-        >>> plan = masks.allocate(weights, scores, sc.OWL(), sc.Budget(sparsity=0.5))
+        >>> scores = sc.score(weights, data, ["wanda", "magnitude"], progress=False)
+        >>> plan = sc.OWL().allocate(weights, scores, sc.Budget(sparsity=0.5))
         >>> round(plan.sparsity, 2)
         0.5
     """

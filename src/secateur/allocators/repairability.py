@@ -83,10 +83,11 @@ class Repairability(Allocator):
         >>> _ = torch.manual_seed(0)
         >>> from secateur.targets import weights as masks
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
-        >>> weights, scores = masks.Weights.of(net), masks.score(net)
+        >>> weights = sc.trace(net, granularity="weight")
+        >>> scores = sc.score(weights)
         >>> data = [torch.randn(20, 4) for _ in range(5)]
         >>> curves = masks.distortions(net, data, scores["magnitude"], progress=False)
-        >>> plan = masks.allocate(weights, scores, sc.Repairability(curves), sc.Budget(sparsity=0.5))
+        >>> plan = sc.Repairability(curves).allocate(weights, scores, sc.Budget(sparsity=0.5))
         >>> sorted(plan.certificates["residual"])
         ['0.weight', '2.weight']
     """

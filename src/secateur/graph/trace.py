@@ -32,6 +32,7 @@ from secateur.targets.granularity import by_granularity
 
 if TYPE_CHECKING:
     from secateur.targets.experts.graph import ExpertGraph
+    from secateur.targets.weights.weights import Weights
 
 
 @overload
@@ -42,6 +43,10 @@ def trace(
     granularity: Literal["expert"],
     forward: Forward | None = None,
 ) -> ExpertGraph: ...
+
+
+@overload
+def trace(model: nn.Module, *, granularity: Literal["weight"]) -> Weights: ...
 
 
 @overload
@@ -60,9 +65,9 @@ def trace(
 @by_granularity("granularity")
 def trace(
     model: nn.Module,
-    example_inputs: Any,
+    example_inputs: Any = None,
     *,
-    granularity: Literal["unit", "expert"] = "unit",
+    granularity: Literal["unit", "weight", "expert"] = "unit",
     more_inputs: Iterable[Any] = (),
     methods: Iterable[str] = (),
     allow_inexact: bool = False,
@@ -78,12 +83,13 @@ def trace(
 
     Args:
         model: Any module that `torch.export` can capture; it is left as it was.
-        example_inputs: A tensor, a tuple of positional arguments, or a mapping of keyword arguments.
-            Tensors are moved to the model's device. The first axis is taken as the batch. The model is also
-            run at other sizes of every axis, to learn which may vary (``graph.inputs``); what is found to go
-            together holds at both sizes.
+        example_inputs: A tensor, a tuple of positional arguments, or a mapping of keyword arguments; required
+            except for single weights. Tensors are moved to the model's device. The first axis is taken as
+            the batch. The model is also run at other sizes of every axis, to learn which may vary
+            (``graph.inputs``); what is found to go together holds at both sizes.
         granularity: What may be removed. ``unit``: channels, neurons, heads, hidden units. ``expert``: whole
             experts; then `more_inputs`, `methods` and `allow_inexact` mean nothing, and are refused.
+            ``weight``: single weights of linear layers and convolutions; then only the model is needed.
         more_inputs: Further inputs of other sizes, as in `example_inputs`: the axes in which they differ may
             vary, at these sizes; the other axes are tried. Inputs of another kind (a mask more, another
             number of axes, ``{"x": x, "mode": "fast"}``) are captured too, so that the result is right for
@@ -97,15 +103,16 @@ def trace(
 
     Returns:
         The groups, what is frozen and why, and a cost model. For experts an `ExpertGraph`: a group for each
-        block, and ``graph.left`` says which blocks stay whole and why.
+        block, and ``graph.left`` says which blocks stay whole and why. For single weights a
+        `secateur.targets.weights.Weights`: a group for each tensor.
 
     Raises:
         CaptureError: If `torch.export` cannot capture the model, or it returns no tensor. Experts: if the
             forward pass fails.
         NothingToPruneError: If no group of units may be removed, or there are no experts that may go.
-        SettingError: If an option means nothing for experts; if the model is no module, is scripted or
-            quantised, or has masks of `torch.nn.utils.prune` on; or if the inputs are of no known kind, or
-            empty.
+        SettingError: If an option means nothing for this granularity; if the model is no module, is scripted
+            or quantised, or has masks of `torch.nn.utils.prune` on; or if the inputs are missing, of no known
+            kind, or empty.
 
     Example:
         >>> import secateur as sc

@@ -19,11 +19,12 @@ from secateur.targets.granularity import by_granularity
 if TYPE_CHECKING:
     from secateur.signals.experts.score import ExpertAsked
     from secateur.targets.experts.graph import ExpertGraph
+    from secateur.targets.weights.weights import Weights
 
 
 @by_granularity("graph")
 def score(
-    graph: Graph | ExpertGraph,
+    graph: Graph | ExpertGraph | Weights,
     calibration: Any = None,
     signals: Asked | ExpertAsked | Iterable[Asked | ExpertAsked] = ("wasserstein", "taylor"),
     *,
@@ -34,6 +35,7 @@ def score(
     memory: int | str | None = None,
     checkpoint: str | PathLike[str] | None = None,
     checkpoint_every: float = 60.0,
+    by_block: bool | None = None,
 ) -> Scores:
     """Say what each unit is worth, by every signal asked for, in one pass over the data.
 
@@ -50,14 +52,18 @@ def score(
     own kernels, on one device and in one process. Tokens that a batch's ``attention_mask`` calls padding
     count for nothing.
 
+    Single weights are scored by `secateur.targets.weights.CRITERIA`, by default ``magnitude``, also in one
+    process, and by a model on several devices.
+
     Args:
-        graph: From `sc.trace`, of units or of experts.
+        graph: From `sc.trace`, of units, experts or single weights.
         calibration: A DataLoader, Dataset or iterable of batches (see `Calibration.of`); None if no signal
             needs data. Batches are moved to the model's device.
         signals: Names, or instances for settings other than the default: ``Wasserstein(per_class=64)``.
             Names with ``*`` and ``+`` between them, or `Product` and `RankSum`, are computed from their
             parts, which are in the result as well. For experts: ``frequency``, ``router_weight``, ``reap``,
-            ``output_change``, ``specialisation``, ``expert_taylor``, ``weight_norm``, ``random``.
+            ``output_change``, ``specialisation``, ``expert_taylor``, ``weight_norm``, ``random``. For single
+            weights: ``magnitude``, ``wanda``, ``taylor``, ``snip``, ``fisher``, ``random``.
         loss_fn: ``loss_fn(model, batch)`` returns the mean loss of a batch; `model` is called like the user's
             own, `batch` is what the loader gave. By default the cross-entropy of logits and labels, or the
             `loss` that the model returns for a mapping batch.
@@ -68,12 +74,15 @@ def score(
         memory: Most that the signals together may hold of what they accumulate, in bytes or as ``"2 GB"``;
             N processes get an N-th each. If it does not suffice for all groups at once, the data are read
             several times, each time for some groups; the scores are the same. Labels are then read once more
-            beforehand, to count the classes. This and the next two options are not for experts.
+            beforehand, to count the classes. This and the next two options are for units only.
         checkpoint: A file that keeps what has been accumulated. If it exists and belongs to this run, the run
             goes on behind the last batch that it holds, and gives the same scores, bit for bit; it is removed
             at the end. Batches before that are read, not run. With N processes, each has a file of its own,
             named after its rank.
         checkpoint_every: Seconds between two writes of it; 0 writes after every batch.
+        by_block: For single weights only. True: make Wanda's pass block by block, with the same scores up to
+            rounding. None: only if Accelerate has offloaded weights. A model that is not a chain of blocks
+            runs as a whole; so do all criteria that need gradients.
 
     Returns:
         ``scores[signal][group]``, float64 [group.size]; higher is worth more.
@@ -83,7 +92,7 @@ def score(
         ScoreError: A signal is unknown, a weight is not finite, scores are not, or another process failed.
         ArtefactError: The checkpoint is damaged, or of another model, data or settings.
         SettingError: The memory limit is too low for a single group, a setting is none, or it means nothing
-            for experts.
+            for this granularity.
 
     Example:
         >>> import torch
@@ -96,7 +105,7 @@ def score(
         >>> sorted(scores.values), scores["wasserstein"]["0"].shape
         (['apoz', 'l1', 'l1*apoz', 'wasserstein'], (8,))
     """
-    graph = cast(Graph, graph)  # one of experts does not come here
+    graph = cast(Graph, graph)  # others do not come here
     if graph.programs.model is not None:
         require_plain_modes("score", graph.programs.model)
     asked = listed(cast("Asked | Iterable[Asked]", signals))

@@ -26,10 +26,18 @@ MODULES: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "verify": "secateur.targets.experts.apply",
             "repair": "secateur.targets.experts.repair",
         },
-        "weight": {"apply": "secateur.targets.weights.apply", "verify": "secateur.targets.weights.apply"},
+        "weight": {
+            "trace": "secateur.targets.weights.weights",
+            "score": "secateur.signals.weights.score",
+            "apply": "secateur.targets.weights.apply",
+            "verify": "secateur.targets.weights.apply",
+        },
     }
 )
 """For what is no unit, the modules with functions of these names. They are imported when they are needed."""
+
+_NOT_RESUMED = "this pass cannot be resumed"
+_BY_BLOCK = "only single weights can be scored block by block"
 
 REFUSED: Mapping[tuple[str, str], Mapping[str, str]] = MappingProxyType(
     {
@@ -38,10 +46,21 @@ REFUSED: Mapping[tuple[str, str], Mapping[str, str]] = MappingProxyType(
             "methods": "experts are removed from the module itself, so for every method",
             "allow_inexact": "only experts whose removal is exact may go",
         },
+        ("trace", "weight"): {
+            **dict.fromkeys(
+                ("example_inputs", "more_inputs", "forward"), "weights are found without a forward pass"
+            ),
+            **dict.fromkeys(("methods", "allow_inexact"), "masks leave all shapes as they are"),
+        },
+        ("score", "unit"): {"by_block": _BY_BLOCK},
         ("score", "expert"): {
             "memory": "all blocks are scored in one pass",
-            "checkpoint": "this pass cannot be resumed",
-            "checkpoint_every": "this pass cannot be resumed",
+            **dict.fromkeys(("checkpoint", "checkpoint_every"), _NOT_RESUMED),
+            "by_block": _BY_BLOCK,
+        },
+        ("score", "weight"): {
+            "memory": "what is held is a few numbers for each weight",
+            **dict.fromkeys(("checkpoint", "checkpoint_every"), _NOT_RESUMED),
         },
         ("apply", "unit"): {"renormalise": "only routers of experts have such a setting"},
         ("apply", "expert"): {"on_unrealisable": "a module can express every removal of experts"},
@@ -87,7 +106,7 @@ def by_granularity(told_by: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
                 if not (isinstance(value, type(default)) and value == default):
                     raise refusal(f"{name}({option}={short(value)})", granularity, why)
             traced, fits = given.get("graph"), "expert" if granularity == "expert" else "unit"
-            if traced is not None and granularity_of(traced) != fits:
+            if told_by != "graph" and traced is not None and granularity_of(traced) != fits:
                 raise SettingError(
                     f"{name}: expected a trace with granularity {fits!r}, got one with "
                     f"{granularity_of(traced)!r}. Pass the graph that the plan was made on, or leave it out."

@@ -127,6 +127,11 @@ class Target(ABC):
     def trace(self) -> Any:
         """What may be removed: groups, and what they cost."""
 
+    @property
+    def prunable(self) -> Any:
+        """The graph that signals and rules read: the trace."""
+        return self.graph
+
     def score(self, rules: Iterable[Allocates]) -> Scores:
         """The scores of all signals that the rules read, in one pass over the data."""
         return self.score_signals([signal for rule in rules for signal in rule.signals])
@@ -135,7 +140,7 @@ class Target(ABC):
         """The scores of these signals."""
         task = self.task
         return score(
-            self.graph, task.fit, signals, loss_fn=task.loss_fn, seed=task.seed, progress=task.progress
+            self.prunable, task.fit, signals, loss_fn=task.loss_fn, seed=task.seed, progress=task.progress
         )
 
     def scored(self, rules: Iterable[Allocates]) -> Scored:
@@ -148,7 +153,7 @@ class Target(ABC):
 
     def allocate(self, rule: Any, scores: Scores, budget: Budget | None, limits: Limits | None = None) -> Any:
         """The rule's plan within these limits, or those of the call."""
-        return rule.allocate(self.graph, scores, budget, limits or self.task.limits, self.task.seed)
+        return rule.allocate(self.prunable, scores, budget, limits or self.task.limits, self.task.seed)
 
     @abstractmethod
     def default_budget(self, scored: Scored) -> Budget:

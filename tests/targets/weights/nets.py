@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 import secateur as sc
+from secateur.allocators.registry import resolve
+from secateur.targets.weights import Weights
 
 
 class Net(nn.Module):
@@ -54,3 +56,20 @@ def prune(
 ) -> Any:
     """`sc.prune` for single weights."""
     return sc.prune(model, batches, budget, allocator, "weight", repair, **more)
+
+
+def traced(model: nn.Module) -> Weights:
+    """The weights that masks cover."""
+    return sc.trace(model, granularity="weight")
+
+
+def score(model: nn.Module, *args: Any, **options: Any) -> sc.Scores:
+    """Of a model's single weights."""
+    return sc.score(traced(model), *args, **options)
+
+
+def allocate(weights: Weights, scores: sc.Scores, rule: Any, *args: Any, **options: Any) -> sc.MaskPlan:
+    """Masks, by a rule or the name of one."""
+    found: Any = resolve(rule)
+    plan: sc.MaskPlan = found.allocate(weights, scores, *args, **options)
+    return plan

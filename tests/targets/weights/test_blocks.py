@@ -16,9 +16,11 @@ from secateur.allocators import Budget
 from secateur.calibration import Calibration
 from secateur.common.models import evaluating
 from secateur.errors import SettingError
-from secateur.targets.weights import Weights, allocate, apply, check, score, surgeon
+from secateur.targets.weights import surgeon
+from secateur.targets.weights.apply import apply, check
 from secateur.targets.weights.blocks import Chain, lists_of
 from tests.targets.weights.chains import DEPTH, Plain, language_model, texts, vectors
+from tests.targets.weights.nets import allocate, score, traced
 
 SCORING = importlib.import_module("secateur.signals.weights.score")
 KINDS = ["llama", "gpt_neox", "opt"]
@@ -53,7 +55,7 @@ def test_wanda_equals_the_whole_model(kind: str, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("kind", ["plain", *KINDS])
 def test_the_surgeon_equals_the_whole_model(kind: str) -> None:
     model, batches = model_and_data(kind)
-    plan = allocate(Weights.of(model), score(model), "uniform", Budget(sparsity=0.5))
+    plan = allocate(traced(model), score(model), "uniform", Budget(sparsity=0.5))
     found, whole = apply(model, plan), apply(model, plan)
     names = surgeon(found, model, plan, batches)
     assert names == surgeon(whole, model, plan, batches, by_block=False) == tuple(plan.masks)
@@ -68,7 +70,7 @@ def test_the_surgeon_equals_the_whole_model(kind: str) -> None:
 def test_the_surgeon_runs_one_block_at_a_time() -> None:
     """A pass for each layer of a block and one to go on; a whole run would take every block each time."""
     model, batches = model_and_data("plain")
-    plan = allocate(Weights.of(model), score(model), "uniform", Budget(sparsity=0.5))
+    plan = allocate(traced(model), score(model), "uniform", Budget(sparsity=0.5))
     counts = [0]
     small = apply(model, plan)
     for block in small.chain:  # type: ignore[union-attr]
@@ -141,7 +143,7 @@ def test_lists_are_found_by_structure() -> None:
 def test_offloaded_by_accelerate(monkeypatch: pytest.MonkeyPatch) -> None:
     accelerate = pytest.importorskip("accelerate")
     model, batches = model_and_data("llama")
-    plan = allocate(Weights.of(model), score(model), "uniform", Budget(sparsity=0.5))
+    plan = allocate(traced(model), score(model), "uniform", Budget(sparsity=0.5))
     wanda = score(model, batches, "wanda", progress=False)["wanda"]
     small = apply(model, plan)
     surgeon(small, model, plan, batches)
@@ -174,7 +176,7 @@ def test_offloaded_to_disk_is_scored_and_not_written(tmp_path: Any) -> None:
     found = score(offloaded, batches, ["magnitude", "wanda"], progress=False)
     for name, values in wanda.items():
         np.testing.assert_allclose(found["wanda"][name], values, rtol=1e-12)
-    plan = allocate(Weights.of(offloaded), found, "uniform", Budget(sparsity=0.5))
+    plan = allocate(traced(offloaded), found, "uniform", Budget(sparsity=0.5))
     with pytest.raises(
         SettingError, match="expected weights that can be written, got those of Linear on disk"
     ):

@@ -13,11 +13,9 @@ import secateur as sc
 from secateur.errors import NothingToPruneError, SettingError, UnreachableBudgetError
 from secateur.repairs.judging import Judge
 from secateur.repairs.methods import REPAIRS, Work
-from secateur.targets.weights import apply
-from secateur.targets.weights.allocate import allocate
+from secateur.targets.weights.apply import apply
 from secateur.targets.weights.target import CANDIDATES as DEFAULT
-from secateur.targets.weights.weights import Weights
-from tests.targets.weights.nets import data, net, prune
+from tests.targets.weights.nets import allocate, data, net, prune, traced
 
 CANDIDATES = {"even": sc.Uniform(), "emp": sc.EMP(), "wanda": sc.ERK(removal="wanda")}
 
@@ -42,7 +40,7 @@ def test_the_winner_is_who_measures_best_in_the_last_round_and_its_plan_is_the_r
     fit, held = sc.Calibration.of(batches).split()
     judge, graph, errors = Judge(model, held), result.graph, {}
     for name, rule in CANDIDATES.items():
-        plan = allocate(Weights.of(model), result.scores, rule, sc.Budget(sparsity=0.6))
+        plan = allocate(traced(model), result.scores, rule, sc.Budget(sparsity=0.6))
         small = apply(model, plan, graph)
         REPAIRS["variance"].run(small, Work(lambda: graph, fit))
         errors[name] = float(judge(small).mean())

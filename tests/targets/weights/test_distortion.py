@@ -12,13 +12,12 @@ from torch import Tensor
 
 from secateur.allocators import Budget, Distortion, Repairability
 from secateur.errors import ScoreError, SettingError
-from secateur.targets.weights import Weights, allocate, score
 from secateur.targets.weights.distortion import distortions
-from tests.targets.weights.nets import data, net
+from tests.targets.weights.nets import allocate, data, net, score, traced
 
 GRID = (0.0, 0.25, 0.5, 0.8, 0.9, 1.0)
 MODEL = net()
-WEIGHTS = Weights.of(MODEL)
+WEIGHTS = traced(MODEL)
 SCORES = score(MODEL)
 INPUTS = [x for x, _ in data(3, 10)]
 CURVES = distortions(MODEL, INPUTS, SCORES["magnitude"], grid=GRID, progress=False)

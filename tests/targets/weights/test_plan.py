@@ -24,13 +24,14 @@ from secateur.errors import (
     UnreachableBudgetError,
     VerificationError,
 )
-from secateur.targets.weights import MaskPlan, Weights, allocate, apply, check, score
+from secateur.targets.weights import MaskPlan
+from secateur.targets.weights.apply import apply, check
 from secateur.targets.weights.interop import from_torch, is_two_four, to_semi_structured, to_torch
 from secateur.targets.weights.pattern import Pattern
-from tests.targets.weights.nets import data, net
+from tests.targets.weights.nets import allocate, data, net, score, traced
 
 MODEL = net()
-WEIGHTS = Weights.of(MODEL)
+WEIGHTS = traced(MODEL)
 SCORES = score(MODEL, data(), ["magnitude", "wanda", "random"])
 TOTAL = WEIGHTS.cost().weights
 RULES: dict[str, Any] = {
@@ -133,7 +134,7 @@ def test_patterns(n: int, m: int) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(4, 3, 1), nn.Flatten(), nn.Linear(16, 5), nn.Linear(5, 4)).double()
     scores = score(model)
-    plan = allocate(Weights.of(model), scores, Pattern(n, m))
+    plan = allocate(traced(model), scores, Pattern(n, m))
     for name, mask in plan.masks.items():
         values = scores["magnitude"][name].reshape(-1, mask[0].size)
         if mask[0].size % m:
@@ -151,10 +152,10 @@ def test_patterns(n: int, m: int) -> None:
 def test_patterns_keep_the_lower_index_of_a_tie_and_refuse_budgets() -> None:
     model = nn.Linear(4, 2, bias=False)
     nn.init.ones_(model.weight)
-    plan = allocate(Weights.of(model), score(model), Pattern())
+    plan = allocate(traced(model), score(model), Pattern())
     assert plan.masks["weight"].tolist() == [[True, True, False, False]] * 2
     with pytest.raises(SettingError, match="Pattern: expected no budget"):
-        allocate(Weights.of(model), score(model), Pattern(), Budget(sparsity=0.5))
+        allocate(traced(model), score(model), Pattern(), Budget(sparsity=0.5))
     bad: Any
     for bad in ((4, 4), (0, 4), (2.0, 4)):
         with pytest.raises(SettingError, match="Pattern: expected integers 1 <= n < m"):
@@ -267,7 +268,7 @@ def test_sparse_formats_need_their_hardware() -> None:
 def test_two_four_weights_are_multiplied_by_hardware() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10)).half().cuda()
-    small = apply(model, allocate(Weights.of(model), score(model), Pattern()))
+    small = apply(model, allocate(traced(model), score(model), Pattern()))
     x = torch.randn(32, 128, device="cuda", dtype=torch.float16)
     with torch.no_grad():
         expected = small(x)
@@ -330,7 +331,7 @@ def test_which_share_of_all_parameters_is_zero_is_said_beside_that_of_the_maskab
 def test_a_tied_or_masked_parameter_counts_once(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
     model[1].weight = model[0].weight
-    plan = allocate(Weights.of(model), score(model, [], ["magnitude"]), "uniform", Budget(sparsity=0.5))
+    plan = allocate(traced(model), score(model, [], ["magnitude"]), "uniform", Budget(sparsity=0.5))
     assert (plan.parameters, dict(plan.alone)) == (sum(p.numel() for p in model.parameters()), {})
     assert MaskPlan.load(plan.save(tmp_path / "plan.safetensors")).sentence() == plan.sentence()
     older = MaskPlan(plan.fingerprint, plan.allocator, plan.masks)

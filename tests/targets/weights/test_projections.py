@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 import secateur as sc
 from secateur.allocators import Budget, Repairability
-from secateur.targets.weights import Weights, allocate, distortions, projections, score
+from secateur.targets.weights import distortions, projections
+from tests.targets.weights.nets import allocate, score, traced
 from tests.zoo.importing import import_torchvision
 
 
@@ -70,7 +71,7 @@ def test_forced_in_and_out() -> None:
     model = Blocks(first=False).double().eval()
     graph = sc.trace(model, torch.randn(2, 3, 8, 8).double())
     data = [torch.randn(8, 3, 8, 8).double()]
-    scores, weights = score(model), Weights.of(model)
+    scores, weights = score(model), traced(model)
     curves = distortions(model, data, scores["magnitude"], progress=False)
     names = projections(graph)
     budget = Budget(sparsity=0.6)

@@ -12,7 +12,7 @@ import torch
 import secateur as sc
 from secateur.allocators import Budget, Repairability
 from secateur.errors import SettingError
-from secateur.targets.weights import apply
+from secateur.targets.weights.apply import apply
 from tests.targets.weights.nets import data, net, prune
 
 

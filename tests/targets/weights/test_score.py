@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from secateur.errors import CalibrationError, NothingToPruneError, ScoreError, SettingError
-from secateur.targets.weights import CRITERIA, Weights, score
-from tests.targets.weights.nets import data, net
+from secateur.errors import CalibrationError, NothingToPruneError, ScoreError
+from secateur.targets.weights import CRITERIA
+from tests.targets.weights.nets import data, net, score, traced
 
 
 def gradients(model: nn.Module, batches: Any) -> dict[str, Tensor]:
@@ -129,7 +129,7 @@ def test_tied_weights() -> None:
     torch.manual_seed(0)
     model = Tied().double()
     # The two linear layers are one weight; the head's is also an embedding, and left out.
-    assert [g.name for g in Weights.of(model).groups] == ["a.weight"]
+    assert [g.name for g in traced(model).groups] == ["a.weight"]
     x = torch.randint(9, (6, 5))
     found = score(model, [x], ["wanda"])["wanda"]["a.weight"].reshape(4, 4)
     first = model.embed(x)
@@ -145,7 +145,7 @@ def test_tied_weights() -> None:
 
 def test_bad_input() -> None:
     model = net()
-    with pytest.raises(SettingError, match=r"criteria: expected names among magnitude, wanda, .*, got 'l3'"):
+    with pytest.raises(ScoreError, match=r"score: expected names among magnitude, wanda, .*, got 'l3'"):
         score(model, data(), "l3")
     with pytest.raises(CalibrationError, match="expected calibration data for wanda, taylor, got none"):
         score(model, None, ["magnitude", "wanda", "taylor"])

@@ -12,8 +12,10 @@ from torch import nn
 
 from secateur.allocators import Budget
 from secateur.errors import SettingError
-from secateur.targets.weights import Weights, allocate, apply, score, surgeon
+from secateur.targets.weights import surgeon
+from secateur.targets.weights.apply import apply
 from secateur.targets.weights.surgeon import update
+from tests.targets.weights.nets import allocate, score, traced
 
 
 def literal(weight: Any, keep: Any, hessian: Any) -> Any:
@@ -63,7 +65,7 @@ def test_a_network_layer_by_layer() -> None:
     model = network()
     mixed = torch.randn(12, 12, dtype=torch.float64)
     batches = [torch.randn(40, 12, dtype=torch.float64) @ mixed for _ in range(3)]
-    plan = allocate(Weights.of(model), score(model), "uniform", Budget(sparsity=0.5))
+    plan = allocate(traced(model), score(model), "uniform", Budget(sparsity=0.5))
     small = apply(model, plan)
     done = copy.deepcopy(small)
     random = torch.get_rng_state()
@@ -85,7 +87,7 @@ def test_a_network_layer_by_layer() -> None:
 
 def test_what_is_not_updated() -> None:
     model = nn.Sequential(nn.Conv2d(2, 3, 1), nn.Flatten(), nn.Linear(12, 4)).double()
-    plan = allocate(Weights.of(model), score(model), "uniform", Budget(sparsity=0.5))
+    plan = allocate(traced(model), score(model), "uniform", Budget(sparsity=0.5))
     small = apply(model, plan)
     before = copy.deepcopy(small.state_dict())
     zeros = [torch.zeros(3, 2, 2, 2, dtype=torch.float64)]

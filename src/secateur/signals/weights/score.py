@@ -1,4 +1,4 @@
-"""Score single weights, with one pass over the data."""
+"""Single weights in `sc.score`: what each weight is worth, with one pass over the data."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from secateur.allocators.registry import Allocates
-from secateur.calibration import Batch, Calibration, seeded
-from secateur.common.models import evaluating, unwrap
+from secateur.calibration import Batch, Calibration, Forward, seeded
+from secateur.common.models import evaluating
 from secateur.common.progress import bar
-from secateur.errors import CalibrationError, ScoreError, SettingError
+from secateur.errors import CalibrationError, ScoreError
 from secateur.signals.loss import LossFn, default_loss
 from secateur.signals.scores import Scores
-from secateur.signals.units.combination import name_of
+from secateur.signals.signal import Signal
+from secateur.signals.units.combination import Asked, Combination, listed, name_of, parse, with_combinations
 from secateur.targets.weights.blocks import Chain
 from secateur.targets.weights.offload import input_device, stored
 from secateur.targets.weights.weights import Layer, Weights, layers_of
@@ -100,16 +100,17 @@ CRITERIA: Mapping[str, Criterion] = MappingProxyType(
 
 
 def score(
-    model: nn.Module,
+    graph: Weights,
     calibration: Any = None,
-    criteria: str | Iterable[str] = "magnitude",
+    signals: Asked | Iterable[Asked] = "magnitude",
     *,
     loss_fn: LossFn | None = None,
+    forward: Forward | None = None,
     by_block: bool | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> Scores:
-    r"""Score each maskable weight by one or more criteria, in one pass over the data.
+    r"""Score each maskable weight by one or more criteria, in one pass over the data: see `secateur.score`.
 
     - ``magnitude``: \|w\|.
     - ``wanda``: \|w\| times the root mean square of the input that the weight multiplies, over samples and
@@ -124,48 +125,30 @@ def score(
       2018, arXiv 1801.05787. It needs one backward pass for each sample.
     - ``random``: uniform in [0, 1), from the seed and the weight's name.
 
-    The model is not changed, not in a single bit. It runs in evaluation mode, without key-value caches.
-
     The pass for Wanda can go block by block through a chain of blocks, such as a language model (see
     `secateur.targets.weights.blocks`). Then memory holds the hidden states of all batches between two blocks,
     and the activations of one block for one batch. Offloaded weights are fetched once for each block. The
     scores are the same up to rounding.
 
-    Args:
-        model: Any module.
-        calibration: Anything that `Calibration.of` takes. None if no criterion reads data.
-        criteria: One or more names from `CRITERIA`.
-        loss_fn: As for `sc.score`.
-        by_block: True: make Wanda's pass block by block. None: only if Accelerate has offloaded weights. A
-            model that is not a chain of blocks runs as a whole; so do all criteria that need gradients.
-        seed: Seed for shuffling loaders and for ``random``.
-        progress: Show a progress bar on a terminal.
-
     Returns:
         ``scores[criterion][weight name]``, float64 vectors in the order of ``weight.reshape(-1)``.
 
     Raises:
-        SettingError: A criterion is unknown.
         CalibrationError: There is no data, or a criterion cannot use it.
-        ScoreError: A weight or a score is not finite, or no data reach a layer.
+        ScoreError: A criterion is unknown, a weight or a score is not finite, or no data reach a layer.
     """
-    model = unwrap(model)
-    names = tuple(dict.fromkeys([criteria] if isinstance(criteria, str) else criteria))
-    for name in names:
-        if name not in CRITERIA:
-            raise SettingError(
-                f"criteria: expected names among {', '.join(CRITERIA)}, got {name!r}. Name one of these."
-            )
-    weights, layers = Weights.of(model), layers_of(model)
+    asked = listed(signals)
+    model, names = graph.model, leaves(asked)
+    layers = layers_of(model)
     needs = frozenset[str]().union(*(CRITERIA[name].needs for name in names))
     sums = Sums()
     if needs:
         if calibration is None:
             raise CalibrationError(
-                f"masks: expected calibration data for {', '.join(n for n in names if CRITERIA[n].needs)}, "
-                "got none. Pass calibration data, or use magnitude."
+                f"score: expected calibration data for {', '.join(n for n in names if CRITERIA[n].needs)}, "
+                "got none. Pass at least one batch, or use magnitude."
             )
-        data = Calibration.of(calibration, seed=seed, model=model)
+        data = Calibration.of(calibration, seed=seed, forward=forward, model=model)
         device = input_device(model)
         data = data if device is None else data.to(device)
         if by_block is None:
@@ -180,16 +163,36 @@ def score(
         unseen = [name for name in layers if name not in sums.inputs]
         if unseen:
             raise ScoreError(
-                f"masks: expected data at every layer, got none at {unseen[0]!r}. Use magnitude, or data "
+                f"score: expected data at every layer, got none at {unseen[0]!r}. Use magnitude, or data "
                 "that reach it."
             )
     values: dict[str, dict[str, Any]] = {name: {} for name in names}
-    for group in weights.groups:
+    for group in graph.groups:
         weight = stored(layers[group.name][0]).detach().double()
         for name in names:
             found = CRITERIA[name].value(group.name, weight, sums, seed)
             values[name][group.name] = found.reshape(-1).cpu().numpy()
-    return Scores(values, sums.samples, 0, seed, weights.fingerprint)
+    return with_combinations(Scores(values, sums.samples, 0, seed, graph.fingerprint), asked)
+
+
+def leaves(asked: Iterable[Asked]) -> tuple[str, ...]:
+    """The criteria that are asked for, or that what is asked for is made of.
+
+    Raises:
+        ScoreError: One is unknown.
+    """
+    names: list[str] = []
+    for one in map(parse, asked):
+        if isinstance(one, Combination):
+            names += leaves(one.parts)
+        elif one in CRITERIA or (isinstance(one, Signal) and one.name in CRITERIA and one == type(one)()):
+            names.append(name_of(one))
+        else:
+            raise ScoreError(
+                f"score: expected names among {', '.join(CRITERIA)} for single weights, got {one!r}. Name "
+                "one of these."
+            )
+    return tuple(dict.fromkeys(names))
 
 
 def _gather(
@@ -304,19 +307,3 @@ def squared_inputs(layer: Layer, x: Tensor) -> tuple[Tensor, int]:
     return (
         found if layer.groups == 1 else found.repeat_interleave(layer.out_channels // layer.groups, 0)
     ), positions
-
-
-def asked_of(rule: Allocates) -> tuple[str, ...]:
-    """Return the names of the criteria that an allocator reads.
-
-    Raises:
-        SettingError: It reads a signal that single weights do not have.
-    """
-    names = tuple(name_of(asked) for asked in rule.signals)
-    unknown = [name for name in names if name not in CRITERIA]
-    if unknown:
-        raise SettingError(
-            f"prune: expected a rule that reads {', '.join(CRITERIA)} of single weights, got {unknown[0]!r}. "
-            'Set its removal signal: removal="wanda", for example.'
-        )
-    return names

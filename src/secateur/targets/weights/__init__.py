@@ -1,8 +1,6 @@
 """Prune single weights: score them, choose masks, and set the masked weights to zero."""
 
-from secateur.signals.weights.score import CRITERIA, score
-from secateur.targets.weights.allocate import allocate
-from secateur.targets.weights.apply import apply, check
+from secateur.signals.weights.score import CRITERIA
 from secateur.targets.weights.distortion import distortions
 from secateur.targets.weights.interop import from_torch, to_semi_structured, to_torch
 from secateur.targets.weights.pattern import Pattern
@@ -16,13 +14,9 @@ __all__ = [
     "MaskPlan",
     "Pattern",
     "Weights",
-    "allocate",
-    "apply",
-    "check",
     "distortions",
     "from_torch",
     "projections",
-    "score",
     "surgeon",
     "to_semi_structured",
     "to_torch",

@@ -21,7 +21,7 @@ from secateur.common.models import device_of, evaluating, unwrap
 from secateur.errors import ScoreError
 from secateur.signals.scores import Scores
 from secateur.signals.units.combination import name_of
-from secateur.targets.weights.weights import Layer, Weights, layers_of
+from secateur.targets.weights.weights import Layer, layers_of, trace
 
 
 def with_curves(
@@ -54,7 +54,7 @@ def distortions(
     Args:
         model: The dense model. It is not changed.
         calibration: Anything that `Calibration.of` takes. Labels are not read.
-        scores: Scores of one criterion, by weight name: one entry of what `score` returns. [group.size]
+        scores: Scores of one criterion, by weight name: one entry of what `sc.score` returns. [group.size]
         grid: Sparsities, ascending, from 0 to 1.
         progress: Show a progress bar on a terminal.
 
@@ -67,7 +67,7 @@ def distortions(
     """
     model = unwrap(model)
     layers = layers_of(model)
-    for group in Weights.of(model).groups:
+    for group in trace(model).groups:
         if group.name not in scores or np.shape(scores[group.name]) != (group.size,):
             raise ScoreError(
                 f"distortions: expected {group.size} scores of {group.name!r}. Score the model first."

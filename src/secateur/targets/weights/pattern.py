@@ -46,11 +46,10 @@ class Pattern(Allocator):
         >>> import torch
         >>> import secateur as sc
         >>> _ = torch.manual_seed(0)
-        >>> from secateur.targets import weights as masks
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
-        >>> weights, scores = masks.Weights.of(net), masks.score(net)
-        >>> plan = masks.allocate(weights, scores, sc.Pattern(2, 4))
-        >>> masks.apply(net, plan)[0].weight.count_nonzero(dim=1).tolist()
+        >>> weights = sc.trace(net, granularity="weight")
+        >>> plan = sc.Pattern(2, 4).allocate(weights, sc.score(weights))
+        >>> sc.apply(net, plan)[0].weight.count_nonzero(dim=1).tolist()
         [2, 2, 2, 2, 2, 2, 2, 2]
     """
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from pydantic import JsonValue
 
 from secateur.errors import PlanError
 from secateur.signals.storage import read, write
+
+if TYPE_CHECKING:
+    from secateur.targets.weights.weights import Weights
 
 _KIND = "masks"
 
@@ -73,6 +76,42 @@ class MaskPlan:
             raise PlanError(
                 f"masks: expected settings that JSON can hold, got {error}. Correct them."
             ) from error
+
+    @classmethod
+    def build(
+        cls,
+        graph: Weights,
+        keep: Mapping[str, NDArray[np.bool_]],
+        *,
+        allocator: str,
+        settings: Mapping[str, JsonValue] | None = None,
+        seed: int = 0,
+        budget: Mapping[str, JsonValue] | None = None,
+        certificates: Mapping[str, JsonValue] | None = None,
+    ) -> MaskPlan:
+        """Make a plan of a decision, as `Plan.build` does for units.
+
+        Args:
+            graph: The maskable weights.
+            keep: Vectors by weight name, True for weights that stay. [group.size]
+            allocator: Name of the rule that decided.
+            settings: The rule's settings.
+            seed: The seed of the run.
+            budget: The budget that was asked for.
+            certificates: What the rule guarantees or predicts.
+        """
+        shapes = {group.name: group.shape for group in graph.groups}
+        return cls(
+            graph.fingerprint,
+            allocator,
+            {name: mask.reshape(shapes[name]) for name, mask in keep.items()},
+            settings or {},
+            seed,
+            budget,
+            certificates or {},
+            graph.parameters,
+            graph.alone,
+        )
 
     @property
     def keep(self) -> dict[str, NDArray[np.bool_]]:

@@ -10,9 +10,10 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import nn
 
-from secateur.allocators import EMP, ERK, LAMP, Budget, Limits, Repairability, Uniform, resolve
+from secateur.allocators import EMP, ERK, LAMP, Allocator, Budget, Limits, Repairability, Uniform, resolve
 from secateur.allocators.registry import Allocates
 from secateur.calibration import Calibration
+from secateur.errors import ScoreError, SettingError
 from secateur.graph.graph import Graph
 from secateur.graph.trace import trace
 from secateur.measure.cost import Cost
@@ -23,14 +24,15 @@ from secateur.repairs.methods import resolve as resolve_repairs
 from secateur.report.collect import histograms
 from secateur.report.data import Layer
 from secateur.signals import Scores
-from secateur.signals.weights.score import asked_of, score
+from secateur.signals.units.combination import name_of
+from secateur.signals.weights.score import CRITERIA, leaves
 from secateur.targets.target import Scored, Target
-from secateur.targets.weights.allocate import allocate
 from secateur.targets.weights.apply import FORMS, verify
 from secateur.targets.weights.distortion import with_curves
 from secateur.targets.weights.plan import MaskPlan
 from secateur.targets.weights.surgeon import surgeon
 from secateur.targets.weights.weights import Weights
+from secateur.targets.weights.weights import trace as weights_of
 
 CANDIDATES: Mapping[str, Callable[[], Allocates]] = MappingProxyType(
     {
@@ -69,7 +71,14 @@ class SingleWeights(Target):
     def rule(allocator: Any) -> Any:
         """Resolve an allocator, and check that single weights have all its signals."""
         found = resolve(allocator, also=(Auto.name,))
-        asked_of(found)
+        for signal in found.signals:
+            try:
+                leaves([signal])
+            except ScoreError as error:
+                raise SettingError(
+                    f"prune: expected a rule that reads {', '.join(CRITERIA)} of single weights, got "
+                    f'{name_of(signal)!r}. Set its removal signal: removal="wanda", for example.'
+                ) from error
         return found
 
     @staticmethod
@@ -78,19 +87,13 @@ class SingleWeights(Target):
         resolve_repairs(repair, {"surgeon": Repair("surgeon", lambda small, work: None)})
 
     @cached_property
-    def _weights(self) -> Weights:
-        return Weights.of(self.task.model)
+    def prunable(self) -> Weights:
+        """The weights of linear layers and convolutions."""
+        return weights_of(self.task.model)
 
     def trace(self) -> Graph:
         """Trace the model. Only repairs need the trace, so inexact groups are allowed."""
         return trace(self.task.model, self.task.example.inputs, allow_inexact=True)
-
-    def score(self, rules: Iterable[Allocates]) -> Scores:
-        """Score single weights by all criteria that the allocators read."""
-        task, names = self.task, tuple(dict.fromkeys(name for rule in rules for name in asked_of(rule)))
-        return score(
-            task.model, task.fit, names, loss_fn=task.loss_fn, seed=task.seed, progress=task.progress
-        )
 
     def scored(self, rules: Iterable[Allocates]) -> Scored:
         """Score for these allocators and for ``emp``, which decides the default budget."""
@@ -103,9 +106,13 @@ class SingleWeights(Target):
     def allocate(
         self, rule: Any, scores: Scores, budget: Budget | None, limits: Limits | None = None
     ) -> MaskPlan:
-        """Let an allocator decide the masks."""
-        limits = limits or self.task.limits
-        return allocate(self._weights, scores, rule, budget, limits, self.task.seed)
+        """The masks. Only an `Allocator` can decide them."""
+        if not isinstance(rule, Allocator):
+            raise SettingError(
+                f"masks: expected a rule for single weights, got {rule!r}. Derive it from sc.Allocator."
+            )
+        plan: MaskPlan = super().allocate(rule, scores, budget, limits)
+        return plan
 
     def default_budget(self, scored: Scored) -> Budget:
         """The sparsity that ``emp`` chooses without a budget."""
@@ -157,7 +164,7 @@ class SingleWeights(Target):
 
     def facts(self, small: nn.Module, plan: Any, rule: Any, scores: Scores) -> dict[str, Any]:
         """Data for the report: one entry for each masked tensor."""
-        decisive = scores.only(asked_of(rule))
+        decisive = scores.only(map(name_of, rule.signals))
         layers = (
             Layer(
                 group=name,

@@ -19,13 +19,12 @@ from secateur.graph.trace import trace
 from secateur.measure.evaluate import Evaluation, evaluate
 from secateur.repairs.batchnorm import batch_norms, reestimate
 from secateur.repairs.sweep import sweep as refit
-from secateur.signals.weights.score import score
-from secateur.targets.weights.allocate import allocate
+from secateur.signals import score
 from secateur.targets.weights.apply import apply
 from secateur.targets.weights.distortion import with_curves
 from secateur.targets.weights.plan import MaskPlan
 from secateur.targets.weights.surgeon import surgeon
-from secateur.targets.weights.weights import Weights
+from secateur.targets.weights.weights import trace as weights_of
 
 
 @dataclass(frozen=True)
@@ -126,13 +125,13 @@ def allocations(
 
     The arguments are those of `sweep`.
     """
-    scores = score(model, fit, criterion, seed=seed)
-    weights = Weights.of(model)
+    weights = weights_of(model)
+    scores = score(weights, fit, criterion, seed=seed)
     for name, given in rules.items():
-        rule = with_curves(_with_criterion(resolve(given), criterion), model, fit, scores)
+        rule: Any = with_curves(_with_criterion(resolve(given), criterion), model, fit, scores)
         for sparsity in sparsities:
             try:
-                plan = allocate(weights, scores, rule, Budget(sparsity=sparsity), seed=seed)
+                plan = rule.allocate(weights, scores, Budget(sparsity=sparsity), seed=seed)
             except UnreachableBudgetError:
                 continue
             yield name, sparsity, plan

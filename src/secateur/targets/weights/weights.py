@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from secateur.allocators.base import Allocator
+from secateur.allocators.limits import Limits
+from secateur.allocators.registry import RULES
 from secateur.common.models import unwrap
-from secateur.errors import NothingToPruneError
+from secateur.errors import NothingToPruneError, SettingError
 from secateur.graph.graph import fingerprint
 from secateur.graph.weight import WeightGroup
 from secateur.targets.weights.offload import same_tensor
@@ -33,40 +37,41 @@ class WeightCost:
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """The maskable weights of a model. Allocators read it in place of a `Graph`.
+    """The maskable weights of a model: what `sc.trace` returns for granularity ``weight``.
 
-    These are the weights of linear layers and convolutions. Each tensor is one group, and each entry is one
-    unit. A weight that another kind of layer also uses, such as an embedding tied to the last layer, is left
-    out.
+    `sc.score` and allocators take it like a `Graph`. These are the weights of linear layers and convolutions.
+    Each tensor is one group, and each entry is one unit. A weight that another kind of layer also uses, such
+    as an embedding tied to the last layer, is left out.
 
     Attributes:
         groups: One group for each weight tensor, in the model's order.
+        model: The model itself, not a copy.
         fingerprint: Fingerprint of the model, as in a graph.
         parameters: Number of parameters of the whole model.
         alone: Number of parameters of each other layer with weights, by a name such as ``rnn (LSTM)``. No
             mask covers these layers.
-
-    Raises:
-        NothingToPruneError: On `of`: the model has no such weight.
     """
 
+    granularity: ClassVar[Literal["weight"]] = "weight"
+
     groups: tuple[WeightGroup, ...]
+    model: nn.Module = field(repr=False)
     fingerprint: str
     parameters: int = 0
     alone: Mapping[str, int] = field(default_factory=dict)
 
-    @classmethod
-    def of(cls, model: nn.Module) -> Weights:
-        """Find the maskable weights of a model. The model is not changed."""
-        model = unwrap(model)
-        layers = layers_of(model)
-        if not layers:
-            raise NothingToPruneError(
-                "weights: expected a linear layer or a convolution, got none whose weight is its own. "
-                "Prune units instead."
+    def adapted(self, rule: Allocator, limits: Limits) -> tuple[Allocator, Limits]:
+        """The rule and the limits as they are.
+
+        Raises:
+            SettingError: The rule decides on units only.
+        """
+        if not rule.on_weights:
+            known = ", ".join(name for name, other in RULES.items() if other.on_weights)
+            raise SettingError(
+                f"masks: expected a rule for single weights, got {rule!r}. Use one of {known}."
             )
-        groups = (WeightGroup.of(name, tuple(found[0].weight.shape)) for name, found in layers.items())
-        return cls(tuple(groups), fingerprint(model), *rest_of(model))
+        return rule, limits
 
     def cost(self, keep: Mapping[str, NDArray[np.bool_]] | None = None) -> WeightCost:
         """Count the kept weights.
@@ -78,6 +83,23 @@ class Weights:
         given = keep or {}
         counts = (int(given[g.name].sum()) if g.name in given else g.size for g in self.groups)
         return WeightCost(sum(counts))
+
+
+def trace(model: nn.Module) -> Weights:
+    """Find the maskable weights of a model, which is not changed: see `secateur.trace`.
+
+    Raises:
+        NothingToPruneError: The model has no such weight.
+    """
+    model = unwrap(model)
+    layers = layers_of(model)
+    if not layers:
+        raise NothingToPruneError(
+            "weights: expected a linear layer or a convolution, got none whose weight is its own. "
+            "Prune units instead."
+        )
+    groups = (WeightGroup.of(name, tuple(found[0].weight.shape)) for name, found in layers.items())
+    return Weights(tuple(groups), model, fingerprint(model), *rest_of(model))
 
 
 def rest_of(model: nn.Module) -> tuple[int, dict[str, int]]:
