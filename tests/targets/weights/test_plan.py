@@ -250,6 +250,11 @@ def test_to_torch_and_back_through_training() -> None:
         from_torch(model)
 
 
+def test_single_weights_have_no_curve_of_macs() -> None:
+    with pytest.raises(SettingError, match="curve: expected a graph of units or experts, got one of single"):
+        LAMP().curve(WEIGHTS, SCORES)  # type: ignore[arg-type]
+
+
 def test_rules_for_units_are_refused() -> None:
     with pytest.raises(SettingError, match="masks: expected a rule for single weights, got ToD"):
         allocate(WEIGHTS, SCORES, ToD(), Budget(sparsity=0.5))

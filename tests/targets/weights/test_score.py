@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import secateur as sc
 from secateur.errors import CalibrationError, NothingToPruneError, ScoreError
 from secateur.targets.weights import CRITERIA
 from tests.targets.weights.nets import data, net, score, traced
@@ -141,6 +142,28 @@ def test_tied_weights() -> None:
     taylor = score(pooled, [(x, y)], "taylor")["taylor"]["0.a.weight"]
     assert np.isfinite(taylor).all()
     assert taylor.max() > 0
+
+
+def test_combinations_and_what_units_alone_have() -> None:
+    model, batches = net(), data(2, 4)
+    found = score(model, batches, ["magnitude+random", sc.Product("magnitude", "taylor")])
+    assert set(found.signals) == {"magnitude", "random", "taylor", "magnitude+random", "magnitude*taylor"}
+    for name, values in found["magnitude*taylor"].items():
+        parts = [found[part][name] / found[part][name].mean() for part in ("magnitude", "taylor")]
+        np.testing.assert_allclose(values, parts[0] * parts[1], rtol=1e-9)
+    assert score(model, None, sc.Magnitude()).signals == ("magnitude",)
+    with pytest.raises(ScoreError, match=r"for single weights, got Magnitude\(p=1"):
+        score(model, None, sc.Magnitude(p=1))
+    with pytest.raises(ScoreError, match="for single weights, got 'l1'"):
+        score(model, None, "magnitude*l1")
+
+
+def test_batches_of_ones_own() -> None:
+    model, batches = net(), data(2, 4)
+    named = [{"x": x} for x, _ in batches]
+    found = score(model, named, "wanda", forward=lambda model, batch: model(batch["x"]))["wanda"]
+    for name, values in score(model, batches, "wanda")["wanda"].items():
+        np.testing.assert_array_equal(found[name], values)
 
 
 def test_bad_input() -> None:
