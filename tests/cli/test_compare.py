@@ -46,4 +46,37 @@ def test_bad_input(folder: Path) -> None:
     assert "--rules best: expected one of auto" in refused(2, *BASE, "--rules", "best")
     assert "--macs 1: expected a number above 0 and below 1" in refused(2, *BASE, "--macs", "1")
     assert "ends in .svg, .png, .pdf" in refused(2, *BASE, "--plot", "c.txt")
-    assert "expected granularity unit" in refused(2, *BASE, "--set", "granularity=expert")
+    said = refused(2, *BASE, "--set", "granularity=expert")
+    assert "expected Sequential to hold a mixture of experts, got none" in said
+    said = refused(2, *BASE, "--granularity", "weight", "--rules", "tod")
+    assert "expected a rule that reads magnitude" in said
+    said = refused(2, *BASE, "--granularity", "weight", "--allow-inexact")
+    assert "expected no such setting with granularity 'weight'" in said
+    said = refused(2, *BASE, "--granularity", "weight", "--rules", "erk", "--macs", "0.5")
+    assert "macs" in said
+
+
+def test_single_weights_at_their_own_budgets(folder: Path) -> None:
+    asked = (*BASE, "--granularity", "weight", "--repair", "none", "--json")
+    result = run(*asked, "--sparsities", "0.6,0.3", "--rules", "erk,uniform", "--removal", "wanda")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["granularity"] == "weight"
+    assert [(o["rule"], o["budget"]) for o in found["outcomes"]] == [
+        ("erk", {"sparsity": 0.3}),
+        ("uniform", {"sparsity": 0.3}),
+        ("erk", {"sparsity": 0.6}),
+        ("uniform", {"sparsity": 0.6}),
+    ]
+    result = run(*asked)
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert {o["rule"] for o in found["outcomes"]} == {
+        "repairability",
+        "emp",
+        "erk",
+        "lamp",
+        "uniform",
+        "random",
+    }
+    assert {o["budget"]["sparsity"] for o in found["outcomes"]} == {0.5, 0.7, 0.9}

@@ -43,6 +43,30 @@ def mixture(folder: Path) -> None:
     (folder / "mixture.py").write_text(MIXTURE)
 
 
+def test_step_by_step_equals_prune(folder: Path) -> None:
+    def done(*arguments: str) -> str:
+        result = run(*arguments)
+        assert result.exit_code == 0, result.stderr
+        return result.stdout
+
+    asked = ("--granularity", "expert", "--allocator", "uniform")
+    done("prune", *MODEL, *asked, "--experts", "0.75", "--out", "whole")
+    done("score", *MODEL, *asked, "--ratio", "0.25", "--out", "s.safetensors")
+    done("plan", *MODEL, *asked, "--experts", "0.75", "--scores", "s.safetensors", "--out", "plan.json")
+    done("apply", *MODEL, "--plan", "plan.json", "--out", "small")
+    done("repair", *MODEL, "--artefact", "small", "--out", "fixed")
+    whole, fixed = (json.loads((folder / out / "secateur.json").read_text()) for out in ("whole", "fixed"))
+    assert whole["plan"] == fixed["plan"] == json.loads((folder / "plan.json").read_text())
+    assert whole == fixed  # the tensors' checksum among it
+    said = refused(2, "repair", *MODEL, "--artefact", "small", "--repair", "variance", "--out", "none")
+    assert "expected None, 'auto' or 'experts'" in said
+    table = done("tolerance", *MODEL, "--granularity", "expert", "--rows", "4")
+    assert "removal reap, protection expert_taylor" in table
+    compared = ("compare", *MODEL, "--granularity", "expert", "--rules", "uniform", "--json")
+    found = json.loads(done(*compared, "--experts", "0.5,0.75", "--repair", "none"))
+    assert [o["budget"] for o in found["outcomes"]] == [{"experts": 0.75}, {"experts": 0.5}]
+
+
 def test_from_a_model_to_a_smaller_checkpoint(folder: Path) -> None:
     from tests.targets.experts.models import make, words
 

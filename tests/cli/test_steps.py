@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 
 import secateur as sc
@@ -47,6 +48,29 @@ def test_step_by_step_equals_prune(folder: Path, rule: tuple[str, ...], methods:
     assert any(each["kept"] for each in whole["repairs"])
     before, after = (load_file(folder / out / "model.safetensors") for out in ("small", "fixed"))
     assert any(not before[name].equal(after[name]) for name in before)
+
+
+def test_single_weights_step_by_step(folder: Path) -> None:
+    base = (*BASE, "--granularity", "weight")
+    asked = ("--allocator", "repairability", "--sparsity", "0.6", "--removal", "wanda")
+    done("prune", *base, *asked, "--repair", "reconstruct", "--out", "whole")
+    done("score", *base, "--signals", "wanda", "--out", "s.safetensors")
+    text = done("plan", *base, *asked, "--scores", "s.safetensors", "--out", "masks.safetensors")
+    assert text.startswith("masks by repairability, seed 3")
+    plan = sc.MaskPlan.load(folder / "masks.safetensors")
+    found = json.loads(done("apply", *BASE, "--plan", "masks.safetensors", "--out", "small", "--json"))
+    assert found["form"] == "masked"
+    assert found["dense"]["params"] - found["pruned"]["params"] == plan.removed > 0
+    assert found["proof"]["reference"] == "masks"
+    small = load_file(folder / "small" / "model.safetensors")
+    assert all((small[name] == 0).equal(torch.tensor(~mask)) for name, mask in plan.masks.items())
+    done("repair", *BASE, "--artefact", "small", "--repair", "reconstruct", "--out", "fixed")
+    whole, fixed = (json.loads((folder / out / "secateur.json").read_text()) for out in ("whole", "fixed"))
+    assert whole == fixed  # the tensors' checksum among it
+    line = refused(2, "apply", "--model", "net.py:make", "--plan", "masks.safetensors", "--out", "none")
+    assert "expected --input or --data, got neither" in line
+    line = refused(2, "plan", *BASE, *asked[:2], "--scores", "s.safetensors", "--out", "p.json")
+    assert "signal wanda" in line
 
 
 def test_scores_are_for_planning_again(folder: Path) -> None:
@@ -102,8 +126,8 @@ def test_what_is_missing_is_named(folder: Path) -> None:
     assert "expected a folder with model.safetensors" in line
     line = refused(2, "repair", *BASE, "--artefact", "none", "--out", "fixed", "--repair", "none")
     assert "expected a repair, got none" in line
-    line = refused(2, "score", *BASE, "--set", "granularity=weight", "--out", "s")
-    assert "secateur score: expected granularity unit, got weight" in line
+    line = refused(2, "score", *BASE, "--granularity", "weight", "--memory", "1 GB", "--out", "s")
+    assert "score(memory='1 GB'): expected no such setting with granularity 'weight'" in line
     assert not {"small", "fixed", "p.json"} & {path.name for path in folder.iterdir()}
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json as json_format
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secateur.artefact.writing import replacing
 from secateur.cli.command import LIMITS, READING, command
-from secateur.cli.inputs import Inputs, contender, limits_of, only_units
+from secateur.cli.inputs import Inputs, contender, limits_of
 from secateur.common.formatting import number, percent
 from secateur.config.run import Run
 from secateur.report.text import bar
@@ -29,8 +29,11 @@ TOLERANCE_NOTES = (
 @command(
     "model",
     "data",
+    "granularity",
     "compare.rules",
     "compare.macs",
+    "compare.sparsities",
+    "compare.experts",
     "removal",
     "repair",
     *LIMITS,
@@ -43,24 +46,30 @@ TOLERANCE_NOTES = (
     needs=("model", "data"),
 )
 def compare(run: Run, json: bool) -> str:
-    """Compare rules at equal MACs."""
-    only_units("compare", run)
+    """Compare rules at equal budgets."""
     import secateur as sc
     from secateur.pipeline.compare import compare as compare_rules
     from secateur.pipeline.compare import draw
+    from secateur.pipeline.prune import TARGETS
     from secateur.report.plot import check
 
     asked = run.compare
     plot = None if asked.plot is None else Path(asked.plot)
     if plot is not None:
         check(plot)
-    inputs = Inputs(run)
+    inputs, kind, given = Inputs(run), TARGETS[run.granularity], asked.model_fields_set
+    budgets = [
+        *(sc.Budget(macs=share) for share in sorted(asked.macs, reverse=True) if "macs" in given),
+        *(sc.Budget(sparsity=share) for share in sorted(asked.sparsities)),
+        *(sc.Budget(experts=share) for share in sorted(asked.experts, reverse=True)),
+    ]
     found = compare_rules(
         inputs.model,
         inputs.data,
-        {name: contender(run, name) for name in asked.rules},
-        [sc.Budget(macs=share) for share in sorted(asked.macs, reverse=True)],
+        {name: contender(run, name) for name in (asked.rules if "rules" in given else kind.compared)},
+        budgets or kind.budgets,
         run.repairs,
+        granularity=run.granularity,
         limits=limits_of(run),
         form=run.form,
         evaluation=inputs.evaluation,
@@ -78,6 +87,7 @@ def compare(run: Run, json: bool) -> str:
 @command(
     "model",
     "data",
+    "granularity",
     "removal",
     "protection",
     "curve.rows",
@@ -91,17 +101,20 @@ def compare(run: Run, json: bool) -> str:
 def tolerance(run: Run, json: bool) -> str:
     """Show what each tolerance of the rule tod would leave."""
     import secateur as sc
+    from secateur.pipeline.prune import TARGETS
     from secateur.report.plot import check, draw
 
-    rule = sc.ToD(removal=run.removal or "wasserstein", protection=run.protection or "taylor")
+    asked = {"removal": run.removal, "protection": run.protection}
+    rule = TARGETS[run.granularity].rule("tod")
+    rule = replace(rule, **{name: signal for name, signal in asked.items() if signal is not None})
     plot = None if run.curve.plot is None else Path(run.curve.plot)
     if plot is not None:
         check(plot)  # fail now, not after an hour of scoring
     inputs = Inputs(run)
     # The part that `secateur prune` scores on, so that the same tolerance means the same plan.
     fit, _ = inputs.data.split()
-    graph = sc.trace(inputs.model, inputs.example, allow_inexact=run.allow_inexact)
-    curve = rule.curve(graph, sc.score(graph, fit, rule.signals, seed=run.seed), limits_of(run))
+    scores = sc.score(inputs.graph, fit, rule.signals, seed=run.seed)
+    curve = rule.curve(inputs.graph, scores, limits_of(run))
     title = f"{type(inputs.model).__name__}, removal {rule.removal}, protection {rule.protection}"
     shown = _tolerance_json(title, curve) if json else tolerance_table(title, curve, run.curve.rows)
     if plot is not None:

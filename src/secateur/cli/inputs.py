@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secateur.cli.loading import ModelSource, example_of, load_data, model_source
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from secateur.allocators.registry import Allocates
     from secateur.calibration import Calibration
     from secateur.pipeline.auto import Auto
+    from secateur.plan import Plan
+    from secateur.targets.weights import MaskPlan
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,16 @@ class Inputs:
     def data(self) -> Calibration:
         """The calibration data."""
         return self._read("--data", self.run.data or "")
+
+    @cached_property
+    def graph(self) -> Any:
+        """What may be removed, of the run's granularity."""
+        import secateur as sc
+
+        run = self.run
+        example = None if run.granularity == "weight" else self.example
+        trace: Any = sc.trace
+        return trace(self.model, example, granularity=run.granularity, allow_inexact=run.allow_inexact)
 
     @cached_property
     def evaluation(self) -> Calibration | None:
@@ -89,13 +103,23 @@ def budget_of(run: Run) -> Budget | None:
 
 
 def limits_of(run: Run) -> Limits:
-    """Return the run's limits."""
-    from secateur.allocators import Limits
+    """Return the run's limits: what it sets, and the granularity's defaults."""
+    from dataclasses import replace
 
-    asked = run.limits
-    return Limits(
-        round_to=asked.round_to, min_keep=asked.min_keep, max_ratio=asked.max_ratio, ignore=asked.ignore
-    )
+    from secateur.allocators.limits import DEFAULTS, Limits
+
+    given = {name: getattr(run.limits, name) for name in run.limits.model_fields_set}
+    return replace(DEFAULTS.get(run.granularity, Limits()), **given)
+
+
+def read_plan(path: str) -> Plan | MaskPlan:
+    """Read a plan of any granularity: JSON, or the safetensors file of masks."""
+    import secateur as sc
+
+    with suppress(OSError), Path(path).open("rb") as file:
+        if b"\0" in file.read(8):  # a length, whose upper bytes are zero; no text has such a byte
+            return sc.MaskPlan.load(path)
+    return sc.Plan.from_json(path)
 
 
 def rule_of(run: Run) -> Allocates | Auto:
@@ -139,10 +163,9 @@ def rule_called(run: Run, name: str) -> Allocates:
     """
     from dataclasses import fields, replace
 
-    from secateur.allocators import resolve
-    from secateur.targets.experts.target import Experts
+    from secateur.pipeline.prune import TARGETS
 
-    found: Any = (Experts.rule if run.granularity == "expert" else resolve)(name)
+    found = TARGETS[run.granularity].rule(name)
     asked: dict[str, Any] = {"removal": run.removal} if name != "random" else {}
     if name == run.single_rule:
         asked |= {"protection": run.protection, "tolerance": run.tolerance, "ratio": run.ratio}
@@ -155,16 +178,3 @@ def rule_called(run: Run, name: str) -> Allocates:
         )
     rule: Allocates = replace(found, **given)
     return rule
-
-
-def only_units(command: str, run: Run) -> None:
-    """Check that the granularity is ``unit``. Only `secateur prune` supports the others.
-
-    Raises:
-        SettingError: If it is another one.
-    """
-    if run.granularity != "unit":
-        raise SettingError(
-            f"secateur {command}: expected granularity unit, got {run.granularity}. Use secateur prune, "
-            "which does all the steps."
-        )

@@ -42,7 +42,8 @@ COMMANDS = {
     ),
     "score": Entry(
         "pipeline",
-        "Score every unit, and write the table. A fifth of the data is held out, as prune does it.",
+        "Score every unit, weight or expert, and write the table. A fifth of the data is held out, as "
+        "prune does it.",
         "score --config run.yaml --out scores.safetensors",
     ),
     "plan": Entry(
@@ -62,7 +63,7 @@ COMMANDS = {
     ),
     "compare": Entry(
         "curves",
-        "Compare rules at equal MACs: what each leaves of the accuracy, as pruned and repaired.",
+        "Compare rules at equal budgets: what each leaves of the accuracy, as pruned and repaired.",
         "compare --model net.py:make --data x.npz --macs 0.8,0.5",
     ),
     "report": Entry(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from secateur.artefact.writing import folder_in_place
 from secateur.cli.command import BUDGET, LIMITS, READING, RULE, command
-from secateur.cli.inputs import Inputs, budget_of, limits_of, only_units, rule_called, rule_of, single_rule_of
+from secateur.cli.inputs import Inputs, budget_of, limits_of, read_plan, rule_called, rule_of, single_rule_of
 from secateur.cli.output import (
     file_to_write,
     folder_to_write,
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     "data",
     "input",
     "scores",
+    "granularity",
     "signals",
     *RULE,
     "checkpoint",
@@ -42,15 +43,13 @@ if TYPE_CHECKING:
 )
 def score(run: Run, json: bool) -> str:
     """Score every unit and write the table. A fifth of the data is held out, as `prune` does it."""
-    only_units("score", run)
     out = file_to_write("--out", Path(run.scores or ""))
     import secateur as sc
 
     inputs = Inputs(run)
     signals = run.signals or rule_called(run, run.single_rule).signals
-    graph = sc.trace(inputs.model, inputs.example, allow_inexact=run.allow_inexact)
     scores = sc.score(
-        graph,
+        inputs.graph,
         None if run.data is None else inputs.data.split()[0],
         signals,
         seed=run.seed,
@@ -100,7 +99,8 @@ def _score_table(found: dict[str, Any]) -> str:
         + "  ".join(f"{each[name]:>10.4g}" for name in ("least", "median", "most"))
         for signal, each in rows
     ]
-    about = f"{found['samples']:,} samples of {found['classes']} classes read; higher is worth more"
+    classes = f" of {found['classes']} classes" if found["classes"] else ""
+    about = f"{found['samples']:,} samples{classes} read; higher is worth more"
     return "\n".join([head, *lines, "", about, f"written to  {found['written']}"])
 
 
@@ -110,7 +110,10 @@ def _score_table(found: dict[str, Any]) -> str:
     "plan",
     "data",
     "input",
+    "granularity",
     *BUDGET,
+    "budget.sparsity",
+    "budget.experts",
     *RULE,
     *LIMITS,
     "allow_inexact",
@@ -121,21 +124,23 @@ def _score_table(found: dict[str, Any]) -> str:
 )
 def plan(run: Run, json: bool) -> str:
     """Write a plan made from a table of scores, without scoring again; data serve as example inputs."""
-    only_units("plan", run)
     out = file_to_write("--out", Path(run.plan or ""))
     import secateur as sc
-    from secateur.allocators.unit_distortions import with_unit_curves
+    from secateur.pipeline.prune import TARGETS
 
-    rule = single_rule_of(run)
+    rule: Any = single_rule_of(run)
     scores = sc.Scores.load(run.scores or "")
     inputs = Inputs(run)
-    graph = sc.trace(inputs.model, inputs.example, allow_inexact=run.allow_inexact)
     fit = None if run.data is None else inputs.data.split()[0]
-    decided = with_unit_curves(rule, graph, fit, scores, progress=True).allocate(
-        graph, scores, budget_of(run), limits_of(run), run.seed
+    rule = TARGETS[run.granularity].with_curves(rule, inputs.graph, fit, scores, progress=True)
+    decided: sc.Plan | sc.MaskPlan = rule.allocate(
+        inputs.graph, scores, budget_of(run), limits_of(run), run.seed
     )
-    text: str = decided.to_json(out)
-    return text.rstrip() if json else f"{decided}\n\nwritten to  {out}"
+    if isinstance(decided, sc.MaskPlan):
+        decided.save(out)
+    else:
+        decided.to_json(out)
+    return decided.to_json().rstrip() if json else f"{decided}\n\nwritten to  {out}"
 
 
 @command(
@@ -157,19 +162,26 @@ def apply(run: Run, json: bool) -> str:
     import secateur as sc
     from secateur.report.proofs import described
 
-    decided = sc.Plan.from_json(run.plan or "")
+    decided = read_plan(run.plan or "")
     inputs = Inputs(run)
-    example = inputs.example if run.input or run.data else None
+    graph, example = None, inputs.example if run.input or run.data else None
+    if isinstance(decided, sc.MaskPlan):  # compared bit for bit, but the artefact says which inputs it takes
+        graph, example = sc.trace(inputs.model, inputs.example, allow_inexact=True), None
     small = sc.apply(
         inputs.model,
         decided,
         run.form,
         example_inputs=example,
+        graph=graph,
         on_unrealisable=run.on_unrealisable or "graph",
     )
-    # A plan's record may leave out what its form could not express.
     done = sc.record_of(small)
-    proof = sc.verify(inputs.model, small, done.plan, example)
+    dense, pruned = done.plan.dense, done.plan.predicted
+    if isinstance(decided, sc.MaskPlan):
+        pruned = dense.model_copy(update={"params": dense.params - decided.removed})
+    else:  # the record's plan leaves out what the form could not express
+        decided = done.plan
+    proof = sc.verify(inputs.model, small, decided, example)
     with folder_in_place(out) as folder:
         sc.save(small, folder)
     if json:
@@ -179,12 +191,12 @@ def apply(run: Run, json: bool) -> str:
             "note": done.note,
             "takes": done.takes,
             "proof": asdict(proof),
-            "dense": decided.dense.model_dump(),
-            "pruned": done.plan.predicted.model_dump(),
+            "dense": dense.model_dump(),
+            "pruned": pruned.model_dump(),
         }
         return json_format.dumps(found, indent=1)
     said = [
-        str(done.plan),
+        str(decided),
         f"form {done.form}" + (f": {done.note}" if done.note else ""),
         f"proof: {described(asdict(proof))}",
         f"sizes of the inputs: {done.takes}",
@@ -260,13 +272,19 @@ def repair(run: Run, json: bool) -> str:
         raise SettingError("--repair none: expected a repair, got none. Leave it out, or name one.")
     out = folder_to_write(Path(run.repaired or ""))
     import secateur as sc
+    from secateur.pipeline.prune import TARGETS
+    from secateur.targets.target import Task
 
     inputs = Inputs(run)
     small = sc.load(run.artefact or "", inputs.source.make)
     before = sc.record_of(small)
+    kind = TARGETS[before.plan.granularity]
+    kind.check_repair(methods)
     inexact = not all(group.exact for group in before.plan.groups)
-    graph = sc.trace(inputs.model, inputs.example, allow_inexact=inexact)
-    better = sc.repair(small, inputs.model, inputs.data, methods, graph=graph, seed=run.seed)
+    task = Task(
+        inputs.model, inputs.data, repair=methods, allow_inexact=inexact, seed=run.seed, progress=True
+    )
+    better = kind(task).repaired(small, before.plan)
     with folder_in_place(out) as folder:
         sc.save(better, folder)
     tried = sc.record_of(better).repairs[len(before.repairs) :]

@@ -6,7 +6,7 @@ declaration. It imports pydantic, but not torch.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -60,7 +60,7 @@ def _amount(value: int | float, info: ValidationInfo) -> int | float:
 
 def _signal(text: str) -> str:
     """Check the name of a signal. Signals may be multiplied and added: ``l1*wasserstein``."""
-    known = tuple(dict.fromkeys((*SIGNALS, *EXPERT_SIGNALS)))
+    known = tuple(dict.fromkeys((*SIGNALS, *get_args(Criterion), *EXPERT_SIGNALS)))
     parts = [part.strip(" ()") for part in text.replace("*", " ").replace("+", " ").split()]
     if not parts or not {part for part in parts if part} <= {*known}:
         wanted = f"one of {', '.join(known)}, or such names with * or + between them"
@@ -164,10 +164,18 @@ class CompareSection(_Settings):
     """What `secateur compare` compares."""
 
     rules: Listed[Rule] = Field(
-        default=("repair_aware", "tod", "emp", "uniform", "global", "random"), description="Rules to compare."
+        default=("repair_aware", "tod", "emp", "uniform", "global", "random"),
+        description="Rules to compare. Single weights and experts have other defaults.",
     )
     macs: Listed[Share] = Field(
-        default=(0.8, 0.6, 0.4), description="Fractions of the dense MACs at which they are compared."
+        default=(0.8, 0.6, 0.4),
+        description="Fractions of the dense MACs at which they are compared, if no other budget is given.",
+    )
+    sparsities: Listed[Share] = Field(
+        default=(), description="Fractions of single weights that become zero.", examples=[(0.5, 0.7, 0.9)]
+    )
+    experts: Listed[Share] = Field(
+        default=(), description="Fractions of the experts that stay.", examples=[(0.75, 0.5)]
     )
     plot: str | None = Field(
         default=None,
@@ -319,7 +327,9 @@ class Run(_Settings):
         examples=["scores.safetensors"],
     )
     plan: str | None = Field(
-        default=None, description="Plan: secateur plan writes it, apply reads it.", examples=["plan.json"]
+        default=None,
+        description="Plan: secateur plan writes it, apply reads it. JSON; for single weights safetensors.",
+        examples=["plan.json"],
     )
     artefact: str | None = Field(
         default=None,

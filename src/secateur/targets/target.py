@@ -147,9 +147,14 @@ class Target(ABC):
         """The same for candidates: a signal that the data cannot feed is listed instead of an error."""
         return Scored(self.score(rules))
 
-    def measured(self, rule: Any, data: Calibration, scores: Scores) -> Any:
+    @staticmethod
+    def with_curves(rule: Any, graph: Any, data: Any, scores: Scores, *, progress: bool = False) -> Any:
         """The rule with what it has to measure on data itself."""
         return rule
+
+    def measured(self, rule: Any, data: Calibration, scores: Scores) -> Any:
+        """The rule with what it has to measure on these data."""
+        return self.with_curves(rule, self.prunable, data, scores, progress=self.task.progress)
 
     def allocate(self, rule: Any, scores: Scores, budget: Budget | None, limits: Limits | None = None) -> Any:
         """The rule's plan within these limits, or those of the call."""

@@ -65,9 +65,10 @@ class Units(Target):
             rules, self.graph, task.fit, loss_fn=task.loss_fn, seed=task.seed, progress=task.progress
         )
 
-    def measured(self, rule: Any, data: Calibration, scores: Scores) -> Any:
+    @staticmethod
+    def with_curves(rule: Any, graph: Graph, data: Any, scores: Scores, *, progress: bool = False) -> Any:
         """With the curves that `Repairability` needs."""
-        return with_unit_curves(rule, self.graph, data, scores, progress=self.task.progress)
+        return with_unit_curves(rule, graph, data, scores, progress=progress)
 
     def default_budget(self, scored: Scored) -> Budget:
         """The MACs that ``tod`` with its default tolerance leaves."""

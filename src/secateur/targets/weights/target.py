@@ -99,9 +99,10 @@ class SingleWeights(Target):
         """Score for these allocators and for ``emp``, which decides the default budget."""
         return Scored(self.score([*rules, EMP()]))
 
-    def measured(self, rule: Any, data: Calibration, scores: Scores) -> Any:
-        """Measure the curves that `Repairability` needs; return any other allocator unchanged."""
-        return with_curves(rule, self.task.model, data, scores, progress=self.task.progress)
+    @staticmethod
+    def with_curves(rule: Any, graph: Weights, data: Any, scores: Scores, *, progress: bool = False) -> Any:
+        """With the curves that `Repairability` needs."""
+        return with_curves(rule, graph.model, data, scores, progress=progress)
 
     def allocate(
         self, rule: Any, scores: Scores, budget: Budget | None, limits: Limits | None = None
