@@ -1,4 +1,4 @@
-"""Every registered rule, signal and repair describes itself on every face of the report."""
+"""Every registered rule, signal, repair and target describes itself on every face of the report."""
 
 from __future__ import annotations
 
@@ -8,19 +8,23 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import secateur as sc
 from secateur.allocators.registry import RULES
 from secateur.common.formatting import plain
 from secateur.errors import SettingError
+from secateur.pipeline.prune import TARGETS
 from secateur.repairs.methods import REPAIRS
 from secateur.report.html import render
 from secateur.report.markdown import escape
 from secateur.report.outcomes import outcomes, settings
 from secateur.report.sentences import rule as described
+from secateur.signals.experts import SIGNALS as EXPERT_SIGNALS
 from secateur.signals.registry import SIGNALS
+from secateur.targets.weights import CRITERIA
 from tests.report.test_html import Page
+from tests.targets.experts.models import PlainLM, spread, words
 
 DASH = "\N{EN DASH}"
 
@@ -41,8 +45,8 @@ def shown(face: str, text: str) -> str:
     return escape(text) if face == "markdown" else flat(text)
 
 
-def pruned(granularity: str = "unit", budget: sc.Budget | None = None, **asked: Any) -> sc.Report:
-    torch.manual_seed(0)
+def network() -> tuple[nn.Module, list[Any]]:
+    """A small network with batch norms, and labelled data for it."""
     model = nn.Sequential(
         nn.Conv2d(2, 8, 3, padding=1),
         nn.BatchNorm2d(8),
@@ -54,7 +58,23 @@ def pruned(granularity: str = "unit", budget: sc.Budget | None = None, **asked: 
         nn.Flatten(),
         nn.Linear(8, 4),
     ).eval()
-    data = [(torch.randn(10, 2, 6, 6), torch.arange(10) % 4) for _ in range(5)]
+    return model, [(torch.randn(10, 2, 6, 6), torch.arange(10) % 4) for _ in range(5)]
+
+
+def mixture() -> tuple[nn.Module, list[Any]]:
+    """A small language model with two blocks of experts, and texts with labels for it."""
+    model = nn.Sequential(spread(PlainLM()), LastToken()).eval()
+    return model, [(words(4, seed=seed), torch.arange(4) % 3) for seed in range(5)]
+
+
+class LastToken(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, -1]
+
+
+def pruned(granularity: str = "unit", budget: sc.Budget | None = None, **asked: Any) -> sc.Report:
+    torch.manual_seed(0)
+    model, data = mixture() if granularity == "expert" else network()
     result = sc.prune(
         model,
         data,
@@ -68,23 +88,39 @@ def pruned(granularity: str = "unit", budget: sc.Budget | None = None, **asked: 
     return result.report
 
 
-SET = {"ratios": sc.Ratios({"0": 0.5, "3": 0.25})}
-"""Rules that decide nothing without a setting."""
+BUDGETS = {"unit": sc.Budget(macs=0.6), "weight": sc.Budget(sparsity=0.4), "expert": sc.Budget(experts=0.75)}
+SET = {
+    "unit": sc.Ratios({"0": 0.5, "3": 0.25}),
+    "weight": sc.Ratios({"0.weight": 0.5, "3": 0.25}),
+    "expert": sc.Ratios({"*": 0.25}, removal="reap"),
+}
+"""The rule that decides nothing without a setting."""
+REFUSED = {
+    ("unit", "erk"),
+    ("weight", "tod"),
+    ("weight", "repair_aware"),
+    *(("expert", name) for name in ("erk", "lamp", "owl", "repairability", "repair_aware")),
+}
+"""Rules that a granularity does not have under their name alone."""
+DECIDED = [(granularity, name) for granularity in TARGETS for name in RULES]
 
 
-def by_rule(name: str) -> sc.Report:
-    """What the rule decides within a budget: on units, or on weights if it decides on nothing else."""
-    try:
-        return pruned("unit", sc.Budget(macs=0.6), allocator=SET.get(name, name), repair=None)
-    except SettingError as error:
-        if "granularity 'weight'" not in str(error):
-            raise
-        return pruned("weight", sc.Budget(sparsity=0.4), allocator=name, repair=None)
+def by_rule(granularity: str, name: str) -> sc.Report:
+    """What the rule decides within a budget."""
+    rule = SET[granularity] if name == "ratios" else name
+    return pruned(granularity, BUDGETS[granularity], allocator=rule, repair=None)
 
 
-@pytest.mark.parametrize("name", RULES)
-def test_every_rule(name: str) -> None:
-    report = by_rule(name)
+@pytest.mark.parametrize(("granularity", "name"), sorted(REFUSED))
+def test_rules_that_a_target_does_not_have(granularity: str, name: str) -> None:
+    assert name not in TARGETS[granularity].compared
+    with pytest.raises(SettingError, match="expected"):
+        by_rule(granularity, name)
+
+
+@pytest.mark.parametrize(("granularity", "name"), [each for each in DECIDED if each not in REFUSED])
+def test_every_rule(granularity: str, name: str) -> None:
+    report = by_rule(granularity, name)
     found = described(report)
     value = report.settings[found.setting]
     assert isinstance(value, float)
@@ -116,9 +152,17 @@ def test_every_rule(name: str) -> None:
     assert described(report.model_copy(update={"description": None})) == found
 
 
-@pytest.mark.parametrize("name", SIGNALS)
-def test_every_signal(name: str) -> None:
-    report = pruned(allocator=sc.Uniform(ratio=0.25, removal=name), repair=None)
+SCORED = [
+    *(("unit", name) for name in SIGNALS),
+    *(("weight", name) for name in CRITERIA),
+    *(("expert", name) for name in EXPERT_SIGNALS),
+]
+
+
+@pytest.mark.parametrize(("granularity", "name"), SCORED)
+def test_every_signal(granularity: str, name: str) -> None:
+    report = pruned(granularity, allocator=sc.Uniform(ratio=0.25, removal=name), repair=None)
+    assert report.layers
     for layer in report.layers:
         assert [histogram.signal for histogram in layer.scores] == [name]
     for face, write in FACES.items():
@@ -138,6 +182,28 @@ def test_every_repair(name: str) -> None:
     figures = f"{tried['before']:.4g} before and {tried['after']:.4g} after"
     for face, write in FACES.items():
         assert shown(face, f"{name}: {outcome}; {tried['measure']} {figures}") in write(report)
+
+
+@pytest.mark.parametrize("granularity", TARGETS)
+def test_every_target(granularity: str) -> None:
+    report = pruned(granularity, BUDGETS[granularity])
+    kind = TARGETS[granularity]
+    assert report.asked["granularity"] == granularity
+    assert report.form in kind.forms
+    assert (report.selection is not None) == (kind.default == "auto")
+    removed = [layer for layer in report.layers if layer.kept < layer.total]
+    assert removed
+    assert report.repairs
+    for face, write in FACES.items():
+        text = write(report)
+        for line in outcomes(report) if face != "text" else ():
+            assert shown(face, line.what) in text
+            assert shown(face, line.achieved) in text
+        for layer in removed:
+            assert shown(face, layer.group) in text
+        for tried in report.repairs:
+            assert shown(face, f"{tried['method']}: {'kept' if tried['kept'] else 'not kept'}") in text
+        assert "proof" in text.lower()
 
 
 def test_a_rule_of_ones_own_is_described_where_its_class_is_not_known() -> None:
