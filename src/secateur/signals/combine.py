@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secateur.errors import SettingError
+from secateur.signals.signal import Signal
 
 Combine = Literal["sum", "mean", "max"]
 """How to combine the scores of a unit's members."""
@@ -66,9 +67,18 @@ def combined(
     return total / np.maximum(members, 1) if how == "mean" else total
 
 
-def check_combine(signal: str, how: str) -> None:
-    """Raise SettingError unless `how` is a way to combine."""
-    if how not in get_args(Combine):
-        raise SettingError(
-            f"{signal}: expected combine to be one of {', '.join(get_args(Combine))}, got {how!r}. Name one."
-        )
+class Combined(Signal):
+    """A signal whose setting `combine` says how the scores of a unit's members become one.
+
+    A subclass declares it as its last field, with its own default.
+    """
+
+    combine: Combine
+
+    def __post_init__(self) -> None:
+        """Check `combine`."""
+        if self.combine not in get_args(Combine):
+            raise SettingError(
+                f"{self.name}: expected combine to be one of {', '.join(get_args(Combine))}, got "
+                f"{self.combine!r}. Name one."
+            )

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from typing import ClassVar
 
 import numpy as np
 from torch import Tensor
 
 from secateur.errors import ScoreError
 from secateur.graph.groups import Group, Site, Stage
-from secateur.signals.combine import Combine, combined
-from secateur.signals.signal import Context, Signal, Step, SumTally, Vector
+from secateur.signals.combine import Combine, Combined, combined
+from secateur.signals.signal import Context, Need, Signal, Step, SumTally, Vector
 
 STAGES: tuple[Stage, ...] = ("produced", "normalised", "activated")
 """How far behind the producing layer a value can be observed, in order."""
@@ -45,6 +46,16 @@ def check_observable(signal: Signal, group: Group) -> tuple[Site, ...]:
             f"{missing} of {group.size} that are not. Choose a signal that reads no activations."
         )
     return sites
+
+
+class EntrySignal(Combined):
+    """A signal from what units show behind the activation function, where there is one."""
+
+    needs: ClassVar[frozenset[Need]] = frozenset({"activations"})
+
+    def sites(self, group: Group) -> tuple[Site, ...]:
+        """Behind the activation function, where there is one."""
+        return sites_at(group, "activated")
 
 
 class EntryTally(SumTally):

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from secateur.errors import SettingError
-from secateur.graph.groups import Group, Site
-from secateur.signals.combine import Combine, check_combine
-from secateur.signals.observed import EntryTally, sites_at
-from secateur.signals.signal import Context, Need, Signal, Tally
+from secateur.graph.groups import Site
+from secateur.signals.combine import Combine
+from secateur.signals.observed import EntrySignal, EntryTally
+from secateur.signals.signal import Context, Tally
 
 
 @dataclass(frozen=True)
-class Activation(Signal):
+class Activation(EntrySignal):
     r"""Mean absolute activation of a unit, or its mean square.
 
     .. math:: A_j = \frac{1}{n M} \sum_{s=1}^n \sum_{m=1}^M \lvert a_{s,j,m} \rvert
@@ -52,7 +52,6 @@ class Activation(Signal):
     combine: Combine = "max"
 
     name: ClassVar[str] = "activation"
-    needs: ClassVar[frozenset[Need]] = frozenset({"activations"})
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -60,11 +59,7 @@ class Activation(Signal):
             raise SettingError(
                 f"activation: expected measure to be mean or energy, got {self.measure!r}. Name one."
             )
-        check_combine(self.name, self.combine)
-
-    def sites(self, group: Group) -> tuple[Site, ...]:
-        """Behind the activation function, where there is one."""
-        return sites_at(group, "activated")
+        super().__post_init__()
 
     def start(self, context: Context) -> Tally:
         """Begin a run."""

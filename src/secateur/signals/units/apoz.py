@@ -7,14 +7,14 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from secateur.graph.groups import Group, Site
-from secateur.signals.combine import Combine, check_combine
-from secateur.signals.observed import EntryTally, sites_at
-from secateur.signals.signal import Context, Need, Signal, Tally
+from secateur.graph.groups import Site
+from secateur.signals.combine import Combine
+from secateur.signals.observed import EntrySignal, EntryTally
+from secateur.signals.signal import Context, Tally
 
 
 @dataclass(frozen=True)
-class APoZ(Signal):
+class APoZ(EntrySignal):
     r"""Share of a unit's activations that are positive: 1 − the Average Percentage of Zeros.
 
     .. math:: P_j = \frac{1}{n M} \sum_{s=1}^n \sum_{m=1}^M [a_{s,j,m} > 0]
@@ -47,15 +47,6 @@ class APoZ(Signal):
     combine: Combine = "mean"
 
     name: ClassVar[str] = "apoz"
-    needs: ClassVar[frozenset[Need]] = frozenset({"activations"})
-
-    def __post_init__(self) -> None:
-        """Check the settings."""
-        check_combine(self.name, self.combine)
-
-    def sites(self, group: Group) -> tuple[Site, ...]:
-        """Behind the activation function, where there is one."""
-        return sites_at(group, "activated")
 
     def start(self, context: Context) -> Tally:
         """Begin a run."""

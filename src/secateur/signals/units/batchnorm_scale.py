@@ -10,13 +10,13 @@ import numpy as np
 
 from secateur.errors import ScoreError
 from secateur.graph.groups import Group, Slice
-from secateur.signals.combine import Combine, check_combine, combined
-from secateur.signals.signal import Context, Need, Signal, Tally, Vector
+from secateur.signals.combine import Combine, Combined, combined
+from secateur.signals.signal import Context, Need, Tally, Vector
 from secateur.signals.slices import multipliers
 
 
 @dataclass(frozen=True)
-class BatchNormScale(Signal):
+class BatchNormScale(Combined):
     r"""Absolute weight of the normalisations that scale a unit.
 
     .. math:: S_j = \frac{1}{|T_j|} \sum_{t \in T_j} \lvert \gamma_{t,j} \rvert
@@ -48,10 +48,6 @@ class BatchNormScale(Signal):
 
     name: ClassVar[str] = "batchnorm_scale"
     needs: ClassVar[frozenset[Need]] = frozenset({"weights"})
-
-    def __post_init__(self) -> None:
-        """Check the settings."""
-        check_combine(self.name, self.combine)
 
     def start(self, context: Context) -> Tally:
         """Begin a run."""

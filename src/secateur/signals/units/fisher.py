@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
-from secateur.graph.groups import Group, Site
-from secateur.signals.gate import GateTally
-from secateur.signals.observed import sites_at
-from secateur.signals.signal import Context, Need, Signal, Tally, Vector
+from secateur.signals.gate import GateSignal
 
 
 @dataclass(frozen=True)
-class Fisher(Signal):
+class Fisher(GateSignal):
     r"""Second-order estimate of the loss that removing a unit adds.
 
     .. math:: F_j = \frac{1}{2 n} \sum_{s=1}^n \Bigl( \sum_m a_{s,j,m} \,
@@ -47,20 +43,7 @@ class Fisher(Signal):
     """
 
     name: ClassVar[str] = "fisher"
-    needs: ClassVar[frozenset[Need]] = frozenset({"activation_gradients"})
 
-    def sites(self, group: Group) -> tuple[Site, ...]:
-        """Behind the activation function, where there is one."""
-        return sites_at(group, "activated")
-
-    def start(self, context: Context) -> Tally:
-        """Begin a run."""
-        return _FisherTally(self, context)
-
-
-class _FisherTally(GateTally):
     def weigh(self, derivatives: Tensor) -> Tensor:
-        return derivatives.square()
-
-    def finish(self) -> Mapping[str, Vector]:
-        return {name: total / (2 * self.samples) for name, total in self.sums.items()}
+        """Half the square."""
+        return derivatives.square() / 2

@@ -9,13 +9,13 @@ from typing import ClassVar
 import torch
 
 from secateur.graph.groups import Group
-from secateur.signals.combine import Combine, check_combine, combined
-from secateur.signals.signal import Context, Need, Signal, Tally, Vector
+from secateur.signals.combine import Combine, Combined, combined
+from secateur.signals.signal import Context, Need, Tally, Vector
 from secateur.signals.slices import relative, unit_rows, weight_slices
 
 
 @dataclass(frozen=True)
-class GeometricMedian(Signal):
+class GeometricMedian(Combined):
     r"""Sum of the Euclidean distances of a unit's producing weights to those of the group's other units.
 
     .. math:: G_j = \sum_{i} \lVert w_j - w_i \rVert_2
@@ -47,10 +47,6 @@ class GeometricMedian(Signal):
 
     name: ClassVar[str] = "geometric_median"
     needs: ClassVar[frozenset[Need]] = frozenset({"weights"})
-
-    def __post_init__(self) -> None:
-        """Check the settings."""
-        check_combine(self.name, self.combine)
 
     def start(self, context: Context) -> Tally:
         """Begin a run."""

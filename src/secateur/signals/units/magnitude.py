@@ -12,13 +12,13 @@ from torch import Tensor
 from secateur.errors import SettingError
 from secateur.graph.groups import Group, Role, Slice
 from secateur.signals.by_unit import sum_by_unit
-from secateur.signals.combine import Combine, check_combine, combined
-from secateur.signals.signal import Context, Need, Signal, Tally, Vector
+from secateur.signals.combine import Combine, Combined, combined
+from secateur.signals.signal import Context, Need, Tally, Vector
 from secateur.signals.slices import multipliers, relative, weight_slices
 
 
 @dataclass(frozen=True)
-class Magnitude(Signal):
+class Magnitude(Combined):
     r"""Mean relative norm of the weights that produce, scale and consume a unit.
 
     .. math:: M_j = \frac{1}{|T_j|} \sum_{t \in T_j} \frac{\lVert w_{t,j} \rVert_p}
@@ -69,7 +69,7 @@ class Magnitude(Signal):
             raise SettingError(
                 f"{self.name}: expected roles among produce, scale and consume, got {self.roles}. Name one."
             )
-        check_combine(self.name, self.combine)
+        super().__post_init__()
 
     def start(self, context: Context) -> Tally:
         """Begin a run."""

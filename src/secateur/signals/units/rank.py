@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from secateur.graph.groups import Group, Site
-from secateur.signals.combine import Combine, check_combine
-from secateur.signals.observed import EntryTally, sites_at
-from secateur.signals.signal import Context, Need, Signal, Step, Tally
+from secateur.signals.combine import Combine
+from secateur.signals.observed import EntrySignal, EntryTally
+from secateur.signals.signal import Context, Step, Tally
 
 _CHUNK = 2**22
 """Most numbers of maps that are decomposed at a time."""
 
 
 @dataclass(frozen=True)
-class Rank(Signal):
+class Rank(EntrySignal):
     r"""Mean rank of a unit's feature map, as a matrix of rows and columns.
 
     .. math:: K_j = \frac{1}{n} \sum_{s=1}^n \operatorname{rank}(a_{s,j}),
@@ -53,15 +53,6 @@ class Rank(Signal):
     combine: Combine = "mean"
 
     name: ClassVar[str] = "rank"
-    needs: ClassVar[frozenset[Need]] = frozenset({"activations"})
-
-    def __post_init__(self) -> None:
-        """Check the settings."""
-        check_combine(self.name, self.combine)
-
-    def sites(self, group: Group) -> tuple[Site, ...]:
-        """Behind the activation function, where there is one."""
-        return sites_at(group, "activated")
 
     def start(self, context: Context) -> Tally:
         """Begin a run."""

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
-from secateur.graph.groups import Group, Site
-from secateur.signals.gate import GateTally
-from secateur.signals.observed import sites_at
-from secateur.signals.signal import Context, Need, Signal, Tally, Vector
+from secateur.signals.gate import GateSignal
 
 
 @dataclass(frozen=True)
-class TaylorSample(Signal):
+class TaylorSample(GateSignal):
     r"""Mean over samples of the first-order change of their loss when a unit's activations go to zero.
 
     .. math:: \Theta_j = \frac{1}{n} \sum_{s=1}^n \Bigl| \sum_m a_{s,j,m} \,
@@ -45,20 +41,7 @@ class TaylorSample(Signal):
     """
 
     name: ClassVar[str] = "taylor_sample"
-    needs: ClassVar[frozenset[Need]] = frozenset({"activation_gradients"})
 
-    def sites(self, group: Group) -> tuple[Site, ...]:
-        """Behind the activation function, where there is one."""
-        return sites_at(group, "activated")
-
-    def start(self, context: Context) -> Tally:
-        """Begin a run."""
-        return _TaylorSampleTally(self, context)
-
-
-class _TaylorSampleTally(GateTally):
     def weigh(self, derivatives: Tensor) -> Tensor:
+        """The absolute value."""
         return derivatives.abs()
-
-    def finish(self) -> Mapping[str, Vector]:
-        return {name: total / self.samples for name, total in self.sums.items()}

@@ -22,9 +22,8 @@ from secateur.graph.graph import Graph
 from secateur.graph.groups import Group, Site, Stage
 from secateur.signals.by_unit import max_by_unit, traced_map
 from secateur.signals.diameter import diameters
+from secateur.signals.observed import STAGES, sites_at
 from secateur.signals.signal import Context, Need, Signal, Step, Tally, Vector
-
-_STAGES: tuple[Stage, ...] = ("produced", "normalised", "activated")
 
 _CHUNK = 2**22
 """Most float64 numbers that comparing classes holds at a time (32 MiB)."""
@@ -87,21 +86,14 @@ class Wasserstein(Signal):
                 raise SettingError(
                     f"wasserstein: expected {setting} of at least 1, got {value}. Give a positive number."
                 )
-        if self.stage not in _STAGES:
+        if self.stage not in STAGES:
             raise SettingError(
-                f"wasserstein: expected stage to be one of {', '.join(_STAGES)}, got "
-                f"{self.stage!r}. Name one."
+                f"wasserstein: expected stage to be one of {', '.join(STAGES)}, got {self.stage!r}. Name one."
             )
 
     def sites(self, group: Group) -> tuple[Site, ...]:
         """Every site of the asked-for stage, chosen for each producing layer on its own."""
-        wanted = _STAGES.index(self.stage)
-        chosen: dict[str, Stage] = {}
-        for producer in {site.producer for site in group.sites}:
-            stages = sorted({_STAGES.index(s.stage) for s in group.sites if s.producer == producer})
-            earlier = [s for s in stages if s <= wanted]
-            chosen[producer] = _STAGES[earlier[-1] if earlier else stages[0]]
-        return tuple(site for site in group.sites if site.stage == chosen[site.producer])
+        return sites_at(group, self.stage)
 
     def held(self, graph: Graph, classes: int) -> dict[str, int]:
         """4 · classes · per_class · projections · entries, over all sites; twice that in a float64 model."""
