@@ -13,7 +13,7 @@ from benchmarks.scale.passes import forward, forward_backward, producing
 from benchmarks.scale.subject import Subject
 from benchmarks.scale.work import Work, total
 from secateur.graph.groups import Group
-from secateur.graph.rules.op import hint
+from secateur.graph.nodes import hint
 from secateur.repairs.regression.calls import Call
 from secateur.repairs.regression.layers import Site
 from secateur.signals.units.reconstruction import POSITIONS, SHARE, _Layers

@@ -19,6 +19,7 @@ from secateur.measure.cost import weight_bytes
 from secateur.plan import Plan
 from secateur.targets.units.program import smaller_program
 from secateur.targets.units.record import Record, attach
+from secateur.targets.units.traced import Traced
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +62,7 @@ class Subject:
     @cached_property
     def small(self) -> nn.Module:
         """The captured program after the plan."""
-        program = smaller_program(self.model, self.graph, self.plan)
+        program = smaller_program(Traced(self.model, self.graph), self.plan)
         return attach(program, Record(self.plan, "graph"))
 
     @property

@@ -15,6 +15,7 @@ from secateur.graph import programs as programs_module
 from secateur.graph.matching import matched
 from secateur.graph.programs import Programs, leaves_of, shapes_of, values_at
 from secateur.graph.resizing import graph_at
+from secateur.targets.units.tensors import removed_positions
 from tests.helpers.lengths import SIZES, batches, network
 
 
@@ -137,18 +138,19 @@ def test_layers_are_matched_by_what_they_read(name: str) -> None:
 def test_units_lie_alike_in_every_program(name: str) -> None:
     graph, found = all_programs(name)
     masks = {g.name: np.arange(g.size) % 3 != 1 for g in graph.groups}
+    removed = removed_positions(sc.Plan.build(graph, masks, allocator="every third"))
     for program in found:
         at = graph_at(graph, program)
-        slots = at.keep_slots(masks)
-        assert (slots == graph.keep_slots(masks)).all()
+        assert at.cost(masks) == graph.cost(masks)
+        kept = at.kept(removed)
         pairs = matched(graph.program, program)
         for group in graph.groups:
             for site in group.sites:
                 node = next(n for n in graph.program.graph.nodes if n.name == site.node)
-                labels = at.walk.values[pairs[node]][site.axis]
-                expected = np.ones(len(labels), dtype=bool)
+                mask = kept.at(pairs[node])[site.axis]
+                expected = np.ones(len(mask), dtype=bool)
                 expected[site.position] = masks[group.name][site.unit]
-                assert (at.kept_along(labels, slots)[site.position] == expected[site.position]).all()
+                assert (mask[site.position] == expected[site.position]).all()
 
 
 def test_sizes_at_which_fewer_units_can_go_are_refused() -> None:

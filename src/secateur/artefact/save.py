@@ -34,6 +34,7 @@ from secateur.targets.units.program import smaller_program
 from secateur.targets.units.realise import understood
 from secateur.targets.units.record import Form, Record, attach, record_of
 from secateur.targets.units.tensors import check_positions
+from secateur.targets.units.traced import Traced
 
 FORMAT = 1
 _EXTRA = "_extra_state"
@@ -209,7 +210,7 @@ def _shape(
     exact = all(g.exact for g in plan.groups)
     graph = retrace(model, plan.inputs, (args, kwargs), folds=plan.folded, allow_inexact=not exact)
     if content.form == "graph":
-        return smaller_program(dense, graph, plan, may_stay_in_evaluation=True)
+        return smaller_program(Traced(dense, graph), plan, may_stay_in_evaluation=True)
     sizes, codes = understood(dense, graph, plan)
     small = smaller_module(dense, plan, {**content.sizes, **sizes})
     mend(small, codes)

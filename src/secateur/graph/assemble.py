@@ -12,23 +12,12 @@ from torch import fx
 from secateur.graph.costs import CostModel
 from secateur.graph.groups import Frozen, Group, Left, Role, Site, Slice, Stage
 from secateur.graph.labels import Labels, Reason
-from secateur.graph.rules import operator_name
-from secateur.graph.rules.op import CONSUME, PRODUCE, Value, Walk, where
-from secateur.graph.walk import UNNAMED, Tensor
+from secateur.graph.nodes import UNNAMED, where
+from secateur.graph.rules.naming import ACTIVATIONS, NORMS, operator_name
+from secateur.graph.rules.op import CONSUME, PRODUCE, Value, Walk
+from secateur.graph.walk import Tensor
 
 _ROLES: tuple[tuple[Role, int], ...] = (("produce", PRODUCE), ("consume", CONSUME))
-
-NORMS = frozenset(
-    f"aten.{name}.default" for name in ("batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm")
-)
-ACTIVATIONS = frozenset(
-    f"aten.{name}{inplace}.default"
-    for name in (
-        "relu", "gelu", "silu", "hardswish", "hardsigmoid", "hardtanh", "leaky_relu", "elu", "selu", "celu",
-        "tanh", "sigmoid", "mish", "softplus", "relu6", "prelu", "log_sigmoid",
-    )
-    for inplace in ("", "_")
-)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ capture does not have. But what comes behind them only ever runs when they went 
 from __future__ import annotations
 
 import ast
-import functools
 import linecache
 import sys
 from types import CodeType, FrameType
@@ -22,12 +21,20 @@ _TALKING = ("print", "warnings", "logging", "logger", "log")
 class AssertionsHold(TorchFunctionMode):
     """Inside, a tensor whose truth an assertion asks for has the one with which the model goes on."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._known: dict[tuple[CodeType, int], bool | None] = {}
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Answer for `bool` of a tensor in an assertion; anything else runs as it is."""
         if func is torch.Tensor.__bool__:
             frame = _asking(sys._getframe(1))
-            if frame is not None and (wanted := _wanted(frame.f_code, frame.f_lineno)) is not None:
-                return wanted
+            if frame is not None:
+                line = frame.f_code, frame.f_lineno
+                if line not in self._known:
+                    self._known[line] = _wanted(*line)
+                if (wanted := self._known[line]) is not None:
+                    return wanted
         return func(*args, **(kwargs or {}))
 
 
@@ -38,7 +45,6 @@ def _asking(frame: FrameType | None) -> FrameType | None:
     return frame
 
 
-@functools.lru_cache(maxsize=1024)
 def _wanted(code: CodeType, line: int) -> bool | None:
     """The truth with which the code at a line goes on; None if that is no assertion, or not clear."""
     try:

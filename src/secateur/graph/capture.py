@@ -27,8 +27,8 @@ from secateur.graph.assertions import AssertionsHold
 from secateur.graph.inline import inline_regions
 from secateur.graph.inputs import Arguments, batch_size, samples_of
 from secateur.graph.leaf import Place
+from secateur.graph.nodes import hint, is_open
 from secateur.graph.recurrences import shapes_known
-from secateur.graph.rules.op import hint, is_open
 from secateur.graph.symbolic import integers_open, lengths_open
 from secateur.measure.kernels import capturable
 

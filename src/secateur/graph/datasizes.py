@@ -12,8 +12,7 @@ from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from secateur.graph.inline import Interpreter
-from secateur.graph.rules.op import remember_size
-from secateur.graph.walk import lifted, tensor_of
+from secateur.graph.nodes import lifted, remember_size, tensor_of
 
 
 def measure_sizes(program: ExportedProgram) -> None:

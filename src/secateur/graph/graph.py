@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import fx, nn
 from torch.export import ExportedProgram
 
 from secateur.common.models import named_tensors
 from secateur.errors import PlanError
-from secateur.graph.assemble import Assembled, slots_of
+from secateur.graph.assemble import Assembled
 from secateur.graph.costs import CostModel
 from secateur.graph.coverage import Coverage, coverage_of
 from secateur.graph.groups import Frozen, Group, Left
 from secateur.graph.inputs import Arguments, InputSpec
-from secateur.graph.labels import Labels
+from secateur.graph.kept import Kept, Labelled, Removed
+from secateur.graph.nodes import tensor_of
 from secateur.graph.programs import Programs
-from secateur.graph.rules.op import Walk
 from secateur.graph.views import View
-from secateur.graph.walk import Tensor, tensor_of
 from secateur.measure.cost import Cost
 
 if TYPE_CHECKING:
@@ -65,10 +64,9 @@ class Graph:
     inputs: InputSpec
     static_batch: int | None
     views: tuple[View, ...] = field(repr=False)
-    walk: Walk = field(repr=False)
-    assembled: Assembled = field(repr=False)
-    costs: CostModel = field(repr=False)
-    tensors: tuple[Tensor, ...] = field(repr=False)
+    _labelled: Mapping[View | None, Labelled] = field(repr=False)  # None: the forward pass
+    _assembled: Assembled = field(repr=False)
+    _costs: CostModel = field(repr=False)
     programs: Programs = field(repr=False)
     folded: tuple[str, ...] = ()
 
@@ -93,27 +91,53 @@ class Graph:
         args, kwargs = self.program.example_inputs or self.inputs.example(device=self.device)
         return tuple(args), dict(kwargs)
 
-    def coverage(self) -> Coverage:
-        """What is prunable, protected or frozen, and why, for every parameter."""
-        sizes = {t.name: tensor_of(self.program, t.name).numel() for t in self.tensors}
-        return coverage_of(self.walk, self.assembled, self.tensors, sizes, self.inputs)
+    @property
+    def all_groups(self) -> tuple[Group, ...]:
+        """All groups that may be pruned, also those that `restricted_to` took out of `groups`."""
+        left = {entry.group.name for entry in self.left}
+        return tuple(group for group in self._assembled.groups if group.name not in left)
 
-    def keep_slots(self, keep: Mapping[str, NDArray[np.bool_]] | None) -> NDArray[np.bool_]:
-        """One vector over the units of all groups, from masks by group name; unnamed groups stay. [slots]
+    def restricted_to(self, groups: Sequence[Group]) -> Graph:
+        """The same model with some of its groups alone: no unit of the others may be removed."""
+        return replace(self, groups=tuple(groups))
+
+    def kept(self, removed: Removed, view: View | None = None) -> Kept:
+        """Which positions of each tensor in the program stay once positions of parameters are removed.
+
+        Args:
+            removed: Name of a tensor -> axis -> the positions that are removed.
+            view: One of `views`, to ask about its program; None for the forward pass.
 
         Raises:
-            PlanError: If a name is no prunable group, or a mask has another size than its group.
+            ApplyError: More has to be removed together with these positions.
         """
-        slots = np.ones(self.costs.slots, dtype=bool)
-        self._spread(keep or {}, slots)
-        return slots
+        return self._labelled[view].kept(removed)
+
+    def is_weight(self, node: fx.Node) -> bool:
+        """Whether a node of the program is computed from parameters, buffers and constants alone."""
+        return node in self._labelled[None]._walk.weights.computed
+
+    def origin(self, node: fx.Node) -> str:
+        """The name of the one tensor that a node is, or is computed from; empty if there is no single one."""
+        names = self._labelled[None]._walk.names
+        while node not in names:
+            if len(node.all_input_nodes) != 1:
+                return ""
+            node = node.all_input_nodes[0]
+        return names[node]
+
+    def coverage(self) -> Coverage:
+        """What is prunable, protected or frozen, and why, for every parameter."""
+        walk, tensors = self._labelled[None]._walk, self._labelled[None]._tensors
+        sizes = {t.name: tensor_of(self.program, t.name).numel() for t in tensors}
+        return coverage_of(walk, self._assembled, tensors, sizes, self.inputs)
 
     def _spread(self, by_group: Mapping[str, NDArray[Any]], slots: NDArray[Any]) -> None:
         """Writes each group's vector [group.size] to its place among the slots of all groups."""
         known = {g.name: g for g in self.groups}
         offset = 0
         starts = {}
-        for group in self.assembled.groups:
+        for group in self._assembled.groups:
             starts[group.name] = offset
             offset += group.size
         for name, values in by_group.items():
@@ -126,8 +150,17 @@ class Graph:
             slots[starts[name] : starts[name] + len(values)] = values
 
     def cost(self, keep: Mapping[str, NDArray[np.bool_]] | None = None) -> Cost:
-        """Parameters, and MACs of one sample, with `keep` [group.size] by group name; unnamed groups stay."""
-        return self.costs.cost(self.keep_slots(keep))
+        """Parameters, and MACs of one sample, once a choice of units is removed.
+
+        Args:
+            keep: By group name, True for each unit that stays. [group.size] Groups not named stay whole.
+
+        Raises:
+            PlanError: If a name is no prunable group, or a mask has another size than its group.
+        """
+        slots = np.ones(self._costs.slots, dtype=bool)
+        self._spread(keep or {}, slots)
+        return self._costs.cost(slots)
 
     def sweep(
         self, gone: Mapping[str, NDArray[np.int64]], stages: int
@@ -144,16 +177,9 @@ class Graph:
         Raises:
             PlanError: If a name is no prunable group, or a vector has another size than its group.
         """
-        slots = np.full(self.costs.slots, stages, dtype=np.int64)
+        slots = np.full(self._costs.slots, stages, dtype=np.int64)
         self._spread(gone, slots)
-        return self.costs.sweep(slots, stages)
-
-    def kept_along(self, labels: Labels, slots: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Which positions with these labels stay. [axis size]"""
-        if not (labels > 0).any():
-            return np.ones(len(labels), dtype=bool)
-        positions = slots_of(self.assembled, labels)
-        return np.where(positions >= 0, slots[positions], True)
+        return self._costs.sweep(slots, stages)
 
     def __str__(self) -> str:
         """A table of the groups, then what stays and why."""

@@ -9,7 +9,7 @@ from torch import fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
-from secateur.graph.walk import lifted
+from secateur.graph.nodes import lifted
 
 
 def matched(program: ExportedProgram, other: ExportedProgram) -> dict[fx.Node, fx.Node]:

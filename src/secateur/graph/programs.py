@@ -19,8 +19,7 @@ from secateur.graph.capture import capture
 from secateur.graph.datasizes import arguments_of, measure_sizes
 from secateur.graph.inline import Interpreter
 from secateur.graph.leaf import Place
-from secateur.graph.rules.op import hint, is_open
-from secateur.graph.walk import lifted
+from secateur.graph.nodes import hint, is_open, lifted
 from secateur.graph.writes import dead_nodes, erase
 
 MOST = 64

@@ -10,6 +10,7 @@ from torch.export import ExportedProgram
 
 from secateur.errors import CalibrationError
 from secateur.graph.graph import Graph
+from secateur.graph.kept import Labelled
 from secateur.graph.rules.op import Walk
 from secateur.graph.walk import walk_into
 
@@ -26,24 +27,25 @@ def graph_at(graph: Graph, program: ExportedProgram) -> Graph:
     """
     if program is graph.program:
         return graph
-    traced = graph.walk
+    traced, tensors = graph._labelled[None]._walk, graph._labelled[None]._tensors
     also = Walk(
         traced.choices or {},
         store=deepcopy(traced.store),
         reasons=deepcopy(traced.reasons),
         roles=list(traced.roles),
     )
-    walk_into(program, also, graph.program, graph.tensors)
-    known = graph.assembled.slot_of
+    walk_into(program, also, graph.program, tensors)
+    known = graph._assembled.slot_of
     roots = also.store.find(np.arange(len(also.store), dtype=np.int64))
     slots, groups = np.full(len(roots), -1), np.full(len(roots), -1)
     live = np.flatnonzero(known >= 0)
-    slots[roots[live]], groups[roots[live]] = known[live], graph.assembled.group_of[live]
+    slots[roots[live]], groups[roots[live]] = known[live], graph._assembled.group_of[live]
     frozen = list(also.store.frozen_roots())
     if (slots[roots[live]] != known[live]).any() or (slots[frozen] >= 0).any():
         raise CalibrationError(
             "batches: expected sizes at which the same units can go as at the traced one, got some at which "
             "fewer can. Pass inputs of these sizes to sc.trace as more_inputs, or leave such batches out."
         )
-    assembled = replace(graph.assembled, slot_of=slots[roots], group_of=groups[roots])
-    return replace(graph, program=program, walk=also, assembled=assembled)
+    assembled = replace(graph._assembled, slot_of=slots[roots], group_of=groups[roots])
+    labelled = {**graph._labelled, None: Labelled(program, also, tensors)}
+    return replace(graph, program=program, _labelled=labelled, _assembled=assembled)

@@ -22,11 +22,12 @@ from secateur.graph.datasizes import measure_sizes
 from secateur.graph.folding import foldable, folded
 from secateur.graph.graph import Graph, fingerprint
 from secateur.graph.inputs import Arguments, InputSpec, batch_size, call_arguments
+from secateur.graph.kept import Labelled
 from secateur.graph.nothing import nothing_to_prune, require_no_masks, require_plain_code
 from secateur.graph.openaxes import larger_arguments, open_inputs, with_sizes
 from secateur.graph.passes import Passes
 from secateur.graph.programs import Programs, values_at
-from secateur.graph.views import further_views
+from secateur.graph.views import View, further_views
 from secateur.graph.walk import keep_inputs_of, walk
 from secateur.targets.granularity import by_granularity
 
@@ -212,6 +213,9 @@ def _graph(
     assembled = assemble(state, tensors, allow_inexact=allow_inexact)
     alone = {left.group.name for left in assembled.left}
     groups = tuple(g for g in assembled.groups if g.name not in alone)
+    labelled: dict[View | None, Labelled] = {None: Labelled(program, state, tuple(tensors))}
+    for view, also in zip(views, learnt, strict=False):  # what was learnt at other sizes comes last
+        labelled[view] = Labelled(view.program, also, tuple(tensors))
     graph = Graph(
         groups=groups,
         left=assembled.left,
@@ -219,12 +223,11 @@ def _graph(
         program=program,
         fingerprint=fingerprint(model),
         inputs=spec,
-        views=tuple(replace(view, walk=also) for view, also in zip(views, learnt, strict=False)),
+        views=tuple(views),
         static_batch=static,
-        walk=state,
-        assembled=assembled,
-        costs=cost_model(assembled, state, tensors, batch),
-        tensors=tuple(tensors),
+        _labelled=labelled,
+        _assembled=assembled,
+        _costs=cost_model(assembled, state, tensors, batch),
         programs=Programs(program, model),
     )
     if not groups:

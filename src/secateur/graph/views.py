@@ -18,10 +18,9 @@ from secateur.errors import CaptureError, SettingError
 from secateur.graph.capture import capture
 from secateur.graph.inputs import Arguments, InputSpec, batch_size, resized, samples_of
 from secateur.graph.leaf import Place
+from secateur.graph.nodes import lifted, tensor_of
 from secateur.graph.openaxes import larger_arguments
 from secateur.graph.passes import Passes
-from secateur.graph.rules.op import Walk
-from secateur.graph.walk import lifted, tensor_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +33,6 @@ class View:
         training: Whether in training mode.
         method: The method that was called; empty for ``forward``.
         everywhere: Whether every axis that may vary has another size than traced.
-        walk: The labels of its values, in the same store as those of the forward pass; set by `trace`.
     """
 
     program: ExportedProgram
@@ -42,7 +40,6 @@ class View:
     training: bool = False
     method: str = ""
     everywhere: bool = False
-    walk: Walk | None = None
 
 
 class Method(nn.Module):

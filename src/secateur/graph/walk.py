@@ -14,8 +14,9 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from secateur.graph.labels import Labels, Reason
+from secateur.graph.nodes import lifted, shape_of, tensor_of, where
 from secateur.graph.rules import Op, find_rule, operator_name
-from secateur.graph.rules.op import Value, Walk, shape_of, where
+from secateur.graph.rules.op import Value, Walk
 from secateur.graph.splits import decide
 from secateur.graph.writes import dead_nodes, erase, written_through
 
@@ -41,25 +42,6 @@ class _Place:
 
     def __deepcopy__(self, _: Any) -> _Place:
         return self
-
-
-UNNAMED = "lifted_tensor_"
-"""How names begin that a capture gives to tensors which are neither parameters nor buffers."""
-
-
-def lifted(program: ExportedProgram) -> Iterator[tuple[fx.Node, InputKind, str | None]]:
-    """The program's placeholders, each with what it stands for and the name of that."""
-    placeholders = [n for n in program.graph.nodes if n.op == "placeholder"]
-    for node, spec in zip(placeholders, program.graph_signature.input_specs, strict=True):
-        yield node, spec.kind, spec.target
-
-
-def tensor_of(program: ExportedProgram, name: str) -> torch.Tensor:
-    """The parameter, buffer or constant of this name."""
-    found: torch.Tensor | None = program.state_dict.get(name)
-    if found is None:
-        found = program.constants[name]
-    return found
 
 
 def walk(

@@ -32,7 +32,7 @@ from secateur.repairs.repair import repair as repair_model
 from secateur.signals import Scores, score
 from secateur.signals.distributed import joined
 from secateur.signals.loss import LossFn
-from secateur.targets.units.apply import apply
+from secateur.targets.units.apply import Applier
 from secateur.targets.units.composing import compose, split
 from secateur.targets.units.record import Record, attach, record_of
 
@@ -206,9 +206,11 @@ class GradualPruner:
                     plan = self._plan(graph, scores, target, limits)
                 return plan if team.size == 1 else Plan.from_json(team.from_first(plan.to_json()))
 
+            applied = Applier(model, graph)
+
             def carry_out(plan: Plan) -> nn.Module:
                 with team.together():
-                    return apply(model, plan, graph=graph, example_inputs=inputs, on_unrealisable="leave")
+                    return applied(plan, example_inputs=inputs, on_unrealisable="leave")
 
             small = settle(
                 decide,

@@ -22,7 +22,7 @@ from secateur.plan import Plan
 from secateur.repairs.repair import repair as repair_model
 from secateur.signals import Scores, score
 from secateur.signals.loss import LossFn
-from secateur.targets.units.apply import apply
+from secateur.targets.units.apply import Applier
 from secateur.targets.units.composing import compose_plans, split
 from secateur.targets.units.record import record_of
 
@@ -77,7 +77,7 @@ def plan_in_steps(
         SecateurError: One of its kinds; see each step.
     """
     methods = "reconstruct" if repair == "auto" else repair
-    carry_out = partial(apply, model, graph=graph, on_unrealisable=on_unrealisable)
+    carry_out = partial(Applier(model, graph), on_unrealisable=on_unrealisable)
     found = settle(first, carry_out, limits)
     whole = dict(found.whole)
     with bar(count - 1, progress) as step:

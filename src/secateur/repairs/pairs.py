@@ -19,14 +19,14 @@ from torch import Tensor, fx, nn
 from secateur.calibration import Batch, map_tensors
 from secateur.graph.graph import Graph
 from secateur.graph.inline import modes_of
+from secateur.graph.kept import Mask
+from secateur.graph.nodes import tensor_of
 from secateur.graph.programs import leaves_of
 from secateur.graph.resizing import graph_at
-from secateur.graph.walk import tensor_of
 from secateur.repairs.regression.calls import Call, ProgramCalls
 from secateur.targets.units.constants import Constants
 from secateur.targets.units.record import record_of
-from secateur.targets.units.rewrites import Mask
-from secateur.targets.units.tensors import cut, tensor_called
+from secateur.targets.units.tensors import cut, removed_positions, tensor_called
 
 
 @dataclass
@@ -77,7 +77,7 @@ class Pair(ProgramCalls):
         record = record_of(small)
         program = graph.program
         self._masked = record.form == "masked"
-        self._constants = Constants.of(graph, record.plan)
+        self._constants = Constants(graph.kept(removed_positions(record.plan)))
         self._dense: dict[fx.Node, Any] = {}
         self._small: dict[fx.Node, Any] = {}
         self._indices: dict[tuple[fx.Node, int], Tensor] = {}

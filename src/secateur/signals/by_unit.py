@@ -9,8 +9,8 @@ from torch import Tensor
 
 from secateur.graph.graph import Graph
 from secateur.graph.groups import Group, Site, Slice
+from secateur.graph.nodes import hint, shape_of
 from secateur.graph.programs import batch_axes, inputs_of
-from secateur.graph.rules.op import hint, shape_of
 from secateur.signals.program import NotObservedError
 
 

@@ -20,7 +20,7 @@ from secateur.common.outputs import tensors_of
 from secateur.errors import CalibrationError, ScoreError
 from secateur.graph.graph import Graph
 from secateur.graph.groups import Group, Site
-from secateur.graph.rules.op import shape_of
+from secateur.graph.nodes import shape_of
 from secateur.signals.by_unit import by_entry
 from secateur.signals.checkpoint import Values
 from secateur.signals.loss import LossFn, check_label_range, default_loss, logits_of
@@ -110,7 +110,7 @@ class OnePass:
         self._kept: dict[str, tuple[Tensor, GradientEdge]] = {}  # of the batch in progress
 
     def _context(self, graph: Graph, groups: tuple[Group, ...], seed: int, memory: int | None) -> Context:
-        part = graph if groups == graph.groups else replace(graph, groups=groups)
+        part = graph if groups == graph.groups else graph.restricted_to(groups)
         return Context(part, self.model.tensors, self.model.parameters, seed, memory)
 
     @property

@@ -19,9 +19,8 @@ from secateur.calibration.reading import StandIn
 from secateur.errors import ScoreError
 from secateur.graph.inline import Interpreter
 from secateur.graph.matching import matched
+from secateur.graph.nodes import lifted, where
 from secateur.graph.programs import Programs, batch_axes, leaves_of
-from secateur.graph.rules.op import where
-from secateur.graph.walk import lifted
 from secateur.graph.writes import written
 
 Read = Callable[[fx.Node], Any]

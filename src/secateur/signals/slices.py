@@ -7,13 +7,13 @@ from collections.abc import Collection, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, fx
+from torch import Tensor
 
 from secateur.errors import ScoreError
-from secateur.graph.assemble import NORMS
 from secateur.graph.graph import Graph
 from secateur.graph.groups import Group, Role, Slice
-from secateur.graph.rules import Op, operator_name
+from secateur.graph.nodes import arguments_by_name
+from secateur.graph.rules.naming import NORMS, operator_name
 from secateur.signals.signal import Context
 
 _PRODUCTS = frozenset({"aten.mul.Tensor", "aten.mul_.Tensor", "aten.multiply.Tensor"})
@@ -27,22 +27,13 @@ def multipliers(graph: Graph) -> frozenset[str]:
     found: set[str] = set()
     for node in graph.program.graph.nodes:
         if operator_name(node) in NORMS:
-            factors = [Op(node, graph.walk).get("weight")]
+            factors = [arguments_by_name(node)["weight"]]
         elif operator_name(node) in _PRODUCTS:
-            factors = [n for n in node.all_input_nodes if n in graph.walk.weights.computed]
+            factors = [n for n in node.all_input_nodes if graph.is_weight(n)]
         else:
             continue
-        found.update(name for factor in factors if factor is not None and (name := _origin(factor, graph)))
+        found.update(name for factor in factors if factor is not None and (name := graph.origin(factor)))
     return frozenset(found)
-
-
-def _origin(node: fx.Node, graph: Graph) -> str:
-    """The tensor that a node is, or is a view or a function of alone; empty if there are several."""
-    while node not in graph.walk.names:
-        if len(node.all_input_nodes) != 1:
-            return ""
-        node = node.all_input_nodes[0]
-    return graph.walk.names[node]
 
 
 def weight_slices(

@@ -7,13 +7,12 @@ import torch
 from numpy.typing import NDArray
 from torch import fx
 
-from secateur.graph.rules.op import Axes, Op, Walk, plain
+from secateur.graph.rules.op import Axes, Op, plain
 from secateur.graph.rules.registry import rule
 
 
-def constant_positions(walk: Walk, index: fx.Node, size: int) -> NDArray[np.int64] | None:
-    """The positions that a constant vector of integers reads of an axis; None if it is not one."""
-    value = walk.constants.get(index)
+def constant_positions(value: torch.Tensor | None, size: int) -> NDArray[np.int64] | None:
+    """The positions that an index reads of an axis of this size; None if it is no constant vector."""
     if (
         value is None
         or value.ndim != 1
@@ -61,7 +60,7 @@ def _read(op: Op, x: Axes, given: dict[int, fx.Node]) -> Axes:
     rest = [a for k, a in enumerate(x) if k not in given]
     if len(given) == 1:
         ((dim, node),) = given.items()
-        positions = constant_positions(op.walk, node, len(x[dim]))
+        positions = constant_positions(op.walk.constants.get(node), len(x[dim]))
         if positions is not None:
             return (*x[:dim], x[dim][positions], *x[dim + 1 :])
     for dim in given:

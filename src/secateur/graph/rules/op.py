@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import fx
 
 from secateur.graph.labels import Labels, LabelStore, Reason, Reasons
+from secateur.graph.nodes import arguments_by_name, hint, shape_of, where
 from secateur.graph.rules.weights import Weights
 
 Axes = tuple[Labels, ...]
@@ -88,61 +87,9 @@ class Walk:
     written: frozenset[fx.Node] = frozenset()
 
 
-_MEASURED: WeakKeyDictionary[Any, dict[Any, int]] = WeakKeyDictionary()
-"""By the shape environment of a capture: sizes that depend on the data, as the example inputs made them."""
-
-
-def remember_size(size: torch.SymInt, number: int) -> None:
-    """Say what the example inputs make of a size that depends on the data.
-
-    Axes of one or no position mean something else to a rule (they broadcast), so two stand for these.
-    """
-    _MEASURED.setdefault(size.node.shape_env, {})[size.node.expr] = max(number, 2)
-
-
-def hint(size: Any) -> int:
-    """The size that the example inputs gave an axis; symbolic sizes are looked up, not guarded on."""
-    if isinstance(size, torch.SymInt):
-        known = size.node.hint
-        if known is None:
-            known = _MEASURED.get(size.node.shape_env, {}).get(size.node.expr)
-        if known is None:
-            raise ValueError("the size depends on the data")
-        return int(known)
-    return int(size)
-
-
-def is_open(size: Any) -> bool:
-    """True for a size that the program leaves open: symbolic, and not pinned by what the model does."""
-    return isinstance(size, torch.SymInt) and size.node.maybe_as_int() is None
-
-
-def shape_of(value: Any) -> tuple[int, ...]:
-    """The shape of a node's captured value (or of a tensor)."""
-    tensor = value.meta["val"] if isinstance(value, fx.Node) else value
-    return tuple(hint(s) for s in tensor.shape)
-
-
 def plain(n: int) -> Labels:
     """An axis that holds no units. [n]"""
     return np.zeros(n, dtype=np.int64)
-
-
-_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in \S+\n\s*(?P<code>[^\n]*)')
-
-
-def where(node: fx.Node) -> str:
-    """The module and the source line of a node: ``layer1.0 (net.py:12: x = x + y)``; empty if unknown."""
-    stack = node.meta.get("nn_module_stack") or {}
-    module = next((path for path, _ in reversed(list(stack.values())) if path), "")
-    frames = list(_FRAME.finditer(node.meta.get("stack_trace") or ""))
-    outside = [f for f in frames if "/torch/nn/" not in f["file"].replace("\\", "/")]
-    if not outside:
-        return module
-    last = outside[-1]
-    file = last["file"].replace("\\", "/").rsplit("/", 1)[-1]
-    line = f"{file}:{last['line']}: {last['code'].strip()}"
-    return f"{module} ({line})" if module else line
 
 
 class Op:
@@ -157,16 +104,8 @@ class Op:
         self.walk = walk
         self.store = walk.store
         self.name = str(node.target)
-        self._arguments = self._bind()
+        self._arguments = arguments_by_name(node)
         self._where: str | None = None
-
-    def _bind(self) -> dict[str, Any]:
-        schema = getattr(self.node.target, "_schema", None)
-        if schema is None:
-            return {str(i): a for i, a in enumerate(self.node.args)} | dict(self.node.kwargs)
-        bound = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
-        bound |= {a.name: value for a, value in zip(schema.arguments, self.node.args, strict=False)}
-        return bound | dict(self.node.kwargs)
 
     @property
     def positional(self) -> tuple[Any, ...]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
+from secateur.graph.nodes import shape_of
 from secateur.graph.rules.normalise import reduced
-from secateur.graph.rules.op import Axes, Op, plain, shape_of
+from secateur.graph.rules.op import Axes, Op, plain
 from secateur.graph.rules.registry import rule
 
 _WINDOW = "each position needs its neighbours"

@@ -8,7 +8,8 @@ import numpy as np
 from torch import fx
 
 from secateur.graph.labels import Labels
-from secateur.graph.rules.op import Axes, Op, hint, plain
+from secateur.graph.nodes import hint
+from secateur.graph.rules.op import Axes, Op, plain
 from secateur.graph.rules.registry import rule
 
 

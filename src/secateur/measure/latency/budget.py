@@ -17,7 +17,7 @@ from secateur.measure.latency.interval import Interval, median_ratio
 from secateur.measure.latency.search import fast_enough
 from secateur.measure.latency.timing import latency
 from secateur.plan import Plan
-from secateur.targets.units.apply import apply
+from secateur.targets.units.apply import Applier
 
 ROUNDS = 30
 
@@ -61,8 +61,10 @@ def meet_latency_budget(
     def plan_at(macs: float) -> Plan:
         return allocate(replace(budget, latency=None, macs=macs))
 
+    applied = Applier(model, graph)
+
     def measure(plan: Plan) -> Interval:
-        small = apply(model, plan, form, graph=graph, example_inputs=example_inputs)
+        small = applied(plan, form, example_inputs=example_inputs)
         whole, part = latency([model, small], args, kwargs, runs=ROUNDS)
         return median_ratio(part.seconds, whole.seconds)
 

@@ -10,7 +10,7 @@ from torch.export.graph_signature import InputKind
 
 from secateur.graph.graph import Graph
 from secateur.graph.inline import Mode, in_modes, modes_of
-from secateur.graph.walk import lifted
+from secateur.graph.nodes import lifted
 from secateur.graph.writes import written
 
 

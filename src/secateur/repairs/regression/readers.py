@@ -7,7 +7,7 @@ from torch import Tensor, fx
 
 from secateur.graph.graph import Graph
 from secateur.graph.groups import Slice
-from secateur.graph.walk import tensor_of
+from secateur.graph.nodes import tensor_of
 from secateur.repairs.regression.calls import Call, ProgramCalls
 from secateur.repairs.regression.layers import Site
 

@@ -60,8 +60,7 @@ class _ScaleTally(Tally):
         self._context = context
         self._multipliers = multipliers(context.graph)
         # Not only the run's own groups: under a memory limit they are scored a few at a time.
-        left = {entry.group.name for entry in context.graph.left}
-        every = [group for group in context.graph.assembled.groups if group.name not in left]
+        every = context.graph.all_groups
         if not any(self._slices(group) for group in every):
             raise ScoreError(
                 f"{signal.name}: expected a normalisation with weights that scales some prunable unit, got "

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from secateur.errors import ScoreError
 from secateur.graph.graph import Graph
 from secateur.graph.groups import Group, Site
-from secateur.graph.rules.op import hint
+from secateur.graph.nodes import hint
 from secateur.repairs.regression.additions import addition_after
 from secateur.repairs.regression.calls import Call
 from secateur.repairs.regression.elimination import Consumer, eliminate

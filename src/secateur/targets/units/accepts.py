@@ -18,8 +18,7 @@ from secateur.common.foreign import line_of
 from secateur.errors import InputError
 from secateur.graph.graph import Graph
 from secateur.graph.inputs import Arguments
-from secateur.graph.rules.op import is_open
-from secateur.graph.walk import lifted
+from secateur.graph.nodes import is_open, lifted
 from secateur.targets.units.variants import Facts, State
 
 _PLAIN = (type(None), bool, int, float, str)

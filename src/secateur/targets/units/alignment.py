@@ -16,9 +16,8 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from secateur.graph.inline import modes_of
+from secateur.graph.nodes import lifted, where
 from secateur.graph.rules import operator_name
-from secateur.graph.rules.op import where
-from secateur.graph.walk import lifted
 from secateur.graph.writes import dead_nodes
 
 Source = tuple[str, str | int]

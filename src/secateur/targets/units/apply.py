@@ -23,6 +23,7 @@ from secateur.targets.units.program import Program, smaller_program
 from secateur.targets.units.realise import proven_module, restricted, unrealisable
 from secateur.targets.units.record import Record, attach, record_of
 from secateur.targets.units.tensors import check_positions
+from secateur.targets.units.traced import Traced
 
 if TYPE_CHECKING:
     from secateur.targets.experts.graph import ExpertGraph
@@ -95,51 +96,85 @@ def apply(
         raise SettingError(f"apply(form={form!r}): expected one of {', '.join(FORMS)}.")
     if on_unrealisable not in ("graph", "leave"):
         raise SettingError(f"apply(on_unrealisable={on_unrealisable!r}): expected 'graph' or 'leave'.")
-    plan, graph = cast(Plan, plan), cast("Graph | None", graph)  # those of others do not come here
-    model = unwrap(model)
-    require_plain_modes("apply", model)
-    plan.check(fingerprint(model))
-    original, model = model, folded(model, plan.folded)
-    check_positions(model, plan)
-    if form == "masked":
-        return attach(masked(model, plan), Record(plan, "masked"))
-    args, kwargs = plan.inputs.arguments(example_inputs, device_of(model))
-    if graph is not None and example_inputs is None and not plan.inputs.drawn:
-        args, kwargs = graph.captured_inputs()
-    if graph is None:
-        exact = all(g.exact for g in plan.groups)
-        graph = retrace(original, plan.inputs, (args, kwargs), folds=plan.folded, allow_inexact=not exact)
-    if form == "graph":
-        return attach(_program(model, graph, plan), Record(plan, "graph", fast_path_note(model)))
-    try:
-        return proven_module(model, graph, plan, args, kwargs)
-    except ApplyError as error:
-        if form == "module":
-            raise
-        groups = unrealisable(model, graph, plan, args, kwargs)
-        failed = error
-        why = f"groups that need form 'graph': {', '.join(groups)}. {error}"
-    if on_unrealisable == "graph":
+    return Applier(model, cast("Graph | None", graph))(  # plans and graphs of others do not come here
+        cast(Plan, plan), form, example_inputs=example_inputs, on_unrealisable=on_unrealisable
+    )
+
+
+class Applier:
+    """Applies plans to one model. What it learns of the model for one plan serves the next ones too.
+
+    Args:
+        model: The dense model. It must not change while this object is in use.
+        graph: Its trace, if at hand. Without it, the model is traced for each plan.
+    """
+
+    def __init__(self, model: nn.Module, graph: Graph | None = None) -> None:
+        self._model, self._graph = unwrap(model), graph
+        self._traced: dict[tuple[str, ...], Traced] = {}  # by the weights that are folded
+
+    def __call__(
+        self,
+        plan: Plan,
+        form: Literal["auto", "module", "graph", "masked"] = "auto",
+        *,
+        example_inputs: Any = None,
+        on_unrealisable: Literal["graph", "leave"] = "graph",
+    ) -> nn.Module:
+        """Remove what a plan says; see `apply` for the arguments and errors."""
+        require_plain_modes("apply", self._model)
+        plan.check(fingerprint(self._model))
+        known = self._traced.get(plan.folded)
+        model = folded(self._model, plan.folded) if known is None else known.model
+        check_positions(model, plan)
+        if form == "masked":
+            return attach(masked(model, plan), Record(plan, "masked"))
+        args, kwargs = plan.inputs.arguments(example_inputs, device_of(model))
+        if self._graph is None:
+            exact = all(g.exact for g in plan.groups)
+            given = (args, kwargs)
+            graph = retrace(self._model, plan.inputs, given, folds=plan.folded, allow_inexact=not exact)
+            traced = Traced(model, graph)
+        else:
+            traced = self._traced.setdefault(plan.folded, known or Traced(model, self._graph))
+            if example_inputs is None and not plan.inputs.drawn:
+                args, kwargs = self._graph.captured_inputs()
+        if form == "graph":
+            return attach(_program(traced, plan), Record(plan, "graph", fast_path_note(model)))
         try:
-            program = _program(model, graph, plan)
-        except ApplyError as refused:
-            raise ApplyError(
-                f"apply: expected a module or a captured program, got neither. {_reason(refused)} "
-                f"{_advice(refused)}And for "
-                f"{', '.join(groups[:3])}{', …' if groups[3:] else ''}: {_reason(failed)} {_advice(failed)}"
-                f"Pass on_unrealisable='leave' to keep these groups whole.",
-                f"{refused}\n{failed}",
-            ) from failed
-        return attach(program, Record(plan, "graph", f"{why} {fast_path_note(model)}".rstrip()))
-    rest = restricted(plan, graph, [g.name for g in plan.groups if g.name not in groups])
-    small = proven_module(model, graph, rest, args, kwargs)
-    found, whole = record_of(small), f"left whole: {why}"
-    return attach(small, replace(found, note=f"{whole} {found.note}".rstrip(), whole=whole))
+            return proven_module(traced, plan, args, kwargs)
+        except ApplyError as error:
+            if form == "module":
+                raise
+            groups = unrealisable(traced, plan, args, kwargs)
+            failed = error
+            why = f"groups that need form 'graph': {', '.join(groups)}. {error}"
+        if on_unrealisable == "graph":
+            try:
+                program = _program(traced, plan)
+            except ApplyError as refused:
+                raise _neither(groups, refused, failed) from failed
+            return attach(program, Record(plan, "graph", f"{why} {fast_path_note(model)}".rstrip()))
+        rest = restricted(plan, traced.graph, [g.name for g in plan.groups if g.name not in groups])
+        small = proven_module(traced, rest, args, kwargs)
+        found, whole = record_of(small), f"left whole: {why}"
+        return attach(small, replace(found, note=f"{whole} {found.note}".rstrip(), whole=whole))
 
 
-def _program(model: nn.Module, graph: Graph, plan: Plan) -> Program:
+def _neither(groups: tuple[str, ...], refused: ApplyError, failed: ApplyError) -> ApplyError:
+    """The error for a model that neither form can hold."""
+    return ApplyError(
+        f"apply: expected a module or a captured program, got neither. {_reason(refused)} "
+        f"{_advice(refused)}And for "
+        f"{', '.join(groups[:3])}{', …' if groups[3:] else ''}: {_reason(failed)} {_advice(failed)}"
+        f"Pass on_unrealisable='leave' to keep these groups whole.",
+        f"{refused}\n{failed}",
+    )
+
+
+def _program(traced: Traced, plan: Plan) -> Program:
     """The captured program, if it takes what the model was traced with."""
-    program = smaller_program(model, graph, plan)
+    program = smaller_program(traced, plan)
     if why := program.refuses(plan.inputs).removesuffix(OTHERWISE):
         raise ApplyError(
             "apply: expected a captured program that takes inputs of the traced sizes, got one that does "

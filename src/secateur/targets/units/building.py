@@ -16,8 +16,8 @@ from torch.utils import _pytree as pytree
 
 from secateur.errors import ApplyError
 from secateur.graph.inline import in_modes, modes_of
+from secateur.graph.nodes import lifted, tensor_of
 from secateur.graph.rules import operator_name
-from secateur.graph.walk import lifted, tensor_of
 from secateur.targets.units.alignment import Place, Source, Steps, arguments
 from secateur.targets.units.constants import Constants
 from secateur.targets.units.copying import duplicate

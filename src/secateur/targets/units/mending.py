@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from secateur.errors import ApplyError
-from secateur.graph.rules.op import is_open
+from secateur.graph.nodes import is_open
 from secateur.targets.units import calls
 from secateur.targets.units.attention import head_size
 from secateur.targets.units.constants import Constants, rewrite_of

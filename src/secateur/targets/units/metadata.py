@@ -10,16 +10,15 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from secateur.common.models import device_of, evaluating
 from secateur.graph.graph import Graph
 from secateur.graph.inputs import Arguments
+from secateur.graph.kept import Kept
 from secateur.targets.units.compare import relative_difference, run, run_in_double
 from secateur.targets.units.configuration import (
     built_from,
@@ -28,43 +27,42 @@ from secateur.targets.units.configuration import (
     has_configuration,
     set_numbers,
 )
-from secateur.targets.units.reading import Builds, read_configuration, shapes_of
+from secateur.targets.units.reading import read_configuration, shapes_of
+from secateur.targets.units.traced import Traced
 
 _SAME = 1e-9
 """Relative difference in float64 below which two models compute the same."""
 
 
-def new_metadata(
-    model: nn.Module, small: nn.Module, graph: Graph, slots: NDArray[np.bool_]
-) -> dict[str, Any]:
+def new_metadata(traced: Traced, small: nn.Module, kept: Kept) -> dict[str, Any]:
     """Paths of numbers in feature tables and configurations, with their new values.
 
     Args:
-        model: The dense model.
+        traced: The dense model and its trace.
         small: The smaller module.
-        graph: The trace.
-        slots: Which units stay. [slots]
+        kept: Which positions of its tensors stay.
     """
+    model, graph = traced.model, traced.graph
     return {
-        **_feature_info(model, graph, slots),
+        **_feature_info(model, graph, kept),
         **_feature_widths(model, small, graph),
-        **{f"config.{path}": value for path, value in _configuration(model, small, graph).items()},
+        **{f"config.{path}": value for path, value in _configuration(traced, small).items()},
     }
 
 
-def folder_note(model: nn.Module, small: nn.Module, graph: Graph, metadata: Mapping[str, Any]) -> str:
+def folder_note(traced: Traced, small: nn.Module, metadata: Mapping[str, Any]) -> str:
     """What to use in place of `save_pretrained` where the stock class refuses what that writes; else empty.
 
     Args:
-        model: The dense model.
+        traced: The dense model and its trace.
         small: The smaller module.
-        graph: The trace.
         metadata: What `new_metadata` gave.
     """
+    model = traced.model
     if not has_configuration(model) or not hasattr(model, "save_pretrained"):
         return ""
     changes = {k.removeprefix("config."): v for k, v in metadata.items() if k.startswith("config.")}
-    if _builds_of(model, graph).shapes(changes) == shapes_of(small):
+    if traced.builds.shapes(changes) == shapes_of(small):
         return ""
     return (
         f"{type(model.config).__name__} cannot give the new sizes, so {type(model).__name__}.from_pretrained "
@@ -73,7 +71,7 @@ def folder_note(model: nn.Module, small: nn.Module, graph: Graph, metadata: Mapp
     )
 
 
-def _feature_info(model: nn.Module, graph: Graph, slots: NDArray[np.bool_]) -> dict[str, int]:
+def _feature_info(model: nn.Module, graph: Graph, kept: Kept) -> dict[str, int]:
     """timm's table of feature maps: `num_chs` of each is read off what its module returns."""
     table = getattr(model, "feature_info", None)
     prefix, entries = (
@@ -85,25 +83,23 @@ def _feature_info(model: nn.Module, graph: Graph, slots: NDArray[np.bool_]) -> d
     for number, entry in enumerate(entries):
         if not isinstance(entry, Mapping) or not isinstance(entry.get("num_chs"), int):
             continue
-        new = _width_after(graph, slots, str(entry.get("module", "")), entry["num_chs"])
+        new = _width_after(graph, kept, str(entry.get("module", "")), entry["num_chs"])
         if new is not None and new != entry["num_chs"]:
             found[f"{prefix}.{number}.num_chs"] = new
     return found
 
 
-def _width_after(graph: Graph, slots: NDArray[np.bool_], module: str, width: int) -> int | None:
+def _width_after(graph: Graph, kept: Kept, module: str, width: int) -> int | None:
     """How many of the `width` channels that a module returns stay."""
     last = None
     for node in graph.program.graph.nodes:
         stack = node.meta.get("nn_module_stack") or {}
         if any(path == module for path, _ in stack.values()):
             last = node
-    axes = graph.walk.values.get(last) if last is not None else None
-    if not module or not isinstance(axes, tuple):
-        return None
+    axes = kept.at(last) if module and last is not None else []
     for axis in (*axes[1:2], *axes[-1:]):
-        if len(axis) == width:
-            return int(graph.kept_along(axis, slots).sum())
+        if isinstance(axis, np.ndarray) and len(axis) == width:
+            return int(axis.sum())
     return None
 
 
@@ -137,30 +133,19 @@ def _trials(graph: Graph, device: torch.device) -> list[Arguments]:
     return [options[0] for _, options in graph.inputs.trials(given, device=device)]
 
 
-_BUILDS: WeakKeyDictionary[Graph, Builds] = WeakKeyDictionary()
-"""What was learnt of a class serves every further plan, as long as the trace lives."""
-
-
-def _builds_of(model: nn.Module, graph: Graph) -> Builds:
-    config: Any = model.config
-    found = _BUILDS.get(graph)
-    if found is None or found.kind is not type(model) or found.config.to_dict() != config.to_dict():
-        found = _BUILDS[graph] = Builds(type(model), config)
-    return found
-
-
-def _configuration(model: nn.Module, small: nn.Module, graph: Graph) -> dict[str, Any]:
+def _configuration(traced: Traced, small: nn.Module) -> dict[str, Any]:
     """Numbers of a configuration from which the model's class computes what the smaller model does.
 
     The class is built from them, given the smaller model's tensors, and run. The smaller model is run with
     them too, since its code may read its configuration.
     """
+    model = traced.model
     if not has_configuration(model):
         return {}
-    options = read_configuration(_builds_of(model, graph), shapes_of(small)).options
+    options = read_configuration(traced.builds, shapes_of(small)).options
     if not any(options):
         return {}
-    wanted = _Answers(small, _trials(graph, device_of(small)))
+    wanted = _Answers(small, _trials(traced.graph, device_of(small)))
     for changes in options:
         config = changed_configuration(model.config, changes)
         if wanted.given_by(built_from(type(model), config, small)):

@@ -22,7 +22,7 @@ from secateur.errors import CaptureError
 from secateur.graph.capture import capture
 from secateur.graph.graph import Graph
 from secateur.graph.leaf import Place
-from secateur.graph.rules.op import is_open
+from secateur.graph.nodes import is_open
 from secateur.targets.units.alignment import PathsDifferError, Steps
 
 QUESTIONS = 60_000

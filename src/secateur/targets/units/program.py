@@ -9,31 +9,23 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary, ref
 
-import numpy as np
 import torch
 from torch import fx, nn
-from torch.export import ExportedProgram
 
 from secateur.common.collecting import uncollected
 from secateur.errors import ApplyError
-from secateur.graph.datasizes import measure_sizes
 from secateur.graph.graph import Graph
 from secateur.graph.inputs import InputSpec
-from secateur.graph.labels import Labels
-from secateur.graph.rules.op import Walk
-from secateur.graph.walk import Tensor, walk
 from secateur.plan import Plan
 from secateur.targets.units.accepts import Accepts
 from secateur.targets.units.building import build
 from secateur.targets.units.constants import Constants
-from secateur.targets.units.narrowing import narrowed, reach, refusal
-from secateur.targets.units.opened import open_program
-from secateur.targets.units.tensors import kept, removed_positions
-from secateur.targets.units.variants import Facts, find_facts
+from secateur.targets.units.narrowing import narrowed, refusal
+from secateur.targets.units.tensors import removed_positions
+from secateur.targets.units.traced import Traced
+from secateur.targets.units.variants import Facts
 from secateur.targets.units.watching import beside
 
 _STATE = "secateur_program"
@@ -127,41 +119,11 @@ class Program(fx.GraphModule):
         return new
 
 
-@dataclass(frozen=True)
-class _Captured:
-    """What was captured of a model, and learnt of that: it serves every plan.
-
-    Attributes:
-        model: The model.
-        program: With all sizes open that may vary, as far as it can be had.
-        walk: Its labels.
-        tensors: Its tensors.
-        facts: What its arguments follow.
-        accepts: What it takes.
-    """
-
-    model: ref[nn.Module]
-    program: ExportedProgram
-    walk: Walk
-    tensors: tuple[Tensor, ...]
-    facts: Facts
-    accepts: Accepts
-
-
-_CAPTURED: WeakKeyDictionary[Graph, _Captured] = WeakKeyDictionary()
-
-
-def smaller_program(
-    model: nn.Module, graph: Graph, plan: Plan, *, may_stay_in_evaluation: bool = False
-) -> Program:
+def smaller_program(traced: Traced, plan: Plan, *, may_stay_in_evaluation: bool = False) -> Program:
     """A runnable module of the captured program after `plan`, with the model's parameter names.
 
-    The model is captured several times, to learn what the program's arguments follow; what is learnt is kept
-    as long as the trace.
-
     Args:
-        model: The model that `graph` was traced from; its tensors are copied, never changed.
-        graph: The trace.
+        traced: The dense model and its trace. Tensors are copied, never changed.
         plan: The decision.
         may_stay_in_evaluation: Leave a program that knows evaluation mode alone there, whatever the model's
             mode is.
@@ -177,11 +139,8 @@ def smaller_program(
             f"asked for, but a captured program has its forward pass alone. Take form 'module', or trace "
             f"without methods=."
         )
-    found = _CAPTURED.get(graph)
-    if found is None or found.model() is not model:
-        found = _CAPTURED[graph] = _capture(model, graph)
-    constants = Constants(found.walk, _Kept(found.walk, found.tensors, plan).along)
-    facts = found.facts
+    model, found = traced.model, traced.captured
+    constants, facts = Constants(found.kept(removed_positions(plan))), found.facts
     with uncollected():
         root, out = build(model, found.program, constants, facts)
         module = Program(root, out, class_name=type(model).__name__).accept(found.accepts, facts.eval_only)
@@ -201,47 +160,9 @@ def sliced_program(model: nn.Module, graph: Graph, plan: Plan) -> Program:
     """
     beside(model, graph.captured_inputs()).refuse_draws()
     with uncollected():
-        root, out = build(model, graph.program, Constants.of(graph, plan), Facts())
+        constants = Constants(graph.kept(removed_positions(plan)))
+        root, out = build(model, graph.program, constants, Facts())
         return Program(root, out, class_name=type(model).__name__)
-
-
-def _capture(model: nn.Module, graph: Graph) -> _Captured:
-    narrow = Accepts.of(model, graph.program, graph, {})
-    opened = open_program(model, graph)
-    if opened is not None:
-        # Before anything else asks about sizes: what is asked becomes a condition. Open axes that one ties
-        # to each other are worth less than one that is free.
-        wide = Accepts.of(model, opened.program, graph, opened.lines)
-        worse = bool(refusal(wide, graph.inputs, {})) > bool(refusal(narrow, graph.inputs, {}))
-        if not worse and reach(wide, graph.inputs) >= reach(narrow, graph.inputs):
-            facts = find_facts(model, graph, opened)
-            measure_sizes(opened.program)
-            state, tensors, _ = walk(opened.program)
-            return _Captured(ref(model), opened.program, state, tuple(tensors), facts, wide.knowing(facts))
-    facts = find_facts(model, graph)
-    return _Captured(ref(model), graph.program, graph.walk, graph.tensors, facts, narrow.knowing(facts))
-
-
-class _Kept:
-    """Which positions stay along an axis, read off a plan by the labels of the tensors that it cuts."""
-
-    def __init__(self, state: Walk, tensors: tuple[Tensor, ...], plan: Plan) -> None:
-        self._store = state.store
-        removed = removed_positions(plan)
-        gone = [t.axes[axis][at] for t in tensors for axis, at in removed.get(t.name, {}).items()]
-        self._gone = np.unique(self._store.find(np.concatenate([*gone, np.zeros(0, np.int64)])))
-        for tensor in tensors:
-            for axis, labels in enumerate(tensor.axes):
-                at = removed.get(tensor.name, {}).get(axis, np.zeros(0, np.int64))
-                if not np.array_equal(self.along(labels), kept(len(labels), at)):
-                    raise ApplyError(
-                        f"apply: expected {tensor.name} to lose along axis {axis} what the plan says, got "
-                        f"more that goes with it at other sizes. Trace the model and plan again."
-                    )
-
-    def along(self, labels: Labels) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        """Which positions with these labels stay."""
-        return ~np.isin(self._store.find(labels), self._gone) | (labels <= 0)
 
 
 def _mode(model: nn.Module, path: str, otherwise: bool) -> bool:

@@ -37,6 +37,8 @@ from secateur.targets.units.program import sliced_program
 from secateur.targets.units.record import Record, attach
 from secateur.targets.units.recording import Change, Recorded, assign_nodes, record
 from secateur.targets.units.sizes import set_sizes
+from secateur.targets.units.tensors import removed_positions
+from secateur.targets.units.traced import Traced
 from secateur.targets.units.tracking import Equation, Tracked, Uses, solve, tracked, unnoted
 from secateur.targets.units.unseen import in_words, known_code
 
@@ -44,13 +46,7 @@ MANY = 4
 """Equal layers from which on the first and the last speak for all."""
 
 
-def proven_module(
-    model: nn.Module,
-    graph: Graph,
-    plan: Plan,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-) -> nn.Module:
+def proven_module(traced: Traced, plan: Plan, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> nn.Module:
     """The smaller module, once forward passes have shown that it computes what the plan means.
 
     Attributes change whose values are seen to reach a size that shrinks. What the code holds as a number is
@@ -60,15 +56,16 @@ def proven_module(
     Raises:
         ApplyError: If there is no such module.
     """
+    model, graph = traced.model, traced.graph
     given: Arguments = (args, dict(kwargs))
     sizes, codes = understood(model, graph, plan)
     small = smaller_module(model, plan, sizes)
     mended = mend(small, codes)
     without = _prove(model, small, graph, plan, given)
-    metadata = new_metadata(model, small, graph, graph.keep_slots(plan.keep))
+    metadata = new_metadata(traced, small, graph.kept(removed_positions(plan)))
     set_sizes(model, small, metadata)
     sizes = {**sizes, **metadata}
-    said = (_note(mended, without), in_words(codes.values()), folder_note(model, small, graph, metadata))
+    said = (_note(mended, without), in_words(codes.values()), folder_note(traced, small, metadata))
     note = " ".join(filter(None, said))
     return attach(small, Record(plan, "module", note, sizes=sizes, captured=mended))
 
@@ -123,10 +120,9 @@ class _Pass:
 
     def __init__(self, model: nn.Module, graph: Graph, plan: Plan, view: View | None) -> None:
         self._training, self._method = (view.training, view.method) if view is not None else (False, "")
-        walk, program = (graph.walk, graph.program) if view is None else (view.walk, view.program)
+        program = graph.program if view is None else view.program
         self._arguments = graph.captured_inputs() if view is None else view.arguments
-        slots = graph.keep_slots(plan.keep)
-        self._constants = Constants(walk or graph.walk, lambda labels: graph.kept_along(labels, slots))
+        self._constants = Constants(graph.kept(removed_positions(plan), view))
         self._known: dict[Any, Need | None] = {}
         self._uses = Uses()
         try:
@@ -312,7 +308,7 @@ def _failed(error: Exception, title: str = "the traced size") -> ApplyError:
 
 
 def unrealisable(
-    model: nn.Module, graph: Graph, plan: Plan, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    traced: Traced, plan: Plan, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[str, ...]:
     """The pruned groups of a plan that a smaller module cannot express, by halving the set of groups.
 
@@ -326,7 +322,7 @@ def unrealisable(
 
     def works(names: list[str]) -> bool:
         try:
-            proven_module(model, graph, restricted(plan, graph, names), args, kwargs)
+            proven_module(traced, restricted(plan, traced.graph, names), args, kwargs)
         except ApplyError:
             return False
         return True

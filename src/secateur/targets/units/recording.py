@@ -21,8 +21,8 @@ from torch.nn.modules import module as _module
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from secateur.graph.nodes import shape_of
 from secateur.graph.rules import operator_name
-from secateur.graph.rules.op import shape_of
 from secateur.targets.units.calls import FAMILIES, numbers, steps_of
 from secateur.targets.units.needs import Step
 from secateur.targets.units.sizes import running_modules
@@ -142,14 +142,14 @@ def _instruction(frame: FrameType) -> int:
     return starts[max(bisect.bisect_right(starts, frame.f_lasti) - 1, 0)]
 
 
-@functools.cache
+@functools.lru_cache(maxsize=4096)  # a pruned model asks at each forward pass
 def _starts(code: CodeType) -> tuple[int, ...]:
     every = list(dis.get_instructions(code))
     after = {b.offset for a, b in itertools.pairwise(every) if a.opname == "PRECALL"}  # Python 3.11 only
     return tuple(i.offset for i in every if i.offset not in after)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=4096)
 def literals(code: CodeType, line: int = 0) -> frozenset[int]:
     """The integers that are written in a function, or on one line of it."""
     spans = [(start, end) for start, end, at in code.co_lines() if not line or at == line]

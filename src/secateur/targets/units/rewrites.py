@@ -12,16 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import fx
 
 from secateur.errors import ApplyError
+from secateur.graph.kept import Mask
+from secateur.graph.nodes import hint, is_open, where
 from secateur.graph.rules.index import constant_positions
-from secateur.graph.rules.op import Walk, hint, is_open, where
 from secateur.graph.rules.select import positions_taken
 from secateur.targets.units.tensors import groups_after
-
-Mask = NDArray[np.bool_]
 
 _TO_THE_END = 2**63 - 1
 """The end of ``x[start:]``."""
@@ -37,7 +35,7 @@ class Call:
         arguments: Its arguments by schema name (nodes are those of the captured program).
         before: Which positions of each axis of a tensor stay, by its node.
         after: The same for the output, or for each of several outputs.
-        walk: What tracing learnt.
+        constant: The value of a node that is known without data; None for any other.
     """
 
     node: fx.Node
@@ -45,7 +43,7 @@ class Call:
     arguments: dict[str, Any]
     before: Callable[[fx.Node], list[Mask]]
     after: list[Any]
-    walk: Walk
+    constant: Callable[[fx.Node], torch.Tensor | None]
 
     def integer(self, name: str, default: int = 0) -> int:
         """An integer argument; symbolic ones by their captured size."""
@@ -234,7 +232,7 @@ def read(call: Call) -> None:
         if node is None or masks[dim].all():
             continue
         _fixed(call, dim=dim)
-        positions = constant_positions(call.walk, node, len(masks[dim]))
+        positions = constant_positions(call.constant(node), len(masks[dim]))
         if positions is None:
             raise ApplyError(f"apply: expected a constant index at {call.node}, got one that is computed.")
         new = torch.as_tensor((np.cumsum(masks[dim]) - 1)[positions[masks[dim][positions]]])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from torch import nn
@@ -30,7 +30,7 @@ from secateur.signals import Scores
 from secateur.signals.distributed import joined
 from secateur.signals.units.combination import name_of
 from secateur.targets.target import Form, Scored, Target
-from secateur.targets.units.apply import FORMS, apply
+from secateur.targets.units.apply import FORMS, Applier
 from secateur.targets.units.record import record_of, with_note
 
 
@@ -103,7 +103,7 @@ class Units(Target):
 
         A loss of the user's own may call the model with targets too, or call its methods.
         """
-        model, programs = self.task.model, self.graph.programs
+        programs = self.graph.programs
         varied = self.task.loss_fn is not None or any(
             not programs.begins_with(b.args, b.kwargs)
             for part in (self.task.fit, self.task.held)
@@ -112,22 +112,24 @@ class Units(Target):
         form: Form = "masked" if all(group.exact for group in plan.groups) else "module"
         forms: tuple[Form, Form] = (form, "graph") if varied else ("graph", form)
         try:
-            small = apply(model, plan, forms[0], graph=self.graph)
+            small = self._applied(plan, forms[0])
         except ApplyError:  # there are models that no program can hold, and groups that no module can express
-            small = apply(model, plan, forms[1], graph=self.graph)
+            small = self._applied(plan, forms[1])
         for method in self._methods:
             method.run(small, Work(lambda: self.graph, data))
         return small
+
+    @cached_property
+    def _applied(self) -> Applier:
+        return Applier(self.task.model, self.graph)
 
     def apply(self, plan: Plan) -> nn.Module:
         """In the form that was asked for."""
         task = self.task
         with clock(task.seconds, "apply"):
-            return apply(
-                task.model,
+            return self._applied(
                 plan,
                 task.form,
-                graph=self.graph,
                 example_inputs=few(task.example, self.graph.static_batch),
                 on_unrealisable=task.on_unrealisable,
             )

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from secateur.errors import ApplyError, PlanError
-from secateur.graph.walk import UNNAMED
+from secateur.graph.nodes import UNNAMED
 from secateur.plan import Plan
 
 Removed = Mapping[int, NDArray[np.int64]]

@@ -6,7 +6,7 @@ import contextlib
 import dis
 import functools
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -24,6 +24,10 @@ _SMALLEST = 4
 """Sizes below this are not looked for: code says such numbers for many reasons."""
 
 
+SizedLines = Callable[[CodeType], Mapping[int, frozenset[int]]]
+"""By number, the lines of a function that may say a size, with the integers written there."""
+
+
 def known_code(
     dense: nn.Module, small: nn.Module, plan: Plan, rules: Mapping[str, Sequence[Rule]]
 ) -> dict[str, Code]:
@@ -36,16 +40,21 @@ def known_code(
             parts = name.split(".")
             for depth in range(len(parts)):
                 shrunk.setdefault(".".join(parts[:depth]), set()).update(shape[axis] for axis in axes)
+    sized = functools.cache(_sized_lines)  # equal layers share their code
     found = {}
     for path, module in small.named_modules():
         sizes = frozenset(size for size in shrunk.get(path, ()) if size >= _SMALLEST)
-        unseen = () if follows(module) or not sizes else tuple(_lines(type(module), sizes, ran).items())
+        unseen = (
+            () if follows(module) or not sizes else tuple(_lines(type(module), sizes, ran, sized).items())
+        )
         if path in rules or unseen:
             found[path] = Code(tuple(rules.get(path, ())), sizes, unseen)
     return found
 
 
-def _lines(kind: type, sizes: frozenset[int], ran: set[tuple[Any, ...]]) -> dict[str, tuple[str, ...]]:
+def _lines(
+    kind: type, sizes: frozenset[int], ran: set[tuple[Any, ...]], sized: SizedLines
+) -> dict[str, tuple[str, ...]]:
     """By method, the lines of a class that did not run and say one of the sizes."""
     found: dict[str, tuple[str, ...]] = {}
     for name in dir(kind):
@@ -54,7 +63,7 @@ def _lines(kind: type, sizes: frozenset[int], ran: set[tuple[Any, ...]]) -> dict
             continue
         for code in _codes(inspect.unwrap(method)):
             where = (code.co_filename, code.co_name, code.co_firstlineno)
-            for line, said in _sized_lines(code).items():
+            for line, said in sized(code).items():
                 if said & sizes and (*where, line) not in ran:
                     file = code.co_filename.replace("\\", "/").rsplit("/", 1)[-1]
                     found[name] = (*found.get(name, ()), f"{file}, {code.co_name} (line {line})")
@@ -73,7 +82,6 @@ def _codes(function: object) -> Iterator[CodeType]:
         pending += [c for c in code.co_consts if isinstance(c, CodeType)]
 
 
-@functools.cache
 def _sized_lines(code: CodeType) -> dict[int, frozenset[int]]:
     """The lines of a function that call what takes sizes, or index, with the integers written there."""
     starts = dict(dis.findlinestarts(code))

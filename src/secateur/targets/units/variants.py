@@ -25,8 +25,7 @@ from secateur.errors import CaptureError
 from secateur.graph.capture import capture
 from secateur.graph.graph import Graph
 from secateur.graph.inputs import samples_of
-from secateur.graph.rules.op import where
-from secateur.graph.walk import lifted
+from secateur.graph.nodes import lifted, where
 from secateur.targets.units.alignment import Difference, PathsDifferError, Place, Source, Steps
 from secateur.targets.units.opened import Opened, TooMuchError, limited
 from secateur.targets.units.watching import beside

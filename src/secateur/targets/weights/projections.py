@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import fx
 
 from secateur.graph.graph import Graph
-from secateur.graph.walk import tensor_of
+from secateur.graph.nodes import tensor_of
 from secateur.repairs.regression.calls import Call, ProgramCalls
 from secateur.repairs.regression.layers import Site
 

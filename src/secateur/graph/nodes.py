@@ -1,0 +1,92 @@
+"""Reading the nodes of a captured program: the tensors they stand for, sizes, arguments, source lines."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import fx
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+
+UNNAMED = "lifted_tensor_"
+"""How names begin that a capture gives to tensors which are neither parameters nor buffers."""
+
+
+def lifted(program: ExportedProgram) -> Iterator[tuple[fx.Node, InputKind, str | None]]:
+    """The program's placeholders, each with what it stands for and the name of that."""
+    placeholders = [n for n in program.graph.nodes if n.op == "placeholder"]
+    for node, spec in zip(placeholders, program.graph_signature.input_specs, strict=True):
+        yield node, spec.kind, spec.target
+
+
+def tensor_of(program: ExportedProgram, name: str) -> torch.Tensor:
+    """The parameter, buffer or constant of this name."""
+    found: torch.Tensor | None = program.state_dict.get(name)
+    if found is None:
+        found = program.constants[name]
+    return found
+
+
+_MEASURED = "secateur_measured_sizes"
+"""Under this name a capture's shape environment holds the sizes that depend on the data, once measured."""
+
+
+def remember_size(size: torch.SymInt, number: int) -> None:
+    """Say what the example inputs make of a size that depends on the data.
+
+    Axes of one or no position mean something else to a rule (they broadcast), so two stand for these.
+    """
+    vars(size.node.shape_env).setdefault(_MEASURED, {})[size.node.expr] = max(number, 2)
+
+
+def hint(size: Any) -> int:
+    """The size that the example inputs gave an axis; symbolic sizes are looked up, not guarded on."""
+    if isinstance(size, torch.SymInt):
+        known = size.node.hint
+        if known is None:
+            known = getattr(size.node.shape_env, _MEASURED, {}).get(size.node.expr)
+        if known is None:
+            raise ValueError("the size depends on the data")
+        return int(known)
+    return int(size)
+
+
+def is_open(size: Any) -> bool:
+    """True for a size that the program leaves open: symbolic, and not pinned by what the model does."""
+    return isinstance(size, torch.SymInt) and size.node.maybe_as_int() is None
+
+
+def shape_of(value: Any) -> tuple[int, ...]:
+    """The shape of a node's captured value (or of a tensor)."""
+    tensor = value.meta["val"] if isinstance(value, fx.Node) else value
+    return tuple(hint(s) for s in tensor.shape)
+
+
+def arguments_by_name(node: fx.Node) -> dict[str, Any]:
+    """The arguments of an operator call by the names in its schema; defaults fill in what is not given."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return {str(i): a for i, a in enumerate(node.args)} | dict(node.kwargs)
+    bound = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
+    bound |= {a.name: value for a, value in zip(schema.arguments, node.args, strict=False)}
+    return bound | dict(node.kwargs)
+
+
+_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in \S+\n\s*(?P<code>[^\n]*)')
+
+
+def where(node: fx.Node) -> str:
+    """The module and the source line of a node: ``layer1.0 (net.py:12: x = x + y)``; empty if unknown."""
+    stack = node.meta.get("nn_module_stack") or {}
+    module = next((path for path, _ in reversed(list(stack.values())) if path), "")
+    frames = list(_FRAME.finditer(node.meta.get("stack_trace") or ""))
+    outside = [f for f in frames if "/torch/nn/" not in f["file"].replace("\\", "/")]
+    if not outside:
+        return module
+    last = outside[-1]
+    file = last["file"].replace("\\", "/").rsplit("/", 1)[-1]
+    line = f"{file}:{last['line']}: {last['code'].strip()}"
+    return f"{module} ({line})" if module else line

@@ -1,0 +1,150 @@
+"""What the folders promise each other: who may read what, and where state may live."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import secateur
+
+SOURCE = Path(secateur.__file__).parent
+
+INSIDE = {
+    f"secateur.graph.{name}" for name in ("assemble", "labels", "rules.op", "rules.weights", "splits", "walk")
+}
+"""What `trace` works with. Other packages ask the `Graph` that comes out of it."""
+
+NOT_FROZEN = {("targets/units/record.py", "model"), ("common/outputs.py", "made")}
+"""Objects that `object.__setattr__` is called on from outside: a module, and a copy that is being made."""
+
+REMEMBERED = {
+    ("config/setting.py", "sections"),
+    ("config/setting.py", "settings"),
+    ("targets/units/recording.py", "_starts"),
+    ("targets/units/recording.py", "literals"),
+}
+"""Functions whose answers are kept: of a class, or of compiled code, neither of which can change."""
+
+CONTAINERS = {"WeakKeyDictionary", "WeakValueDictionary", "WeakSet", "defaultdict", "dict", "list", "set"}
+
+FILLED_AT_IMPORT = {("graph/rules/registry.py", "RULES")}
+
+
+def sources() -> dict[str, str]:
+    """The text of each module by its path in the package."""
+    return {str(path.relative_to(SOURCE)): path.read_text(encoding="utf-8") for path in SOURCE.rglob("*.py")}
+
+
+def own_names(text: str) -> set[str]:
+    """Private names of attributes that a module defines: fields, methods, and what is set on ``self``."""
+    found = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ClassDef):
+            found |= {f.name for f in node.body if isinstance(f, ast.FunctionDef)}
+            found |= {
+                f.target.id
+                for f in node.body
+                if isinstance(f, ast.AnnAssign) and isinstance(f.target, ast.Name)
+            }
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            found |= {node.attr} if ast.unparse(node.value) == "self" else set()
+    return {name for name in found if name.startswith("_") and not name.startswith("__")}
+
+
+def reached_into(path: str, text: str, private: set[str]) -> Iterator[str]:
+    """Where a module outside of ``graph/`` imports the insides of tracing, or reads their private names."""
+    if path.startswith("graph/"):
+        return
+    mine = own_names(text)
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and node.module in INSIDE:
+            yield f"{path}:{node.lineno}: from {node.module}"
+        if isinstance(node, ast.Import):
+            yield from (f"{path}:{node.lineno}: import {n.name}" for n in node.names if n.name in INSIDE)
+        if isinstance(node, ast.Attribute) and node.attr in private - mine:
+            yield f"{path}:{node.lineno}: {ast.unparse(node)}"
+
+
+def set_from_outside(path: str, text: str) -> Iterator[str]:
+    """Where a module sets an attribute of another object past its class, which may be frozen."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "object.__setattr__":
+            target = ast.unparse(node.args[0])
+            if target != "self" and (path, target) not in NOT_FROZEN:
+                yield f"{path}:{node.lineno}: {ast.unparse(node)}"
+
+
+def caches(path: str, text: str) -> Iterator[str]:
+    """Where a module keeps what it has learnt: in a container of its own, or of one of its functions."""
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.FunctionDef) and (path, node.name) not in REMEMBERED:
+            yield from (
+                f"{path}:{node.lineno}: {node.name}"
+                for decorator in node.decorator_list
+                if "cache" in ast.unparse(decorator)
+            )
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            value = node.value
+            empty = (isinstance(value, ast.Dict) and not value.keys) or (
+                isinstance(value, ast.List) and not value.elts
+            )
+            name = ast.unparse(value.func) if isinstance(value, ast.Call) else ""
+            made = name.split("[")[0].split(".")[-1] in CONTAINERS
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            for target in targets if empty or made else ():
+                if (path, ast.unparse(target)) not in FILLED_AT_IMPORT:
+                    yield f"{path}:{node.lineno}: {ast.unparse(target)}"
+
+
+def test_nothing_reaches_into_the_graph() -> None:
+    every = sources()
+    private = set().union(*(own_names(text) for path, text in every.items() if path.startswith("graph/")))
+    assert {"_labelled", "_assembled", "_costs", "_walk"} <= private
+    assert [found for path, text in every.items() for found in reached_into(path, text, private)] == []
+
+
+def test_nothing_frozen_is_set_from_outside() -> None:
+    assert [found for path, text in sources().items() for found in set_from_outside(path, text)] == []
+
+
+def test_no_module_keeps_what_it_has_learnt() -> None:
+    assert [found for path, text in sources().items() for found in caches(path, text)] == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from secateur.graph.walk import walk",
+        "import secateur.graph.labels",
+        "def f(graph):\n    return graph._labelled",
+        "def f(graph):\n    return graph.kept({})._walk.values",
+    ],
+)
+def test_reaching_in_is_found(text: str) -> None:
+    private = {"_labelled", "_walk"}
+    assert len(list(reached_into("signals/new.py", text, private))) == 1
+    assert list(reached_into("graph/new.py", text, private)) == []
+
+
+@pytest.mark.parametrize("text", ["object.__setattr__(plan, 'x', 1)", "object.__setattr__(a.b, 'x', 1)"])
+def test_setting_is_found(text: str) -> None:
+    assert len(list(set_from_outside("plan.py", text))) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "_known: WeakKeyDictionary[Graph, int] = WeakKeyDictionary()",
+        "_known = weakref.WeakKeyDictionary()",
+        "_known = {}",
+        "_known: list[int] = []",
+        "_known = defaultdict[str, int]()",
+        "@cache\ndef f(x): ...",
+        "@functools.lru_cache(maxsize=8)\ndef f(x): ...",
+    ],
+)
+def test_a_cache_is_found(text: str) -> None:
+    assert len(list(caches("signals/new.py", text))) == 1
