@@ -1,4 +1,8 @@
-"""From labels to groups: classes of labels become units, units with the same producers become groups."""
+"""Build groups from labels.
+
+Positions whose labels were tied form a *class*: they can only be removed together. A class that holds
+positions of parameters is a *unit*. Units that lie along the same axes, in the same roles, are a *group*.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +26,14 @@ _ROLES: tuple[tuple[Role, int], ...] = (("produce", PRODUCE), ("consume", CONSUM
 
 @dataclass(frozen=True)
 class Assembled:
-    """Groups in order of execution, with the tables that other rooms need.
+    """The groups, and tables that say which group each label belongs to.
 
     Attributes:
-        groups: All groups, those in `left` too.
+        groups: All groups in order of execution, also those in `left`.
         frozen: Parts of tensors that may not shrink.
-        group_of: The number of each label's group, -1 for none. [labels]
-        slot_of: The slot of each label, -1 for none: units numbered through all groups. [labels]
-        left: Groups that are not to be pruned.
+        group_of: For each label, the number of its group, or -1. [labels]
+        slot_of: For each label, the number of its unit, counted through all groups, or -1. [labels]
+        left: Groups of which no unit may be removed, and why.
     """
 
     groups: tuple[Group, ...]
@@ -40,10 +44,12 @@ class Assembled:
 
 
 def assemble(walk: Walk, tensors: list[Tensor], *, allow_inexact: bool) -> Assembled:
-    """Turn what the walk learnt into groups; those in `left` are not to be pruned."""
+    """Build groups from what the rules said. With `allow_inexact`, mixed groups may be pruned too."""
     store = walk.store
     n = len(store)
-    bits = np.zeros(n, dtype=np.int64)  # the role of each parameter position, by its own label
+    # Roles belong to single positions: a unit is produced at one and consumed at another. So they are kept
+    # by the label of the position, not by its class.
+    bits = np.zeros(n, dtype=np.int64)
     for labels, bit in walk.roles:
         bits[labels[labels > 0]] |= bit
     _keep_what_only_code_holds(walk, tensors, bits)
@@ -85,7 +91,7 @@ def assemble(walk: Walk, tensors: list[Tensor], *, allow_inexact: bool) -> Assem
 
 
 def _keep_what_only_code_holds(walk: Walk, tensors: list[Tensor], bits: NDArray[np.int64]) -> None:
-    """Freeze what a tensor outside of the state dict consumes: no copy of the model could mask it."""
+    """Freeze units that are read by a tensor outside the state dict: no copy of the model can mask it."""
     because = walk.reasons.label(Reason("read by a tensor that is neither a parameter nor a buffer"))
     for tensor in tensors:
         if tensor.name.startswith(UNNAMED):
@@ -94,7 +100,7 @@ def _keep_what_only_code_holds(walk: Walk, tensors: list[Tensor], bits: NDArray[
 
 
 def _why_left(group: Group, walk: Walk, tensors: list[Tensor], *, allow_inexact: bool) -> str:
-    """Why a group is not offered for pruning; empty if it is."""
+    """Say why no unit of a group may be removed; empty if units may."""
     if group.size == 1:
         return "a single unit" + _tied_together(group, walk, tensors)
     seen = {unit for site in group.sites for unit in site.unit.tolist()}
@@ -106,7 +112,7 @@ def _why_left(group: Group, walk: Walk, tensors: list[Tensor], *, allow_inexact:
 
 
 def _tied_together(group: Group, walk: Walk, tensors: list[Tensor]) -> str:
-    """Which operator makes one unit of several positions; empty if there is one position alone."""
+    """Say which operator makes one unit of several positions; empty if there is only one position."""
     largest = max(group.slices, key=lambda piece: len(piece.position))
     axis = next(t for t in tensors if t.name == largest.tensor).axes[largest.axis]
     first, *others = axis[largest.position].tolist()
@@ -126,7 +132,7 @@ def _text(what: str, where: str) -> str:
 
 
 def _by_use(tensors: list[Tensor]) -> list[Tensor]:
-    """Tensors in the order in which the program first reads them."""
+    """Sort tensors by the order in which the program first reads them."""
     if not tensors:
         return []
     order = {node: i for i, node in enumerate(tensors[0].node.graph.nodes)}
@@ -140,31 +146,50 @@ def _partition(
     bits: NDArray[np.int64],
     is_frozen: NDArray[np.bool_],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], list[int]]:
-    """Number groups and units: a group is the classes that the same axes hold, in the same roles.
+    """Number the groups, and the units in each group.
 
-    So all units of a group cost the same, and each axis, of activations too, keeps some of every group
-    it holds: no part of a split is ever empty. Classes are told apart by the exclusive or of one random
-    number for each axis and role.
+    A group is all classes that lie along the same axes, of parameters and of activations, in the same roles.
+    So all units of a group cost the same. And since every group keeps at least one unit, every axis does: no
+    part of a split is ever empty.
+
+    To compare sets of axes quickly, each axis and role gets a random number of 64 bits. The signature of a
+    class is the exclusive or of the numbers of all axes that it lies along. Classes with equal signatures
+    form a group.
+
+    Args:
+        walk: What the rules said.
+        tensors: The tensors of the program, in order of use.
+        root_of: For each label, the label that stands for its class. [labels]
+        bits: For each label, the role of its position. [labels]
+        is_frozen: For each root, whether its class is frozen. [labels]
+
+    Returns:
+        For each root the number of its group and of its unit there, -1 for none, [labels] each; and the size
+        of each group.
     """
     n = len(root_of)
     rng = np.random.default_rng(0)
     signature = np.zeros(n, dtype=np.uint64)
-    worked = np.zeros(n, dtype=bool)
+    worked = np.zeros(n, dtype=bool)  # classes that some layer produces or consumes
     for tensor in tensors:
         for axis in tensor.axes:
             live = axis[axis > 0]
             roles = bits[live]
             for role in np.unique(roles).tolist():
                 mark = rng.integers(1, 2**63, dtype=np.uint64)
+                # Without `unique`, a class that lies along an axis twice would cancel its own mark.
                 signature[np.unique(root_of[live[roles == role]])] ^= mark
             worked[root_of[live[bits[live] > 0]]] = True
+    # Equal axes, such as those on both sides of an activation, count once.
     for labels in {axis.tobytes(): axis for axis in _axes_of(list(walk.values.values()))}.values():
         signature[np.unique(root_of[labels[labels > 0]])] ^= rng.integers(1, 2**63, dtype=np.uint64)
     group_of = np.full(n, -1, dtype=np.int64)
     unit_of = np.full(n, -1, dtype=np.int64)
     numbers: dict[int, int] = {}
     sizes: list[int] = []
-    for producing in (True, False):  # units are numbered along the first axis that produces them
+    # Units are numbered along the first axis that produces them, so that unit k is output k of a layer. The
+    # second round numbers the units that no layer produces.
+    for producing in (True, False):
         for tensor in tensors:
             for axis in tensor.axes:
                 live = axis[axis > 0]
@@ -212,7 +237,7 @@ def _slices(
 
 
 def _names(slices: list[list[Slice]]) -> list[str]:
-    """The module path of the first producer, numbered where groups share it."""
+    """Name each group after the module of its first producer, with a number where groups share it."""
     names: list[str] = []
     taken: dict[str, int] = {}
     for members in slices:
@@ -229,7 +254,7 @@ def _sites(
     found: list[list[Site]] = [[] for _ in range(count)]
     for produced in walk.produced:
         start = produced.node
-        if isinstance(walk.values[start], list):  # several outputs: the first that is read is passed on
+        if isinstance(walk.values[start], list):  # of several outputs, the first that is read
             outputs = [u for u in start.users if operator_name(u) == "operator.getitem"]
             outputs.sort(key=lambda u: (not u.users, u.args[1]))
             if not outputs:
@@ -252,7 +277,7 @@ def _sites(
 
 
 def _stages(start: fx.Node) -> list[tuple[fx.Node, Stage]]:
-    """The producing node, then the normalisation and the activation that directly follow it."""
+    """Return the producing node, then the normalisation and the activation directly behind it."""
     stages: list[tuple[fx.Node, Stage]] = [(start, "produced")]
     norm = next((u for u in start.users if operator_name(u) in NORMS), None)
     if norm is not None:
@@ -266,7 +291,7 @@ def _stages(start: fx.Node) -> list[tuple[fx.Node, Stage]]:
 def _frozen(
     walk: Walk, tensors: list[Tensor], root_of: NDArray[np.int64], frozen_roots: dict[int, int]
 ) -> tuple[Frozen, ...]:
-    """Axes that hold frozen positions for a reason worth telling (kernel sizes are not)."""
+    """Return the frozen parts of tensors. Those without a reason, such as kernel axes, are left out."""
     because = np.zeros(len(root_of), dtype=np.int64)
     roots = list(frozen_roots)
     because[roots] = [frozen_roots[r] for r in roots]
@@ -283,12 +308,12 @@ def _frozen(
 
 
 def slots_of(assembled: Assembled, labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The slot of each position along an axis, -1 for none."""
+    """Return the number of the unit at each position along an axis, -1 for none."""
     return assembled.slot_of[np.maximum(labels, 0)]
 
 
 def cost_model(assembled: Assembled, walk: Walk, tensors: list[Tensor], batch: int) -> CostModel:
-    """Parameters and MACs as a function of the kept slots."""
+    """Build the function from kept units to parameters and MACs."""
     model = CostModel(sum(g.size for g in assembled.groups), batch)
     for tensor in tensors:
         if tensor.is_parameter:

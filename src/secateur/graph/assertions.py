@@ -1,7 +1,7 @@
-"""Checks of values inside a forward pass, which a capture takes to hold: where they do not, the model raises.
+"""Checks of values inside a forward pass: a capture assumes that they hold.
 
-``assert not x.isnan().any()`` and ``if (n < 0).any(): raise ...`` branch on the values of a tensor, which a
-capture does not have. But what comes behind them only ever runs when they went one way.
+``assert not x.isnan().any()`` and ``if (n < 0).any(): raise ...`` branch on the values of a tensor. A capture
+has no values. But the code behind such a check only runs if the check held, so its outcome is known.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _TALKING = ("print", "warnings", "logging", "logger", "log")
 
 
 class AssertionsHold(TorchFunctionMode):
-    """Inside, a tensor whose truth an assertion asks for has the one with which the model goes on."""
+    """Inside, a tensor that an assertion turns into a bool gives the value with which the model goes on."""
 
     def __init__(self) -> None:
         super().__init__()
         self._known: dict[tuple[CodeType, int], bool | None] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Answer for `bool` of a tensor in an assertion; anything else runs as it is."""
+        """Answer ``bool(tensor)`` in an assertion; run anything else as it is."""
         if func is torch.Tensor.__bool__:
             frame = _asking(sys._getframe(1))
             if frame is not None:
@@ -39,14 +39,14 @@ class AssertionsHold(TorchFunctionMode):
 
 
 def _asking(frame: FrameType | None) -> FrameType | None:
-    """The frame whose code asks: the first that is not one of function modes."""
+    """Return the frame that calls ``bool``: the first that belongs to no function mode."""
     while frame is not None and frame.f_code.co_name in ("__torch_function__", "wrapped", "__bool__"):
         frame = frame.f_back
     return frame
 
 
 def _wanted(code: CodeType, line: int) -> bool | None:
-    """The truth with which the code at a line goes on; None if that is no assertion, or not clear."""
+    """Return the value with which the code goes on at a line; None if it is no assertion, or unclear."""
     try:
         tree = ast.parse("".join(linecache.getlines(code.co_filename)))
     except SyntaxError:
@@ -63,7 +63,7 @@ def _wanted(code: CodeType, line: int) -> bool | None:
 
 
 def _only_stops(branch: ast.If) -> bool:
-    """Whether a branch does nothing but raise, or talk."""
+    """Whether a branch only raises, or only prints, warns or logs."""
     if branch.orelse:
         return False
     return isinstance(branch.body[-1], ast.Raise) or all(
@@ -79,7 +79,7 @@ def _root(called: ast.expr) -> str:
 
 
 def _answers(test: ast.expr, wanted: bool) -> list[bool | None]:
-    """What each part of a condition has to be; None for a part that asks for other truths inside."""
+    """Return the value that each part of a condition must have; None for a part with conditions inside."""
     if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
         return _answers(test.operand, not wanted)
     if isinstance(test, ast.BoolOp):

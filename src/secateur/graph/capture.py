@@ -1,4 +1,4 @@
-"""Capture of a model with `torch.export`."""
+"""Capturing a model with `torch.export`."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ from secateur.measure.kernels import capturable
 
 
 class Capture(NamedTuple):
-    """What `capture` found.
+    """A captured program, and what is known of its batch size.
 
     Attributes:
-        program: The program.
-        batch: The batch size it was captured with.
-        static: That size again if the program accepts no other; else None.
-        why: What fixed it: the line of the user's code and what it does; empty if nothing did, or if that is
-            not known.
+        program: The captured program.
+        batch: The batch size that it was captured with.
+        static: The same size if the program takes no other; else None.
+        why: What fixed the batch size: the line of the user's code, and what it does. Empty if nothing fixed
+            it, or if that is not known.
     """
 
     program: ExportedProgram
@@ -59,25 +59,25 @@ def capture(
     exact: bool = False,
     training: bool = False,
 ) -> Capture:
-    """Capture a model in one mode, with a batch axis of any size where the model allows it.
+    """Capture a model in one mode. If the model allows it, the program takes any batch size.
 
-    The model runs once as the user runs it, before: so an error of its own shows as such, and functions that
-    remember what they computed hold real tensors. It is captured as it was before that, so that what it keeps
-    from one call to the next, tables say, is computed in the program; and only if that cannot be captured, as
-    the first call leaves it.
+    First the model runs once as the user runs it. So an error of the model itself is reported as such, and
+    functions that remember their results remember real tensors. Then the model is captured in the state
+    before that run: tables that it keeps between calls are computed in the program. If that fails, it is
+    captured in the state after the run.
 
     Args:
-        model: What to capture; it is left as it was.
+        model: The model; it is left as it was.
         args: Positional arguments.
         kwargs: Keyword arguments.
-        also: Further axes that may have any size; tensors by number.
-        exact: Capture it for these sizes alone.
-        training: Capture it in training mode, not in evaluation mode.
+        also: Further axes that may have any size. Tensors are numbered.
+        exact: Whether to capture the model for exactly these sizes.
+        training: Whether to capture it in training mode.
 
     Raises:
         CaptureError: If the model does not run on these arguments, or cannot be captured.
     """
-    given: Arguments = copied((args, dict(kwargs)))  # capture leaves marks on tensors
+    given: Arguments = copied((args, dict(kwargs)))  # a capture changes attributes of tensors
     with (
         preserved(model, parameters=training),
         evaluation_mode(model, training=training),
@@ -104,10 +104,13 @@ def capture(
 def _first_that_works(
     model: nn.Module, fresh: State, given: Arguments, also: Collection[Place] | None
 ) -> tuple[ExportedProgram, str]:
-    """The first of several ways to capture a model that works, and what stopped those before it.
+    """Capture a model in several ways, until one works.
+
+    Returns:
+        The program, and the error of the first way, in words; empty if that worked.
 
     Raises:
-        CaptureError: If none works.
+        CaptureError: No way works.
     """
     used, stopped = _used(model, fresh, given)
     if stopped is not None and not any(p.is_meta for p in model.parameters()):
@@ -133,7 +136,7 @@ def _first_that_works(
                 program = _export(model, state, arguments, axes)
             if numbers and not _agrees(program, model, state, arguments):
                 continue
-        except Exception as error:  # whatever stops one way, another may still work
+        except Exception as error:  # any error may stop one way, and another may work
             first = first or error
             continue
         if axes is not None and state is fresh and used is None and not _is_open(program):
@@ -147,7 +150,7 @@ def _first_that_works(
 
 
 def _agrees(program: ExportedProgram, model: nn.Module, state: State, arguments: Arguments) -> bool:
-    """Whether a program gives what the model does: its code may have asked whether a number is Python's."""
+    """Whether a program gives what the model gives. Code that asks for the type of a number may differ."""
     outputs = []
     for run in (program.module(), model):
         state.restore()
@@ -158,15 +161,18 @@ def _agrees(program: ExportedProgram, model: nn.Module, state: State, arguments:
 
 
 def _reads_number(error: Exception | None) -> bool:
-    """Whether a capture stopped where the code takes a Python number from a tensor."""
+    """Whether a capture failed because the code takes a Python number from a tensor."""
     return "Could not extract specialized integer" in str(error)
 
 
 def _used(model: nn.Module, fresh: State, arguments: Arguments) -> tuple[State | None, Exception | None]:
-    """What an ordinary call leaves behind, None if nothing; or what it raised. The model is put back.
+    """Call a model once, and restore it.
+
+    Returns:
+        The state after the call, None if the call changed nothing; and the error of the call, if any.
 
     Raises:
-        CaptureError: If the call makes parameters.
+        CaptureError: The call makes parameters.
     """
     args, kwargs = copied(arguments)
     names = {name for name, _ in model.named_parameters()}
@@ -193,7 +199,7 @@ def _export(
         AssertionsHold(),
         lengths_open(),
         failed_calls_left(),
-        seeded(0),  # the user's random numbers stay where they are
+        seeded(0),  # leaves the user's random state as it is
     ):
         program = export(model, *arguments, dynamic_shapes=axes, strict=False)  # type: ignore[arg-type]
     _drop_mistaken_writes(program, model, state, arguments)
@@ -203,10 +209,10 @@ def _export(
 def _drop_mistaken_writes(
     program: ExportedProgram, model: nn.Module, state: State, arguments: Arguments
 ) -> None:
-    """Take out writes into inputs and buffers that the model does not make.
+    """Remove writes into inputs and buffers that the model does not make, in place.
 
-    A buffer that forward registers, `torch.export` copies into the first input, or into the buffer that was
-    there before, whatever its size.
+    If forward registers a buffer, `torch.export` adds a copy of it into the first input, or into the earlier
+    buffer of that name, whatever the sizes.
     """
     names = set(program.graph_signature.user_inputs)
     writes = []
@@ -233,16 +239,17 @@ def _drop_mistaken_writes(
 def _without_leftovers(
     model: nn.Module, fresh: State, arguments: Arguments, axes: ShapesCollection
 ) -> ExportedProgram | None:
-    """A program of any batch size from the state that a call with another one leaves behind.
+    """Capture a program of any batch size after a call with another one; None if that fails.
 
-    Tables of the captured size, from an earlier call of the user's, are taken for constants and fix it.
+    If the user called the model before with the captured batch size, it may keep tables of that size. A
+    capture takes these for constants, which fix the size.
     """
     state, _ = _used(model, fresh, samples_of(arguments, [*range(batch_size(arguments)), 0]))
     if state is None:
         return None
     try:
         program = _export(model, state, arguments, axes)
-    except Exception:  # what there is already works
+    except Exception:  # the program that there is works
         return None
     return program if _is_open(program) else None
 
@@ -255,14 +262,18 @@ def _unmade(model: nn.Module, name: str) -> CaptureError:
 
 
 def require_parameters(model: nn.Module) -> None:
-    """Raise CaptureError for a model with parameters that its first call makes."""
+    """Refuse a model whose first call makes parameters.
+
+    Raises:
+        CaptureError: The model is one.
+    """
     for name, parameter in model.named_parameters():
         if is_lazy(parameter):
             raise _unmade(model, name)
 
 
 def _hold_own_tensors(program: ExportedProgram, model: nn.Module) -> None:
-    """Let a program refer to the model's own tensors, not to those that a call has put in their place."""
+    """Let a program hold the model's own tensors, where a call replaced them by others."""
     own = dict(model.named_parameters(remove_duplicate=False)) | dict(
         model.named_buffers(remove_duplicate=False)
     )
@@ -273,7 +284,7 @@ def _hold_own_tensors(program: ExportedProgram, model: nn.Module) -> None:
 
 
 def _sizes(program: ExportedProgram) -> list[Any]:
-    """The lengths of the inputs' first axes."""
+    """Return the sizes of the inputs' first axes."""
     names = set(program.graph_signature.user_inputs)
     values = [n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder" and n.name in names]
     return [value.shape[0] for value in values if isinstance(value, torch.Tensor) and value.ndim]
@@ -284,7 +295,7 @@ def _is_open(program: ExportedProgram) -> bool:
 
 
 def _what_fixed(program: ExportedProgram) -> str:
-    """The place at which an open axis became a number, as far as PyTorch tells; this is no public record."""
+    """Return the line that fixed an open axis; empty if unknown. PyTorch has no public record of it."""
     modes = (getattr(n.meta.get("val"), "fake_mode", None) for n in program.graph.nodes)
     environment = next((env for mode in modes if (env := getattr(mode, "shape_env", None)) is not None), None)
     places = getattr(environment, "replacements_slocs", {}).values()
@@ -292,7 +303,7 @@ def _what_fixed(program: ExportedProgram) -> str:
 
 
 def _open_axes(arguments: Any, also: Collection[Place]) -> ShapesCollection:
-    """The batch axis of each tensor that has one, and the others asked for."""
+    """Return the axes that may have any size: the batch axes, and those in `also`."""
     leaves = [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, torch.Tensor)]
     batch = batch_size(arguments)
     shapes = ShapesCollection()
@@ -307,9 +318,9 @@ def _open_axes(arguments: Any, also: Collection[Place]) -> ShapesCollection:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hold back what capture says of its own internals, by warnings, logs and prints.
+    """Inside, a capture writes no warnings, logs or prints about PyTorch's internals.
 
-    What stops it comes as an exception, and often only stops the first of two attempts.
+    Errors still come as exceptions; often only the first attempt fails.
     """
     logs = [
         logging.getLogger(f"torch.{n}")
@@ -332,7 +343,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _at_least_two(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Repeat a batch of one: a size of one would be captured as a constant."""
+    """Repeat a batch of one sample, because a size of one would be captured as a constant."""
     leaves, structure = pytree.tree_flatten((args, kwargs))
     tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.ndim]
     if not tensors or any(t.shape[0] != 1 for t in tensors):
@@ -344,10 +355,10 @@ def _at_least_two(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[
 
 @contextmanager
 def failed_calls_left() -> Iterator[None]:
-    """Inside, capture leaves a submodule whose call raises, as Python does.
+    """Inside, a capture goes on correctly where the model catches an error of a submodule.
 
-    ``try: layer(x, lengths)``, ``except TypeError: layer(x)``: PyTorch would go on as if the first call still
-    ran, and stop at its end.
+    An example is ``try: layer(x, lengths)`` with ``except TypeError: layer(x)``. PyTorch would go on as if
+    the failed call were still running, and then fail itself.
     """
     original = fx.Tracer.call_module
 

@@ -14,11 +14,16 @@ _BLOCK = 512
 
 
 class CostModel:
-    """Sums of products of kept positions.
+    """Parameters and MACs as sums of products of axis sizes.
 
-    Each axis keeps a constant number of positions plus those whose unit (a *slot*, numbered through all
-    groups) is kept; each term is a factor times the sizes of its axes. So the cost of any plan takes a
-    few vector operations, and what a unit costs follows what every other group keeps.
+    Units are numbered through all groups; such a number is a *slot*. The size of an axis is a constant plus
+    the number of its positions whose slot is kept. A term is a factor times the sizes of some axes: a linear
+    layer, for example, costs samples x inputs x outputs. So the cost of any plan takes a few vector
+    operations, and the cost of a unit depends on what every other group keeps.
+
+    Args:
+        slots: How many units there are.
+        batch: The number of samples that the terms were counted for.
     """
 
     def __init__(self, slots: int, batch: int) -> None:
@@ -31,7 +36,7 @@ class CostModel:
         self._ready: _Arrays | None = None
 
     def axis(self, slots: NDArray[np.int64]) -> int:
-        """Register an axis by the slot of each position (-1: always kept); returns its number."""
+        """Add an axis by the slot of each position, -1 if it always stays. Return the number of the axis."""
         key = slots.tobytes()
         if key not in self._known:
             self._known[key] = len(self._fixed)
@@ -40,20 +45,20 @@ class CostModel:
         return self._known[key]
 
     def add(self, kind: str, factor: int, axes: Iterable[int]) -> None:
-        """Add a term to ``params`` or ``macs`` (of the whole captured batch)."""
+        """Add a term to ``params``, or to ``macs`` of the whole batch."""
         self._terms[kind].append((factor, tuple(axes)))
         self._ready = None
 
     def cost(self, keep: NDArray[np.bool_]) -> Cost:
-        """The cost when slot i is kept where keep[i] is True. [slots]"""
+        """Compute the cost of one sample. `keep` is True for each unit that stays. [slots]"""
         params, macs = self._arrays().evaluate(keep)
         return Cost(params=params, macs=macs // self._batch)
 
     def sweep(self, gone: NDArray[np.int64], stages: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The cost at every stage of a removal, all at once: parameters and MACs. [stages] each
+        """Compute parameters, and MACs of one sample, at every stage of a removal. [stages] each
 
         Args:
-            gone: The stage from which on each slot is gone; `stages` or more: it stays. [slots]
+            gone: The first stage without each unit; a unit with `stages` or more is never removed. [slots]
             stages: Number of stages.
         """
         params, macs = self._arrays().sweep(gone, stages)
@@ -66,7 +71,7 @@ class CostModel:
 
 
 class _Arrays:
-    """The terms laid out for `numpy`."""
+    """The terms as arrays, so that NumPy evaluates all of them at once."""
 
     def __init__(
         self,
@@ -96,7 +101,7 @@ class _Arrays:
         return params, macs
 
     def sweep(self, gone: NDArray[np.int64], stages: int) -> list[NDArray[np.int64]]:
-        """Each kind's total at every stage; in blocks of stages, so that memory stays small."""
+        """Compute each total at every stage. Blocks of stages keep the memory small."""
         totals = [np.zeros(stages, dtype=np.int64) for _ in self.kinds]
         lengths = np.diff(np.append(self.starts, len(self.slots)))
         axis = np.repeat(self.live, lengths)
@@ -104,7 +109,7 @@ class _Arrays:
         whole[self.live] += lengths
         for start in range(0, stages, _BLOCK):
             stop = min(start + _BLOCK, stages)
-            width = stop - start + 1  # the last column takes what goes later or never
+            width = stop - start + 1  # the last column counts what is removed later or never
             when = np.clip(gone[self.slots], start, stop) - start
             counts = np.bincount(axis * width + when, minlength=len(whole) * width).reshape(-1, width)
             sizes = whole[:, None] - np.cumsum(counts[:, :-1], axis=1)  # [axes, block]

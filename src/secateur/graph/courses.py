@@ -1,4 +1,8 @@
-"""Which way a forward pass goes: the calls it makes, and how its comparisons of sizes come out."""
+"""What a forward pass does at different sizes: its *course*.
+
+A course is the calls that the pass makes, and the outcomes of its comparisons of sizes. Where a comparison
+has another outcome, the pass may run other lines of code. `other_courses` searches for such sizes.
+"""
 
 from __future__ import annotations
 
@@ -20,47 +24,48 @@ from secateur.graph.inputs import OpenAxis
 _LIBRARY = str(Path(torch.__file__).parent)
 
 FARTHEST = 16
-"""So many times longer an axis may get to see what a forward pass does there."""
+"""An axis is tried at no more than this many times its traced size."""
 TRIES = 8
-"""Most sizes that are tried for each axis beside the first two."""
+"""The most sizes that comparisons suggest and that are tried for each axis."""
 FRACTIONS = (1, 2, 3, 6, 8, 16)
-"""Quarters of the traced size that are tried for each axis, whatever is compared; with small sizes."""
+"""Quarters of the traced size that are always tried for each axis."""
 SMALL = (1, 2, 3, 4, 6)
+"""Small sizes that are always tried for each axis."""
 WORK = 4_000_000
-"""Most numbers that the passes at these sizes compute for one axis; the traced pass tells how many."""
+"""The most numbers that the passes at these sizes compute for one axis, estimated from the traced pass."""
 TABLE = 4
-"""A remainder of at most this many values may choose from a table, which no comparison shows."""
+"""A remainder with at most this many values counts as compared, since it may choose from a table."""
 
 Line = tuple[str, int]
-"""File and number of a line."""
+"""A line of code: the file and the number."""
 
 Call = tuple[str, Line, tuple[int, ...]]
-"""Name of a torch function, the line that called it, and the parameters it took, by identity."""
+"""A call: the name of the torch function, the line, and the identities of the parameters it was given."""
 
 Asked = tuple[tuple[Call, tuple[int, ...]], ...]
-"""Calls, each with numbers that it took."""
+"""Calls, each with numbers that it was given."""
 
 Compared = tuple[int, int, int, int]
-"""A size that was compared, the value at which the comparison comes out otherwise, the divisor if it is a
-remainder (else 0), and how it came out: a remainder that is not compared comes out as its value.
+"""A comparison: the size, a size with another outcome, the divisor if the size is a remainder (else 0), and
+the outcome. The outcome of a remainder that is not compared is its value.
 """
 
 Sizes = tuple[int, ...]
 """A size of each open axis, in their order."""
 
 CourseAt = Callable[[Sizes], "Course | None"]
-"""What the forward pass does at some sizes; None where it does not run."""
+"""A function that runs the forward pass at some sizes; None where the model does not run."""
 
 
 class Course(TorchFunctionMode):
     """What a forward pass does while this is active.
 
     Attributes:
-        calls: The calls of torch functions, each with the numbers it took and the shapes of what it
-            returned. What PyTorch's own modules call is one call without a name: some do more in training
-            mode, and mean the same.
-        compared: The comparisons of sizes, by the place in the code.
-        work: How many numbers all calls together returned.
+        calls: The calls of torch functions, each with the numbers that it was given and the shapes that it
+            returned. All calls inside PyTorch's own modules are one call without a name, since in training
+            mode some of these modules make other calls for the same result.
+        compared: The comparisons of sizes, by their place in the code.
+        work: The number of values that all calls together returned.
     """
 
     def __init__(self) -> None:
@@ -71,7 +76,7 @@ class Course(TorchFunctionMode):
         self._counts: set[int] = set()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the call and write it down; sizes that it returns are watched."""
+        """Run and record a call. Sizes that it returns are watched."""
         result = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "")
         if name in ("__get__", "size", "numel"):
@@ -94,14 +99,14 @@ class Course(TorchFunctionMode):
         return result
 
     def _inside(self, line: Line, held: tuple[int, ...]) -> None:
-        """Note what a module of PyTorch's calls, as one call for all in one line of the user's."""
+        """Record a call inside a module of PyTorch. All calls from one line of the user's code are one."""
         before: tuple[int, ...] = ()
         if self.calls and self.calls[-1][0][:2] == ("", line):
             before = self.calls.pop()[0][2]
         self.calls.append((("", line, tuple(dict.fromkeys(before + held))), ()))
 
     def _counted(self, count: int, frame: FrameType) -> None:
-        """Note what `len` gave. It cannot be watched: it counts as compared with the code's constants."""
+        """Record a result of `len`. It cannot be watched, so it counts as compared with every constant."""
         self._counts.add(count)
         for number in _constants(frame.f_code.co_consts):
             self.note((_line(frame), -number), count, number + (count <= number), count > number)
@@ -109,7 +114,7 @@ class Course(TorchFunctionMode):
     def note(
         self, place: tuple[Line, int], size: int, turning: int, outcome: int, *, period: int = 0
     ) -> None:
-        """Note a comparison of a size; see `Compared`."""
+        """Record a comparison of a size; see `Compared`."""
         self.compared.setdefault(place, []).append((size, turning, period, outcome))
 
     def _watched(self, value: Any) -> Any:
@@ -119,7 +124,7 @@ class Course(TorchFunctionMode):
 
     @property
     def fixed(self) -> Asked:
-        """The calls in order, with the numbers that are no sizes."""
+        """The calls in order, with the numbers that are not sizes."""
         return tuple((call, tuple(n for n in ns if type(n) is int)) for call, ns in self.calls)
 
     @property
@@ -134,13 +139,13 @@ class Course(TorchFunctionMode):
 
     @property
     def numbers(self) -> frozenset[Any]:
-        """The lines, each with the numbers of its first call that neither are sizes nor come from `len`."""
+        """The calls, each with the numbers that it was given first, without sizes and results of `len`."""
         first = dict(reversed(self.fixed))
         return frozenset((key, tuple(n for n in ns if n not in self._counts)) for key, ns in first.items())
 
     @property
     def outcomes(self) -> frozenset[Any]:
-        """How the comparisons of sizes come out, by the place in the code; repeated outcomes count once."""
+        """The outcomes of comparisons of sizes, by their place in the code. Repeated outcomes count once."""
         return frozenset(
             (place, tuple(outcome for outcome, _ in groupby(outcome for *_, outcome in found)))
             for place, found in self.compared.items()
@@ -148,7 +153,7 @@ class Course(TorchFunctionMode):
 
 
 class _Size(int):
-    """A size of a tensor, or what was computed from some; its comparisons in the user's code are noted."""
+    """A size of a tensor, or a number computed from sizes. Comparisons in the user's code are recorded."""
 
     course: Course
     period: int
@@ -169,7 +174,7 @@ class _Size(int):
         return outcome
 
     def __hash__(self) -> int:
-        frame = sys._getframe(1)  # a look into a set or a table of the user's, whose keys may stand there
+        frame = sys._getframe(1)  # a look-up in a set or a table; its keys may be constants of the code
         if not frame.f_code.co_filename.startswith(_LIBRARY):
             for number in _constants(frame.f_code.co_consts):
                 same = int(self) == number
@@ -191,7 +196,7 @@ _TURNS = {
     "__eq__": (1, 0),
     "__ne__": (0, 1),
 }
-"""What to add to the other number to get a size at which a true, or a false, comparison turns."""
+"""What to add to the other number for a size with another outcome: if the comparison is true, or false."""
 
 
 def _comparison(name: str) -> Callable[[_Size, Any], Any]:
@@ -230,7 +235,7 @@ for _name in ("add", "sub", "mul", "floordiv", "mod"):
 
 
 def _constants(held: Iterable[Any]) -> list[int]:
-    """The integers above 1 among a code's constants, and in its constant sets and tuples."""
+    """Return the integers above 1 among the constants of code, also in sets and tuples."""
     inner = (_constants(v) for v in held if isinstance(v, tuple | frozenset))
     return [v for v in held if type(v) is int and v > 1] + [v for vs in inner for v in vs]
 
@@ -240,7 +245,7 @@ def _caller(frame: FrameType) -> FrameType:
 
 
 def _line(frame: FrameType | None) -> Line:
-    """The innermost line outside of PyTorch."""
+    """Return the innermost line outside PyTorch."""
     while frame is not None and frame.f_code.co_filename.startswith(_LIBRARY):
         frame = frame.f_back
     return ("", 0) if frame is None else (frame.f_code.co_filename, frame.f_lineno)
@@ -251,24 +256,24 @@ def other_courses(
     traced: Course,
     course_at: CourseAt,
 ) -> Search:
-    """Sizes at which the forward pass does something else than at the traced ones.
+    """Search for sizes at which the forward pass runs other lines of code than at the traced ones.
 
-    Its comparisons of sizes say where to look: each axis is brought to a size at which a comparison may come
-    out otherwise. What is compared only there is followed too. Not all comparisons can be watched (``int(n)``
-    and ``n / 2`` are Python's own numbers), so some small, smaller and larger sizes are tried in any case.
-    Not found is what neither shows: a table that ends somewhere else.
+    Comparisons of sizes say where to look: each axis is set to a size at which a comparison may have another
+    outcome. Comparisons that only run there are followed as well. Not all can be watched, because ``int(n)``
+    and ``n / 2`` are plain Python numbers. So some smaller and larger sizes are always tried. The search
+    misses what neither shows, such as a table that ends at some other size.
 
     Args:
         axes: The axes that may vary.
-        traced: What happened at the traced sizes.
-        course_at: What happens at other sizes; None where the model does not run.
+        traced: The course at the traced sizes.
+        course_at: Runs the model at other sizes.
 
     Returns:
-        The search; ``found`` has sizes, a way each. Most differ from the traced ones in one axis; in several
-        only where the way is open to no axis alone.
+        The search. Its ``found`` has the sizes, one for each new course. They differ from the traced sizes in
+        one axis where that is enough, else in several.
     """
     search = Search(axes, traced, course_at)
-    for k, axis in enumerate(axes):  # `len` gives Python's own integers, and code asks for one sample so
+    for k, axis in enumerate(axes):  # code may ask for one sample by `len`, which cannot be watched
         for size in dict.fromkeys([axis.other, *([1] if axis.batch else [])]):
             search.look(_at(search.start, k, size))
     search.follow_comparisons()
@@ -280,15 +285,16 @@ def other_courses(
 
 
 def other_training(plain: Search, learning: Course, course_at: CourseAt) -> list[Sizes]:
-    """Sizes at which training mode goes a way that it goes neither at the traced sizes nor evaluation there.
+    """Search for sizes at which training mode runs lines of code that no other pass has shown.
 
-    Looked at are the sizes at which a comparison came out otherwise in evaluation mode, and what training
-    mode alone compares.
+    That is: neither training mode at the traced sizes nor evaluation mode at the same sizes. The search looks
+    at the sizes where a comparison had another outcome in evaluation mode, and follows comparisons that only
+    training mode makes.
 
     Args:
         plain: The search in evaluation mode.
-        learning: What happened in training mode at the traced sizes.
-        course_at: What happens in training mode at other sizes.
+        learning: The course in training mode at the traced sizes.
+        course_at: Runs the model in training mode at other sizes.
     """
     search = Search(plain.axes, learning, course_at)
     for sizes in plain.turned:
@@ -302,9 +308,9 @@ def other_training(plain: Search, learning: Course, course_at: CourseAt) -> list
 
 
 def _swept(axes: Sequence[OpenAxis], traced: Course) -> list[tuple[int, int]]:
-    """Axes but the batch, each with sizes far apart that are tried in any case, as far as they are cheap.
+    """Return sizes, far apart, that are always tried for each axis but the batch, as far as they are cheap.
 
-    One of them is a square, and one is not: a grid of patches is often asked for by the root of its size.
+    One of them is a square and another is not: code often takes the root of the size of a grid of patches.
     """
     found = []
     for k, axis in enumerate(axes):
@@ -318,14 +324,14 @@ def _swept(axes: Sequence[OpenAxis], traced: Course) -> list[tuple[int, int]]:
 
 
 class Search:
-    """A search for ways of the forward pass at other sizes.
+    """A search for sizes at which the forward pass has a new course.
 
     Attributes:
         axes: The axes that may vary.
         start: Their traced sizes.
-        courses: What happened at the sizes that were tried; None where the model does not run.
-        found: Sizes at which it went a new way.
-        turned: Sizes at which comparisons came out as nowhere before.
+        courses: The courses at the sizes that were tried; None where the model does not run.
+        found: The sizes with a new course.
+        turned: The sizes at which comparisons had new outcomes.
     """
 
     def __init__(self, axes: Sequence[OpenAxis], traced: Course, course_at: CourseAt) -> None:
@@ -345,7 +351,7 @@ class Search:
         return {place for course in courses for place in course.compared}
 
     def at(self, sizes: Sizes) -> Course | None:
-        """What happens at some sizes, which are tried if they were not."""
+        """Return the course at some sizes. The model is run there if it was not."""
         if sizes == self.start:
             return self._traced
         return self.courses[sizes] if sizes in self.courses else self._course_at(sizes)
@@ -355,7 +361,7 @@ class Search:
         course = self.courses[sizes] = self._course_at(sizes)
         if course is None:
             return
-        # Numbers of its own show a new way only together with a comparison: `len` makes such numbers too.
+        # New numbers alone do not show a new course, as `len` makes them too. With a new outcome they do.
         turned = course.outcomes not in self._outcomes
         new = course.lines not in self._lines or (turned and course.numbers not in self._numbers)
         if new and course.fixed not in self._fixed:
@@ -369,7 +375,7 @@ class Search:
             self._pending.append((sizes, course))
 
     def follow_comparisons(self, *, but: frozenset[tuple[Line, int]] = frozenset()) -> None:
-        """Bring the axes to sizes at which comparisons may come out otherwise, except at some places."""
+        """Try sizes at which comparisons may have another outcome, except comparisons at the places `but`."""
         while self._pending:
             sizes, course = self._pending.pop(0)
             for k, size in _turning(self.axes, sizes, course, self.courses, but):
@@ -390,7 +396,7 @@ def _turning(
     known: Mapping[Sizes, Course | None],
     but: frozenset[tuple[Line, int]],
 ) -> list[tuple[int, int]]:
-    """Axes, and sizes of them at which comparisons may come out otherwise, the nearest first."""
+    """Return axes with a size at which a comparison may have another outcome; nearest sizes first."""
     found: set[tuple[int, int]] = set()
     start = tuple(axis.size for axis in axes)
     for k, axis in enumerate(axes):
@@ -399,7 +405,7 @@ def _turning(
             if place in but or len({outcome for *_, outcome in comparisons}) > 1:
                 continue
             if sizes == start and other is not None and other.compared.get(place) == comparisons:
-                continue  # this axis has no part in it
+                continue  # the comparison does not depend on this axis
             for size, wanted, period, _ in comparisons:
                 steps = [sizes[k] + wanted - size, sizes[k] + wanted - size + period]
                 steps += [math.ceil(sizes[k] * wanted / size) if size > 0 else 2 * sizes[k]]

@@ -1,4 +1,4 @@
-"""What can be pruned and what cannot, parameter by parameter."""
+"""Coverage: which parameters can be pruned, which cannot, and why."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from secateur.graph.rules.op import Walk
 from secateur.graph.walk import Tensor
 
 Status = Literal["prunable", "protected", "frozen"]
-"""``prunable``: some axis holds units that may go. ``protected``: it reads the input, writes the output, is
-mixed by an operator, or holds no units. ``frozen``: an operator without a rule, or one that needs every
-position, stands in the way."""
+"""``prunable``: units along some axis may be removed. ``protected``: the parameter reads the input, writes
+the output, is mixed by an operator, or holds no units. ``frozen``: an operator prevents it, because it has no
+rule or needs every position."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class ParameterCoverage:
     Attributes:
         name: In the state dict.
         size: Number of elements.
-        status: What may happen to it.
-        reasons: Why, if nothing may go; operator, module and source line.
+        status: Whether units of it may be removed.
+        reasons: Why not: operator, module and source line. Empty if they may.
     """
 
     name: str
@@ -38,13 +38,13 @@ class ParameterCoverage:
 
 @dataclass(frozen=True)
 class Coverage:
-    """All parameters, and how much of the work lies in what may be pruned.
+    """All parameters, and the share of the model that may be pruned.
 
     Attributes:
         parameters: In order of first use.
-        macs_share: Share of the MACs that belong to operators with at least one prunable axis, in [0, 1].
-        params_share: Share of the parameters' elements with the status ``prunable``, in [0, 1].
-        inputs: Which axes of the inputs may have other sizes, and which may not and why.
+        macs_share: Share of the MACs in operators with at least one prunable axis, in [0, 1].
+        params_share: Share of the elements in parameters with the status ``prunable``, in [0, 1].
+        inputs: Says which axes of the inputs may have other sizes, and why others may not.
     """
 
     parameters: tuple[ParameterCoverage, ...]
@@ -53,7 +53,7 @@ class Coverage:
     inputs: str
 
     def __str__(self) -> str:
-        """The two shares, what is not prunable and why, and which sizes of inputs may vary."""
+        """The shares, each parameter that is not prunable with the reason, and the sizes that may vary."""
         lines = [
             f"{self.macs_share:.1%} of the MACs and {self.params_share:.1%} of the parameters lie in layers "
             f"with prunable units"
@@ -68,11 +68,11 @@ def coverage_of(
     """Say for every parameter whether and why it is prunable, protected or frozen.
 
     Args:
-        walk: What tracing learnt.
+        walk: What the rules said about the program.
         assembled: The groups.
         tensors: The program's tensors.
-        sizes: Elements of each parameter by name.
-        inputs: What the model takes.
+        sizes: Number of elements of each parameter, by name.
+        inputs: The inputs that the model takes.
     """
     left = {entry.group.name: entry.reason for entry in assembled.left}
     numbered = [left.get(group.name, "") for group in assembled.groups]

@@ -1,4 +1,4 @@
-"""Sizes that depend on the data, such as how many tokens an expert gets: what example inputs make them."""
+"""Sizes that depend on the data, such as the number of tokens for an expert: measured on example inputs."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from secateur.graph.nodes import lifted, remember_size, tensor_of
 
 
 def measure_sizes(program: ExportedProgram) -> None:
-    """Run a program that has such sizes once, on the inputs it was captured with, and remember them.
+    """Run a program once on its example inputs, and remember the sizes that depend on the data.
 
-    Rules and costs then treat them like any other size. A program without such sizes is not run, nor is one
-    on the meta device, where nothing can be: what reads such a size is frozen there.
+    Rules and costs then treat these like any other size. A program without such sizes is not run. Neither is
+    one on the meta device, which cannot be run: what reads such a size is frozen there.
     """
     nodes = [
         n
@@ -36,7 +36,7 @@ def measure_sizes(program: ExportedProgram) -> None:
 
 
 def arguments_of(program: ExportedProgram, leaves: Iterable[Any]) -> list[Any]:
-    """What a program's graph takes for the leaves of the inputs: buffers, which it may write, are copies."""
+    """Return all arguments of a program's graph, for these leaves of the inputs. Buffers are copied."""
     given = iter(leaves)
     values: list[Any] = []
     for _, kind, name in lifted(program):
@@ -52,7 +52,7 @@ def arguments_of(program: ExportedProgram, leaves: Iterable[Any]) -> list[Any]:
 
 
 class _Measuring(Interpreter):
-    """Compares what nodes give with the sizes that capture left open."""
+    """Runs a program and compares the sizes of its values with those that the capture could not know."""
 
     def __init__(self, module: fx.GraphModule, nodes: frozenset[fx.Node]) -> None:
         super().__init__(module)
@@ -70,7 +70,7 @@ class _Measuring(Interpreter):
 
 
 def _sizes(value: Any) -> list[Any]:
-    """A tensor's sizes; a number is one itself."""
+    """Return the sizes of a tensor. A number counts as a size."""
     return list(value.shape) if isinstance(value, Tensor) else [value]
 
 

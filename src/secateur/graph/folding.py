@@ -1,9 +1,9 @@
-"""Weights that a layer computes from its parameters, made parameters themselves.
+"""Folding: weights that a layer computes from its parameters become parameters themselves.
 
-``g · v / ||v||``, a weight divided by its largest singular value, the standardised kernels of networks
-without normalisers: if one input of such a layer goes, the weights of all others change. Where the computed
-weight is the parameter, they stay. So layers whose weights do not follow their parameters position by
-position are *folded* in a copy of the model before anything is cut. The copy computes the same.
+Examples are weight norm (``g · v / ||v||``), spectral norm, and the standardised kernels of networks without
+normalisation layers. If one input of such a layer is removed, the computed weights of all other inputs
+change. If the computed weight itself is the parameter, they do not. So such layers are *folded*, in a copy of
+the model, before anything is cut. The copy computes the same.
 """
 
 from __future__ import annotations
@@ -25,7 +25,11 @@ _SAME = 1e-6
 
 
 def foldable(model: nn.Module) -> tuple[str, ...]:
-    """Names of the computed weights that do not follow their parameters, such as ``conv1.weight``."""
+    """Find the weights to fold: those that do not follow their parameters position by position.
+
+    Returns:
+        Their names, such as ``conv1.weight``.
+    """
     found = []
     for path, module in model.named_modules():
         names = [n for n in _parametrized(module) if not _follows(module, n)]
@@ -37,11 +41,11 @@ def foldable(model: nn.Module) -> tuple[str, ...]:
 
 
 def folded(model: nn.Module, names: Collection[str]) -> nn.Module:
-    """A copy of the model in which these weights are parameters; the model itself if there are none.
+    """Copy the model, with these computed weights as parameters. Without names, return the model itself.
 
     Args:
         model: The dense model; it is left as it was.
-        names: From `foldable`.
+        names: Names of computed weights, as `foldable` returns them.
 
     Example:
         >>> layer = nn.utils.parametrizations.weight_norm(nn.Linear(3, 2))
@@ -56,7 +60,10 @@ def folded(model: nn.Module, names: Collection[str]) -> nn.Module:
     for name in names:
         path, _, leaf = name.rpartition(".")
         module = found.get_submodule(path)
-        training, module.training = module.training, False  # some weights move with each pass of training
+        training, module.training = (
+            module.training,
+            False,
+        )  # in training mode, each pass may change a computed weight
         if leaf in _parametrized(module):
             _own_class(module)
             parametrize.remove_parametrizations(module, leaf)
@@ -69,7 +76,7 @@ def folded(model: nn.Module, names: Collection[str]) -> nn.Module:
 
 
 def _own_class(module: nn.Module) -> None:
-    """Give a copy its own class: PyTorch takes the weight out of the class, which the original shares."""
+    """Give a module a class of its own. PyTorch removes the weight from the class, which others share."""
     shared = type(module)
     members = {k: v for k, v in vars(shared).items() if k not in ("__dict__", "__weakref__")}
     module.__class__ = type(shared.__name__, shared.__bases__, members)
@@ -85,9 +92,9 @@ def _parametrized(module: nn.Module) -> list[str]:
 
 
 def _follows(module: nn.Module, name: str) -> bool:
-    """Whether a parametrized weight is zero where its parameter is, and otherwise what it was.
+    """Whether zeros at a position of the parameter make zeros there in the weight, and change nothing else.
 
-    That is tried, for one position along each axis, on a copy.
+    This is tried on a copy, for one position along each axis.
     """
     module = _copied(module).double().eval()
     origin = getattr(getattr(module.parametrizations, name), "original", None)
@@ -107,7 +114,7 @@ def _follows(module: nn.Module, name: str) -> bool:
 
 
 def _hooked(module: nn.Module) -> list[str]:
-    """Weights that a hook before each forward pass computes: PyTorch's older weight and spectral norms."""
+    """Return the weights that a hook computes before each call: PyTorch's older weight and spectral norms."""
     hooks: list[Any] = list(module._forward_pre_hooks.values())
     return [
         hook.name
@@ -118,22 +125,22 @@ def _hooked(module: nn.Module) -> list[str]:
 
 def _remove_hook(module: nn.Module, name: str) -> None:
     for remove in (nn.utils.remove_weight_norm, nn.utils.remove_spectral_norm):
-        with contextlib.suppress(ValueError):  # it is the other one
+        with contextlib.suppress(ValueError):  # the hook is of the other kind
             remove(module, name)
     hooks: dict[int, Any] = module._load_state_dict_pre_hooks
-    for key, hook in list(hooks.items()):  # PyTorch leaves this one behind, and no state dict loads
+    for key, hook in list(hooks.items()):  # PyTorch leaves this hook behind, and it makes loading fail
         if type(getattr(hook, "hook", hook)).__module__ == "torch.nn.utils.spectral_norm":
             del hooks[key]
 
 
 def _computed_attributes(module: nn.Module) -> list[Tensor]:
-    """Tensors with history, which `copy.deepcopy` refuses: what the hooks computed last."""
+    """Return the tensors that hooks computed last. They have a history, so `copy.deepcopy` refuses them."""
     found = (vars(module).get(name) for name in _hooked(module))
     return [t for t in found if isinstance(t, Tensor) and not t.is_leaf]
 
 
 class _Product(torch.overrides.TorchFunctionMode):
-    """Notes the weights of the linear layers and convolutions that run inside."""
+    """Inside, the weights of all calls of linear layers and convolutions are recorded."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -149,9 +156,11 @@ class _Product(torch.overrides.TorchFunctionMode):
 
 
 def _stand_in(module: nn.Module) -> nn.Module | None:
-    """PyTorch's own layer that computes what a subclass of it does, if that only computes its weight anew.
+    """Replace a layer whose class only computes its weight in another way by PyTorch's own layer.
 
-    That is tried on two inputs. It cannot where the weight depends on the input, or where that is padded.
+    Returns:
+        The layer, if it gives the same for two inputs. None if not: for example if the weight depends on the
+        input, or the input is padded.
     """
     base = next((c for c in _LAYERS if isinstance(module, c)), None)
     if base is None or type(module).forward is base.forward or _parametrized(module) or _hooked(module):
@@ -180,7 +189,7 @@ def _weight_used(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def _input(layer: nn.Module, seed: int) -> Tensor:
-    """An input that fits a layer in every axis."""
+    """Draw an input that a layer takes."""
     generator = torch.Generator().manual_seed(seed)
     if isinstance(layer, nn.Linear):
         shape: tuple[int, ...] = (2, layer.in_features)
@@ -191,7 +200,7 @@ def _input(layer: nn.Module, seed: int) -> Tensor:
 
 
 def _as(base: type[nn.Module], module: nn.Module, weight: Tensor) -> nn.Module:
-    """A module's attributes, hooks, weight and bias as a layer of another class."""
+    """Make a layer of another class with the attributes and hooks of a module, this weight, and its bias."""
     new = copy.copy(module)
     new.__class__ = base
     new.__dict__ = dict(vars(module))

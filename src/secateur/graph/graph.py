@@ -1,4 +1,4 @@
-"""A traced model: its groups, what is frozen and why, and what any choice of units would cost."""
+"""A traced model: which units may be removed, what is frozen and why, and what any choice would cost."""
 
 from __future__ import annotations
 
@@ -32,26 +32,26 @@ if TYPE_CHECKING:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """A hash of the state dict's names and shapes: equal for models that the same plans fit. [hex]"""
+    """Hash the names and shapes of the state dict. Plans fit all models with the same hash. [hex]"""
     lines = [f"{name} {tuple(tensor.shape)}" for name, tensor in sorted(named_tensors(model).items())]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """What may go together.
+    """A traced model: which units may be removed, and what each choice would cost. It never changes.
 
     Attributes:
         groups: The groups that may be pruned, in order of execution.
-        left: Groups that are left alone as a whole, and why.
+        left: Groups of which no unit may be removed, and why.
         frozen: Parts of tensors that may not shrink, and why.
-        program: The captured program. Its tensors are the model's own, not copies (if nothing was folded).
-        programs: The same, and others for inputs of other sizes, captured when they come.
+        program: The captured forward pass. Its tensors are the model's own, unless weights were folded.
+        programs: This program, and further ones for inputs of other sizes. They are captured when needed.
         fingerprint: Hash of the model's state-dict names and shapes.
         inputs: Shapes and dtypes of the example inputs.
-        views: Further ways to run the model that were captured: in training mode, by other methods.
-        folded: Weights that are computed from parameters, taken as parameters: see `secateur.graph.folding`.
-        static_batch: The only batch size the program accepts; None if any will do.
+        views: Other captured ways to run the model: at other sizes, in training mode, by other methods.
+        folded: Names of computed weights that are treated as parameters: see `secateur.graph.folding`.
+        static_batch: The only batch size that the program takes; None if it takes any.
     """
 
     granularity: ClassVar[Literal["unit"]] = "unit"
@@ -83,11 +83,11 @@ class Graph:
         return next((t.device for t in self.program.state_dict.values()), torch.device("cpu"))
 
     def adapted(self, rule: Allocator, limits: Limits) -> tuple[Allocator, Limits]:
-        """The rule and the limits as this model needs them, which is as they are."""
+        """Return the rule and the limits as they are; graphs of experts adapt them here."""
         return rule, limits
 
     def captured_inputs(self) -> Arguments:
-        """The arguments that the program was captured with, a batch of one doubled."""
+        """The arguments that the program was captured with. A batch of one sample is doubled."""
         args, kwargs = self.program.example_inputs or self.inputs.example(device=self.device)
         return tuple(args), dict(kwargs)
 
@@ -127,13 +127,13 @@ class Graph:
         return names[node]
 
     def coverage(self) -> Coverage:
-        """What is prunable, protected or frozen, and why, for every parameter."""
+        """Say for every parameter whether it is prunable, protected or frozen, and why."""
         walk, tensors = self._labelled[None]._walk, self._labelled[None]._tensors
         sizes = {t.name: tensor_of(self.program, t.name).numel() for t in tensors}
         return coverage_of(walk, self._assembled, tensors, sizes, self.inputs)
 
     def _spread(self, by_group: Mapping[str, NDArray[Any]], slots: NDArray[Any]) -> None:
-        """Writes each group's vector [group.size] to its place among the slots of all groups."""
+        """Write the vector of each group, [group.size], to its place among the units of all groups."""
         known = {g.name: g for g in self.groups}
         offset = 0
         starts = {}
@@ -165,14 +165,15 @@ class Graph:
     def sweep(
         self, gone: Mapping[str, NDArray[np.int64]], stages: int
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Parameters, and MACs of one sample, at every stage of a removal. [stages] each
-
-        One evaluation of the cost for all stages together, which equals `cost` at each of them.
+        """Parameters, and MACs of one sample, at every stage of a removal: the same as `cost`, but faster.
 
         Args:
-            gone: By group name, the stage from which on each unit is gone; `stages` or more: it stays.
-                [group.size] Units of groups that are not named stay.
+            gone: By group name, the first stage without each unit; a unit with `stages` or more is never
+                removed. [group.size] Groups that are not named stay whole.
             stages: Number of stages.
+
+        Returns:
+            Parameters and MACs. [stages] each
 
         Raises:
             PlanError: If a name is no prunable group, or a vector has another size than its group.
@@ -182,7 +183,7 @@ class Graph:
         return self._costs.sweep(slots, stages)
 
     def __str__(self) -> str:
-        """A table of the groups, then what stays and why."""
+        """A table of the groups, then everything that stays, and why."""
         width = max((len(g.name) for g in self.groups), default=5)
         lines = [f"{'group':{width}}  units  layers that produce them"]
         for group in self.groups:

@@ -1,7 +1,7 @@
-"""What the engine finds: groups of units, where they sit, and what is frozen.
+"""Groups of units, the places of units in tensors, and what is frozen: plain data without a model.
 
-Plain frozen data. A *unit* is a set of tensor slices that can only be removed together; a *group* is
-the units that the same layers produce. Nothing here holds a model or runs one.
+A *unit* is a set of tensor slices that can only be removed together. A *group* is all units that the same
+layers produce.
 """
 
 from __future__ import annotations
@@ -13,26 +13,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 Role = Literal["produce", "consume", "scale"]
-"""``produce``: the layer that computes the unit (output axis of a weight, its bias).
-``consume``: a layer that reads the unit (input axis of a weight). ``scale``: a tensor applied to the
-unit elementwise (batch-norm weight, bias and statistics, layer scale)."""
+"""What a tensor does with a unit. ``produce``: it computes the unit (output axis of a weight, its bias).
+``consume``: it reads the unit (input axis of a weight). ``scale``: it scales or shifts the unit (weight, bias
+and statistics of a batch norm, layer scale)."""
 
 Stage = Literal["produced", "normalised", "activated"]
-"""``produced``: the output of a producing layer. ``normalised``: after the normalisation that follows
-it, if one does. ``activated``: after the activation that follows, if one does."""
+"""``produced``: the output of a producing layer. ``normalised``: after the normalisation directly behind it.
+``activated``: after the activation directly behind that."""
 
 
 @dataclass(frozen=True, eq=False)
 class Slice:
-    """Where a group's units sit along one axis of one parameter or buffer.
+    """The places of a group's units along one axis of one parameter or buffer.
 
     Attributes:
-        tensor: Name in the model's state dict (the first name, for tied tensors).
-        axis: The axis that would shrink.
+        tensor: Name in the model's state dict; for tied tensors, the first name.
+        axis: The axis that shrinks when units are removed.
         role: What the tensor does with the units.
         position: Indices along `axis`, ascending. [entries]
-        unit: The unit, in [0, group.size), that each position belongs to. [entries] A unit may have
-            several positions (flattened maps, gated halves); positions of other groups are absent.
+        unit: The unit, in [0, group.size), that each position belongs to. [entries] A unit may have several
+            positions, as in flattened maps or gated halves. Positions of other groups are left out.
     """
 
     tensor: str
@@ -42,18 +42,18 @@ class Slice:
     unit: NDArray[np.int64]
 
     def removed(self, keep: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """Positions that go when `keep` [group.size] is False for their unit."""
+        """Return the positions of the units for which `keep` is False. [group.size]"""
         return self.position[~keep[self.unit]]
 
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """A value of the captured program in which a group's activations can be observed.
+    """A value of the captured program where the activations of a group can be observed.
 
     Attributes:
         node: Name of the node in ``graph.program.graph``.
         axis: Axis of that node's output along which the units lie.
-        stage: How far behind the producing layer the value is.
+        stage: Whether the value is the output of the layer, or comes after its normalisation or activation.
         producer: State-dict name of the weight whose output this is.
         position: Indices along `axis`. [entries]
         unit: The unit each position belongs to. [entries]
@@ -69,16 +69,16 @@ class Site:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Units that the same layers produce, and so can be compared and counted together.
+    """Units that the same layers produce. They can be compared with each other, and cost the same.
 
     Attributes:
-        name: The first producing layer's module path (with ``#2``, ... where that is not unique).
+        name: Path of the first module that produces the units, with ``#2`` and so on if groups share it.
         size: Number of units.
-        slices: Every tensor axis the units touch.
-        sites: Where their activations can be observed, in order of execution.
-        exact: True if removing units leaves what the others compute unchanged, apart from the
-            removed units' own contribution to their consumers.
-        inexact_because: The operators that mix the units without weights, if any.
+        slices: The places of the units in tensors, one entry for each axis and role.
+        sites: The values where their activations can be observed, in order of execution.
+        exact: True if removing a unit does not change what the other units compute. Layers that read the unit
+            only lose its own contribution.
+        inexact_because: The operators that mix the units without weights, if there are any.
     """
 
     name: str
@@ -95,7 +95,7 @@ class Group:
 
 @dataclass(frozen=True, eq=False)
 class Left:
-    """A group that is left alone as a whole.
+    """A group of which no unit may be removed.
 
     Attributes:
         group: The group.
@@ -114,7 +114,7 @@ class Frozen:
         tensor: Name in the state dict.
         axis: The axis.
         count: How many of its positions are frozen.
-        reason: What froze them: ``model output``, ``model input x``, or the operator without a rule.
+        reason: What freezes them: ``model output``, ``model input x``, or an operator.
         where: The source line or module that the reason points to; empty if unknown.
     """
 

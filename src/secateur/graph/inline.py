@@ -1,4 +1,4 @@
-"""Regions that capture keeps as nested programs (`torch.no_grad()`, autocast) put back in line."""
+"""Nested programs, which capture makes of `torch.no_grad()` and autocast, become part of the program."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ def entered(modes: tuple[Mode, ...]) -> Iterator[None]:
 
 
 def in_modes(modes: tuple[Mode, ...], function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """What a function gives in these modes."""
+    """Call a function in these modes."""
     with entered(modes):
         return function(*args, **kwargs)
 
 
 class Interpreter(fx.Interpreter):
-    """Runs a program's operators, each in the modes in which it was captured."""
+    """Runs the operators of a program, each in the modes in which it was captured."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
-        self.extra_traceback = False  # it would append the node to every message, also to ours
+        self.extra_traceback = False  # else the node is appended to every message, also to ours
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one operator."""
@@ -59,10 +59,10 @@ class Interpreter(fx.Interpreter):
 
 
 def inline_regions(program: ExportedProgram) -> None:
-    """Replace regions by their operators, in place. Each operator remembers its modes: see `modes_of`.
+    """Replace nested programs by their operators, in place. Each operator keeps its modes: see `modes_of`.
 
-    The results of a `no_grad` region are detached, so that gradients are right for who ignores the modes.
-    What asserts the dtype and the device of the capture is dropped: the model itself asserts nothing.
+    The results of a `torch.no_grad()` region are detached, so that gradients are right even where the modes
+    are not used. Assertions of a dtype or a device are removed: capture adds them, not the model.
     """
     graph = program.graph_module.graph
     while (found := _first_region(program)) is not None:  # regions may lie inside regions
@@ -83,7 +83,7 @@ def _first_region(program: ExportedProgram) -> tuple[fx.Node, fx.GraphModule, tu
 
 
 def _region(root: torch.nn.Module, node: fx.Node) -> tuple[fx.GraphModule, tuple[Any, ...], Mode] | None:
-    """The nested program of a node, its operands, and the mode in which it runs."""
+    """Return the nested program of a node, its operands and its mode; None if it has none."""
     name = getattr(node.target, "__name__", "") if node.op == "call_function" else ""
     mode: Mode
     if name == _GRAD:

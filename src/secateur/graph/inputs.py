@@ -1,4 +1,4 @@
-"""What a model takes, as data: enough to call it again, at several sizes, without the user's tensors."""
+"""The description of a model's inputs, from which similar ones of several sizes can be drawn."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class OpenAxis(Record):
-    """An axis that may have any size, as far as tried.
+    """An axis whose size may vary, as far as was tried.
 
     Attributes:
-        places: The axes of inputs that have this size, together.
-        size: When traced.
-        other: Another size at which the dense model ran too.
-        further: Sizes at which its forward pass runs other lines; each was captured too.
-        batch: Whether it is the batch: the first axis of the first input, and of all that are as long.
-        limit: Which sizes a captured program takes, in words: ``at least 2``.
+        places: The axes of inputs that always have the same size.
+        size: The traced size.
+        other: Another size at which the dense model ran.
+        further: Sizes at which the forward pass runs other lines of code. Each was captured too.
+        batch: Whether it is the batch: the first axis of the first input, and of all inputs that are as long.
+        limit: The sizes that a captured program takes, such as ``at least 2``.
     """
 
     places: tuple[Place, ...]
@@ -40,30 +40,30 @@ class OpenAxis(Record):
     limit: str = ""
 
     def tried(self) -> tuple[int, ...]:
-        """The sizes at which the dense model ran, each once."""
+        """Return the sizes at which the dense model ran, each once."""
         return tuple(dict.fromkeys((self.size, self.other, *self.further)))
 
     def name(self) -> str:
-        """``axis 1 of ids, mask``."""
+        """Name the axis: ``axis 1 of ids, mask``."""
         inputs = ", ".join(dict.fromkeys(name for name, _ in self.places))
         axes = sorted({axis for _, axis in self.places})
         what = "batch" if self.batch else f"axis {', '.join(map(str, axes))}"
         return f"{what} of {inputs}"
 
     def __str__(self) -> str:
-        """``axis 1 of ids, mask (tried 9 and 8)``."""
+        """Name the axis and the tried sizes: ``axis 1 of ids, mask (tried 9 and 8)``."""
         *first, last = self.tried()
         return f"{self.name()} (tried {', '.join(map(str, first))} and {last})"
 
 
 class FixedAxis(Record):
-    """An axis at which the dense model took no other size that was tried.
+    """An axis whose size may not vary: the dense model took no other size that was tried.
 
     Attributes:
         places: The axes of inputs that have this size.
-        size: The only size.
-        reason: What the model said at another size.
-        where: The line of the user's code that said it.
+        size: The only size that the model takes.
+        reason: The model's error at another size.
+        where: The line of the user's code that raised it.
     """
 
     places: tuple[Place, ...]
@@ -72,32 +72,31 @@ class FixedAxis(Record):
     where: str = ""
 
     def __str__(self) -> str:
-        """``axis 1 of x is 3: expected input … (net.py:7: …)``."""
+        """Name the axis and the reason: ``axis 1 of x is 3: expected input … (net.py:7: …)``."""
         axes = ", ".join(map(place_name, self.places))
         return f"{axes} is {self.size}: {self.reason}" + (f" ({self.where})" if self.where else "")
 
 
 class InputSpec(Record):
-    """The arguments a model was traced with, and which of their axes may have other sizes.
+    """The arguments that a model was traced with, and which of their axes may have other sizes.
 
     Attributes:
         args: Positional arguments.
         kwargs: Keyword arguments by name.
         names: Names of the positional arguments.
-        open: Axes that may vary.
-        fixed: Axes that may not, with the reason.
-        together: Whether all open axes may have their other size at once; if not, one at a time.
-        joint: Sizes of all open axes, in their order, at which the forward pass runs lines that it runs at
-            no size of one axis alone; each was captured too.
-        methods: Further methods that take the same arguments and were traced too.
-        drawn: Whether the dense model takes drawn values; if not, only the user's own serve.
-        training: Whether a forward pass in training mode goes another way than one in evaluation mode; None
-            if that is not known.
-        training_at: Sizes of all open axes, in their order, at which training mode goes yet another way; each
+        open: Axes whose size may vary.
+        fixed: Axes whose size may not vary, with the reason.
+        together: Whether all open axes may change at once. If not, only one at a time may.
+        joint: Sizes of all open axes, in their order, at which the forward pass runs lines of code that it
+            runs at no size of one axis alone. Each was captured too.
+        methods: Names of further methods that take the same arguments and were captured too.
+        drawn: Whether the dense model runs on drawn values. If not, only the user's own values are used.
+        training: Whether training mode runs other lines of code than evaluation mode; None if unknown.
+        training_at: Sizes of all open axes, in their order, at which training mode runs yet other lines. Each
             was captured too.
-        also: Arguments of another kind that were traced too: a tensor more, other values of switches.
-        defaults: Parameters of ``forward`` that no argument was given for. Another value than the default may
-            make it do something else.
+        also: Arguments of another kind that were captured too: one tensor more, other values of switches.
+        defaults: Parameters of ``forward`` for which no argument was given. With another value than the
+            default, the model may do something else.
 
     Example:
         >>> InputSpec.of((torch.zeros(2, 3),), {}).args[0].shape
@@ -122,11 +121,14 @@ class InputSpec(Record):
     def of(
         cls, args: tuple[Any, ...], kwargs: Mapping[str, Any], model: nn.Module | None = None
     ) -> InputSpec:
-        """Describe a call's arguments; `model` gives the names of the positional ones."""
+        """Describe the arguments of a call. The model says what positional ones are called."""
         parameters = _parameters(model)
         kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         known = [p.name for p in parameters if p.kind in kinds][: len(args)]
-        names = (*known, *map(str, range(len(known), len(args))))  # their numbers where they have none
+        names = (
+            *known,
+            *map(str, range(len(known), len(args))),
+        )  # numbers in place of names where there are none
         return cls(
             args=tuple(Leaf.of(v, n) for v, n in zip(args, names, strict=True)),
             kwargs={k: Leaf.of(v, k) for k, v in kwargs.items()},
@@ -139,9 +141,10 @@ class InputSpec(Record):
         )
 
     def switches(self) -> dict[str, int]:
-        """Arguments that are no tensors, by name, with the number of values that each was looked at with.
+        """Return arguments that are not tensors, by name, with the number of values that were tried.
 
-        Left out are those without a further value: `more_inputs` gave a tensor for None, or True for False.
+        Arguments of which every value was tried are left out: `more_inputs` gave a tensor in place of None,
+        or True in place of False.
         """
         own = self._leaves()
         found = {}
@@ -153,7 +156,7 @@ class InputSpec(Record):
         return found
 
     def is_like(self, other: InputSpec) -> bool:
-        """Whether another call's arguments differ in sizes and values of tensors alone."""
+        """Whether the arguments of another call differ only in sizes and values of tensors."""
         return bool(_kinds(self._leaves()) == _kinds(other._leaves()))
 
     def _leaves(self) -> dict[str, Leaf]:
@@ -161,11 +164,11 @@ class InputSpec(Record):
         return {**dict(zip(names, self.args, strict=True)), **self.kwargs}
 
     def tensors(self) -> dict[str, Leaf]:
-        """All tensors by name, in order."""
+        """Return all tensors by name, in order."""
         return dict(pair for name, leaf in self._leaves().items() for pair in leaf.tensors(name))
 
     def with_ranges(self, ranges: Mapping[str, Range]) -> InputSpec:
-        """The same inputs, with values in the given range in the tensors named there."""
+        """Return the same inputs with the given ranges of values for the tensors in `ranges`."""
         changed = {name: leaf.with_ranges(name, ranges) for name, leaf in self._leaves().items()}
         kwargs = {name: changed.pop(name) for name in self.kwargs}
         return self.model_copy(update={"args": tuple(changed.values()), "kwargs": kwargs})
@@ -178,14 +181,21 @@ class InputSpec(Record):
         dtype: torch.dtype | None = None,
         sizes: Mapping[Place, int] | None = None,
     ) -> Arguments:
-        """Drawn arguments, the same for one seed; floats in `dtype`, and axes in `sizes` of those sizes."""
+        """Draw arguments like those described; equal seeds give equal ones.
+
+        Args:
+            seed: Seed for the draw.
+            device: The device of the tensors.
+            dtype: The dtype of floats; None for that of the description.
+            sizes: Other sizes for some axes.
+        """
         generator = torch.Generator().manual_seed(seed)
         made = {n: v.draw(n, sizes or {}, generator, device, dtype) for n, v in self._leaves().items()}
         kwargs = {name: made.pop(name) for name in self.kwargs}
         return tuple(made.values()), kwargs
 
     def other_sizes(self) -> list[tuple[str, dict[Place, int]]]:
-        """What to try beside the traced size: a title, and the sizes that differ."""
+        """Return the sizes to try beside the traced ones, each with a title."""
         changes = [(str(a), {place: a.other for place in a.places}) for a in self.open]
         if len(changes) > 1 and self.together:
             every = {k: v for _, change in changes for k, v in change.items()}
@@ -194,7 +204,7 @@ class InputSpec(Record):
         return changes + [(title, sizes) for title, sizes in self.other_courses() if sizes not in known]
 
     def other_courses(self) -> list[tuple[str, dict[Place, int]]]:
-        """A title and the sizes that differ, for each size at which the forward pass runs other lines."""
+        """Return the sizes at which the forward pass runs other lines of code, each with a title."""
         single = [
             (f"{axis.name()} {size}", dict.fromkeys(axis.places, size))
             for axis in self.open
@@ -209,13 +219,13 @@ class InputSpec(Record):
         ]
 
     def at(self, sizes: tuple[int, ...]) -> dict[Place, int]:
-        """The sizes of all open axes, in their order, by place."""
+        """Return these sizes of the open axes, in their order, by the axes of inputs."""
         return {place: n for axis, n in zip(self.open, sizes, strict=True) for place in axis.places}
 
     def examples(
         self, *, seed: int = 0, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
     ) -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
-        """Drawn arguments at the traced size and at every other one: a title, positional and keyword ones."""
+        """Draw arguments of the traced size and of every other one: title, positional, keyword arguments."""
         sets: list[tuple[str, dict[Place, int]]] = [("as traced", {}), *self.other_sizes()]
         return [(t, *self.example(seed=seed, device=device, dtype=dtype, sizes=s)) for t, s in sets]
 
@@ -227,17 +237,18 @@ class InputSpec(Record):
         device: torch.device | str = "cpu",
         other_sizes: bool = True,
     ) -> list[tuple[str, list[Arguments]]]:
-        """Arguments at the traced size and at every other one.
-
-        For each size there is a title, and what to run in turn until the dense model takes it: what it
-        refuses is no evidence of anything.
+        """Return arguments of the traced size and of every other one, to compare two models on.
 
         Args:
-            given: The user's own arguments, in place of drawn ones of the traced size. At other sizes drawn
-                ones come first where the model takes such, then the user's own, cropped or repeated.
-            seed: Of what is drawn.
-            device: Where drawn tensors will be.
-            other_sizes: Whether to give more than the traced size.
+            given: The user's own arguments; they take the place of drawn ones of the traced size. At other
+                sizes they are cropped or repeated, and come second where the model runs on drawn values.
+            seed: Seed for the draw.
+            device: The device of drawn tensors.
+            other_sizes: Whether to return other sizes than the traced one.
+
+        Returns:
+            For each size a title, and one or more arguments. Try them in order until the dense model runs on
+            one: what it refuses cannot be compared.
         """
         found = []
         for title, sizes in [("the traced size", {}), *(self.other_sizes() if other_sizes else ())]:
@@ -254,7 +265,7 @@ class InputSpec(Record):
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> list[Arguments]:
-        """Arguments with some axes of other sizes, what to run in turn: see `trials`."""
+        """Return arguments with these sizes, to be tried in order: see `trials`."""
         options = []
         if given is None or (self.drawn and sizes):
             options.append(self.example(seed=seed, device=device, sizes=sizes))
@@ -263,22 +274,22 @@ class InputSpec(Record):
         return options
 
     def arguments(self, example_inputs: Any, device: torch.device) -> Arguments:
-        """What a user passed as example inputs, on `device`; `example` if that is None."""
+        """Return the user's example inputs on a device; drawn ones if there are none."""
         if example_inputs is None:
             return self.example(device=device)
         return call_arguments(example_inputs, device)
 
     def sentence(self, *, program: bool = False) -> str:
-        """Which sizes may change, which must stay and why; `program`: in a captured program."""
+        """Say which sizes may change, and which must stay and why. `program`: for a captured program."""
         return sentence(self, program=program)
 
     def describe(self) -> str:
-        """The same, then for each fixed axis what the model said at another size, a line each."""
+        """Say the same, then the model's error for each fixed axis, one on each line."""
         return "\n".join([self.sentence(), *(f"fixed: {axis}" for axis in self.fixed)])
 
 
 def _kinds(leaves: Mapping[Any, Leaf]) -> Any:
-    """What arguments are, without the sizes and values of tensors."""
+    """Return all about arguments except the sizes and values of tensors."""
     return {
         name: (leaf.kind, len(leaf.shape), leaf.dtype, leaf.value, _kinds(dict(enumerate(leaf.items))))
         for name, leaf in leaves.items()
@@ -286,7 +297,7 @@ def _kinds(leaves: Mapping[Any, Leaf]) -> Any:
 
 
 def _parameters(model: nn.Module | None) -> list[inspect.Parameter]:
-    """The parameters of a model's forward pass, as far as it tells."""
+    """Return the parameters of a model's forward pass; none if they cannot be read."""
     try:
         return list(inspect.signature(model.forward).parameters.values()) if model is not None else []
     except (TypeError, ValueError):
@@ -294,9 +305,9 @@ def _parameters(model: nn.Module | None) -> list[inspect.Parameter]:
 
 
 def call_arguments(example_inputs: Any, device: torch.device | None = None) -> Arguments:
-    """Positional and keyword arguments from what a user passes as example inputs.
+    """Turn what a user passes as example inputs into positional and keyword arguments.
 
-    A tensor is the only argument, a tuple or list holds the positional ones, a mapping the keyword ones.
+    A tensor is the only argument. A tuple or a list holds positional arguments, a mapping keyword arguments.
     Tensors are moved to `device` if it is given.
 
     Raises:
@@ -322,7 +333,7 @@ def call_arguments(example_inputs: Any, device: torch.device | None = None) -> A
 
 
 def apart(arguments: A) -> A:
-    """The same arguments, in which no tensor comes twice: a capture would take one input for the other."""
+    """Copy tensors that come a second time: a capture would take the two inputs for the same one."""
     seen: set[int] = set()
 
     def own(tensor: torch.Tensor) -> torch.Tensor:
@@ -336,13 +347,13 @@ def apart(arguments: A) -> A:
 
 
 def batch_size(arguments: Any) -> int:
-    """The length of the first tensor's first axis; 0 if there is none."""
+    """Return the size of the first axis of the first tensor that has axes; 0 if there is none."""
     tensors = (v for v in pytree.tree_leaves(arguments) if isinstance(v, torch.Tensor))
     return next((len(v) for v in tensors if v.ndim), 0)
 
 
 def samples_of(arguments: A, positions: list[int]) -> A:
-    """The same arguments with these samples of the batch, which may repeat; what has no batch axis stays."""
+    """Take samples of a batch, which may repeat. Arguments without a batch axis stay as they are."""
     batch = batch_size(arguments)
 
     def taken(value: Any) -> Any:
@@ -355,11 +366,11 @@ def samples_of(arguments: A, positions: list[int]) -> A:
 
 
 def resized(spec: InputSpec, arguments: Arguments, sizes: Mapping[Place, int]) -> Arguments:
-    """The user's own arguments cropped, or repeated from the start, to other sizes."""
+    """Crop the user's own arguments to other sizes, or repeat them from the start."""
     names = iter(spec.tensors())
 
     def change(value: torch.Tensor) -> torch.Tensor:
-        name = next(names, "")  # the user may pass more than was traced
+        name = next(names, "")  # the user may pass more tensors than were traced
         for axis, n in enumerate(value.shape):
             size = sizes.get((name, axis), n)
             if size != n:

@@ -1,8 +1,11 @@
-"""Labels and their union-find: which axis positions are the same thing.
+"""Labels: which positions of which axes can only be removed together.
 
-A label is an int64. Positive labels are *live*: positions that could be removed. Labels <= 0 mark
-positions that are always there: 0 without comment (batch, space, time, singletons), a negative one
-with a reason (see `Reasons`). Every operation is vectorised over whole axes.
+A label is an integer for one position along one axis. Positive labels are *live*: their positions may be
+removed. Labels of 0 and below are for positions that always stay: 0 for axes that hold no units (batch,
+space, time, axes of size 1), a negative label where there is a reason (see `Reasons`).
+
+`LabelStore` keeps classes of labels that belong together, as a union-find. Every operation works on whole
+axes at once.
 """
 
 from __future__ import annotations
@@ -21,35 +24,37 @@ Labels = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Reason:
-    """Why a position is frozen: what happened, and the source line or module where it did."""
+    """Why a position is frozen: the operator or its effect, and the source line or module."""
 
     what: str
     where: str = ""
 
 
 class Reasons:
-    """Numbers reasons so that a label can carry one: reason i is the label -(i + 1)."""
+    """A list of reasons. Reason i has the label -(i + 1), so that a label can say why it is frozen."""
 
     def __init__(self) -> None:
         self._numbers: dict[Reason, int] = {}
         self._reasons: list[Reason] = []
 
     def label(self, reason: Reason) -> int:
-        """The negative label that stands for `reason`."""
+        """Return the negative label of a reason; a new reason is added."""
         if reason not in self._numbers:
             self._numbers[reason] = -(len(self._reasons) + 1)
             self._reasons.append(reason)
         return self._numbers[reason]
 
     def __getitem__(self, label: int) -> Reason:
-        """The reason behind a label <= 0."""
+        """Return the reason of a label of 0 or below."""
         if label == 0:
             return Reason("tied to an axis that holds no units (batch, space or time)")
         return self._reasons[-label - 1]
 
 
 class LabelStore:
-    """Union-find over live labels, with frozen and mixed ones remembered.
+    """Classes of live labels that can only be removed together, and what is frozen or mixed.
+
+    It is a union-find: each class has one *root*, the label that stands for it.
 
     Example:
         >>> store = LabelStore()
@@ -61,9 +66,11 @@ class LabelStore:
 
     def __init__(self) -> None:
         self._parent = np.zeros(1024, dtype=np.int64)
-        self._held = np.zeros(1024, dtype=bool)  # by root: some parameter holds the class
-        self._above = np.zeros(1024, dtype=np.int64)  # as `_parent`, but with no path shortened
-        self._tied_at = np.zeros(1024, dtype=np.int64)  # at which of `_places` it stopped being a root
+        self._held = np.zeros(1024, dtype=bool)  # by root: whether a parameter has a position of the class
+        self._above = np.zeros(1024, dtype=np.int64)  # as `_parent`, but `find` shortens no path
+        self._tied_at = np.zeros(
+            1024, dtype=np.int64
+        )  # by label: in which of `_places` it was joined to another
         self._places: list[Any] = [None]
         self._count = 1
         self._frozen: list[tuple[Labels, Labels]] = []
@@ -71,11 +78,11 @@ class LabelStore:
         self._muted = False
 
     def __len__(self) -> int:
-        """One more than the largest label given out."""
+        """One more than the largest label so far."""
         return self._count
 
     def fresh(self, n: int, *, held: bool = False) -> Labels:
-        """`n` new live labels, consecutive; `held` says that they are positions of a parameter. [n]"""
+        """Make `n` new live labels in a row. `held`: whether they belong to a parameter. [n]"""
         while self._count + n > len(self._parent):
             for name in ("_parent", "_held", "_above", "_tied_at"):
                 old = getattr(self, name)
@@ -87,7 +94,7 @@ class LabelStore:
         return new
 
     def find(self, labels: Labels) -> Labels:
-        """The root of each live label; labels <= 0 are returned as they are. Same shape."""
+        """Return the root of each live label; labels of 0 and below stay as they are. [same shape]"""
         live = labels > 0
         clipped = np.where(live, labels, 0)
         root = self._parent[clipped]
@@ -101,12 +108,12 @@ class LabelStore:
         return np.where(live, root, labels)
 
     def held(self, labels: Labels) -> bool:
-        """True if a parameter holds any of these labels' classes; free labels only follow others."""
+        """Whether any of these labels is in a class with a position of a parameter."""
         live = labels[labels > 0]
         return bool(self._held[self.find(live)].any())
 
     def tie(self, a: Labels, b: Labels) -> None:
-        """Say that a[i] and b[i] can only be removed together; tied to a label <= 0 means frozen."""
+        """Say that a[i] and b[i] can only be removed together. A tie to a label of 0 or below freezes."""
         a, b = np.broadcast_arrays(a, b)
         a, b = a.ravel(), b.ravel()
         live_a, live_b = a > 0, b > 0
@@ -118,6 +125,8 @@ class LabelStore:
         if not both.any():
             return
         a, b = a[both], b[both]
+        # Each round joins each root to the smallest one that it meets. Pairs that still differ then, because
+        # a root met several others, are left for the next round.
         while True:
             root_a, root_b = self.find(a), self.find(b)
             differ = root_a != root_b
@@ -131,12 +140,12 @@ class LabelStore:
 
     @contextmanager
     def at(self, place: Any) -> Iterator[None]:
-        """Inside, what is tied is tied by `place`."""
+        """Inside, `place` is remembered as what ties labels."""
         self._places.append(place)
         yield
 
     def tied_by(self, a: int, b: int) -> Any:
-        """The place that made two live labels one class, the last of several; None if they are not one."""
+        """Return the place that joined the classes of two live labels; None if they are not joined."""
         chains = [self._chain(a), self._chain(b)]
         common = [label for label in chains[0] if label in chains[1]]
         if not common:
@@ -145,14 +154,14 @@ class LabelStore:
         return self._places[max((int(self._tied_at[label]) for label in steps), default=0)]
 
     def _chain(self, label: int) -> list[int]:
-        """A label, then what it was tied to, up to the root."""
+        """Return a label, then the label that it was joined to, and so on up to the root."""
         found = [label]
         while (above := int(self._above[found[-1]])) != found[-1]:
             found.append(above)
         return found
 
     def freeze(self, labels: Labels, because: Labels | int) -> None:
-        """Say that the live ones of `labels` are never removed; `because` is a label <= 0 (or one each)."""
+        """Say that labels are never removed. `because` is a label of 0 or below, or one for each label."""
         labels = np.ravel(labels)
         because = np.broadcast_to(np.asarray(because, dtype=np.int64), labels.shape)
         live = labels > 0
@@ -160,14 +169,14 @@ class LabelStore:
             self._frozen.append((labels[live].copy(), because[live].copy()))
 
     def mix(self, labels: Labels, reason: Reason) -> None:
-        """Say that an operator mixes these labels without weights, so that removing one changes the rest."""
+        """Say that an operator mixes these positions without weights: removing one changes the others."""
         live = labels[labels > 0]
         if live.size and not self._muted:
             self._mixed.setdefault(reason, []).append(live.copy())
 
     @contextmanager
     def muted(self) -> Iterator[None]:
-        """Inside, labels are tied only: nothing is frozen or mixed."""
+        """Inside, labels are still tied, but nothing is frozen or mixed."""
         before, self._muted = self._muted, True
         try:
             yield
@@ -175,7 +184,7 @@ class LabelStore:
             self._muted = before
 
     def frozen_roots(self) -> dict[int, int]:
-        """Root -> the label <= 0 that first froze it, a label with a reason being preferred to 0."""
+        """Return the frozen roots, each with the label that froze it. A label with a reason wins over 0."""
         if not self._frozen:
             return {}
         roots = self.find(np.concatenate([labels for labels, _ in self._frozen]))
@@ -185,7 +194,7 @@ class LabelStore:
         return dict(zip(found.tolist(), because[order][first].tolist(), strict=True))
 
     def mixed(self) -> dict[Reason, Labels]:
-        """The operators that mix labels, in order, each with the roots that it mixes."""
+        """Return the operators that mix positions, in order, each with the roots that it mixes."""
         return {
             reason: np.unique(self.find(np.concatenate(labels))) for reason, labels in self._mixed.items()
         }

@@ -1,4 +1,4 @@
-"""One argument of a call, as data: enough to draw another like it."""
+"""The description of one argument of a call, from which a similar one can be drawn."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Range = tuple[int | float, int | float]
 
 
 class Record(BaseModel):
-    """Data that does not change."""
+    """Base of plain data that never changes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -28,15 +28,15 @@ class Leaf(Record):
 
     Attributes:
         kind: What it is.
-        shape: Of a tensor.
-        dtype: Of a tensor, without ``torch.``.
-        low: Smallest value of a tensor of integers; of floating ones only where none is negative, or where
-            the model refuses normal noise, or gives NaN for it.
-        high: Largest value.
-        kept: For a mask of padding, the value that marks what counts; None for all other tensors.
-        value: Of a constant.
-        items: Of a container.
-        keys: Of a mapping.
+        shape: The shape of a tensor.
+        dtype: The dtype of a tensor, without ``torch.``.
+        low: The smallest value to draw. None for a tensor that is drawn as normal noise. These are tensors of
+            floats, unless no value is negative, or the model refuses noise or gives NaN for it.
+        high: The largest value to draw.
+        kept: For a mask of padding, the value of the positions that count; None for all other tensors.
+        value: The value of a constant.
+        items: The entries of a container.
+        keys: The keys of a mapping.
     """
 
     kind: Literal["tensor", "constant", "list", "tuple", "dict"]
@@ -51,7 +51,11 @@ class Leaf(Record):
 
     @classmethod
     def of(cls, value: Any, name: str = "") -> Leaf:
-        """Describe `value`; raises SettingError for a type that a saved plan could not hold."""
+        """Describe a value.
+
+        Raises:
+            SettingError: A plan cannot save a value of this type.
+        """
         if isinstance(value, torch.Tensor):
             if value.layout is not torch.strided or value.is_nested:
                 got = "a nested tensor" if value.is_nested else f"one of layout {value.layout}"
@@ -78,14 +82,14 @@ class Leaf(Record):
         )
 
     def tensors(self, name: str) -> Iterator[tuple[str, Leaf]]:
-        """The tensors in this argument, each with its name: ``x``, ``x.0``, ``x.mask``."""
+        """Yield the tensors in this argument, each with its name: ``x``, ``x.0``, ``x.mask``."""
         if self.kind == "tensor":
             yield name, self
         for key, item in zip(self.keys or map(str, range(len(self.items))), self.items, strict=True):
             yield from item.tensors(f"{name}.{key}")
 
     def with_ranges(self, name: str, ranges: Mapping[str, Range]) -> Leaf:
-        """The same argument, with values in the given range in the tensors named there."""
+        """Return the same argument with the given ranges of values for the tensors in `ranges`."""
         if self.kind == "tensor":
             low, high = ranges.get(name, (self.low, self.high))
             return self.model_copy(update={"low": low, "high": high})
@@ -101,7 +105,7 @@ class Leaf(Record):
         device: torch.device | str,
         dtype: torch.dtype | None,
     ) -> Any:
-        """A value of this description, with axes in `sizes` of those sizes."""
+        """Draw an argument like this one. Axes that `sizes` names have the sizes given there."""
         if self.kind == "tensor":
             shape = tuple(sizes.get((name, axis), n) for axis, n in enumerate(self.shape))
             return _draw(self, shape, generator, dtype).to(device)
@@ -118,7 +122,7 @@ class Leaf(Record):
 
 
 def _range(value: torch.Tensor) -> tuple[int | float | None, int | float | None]:
-    """The smallest and largest value that drawn tensors may have; None where normal noise will do."""
+    """Return the smallest and the largest value to draw; None for a tensor that is drawn as normal noise."""
     if value.is_meta or not value.numel() or value.is_complex() or value.dtype is torch.bool:
         return None, None
     value = value.detach()
@@ -129,9 +133,9 @@ def _range(value: torch.Tensor) -> tuple[int | float | None, int | float | None]
 
 
 def _kept(value: torch.Tensor, name: str) -> int | None:
-    """What marks the positions that count, if a tensor is a mask of padding; else None.
+    """Return the value that marks the positions that count, if a tensor is a mask of padding; else None.
 
-    That is a tensor of zeros and ones whose rows each begin with the same value, and change once at most.
+    A mask of padding has zeros and ones. All its rows begin with the same value and change at most once.
     """
     if (
         value.is_meta
@@ -163,7 +167,7 @@ def _draw(
         rows = int(torch.tensor(shape[:-1]).prod()) if len(shape) > 1 else 1
         ends = torch.randint(max(1, length // 2), length + 1, (rows,), generator=generator)
         if rows:
-            ends[-1], ends[0] = max(1, length // 2), length  # some padding, and one row without
+            ends[-1], ends[0] = max(1, length // 2), length  # one row is half padding, one has none
         counts = torch.arange(length)[None, :] < ends[:, None]
         return (counts if leaf.kept else ~counts).reshape(shape).to(own)
     if own.is_floating_point or own.is_complex:

@@ -1,4 +1,4 @@
-"""Which operator of one captured program is which of another, captured from the same model at other sizes."""
+"""Which nodes of two programs stand for the same, where one model was captured at two sizes."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from secateur.graph.nodes import lifted
 
 
 def matched(program: ExportedProgram, other: ExportedProgram) -> dict[fx.Node, fx.Node]:
-    """For each node of `program`, the one of `other` that stands for the same; without those that have none.
+    """Find, for each node of `program`, the node of `other` that stands for the same.
 
-    Calls are the same if their module, operator and the tensors of the model that they read are, the first
-    such call being the first, and so on. Calls that come another number of times, as in a loop over the
-    length, have no counterpart.
+    Two calls are the same if they have the same module, the same operator, and read the same tensors of the
+    model. If there are several such calls, the first is the same as the first, and so on. If one program has
+    more of them than the other, as with a loop over the length, they are left out.
     """
     found: dict[fx.Node, fx.Node] = {}
     for by_key, others in zip(_by_key(program), _by_key(other), strict=True):
@@ -28,7 +28,7 @@ def matched(program: ExportedProgram, other: ExportedProgram) -> dict[fx.Node, f
 
 
 def _by_key(program: ExportedProgram) -> tuple[dict[Hashable, list[fx.Node]], dict[Hashable, list[fx.Node]]]:
-    """Placeholders by what they stand for, and calls by what they do, in order."""
+    """Group placeholders by what they stand for, and calls by what they do, in order."""
     inputs: dict[Hashable, list[fx.Node]] = defaultdict(list)
     names: dict[fx.Node, str] = {}
     for node, kind, target in lifted(program):

@@ -12,18 +12,18 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 UNNAMED = "lifted_tensor_"
-"""How names begin that a capture gives to tensors which are neither parameters nor buffers."""
+"""How a capture begins the names of tensors that are neither parameters nor buffers."""
 
 
 def lifted(program: ExportedProgram) -> Iterator[tuple[fx.Node, InputKind, str | None]]:
-    """The program's placeholders, each with what it stands for and the name of that."""
+    """Yield each placeholder of a program, with the kind and the name of what it stands for."""
     placeholders = [n for n in program.graph.nodes if n.op == "placeholder"]
     for node, spec in zip(placeholders, program.graph_signature.input_specs, strict=True):
         yield node, spec.kind, spec.target
 
 
 def tensor_of(program: ExportedProgram, name: str) -> torch.Tensor:
-    """The parameter, buffer or constant of this name."""
+    """Return the parameter, buffer or constant with this name."""
     found: torch.Tensor | None = program.state_dict.get(name)
     if found is None:
         found = program.constants[name]
@@ -31,19 +31,19 @@ def tensor_of(program: ExportedProgram, name: str) -> torch.Tensor:
 
 
 _MEASURED = "secateur_measured_sizes"
-"""Under this name a capture's shape environment holds the sizes that depend on the data, once measured."""
+"""Name of an attribute of a capture's shape environment: the measured sizes that depend on the data."""
 
 
 def remember_size(size: torch.SymInt, number: int) -> None:
-    """Say what the example inputs make of a size that depends on the data.
+    """Remember the value of a size that depends on the data, for the example inputs.
 
-    Axes of one or no position mean something else to a rule (they broadcast), so two stand for these.
+    Values below two are remembered as two: to a rule, an axis of size 1 would be one that broadcasts.
     """
     vars(size.node.shape_env).setdefault(_MEASURED, {})[size.node.expr] = max(number, 2)
 
 
 def hint(size: Any) -> int:
-    """The size that the example inputs gave an axis; symbolic sizes are looked up, not guarded on."""
+    """Return the value of a size in the capture. A symbolic one is looked up: that adds no condition."""
     if isinstance(size, torch.SymInt):
         known = size.node.hint
         if known is None:
@@ -55,18 +55,18 @@ def hint(size: Any) -> int:
 
 
 def is_open(size: Any) -> bool:
-    """True for a size that the program leaves open: symbolic, and not pinned by what the model does."""
+    """Whether a program takes any value for a size: it is symbolic, and nothing in the model fixed it."""
     return isinstance(size, torch.SymInt) and size.node.maybe_as_int() is None
 
 
 def shape_of(value: Any) -> tuple[int, ...]:
-    """The shape of a node's captured value (or of a tensor)."""
+    """Return the shape that a node's value has in the capture, or the shape of a tensor."""
     tensor = value.meta["val"] if isinstance(value, fx.Node) else value
     return tuple(hint(s) for s in tensor.shape)
 
 
 def arguments_by_name(node: fx.Node) -> dict[str, Any]:
-    """The arguments of an operator call by the names in its schema; defaults fill in what is not given."""
+    """Return the arguments of a call by their names in the operator's schema, defaults included."""
     schema = getattr(node.target, "_schema", None)
     if schema is None:
         return {str(i): a for i, a in enumerate(node.args)} | dict(node.kwargs)
@@ -79,7 +79,7 @@ _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in \S+\n\s*(?P
 
 
 def where(node: fx.Node) -> str:
-    """The module and the source line of a node: ``layer1.0 (net.py:12: x = x + y)``; empty if unknown."""
+    """Return the module and source line of a node: ``layer1.0 (net.py:12: x = x + y)``; empty if unknown."""
     stack = node.meta.get("nn_module_stack") or {}
     module = next((path for path, _ in reversed(list(stack.values())) if path), "")
     frames = list(_FRAME.finditer(node.meta.get("stack_trace") or ""))

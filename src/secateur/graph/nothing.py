@@ -1,4 +1,4 @@
-"""Why a model has nothing to prune, and what the user can do about it."""
+"""Errors for models that have nothing to prune: why, and what the user can do."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _HOOKS = {
 def nothing_to_prune(
     model: nn.Module, frozen: Iterable[Frozen], left: Iterable[Left], table: str
 ) -> NothingToPruneError:
-    """The error for a model without groups, which says what stands in the way.
+    """Make the error for a model in which no unit may be removed. It says why.
 
     Args:
         model: What was traced.
-        frozen: What may not shrink, and why.
-        left: Groups that are left alone, and why.
-        table: All of it, for the error's details.
+        frozen: The parts of tensors that may not shrink, and why.
+        left: The groups of which no unit may be removed, and why.
+        table: The whole graph as text, for the details of the error.
     """
     frozen = [one for one in frozen if not one.reason.startswith(_ENDS)]
     left = list(left)
@@ -51,10 +51,10 @@ def nothing_to_prune(
 
 
 def require_plain_code(model: nn.Module) -> None:
-    """Refuse what holds no Python code or no tensors to cut: scripted and quantised modules.
+    """Refuse scripted modules, which hold no Python code, and quantised ones, which hold no plain tensors.
 
     Raises:
-        SettingError: The model is or holds such a module.
+        SettingError: The model is such a module, or holds one.
     """
     for path, module in model.named_modules():
         at = f"{path!r}" if path else "the model itself"
@@ -71,12 +71,12 @@ def require_plain_code(model: nn.Module) -> None:
 
 
 def require_no_masks(model: nn.Module) -> None:
-    """Refuse a model with masks of `torch.nn.utils.prune` on.
+    """Refuse a model that has masks of `torch.nn.utils.prune`.
 
-    Its weights are products then, made anew by each call, whose zeros no signal would see.
+    With a mask, each call computes the weight anew, and no signal would see its zeros.
 
     Raises:
-        SettingError: It has one.
+        SettingError: The model has such a mask.
     """
     for path, module in model.named_modules():
         for hook in module._forward_pre_hooks.values():
@@ -90,7 +90,7 @@ def require_no_masks(model: nn.Module) -> None:
 
 
 def _computed(model: nn.Module, stopped: Iterable[str]) -> str:
-    """A weight that is computed from others by each call and stands in the way; how to make it plain."""
+    """Name a weight that each call computes from others and that blocks pruning, and say how to fix it."""
     for path, module in model.named_modules():
         if not any(name.startswith(f"{path}.") or not path for name in stopped):
             continue
@@ -115,7 +115,7 @@ def _module(path: str) -> str:
 
 
 def _frozen(frozen: Sequence[Frozen]) -> str:
-    """The operators without a rule, and those that need every unit in its place."""
+    """Name the operators that have no rule, and those that need every unit."""
     unruled = [one for one in frozen if one.reason.startswith(("no rule", "the rule"))]
     placed = [one for one in frozen if one not in unruled]
     return " ".join(
@@ -130,7 +130,7 @@ def _frozen(frozen: Sequence[Frozen]) -> str:
 
 
 def _kept(frozen: Sequence[Frozen], cause: str, advice: str) -> str:
-    """What keeps most tensors whole, with its place."""
+    """Name the reason that keeps the most tensors whole, and its place."""
     reasons = Counter((one.reason, one.where) for one in frozen)
     if not reasons:
         return ""
@@ -142,7 +142,7 @@ def _kept(frozen: Sequence[Frozen], cause: str, advice: str) -> str:
 
 
 def _left(left: Sequence[Left]) -> str:
-    """Groups that an operator mixes, and those that are left for another reason."""
+    """Name the groups that an operator mixes, and those that stay whole for another reason."""
     mixed = [one for one in left if one.group.inexact_because]
     other = [one for one in left if not one.group.inexact_because]
     store = (

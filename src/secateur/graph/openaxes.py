@@ -1,4 +1,4 @@
-"""Which axes of which input may have other sizes: the dense model is asked, by ordinary forward passes."""
+"""Which axes of the inputs may have other sizes. Ordinary forward passes of the dense model show it."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from secateur.graph.passes import Passes
 from secateur.graph.wording import NO_OTHER
 
 SUBSETS = 20
-"""Most sets of axes of one size that are tried together, where all of them cannot vary together."""
+"""The most sets of equally long axes that are tried, where not all of them can vary together."""
 
 Attempt = Callable[[Arguments], Exception | None]
-"""Runs the dense model on arguments; returns what it raised, if it did."""
+"""A function that runs the dense model and returns its error, or None."""
 
 
 def open_inputs(
@@ -35,18 +35,18 @@ def open_inputs(
     more: Sequence[Arguments],
     passes: Passes,
 ) -> InputSpec:
-    """Find out what a model takes.
+    """Find out which inputs a model takes.
 
     Args:
         model: The dense model; it is left as it was.
-        spec: The arguments' description.
-        given: The arguments it was captured with.
-        program: What was captured.
-        more: Further arguments of the user, whose sizes may differ.
-        passes: Ordinary forward passes of the model.
+        spec: The description of the arguments.
+        given: The arguments that the model was captured with.
+        program: The captured program.
+        more: Further arguments of the user, which may have other sizes.
+        passes: Runs ordinary forward passes of the model.
 
     Returns:
-        The description, with open and fixed axes, and ranges of values that the model takes.
+        The description with open and fixed axes, and with ranges of values that the model takes.
     """
     spec = with_sizes(_differing(spec, more), given, passes)
     if any(leaf.is_meta for leaf in pytree.tree_leaves(given) if isinstance(leaf, torch.Tensor)):
@@ -55,18 +55,18 @@ def open_inputs(
 
 
 def with_sizes(spec: InputSpec, given: Arguments, passes: Passes) -> InputSpec:
-    """The description with open and fixed axes, and the sizes at which the model goes another way.
+    """Add to a description its open and fixed axes, and the sizes at which the model runs other code.
 
     Args:
-        spec: The arguments' description, with the axes that are known to vary open.
+        spec: The description of the arguments. Axes that are known to vary are open already.
         given: The arguments.
-        passes: Ordinary forward passes, begun with these arguments.
+        passes: Runs ordinary forward passes of the model.
     """
     return _with_courses(find_open_axes(spec, given, passes.attempt), given, passes)
 
 
 def _with_courses(spec: InputSpec, given: Arguments, passes: Passes) -> InputSpec:
-    """The description with what makes the forward pass run other lines: sizes, and training mode."""
+    """Add to a description what makes the forward pass run other code: sizes, and training mode."""
     traced = passes.course(given)
     if traced is None:
         return spec
@@ -96,18 +96,18 @@ def _with_courses(spec: InputSpec, given: Arguments, passes: Passes) -> InputSpe
 
 
 def _trains_otherwise(passes: Passes, arguments: Arguments) -> bool | None:
-    """Whether the model makes other calls in training mode; None if that cannot be seen."""
+    """Whether the model makes other calls in training mode; None if that cannot be watched."""
     plain, learning = passes.course(arguments), passes.course(arguments, training=True)
     return None if plain is None or learning is None else learning.calls != plain.calls
 
 
 def larger_arguments(spec: InputSpec, given: Arguments, static_batch: int | None) -> Arguments | None:
-    """Arguments with open axes at their other sizes; None if the first capture leaves open what may vary.
+    """Make arguments with other sizes along the open axes; None if the first capture takes those sizes too.
 
     Args:
-        spec: What may vary.
+        spec: Says which axes may vary.
         given: The arguments of the first capture.
-        static_batch: The only batch size that it takes; None if it takes any.
+        static_batch: The only batch size that the first capture takes; None if it takes any.
     """
     changed = [axis for axis in spec.open if static_batch is not None or not axis.batch]
     if not changed or any(v.is_meta for v in pytree.tree_leaves(given) if isinstance(v, torch.Tensor)):
@@ -117,7 +117,7 @@ def larger_arguments(spec: InputSpec, given: Arguments, static_batch: int | None
 
 
 def _differing(spec: InputSpec, more: Sequence[Arguments]) -> InputSpec:
-    """The description with those axes open in which the user's own inputs differ."""
+    """Open those axes of a description along which the user's own inputs differ."""
     shapes = {name: leaf.shape for name, leaf in spec.tensors().items()}
     found: dict[tuple[int, int], list[Place]] = {}
     for arguments in more:
@@ -132,13 +132,13 @@ def _differing(spec: InputSpec, more: Sequence[Arguments]) -> InputSpec:
 
 
 def find_open_axes(spec: InputSpec, given: Arguments, attempt: Attempt) -> InputSpec:
-    """Try the model at other sizes.
+    """Run the model at other sizes, to find the axes that may vary.
 
-    Axes of one size are changed each alone; where that does not work, together, or some of them together.
-    The batch comes first, and the other axes are tried with two samples, which costs less.
+    Each axis is changed alone. Where that fails, all axes of the same size are changed together, or some of
+    them. The batch comes first, so that the other axes can be tried with two samples, which costs less.
 
     Args:
-        spec: The arguments' description, with the axes that are known to vary open.
+        spec: The description of the arguments. Axes that are known to vary are open already.
         given: The user's own arguments.
         attempt: Runs the dense model.
 
@@ -148,7 +148,7 @@ def find_open_axes(spec: InputSpec, given: Arguments, attempt: Attempt) -> Input
     shapes = {name: leaf.shape for name, leaf in spec.tensors().items()}
     batch = batch_size(given)
     device = next((v.device for v in pytree.tree_leaves(given) if isinstance(v, torch.Tensor)), "cpu")
-    # A mask without padding may go unread, whatever its size; a drawn one has padding.
+    # Drawn values are better: a model may not read a mask without padding at all, whatever its size.
     drawn = attempt(spec.example(device=device)) is None
 
     def tried(sizes: Mapping[Place, int]) -> Exception | None:
@@ -184,7 +184,7 @@ def find_open_axes(spec: InputSpec, given: Arguments, attempt: Attempt) -> Input
 
 
 def _classes(shapes: Mapping[str, tuple[int, ...]], batch: int) -> list[tuple[Place, ...]]:
-    """Axes of equal sizes; the first axes that are as long as the batch come first."""
+    """Group axes by size. The batch comes first: the first axes of all inputs that have its size."""
     found: dict[tuple[bool, int], list[Place]] = {}
     for name, shape in shapes.items():
         for axis, size in enumerate(shape):
@@ -194,10 +194,10 @@ def _classes(shapes: Mapping[str, tuple[int, ...]], batch: int) -> list[tuple[Pl
 
 
 def _candidates(size: int) -> list[int]:
-    """Other sizes to try: smaller ones that cost less, neighbours, then one that strides and windows divide.
+    """Return other sizes to try for an axis: smaller ones, neighbours, then one that strides divide.
 
-    The first are far from the traced size: strides round sizes, so its neighbours may become the same inside.
-    And where the traced size is odd they are even: code may ask for that.
+    The first sizes are smaller, so that they cost less, and far from the traced size: strides round, so a
+    neighbour may become the same size inside. They are even if the traced size is odd, since code may ask.
     """
     step = size & -size  # the largest power of two that divides it
     whole = size - step if 1 < step < size else size + step
@@ -228,9 +228,13 @@ def _opened(
     *,
     batch: bool,
 ) -> tuple[list[OpenAxis], Exception | None]:
-    """Axes of one size that may vary: alone those that can, the others together, or what the model raised.
+    """Find which of several axes of one size may vary: alone if they can, else together.
 
-    Where all others cannot, some of them together may: the nodes of a graph that has as many features.
+    Where not all others can vary together, some of them may. An example is a graph with as many nodes as
+    features: the axes of nodes vary, the axes of features do not.
+
+    Returns:
+        The axes that may vary, and the model's error if some may not.
     """
     apart = [] if batch else _apart(tried, spec, places, options[:1], few)
     rest = _without(places, apart)
@@ -251,7 +255,7 @@ def _opened(
 
 
 def _subsets(places: tuple[Place, ...]) -> list[tuple[Place, ...]]:
-    """Two or more of the places, but not all; the largest first, and no more than `SUBSETS`."""
+    """Return sets of two or more places, but not all; the largest first, and at most `SUBSETS` of them."""
     found = (itertools.combinations(places, count) for count in range(len(places) - 1, 1, -1))
     return list(itertools.islice(itertools.chain.from_iterable(found), SUBSETS))
 
@@ -267,7 +271,7 @@ def _apart(
     options: Sequence[int],
     few: Mapping[Place, int],
 ) -> list[OpenAxis]:
-    """Those of the axes that may vary alone, such as height and width. Each gets its own size if it can."""
+    """Return the axes that may vary alone, such as height and width. If possible, each gets another size."""
     found: list[OpenAxis] = []
     size = spec.tensors()[places[0][0]].shape[places[0][1]]
     for place in places:
@@ -280,17 +284,17 @@ def _apart(
 
 
 def _said(error: Exception | None) -> tuple[str, str]:
-    """What the model said, and the innermost line of the user's code that was running."""
+    """Return the message of an error, and the innermost line of the user's code that was running."""
     return (NO_OTHER, "") if error is None else (said(error, where=False), source_line(error))
 
 
 def widened(
     spec: InputSpec, given: Arguments, program: ExportedProgram, attempt: Attempt, device: torch.device
 ) -> InputSpec:
-    """The description with ranges of values that the model takes, and whether it takes drawn ones at all.
+    """Add to a description the ranges of values that the model takes, and whether it takes drawn values.
 
-    Integers are drawn over the whole vocabulary if the model takes that. Floats are normal noise, or else
-    are drawn between the smallest and the largest one that the user gave.
+    Integers are drawn from the whole vocabulary if the model runs on that. Floats are normal noise if the
+    model runs on that; if not, they lie between the smallest and the largest value of the user's own tensor.
     """
     inputs = [
         node
@@ -312,7 +316,7 @@ def widened(
 
 
 def _seen_ranges(spec: InputSpec, given: Arguments) -> dict[str, Range]:
-    """The smallest and largest value of each tensor of floats that are drawn as normal noise."""
+    """Return the smallest and largest value of each tensor that would be drawn as normal noise."""
     values = [v.detach() for v in pytree.tree_leaves(given) if isinstance(v, torch.Tensor)]
     found: dict[str, Range] = {}
     for (name, leaf), value in zip(spec.tensors().items(), values, strict=True):
@@ -339,7 +343,7 @@ _SAME = (
 
 
 def _vocabulary(node: fx.Node) -> int | None:
-    """The number of rows of the smallest table that an integer input is looked up in; None for no table."""
+    """Return the rows of the smallest embedding that reads an integer input; None if none does."""
     found: list[int] = []
     pending = [node]
     while pending:

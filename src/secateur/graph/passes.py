@@ -1,4 +1,4 @@
-"""Ordinary forward passes of the dense model while it is traced; each is made once."""
+"""Ordinary forward passes of the dense model during a trace. Each is made only once."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from secateur.graph.inputs import Arguments
 
 
 class Passes:
-    """What the model does on arguments: whether it runs, and which way it goes."""
+    """Runs the model on arguments: does it run, and which lines of code does it take?"""
 
     def __init__(self, model: nn.Module, given: Arguments) -> None:
-        """Begin.
+        """Run the model once on the user's own arguments.
 
         Args:
             model: The dense model; it is left as it was.
             given: The user's own arguments.
         """
         self._model, self._given = model, given
-        self._states: dict[bool, State] = {}  # of evaluation and training; each pass puts its own back
-        self._watched = True  # some code takes no integers but Python's own
+        self._states: dict[bool, State] = {}  # by training mode: what each pass has to restore
+        self._watched = True  # False where the code takes only Python's own integers
         self._errors: dict[Any, Exception | None] = {}
         self._courses: dict[Any, Course] = {}
         if self.attempt(given) is not None:
@@ -38,21 +38,21 @@ class Passes:
             self._errors.clear()
 
     def attempt(self, arguments: Arguments) -> Exception | None:
-        """What the model raises on these arguments; an error too where only its output is NaN."""
+        """Run the model and return what it raises, None if nothing. An output of NaN is an error too."""
         key = _shapes(arguments), _sums(arguments)
         if key not in self._errors:
             self._errors[key] = self._run(arguments)
         return self._errors[key]
 
     def course(self, arguments: Arguments, *, training: bool = False) -> Course | None:
-        """Which way the model goes at these sizes, whatever the values; None if that cannot be seen."""
+        """Return which calls the model makes at these sizes; None if that cannot be watched."""
         key = _shapes(arguments), training
         if key not in self._courses and self._watched:
             self._run(arguments, training=training)
         return self._courses.get(key)
 
     def asks_the_same(self, first: Arguments, second: Arguments) -> bool:
-        """Whether the model makes the same calls with the same numbers: so none of these is a size."""
+        """Whether the model makes the same calls with the same numbers. If so, none of them is a size."""
         one, other = self.course(first), self.course(second)
         return one is not None and other is not None and one.asked == other.asked
 
@@ -63,7 +63,7 @@ class Passes:
             self._states[training] = State(self._model, parameters=training)
         with (
             evaluating(self._model, training=training, state=self._states[training]),
-            torch.set_grad_enabled(training),  # code may ask
+            torch.set_grad_enabled(training),  # the code may ask for it
             seeded(0),
             warnings.catch_warnings(),
             course if self._watched else nullcontext(),
@@ -85,7 +85,7 @@ def _shapes(arguments: Arguments) -> tuple[torch.Size, ...]:
 
 
 def _sums(arguments: Arguments) -> tuple[Any, ...]:
-    """Tells arguments of the same sizes apart."""
+    """Return sums of values, which tell arguments of the same sizes apart."""
     return tuple(
         complex(v.detach().sum()) if isinstance(v, torch.Tensor) and not v.is_meta else repr(v)
         for v in pytree.tree_leaves(arguments)

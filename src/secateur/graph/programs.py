@@ -1,4 +1,4 @@
-"""The captured programs of one model: another one for inputs of sizes that the first does not take."""
+"""The captured programs of one model. Inputs of new sizes may need a further program."""
 
 from __future__ import annotations
 
@@ -23,39 +23,40 @@ from secateur.graph.nodes import hint, is_open, lifted
 from secateur.graph.writes import dead_nodes, erase
 
 MOST = 64
-"""So many programs are kept; a model whose code holds each size needs one for each."""
+"""The most programs that one model may have. A model whose code holds its sizes needs one for each size."""
 
 
 class Programs:
-    """The captured program, and those of other sizes, each captured when it is first asked for.
+    """The first captured program, and further ones, which are captured when inputs need them.
 
-    An axis in which inputs differ is captured as one of any size. Whether that program is right at a new size
-    is not taken on trust, since a forward pass may go another way there: its outputs are compared with the
-    model's. Where it is not, or the axis cannot be left open, there is a program for each size.
+    Where the sizes of inputs differ along an axis, the program is captured so that this axis may have any
+    size. A forward pass may still do something else at a new size, so the outputs of the program are compared
+    with those of the model there. If they differ, or the axis cannot be left open, each size gets a program
+    of its own.
     """
 
     def __init__(self, program: ExportedProgram, model: nn.Module | None = None) -> None:
-        """Begin with one program.
+        """Start with one program.
 
         Args:
             program: What was captured first.
-            model: What it was captured from; without it there is no other program.
+            model: The model it was captured from. Without it, no further program can be captured.
         """
         self.model = model
         self._all = [program]
         self._chosen: dict[Any, ExportedProgram] = {}
 
     def __len__(self) -> int:
-        """How many there are so far."""
+        """How many programs there are so far."""
         return len(self._all)
 
     @property
     def first(self) -> ExportedProgram:
-        """What was captured first."""
+        """The program that was captured first."""
         return self._all[0]
 
     def begins_with(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-        """Whether the first program takes these arguments."""
+        """Whether the first program is right for these arguments."""
         try:
             leaves = leaves_of(self.first, args, kwargs)
         except CalibrationError:
@@ -63,10 +64,10 @@ class Programs:
         return is_trusted(self.first, leaves)
 
     def of(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ExportedProgram:
-        """The program that takes these arguments.
+        """Return the program for these arguments; it is captured if there is none yet.
 
         Raises:
-            CalibrationError: There is none, and none can be captured; or there are too many.
+            CalibrationError: No program can be captured for them, or there are too many programs.
         """
         key = _kind(args, kwargs)
         if key not in self._chosen:
@@ -95,7 +96,7 @@ class Programs:
     def _capture(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], wrong: CalibrationError | None
     ) -> ExportedProgram:
-        """A program for these arguments, of any size in the axes that differ, if that can be."""
+        """Capture a program for these arguments, if possible with any size along the axes that differ."""
         if self.model is None:
             raise CalibrationError("batches: expected inputs of the traced sizes, got others.")
         for also in (self._differing(args, kwargs), ()):
@@ -117,9 +118,9 @@ class Programs:
         return program
 
     def _differing(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Place]:
-        """The axes in which arguments differ from those of programs that are known, tensors by number.
+        """Return the axes in which these arguments differ from those of all programs. Tensors are numbered.
 
-        Inputs that no program has yet, such as labels, follow where an axis is as long as one of these.
+        An input that no program has, such as labels, differs in each axis that is as long as one of these.
         """
         known = [shapes_of(program) for program in self._all]
         named = [(k, v) for k, v in _paths((args, dict(kwargs))).items() if isinstance(v, Tensor)]
@@ -144,21 +145,21 @@ class Programs:
         return found
 
     def _agrees(self, program: ExportedProgram, leaves: list[Any]) -> bool:
-        """Whether a program gives what the model does."""
+        """Whether a program and the model give the same."""
         return self.model is None or values_at(program, self.model, leaves) is not None
 
 
 @torch.no_grad()
 def values_at(program: ExportedProgram, model: nn.Module, leaves: list[Any]) -> dict[fx.Node, Any] | None:
-    """What each operator of a program gives at other sizes, without the numbers (on the meta device).
+    """Run a program at other sizes and return what each node gives, as tensors on the meta device.
 
     Args:
-        program: The captured program, which may hold sizes of its capture.
+        program: The captured program. It may contain sizes of its capture.
         model: What it was captured from.
         leaves: The leaves of the arguments, in the program's order.
 
     Returns:
-        By node what it gives; None if the program does not compute there what the model does.
+        What each node gives; None if the program does not compute what the model does.
     """
     args, kwargs = pytree.tree_unflatten(leaves, program.call_spec.in_spec)
     own = [v.clone() if isinstance(v, Tensor) else v for v in leaves]
@@ -176,7 +177,7 @@ def values_at(program: ExportedProgram, model: nn.Module, leaves: list[Any]) -> 
 
 
 class _Recording(Interpreter):
-    """Keeps what each node gives, without the numbers."""
+    """Keeps what each node gives, without the values."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
@@ -193,10 +194,10 @@ def _on_meta(value: Any) -> Any:
 
 
 def is_trusted(program: ExportedProgram, leaves: list[Any]) -> bool:
-    """Whether a program is right at these sizes as far as its capture says, so that nothing need be compared.
+    """Whether the capture itself proves that a program is right at these sizes.
 
-    Not where the forward pass asked for a size, nor at sizes of one, which broadcast. PyTorch up to 2.8 does
-    not say what was asked: there the batch alone is taken on trust.
+    It does not where the forward pass asked for a size, nor at sizes of one, which broadcast. PyTorch up to
+    2.8 does not tell what was asked. There, only another batch size is trusted.
     """
     inputs = inputs_of(program)
     tensors = [(n.meta["val"], v) for n, v in zip(inputs, leaves, strict=True) if isinstance(v, Tensor)]
@@ -212,12 +213,12 @@ def is_trusted(program: ExportedProgram, leaves: list[Any]) -> bool:
 
 
 def inputs_of(program: ExportedProgram) -> list[fx.Node]:
-    """The placeholders of the program's inputs."""
+    """Return the placeholders of a program's inputs."""
     return [node for node, kind, _ in lifted(program) if kind is InputKind.USER_INPUT]
 
 
 def batch_axes(program: ExportedProgram, node: fx.Node) -> tuple[int, ...]:
-    """The axes of a node's output whose length depends on that of the batch; none where that is fixed."""
+    """Return the axes of a node's output whose size depends on the batch size; none where that is fixed."""
     value = node.meta.get("val")
     batch = _symbols(next((n.meta.get("val") for n in inputs_of(program)), None), 0)
     axes = range(value.ndim) if isinstance(value, Tensor) else ()
@@ -225,7 +226,7 @@ def batch_axes(program: ExportedProgram, node: fx.Node) -> tuple[int, ...]:
 
 
 def _symbols(value: Any, axis: int) -> set[Any]:
-    """The symbols in one of a captured tensor's sizes."""
+    """Return the symbols in the size of one axis of a captured tensor."""
     if not isinstance(value, Tensor) or not value.ndim:
         return set()
     size: Any = value.shape[axis]
@@ -233,7 +234,7 @@ def _symbols(value: Any, axis: int) -> set[Any]:
 
 
 def shapes_of(program: ExportedProgram) -> dict[str, tuple[int | None, ...]]:
-    """The shape of each input by its place in the arguments; None for an axis of any size."""
+    """Return the shape of each input, by its path in the arguments. An axis of any size is None."""
     arguments = pytree.tree_unflatten(inputs_of(program), program.call_spec.in_spec)
     return {
         path: tuple(None if is_open(n) else hint(n) for n in value.shape)
@@ -243,10 +244,10 @@ def shapes_of(program: ExportedProgram) -> dict[str, tuple[int | None, ...]]:
 
 
 def leaves_of(program: ExportedProgram, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
-    """Arguments as the leaves that a program takes, checked against what it was captured with.
+    """Flatten arguments to the leaves that a program takes, and check them.
 
     Raises:
-        CalibrationError: They are not of its shapes, types and structure.
+        CalibrationError: Their structure, types or shapes are not those of the capture.
     """
     inputs = inputs_of(program)
     in_spec = program.call_spec.in_spec
@@ -272,7 +273,7 @@ def leaves_of(program: ExportedProgram, args: tuple[Any, ...], kwargs: Mapping[s
 
 
 def _kind(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """What decides which program takes arguments: structure, shapes and types, and what is no tensor."""
+    """Return what the choice of a program depends on: structure, shapes, types, values of non-tensors."""
     leaves, spec = pytree.tree_flatten((args, dict(kwargs)))
     return str(spec), tuple(
         (tuple(v.shape), v.dtype) if isinstance(v, Tensor) else repr(v)[:200] for v in leaves
@@ -280,7 +281,7 @@ def _kind(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
 
 
 def _paths(arguments: Any) -> dict[str, Any]:
-    """The leaves of arguments by where they are in these."""
+    """Return the leaves of arguments by their paths."""
     return {pytree.keystr(path): leaf for path, leaf in pytree.tree_flatten_with_path(arguments)[0]}
 
 
@@ -296,7 +297,10 @@ def _layout(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
 
 
 def _check_leaf(node: fx.Node, leaf: Any, sizes: dict[Any, int]) -> None:
-    """Raise CalibrationError if a program does not take a leaf; `sizes` are those of its symbols so far."""
+    """Raise CalibrationError if a program does not take a leaf.
+
+    `sizes` has the size of each symbol so far, and is extended.
+    """
     expected = node.meta.get("val")
     if not isinstance(expected, Tensor):
         if "val" in node.meta and not isinstance(leaf, Tensor) and leaf != expected:

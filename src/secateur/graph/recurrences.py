@@ -1,4 +1,4 @@
-"""The shapes of recurrent layers' results, told to capture at once."""
+"""Faster captures of recurrent layers: the shapes of their results are given, not computed."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _LAYERS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 
 @contextmanager
 def shapes_known() -> Iterator[None]:
-    """Inside, capture does not run recurrent layers step by step only to learn the shapes of their results.
+    """Inside, a capture need not run recurrent layers step by step to learn the shapes of their results.
 
-    PyTorch has no quick way, so the Python kernels of these operators give way to one. A version of PyTorch
-    without such kernels takes the time it takes.
+    The Python kernels of these operators are replaced by a function that only makes results of the right
+    shape. In a version of PyTorch without such kernels nothing changes, and the capture is slower.
     """
     operators = [getattr(torch.ops.aten, name).input for name in _LAYERS]
     before = [(op, dict(kernels)) for op in operators if (kernels := getattr(op, "py_kernels", None))]
@@ -46,7 +46,7 @@ def _results(
     bidirectional: bool,
     batch_first: bool,
 ) -> tuple[Tensor, ...]:
-    """Results of the right shapes, strides and types; they need a gradient if a parameter does."""
+    """Make results of the right shapes, strides and dtypes. They require a gradient if a parameter does."""
     states = [hx] if isinstance(hx, Tensor) else list(hx)
     steps = input.transpose(0, 1) if batch_first else input
     width = states[0].shape[-1] * (2 if bidirectional else 1)

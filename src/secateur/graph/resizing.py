@@ -1,4 +1,4 @@
-"""The groups of a traced model in another of its programs, one for inputs of other sizes."""
+"""The groups of a traced model, found again in a program for inputs of other sizes."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from secateur.graph.walk import walk_into
 
 
 def graph_at(graph: Graph, program: ExportedProgram) -> Graph:
-    """The same groups, with the labels of another program's values.
+    """Return the graph with the labels of another program; its groups are the same.
 
     Args:
         graph: The trace; it is left as it was.
         program: One of ``graph.programs``.
 
     Raises:
-        CalibrationError: At the sizes of that program other units go together than at the traced ones.
+        CalibrationError: At the sizes of that program, more has to be removed together than at the traced
+            ones.
     """
     if program is graph.program:
         return graph

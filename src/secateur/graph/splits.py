@@ -1,12 +1,14 @@
-"""Which axis of a split carries the units, where the labels leave it open.
+"""Which axis carries the units where one axis is split into several.
 
-A channel axis that becomes (heads, head size), or (groups, channels a group), could go on along either.
-A trial walk gives every resulting axis labels of its own and so shows where each leads:
+An axis of channels may become (heads, head size), or (groups, channels in a group). A unit could then be a
+position of either axis: a whole head, or the same channel in every head. Labels alone do not decide, so a
+first walk gives each new axis labels of its own, and shows what the operators behind do with it:
 
-1. an axis that an operator freezes, or sums over without weights (head size in q k^T), is unfit;
-2. of the fit ones, the one tied to axes of the most other splits is taken (heads of q, k and v meet as
-   batch axes of the same products);
-3. else the largest, of equals the innermost.
+1. An axis that an operator freezes, or sums over without weights, is ruled out. In attention that is the head
+   size, which q k^T sums over.
+2. Of the others, the axis that is tied to axes of the most other splits is taken. In attention these are the
+   heads: those of q, k and v meet as batch axes of the same products.
+3. If there are several such axes, the largest is taken; of equally large ones, the innermost.
 """
 
 from __future__ import annotations
@@ -17,11 +19,11 @@ from secateur.graph.rules.op import Walk
 
 
 def decide(trial: Walk) -> dict[tuple[str, int], int]:
-    """The carrying axis of each split, from a walk that collected them."""
+    """Return, for each split of the first walk, the number of the axis that carries the units."""
     store = trial.store
     unfit = set(store.frozen_roots()).union(*(roots.tolist() for roots in store.mixed().values()))
     roots = [[frozenset(store.find(labels).tolist()) for labels in split.trial] for split in trial.splits]
-    met: dict[int, set[int]] = {}  # root -> the splits that have an axis with it
+    met: dict[int, set[int]] = {}  # root -> the splits that have an axis in its class
     for number, axes in enumerate(roots):
         for root in set().union(*axes):
             met.setdefault(root, set()).add(number)

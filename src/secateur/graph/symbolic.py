@@ -1,4 +1,4 @@
-"""``len(tensor)`` and ``int(tensor)`` in a capture: symbols, where Python itself gives fixed numbers."""
+"""Make ``len(tensor)`` and ``int(tensor)`` give symbols in a capture, where Python gives fixed numbers."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from secateur.common.preserving import is_own
 
 @contextmanager
 def lengths_open() -> Iterator[None]:
-    """Inside the block, ``len(tensor)`` is a symbol where the tensor's first size is one.
+    """Inside, ``len(tensor)`` is a symbol if the tensor's first size is one.
 
-    Python's own returns an int, which fixes the size.
+    Python's own `len` returns an integer, which would fix the size.
     """
     original = builtins.len
 
@@ -49,15 +49,16 @@ class _Meta(type):
 
 
 class _Integer(int, metaclass=_Meta):
-    """Stands for `int`."""
+    """Replaces `int` in the user's modules."""
 
 
 @contextmanager
 def integers_open() -> Iterator[None]:
-    """Inside, the user's code and that of libraries of models takes ``int(tensor)`` for ``tensor.item()``.
+    """Inside, ``int(tensor)`` means ``tensor.item()`` in the user's code and in libraries of models.
 
-    Capture gives that a symbol, where Python's own `int` has to return a number: ``int(batch.max()) + 1``
-    counts the graphs of a batch. Only where the first attempt failed, as ``type(x) is int`` is false inside.
+    A capture gives a symbol for ``item``, where Python's own `int` has to return a number. An example is
+    ``int(batch.max()) + 1``, which counts the graphs in a batch. Inside, ``type(x) is int`` is never true, so
+    this is used only where a first attempt failed.
     """
     modules = [m for name, m in list(sys.modules.items()) if is_own(name) and "int" not in vars(m)]
     try:

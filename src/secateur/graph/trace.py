@@ -1,4 +1,4 @@
-"""From a model to its graph: capture, then labels, then groups."""
+"""`sc.trace`: a model is captured, its tensors are labelled, and the labels become groups."""
 
 from __future__ import annotations
 
@@ -77,42 +77,42 @@ def trace(
     """Find what can be removed from a model, and what has to go together.
 
     Experts of a mixture are found by their structure: a list of equal modules, or a module whose parameters
-    have the experts along axis 0, and beside it a router with a row for each. The model need not be captured.
-    One forward pass shows what reaches each block; then experts are removed from a float64 copy of it, which
-    has to give what the dense block gives when its router may not choose them. On the meta device nothing can
-    be tried, and ``graph.proven`` is False.
+    have the experts along axis 0, next to a router with one row for each expert. The model need not be
+    captured. One forward pass records the inputs of each block. Then experts are removed from a float64 copy
+    of the block. The copy has to give what the dense block gives when its router may not choose them. On the
+    meta device this cannot be tried, and ``graph.proven`` is False.
 
     Args:
         model: Any module that `torch.export` can capture; it is left as it was.
-        example_inputs: A tensor, a tuple of positional arguments, or a mapping of keyword arguments; required
-            except for single weights. Tensors are moved to the model's device. The first axis is taken as
-            the batch. The model is also run at other sizes of every axis, to learn which may vary
-            (``graph.inputs``); what is found to go together holds at both sizes.
+        example_inputs: A tensor, a tuple of positional arguments, or a mapping of keyword arguments. Only
+            single weights need none. Tensors are moved to the model's device. The first axis is taken as the
+            batch. The model is also run at other sizes of every axis, to learn which may vary
+            (``graph.inputs``). What the graph says holds at all of them.
         granularity: What may be removed. ``unit``: channels, neurons, heads, hidden units. ``expert``: whole
-            experts; then `more_inputs`, `methods` and `allow_inexact` mean nothing, and are refused.
+            experts; then `more_inputs`, `methods` and `allow_inexact` are refused, since they mean nothing.
             ``weight``: single weights of linear layers and convolutions; then only the model is needed.
-        more_inputs: Further inputs of other sizes, as in `example_inputs`: the axes in which they differ may
-            vary, at these sizes; the other axes are tried. Inputs of another kind (a mask more, another
-            number of axes, ``{"x": x, "mode": "fast"}``) are captured too, so that the result is right for
-            both.
-        methods: Names of further methods of the model, such as ``"embed"``, which take the same inputs and
-            are to work after pruning. Without this, what only they read keeps its inputs whole.
-        allow_inexact: Also offer groups whose units an operator mixes without weights (a layer norm
-            over channels, for example): removing some changes what the others compute.
-        forward: ``forward(model, batch)`` calls the model on `example_inputs`, which then may be anything:
-            a batch as the loader gives it.
+        more_inputs: Further inputs, each like `example_inputs`. If only their sizes differ, the axes in which
+            they differ may vary. If they are of another kind (one mask more, another number of axes,
+            ``{"x": x, "mode": "fast"}``), the model is captured with them too, and the result is right for
+            all of them.
+        methods: Names of further methods that take the same inputs and must work after pruning, such as
+            ``"embed"``. A layer that only a method not named here reads keeps all its inputs.
+        allow_inexact: Also offer groups whose units are mixed by an operator without weights, for example by
+            a layer norm over channels. Removing such a unit changes what the others compute.
+        forward: A function ``forward(model, batch)`` that calls the model. Then `example_inputs` may be a
+            batch of any kind, as a loader gives it.
 
     Returns:
-        The groups, what is frozen and why, and a cost model. For experts an `ExpertGraph`: a group for each
-        block, and ``graph.left`` says which blocks stay whole and why. For single weights a
-        `secateur.targets.weights.Weights`: a group for each tensor.
+        A `Graph`: the groups, what is frozen and why, and what any choice of units costs. For experts an
+        `ExpertGraph`: a group for each block; ``graph.left`` says which blocks stay whole, and why. For
+        single weights a `secateur.targets.weights.Weights`: a group for each tensor.
 
     Raises:
-        CaptureError: If `torch.export` cannot capture the model, or it returns no tensor. Experts: if the
-            forward pass fails.
-        NothingToPruneError: If no group of units may be removed, or there are no experts that may go.
+        CaptureError: If `torch.export` cannot capture the model, or the model returns no tensor. For experts:
+            if the forward pass fails.
+        NothingToPruneError: If no units, or no experts, may be removed.
         SettingError: If an option means nothing for this granularity; if the model is no module, is scripted
-            or quantised, or has masks of `torch.nn.utils.prune` on; or if the inputs are missing, of no known
+            or quantised, or has masks of `torch.nn.utils.prune`; or if the inputs are missing, of no known
             kind, or empty.
 
     Example:
@@ -160,13 +160,13 @@ def trace(
 def retrace(
     model: nn.Module, spec: InputSpec, given: Arguments, *, folds: Collection[str] = (), allow_inexact: bool
 ) -> Graph:
-    """`trace` of a model for which it is known what may vary: from a plan.
+    """Trace a model whose plan already says which sizes of inputs may vary.
 
     Args:
         model: The dense model.
-        spec: What the first trace found.
-        given: Arguments, on the model's device.
-        folds: Weights that the plan folded.
+        spec: What the first trace found about the inputs.
+        given: Arguments to capture the model with, on its device.
+        folds: Names of computed weights that the plan treats as parameters.
         allow_inexact: As for `trace`.
     """
     mark, model = fingerprint(model), folded(model, folds)

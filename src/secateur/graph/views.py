@@ -1,4 +1,4 @@
-"""What an evaluation pass does not run: training, and other methods of a model, captured too."""
+"""Further captures of a model: training mode, other methods, and sizes at which other code runs."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from secateur.graph.passes import Passes
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """One more way to run a model.
+    """One more captured way to run a model.
 
     Attributes:
-        program: What was captured.
-        arguments: What it was captured with.
-        training: Whether in training mode.
+        program: The captured program.
+        arguments: The arguments that it was captured with.
+        training: Whether the model was in training mode.
         method: The method that was called; empty for ``forward``.
-        everywhere: Whether every axis that may vary has another size than traced.
+        everywhere: Whether every axis that may vary has another size than in the first capture.
     """
 
     program: ExportedProgram
@@ -43,14 +43,14 @@ class View:
 
 
 class Method(nn.Module):
-    """A method of a model as a module of its own."""
+    """A module whose forward pass calls a method of a model."""
 
     def __init__(self, model: nn.Module, name: str) -> None:
         super().__init__()
         self.model, self.name = model, name
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the method."""
+        """Call the method with these arguments."""
         return getattr(self.model, self.name)(*args, **kwargs)
 
 
@@ -62,23 +62,23 @@ def further_views(
     passes: Passes,
     batch: int,
 ) -> tuple[list[View], list[str]]:
-    """Capture what reads parameters that the forward pass in evaluation mode does not.
+    """Capture the other ways to run a model, which may read other parameters than the forward pass does.
 
     Args:
         model: The dense model.
-        program: Its forward pass in evaluation mode.
-        given: The arguments of that.
-        spec: What else may be run: other arguments, further methods with the same ones, training mode, other
-            sizes.
-        passes: Ordinary forward passes of the model.
-        batch: The batch size it was captured with: two for one sample, for which code may do something else.
+        program: The capture of its forward pass in evaluation mode.
+        given: The arguments of that capture.
+        spec: Says what else to capture: other arguments, methods, training mode, other sizes.
+        passes: Runs ordinary forward passes of the model.
+        batch: The batch size of the capture. It is two where the user gave one sample; as code may treat one
+            sample in another way, that is captured too.
 
     Returns:
-        The captures, and the names of the tensors that none of them reads, but some other method may.
+        The captures, and the names of tensors that no capture reads, but that a method of the model names.
 
     Raises:
-        SettingError: If the model has no such method.
-        CaptureError: If a method, or the model with other arguments, cannot be captured.
+        SettingError: The model has no method of a name in `spec`.
+        CaptureError: A method, or the model with other arguments, cannot be captured.
     """
     views: list[View] = []
     unread = _tensors(program) - _read(program)
@@ -90,7 +90,7 @@ def further_views(
     for _, sizes in [*traced, *spec.other_courses()]:
         arguments, wide = resized(spec, given, sizes), resized(spec, given, {**others, **sizes})
         here, there = passes.course(arguments), passes.course(wide)
-        # With other axes changed too, the pass may go another way again.
+        # If the other axes are changed as well, the code may do something else again. Then they stay.
         everywhere = here is not None and there is not None and here.lines == there.lines
         with contextlib.suppress(CaptureError):  # `verify` still runs the model at that size
             taken = wide if everywhere else arguments
@@ -134,14 +134,14 @@ def further_views(
 _INDIRECT = frozenset(
     {"getattr", "children", "modules", "named_children", "named_modules", "get_submodule", "_modules"}
 )
-"""How code may reach a submodule without naming it."""
+"""Names by which code can reach a submodule without naming the submodule."""
 
 
 def _is_named(model: nn.Module, name: str) -> bool:
-    """Whether methods name a tensor and each module on the way to it, so that one of them may read it.
+    """Whether some method may read a tensor, because methods name it and each module on the way to it.
 
-    The forward pass counts too: a branch of it may read the tensor, for an argument that was not given.
-    PyTorch's own modules read all that they hold.
+    The forward pass counts too, since a branch that did not run may read the tensor. PyTorch's own modules
+    are assumed to read all that they hold.
     """
     holder, seen = model, set[str]()
     for attribute in name.split("."):
@@ -155,7 +155,7 @@ def _is_named(model: nn.Module, name: str) -> bool:
 
 
 def _names_of(cls: type) -> set[str]:
-    """What the methods of a class name, but its constructor; PyTorch's classes are left out."""
+    """Return all names in the code of a class's methods, except the constructor and PyTorch's classes."""
     functions = {
         key: value
         for kind in reversed(cls.__mro__)
@@ -174,7 +174,7 @@ def _names_in(code: CodeType) -> set[str]:
 
 
 def _tensors(program: ExportedProgram) -> set[int]:
-    """Parameters and buffers, by identity; numbers and vectors of one entry hold no units."""
+    """Return the identities of parameters and buffers with more than one entry: only those hold units."""
     return {
         id(tensor_of(program, name))
         for _, kind, name in lifted(program)

@@ -1,4 +1,4 @@
-"""The walk over a captured program: each operator's rule is asked once, in order."""
+"""The walk over a captured program: it calls the rule of each operator, in order."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _FOLD_LIMIT = 1 << 20
 
 @dataclass(frozen=True)
 class Tensor:
-    """A parameter, buffer or constant of the program, with the labels of its axes."""
+    """A parameter, buffer or constant of a program, with the labels of its axes."""
 
     name: str
     node: fx.Node
@@ -36,7 +36,7 @@ class Tensor:
 
 @dataclass(frozen=True, eq=False)
 class _Place:
-    """An operator that ties labels; copies of the labels refer to it, since their copies need no program."""
+    """An operator that ties labels. Deep copies of labels refer to the same operator, not to a copy."""
 
     node: fx.Node
 
@@ -47,21 +47,24 @@ class _Place:
 def walk(
     program: ExportedProgram, *others: ExportedProgram, resized: Mapping[fx.Node, Any] | None = None
 ) -> tuple[Walk, list[Tensor], list[Walk]]:
-    """Propagate labels through the program, a second time if the first left splits to decide.
+    """Label every tensor of a program, and learn from the rules which labels belong together.
 
-    Operators that nothing reads tie labels, since a model's own code runs them, but neither freeze nor mix;
-    they are taken out of the programs.
+    If the first walk meets splits that labels do not decide, a second walk follows.
+
+    Operators whose results nothing reads still tie labels, because the model's own code runs them and would
+    fail. They neither freeze nor mix, since they change no result. In the end they are removed from the
+    programs.
 
     Args:
         program: The captured program.
-        others: The same model captured at another size, in training mode, or by another method. Their
-            operators tie the same parameters once more, so that what may be removed holds in all of them.
-        resized: What each operator of the program gives at another size, if the program is right there too:
-            a walk that holds at that size as well.
+        others: Captures of the same model at another size, in training mode, or of another method. They
+            share the parameters, so what may be removed may be removed in all of them.
+        resized: What each operator of the program gives at another size. If given, the program is walked
+            with these sizes too.
 
     Returns:
-        What was learnt; the program's tensors, of which tied ones appear once, under their first name; and
-        what was learnt of each of the others.
+        What the rules said about the program; its tensors, where tied ones appear once, under their first
+        name; and what the rules said about each of the others.
     """
     state, tensors = _propagate(program, Walk(None), {})
     if state.splits or state.unmerged:
@@ -83,7 +86,7 @@ def walk(
 
 @contextmanager
 def _giving(program: ExportedProgram, values: Mapping[fx.Node, Any]) -> Iterator[None]:
-    """Let the operators of a program be known to give other values for the moment."""
+    """Inside, the nodes of a program are recorded as giving other values."""
     known = {node: node.meta["val"] for node in program.graph.nodes if "val" in node.meta}
     try:
         for node in known:
@@ -97,14 +100,17 @@ def _giving(program: ExportedProgram, values: Mapping[fx.Node, Any]) -> Iterator
 def walk_into(
     other: ExportedProgram, state: Walk, program: ExportedProgram, tensors: Iterable[Tensor]
 ) -> Walk:
-    """Propagate labels through another program of the model, into the labels of the tensors of `program`."""
+    """Walk over another program of a model. Parameters have the labels that they have in `program`."""
     return _propagate(other, state, {id(tensor_of(program, t.name)): t for t in tensors})[0]
 
 
 def _propagate(
     program: ExportedProgram, state: Walk, tensors: dict[int, Tensor]
 ) -> tuple[Walk, list[Tensor]]:
-    """One walk into `state`; `tensors` are those whose labels are known from an earlier one, by identity."""
+    """Walk over a program once; `state` takes what the rules say.
+
+    `tensors` are those labelled in an earlier walk, by identity.
+    """
     dead = dead_nodes(program.graph)
     state.written = written_through(program.graph)
     for node, kind, target in lifted(program):
@@ -155,14 +161,16 @@ def _visit(node: fx.Node, state: Walk) -> Value:
     try:
         result = found(Op(node, state))
         _check(result, value)
-    except Exception as error:  # a rule that cannot cope costs coverage, never correctness
+    except (
+        Exception
+    ) as error:  # a rule that fails freezes what it was given: less is pruned, but nothing wrongly
         reason = Reason(f"the rule for {operator_name(node)} cannot follow this call: {error}", where(node))
         return _unknown(node, reason, state)
     return result
 
 
 def _fold(node: fx.Node, state: Walk) -> None:
-    """Know the value of integers computed from constants: an index may be one, behind a view or a copy."""
+    """Compute integers that depend on constants alone, since an index may be a view or a copy of one."""
     value, target = node.meta.get("val"), node.target
     inputs = node.all_input_nodes
     if (
@@ -203,7 +211,7 @@ def _freeze(value: Value, because: int, state: Walk) -> None:
 
 
 def _filled(value: Any, label: int) -> Value:
-    """Labels of a value's shape, all the same; singleton axes hold no units."""
+    """Give all positions of a value one label. Axes of size 1 hold no units."""
     if isinstance(value, torch.Tensor):
         try:
             shape = shape_of(value)
@@ -226,7 +234,7 @@ def _holds_tensor(value: Any) -> bool:
 
 
 def _check(result: Value, value: Any) -> None:
-    """A rule must return as many labels as the captured value has positions."""
+    """Raise ValueError unless a rule returned a label for each position of the captured value."""
     if isinstance(value, torch.Tensor):
         if not isinstance(result, tuple) or tuple(map(len, result)) != shape_of(value):
             got = tuple(map(len, result)) if isinstance(result, tuple) else type(result).__name__
@@ -240,7 +248,10 @@ def _check(result: Value, value: Any) -> None:
 
 
 def keep_inputs_of(unread: Sequence[str], walk: Walk, tensors: list[Tensor]) -> None:
-    """Freeze what tensors may read that no captured pass reads: any axis that is as long as one of theirs."""
+    """Freeze whatever may feed tensors that no captured pass reads.
+
+    Nothing shows what does, so every axis that is as long as one of theirs is frozen.
+    """
     left = set(unread)
     sizes: dict[int, str] = {}
     for tensor in tensors:

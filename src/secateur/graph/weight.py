@@ -1,4 +1,4 @@
-"""Single weights as units: a weight tensor is a group, each of its entries a unit."""
+"""Groups of single weights: each entry of a weight tensor is a unit."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ class WeightGroup(Group):
     """The entries of one weight tensor, in the order of ``tensor.reshape(-1)``.
 
     Attributes:
-        shape: Of the tensor: outputs first. ``name`` is its name in the model's state dict.
+        shape: The shape of the tensor, outputs first. ``name`` is the name in the model's state dict.
     """
 
     shape: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, name: str, shape: tuple[int, ...]) -> WeightGroup:
-        """The group of the tensor with this name and shape."""
+        """Make the group of the tensor with this name and shape."""
         return cls(name, math.prod(shape), slices=(), sites=(), exact=True, shape=shape)
 
     @property
     def rows(self) -> tuple[int, int]:
-        """Number of outputs, and of weights that each of them has."""
+        """The number of outputs, and the number of weights of each output."""
         return self.shape[0], math.prod(self.shape[1:])

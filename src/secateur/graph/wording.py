@@ -1,4 +1,4 @@
-"""Which sizes of the inputs a user may change and which not, in one sentence."""
+"""One sentence on which sizes of the inputs may change, and which may not."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ if TYPE_CHECKING:
     from secateur.graph.leaf import Place
 
 MOST = 4
-"""How many axes are named at one place in the sentence."""
+"""The most axes that one part of the sentence names."""
 
 ANY = "You may change every input size that you may change in the dense model, because no shape has changed."
-"""Of a masked model."""
+"""The sentence for a masked model."""
 
 NO_OTHER = "there was no other size to try"
 HELD = "the dense model takes others, the captured program does not"
-"""Reasons for a fixed axis that are no error of the dense model."""
+"""Reasons for a fixed axis that are not errors of the dense model."""
 
 _REFUSES = "the captured program raises InputError at a size that it does not know"
 
@@ -26,7 +26,7 @@ def sentence(spec: InputSpec, *, program: bool = False) -> str:
     """Say which sizes may change, which must stay and why, and which were not tried.
 
     Args:
-        spec: What the model takes.
+        spec: The inputs of the model.
         program: Whether the model is a captured program, which checks its inputs.
     """
     clauses = [_open(spec), _fixed(spec.fixed), _untried(spec), _switches(spec)]
@@ -37,7 +37,7 @@ def sentence(spec: InputSpec, *, program: bool = False) -> str:
 
 
 def place_name(place: Place) -> str:
-    """``axis 1 of x``; an input without a name is called ``input 0``."""
+    """Name an axis: ``axis 1 of x``. An input without a name is called ``input 0``."""
     name, axis = place
     return f"axis {axis} of {_input(name)}"
 
@@ -54,7 +54,7 @@ def _open(spec: InputSpec) -> str:
 
 
 def _one(axis: OpenAxis) -> str:
-    """``axis 1 of ids (at least 2; 9 and 8 tried)``."""
+    """Name an axis and its sizes: ``axis 1 of ids (at least 2; 9 and 8 tried)``."""
     tried = f"{_listed(map(str, axis.tried()))} tried"
     said = f"{axis.limit}; {tried}" if axis.limit else tried
     places = _places(axis.places)
@@ -65,7 +65,7 @@ def _one(axis: OpenAxis) -> str:
 
 
 def _fixed(axes: Sequence[FixedAxis]) -> str:
-    """Axes that stay, with the reason once for all that share it."""
+    """Name the axes that must stay; axes with the same reason share it."""
     by_reason: dict[str, list[str]] = {}
     for axis in axes:
         by_reason.setdefault(_why(axis), []).append(f"{_places(axis.places)} at {axis.size}")
@@ -81,7 +81,7 @@ def _why(axis: FixedAxis) -> str:
 
 
 def _untried(spec: InputSpec) -> str:
-    """Axes of which no other size was tried."""
+    """Name the axes of which no other size was tried."""
     known = {p for free in spec.open for p in free.places} | {p for one in spec.fixed for p in one.places}
     left = [
         f"{place_name((name, axis))} at {size}"
@@ -93,7 +93,7 @@ def _untried(spec: InputSpec) -> str:
 
 
 def _switches(spec: InputSpec) -> str:
-    """Arguments of which no other value was tried."""
+    """Name the arguments of which no other value, or only some, were tried."""
     counts = spec.switches()
     names = [f"`{_input(name)}`" for name, count in counts.items() if count == 1]
     more = [f"`{_input(n)}` was looked at with {c} values only" for n, c in counts.items() if c > 1]
@@ -101,7 +101,7 @@ def _switches(spec: InputSpec) -> str:
 
 
 def _places(places: Sequence[Place]) -> str:
-    """``axis 1 of ids and mask``."""
+    """Name several axes: ``axis 1 of ids and mask``."""
     by_axis: dict[int, list[str]] = {}
     for name, axis in places:
         by_axis.setdefault(axis, []).append(_input(name))
@@ -118,6 +118,6 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _listed(names: Iterator[str]) -> str:
-    """``a, b and c``."""
+    """Join names: ``a, b and c``."""
     *first, last = names
     return f"{', '.join(first)} and {last}" if first else last

@@ -1,4 +1,4 @@
-"""What a captured program overwrites, and which of its operators matter."""
+"""Writes in place in a captured program, and operators that have no effect."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import fx
 
 
 def written(module: fx.GraphModule) -> frozenset[str]:
-    """Names of the nodes that some operator writes in place."""
+    """Return the names of nodes whose value some operator overwrites."""
     return frozenset(
         source.name
         for part in module.modules()
@@ -22,7 +22,7 @@ def written(module: fx.GraphModule) -> frozenset[str]:
 
 
 def written_through(graph: fx.Graph) -> frozenset[fx.Node]:
-    """Nodes that an operator writes to, themselves or through a view of them."""
+    """Return the nodes that some operator writes to, directly or through a view."""
     found: set[fx.Node] = set()
     for node in reversed(graph.nodes):
         found.update(_overwrites(node))
@@ -32,8 +32,8 @@ def written_through(graph: fx.Graph) -> frozenset[fx.Node]:
 
 
 def dead_nodes(graph: fx.Graph) -> frozenset[fx.Node]:
-    """Operator calls that reach no output, write nothing that is read, and draw no random numbers."""
-    memory: dict[fx.Node, fx.Node] = {}  # node -> the node that made the memory it lies in
+    """Return operator calls without effect: no output depends on them, and they draw no random numbers."""
+    memory: dict[fx.Node, fx.Node] = {}  # node -> the node whose memory its value shares
     writers: dict[fx.Node, list[fx.Node]] = {}
     pending = []
     for node in graph.nodes:
@@ -61,7 +61,7 @@ def dead_nodes(graph: fx.Graph) -> frozenset[fx.Node]:
 
 
 def erase(module: fx.GraphModule, nodes: frozenset[fx.Node]) -> None:
-    """Take nodes out of a program that only each other read."""
+    """Remove nodes from a program, in place. Nothing else may read them."""
     for node in reversed(module.graph.nodes):
         if node in nodes:
             module.graph.erase_node(node)
@@ -69,7 +69,7 @@ def erase(module: fx.GraphModule, nodes: frozenset[fx.Node]) -> None:
 
 
 def _asserts(node: fx.Node) -> bool:
-    """True for a check of what is given; those of a type or device would bind a program to it."""
+    """Whether a call only checks values. Checks of a dtype or device do not count: capture adds them."""
     named = str(node.target) == "aten._assert_tensor_metadata.default"
     return node.meta.get("val") is None and not node.users and not named
 
@@ -84,7 +84,7 @@ def _has_effects(node: fx.Node) -> bool:
 
 
 def _arguments(node: fx.Node) -> Iterator[tuple[Any, Any]]:
-    """The schema's arguments that share memory with a result or are written, with what is given for them."""
+    """Yield arguments that are overwritten or share memory with a result, with what is passed for them."""
     schema = getattr(node.target, "_schema", None)
     for position, argument in enumerate(schema.arguments if schema is not None else ()):
         if argument.alias_info is not None:
@@ -103,7 +103,7 @@ def _overwrites(node: fx.Node) -> list[fx.Node]:
 
 
 def _viewed(node: fx.Node) -> fx.Node | None:
-    """The node in whose memory this one's value lies; None if it has its own."""
+    """Return the node whose memory this node's value shares; None if it has its own."""
     if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
         return node.args[0]
     given = (value for _, value in _arguments(node) if isinstance(value, fx.Node))

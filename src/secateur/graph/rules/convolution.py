@@ -1,4 +1,4 @@
-"""Convolutions: 1-d to 3-d, transposed, grouped and depthwise."""
+"""Rules for convolutions: 1-d to 3-d, transposed, grouped and depthwise."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from secateur.graph.rules.registry import rule
 @rule("aten.conv1d.default", "aten.conv2d.default", "aten.conv3d.default")
 @rule("aten.conv1d.padding", "aten.conv2d.padding", "aten.conv3d.padding")
 def convolution(op: Op) -> Axes:
-    """The weight is [out, in / groups, *kernel]."""
+    """Convolve with a weight [out, in / groups, *kernel]."""
     return _convolve(op, transposed=False)
 
 
 @rule("aten.conv_transpose1d.default", "aten.conv_transpose2d.input", "aten.conv_transpose3d.input")
 def transposed_convolution(op: Op) -> Axes:
-    """The weight is [in, out / groups, *kernel]."""
+    """Convolve, transposed, with a weight [in, out / groups, *kernel]."""
     return _convolve(op, transposed=True)
 
 
 @rule("aten.convolution.default")
 def general_convolution(op: Op) -> Axes:
-    """The form after decomposition, with a flag for the transposed kind."""
+    """Convolve, transposed or not: the operator that PyTorch breaks all others down to."""
     return _convolve(op, transposed=bool(op["transposed"]))
 
 
 def _convolve(op: Op, *, transposed: bool) -> Axes:
+    """Tie the channels of input, weight, bias and output; freeze the axes that a kernel moves along."""
     x, weight, bias = op["input"], op["weight"], op.get("bias")
     groups = op.integer("groups")
     x_axes, weight_axes = op.axes(x), op.axes(weight)
@@ -47,14 +48,14 @@ def _convolve(op: Op, *, transposed: bool) -> Axes:
         op.store.freeze(kernel_axis, 0)
     op.produces(weight, channel)
     space = _space(op, x_axes[channel + 1 :], transposed=transposed)
-    # Every weight meets every position of the output (of the input, if transposed) once.
+    # Each weight is multiplied once for each position of the output; if transposed, of the input.
     met = x_axes[channel + 1 :] if transposed else space
     op.count(product(op.shape(weight)[2:]), *x_axes[:channel], *met, *weight_axes[:2])
     return (*x_axes[:channel], out, *space)
 
 
 def _space(op: Op, axes: Axes, *, transposed: bool) -> Axes:
-    """The output's axes of space (or time). A kernel of one position leaves an axis what it is."""
+    """Return the output's axes of space or time. A kernel of size 1 leaves an axis as it is."""
     shape, kernel = op.output_shape[-len(axes) :], op.shape(op["weight"])[2:]
     names = ("stride", "padding", "output_padding")
     given = {n: v for n in names if isinstance(v := op.get(n, 0), list | tuple | int)}  # or "same", "valid"
@@ -72,17 +73,26 @@ def _space(op: Op, axes: Axes, *, transposed: bool) -> Axes:
 
 
 def _grouped(op: Op, x: Labels, first: Labels, second: Labels, groups: int, *, transposed: bool) -> Labels:
-    """Labels of the output channels of a grouped convolution.
+    """Return the labels of the output channels of a grouped convolution.
 
-    Either whole groups go, with all their inputs and outputs (depthwise is the case of one input a
-    group), or every group loses the same positions. Whichever the input's labels already follow is
-    taken; if neither, the one with more units.
+    All groups have to stay equally large. There are two ways to remove channels then. Either a unit is a
+    whole group, with all its inputs and outputs; a depthwise convolution is the case of one input in each
+    group. Or a unit is the same position in every group. If the labels of the input already vary in one of
+    the two ways, that one is taken; otherwise the one that gives more units.
+
+    Args:
+        op: The call.
+        x: The labels of the input channels.
+        first: The labels of axis 0 of the weight.
+        second: The labels of axis 1 of the weight.
+        groups: How many groups there are.
+        transposed: Whether axis 0 of the weight is the input.
     """
     per_group = len(x) // groups
     grid = (groups, per_group)
     followed = op.vary_along(x, grid)
     whole = groups >= per_group if followed is None else followed == 0
-    split = first if not transposed else x  # the axis that runs over groups on the weight's side
+    split = first if not transposed else x  # groups lie one after the other along it
     if transposed:
         op.tie(x, first)
     across = len(split) // groups

@@ -10,7 +10,7 @@ from secateur.graph.rules.registry import rule
 
 @rule("pointwise", "aten.where.ScalarOther", "aten.where.ScalarSelf", "aten.where.Scalar")
 def pointwise(op: Op) -> Axes:
-    """Any operator that ATen tags as pointwise: arithmetic, comparisons, activations, where, clamp, ..."""
+    """Work on each position alone: arithmetic, comparisons, activations, where, clamp and the like."""
     return op.broadcast(*(op.axes(n) for n in op.tensors()))
 
 
@@ -33,7 +33,7 @@ def pointwise(op: Op) -> Axes:
      "aten.fill.Scalar", "aten.fill.Tensor", "aten.fill_.Scalar", "aten.fill_.Tensor", "aten.zero_.default",
 )  # fmt: skip
 def same_shape(op: Op) -> Axes | list[Axes]:
-    """The output has the first argument's labels; other tensors broadcast against it."""
+    """Give the output the labels of the first argument. Other tensors broadcast against it."""
     first = op.axes(op.tensors()[0])
     if op.name.startswith(("aten.to.other", "aten.type_as")):
         return first
@@ -47,13 +47,13 @@ def same_shape(op: Op) -> Axes | list[Axes]:
     "aten.normal.Tensor_Tensor",
 )  # fmt: skip
 def copy(op: Op) -> Axes:
-    """Writes one tensor into another, or draws around it: they hold the same units."""
+    """Write one tensor into another, or draw around it. Both hold the same units."""
     return op.broadcast(*(op.axes(n) for n in op.tensors()))
 
 
 @rule("aten.view_as_real.default", "aten.view_as_complex.default")
 def complex_view(op: Op) -> Axes:
-    """Two real numbers, along a last axis of their own, as one complex number, and back."""
+    """View pairs of real numbers along a last axis of size 2 as complex numbers, or the reverse."""
     x = op.axes(op["self"])
     if op.name.startswith("aten.view_as_real"):
         return (*x, plain(2))
@@ -63,7 +63,7 @@ def complex_view(op: Op) -> Axes:
 
 @rule("aten.tril.default", "aten.triu.default", "aten.tril_.default", "aten.triu_.default")
 def triangle(op: Op) -> Axes:
-    """Zeros on one side of a diagonal: the last two axes are counted."""
+    """Write zeros on one side of a diagonal. It is found by counting, so the last two axes are frozen."""
     x = op.axes(op["self"])
     for axis in x[-2:]:
         op.freeze(axis, "counted from a diagonal")
@@ -72,13 +72,13 @@ def triangle(op: Op) -> Axes:
 
 @rule("aten.one_hot.default")
 def one_hot(op: Op) -> Axes:
-    """A new last axis with a position for every class, all of which are needed."""
+    """Add a last axis with one position for each class. All classes stay."""
     return (*op.axes(op["self"]), plain(op.output_shape[-1]))
 
 
 @rule("aten.meshgrid.default", "aten.meshgrid.indexing")
 def meshgrid(op: Op) -> list[Axes]:
-    """Copies of vectors along each other's axes."""
+    """Copy each vector along the axes of the others."""
     vectors = [op.axes(n)[0] for n in op["tensors"]]
     if op.get("indexing", "ij") == "xy" and len(vectors) > 1:
         vectors[:2] = vectors[1::-1]
@@ -87,7 +87,7 @@ def meshgrid(op: Op) -> list[Axes]:
 
 @rule("aten.prelu.default")
 def prelu(op: Op) -> Axes:
-    """A slope per channel (axis 1), or one for all."""
+    """Apply a slope for each channel, which lies along axis 1, or one slope for all."""
     x = op.axes(op["self"])
     slope = op.axes(op["weight"])
     if slope and len(slope[0]) > 1:
@@ -97,7 +97,7 @@ def prelu(op: Op) -> Axes:
 
 @rule("aten.glu.default")
 def glu(op: Op) -> Axes:
-    """Half of an axis gates the other half, position by position."""
+    """Let one half of an axis gate the other. Each position of one half is one unit with its gate."""
     x = list(op.axes(op["self"]))
     dim = op.integer("dim") % len(x)
     first, second = np.split(x[dim], 2)
@@ -114,7 +114,7 @@ def glu(op: Op) -> Axes:
     "aten.normal.float_float",
 )  # fmt: skip
 def filled(op: Op) -> Axes:
-    """A tensor of one value (or of noise) follows what it is combined with."""
+    """Make a tensor of one value, or of noise. Its free labels follow whatever it is combined with."""
     return tuple(op.store.fresh(n) if n > 1 else np.zeros(n, dtype=np.int64) for n in op.output_shape)
 
 
@@ -131,6 +131,6 @@ def filled(op: Op) -> Axes:
     "aten.eye.default", "aten.scalar_tensor.default", "aten.tril_indices.default", "aten.triu_indices.default"
 )
 def counted(op: Op) -> Axes:
-    """Values that depend on the position: the axis may not shrink."""
+    """Make a tensor whose values depend on the position, such as 0, 1, 2. Its axes are frozen."""
     because = op.walk.reasons.label(op.reason)
     return tuple(np.full(n, because, dtype=np.int64) for n in op.output_shape)

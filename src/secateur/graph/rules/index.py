@@ -1,4 +1,4 @@
-"""Reading positions by index tensors."""
+"""Rules for reading and writing the positions that an index tensor names, and for sorting."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from secateur.graph.rules.registry import rule
 
 
 def constant_positions(value: torch.Tensor | None, size: int) -> NDArray[np.int64] | None:
-    """The positions that an index reads of an axis of this size; None if it is no constant vector."""
+    """Return the positions that an index reads of an axis of this size; None if it is no constant vector."""
     if (
         value is None
         or value.ndim != 1
@@ -27,7 +27,7 @@ def constant_positions(value: torch.Tensor | None, size: int) -> NDArray[np.int6
 
 @rule("aten.index_select.default")
 def index_select(op: Op) -> Axes:
-    """Positions of one axis: a constant index maps units, another needs them all."""
+    """Read positions of one axis. A constant index keeps their labels; any other freezes the axis."""
     x = op.axes(op["self"])
     dim = op.integer("dim") % len(x)
     return _read(op, x, {dim: op["index"]})
@@ -35,14 +35,14 @@ def index_select(op: Op) -> Axes:
 
 @rule("aten.index.Tensor")
 def index(op: Op) -> Axes:
-    """`x[:, a, b]`: the indexed axes become the axes of the (broadcast) index tensors."""
+    """Read ``x[:, a, b]``. The axes of the index tensors, broadcast, take the place of the indexed axes."""
     x = op.axes(op["self"])
     given = _indexed(op, len(x))
     return _read(op, x, given)
 
 
 def _indexed(op: Op, rank: int) -> dict[int, fx.Node]:
-    """The index tensor of each axis; a mask serves several axes, and gives as many vectors of positions."""
+    """Return the index tensor of each indexed axis. A mask with several axes indexes as many."""
     given: dict[int, fx.Node] = {}
     dim = 0
     for index in op["indices"]:
@@ -71,7 +71,7 @@ def _read(op: Op, x: Axes, given: dict[int, fx.Node]) -> Axes:
 
 
 def _read_axes(op: Op, given: dict[int, fx.Node], shape: tuple[int, ...]) -> Axes:
-    """The axes of what index tensors read; those of a mask are as long as it has True entries."""
+    """Return the labels of the axes that take the place of the indexed ones; `shape` is their shape."""
     masks = [n for n in given.values() if n.meta["val"].dtype in (torch.bool, torch.uint8)]
     for node in masks:
         for axis in op.axes(node):
@@ -86,7 +86,7 @@ def _read_axes(op: Op, given: dict[int, fx.Node], shape: tuple[int, ...]) -> Axe
 
 @rule("aten.index_put.default", "aten.index_put_.default")
 def index_put(op: Op) -> Axes:
-    """`x[:, a, b] = values`: the indexed axes stay; the others are the same units in both."""
+    """Write ``x[:, a, b] = values``. Indexed axes are frozen; the others are tied to those of `values`."""
     x, values = op.axes(op["self"]), op.axes(op["values"])
     given = _indexed(op, len(x))
     for dim in given:
@@ -108,13 +108,13 @@ def index_put(op: Op) -> Axes:
 
 
 def _side_by_side(given: dict[int, fx.Node]) -> bool:
-    """Whether indexed axes lie side by side, so that what they read takes their place."""
+    """Whether the indexed axes are neighbours. Only then does the result have its new axes in their place."""
     return sorted(given) == list(range(min(given), max(given) + 1))
 
 
 @rule("aten.gather.default", "aten.take_along_dim.default")
 def gather(op: Op) -> Axes:
-    """Positions along one axis chosen separately for each of the others, which stay what they are."""
+    """Read positions along one axis, others at each index of the other axes, which keep their labels."""
     x = op.axes(op["self"])
     chosen = op.axes(op.get("index", op.get("indices")))
     dim = op.integer("dim") % len(x)
@@ -135,7 +135,7 @@ def gather(op: Op) -> Axes:
     "aten.index_add.default", "aten.index_add_.default", "aten.index_copy.default", "aten.index_copy_.default"
 )
 def write_rows(op: Op) -> Axes:
-    """Rows (along one axis) of a source written into rows of a tensor; the other axes are the same units."""
+    """Write rows of one tensor into rows of another, along one axis, which is frozen. The others are tied."""
     x, source = op.axes(op["self"]), op.axes(op["source"])
     dim = op.integer("dim") % len(x)
     op.freeze(x[dim], "which positions are written depends on an index tensor")
@@ -148,7 +148,7 @@ def write_rows(op: Op) -> Axes:
 @rule("aten.scatter_add.default", "aten.scatter_add_.default", "aten.scatter.src", "aten.scatter_.src")
 @rule("aten.scatter_reduce.two", "aten.scatter_reduce_.two")
 def scatter(op: Op) -> Axes:
-    """Positions along one axis written separately for each of the others, which stay what they are."""
+    """Write positions along one axis, others at each index of the other axes, which keep their labels."""
     x, source, index = op.axes(op["self"]), op.axes(op["src"]), op.axes(op["index"])
     dim = op.integer("dim") % len(x)
     out = []
@@ -164,7 +164,7 @@ def scatter(op: Op) -> Axes:
 
 @rule("aten.scatter.value", "aten.scatter_.value")
 def scatter_value(op: Op) -> Axes:
-    """As `scatter`, with one number for all."""
+    """Write one number to positions along an axis, as `scatter` writes those of a tensor."""
     x, index = op.axes(op["self"]), op.axes(op["index"])
     dim = op.integer("dim") % len(x)
     for k, (a, b) in enumerate(zip(x, index, strict=True)):
@@ -178,7 +178,7 @@ def scatter_value(op: Op) -> Axes:
 
 @rule("aten.masked_scatter.default", "aten.masked_scatter_.default")
 def masked_scatter(op: Op) -> Axes:
-    """Numbers of a source, one after the other, written where a mask is True: all positions count."""
+    """Write numbers in order where a mask is True. All axes are frozen, since the order counts."""
     for node in op.tensors():
         for axis in op.axes(node):
             op.freeze(axis, "written in order where a mask is True")
@@ -187,7 +187,7 @@ def masked_scatter(op: Op) -> Axes:
 
 @rule("aten.topk.default", "aten.sort.default", "aten.sort.stable")
 def ordered(op: Op) -> list[Axes]:
-    """Values and positions in order along one axis, all of which are needed."""
+    """Sort along one axis, or take its largest values. The axis is frozen."""
     x = op.axes(op["self"])
     dim = op.integer("dim") % len(x)
     op.freeze(x[dim], "put in order")

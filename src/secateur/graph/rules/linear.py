@@ -1,4 +1,4 @@
-"""Sums of products: linear layers, matrix products, einsum, attention, embeddings."""
+"""Rules for sums of products: linear layers, matrix products, einsum, attention, embeddings."""
 
 from __future__ import annotations
 
@@ -13,11 +13,20 @@ from secateur.graph.rules.registry import rule
 
 
 def contract(op: Op, operands: Sequence[fx.Node], terms: Sequence[str], out: str) -> Axes:
-    """A product of tensors, summed over what `out` lacks, in einsum's letters: a term for each operand.
+    """Multiply tensors and sum over axes, as einsum does.
 
-    Letters that operands share are the same units (broadcasting where a size is one). An operand that is
-    a weight consumes what is summed over and produces what is only its own. A sum over units without a
-    weight, or between weights alone, mixes them.
+    Axes with the same letter are tied, except where one of them has size 1 and broadcasts. An operand that is
+    a weight consumes the units of the axes that are summed over, and produces those of the axes that it alone
+    has. A sum that no weight takes part in, or weights alone, mixes its positions.
+
+    Args:
+        op: The call.
+        operands: The tensors that are multiplied.
+        terms: For each operand, a letter for each of its axes.
+        out: The letters of the result. All others are summed over.
+
+    Returns:
+        The labels of the result.
     """
     axes: dict[str, Labels] = {}
     for letter in dict.fromkeys("".join(terms)):
@@ -50,7 +59,7 @@ def contract(op: Op, operands: Sequence[fx.Node], terms: Sequence[str], out: str
 def _count(
     op: Op, operands: Sequence[fx.Node], terms: Sequence[str], out: str, axes: dict[str, Labels]
 ) -> None:
-    """Count the products as PyTorch makes them: operand by operand, each result as small as it can be."""
+    """Count MACs from left to right. Each product is summed over the letters that nothing behind it has."""
     left = terms[0]
     for k in range(1, len(operands)):
         rest = "".join(terms[k + 1 :]) + out
@@ -61,7 +70,7 @@ def _count(
 
 @rule("aten.linear.default")
 def linear(op: Op) -> Axes:
-    """x [..., in] times weight [out, in] transposed, plus bias [out]."""
+    """Multiply x [..., in] by the transpose of weight [out, in], and add bias [out]."""
     x, weight, bias = op["input"], op["weight"], op.get("bias")
     x_axes = op.axes(x)
     out, into = op.axes(weight)
@@ -78,14 +87,14 @@ def linear(op: Op) -> Axes:
 
 @rule("aten.matmul.default", "aten.mm.default", "aten.bmm.default", "aten.mv.default", "aten.dot.default")
 def matmul(op: Op) -> Axes:
-    """a [..., m, k] times b [..., k, n], with vectors and broadcast batch axes as in `torch.matmul`."""
+    """Multiply a [..., m, k] by b [..., k, n], or vectors. Batch axes broadcast, as in `torch.matmul`."""
     left, right = op.positional[:2]
     return _matmul(op, left, right)
 
 
 @rule("aten.addmm.default", "aten.baddbmm.default", "aten.addmv.default")
 def matmul_plus(op: Op) -> Axes:
-    """A matrix product added to another tensor."""
+    """Add a matrix product to another tensor."""
     plus, left, right = op.positional[:3]
     out = _matmul(op, left, right)
     if op.is_weight(plus):
@@ -105,10 +114,10 @@ def _matmul(op: Op, left: fx.Node, right: fx.Node) -> Axes:
 
 @rule("aten._grouped_mm.default", "transformers.grouped_mm_fallback.default")
 def grouped_matmul(op: Op) -> Axes:
-    """Rows [rows, in], each times one of the matrices of weight [matrices, in, out].
+    """Multiply each row of [rows, in] by one of the matrices in weight [matrices, in, out].
 
-    Which matrix a row meets depends on the data, so all of them stay. They have their axes in common: a unit
-    is a position of all of them.
+    The data decide which matrix that is, so all matrices stay. A unit is the same position of an axis in all
+    of them.
     """
     x, weight = op.positional[:2]
     plain_call = len(op.axes(x)) == 2 and len(op.axes(weight)) == 3 and op.get("bias") is None
@@ -128,7 +137,7 @@ def grouped_matmul(op: Op) -> Axes:
 
 @rule("aten.bilinear.default")
 def bilinear(op: Op) -> Axes:
-    """x1 [..., left] and x2 [..., right] by weight [out, left, right], plus bias [out]."""
+    """Multiply x1 [..., left] and x2 [..., right] by weight [out, left, right], and add bias [out]."""
     x1, x2, weight = (op[name] for name in ("input1", "input2", "weight"))
     bias = op.get("bias")
     rest = "".join(chr(ord("A") + i) for i in range(len(op.axes(x1)) - 1))
@@ -141,13 +150,13 @@ def bilinear(op: Op) -> Axes:
 
 @rule("aten.outer.default", "aten.ger.default")
 def outer(op: Op) -> Axes:
-    """All products of two vectors' entries."""
+    """Multiply each entry of one vector by each entry of another."""
     return contract(op, op.positional[:2], ("i", "j"), "ij")
 
 
 @rule("aten.tensordot.default")
 def tensordot(op: Op) -> Axes:
-    """Products summed over pairs of axes."""
+    """Multiply two tensors and sum over pairs of their axes."""
     terms = [
         [chr(0x100 + 64 * i + k) for k in range(len(op.axes(x)))] for i, x in enumerate(op.positional[:2])
     ]
@@ -161,7 +170,7 @@ def tensordot(op: Op) -> Axes:
 
 @rule("aten.cdist.default", "aten._cdist_forward.default")
 def distances(op: Op) -> Axes:
-    """Distances [..., P, R] between vectors [..., P, M] and [..., R, M]."""
+    """Compute distances [..., P, R] between vectors [..., P, M] and [..., R, M]. Features are mixed."""
     a, b = op.axes(op["x1"]), op.axes(op["x2"])
     (features,) = op.broadcast(a[-1:], b[-1:])
     op.mix(features)
@@ -170,7 +179,7 @@ def distances(op: Op) -> Axes:
 
 @rule("aten.einsum.default")
 def einsum(op: Op) -> Axes:
-    """Products by letters, of any number of operands; an ellipsis stands for leading letters of its own."""
+    """Multiply any number of tensors as an equation says. An ellipsis stands for letters of its own."""
     operands = list(op["tensors"])
     terms, out = _letters(op["equation"], [len(op.axes(x)) for x in operands])
     if any(len(set(term)) < len(term) for term in (*terms, out)):
@@ -184,7 +193,7 @@ def einsum(op: Op) -> Axes:
 
 
 def _letters(equation: str, ranks: list[int]) -> tuple[list[str], str]:
-    """The letters of each operand and of the result, with the ellipsis written out."""
+    """Return the letters of each operand and of the result, with letters in place of the ellipsis."""
     inputs, arrow, out = equation.replace(" ", "").partition("->")
     terms = inputs.split(",")
     if not arrow:
@@ -200,9 +209,10 @@ def _letters(equation: str, ranks: list[int]) -> tuple[list[str], str]:
 
 @rule("aten.scaled_dot_product_attention.default")
 def attention(op: Op) -> Axes:
-    """softmax(q k^T + mask) v, for q [..., L, E], k [..., S, E], v [..., S, F].
+    """Compute softmax(q k^T + mask) v, for q [..., L, E], k [..., S, E] and v [..., S, F].
 
-    Heads are batch axes. With grouped queries a head of k and v serves several of q, which go with it.
+    Heads are batch axes. With grouped queries, one head of k and v serves several heads of q: they are one
+    unit.
     """
     q, k, v = (op.axes(op[name]) for name in ("query", "key", "value"))
     mask = op.get("attn_mask")
@@ -229,7 +239,7 @@ def attention(op: Op) -> Axes:
 
 @rule("aten.embedding_bag.default", "aten.embedding_bag.padding_idx")
 def embedding_bag(op: Op) -> list[Axes]:
-    """Rows of weight [entries, features], summed (or averaged, or compared) within bags."""
+    """Read rows of weight [entries, features], and take their sum, mean or maximum within each bag."""
     entries, features = op.axes(op["weight"])
     op.freeze(entries, "which rows are read depends on the data")
     for name in ("indices", "offsets", "per_sample_weights"):
@@ -246,7 +256,7 @@ def embedding_bag(op: Op) -> list[Axes]:
 
 @rule("aten.embedding.default")
 def embedding(op: Op) -> Axes:
-    """Rows of weight [entries, features]; which entries are read depends on the data, so all stay."""
+    """Read rows of weight [entries, features]. The data decide which ones, so all entries stay."""
     entries, features = op.axes(op["weight"])
     op.freeze(entries, "which rows are read depends on the data")
     op.role(features, PRODUCE)

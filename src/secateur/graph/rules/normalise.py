@@ -1,4 +1,4 @@
-"""Normalisation layers."""
+"""Rules for normalisation, softmax and running sums."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from secateur.graph.rules.registry import rule
 @rule("aten.batch_norm.default", "aten.instance_norm.default")
 @rule("aten._native_batch_norm_legit_no_training.default", "aten.native_batch_norm.default")
 def per_channel(op: Op) -> Axes | list[Axes | None]:
-    """Affine parameters per channel (axis 1): exact. Statistics that are not stored mix what they are over.
+    """Normalise each channel, which lies along axis 1. Removing a channel changes no other one.
 
-    Those of batch norm are over the batch and space, those of instance norm over space.
+    Statistics that are computed anew mix the axes that they run over: the batch and space in batch norm,
+    space in instance norm.
     """
     x = op.axes(op["input"])
     for name in ("weight", "bias", "running_mean", "running_var"):
@@ -26,7 +27,7 @@ def per_channel(op: Op) -> Axes | list[Axes | None]:
 
 @rule("aten.layer_norm.default", "aten.rms_norm.default")
 def over_last_axes(op: Op) -> Axes:
-    """Mean and variance over the last axes mix their positions."""
+    """Normalise by a mean and variance over the last axes, whose positions are mixed."""
     x = op.axes(op["input"])
     last = len(op["normalized_shape"])
     for name in ("weight", "bias"):
@@ -40,10 +41,10 @@ def over_last_axes(op: Op) -> Axes:
 
 @rule("aten.group_norm.default")
 def group_norm(op: Op) -> Axes:
-    """Channels are normalised within groups.
+    """Normalise the channels within each of several groups.
 
-    Whole groups can go, and leave the others as they were. Where the labels already run across the
-    groups, every group loses the same positions instead, which mixes them.
+    A unit is a whole group, whose removal changes no other one. But where the labels already vary within
+    groups, a unit is the same position in every group, and the channels are mixed.
     """
     x = op.axes(op["input"])
     channels = x[1]
@@ -70,7 +71,7 @@ def group_norm(op: Op) -> Axes:
     "aten.cummin.default",
 )  # fmt: skip
 def over_one_axis(op: Op) -> Axes | list[Axes]:
-    """A sum over an axis, or over the part of it so far, mixes its positions."""
+    """Compute softmax or a running sum along an axis, whose positions are mixed."""
     x = op.axes(op["self"])
     op.mix(x[op.integer("dim") % len(x)])
     return [x, x] if isinstance(op.node.meta["val"], list | tuple) else x
@@ -78,16 +79,16 @@ def over_one_axis(op: Op) -> Axes | list[Axes]:
 
 @rule("aten._weight_norm.default")
 def weight_norm(op: Op) -> Axes:
-    """A weight divided by its norm over all axes but one, times a length for each position of that one."""
+    """Divide a weight by its norm over all axes but one, then multiply by a length along that one."""
     v, length, kept = op.axes(op["v"]), op.axes(op["g"]), op.integer("dim")
     for k, axis in enumerate(v):
-        if k != kept % len(v) or kept == -1:  # -1: over all axes
+        if k != kept % len(v) or kept == -1:  # with -1 the norm runs over all axes
             op.mix(axis)
     return op.broadcast(v, length)
 
 
 def reduced(x: Axes, dims: list[int], *, keepdim: bool) -> Axes:
-    """The axes that are left after a reduction over `dims`."""
+    """Return the labels that are left after a reduction over the axes `dims`."""
     if keepdim:
         return tuple(a[:1] * 0 if k in dims else a for k, a in enumerate(x))
     return tuple(a for k, a in enumerate(x) if k not in dims)

@@ -1,4 +1,4 @@
-"""What a rule sees of one operator call, and what it may say about it."""
+"""What a rule sees of one operator call, and how it says what belongs together."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from secateur.graph.nodes import arguments_by_name, hint, shape_of, where
 from secateur.graph.rules.weights import Weights
 
 Axes = tuple[Labels, ...]
-"""The labels of one tensor, an array per axis."""
+"""The labels of one tensor: an array for each axis."""
 
 Value = Axes | list[Any] | None
-"""What a node yields: a tensor's axes, a list of values, or None for what is no tensor."""
+"""The labels of what a node gives: of a tensor, of each of several outputs, or None for anything else."""
 
 COMPUTED = "forward computes its weight, so zeros in its parameters do not silence a unit"
-"""Why units are mixed by a layer whose weight is ``w + 1`` or ``exp(w)``, of a parameter ``w``."""
+"""Why a layer mixes units if its weight is ``w + 1`` or ``exp(w)`` of a parameter ``w``."""
 
 PRODUCE, CONSUME = 1, 2
-"""Bits of a parameter position's role; neither bit means that the parameter acts elementwise."""
+"""Bits that say what a position of a parameter does. With neither bit it scales or shifts a unit."""
 
 
 @dataclass(frozen=True)
 class Contraction:
-    """A sum of products, for counting: MACs = factor x the number of kept positions along each axis."""
+    """A sum of products. It costs `factor` times the number of kept positions along each axis. [MACs]"""
 
     node: str
     factor: int
@@ -39,12 +39,12 @@ class Contraction:
 
 @dataclass(frozen=True)
 class Produced:
-    """The output of a layer with weights: where activations can be observed.
+    """The output of a layer with weights, where activations can be observed.
 
     Attributes:
         node: The output.
         axis: The axis of its units.
-        origin: The parameter that the layer's weight is, or is computed from.
+        origin: The parameter that is the layer's weight, or that the weight is computed from.
     """
 
     node: fx.Node
@@ -54,7 +54,13 @@ class Produced:
 
 @dataclass(frozen=True)
 class Split:
-    """An axis that is split in a way its labels do not decide, with trial labels for each resulting axis."""
+    """An axis that is split into several, any of which could carry its units.
+
+    Attributes:
+        key: The name of the node, and the number of its first new axis.
+        sizes: The sizes of the new axes.
+        trial: Labels for each new axis, which show what the operators behind it do with that axis.
+    """
 
     key: tuple[str, int]
     sizes: tuple[int, ...]
@@ -63,12 +69,26 @@ class Split:
 
 @dataclass
 class Walk:
-    """All that is learnt while the rules walk over the graph.
+    """All that the rules say about one captured program.
 
-    `choices` says which axis carries the units where a split leaves that open. In a walk without
-    choices the splits are collected, and their axes carry trial labels to see where each leads; where
-    two axes of units merge it does not choose between them either, and `unmerged` says so. `written`
-    holds the nodes that an operator writes to, themselves or through a view of them.
+    The first walk over a program has no `choices`. It collects the splits that labels alone do not decide.
+    A second walk then knows from the first which axis carries the units.
+
+    Attributes:
+        choices: For each split, by its key, the number of the axis that carries the units. None in the first
+            walk.
+        splits: The splits that the first walk met.
+        unmerged: Whether the first walk met two axes with units that merge. It decides on neither.
+        store: The labels, and which of them are tied, frozen or mixed.
+        reasons: Why labels are frozen.
+        values: The labels of what each node gives.
+        roles: Labels of parameters, with what their positions do: `PRODUCE` or `CONSUME`.
+        contractions: The sums of products, which cost MACs.
+        produced: The outputs of layers with weights.
+        weights: Which nodes are weights, and the parameters they are computed from.
+        names: The name of the parameter, buffer or constant that each placeholder stands for.
+        constants: The values of nodes that are known without data.
+        written: Nodes that an operator writes to, directly or through a view.
     """
 
     choices: dict[tuple[str, int], int] | None = None
@@ -88,15 +108,16 @@ class Walk:
 
 
 def plain(n: int) -> Labels:
-    """An axis that holds no units. [n]"""
+    """Return the labels of an axis that holds no units. [n]"""
     return np.zeros(n, dtype=np.int64)
 
 
 class Op:
-    """One operator call: its arguments by schema name, their labels, and what a rule may say.
+    """One operator call: its arguments, their labels, and what a rule may say about them.
 
-    A rule reads labels with `axes` and `shape`, ties or freezes them, and returns the labels of the
-    output: a tuple of arrays for a tensor, a list of such tuples for several.
+    A rule reads the labels of arguments with `axes`. It says what belongs together, with `tie`, `freeze`,
+    `mix`, `consumes` and `produces`. Then it returns the labels of the output: a tuple of arrays for a
+    tensor, a list of such tuples for several outputs.
     """
 
     def __init__(self, node: fx.Node, walk: Walk) -> None:
@@ -109,24 +130,24 @@ class Op:
 
     @property
     def positional(self) -> tuple[Any, ...]:
-        """The positional arguments as they stand."""
+        """The positional arguments."""
         return self.node.args
 
     def __getitem__(self, name: str) -> Any:
-        """The argument of this schema name (a node, a number, a list, ...)."""
+        """The argument with this name in the operator's schema: a node, a number, a list and so on."""
         return self._arguments[name]
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The argument of this schema name, or `default` where the schema has none."""
+        """The argument with this name, or `default` if there is none or it is None."""
         value = self._arguments.get(name, default)
         return default if value is None else value
 
     def integer(self, name: str) -> int:
-        """An integer argument, symbolic ones by their hint."""
+        """An integer argument. A symbolic one has its value in the capture."""
         return self.integers([self._arguments[name]])[0]
 
     def integers(self, values: Iterable[Any]) -> list[int]:
-        """Integers from constants and symbolic nodes."""
+        """Convert numbers and nodes to integers. Symbolic ones have their value in the capture."""
         return [hint(v.meta["val"]) if isinstance(v, fx.Node) else hint(v) for v in values]
 
     def axes(self, value: Any) -> Axes:
@@ -137,27 +158,27 @@ class Op:
         return found
 
     def shape(self, value: Any) -> tuple[int, ...]:
-        """The captured shape of a tensor argument."""
+        """The shape of a tensor argument in the capture."""
         return shape_of(value)
 
     @property
     def output_shape(self) -> tuple[int, ...]:
-        """The captured shape of the (only) output."""
+        """The shape of the output in the capture, if it is a single tensor."""
         return shape_of(self.node)
 
     @property
     def reason(self) -> Reason:
-        """This operator as a reason, by name and source line."""
+        """A reason that names this operator and its source line."""
         return self.because()
 
     def because(self, what: str | None = None) -> Reason:
-        """This operator, or what it does, as a reason."""
+        """A reason that names this operator, what it does, and its source line."""
         if self._where is None:
             self._where = where(self.node)
         return Reason(f"{self.name}: {what}" if what else self.name, self._where)
 
     def tensors(self) -> list[fx.Node]:
-        """All tensor arguments, those inside lists too."""
+        """All tensor arguments, also those inside lists."""
         return [n for n in self.node.all_input_nodes if isinstance(self.walk.values.get(n), tuple)]
 
     def tie(self, a: Labels, b: Labels) -> None:
@@ -165,7 +186,7 @@ class Op:
         self.store.tie(a, b)
 
     def freeze(self, labels: Labels, what: str | None = None) -> None:
-        """Say that `labels` are never removed, because of this operator (or of `what` it does)."""
+        """Say that positions are never removed, because of this operator, or of `what` it does."""
         self.store.freeze(labels, self.walk.reasons.label(self.because(what)))
 
     def mix(self, labels: Labels) -> None:
@@ -173,20 +194,22 @@ class Op:
         self.store.mix(labels, self.reason)
 
     def role(self, labels: Labels, bit: int) -> None:
-        """Say what the parameter positions with these labels do (`PRODUCE` or `CONSUME`)."""
+        """Say what positions of parameters do: `PRODUCE` or `CONSUME`."""
         self.walk.roles.append((labels, bit))
 
     def consumes(self, weight: fx.Node, labels: Labels) -> None:
-        """Say that the weight reads the units along its axis with these labels.
+        """Say that a weight reads units along its axis with these labels.
 
-        A weight may be computed from parameters. Removing a unit is then exact only if its part of the
-        weight is zero where the parameters' is; otherwise this counts as mixing.
+        The weight may be computed from parameters. A unit can then be removed without changing the others
+        only if zeros in its part of the parameters make zeros in its part of the weight. Otherwise the weight
+        mixes the units.
         """
         if weight in self.walk.names:
             self.role(labels, CONSUME)
             return
         roots = np.unique(self.store.find(labels[labels > 0]))
 
+        # The units lie along those axes of a parameter that hold all of them.
         def holding(parameter: fx.Node) -> list[Labels]:
             return [a for a in self.axes(parameter) if np.isin(roots, self.store.find(a)).all()]
 
@@ -197,29 +220,30 @@ class Op:
             self.role(labels, CONSUME)
         for parameter in origins or ():
             axes = holding(parameter)
+            # A square parameter can hold the same units along both axes. The one with these labels reads.
             own = [a for a in axes if np.isin(a[a > 0], labels).any()]
             for axis in own or axes:
                 self.role(axis[np.isin(self.store.find(axis), roots)], CONSUME)
 
     def produces(self, weight: fx.Node, axis: int) -> None:
-        """Say that output axis `axis` of this operator is computed from `weight`."""
+        """Say that the units along axis `axis` of the output are produced by `weight`."""
         origin = self.walk.weights.origin(weight)
         if origin is not None:
             self.walk.produced.append(Produced(self.node, axis, origin))
 
     def count(self, factor: int, *axes: Labels) -> None:
-        """Count `factor` x the kept positions of each of `axes` as MACs."""
+        """Count MACs: `factor` times the number of kept positions along each of `axes`."""
         self.walk.contractions.append(Contraction(self.node.name, factor, axes))
 
     def is_weight(self, value: Any) -> bool:
-        """True if the argument is computed from parameters and buffers alone."""
+        """Whether an argument is computed from parameters, buffers and constants alone."""
         return value in self.walk.weights.computed
 
     def operand_weights(self, operands: Sequence[fx.Node]) -> list[int]:
-        """Which operands of a product are weights, by number; none if all are.
+        """Return the numbers of the operands of a product that are weights; none if all of them are.
 
-        Where none is computed from parameters alone, a part of one that the data choose is a weight too:
-        the matrix of the expert that a token goes to, for example.
+        If no operand is computed from parameters alone, a part of a parameter that the data choose counts as
+        a weight: for example the matrix of the expert that a token is sent to.
         """
         for kind in (self.walk.weights.computed, self.walk.weights.chosen):
             found = [k for k, operand in enumerate(operands) if operand in kind]
@@ -228,7 +252,7 @@ class Op:
         return []
 
     def broadcast(self, *operands: Axes) -> Axes:
-        """Tie the axes of operands that broadcast against each other; returns the result's labels."""
+        """Tie the axes of operands that broadcast against each other, and return the labels of the result."""
         rank = max((len(axes) for axes in operands), default=0)
         result: list[Labels] = []
         for k in range(rank):
@@ -245,7 +269,7 @@ class Op:
         return tuple(result)
 
     def vary_along(self, labels: Labels, sizes: Sequence[int]) -> int | None:
-        """The only axis of the shape `sizes` along which the flat `labels` vary; None if there is none."""
+        """View flat `labels` in the shape `sizes`: return the only axis along which they vary, or None."""
         grid = self.store.find(labels).reshape(sizes)
         for axis in sorted(range(len(sizes)), key=lambda k: (-sizes[k], -k)):
             lines = np.moveaxis(grid, axis, 0).reshape(sizes[axis], -1)
@@ -254,7 +278,10 @@ class Op:
         return None
 
     def carry(self, labels: Labels, sizes: Sequence[int], axis: int) -> Labels:
-        """Let one axis of the shape `sizes` carry the flat `labels`; positions along the others are tied."""
+        """View flat `labels` in the shape `sizes`, and return labels for one axis that carries them.
+
+        Positions that share an index along that axis are tied.
+        """
         lines = np.moveaxis(labels.reshape(sizes), axis, 0).reshape(sizes[axis], -1)
         first = np.ascontiguousarray(lines[:, 0])
         self.tie(first[:, None], lines[:, 1:])
@@ -262,5 +289,5 @@ class Op:
 
 
 def product(sizes: Iterable[int]) -> int:
-    """The product of sizes, 1 for none."""
+    """Multiply sizes; 1 if there are none."""
     return math.prod(sizes)

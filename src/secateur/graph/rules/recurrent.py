@@ -1,4 +1,4 @@
-"""Recurrent layers: LSTM, GRU and simple RNNs, several layers, both directions, projections."""
+"""Rules for LSTM, GRU and simple recurrent layers."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ from secateur.graph.rules.registry import rule
 
 @rule("aten.lstm.input", "aten.gru.input", "aten.rnn_tanh.input", "aten.rnn_relu.input")
 def recurrent(op: Op) -> list[Axes]:
-    """Hidden units, the same in every layer and direction because one tensor holds all initial states.
+    """Run a recurrent layer, or several on top of each other, in one direction or both.
 
-    Weights a layer and direction: input [gates x hidden, in], hidden [gates x hidden, out], then two
-    biases [gates x hidden] if any, then an LSTM's projection [out, hidden] if any.
+    A hidden unit is one unit across all layers and directions, because one tensor
+    [layers x directions, batch, hidden] holds all their initial states.
+
+    Each layer has these weights for each direction, in this order: input [gates x hidden, in], hidden
+    [gates x hidden, out], two biases [gates x hidden] if there are biases, and the projection [out, hidden]
+    if an LSTM has one.
     """
     x = op.axes(op["input"])
     lstm = op.name.startswith("aten.lstm")
@@ -30,7 +34,7 @@ def recurrent(op: Op) -> list[Axes]:
     for layers, samples, _ in state_axes:
         op.freeze(layers, "layers and directions")
         op.tie(samples, x[batch])
-    out = state_axes[0][-1]  # what a cell passes on
+    out = state_axes[0][-1]  # what a cell gives to the next step and layer
     hidden = state_axes[1][-1] if lstm else out
     if not projected:
         op.tie(out, hidden)
@@ -60,6 +64,7 @@ def recurrent(op: Op) -> list[Axes]:
 
 
 def _tie_gates(op: Op, rows: Labels, hidden: Labels) -> None:
+    """Tie the rows of a weight, which hold one block of hidden units for each gate, to the hidden units."""
     gates = len(rows) // len(hidden)
     op.tie(rows, np.tile(hidden, gates))
     op.role(rows, PRODUCE)
@@ -68,7 +73,7 @@ def _tie_gates(op: Op, rows: Labels, hidden: Labels) -> None:
 @rule("aten.lstm_cell.default", "aten.gru_cell.default")
 @rule("aten.rnn_tanh_cell.default", "aten.rnn_relu_cell.default")
 def cell(op: Op) -> Axes | list[Axes]:
-    """One step of one layer: new states from an input [..., in] and states [..., hidden]."""
+    """Run one step of one recurrent layer: from an input [..., in] and states [..., hidden] to new states."""
     x, lstm = op.axes(op["input"]), op.name.startswith("aten.lstm")
     states = [op.axes(s) for s in (op["hx"] if lstm else [op["hx"]])]
     hidden = states[0][-1]

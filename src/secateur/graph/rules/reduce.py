@@ -1,4 +1,4 @@
-"""Reductions, pooling and resampling."""
+"""Rules for reductions, pooling, resampling and transforms of whole axes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from secateur.graph.rules.op import Axes, Op, plain
 from secateur.graph.rules.registry import rule
 
 _WINDOW = "each position needs its neighbours"
-"""Why no unit lies along an axis that is pooled, padded or resampled (channels in LocalResponseNorm)."""
+"""Why an axis that is pooled, padded or resampled is frozen. LocalResponseNorm pools channels."""
 
 
 @rule(
@@ -29,7 +29,7 @@ _WINDOW = "each position needs its neighbours"
     "aten.all.dims",
 )  # fmt: skip
 def reduction(op: Op) -> Axes | list[Axes]:
-    """A reduction over an axis mixes its positions; the other axes pass."""
+    """Reduce over axes, whose positions are mixed. The other axes keep their labels."""
     x = op.broadcast(*(op.axes(n) for n in op.tensors()))
     dims = -1 if "pairwise" in op.name else op.get("dim", [])
     dims = dims if isinstance(dims, list | tuple) else [dims]
@@ -65,7 +65,7 @@ def reduction(op: Op) -> Axes | list[Axes]:
     "aten.max_unpool2d.default", "aten.max_unpool3d.default",
 )  # fmt: skip
 def resampling(op: Op) -> Axes | list[Axes]:
-    """Only the axes of space are resampled; units along those (rare) are frozen."""
+    """Pool, resample or pad the axes of space, which are frozen. The other axes keep their labels."""
     x = op.broadcast(*(op.axes(n) for n in op.tensors()))
     several = isinstance(op.node.meta["val"], list | tuple)
     shape = shape_of(op.node.meta["val"][0]) if several else op.output_shape
@@ -78,7 +78,7 @@ def resampling(op: Op) -> Axes | list[Axes]:
 
 @rule("aten.grid_sampler.default", "aten.grid_sampler_2d.default", "aten.grid_sampler_3d.default")
 def grid_sample(op: Op) -> Axes:
-    """Maps [batch, channels, *space] read at points of a grid [batch, *out, coordinates]."""
+    """Read a map [batch, channels, *space] at the points of a grid [batch, *out, coordinates]."""
     x, grid = op.axes(op["input"]), op.axes(op["grid"])
     for axis in (*x[2:], grid[-1]):
         op.freeze(axis, _WINDOW)
@@ -94,13 +94,13 @@ def grid_sample(op: Op) -> Axes:
     "aten.fft_ifftshift.default", "aten.diff.default",
 )  # fmt: skip
 def along_axes(op: Op) -> Axes:
-    """Transforms of whole axes, which stay; the others pass."""
+    """Transform whole axes, which are frozen. The other axes keep their labels."""
     x, shape = op.axes(op["self"]), op.output_shape
     dims = op.get("dim", range(len(x)))
     dims = {d % len(x) for d in ([dims] if isinstance(dims, int) else dims)}
     for dim in dims:
         op.freeze(x[dim], "transformed as a whole")
-    for source in op.tensors()[1:]:  # what `diff` puts before and after
+    for source in op.tensors()[1:]:  # `diff` joins two more tensors to its input
         for k, axis in enumerate(op.axes(source)):
             if k in dims:
                 op.freeze(axis, "transformed as a whole")
@@ -111,7 +111,7 @@ def along_axes(op: Op) -> Axes:
 
 @rule("aten.stft.default", "aten.stft.center")
 def spectrogram(op: Op) -> Axes:
-    """Windows along the last axis, each transformed."""
+    """Cut windows along the last axis and transform each. That axis is frozen."""
     x = op.axes(op["self"])
     for axis in (x[-1], *(a for n in op.tensors()[1:] for a in op.axes(n))):
         op.freeze(axis, "transformed as a whole")

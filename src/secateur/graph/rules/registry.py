@@ -1,4 +1,4 @@
-"""Which rule handles which operator."""
+"""The rule of each operator."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from secateur.graph.rules.naming import operator_name
 from secateur.graph.rules.op import Op, Value
 
 Rule = Callable[[Op], Value]
-"""A rule says which labels of an operator's inputs and outputs are the same, and returns the output's."""
+"""A rule says which positions of an operator's inputs belong together, and returns the output's labels."""
 
 RULES: dict[str, Rule] = {}
-"""Operator name, as ``aten.conv2d.default``, -> its rule. Filled when `secateur.graph.rules` is imported."""
+"""Name of an operator (``aten.conv2d.default``) -> its rule. Importing `secateur.graph.rules` fills it."""
 
 
 def rule(*operators: str) -> Callable[[Rule], Rule]:
-    """Register a function as the rule of these operators (``aten.`` overloads by full name)."""
+    """Register a function as the rule of these operators. Name overloads in full: ``aten.sum.default``."""
 
     def register(function: Rule) -> Rule:
         for name in operators:
@@ -36,11 +36,11 @@ UNTAGGED = frozenset(
     "arctan divide floor_divide hardswish log_sigmoid masked_fill multiply negative rsub special_expit "
     "subtract true_divide polar complex xlogy gelu abs threshold mish relu6 rrelu float_power".split()
 )
-"""Operators that act position by position although ATen does not tag them so."""
+"""Operators that work on each position alone, although ATen does not tag them as pointwise."""
 
 
 def find_rule(node: fx.Node) -> Rule | None:
-    """The rule of a node's operator; one that acts position by position needs none of its own."""
+    """Return the rule of a node's operator, or None. One rule serves all operators that are pointwise."""
     name = operator_name(node)
     if name in RULES:
         return RULES[name]

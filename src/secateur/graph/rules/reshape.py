@@ -1,4 +1,4 @@
-"""Views: axes merged, split, added, dropped and reordered."""
+"""Rules for views: axes that merge, split, appear, vanish or change places."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ from secateur.graph.rules.registry import rule
 @rule("aten.squeeze.default", "aten.squeeze.dim", "aten.squeeze.dims", "aten.unsqueeze.default")
 @rule("aten.squeeze_.dim", "aten.unsqueeze_.default", "aten.ravel.default")
 def reshape(op: Op) -> Axes:
-    """Row-major regrouping of axes.
+    """View the same numbers with other axes.
 
-    Axes are matched in the smallest runs of equal product. A run that stays one axis keeps its
-    labels; axes that merge repeat them; for an axis that splits, `_split` decides what carries them.
+    The axes before and after are matched in the shortest runs that hold equally many positions. In
+    [2, 3, 4] -> [6, 2, 2], for example, axes 2 and 3 become axis 6, and axis 4 becomes axes 2 and 2. An axis
+    that stays as it is keeps its labels. `_merge` treats axes that become one, `_split` an axis that becomes
+    several.
     """
     x = op.axes(op.tensors()[0])
     shape = op.output_shape
@@ -34,7 +36,7 @@ def reshape(op: Op) -> Axes:
 
 
 def _runs(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:
-    """Smallest runs of axes (other than singletons) with equal products."""
+    """Match axes before and after in the shortest runs with equal products. Axes of size 1 are left out."""
     left = [i for i, n in enumerate(before) if n != 1]
     right = [k for k, n in enumerate(after) if n != 1]
     if 0 in before or 0 in after:
@@ -50,18 +52,22 @@ def _runs(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[list[in
 
 
 def _merge(op: Op, axes: list[Labels]) -> Labels:
-    """The labels of axes that become one; only one of them can go on carrying units.
+    """Return the labels of the one axis that several axes become.
 
-    Axes that no parameter holds (copies made by an expand, for example) give way to one that does.
+    Each position of the new axis stands for one position of each old axis, but it can have only one label.
+    So one of the old axes goes on to carry units, and the others are frozen. An axis that belongs to a
+    parameter takes precedence over one that only follows others, such as the copies that an expand makes.
     """
     if len(axes) == 1:
         return axes[0]
     held = [op.store.held(axis) for axis in axes]
     live = [bool((axis > 0).any()) for axis in axes]
-    if op.walk.choices is None and sum(held) > 1:  # on trial: where the axes of a split lead is known by now
+    if op.walk.choices is None and sum(held) > 1:
+        # In the first walk the axes of splits still have trial labels. Freezing one of them here would decide
+        # the split by accident. So the merged axis gets new labels, and the second walk decides.
         op.walk.unmerged = True
         return op.store.fresh(product(len(a) for a in axes))
-    # Of several that parameters hold, the outermost: heads rather than head size.
+    # Of several axes that belong to parameters, the outermost carries the units: heads, not head size.
     ranks = [(held[i], live[i], bool(axes[i].any()), -i) for i in range(len(axes))]
     carrying = max(range(len(axes)), key=ranks.__getitem__)
     for i, axis in enumerate(axes):
@@ -75,10 +81,17 @@ def _merge(op: Op, axes: list[Labels]) -> Labels:
 
 
 def _split(op: Op, labels: Labels, sizes: list[int], first: int) -> list[Labels]:
-    """The labels of the axes that one axis becomes; `first` is the number of the first of these.
+    """Return the labels of the axes that one axis becomes.
 
-    If the labels already vary along one of them only, that one carries them, with nothing tied.
-    Otherwise the walk's choice does (see `secateur.graph.splits`), and positions along the others are tied.
+    If the labels vary along only one of the new axes, that axis carries them. Otherwise one axis is chosen
+    (see `secateur.graph.splits`), and the old positions that share an index along it are tied: they become
+    one unit.
+
+    Args:
+        op: The call.
+        labels: The labels of the old axis.
+        sizes: The sizes of the new axes.
+        first: The number of the first new axis. It tells several splits of one call apart.
     """
     if len(sizes) == 1:
         return [labels]
@@ -89,6 +102,7 @@ def _split(op: Op, labels: Labels, sizes: list[int], first: int) -> list[Labels]
     if axis is None:
         key = (op.node.name, first)
         if op.walk.choices is None:
+            # The first walk gives each axis labels of its own, to see what operators behind do with each.
             trial = tuple(op.store.fresh(n, held=True) for n in sizes)
             op.walk.splits.append(Split(key, tuple(sizes), trial))
             return list(trial)
@@ -107,7 +121,7 @@ def _split(op: Op, labels: Labels, sizes: list[int], first: int) -> list[Labels]
 )
 @rule("aten.numpy_T.default", "aten.mT.default", "aten.adjoint.default")
 def reorder(op: Op) -> Axes:
-    """Axes change places; which ones is read off the operator's effect on a tensor of distinct sizes."""
+    """Let axes change places. A small tensor whose axes all differ in size shows which axis goes where."""
     x = op.axes(op.tensors()[0])
     probe = torch.empty(tuple(range(2, len(x) + 2)), device="meta")
     moved = op.node.target(probe, *op.node.args[1:], **op.node.kwargs)  # type: ignore[operator]
@@ -116,7 +130,7 @@ def reorder(op: Op) -> Axes:
 
 @rule("aten.expand.default", "aten.expand_as.default", "aten.broadcast_to.default")
 def expand(op: Op) -> Axes:
-    """Copies along singleton axes: the copies follow what they are combined with."""
+    """Copy along axes of size 1. The copies get free labels, which follow whatever they are combined with."""
     x = op.axes(op.tensors()[0])
     shape = op.output_shape
     new = len(shape) - len(x)
@@ -127,7 +141,7 @@ def expand(op: Op) -> Axes:
 
 @rule("aten.repeat.default", "aten.tile.default")
 def repeat(op: Op) -> Axes:
-    """Whole copies one after the other: each copy of a position is the same unit."""
+    """Repeat a whole tensor. All copies of a position have its label, so they are the same unit."""
     x = op.axes(op.tensors()[0])
     shape = op.output_shape
     new = len(shape) - len(x)
@@ -140,7 +154,7 @@ def repeat(op: Op) -> Axes:
 
 @rule("aten.repeat_interleave.self_int")
 def repeat_interleave(op: Op) -> Axes:
-    """Each position repeated in place."""
+    """Repeat each position in its place: ``a a b b``. The copies are the same unit."""
     x = list(op.axes(op["self"]))
     dim = op.integer("dim") % len(x)
     x[dim] = np.repeat(x[dim], op.integer("repeats"))
@@ -149,7 +163,7 @@ def repeat_interleave(op: Op) -> Axes:
 
 @rule("aten.pixel_shuffle.default", "aten.pixel_unshuffle.default", "aten.channel_shuffle.default")
 def shuffle(op: Op) -> Axes:
-    """Rearrangements between channels and space: blocks of channels go together."""
+    """Move positions between channels and space, or among channels. Blocks of channels become one unit."""
     x = list(op.axes(op["self"]))
     channel = 1 if "channel" in op.name else len(x) - 3
     labels = x[channel]
@@ -171,7 +185,10 @@ def shuffle(op: Op) -> Axes:
 
 @rule("aten.im2col.default", "aten.col2im.default")
 def patches(op: Op) -> Axes:
-    """`unfold` and `fold`: one axis holds (channel, position in the window), window positions innermost."""
+    """Cut an image into windows (`nn.Unfold`), or add windows up to an image (`nn.Fold`).
+
+    In the tensor of windows, one axis holds (channel, position in the window), with the window innermost.
+    """
     x = list(op.axes(op["self"]))
     shape = op.output_shape
     window = product(op.integers(op["kernel_size"]))
@@ -186,7 +203,7 @@ def patches(op: Op) -> Axes:
 
 @rule("aten.unfold.default")
 def windows(op: Op) -> Axes:
-    """Windows along one axis, their positions along a new last one."""
+    """Cut windows along one axis (`Tensor.unfold`). A new last axis holds the positions in a window."""
     x, shape = op.axes(op["self"]), op.output_shape
     dim = op.integer("dimension") % max(len(x), 1)
     op.freeze(x[dim], "windows are taken from it")

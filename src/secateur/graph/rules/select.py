@@ -1,4 +1,4 @@
-"""Joining, cutting and choosing along an axis."""
+"""Rules for joining tensors along an axis, and for taking parts of an axis."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from secateur.graph.rules.registry import rule
 @rule("aten.cat.default", "aten.concat.default", "aten.concatenate.default")
 @rule("aten.hstack.default", "aten.vstack.default")
 def cat(op: Op) -> Axes:
-    """Labels one after the other; the other axes are the same units."""
+    """Join tensors along an axis, and their labels with them. The other axes are tied to each other."""
     parts = [op.axes(n) for n in op["tensors"]]
     parts = [p for p in parts if not (len(p) == 1 and len(p[0]) == 0)]  # torch skips empty vectors
     rank = len(parts[0])
@@ -32,7 +32,7 @@ def cat(op: Op) -> Axes:
 
 @rule("aten.stack.default")
 def stack(op: Op) -> Axes:
-    """A new axis; all others are the same units."""
+    """Join tensors along a new axis, which holds no units. The other axes are tied to each other."""
     parts = [op.axes(n) for n in op["tensors"]]
     dim = op.integer("dim") % (len(parts[0]) + 1)
     rest = op.broadcast(*parts)
@@ -42,7 +42,7 @@ def stack(op: Op) -> Axes:
 @rule("aten.split.Tensor", "aten.split.sizes", "aten.split_with_sizes.default", "aten.chunk.default")
 @rule("aten.tensor_split.sections", "aten.tensor_split.indices", "aten.unsafe_chunk.default")
 def split(op: Op) -> list[Axes]:
-    """Consecutive parts of an axis, in the sizes that were captured."""
+    """Cut an axis into consecutive parts, of the sizes that they had in the capture."""
     x = op.axes(op.tensors()[0])
     dim = op.integer("dim") % len(x)
     sizes = [op.shape(part)[dim] for part in op.node.meta["val"]]
@@ -52,7 +52,7 @@ def split(op: Op) -> list[Axes]:
 
 @rule("aten.unbind.int")
 def unbind(op: Op) -> list[Axes]:
-    """An axis taken apart: each of its positions is needed."""
+    """Take an axis apart into its positions. All of them stay, since the code names each of them."""
     x = op.axes(op["self"])
     dim = op.integer("dim") % len(x)
     op.freeze(x[dim], "taken apart position by position")
@@ -65,7 +65,7 @@ def _choose(op: Op, dim: int, positions: Labels) -> Axes:
 
 
 def positions_taken(node: fx.Node, size: int) -> Labels:
-    """The positions that ``aten.slice`` or ``aten.narrow`` takes of an axis of this size."""
+    """Return the positions of an axis of this size that ``aten.slice`` or ``aten.narrow`` takes."""
     positions = np.arange(size, dtype=np.int64)
     narrow = "narrow" in str(node.target)
     given: list[Any] = [*node.args[2:], None, None, None]
@@ -79,10 +79,11 @@ def positions_taken(node: fx.Node, size: int) -> Labels:
 
 @rule("aten.slice.Tensor", "aten.narrow.default")
 def slice_axis(op: Op) -> Axes:
-    """A range of an axis.
+    """Take a range of an axis, perhaps with a step.
 
-    Every other position (and the like) is a view that no range of what stays may equal. If something
-    is written through it, its units stay.
+    With a step, as in ``x[::2]``, the positions that stay may not be at equal distances any more, and then no
+    slice takes them. A copy can stand in for the view as long as nothing is written to it. If something is,
+    the axis is frozen.
     """
     dim = op.integer("dim") % len(op.axes(op["self"]))
     if op.get("step", 1) != 1 and op.node in op.walk.written:
@@ -92,7 +93,7 @@ def slice_axis(op: Op) -> Axes:
 
 @rule("aten.select.int")
 def select(op: Op) -> Axes:
-    """One position of an axis, which is then needed."""
+    """Take one position of an axis. It stays, since the code names it by its number."""
     x = op.axes(op["self"])
     dim = op.integer("dim") % len(x)
     chosen = x[dim][[op.integer("index")]]
@@ -102,7 +103,7 @@ def select(op: Op) -> Axes:
 
 @rule("aten.flip.default")
 def flip(op: Op) -> Axes:
-    """Axes read backwards."""
+    """Reverse axes, and their labels with them."""
     x = op.axes(op["self"])
     dims = {d % len(x) for d in op.integers(op["dims"])}
     return tuple(np.flip(a) if k in dims else a for k, a in enumerate(x))
@@ -110,7 +111,7 @@ def flip(op: Op) -> Axes:
 
 @rule("aten.rot90.default")
 def rot90(op: Op) -> Axes:
-    """A plane of two axes turned by quarters."""
+    """Turn two axes by quarters: at each turn they change places, and one of them is reversed."""
     x = list(op.axes(op["self"]))
     first, second = (d % len(x) for d in op.integers(op["dims"]))
     for _ in range(op.integer("k") % 4):
@@ -120,7 +121,7 @@ def rot90(op: Op) -> Axes:
 
 @rule("aten.roll.default")
 def roll(op: Op) -> Axes:
-    """Axes rotated."""
+    """Shift positions along axes; those pushed out at one end come in at the other."""
     x = list(op.axes(op["self"]))
     dims = op.integers(op.get("dims", []))
     if not dims:  # rolls the flattened tensor
@@ -134,10 +135,11 @@ def roll(op: Op) -> Axes:
 
 @rule("aten.pad.default", "aten.constant_pad_nd.default")
 def pad(op: Op) -> Axes:
-    """Zeros (or a constant) around an axis are new positions that follow what they are combined with.
+    """Pad axes, or crop them where an amount is negative.
 
-    With other modes only axes without units can be padded; with a constant other than zero a padded
-    axis of units is frozen, because consumers would read the constant.
+    Zeros around an axis with units are new positions with free labels, which follow whatever they are
+    combined with. Anything else freezes the axis: another mode copies units, and the layers behind would
+    read another constant even where its unit is removed.
     """
     x = op.axes(op["self"])
     amounts = op.integers(op["pad"])
@@ -160,7 +162,7 @@ def pad(op: Op) -> Axes:
 
 @rule("operator.getitem")
 def getitem(op: Op) -> Axes:
-    """One of several outputs."""
+    """Take one of several outputs, with its labels."""
     values, index = op.positional
     outputs: Any = op.walk.values[values]
     found: Axes = outputs[index]

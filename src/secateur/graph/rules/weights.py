@@ -1,4 +1,4 @@
-"""Weights that are no parameters: computed from parameters, or parts of one that the data choose."""
+"""Weights that are not parameters themselves, but computed from parameters or chosen from one by data."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ _ZERO_AT_ZERO = frozenset(
         "pad.default", "_weight_norm.default",
     )
 ) | {"operator.getitem"}  # fmt: skip
-"""Operators whose result is zero where the first operand is."""
+"""Operators whose result is zero wherever their first operand is."""
 
 _READS = frozenset({"aten.index.Tensor", "aten.index_select.default"})
-"""Operators that read positions of their first operand."""
+"""Operators that take positions of their first operand."""
 
 _PRODUCTS = frozenset(
     f"aten.{name}" for name in ("mul.Tensor", "matmul.default", "mm.default", "bmm.default", "einsum.default")
 )
-"""Operators whose result is zero where any operand is."""
+"""Operators whose result is zero wherever one of the operands is."""
 
 _SUMS = frozenset(f"aten.{name}" for name in ("add.Tensor", "sub.Tensor", "cat.default", "stack.default"))
-"""Operators whose result is zero where all operands are."""
+"""Operators whose result is zero wherever all operands are."""
 
 
 class Weights:
-    """What the nodes of a program have to do with parameters; learnt node by node, in order.
+    """How the nodes of a program depend on parameters. Nodes are added in the order of the program.
 
     Attributes:
         computed: Parameters, buffers and constants, and what is computed from them alone.
-        chosen: What is read, at positions that may depend on the data, from one of those.
+        chosen: Parts of these that the data choose, by an index for example.
     """
 
     def __init__(self) -> None:
@@ -55,13 +55,13 @@ class Weights:
         self._vanishing: dict[fx.Node, tuple[Callable[[list[bool]], bool], list[fx.Node]]] = {}
 
     def add_parameter(self, node: fx.Node) -> None:
-        """Say that a placeholder stands for a parameter, a buffer or a constant."""
+        """Add a placeholder that stands for a parameter, a buffer or a constant."""
         self.computed.add(node)
         self._origin[node] = node
         self._vanishing[node] = all, []
 
     def add_call(self, node: fx.Node, sources: list[fx.Node]) -> None:
-        """Learn of an operator call with these tensor arguments."""
+        """Add an operator call with these tensor arguments."""
         name = operator_name(node)
         if sources and all(n in self.computed for n in sources):
             self.computed.add(node)
@@ -82,15 +82,18 @@ class Weights:
                 self._origin[node] = origin
 
     def origin(self, weight: fx.Node) -> fx.Node | None:
-        """The first parameter that a weight is, or is computed from; None if there is none."""
+        """Return the first parameter that a weight is or is computed from; None if there is none."""
         return self._origin.get(weight)
 
     def vanishing(self, weight: fx.Node, holds: Callable[[fx.Node], bool]) -> list[fx.Node] | None:
-        """The parameters that, zero at some units, make a weight zero there; None if none do.
+        """Return the parameters in which zeros for some units make the weight zero for them.
 
         Args:
             weight: The weight.
-            holds: Whether a parameter has all of these units along one of its axes.
+            holds: Says whether a parameter has all of these units along one of its axes.
+
+        Returns:
+            The parameters; None if zeros in no parameter are sure to do that.
         """
         found: dict[fx.Node, list[fx.Node] | None] = {}
         pending = [weight]
