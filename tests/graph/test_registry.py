@@ -15,7 +15,7 @@ def node_of(target: object) -> fx.Node:
 
 
 def test_an_operator_has_one_rule() -> None:
-    with pytest.raises(ValueError, match=r"'aten\.linear\.default'.*expected one rule an operator"):
+    with pytest.raises(ValueError, match=r"'aten\.linear\.default'.*expected one rule for each operator"):
         rule("aten.linear.default")(lambda op: None)
     assert RULES["aten.linear.default"].__name__ == "linear"
 

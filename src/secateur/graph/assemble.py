@@ -58,25 +58,25 @@ def assemble(walk: Walk, tensors: list[Tensor], *, allow_inexact: bool) -> Assem
     is_frozen[list(frozen_roots)] = True
     tensors = _by_use(tensors)
     root_of = store.find(np.arange(n, dtype=np.int64))
-    group_of, unit_of, firsts = _partition(walk, tensors, root_of, bits, is_frozen)
+    group_of, unit_of, sizes = _partition(walk, tensors, root_of, bits, is_frozen)
     inexact: dict[int, list[str]] = {}
     for mixing, mixed in store.mixed().items():
         for g in np.unique(group_of[mixed]).tolist():
             if g >= 0:
                 inexact.setdefault(g, []).append(_text(mixing.what, mixing.where))
-    slices = _slices(tensors, root_of, bits, group_of, unit_of, len(firsts))
-    sites = _sites(walk, group_of, unit_of, len(firsts))
-    names = _names([slices[g] for g in range(len(firsts))])
+    slices = _slices(tensors, root_of, bits, group_of, unit_of, len(sizes))
+    sites = _sites(walk, group_of, unit_of, len(sizes))
+    names = _names([slices[g] for g in range(len(sizes))])
     groups = tuple(
         Group(
             name=names[g],
-            size=firsts[g],
+            size=sizes[g],
             slices=tuple(slices[g]),
             sites=tuple(sites[g]),
             exact=g not in inexact,
             inexact_because=tuple(inexact.get(g, ())),
         )
-        for g in range(len(firsts))
+        for g in range(len(sizes))
     )
     left = tuple(
         Left(g, reason)

@@ -95,5 +95,7 @@ def test_units_that_the_dense_model_holds_together_stay_together() -> None:
     assert split(finer.groups, record.plan) == ("0.0", "1.0")
     plan = plan_of(finer, {"0.0": np.arange(finer["0.0"].size) > 0})
     then = sc.record_of(sc.apply(small, plan, graph=finer))
-    with pytest.raises(sc.PlanError, match=r"got group '0\.0', whose units are others\. Do leave it alone"):
+    with pytest.raises(
+        sc.PlanError, match=r"got group '0\.0', whose units are others\. Leave this group whole"
+    ):
         compose(record, then)

@@ -96,13 +96,13 @@ def _grouped(op: Op, x: Labels, first: Labels, second: Labels, groups: int, *, t
     if transposed:
         op.tie(x, first)
     across = len(split) // groups
-    if whole:
+    if whole:  # a unit is a whole group
         carried = op.carry(x, grid, 0)
         op.tie(carried, op.carry(split, (groups, across), 0))
         op.freeze(second, "position inside a group that is removed whole")
         op.role(first, PRODUCE)
         return first if not transposed else np.repeat(carried, len(second))
-    inner = op.carry(x, grid, 1)
+    inner = op.carry(x, grid, 1)  # a unit is the same position in every group
     if transposed:
         op.consumes(op["weight"], first)
         op.role(second, PRODUCE)

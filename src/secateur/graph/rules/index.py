@@ -114,7 +114,7 @@ def _side_by_side(given: dict[int, fx.Node]) -> bool:
 
 @rule("aten.gather.default", "aten.take_along_dim.default")
 def gather(op: Op) -> Axes:
-    """Read positions along one axis, others at each index of the other axes, which keep their labels."""
+    """Read along one axis, at positions that may differ along the other axes. Those keep their labels."""
     x = op.axes(op["self"])
     chosen = op.axes(op.get("index", op.get("indices")))
     dim = op.integer("dim") % len(x)
@@ -148,7 +148,7 @@ def write_rows(op: Op) -> Axes:
 @rule("aten.scatter_add.default", "aten.scatter_add_.default", "aten.scatter.src", "aten.scatter_.src")
 @rule("aten.scatter_reduce.two", "aten.scatter_reduce_.two")
 def scatter(op: Op) -> Axes:
-    """Write positions along one axis, others at each index of the other axes, which keep their labels."""
+    """Write along one axis, at positions that may differ along the other axes. Those keep their labels."""
     x, source, index = op.axes(op["self"]), op.axes(op["src"]), op.axes(op["index"])
     dim = op.integer("dim") % len(x)
     out = []

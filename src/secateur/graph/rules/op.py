@@ -269,7 +269,7 @@ class Op:
         return tuple(result)
 
     def vary_along(self, labels: Labels, sizes: Sequence[int]) -> int | None:
-        """View flat `labels` in the shape `sizes`: return the only axis along which they vary, or None."""
+        """Return the axis of the shape `sizes` along which flat `labels` vary; None if there are several."""
         grid = self.store.find(labels).reshape(sizes)
         for axis in sorted(range(len(sizes)), key=lambda k: (-sizes[k], -k)):
             lines = np.moveaxis(grid, axis, 0).reshape(sizes[axis], -1)
@@ -278,9 +278,9 @@ class Op:
         return None
 
     def carry(self, labels: Labels, sizes: Sequence[int], axis: int) -> Labels:
-        """View flat `labels` in the shape `sizes`, and return labels for one axis that carries them.
+        """Let one axis of the shape `sizes` carry flat `labels`, and return the labels of that axis.
 
-        Positions that share an index along that axis are tied.
+        Positions that share an index along that axis are tied: they become one unit.
         """
         lines = np.moveaxis(labels.reshape(sizes), axis, 0).reshape(sizes[axis], -1)
         first = np.ascontiguousarray(lines[:, 0])

@@ -24,7 +24,7 @@ def rule(*operators: str) -> Callable[[Rule], Rule]:
         for name in operators:
             if name in RULES:
                 raise ValueError(
-                    f"rule({name!r}): expected one rule an operator, got a second, {function.__name__}."
+                    f"rule({name!r}): expected one rule for each operator, got a second, {function.__name__}."
                 )
             RULES[name] = function
         return function

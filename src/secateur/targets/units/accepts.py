@@ -1,4 +1,4 @@
-"""What a captured program takes, and errors in words for all else."""
+"""The inputs that a captured program takes, and errors that say why it takes no others."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PLAIN = (type(None), bool, int, float, str)
 
 @dataclass(frozen=True)
 class Leaf:
-    """One input: a tensor's dtype and sizes, which may be expressions, or a constant."""
+    """One input: the dtype and sizes of a tensor, or a constant. Sizes may be symbolic expressions."""
 
     name: str
     dtype: torch.dtype | None = None
@@ -39,9 +39,9 @@ class Call:
     """Arguments of a call.
 
     Attributes:
-        leaves: The arguments, flat.
+        leaves: The arguments, flattened.
         casting: Whether autocast is on.
-        key: Equal for calls that are taken alike.
+        key: Equal for two calls if the program takes both or neither.
     """
 
     leaves: list[Any]
@@ -54,17 +54,17 @@ class Accepts:
     """The arguments and dtypes for which a program computes what the model does.
 
     Attributes:
-        name: The model's class.
-        parameters: Names of the arguments of the model's forward.
-        defaults: Those that are plain values.
-        structure: Of positional and keyword arguments.
+        name: The name of the model's class.
+        parameters: The names of the positional arguments of the model's forward pass.
+        defaults: The defaults of its arguments, as far as they are plain values.
+        structure: How positional and keyword arguments are nested.
         leaves: The inputs, in order.
-        conditions: What sizes must satisfy, and the line of code that needs it.
-        least: The smallest value of each size.
-        batch: Sizes that are the batch.
-        states: The dtypes; of the parameters and the inputs, and whether under autocast.
-        refused: Why no others.
-        one_sample: Whether one sample is taken, too.
+        conditions: The conditions that sizes must satisfy, each with the line of code that needs it.
+        least: The smallest allowed value of each symbolic size.
+        batch: The symbolic sizes that are the batch size.
+        states: The known combinations of dtypes: of parameters, of inputs, and whether autocast is on.
+        refused: For combinations that are not known, the reason.
+        one_sample: Whether the program also takes a single sample.
     """
 
     name: str
@@ -87,7 +87,14 @@ class Accepts:
         graph: Graph,
         lines: Mapping[Any, str],
     ) -> Accepts:
-        """What a program takes that was captured from `model`; `lines`: why it assumes what about sizes."""
+        """Describe the inputs of a program that was captured from `model`.
+
+        Args:
+            model: The dense model.
+            program: The captured program.
+            graph: The trace of the model.
+            lines: The line of code behind each assumption about sizes, as far as known.
+        """
         names = graph.inputs.tensors()
         batch_places = {place for axis in graph.inputs.open if axis.batch for place in axis.places}
         leaves: list[Leaf] = []
@@ -102,7 +109,7 @@ class Accepts:
                 leaves.append(Leaf(node.name, value=value))
                 continue
             name = next(tensors)
-            shape: tuple[Any, ...] = tuple(value.shape)  # symbols where it says int
+            shape: tuple[Any, ...] = tuple(value.shape)  # symbols, although typed as integers
             sizes = [s.node.expr if is_open(s) else int(s) for s in shape]
             leaves.append(Leaf(name, value.dtype, tuple(sizes)))
             batch.update(s for k, s in enumerate(sizes) if (name, k) in batch_places)
@@ -118,16 +125,16 @@ class Accepts:
         )  # fmt: skip
 
     def knowing(self, facts: Facts) -> Accepts:
-        """The same, with the dtypes that are known, and whether one sample is taken."""
+        """Add the known dtypes, and whether a single sample is taken."""
         return replace(
             self, states=frozenset(facts.states), refused=facts.refused, one_sample=facts.one_sample
         )
 
     def bound(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Arguments:
-        """The same arguments by position and by name as when captured, without defaults that were not given.
+        """Arrange arguments as in the capture: the same by position, the same by name.
 
         Raises:
-            InputError: If they are others.
+            InputError: They are not the arguments of the capture.
         """
         positional, named = self.structure.children()
         count, order = positional.num_children, list(named.context)
@@ -153,10 +160,10 @@ class Accepts:
         return name in self.defaults and type(value) in _PLAIN and value == self.defaults[name]
 
     def call(self, arguments: Arguments) -> Call:
-        """What is called, flat.
+        """Flatten the arguments of a call.
 
         Raises:
-            InputError: If the arguments are not of the structure that was captured.
+            InputError: They are nested in another way than in the capture.
         """
         leaves, structure = pytree.tree_flatten(arguments)
         if structure != self.structure:
@@ -170,14 +177,14 @@ class Accepts:
         return Call(leaves, casting, (key, casting, torch.get_default_dtype()))
 
     def check(self, call: Call, parameters: frozenset[torch.dtype]) -> None:
-        """Make sure that the program computes for these arguments what the model does.
+        """Make sure that the program and the model compute the same for these arguments.
 
         Args:
-            call: From `call`.
-            parameters: Dtypes of the floating parameters.
+            call: A call, as `call` returns it.
+            parameters: The dtypes of parameters with floats.
 
         Raises:
-            InputError: If it does not.
+            InputError: They are not known to.
         """
         tensors = []
         for leaf, value in zip(self.leaves, call.leaves, strict=True):
@@ -217,10 +224,10 @@ class Accepts:
         """Make sure that the program takes tensors of these sizes.
 
         Args:
-            tensors: Each with its description, in order.
+            tensors: The tensors in order, each with its description.
 
         Raises:
-            InputError: If it does not.
+            InputError: It does not.
         """
         found: dict[Any, tuple[int, str]] = {}
         for leaf, value in tensors:
@@ -268,7 +275,7 @@ OTHERWISE = "Take form 'module', or trace with inputs like these."
 
 
 def _described(state: State) -> str:
-    """``float16 with inputs int64, float16``."""
+    """Describe dtypes: ``float16 with inputs int64, float16``."""
     parameters, inputs, casting = state
     names = [
         ", ".join(sorted(str(d).removeprefix("torch.") for d in dtypes)) for dtypes in (parameters, inputs)
@@ -277,18 +284,18 @@ def _described(state: State) -> str:
 
 
 def _written(condition: Any) -> str:
-    """A relation as one writes it, with its sign in the middle."""
+    """Write a relation with its sign in the middle: ``a <= b``."""
     if isinstance(condition, sympy.Rel):
         return f"{condition.lhs} {condition.rel_op} {condition.rhs}"
     return str(condition)
 
 
 class _Missing:
-    """Stands for an argument that was not given."""
+    """Stands for an argument that is missing."""
 
 
 def _signature(model: nn.Module) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """Names of the arguments of forward that may be given by position, and plain defaults of all."""
+    """Return the names of the positional arguments of forward, and the defaults that are plain values."""
     try:
         found = inspect.signature(model.forward).parameters.values()
     except (TypeError, ValueError):
@@ -299,7 +306,7 @@ def _signature(model: nn.Module) -> tuple[tuple[str, ...], dict[str, Any]]:
 
 
 def _conditions(environment: Any, known: set[Any], lines: Mapping[Any, str]) -> list[tuple[Any, str]]:
-    """What capture assumed about sizes, and where."""
+    """Return what the capture assumed about sizes, and the line of code behind each assumption."""
     found = []
     for guard in environment.guards:
         condition = environment.replace(guard.expr)

@@ -1,6 +1,6 @@
-"""Two captures of one model side by side, operator by operator.
+"""A comparison of two captures of one model, operator by operator.
 
-What differs between them tells which arguments follow the circumstances: the mode, the dtype, the sizes.
+The differences show which arguments depend on how the model is run: on the mode, the dtype or the sizes.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from secateur.graph.rules import operator_name
 from secateur.graph.writes import dead_nodes
 
 Source = tuple[str, str | int]
-"""What an argument is: ``("call", number)``, ``("tensor", name)`` or ``("input", number)``."""
+"""Where a value comes from: ``("call", number)``, ``("tensor", name)`` or ``("input", number)``."""
 
 Place = tuple[str | int, ...]
-"""An argument of a call: its name, then positions in lists."""
+"""A place in the arguments of a call: the name of the argument, then positions in lists."""
 
 
 class PathsDifferError(Exception):
-    """Two captures do not run the same operators; says where."""
+    """Raised where two captures do not run the same operators."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """An argument that two captures give other values.
+    """An argument that has different values in two captures.
 
     Attributes:
         call: The number of the call.
-        place: The argument.
-        ours: In the first capture.
-        theirs: In the second.
+        place: The place of the value in the call's arguments.
+        ours: The value in the first capture.
+        theirs: The value in the second capture.
     """
 
     call: int
@@ -49,13 +49,13 @@ class Difference:
 
 
 class Steps:
-    """The calls of a program that compute tensors, in order, without those that nothing reads.
+    """The calls of a program that compute tensors and that something reads, in order.
 
     Attributes:
         nodes: The calls, then the output.
-        number: The place of each call among them.
-        sources: What each node that holds a tensor or an argument of the model is.
-        behind: The node of each source.
+        number: For each call, its number among these.
+        sources: For each node that holds a tensor or an input of the model, where it comes from.
+        behind: For each source, its node.
     """
 
     def __init__(self, program: ExportedProgram) -> None:
@@ -82,22 +82,23 @@ class Steps:
             self.nodes.append(node)
 
     def _counts(self, node: fx.Node) -> bool:
-        """Whether a call counts the batches of a batch norm, which capture shows in training mode alone."""
+        """Whether a call counts the batches of a batch norm. Captures have it in training mode only."""
         if operator_name(node) != "aten.add_.Tensor":
             return False
         kind, name = self.sources.get(node.args[0], ("", ""))  # type: ignore[arg-type]
         return kind == "tensor" and str(name).endswith("num_batches_tracked")
 
     def compare(self, other: Steps) -> tuple[list[Difference], dict[tuple[int, Place], Source]]:
-        """How another capture differs from this one.
+        """Compare another capture with this one.
 
         Returns:
-            Arguments with other values; and arguments that only the other capture gives by their true source.
-            Where an operator returned its own operand, a capture takes every later use of that operand for
-            one of the result: after ``y = dropout(x)`` in evaluation mode, ``x + y`` reads as ``y + y``.
+            The arguments with other values; and the arguments whose true source only the other capture shows.
+            The second kind arises where an operator returned its own operand. A capture then mistakes every
+            later use of the operand for a use of the result: after ``y = dropout(x)`` in evaluation mode,
+            ``x + y`` reads as ``y + y``.
 
         Raises:
-            PathsDifferError: If the two do not run the same operators on the same values.
+            PathsDifferError: The two do not run the same operators on the same values.
         """
         differences: list[Difference] = []
         true: dict[tuple[int, Place], Source] = {}
@@ -125,7 +126,7 @@ class Steps:
         return differences, true
 
     def behind_results(self, node: fx.Node) -> list[Source]:
-        """The values that a node is, one behind the other, because operators returned their operands."""
+        """Return all values that are the same as a node, because operators returned their operands."""
         found = []
         while (all_of := _takes_all(node)) or _returns_operand(node):
             node = node.args[0]  # type: ignore[assignment]
@@ -135,7 +136,7 @@ class Steps:
 
 
 def arguments(node: fx.Node) -> Iterator[tuple[Place, Any]]:
-    """The arguments of a call, defaults too, lists entry by entry."""
+    """Yield the arguments of a call, defaults included. Lists are taken apart."""
     schema = getattr(node.target, "_schema", None)
     given: dict[str | int, Any] = dict(enumerate(node.args)) | dict(node.kwargs)
     if schema is not None:
@@ -156,14 +157,14 @@ def _entries(place: Place, value: Any) -> Iterator[tuple[Place, Any]]:
 
 
 def _computes(node: fx.Node) -> bool:
-    """Whether a call yields tensors."""
+    """Whether a call gives tensors."""
     value = node.meta.get("val")
     values = value if isinstance(value, list | tuple) else [value]
     return node.op == "call_function" and any(isinstance(v, torch.Tensor) for v in values)
 
 
 def _takes_all(node: fx.Node) -> bool:
-    """Whether a call is ``x[:]``, which capture leaves out where it knows the size."""
+    """Whether a call is ``x[:]``. A capture leaves it out where it knows the size."""
     if operator_name(node) != "aten.slice.Tensor":
         return False
     start, end, step = (*node.args[2:], None, None, None)[:3]
@@ -175,7 +176,7 @@ _TO_THE_END, _NOTHING = 2**63 - 1, (None, 0)
 
 
 def _alike(a: Any, b: Any) -> bool:
-    """Whether two constants mean the same; sizes, which may be computed, and devices count as such."""
+    """Whether two constants mean the same. Two sizes always do, as they may be computed; so do devices."""
     if isinstance(a, fx.Node) and isinstance(b, fx.Node) and a.op == b.op == "get_attr":
         return _nested_code(a) == _nested_code(b)
     if isinstance(a, fx.Node) or isinstance(b, fx.Node):
@@ -186,13 +187,13 @@ def _alike(a: Any, b: Any) -> bool:
 
 
 def _nested_code(node: fx.Node) -> str:
-    """The code of a nested program that a node stands for."""
+    """Return the code of the nested program that a node stands for."""
     module = node.graph.owning_module
     return str(getattr(module and module.get_submodule(str(node.target)), "code", node.target))
 
 
 def _is_number(value: Any) -> bool:
-    """Whether a value is a number, or computed as one; a nested program is none."""
+    """Whether a value is a number, or a node that computes one."""
     if isinstance(value, fx.Node):
         return value.op != "get_attr"
     return isinstance(value, int | float) and not isinstance(value, bool)
@@ -206,7 +207,7 @@ _DROPOUTS = frozenset(
 
 
 def _returns_operand(node: fx.Node) -> bool:
-    """Whether an operator had nothing to do when it was captured, and so returned its operand itself."""
+    """Whether an operator did nothing in the capture and returned its operand itself."""
     if node.op != "call_function" or node.target is operator.getitem:
         return False
     name = operator_name(node)

@@ -1,4 +1,4 @@
-"""`sc.apply`: a plan and a model in, a new model out."""
+"""`sc.apply`: make a new, pruned model from a model and a plan."""
 
 from __future__ import annotations
 
@@ -45,36 +45,35 @@ def apply(
 ) -> nn.Module:
     """Remove what a plan says.
 
-    An expert goes with its rows of the router and of the router's biases. The numbers that repeat how many
-    experts there are follow, in modules and, where all blocks keep the same number, in the configuration.
-    The result computes what the dense model computes when the logits of the removed experts are -inf before
-    softmax and top-k.
+    An expert is removed with its rows in the router and in the router's biases. Attributes with the number of
+    experts change too, and so does the configuration, if all blocks keep equally many. The result computes
+    what the dense model computes if the logits of the removed experts are -inf before softmax and top-k.
 
     Args:
         model: The dense model; it is left as it was.
         plan: The decision, made for a model with the same tensors. Masks of single weights become zeros.
-        form: ``module``: the same classes and code with smaller tensors, compared with ``masked`` at every
-            size that may vary; a size that the code holds as a number is mended at that call, in the modules
-            that ``record_of(result).captured`` names. ``graph``: the captured program. ``masked``: the
-            dense model with what consumes the removed units zeroed. ``auto``: a module where that
-            comparison succeeds, else the program; `secateur.record_of(result).note` then says why.
-            Experts leave a module, single weights a masked model, and take no other form.
+        form: The form of the result. ``module``: the same classes and code with smaller tensors. It is
+            compared with ``masked`` at every size that may vary. Calls with sizes that the code itself fixes
+            are changed as they run; ``record_of(result).captured`` names their modules. ``graph``: the
+            captured program. ``masked``: the dense model, with zeros in all weights that read removed units.
+            ``auto``: a module if the comparison succeeds, else the program; ``record_of(result).note`` says
+            why. Plans for experts always give a module, masks of single weights a masked model.
         example_inputs: Inputs for the forward pass; made from the plan's shapes if not given.
-        graph: The trace of this model, if at hand; it saves tracing again. For single weights it is needed
-            if the result is to be repaired or saved.
-        on_unrealisable: What ``auto`` does where a module cannot express some groups: return the
-            program, or a module that leaves those groups whole (with the smaller plan in its record). Not
-            for experts.
-        renormalise: For experts alone: whether the weights of a token's experts are scaled to a sum of 1, in
-            routers with a setting for that (``norm_topk_prob``); None leaves it as it is.
+        graph: The trace of this model, if at hand; without it, the model is traced again. Masks of single
+            weights need it if the result is to be repaired or saved.
+        on_unrealisable: What ``auto`` does if a module cannot express some groups. ``graph`` returns the
+            program; ``leave`` returns a module in which these groups stay whole, with the smaller plan in its
+            record. Not for experts.
+        renormalise: Only for experts: whether the weights of a token's experts are scaled to a sum of 1, in
+            routers with a setting for that (``norm_topk_prob``). None leaves the setting as it is.
 
     Returns:
-        A new model in the dense one's training mode; `secateur.record_of` says what was done.
+        A new model, in the training mode of the dense one. `secateur.record_of` says what was done.
 
     Raises:
-        PlanError: If the plan was made for another model, or leaves a router too few experts.
-        ApplyError: If the model cannot take the form asked for.
-        SettingError: If `form` is unknown, or an option means nothing for what the plan removes.
+        PlanError: The plan was made for another model, or leaves a router too few experts.
+        ApplyError: The model cannot have the form that was asked for.
+        SettingError: `form` is unknown, or an option means nothing for what the plan removes.
 
     Example:
         >>> import torch
@@ -96,7 +95,7 @@ def apply(
         raise SettingError(f"apply(form={form!r}): expected one of {', '.join(FORMS)}.")
     if on_unrealisable not in ("graph", "leave"):
         raise SettingError(f"apply(on_unrealisable={on_unrealisable!r}): expected 'graph' or 'leave'.")
-    return Applier(model, cast("Graph | None", graph))(  # plans and graphs of others do not come here
+    return Applier(model, cast("Graph | None", graph))(  # `by_granularity` sends other plans elsewhere
         cast(Plan, plan), form, example_inputs=example_inputs, on_unrealisable=on_unrealisable
     )
 
@@ -111,7 +110,7 @@ class Applier:
 
     def __init__(self, model: nn.Module, graph: Graph | None = None) -> None:
         self._model, self._graph = unwrap(model), graph
-        self._traced: dict[tuple[str, ...], Traced] = {}  # by the weights that are folded
+        self._traced: dict[tuple[str, ...], Traced] = {}  # by the names of folded weights
 
     def __call__(
         self,
@@ -162,7 +161,7 @@ class Applier:
 
 
 def _neither(groups: tuple[str, ...], refused: ApplyError, failed: ApplyError) -> ApplyError:
-    """The error for a model that neither form can hold."""
+    """Make the error for a plan that neither a module nor a program can express."""
     return ApplyError(
         f"apply: expected a module or a captured program, got neither. {_reason(refused)} "
         f"{_advice(refused)}And for "
@@ -173,7 +172,7 @@ def _neither(groups: tuple[str, ...], refused: ApplyError, failed: ApplyError) -
 
 
 def _program(traced: Traced, plan: Plan) -> Program:
-    """The captured program, if it takes what the model was traced with."""
+    """Make the captured program, and refuse one that does not take the traced inputs."""
     program = smaller_program(traced, plan)
     if why := program.refuses(plan.inputs).removesuffix(OTHERWISE):
         raise ApplyError(
@@ -184,13 +183,13 @@ def _program(traced: Traced, plan: Plan) -> Program:
 
 
 def _reason(error: ApplyError) -> str:
-    """What an error says first, as a sentence of its own."""
+    """Return the first sentence of an error."""
     said = _sentences(error)[0]
     return said[:1].upper() + said[1:]
 
 
 def _advice(error: ApplyError) -> str:
-    """What an error says to do, if that is not to take the other form."""
+    """Return the advice of an error, unless that is to take the other form."""
     last = _sentences(error)[-1]
     return f"{last} " if "form=" not in last else ""
 

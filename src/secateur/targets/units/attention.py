@@ -1,8 +1,8 @@
-"""`nn.MultiheadAttention` with a number of heads of its own.
+"""Multi-head attention whose number of heads may shrink: `nn.MultiheadAttention` without whole heads.
 
 PyTorch's class computes the size of a head as ``embed_dim / num_heads``, so it cannot lose a head while its
-inputs and outputs keep their width. `PrunedAttention` keeps the size of a head, and its tensors say how many
-there are. Names and shapes, with `width` for the number of heads that stay times `head_dim`:
+inputs and outputs keep their width. `PrunedAttention` keeps the size of a head, and the shapes of its tensors
+say how many heads there are. Its tensors, with `width` for the number of heads times `head_dim`:
 ``in_proj_weight`` [3 · width, embed_dim] (or ``q_proj_weight``, ``k_proj_weight``, ``v_proj_weight``
 [width, inputs]), ``in_proj_bias`` [3 · width], ``bias_k`` and ``bias_v`` [1, 1, width],
 ``out_proj.weight`` [outputs, width].
@@ -27,19 +27,19 @@ from secateur.errors import ApplyError
 
 _SEPARATE = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
 Stays = Callable[[str, int], NDArray[np.bool_]]
-"""(tensor's name in the layer, axis) -> which positions of the old axis stay."""
+"""A function from (name of a tensor in the layer, axis) to the positions of the old axis that stay."""
 
 
 class PrunedAttention(nn.MultiheadAttention):
-    """`nn.MultiheadAttention` with fewer heads than its width has room for.
+    """`nn.MultiheadAttention` with fewer heads than ``embed_dim / head_dim``.
 
-    It has the same parameters under the same names, the same arguments and the same results. It has no kernel
-    of its own for evaluation mode (PyTorch's "fast path"), and takes nested tensors without it.
+    Names of parameters, arguments and results are the same. There is no special kernel for evaluation mode
+    (PyTorch's "fast path"); nested tensors work without one.
 
     Attributes:
-        num_heads: Heads that are left.
-        head_dim: Size of each.
-        embed_dim: Width of the queries.
+        num_heads: The number of heads.
+        head_dim: The size of each head.
+        embed_dim: The width of the queries.
     """
 
     dense_class: type[nn.MultiheadAttention] = nn.MultiheadAttention
@@ -56,7 +56,7 @@ class PrunedAttention(nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """The outputs, and the attention weights if they are asked for; see `nn.MultiheadAttention`."""
+        """Return the outputs, and the attention weights if asked for; see `nn.MultiheadAttention`."""
         return multi_head_attention(
             query, key, value, self.head_dim, self.in_proj_weight, self.in_proj_bias,
             self.bias_k, self.bias_v, self.add_zero_attn, self.dropout,
@@ -68,11 +68,11 @@ class PrunedAttention(nn.MultiheadAttention):
         )  # fmt: skip
 
     def extra_repr(self) -> str:
-        """The sizes that tensors alone do not show."""
+        """Describe the sizes that tensors do not show."""
         return f"num_heads={self.num_heads}, head_dim={self.head_dim}"
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        """For copies and pickles: a class that was made here is found by the one it was made from."""
+        """Say how to copy or pickle the layer: its class is made again from the class that it had before."""
         parts = super().__reduce_ex__(protocol)
         return (_blank, (self.dense_class,), *parts[2:])
 
@@ -86,9 +86,10 @@ _CLASSES: dict[Any, type[PrunedAttention]] = {nn.MultiheadAttention: PrunedAtten
 
 
 def pruned_class(dense_class: type[nn.MultiheadAttention]) -> type[PrunedAttention]:
-    """The class of a pruned layer of this class: its own methods, over those of `PrunedAttention`.
+    """Return the class that a layer of this class has once it is pruned.
 
-    A ``forward`` of the user's own stays, and reaches the one above by ``super().forward``.
+    It has the methods of `dense_class`, then those of `PrunedAttention`. So a ``forward`` that the user wrote
+    stays, and its ``super().forward`` calls that of `PrunedAttention`.
     """
     if dense_class not in _CLASSES:
         namespace = {"__module__": dense_class.__module__, "__doc__": dense_class.__doc__}
@@ -98,15 +99,15 @@ def pruned_class(dense_class: type[nn.MultiheadAttention]) -> type[PrunedAttenti
 
 
 def resize(old: nn.MultiheadAttention, new: nn.MultiheadAttention, stays: Stays) -> None:
-    """Let a copy of a layer compute with the heads that its tensors, which were cut, still hold.
+    """Set the sizes of a copied layer whose tensors were cut, so that it computes with fewer heads.
 
     Args:
         old: The dense layer.
-        new: The copy, with smaller tensors.
-        stays: What was not cut.
+        new: The copy with smaller tensors.
+        stays: Says which positions were not cut.
 
     Raises:
-        ApplyError: If what goes is not whole heads.
+        ApplyError: Something else than whole heads was cut.
     """
     packed = new.in_proj_weight is not None
     _check_heads(old, stays, ("in_proj_weight",) if packed else _SEPARATE)
@@ -117,7 +118,7 @@ def resize(old: nn.MultiheadAttention, new: nn.MultiheadAttention, stays: Stays)
 
 
 def follow_width(model: nn.Module) -> None:
-    """Let each `nn.Transformer` inside state the width of its layers, which it asks of its inputs."""
+    """Set ``d_model`` of each `nn.Transformer` to the width of its layers: it checks its inputs by that."""
     for module in model.modules():
         if isinstance(module, nn.Transformer):
             layers = (m for m in module.encoder.modules() if isinstance(m, nn.MultiheadAttention))
@@ -125,16 +126,16 @@ def follow_width(model: nn.Module) -> None:
 
 
 def free_heads(layer: nn.MultiheadAttention) -> None:
-    """Give a layer a number of heads that need not fill its width."""
+    """Change a layer's class, in place, to one whose number of heads does not depend on its width."""
     own = type(layer)
     if not isinstance(layer, PrunedAttention) and is_parametrized(layer):
-        # PyTorch gave this one layer a class, which holds the computed weights and goes with them.
+        # PyTorch made a class for this one layer, which holds the computed weights. It becomes a new one.
         held = {k: v for k, v in vars(own).items() if k not in ("__dict__", "__weakref__")}
         layer.__class__ = type(own.__name__, (pruned_class(own.__bases__[0]),), held)
     elif not isinstance(layer, PrunedAttention):
         layer.__class__ = pruned_class(own)
-    # nn.TransformerEncoderLayer asks for this before it takes its fast path, which assumes that heads fill
-    # the width. It is true: queries, keys and values have another size than the inputs.
+    # nn.TransformerEncoderLayer takes its fast path only if this is True. That path assumes that heads fill
+    # the width. False is also correct: queries, keys and values differ in size from the inputs.
     layer._qkv_same_embed_dim = False
 
 
@@ -142,7 +143,7 @@ def _check_heads(layer: nn.MultiheadAttention, stays: Stays, inputs: tuple[str, 
     """Raise ApplyError unless queries, keys, values and outputs keep the same whole heads."""
     own = dict(layer.named_parameters())
     axes = [("out_proj.weight", 1), *((name, 0) for name in inputs)]
-    # A weight that is computed, by a parametrization, follows from parameters under other names.
+    # A weight that a parametrization computes is no parameter itself, so it is left out here.
     masks = [stays(*axis).reshape(-1, layer.num_heads, layer.head_dim) for axis in axes if axis[0] in own]
     if not all((mask == masks[0][:1, :, :1]).all() for mask in masks):
         raise ApplyError(
@@ -155,7 +156,7 @@ def _check_heads(layer: nn.MultiheadAttention, stays: Stays, inputs: tuple[str, 
 def multi_head_attention(
     query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
-    """`attend`, as one call for `torch.fx.symbolic_trace` and for modes, as PyTorch's own function is."""
+    """Call `attend`. Like PyTorch's own function, this is one call for `torch.fx` and for function modes."""
     inputs = (query, key, value)
     if has_torch_function(inputs):
         found: tuple[Tensor, Tensor | None] = handle_torch_function(
@@ -189,10 +190,11 @@ def attend(
     is_causal: bool = False,
     batch_first: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """`F.multi_head_attention_forward` for any number of heads of size `head_dim`, by ordinary operations.
+    """Compute `F.multi_head_attention_forward` for any number of heads, with ordinary operations.
 
-    Arguments and results are as there, but for `head_dim` in place of the embedding's size and the number of
-    heads, and for `batch_first`. Nested tensors are taken as `nn.TransformerEncoder` makes them.
+    Arguments and results are the same, with two exceptions: `head_dim` takes the place of the embedding size
+    and the number of heads, and `batch_first` is new. Nested tensors that `nn.TransformerEncoder` makes work
+    too.
     """
     lengths = None
     if query.is_nested or key.is_nested or value.is_nested:
@@ -211,7 +213,7 @@ def attend(
         )
     batched = query.dim() == 3
     if not batched:
-        alone = {id(x): x[None] for x in (query, key, value)}  # what is one tensor stays one
+        alone = {id(x): x[None] for x in (query, key, value)}  # equal tensors stay the same object
         query, key, value = (alone[id(x)] for x in (query, key, value))
         key_padding_mask = None if key_padding_mask is None else key_padding_mask[None]
     order = (0, 2, 1, 3) if batch_first or not batched else (1, 2, 0, 3)
@@ -248,13 +250,13 @@ _SIGNATURE = inspect.signature(F.multi_head_attention_forward)
 
 
 def head_size(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
-    """The size of a head in a call of `F.multi_head_attention_forward`."""
+    """Return the size of a head in a call of `F.multi_head_attention_forward`."""
     given = _SIGNATURE.bind(*args, **kwargs).arguments
     return int(given["embed_dim_to_check"]) // int(given["num_heads"])
 
 
 def has_head_size(size: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Whether `F.multi_head_attention_forward`, called like this, computes heads of this size."""
+    """Whether `F.multi_head_attention_forward`, called with these arguments, has heads of this size."""
     given = _SIGNATURE.bind(*args, **kwargs).arguments
     width = given["out_proj_weight"].shape[1]
     stated = given["query"].shape[-1], given["embed_dim_to_check"], given["num_heads"] * size
@@ -262,10 +264,10 @@ def has_head_size(size: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
 
 
 def with_head_size(size: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
-    """What `F.multi_head_attention_forward`, called like this, would return if heads had this size.
+    """Compute a call of `F.multi_head_attention_forward` with heads of this size.
 
     Raises:
-        ApplyError: If the call brings keys or values that are projected already.
+        ApplyError: The call passes keys or values that are projected already.
     """
     given = dict(_SIGNATURE.bind(*args, **kwargs).arguments)
     if given.pop("static_k", None) is not None or given.pop("static_v", None) is not None:
@@ -280,7 +282,7 @@ def with_head_size(size: int, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
 
 
 def _padded(nested: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor]:
-    """Sequences of different lengths as one tensor [batch, longest, inputs], and where it is padding."""
+    """Pad sequences to one tensor [batch, longest, inputs], and return a mask that is True for padding."""
     padded = torch.nested.to_padded_tensor(nested, 0.0)
     positions = torch.arange(padded.shape[1], device=padded.device)
     return padded, positions >= torch.tensor(lengths, device=padded.device)[:, None]
@@ -289,7 +291,7 @@ def _padded(nested: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor]:
 def _projected(
     query: Tensor, key: Tensor, value: Tensor, weights: Any, bias: Tensor | None
 ) -> tuple[Tensor, ...]:
-    """Queries, keys and values, from one weight for all [3 · width, inputs] or from three."""
+    """Compute queries, keys and values, from one weight [3 · width, inputs] or from three weights."""
     packed = isinstance(weights, Tensor)
     if packed and query is key and key is value:
         return F.linear(query, weights, bias).chunk(3, -1)
@@ -299,13 +301,13 @@ def _projected(
 
 
 def _as_position(bias: Tensor, heads: Tensor) -> Tensor:
-    """A bias [1, 1, heads · head_dim] as a position of keys or values [batch, heads, length, head_dim]."""
+    """Shape a bias [1, 1, heads · head_dim] as one more position of keys or values, in every sample."""
     batch, count, _, size = heads.shape
     return bias.view(1, count, 1, size).expand(batch, -1, -1, -1)
 
 
 def _merged(attn_mask: Tensor | None, key_padding_mask: Tensor | None, q: Tensor, keys: int) -> Tensor | None:
-    """Both masks as numbers to add to scores of `keys` keys, for queries [batch, heads, length, head_dim]."""
+    """Merge both masks to numbers that are added to the scores of queries and keys; None without masks."""
     batch, heads, length, _ = q.shape
     merged = None
     if attn_mask is not None:
@@ -331,7 +333,7 @@ def _merged(attn_mask: Tensor | None, key_padding_mask: Tensor | None, q: Tensor
 
 
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A mask as numbers: minus infinity where it is True."""
+    """Turn a mask into numbers: minus infinity where it is True."""
     if mask.dtype is torch.bool:
         return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, float("-inf"))
     return mask.to(dtype)

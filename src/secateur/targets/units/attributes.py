@@ -11,14 +11,14 @@ from torch import nn
 from secateur.targets.units.tensors import groups_after
 
 Stays = Callable[[str, int], NDArray[np.bool_]]
-"""(tensor's own name in the module, axis) -> which positions of the *old* axis stay."""
+"""A function from (name of a tensor in the layer, axis) to the positions of the old axis that stay."""
 
 Sizes = Mapping[str, object]
-"""Attribute -> new value."""
+"""Name of an attribute -> its new value."""
 
 
 def convolution(layer: nn.Module, stays: Stays) -> Sizes:
-    """`in_channels`, `out_channels` and `groups`, from a weight [out, in / groups, ...] or its transpose."""
+    """Return new `in_channels`, `out_channels` and `groups`."""
     groups = groups_after(stays("weight", 0), layer.groups)  # type: ignore[arg-type]
     first, second = int(stays("weight", 0).sum()), int(stays("weight", 1).sum()) * groups
     into, out = (first, second) if layer.transposed else (second, first)
@@ -26,40 +26,40 @@ def convolution(layer: nn.Module, stays: Stays) -> Sizes:
 
 
 def linear(layer: nn.Module, stays: Stays) -> Sizes:
-    """`in_features` and `out_features`."""
+    """Return new `in_features` and `out_features`."""
     return {"out_features": int(stays("weight", 0).sum()), "in_features": int(stays("weight", 1).sum())}
 
 
 def channel_norm(layer: nn.Module, stays: Stays) -> Sizes:
-    """`num_features`."""
+    """Return a new `num_features`."""
     tensor = "weight" if getattr(layer, "weight", None) is not None else "running_mean"
     return {} if getattr(layer, tensor, None) is None else {"num_features": int(stays(tensor, 0).sum())}
 
 
 def shape_norm(layer: nn.Module, stays: Stays) -> Sizes:
-    """`normalized_shape`."""
+    """Return a new `normalized_shape`."""
     rank = len(layer.normalized_shape)  # type: ignore[arg-type]
     return {"normalized_shape": tuple(int(stays("weight", k).sum()) for k in range(rank))}
 
 
 def group_norm(layer: nn.Module, stays: Stays) -> Sizes:
-    """`num_channels` and `num_groups`."""
+    """Return new `num_channels` and `num_groups`."""
     mask = stays("weight", 0)
     return {"num_channels": int(mask.sum()), "num_groups": groups_after(mask, layer.num_groups)}  # type: ignore[arg-type]
 
 
 def embedding(layer: nn.Module, stays: Stays) -> Sizes:
-    """`num_embeddings` and `embedding_dim`."""
+    """Return new `num_embeddings` and `embedding_dim`."""
     return {"num_embeddings": int(stays("weight", 0).sum()), "embedding_dim": int(stays("weight", 1).sum())}
 
 
 def slope(layer: nn.Module, stays: Stays) -> Sizes:
-    """`num_parameters`."""
+    """Return a new `num_parameters`."""
     return {"num_parameters": int(stays("weight", 0).sum())}
 
 
 def recurrent(layer: nn.Module, stays: Stays) -> Sizes:
-    """`input_size`, `hidden_size` and `proj_size`."""
+    """Return new `input_size`, `hidden_size` and `proj_size`."""
     sizes = {
         "input_size": int(stays("weight_ih_l0", 1).sum()),
         "hidden_size": int(stays("weight_hh_l0", 1).sum()),
@@ -80,18 +80,18 @@ LAYERS: tuple[tuple[tuple[type[nn.Module], ...], Callable[[nn.Module, Stays], Si
     ((nn.PReLU,), slope),
     ((nn.RNNBase,), recurrent),
 )
-"""Layer classes (and their subclasses) with the function that gives their attributes' new values."""
+"""Classes of layers, each with the function that returns new values of its attributes."""
 
 
 def follows(layer: nn.Module) -> bool:
-    """Whether all that such a layer holds of sizes is known, so that it works with smaller tensors."""
+    """Whether a layer's attributes with sizes are all known here, so that it works with smaller tensors."""
     return isinstance(layer, nn.MultiheadAttention) or any(
         isinstance(layer, classes) for classes, _ in LAYERS
     )
 
 
 def new_attributes(layer: nn.Module, stays: Stays) -> Sizes:
-    """The attributes of one layer after its tensors were cut; empty for a class that is not listed."""
+    """Return new values for the attributes of a layer whose tensors are cut; none for an unknown class."""
     for classes, function in LAYERS:
         if isinstance(layer, classes):
             return function(layer, stays)

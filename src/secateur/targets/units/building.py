@@ -1,4 +1,7 @@
-"""Builds the runnable graph of a captured program: tensors cut, constants recomputed, nothing baked in."""
+"""Build a runnable program with smaller tensors from a captured one.
+
+Constants in its calls are recomputed. Dtypes, devices and modes of the capture do not stay fixed.
+"""
 
 from __future__ import annotations
 
@@ -36,31 +39,31 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 def either(condition: bool, yes: Any, no: Any) -> Any:
-    """`yes` in training mode, `no` in evaluation mode."""
+    """Return `yes` if a condition is true, else `no`: for values that follow the training mode."""
     return yes if condition else no
 
 
 def limit(dtype: torch.dtype, name: str, times: float) -> float:
-    """A limit of a floating dtype, such as its smallest number, times a number."""
+    """Return a limit of a floating dtype, such as its smallest number, times a number."""
     return float(getattr(torch.finfo(dtype), name)) * times
 
 
 def build(
     model: nn.Module, program: ExportedProgram, constants: Constants, facts: Facts
 ) -> tuple[nn.Module, fx.Graph]:
-    """What a program runs after a plan.
+    """Build what a captured program is after a plan.
 
     Args:
         model: The dense model; its tensors are copied.
-        program: What was captured of it.
-        constants: How operators' arguments follow the plan.
-        facts: What else they follow.
+        program: Its captured program.
+        constants: Says how the arguments of operators change with the plan.
+        facts: Says which arguments depend on dtypes, devices and modes.
 
     Returns:
         A module that holds the tensors under the model's names, and the graph that reads them.
 
     Raises:
-        ApplyError: If an operator's constants cannot follow.
+        ApplyError: The arguments of some operator cannot be changed as the plan needs.
     """
     builder = _Builder(model, program, constants, facts)
     builder.build()
@@ -78,9 +81,11 @@ class _Builder:
         self.out = fx.Graph()
         self.made: dict[fx.Node, Any] = {}
         self.names: dict[fx.Node, str] = {}
-        self.plain: dict[fx.Node, str] = {}  # constants, which are no buffers
-        self.anew: set[fx.Node] = set()  # generators of random numbers that forward makes in each call
-        self.places: dict[torch.device, fx.Node] = {}  # a tensor of the model or an input on each device
+        self.plain: dict[fx.Node, str] = {}  # names of constants, which are not buffers
+        self.anew: set[fx.Node] = set()  # generators that forward makes anew in each call
+        self.places: dict[
+            torch.device, fx.Node
+        ] = {}  # for each device, a tensor of the model or an input there
         self.positions = 0
 
     def build(self) -> None:
@@ -113,10 +118,10 @@ class _Builder:
     # Tensors
 
     def _state(self, node: fx.Node, kind: InputKind, name: str, shared: dict[int, torch.Tensor]) -> None:
-        """Register a cut tensor under its own name, tied ones as one object."""
+        """Register a tensor, cut, under its own name. Tied tensors stay one object."""
         try:
             tensor = tensor_called(self.model, name)
-        except ApplyError:  # a constant that capture lifted out of forward()
+        except ApplyError:  # a constant that forward() makes
             _, tensor = self.facts.constants.get(name, (None, tensor_of(self.program, name)))
         if id(tensor) not in shared:
             masks = self.constants.kept(node)
@@ -145,14 +150,14 @@ class _Builder:
         return holder
 
     def _nested(self, name: str) -> fx.Node:
-        """A region that capture keeps as a program of its own; what it touches is frozen, so it fits."""
+        """Register a nested program as it is: all that it reads is frozen."""
         self.root.add_module(name, duplicate(self.program.graph_module.get_submodule(name)))
         return self.out.get_attr(name)
 
     # Arguments
 
     def _argument(self, argument: Any) -> Any:
-        """The new program's counterpart of an argument; tensors of the model are fetched when first used."""
+        """Return the argument in the new program. Tensors of the model are read when first used."""
         if isinstance(argument, fx.Node):
             if argument not in self.made:
                 self.made[argument] = self._fetched(argument)
@@ -171,7 +176,7 @@ class _Builder:
         return argument
 
     def _fetched(self, node: fx.Node) -> fx.Node:
-        """A tensor of the model. Constants stay on the device of the model, and keep or follow a dtype."""
+        """Read a tensor of the model. A constant follows the model's device, and a dtype if that decides."""
         made = self.out.get_attr(self.names[node])
         if node in self.anew:
             return self.out.call_method("clone_state", (made,))
@@ -187,7 +192,7 @@ class _Builder:
         return self.out.call_function(getattr, (node, name))
 
     def _dtype(self, source: Source) -> fx.Node:
-        """The dtype of a value, when the program runs."""
+        """Return a node that gives the dtype of a value when the program runs."""
         if source == DEFAULT:
             return self.out.call_function(torch.get_default_dtype)
         return self._attribute(self._argument(self.steps.behind[source]), "dtype")
@@ -202,7 +207,7 @@ class _Builder:
         return self._argument(arguments)
 
     def _following(self, node: fx.Node) -> dict[Place, Any]:
-        """What arguments of a call follow, in the new program."""
+        """Return nodes that compute those arguments of a call that depend on how the program is run."""
         if node not in self.steps.number:
             return {}
         captured = dict(arguments(node))
@@ -212,7 +217,7 @@ class _Builder:
     def _value(self, node: fx.Node, captured: Any, rule: Rule) -> Any:
         if rule.source is None:
             path = _running(node)
-            self._holder(path)  # it has a mode of its own
+            self._holder(path)  # makes sure that the module exists
             flag = self.out.create_node("get_attr", f"{path}.training" if path else "training")
             if (captured, rule.training) == (False, True):
                 return flag
@@ -241,7 +246,7 @@ class _Builder:
         mapped = self._map(given)
         for (name, *entries), value in following.items():
             mapped[name] = _with(mapped.get(name), tuple(entries), value)
-        args, kwargs, positional = [], {}, True  # until an argument is left out
+        args, kwargs, positional = [], {}, True  # as long as no argument is left out
         for argument in schema.arguments:
             if argument.name not in mapped:
                 positional = False
@@ -252,18 +257,18 @@ class _Builder:
         return self._emit(node, target, tuple(args), kwargs)
 
     def _emit(self, node: fx.Node, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
-        """A call in the modes of the captured one; arithmetic on sizes knows no modes."""
+        """Add a call with the modes of the captured one. Arithmetic on sizes needs no modes."""
         modes = modes_of(node)
         if modes and isinstance(target, torch._ops.OpOverload):
             return self.out.call_function(in_modes, (modes, target, *args), kwargs)
         return self.out.call_function(target, args, kwargs)
 
     def _batch_norm(self, node: fx.Node) -> str | None:
-        """Turn the tensors of a batch-norm call, if they are one layer's, into a layer; returns its path."""
+        """Register a layer for a batch-norm call whose tensors belong to one layer, and return its path."""
         given: tuple[Any, ...] = node.args
         tensors = dict(zip(("weight", "bias", "running_mean", "running_var"), given[1:5], strict=True))
         path = self.names.get(tensors["running_mean"], "").rpartition(".")[0]
-        by_batch = given[5] is True  # even in evaluation mode
+        by_batch = given[5] is True  # some layers do so even in evaluation mode
         if (
             by_batch
             or not path
@@ -286,7 +291,7 @@ class _Builder:
         return path
 
     def _momentum(self, path: str, given: tuple[Any, ...]) -> float | None:
-        """The layer's own: capture writes 0 where it is None, an average over all batches."""
+        """Return the momentum of the layer. It may be None, for which a capture writes 0."""
         layer = self.model.get_submodule(path)
         if isinstance(layer, nn.modules.batchnorm._NormBase):
             return layer.momentum
@@ -325,24 +330,26 @@ class _Builder:
 
 
 def _keeps(model: nn.Module, generator: torch.Generator) -> bool:
-    """Whether a captured generator is one that a model, or its code, keeps from call to call."""
+    """Whether a model, or its code, keeps a generator of random numbers between calls."""
     for module in model.modules():
         code = getattr(type(module).forward, "__globals__", {})
         held = [v for v in (*vars(module).values(), *code.values()) if isinstance(v, torch.Generator)]
-        if any(torch.equal(v.get_state(), generator.get_state()) for v in held):  # capture makes copies
+        if any(
+            torch.equal(v.get_state(), generator.get_state()) for v in held
+        ):  # a capture copies generators
             return True
     return False
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What an argument follows.
+    """What an argument depends on.
 
     Attributes:
-        source: The value that it is, or whose dtype it follows; None for one that follows the training mode.
-        dtype: Whether it is the dtype of that.
-        limit: The name of a limit of that dtype, and a factor.
-        training: Its value in training mode.
+        source: The value that the argument is, or whose dtype decides it. None if the training mode does.
+        dtype: Whether the argument is the dtype of `source`.
+        limit: The name of a limit of that dtype, and a factor, if the argument is such a number.
+        training: The value of the argument in training mode.
     """
 
     source: Source | None = None
@@ -352,7 +359,7 @@ class Rule:
 
 
 def _rules(facts: Facts) -> dict[int, dict[Place, Rule]]:
-    """What the arguments of each call follow."""
+    """Return, for the arguments of each call, what they depend on."""
     found: dict[int, dict[Place, Rule]] = {}
     for (call, place), source in facts.sources.items():
         found.setdefault(call, {})[place] = Rule(source)
@@ -366,13 +373,13 @@ def _rules(facts: Facts) -> dict[int, dict[Place, Rule]]:
 
 
 def _running(node: fx.Node) -> str:
-    """The path of the innermost module that was running."""
+    """Return the path of the innermost module that was running."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     return re.sub(r"@\d+", "", stack[-1][0]) if stack else ""
 
 
 def _with(container: Any, entries: Place, value: Any) -> Any:
-    """The same argument with another value at one entry of its lists."""
+    """Return an argument with another value at one entry of its lists."""
     if not entries:
         return value
     first, *rest = entries
@@ -380,7 +387,7 @@ def _with(container: Any, entries: Place, value: Any) -> Any:
 
 
 class _NoGradient(torch.autograd.Function):
-    """The identity; to differentiate it is refused."""
+    """The identity, which cannot be differentiated."""
 
     @staticmethod
     def forward(ctx: Any, value: torch.Tensor, why: str) -> torch.Tensor:
@@ -393,7 +400,7 @@ class _NoGradient(torch.autograd.Function):
 
 
 def without_gradient(value: Any, why: str) -> Any:
-    """The same value; a backward pass through it raises an ApplyError that says why."""
+    """Return the value. A backward pass through it raises an ApplyError with the reason."""
     if isinstance(value, torch.Tensor) and value.requires_grad:
         return _NoGradient.apply(value, why)  # type: ignore[no-untyped-call]
     return value

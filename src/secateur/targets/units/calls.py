@@ -1,7 +1,7 @@
-"""Calls of torch functions that hold sizes, positions or counts: how to read and change them.
+"""Calls of torch functions with sizes, positions or counts in their arguments: reading and changing them.
 
 A call is seen as the user's code makes it: ``x.view(2, -1, 8)``, ``torch.zeros(8, 1)``, ``x[:, :8]``. It
-consists of the steps of `secateur.targets.units.needs`.
+consists of steps, and what a step needs to pass is a `Need`: see `secateur.targets.units.needs`.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ _FAMILIES = {
     "take": ("slice", "narrow", "select", "index", "index_select", "__getitem__", "__setitem__"),
 }  # fmt: skip
 FAMILIES = {name: family for family, names in _FAMILIES.items() for name in names}
-"""Name of a torch function, or of an ATen operator, -> its family."""
+"""Name of a torch function or an ATen operator -> its family."""
 
 _PLACES = {
     "conv": ("groups", 6), "group_norm": ("num_groups", 1), "layer_norm": ("normalized_shape", 1),
     "pad": ("pad", 1), "roll": ("shifts", 1),
 }  # fmt: skip
-"""Where these hold their number: the keyword, and the number of the positional argument."""
+"""Family -> the argument that has its number: the keyword, and the index of the positional argument."""
 
 
 def steps_of(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Step]:
-    """The steps of a call of the torch function `name`; none if it holds no sizes."""
+    """Return the steps of a call of the torch function `name`; none if it passes no sizes."""
     family = FAMILIES.get(name)
     if family is None or (family == "scale" and factor_of(args, kwargs) is None):
         return []
@@ -67,7 +67,7 @@ def steps_of(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Ste
 
 
 def factor_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> float | None:
-    """The number that a call multiplies with or divides by; None if it does neither with a plain number."""
+    """Return the plain number that a call multiplies or divides by; None if there is none."""
     given = _factor(args, kwargs)
     known = isinstance(given, int | float) and not isinstance(given, bool)
     return float(plain(given)) if known or _is_traced(given) else None
@@ -78,7 +78,7 @@ def _factor(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
 
 
 def _is_traced(value: Any) -> bool:
-    """Whether a value is a number that ``torch.jit.trace`` reads off a tensor, which is a tensor there."""
+    """Whether a value is a size under ``torch.jit.trace``, where sizes are tensors."""
     tracing = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
     return tracing and isinstance(value, torch.Tensor) and value.ndim == 0
 
@@ -88,7 +88,7 @@ def _components(key: Any) -> list[Any]:
 
 
 def _index_steps(x: torch.Tensor, key: Any) -> list[Step]:
-    """Slices and numbers in order, each with the axis that it has by then; index tensors come last."""
+    """Return a step for each slice and number of an index, with its axis there; index tensors come last."""
     parts = _components(key)
     consumed = sum(_consumes(part) for part in parts)
     steps: list[Step] = []
@@ -114,7 +114,7 @@ def _index_steps(x: torch.Tensor, key: Any) -> list[Step]:
 
 
 def _consumes(part: Any) -> int:
-    """How many axes a component of an index stands for."""
+    """Return how many axes a component of an index stands for."""
     if part is None or part is Ellipsis or isinstance(part, bool):
         return 0
     if isinstance(part, torch.Tensor) and part.dtype in (torch.bool, torch.uint8):
@@ -123,11 +123,11 @@ def _consumes(part: Any) -> int:
 
 
 def fits(name: str, step: Step, need: Need, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
-    """Whether a call, as the smaller model makes it, already says what is needed."""
+    """Whether a call of the smaller model already passes what is needed."""
     if isinstance(need, Sizes):
         found = _sizes(name, args, kwargs)
         if found is None:
-            return True  # read off a tensor, which is smaller already
+            return True  # read from a tensor, which is smaller already
         values, offset, _ = found
         return all(
             not 0 <= axis - offset < len(values) or values[axis - offset] in (-1, new)
@@ -148,9 +148,9 @@ def fits(name: str, step: Step, need: Need, args: Sequence[Any], kwargs: dict[st
 
 
 def stated(name: str, step: Step, args: Sequence[Any], kwargs: dict[str, Any]) -> Need | None:
-    """What a call of the dense model says, for one that has to say the same in the smaller model.
+    """Return what a call of the dense model passes, as a need: the smaller model has to pass the same.
 
-    None for positions in a tensor.
+    None if positions are in a tensor.
     """
     if step.family == "take":
         if not isinstance(_component(name, step, args, kwargs), int | slice):
@@ -171,7 +171,7 @@ def stated(name: str, step: Step, args: Sequence[Any], kwargs: dict[str, Any]) -
 def wanted(
     name: str, step: Step, need: Need, args: Sequence[Any], kwargs: dict[str, Any]
 ) -> list[tuple[Any, int]]:
-    """Numbers in a call of the dense model, each with what it has to become."""
+    """Return the numbers in a call of the dense model that must change, each with its new value."""
     if isinstance(need, Sizes):
         found = _sizes(name, args, kwargs)
         values, offset = found[:2] if found is not None else ([], 0)
@@ -205,9 +205,10 @@ def wanted(
 
 
 def observed(name: str, need: Need, args: Sequence[Any], kwargs: dict[str, Any]) -> Need:
-    """The need with what the smaller model's code says without help, as far as it can be read.
+    """Add to a need what the smaller model's code passes now, as far as it can be read.
 
-    Of sizes, those that differ: also ones that should have stayed, as in ``x.shape[-1] // self.heads``.
+    Of several sizes, those that are wrong are returned. They may also be sizes that should have stayed, as in
+    ``x.shape[-1] // self.heads``.
     """
     if isinstance(need, Factor):
         return Factor(need.value, factor_of(args, kwargs) or 1.0)
@@ -221,7 +222,7 @@ def observed(name: str, need: Need, args: Sequence[Any], kwargs: dict[str, Any])
 
 
 def numbers(*arguments: Any) -> list[int]:
-    """All integers in the arguments of a call, those in slices too."""
+    """Return all integers in the arguments of a call, also those in slices."""
     found: list[int] = []
     for value in arguments:
         if isinstance(value, int) and not isinstance(value, bool):
@@ -236,7 +237,7 @@ def numbers(*arguments: Any) -> list[int]:
 
 
 def count(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> int:
-    """How many sizes, or numbers of another kind, a call has."""
+    """Return how many sizes, or other numbers, a call passes."""
     family = FAMILIES.get(name, "")
     if family == "range" or family in _PLACES:
         given = _number(family, args, kwargs)
@@ -246,10 +247,10 @@ def count(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> int:
 
 
 def changed(name: str, step: Step, need: Need, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
-    """The arguments of a call with one step changed to what is needed.
+    """Return the arguments of a call, with one step changed to what is needed.
 
     Raises:
-        ValueError: If a size is none that can follow.
+        ValueError: A size does not divide as it would have to.
     """
     if isinstance(need, Sizes):
         found = _sizes(name, args, kwargs)
@@ -286,7 +287,7 @@ def _source(args: Sequence[Any], kwargs: dict[str, Any]) -> torch.Tensor:
 
 
 def split(need: Parts, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """What a split of any kind gives once its parts have their new sizes."""
+    """Compute a split of any kind with the new sizes of its parts."""
     return torch.split(_source(args, kwargs), list(need.sizes), need.dim)
 
 
@@ -296,9 +297,12 @@ _SIZE_WORDS = ("size", "shape", "sizes", "dims", "repeats")
 def _sizes(
     name: str, args: Sequence[Any], kwargs: dict[str, Any]
 ) -> tuple[list[int], int, Callable[[list[int]], Arguments]] | None:
-    """The sizes in a call, the axis of the first, and a way to build the call with others; None for none."""
+    """Return the sizes in a call, the axis of the first one, and a function that builds the call with others.
+
+    None if the call passes no sizes.
+    """
     start = 0 if name in _CREATORS else 2 if name == "unflatten" else 1
-    if name in ("randint", "normal"):  # behind one or two numbers
+    if name in ("randint", "normal"):  # the sizes come after one or two numbers
         start = next((k for k, value in enumerate(args) if _is_sizes(value)), len(args))
     given = list(args[start:])
     if given and _is_size(given[0]):
@@ -327,7 +331,7 @@ def _sizes(
 
 
 def _offset(name: str, args: Sequence[Any], kwargs: dict[str, Any], count: int) -> int:
-    """The axis of the result that the first size is of."""
+    """Return the axis of the result to which the first size belongs."""
     if name == "unflatten":
         dim = int(kwargs.get("dim", args[1] if len(args) > 1 else 0))
         return dim % int(args[0].ndim)
@@ -335,18 +339,18 @@ def _offset(name: str, args: Sequence[Any], kwargs: dict[str, Any], count: int) 
 
 
 def _is_size(value: Any) -> bool:
-    """Whether a value is a size; those that ``torch.jit.trace`` reads off a tensor are tensors."""
+    """Whether a value is a size. Under ``torch.jit.trace``, sizes are tensors."""
     if isinstance(value, torch.Tensor):
         return _is_traced(value) and not value.is_floating_point()
     return isinstance(value, int | torch.SymInt) and not isinstance(value, bool)
 
 
 def plain(size: Any) -> Any:
-    """A size as a number that can be compared."""
+    """Turn a size into a number that can be compared."""
     if not isinstance(size, torch.Tensor):
         return size
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the tracer fears a decision, which is only on what is mended
+        warnings.simplefilter("ignore")  # the tracer warns of decisions, but this decides only what is mended
         return size.item()
 
 
@@ -355,11 +359,11 @@ def _is_sizes(value: Any) -> bool:
 
 
 def _part_sizes(name: str, args: Sequence[Any], kwargs: dict[str, Any], dim: int) -> tuple[int, ...]:
-    """The sizes of the parts that a split gives, from its arguments."""
+    """Return the sizes of the parts that a split gives, as its arguments say."""
     if "tensor_split" not in name:
         for given in (*args[1:2], *kwargs.values()):
             if isinstance(given, list | tuple):
-                return tuple(given)  # they need not sum up to what is there
+                return tuple(given)  # in the smaller model they may not sum to the axis
     x = _source(args, kwargs)
     probe = torch.empty([1 if k != dim else n for k, n in enumerate(x.shape)], device="meta")
     how = dict(kwargs)
@@ -377,7 +381,7 @@ def _positions(need: Positions) -> tuple[int, ...] | int:
 
 
 def _reads(name: str, step: Step, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """The positions that a step reads of its axis in the smaller model; a number for a single one."""
+    """Return the positions that a step reads of its axis; a number if it is a single one."""
     component = _component(name, step, args, kwargs)
     size = args[0].shape[_own_axis(name, step, args)]
     if isinstance(component, slice):
@@ -391,7 +395,7 @@ def _reads(name: str, step: Step, args: Sequence[Any], kwargs: dict[str, Any]) -
 
 
 def _own_axis(name: str, step: Step, args: Sequence[Any]) -> int:
-    """The axis of the tensor itself: numbers before it in an index have each taken one away."""
+    """Return the axis of the tensor that a step reads: each number before it in an index removed one."""
     if name not in ("__getitem__", "__setitem__"):
         return step.dim
     before = _components(args[1])[: step.part]
@@ -436,7 +440,7 @@ _RANGE_WORDS = ("start", "end", "step")
 
 
 def _range(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
-    """The numbers of a range, as far as they are said."""
+    """Return the numbers that a call of ``arange`` passes."""
     return (*map(plain, args), *(plain(kwargs[word]) for word in _RANGE_WORDS if word in kwargs))
 
 

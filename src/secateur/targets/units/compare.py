@@ -1,4 +1,4 @@
-"""How far apart two models' outputs are."""
+"""Running two models on the same inputs and random numbers, and comparing their outputs."""
 
 from __future__ import annotations
 
@@ -20,13 +20,16 @@ from secateur.targets.units.draws import Draws
 M = TypeVar("M", bound=nn.Module)
 
 SAME = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 5e-2}
-"""Relative difference below which two forms count as equal; they may sum in another order."""
+"""The relative difference up to which two forms count as equal. They may add numbers in another order."""
 
 
 class Way(NamedTuple):
-    """How a model is run: in which mode, and by which method if not by calling it.
+    """How to run a model.
 
-    Gradients are on in training mode; in evaluation mode only if `gradients` says so.
+    Attributes:
+        training: Whether in training mode, with gradients.
+        method: The method to call; empty for ``forward``.
+        gradients: Whether gradients are on in evaluation mode too.
     """
 
     training: bool = False
@@ -34,7 +37,7 @@ class Way(NamedTuple):
     gradients: bool = False
 
     def __str__(self) -> str:
-        """Words behind the sizes; none for a plain run."""
+        """The words that follow the sizes in a message; empty for a plain run."""
         called = f" of method {self.method}" if self.method else ""
         return f"{called} in training mode" if self.training else called
 
@@ -42,7 +45,7 @@ class Way(NamedTuple):
 PLAIN = Way()
 
 Runs = Callable[[tuple[Any, ...], Mapping[str, Any], Draws], list[torch.Tensor]]
-"""Runs a model on arguments."""
+"""A function that runs a model on arguments and returns its output tensors."""
 
 
 def run(
@@ -53,14 +56,14 @@ def run(
     way: Way = PLAIN,
     state: State | None = None,
 ) -> list[torch.Tensor]:
-    """The output tensors of a model, flat.
+    """Run a model and return its output tensors, flattened.
 
     Args:
         model: Any module; it is left as it was.
         args: Positional arguments.
         kwargs: Keyword arguments.
-        draws: The random numbers, for what is compared with another run.
-        way: In which mode, by which method, and whether with gradients.
+        draws: The random numbers to use, if the outputs are compared with another run.
+        way: How to run the model.
         state: The model's state, if it is known already.
     """
     shared = draws.shared() if draws is not None else nullcontext()
@@ -80,14 +83,14 @@ def run_both(
     kwargs: Mapping[str, Any],
     draws: Draws,
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """The output tensors of two models that draw the same random numbers.
+    """Run two models with the same random numbers and return the output tensors of both.
 
     Args:
         ours: Runs one model.
         theirs: Runs the other.
         args: Positional arguments.
         kwargs: Keyword arguments.
-        draws: The numbers, to look at afterwards or to use again.
+        draws: The random numbers to use.
     """
     got, wanted = (runs(args, kwargs, draws) for runs in (ours, theirs))
     if draws.narrowed:
@@ -96,9 +99,10 @@ def run_both(
 
 
 def relative_difference(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> float:
-    """The largest over outputs of max|a - b| / max|b|; infinite if shapes or numbers of outputs differ.
+    """Compute the largest max|a - b| / max|b| over all outputs; infinite if their number or shapes differ.
 
-    Positions that are not finite in both count as equal (masks filled with -inf), in one as infinite.
+    Positions that are not finite in both, such as masks filled with -inf, count as equal. Where only one is
+    not finite, the result is infinite.
     """
     if len(ours) != len(theirs) or any(a.shape != b.shape for a, b in zip(ours, theirs, strict=True)):
         return float("inf")
@@ -130,7 +134,7 @@ _DOUBLE = {
 def _grouped_product(
     rows: torch.Tensor, matrices: torch.Tensor, offs: torch.Tensor, *_: Any, **__: Any
 ) -> torch.Tensor:
-    """Rows [rows, in] up to each offset, times one of the matrices [matrices, in, out] after the other."""
+    """Multiply rows [rows, in] by matrices [matrices, in, out]: up to each offset by the next matrix."""
     ends = [0, *offs.tolist()]
     parts = [rows[a:b] @ matrix for a, b, matrix in zip(ends, ends[1:], matrices, strict=False)]
     return torch.cat([*parts, rows.new_zeros(len(rows) - ends[-1], matrices.shape[2])])
@@ -141,11 +145,11 @@ _WITHOUT_DOUBLE = {
     for name, function in {"_grouped_mm": _grouped_product}.items()
     if hasattr(torch.ops.aten, name)
 }
-"""Operators whose kernels know no float64, with what computes the same."""
+"""Operators that have no kernel for float64, each with a function that computes the same."""
 
 
 class _AllDouble(TorchDispatchMode):
-    """Every operator that names a floating dtype gets float64: models cast inside their forward pass."""
+    """Inside, every operator with a floating dtype as argument gets float64: models cast in their forward."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -158,7 +162,7 @@ class _AllDouble(TorchDispatchMode):
 
 
 def _names_dtype(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    """Whether an operator gets a dtype; none takes a list of them."""
+    """Whether an argument of an operator is a dtype. No operator takes a list of dtypes."""
     return any(isinstance(v, torch.dtype) for v in args) or any(
         isinstance(v, torch.dtype) for v in kwargs.values()
     )
@@ -166,7 +170,7 @@ def _names_dtype(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
 
 @contextmanager
 def all_double() -> Iterator[None]:
-    """Inside, whatever a model casts to float32 or less is float64."""
+    """Inside, a model that casts to float32 or less gets float64."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
@@ -183,7 +187,7 @@ def run_in_double(
     draws: Draws | None = None,
     way: Way = PLAIN,
 ) -> list[torch.Tensor]:
-    """`run` on a float64 copy of the model and of the inputs, whatever casts the model makes."""
+    """Run a float64 copy of a model on float64 inputs, whatever the model casts to; see `run`."""
     return run_doubled(double_copy(model), args, kwargs, draws, way)
 
 
@@ -195,7 +199,7 @@ def run_doubled(
     way: Way = PLAIN,
     state: State | None = None,
 ) -> list[torch.Tensor]:
-    """`run_in_double` for a model that is a float64 copy already."""
+    """Run a model that is a float64 copy already on float64 inputs; see `run`."""
     args, kwargs = doubled(args, kwargs)
     with all_double():
         return run(double, args, kwargs, draws, way, state)
@@ -206,24 +210,24 @@ class Double:
 
     Attributes:
         model: The copy.
-        state: Its state, which is put back after each pass. What `State` does not see is left as
-            the pass left it, for example a random generator of Python's.
+        state: The state of the copy, which is restored after each pass. What `State` does not cover, such as
+            a random generator of Python's, is not restored.
     """
 
     def __init__(self, model: nn.Module, *, own: bool = False) -> None:
-        """Make the copy; `own`: the model is a copy that nothing else needs, which is changed instead."""
+        """Make the copy. With `own`, the model itself is changed, since nothing else needs it."""
         self.model = in_double(model) if own else double_copy(model)
         self.state = State(self.model)
 
     def run(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], draws: Draws | None = None, way: Way = PLAIN
     ) -> list[torch.Tensor]:
-        """`run_in_double` of the model."""
+        """Run the copy on float64 inputs; see `run`."""
         return run_doubled(self.model, args, kwargs, draws, way, self.state)
 
 
 def doubled(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments with floats in float64, and complex numbers of two of these."""
+    """Convert floats in arguments to float64, and complex numbers to complex128."""
     found: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map_only(
         torch.Tensor, lambda t: _double(t.detach()), (args, dict(kwargs))
     )
@@ -231,12 +235,12 @@ def doubled(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any
 
 
 def double_copy(model: M) -> M:
-    """A copy whose parameters, buffers and tensor attributes hold float64."""
+    """Copy a model, with parameters, buffers and tensor attributes in float64."""
     return in_double(duplicate(model))
 
 
 def in_double(model: M) -> M:
-    """The model itself, once its parameters, buffers and tensor attributes hold float64."""
+    """Convert parameters, buffers and tensor attributes of a model to float64, in place; return the model."""
     double = model.double()
     for module in double.modules():
         for held in (module._parameters, module._buffers):

@@ -1,4 +1,4 @@
-"""Several rounds as one decision: a plan for the dense model that does what plan after plan did."""
+"""Several plans in a row as one plan for the dense model."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ Gone = Mapping[str, Mapping[int, NDArray[np.int64]]]
 
 
 def compose(first: Record, then: Record) -> Record:
-    """The record of a model that was pruned twice, as if once.
+    """Make one record for a model that was pruned twice.
 
     Args:
-        first: What was done to the dense model.
-        then: What was done to the result.
+        first: The record of the first pruning, of the dense model.
+        then: The record of the second pruning, of its result.
 
     Returns:
-        A record whose plan is for the dense model. Its allocator, settings and budget are those of `then`; it
-        has no certificates, since they are about one round.
+        A record whose plan is for the dense model. Its allocator, settings and budget are those of `then`. It
+        has no certificates, since each of them is about one pruning only.
     """
     captured = {*first.captured, *then.captured}
     outermost = (p for p in captured if not any(p.startswith(f"{other}.") for other in captured))
@@ -40,17 +40,17 @@ def compose(first: Record, then: Record) -> Record:
 
 
 def compose_plans(earlier: Plan, later: Plan) -> Plan:
-    """One plan for the dense model that does what two did, one after the other; see `compose`.
+    """Make one plan for the dense model that removes what two plans in a row remove.
 
     Raises:
-        PlanError: The later plan removes units that are not those the earlier one left.
+        PlanError: The later plan removes units that the dense model does not have.
     """
     gone = removed_positions(earlier)
     more = {group.name: group for group in later.groups}
     if odd := [name for name in split(later.groups, earlier) if more[name].removed]:
         raise PlanError(
-            f"compose: expected a second plan about what the first one left of each group, got group "
-            f"{odd[0]!r}, whose units are others. Do leave it alone in the second plan."
+            f"compose: expected a second plan for the units that the first one left, got group "
+            f"{odd[0]!r}, whose units are others. Leave this group whole in the second plan."
         )
     apart = set(split(later.groups, earlier))
     groups = tuple(
@@ -71,17 +71,17 @@ def compose_plans(earlier: Plan, later: Plan) -> Plan:
 
 
 def split(groups: Iterable[Group | GroupDecision], earlier: Plan) -> tuple[str, ...]:
-    """Groups of a pruned model whose units are not those that are left of a group of the dense one.
+    """Return the groups of a pruned model whose units are not units of the dense model.
 
-    An example: where one block of a grouped convolution is left, its channels can go one by one. In the
-    dense model they cannot, so a plan for the dense model cannot say that.
+    An example is a grouped convolution of which one block is left. Then its channels can be removed one by
+    one. In the dense model they cannot, so no plan for the dense model can say that.
     """
     before = {group.name: group for group in earlier.groups}
     return tuple(g.name for g in groups if g.name not in before or not _same(before[g.name], g))
 
 
 def _same(group: GroupDecision, more: Group | GroupDecision) -> bool:
-    """Whether `more` is what is left of `group`."""
+    """Whether `more`, of a pruned model, has exactly the units that are left of `group`."""
     return group.kept == more.size and _axes(group) == _axes(more)
 
 
@@ -107,12 +107,12 @@ def _with(piece: SliceDecision, removed: set[int]) -> SliceDecision:
 
 
 def _dense(piece: SliceDecision, gone: Gone) -> set[int]:
-    """The positions that a slice loses, counted in the dense model."""
+    """Return the positions that a slice of the pruned model loses, as positions in the dense model."""
     earlier = gone.get(piece.tensor, {}).get(piece.axis, np.zeros(0, np.int64))
     return {int(p) for p in _before(np.array(piece.removed, np.int64), earlier)}
 
 
 def _before(positions: NDArray[np.int64], removed: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where positions were before others (ascending) were removed."""
+    """Return where positions were before the positions `removed` (ascending) were removed."""
     shift = np.searchsorted(removed - np.arange(len(removed)), positions, side="right")
     return np.asarray(positions + shift, np.int64)

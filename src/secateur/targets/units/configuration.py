@@ -1,4 +1,4 @@
-"""Numbers in a Hugging Face configuration: found, changed in a copy, and set in a model."""
+"""Reading and changing numbers in a Hugging Face configuration."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from secateur.errors import ArtefactError
 from secateur.targets.experts.empty import empty_weights
 
 Changes = Mapping[str, Any]
-"""Path of a number below a configuration -> its value: ``num_heads``, ``text_config.num_heads``, ``widths.0``
-in a list, ``per_layer_config.3.num_heads`` for one layer."""
+"""Path of a number in a configuration -> its value. Paths are ``num_heads``, ``text_config.num_heads``,
+``widths.0`` in a list, or ``per_layer_config.3.num_heads`` for a single layer."""
 
 LAYERS = "per_layer_config"
-"""The field in which Transformers keeps what it should take for single layers instead."""
+"""The field in which Transformers keeps numbers for single layers."""
 
 
 def has_configuration(model: nn.Module) -> bool:
@@ -31,7 +31,7 @@ def has_configuration(model: nn.Module) -> bool:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Without warnings and what Transformers logs; random state is as before afterwards."""
+    """Inside, there are no warnings and no logs of Transformers. Random state is restored afterwards."""
     log = logging.getLogger("transformers")
     level = log.level
     with warnings.catch_warnings(), seeded(0):
@@ -44,7 +44,7 @@ def quietly() -> Iterator[None]:
 
 
 def holders_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """A configuration and those that it holds, each with the path that its fields begin with."""
+    """Yield a configuration and those inside it, each with the prefix of its paths."""
     yield prefix, config
     for name, value in list(vars(config).items()):
         if hasattr(value, "to_dict") and not isinstance(value, type):
@@ -52,16 +52,16 @@ def holders_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def named(config: Any, name: str) -> int | None:
-    """The number that a configuration gives under a common name of Transformers, if it gives one."""
+    """Return the number that a configuration has under a common name of Transformers; None if it has none."""
     try:
         value = getattr(config, name, None)
-    except Exception:  # it differs from layer to layer
+    except Exception:  # the number differs between layers
         return None
     return value if isinstance(value, int) else None
 
 
 def numbers_of(config: Any) -> Iterator[tuple[str, int | float]]:
-    """The numbers from which a size may follow, by path: integers from two, other numbers from one."""
+    """Return the numbers that may decide a size, by path: integers of at least 2, others of at least 1."""
     for prefix, holder in holders_of(config):
         for name, value in holder.to_dict().items():
             entries = {f"{prefix}{name}": value}
@@ -77,14 +77,14 @@ def numbers_of(config: Any) -> Iterator[tuple[str, int | float]]:
 
 
 def changed_configuration(config: Any, changes: Changes) -> Any:
-    """A copy with other numbers, as it is once written and loaded; raises what the configuration raises."""
+    """Copy a configuration with other numbers, by writing and loading it. Its own errors are raised."""
     changed = copy.deepcopy(config)
     for path, value in changes.items():
         set_number(changed, path, value)
     if not hasattr(type(changed), "from_dict"):
         return changed
     loaded = type(changed).from_dict(changed.to_dict())
-    if getattr(config, "_attn_implementation", None) is not None:  # which no file holds
+    if getattr(config, "_attn_implementation", None) is not None:  # not saved in a file
         loaded._attn_implementation = config._attn_implementation
     return loaded
 
@@ -93,7 +93,7 @@ def set_number(config: Any, path: str, value: Any) -> None:
     """Set a number in a configuration.
 
     Raises:
-        ArtefactError: If the path is none of a configuration.
+        ArtefactError: The configuration has no such path.
     """
     holder, (*parts, name) = _holder(config, path)
     if parts[:1] == [LAYERS]:
@@ -108,7 +108,7 @@ def set_number(config: Any, path: str, value: Any) -> None:
 
 
 def number_at(config: Any, path: str) -> Any:
-    """The number at a path; None where there is none."""
+    """Return the number at a path; None if there is none."""
     holder, parts = _holder(config, path)
     fields = holder.to_dict()
     if parts[0] == LAYERS:
@@ -118,15 +118,15 @@ def number_at(config: Any, path: str) -> Any:
 
 
 def configurations_in(model: nn.Module) -> list[Any]:
-    """All configurations that a model and its submodules hold, each once."""
+    """Return all configurations of a model and its submodules, each once."""
     own = [c for m in model.modules() if hasattr(c := getattr(m, "config", None), "to_dict")]
     return list({id(held): held for config in own for _, held in holders_of(config)}.values())
 
 
 def set_numbers(model: nn.Module, changes: Changes) -> None:
-    """Set numbers in a model's configuration, and in the copies of it that submodules hold.
+    """Set numbers in the configuration of a model, and in copies of it in submodules.
 
-    T5's encoder and decoder hold one each, for example. A copy is of the same class and says the same number.
+    A copy has the same class and the same number. The encoder and decoder of T5, for example, have one each.
     """
     for path, value in changes.items():
         old, (holder, parts) = number_at(model.config, path), _holder(model.config, path)
@@ -138,9 +138,9 @@ def set_numbers(model: nn.Module, changes: Changes) -> None:
 
 
 def built_from(kind: type[nn.Module], config: Any, small: nn.Module) -> nn.Module:
-    """A model of a class, made from a configuration, with the tensors of another one.
+    """Build a model of a class from a configuration, with the tensors of another model.
 
-    Buffers that no state dict holds are those that the class computes, in the other one's dtype.
+    Buffers that are not in the state dict are computed by the class, and get the other model's dtype.
     """
     with quietly(), empty_weights():
         built = kind(config)
@@ -155,12 +155,12 @@ def built_from(kind: type[nn.Module], config: Any, small: nn.Module) -> nn.Modul
 
 
 def _layers(fields: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
-    """What single layers have otherwise, by their numbers."""
+    """Return the numbers that only single layers have, by layer."""
     return {int(layer): dict(own) for layer, own in (fields.get(LAYERS) or {}).items()}
 
 
 def _holder(config: Any, path: str) -> tuple[Any, list[str]]:
-    """The innermost configuration on a path, and the rest of the path."""
+    """Return the innermost configuration on a path, and the rest of the path."""
     parts = path.split(".")
     if any(part.startswith("__") for part in parts):
         raise ArtefactError(f"sizes: expected a field of a configuration, got {path!r}.")

@@ -1,4 +1,4 @@
-"""The program's constant arguments after a plan: which change, to what, and which stay."""
+"""The arguments of a program's calls after a plan: which change, and to what."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from secateur.targets.units.rewrites import REWRITES, Call, Rewrite
 
 
 def rewrite_of(node: fx.Node) -> Rewrite | None:
-    """How the arguments of an operator follow; None if they hold no sizes."""
+    """Return the function that changes an operator's arguments; None if they contain no sizes."""
     return REWRITES.get(operator_name(node).removeprefix("aten."))
 
 
 class Constants:
-    """Which positions of each captured tensor stay, and how operators' arguments follow."""
+    """Which positions of a program's tensors stay, and how the arguments of its calls change."""
 
     def __init__(self, kept: Kept) -> None:
         self._kept = kept
 
     def kept(self, node: fx.Node) -> list[Mask]:
-        """Which positions of each axis of a tensor stay."""
+        """Return which positions of each axis of a tensor stay."""
         return self._kept.at(node)
 
     def follow(self, node: fx.Node) -> Call | None:
-        """The call with its new arguments; None if it stays as it is."""
+        """Return a call with its new arguments; None if it stays as it is."""
         rewrite = rewrite_of(node)
         if rewrite is None or not self._touched(node):
             return None

@@ -1,4 +1,4 @@
-"""Copies of models."""
+"""Copying models."""
 
 from __future__ import annotations
 
@@ -24,19 +24,23 @@ _CONTAINERS = (list, tuple, set, frozenset, deque)
 
 
 def duplicate(model: M, memo: dict[int, object] | None = None) -> M:
-    """A deep copy; what `memo` holds stands in for what has that id.
+    """Make a deep copy of a model.
 
-    Tensors that a forward pass computed and a module keeps, a last feature map or the product of a weight and
-    its mask, are copied without their history. What Python cannot copy, a lock or an open file, is shared.
+    A module may keep tensors that a forward pass computed, such as its last feature map. They are copied
+    without their history. Objects that Python cannot copy, such as locks and open files, are shared.
+
+    Args:
+        model: The model.
+        memo: Objects that take the place of others, by the id of those.
 
     Raises:
-        ApplyError: If the model cannot be copied.
+        ApplyError: The model cannot be copied.
     """
     memo = {} if memo is None else memo
     _note(model, memo)
     try:
-        with warnings.catch_warnings(), torch.inference_mode(False):  # tensors made there cannot be trained
-            warnings.simplefilter("ignore")  # classes of PyTorch's own that copying makes anew are deprecated
+        with warnings.catch_warnings(), torch.inference_mode(False):  # its tensors could not be trained
+            warnings.simplefilter("ignore")  # copying makes objects of deprecated classes of PyTorch
             return copy.deepcopy(model, memo)
     except Exception as error:
         raise ApplyError(
@@ -47,7 +51,7 @@ def duplicate(model: M, memo: dict[int, object] | None = None) -> M:
 
 
 def _note(model: nn.Module, memo: dict[int, object]) -> None:
-    """Enter in `memo` what stands in for what `copy.deepcopy` refuses."""
+    """Add to `memo` what takes the place of objects that `copy.deepcopy` refuses."""
     seen: set[int] = set()
     pending: list[Any] = [model]
     while pending:
@@ -75,7 +79,7 @@ def _note(model: nn.Module, memo: dict[int, object]) -> None:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a value is an object of the user's, or of a library's, made of attributes."""
+    """Whether a value is an ordinary object of the user's or a library's class, made of attributes."""
     library = type(value).__module__.partition(".")[0]
     return hasattr(value, "__dict__") and not isinstance(value, type) and library not in _STANDARD
 
@@ -83,7 +87,7 @@ def _is_plain(value: Any) -> bool:
 def _copies(value: Any) -> bool:
     try:
         copy.deepcopy(value)
-    except Exception:  # each kind of object refuses in its own way
+    except Exception:  # each class may raise its own error
         return False
     return True
 
@@ -92,7 +96,7 @@ _WAYS = ("__deepcopy__", "__getstate__", "__reduce__", "__reduce_ex__", "__setst
 
 
 class Whole:
-    """Copies or pickles one module with all it holds; the module holds it under Python's name for that.
+    """A method of one module, by which a copy or pickle has all attributes of the module.
 
     Example:
         >>> class Forgetful(nn.Module):
@@ -110,7 +114,7 @@ class Whole:
         self.module, self.name = module, name
 
     def __call__(self, argument: Any) -> Any:
-        """What Python asks for: a copy, or how to make one."""
+        """Return a copy of the module, or how to make one, as Python asks."""
         held = {k: v for k, v in vars(self.module).items() if not isinstance(v, Whole)}
         new, of = object.__new__, (type(self.module),)
         if self.name != "__deepcopy__":
@@ -126,7 +130,7 @@ def _hold(module: nn.Module, held: dict[str, Any]) -> None:
 
 
 def keep_whole(module: nn.Module) -> None:
-    """Let copies and pickles of a module keep what it alone holds, where its class has a way of its own."""
+    """Let copies and pickles of a module keep all its attributes, even if its class leaves some out."""
     if any(name in vars(cls) for cls in type(module).__mro__ if _is_foreign(cls) for name in _WAYS):
         for name in ("__deepcopy__", "__reduce_ex__"):
             vars(module)[name] = Whole(module, name)

@@ -1,4 +1,4 @@
-"""Random numbers that several forward passes share, so that what they compute can be compared."""
+"""Random numbers that several forward passes share, so that their outputs can be compared."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ _PLAIN = {
     "bernoulli", "cauchy", "exponential", "geometric", "log_normal", "normal", "normal_functional", "rand",
     "rand_like", "randint", "randint_like", "randn", "randn_like", "randperm", "random", "uniform",
 }  # fmt: skip
-"""Operators whose numbers depend on shapes and settings only, where no setting is a tensor."""
+"""Operators whose random numbers depend only on shapes and settings, if no setting is a tensor."""
 
 
 class Draws:
-    """The random numbers of a forward pass, for other passes to draw again.
+    """The random numbers of a forward pass, which later passes get again.
 
-    The first pass draws from a fixed seed. Each later one gets the same numbers, call by call. Where two
-    passes draw tensors of different sizes, as a pruned and a dense model do, both get numbers that are
-    constant along the axes that differ: two models that agree for all numbers agree for these.
+    The first pass draws from a fixed seed. Each later pass gets the same numbers, call by call. A pruned
+    model and a dense one draw tensors of different sizes. Along the axes that differ, both then get one
+    number for all positions. Two models that compute the same for all random numbers also do for these.
 
     Attributes:
-        narrowed: Whether a pass met a larger or smaller draw than those before it, which therefore drew other
-            numbers and have to be run again.
-        unlike: What cannot be shared: another operator, rank or number of draws, or other sizes where the
-            numbers depend on what the model computed. Empty if all was shared.
+        narrowed: Whether a pass drew a tensor of another size than an earlier pass. The earlier pass then had
+            other numbers, and has to be run again.
+        unlike: What could not be shared, in words. Two passes drew with different operators, ranks or numbers
+            of draws, or with other sizes where the numbers depend on computed values. Empty if all was
+            shared.
 
     Example:
         >>> draws = Draws()
@@ -52,12 +53,12 @@ class Draws:
 
     @property
     def count(self) -> int:
-        """Number of draws in a pass."""
+        """The number of draws in a pass."""
         return len(self._known)
 
     @contextmanager
     def shared(self) -> Iterator[None]:
-        """One forward pass; the global random state is as before afterwards."""
+        """Inside, run one forward pass. The global random state is restored afterwards."""
         self._position = 0
         with seeded(self._seed), _Drawing(self):
             yield
@@ -66,7 +67,13 @@ class Draws:
         self._recorded = True
 
     def same(self, name: str, fresh: torch.Tensor, *, fixed: bool = False) -> torch.Tensor:
-        """What this pass gets instead of its `fresh` numbers; `fixed`: no other size will do."""
+        """Return the shared numbers for a draw.
+
+        Args:
+            name: The operator.
+            fresh: The numbers that this pass drew. They are used in the first pass.
+            fixed: Whether the sizes have to be the same in all passes.
+        """
         self._position += 1
         if not self._recorded:
             self._known.append((name, fresh.clone()))
@@ -85,7 +92,7 @@ class Draws:
         return fresh.copy_(known)
 
     def restart(self, name: str, shape: torch.Size) -> None:
-        """Starts the generator from what all passes share, for numbers that depend on computed values."""
+        """Seed the generator in the same way in all passes, for a draw that depends on computed values."""
         torch.manual_seed(self._seed + 1 + self._position)
         self.same(name, torch.zeros(shape, dtype=torch.bool), fixed=True)
 
@@ -94,7 +101,7 @@ class Draws:
 
 
 class _Drawing(TorchDispatchMode):
-    """Hands the numbers of every random operator to `Draws`."""
+    """Inside, every random operator gets its numbers from `Draws`."""
 
     def __init__(self, draws: Draws) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -109,7 +116,7 @@ class _Drawing(TorchDispatchMode):
         given |= dict(zip((a.name for a in expected), args, strict=False)) | kwargs
         if _draws_nothing(given):
             return func(*args, **kwargs)
-        # A model's own generator has a state that no other pass shares.
+        # The state of a model's own generator is not shared between passes, so it is not used.
         args, kwargs = pytree.tree_map_only(torch.Generator, lambda _: None, (args, kwargs))
         name = func._schema.name.removeprefix("aten::")
         kind, in_place = name.removesuffix("_"), name.endswith("_")
@@ -134,7 +141,7 @@ class _Drawing(TorchDispatchMode):
 
 
 def _draws_nothing(given: dict[str, Any]) -> bool:
-    """Whether an operator's settings turn off what is random in it: dropout inside attention, for example."""
+    """Whether the settings of an operator turn its random part off, such as dropout inside attention."""
     return given.get("dropout_p") == 0 or given.get("training") is False or given.get("train") is False
 
 

@@ -1,4 +1,4 @@
-"""Form ``masked``: the dense model with the slices that consume removed units set to zero."""
+"""Form ``masked``: the dense model, with zeros in all weights that read removed units."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from secateur.targets.units.tensors import removed_positions, tensor_called
 
 
 def masked(model: nn.Module, plan: Plan) -> nn.Module:
-    """A copy of the model in which no layer reads the removed units; the reference for the other forms.
+    """Copy the model and write zeros where layers read removed units. Other forms are compared with it.
 
     Raises:
-        ApplyError: If the model cannot be copied, or does not hold one of the plan's tensors.
+        ApplyError: The model cannot be copied, or has not all tensors of the plan.
     """
     reference = duplicate(model)
     with torch.no_grad():

@@ -1,9 +1,9 @@
-"""Sizes that the user's code holds as numbers, mended at the call that uses them.
+"""Mending: calls in the user's code get new sizes where the code itself has fixed ones.
 
-``x.reshape(B, N, C)`` with C read off the input, ``x.new_full((16, 1, 1), 0.5)``: no attribute makes such
-code take fewer units. The module keeps its class and its code. Its ``forward``, and each other method that
-holds such a call, runs with a mode that gives the call its new size, and leaves all others alone. So training
-mode, gradients, dtypes, devices and other sizes are what the user's code makes of them.
+Examples are ``x.reshape(B, N, C)`` with C read from the input, and ``x.new_full((16, 1, 1), 0.5)``: no
+attribute makes such code use fewer units. The module keeps its class and its code. Its ``forward``, and each
+other method with such a call, runs in a mode that changes the sizes in that call and leaves all other calls
+as they are. So training mode, gradients, dtypes, devices and other sizes work as in the user's code.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from secateur.targets.units.recording import Place, literals, place_of
 
 @dataclass(frozen=True)
 class Rule:
-    """What a call has to say.
+    """What a call has to pass in the smaller model.
 
     Attributes:
         name: The function that is called.
-        place: Where the call stands.
+        place: The place of the call in the code.
         steps: The steps of the call.
-        needs: What steps have to say, each with the number of the step; empty if the call stays as it is.
-        said: The numbers in its arguments that change, as the code says them.
-        count: How many sizes it has.
+        needs: What steps need, each with the number of the step. Empty if the call stays as it is.
+        said: The numbers that the code passes and that change.
+        count: How many sizes the call passes.
     """
 
     name: str
@@ -56,11 +56,11 @@ class Code:
     """What is known of a module's code.
 
     Attributes:
-        rules: What its sized calls have to say, of those that ran when the model was traced.
-        sizes: The sizes of the dense module that have shrunk: no other call may say them.
-        unseen: By method, the lines that did not run and say one of them, in words.
-        plain: Whether what a call says is enough to know its rule, wherever it stands: a compiler knows no
-            more.
+        rules: The rules of its calls with sizes, as far as they ran when the model was traced.
+        sizes: The sizes of the dense module that have shrunk. Calls without a rule may not pass them.
+        unseen: By method, the lines that did not run and that contain one of these sizes, in words.
+        plain: Whether the numbers that a call passes decide its rule, wherever the call is. A compiler sees
+            only the numbers.
     """
 
     rules: tuple[Rule, ...]
@@ -70,13 +70,13 @@ class Code:
 
     @functools.cached_property
     def names(self) -> frozenset[str]:
-        """The functions whose calls are looked at: products are many, and only those with a rule count."""
+        """The functions whose calls are checked. Products are many, so only those with a rule are."""
         sized = {name for name, family in calls.FAMILIES.items() if family != "scale"}
         return frozenset(sized | {rule.name for rule in self.rules if rule.needs})
 
 
 def said(name: str, rule: Rule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[int, ...]:
-    """The numbers of a call that a rule would change; none for a call of other steps or more sizes."""
+    """Return the numbers of a call that a rule would change; none if its steps or counts are others."""
     if calls.count(name, args, dict(kwargs)) != rule.count:
         return ()
     if not _alike(calls.steps_of(name, args, dict(kwargs)), rule.steps):
@@ -86,7 +86,7 @@ def said(name: str, rule: Rule, args: Sequence[Any], kwargs: Mapping[str, Any]) 
 
 
 def _as_traced(rule: Rule, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Whether a call says what was replaced in it; sizes may be others, which follow by their ratio."""
+    """Whether a call passes the numbers of the trace. Sizes may differ: they are changed by a ratio."""
     following = all(isinstance(need, Sizes | Factor | Heads) for _, need in rule.needs)
     return following or said(name, rule, args, kwargs) == rule.said
 
@@ -96,7 +96,7 @@ def _alike(steps: Sequence[Step], others: Sequence[Step]) -> bool:
 
 
 def line_of(place: Place) -> str:
-    """Where a call stands, in words."""
+    """Describe the place of a call: file, function and line."""
     if not place:
         return "an unknown line"
     file, function, _, line, _ = place[0]
@@ -106,12 +106,13 @@ def line_of(place: Place) -> str:
 def fitting_rules(
     rules: Iterable[Rule], name: str, place: Place, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> list[Rule]:
-    """The rules for a call: those of its line; where they differ, of its place; then by what the call says.
+    """Find the rules for a call, by its line; if they differ, by its place; then by the numbers it passes.
 
-    They are empty for a line that did not run when the model was traced, and differ if nothing decides.
+    There are none for a line that did not run when the model was traced. There are several different ones if
+    nothing decides between them.
     """
     found = [rule for rule in rules if rule.name == name and _line(rule.place) == _line(place)]
-    for short in (0, 1):  # instructions have other numbers in code that a compiler has rewritten
+    for short in (0, 1):  # a compiler may change the numbers of instructions
         if _differ(found):
             ours = [frame[: len(frame) - short] for frame in place]
             found = [rule for rule in found if _meet(ours, rule.place, short)] or found
@@ -121,7 +122,7 @@ def fitting_rules(
 
 
 def told(rules: Iterable[Rule], name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Rule]:
-    """The rules that change a call which says what this one says."""
+    """Return the rules that change a call with the numbers that this call passes."""
     ours = [rule for rule in rules if rule.name == name and rule.needs]
     return [rule for rule in ours if said(name, rule, args, kwargs) == rule.said]
 
@@ -131,7 +132,7 @@ def _line(place: Place) -> tuple[Any, ...]:
 
 
 def _meet(ours: Sequence[tuple[Any, ...]], place: Place, short: int) -> bool:
-    """Whether two stacks are one as far as both go: a method may be called from outside."""
+    """Whether two stacks agree as far as both go: a method may be called from outside."""
     return all(a == b[: len(b) - short] for a, b in zip(ours, place, strict=False))
 
 
@@ -147,7 +148,7 @@ def mended(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Any:
-    """Carry out a call with what its steps need."""
+    """Run a call, with its arguments changed to what its steps need."""
     for k, need in needs.items():
         if isinstance(need, Parts):
             return calls.split(need, args, kwargs)
@@ -158,7 +159,7 @@ def mended(
 
 
 class _NoScript(ApplyError, AttributeError):
-    """A mended module cannot be scripted. To all others who ask, there is no such attribute."""
+    """Raised where a mended module is scripted. Other code takes it for a missing attribute."""
 
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -168,42 +169,42 @@ _uncompiled: Callable[[F], F] = functools.partial(torch.compiler.disable, **_REA
 
 
 class MendedMethod:
-    """A method of a module some of whose calls are mended: ``forward``, or another that makes such calls.
+    """Takes the place of a method of a module, such as ``forward``, and mends some of its calls.
 
     Attributes:
         module: The module.
         code: What is known of its code, as plain data.
-        name: The method.
+        name: The name of the method.
     """
 
     def __init__(self, module: nn.Module, code: Code, name: str = "forward", inner: Any = None) -> None:
         self.module, self.code, self.name = module, code, name
-        self._inner = inner  # what stood in its place before: an earlier round's, or somebody else's
+        self._inner = inner  # the attribute that it replaces, if there was one
 
     def moved(self, module: nn.Module) -> MendedMethod:
-        """The same for another module of the same class."""
+        """Make the same for another module of the same class."""
         inner = self._inner.moved(module) if isinstance(self._inner, MendedMethod) else self._inner
         return MendedMethod(module, self.code, self.name, inner)
 
     def rounds(self) -> Iterator[MendedMethod]:
-        """This, and the same method as earlier rounds mended it."""
+        """Return this object, and those that earlier rounds of pruning put in its place."""
         yield self
         if isinstance(self._inner, MendedMethod):
             yield from self._inner.rounds()
 
     @property
     def __wrapped__(self) -> Any:
-        """The user's method, for whoever asks for its signature."""
+        """The user's method, from which others read the signature."""
         return self._inner or getattr(type(self.module), self.name).__get__(self.module)
 
     @property
     def __code__(self) -> Any:
-        """The code of the user's method: `torch.export` reads the names of its arguments there."""
+        """The code of the user's method, from which `torch.export` reads the names of its arguments."""
         return self.__wrapped__.__code__
 
     @property
     def __globals__(self) -> Any:
-        """What `torch.jit.script` asks for first, and it can only compile the user's code as it stands.
+        """Refuse `torch.jit.script`, which asks for this: it could only compile the code without mending.
 
         Raises:
             ApplyError: Always.
@@ -232,7 +233,7 @@ class MendedMethod:
         around = None if frame is None else frame.f_locals.get("owner")
         if isinstance(around, MendedMethod) and around.module is self.module:
             if all(one is not self for one in around.rounds()):
-                return self.run(args, kwargs)  # mended by the method that calls it
+                return self.run(args, kwargs)  # the calling method mends it already
         return mended_call(self, args, kwargs)
 
 
@@ -243,7 +244,7 @@ def mended_call(owner: MendedMethod, args: tuple[Any, ...], kwargs: dict[str, An
 
 
 class _Plain(TorchFunctionMode):
-    """Mends calls by what they say alone: a compiler can follow it."""
+    """Mends calls by the numbers they pass alone, which a compiler can follow."""
 
     def __init__(self, owner: MendedMethod) -> None:
         super().__init__()
@@ -260,18 +261,18 @@ class _Plain(TorchFunctionMode):
 
 @dataclass
 class Watch:
-    """Whether rules follow from what calls say, over several runs.
+    """Whether the numbers that calls pass decide their rules, observed over several runs.
 
     Attributes:
-        said: For each run, by a module's identity, a place and a rule: the numbers that calls said there.
-        apart: Modules where another rule would follow, by identity.
+        said: For each run, the numbers that calls passed, by module, place and rule.
+        apart: The identities of modules where the numbers would lead to another rule.
     """
 
     said: list[dict[Any, set[tuple[int, ...]]]] = field(default_factory=list)
     apart: set[int] = field(default_factory=set)
 
     def note(self, module: nn.Module, place: Place, known: Sequence[Rule], call: Any, rules: Any) -> None:
-        """Note a call, the rules of its line, and those of its module."""
+        """Record a call, the rules of its line, and those of its module."""
         needs = known[0].needs if known else ()
         for rule in (rule for rule in rules if rule.name == call[0] and rule.needs):
             numbers = said(call[0], rule, *call[1:])
@@ -282,19 +283,19 @@ class Watch:
             self.apart.add(id(module))
 
     def plain(self, module: nn.Module, code: Code) -> bool:
-        """Whether rules follow, no number that tells calls apart varies, and none would change twice."""
+        """Whether the numbers decide the rules of a module, do not vary, and none would be changed twice."""
         first: dict[Any, set[tuple[int, ...]]] = {}
         every = [item for run in self.said for item in run.items()]
         varying = {key[0] for key, numbers in every if first.setdefault(key, numbers) != numbers}
         changing = [rule for rule in code.rules if rule.needs]
         if any(isinstance(need, Factor) for rule in changing for _, need in rule.needs):
-            return False  # a factor is no size that would tell its call apart
+            return False  # factors do not tell calls apart
         twice = any(a.name == b.name and set(_news(a)) & set(b.said) for a in changing for b in changing)
         return not code.unseen and not twice and id(module) not in self.apart | varying
 
 
 def _news(rule: Rule) -> list[int]:
-    """The numbers that a rule's call says afterwards."""
+    """Return the numbers that a call passes after its rule was applied."""
     needs = [need for _, need in rule.needs]
     sizes = [new for need in needs if isinstance(need, Sizes) for _, _, new in need.axes]
     return sizes + calls.numbers(*(astuple(need) for need in needs if not isinstance(need, Sizes)))
@@ -305,7 +306,7 @@ _watch: ContextVar[Watch | None] = ContextVar("watch", default=None)
 
 @contextmanager
 def watching() -> Iterator[Watch]:
-    """Inside, calls of mended modules are noted."""
+    """Inside, calls of mended modules are recorded."""
     watch = Watch()
     token = _watch.set(watch)
     try:
@@ -358,8 +359,8 @@ class _Mending(TorchFunctionMode):
     def _check_unknown(
         self, name: str, place: Place, codes: list[CodeType], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> None:
-        """Raise InputError for a call on a line that did not run at trace, with a size that shrank here."""
-        # It may be written in its function, on the lines that lead there, or in attributes named there.
+        """Refuse a call on a line that did not run at trace, if it passes a size that shrank here."""
+        # The size may be in the function of the call, on lines that lead there, or in an attribute.
         names = {name for code in codes for name in code.co_names}
         held = {v for k, v in vars(self._owner.module).items() if isinstance(v, int) and k in names}
         outer = (literals(code, frame[3]) for code, frame in zip(codes[1:], place[1:], strict=True))
@@ -378,7 +379,11 @@ _ADVICE = (
 
 
 def mend(small: nn.Module, codes: Mapping[str, Code]) -> tuple[str, ...]:
-    """Let modules run mended, and refuse lines that did not run at trace; in place. Returns mended paths."""
+    """Let modules run mended, in place, and refuse lines that did not run at trace.
+
+    Returns:
+        The paths of the modules that are mended.
+    """
     paths = []
     for path, code in codes.items():
         module = small.get_submodule(path)
@@ -394,7 +399,7 @@ def mend(small: nn.Module, codes: Mapping[str, Code]) -> tuple[str, ...]:
 
 
 def _methods(module: nn.Module, rules: Iterable[Rule]) -> set[str]:
-    """``forward``, and the other methods of a module that make calls which are mended."""
+    """Return the names of ``forward`` and of other methods with calls that are mended."""
     found = {"forward"}
     for frame in (frame for rule in rules if rule.needs for frame in rule.place):
         method = inspect.getattr_static(type(module), frame[1], None)

@@ -1,7 +1,4 @@
-"""Finds the calls whose sizes the user's code holds as numbers.
-
-`secateur.targets.units.mended` changes them.
-"""
+"""Find the calls whose sizes the user's code fixes. `secateur.targets.units.mended` changes them."""
 
 from __future__ import annotations
 
@@ -23,10 +20,10 @@ from secateur.targets.units.recording import Recorded
 
 
 def need_of(constants: Constants, node: fx.Node) -> Need | None:
-    """What the call behind an operator has to say in the smaller model; None if what it says stays right."""
+    """Return what the call behind an operator needs in the smaller model; None if it stays right."""
     family = calls.FAMILIES[str(node.target).split(".")[1]]
     if family in ("shape", "expand", "fill", "repeat") and rewrite_of(node) is not None:
-        # Also where nothing went: code may read a size off another tensor, which has shrunk.
+        # Also where nothing is removed: code may read a size from another tensor, which has shrunk.
         masks = constants.kept(node)
         axes = [(k, len(m), int(m.sum())) for k, m in enumerate(masks)]
         if family == "repeat":
@@ -51,10 +48,10 @@ def need_of(constants: Constants, node: fx.Node) -> Need | None:
 
 
 def stays(constants: Constants, node: fx.Node) -> bool:
-    """Whether a call has to say what it says in the dense model, because nothing that it says is cut.
+    """Whether a call has to pass the same as in the dense model, because nothing that it names is removed.
 
-    That is worth knowing where the code reads a size off another tensor, which has shrunk. A number that
-    depends on the size of the input is none to be held on to.
+    This matters where the code reads a size from another tensor, which has shrunk. Numbers that depend on the
+    size of the input do not count.
     """
     if not all(isinstance(n.meta.get("val"), torch.Tensor) for n in node.all_input_nodes):
         return False
@@ -94,14 +91,18 @@ def _positions(arguments: Mapping[str, Any], target: str) -> Positions | None:
 
 
 Needs = Mapping[int, Need]
-"""By the number of a step: what it has to say."""
+"""Number of a step -> what it needs."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A sized call of the smaller model: what it has to say, and whether it says so without help.
+    """A call with sizes in the smaller model.
 
-    Nothing is known of a call that the captured program has not, because nothing reads what it gives.
+    Attributes:
+        call: The call.
+        needs: What its steps need.
+        fitting: Whether the code itself passes what they need.
+        known: Whether the captured program has the call. A call whose result nothing reads is not in it.
     """
 
     call: Recorded
@@ -112,13 +113,13 @@ class Run:
 
 @dataclass
 class Mender:
-    """Follows a smaller model beside what was recorded of the dense one, and finds the calls to be mended.
+    """Compares each call of a smaller model with the dense model's, and finds the calls to be mended.
 
     Attributes:
         dense: The dense model's calls, with the operators that they became.
-        needs: What the call behind an operator has to say.
-        stays: Whether that is what it says in the dense model.
-        runs: What the smaller model's calls have to say.
+        needs: Returns what the call behind an operator needs.
+        stays: Says whether the call has to pass the same as in the dense model.
+        runs: The calls of the smaller model, as far as they ran.
     """
 
     dense: list[Recorded]
@@ -128,16 +129,16 @@ class Mender:
     _number: int = 0
 
     def change(self, call: Recorded, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Carry out a call of the smaller model as it has to be.
+        """Run a call of the smaller model with what it needs, and record it.
 
         Raises:
-            ApplyError: If the smaller model runs other code than the dense one.
+            ApplyError: The smaller model runs other code than the dense one.
         """
         known = self._next(call)
         every = {k: self._need(known, k, node) for k, node in enumerate(known.nodes) if node is not None}
-        if call.steps[0].family == "attention":  # many operators, none of which holds its sizes
+        if call.steps[0].family == "attention":  # becomes many operators, none of which has its sizes
             every = {0: Heads(head_size(known.args, known.kwargs))}
-        if call.steps[0].family == "scale":  # what the dense model's code says is right
+        if call.steps[0].family == "scale":  # the factor of the dense model is right
             every = {0: Factor(calls.factor_of(known.args, known.kwargs) or 0.0)}
         steps = known.steps
         needs = {
@@ -159,11 +160,11 @@ class Mender:
         return need
 
     def _next(self, call: Recorded) -> Recorded:
-        """The dense model's call at this place: the next; an earlier one where a loop runs more often."""
+        """Return the next call of the dense model at this place; an earlier one if a loop runs more often."""
         order = [*range(self._number, len(self.dense)), *range(self._number)]
         for number in order:
             known: Recorded = self.dense[number]
-            # A layer of our own calls no such function, or calls PyTorch's on the line for any widths.
+            # Our own attention layer calls another function, on another line, than the layer it replaces.
             attention = bool(known.steps) and known.steps[0].family == "attention"
             same = (known.name, known.module) == (call.name, call.module)
             if known.steps and same and (attention or known.place == call.place):
@@ -176,15 +177,15 @@ class Mender:
 
 
 def _changes(need: Need) -> bool:
-    """Whether a call needs other sizes than the dense model's, which therefore says others."""
+    """Whether a call needs other numbers than the dense model passes."""
     return not isinstance(need, Sizes) or any(old != new for _, old, new in need.axes)
 
 
 def rules_of(runs: Iterable[Run]) -> dict[str, list[Rule]]:
-    """The rules for sized calls by module path; one line may have several, told apart by what the code says.
+    """Make the rules for calls, by module path. One line may have several, for different numbers.
 
     Raises:
-        ApplyError: If a line would have to say different things.
+        ApplyError: One line would need different sizes for the same numbers.
     """
     lines: dict[Any, list[Run]] = {}
     for run in runs:
@@ -198,7 +199,7 @@ def rules_of(runs: Iterable[Run]) -> dict[str, list[Rule]]:
             numbers = [said(run.call.name, rule, run.call.args, run.call.kwargs) for rule in differing]
             if any(n == rule.said for n, rule in zip(numbers, differing, strict=True)):
                 raise _several(run)
-            if run.fitting and differing:  # only numbers of the code differ at all sizes
+            if run.fitting and differing:  # only numbers written in the code tell calls apart at all sizes
                 apart = True
                 if not all(n and set(n) <= run.call.literals for n in numbers):
                     raise _several(run)
@@ -222,7 +223,7 @@ def _several(run: Run) -> ApplyError:
 
 
 def _agree(run: Run, rule: Rule) -> bool:
-    """Whether a rule is right for a run as well: it says the same, or changes nothing there."""
+    """Whether a rule is right for a run: it has the same needs, or changes nothing."""
     if not run.known:
         return True
     if not run.fitting:

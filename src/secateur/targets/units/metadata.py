@@ -1,7 +1,7 @@
-"""What a model says of itself beside its layers: timm's feature table, Hugging Face's configuration.
+"""Sizes that a model states outside its layers: timm's feature table and Hugging Face's configuration.
 
-The forward pass need not read either, so that it computes the right thing proves nothing of them. Each number
-changes only where something else shows its new value.
+The forward pass may not read them, so a correct output does not prove them correct. Each number changes only
+where something else shows its new value.
 """
 
 from __future__ import annotations
@@ -31,16 +31,19 @@ from secateur.targets.units.reading import read_configuration, shapes_of
 from secateur.targets.units.traced import Traced
 
 _SAME = 1e-9
-"""Relative difference in float64 below which two models compute the same."""
+"""The relative difference in float64 up to which two models compute the same."""
 
 
 def new_metadata(traced: Traced, small: nn.Module, kept: Kept) -> dict[str, Any]:
-    """Paths of numbers in feature tables and configurations, with their new values.
+    """Find new values for the numbers in feature tables and configurations.
 
     Args:
         traced: The dense model and its trace.
         small: The smaller module.
-        kept: Which positions of its tensors stay.
+        kept: Which positions of tensors stay.
+
+    Returns:
+        Path of each number that changes -> its new value.
     """
     model, graph = traced.model, traced.graph
     return {
@@ -51,12 +54,12 @@ def new_metadata(traced: Traced, small: nn.Module, kept: Kept) -> dict[str, Any]
 
 
 def folder_note(traced: Traced, small: nn.Module, metadata: Mapping[str, Any]) -> str:
-    """What to use in place of `save_pretrained` where the stock class refuses what that writes; else empty.
+    """Say what to use where the model's class could not load what `save_pretrained` writes; empty if it can.
 
     Args:
         traced: The dense model and its trace.
         small: The smaller module.
-        metadata: What `new_metadata` gave.
+        metadata: The result of `new_metadata`.
     """
     model = traced.model
     if not has_configuration(model) or not hasattr(model, "save_pretrained"):
@@ -72,7 +75,7 @@ def folder_note(traced: Traced, small: nn.Module, metadata: Mapping[str, Any]) -
 
 
 def _feature_info(model: nn.Module, graph: Graph, kept: Kept) -> dict[str, int]:
-    """timm's table of feature maps: `num_chs` of each is read off what its module returns."""
+    """Find new `num_chs` in timm's table of feature maps: the widths that their modules return."""
     table = getattr(model, "feature_info", None)
     prefix, entries = (
         ("feature_info", table)
@@ -90,7 +93,7 @@ def _feature_info(model: nn.Module, graph: Graph, kept: Kept) -> dict[str, int]:
 
 
 def _width_after(graph: Graph, kept: Kept, module: str, width: int) -> int | None:
-    """How many of the `width` channels that a module returns stay."""
+    """Return how many of the `width` channels that a module returns stay; None if unknown."""
     last = None
     for node in graph.program.graph.nodes:
         stack = node.meta.get("nn_module_stack") or {}
@@ -104,7 +107,7 @@ def _width_after(graph: Graph, kept: Kept, module: str, width: int) -> int | Non
 
 
 def _feature_widths(model: nn.Module, small: nn.Module, graph: Graph) -> dict[str, int]:
-    """timm's `num_features` and `head_hidden_size`: how wide is what two of its methods return."""
+    """Find new `num_features` and `head_hidden_size` of a timm model: the widths that two methods return."""
 
     def shapes(of: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, torch.Size]:
         with evaluating(of), torch.no_grad():
@@ -116,7 +119,7 @@ def _feature_widths(model: nn.Module, small: nn.Module, graph: Graph) -> dict[st
         return {}
     try:
         before, after = (shapes(of, *_trials(graph, device_of(small))[0]) for of in (model, small))
-    except Exception:  # other methods of these names, which take or return something else
+    except Exception:  # these methods are not those of timm
         return {}
     found = {}
     for name in before:
@@ -128,16 +131,16 @@ def _feature_widths(model: nn.Module, small: nn.Module, graph: Graph) -> dict[st
 
 
 def _trials(graph: Graph, device: torch.device) -> list[Arguments]:
-    """Arguments at the traced size and at every other one, drawn if the model takes such."""
+    """Return arguments of the traced size and of every other one, drawn if the model runs on drawn values."""
     given = None if graph.inputs.drawn else graph.captured_inputs()
     return [options[0] for _, options in graph.inputs.trials(given, device=device)]
 
 
 def _configuration(traced: Traced, small: nn.Module) -> dict[str, Any]:
-    """Numbers of a configuration from which the model's class computes what the smaller model does.
+    """Find numbers for a configuration with which the model's class computes what the smaller model does.
 
-    The class is built from them, given the smaller model's tensors, and run. The smaller model is run with
-    them too, since its code may read its configuration.
+    For each candidate, the class is built with the tensors of the smaller model, and run. The smaller model
+    runs with the new numbers too, since its code may read its configuration.
     """
     model = traced.model
     if not has_configuration(model):
@@ -156,7 +159,7 @@ def _configuration(traced: Traced, small: nn.Module) -> dict[str, Any]:
 
 
 class _Answers:
-    """What a model computes from some inputs."""
+    """The outputs of a model for some inputs."""
 
     def __init__(self, model: nn.Module, trials: list[Arguments]) -> None:
         self.trials: list[Arguments] = []
@@ -168,7 +171,7 @@ class _Answers:
         self.model, self.double = model, list[list[torch.Tensor]]()
 
     def given_by(self, other: nn.Module) -> bool:
-        """Whether another model computes the same, bit for bit or else in float64."""
+        """Whether another model gives the same outputs, bit for bit or in float64."""
         if not self.trials:
             return False
         try:
@@ -184,7 +187,7 @@ class _Answers:
 
 @contextmanager
 def _configured(small: nn.Module, changes: Mapping[str, Any]) -> Iterator[None]:
-    """The model with these numbers in its configuration; they are as before afterwards."""
+    """Inside, the model's configuration has these numbers."""
     before = [(config, dict(vars(config))) for config in configurations_in(small)]
     try:
         set_numbers(small, changes)

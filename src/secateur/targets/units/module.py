@@ -19,20 +19,20 @@ from secateur.targets.units.tensors import Removed, cut_like, kept, removed_posi
 
 
 def smaller_module(model: nn.Module, plan: Plan, sizes: Sizes | None = None) -> nn.Module:
-    """A copy of the model, smaller. Tensors are cut while copying, so no dense copy ever exists.
+    """Copy a model with smaller tensors. They are cut during the copy, so there never is a dense copy.
 
     Args:
         model: The dense model.
         plan: The decision.
-        sizes: Attributes that hold sizes, beyond those of PyTorch's own layers, with their new values.
+        sizes: New values of attributes with sizes, except those of PyTorch's own layers.
 
     Raises:
-        ApplyError: If the model cannot be copied, or does not hold one of the plan's tensors.
+        ApplyError: The model cannot be copied, or has not all tensors of the plan.
     """
     removed = removed_positions(plan)
     cut_tensors = {name: tensor_called(model, name) for name in removed}
-    # deepcopy takes what the memo already holds: the cut tensor, wherever the old one is referred to.
-    # That keeps tied weights tied. The old tensors are held here, so their ids stay valid.
+    # deepcopy takes the cut tensors from the memo wherever it meets the old ones. So tied weights stay tied.
+    # The old tensors are kept alive here, since the memo knows them by id.
     with torch.inference_mode(False):
         memo: dict[int, object] = {id(t): cut_like(t, removed[name]) for name, t in cut_tensors.items()}
     small = duplicate(model, memo)
@@ -46,23 +46,23 @@ def smaller_module(model: nn.Module, plan: Plan, sizes: Sizes | None = None) -> 
 
 
 def _drop_emptied(small: nn.Module, removed: Mapping[str, Removed]) -> None:
-    """Take modules out of lists where the plan took all that their tensors hold: whole experts."""
+    """Remove modules from lists, in place, if all positions of their tensors were removed: whole experts."""
     for path, module in list(small.named_modules()):
         if isinstance(module, nn.ModuleList):
-            # Not its children: a list may hold a module twice, and None.
+            # `children` would leave out None, and modules that the list holds twice.
             stay = [m for name, m in module._modules.items() if not _emptied(f"{path}.{name}", m, removed)]
             if len(stay) < len(module):
                 module._modules = dict(zip(map(str, range(len(stay))), stay, strict=True))
 
 
 def _emptied(path: str, module: nn.Module | None, removed: Mapping[str, Removed]) -> bool:
-    """Whether a module has tensors, and the plan took all that they hold."""
+    """Whether a module has tensors, and all their positions were removed."""
     tensors = {} if module is None else named_tensors(module)
     return bool(tensors) and all(f"{path}.{k}" in removed and not t.numel() for k, t in tensors.items())
 
 
 def _update(old: nn.Module, new: nn.Module, removed: dict[int, dict[int, NDArray[np.int64]]]) -> None:
-    attention = isinstance(old, nn.MultiheadAttention)  # whose output projection is a layer of its own
+    attention = isinstance(old, nn.MultiheadAttention)  # its output projection is a layer inside it
     own = [*old.parameters(recurse=attention), *old.buffers(recurse=False)]
     if not any(id(tensor) in removed for tensor in own):
         return

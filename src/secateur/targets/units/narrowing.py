@@ -1,4 +1,4 @@
-"""The sizes that a captured program takes, which may be fewer than the dense model does."""
+"""The sizes that a captured program takes. They may be fewer than the dense model takes."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from secateur.targets.units.accepts import Accepts
 
 
 def narrowed(accepts: Accepts, spec: InputSpec) -> InputSpec:
-    """What the dense model takes, less what the program refuses.
+    """Describe the inputs that both the dense model and the program take.
 
-    An axis stays open only if the program leaves its size open. Another size counts as tried only if the
-    program's own check lets it pass.
+    An axis stays open only if its size is open in the program. A size counts as tried only if the program's
+    own check accepts it.
 
     Args:
-        accepts: What the program takes.
-        spec: What the dense model takes.
+        accepts: The inputs that the program takes.
+        spec: The inputs that the dense model takes.
     """
     sizes = {(leaf.name, axis): size for leaf in accepts.leaves for axis, size in enumerate(leaf.sizes)}
     found: list[OpenAxis] = []
@@ -57,18 +57,18 @@ def narrowed(accepts: Accepts, spec: InputSpec) -> InputSpec:
 
 
 def reach(accepts: Accepts, spec: InputSpec) -> int:
-    """How many of the other sizes, of one axis or of all, the program's own check lets pass."""
+    """Count the other sizes, of one axis or of all, that the program's own check accepts."""
     alone = [dict.fromkeys(axis.places, size) for axis in spec.open for size in axis.tried()[1:]]
     return sum(_passes(accepts, spec, sizes) for sizes in [*alone, *(s for _, s in spec.other_sizes())])
 
 
 def _passes(accepts: Accepts, spec: InputSpec, sizes: Mapping[Place, int]) -> bool:
-    """Whether the program's own check lets inputs of these sizes pass."""
+    """Whether the program's own check accepts inputs of these sizes."""
     return not refusal(accepts, spec, sizes)
 
 
 def refusal(accepts: Accepts, spec: InputSpec, sizes: Mapping[Place, int]) -> str:
-    """Why the program's own check refuses inputs of these sizes, the others as traced; empty if not."""
+    """Say why the program's own check refuses inputs of these sizes; empty if it accepts them."""
     shapes = {
         name: [sizes.get((name, axis), n) for axis, n in enumerate(leaf.shape)]
         for name, leaf in spec.tensors().items()
@@ -86,7 +86,7 @@ def refusal(accepts: Accepts, spec: InputSpec, sizes: Mapping[Place, int]) -> st
 
 
 def _limit(accepts: Accepts, symbols: set[Any], *, one: bool) -> str:
-    """``at least 3``, ``a multiple of 4``: what one size must be by itself, where that is short."""
+    """Describe which values one size may have: ``at least 3``, ``a multiple of 4``; empty if it is long."""
     least = 1 if one else max(accepts.least.get(symbol, 2) for symbol in symbols)
     steps = [
         int(condition.lhs.args[1])

@@ -1,7 +1,7 @@
-"""The sized steps of a call, and what each has to say in the smaller model.
+"""The steps of a call, and what each needs to pass in the smaller model.
 
-A call consists of steps, most of one; indexing with several slices has a step for each. A step belongs to a
-family, which it shares with the operators of the captured program that it becomes.
+Most calls with sizes are one step. Indexing with several slices is one step for each slice. Steps are sorted
+into families; the operators of the captured program that a step becomes belong to the same family.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Step:
-    """One sized step of a call.
+    """One step of a call, which passes sizes, positions or a number.
 
     Attributes:
-        family: What kind it is: see `secateur.targets.units.calls.FAMILIES`.
+        family: The kind of step: see `secateur.targets.units.calls.FAMILIES`.
         dim: The axis that a ``take`` step reads.
-        part: The number of the component of an index that it comes from; 0 for all other calls.
+        part: The number of its component in an index; 0 for all other calls.
     """
 
     family: str
@@ -26,11 +26,11 @@ class Step:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of the result along some axes.
+    """The sizes of the result along some axes.
 
     Attributes:
-        axes: For each the number of the axis, what the code says without help, and what it has to say. The
-            ratio of the two holds at other sizes too.
+        axes: For each, the number of the axis, the size that the code passes, and the size that it needs to
+            pass. At other input sizes, the ratio of the two is the same.
     """
 
     axes: tuple[tuple[int, int, int], ...]
@@ -38,7 +38,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Parts:
-    """Sizes of the parts of a split along an axis."""
+    """The sizes of the parts of a split along an axis."""
 
     dim: int
     sizes: tuple[int, ...]
@@ -46,14 +46,14 @@ class Parts:
 
 @dataclass(frozen=True)
 class Positions:
-    """Positions that are read of an axis: a range, a single one, or a list.
+    """The positions that are read along an axis: a range, a single position, or a list.
 
     Attributes:
-        start: The first.
-        stop: The one behind the last.
-        listed: All of them, if they are no range.
-        single: Whether it is one, whose axis goes.
-        length: How long the axis has to be, where that is how the positions are known.
+        start: The first position.
+        stop: One more than the last position.
+        listed: All positions, if they are not a range.
+        single: Whether it is a single position, whose axis vanishes.
+        length: The length of the axis for which the positions are known; None if they hold for any.
     """
 
     start: int
@@ -65,18 +65,22 @@ class Positions:
 
 @dataclass(frozen=True)
 class Number:
-    """A count (groups) or numbers (padding, shifts, a layer norm's shape, a range's); None: as it is."""
+    """One or several other numbers: groups, padding, shifts, the shape of a layer norm, the ends of a range.
+
+    None in place of a number leaves it as it is.
+    """
 
     value: int | tuple[int | None, ...]
 
 
 @dataclass(frozen=True)
 class Factor:
-    """A number that a tensor is multiplied with or divided by; code may compute it from a size.
+    """A number that a tensor is multiplied or divided by. Code may compute it from a size.
 
     Attributes:
-        value: What it is in the dense model.
-        said: What the smaller model's code says without help. The ratio of the two holds at other sizes too.
+        value: The number in the dense model.
+        said: The number that the smaller model's code passes. At other input sizes, the ratio of the two is
+            the same.
     """
 
     value: float
@@ -85,10 +89,10 @@ class Factor:
 
 @dataclass(frozen=True)
 class Heads:
-    """The size of an attention's heads, which stays when some go."""
+    """The size of the heads of an attention. It stays the same when heads are removed."""
 
     size: int
 
 
 Need = Sizes | Parts | Positions | Number | Factor | Heads
-"""What a step has to say in the smaller model."""
+"""What a step needs to pass in the smaller model."""

@@ -1,4 +1,4 @@
-"""A capture that leaves every size open that may vary, where that takes no more than a fixed effort."""
+"""A capture in which every size that may vary is open, unless that takes too long."""
 
 from __future__ import annotations
 
@@ -26,21 +26,22 @@ from secateur.graph.nodes import is_open
 from secateur.targets.units.alignment import PathsDifferError, Steps
 
 QUESTIONS = 60_000
-"""How many questions about sizes a capture may ask; DenseNet-121 asks 33,000."""
+"""The most questions about sizes that a capture may ask. DenseNet-121 asks 33,000."""
 TERMS = 500
-"""How long an expression of sizes may get. Those of windows that are padded at every level (Swin) grow to
-thousands of terms, each of which takes longer than a whole capture of other models. ResNet's have 76."""
+"""The most terms in an expression of sizes. In ResNet they have 76. Where windows are padded at every level,
+as in Swin, they grow to thousands of terms, and each takes longer than the whole capture of another model."""
 
 
 class TooMuchError(BaseException):
-    """Passes through code that handles every Exception."""
+    """Raised where a capture takes too long. It is no Exception, so code that handles those lets it pass."""
 
 
 @contextmanager
 def limited() -> Iterator[dict[Any, str]]:
-    """A capture inside the block stops with `TooMuchError` where its sizes get too complicated.
+    """Inside, a capture raises `TooMuchError` if its sizes get too complicated.
 
-    Gives what the capture assumes about sizes, and for each the line of the user's code that needs it.
+    Yields:
+        What the capture assumes about sizes, each with the line of the user's code that needs it.
     """
     original = ShapeEnv.evaluate_expr
     asked = itertools.count(1)
@@ -59,7 +60,7 @@ def limited() -> Iterator[dict[Any, str]]:
 
     ShapeEnv.evaluate_expr = evaluate  # type: ignore[assignment,method-assign]
     try:
-        # Two axes that happen to be equally long may come to differ.
+        # Two axes that have the same size now may have different sizes later.
         with _config.patch(use_duck_shape=False):  # type: ignore[attr-defined]
             yield lines
     finally:
@@ -68,13 +69,13 @@ def limited() -> Iterator[dict[Any, str]]:
 
 @dataclass(frozen=True)
 class Opened:
-    """A program with more open axes.
+    """A program with more open axes than that of the trace.
 
     Attributes:
         program: The program.
-        lines: What it assumes about sizes, and the line of the user's code that needs it.
-        axes: What `capture` has to leave open for a program that can be compared with this one; empty if
-            that of the trace can, because it runs the same operators.
+        lines: What it assumes about sizes, each with the line of the user's code that needs it.
+        axes: The axes to open in further captures, so that they run the same operators as this program. Empty
+            if the program of the trace already runs the same operators.
     """
 
     program: ExportedProgram
@@ -83,7 +84,7 @@ class Opened:
 
 
 def open_program(model: nn.Module, graph: Graph) -> Opened | None:
-    """The program of a trace with more open axes; None where there are no more, or capture cannot tell."""
+    """Capture a program with more open axes; None if there are no more, or the capture fails."""
     more = {place for axis in graph.inputs.open if not axis.batch for place in axis.places}
     if not more:
         return None
@@ -100,13 +101,13 @@ def open_program(model: nn.Module, graph: Graph) -> Opened | None:
         return None
     try:
         alike = not any(Steps(graph.program).compare(Steps(program)))
-    except PathsDifferError:  # captures of fixed sizes leave out what takes all of an axis
+    except PathsDifferError:  # a capture of fixed sizes leaves out slices of a whole axis
         alike = False
     return Opened(program, lines, () if alike else tuple(also))
 
 
 def _count_open(program: ExportedProgram) -> int:
-    """How many axes of the inputs a program leaves open."""
+    """Count the axes of the inputs that are open in a program."""
     inputs = set(program.graph_signature.user_inputs)
     values = [n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder" and n.name in inputs]
     return sum(is_open(size) for v in values if isinstance(v, torch.Tensor) for size in v.shape)

@@ -1,7 +1,7 @@
-"""Form ``graph``: the captured program with sliced tensors and recomputed constants.
+"""Form ``graph``: the captured program with smaller tensors and recomputed constants.
 
-It computes what the model does with other sizes, dtypes and devices, in training mode and backwards, as far
-as captures in those circumstances run the same operators. Where they do not, it says so when it is asked to.
+It also works at other sizes, dtypes and devices, in training mode and with gradients, as far as captures
+under these conditions run the same operators. Under other conditions it raises an error.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ _STATE = "secateur_program"
 class Program(fx.GraphModule):
     """A captured program that runs as a module.
 
-    Its arguments are checked: see `accept`. It refuses to train where training mode does more than switch
-    dropout and batch norm.
+    It checks its arguments: see `accept`. It refuses training mode where that changes more than dropout and
+    batch norm.
     """
 
     def __init__(self, root: nn.Module, graph: fx.Graph, class_name: str = "Program") -> None:
-        """A module that runs `graph`, with everything that `root` holds."""
+        """Make a module that runs `graph` and has all tensors and submodules of `root`."""
         super().__init__(root, graph, class_name=class_name)
         self._hold(vars(root))
 
     def _hold(self, held: Mapping[str, Any]) -> None:
-        """Hold these tensors and submodules: `fx.GraphModule` leaves out what no operator reads."""
+        """Add these tensors and submodules. `fx.GraphModule` leaves out those that no operator reads."""
         for kind in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
             getattr(self, kind).clear()
             getattr(self, kind).update(held[kind])
         vars(self).update((k, v) for k, v in held.items() if isinstance(v, torch.Tensor))
 
     def accept(self, accepts: Accepts, eval_only: str) -> Program:
-        """Check arguments from now on, and refuse to train for the reason `eval_only`, if there is one."""
+        """Check arguments from now on; refuse training mode if there is a reason `eval_only`."""
         self.meta[_STATE] = accepts, eval_only
         return self
 
@@ -59,7 +59,7 @@ class Program(fx.GraphModule):
         """Compute what the model does.
 
         Raises:
-            InputError: For arguments, sizes or dtypes for which the program is not known to do that.
+            InputError: The program is not known to be right for these arguments, sizes or dtypes.
         """
         accepts, _ = self.meta.get(_STATE, (None, ""))
         if accepts is not None:
@@ -69,17 +69,17 @@ class Program(fx.GraphModule):
         return super().__call__(*args, **kwargs)
 
     def narrowed(self, spec: InputSpec) -> InputSpec:
-        """What the dense model takes, less what this program refuses."""
+        """Describe the inputs that both the dense model and this program take."""
         accepts, _ = self.meta.get(_STATE, (None, ""))
         return spec if accepts is None else narrowed(accepts, spec)
 
     def refuses(self, spec: InputSpec) -> str:
-        """Why the program refuses inputs of the traced sizes; empty if it takes them."""
+        """Say why the program refuses inputs of the traced sizes; empty if it takes them."""
         accepts, _ = self.meta.get(_STATE, (None, ""))
         return "" if accepts is None else refusal(accepts, spec, {})
 
     def _check(self, accepts: Accepts, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Check arguments, unless such were found good before."""
+        """Check arguments, unless equal ones were checked before."""
         known = vars(self).setdefault("_accepted", {})
         if not known:
             known["parameters"] = frozenset(p.dtype for p in self.parameters() if p.is_floating_point())
@@ -96,7 +96,7 @@ class Program(fx.GraphModule):
         """Switch to training or evaluation mode.
 
         Raises:
-            ApplyError: To training mode, if the model does something there that the program does not hold.
+            ApplyError: In training mode, the model does something that is not in the program.
         """
         _, why = self.meta.get(_STATE, (None, ""))
         if mode and why:
@@ -109,29 +109,29 @@ class Program(fx.GraphModule):
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> fx.GraphModule:
-        """A copy of all it holds, without torch's warning of its own internals."""
+        """Copy the module with all it has, without PyTorch's warning about its own internals."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
             new = super().__deepcopy__(memo)
         if isinstance(new, Program):
             new._hold(copy.deepcopy(vars(self), memo))
-            type(new).__name__ = type(self).__name__  # each has a class of its own
+            type(new).__name__ = type(self).__name__  # each copy has its own class
         return new
 
 
 def smaller_program(traced: Traced, plan: Plan, *, may_stay_in_evaluation: bool = False) -> Program:
-    """A runnable module of the captured program after `plan`, with the model's parameter names.
+    """Make a module of the captured program after a plan. Its parameters have the names of the model's.
 
     Args:
         traced: The dense model and its trace. Tensors are copied, never changed.
         plan: The decision.
-        may_stay_in_evaluation: Leave a program that knows evaluation mode alone there, whatever the model's
-            mode is.
+        may_stay_in_evaluation: Whether a program that only has evaluation mode may be returned in that mode
+            if the model is in training mode.
 
     Raises:
-        ApplyError: If an operator's constants cannot follow, the plan has further methods, the forward pass
-            draws random numbers that are not PyTorch's, or the model is in training mode, which the program
-            does not know.
+        ApplyError: The arguments of an operator cannot be changed as needed, the plan has further methods,
+            the forward pass draws random numbers that are not PyTorch's, or the model is in training mode,
+            which the program does not have.
     """
     if plan.inputs.methods:
         raise ApplyError(
@@ -147,16 +147,19 @@ def smaller_program(traced: Traced, plan: Plan, *, may_stay_in_evaluation: bool 
     if facts.eval_only and may_stay_in_evaluation:
         return module.eval()
     module.train(model.training)
-    for path, layer in module.named_modules():  # some may be frozen in evaluation mode
+    for path, layer in module.named_modules():  # the user may have set some to evaluation mode
         layer.training = _mode(model, path, layer.training)
     return module
 
 
 def sliced_program(model: nn.Module, graph: Graph, plan: Plan) -> Program:
-    """`smaller_program` for evaluation as traced: nothing more is captured, and no argument is checked.
+    """Make a module of the traced program after a plan, for evaluation at the traced sizes.
+
+    Nothing more is captured, and the module does not check its arguments.
 
     Raises:
-        ApplyError: As `smaller_program`, for constants and for random numbers.
+        ApplyError: The arguments of an operator cannot be changed as needed, or the forward pass draws random
+            numbers that are not PyTorch's.
     """
     beside(model, graph.captured_inputs()).refuse_draws()
     with uncollected():

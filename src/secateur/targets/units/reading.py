@@ -1,9 +1,9 @@
-"""Which numbers in a Hugging Face configuration give a smaller model's shapes, as its own class says.
+"""Find the numbers in a Hugging Face configuration that give the shapes of a smaller model.
 
-The class is built without data from configurations in which one number is doubled: that shows which sizes
-follow from which number. New numbers come from the sizes that shrank, and the class built from them must have
-the smaller shapes. Shapes cannot tell half of the heads from heads of half the size, so there may be several
-answers: whoever asks has to run them.
+The class is built, without data, from configurations in which one number is doubled. That shows which sizes
+depend on which number. The sizes that shrank then give the new numbers, and the class built from them must
+have the smaller shapes. Shapes do not tell half of the heads from heads of half the size. So there may be
+several answers, and the caller has to run them.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ from secateur.targets.units.configuration import (
 )
 
 Shapes = Mapping[str, tuple[int, ...]]
-"""State-dict name -> shape."""
+"""Name in the state dict -> shape."""
 
 Axis = tuple[str, int]
-"""A tensor's state-dict name and the number of its axis."""
+"""An axis: the tensor's name in the state dict, and the number of the axis."""
 
 _HEAD_SIZE = "head_dim"
-"""What Transformers calls the size of a head, where it is not hidden_size / num_attention_heads."""
+"""Transformers' name for the size of a head, if that is not hidden_size / num_attention_heads."""
 
 _MOST_VALUES, _MOST_OPTIONS = 3, 8
-"""How many values of one number, and how many whole answers, are tried."""
+"""The most values of one number, and the most whole answers, that are tried."""
 
 
 def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """The shapes of all tensors by name."""
+    """Return the shapes of all tensors by name."""
     return {name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()}
 
 
@@ -58,9 +58,9 @@ class Number:
     """A number in a configuration.
 
     Attributes:
-        path: Where it is.
-        value: What it is.
-        moves: The axes whose size follows from it.
+        path: Its path in the configuration.
+        value: Its value.
+        moves: The axes whose size depends on it.
     """
 
     path: str
@@ -70,14 +70,14 @@ class Number:
 
 @dataclass(frozen=True)
 class Gap:
-    """Sizes that no configuration of a class gives: those that follow from no number first.
+    """Sizes that no configuration of a class gives. If some depend on no number, these are named.
 
     Attributes:
-        axes: The axes, each with its size from the configuration and the one that it should have.
-        paths: The numbers from which the sizes of these axes, and of no others, follow.
-        reason: Why they do not give the right ones.
-        uneven: Whether that is because these axes shrink by different fractions.
-        step: The fraction of these axes' size of which the numbers can give multiples; 0 if that is not why.
+        axes: The axes, each with its size from the configuration and the size that it should have.
+        paths: The numbers that decide the sizes of these axes and of no others.
+        reason: Why these numbers do not give the right sizes.
+        uneven: Whether the reason is that the axes shrink by different fractions.
+        step: The numbers give only multiples of this fraction of the size; 0 if that is not the reason.
     """
 
     axes: Mapping[Axis, tuple[int, int]] = field(default_factory=dict)
@@ -89,12 +89,12 @@ class Gap:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a configuration would have to say.
+    """The changes of a configuration that give the wanted shapes.
 
     Attributes:
-        options: Changes that give the wanted shapes, likelier ones first. One empty mapping if nothing has to
-            change, none if no changes do.
-        gap: Why, if none of the options is right.
+        options: Possible changes, likely ones first. One empty mapping if nothing has to change; no entry if
+            no change gives the wanted shapes.
+        gap: The reason, if there is no option, or if none turns out right.
     """
 
     options: tuple[dict[str, Any], ...]
@@ -102,12 +102,12 @@ class Reading:
 
 
 class Builds:
-    """A class built from changed configurations, without data: its shapes, each found out once.
+    """Builds a class from changed configurations, without data, and remembers the shapes.
 
     Attributes:
         kind: The model's class.
         config: The configuration to start from; it is left as it was.
-        errors: What the class or its configuration said to changes that they refused.
+        errors: The errors of the class or its configuration, with the changes that caused them.
     """
 
     def __init__(self, kind: type[nn.Module], config: Any) -> None:
@@ -116,12 +116,12 @@ class Builds:
         self._known: dict[frozenset[tuple[str, Any]], Shapes | None] = {}
 
     def shapes(self, changes: Changes) -> Shapes | None:
-        """The shapes after these changes; None if the class cannot be built."""
+        """Return the shapes after these changes; None if the class cannot be built."""
         key = frozenset(changes.items())
         if key not in self._known:
             try:
                 self._known[key] = self._built(changed_configuration(self.config, changes))
-            except Exception as error:  # whatever the class, or its configuration, does not take
+            except Exception as error:  # the class or its configuration may refuse numbers in any way
                 self.errors.append((changes, error))
                 self._known[key] = None
         return self._known[key]
@@ -130,12 +130,12 @@ class Builds:
         with quietly():
             with contextlib.suppress(Exception), torch.device("meta"):
                 return shapes_of(self.kind(config))
-            with empty_weights():  # its constructor may read numbers out of tensors
+            with empty_weights():  # its constructor may read values of tensors
                 return shapes_of(self.kind(config))
 
 
 def read_configuration(builds: Builds, wanted: Shapes) -> Reading:
-    """Find the configurations from which a class has the wanted shapes, those of a smaller model."""
+    """Find the configurations with which a class has the wanted shapes."""
     start, name = builds.shapes({}), builds.kind.__name__
     if start is None:
         return Reading((), Gap(reason=f"{name}(config) fails: {last_line(builds.errors[0][1])}"))
@@ -155,9 +155,9 @@ class _Reader:
     """Compares the shapes that a class has with those that it should have.
 
     Attributes:
-        builds: The class.
-        start: Its shapes as they are.
-        wanted: Its shapes as they should be.
+        builds: Builds the class.
+        start: The shapes from the configuration.
+        wanted: The shapes that it should have.
         resized: The axes that differ, with both sizes.
     """
 
@@ -175,7 +175,7 @@ class _Reader:
         return reading
 
     def _with(self, stated: Changes) -> Reading:
-        """The answers after some numbers that have a default were stated."""
+        """Find the answers after some numbers with a default were written into the configuration."""
         paths = {**dict(numbers_of(self.builds.config)), **stated}
         numbers = [self._number(path, value, stated) for path, value in paths.items()]
         reading = self._solved(numbers, stated)
@@ -187,7 +187,7 @@ class _Reader:
         return reading
 
     def _number(self, path: str, value: int | float, stated: Changes) -> Number:
-        """A number with what follows from it: the axes whose size changes when it is doubled, or halved."""
+        """Find the axes whose size depends on a number: it changes when the number is doubled or halved."""
         if not path.endswith(("_id", "_ids")):
             for other in (2 * value, value // 2 if isinstance(value, int) else value / 2):
                 shapes = self.builds.shapes({**stated, path: other})
@@ -197,10 +197,10 @@ class _Reader:
         return Number(path, value, frozenset())
 
     def _statements(self) -> dict[str, int]:
-        """Numbers that the configuration leaves to a default, with that default.
+        """Return the numbers that the configuration leaves to a default, with that default.
 
-        The size of a head is stated even where the configuration's class does not name it: many models ask
-        for it.
+        The size of a head is among them even if the configuration's class has no such field: many models read
+        it.
         """
         found: dict[str, int] = {}
         sizes = dict.fromkeys(old for old, _ in self.resized.values())
@@ -220,7 +220,7 @@ class _Reader:
         return found
 
     def _of_layers(self, numbers: Iterable[Number], stated: Changes) -> list[Number]:
-        """Numbers of single layers, where Transformers knows such and the class heeds them."""
+        """Return numbers of single layers, if Transformers has them and the class reads them."""
         found = []
         for prefix, holder in holders_of(self.builds.config):
             layers = named(holder, "num_hidden_layers") or 0
@@ -232,17 +232,17 @@ class _Reader:
                     for k in range(layers):
                         own = self._number(f"{prefix}{LAYERS}.{k}.{name}", number.value, stated)
                         if not own.moves or not own.moves < number.moves:
-                            break  # the class does not heed it
+                            break  # the class does not read it
                         found.append(own)
         return found
 
     def _belongs(self, number: Number) -> bool:
-        """Whether only sizes follow from a number that have to change, in other layers at least."""
+        """Whether only such sizes depend on a number as have to change, here or in another layer."""
         kinds = {_kind(axis) for axis in self.resized}
         return bool(number.moves) and {_kind(axis) for axis in number.moves} <= kinds
 
     def _solved(self, numbers: Iterable[Number], stated: Changes) -> Reading:
-        """Answers in these numbers, each set of numbers that share axes on its own."""
+        """Find answers in these numbers. Numbers that share no axes are solved separately."""
         able = [n for n in numbers if n.moves and n.moves <= self.resized.keys()]
         left = dict(self.resized)
         parts: list[list[dict[str, Any]]] = []
@@ -261,10 +261,10 @@ class _Reader:
         return Reading(tuple(found), self._gap(self.resized, numbers))
 
     def _answers(self, component: list[Number], stated: Changes) -> list[dict[str, Any]]:
-        """Changes of these numbers that give their axes the wanted sizes: whole heads before their size."""
+        """Return changes of these numbers that give the wanted sizes; fewer heads before smaller heads."""
         axes = frozenset().union(*(n.moves for n in component))
         alike: dict[tuple[Any, ...], set[int]] = {}
-        for name, k in axes:  # what follows from the same numbers in the same way can only be of one size
+        for name, k in axes:  # axes that depend on the same numbers in the same way have one size
             key = (self.start[name][k], *(n.path for n in component if (name, k) in n.moves))
             alike.setdefault(key, set()).add(self.wanted[name][k])
         if any(len(sizes) > 1 for sizes in alike.values()):
@@ -280,23 +280,23 @@ class _Reader:
         return sorted(found, key=lambda changes: (-len(changes), any(_HEAD_SIZE in path for path in changes)))
 
     def _ratios(self, number: Number) -> list[Fraction]:
-        """By how much the axes of a number shrink, the commonest first."""
+        """Return the ratios by which the axes of a number shrink, common ones first."""
         pairs = (self.resized.get(axis, (1, 1)) for axis in number.moves)
         return [ratio for ratio, _ in Counter(Fraction(new, old) for old, new in pairs).most_common()]
 
     def _values(self, number: Number) -> list[int | float]:
-        """What a number may have become."""
+        """Return possible new values of a number."""
         found: list[int | float] = []
         for ratio in self._ratios(number)[:_MOST_VALUES]:
             new = Fraction(number.value) * ratio
             if new.denominator == 1 and isinstance(number.value, int):
                 found.append(int(new))
-            else:  # what the class multiplies it by is rounded down
+            else:  # the class rounds its product with a size down
                 found += [float(new), math.nextafter(float(new), math.inf)]
         return found
 
     def _gap(self, axes: Mapping[Axis, tuple[int, int]], numbers: Iterable[Number]) -> Gap:
-        """Why these axes do not get their sizes."""
+        """Say why these axes do not get their sizes."""
         own = [n for n in numbers if self._belongs(n) and n.moves & axes.keys()]
         moved = frozenset().union(*(n.moves for n in own))
         if bare := {axis: pair for axis, pair in axes.items() if axis not in moved}:
@@ -324,7 +324,7 @@ class _Reader:
 
 
 def last_line(error: BaseException) -> str:
-    """The end of an error's text, which says what was wrong, without the name of the error."""
+    """Return the last line of an error, which says what was wrong, without the error's name."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[-1] if lines else type(error).__name__
     text = re.sub(r"^\w*(Error|Exception): ", "", text).rstrip(".")
@@ -332,17 +332,17 @@ def last_line(error: BaseException) -> str:
 
 
 def _kind(axis: Axis) -> Axis:
-    """The same axis of all layers."""
+    """Return a name that the same axis has in all layers."""
     return re.sub(r"\d+", "*", axis[0]), axis[1]
 
 
 def _alike(some: Shapes, others: Shapes) -> bool:
-    """Whether names and ranks are the same."""
+    """Whether the names and ranks of tensors are the same."""
     return {n: len(s) for n, s in some.items()} == {n: len(s) for n, s in others.items()}
 
 
 def _differences(before: Shapes, after: Shapes) -> dict[Axis, tuple[int, int]]:
-    """Axes of different sizes, each with both."""
+    """Return the axes with different sizes, each with both sizes."""
     return {
         (name, k): (old, new)
         for name, shape in before.items()
@@ -352,7 +352,7 @@ def _differences(before: Shapes, after: Shapes) -> dict[Axis, tuple[int, int]]:
 
 
 def _components(numbers: Iterable[Number]) -> list[list[Number]]:
-    """Numbers in sets that share axes."""
+    """Split numbers into sets: numbers that share axes are in one set."""
     found: list[list[Number]] = []
     for number in numbers:
         touching = [c for c in found if any(n.moves & number.moves for n in c)]

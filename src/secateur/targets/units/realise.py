@@ -1,4 +1,4 @@
-"""Form ``module``: the user's own classes with smaller tensors, proven to compute what the plan means."""
+"""Form ``module``: the user's own classes with smaller tensors, compared with the masked dense model."""
 
 from __future__ import annotations
 
@@ -43,18 +43,19 @@ from secateur.targets.units.tracking import Equation, Tracked, Uses, solve, trac
 from secateur.targets.units.unseen import in_words, known_code
 
 MANY = 4
-"""Equal layers from which on the first and the last speak for all."""
+"""If more layers than this are equal, only the first and the last are tried."""
 
 
 def proven_module(traced: Traced, plan: Plan, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> nn.Module:
-    """The smaller module, once forward passes have shown that it computes what the plan means.
+    """Make the smaller module, and show by forward passes that it computes what the plan means.
 
-    Attributes change whose values are seen to reach a size that shrinks. What the code holds as a number is
-    mended at the call. The result is compared with the masked dense model, at every size that the trace found
-    to be open; where a removed group is inexact, with the sliced program at the traced size.
+    Attributes change if a forward pass shows that their values become a size that shrinks. Sizes that the
+    code itself fixes are mended at the call. The result is compared with the masked dense model, at every
+    size that may vary. If a removed group is inexact, it is compared with the program with smaller tensors
+    instead, at the traced size.
 
     Raises:
-        ApplyError: If there is no such module.
+        ApplyError: No such module was found.
     """
     model, graph = traced.model, traced.graph
     given: Arguments = (args, dict(kwargs))
@@ -71,10 +72,13 @@ def proven_module(traced: Traced, plan: Plan, args: tuple[Any, ...], kwargs: Map
 
 
 def understood(model: nn.Module, graph: Graph, plan: Plan) -> tuple[dict[str, Any], dict[str, Code]]:
-    """Attributes with their new values, and by module what is known of its code.
+    """Find the attributes that have to change, and the calls that have to be mended.
+
+    Returns:
+        New values of attributes, and what is known of the code of modules, by path.
 
     Raises:
-        ApplyError: If a line would have to say different things.
+        ApplyError: One line of code would need different sizes.
     """
     passes = [_Pass(model, graph, plan, view) for view in (None, *graph.views)]
     equations = [p.equations() for p in passes]
@@ -86,7 +90,7 @@ def understood(model: nn.Module, graph: Graph, plan: Plan) -> tuple[dict[str, An
         known = {(e.number.sources, e.wanted) for e in changes}
         if {(e.number.sources, e.wanted) for e in shown} <= known:
             break
-        changes += shown  # a run shows the first comparison that no longer holds
+        changes += shown  # a run shows only the first comparison that fails
     rules = rules_of(run for one in passes for run in one.runs(small))
     codes = known_code(model, small, plan, rules)
     return sizes, _with_plain(small, graph, codes, passes)
@@ -95,7 +99,7 @@ def understood(model: nn.Module, graph: Graph, plan: Plan) -> tuple[dict[str, An
 def _with_plain(
     small: nn.Module, graph: Graph, codes: dict[str, Code], passes: Sequence[_Pass]
 ) -> dict[str, Code]:
-    """The same, once runs at all sizes have shown in which modules a call says enough to know its rule."""
+    """Run the model at all sizes, and note in which modules the numbers of a call decide its rule."""
     if not mend(small, codes):
         return codes
     traced = [(one, None) for one in passes]
@@ -107,7 +111,7 @@ def _with_plain(
             watch.said.append({})
             try:
                 one.run(small, arguments)
-            except Exception:  # the proof will tell
+            except Exception:  # the comparison at the end will report it
                 return codes
     return {
         path: replace(code, plain=watch.plain(small.get_submodule(path), code))
@@ -116,7 +120,7 @@ def _with_plain(
 
 
 class _Pass:
-    """One way to run the dense model, recorded, with what its calls have to say in the smaller one."""
+    """One way to run the dense model: its recorded calls, and what they need in the smaller model."""
 
     def __init__(self, model: nn.Module, graph: Graph, plan: Plan, view: View | None) -> None:
         self._training, self._method = (view.training, view.method) if view is not None else (False, "")
@@ -128,7 +132,7 @@ class _Pass:
         try:
             with tracked(model) as self._uses:
                 self.dense = self._record(model)
-        except Exception:  # some code takes no integers but Python's own: it tells nothing of attributes
+        except Exception:  # some code takes only Python's own integers, so attributes cannot be tracked
             self.dense = self._record(model)
         assign_nodes(self.dense, program.graph, model, "model." if self._method else "")
 
@@ -138,13 +142,13 @@ class _Pass:
             return record(model, args, kwargs, change, method=self._method)
 
     def run(self, model: nn.Module, arguments: Arguments | None = None) -> None:
-        """Run a model this way, or with other arguments."""
+        """Run a model in this way, perhaps with other arguments."""
         args, kwargs = arguments or self._arguments
         with evaluating(model, training=self._training), torch.no_grad(), seeded(0):
             (getattr(model, self._method) if self._method else model)(*args, **kwargs)
 
     def needs(self, node: Any) -> Need | None:
-        """What the call behind an operator has to say."""
+        """Return what the call behind an operator needs."""
         if node not in self._known:
             self._known[node] = need_of(self._constants, node)
         return self._known[node]
@@ -154,17 +158,20 @@ class _Pass:
         return Mender(dense, self.needs, functools.partial(stays, self._constants))
 
     def equations(self) -> tuple[list[Equation], list[Equation]]:
-        """What tracked numbers must become, and those that must stay."""
+        """Return what tracked numbers must become, and those that must stay."""
         changes, stays = _equations(self.dense, self.needs)
         return changes, [*stays, *(Equation(number, int(number)) for number in self._uses.numbers)]
 
     def compared(self, small: nn.Module) -> list[Equation]:
-        """What attributes must become for the first comparison that was true of the dense model only."""
+        """Return what attributes must become so that the first failing comparison holds again."""
         if not any(equal for _, _, equal in self._uses.equal):
             return []
         mender = self._mender()
         change = unnoted(mender.change)
-        with tracked(small) as uses, contextlib.suppress(Exception):  # it fails where an assertion does
+        with (
+            tracked(small) as uses,
+            contextlib.suppress(Exception),
+        ):  # it fails with an assertion of the user's
             self._record(small, change)
         for (number, _, before), (mine, other, now) in zip(self._uses.equal, uses.equal, strict=False):
             if number.sources != mine.sources:
@@ -174,13 +181,13 @@ class _Pass:
         return []
 
     def runs(self, small: nn.Module) -> list[Run]:
-        """What the calls of the smaller model have to say."""
+        """Run the smaller model and return what its calls need."""
         mender = self._mender()
         try:
             self._record(small, mender.change)
         except ApplyError:
             raise
-        except Exception as error:  # the user's code may fail in any way once shapes have changed
+        except Exception as error:  # with other shapes, the user's code may fail in any way
             raise _failed(error, self._method or "the traced size") from error
         return mender.runs
 
@@ -188,7 +195,7 @@ class _Pass:
 def _equations(
     dense: list[Recorded], needs: Callable[[Any], Need | None]
 ) -> tuple[list[Equation], list[Equation]]:
-    """What tracked numbers must become, and those that must stay."""
+    """Return what tracked numbers must become, and those that must stay."""
     changes: list[Equation] = []
     stays: list[Equation] = []
     for call in dense:
@@ -208,7 +215,7 @@ def _equations(
 
 
 def _in_lists(model: nn.Module, solved: Mapping[str, int]) -> dict[str, Any]:
-    """Attributes with their new values; of those that are lists, the whole list."""
+    """Return new values of attributes. For an entry of a list, that is the whole list."""
     found: dict[str, Any] = {}
     for path, value in solved.items():
         holder, _, last = path.rpartition(".")
@@ -245,14 +252,14 @@ def _mended_note(mended: tuple[str, ...]) -> str:
 
 
 def _prove(model: nn.Module, small: nn.Module, graph: Graph, plan: Plan, given: Arguments) -> tuple[str, ...]:
-    """Compare the module with what it has to equal, at every size that may vary.
+    """Compare the module with its reference, at every size that may vary.
 
     Returns:
-        The sizes at which nothing was compared, because the dense model refuses all inputs known there, or
-        gives no finite number.
+        The sizes at which nothing was compared, because the dense model refuses all known inputs, or gives no
+        finite number.
 
     Raises:
-        ApplyError: If the outputs differ, or the module fails where the dense model runs.
+        ApplyError: The outputs differ, or the module fails where the dense model runs.
     """
     exact = all(g.exact or not g.removed for g in plan.groups)
     reference = masked(model, plan) if exact else sliced_program(model, graph, plan)
@@ -284,12 +291,12 @@ def _prove(model: nn.Module, small: nn.Module, graph: Graph, plan: Plan, given: 
 def _first_taken(
     reference: nn.Module, options: list[Arguments]
 ) -> tuple[Arguments, Draws, list[torch.Tensor]] | None:
-    """The first arguments on which the reference gives finite numbers, what it draws and what it returns."""
+    """Return the first arguments with finite outputs, the random numbers, and the outputs; None if none."""
     for args, kwargs in options:
         draws = Draws()
         try:
             expected = run(reference, args, kwargs, draws)
-        except Exception:  # what the dense model refuses, the smaller one may refuse too
+        except Exception:  # where the dense model fails, the smaller one may fail too
             continue
         if is_finite_somewhere(expected):
             return (args, kwargs), draws, expected
@@ -310,10 +317,11 @@ def _failed(error: Exception, title: str = "the traced size") -> ApplyError:
 def unrealisable(
     traced: Traced, plan: Plan, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[str, ...]:
-    """The pruned groups of a plan that a smaller module cannot express, by halving the set of groups.
+    """Find the pruned groups that a smaller module cannot express, by halving the set of groups.
 
-    Groups whose names differ in numbers alone, as those of equal layers do, are judged together first. Where
-    the first and the last of many fail alone, all count as failing: each trial runs the whole model.
+    Groups whose names differ only in numbers, as those of equal layers do, are tried together first. If many
+    of them fail together, and both the first and the last fail alone, all count as failing. Each trial runs
+    the whole model, so this saves much time.
     """
     alike: dict[str, list[str]] = {}
     for group in plan.groups:
@@ -338,7 +346,7 @@ def unrealisable(
 
 
 def restricted(plan: Plan, graph: Graph, names: list[str]) -> Plan:
-    """The same plan with all groups but these left whole."""
+    """Make a plan that prunes only these groups, as the given plan does."""
     return Plan.build(
         graph,
         {g.name: g.keep for g in plan.groups if g.name in names},
@@ -351,7 +359,7 @@ def restricted(plan: Plan, graph: Graph, names: list[str]) -> Plan:
 
 
 def _failing(names: list[str], works: Callable[[list[str]], bool]) -> list[str]:
-    """Members without which `works` is true, by halving; each is judged in the company of its half."""
+    """Return the members that have to be left out so that `works` is true. Sets are halved to find them."""
     if not names or works(names):
         return []
     if len(names) == 1:
@@ -360,5 +368,5 @@ def _failing(names: list[str], works: Callable[[list[str]], bool]) -> list[str]:
     cuts = [len(names) * k // parts for k in range(parts + 1)]
     failed = [n for a, b in itertools.pairwise(cuts) for n in _failing(names[a:b], works)]
     left = [name for name in names if name not in failed]
-    # Two halves may work alone and fail together.
+    # Two halves may work apart and fail together.
     return failed if works(left) else failed + left

@@ -1,4 +1,4 @@
-"""What a pruned model remembers of how it was made."""
+"""The record of how a pruned model was made, which the model carries with it."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _ATTRIBUTE = "_secateur_record"
 
 @dataclass(frozen=True)
 class Record:
-    """Plan, form, and what happened on the way.
+    """How a pruned model was made.
 
     Attributes:
         plan: The decision that was applied.
-        form: How it was applied.
+        form: The form of the model.
         note: Why form ``auto`` did not return a module, or which of its modules are mended.
         repairs: What repair tried, in order, as plain data.
-        sizes: Attributes that form ``module`` updated beyond PyTorch's own layers, by path.
-        captured: Modules of form ``module`` with a call that is mended, by path
+        sizes: New values of attributes in form ``module``, by path, except those of PyTorch's own layers.
+        captured: Paths of modules in form ``module`` with calls that are mended
             (`secateur.targets.units.mended`).
-        takes: Which sizes of its inputs may change and which must stay, in one sentence.
-        whole: That part of the note which says what was left whole, and why; it is not saved.
+        takes: One sentence on which sizes of the inputs may change, and which must stay.
+        whole: The part of the note on what was left whole, and why. It is not saved.
     """
 
     plan: Plan
@@ -44,10 +44,10 @@ class Record:
 
 
 def attach(model: nn.Module, record: Record) -> nn.Module:
-    """Let `model` remember `record` (it survives copy.deepcopy), with `takes`; returns the model."""
+    """Attach a record to a model, with `takes` filled in; deep copies keep it. Return the model."""
     record = replace(record, takes=_takes(model, record))
     if isinstance(model, fx.GraphModule):
-        model.meta[_ATTRIBUTE] = record  # copying one keeps its `meta` and drops foreign attributes
+        model.meta[_ATTRIBUTE] = record  # a copy of it keeps `meta`, but no foreign attributes
     else:
         object.__setattr__(model, _ATTRIBUTE, record)
     return model
@@ -62,10 +62,10 @@ def _takes(model: nn.Module, record: Record) -> str:
 
 
 def record_of(model: nn.Module) -> Record:
-    """What `apply` attached.
+    """Return the record that `apply` attached to a model.
 
     Raises:
-        ArtefactError: If the model did not come from `apply`.
+        ArtefactError: The model does not come from `apply`.
 
     Example:
         >>> import torch
@@ -90,12 +90,12 @@ def record_of(model: nn.Module) -> Record:
 
 
 def with_repairs(model: nn.Module, repairs: list[dict[str, Any]]) -> nn.Module:
-    """Add what repair tried to the model's record; returns the model."""
+    """Add what repair tried to the model's record; return the model."""
     record = record_of(model)
     return attach(model, replace(record, repairs=(*record.repairs, *repairs)))
 
 
 def with_note(model: nn.Module, note: str) -> nn.Module:
-    """Add a sentence to the note in the model's record; returns the model."""
+    """Add a sentence to the note in the model's record; return the model."""
     record = record_of(model)
     return attach(model, replace(record, note=" ".join(filter(None, (record.note, note)))))

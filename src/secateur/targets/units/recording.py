@@ -1,4 +1,4 @@
-"""Which torch functions a model's own code calls, where, with what, and what operators they became."""
+"""A recording of the torch functions that a model's code calls: where, with what, and as which operators."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ from secateur.targets.units.needs import Step
 from secateur.targets.units.sizes import running_modules
 
 Place = tuple[tuple[str, str, int, int, int], ...]
-"""Where a call stands: file, function, its first line, line, instruction; from the call to ``forward``."""
+"""The place of a call: for each function from the call up to ``forward``, the file, the name, the first line,
+the line and the instruction."""
 
 Key = tuple[str, ...]
-"""What a step and an operator have in common if one became the other."""
+"""A key that is equal for a step and the operator that it became."""
 
 
 @dataclass(eq=False)
@@ -40,14 +41,14 @@ class Recorded:
 
     Attributes:
         module: Path of the module whose ``forward`` was running.
-        name: Of the function.
-        place: Where it stands.
-        steps: Its sized steps; empty if it has none.
-        args: Its positional arguments, with empty tensors in the place of tensors.
+        name: The name of the function.
+        place: Its place in the code.
+        steps: The steps of the call; empty if it passes no sizes.
+        args: Its positional arguments. Tensors are replaced by empty ones.
         kwargs: Its keyword arguments, likewise.
-        keys: For each step, what to find its operator by.
-        nodes: For each step, the operator of the captured program; None where it is not known.
-        literals: The integers that are written in the code that makes it.
+        keys: For each step, the key by which its operator is found.
+        nodes: For each step, the operator of the captured program; None if unknown.
+        literals: The integers in the code that makes the call.
     """
 
     module: str
@@ -62,11 +63,11 @@ class Recorded:
 
 
 Change = Callable[[Recorded, Any, tuple[Any, ...], dict[str, Any]], Any]
-"""Called instead of a function with sized steps: (call, function, arguments, keyword arguments) -> result."""
+"""A function that runs a call with steps: (call, function, arguments, keyword arguments) -> result."""
 
 
 class Recorder(TorchFunctionMode):
-    """Writes down every call while it is active; `change` may carry a sized one out in another way."""
+    """Inside, every call is recorded. If `change` is given, it runs the calls with steps."""
 
     def __init__(self, modules: Callable[[], str], change: Change | None = None) -> None:
         super().__init__()
@@ -74,7 +75,7 @@ class Recorder(TorchFunctionMode):
         self._module, self._change = modules, change
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the call and remember it."""
+        """Run and record a call."""
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         if name == "__get__":  # an attribute, such as shape
@@ -94,7 +95,7 @@ class Recorder(TorchFunctionMode):
 
 
 def _empty(tensor: torch.Tensor) -> torch.Tensor:
-    """Of the same shape and kind, without values: records hold no activations."""
+    """Make a tensor of the same shape and dtype without values, so that records keep no activations."""
     if tensor.is_nested:
         return torch.empty(0, device="meta")
     return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
@@ -112,10 +113,13 @@ _PASSING = ("torch.utils.", "torch._", "torch.autograd.", "torch.amp.", "torch.o
 
 
 def place_of(frame: FrameType | None) -> tuple[Place, list[CodeType], FrameType | None]:
-    """Where a call stands, the code of that, and the frame in which the enclosing module was called.
+    """Find the place of a call.
 
-    Frames of this package, of the standard library and of what only passes calls on (checkpoints) are left
-    out, and so is a function's own call of itself: how deep it goes depends on the inputs.
+    Frames of this package, of the standard library, and of functions that only pass calls on (checkpoints)
+    are left out. Of a function that calls itself, one frame counts, because the depth depends on the inputs.
+
+    Returns:
+        The place, the code of each function in it, and the frame that called the enclosing module.
     """
     place: Place = ()
     codes: list[CodeType] = []
@@ -134,9 +138,10 @@ def place_of(frame: FrameType | None) -> tuple[Place, list[CodeType], FrameType 
 
 
 def _instruction(frame: FrameType) -> int:
-    """Where the instruction that a frame is at begins.
+    """Return the start of the instruction that a frame is at.
 
-    Python adapts code as it runs, and then stops inside an instruction, or a step of it earlier.
+    Python changes code as it runs. A frame may then be inside an instruction, or at a part of it before the
+    start.
     """
     starts = _starts(frame.f_code)
     return starts[max(bisect.bisect_right(starts, frame.f_lasti) - 1, 0)]
@@ -151,14 +156,14 @@ def _starts(code: CodeType) -> tuple[int, ...]:
 
 @functools.lru_cache(maxsize=4096)
 def literals(code: CodeType, line: int = 0) -> frozenset[int]:
-    """The integers that are written in a function, or on one line of it."""
+    """Return the integers that are written in a function, or on one line of it."""
     spans = [(start, end) for start, end, at in code.co_lines() if not line or at == line]
     inside = (i for i in dis.get_instructions(code) if any(a <= i.offset < b for a, b in spans))
     return frozenset(number for i in inside for number in written(i))
 
 
 def written(instruction: dis.Instruction) -> list[int]:
-    """The integers that one instruction takes from the code as written; others hold offsets and counts."""
+    """Return the integers of an instruction that are written in the code, not its offsets and counts."""
     constant = "CONST" in instruction.opname or "SMALL_INT" in instruction.opname
     return numbers(instruction.argval) if constant else []
 
@@ -170,7 +175,7 @@ def _passes(frame: FrameType) -> bool:
 
 @contextmanager
 def running(model: nn.Module) -> Iterator[Callable[[], str]]:
-    """Yields a function that says which module's ``forward`` is running, by its first path in the model."""
+    """Inside, a function tells which module's ``forward`` is running, by its first path in the model."""
     paths = {id(module): path for path, module in model.named_modules()}
     stack = [""]
 
@@ -192,13 +197,13 @@ def running(model: nn.Module) -> Iterator[Callable[[], str]]:
 
 
 def assign_nodes(calls: Sequence[Recorded], program: fx.Graph, model: nn.Module, prefix: str = "") -> None:
-    """Find the operator that each sized step became: both come in the same order, module by module.
+    """Find the operator that each step became: in each module, both come in the same order.
 
     Args:
-        calls: What a run of the model recorded; gets the operators.
+        calls: The recorded calls of a run; their `nodes` are set.
         program: The captured operators.
         model: The model.
-        prefix: What its module paths begin with in the program, beyond their own.
+        prefix: What module paths begin with in the program, before the path in the model.
     """
     first = {id(module): path for path, module in model.named_modules()}
     steps: dict[str, list[tuple[Recorded, int]]] = {}
@@ -231,11 +236,11 @@ def _family(node: fx.Node) -> str | None:
     if not name.startswith("aten.") or _is_whole_slice(node):
         return None
     family = FAMILIES.get(name.split(".")[1])
-    return None if family == "scale" else family  # its number is read off the dense model's call
+    return None if family == "scale" else family  # its number is read from the dense model's call
 
 
 def _is_whole_slice(node: fx.Node) -> bool:
-    """Whether a slice takes all of its axis: indexing makes such ones for ``:``."""
+    """Whether a slice takes a whole axis. Indexing makes such slices for ``:``."""
     if not str(node.target).startswith("aten.slice"):
         return False
     given: list[Any] = [*node.args[2:], None, None, None]

@@ -1,7 +1,7 @@
-"""How operators' constant arguments follow their tensors' new shapes, one function an operator family.
+"""How the arguments of operators change when their tensors get smaller: one function for each family.
 
-Only operators that hold sizes, positions or counts in their arguments appear here; all others read
-their shapes from their tensors.
+Only operators with sizes, positions or counts in their arguments are listed here. All others read shapes from
+their tensors.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from secateur.graph.rules.select import positions_taken
 from secateur.targets.units.tensors import groups_after
 
 _TO_THE_END = 2**63 - 1
-"""The end of ``x[start:]``."""
+"""The ``end`` that PyTorch passes for ``x[start:]``."""
 
 
 @dataclass
 class Call:
-    """One operator call that touches a changed axis.
+    """One operator call that reads or gives a changed axis.
 
     Attributes:
         node: The node of the captured program.
         target: The operator to call.
-        arguments: Its arguments by schema name (nodes are those of the captured program).
-        before: Which positions of each axis of a tensor stay, by its node.
+        arguments: Its arguments by schema name, with nodes of the captured program.
+        before: For the node of a tensor, which positions of each axis stay.
         after: The same for the output, or for each of several outputs.
         constant: The value of a node that is known without data; None for any other.
     """
@@ -46,25 +46,25 @@ class Call:
     constant: Callable[[fx.Node], torch.Tensor | None]
 
     def integer(self, name: str, default: int = 0) -> int:
-        """An integer argument; symbolic ones by their captured size."""
+        """An integer argument. A symbolic one has its value in the capture."""
         value = self.arguments.get(name, default)
         return hint(value.meta["val"]) if isinstance(value, fx.Node) else int(value)
 
     def integers(self, name: str) -> list[int]:
-        """A list of integers; symbolic ones by their captured size."""
+        """A list of integers. Symbolic ones have their value in the capture."""
         return [hint(v.meta["val"]) if isinstance(v, fx.Node) else int(v) for v in self.arguments[name]]
 
 
 @dataclass(frozen=True)
 class Scaled:
-    """A computed size of which `new` of every `old` positions stay."""
+    """A size that the program computes, and of which `new` of every `old` positions stay."""
 
     size: fx.Node
     new: int
     old: int
 
     def of(self, value: Any) -> Any:
-        """The smaller size, from the value that was computed."""
+        """Return the smaller size, from the computed value."""
         return value * self.new // self.old
 
 
@@ -72,7 +72,11 @@ Rewrite = Callable[[Call], None]
 
 
 def _scaled(call: Call, size: fx.Node, mask: Mask) -> Scaled:
-    """A computed size, a multiple of a number, once each multiple is seen to lose the same positions."""
+    """Scale a computed size, which is a multiple of a number. Each multiple has to lose the same positions.
+
+    Raises:
+        ApplyError: They lose different positions.
+    """
     multiple = int(size.meta["val"].node.expr.as_coeff_Mul()[0])
     for lines in (mask.reshape(-1, multiple), mask.reshape(multiple, -1).T):
         if (lines == lines[0]).all():
@@ -84,7 +88,7 @@ def _scaled(call: Call, size: fx.Node, mask: Mask) -> Scaled:
 
 
 def _sizes(call: Call, name: str, masks: list[Mask], *, inferred: bool = False) -> None:
-    """New sizes for the axes that are cut; `inferred` says that one may be -1, for what is left."""
+    """Write new sizes for the axes that are cut. `inferred`: whether one size may be -1, for the rest."""
     sizes = list(call.arguments[name])
     inferred = inferred and -1 not in [s for s in sizes if not isinstance(s, fx.Node)]
     for k, mask in enumerate(masks):
@@ -100,10 +104,10 @@ def _sizes(call: Call, name: str, masks: list[Mask], *, inferred: bool = False) 
 
 
 def _fixed(call: Call, *values: Any, dim: int | None = None) -> None:
-    """Refuse positions along a cut axis that are computed, or that are counted along an axis of any length.
+    """Refuse positions along a cut axis that are not constant.
 
     Raises:
-        ApplyError: If one of `values` is no number, or axis `dim` of the operand is open.
+        ApplyError: One of `values` is computed, or axis `dim` of the operand may have any length.
     """
     length = None if dim is None else call.arguments["self"].meta["val"].shape[dim]
     if is_open(length) or any(isinstance(v, fx.Node) for v in values):
@@ -114,22 +118,22 @@ def _fixed(call: Call, *values: Any, dim: int | None = None) -> None:
 
 
 def output_sizes(call: Call) -> None:
-    """expand, zeros, ...: the sizes are those of the output."""
+    """Change expand, zeros and the like: their sizes are those of the output."""
     name = next(n for n in ("size", "shape") if n in call.arguments)
     _sizes(call, name, call.after)
 
 
 def reshaped_sizes(call: Call) -> None:
-    """view, reshape: the sizes are those of the output, and one may be left to be inferred."""
+    """Change view and reshape: their sizes are those of the output, and one of them may be -1."""
     name = next(n for n in ("size", "shape") if n in call.arguments)
     _sizes(call, name, call.after, inferred=True)
 
 
 def sizes_of_another(call: Call) -> None:
-    """expand_as, view_as, reshape_as: written as sizes where those of the other tensor are not the output's.
+    """Change expand_as, view_as and reshape_as to calls with sizes, if the other tensor has wrong ones now.
 
     Raises:
-        ApplyError: If sizes that depend on the input cannot be written down.
+        ApplyError: The sizes depend on the input, so they cannot be written down.
     """
     x, other = call.arguments["self"], call.arguments["other"]
     if [int(m.sum()) for m in call.after] == [int(m.sum()) for m in call.before(other)]:
@@ -155,13 +159,13 @@ def sizes_of_another(call: Call) -> None:
 
 
 def unflatten(call: Call) -> None:
-    """The sizes are those of the new axes."""
+    """Change unflatten: its sizes are those of the new axes."""
     dim = call.integer("dim") % len(call.before(call.arguments["self"]))
     _sizes(call, "sizes", call.after[dim : dim + len(call.arguments["sizes"])], inferred=True)
 
 
 def repeat(call: Call) -> None:
-    """A singleton axis is repeated as often as positions of the result stay."""
+    """Change repeat: an axis of size 1 is repeated once for each position of the result that stays."""
     source = call.before(call.arguments["self"])
     name = "repeats" if "repeats" in call.arguments else "dims"
     repeats = list(call.arguments[name])
@@ -174,7 +178,7 @@ def repeat(call: Call) -> None:
 
 
 def split(call: Call) -> None:
-    """split, chunk: parts of the sizes that are left, by `split_with_sizes`."""
+    """Change split and chunk to `split_with_sizes`, with the sizes that are left of the parts."""
     x = call.arguments["self"]
     masks = call.before(x)
     dim = call.integer("dim") % len(masks)
@@ -186,7 +190,7 @@ def split(call: Call) -> None:
 
 
 def take(call: Call) -> None:
-    """slice, narrow: the same positions, as far as they stay."""
+    """Change slice and narrow, so that they take the same positions, as far as they stay."""
     x = call.arguments["self"]
     masks = call.before(x)
     dim = call.integer("dim") % len(masks)
@@ -212,7 +216,7 @@ def take(call: Call) -> None:
 
 
 def select(call: Call) -> None:
-    """The number of the selected position among those that stay."""
+    """Change select: the position gets its number among those that stay."""
     masks = call.before(call.arguments["self"])
     dim = call.integer("dim") % len(masks)
     if masks[dim].all():
@@ -223,7 +227,7 @@ def select(call: Call) -> None:
 
 
 def read(call: Call) -> None:
-    """index, index_select: a constant index names the positions that stay by their new numbers."""
+    """Change index and index_select: a constant index gets the new numbers of the positions that stay."""
     single = "index" in call.arguments
     indices = [call.arguments["index"]] if single else list(call.arguments["indices"])
     masks = call.before(call.arguments["self"])
@@ -241,7 +245,7 @@ def read(call: Call) -> None:
 
 
 def pad(call: Call) -> None:
-    """As much padding as padded positions stay."""
+    """Change pad: the amounts are the numbers of padded positions that stay."""
     source = call.before(call.arguments["self"])
     amounts = call.integers("pad")
     for k in range(len(amounts) // 2):
@@ -251,7 +255,7 @@ def pad(call: Call) -> None:
             mask = call.after[dim] if n > 0 else source[dim]
             edge = mask[: abs(n)] if side == 0 else mask[len(mask) - abs(n) :]
             amounts[2 * k + side] = int(np.sign(n)) * int(edge.sum())
-    # Axes without removal keep their captured (perhaps symbolic) amounts.
+    # Axes that are not cut keep their amounts, which may be symbolic.
     given = list(call.arguments["pad"])
     for k in range(len(amounts) // 2):
         if not call.after[len(source) - 1 - k].all():
@@ -261,7 +265,7 @@ def pad(call: Call) -> None:
 
 
 def roll(call: Call) -> None:
-    """A shift by as many positions as stay among those that wrap around."""
+    """Change roll: the shift is the number of positions that stay among those that move to the front."""
     masks = call.before(call.arguments["self"])
     shifts = list(call.arguments["shifts"])
     for k, (dim, shift) in enumerate(zip(call.integers("dims"), call.integers("shifts"), strict=True)):
@@ -273,27 +277,27 @@ def roll(call: Call) -> None:
 
 
 def convolution(call: Call) -> None:
-    """The number of groups that stay."""
+    """Change a convolution: it gets the number of groups that stay."""
     groups = call.integer("groups", 1)
     if groups > 1:
         call.arguments["groups"] = groups_after(call.before(call.arguments["weight"])[0], groups)
 
 
 def group_norm(call: Call) -> None:
-    """The number of groups that stay."""
+    """Change a group norm: it gets the number of groups that stay."""
     call.arguments["num_groups"] = groups_after(
         call.before(call.arguments["input"])[1], call.integer("num_groups")
     )
 
 
 def layer_norm(call: Call) -> None:
-    """The shape that is normalised."""
+    """Change a layer norm: it gets the new shape that is normalised."""
     rank = len(call.arguments["normalized_shape"])
     _sizes(call, "normalized_shape", call.after[-rank:])
 
 
 def squeeze(call: Call) -> None:
-    """Axes that were singletons are dropped, and the batch if it is one; not those that became so."""
+    """Change squeeze: it drops axes that had size 1 before, but not those that have size 1 now."""
     masks = call.before(call.arguments["self"])
     asked = call.arguments.get("dim", range(len(masks)))
     dims = {d % len(masks) for d in ([asked] if isinstance(asked, int) else asked)}
@@ -302,7 +306,7 @@ def squeeze(call: Call) -> None:
 
 
 def grouped_product(call: Call) -> None:
-    """Nothing changes, but the kernel reads rows only where each starts at a multiple of 16 bytes."""
+    """Check a grouped matrix product: its kernel only reads rows that start at a multiple of 16 bytes."""
     rows, weight = (call.arguments[name] for name in ("self", "mat2"))
     into, out = (int(mask.sum()) for mask in call.before(weight)[1:])
     stored = weight.meta["val"]
@@ -349,4 +353,4 @@ REWRITES: dict[str, Rewrite] = {
     **dict.fromkeys(("layer_norm.default", "rms_norm.default"), layer_norm),
     **dict.fromkeys(("squeeze.default", "squeeze.dim", "squeeze.dims"), squeeze),
 }
-"""ATen operator, without ``aten.``, -> how its arguments follow."""
+"""ATen operator, without ``aten.`` -> the function that changes its arguments."""

@@ -1,4 +1,4 @@
-"""Attributes of a model by path: sizes that a smaller model holds, beyond those of PyTorch's own layers."""
+"""Attributes of a model with sizes, by path, except those of PyTorch's own layers."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from secateur.errors import ArtefactError
 from secateur.targets.units.configuration import has_configuration, set_numbers
 
 Sizes = Mapping[str, Any]
-"""``module.path.attribute`` -> its new value: an integer, a list of them, or a boolean; see `set_sizes`."""
+"""``module.path.attribute`` -> its new value: an integer, a list of integers, or a boolean."""
 
 
 def running_modules(node: fx.Node) -> tuple[str, ...]:
-    """Paths of the modules that were running when an operator was captured, outermost first."""
+    """Return the paths of the modules that were running when an operator was captured, outermost first."""
     return tuple(path for path, _ in (node.meta.get("nn_module_stack") or {}).values())
 
 
 def set_sizes(dense: nn.Module, small: nn.Module, sizes: Sizes) -> None:
-    """Set numbers of `small`, as far as they are still those of `dense`: a layer's own have followed.
+    """Set numbers of the smaller model, as far as they still have the dense model's values.
 
-    A path goes through submodules, attributes, list positions and mapping keys.
+    Others have changed already, together with the tensors of their layer. A path consists of submodules,
+    attributes, positions in lists and keys of mappings.
     """
     for key, value in sizes.items():
         path, _, name = key.rpartition(".")
@@ -42,9 +43,10 @@ def set_sizes(dense: nn.Module, small: nn.Module, sizes: Sizes) -> None:
 
 
 def _reach(root: nn.Module, path: str, *, own: bool = False) -> Any:
-    """What a path leads to; with `own`, a plain object that a submodule holds is first made its alone.
+    """Return the object at a path.
 
-    Submodules share a configuration, but may come to differ in what it says.
+    With `own`, a plain object of a submodule, such as a configuration, is copied first. Submodules share it,
+    but may need different numbers.
     """
     holder: Any = root
     for part in path.split(".") if path else []:
@@ -68,7 +70,7 @@ def _step(holder: Any, part: str) -> Any:
 
 
 def _same_kind(old: Any, value: Any) -> bool:
-    """True for a number or boolean in place of one, or as many in place of a sequence: no more is held."""
+    """Whether a value may replace another: a number or boolean of the same type, or a list as long."""
     if isinstance(old, int):
         return type(old) is type(value)
     return isinstance(old, list | tuple) and isinstance(value, list) and len(old) == len(value)

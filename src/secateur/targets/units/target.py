@@ -1,4 +1,4 @@
-"""Units as what is removed: channels, neurons, heads."""
+"""The target ``unit``: channels, neurons and heads."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from secateur.targets.units.record import record_of, with_note
 
 
 class Units(Target):
-    """Channels, neurons, heads and hidden units, which leave smaller tensors."""
+    """Removes channels, neurons, heads and hidden units. Tensors get smaller."""
 
     forms = FORMS
     default = Auto.name
@@ -46,20 +46,20 @@ class Units(Target):
 
     @staticmethod
     def rule(allocator: Any) -> Any:
-        """Any rule."""
+        """Return the rule with this name, or the rule itself. Any rule works."""
         return resolve(allocator, also=(Auto.name,))
 
     @staticmethod
     def check_repair(repair: str | Sequence[str] | None) -> None:
-        """Any repair of `sc.repair`."""
+        """Accept any repair of `sc.repair`, and refuse others."""
         resolve_repairs(repair)
 
     def trace(self) -> Graph:
-        """Groups of units that go together."""
+        """Trace the model."""
         return trace(self.task.model, self.task.example.inputs, allow_inexact=self.task.allow_inexact)
 
     def scored(self, rules: Iterable[Allocates]) -> Scored:
-        """One pass for all signals that the data can feed."""
+        """Score all signals of these rules that the data are enough for, in one pass."""
         task = self.task
         return scored(
             rules, self.graph, task.fit, loss_fn=task.loss_fn, seed=task.seed, progress=task.progress
@@ -67,11 +67,11 @@ class Units(Target):
 
     @staticmethod
     def with_curves(rule: Any, graph: Graph, data: Any, scores: Scores, *, progress: bool = False) -> Any:
-        """With the curves that `Repairability` needs."""
+        """Add to the rule the curves that it measures on data, if it needs some."""
         return with_unit_curves(rule, graph, data, scores, progress=progress)
 
     def default_budget(self, scored: Scored) -> Budget:
-        """The MACs that ``tod`` with its default tolerance leaves."""
+        """Return the MACs that ``tod`` leaves with its default tolerance."""
         rule = ToD()
         lacking = [scored.missing[name_of(s)] for s in rule.signals if name_of(s) in scored.missing]
         if lacking or any(name_of(s) not in scored.scores for s in rule.signals):
@@ -83,7 +83,7 @@ class Units(Target):
         return Budget(macs=self.allocate(rule, scored.scores, None).predicted.macs)
 
     def comparable(self, budget: Budget) -> Budget:
-        """A bound on latency counts as one on MACs."""
+        """Replace a bound on latency by one on MACs, which needs no timing."""
         if budget.latency is None:
             return budget
         return replace(budget, latency=None, macs=budget.macs or budget.latency)
@@ -95,13 +95,14 @@ class Units(Target):
 
     @property
     def candidate_repair(self) -> str:
-        """The repair that was asked for; for ``auto`` it is ``reconstruct``."""
+        """The names of the repairs that candidates get: those asked for, or ``reconstruct`` for ``auto``."""
         return " + ".join(method.name for method in self._methods)
 
     def candidate(self, plan: Plan, data: Calibration) -> nn.Module:
-        """The captured program, which is the fastest to make, where all calls are like the traced one.
+        """Apply a plan in the form that is fastest to make, and repair the result.
 
-        A loss of the user's own may call the model with targets too, or call its methods.
+        That form is the captured program, if all batches are like the traced inputs. The user's own loss may
+        pass targets to the model, or call its methods, so with such a loss it is another form.
         """
         programs = self.graph.programs
         varied = self.task.loss_fn is not None or any(
@@ -113,7 +114,7 @@ class Units(Target):
         forms: tuple[Form, Form] = (form, "graph") if varied else ("graph", form)
         try:
             small = self._applied(plan, forms[0])
-        except ApplyError:  # there are models that no program can hold, and groups that no module can express
+        except ApplyError:  # some models have no program, and some groups no module
             small = self._applied(plan, forms[1])
         for method in self._methods:
             method.run(small, Work(lambda: self.graph, data))
@@ -124,7 +125,7 @@ class Units(Target):
         return Applier(self.task.model, self.graph)
 
     def apply(self, plan: Plan) -> nn.Module:
-        """In the form that was asked for."""
+        """Apply a plan in the form that the user asked for."""
         task = self.task
         with clock(task.seconds, "apply"):
             return self._applied(
@@ -135,8 +136,8 @@ class Units(Target):
             )
 
     def carry_out(self, rule: Any, scores: Scores, budget: Budget | None) -> tuple[nn.Module, Plan]:
-        """Plans again, with other groups, until a module can express what the plan removes."""
-        noted: list[str] = []  # what rounds left whole
+        """Plan and apply. Plan again, with fewer groups, until a module can express what the plan removes."""
+        noted: list[str] = []  # what each round left whole
 
         def decide(limits: Limits | None) -> Plan:
             with clock(self.task.seconds, "allocate"):
@@ -180,12 +181,12 @@ class Units(Target):
         return allocate(budget)
 
     def verify(self, small: nn.Module, plan: Plan) -> Proof:
-        """With the masked dense model."""
+        """Compare a pruned model with the masked dense model."""
         return verify(self.task.model, small, plan, few(self.task.example, self.graph.static_batch))
 
 
 def _agreed(graph: Graph, allocate: Callable[[], Plan]) -> Plan:
-    """The plan; where several processes work together (see `score`), the first one's for all."""
+    """Allocate. If several processes work together (see `score`), all get the plan of the first."""
     with joined(graph.device) as team:
         with team.together():
             plan = allocate()

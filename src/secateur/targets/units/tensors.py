@@ -1,4 +1,4 @@
-"""What a plan means for tensors: which positions go, along which axis of which."""
+"""What a plan removes from tensors: which positions of which axes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from secateur.graph.nodes import UNNAMED
 from secateur.plan import Plan
 
 Removed = Mapping[int, NDArray[np.int64]]
-"""Axis -> positions that go, ascending."""
+"""Axis -> the positions that are removed, ascending."""
 
 
 def removed_positions(plan: Plan, *, consumed_only: bool = False) -> dict[str, dict[int, NDArray[np.int64]]]:
-    """Tensor name -> axis -> positions that go; with `consumed_only`, the consuming slices alone."""
+    """Return name of a tensor -> axis -> removed positions. `consumed_only`: only where units are read."""
     found: dict[str, dict[int, set[int]]] = {}
     for group in plan.groups:
         for piece in group.slices:
@@ -31,10 +31,10 @@ def removed_positions(plan: Plan, *, consumed_only: bool = False) -> dict[str, d
 
 
 def check_positions(model: nn.Module, plan: Plan) -> None:
-    """Make sure that a plan removes nothing that is not there: one read from a file may say anything.
+    """Make sure that all axes and positions of a plan exist: one from a file may name others.
 
     Raises:
-        PlanError: If an axis or a position does not exist.
+        PlanError: An axis or a position does not exist.
     """
     for name, axes in removed_positions(plan).items():
         try:
@@ -51,14 +51,14 @@ def check_positions(model: nn.Module, plan: Plan) -> None:
 
 
 def kept(size: int, removed: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """True for each position along an axis of this size that stays. [size]"""
+    """Return a mask that is True for each position that stays. [size]"""
     mask = np.ones(size, dtype=bool)
     mask[removed] = False
     return mask
 
 
 def cut(tensor: torch.Tensor, removed: Removed) -> torch.Tensor:
-    """A copy of `tensor`, detached and contiguous, without the removed positions."""
+    """Copy a tensor without the removed positions. The copy is detached and contiguous."""
     out = tensor.detach()
     for axis, positions in removed.items():
         stays = np.flatnonzero(kept(out.shape[axis], positions))
@@ -67,7 +67,7 @@ def cut(tensor: torch.Tensor, removed: Removed) -> torch.Tensor:
 
 
 def cut_like(tensor: torch.Tensor, removed: Removed) -> torch.Tensor:
-    """`cut`, as a parameter if `tensor` is one."""
+    """Copy a tensor without the removed positions. A parameter stays a parameter."""
     smaller = cut(tensor, removed)
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(smaller, requires_grad=tensor.requires_grad)
@@ -75,10 +75,10 @@ def cut_like(tensor: torch.Tensor, removed: Removed) -> torch.Tensor:
 
 
 def tensor_called(model: nn.Module, name: str) -> torch.Tensor:
-    """The parameter, buffer or tensor attribute of this name.
+    """Return the parameter, buffer or tensor attribute with this name.
 
     Raises:
-        ApplyError: If the model has none.
+        ApplyError: The model has none.
     """
     path, _, leaf = name.rpartition(".")
     try:
@@ -99,9 +99,9 @@ def tensor_called(model: nn.Module, name: str) -> torch.Tensor:
 
 
 def groups_after(stays: NDArray[np.bool_], groups: int) -> int:
-    """How many groups an axis of `groups` equal blocks has once the positions not in `stays` are gone.
+    """Return how many groups are left of an axis of `groups` equal blocks.
 
-    Blocks go whole, or all blocks lose the same positions, in which case their number stays.
+    Either whole blocks are removed, or all blocks lose the same positions. Then their number stays.
     """
     blocks = stays.reshape(groups, -1)
     whole = blocks.all(axis=1) | ~blocks.any(axis=1)

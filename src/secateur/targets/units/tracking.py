@@ -1,8 +1,8 @@
 """Numbers that remember which attributes of a model they come from.
 
 While a model runs with tracked attributes, ``x.view(n, self.heads, self.width // self.heads)`` shows where
-each of its sizes comes from. So an attribute is changed because its value reaches a size that shrinks, and
-never because it happens to equal one.
+each size comes from. So an attribute is changed only if its value is used for a size that shrinks, and never
+because it equals such a size by chance.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ Environment = Mapping[str, int]
 
 
 class Tracked(int):
-    """An integer with the attributes that it was computed from.
+    """An integer that knows the attributes that it was computed from.
 
     Attributes:
-        sources: Paths of these attributes.
-        formula: Computes the number anew from other values of them.
+        sources: The paths of these attributes.
+        formula: Computes the number from other values of these attributes.
     """
 
     sources: frozenset[str]
@@ -38,22 +38,22 @@ class Tracked(int):
 
     @classmethod
     def attribute(cls, path: str, value: int) -> Tracked:
-        """The number that an attribute holds."""
+        """Make a tracked number from an attribute."""
         return cls.computed(value, frozenset({path}), lambda environment: environment.get(path, value))
 
     @classmethod
     def computed(cls, value: int, sources: frozenset[str], formula: Callable[[Environment], int]) -> Tracked:
-        """A number that follows from attributes."""
+        """Make a tracked number that is computed from attributes."""
         new = cls(value)
         new.sources, new.formula = sources, formula
         return new
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tracked:
-        """Itself: it never changes."""
+        """Return the number itself, which never changes."""
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Saved as a plain number."""
+        """Pickle it as a plain number."""
         return int, (int(self),)
 
 
@@ -119,11 +119,11 @@ Tracked.__hash__ = int.__hash__  # type: ignore[method-assign]
 
 @dataclass
 class Uses:
-    """What a run did with tracked numbers beside giving them to calls.
+    """What a run did with tracked numbers, except passing them to calls.
 
     Attributes:
-        numbers: Those that it computed floating point numbers from, such as a scale: they stay.
-        equal: Those that it compared with another number, that number, and whether both were equal.
+        numbers: The tracked numbers from which it computed floats, such as a scale. They have to stay.
+        equal: Its comparisons of tracked numbers: the number, the other number, whether they were equal.
     """
 
     numbers: list[Tracked] = field(default_factory=list)
@@ -137,7 +137,7 @@ R = TypeVar("R")
 
 
 def unnoted(function: Callable[P, R]) -> Callable[P, R]:
-    """The same function; what it does with tracked numbers is not noted."""
+    """Wrap a function, so that its use of tracked numbers is not recorded."""
 
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         token = _uses.set(None)
@@ -151,11 +151,11 @@ def unnoted(function: Callable[P, R]) -> Callable[P, R]:
 
 @contextmanager
 def tracked(model: nn.Module) -> Iterator[Uses]:
-    """Inside, the integers that modules hold as attributes are tracked; everything is restored afterwards.
+    """Inside, integer attributes of modules are tracked. Everything is restored afterwards.
 
-    That is integers, lists and tuples of them, and those in a configuration object that a module holds. No
-    function gives numbers that it remembers from an earlier run.
-    Layers whose attributes follow their tensors anyway are left out.
+    These are integers, lists and tuples of integers, and those in a configuration object. Layers are left out
+    if their attributes follow their tensors anyway. Functions that remember results run anew, since they
+    would return plain numbers of an earlier run.
     """
     with preserved(model), uncached():
         for path, module in model.named_modules():
@@ -181,7 +181,7 @@ def _tracked(path: str, name: str, value: Any) -> Any:
     if type(value) in (list, tuple) and value and all(type(v) is int for v in value):
         return type(value)(Tracked.attribute(f"{path}.{k}", v) for k, v in enumerate(value))
     if "config" in name and hasattr(value, "__dict__") and not isinstance(value, nn.Module | type | dict):
-        own = copy.copy(value)  # modules share it, but may come to differ in what it says
+        own = copy.copy(value)  # modules share it, but may need different numbers
         for field, held in list(vars(own).items()):
             if type(held) is int and not field.startswith("__"):
                 vars(own)[field] = Tracked.attribute(f"{path}.{field}", held)
@@ -191,13 +191,13 @@ def _tracked(path: str, name: str, value: Any) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class Equation:
-    """What a tracked number must become."""
+    """The value that a tracked number must become."""
 
     number: Tracked
     wanted: int
 
     def holds(self, environment: Environment) -> bool:
-        """Whether the number becomes what it must."""
+        """Whether the number has that value, for these values of attributes."""
         try:
             return self.number.formula(environment) == self.wanted
         except (ArithmeticError, ValueError):
@@ -205,15 +205,15 @@ class Equation:
 
 
 _COUNTS = re.compile("heads?$|groups?$|^(n|num)_|_(n|num)_")
-"""Names of counts, which change where either they or the size of what they count could."""
+"""Names of counts. Where a count or the size of what it counts could change, the count does."""
 
 
 def solve(changes: Iterable[Equation], stays: Iterable[Equation]) -> dict[str, int]:
-    """New values of attributes by which numbers become what they must, and no other number changes.
+    """Find new values of attributes with which numbers become what they must, and no other number changes.
 
-    Attributes are taken one at a time: the value of one that makes a change true is kept if nothing that
-    stays contradicts it, nor a change that the attributes found so far decide. What none explains is left to
-    the calls.
+    Attributes are tried one at a time. A value that makes a change true is kept, unless it contradicts a
+    number that must stay, or a change that earlier attributes decide. Changes that no attribute explains are
+    left for mending.
     """
     changes, stays = list(changes), list(stays)
     found: dict[str, int] = {}
@@ -239,7 +239,7 @@ def _is_count(source: str) -> bool:
 
 
 def _value(equation: Equation, source: str, known: Environment) -> int | None:
-    """The value of an attribute that makes an equation true; None if there is none below the present one."""
+    """Return the value of an attribute that makes an equation true; None if no smaller value does."""
     try:
         present = equation.number.formula({**known})
     except (ArithmeticError, ValueError):

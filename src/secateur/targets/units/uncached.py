@@ -1,4 +1,4 @@
-"""Functions that remember what they returned, run anew."""
+"""Running functions anew that would return remembered results."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _CACHED = type(functools.cache(lambda: None))
 
 
 def _anew(cached: Any) -> Callable[..., Any]:
-    """The function with a cache that lives as long as an outermost call: so a recursion stays fast."""
+    """Wrap a function with a cache that ends with the outermost call, so that recursion stays fast."""
     inner: list[Callable[..., Any]] = []
 
     @functools.wraps(cached.__wrapped__)
@@ -34,10 +34,10 @@ def _anew(cached: Any) -> Callable[..., Any]:
 
 @contextmanager
 def uncached() -> Iterator[None]:
-    """Inside, what the user and libraries decorate with `functools.lru_cache` runs each time.
+    """Inside, functions of the user or of libraries with `functools.lru_cache` run at each call.
 
-    Einops remembers sizes that way: a number that was tracked would come back as a plain one that an earlier
-    run has left, because both are equal. The caches themselves are left as they are.
+    Einops, for example, remembers sizes. A tracked number equals a plain one, so the cache would return the
+    plain number of an earlier run. The caches themselves do not change.
     """
     # By type: some values warn when asked for anything else.
     found = [

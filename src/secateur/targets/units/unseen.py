@@ -1,4 +1,4 @@
-"""Lines of a model's code that did not run when it was traced, and that say a size which has shrunk."""
+"""Lines of a model's code that did not run at trace, and that contain a size which has shrunk."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from secateur.targets.units.recording import written
 from secateur.targets.units.tensors import removed_positions, tensor_called
 
 _SMALLEST = 4
-"""Sizes below this are not looked for: code says such numbers for many reasons."""
+"""Smaller sizes are not searched for, since code contains such numbers for many reasons."""
 
 
 SizedLines = Callable[[CodeType], Mapping[int, frozenset[int]]]
-"""By number, the lines of a function that may say a size, with the integers written there."""
+"""A function that returns the lines of code that may use a size, by number, with their integers."""
 
 
 def known_code(
     dense: nn.Module, small: nn.Module, plan: Plan, rules: Mapping[str, Sequence[Rule]]
 ) -> dict[str, Code]:
-    """By the path of a smaller module, the rules for its calls and the lines that no rule is known for."""
+    """Return, for each module of the smaller model, the rules for its calls, and its lines without rules."""
     ran = {frame[:4] for found in rules.values() for rule in found for frame in rule.place}
     shrunk = {path: {n for rule in found for n in rule.said} for path, found in rules.items()}
     for name, axes in removed_positions(plan).items():
@@ -55,7 +55,7 @@ def known_code(
 def _lines(
     kind: type, sizes: frozenset[int], ran: set[tuple[Any, ...]], sized: SizedLines
 ) -> dict[str, tuple[str, ...]]:
-    """By method, the lines of a class that did not run and say one of the sizes."""
+    """Return, by method, the lines of a class that did not run and contain one of the sizes."""
     found: dict[str, tuple[str, ...]] = {}
     for name in dir(kind):
         method = inspect.getattr_static(kind, name, None)
@@ -71,7 +71,7 @@ def _lines(
 
 
 def _codes(function: object) -> Iterator[CodeType]:
-    """The code of a function and of those inside it; none of PyTorch's own."""
+    """Yield the code of a function and of functions inside it, except PyTorch's own."""
     code = getattr(function, "__code__", None)
     if code is None or str(getattr(function, "__module__", "")).startswith(("torch.", "secateur.")):
         return
@@ -83,7 +83,7 @@ def _codes(function: object) -> Iterator[CodeType]:
 
 
 def _sized_lines(code: CodeType) -> dict[int, frozenset[int]]:
-    """The lines of a function that call what takes sizes, or index, with the integers written there."""
+    """Return the lines of a function that index or call a function with sizes, with their integers."""
     starts = dict(dis.findlinestarts(code))
     sized: set[int] = set()
     said: dict[int, set[int]] = {}
@@ -98,7 +98,7 @@ def _sized_lines(code: CodeType) -> dict[int, frozenset[int]]:
 
 
 def in_words(codes: Iterable[Code]) -> str:
-    """A sentence on the lines that did not run; empty if there are none."""
+    """Write a sentence on the lines that did not run; empty if there are none."""
     lines = list(dict.fromkeys(line for code in codes for _, method in code.unseen for line in method))
     if not lines:
         return ""

@@ -1,8 +1,8 @@
-"""What in a captured program depends on how it was captured: found by capturing the model in other ways.
+"""Find what depends on how a program was captured, by capturing the model in other ways.
 
-In training mode, in other dtypes, under autocast, with one sample: where such a capture runs the same
-operators, the arguments that differ tell what they follow. Where it runs others, the program cannot do what
-the model does there, and says so when it is asked to.
+The other ways are training mode, other dtypes, autocast and a single sample. If such a capture runs the same
+operators, the arguments that differ show what they depend on. If it runs others, the program cannot do what
+the model does there, and refuses it.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from secateur.targets.units.opened import Opened, TooMuchError, limited
 from secateur.targets.units.watching import beside
 
 State = tuple[frozenset[torch.dtype], tuple[torch.dtype, ...], bool]
-"""Dtypes of the floating parameters, dtypes of the inputs, and whether autocast is on."""
+"""The dtypes of parameters with floats, the dtypes of the inputs, and whether autocast is on."""
 
 Argument = tuple[int, Place]
-"""A call by its number, and an argument of it."""
+"""An argument: the number of the call, and the place in its arguments."""
 
 DEFAULT: Source = ("default", "")
-"""What stands for PyTorch's default dtype."""
+"""The source that stands for PyTorch's default dtype."""
 
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _LIMITS = ("min", "eps", "tiny", "max", "resolution")
@@ -45,18 +45,18 @@ _LIMITS = ("min", "eps", "tiny", "max", "resolution")
 
 @dataclass
 class Facts:
-    """What a program's arguments follow, and what it cannot do.
+    """What the arguments of a program's calls depend on, and what the program cannot do.
 
     Attributes:
         sources: Arguments whose true source only another capture shows.
-        training: Arguments with another value in training mode, and that value.
+        training: Arguments with another value in training mode, with that value.
         dtypes: Arguments that are the dtype of another value.
-        limits: Arguments that are a limit of such a dtype, times a number.
-        constants: Constants made in forward whose dtype is that of another value, with their exact numbers.
+        limits: Arguments that are a limit of the dtype of another value, times a number.
+        constants: Constants made in forward that have the dtype of another value, with their exact numbers.
         eval_only: Why the program cannot train; empty if it can.
-        states: The dtypes in which it computes what the model does.
-        refused: Why not in others.
-        one_sample: Whether it does with one sample, too.
+        states: The dtypes for which the program is known to be right.
+        refused: For other dtypes, why it is not.
+        one_sample: Whether it is also right for a single sample.
         gradient: What changes the gradients of its operators, and where; empty if nothing does.
     """
 
@@ -74,7 +74,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class _Way:
-    """A way to capture: dtypes are those of the traced model where None."""
+    """A way to capture a model. A dtype of None is that of the traced model."""
 
     training: bool = False
     parameters: torch.dtype | None = None
@@ -96,10 +96,10 @@ class _Capture:
 
 
 def find_facts(model: nn.Module, graph: Graph, opened: Opened | None = None) -> Facts:
-    """Capture a model in other ways and compare with the program of its trace, or with `opened`.
+    """Capture a model in other ways, and compare with the program of its trace, or with `opened`.
 
     Raises:
-        ApplyError: If the program holds a random number that the model draws anew at each call.
+        ApplyError: The program has a random number fixed that the model draws anew at each call.
     """
     return _Search(model, graph, opened).run()
 
@@ -174,20 +174,20 @@ class _Search:
         return True
 
     def _mixed(self) -> None:
-        """Parameters in one dtype and inputs in another, which a model takes that converts them."""
+        """Capture with parameters in one dtype and inputs in another, for models that convert them."""
         if not self.parameters or not any(v.is_floating_point() for v in self.inputs):
             return
         low = torch.bfloat16 if self.parameters != {torch.bfloat16} else torch.float32
         own = [state for state in self.facts.states if not state[2]]
         for way in (_Way(parameters=low), _Way(inputs=low)):
             if self._dtype(way):
-                for state in own:  # what holds for one pair of dtypes holds for each that is known alone
+                for state in own:  # if one mixed pair works, each pair of known dtypes does
                     traced = self.state(_Way())
                     pair = (state[0], traced[1]) if way.parameters else (traced[0], state[1])
                     self.facts.states.add((*pair, False))
 
     def state(self, way: _Way) -> State:
-        """The dtypes of a way."""
+        """Return the dtypes of a way to capture."""
         parameters = {way.parameters} if way.parameters and self.parameters else self.parameters
         inputs = (
             way.inputs if way.inputs is not None and v.is_floating_point() else v.dtype for v in self.inputs
@@ -195,7 +195,7 @@ class _Search:
         return frozenset(parameters), tuple(inputs), way.autocast
 
     def _capture(self, way: _Way) -> _Capture | str:
-        """Another capture, if it runs the same operators; else why not."""
+        """Capture in another way. Return the capture if it runs the same operators, else the reason."""
         device = device_of(self.model)
 
         def given(value: torch.Tensor) -> torch.Tensor:
@@ -248,7 +248,7 @@ class _Search:
     # What follows a dtype
 
     def _follow(self) -> None:
-        """Say what each argument follows that differs between dtypes."""
+        """Find what each argument depends on that differs between dtypes."""
         for argument in dict.fromkeys(a for c in self.found for a in c.differences):
             node = self.base.nodes[argument[0]]
             seen = [c.differences.get(argument) for c in self.found]
@@ -275,7 +275,7 @@ class _Search:
                 self.facts.refused[other.state] = f"it computes otherwise at {line}"
 
     def _constants(self, program: ExportedProgram) -> Iterator[tuple[str, torch.Tensor]]:
-        """Floating constants that were made inside forward."""
+        """Yield the constants with floats that forward makes."""
         for _, kind, name in lifted(program):
             if kind is InputKind.CONSTANT_TENSOR and name is not None:
                 tensor = program.constants[name]
@@ -302,7 +302,7 @@ class _Search:
         return self.base.behind["tensor", name]
 
     def _anchor(self, node: fx.Node, dtypes: tuple[torch.dtype, ...]) -> Source | None:
-        """The nearest value before a call whose dtype is this one in every capture."""
+        """Return the nearest value before a call that has these dtypes in the captures."""
         before = range(self.base.number.get(node, len(self.base.nodes)) - 1, -1, -1)
         operands = [self.base.sources[n] for n in node.all_input_nodes if n in self.base.sources]
         calls: list[Source] = [("call", k) for k in before]
@@ -318,12 +318,12 @@ class _Search:
         return DEFAULT if default == dtypes else None
 
     def _dtypes(self, source: Source) -> tuple[Any, ...]:
-        """The dtype of a value in the trace, and in each capture."""
+        """Return the dtype of a value in the trace and in each capture."""
         nodes = [self.base.behind[source], *(c.steps.behind.get(source) for c in self.found)]
         return tuple(getattr(node.meta.get("val"), "dtype", None) if node else None for node in nodes)
 
     def _limit(self, node: fx.Node, values: list[float]) -> tuple[Source, str, float] | None:
-        """The limit of a dtype that a number is in every capture, times a number."""
+        """Return the limit of a dtype of which a number is a multiple in every capture, and the factor."""
         for name in _LIMITS:
             for own in _FLOATS:
                 factor = values[0] / getattr(torch.finfo(own), name)
@@ -352,7 +352,7 @@ def _same_numbers(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 @contextmanager
 def default_dtype(dtype: torch.dtype | None) -> Iterator[None]:
-    """Another default dtype inside the block."""
+    """Inside, PyTorch has another default dtype."""
     before = torch.get_default_dtype()
     try:
         if dtype is not None:
@@ -366,12 +366,12 @@ def default_dtype(dtype: torch.dtype | None) -> Iterator[None]:
 def converted(
     model: nn.Module, stored: dict[str, torch.dtype], dtype: torch.dtype | None = None
 ) -> Iterator[None]:
-    """A model with floating parameters and buffers of another dtype; their numbers do not matter here.
+    """Inside, the parameters and buffers of a model have another dtype. Their values do not matter here.
 
     Args:
         model: The model; it is restored afterwards.
         stored: The dtype of each tensor by name.
-        dtype: One for all floating tensors, in place of that.
+        dtype: A dtype for all tensors with floats, in place of `stored`.
     """
     with preserved(model):
         made: dict[int, torch.Tensor] = {}
@@ -385,7 +385,7 @@ def converted(
 
 
 def _without_counts(model: nn.Module) -> None:
-    """Let batch norms that average over all batches forget that: no capture holds the number of batches."""
+    """Turn off the average over all batches in batch norms: a capture cannot have the number of batches."""
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.momentum is None:
             module.momentum = 0.1

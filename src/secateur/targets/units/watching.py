@@ -1,4 +1,4 @@
-"""What a forward pass does that no captured program can hold: seen by running the dense model."""
+"""Watch a forward pass of the dense model for what no captured program can do."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ _HOOKS = {
     torch.Tensor.register_post_accumulate_grad_hook.__code__,
 }
 _NODE_HOOKS = ("register_hook", "register_prehook")
-"""Of the backward pass's own nodes, whose methods are not Python's."""
+"""Methods by which hooks are added to nodes of the backward pass. They are not Python functions."""
 _SAVED: CodeType = torch.autograd.graph.saved_tensors_hooks.__init__.__code__
 
 
 @dataclass
 class Beside:
-    """What a forward pass does beside running PyTorch's operators.
+    """What a forward pass does besides running PyTorch's operators.
 
     Attributes:
-        drawn: How it gets random numbers that are not PyTorch's, and where; empty if it does not.
+        drawn: How it draws random numbers that are not PyTorch's, and where; empty if it draws none.
         gradient: What changes the gradients of its operators, and where; empty if nothing does.
     """
 
@@ -44,7 +44,11 @@ class Beside:
     gradient: str = ""
 
     def refuse_draws(self) -> None:
-        """Raise ApplyError if a captured program would hold one draw for ever."""
+        """Refuse a model of which a captured program would repeat the same random numbers.
+
+        Raises:
+            ApplyError: The model draws random numbers that are not PyTorch's.
+        """
         if self.drawn:
             raise ApplyError(
                 f"apply: expected a forward pass whose random numbers are PyTorch's, but {self.drawn}: a "
@@ -53,15 +57,15 @@ class Beside:
 
 
 def beside(model: nn.Module, arguments: Arguments, *, training: bool = False) -> Beside:
-    """Run a model twice, with other seeds for all but PyTorch's random numbers, and watch it.
+    """Watch a model run twice: with the same seed for PyTorch, and other seeds for other random numbers.
 
     Args:
         model: The dense model; it is left as it was.
-        arguments: What it is called with.
-        training: Whether it runs in training mode.
+        arguments: The arguments of the call.
+        training: Whether the model runs in training mode.
 
     Returns:
-        What was seen before the model failed, if it does.
+        What was observed; if the model fails, up to then.
     """
     args, kwargs = arguments
     found = Beside(gradient=_hooked(model))
@@ -76,7 +80,7 @@ def beside(model: nn.Module, arguments: Arguments, *, training: bool = False) ->
             try:
                 with _watching(found, drew[-1]):
                     outputs.append([t.detach() for t in tensors_of(model(*args, **kwargs))])
-            except Exception:  # the user's forward may fail in any way; a capture says how
+            except Exception:  # the user's forward may fail in any way; a capture reports it
                 return found
             if _numpy_state() != before:
                 drew[-1]["numpy"] = _numpy_state(), ""
@@ -91,14 +95,14 @@ def beside(model: nn.Module, arguments: Arguments, *, training: bool = False) ->
 
 
 _PYTHON: random.Random = random.random.__self__  # type: ignore[attr-defined]
-"""The generator that all of Python shares."""
+"""The random generator that all Python code shares."""
 
 _Drew = dict[int | str, tuple[Any, str]]
-"""Generators that were used, and the line that did: by identity. Of shared ones, their last state instead."""
+"""Identity of a generator that was used -> the generator, or the last state of a shared one; and the line."""
 
 
 def _drawn(first: _Drew, second: _Drew) -> str:
-    """What both runs drew from. A generator that forward makes or seeds itself gives the same each time."""
+    """Say from which generator both runs drew. One that forward itself makes or seeds does not count."""
     for key, (held, line) in first.items():
         if key in second:
             shared = key in ("numpy", id(_PYTHON))
@@ -108,13 +112,13 @@ def _drawn(first: _Drew, second: _Drew) -> str:
 
 
 def _numpy_state() -> tuple[Any, ...]:
-    """The state of the generator that all of NumPy shares, whose functions tell no profiler of a call."""
+    """Return the state of NumPy's shared generator. A profiler does not see calls of its functions."""
     kind, numbers, *rest = np.random.get_state()  # noqa: NPY002
     return kind, np.asarray(numbers).tobytes(), *rest
 
 
 def _hooked(model: nn.Module) -> str:
-    """The first parameter with a hook on its gradient."""
+    """Name the first parameter with a hook on its gradient; empty if there is none."""
     for name, parameter in model.named_parameters():
         if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
             return f"a hook changes the gradient of {name}"
@@ -123,7 +127,7 @@ def _hooked(model: nn.Module) -> str:
 
 @contextmanager
 def _watching(found: Beside, drew: _Drew) -> Iterator[None]:
-    """Note what runs in the block. Python tells a profiler of each call."""
+    """Inside, calls are watched by a profiler, which Python informs of each call."""
 
     def note(frame: FrameType, event: str, called: Any) -> None:
         generator = getattr(called, "__self__", None) if event == "c_call" else None
@@ -141,7 +145,7 @@ def _watching(found: Beside, drew: _Drew) -> Iterator[None]:
 
 
 def _changes_gradient(frame: FrameType, event: str, called: Any) -> str:
-    """What a call does to gradients. PyTorch's own functions, such as checkpointing, keep them."""
+    """Say how a call changes gradients; empty if not. PyTorch's own functions do not change them."""
     if event == "c_call":
         name, owner = getattr(called, "__name__", ""), getattr(called, "__self__", None)
         if name == "apply" and isinstance(owner, type) and issubclass(owner, torch.autograd.Function):
@@ -162,5 +166,5 @@ def _is_own(made: Any) -> bool:
 
 
 def _at(frame: FrameType) -> str:
-    """The innermost line of the user's code, in brackets; empty if there is none."""
+    """Return the innermost line of the user's code, in brackets; empty if there is none."""
     return f" ({line})" if (line := running_line(frame)) else ""
