@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import secateur as sc
 from secateur.signals.units.combination import name_of
+from secateur.targets.units.apply import Applier
 from secateur.targets.units.compare import relative_difference, run
 from tests.graph.test_trace import assert_same, state_of
 from tests.helpers.models import CLASSES, INEXACT, TOPOLOGIES, build
@@ -245,14 +245,14 @@ def test_what_apply_leaves_whole_is_whole_in_the_plan_and_the_report(
 ) -> None:
     model, asked = build("plain", torch.float32), []
 
-    def leaving(model: nn.Module, plan: sc.Plan, form: Any, **given: Any) -> nn.Module:
+    true = Applier.__call__
+
+    def leaving(self: Applier, plan: sc.Plan, form: Any, **given: Any) -> nn.Module:
         asked.append(given["on_unrealisable"])
         rest = {name: keep for name, keep in plan.keep.items() if name == "2"}
-        return sc.apply(
-            model, sc.Plan.build(given["graph"], rest, allocator="uniform", seed=0), form, **given
-        )
+        return true(self, sc.Plan.build(self.graph, rest, allocator="uniform", seed=0), form, **given)
 
-    monkeypatch.setattr(sys.modules["secateur.targets.units.target"], "apply", leaving)
+    monkeypatch.setattr(Applier, "__call__", leaving)
     result = sc.prune(
         model, loader("plain"), allocator=sc.Uniform(ratio=0.5), on_unrealisable=leaves, **QUICK
     )

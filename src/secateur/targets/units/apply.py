@@ -109,7 +109,7 @@ class Applier:
     """
 
     def __init__(self, model: nn.Module, graph: Graph | None = None) -> None:
-        self._model, self._graph = unwrap(model), graph
+        self._model, self.graph = unwrap(model), graph
         self._traced: dict[tuple[str, ...], Traced] = {}  # by the names of folded weights
 
     def __call__(
@@ -129,15 +129,15 @@ class Applier:
         if form == "masked":
             return attach(masked(model, plan), Record(plan, "masked"))
         args, kwargs = plan.inputs.arguments(example_inputs, device_of(model))
-        if self._graph is None:
+        if self.graph is None:
             exact = all(g.exact for g in plan.groups)
             given = (args, kwargs)
             graph = retrace(self._model, plan.inputs, given, folds=plan.folded, allow_inexact=not exact)
             traced = Traced(model, graph)
         else:
-            traced = self._traced.setdefault(plan.folded, known or Traced(model, self._graph))
+            traced = self._traced.setdefault(plan.folded, known or Traced(model, self.graph))
             if example_inputs is None and not plan.inputs.drawn:
-                args, kwargs = self._graph.captured_inputs()
+                args, kwargs = self.graph.captured_inputs()
         if form == "graph":
             return attach(_program(traced, plan), Record(plan, "graph", fast_path_note(model)))
         try:
