@@ -9,6 +9,7 @@ from torch import nn
 import secateur as sc
 from secateur.errors import SettingError
 from secateur.pipeline.steps import budget_after
+from tests.targets.experts.models import library, make, words
 
 
 def net() -> nn.Module:
@@ -48,6 +49,37 @@ def test_two_rounds_are_those_made_by_hand() -> None:
     assert found.plan.settings["steps"] == 2
     assert found.report.asked["steps"] == 2
     assert found.report.asked["budget"] == {"params": 0.4}
+    assert found.report.proof["difference"] <= 1e-9
+
+
+@pytest.mark.parametrize("family", ["plain", "mixtral", "deepseek"])
+def test_two_rounds_of_experts_are_those_made_by_hand(family: str) -> None:
+    if family != "plain":
+        library()
+    model, batches = make(family), [words(4, seed=seed) for seed in range(5)]
+    rule = sc.Global(removal="reap")
+    budget = sc.Budget(experts=0.5)
+    found = sc.prune(model, batches, budget, rule, "expert", steps=2, measure_latency=False, progress=False)
+    fit, _ = sc.Calibration.of(batches).split()
+    graph = sc.trace(model, batches[0], granularity="expert")
+    part = budget_after(1, 2, budget, graph)
+    whole = graph.cost().experts
+    assert part.experts == int(whole * 0.5**0.5)
+    first = rule.allocate(graph, sc.score(graph, fit, rule.signals, progress=False), part)
+    small = sc.repair(sc.apply(model, first, graph=graph), model, fit, graph=graph, progress=False)
+    now = sc.trace(small, batches[0], granularity="expert")
+    missing = sum(g.kept for g in first.groups if g.name not in {block.name for block in now.blocks})
+    left = sc.Budget(experts=whole // 2 - missing)
+    second = rule.allocate(now, sc.score(now, fit, rule.signals, progress=False), left)
+    more = {group.name: group for group in second.groups}
+    assert any(group.removed for group in second.groups)
+    for group, decided in zip(first.groups, found.plan.groups, strict=True):
+        kept = [unit for unit in range(group.size) if unit not in group.removed]
+        gone = {kept[k] for k in more[group.name].removed} if group.name in more else set()
+        assert set(decided.removed) == {*group.removed, *gone}
+    assert sum(group.kept for group in found.plan.groups) <= whole // 2
+    assert found.plan.settings["steps"] == 2
+    assert found.plan.granularity == "expert"
     assert found.report.proof["difference"] <= 1e-9
 
 

@@ -73,8 +73,8 @@ def prune(
             several. For experts ``"experts"``, which ``"auto"`` stands for: it is kept if the held-out loss
             is no worse for it.
         limits: What must stay: multiples, minimum, groups to leave alone.
-        steps: Rounds in which units are removed, the model repaired and scored anew, each of which takes the
-            same fraction of what is left; needs a budget of macs or params.
+        steps: Rounds in which units or experts are removed, the model repaired and scored anew, each of which
+            takes the same fraction of what is left; needs a budget of macs, params or experts.
         form: As for `apply`.
         on_unrealisable: What happens to groups that no module can express: ``leave`` keeps them whole and
             spends the budget on the others; ``graph`` returns a captured program. The note names them.

@@ -2,47 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
-from typing import Literal
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from secateur.allocators import Budget, Limits
 from secateur.allocators.registry import Allocates
-from secateur.allocators.unit_distortions import with_unit_curves
-from secateur.calibration import Calibration
 from secateur.common.progress import steps as bar
 from secateur.errors import NothingToPruneError, SettingError
 from secateur.graph.graph import Graph
-from secateur.graph.trace import trace
 from secateur.pipeline.settling import PROGRAM, settle, without
 from secateur.plan import Plan
-from secateur.repairs.repair import repair as repair_model
 from secateur.signals import Scores, score
-from secateur.signals.loss import LossFn
-from secateur.targets.units.apply import Applier
-from secateur.targets.units.composing import compose_plans, split
 from secateur.targets.units.record import record_of
+
+if TYPE_CHECKING:
+    from secateur.targets.experts.graph import ExpertGraph
+    from secateur.targets.target import Target
 
 
 def plan_in_steps(
-    model: nn.Module,
-    graph: Graph,
-    data: Calibration,
+    target: Target,
     rule: Allocates,
     first: Callable[[Limits | None], Plan],
     budget: Budget,
-    count: int,
     limits: Limits | None = None,
-    *,
-    on_unrealisable: Literal["graph", "leave"] = "leave",
-    repair: str | Sequence[str] | None = "auto",
-    allow_inexact: bool = False,
-    loss_fn: LossFn | None = None,
-    seed: int = 0,
-    progress: bool = False,
 ) -> tuple[Plan, str]:
     """One plan for the dense model, decided in rounds, and what these left whole.
 
@@ -56,46 +40,45 @@ def plan_in_steps(
     a closed-form repair takes the place of training.
 
     Args:
-        model: The dense model.
-        graph: Its trace.
-        data: Calibration data for scores and repairs.
+        target: What is removed; its task says in how many rounds.
         rule: What decides in each round.
         first: Its plan for the first round's budget, `budget_after`, within limits.
-        budget: What the last round leaves, of MACs, parameters or both.
-        count: How many rounds.
+        budget: What the last round leaves, of MACs, parameters or experts.
         limits: What must stay, in every round.
-        on_unrealisable: As for `sc.apply`.
-        repair: Between rounds, as for `sc.repair`; ``auto`` is ``reconstruct``.
-        allow_inexact: As for `sc.trace`.
-        loss_fn: As for `sc.score`.
-        seed: Seed for all random choices.
-        progress: Show bars on a terminal.
 
     Raises:
         SettingError: See `budget_after`.
         NothingToPruneError: No group is left that a round could decide on.
         SecateurError: One of its kinds; see each step.
     """
-    methods = "reconstruct" if repair == "auto" else repair
-    carry_out = partial(Applier(model, graph), on_unrealisable=on_unrealisable)
-    found = settle(first, carry_out, limits)
+    task = target.task
+    count, fit = task.steps, task.fit
+    found = settle(first, target.intermediate, limits)
     whole = dict(found.whole)
-    with bar(count - 1, progress) as step:
+    with bar(count - 1, task.progress) as step:
         for round_ in range(2, count + 1):
             step(f"round {round_} of {count}")
             so_far = record_of(found.model).plan
-            small = repair_model(
-                found.model, model, data, methods, graph=graph, loss_fn=loss_fn, seed=seed, progress=False
-            )
-            example = data.first()
-            now = trace(small, example.inputs, allow_inexact=allow_inexact)
-            scores = score(now, data, rule.signals, loss_fn=loss_fn, seed=seed, progress=False)
-            curved = with_unit_curves(rule, now, data, scores)
-            left = budget_after(round_, count, budget, graph)
+            now = target.trace(target.between(found.model))
+            scores = score(now, fit, rule.signals, loss_fn=task.loss_fn, seed=task.seed, progress=False)
+            curved = target.with_curves(rule, now, fit, scores)
+            left = target.budget_of(now, so_far, budget_after(round_, count, budget, target.graph))
             where = f"prune: round {round_} of {count}"
-            within = _same_units(now, so_far, limits, where)
-            decide = partial(_decided, curved, now, scores, left, seed, so_far)
-            found = settle(decide, carry_out, within, where=where, advice=f"Take fewer steps. {PROGRAM}")
+            within = _same_units(now, target.apart(now.groups, so_far), limits, where)
+
+            def decide(
+                limits: Limits | None,
+                rule: Any = curved,
+                now: Any = now,
+                scores: Scores = scores,
+                left: Budget = left,
+                so_far: Plan = so_far,
+            ) -> Plan:
+                return target.compose(so_far, rule.allocate(now, scores, left, limits, task.seed))
+
+            found = settle(
+                decide, target.intermediate, within, where=where, advice=f"Take fewer steps. {PROGRAM}"
+            )
             whole = {**found.whole, **whole}
     plan = record_of(found.model).plan
     cut = {group.name for group in plan.groups if group.removed}
@@ -105,7 +88,7 @@ def plan_in_steps(
     )
 
 
-def _same_units(graph: Graph, so_far: Plan, limits: Limits | None, where: str) -> Limits:
+def _same_units(graph: Any, apart: tuple[str, ...], limits: Limits | None, where: str) -> Limits | None:
     """The limits without groups of which other units are left than the dense model has.
 
     A plan for the dense model cannot say what the parts of a group lose.
@@ -113,7 +96,8 @@ def _same_units(graph: Graph, so_far: Plan, limits: Limits | None, where: str) -
     Raises:
         NothingToPruneError: No group is left.
     """
-    apart = split(graph.groups, so_far)
+    if not apart:
+        return limits
     within = without(limits, apart)
     try:
         within.considered(graph.groups)
@@ -126,38 +110,25 @@ def _same_units(graph: Graph, so_far: Plan, limits: Limits | None, where: str) -
     return within
 
 
-def _decided(
-    rule: Allocates,
-    graph: Graph,
-    scores: Scores,
-    budget: Budget,
-    seed: int,
-    so_far: Plan,
-    limits: Limits | None,
-) -> Plan:
-    """What a round decides, as a plan for the dense model."""
-    return compose_plans(so_far, rule.allocate(graph, scores, budget, limits, seed))
-
-
-def budget_after(round_: int, count: int, budget: Budget, graph: Graph) -> Budget:
+def budget_after(round_: int, count: int, budget: Budget, graph: Graph | ExpertGraph) -> Budget:
     """What is left after a round, in absolute numbers.
 
     Raises:
-        SettingError: The budget is of something else than MACs and parameters.
+        SettingError: The budget is of something else than MACs, parameters and experts.
     """
     asked = set(budget.as_settings()) - {"spend"}
-    if not asked <= {"macs", "params"}:
+    if not asked <= {"macs", "params", "experts"}:
         raise SettingError(
-            f"steps: expected a budget of macs or params, got {', '.join(sorted(asked))}. Do leave steps out."
+            f"steps: expected a budget of macs or params, or of experts, got {', '.join(sorted(asked))}. "
+            "Leave steps out."
         )
     dense = graph.cost()
     target = budget.targets(dense)
 
-    def left(name: str) -> int | None:
-        if name not in asked:
-            return None
+    def left(name: str) -> int:
         whole = getattr(dense, name)
         share = target[name] / whole
         return target[name] if round_ == count else max(1, int(whole * share ** (round_ / count)))
 
-    return replace(budget, macs=left("macs"), params=left("params"))
+    found: dict[str, Any] = {name: left(name) for name in asked}
+    return replace(budget, **found)

@@ -14,6 +14,7 @@ from secateur.allocators.registry import Allocates
 from secateur.calibration import Batch, Calibration
 from secateur.measure.cost import Cost
 from secateur.pipeline.result import clock, untouched
+from secateur.pipeline.steps import budget_after, plan_in_steps
 from secateur.plan import Plan
 from secateur.proof.verify import Proof
 from secateur.repairs.methods import Repair
@@ -23,6 +24,7 @@ from secateur.signals import Scores, score
 from secateur.signals.loss import LossFn
 from secateur.signals.units.combination import name_of
 from secateur.targets.units.apply import apply
+from secateur.targets.units.composing import compose_plans, split
 from secateur.targets.units.record import record_of
 
 Form = Literal["auto", "module", "graph", "masked"]
@@ -111,7 +113,7 @@ class Target(ABC):
         """Traces the model, unless its graph is at hand."""
         self.task = task
         with clock(task.seconds, "trace"):
-            self.graph = self.trace() if graph is None else graph
+            self.graph = self.trace(task.model) if graph is None else graph
 
     @staticmethod
     @abstractmethod
@@ -124,8 +126,8 @@ class Target(ABC):
         """Refuses repairs that are unknown here."""
 
     @abstractmethod
-    def trace(self) -> Any:
-        """What may be removed: groups, and what they cost."""
+    def trace(self, model: nn.Module) -> Any:
+        """What may be removed of a model: groups, and what they cost."""
 
     @property
     def prunable(self) -> Any:
@@ -181,10 +183,55 @@ class Target(ABC):
     def candidate_repair(self) -> str:
         """What repairs candidates; empty for nothing."""
 
+    def decide(
+        self, rule: Any, scores: Scores, budget: Budget | None, limits: Limits | None
+    ) -> tuple[Any, str]:
+        """The plan, in as many rounds as the task says; and what these left whole."""
+        steps = self.task.steps
+        if steps == 1 or budget is None:
+            return self.allocate(rule, scores, budget, limits), ""
+        part = budget_after(1, steps, budget, self.graph)
+
+        def first(within: Limits | None) -> Plan:
+            plan: Plan = self.allocate(rule, scores, part, within)
+            return plan
+
+        return plan_in_steps(self, rule, first, budget, limits)
+
+    def intermediate(self, plan: Plan) -> nn.Module:
+        """The model between two rounds, before its repair."""
+        return self.apply(plan)
+
+    def between(self, small: nn.Module) -> nn.Module:
+        """The model between two rounds, repaired; with `reconstruct` for ``auto``."""
+        task = self.task
+        return repair_model(
+            small,
+            task.model,
+            task.fit,
+            "reconstruct" if task.repair == "auto" else task.repair,
+            graph=self.graph,
+            loss_fn=task.loss_fn,
+            seed=task.seed,
+            progress=False,
+        )
+
+    def budget_of(self, graph: Any, so_far: Plan, budget: Budget) -> Budget:
+        """The budget of a later round, as the costs of that round's graph count it."""
+        return budget
+
+    def apart(self, groups: Iterable[Any], so_far: Plan) -> tuple[str, ...]:
+        """Groups of a later round that no plan for the dense model can name."""
+        return split(groups, so_far)
+
+    def compose(self, so_far: Plan, later: Plan) -> Plan:
+        """One plan for the dense model, of that of the rounds so far and that of the next one."""
+        return compose_plans(so_far, later)
+
     def carry_out(self, rule: Any, scores: Scores, budget: Budget | None) -> tuple[nn.Module, Any]:
         """The pruned model, and its plan."""
         with clock(self.task.seconds, "allocate"):
-            plan = self.allocate(rule, scores, budget)
+            plan, _ = self.decide(rule, scores, budget, self.task.limits)
         with clock(self.task.seconds, "apply"):
             return self.apply(plan), plan
 

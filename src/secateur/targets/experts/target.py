@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, ClassVar
 
+import numpy as np
 from torch import nn
 
 from secateur.allocators import EMP, Budget, Global, ToD, Uniform
@@ -63,7 +65,6 @@ class Experts(Target):
     compared = tuple(DEFAULTS)
     budgets = (Budget(experts=0.75), Budget(experts=0.5))
     refused: ClassVar[Mapping[str, str]] = {
-        "steps": "experts are scored once",
         "allow_inexact": "only experts whose removal is exact may go",
         "on_unrealisable": "a module can express every removal of experts",
     }
@@ -86,9 +87,9 @@ class Experts(Target):
         """None, ``auto`` or ``experts``."""
         check_methods("prune(granularity='expert', repair", repair)
 
-    def trace(self) -> ExpertGraph:
+    def trace(self, model: nn.Module) -> ExpertGraph:
         """Blocks of experts."""
-        return trace(self.task.model, self.task.example.inputs)
+        return trace(model, self.task.example.inputs)
 
     def scored(self, rules: Iterable[Allocates]) -> Scored:
         """Score the experts. Without labels, signals that need gradients are left out."""
@@ -121,10 +122,43 @@ class Experts(Target):
 
     def candidate(self, plan: Plan, data: Calibration) -> nn.Module:
         """The smaller model."""
-        small = self.apply(plan)
+        return self._refitted(self.apply(plan), data)
+
+    def between(self, small: nn.Module) -> nn.Module:
+        """With its down-projections refitted."""
+        return self._refitted(small, self.task.fit)
+
+    def _refitted(self, small: nn.Module, data: Calibration) -> nn.Module:
         if self.task.repair is None:
             return small
         return repair(small, self.task.model, data, graph=self.graph, seed=self.task.seed, progress=False)
+
+    def budget_of(self, graph: ExpertGraph, so_far: Plan, budget: Budget) -> Budget:
+        """Without the experts of blocks that can lose no more, which are not in this round's graph."""
+        if budget.experts is None:
+            return budget
+        names = {group.name for group in graph.groups}
+        rest = sum(group.kept for group in so_far.groups if group.name not in names)
+        return replace(budget, experts=max(1, int(budget.experts) - rest))
+
+    def apart(self, groups: Iterable[Any], so_far: Plan) -> tuple[str, ...]:
+        """None: blocks keep their names, and their experts their order."""
+        return ()
+
+    def compose(self, so_far: Plan, later: Plan) -> Plan:
+        """By experts: where these are modules of a list, their tensors have other names in each round."""
+        keep = so_far.keep
+        for group in later.groups:
+            mask = keep[group.name]
+            mask[np.flatnonzero(mask)[list(group.removed)]] = False
+        return Plan.build(
+            self.graph,
+            keep,
+            allocator=later.allocator,
+            settings=later.settings,
+            seed=later.seed,
+            budget=later.budget,
+        )
 
     def verify(self, small: nn.Module, plan: Plan) -> Proof:
         """With the dense model whose routers may not choose the removed experts."""

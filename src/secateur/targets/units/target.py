@@ -21,7 +21,6 @@ from secateur.pipeline.auto.auto import UNITS, Auto
 from secateur.pipeline.auto.scored import scored
 from secateur.pipeline.result import clock, few
 from secateur.pipeline.settling import settle
-from secateur.pipeline.steps import budget_after, plan_in_steps
 from secateur.plan import Plan
 from secateur.proof.verify import Proof, verify
 from secateur.repairs.methods import Work
@@ -54,9 +53,9 @@ class Units(Target):
         """Accept any repair of `sc.repair`, and refuse others."""
         resolve_repairs(repair)
 
-    def trace(self) -> Graph:
-        """Trace the model."""
-        return trace(self.task.model, self.task.example.inputs, allow_inexact=self.task.allow_inexact)
+    def trace(self, model: nn.Module) -> Graph:
+        """Trace a model."""
+        return trace(model, self.task.example.inputs, allow_inexact=self.task.allow_inexact)
 
     def scored(self, rules: Iterable[Allocates]) -> Scored:
         """Score all signals of these rules that the data are enough for, in one pass."""
@@ -156,29 +155,17 @@ class Units(Target):
             plan: Plan = self.allocate(rule, scores, budget, limits)
             return plan
 
-        if task.steps > 1 and budget is not None:
-            plan, note = plan_in_steps(
-                task.model,
-                self.graph,
-                task.fit,
-                rule,
-                partial(allocate, budget_after(1, task.steps, budget, self.graph)),
-                budget,
-                task.steps,
-                limits,
-                on_unrealisable=task.on_unrealisable,
-                repair=task.repair,
-                allow_inexact=task.allow_inexact,
-                loss_fn=task.loss_fn,
-                seed=task.seed,
-                progress=task.progress,
-            )
-            noted.append(note)
-            return plan
-        if isinstance(budget, Budget) and budget.latency is not None:
+        if task.steps == 1 and isinstance(budget, Budget) and budget.latency is not None:
             inputs = task.example.inputs
             return meet_latency_budget(task.model, self.graph, budget, allocate, inputs, task.form)
-        return allocate(budget)
+        plan: Plan
+        plan, note = self.decide(rule, scores, budget, limits)
+        noted.append(note)
+        return plan
+
+    def intermediate(self, plan: Plan) -> nn.Module:
+        """Apply a plan between two rounds, in any form."""
+        return self._applied(plan, on_unrealisable=self.task.on_unrealisable)
 
     def verify(self, small: nn.Module, plan: Plan) -> Proof:
         """Compare a pruned model with the masked dense model."""

@@ -91,9 +91,9 @@ class SingleWeights(Target):
         """The weights of linear layers and convolutions."""
         return weights_of(self.task.model)
 
-    def trace(self) -> Graph:
+    def trace(self, model: nn.Module) -> Graph:
         """Trace the model. Only repairs need the trace, so inexact groups are allowed."""
-        return trace(self.task.model, self.task.example.inputs, allow_inexact=True)
+        return trace(model, self.task.example.inputs, allow_inexact=True)
 
     def scored(self, rules: Iterable[Allocates]) -> Scored:
         """Score for these allocators and for ``emp``, which decides the default budget."""
