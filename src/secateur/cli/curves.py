@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json as json_format
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,12 +52,9 @@ def compare(run: Run, json: bool) -> str:
     from secateur.pipeline.compare import compare as compare_rules
     from secateur.pipeline.compare import draw
     from secateur.pipeline.prune import TARGETS
-    from secateur.report.plot import check
 
     asked = run.compare
-    plot = None if asked.plot is None else Path(asked.plot)
-    if plot is not None:
-        check(plot)
+    plot = _plot(asked.plot)
     inputs, kind, given = Inputs(run), TARGETS[run.granularity], asked.model_fields_set
     budgets = [
         *(sc.Budget(macs=share) for share in sorted(asked.macs, reverse=True) if "macs" in given),
@@ -76,12 +74,27 @@ def compare(run: Run, json: bool) -> str:
         allow_inexact=run.allow_inexact,
         seed=run.seed,
     )
-    if plot is not None:
-        with replacing(plot) as partial:
-            draw(found, partial)
-    if json:
-        return json_format.dumps(found.to_dict(), indent=1)
-    return str(found) + ("" if plot is None else f"\n\nwritten to  {plot}")
+    drawn = _drawn(plot, partial(draw, found))
+    return json_format.dumps(found.to_dict(), indent=1) if json else str(found) + drawn
+
+
+def _plot(text: str | None) -> Path | None:
+    """The file of a plot. It is checked now, not after an hour of scoring."""
+    from secateur.report.plot import check
+
+    if text is None:
+        return None
+    check(Path(text))
+    return Path(text)
+
+
+def _drawn(plot: Path | None, draw: Callable[[Path], None]) -> str:
+    """Draw into the file, whole or not at all. Returns what the command says of it."""
+    if plot is None:
+        return ""
+    with replacing(plot) as unfinished:
+        draw(unfinished)
+    return f"\n\nwritten to  {plot}"
 
 
 @command(
@@ -102,26 +115,20 @@ def tolerance(run: Run, json: bool) -> str:
     """Show what each tolerance of the rule tod would leave."""
     import secateur as sc
     from secateur.pipeline.prune import TARGETS
-    from secateur.report.plot import check, draw
+    from secateur.report.plot import draw
 
     asked = {"removal": run.removal, "protection": run.protection}
     rule = TARGETS[run.granularity].rule("tod")
     rule = replace(rule, **{name: signal for name, signal in asked.items() if signal is not None})
-    plot = None if run.curve.plot is None else Path(run.curve.plot)
-    if plot is not None:
-        check(plot)  # fail now, not after an hour of scoring
+    plot = _plot(run.curve.plot)
     inputs = Inputs(run)
     # The part that `secateur prune` scores on, so that the same tolerance means the same plan.
     fit, _ = inputs.data.split()
     scores = sc.score(inputs.graph, fit, rule.signals, seed=run.seed)
     curve = rule.curve(inputs.graph, scores, limits_of(run))
     title = f"{type(inputs.model).__name__}, removal {rule.removal}, protection {rule.protection}"
-    shown = _tolerance_json(title, curve) if json else tolerance_table(title, curve, run.curve.rows)
-    if plot is not None:
-        with replacing(plot) as partial:
-            draw(curve, partial, title)
-        shown += "" if json else f"\n\nwritten to  {plot}"
-    return shown
+    drawn = _drawn(plot, lambda path: draw(curve, path, title))
+    return _tolerance_json(title, curve) if json else tolerance_table(title, curve, run.curve.rows) + drawn
 
 
 def _tolerance_json(title: str, curve: Curve) -> str:
@@ -178,13 +185,10 @@ def _knob(knob: float) -> str:
 )
 def transition(run: Run, json: bool) -> str:
     """Show at which sparsity of single weights each rule stops being recoverable by repair."""
-    from secateur.report.plot import check
     from secateur.targets.weights.transition import sweep
 
     asked = run.transition
-    plot = None if asked.plot is None else Path(asked.plot)
-    if plot is not None:
-        check(plot)
+    plot = _plot(asked.plot)
     inputs = Inputs(run)
     fit, held = inputs.data.split()
     found = sweep(
@@ -199,14 +203,10 @@ def transition(run: Run, json: bool) -> str:
         seed=run.seed,
     )
     title = f"{type(inputs.model).__name__}, {asked.criterion}, repaired by {asked.repair}"
-    shown = (
-        _transition_json(title, asked.rules, found) if json else transition_table(title, asked.rules, found)
-    )
-    if plot is not None:
-        with replacing(plot) as partial:
-            _draw_transition(asked.rules, found, partial, title)
-        shown += "" if json else f"\n\nwritten to  {plot}"
-    return shown
+    drawn = _drawn(plot, lambda path: _draw_transition(asked.rules, found, path, title))
+    if json:
+        return _transition_json(title, asked.rules, found)
+    return transition_table(title, asked.rules, found) + drawn
 
 
 def transition_table(title: str, rules: Sequence[str], found: Transition) -> str:
