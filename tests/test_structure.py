@@ -30,7 +30,8 @@ REMEMBERED = {
 
 CONTAINERS = {"WeakKeyDictionary", "WeakValueDictionary", "WeakSet", "defaultdict", "dict", "list", "set"}
 
-FILLED_AT_IMPORT = {("graph/rules/registry.py", "RULES")}
+FILLED = {("graph/rules/registry.py", "RULES"), ("targets/units/attention.py", "_CLASSES")}
+"""Tables that functions may fill: what decorators register at import, and one class for each other class."""
 
 
 def sources() -> dict[str, str]:
@@ -79,7 +80,20 @@ def set_from_outside(path: str, text: str) -> Iterator[str]:
 
 def caches(path: str, text: str) -> Iterator[str]:
     """Where a module keeps what it has learnt: in a container of its own, or of one of its functions."""
-    for node in ast.parse(text).body:
+    tree = ast.parse(text)
+    names = {
+        target.id
+        for node in tree.body
+        if isinstance(node, ast.Assign | ast.AnnAssign)
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+        if isinstance(target, ast.Name)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store):
+            name = ast.unparse(node.value)
+            if name in names and (path, name) not in FILLED:
+                yield f"{path}:{node.lineno}: {ast.unparse(node)}"
+    for node in tree.body:
         if isinstance(node, ast.FunctionDef) and (path, node.name) not in REMEMBERED:
             yield from (
                 f"{path}:{node.lineno}: {node.name}"
@@ -95,7 +109,7 @@ def caches(path: str, text: str) -> Iterator[str]:
             made = name.split("[")[0].split(".")[-1] in CONTAINERS
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             for target in targets if empty or made else ():
-                if (path, ast.unparse(target)) not in FILLED_AT_IMPORT:
+                if (path, ast.unparse(target)) not in FILLED:
                     yield f"{path}:{node.lineno}: {ast.unparse(target)}"
 
 
@@ -142,6 +156,7 @@ def test_setting_is_found(text: str) -> None:
         "_known = {}",
         "_known: list[int] = []",
         "_known = defaultdict[str, int]()",
+        "_known = {1: 2}\ndef f(x):\n    _known[x] = 1",
         "@cache\ndef f(x): ...",
         "@functools.lru_cache(maxsize=8)\ndef f(x): ...",
     ],

@@ -221,6 +221,7 @@ def _slices(
     unit_of: NDArray[np.int64],
     count: int,
 ) -> list[list[Slice]]:
+    """Find the places of each group in tensors: for each axis, one slice for each role."""
     found: list[list[Slice]] = [[] for _ in range(count)]
     for tensor in tensors:
         for k, axis in enumerate(tensor.axes):
@@ -251,6 +252,7 @@ def _names(slices: list[list[Slice]]) -> list[str]:
 def _sites(
     walk: Walk, group_of: NDArray[np.int64], unit_of: NDArray[np.int64], count: int
 ) -> list[list[Site]]:
+    """Find the values in which each group can be observed: outputs of layers, and what follows directly."""
     found: list[list[Site]] = [[] for _ in range(count)]
     for produced in walk.produced:
         start = produced.node

@@ -193,6 +193,7 @@ def _used(model: nn.Module, fresh: State, arguments: Arguments) -> tuple[State |
 def _export(
     model: nn.Module, state: State, arguments: Arguments, axes: ShapesCollection | None
 ) -> ExportedProgram:
+    """Export the model from a given state; `axes` may have any size."""
     state.restore()
     model.register_forward_hook(lambda module, args, output: opened(output))  # until the state is restored
     with (

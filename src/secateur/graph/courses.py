@@ -200,6 +200,7 @@ _TURNS = {
 
 
 def _comparison(name: str) -> Callable[[_Size, Any], Any]:
+    """Make a comparison of `_Size` that is recorded."""
     plain = getattr(int, name)
 
     def compare(self: _Size, other: Any) -> Any:
@@ -212,6 +213,7 @@ def _comparison(name: str) -> Callable[[_Size, Any], Any]:
 
 
 def _computed(name: str) -> Callable[[_Size, Any], Any]:
+    """Make an arithmetic operator of `_Size` whose result is watched too."""
     plain = getattr(int, name)
 
     def compute(self: _Size, other: Any) -> Any:

@@ -109,6 +109,7 @@ def _parameter(
     frozen: dict[int, int],
     size: int,
 ) -> ParameterCoverage:
+    """Say for one parameter whether it is prunable, protected or frozen, and why."""
     protected: dict[str, None] = {}
     blocked: dict[str, None] = {}
     for axis in tensor.axes:

@@ -60,10 +60,8 @@ def folded(model: nn.Module, names: Collection[str]) -> nn.Module:
     for name in names:
         path, _, leaf = name.rpartition(".")
         module = found.get_submodule(path)
-        training, module.training = (
-            module.training,
-            False,
-        )  # in training mode, each pass may change a computed weight
+        # In training mode, each pass may change a computed weight.
+        training, module.training = module.training, False
         if leaf in _parametrized(module):
             _own_class(module)
             parametrize.remove_parametrizations(module, leaf)

@@ -103,6 +103,7 @@ def _region(root: torch.nn.Module, node: fx.Node) -> tuple[fx.GraphModule, tuple
 def _inline(
     graph: fx.Graph, node: fx.Node, inner: fx.GraphModule, operands: tuple[Any, ...], mode: Mode
 ) -> None:
+    """Copy the operators of a nested program to the place of its node, and remove the node."""
     made: dict[fx.Node, Any] = {}
     parameters = iter(operands)
     results: Any = ()

@@ -125,10 +125,8 @@ class InputSpec(Record):
         parameters = _parameters(model)
         kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         known = [p.name for p in parameters if p.kind in kinds][: len(args)]
-        names = (
-            *known,
-            *map(str, range(len(known), len(args))),
-        )  # numbers in place of names where there are none
+        # Arguments without a name are called by their number.
+        names = (*known, *map(str, range(len(known), len(args))))
         return cls(
             args=tuple(Leaf.of(v, n) for v, n in zip(args, names, strict=True)),
             kwargs={k: Leaf.of(v, k) for k, v in kwargs.items()},

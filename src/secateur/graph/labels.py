@@ -68,9 +68,7 @@ class LabelStore:
         self._parent = np.zeros(1024, dtype=np.int64)
         self._held = np.zeros(1024, dtype=bool)  # by root: whether a parameter has a position of the class
         self._above = np.zeros(1024, dtype=np.int64)  # as `_parent`, but `find` shortens no path
-        self._tied_at = np.zeros(
-            1024, dtype=np.int64
-        )  # by label: in which of `_places` it was joined to another
+        self._tied_at = np.zeros(1024, dtype=np.int64)  # in which of `_places` a label was joined to another
         self._places: list[Any] = [None]
         self._count = 1
         self._frozen: list[tuple[Labels, Labels]] = []

@@ -62,7 +62,7 @@ class Leaf(Record):
                 raise SettingError(
                     f"example inputs: expected dense tensors, got {got}{f' as {name}' if name else ''}. Wrap "
                     f"the model in a module that takes dense tensors (indices and values, or padded rows and "
-                    f"a mask) and makes it inside."
+                    f"a mask) and builds the other tensor from them."
                 )
             low, high = _range(value)
             dtype = str(value.dtype).removeprefix("torch.")
@@ -161,6 +161,7 @@ def _kept(value: torch.Tensor, name: str) -> int | None:
 def _draw(
     leaf: Leaf, shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype | None
 ) -> torch.Tensor:
+    """Draw a tensor: a mask of padding, normal noise, or uniform values in the range of the leaf."""
     own: torch.dtype = getattr(torch, leaf.dtype)
     if leaf.kept is not None and shape and shape[-1]:
         length = shape[-1]

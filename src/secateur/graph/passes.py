@@ -57,6 +57,7 @@ class Passes:
         return one is not None and other is not None and one.asked == other.asked
 
     def _run(self, arguments: Arguments, *, training: bool = False) -> Exception | None:
+        """Run the model once, remember its course, and return its error, if there is one."""
         args, kwargs = arguments
         course = Course()
         if training not in self._states:

@@ -75,6 +75,7 @@ class Programs:
         return self._chosen[key]
 
     def _find(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ExportedProgram:
+        """Return the first program that is right for these arguments, or capture one."""
         wrong: CalibrationError | None = None
         for program in self._all:
             try:

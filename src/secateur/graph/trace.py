@@ -197,6 +197,7 @@ def _graph(
     *,
     allow_inexact: bool,
 ) -> Graph:
+    """Make the graph of a captured model: capture its other views, label all of them, and build groups."""
     views, unread = further_views(model, program, given, spec, passes, batch)
     others = [view.program for view in views]
     larger, resized = larger_arguments(spec, given, static), None

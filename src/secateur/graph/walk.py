@@ -151,6 +151,7 @@ def _propagate(
 
 
 def _visit(node: fx.Node, state: Walk) -> Value:
+    """Return the labels of what a node gives. An operator that no rule can follow freezes what it reads."""
     value = node.meta.get("val")
     tensors = [n for n in node.all_input_nodes if state.values.get(n) is not None]
     if not _holds_tensor(value) and (not tensors or _only_asks_for_shape(node)):

@@ -20,9 +20,9 @@ def reshape(op: Op) -> Axes:
     """View the same numbers with other axes.
 
     The axes before and after are matched in the shortest runs that hold equally many positions. In
-    [2, 3, 4] -> [6, 2, 2], for example, axes 2 and 3 become axis 6, and axis 4 becomes axes 2 and 2. An axis
-    that stays as it is keeps its labels. `_merge` treats axes that become one, `_split` an axis that becomes
-    several.
+    [2, 3, 4] -> [6, 2, 2], for example, the axes of sizes 2 and 3 become one of size 6, and the axis of size
+    4 becomes two of size 2. An axis that stays as it is keeps its labels. `_merge` is for axes that become
+    one, `_split` for an axis that becomes several.
     """
     x = op.axes(op.tensors()[0])
     shape = op.output_shape

@@ -96,7 +96,7 @@ class Weights:
             The parameters; None if zeros in no parameter are sure to do that.
         """
         found: dict[fx.Node, list[fx.Node] | None] = {}
-        pending = [weight]
+        pending = [weight]  # a stack in place of recursion, since programs can be deep
         while pending:
             node = pending[-1]
             which, sources = self._vanishing.get(node, (any, []))
@@ -112,9 +112,9 @@ class Weights:
                 found[node] = None
             elif not sources:
                 found[node] = [node] if holds(node) else None
-            elif which is any:
+            elif which is any:  # one factor that is zero is enough
                 found[node] = next((f for f in known if f is not None), None)
-            else:
+            else:  # all summands have to be zero
                 every = dict.fromkeys(p for f in known if f is not None for p in f)
                 found[node] = None if None in known else list(every)
         return found[weight]

@@ -184,7 +184,7 @@ class Accepts:
             parameters: The dtypes of parameters with floats.
 
         Raises:
-            InputError: They are not known to.
+            InputError: It is not known that they do.
         """
         tensors = []
         for leaf, value in zip(self.leaves, call.leaves, strict=True):
@@ -202,6 +202,7 @@ class Accepts:
     def _check_dtypes(
         self, tensors: list[tuple[Leaf, torch.Tensor]], parameters: frozenset[torch.dtype], *, casting: bool
     ) -> None:
+        """Refuse dtypes for which the program is not known to be right."""
         state = parameters, tuple(value.dtype for _, value in tensors), casting
         # `verify` computes everything in float64, whatever dtype the code names.
         doubled = torch.get_default_dtype() is torch.float64 and parameters <= {torch.float64}

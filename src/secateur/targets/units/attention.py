@@ -118,7 +118,7 @@ def resize(old: nn.MultiheadAttention, new: nn.MultiheadAttention, stays: Stays)
 
 
 def follow_width(model: nn.Module) -> None:
-    """Set ``d_model`` of each `nn.Transformer` to the width of its layers: it checks its inputs by that."""
+    """Set ``d_model`` of each `nn.Transformer` to the width of its layers. It checks its inputs for that."""
     for module in model.modules():
         if isinstance(module, nn.Transformer):
             layers = (m for m in module.encoder.modules() if isinstance(m, nn.MultiheadAttention))

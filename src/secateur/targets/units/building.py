@@ -304,6 +304,7 @@ class _Builder:
         return self.out.call_module(path, (value,))
 
     def _output(self) -> None:
+        """Add the outputs and the signature of the program."""
         program = self.program
         output = program.graph.output_node()
         results = cast(tuple[Any, ...], self._map(output.args[0]))
@@ -334,9 +335,8 @@ def _keeps(model: nn.Module, generator: torch.Generator) -> bool:
     for module in model.modules():
         code = getattr(type(module).forward, "__globals__", {})
         held = [v for v in (*vars(module).values(), *code.values()) if isinstance(v, torch.Generator)]
-        if any(
-            torch.equal(v.get_state(), generator.get_state()) for v in held
-        ):  # a capture copies generators
+        # A capture copies generators, so they are compared by their states.
+        if any(torch.equal(v.get_state(), generator.get_state()) for v in held):
             return True
     return False
 

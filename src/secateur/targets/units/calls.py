@@ -422,6 +422,7 @@ def _component(name: str, step: Step, args: Sequence[Any], kwargs: dict[str, Any
 def _rewritten(
     name: str, step: Step, need: Positions, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Arguments:
+    """Return the arguments of an index or a selection, with other positions."""
     x = args[0]
     listed = None if need.listed is None else torch.tensor(need.listed, device=x.device)
     component: Any = need.start if need.single else slice(need.start, need.stop) if listed is None else listed

@@ -62,6 +62,7 @@ def _emptied(path: str, module: nn.Module | None, removed: Mapping[str, Removed]
 
 
 def _update(old: nn.Module, new: nn.Module, removed: dict[int, dict[int, NDArray[np.int64]]]) -> None:
+    """Set the attributes of one copied module to the sizes of its tensors."""
     attention = isinstance(old, nn.MultiheadAttention)  # its output projection is a layer inside it
     own = [*old.parameters(recurse=attention), *old.buffers(recurse=False)]
     if not any(id(tensor) in removed for tensor in own):

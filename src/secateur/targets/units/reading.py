@@ -291,7 +291,7 @@ class _Reader:
             new = Fraction(number.value) * ratio
             if new.denominator == 1 and isinstance(number.value, int):
                 found.append(int(new))
-            else:  # the class rounds its product with a size down
+            else:  # the class may round a product down, so the next float is tried too
                 found += [float(new), math.nextafter(float(new), math.inf)]
         return found
 

@@ -168,10 +168,8 @@ class _Pass:
             return []
         mender = self._mender()
         change = unnoted(mender.change)
-        with (
-            tracked(small) as uses,
-            contextlib.suppress(Exception),
-        ):  # it fails with an assertion of the user's
+        # The run ends where an assertion of the user's fails.
+        with tracked(small) as uses, contextlib.suppress(Exception):
             self._record(small, change)
         for (number, _, before), (mine, other, now) in zip(self._uses.equal, uses.equal, strict=False):
             if number.sources != mine.sources:

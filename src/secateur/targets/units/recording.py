@@ -249,6 +249,7 @@ def _is_whole_slice(node: fx.Node) -> bool:
 
 
 def _key_of_node(node: fx.Node) -> Key:
+    """Return the key of an operator, which equals the key of the step that became it."""
     family = _family(node) or ""
     if family == "take":
         if str(node.target).startswith("aten.index.Tensor"):

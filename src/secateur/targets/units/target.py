@@ -149,6 +149,7 @@ class Units(Target):
     def _decide(
         self, rule: Any, scores: Scores, budget: Budget | None, limits: Limits | None, noted: list[str]
     ) -> Plan:
+        """Allocate in one of three ways: in rounds, for a bound on latency, or directly."""
         task = self.task
 
         def allocate(budget: Budget | None, limits: Limits | None = limits) -> Plan:

@@ -58,6 +58,7 @@ class Tracked(int):
 
 
 def _combined(name: str) -> Callable[[Any, Any], Any]:
+    """Make an operator of `Tracked` whose result is tracked too."""
     plain = getattr(int, name)
 
     def operate(self: Tracked, other: Any) -> Any:
@@ -86,6 +87,7 @@ Tracked.__neg__ = _negative  # type: ignore[method-assign,assignment]
 
 
 def _number(name: str) -> Callable[..., Any]:
+    """Make an operator of `Tracked` that gives a float. The use is recorded, since a float is not tracked."""
     plain = getattr(int, name)
 
     def operate(self: Tracked, *others: Any) -> Any:
@@ -174,6 +176,7 @@ _SKIPPED = frozenset(vars(nn.Module())) | {"training"}
 
 
 def _tracked(path: str, name: str, value: Any) -> Any:
+    """Track an attribute: an integer, a list of integers, or the integers of a configuration."""
     if name in _SKIPPED:
         return value
     if type(value) is int:

@@ -149,6 +149,7 @@ class _Search:
         return self.facts
 
     def _training(self) -> None:
+        """Compare a capture in training mode, and note what follows that mode, or why it is refused."""
         seen = beside(self.model, self.graph.captured_inputs(), training=True)
         self.facts.gradient = seen.gradient
         if seen.drawn:
@@ -283,6 +284,7 @@ class _Search:
                     yield name, tensor
 
     def _constant(self, name: str, tensor: torch.Tensor) -> None:
+        """Find the value whose dtype a constant of forward has, or refuse dtypes in which it differs."""
         others = [dict(self._constants(c.program)).get(name) for c in self.found]
         dtypes = (tensor.dtype, *(tensor.dtype if t is None else t.dtype for t in others))
         differs = [t is None or not _same_numbers(tensor, t) for t in others]
