@@ -146,7 +146,7 @@ def test_other_arguments_are_captured_and_compared_too() -> None:
             torch.testing.assert_close(small(*args, **kwargs), masked(*args, **kwargs))
     proof = sc.verify(model, sc.apply(model, sc.Plan.from_json(plan.to_json())), plan)
     assert {"x [5, 6]", "x [2, 5, 6], mask [2, 5]"} <= set(proof.sizes)
-    said = "no other value of `past` and `**options` was looked at; `mode` was looked at with 2 values only"
+    said = "no other value of `past` and `**options` was tried; `mode` was tried with 2 values only"
     assert said in graph.inputs.sentence()
     with pytest.raises(sc.CaptureError, match="to run"):
         sc.trace(model, x, more_inputs=[{"x": x, "mask": x[:, :, :4]}])
@@ -186,7 +186,7 @@ def test_some_of_the_axes_of_one_size_vary_together(nodes: int) -> None:
     small, masked = sc.apply(model, plan, "module", graph=graph), sc.apply(model, plan, "masked")
     for given in inputs:
         torch.testing.assert_close(small(*given), masked(*given))
-    assert "no other value of `mode` was looked at" in graph.inputs.sentence()
+    assert "no other value of `mode` was tried" in graph.inputs.sentence()
 
 
 def test_nothing_is_drawn_that_the_model_cannot_take() -> None:

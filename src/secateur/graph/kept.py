@@ -34,7 +34,7 @@ class Kept:
         self._found: dict[fx.Node, list[Any]] = {}
 
     def at(self, node: fx.Node) -> list[Any]:
-        """The positions of what a node gives that stay.
+        """Return which positions of a node's value stay.
 
         Returns:
             For a tensor, one mask for each axis. For several outputs, such a list for each of them. For

@@ -96,8 +96,8 @@ def _switches(spec: InputSpec) -> str:
     """Name the arguments of which no other value, or only some, were tried."""
     counts = spec.switches()
     names = [f"`{_input(name)}`" for name, count in counts.items() if count == 1]
-    more = [f"`{_input(n)}` was looked at with {c} values only" for n, c in counts.items() if c > 1]
-    return "; ".join([*([f"no other value of {_some(names)} was looked at"] if names else []), *more])
+    more = [f"`{_input(n)}` was tried with {c} values only" for n, c in counts.items() if c > 1]
+    return "; ".join([*([f"no other value of {_some(names)} was tried"] if names else []), *more])
 
 
 def _places(places: Sequence[Place]) -> str:

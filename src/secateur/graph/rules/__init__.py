@@ -1,4 +1,4 @@
-"""What each operator says about labels: one file per operator family.
+"""The rules of all operators: one file for each family.
 
 Importing this package registers all rules.
 """

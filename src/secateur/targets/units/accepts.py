@@ -254,7 +254,7 @@ class Accepts:
             if number < self.least.get(size, 2):
                 raise InputError(
                     f"{self.name}: expected {found[size][1]} to be at least {self.least.get(size, 2)}, got "
-                    f"{found[size][0]}: smaller ones may be computed otherwise. {OTHERWISE}"
+                    f"{found[size][0]}: smaller ones may be computed in another way. {OTHERWISE}"
                 )
         computed = [
             (sympy.Eq(size, got), "")

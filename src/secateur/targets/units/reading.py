@@ -237,7 +237,7 @@ class _Reader:
         return found
 
     def _belongs(self, number: Number) -> bool:
-        """Whether only such sizes depend on a number as have to change, here or in another layer."""
+        """Whether all sizes that depend on a number have to change, here or in another layer."""
         kinds = {_kind(axis) for axis in self.resized}
         return bool(number.moves) and {_kind(axis) for axis in number.moves} <= kinds
 

@@ -161,7 +161,7 @@ class _Search:
             return
         for argument, difference in found.differences.items():
             if isinstance(difference.theirs, torch.dtype | fx.Node) or isinstance(difference.ours, fx.Node):
-                self.facts.eval_only = f"it computes otherwise at {self._line(argument)}"
+                self.facts.eval_only = f"it computes something else at {self._line(argument)}"
             self.facts.training[argument] = difference.theirs
 
     def _dtype(self, way: _Way) -> bool:
@@ -235,7 +235,7 @@ class _Search:
         found = {(d.call, d.place): d for d in differences}
         numbers = {k: d for k, d in found.items() if not isinstance(d.ours, torch.dtype)}
         if way.single and numbers:
-            return f"it computes otherwise at {self._line(next(iter(numbers)))}"
+            return f"it computes something else at {self._line(next(iter(numbers)))}"
         for argument, source in true.items() if base is self.base else ():
             known = self.facts.sources.get(argument)
             if known is None or source in self.base.behind_results(self.base.behind[known]):
@@ -273,7 +273,7 @@ class _Search:
         for other, differs in zip(self.found, which, strict=True):
             if differs:
                 self.facts.states.discard(other.state)
-                self.facts.refused[other.state] = f"it computes otherwise at {line}"
+                self.facts.refused[other.state] = f"it computes something else at {line}"
 
     def _constants(self, program: ExportedProgram) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield the constants with floats that forward makes."""
