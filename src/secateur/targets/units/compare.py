@@ -134,7 +134,7 @@ _DOUBLE = {
 def _grouped_product(
     rows: torch.Tensor, matrices: torch.Tensor, offs: torch.Tensor, *_: Any, **__: Any
 ) -> torch.Tensor:
-    """Multiply rows [rows, in] by matrices [matrices, in, out]: up to each offset by the next matrix."""
+    """Cut rows [rows, in] at the offsets, and multiply each part by its own of [matrices, in, out]."""
     ends = [0, *offs.tolist()]
     parts = [rows[a:b] @ matrix for a, b, matrix in zip(ends, ends[1:], matrices, strict=False)]
     return torch.cat([*parts, rows.new_zeros(len(rows) - ends[-1], matrices.shape[2])])

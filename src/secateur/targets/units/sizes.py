@@ -70,7 +70,7 @@ def _step(holder: Any, part: str) -> Any:
 
 
 def _same_kind(old: Any, value: Any) -> bool:
-    """Whether a value may replace another: a number or boolean of the same type, or a list as long."""
+    """Whether a value may replace another: a number or boolean of the same type, a list of equal length."""
     if isinstance(old, int):
         return type(old) is type(value)
     return isinstance(old, list | tuple) and isinstance(value, list) and len(old) == len(value)
