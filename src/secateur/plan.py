@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from secateur.graph.graph import Graph
     from secateur.measure.cost import Cost
     from secateur.targets.experts.graph import ExpertGraph
+    from secateur.targets.together.graph import UnitsAndExperts
 
 FORMAT: Final = 1
 """The format of the JSON that this version writes; it reads this one and none that is newer."""
@@ -154,7 +155,8 @@ class Plan(_Record):
         groups: Every group of the graph, the untouched ones too.
         certificates: What the rule guarantees or predicts, computed with the plan.
         folded: Computed weights (weight norm, standardised kernels) that become parameters.
-        granularity: What a unit of the groups is: ``unit``, or ``expert`` for an expert of a mixture.
+        granularity: What a unit of the groups is: ``unit``, ``expert`` for an expert of a mixture, or
+            ``unit+expert`` where groups of both kinds are decided on together.
     """
 
     format: Literal[1]
@@ -170,7 +172,7 @@ class Plan(_Record):
     groups: tuple[GroupDecision, ...]
     certificates: dict[str, JsonValue]
     folded: tuple[str, ...] = ()
-    granularity: Literal["unit", "expert"] = "unit"
+    granularity: Literal["unit", "expert", "unit+expert"] = "unit"
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Plan:
         """Itself: a plan never changes."""
@@ -189,10 +191,11 @@ class Plan(_Record):
         if len(set(names)) != len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise ValueError(f"expected each group once, got {twice!r} twice")
-        taken: dict[tuple[str, int], list[tuple[str, set[int]]]] = {}
+        taken: dict[tuple[str, int, bool], list[tuple[str, set[int]]]] = {}
         for group in self.groups:
             for piece in group.slices:
-                others = taken.setdefault((piece.tensor, piece.axis), [])
+                # An expert may go as a whole, whatever units its tensors would lose.
+                others = taken.setdefault((piece.tensor, piece.axis, piece.role == "expert"), [])
                 for other, positions in others:
                     # One group may touch an axis twice (tied weights); two groups own disjoint positions.
                     if other != group.name and not positions.isdisjoint(piece.removed):
@@ -216,7 +219,7 @@ class Plan(_Record):
     @classmethod
     def build(
         cls,
-        graph: Graph | ExpertGraph,
+        graph: Graph | ExpertGraph | UnitsAndExperts,
         keep: Mapping[str, NDArray[np.bool_]],
         *,
         allocator: str,

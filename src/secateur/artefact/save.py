@@ -27,6 +27,8 @@ from secateur.graph.folding import folded
 from secateur.graph.graph import fingerprint
 from secateur.graph.trace import retrace
 from secateur.plan import Plan
+from secateur.targets.together.apply import cut_experts
+from secateur.targets.together.graph import GRANULARITY, part
 from secateur.targets.units.masked import masked
 from secateur.targets.units.mended import mend
 from secateur.targets.units.module import smaller_module
@@ -202,6 +204,9 @@ def _shape(
     model: nn.Module, dense: nn.Module, plan: Plan, content: _Content, example_inputs: Any
 ) -> nn.Module:
     """`dense`: the model with the plan's computed weights as parameters."""
+    if plan.granularity == GRANULARITY and content.captured:  # calls are mended while all experts are there
+        units = _shape(model, dense, part(plan, "unit"), content, example_inputs)
+        return cut_experts(units, dense, plan, content.sizes)
     if content.form == "masked":
         return masked(dense, plan)
     if content.form == "module" and not content.captured:

@@ -24,7 +24,7 @@ def measure_sizes(program: ExportedProgram) -> None:
     nodes = [
         n
         for n in program.graph.nodes
-        if any(_is_unknown(s) for leaf in pytree.tree_leaves(n.meta.get("val")) for s in _sizes(leaf))
+        if any(depends_on_data(s) for leaf in pytree.tree_leaves(n.meta.get("val")) for s in _sizes(leaf))
     ]
     if not nodes or program.example_inputs is None:
         return
@@ -64,7 +64,7 @@ class _Measuring(Interpreter):
             found = pytree.tree_leaves(value)
             for captured, actual in zip(pytree.tree_leaves(n.meta["val"]), found, strict=True):
                 for size, number in zip(_sizes(captured), _sizes(actual), strict=True):
-                    if _is_unknown(size):
+                    if depends_on_data(size):
                         remember_size(size, int(number))
         return value
 
@@ -74,5 +74,6 @@ def _sizes(value: Any) -> list[Any]:
     return list(value.shape) if isinstance(value, Tensor) else [value]
 
 
-def _is_unknown(size: Any) -> bool:
+def depends_on_data(size: Any) -> bool:
+    """Whether a captured size follows what the inputs hold, and not how large they are."""
     return isinstance(size, torch.SymInt) and size.node.hint is None

@@ -19,9 +19,10 @@ from secateur.errors import SettingError, UnreachableBudgetError
 from secateur.measure.evaluate import Evaluation, evaluate
 from secateur.pipeline.auto.auto import Auto
 from secateur.pipeline.auto.choose import choose
-from secateur.pipeline.prune import check_options, target_called
+from secateur.pipeline.prune import Granularity, check_options, target_called
 from secateur.plan import CostRecord
 from secateur.signals.loss import LossFn
+from secateur.targets.granularity import granularity_of
 from secateur.targets.target import Target, Task
 from secateur.targets.units.record import record_of
 
@@ -165,7 +166,7 @@ def compare(
     budgets: Sequence[Budget] | None = None,
     repair: str | Sequence[str] | None = "auto",
     *,
-    granularity: Literal["unit", "weight", "expert"] = "unit",
+    granularity: Granularity | Sequence[Granularity] = "unit",
     limits: Limits | None = None,
     form: Literal["auto", "module", "graph", "masked"] = "auto",
     evaluation: Any = None,
@@ -206,8 +207,9 @@ def compare(
             granularity.
         SecateurError: One of its kinds; see each step of `prune`.
     """
-    kind = target_called("compare", granularity)
-    check_options("compare", granularity, form, allow_inexact=allow_inexact)
+    what = granularity_of(granularity)
+    kind = target_called("compare", what)
+    check_options("compare", what, form, allow_inexact=allow_inexact)
     budgets = kind.budgets if budgets is None else budgets
     chosen = _chosen(kind, kind.compared if rules is None else rules, budgets)
     kind.check_repair(repair)
@@ -272,7 +274,7 @@ def compare(
                     outcomes.append(outcome(name, budget, small, plan))
     dense = measured(model)
     cost = CostRecord.of(target.graph.cost())
-    return Comparison(type(model).__name__, dense, cost, tuple(outcomes), tuple(missed), granularity)
+    return Comparison(type(model).__name__, dense, cost, tuple(outcomes), tuple(missed), what)
 
 
 def _chosen(

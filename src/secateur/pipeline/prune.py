@@ -23,16 +23,19 @@ from secateur.report.report import Report
 from secateur.signals import Scores
 from secateur.signals.loss import LossFn, loss_name
 from secateur.targets.experts.target import Experts
-from secateur.targets.granularity import refusal
+from secateur.targets.granularity import granularity_of, refusal
 from secateur.targets.target import Form, Target, Task
+from secateur.targets.together.target import Both
 from secateur.targets.units.record import record_of, with_note
 from secateur.targets.units.target import Units
 from secateur.targets.weights.target import SingleWeights
 
 TARGETS: Mapping[str, type[Target]] = MappingProxyType(
-    {"unit": Units, "weight": SingleWeights, "expert": Experts}
+    {"unit": Units, "weight": SingleWeights, "expert": Experts, "unit+expert": Both}
 )
 """What may be removed, by the name of its granularity."""
+
+Granularity = Literal["unit", "weight", "expert", "unit+expert"]
 
 
 def prune(
@@ -40,7 +43,7 @@ def prune(
     calibration: Any,
     budget: Budget | None = None,
     allocator: str | Allocates | Auto | None = None,
-    granularity: Literal["unit", "weight", "expert"] = "unit",
+    granularity: Granularity | Sequence[Granularity] = "unit",
     repair: str | Sequence[str] | None = "auto",
     *,
     limits: Limits | None = None,
@@ -67,7 +70,7 @@ def prune(
             weights it stands for ``"emp"``, for experts for ``"tod"``.
         granularity: What is removed. ``"unit"``: channels, neurons, heads, hidden units. ``"weight"``: single
             weights, which become zero. ``"expert"``: experts of a mixture-of-experts model, which need not
-            be captured.
+            be captured. ``["unit", "expert"]``: both under one budget; one knob decides on all groups.
         repair: None, a name, a list of names, or ``"auto"``. For single weights also ``"surgeon"``: the
             second-order update of linear layers, from the dense weights on, so it comes first where there are
             several. For experts ``"experts"``, which ``"auto"`` stands for: it is kept if the held-out loss
@@ -96,7 +99,8 @@ def prune(
         SettingError: A setting is wrong, or means nothing for this granularity.
         SecateurError: One of its kinds; see each step.
     """
-    kind = _checked(granularity, form, budget, steps, allow_inexact, on_unrealisable, measure_latency)
+    what = granularity_of(granularity)
+    kind = _checked(what, form, budget, steps, allow_inexact, on_unrealisable, measure_latency)
     decider = kind.default if allocator is None else allocator
     decider = Auto() if decider == Auto.name else decider
     if not isinstance(decider, Auto):
@@ -141,7 +145,7 @@ def prune(
     described = asked_for(
         asked,
         Auto.name if choice else "",  # that of the plan: a rule of the user's own has no name
-        granularity,
+        what,
         repair,
         form,
         seed,
@@ -224,7 +228,10 @@ def target_called(function: str, granularity: str) -> type[Target]:
         SettingError: There is no granularity of this name.
     """
     if granularity not in TARGETS:
-        raise SettingError(f"{function}(granularity={granularity!r}): expected 'unit', 'weight' or 'expert'.")
+        raise SettingError(
+            f"{function}(granularity={granularity!r}): expected 'unit', 'weight', 'expert' or "
+            "['unit', 'expert']."
+        )
     return TARGETS[granularity]
 
 

@@ -28,6 +28,7 @@ from torch import Tensor, fx, nn
 
 from secateur.calibration import Calibration
 from secateur.common.progress import bar
+from secateur.graph.datasizes import depends_on_data
 from secateur.graph.graph import Graph
 from secateur.repairs.moments import channelwise, layerwise, mean, variance
 from secateur.repairs.pairs import Pair, Pairs, Values
@@ -89,6 +90,9 @@ def tasks(pair: Pair) -> list[Task]:
         # Several calls are run ahead on a fork of the values, which shares their tensors. Operators that
         # write in place would then change the original values too, so such weights are skipped.
         if not pair.readers(sites[0].weight) <= nodes or (len(sites) > 1 and pair.writes):
+            continue
+        # The pruned model may send other tokens to an expert than the dense one: rows would not match.
+        if any(depends_on_data(size) for node in nodes for size in node.meta["val"].shape):
             continue
         biases = {site.bias for site in sites}
         bias = next(iter(biases)) if len(biases) == 1 else None

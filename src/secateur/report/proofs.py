@@ -17,6 +17,9 @@ MIXED = (
 
 _REFERENCES = {
     "masked": "the dense model with the same units zeroed",
+    "masked, experts excluded": (
+        "the dense model with the same units zeroed, whose routers may not choose the removed experts,"
+    ),
     "experts excluded": "the dense model whose routers may not choose the removed experts",
     "graph": "the captured program with the same units cut out",
 }

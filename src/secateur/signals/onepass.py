@@ -223,6 +223,12 @@ class OnePass:
         def view(observer: _Observer) -> Tensor:
             site, group = observer.site, observer.group
             if site not in views:
+                if self.model.counts_data(node):
+                    raise NotObservedError(
+                        f"group {group.name}: expected an axis of samples at {node}, got one whose length "
+                        "depends on the data, such as the tokens of an expert. Use a signal that reads no "
+                        "activations, or exclude the group."
+                    )
                 expected = self._lengths[site.node][site.axis]
                 if value.shape[site.axis] != expected:
                     raise NotObservedError(

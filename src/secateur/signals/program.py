@@ -17,6 +17,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from secateur.calibration.reading import StandIn
 from secateur.errors import ScoreError
+from secateur.graph.datasizes import depends_on_data
 from secateur.graph.inline import Interpreter
 from secateur.graph.matching import matched
 from secateur.graph.nodes import lifted, where
@@ -177,6 +178,11 @@ class CapturedModel(StandIn):
     def batch_axes(self, node_name: str) -> tuple[int, ...]:
         """The axes of a node's output whose length depends on the batch's, in the program that ran last."""
         return self._running.batch_axes(node_name)
+
+    def counts_data(self, node_name: str) -> bool:
+        """Whether an axis of a node's output has one entry for each token that an expert gets, say."""
+        value = self._running.nodes[node_name].meta["val"]
+        return any(map(depends_on_data, value.shape))
 
     def watch(self, nodes: Collection[str], watcher: Watcher | None) -> None:
         """Show the values of these nodes to `watcher` in the calls that follow; None stops it."""

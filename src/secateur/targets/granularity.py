@@ -32,6 +32,12 @@ MODULES: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "apply": "secateur.targets.weights.apply",
             "verify": "secateur.targets.weights.apply",
         },
+        "unit+expert": {
+            "trace": "secateur.targets.together.graph",
+            "score": "secateur.targets.together.score",
+            "apply": "secateur.targets.together.apply",
+            "verify": "secateur.targets.together.apply",
+        },
     }
 )
 """For what is no unit, the modules with functions of these names. They are imported when they are needed."""
@@ -69,6 +75,14 @@ REFUSED: Mapping[tuple[str, str], Mapping[str, str]] = MappingProxyType(
             "on_unrealisable": "masks leave all shapes as they are",
             "renormalise": "only routers of experts have such a setting",
         },
+        ("trace", "unit+expert"): {
+            "allow_inexact": "only what leaves the rest unchanged is removed together with experts",
+        },
+        ("score", "unit+expert"): {
+            "memory": "experts are scored in one pass",
+            "checkpoint": "the pass over experts cannot be resumed",
+            "checkpoint_every": "the pass over experts cannot be resumed",
+        },
         ("verify", "weight"): dict.fromkeys(
             ("example_inputs", "other_sizes", "tolerance"), "all tensors are compared bit for bit"
         ),
@@ -105,7 +119,8 @@ def by_granularity(told_by: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
                 value = given.get(option, default)
                 if not (isinstance(value, type(default)) and value == default):
                     raise refusal(f"{name}({option}={short(value)})", granularity, why)
-            traced, fits = given.get("graph"), "expert" if granularity == "expert" else "unit"
+            traced = given.get("graph")
+            fits = "unit" if granularity == "weight" else granularity
             if told_by != "graph" and traced is not None and granularity_of(traced) != fits:
                 raise SettingError(
                     f"{name}: expected a trace with granularity {fits!r}, got one with "
@@ -125,6 +140,8 @@ def by_granularity(told_by: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 def granularity_of(value: Any) -> str:
     """What is removed, told by its name, a graph, a plan, or a model that `apply` returned."""
+    if isinstance(value, list | tuple):
+        return "+".join(sorted(map(str, value), reverse=True))  # "unit+expert", in any order
     if isinstance(value, str):
         return value
     if isinstance(value, nn.Module):

@@ -7,6 +7,7 @@ regressions as it has groups. Where all positions are more than enough, some of 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -68,7 +69,7 @@ class Linear(Layer):
 
     def columns(self, x: Tensor, weight: Tensor, call: Call, places: Tensor | None = None) -> Tensor:
         """[1, positions, in]"""
-        rows = x.reshape(1, len(x), -1, x.shape[-1])
+        rows = x.reshape(1, len(x), math.prod(x.shape[1:-1]), x.shape[-1])  # an expert may get no token
         return _at(rows, places).reshape(1, -1, x.shape[-1])
 
     def targets(self, y: Tensor, weight: Tensor, call: Call, places: Tensor | None = None) -> Tensor:

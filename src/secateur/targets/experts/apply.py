@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -52,7 +53,7 @@ def apply(
     check_positions(model, plan)
     graph = graph or _traced(model, plan, example_inputs)
     check_kept(graph, plan)
-    sizes = {**new_counts(model, graph, plan), **_normalising(model, graph, renormalise)}
+    sizes = {**new_counts(model, graph, plan), **normalising(model, graph, renormalise)}
     note = "" if renormalise is None else f"renormalise={renormalise}"
     return attach(smaller_module(model, plan, sizes), Record(plan, "module", note, sizes=sizes))
 
@@ -80,8 +81,36 @@ def verify(
     plan.check(fingerprint(model))
     graph = graph or _traced(model, plan, example_inputs)
     args, kwargs = plan.inputs.arguments(example_inputs, device_of(model))
+    proof = compare_excluding(duplicate(model), small, plan, graph, args, kwargs, tolerance)
+    require_same_tensors(model, small, plan)
+    return proof
+
+
+def compare_excluding(
+    dense: nn.Module,
+    small: nn.Module,
+    plan: Plan,
+    graph: ExpertGraph,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    tolerance: float,
+) -> Proof:
+    """Compare a pruned model with another one whose routers may not choose the removed experts.
+
+    Args:
+        dense: A copy of the dense model, which is changed.
+        small: The pruned model.
+        plan: What it lacks of the experts.
+        graph: The trace of the dense model.
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+        tolerance: Largest accepted relative difference.
+
+    Raises:
+        VerificationError: The outputs differ by more.
+    """
     got = run_doubled(with_loop(duplicate(small).double()), args, kwargs)
-    dense = with_loop(duplicate(model).double())
+    dense = with_loop(dense.double())
     for path, value in record_of(small).sizes.items():
         if path.endswith(f".{_NORMALISES}") and not path.startswith("config"):
             setattr(dense.get_submodule(path.rpartition(".")[0]), _NORMALISES, value)
@@ -93,16 +122,15 @@ def verify(
     difference = relative_difference(got, wanted)
     if not difference <= tolerance:
         raise VerificationError(
-            f"verify: expected the pruned {type(model).__name__} to equal the dense one whose routers "
+            f"verify: expected the pruned {type(dense).__name__} to equal the dense one whose routers "
             f"exclude the removed experts to {tolerance:.1g} relative in float64, got {difference:.3g} over "
             f"{len(wanted)} outputs. Repair and training change what it computes, and so does a forward "
             "pass that draws random numbers: verify what apply returned."
         )
-    _require_same_tensors(model, small, plan)
     return Proof(difference, tolerance, "experts excluded", len(wanted))
 
 
-def _require_same_tensors(model: nn.Module, small: nn.Module, plan: Plan) -> None:
+def require_same_tensors(model: nn.Module, small: nn.Module, plan: Plan) -> None:
     """Raise VerificationError unless the pruned model holds what the dense one does, without what went."""
     expected, found = (named_tensors(m) for m in (smaller_module(model, plan), unwrap(small)))
     for name in (*expected, *(name for name in found if name not in expected)):
@@ -122,7 +150,7 @@ def _traced(model: nn.Module, plan: Plan, example_inputs: Any) -> ExpertGraph:
     return trace(model, kwargs or args)
 
 
-def _normalising(model: nn.Module, graph: ExpertGraph, renormalise: bool | None) -> dict[str, bool]:
+def normalising(model: nn.Module, graph: ExpertGraph, renormalise: bool | None) -> dict[str, bool]:
     """Paths of the setting in every router, and in the configuration, with the new value."""
     if renormalise is None:
         return {}

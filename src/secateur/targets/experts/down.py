@@ -22,7 +22,7 @@ class Down:
     Attributes:
         weights: One for all experts [experts, ...], or one for each.
         out_axis: The axis of an expert's matrix along which its outputs lie, 0 or 1.
-        inner: Number of inputs.
+        inner: Number of inputs; the largest one, where experts have fewer.
     """
 
     weights: tuple[Tensor, ...]
@@ -52,7 +52,7 @@ def inputs_of(model: nn.Module, block: Block, routed: Routed) -> tuple[Down, Ten
 def _of_list(experts: nn.Module, block: Block, routed: Routed) -> tuple[Down, Tensor]:
     """The input of the linear layer whose output is the expert's."""
     weights: list[Tensor] = []
-    found: Tensor | None = None
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
     for number, expert in enumerate(experts.children()):
         tokens, slots = torch.where((routed.index == number) & routed.valid)
         seen: list[tuple[nn.Linear, Tensor, Tensor]] = []
@@ -73,13 +73,14 @@ def _of_list(experts: nn.Module, block: Block, routed: Routed) -> tuple[Down, Te
             raise _refused(block)
         layer, x = last[-1]
         weights.append(layer.weight)
-        if found is None:
-            found = x.new_zeros(*routed.index.shape, x.shape[-1])
-        if len(tokens):
-            found[tokens, slots] = x
-    if found is None:
+        parts.append((tokens, slots, x[: len(tokens)]))
+    if not parts:
         raise _refused(block)
-    return Down(tuple(weights), 0, found.shape[-1]), found
+    inner = max(x.shape[-1] for *_, x in parts)
+    found = parts[0][2].new_zeros(*routed.index.shape, inner)
+    for tokens, slots, x in parts:
+        found[tokens, slots, : x.shape[-1]] = x
+    return Down(tuple(weights), 0, inner), found
 
 
 def _of_fused(experts: nn.Module, block: Block, routed: Routed) -> tuple[Down, Tensor]:

@@ -164,15 +164,15 @@ def passes(model: nn.Module, blocks: list[Block], kept: dict[str, int], memory: 
 
 
 def _inner(model: nn.Module, block: Block) -> int:
-    """The inner size of a down-projection: the smallest matrix of an expert, over its width."""
+    """The inner size of the widest down-projection: the smallest matrix of an expert, over its width."""
     experts = model.get_submodule(block.experts)
     if block.fused:
-        shapes = [p.shape[1:] for p in experts.parameters(recurse=False) if p.ndim == 3]
+        shapes = [[p.shape[1:] for p in experts.parameters(recurse=False) if p.ndim == 3]]
     else:
-        shapes = [p.shape for p in next(experts.children()).parameters() if p.ndim == 2]
+        shapes = [[p.shape for p in e.parameters() if p.ndim == 2] for e in experts.children()]
     router = model.get_submodule(block.router)
     width = next(p.shape[1] for p in router.parameters(recurse=False) if p.ndim == 2)
-    return min(s.numel() // width for s in shapes)
+    return max(min(s.numel() // width for s in matrices) for matrices in shapes)
 
 
 @dataclass
@@ -245,7 +245,7 @@ class _Fit:
         changes = _change(whole, best).reshape(len(self._experts), self._down.inner, -1)
         for expert, change in zip(self._experts, changes, strict=True):
             matrix = self._down.matrix(expert).data
-            matrix.copy_((matrix.double() + change.T).to(matrix.dtype))
+            matrix.copy_((matrix.double() + change[: matrix.shape[1]].T).to(matrix.dtype))
         return {"damping": best, "after": errors[best], **found}
 
 

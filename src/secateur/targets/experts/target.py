@@ -170,6 +170,11 @@ class Experts(Target):
         if task.repair is None:
             return small
         better = repair(small, task.model, task.fit, graph=self.graph, seed=task.seed, progress=task.progress)
+        return self.accepted(small, better)
+
+    def accepted(self, small: nn.Module, better: nn.Module) -> nn.Module:
+        """The repaired model if the held-out loss is no worse for it; else the other, which remembers it."""
+        task = self.task
         tried = record_of(better).repairs[-1]
         before, after = (
             evaluate(model, task.held, dense=task.model, loss_fn=task.loss_fn, progress=task.progress).loss

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -36,11 +36,11 @@ from secateur.targets.units.record import record_of, with_note
 class Units(Target):
     """Removes channels, neurons, heads and hidden units. Tensors get smaller."""
 
-    forms = FORMS
+    forms: ClassVar[tuple[str, ...]] = FORMS
     default = Auto.name
     candidates = UNITS
-    compared = ("repair_aware", "tod", "emp", "uniform", "global", "random")
-    budgets = (Budget(macs=0.8), Budget(macs=0.6), Budget(macs=0.4))
+    compared: ClassVar[tuple[str, ...]] = ("repair_aware", "tod", "emp", "uniform", "global", "random")
+    budgets: ClassVar[tuple[Budget, ...]] = (Budget(macs=0.8), Budget(macs=0.6), Budget(macs=0.4))
     graph: Graph
 
     @staticmethod

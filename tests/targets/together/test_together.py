@@ -1,0 +1,185 @@
+"""Units and experts under one budget: ``granularity=["unit", "expert"]``."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import secateur as sc
+from secateur.targets.experts.repair import repair
+from secateur.targets.together.apply import verify, without_experts, without_units
+from secateur.targets.together.graph import UnitsAndExperts
+from secateur.targets.together.rule import Together
+from tests.targets.experts.models import make, maker, words
+from tests.targets.experts.test_apply import logits
+
+BOTH = ["unit", "expert"]
+FOURS = sc.Limits(round_to=4)  # the kernel of fused experts reads rows in multiples of 16 bytes
+PAIRS = [("magnitude", "weight_norm")]
+
+
+@cache
+def traced(family: str = "plain") -> tuple[nn.Module, UnitsAndExperts]:
+    model = make(family)
+    graph: Any = sc.trace(model, words(), granularity=BOTH)  # type: ignore[call-overload]
+    return model, graph
+
+
+def planned(graph: UnitsAndExperts, params: float = 0.6) -> sc.Plan:
+    scores = sc.score(graph, None, PAIRS, progress=False)  # type: ignore[arg-type]
+    rule = Together(sc.Uniform(removal="magnitude"), sc.Uniform(removal="weight_norm"))
+    return rule.allocate(graph, scores, sc.Budget(params=params), FOURS)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("family", ["plain", "qwen2"])
+def test_one_budget_decides_on_both_and_the_result_is_proven(family: str, tmp_path: Path) -> None:
+    model, graph = traced(family)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    plan = planned(graph)
+    cut = {group.name for group in plan.groups if group.removed}
+    assert cut & {block.name for block in graph.experts.blocks}
+    assert cut & {group.name for group in graph.units.groups}
+
+    small = sc.apply(model, plan, graph=graph)  # type: ignore[arg-type]
+    assert sum(p.numel() for p in small.parameters()) == plan.predicted.params <= 0.6 * plan.dense.params
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+    proof = sc.verify(model, small, plan, words())
+    assert proof.difference < 1e-9
+    assert proof.reference == "masked, experts excluded"
+
+    sc.save(small, tmp_path)
+    loaded = sc.load(tmp_path, maker(family))
+    assert torch.equal(logits(loaded, words()), logits(small, words()))
+    assert sc.record_of(loaded).plan == plan
+
+
+def test_parameters_are_counted_exactly_for_any_choice() -> None:
+    model, graph = traced()
+    draws = np.random.default_rng(0)
+    for _ in range(10):
+        keep = {}
+        for group in graph.groups:
+            fewest = 2 if group.name in {b.name for b in graph.experts.blocks} else 1
+            mask = np.zeros(group.size, dtype=bool)
+            mask[draws.permutation(group.size)[: draws.integers(fewest, group.size + 1)]] = True
+            keep[group.name] = mask
+        plan = sc.Plan.build(graph, keep, allocator="drawn")
+        small = sc.apply(model, plan, graph=graph)  # type: ignore[arg-type]
+        assert sum(p.numel() for p in small.parameters()) == graph.cost(keep).params
+        stage = {name: np.where(mask, 1, 0) for name, mask in keep.items()}
+        params, macs = graph.sweep(stage, 1)
+        assert (params[0], macs[0]) == (graph.cost(keep).params, graph.cost(keep).macs)
+    assert graph.cost().params == sum(p.numel() for p in model.parameters())
+
+
+def test_a_spoilt_weight_is_noticed() -> None:
+    model, graph = traced()
+    plan = planned(graph)
+    for name in ("blocks.0.router.weight", "blocks.1.experts.0.down.weight", "blocks.0.shared.up.weight"):
+        small = sc.apply(model, plan, graph=graph)  # type: ignore[arg-type]
+        with torch.no_grad():
+            small.get_parameter(name).add_(0.1)
+        with pytest.raises(sc.VerificationError):
+            verify(model, small, plan, words(), graph=graph)
+
+
+def batches() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return [(part, part[:, 0]) for part in words(40, 16).chunk(5)]
+
+
+def last_word(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    return nn.functional.cross_entropy(model(batch[0])[:, -1], batch[1])
+
+
+@pytest.mark.parametrize("allocator", [None, "uniform", {"unit": sc.EMP(), "expert": sc.EMP(removal="reap")}])
+def test_prune_takes_a_list(allocator: Any, tmp_path: Path) -> None:
+    model = make("plain")
+    results = [
+        sc.prune(
+            model,
+            batches(),
+            sc.Budget(params=0.75),
+            allocator,
+            order,  # type: ignore[arg-type]
+            loss_fn=last_word,
+            measure_latency=False,
+            progress=False,
+        )
+        for order in ([BOTH, tuple(reversed(BOTH))] if allocator == "uniform" else [BOTH])
+    ]
+    result = results[0]
+    assert result.plan.to_json() == results[-1].plan.to_json()
+    assert result.plan.granularity == "unit+expert"
+    assert result.plan.predicted.params <= 0.75 * result.plan.dense.params
+    assert result.report.proof["difference"] < 1e-9
+    assert result.report.asked["granularity"] == "unit+expert"
+    if allocator == "uniform":
+        assert result.report.repairs[-1]["method"] == "experts"
+    if allocator is None:
+        assert result.report.selection is not None
+        names = {c.name for c in result.report.selection.candidates}
+        assert {"uniform", "units alone, emp", "experts alone, uniform"} <= names
+    html, text = tmp_path / "report.html", str(result.report)
+    result.report.to_html(html)
+    assert "routers may not choose" in " ".join(text.split())
+    assert html.stat().st_size > 1000
+    sc.save(result.model, tmp_path / "small")
+    loaded = sc.load(tmp_path / "small", maker("plain"))
+    assert torch.equal(logits(loaded, words()), logits(result.model, words()))
+
+
+def test_experts_of_unequal_widths_are_refitted() -> None:
+    """Units of experts go first, and not equally many of each."""
+    model, graph = traced()
+    keep = {group.name: np.ones(group.size, dtype=bool) for group in graph.groups}
+    keep["blocks.0.experts.1.up"][:5] = False
+    keep["blocks.0"][[0, 3]] = False
+    plan = sc.Plan.build(graph, keep, allocator="by hand")
+    units = without_units(model, plan, graph)
+    small = without_experts(units, model, plan, graph)
+    better = repair(small, units, batches(), graph=graph.experts, progress=False)
+    entry = sc.record_of(better).repairs[-1]
+    assert entry["kept"]
+    assert entry["after"] < entry["before"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"granularity": ["unit", "weight"]}, "expected 'unit', 'weight', 'expert' or"),
+        ({"granularity": BOTH, "allocator": "global"}, "have no common scale"),
+        ({"granularity": BOTH, "allocator": {"unit": sc.ToD(), "expert": sc.EMP()}}, "expected one rule"),
+        ({"granularity": BOTH, "steps": 2}, "steps"),
+        ({"granularity": BOTH, "allow_inexact": True}, "allow_inexact"),
+        ({"granularity": BOTH, "form": "graph"}, "form"),
+        ({"granularity": BOTH, "repair": "nonsense"}, "nonsense"),
+    ],
+)
+def test_what_means_nothing_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(sc.SettingError, match=message):
+        sc.prune(make("plain"), batches(), sc.Budget(params=0.75), **options)
+
+
+def test_signals_come_in_pairs() -> None:
+    _, graph = traced()
+    with pytest.raises(sc.SettingError, match="expected pairs of a signal for units and one for experts"):
+        sc.score(graph, None, ["magnitude"], progress=False)  # type: ignore[arg-type]
+
+
+def test_rows_that_depend_on_the_data_are_no_samples() -> None:
+    """How many tokens an expert gets depends on them: no activation can be told by sample."""
+    model = make("plain")
+    graph = sc.trace(model, words())
+    with pytest.raises(sc.ScoreError, match="depends on the data, such as the tokens of an expert"):
+        sc.score(graph, batches(), "activation", progress=False)
+    scores = sc.score(graph, [words(1, 2)] * 2, "reconstruction", progress=False)  # some get no token
+    plan = sc.Uniform(removal="reconstruction").allocate(graph, scores, sc.Budget(params=0.7))
+    small = sc.repair(sc.apply(model, plan), model, batches(), "reconstruct", progress=False)
+    refitted = sc.record_of(small).repairs[0].get("layers", {})
+    assert not [name for name in refitted if ".experts." in name]
