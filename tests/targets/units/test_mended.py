@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import secateur as sc
+from secateur.targets.units import calls
 from secateur.targets.units.realise import restricted
 from tests.targets.units.plans import random_plan
 
@@ -398,3 +399,13 @@ def test_a_position_that_is_not_the_one_that_was_replaced_is_refused() -> None:
     small.part = 1
     with pytest.raises(sc.InputError, match="expected __getitem__ to say"):
         small(x)
+
+
+def test_a_range_up_to_a_number_from_data_is_left_as_it_is() -> None:
+    """Text to speech counts frames so: ``torch.arange(lengths.max())``, which has no number on meta."""
+    for device in ("meta", "cpu"):
+        most = torch.tensor(3, device=device)
+        assert calls.count("arange", (most,), {"step": 2}) == 2
+        args, kwargs = calls._with_number("range", (None, 1), (most,), {"step": 2})
+        assert args[0] is most
+        assert kwargs == {"step": 1}

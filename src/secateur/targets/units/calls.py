@@ -441,8 +441,9 @@ _RANGE_WORDS = ("start", "end", "step")
 
 
 def _range(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return the numbers that a call of ``arange`` passes."""
-    return (*map(plain, args), *(plain(kwargs[word]) for word in _RANGE_WORDS if word in kwargs))
+    """Return the numbers that a call of ``arange`` passes; None for one that is computed from data."""
+    values = (*args, *(kwargs[word] for word in _RANGE_WORDS if word in kwargs))
+    return tuple(None if isinstance(v, torch.Tensor) and not _is_traced(v) else plain(v) for v in values)
 
 
 def _number(family: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -456,6 +457,8 @@ def _number(family: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
 def _with_number(family: str, value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
     if family == "range":
         words = [word for word in _RANGE_WORDS if word in kwargs]
+        given = (*args, *(kwargs[word] for word in words))
+        value = [old if new is None else new for old, new in zip(given, value, strict=True)]
         return tuple(value[: len(args)]), kwargs | dict(zip(words, value[len(args) :], strict=True))
     word, place = _PLACES[family]
     if isinstance(value, tuple):
