@@ -80,8 +80,8 @@ REFUSED: Mapping[tuple[str, str], Mapping[str, str]] = MappingProxyType(
         },
         ("score", "unit+expert"): {
             "memory": "experts are scored in one pass",
-            "checkpoint": "the pass over experts cannot be resumed",
-            "checkpoint_every": "the pass over experts cannot be resumed",
+            **dict.fromkeys(("checkpoint", "checkpoint_every"), _NOT_RESUMED),
+            "by_block": _BY_BLOCK,
         },
         ("verify", "weight"): dict.fromkeys(
             ("example_inputs", "other_sizes", "tolerance"), "all tensors are compared bit for bit"
