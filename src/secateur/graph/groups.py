@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 Role = Literal["produce", "consume", "scale", "expert"]
 """What a tensor does with a unit. ``produce``: it computes the unit (output axis of a weight, its bias).
 ``consume``: it reads the unit (input axis of a weight). ``scale``: it scales or shifts the unit (weight, bias
-and statistics of a batch norm, layer scale). ``expert``: it belongs to an expert, or to its row of the router,
-in plans that remove units too."""
+and statistics of a batch norm, layer scale). ``expert``: it belongs to an expert, or to its row of the
+router, in plans that remove units too."""
 
 Stage = Literal["produced", "normalised", "activated"]
 """``produced``: the output of a producing layer. ``normalised``: after the normalisation directly behind it.

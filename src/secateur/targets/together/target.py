@@ -60,7 +60,7 @@ class Both(Units):
     compared = tuple(RULES)
     budgets = (Budget(params=0.75), Budget(params=0.5))
     refused: ClassVar[Mapping[str, str]] = {
-        "steps": "experts are scored once",
+        "steps": "rounds remove units or experts, not both",
         "allow_inexact": "only what leaves the rest unchanged is removed together with experts",
     }
     graph: Any
@@ -80,9 +80,9 @@ class Both(Units):
         """Any repair of units, and ``experts``."""
         Units.check_repair(_of_units(repair))
 
-    def trace(self) -> Any:
+    def trace(self, model: nn.Module) -> Any:
         """Groups of units and blocks of experts."""
-        return trace(self.task.model, self.task.example.inputs)
+        return trace(model, self.task.example.inputs)
 
     def score_signals(self, signals: Sequence[Any]) -> Scores:
         """Each side by its own signals."""
@@ -109,8 +109,9 @@ class Both(Units):
                 missing[pair.name] = why
         return Scored(merged(pairs.values(), units.scores, experts.scores), missing)
 
-    def measured(self, rule: Any, data: Calibration, scores: Scores) -> Any:
-        """As it is: no rule for both needs curves."""
+    @staticmethod
+    def with_curves(rule: Any, graph: Any, data: Any, scores: Scores, *, progress: bool = False) -> Any:
+        """The rule as it is: none for both needs curves."""
         return rule
 
     def default_budget(self, scored: Scored) -> Budget:
