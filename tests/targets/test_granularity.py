@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from importlib import import_module
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import nn
 
 import secateur as sc
 from secateur.targets.granularity import MODULES, REFUSED
+from secateur.targets.together.rule import Together
 from tests.targets.experts.models import PlainLM, words
 
 OTHERS = [(name, granularity) for granularity, modules in MODULES.items() for name in modules]
@@ -53,6 +55,14 @@ def arguments() -> dict[tuple[str, str], tuple[Any, ...]]:
         found["apply", granularity] = model, plan
         found["verify", granularity] = model, small, plan
         found["repair", granularity] = small, model, [inputs]
+    model, inputs = PlainLM().eval(), words()
+    both: Any = sc.trace(model, inputs, granularity=["unit", "expert"])  # type: ignore[call-overload]
+    pairs: Any = [("magnitude", "weight_norm")]
+    together = Together(sc.Uniform(ratio=0.25), sc.Uniform(removal="weight_norm"))
+    plan = together.allocate(both, sc.score(both, None, pairs))
+    found["trace", "unit+expert"] = model, inputs
+    found["score", "unit+expert"] = (both,)
+    found["repair", "unit+expert"] = sc.apply(model, plan, graph=both), model, [inputs]
     model = units[0]
     weights = sc.trace(model, granularity="weight")
     masks = sc.Uniform().allocate(weights, sc.score(weights), sc.Budget(sparsity=0.5))
@@ -81,7 +91,9 @@ def test_an_option_without_a_meaning_is_refused_by_name(
     settings = {option: CHANGED[option]}
     if name == "trace":
         settings["granularity"] = granularity
-    with pytest.raises(sc.SettingError, match=rf"{name}\({option}=.* with granularity '{granularity}'"):
+    with pytest.raises(
+        sc.SettingError, match=rf"{name}\({option}=.* with granularity '{re.escape(granularity)}'"
+    ):
         getattr(sc, name)(*arguments[name, granularity], **settings)
 
 
@@ -102,8 +114,13 @@ def test_a_trace_of_another_kind_is_refused(
             getattr(sc, name)(*arguments[name, one], graph=graph)
 
 
+def test_repair_of_both_is_a_part_of_prune(arguments: dict[tuple[str, str], tuple[Any, ...]]) -> None:
+    with pytest.raises(sc.SettingError, match=r"Use sc\.prune\(\.\.\., repair=\.\.\.\)"):
+        sc.repair(*arguments["repair", "unit+expert"])
+
+
 def test_unknown_granularities_are_refused() -> None:
-    expected = "trace: expected granularity 'unit' or 'expert' or 'weight', got 'layer'"
+    expected = r"trace: expected granularity 'unit' or 'expert' or 'weight' or 'unit\+expert', got 'layer'"
     with pytest.raises(sc.SettingError, match=expected):
         sc.trace(nn.Linear(2, 2), torch.ones(1, 2), granularity="layer")  # type: ignore[call-overload]
 

@@ -159,6 +159,11 @@ def refusal(where: str, granularity: str, why: str) -> SettingError:
 
 
 def _other(name: str, granularity: str) -> Callable[..., Any]:
+    if name == "repair" and granularity == "unit+expert":
+        raise SettingError(
+            "repair: expected a model without some units, or without some experts, got one without both: the "
+            "units have to be repaired before the experts go. Use sc.prune(..., repair=...), which does that."
+        )
     if name not in MODULES.get(granularity, {}):
         known = ["unit", *(other for other, modules in MODULES.items() if name in modules)]
         raise SettingError(
