@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-Granularity = Literal["unit", "weight", "expert"]
+Granularity = Literal["unit", "weight", "expert", "unit+expert"]
 Form = Literal["auto", "module", "graph", "masked"]
 Unrealisable = Literal["graph", "leave"]
 Rule = Literal[

@@ -255,7 +255,7 @@ class Run(_Settings):
     text: TextSection = Field(default=TextSection(), description="How a text becomes inputs.")
     granularity: Granularity = Field(
         default="unit",
-        description="Channels, neurons and heads go, single weights become zero, or experts go.",
+        description="Units (channels, neurons, heads) go, weights become zero, experts go, or both kinds go.",
     )
     budget: BudgetSection = Field(
         default=BudgetSection(), description="What the result may cost; empty lets the rule decide."
@@ -369,7 +369,7 @@ class Run(_Settings):
     def rule(self) -> str:
         """The allocator's name, or the default rule if none was given; it may be ``auto``."""
         of_tod = (self.tolerance, self.removal, self.protection)
-        if self.allocator is None and self.granularity == "unit" and of_tod == (None, None, None):
+        if self.allocator is None and self.granularity.startswith("unit") and of_tod == (None, None, None):
             return "auto"
         return self.single_rule
 

@@ -15,11 +15,12 @@ from secateur.allocators.registry import Allocates
 from secateur.calibration import Calibration, Forward
 from secateur.common.models import unwrap
 from secateur.common.progress import steps
+from secateur.config.names import Granularity
 from secateur.errors import SettingError, UnreachableBudgetError
 from secateur.measure.evaluate import Evaluation, evaluate
 from secateur.pipeline.auto.auto import Auto
 from secateur.pipeline.auto.choose import choose
-from secateur.pipeline.prune import Granularity, check_options, target_called
+from secateur.pipeline.prune import check_options, target_called
 from secateur.plan import CostRecord
 from secateur.signals.loss import LossFn
 from secateur.targets.granularity import granularity_of

@@ -13,6 +13,7 @@ from secateur.allocators.registry import Allocates, describe
 from secateur.calibration import Calibration, Forward
 from secateur.common.models import unwrap
 from secateur.common.modes import require_plain_modes
+from secateur.config.names import Granularity
 from secateur.errors import SettingError
 from secateur.measure.evaluate import evaluate
 from secateur.pipeline.auto.auto import Auto
@@ -34,8 +35,6 @@ TARGETS: Mapping[str, type[Target]] = MappingProxyType(
     {"unit": Units, "weight": SingleWeights, "expert": Experts, "unit+expert": Both}
 )
 """What may be removed, by the name of its granularity."""
-
-Granularity = Literal["unit", "weight", "expert", "unit+expert"]
 
 
 def prune(
