@@ -114,6 +114,12 @@ def test_a_trace_of_another_kind_is_refused(
             getattr(sc, name)(*arguments[name, one], graph=graph)
 
 
+def test_masks_are_saved_with_the_trace_of_units(arguments: dict[tuple[str, str], tuple[Any, ...]]) -> None:
+    (weights,) = arguments["score", "weight"]
+    with pytest.raises(sc.SettingError, match=r"got one with 'weight'. Pass sc.trace\(model, inputs\)"):
+        sc.apply(*arguments["apply", "weight"], graph=weights)
+
+
 def test_repair_of_both_is_a_part_of_prune(arguments: dict[tuple[str, str], tuple[Any, ...]]) -> None:
     with pytest.raises(sc.SettingError, match=r"Use sc\.prune\(\.\.\., repair=\.\.\.\)"):
         sc.repair(*arguments["repair", "unit+expert"])

@@ -122,9 +122,10 @@ def by_granularity(told_by: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
             traced = given.get("graph")
             fits = "unit" if granularity == "weight" else granularity
             if told_by != "graph" and traced is not None and granularity_of(traced) != fits:
+                right = "sc.trace(model, inputs)" if granularity == "weight" else "the graph of the plan"
                 raise SettingError(
                     f"{name}: expected a trace with granularity {fits!r}, got one with "
-                    f"{granularity_of(traced)!r}. Pass the graph that the plan was made on, or leave it out."
+                    f"{granularity_of(traced)!r}. Pass {right}, or leave it out."
                 )
             if granularity == "unit":
                 return function(*args, **kwargs)
