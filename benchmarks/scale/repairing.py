@@ -16,9 +16,10 @@ from benchmarks.scale.subject import Subject, storages
 from benchmarks.scale.work import Work, total
 from secateur.calibration import Batch
 from secateur.measure.cost import weight_bytes
-from secateur.repairs.pairs import Pair, Values
-from secateur.repairs.pending import HELD_BYTES
 from secateur.repairs.sweep import FACTORS, LARGE, PARTS, ROWS, Task, sums_of, target, tasks
+from secateur.stream.dense import Values
+from secateur.stream.pairs import Pair
+from secateur.stream.pending import HELD_BYTES
 
 
 def batchnorm(subject: Subject) -> Work:

@@ -14,10 +14,10 @@ from benchmarks.scale.subject import Subject
 from benchmarks.scale.work import Work, total
 from secateur.graph.groups import Group
 from secateur.graph.nodes import hint
-from secateur.repairs.regression.calls import Call
 from secateur.repairs.regression.layers import Site
 from secateur.signals.units.reconstruction import POSITIONS, SHARE, _Layers
 from secateur.signals.units.wasserstein import Wasserstein
+from secateur.stream.calls import Call
 
 CHUNK = 1 << 23
 """Entries of columns that are made at a time (`repairs/regression/layers.py`)."""

@@ -19,12 +19,12 @@ from benchmarks.scale.simulation import Meter
 from benchmarks.scale.subject import Subject
 from benchmarks.scale.work import KINDS, Work, total
 from secateur.calibration import Batch, Calibration
-from secateur.repairs import pending
 from secateur.repairs.regression import elimination, leastsquares
 from secateur.repairs.regression.leastsquares import Sums
 from secateur.repairs.sweep import sweep
 from secateur.signals.onepass import OnePass
 from secateur.signals.registry import SIGNALS
+from secateur.stream import pending
 
 CONV = 3 * 8 * 9 * 36 + 8 * 6 * 9 * 36  # multiply-adds of one sample: outputs of 6 × 6, kernels of 3 × 3
 HEAD = 6 * 4

@@ -19,12 +19,12 @@ from secateur.calibration import Calibration, seeded
 from secateur.errors import ScoreError
 from secateur.graph.graph import Graph
 from secateur.graph.groups import Slice
-from secateur.repairs.regression.calls import Call
 from secateur.repairs.regression.layers import Site
 from secateur.repairs.regression.readers import LayerCalls, unit_of
 from secateur.signals.program import CapturedModel
 from secateur.signals.scores import Scores
 from secateur.signals.units.combination import Asked
+from secateur.stream.calls import Call
 
 
 @dataclass(frozen=True, eq=False)

@@ -31,11 +31,12 @@ from secateur.common.progress import bar
 from secateur.graph.datasizes import depends_on_data
 from secateur.graph.graph import Graph
 from secateur.repairs.moments import channelwise, layerwise, mean, variance
-from secateur.repairs.pairs import Pair, Pairs, Values
-from secateur.repairs.pending import PendingBatches
 from secateur.repairs.regression.additions import Addition, addition_after
 from secateur.repairs.regression.layers import Site
 from secateur.repairs.regression.leastsquares import Fit, Sums, fit
+from secateur.stream.dense import Values
+from secateur.stream.pairs import Pair, Pairs
+from secateur.stream.pending import PendingBatches
 
 PARTS = 4
 """Number of parts for cross-validation, for layers with at most `LARGE` columns. Others get two parts."""

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from secateur.repairs.regression.calls import ProgramCalls
 from secateur.repairs.regression.layers import Site
+from secateur.stream.calls import ProgramCalls
 
 _SCALES = ("aten.mul.Tensor", "aten.mul_.Tensor", "aten.div.Tensor", "aten.div_.Tensor")
 _SUMS = ("aten.add.Tensor", "aten.add_.Tensor")

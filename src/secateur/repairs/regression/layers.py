@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from secateur.repairs.regression.calls import Call, ProgramCalls
+from secateur.stream.calls import Call, ProgramCalls
 
 _CHUNK = 1 << 23
 """Entries of the column matrix that are made at a time."""

@@ -8,8 +8,8 @@ from torch import Tensor, fx
 from secateur.graph.graph import Graph
 from secateur.graph.groups import Slice
 from secateur.graph.nodes import tensor_of
-from secateur.repairs.regression.calls import Call, ProgramCalls
 from secateur.repairs.regression.layers import Site
+from secateur.stream.calls import Call, ProgramCalls
 
 
 class LayerCalls:

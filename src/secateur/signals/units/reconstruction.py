@@ -15,13 +15,13 @@ from secateur.graph.graph import Graph
 from secateur.graph.groups import Group, Site
 from secateur.graph.nodes import hint
 from secateur.repairs.regression.additions import addition_after
-from secateur.repairs.regression.calls import Call
 from secateur.repairs.regression.elimination import Consumer, eliminate
 from secateur.repairs.regression.layers import Site as LayerCall
 from secateur.repairs.regression.leastsquares import add_products
 from secateur.repairs.regression.readers import LayerCalls, unit_of
 from secateur.signals.program import Read
 from secateur.signals.signal import Context, Need, Signal, Step, Tally, Vector
+from secateur.stream.calls import Call
 
 POSITIONS = 64
 """Of each sample a layer reads at most this many positions of its output, drawn at random, ..."""

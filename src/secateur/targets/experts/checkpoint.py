@@ -18,17 +18,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from secateur.artefact.writing import new_folder
+from secateur.common.mapped import INDEX, files_of
 from secateur.errors import ArtefactError, SettingError
 from secateur.plan import GroupDecision, Plan
 from secateur.targets.experts.blocks import is_count
 from secateur.targets.units.record import record_of
 
-INDEX, SINGLE, CONFIG, PLAN = (
-    "model.safetensors.index.json",
-    "model.safetensors",
-    "config.json",
-    "secateur_plan.json",
-)
+CONFIG, PLAN = "config.json", "secateur_plan.json"
 
 _LISTED = re.compile(r"^(?P<before>.*\bexperts)\.(?P<number>\d+)\.(?P<after>.+)$")
 """How checkpoints name a single expert's tensors, also where the model holds them fused."""
@@ -86,7 +82,7 @@ def prune_checkpoint(source: str | Path, plan: Plan, directory: str | Path) -> P
         ArtefactError: A file is missing or damaged, or the checkpoint does not hold what the plan removes.
     """
     source, directory = Path(source), Path(directory)
-    shards = _shards(source)
+    shards = [file.name for file in files_of(source)]
     config = _read_json(source / CONFIG)
     blocks = [_OnDisk.of(group) for group in plan.groups if group.removed]
     _check(source, shards, blocks)
@@ -241,19 +237,6 @@ def _check(source: Path, shards: list[str], blocks: list[_OnDisk]) -> None:
                 "experts. "
                 "Do name the checkpoint that the plan was made for."
             )
-
-
-def _shards(source: Path) -> list[str]:
-    if (source / INDEX).is_file():
-        shards = sorted(set(_read_json(source / INDEX).get("weight_map", {}).values()))
-    else:
-        shards = [SINGLE]
-    missing = [name for name in shards if not (source / name).is_file() or Path(name).name != name]
-    if missing or not shards:
-        raise ArtefactError(
-            f"{source}: expected {missing[0] if missing else 'shards'}, got none. Check the folder."
-        )
-    return shards
 
 
 def _read_json(file: Path) -> dict[str, Any]:

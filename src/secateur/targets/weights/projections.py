@@ -6,8 +6,8 @@ from torch import fx
 
 from secateur.graph.graph import Graph
 from secateur.graph.nodes import tensor_of
-from secateur.repairs.regression.calls import Call, ProgramCalls
 from secateur.repairs.regression.layers import Site
+from secateur.stream.calls import Call, ProgramCalls
 
 _SUMS = ("aten.add.Tensor", "aten.add_.Tensor")
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from secateur.repairs.pairs import Values
-from secateur.repairs.pending import _ValuesFile
+from secateur.stream.dense import Values
+from secateur.stream.pending import _ValuesFile
 
 
 def test_values_come_back_with_their_layout_and_what_they_share(tmp_path: Path) -> None:

@@ -8,8 +8,7 @@ Running changes neither model. Only `Pair.store` writes repaired tensors into th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,42 +16,19 @@ import torch
 from torch import Tensor, fx, nn
 
 from secateur.calibration import Batch, map_tensors
+from secateur.common.mapped import copied, settled
 from secateur.graph.graph import Graph
 from secateur.graph.inline import modes_of
 from secateur.graph.kept import Mask
-from secateur.graph.nodes import tensor_of
-from secateur.graph.programs import leaves_of
 from secateur.graph.resizing import graph_at
-from secateur.repairs.regression.calls import Call, ProgramCalls
+from secateur.stream.calls import Call
+from secateur.stream.dense import Dense, Values
 from secateur.targets.units.constants import Constants
 from secateur.targets.units.record import record_of
 from secateur.targets.units.tensors import cut, removed_positions, tensor_called
 
 
-@dataclass
-class Values:
-    """The values of both programs for one batch. Only values that a later node still reads are held.
-
-    Attributes:
-        dense: Node -> value in the dense program.
-        small: Node -> value in the pruned program.
-        position: Index of the first node that has not run.
-    """
-
-    dense: dict[fx.Node, Any] = field(default_factory=dict)
-    small: dict[fx.Node, Any] = field(default_factory=dict)
-    position: int = 0
-
-    def fork(self) -> Values:
-        """Return a copy that can be advanced separately. It shares the tensors."""
-        return Values(dict(self.dense), dict(self.small), self.position)
-
-    def tensors(self) -> list[Tensor]:
-        """Return all tensors that are held, of both programs."""
-        return [v for side in (self.dense, self.small) for v in side.values() if isinstance(v, Tensor)]
-
-
-class Pair(ProgramCalls):
+class Pair(Dense):
     """The dense and the pruned program, and their tensors.
 
     "At the kept positions" below means: a value with the shape of the pruned model's. In the masked form
@@ -75,41 +51,31 @@ class Pair(ProgramCalls):
         """
         super().__init__(graph)
         record = record_of(small)
-        program = graph.program
         self._masked = record.form == "masked"
         self._constants = Constants(graph.kept(removed_positions(record.plan)))
-        self._dense: dict[fx.Node, Any] = {}
-        self._small: dict[fx.Node, Any] = {}
+        self._small: dict[fx.Node, Any] = dict(self._dense)
         self._indices: dict[tuple[fx.Node, int], Tensor] = {}
-        # _changed: replaced tensors by state-dict name. _copies: copies of the pruned model's tensors by
-        # the id of the original, so that tied tensors stay tied.
+        # _changed: replaced tensors by state-dict name. _aliases: the pruned model's tensors by the id of the
+        # original, so that tied tensors stay tied.
         self._changed: dict[str, Tensor] = {} if first is None else first._changed
-        self._copies: dict[int, Tensor] = {} if first is None else first._copies
+        self._aliases: dict[int, Tensor] = {} if first is None else first._aliases
         for node, name in self.names.items():
-            self._dense[node] = dense = tensor_of(program, name)
-            if isinstance(dense, Tensor):
-                self._dense[node] = dense.detach()
-                self._small[node] = self._counterpart(node, name, dense, small)
-            else:
-                self._small[node] = dense
-        for node in program.graph.nodes:
-            if node.op == "get_attr":
-                part = program.graph_module.get_submodule(str(node.target))
-                self._dense[node] = self._small[node] = part
+            if isinstance(self._dense[node], Tensor):
+                self._small[node] = self._counterpart(node, name, small)
         self.planned = {node: self._pruned_call(node) for node in self.nodes}
-        self._last_read = self._nodes_by_last_read()
 
-    def _counterpart(self, node: fx.Node, name: str, dense: Tensor, small: nn.Module) -> Tensor:
-        """Return a copy of the pruned model's tensor for a placeholder. Tied tensors share one copy."""
+    def _counterpart(self, node: fx.Node, name: str, small: nn.Module) -> Tensor:
+        """Return an alias of the pruned model's tensor for a placeholder. Tied tensors share one alias."""
         if name in self.graph.program.constants:
             # Made in `forward`, so the pruned model holds no such tensor by name: cut the dense one.
             # The pruned program's own constant may have another dtype.
             masks = [] if self._masked else self.kept(node)
-            return cut(dense, {k: np.flatnonzero(~m) for k, m in enumerate(masks) if not m.all()}).clone()
+            gone = {k: np.flatnonzero(~m) for k, m in enumerate(masks) if not m.all()}
+            return cut(self._dense[node], gone).clone()
         tensor = tensor_called(small, name)
-        if id(tensor) not in self._copies:
-            self._copies[id(tensor)] = tensor.detach().clone()
-        return self._copies[id(tensor)]
+        if id(tensor) not in self._aliases:
+            self._aliases[id(tensor)] = tensor.detach()
+        return self._aliases[id(tensor)]
 
     def _pruned_call(self, node: fx.Node) -> Call:
         """Return a node's call in the pruned program: constants in its arguments follow the plan."""
@@ -119,45 +85,24 @@ class Pair(ProgramCalls):
         arguments = map_tensors(lambda t: t.to(self.graph.device), call.arguments)
         return Call.bound(call.target, arguments, modes_of(node))
 
-    def _nodes_by_last_read(self) -> list[list[fx.Node]]:
-        """List, for each position, the nodes whose values are read there for the last time."""
-        last_read: list[list[fx.Node]] = [[] for _ in self.nodes]
-        for node in (*self.nodes, *self.inputs):
-            users = [self.index[user] for user in node.users if user in self.index]
-            if len(users) == len(node.users):
-                last = max(users, default=self.index.get(node))
-                if last is not None:
-                    last_read[last].append(node)
-        return last_read
-
     def start(self, batch: Batch) -> Values:
         """Return the values before the first node: the inputs, and copies of tensors written in place."""
-        values = Values()
-        leaves = leaves_of(self.graph.program, batch.args, batch.kwargs)
-        for node, leaf in zip(self.inputs, leaves, strict=True):
-            values.dense[node] = values.small[node] = leaf
-            if node.name in self.writes:
-                values.dense[node], values.small[node] = leaf.clone(), leaf.clone()
-        for node in self.names:
-            if node.name in self.writes:
-                values.dense[node] = self._dense[node].clone()
+        values = super().start(batch)
+        for node, value in values.dense.items():
+            if node in self.names:
                 values.small[node] = self._small[node].clone()
+            else:
+                values.small[node] = value.clone() if node.name in self.writes else value
         return values
 
-    def advance(self, values: Values, stop: int) -> None:
-        """Run the nodes from ``values.position`` up to, not including, position `stop`."""
-        for k in range(values.position, stop):
-            node = self.nodes[k]
-            dense = Call.captured(node)
-            if node not in values.dense:
-                values.dense[node] = self._run(dense, values.dense, self._dense)
-            values.small[node] = self._run(
-                dense if self._masked else self.planned[node], values.small, self._small
-            )
-            for gone in self._last_read[k]:
-                values.dense.pop(gone, None)
-                values.small.pop(gone, None)
-        values.position = max(values.position, stop)
+    def _advance_also(self, node: fx.Node, values: Values) -> None:
+        call = Call.captured(node) if self._masked else self.planned[node]
+        values.small[node] = self._run(call, values.small, self._small)
+
+    def tensors_read(self, nodes: Iterable[fx.Node]) -> list[Any]:
+        """Return the tensors of both models that some nodes read."""
+        read = {n for node in nodes for n in node.all_input_nodes if n in self.names}
+        return [side[node] for node in read for side in (self._dense, self._small)]
 
     def dense_value(self, node: fx.Node, values: Values) -> Any:
         """Return a node's dense value at the kept positions. It is computed if its inputs are there."""
@@ -195,14 +140,6 @@ class Pair(ProgramCalls):
             value = self._run(self.planned[node], {**inputs, source: value.clone()}, {})
             source = node
         return value
-
-    def _run(self, call: Call, values: dict[fx.Node, Any], tensors: dict[fx.Node, Any]) -> Any:
-        def value_of(node: fx.Node) -> Any:
-            return values[node] if node in values else tensors[node]
-
-        args = fx.map_arg(call.args, value_of)
-        kwargs = fx.map_arg(call.kwargs, value_of)
-        return call.run(*args, **kwargs)
 
     def kept(self, node: fx.Node) -> list[Mask]:
         """Return a boolean mask for each axis of a node's dense value. True means kept."""
@@ -247,14 +184,15 @@ class Pair(ProgramCalls):
             node: The placeholder.
             value: The new values at the kept positions.
         """
-        target: Tensor = self._small[node]
-        value = value.to(target.dtype, copy=True)  # `value` may be a view of `target`
+        alias: Tensor = self._small[node]
+        value = value.to(alias.dtype, copy=True, memory_format=torch.contiguous_format)
         if self._masked:
             axes = [self._positions(node, k, value.device) for k in range(value.ndim)]
-            target[torch.meshgrid(*axes, indexing="ij")] = value
-        else:
-            target.copy_(value)
-        self._changed[self.names[node]] = target
+            whole = copied(alias)
+            whole[torch.meshgrid(*axes, indexing="ij")] = value
+            value = whole
+        alias.data = settled(value, alias)  # the alias gets other memory: the model keeps its values
+        self._changed[self.names[node]] = alias
 
     def store(self, small: nn.Module) -> None:
         """Write every tensor that `replace` changed into the pruned model `small`."""

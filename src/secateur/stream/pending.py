@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from secateur.calibration import Batch, Calibration, map_tensors
-from secateur.repairs.pairs import Pair, Pairs, Values
+from secateur.stream.dense import Values
+from secateur.stream.pairs import Pair, Pairs
 
 HELD_BYTES = 1 << 30
 """Most bytes of batch values that stay in memory between two visits. The rest goes to temporary files."""

@@ -1,0 +1,222 @@
+"""Tensors that lie in files: the system reads what is used, and may drop it again when memory is short.
+
+So a model may be larger than the memory. Nothing else has to know: such a tensor is an ordinary one. What is
+made from a model of this kind and is as large as it (a pruned copy, a copy in float64) goes to temporary
+files too, in the folder that `tempfile` chooses (for example ``TMPDIR``).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import ArtefactError
+
+INDEX = "model.safetensors.index.json"
+
+SMALL = 1 << 16
+"""Tensors of fewer bytes stay in memory: a file for each would cost more than it saves."""
+
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
+    "BOOL": torch.bool, "C64": torch.complex64,
+}  # fmt: skip
+
+
+def map_weights(model: nn.Module, folder: str | os.PathLike[str]) -> nn.Module:
+    """Give a model the weights in a folder of safetensors files, without reading them into memory.
+
+    The tensors lie in the files. A page of a file is read when it is used, and the system drops it when
+    memory is short. So the model may be larger than the memory: `score`, `apply`, `repair` and `verify` go
+    through such a model part by part, and what they make is kept in temporary files. Changing a tensor does
+    not change the files.
+
+    Args:
+        model: Usually on the meta device, where it takes no memory. Tensors that the files do not have, such
+            as tables made by the constructor, must have values: build a Transformers model with
+            Accelerate's ``init_empty_weights()``, which leaves these in memory. It is changed in place.
+        folder: With ``model.safetensors``, or the shards that ``model.safetensors.index.json`` lists; or one
+            such file.
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        ArtefactError: A file is missing or damaged, a tensor has another shape than the model's, or a tensor
+            on the meta device is in no file.
+
+    Example:
+        >>> import tempfile
+        >>> from safetensors.torch import save_file
+        >>> net = nn.Linear(3, 2)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_file(net.state_dict(), f"{folder}/model.safetensors")
+        ...     other = map_weights(nn.Linear(3, 2, device="meta"), folder)
+        ...     bool((other(torch.ones(1, 3)) == net(torch.ones(1, 3))).all())
+        True
+    """
+    found = {name: tensor for file in files_of(Path(folder)) for name, tensor in _mapped(file).items()}
+    held = [
+        (f"{path}.{leaf}" if path else leaf, tensors, leaf)
+        for path, module in model.named_modules()
+        for tensors in (module._parameters, module._buffers)
+        for leaf, tensor in tensors.items()
+        if tensor is not None
+    ]
+    made: dict[int, Tensor] = {}  # by the id of the tensor that it replaces: ties stay
+    for name, tensors, leaf in held:
+        old, new = tensors[leaf], found.get(name)
+        if new is not None and old.shape != new.shape:
+            raise ArtefactError(
+                f"{folder}: expected {name} {list(old.shape)}, which the model has, got {list(new.shape)}. "
+                "Build the model that the weights were saved from."
+            )
+        if new is not None:
+            is_parameter = isinstance(old, nn.Parameter)
+            made[id(old)] = nn.Parameter(new, old.requires_grad) if is_parameter else new
+    lacking = [
+        name for name, tensors, leaf in held if tensors[leaf].is_meta and id(tensors[leaf]) not in made
+    ]
+    if lacking:
+        raise ArtefactError(
+            f"{folder}: expected values of {lacking[0]}, which the model has on the meta device, got none. "
+            "Name the folder with all weights; for tables that are in no file, build the model with "
+            "accelerate.init_empty_weights()."
+        )
+    for _, tensors, leaf in held:
+        tensors[leaf] = made.get(id(tensors[leaf]), tensors[leaf])
+    return model.eval()
+
+
+def is_mapped(tensor: Tensor) -> bool:
+    """Whether a tensor lies in a file."""
+    return tensor.device.type == "cpu" and tensor.layout is torch.strided and _file_of(tensor) is not None
+
+
+def any_mapped(tensors: Iterable[Any]) -> bool:
+    """Whether one of the values is a tensor in a file."""
+    return any(isinstance(value, Tensor) and is_mapped(value) for value in tensors)
+
+
+def settled(tensor: Tensor, like: Tensor) -> Tensor:
+    """Move a newly made tensor to a temporary file, if the one that it was made from lies in a file.
+
+    Args:
+        tensor: It shares memory with nothing, and has no history.
+        like: What it was made from.
+
+    Returns:
+        The tensor, or one with the same values in a file.
+    """
+    if not is_mapped(like) or tensor.numel() * tensor.element_size() < SMALL or is_mapped(tensor):
+        return tensor
+    handle, path = tempfile.mkstemp(prefix="secateur-")
+    os.close(handle)
+    file = torch.from_file(path, shared=True, size=tensor.numel(), dtype=tensor.dtype)
+    if sys.platform != "win32":  # there, a file in use cannot be deleted
+        os.unlink(path)  # the space is free again when the tensor is
+    return file.view(tensor.shape).copy_(tensor)
+
+
+def copied(tensor: Tensor) -> Tensor:
+    """Copy a tensor, without history. The copy of one in a file is in a temporary file."""
+    return settled(tensor.detach().clone(), tensor)
+
+
+def release(tensors: Iterable[Any]) -> None:
+    """Tell the system that the pages of tensors in files are not needed soon. Their values stay.
+
+    Only Linux has a call for this; elsewhere the system decides alone.
+    """
+    advise = _madvise()
+    page = os.sysconf("SC_PAGE_SIZE") if advise is not None else 1
+    for tensor in tensors:
+        if advise is not None and isinstance(tensor, Tensor) and is_mapped(tensor):
+            start = tensor.data_ptr() // page * page
+            length = tensor.data_ptr() + tensor.numel() * tensor.element_size() - start
+            advise(ctypes.c_void_p(start), ctypes.c_size_t(length), _PAGEOUT)
+
+
+_PAGEOUT = 21
+"""MADV_PAGEOUT of Linux 5.4: what was changed is written, what was not is dropped."""
+
+
+def _madvise() -> Any:
+    return getattr(ctypes.CDLL(None), "madvise", None) if sys.platform == "linux" else None
+
+
+def _file_of(tensor: Tensor) -> str | None:
+    found: str | None = tensor.untyped_storage().filename
+    return found
+
+
+def files_of(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint.
+
+    Raises:
+        ArtefactError: One is missing.
+    """
+    if folder.is_file():
+        return [folder]
+    if (folder / INDEX).is_file():
+        try:
+            names = sorted(
+                set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ArtefactError(
+                f"{folder / INDEX}: expected a list of shards, got {error}. Check the folder."
+            ) from error
+    else:
+        names = ["model.safetensors"]
+    missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
+    if missing or not names:
+        raise ArtefactError(
+            f"{folder}: expected {missing[0] if missing else 'shards'}, got none. Check the folder."
+        )
+    return [folder / name for name in names]
+
+
+def _mapped(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, as views of the file in memory.
+
+    The format: 8 bytes with the length of a header; the header, JSON with dtype, shape and place of each
+    tensor; the bytes of the tensors.
+    """
+    size = path.stat().st_size
+    found = {}
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 0 < length <= size - 8:
+                raise ValueError("a header that is longer than the file")
+            header = json.loads(file.read(length))
+        whole = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
+        for name, entry in header.items():
+            if name == "__metadata__":
+                continue
+            dtype, shape = _DTYPES[entry["dtype"]], [int(n) for n in entry["shape"]]
+            first, last = (8 + length + int(at) for at in entry["data_offsets"])
+            part = whole[first:last]
+            count = torch.Size(shape).numel() * dtype.itemsize
+            if not (
+                8 + length <= first <= last <= size and last - first == count and min(shape, default=0) >= 0
+            ):
+                raise ValueError(f"a place of {name} that is none")
+            aligned = not first % dtype.itemsize
+            found[name] = (part if aligned else part.clone()).view(dtype).view(shape)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
+        raise ArtefactError(
+            f"{path}: expected a safetensors file, got one that cannot be read: {error}. Save it again."
+        ) from error
+    return found
