@@ -270,7 +270,9 @@ def test_what_is_held_stays_below_the_limit() -> None:
     _, graph, small = topology("residual", "module")
     pairs = Pairs(graph, small)
     for limit in (0, 50_000, 1 << 30):
-        with pending.PendingBatches(pairs, sc.Calibration.of(data), limit) as walk:
+        with pending.PendingBatches(
+            pairs.of, pairs.first.graph.device, sc.Calibration.of(data), limit
+        ) as walk:
             for position in range(0, len(pairs.first.nodes), 3):
                 assert [k for k, _, _ in walk.visit(lambda pair, p=position: p)] == list(range(6))
                 assert walk.bytes() <= limit

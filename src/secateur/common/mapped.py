@@ -100,7 +100,8 @@ def map_weights(model: nn.Module, folder: str | os.PathLike[str]) -> nn.Module:
 
 def is_mapped(tensor: Tensor) -> bool:
     """Whether a tensor lies in a file."""
-    return tensor.device.type == "cpu" and tensor.layout is torch.strided and _file_of(tensor) is not None
+    strided = tensor.device.type == "cpu" and tensor.layout is torch.strided
+    return strided and hasattr(tensor.untyped_storage(), "secateur_in_file")
 
 
 def any_mapped(tensors: Iterable[Any]) -> bool:
@@ -122,7 +123,7 @@ def settled(tensor: Tensor, like: Tensor) -> Tensor:
         return tensor
     handle, path = tempfile.mkstemp(prefix="secateur-")
     os.close(handle)
-    file = torch.from_file(path, shared=True, size=tensor.numel(), dtype=tensor.dtype)
+    file = _from_file(path, tensor.numel(), tensor.dtype, shared=True)
     if sys.platform != "win32":  # there, a file in use cannot be deleted
         os.unlink(path)  # the space is free again when the tensor is
     return file.view(tensor.shape).copy_(tensor)
@@ -155,8 +156,10 @@ def _madvise() -> Any:
     return getattr(ctypes.CDLL(None), "madvise", None) if sys.platform == "linux" else None
 
 
-def _file_of(tensor: Tensor) -> str | None:
-    found: str | None = tensor.untyped_storage().filename
+def _from_file(path: str | Path, size: int, dtype: torch.dtype, *, shared: bool) -> Tensor:
+    """Map a file into memory. What tensors share, their storage, is marked."""
+    found = torch.from_file(str(path), shared=shared, size=size, dtype=dtype)
+    found.untyped_storage().secateur_in_file = True  # type: ignore[attr-defined]
     return found
 
 
@@ -201,7 +204,7 @@ def _mapped(path: Path) -> dict[str, Tensor]:
             if not 0 < length <= size - 8:
                 raise ValueError("a header that is longer than the file")
             header = json.loads(file.read(length))
-        whole = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
+        whole = _from_file(path, size, torch.uint8, shared=False)
         for name, entry in header.items():
             if name == "__metadata__":
                 continue

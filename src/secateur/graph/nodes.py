@@ -90,3 +90,8 @@ def where(node: fx.Node) -> str:
     file = last["file"].replace("\\", "/").rsplit("/", 1)[-1]
     line = f"{file}:{last['line']}: {last['code'].strip()}"
     return f"{module} ({line})" if module else line
+
+
+def draws_nothing(given: dict[str, Any]) -> bool:
+    """Whether the settings of an operator turn its random part off, such as dropout inside attention."""
+    return given.get("dropout_p") == 0 or given.get("training") is False or given.get("train") is False

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from secateur.common.mapped import settled
 from secateur.common.models import evaluating
 from secateur.common.outputs import tensors_of
 from secateur.errors import ApplyError
@@ -308,16 +309,26 @@ def gradients(
     tensors = {name: t for name, t in tensors.items() if t.is_floating_point() or t.is_complex()}
     asked = {name: t.requires_grad for name, t in tensors.items()}
     args, kwargs = doubled(args, kwargs)
+    found: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> None:
+        # One at a time: of a model that lies in files, all gradients together may not fit into memory.
+        if tensor.grad is not None:
+            found[id(tensor)], tensor.grad = settled(tensor.grad, tensor), None
+
+    hooks = []
     try:
         with evaluating(model, training=way.training, state=double.state), all_double():
-            for tensor in tensors.values():
-                tensor.requires_grad_()
+            for tensor in {id(t): t for t in tensors.values()}.values():
+                hooks.append(tensor.requires_grad_().register_post_accumulate_grad_hook(keep))
             with torch.enable_grad(), _Followed():
                 with draws.shared():
                     outputs = tensors_of(getattr(model, way.method or "__call__")(*args, **kwargs))
                 total = _projected(outputs)
-            found = torch.autograd.grad(total, list(tensors.values()), allow_unused=True)
+            total.backward(inputs=list(tensors.values()))
     finally:
+        for hook in hooks:
+            hook.remove()
         for name, tensor in tensors.items():
             tensor.requires_grad_(asked[name])
-    return tensors, dict(zip(tensors, found, strict=True))
+    return tensors, {name: found.get(id(tensor)) for name, tensor in tensors.items()}

@@ -144,7 +144,7 @@ def sweep(
     # Counting samples reads all the data once, so it is done only for the methods that need it.
     samples = 0 if regress else sum(batch.size for batch in calibration.batches())
     report = {}
-    with PendingBatches(pairs, calibration) as batches:
+    with PendingBatches(pairs.of, graph.device, calibration) as batches:
         walk = _Sweep(pair, batches, regress, samples)
         for task in bar([*walk.tasks(pair).values()], name, progress):
             found = walk.refit(task)
@@ -167,7 +167,7 @@ class _Sweep:
     """
 
     pair: Pair
-    batches: PendingBatches
+    batches: PendingBatches[Pair]
     regress: Callable[[Sequence[Sums], Tensor, Tensor | None, bool], Fit] | None
     samples: int
     near: float | None = None

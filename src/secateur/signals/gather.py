@@ -21,9 +21,11 @@ from secateur.graph.graph import Graph
 from secateur.signals.checkpoint import Checkpoint, Position, Saved, Values, digest_of
 from secateur.signals.distributed import Team, check_whole, joined
 from secateur.signals.identity import identity
+from secateur.signals.inparts import InParts
 from secateur.signals.loss import LossFn
 from secateur.signals.memory import Covers, in_bytes, is_heavy, passes
 from secateur.signals.onepass import OnePass, said_of
+from secateur.signals.program import CapturedModel
 from secateur.signals.scores import Scores
 from secateur.signals.signal import Signal
 
@@ -139,6 +141,11 @@ class _Run:
 
     def scores(self, saved: Saved | None) -> Scores:
         """Do the run, from the checkpoint on if there is one."""
+        if self.data is not None and self.checkpoint is None and self.limit is None:
+            with self.team.together():
+                in_parts = InParts.of(self.graph, self.signals, self.data, self._pass)
+            if in_parts is not None:
+                return self._scores_in_parts(in_parts, self.data)
         now = self._start(saved)
         samples, classes = 0, set[int]()
         for number in range(now.position.number, len(self.passes)):
@@ -155,6 +162,16 @@ class _Run:
                     self.checkpoint.save(now)
         return Scores(now.values, samples, len(classes), self.seed, self.graph.fingerprint)
 
+    def _scores_in_parts(self, in_parts: InParts, data: Calibration) -> Scores:
+        """Score a model that lies in files: see `InParts`."""
+        values, steps = in_parts.run(data, self.team, self._finished, self.progress)
+        position = Position()
+        for step in steps:
+            position.move(step)
+        shares = self.team.everyone((position.samples, position.classes))
+        samples, classes = sum(n for n, _ in shares), set[int]().union(*(c for _, c in shares))
+        return Scores(values, samples, len(classes), self.seed, self.graph.fingerprint)
+
     def _start(self, saved: Saved | None) -> Saved:
         """The checkpoint, or the start of an earlier pass if another process is in that one."""
         values: Values = {signal.name: {} for signal in self.signals}
@@ -169,15 +186,24 @@ class _Run:
         return Saved(saved.position, saved.states, values)
 
     def _begin(self, number: int, now: Saved) -> OnePass:
-        with seeded(self.seed):
-            one = OnePass(
-                self.graph, self.signals, self.passes[number], self.loss_fn, seed=self.seed, memory=self.limit
-            )
+        one = self._pass(self.passes[number])
         if self.checkpoint is not None or self.team.size > 1:
             one.check_states()
         if now.states:
             one.merge({name: [state] for name, state in now.states.items()})
         return one
+
+    def _pass(self, covers: Covers, model: CapturedModel | None = None) -> OnePass:
+        with seeded(self.seed):
+            return OnePass(
+                self.graph,
+                self.signals,
+                covers,
+                self.loss_fn,
+                seed=self.seed,
+                memory=self.limit,
+                model=model,
+            )
 
     def _read(self, one: OnePass, now: Saved) -> None:
         """Score this process's share of the data, without what the checkpoint has."""

@@ -6,7 +6,7 @@ the model can change, whatever happens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,7 +26,7 @@ from secateur.signals.checkpoint import Values
 from secateur.signals.loss import LossFn, check_label_range, default_loss, logits_of
 from secateur.signals.memory import Covers
 from secateur.signals.program import CapturedModel, NotObservedError, Read
-from secateur.signals.signal import Context, Signal, Step, Tally
+from secateur.signals.signal import Context, Signal, Step, SumTally, Tally
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +51,7 @@ class OnePass:
         *,
         seed: int,
         memory: int | None = None,
+        model: CapturedModel | None = None,
     ) -> None:
         """Prepare a pass.
 
@@ -61,6 +62,8 @@ class OnePass:
             loss_fn: As for `gather`.
             seed: For the tallies' context.
             memory: For the tallies' context.
+            model: The captured model of an earlier pass over the same graph, for signals that need no
+                gradients: its weights are known to be finite.
 
         Raises:
             ScoreError: A weight is not finite.
@@ -89,8 +92,9 @@ class OnePass:
             if site.producer in graph.program.state_dict
             and graph.program.state_dict[site.producer].is_floating_point()
         }
-        self.model = CapturedModel(graph.programs, producers.union(self._parameters))
-        _check_weights(graph, self.model)
+        self.model = model or CapturedModel(graph.programs, producers.union(self._parameters))
+        if model is None:
+            _check_weights(graph, self.model)
         self._signals = {signal.name: signal for signal in active}
         self._tallies = {
             signal.name: signal.start(self._context(graph, covers[signal.name], seed, memory))
@@ -140,15 +144,48 @@ class OnePass:
                     "tally from SumTally."
                 )
 
-    def run(self, batch: Batch) -> Step:
-        """Run one batch: forward, and backward if a signal needs gradients."""
+    def step(self, batch: Batch) -> Step:
+        """Describe a batch for the tallies; with its labels, if a signal needs these."""
         classes = None
         if self._labels_for is not None:
             with said_of(f"signal {self._labels_for}"):
                 classes = batch.classes()
-        step = Step(batch.index, batch.size, classes)
+        return Step(batch.index, batch.size, classes)
+
+    def begin(self, step: Step) -> None:
+        """Tell all tallies that a batch starts."""
         for tally in self._tallies.values():
             tally.begin(step)
+
+    @property
+    def takes_turns(self) -> bool:
+        """Whether batches may be shown in turns: no gradients, and no tally that looks at a batch first."""
+        begins = {type(tally).begin for tally in self._tallies.values()}
+        return not self._differentiates and begins <= {Tally.begin, SumTally.begin}
+
+    @property
+    def watched(self) -> Collection[str]:
+        """The names of the nodes to `show`."""
+        return self._observers.keys() | self._callers.keys()
+
+    def show(self, node: str, value: Tensor, read: Read, step: Step) -> None:
+        """Show the value of a node to the tallies that watch it.
+
+        Args:
+            node: Its name.
+            value: Its value.
+            read: Gives the value of a node that it reads.
+            step: The batch.
+        """
+        if node in self._observers:
+            self._observe(node, value, step)
+        for tally in self._callers.get(node, ()):
+            tally.call(node, value.detach(), read, step)
+
+    def run(self, batch: Batch) -> Step:
+        """Run one batch: forward, and backward if a signal needs gradients."""
+        step = self.step(batch)
+        self.begin(step)
         try:
             with torch.set_grad_enabled(self._differentiates), said_of(f"score, batch {batch.index}"):
                 output = self._forward(batch, step)
@@ -165,12 +202,9 @@ class OnePass:
         def watcher(node: str, value: Tensor, read: Read) -> None:
             if node not in seen:  # a loss_fn may call the model again: only its first call counts
                 seen.add(node)
-                if node in self._observers:
-                    self._observe(node, value, step)
-                for tally in self._callers.get(node, ()):
-                    tally.call(node, value.detach(), read, step)
+                self.show(node, value, read, step)
 
-        watched = self._observers.keys() | self._callers.keys()
+        watched = self.watched
         self.model.watch(watched, watcher)
         try:
             if self._loss_fn is not None and self._differentiates:

@@ -6,19 +6,21 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from secateur.calibration import Batch, Calibration, map_tensors
-from secateur.stream.dense import Values
-from secateur.stream.pairs import Pair, Pairs
+from secateur.stream.dense import Dense, Show, Values
 
-HELD_BYTES = 1 << 30
+P = TypeVar("P", bound=Dense)
+
+HELD_BYTES = 1 << 29
 """Most bytes of batch values that stay in memory between two visits. The rest goes to temporary files."""
 
 
-class PendingBatches:
+class PendingBatches(Generic[P]):
     """Holds, for every batch, the values at the position that the sweep has reached.
 
     Between two visits the values stay in memory up to a limit. The rest goes to temporary files, in the
@@ -27,24 +29,34 @@ class PendingBatches:
     which removes the files.
     """
 
-    def __init__(self, pairs: Pairs, calibration: Calibration, limit: int | None = None) -> None:
+    def __init__(
+        self,
+        of: Callable[[Batch], P],
+        device: torch.device,
+        calibration: Calibration,
+        limit: int | None = None,
+        takes: Callable[[int], bool] = lambda index: True,
+    ) -> None:
         """Start before the first node; nothing runs yet.
 
         Args:
-            pairs: The dense and pruned programs.
+            of: Returns the programs for the input size of a batch.
+            device: Where they run.
             calibration: The batches.
             limit: Most bytes to keep in memory. Default: `HELD_BYTES`.
+            takes: Position of a batch -> whether it is one of these.
         """
-        self._pairs, self._calibration = pairs, calibration.to(pairs.first.graph.device)
-        self._pair_of: dict[int, Pair] = {}
+        self._of, self._calibration = of, calibration.to(device)
+        self._pair_of: dict[int, P] = {}
         self._limit = HELD_BYTES if limit is None else limit
         self._held: dict[int, Values] = {}
         self._sizes: dict[int, int] = {}
         self._folder: TemporaryDirectory[str] | None = None
         self._files: dict[int, _ValuesFile] = {}
-        self._batches = calibration.count()
+        self._indices: list[int] | None = None  # of the batches, once the data were read
+        self._takes = takes
 
-    def __enter__(self) -> PendingBatches:
+    def __enter__(self) -> PendingBatches[P]:
         """Return this object."""
         return self
 
@@ -53,34 +65,41 @@ class PendingBatches:
         if self._folder is not None:
             self._folder.cleanup()
 
-    def visit(self, place: Callable[[Pair], int | None]) -> Iterator[tuple[int, Pair, Values]]:
+    def visit(
+        self, place: Callable[[P], int | None], show: Callable[[int], Show] | None = None
+    ) -> Iterator[tuple[int, P, Values]]:
         """Advance every batch to a position, and yield its index, its programs and its values there.
 
         Positions may only grow from one visit to the next.
 
         Args:
-            place: Returns the position for a pair of programs, or None to skip batches of that pair.
+            place: Returns the position for the programs of a batch, or None to skip the batch.
+            show: Returns, for the index of a batch, what to call for each node that is computed.
         """
         # If the values of all batches are held, the data need not be read again.
-        if self._batches is not None and len(self._held) + len(self._files) == self._batches:
-            for index in range(self._batches):
-                yield from self._at(place, index, None)
+        if self._indices is not None and len(self._held) + len(self._files) == len(self._indices):
+            for index in self._indices:
+                yield from self._at(place, show, index, None)
             return
-        count = 0
-        for batch in self._calibration.batches():
+        indices = []
+        for batch in self._calibration.batches(takes=self._takes):
             if batch.index not in self._pair_of:
-                self._pair_of[batch.index] = self._pairs.of(batch)
-            yield from self._at(place, batch.index, batch)
-            count += 1
-        self._batches = count
+                self._pair_of[batch.index] = self._of(batch)
+            yield from self._at(place, show, batch.index, batch)
+            indices.append(batch.index)
+        self._indices = indices
 
     def bytes(self) -> int:
         """Return the number of bytes that are held in memory."""
         return sum(self._sizes.values())
 
     def _at(
-        self, place: Callable[[Pair], int | None], index: int, batch: Batch | None
-    ) -> Iterator[tuple[int, Pair, Values]]:
+        self,
+        place: Callable[[P], int | None],
+        show: Callable[[int], Show] | None,
+        index: int,
+        batch: Batch | None,
+    ) -> Iterator[tuple[int, P, Values]]:
         pair = self._pair_of[index]
         position = place(pair)
         if position is None:
@@ -91,7 +110,7 @@ class PendingBatches:
                 raise RuntimeError("batches go forward only")
             values = pair.start(batch)
         if file is None or values.position < position:
-            pair.advance(values, position)
+            pair.advance(values, position, show and show(index))
             file = None  # the values have changed, so the file is out of date
         self._keep(index, values, file)
         yield index, pair, values

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from secateur.common.mapped import is_mapped, settled
 from secateur.common.models import evaluating
 from secateur.common.outputs import tensors_of
 from secateur.common.preserving import State
@@ -241,12 +242,13 @@ def double_copy(model: M) -> M:
 
 def in_double(model: M) -> M:
     """Convert parameters, buffers and tensor attributes of a model to float64, in place; return the model."""
-    double = model.double()
-    for module in double.modules():
+    for module in model.modules():
         for held in (module._parameters, module._buffers):
             for tensor in held.values():
-                if tensor is not None and tensor.is_complex():
+                if tensor is not None and (tensor.is_complex() or is_mapped(tensor)):
                     tensor.data = _double(tensor.data)
+    double = model.double()
+    for module in double.modules():
         for name, value in list(vars(module).items()):
             if isinstance(value, torch.Tensor):
                 vars(module)[name] = _double(value)
@@ -256,4 +258,4 @@ def in_double(model: M) -> M:
 def _double(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.is_complex():
         return tensor.to(torch.complex128)
-    return tensor.double() if tensor.is_floating_point() else tensor
+    return settled(tensor.double(), tensor) if tensor.is_floating_point() else tensor

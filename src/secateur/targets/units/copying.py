@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from secateur.common.foreign import details, said
+from secateur.common.mapped import copied, is_mapped
 from secateur.common.preserving import ATOMS
 from secateur.errors import ApplyError
 
@@ -62,6 +63,10 @@ def _note(model: nn.Module, memo: dict[int, object]) -> None:
         if isinstance(value, torch.Tensor):
             if not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
+            elif is_mapped(value):
+                copy_ = copied(value)
+                wrapped = isinstance(value, nn.Parameter)
+                memo[id(value)] = nn.Parameter(copy_, value.requires_grad) if wrapped else copy_
         elif isinstance(value, torch.Generator):
             memo[id(value)] = value.clone_state()
         elif isinstance(value, dict):

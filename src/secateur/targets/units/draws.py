@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.calibration.randomness import seeded
+from secateur.graph.nodes import draws_nothing
 
 _PLAIN = {
     "bernoulli", "cauchy", "exponential", "geometric", "log_normal", "normal", "normal_functional", "rand",
@@ -114,7 +115,7 @@ class _Drawing(TorchDispatchMode):
         expected = func._schema.arguments
         given = {a.name: a.default_value for a in expected if a.has_default_value()}
         given |= dict(zip((a.name for a in expected), args, strict=False)) | kwargs
-        if _draws_nothing(given):
+        if draws_nothing(given):
             return func(*args, **kwargs)
         # The state of a model's own generator is not shared between passes, so it is not used.
         args, kwargs = pytree.tree_map_only(torch.Generator, lambda _: None, (args, kwargs))
@@ -138,11 +139,6 @@ class _Drawing(TorchDispatchMode):
         first = next((v for v in given.values() if isinstance(v, torch.Tensor)), torch.zeros(0))
         self._draws.restart(kind, first.shape)
         return func(*args, **kwargs)
-
-
-def _draws_nothing(given: dict[str, Any]) -> bool:
-    """Whether the settings of an operator turn its random part off, such as dropout inside attention."""
-    return given.get("dropout_p") == 0 or given.get("training") is False or given.get("train") is False
 
 
 def _normal(draws: Draws, mean: Any, std: Any) -> torch.Tensor:

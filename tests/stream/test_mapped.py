@@ -1,0 +1,152 @@
+"""A model whose weights lie in files gives what the same model in memory gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import secateur as sc
+from secateur.common import mapped
+from secateur.common.mapped import is_mapped, map_weights
+from secateur.errors import ArtefactError
+from secateur.signals import inparts
+from secateur.stream import parts, pending
+
+
+class Block(nn.Module):
+    """Attention with two heads and a gated MLP, each added to the stream."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.norm, self.after = nn.RMSNorm(width), nn.RMSNorm(width)
+        self.q, self.k, self.v, self.o = (nn.Linear(width, width, bias=False) for _ in range(4))
+        self.gate, self.up = nn.Linear(width, inner), nn.Linear(width, inner)
+        self.down = nn.Linear(inner, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        q, k, v = (f(y).unflatten(-1, (2, -1)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        y = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.o(y.transpose(1, 2).flatten(2))
+        y = self.after(x)
+        return x + self.down(nn.functional.silu(self.gate(y)) * self.up(y))
+
+
+class Decoder(nn.Module):
+    """Three blocks between an embedding and a head of the same weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(17, 16)
+        self.blocks = nn.ModuleList(Block(16, 24) for _ in range(3))
+        self.head = nn.Linear(16, 17, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embed(ids)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
+def convolutional() -> nn.Module:
+    """Convolutions with batch norms and a residual sum."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+            self.inner, self.back = nn.Conv2d(8, 12, 3, padding=1), nn.Conv2d(12, 8, 3, padding=1)
+            self.last = nn.Linear(8, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.norm(self.first(x)).relu()
+            x = (x + self.back(self.inner(x).relu())).relu()
+            return self.last(x.mean((2, 3)))
+
+    return Net()
+
+
+@pytest.fixture(params=["decoder", "convolutional"])
+def pair(request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[nn.Module, nn.Module, Any]:
+    """A model in memory, the same one in a file, and data. Parts are small, and all is put aside in files."""
+    torch.manual_seed(0)
+    make = {"decoder": Decoder, "convolutional": convolutional}[request.param]
+    dense = make().eval()
+    save_file({n: t.clone() for n, t in dense.state_dict().items()}, tmp_path / "model.safetensors")
+    with torch.device("meta"):
+        there = make()
+    monkeypatch.setattr(mapped, "SMALL", 0)
+    monkeypatch.setattr(parts, "PART_BYTES", 2000)
+    monkeypatch.setattr(pending, "HELD_BYTES", 0)
+    data: list[Tensor] = (
+        [torch.randint(17, (4, 6)) for _ in range(8)]
+        if request.param == "decoder"
+        else [torch.randn(4, 3, 8, 8) for _ in range(8)]
+    )
+    return dense, map_weights(there, tmp_path), data
+
+
+def test_weights_come_from_the_files_and_ties_stay(pair: Any) -> None:
+    dense, there, _ = pair
+    for name, tensor in there.named_parameters():
+        assert is_mapped(tensor), name
+    for (name, a), (_, b) in zip(dense.state_dict().items(), there.state_dict().items(), strict=True):
+        assert torch.equal(a, b), name
+    if isinstance(there, Decoder):
+        assert there.head.weight is there.embed.weight
+
+
+def test_the_pipeline_gives_the_same(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    dense, there, data = pair
+    ran = []
+    run = inparts.InParts.run
+    monkeypatch.setattr(inparts.InParts, "run", lambda self, *a: ran.append(len(self._ends)) or run(self, *a))
+    found = []
+    for model in (dense, there):
+        graph = sc.trace(model, data[0])
+        scores = sc.score(graph, data, ("reconstruction", "activation"), progress=False)
+        plan = sc.RepairAware().allocate(graph, scores, sc.Budget(params=0.7))
+        small = sc.apply(model, plan, graph=graph)
+        assert sc.verify(model, small, plan, data[0]).proven
+        fixed = sc.repair(small, model, data, "reconstruct", graph=graph, progress=False)
+        found.append((scores, plan, small, fixed))
+    assert len(ran) == 1
+    assert ran[0] > 3  # parts
+    (scores, plan, small, fixed), (scores_, plan_, small_, fixed_) = found
+    for name in scores.values:
+        for group in scores[name]:
+            np.testing.assert_allclose(scores_[name][group], scores[name][group], rtol=1e-12)
+    assert plan_.to_json() == plan.to_json()
+    for here, other in ((small, small_), (fixed, fixed_)):
+        assert all(is_mapped(p) for p in other.parameters())
+        for (name, a), (_, b) in zip(here.state_dict().items(), other.state_dict().items(), strict=True):
+            torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-6, msg=name)
+    for (name, a), (_, b) in zip(dense.state_dict().items(), there.state_dict().items(), strict=True):
+        assert torch.equal(a, b), name  # nothing was written
+
+
+def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
+    with pytest.raises(ArtefactError, match=r"expected model.safetensors, got none"):
+        map_weights(net, tmp_path)
+    save_file({"0.weight": torch.zeros(4, 3)}, tmp_path / "model.safetensors")
+    with pytest.raises(ArtefactError, match=r"expected 0.weight \[2, 3\], which the model has, got \[4, 3\]"):
+        map_weights(net, tmp_path)
+    save_file({"0.weight": torch.zeros(2, 3)}, tmp_path / "model.safetensors")
+    with pytest.raises(ArtefactError, match=r"expected values of 0.bias, which the model has on the meta"):
+        map_weights(net.to("meta"), tmp_path)
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    for damaged in (b"", whole[:20], whole[:-4], b"\xff" * 100, whole.replace(b'"F32"', b'"X32"')):
+        (tmp_path / "model.safetensors").write_bytes(damaged)
+        with pytest.raises(ArtefactError, match="expected a safetensors file"):
+            map_weights(net, tmp_path)
+    (tmp_path / mapped.INDEX).write_text('{"weight_map": {"0.weight": "../other.safetensors"}}')
+    with pytest.raises(ArtefactError, match=r"expected ../other.safetensors, got none"):
+        map_weights(net, tmp_path)
