@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import secateur as sc
 from secateur.repairs.sweep import FACTORS
-from secateur.stream import pending
+from secateur.stream import pairs, pending
 from secateur.targets.units.tensors import removed_positions
 from tests.helpers.models import build
 from tests.repairs.nets import distance, inputs, pruned, swept, topology, topology_data
@@ -242,7 +242,7 @@ def test_batches_that_do_not_fit_go_to_files_or_are_run_again_with_the_same_resu
     net, graph, small = topology(name, "graph" if name == "split_select" else "module")
     wanted = swept("reconstruct", net, graph, small, data)[0].state_dict()
     starts: list[int] = []
-    start = pending.Pair.start
+    start = pairs.Pair.start
 
     def counted(pair: Any, batch: Any) -> Any:
         starts.append(batch.index)
@@ -251,7 +251,7 @@ def test_batches_that_do_not_fit_go_to_files_or_are_run_again_with_the_same_resu
     def full(*_: object) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(pending.Pair, "start", counted)
+    monkeypatch.setattr(pairs.Pair, "start", counted)
     if not room:
         monkeypatch.setattr(pending._ValuesFile, "write", full)
     for limit in (0, 60_000):

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from secateur.calibration import Calibration
+from secateur.common.mapped import release
 from secateur.common.progress import bar
 from secateur.graph.datasizes import depends_on_data
 from secateur.graph.graph import Graph
@@ -39,10 +40,13 @@ from secateur.stream.pairs import Pair, Pairs
 from secateur.stream.pending import PendingBatches
 
 PARTS = 4
-"""Number of parts for cross-validation, for layers with at most `LARGE` columns. Others get two parts."""
+"""Number of parts for cross-validation. Layers that are large, or have plenty of data, get two parts."""
 
 LARGE = 2048
-"""Layers with more input columns than this use two parts: each part holds a matrix [columns, columns]."""
+"""A layer with more input columns than this is large: each part holds a matrix [columns, columns]."""
+
+PLENTY = 32
+"""Data are plenty with this many positions per input column."""
 
 ROWS = 100
 """A fit reads about this many positions per input column. If there are more, each sample gives a random
@@ -146,10 +150,9 @@ def sweep(
     report = {}
     with PendingBatches(pairs.of, graph.device, calibration) as batches:
         walk = _Sweep(pair, batches, regress, samples)
-        for task in bar([*walk.tasks(pair).values()], name, progress):
-            found = walk.refit(task)
-            if found is not None:
-                report[pair.names[task.weight]] = found
+        found = [*walk.tasks(pair).values()]
+        for siblings in bar([[t] for t in found] if regress else _siblings(found, pair), name, progress):
+            report.update(walk.refit(siblings))
     pair.store(small)
     return report
 
@@ -191,35 +194,56 @@ class _Sweep:
             self._tasks[pair] = found
         return self._tasks[pair]
 
-    def _visit(self, name: str) -> Iterator[tuple[int, Pair, Task, Values]]:
-        """Advance all batches to a weight's first call. Yield each batch's index, programs, task, values.
+    def _visit(self, names: Sequence[str]) -> Iterator[tuple[int, Pair, list[Task], Values]]:
+        """Advance all batches to the first call of some weights.
 
-        Batches whose program does not use the weight are skipped.
+        Batches whose program does not use the weights are skipped.
+
+        Yields:
+            Each batch's index, programs, tasks in the order of the names, and values.
         """
 
         def place(pair: Pair) -> int | None:
-            task = self.tasks(pair).get(name)
-            return None if task is None else _start(task, pair)
+            known = self.tasks(pair)
+            return min(_start(known[n], pair) for n in names) if all(n in known for n in names) else None
 
         for index, pair, values in self.batches.visit(place):
-            yield index, pair, self.tasks(pair)[name], values
+            yield index, pair, [self.tasks(pair)[name] for name in names], values
 
-    def refit(self, task: Task) -> dict[str, float | None] | None:
-        """Refit one weight and write it to the pruned program.
+    def refit(self, siblings: Sequence[Task]) -> dict[str, dict[str, float | None]]:
+        """Refit weights that read the same input, and write them to the pruned program.
 
         Returns:
-            ``damping``, ``before`` and ``after`` as in `sweep`. None if the layer's output is right
-            already, or if some values are not finite.
+            ``damping``, ``before`` and ``after`` as in `sweep`, by the weight's name. A weight is left out
+            if its output is right already, or if some values are not finite.
         """
+        pair = self.pair
+        names = self._damaged([pair.names[task.weight] for task in siblings])
+        siblings = [task for task in siblings if pair.names[task.weight] in names]
+        given = self._parts(names) if names else []
+        release(pair.tensors_read(pair.nodes[: _start(siblings[0], pair)]) if given else ())
+        found, start = {}, 0
+        for task, name in zip(siblings, names, strict=True):
+            own, stop = given, start + self._matrix(task).shape[2]
+            if len(siblings) > 1:
+                own = [part.of_outputs(torch.arange(start, stop, device=part.x.device)) for part in given]
+            start = stop
+            if given and all(part.finite() for part in own):
+                entry = self._solve(task, own)
+                if entry is not None:
+                    found[name] = entry
+        return found
+
+    def _matrix(self, task: Task) -> Tensor:
+        """Return a task's weight as a matrix. [groups, columns, outputs]"""
+        first = task.sites[0]
+        return first.layer.matrix(self.pair.tensor(first.weight), self.pair.planned[first.node])
+
+    def _solve(self, task: Task, given: Sequence[Sums]) -> dict[str, float | None] | None:
+        """Fit one weight to its sums, and write it to the pruned program."""
         pair, first = self.pair, task.sites[0]
-        name = pair.names[task.weight]
-        if not self._damaged(name):
-            return None
         call, tensor = pair.planned[first.node], pair.tensor(first.weight)
-        weight = first.layer.matrix(tensor, call).double()
-        given = self._parts(name)
-        if not given or not all(part.finite() for part in given):
-            return None
+        weight = self._matrix(task).double()
         bias = None if task.bias is None else pair.tensor(task.bias).double().reshape(len(weight), -1)
         intercept = task.bias is not None or task.norm is not None
         if self.regress is not None:
@@ -241,40 +265,75 @@ class _Sweep:
             pair.replace(task.norm, pair.tensor(task.norm).double() - found.bias.reshape(-1))
         return {"damping": damping, "before": found.before, "after": found.after}
 
-    def _damaged(self, name: str) -> bool:
-        """Whether a layer's output differs from its target on any batch. Several calls count as damaged."""
-        for _, pair, task, values in self._visit(name):
-            if len(task.sites) > 1:
-                return True
-            (site,), (addition,) = task.sites, task.sums
-            wanted = target(site, addition, pair, values)
-            got = pair.small_value(site.node, values)
-            tolerance = _ROUNDING * torch.finfo(wanted.dtype).eps * wanted.double().norm()
-            if not bool((wanted.double() - got.double()).norm() <= tolerance):
-                return True
-        return False
+    def _damaged(self, names: list[str]) -> list[str]:
+        """Return the weights whose output differs from its target on any batch, in order.
 
-    def _parts(self, name: str) -> list[Sums]:
-        """Accumulate the sums of a weight's regression over all batches and calls.
-
-        Batch k goes to part k modulo the number of parts, for cross-validation.
+        Weights of several calls are taken as damaged.
         """
-        by_output = self.regress is not None
-        columns = 1 if by_output else self.pair.tensor(self.tasks(self.pair)[name].weight)[0].numel()
-        parts: list[Sums | None] = [None] * (PARTS if columns <= LARGE else 2)
+        found = {name for name in names if len(self.tasks(self.pair)[name].sites) > 1}
+        for _, pair, tasks, values in self._visit(names):
+            for name, task in zip(names, tasks, strict=True):
+                if name in found:
+                    continue
+                (site,), (addition,) = task.sites, task.sums
+                wanted = target(site, addition, pair, values)
+                got = pair.small_value(site.node, values)
+                tolerance = _ROUNDING * torch.finfo(wanted.dtype).eps * wanted.double().norm()
+                if not bool((wanted.double() - got.double()).norm() <= tolerance):
+                    found.add(name)
+            if len(found) == len(names):
+                break
+        return [name for name in names if name in found]
+
+    def _parts(self, names: Sequence[str]) -> list[Sums]:
+        """Accumulate the sums of the regressions of some weights over all batches and calls.
+
+        Batch k goes to part k modulo the number of parts, for cross-validation. The outputs of the weights
+        lie one after another.
+        """
+        columns = 1 if self.regress else self._matrix(self.tasks(self.pair)[names[0]]).shape[1]
         most = -(-ROWS * columns // max(1, self.samples))
-        for index, pair, task, values in self._visit(name):
+        parts: list[Sums | None] = []
+        for index, pair, tasks, values in self._visit(names):
             generator = torch.Generator().manual_seed(index)
-            here = values.fork() if len(task.sites) > 1 else values
-            for site, addition in zip(task.sites, task.sums, strict=True):
-                pair.advance(here, pair.index[site.node])
-                for sums in sums_of(
-                    site, addition, task, pair, here, generator, by_output=by_output, most=most
-                ):
+            several = len(tasks[0].sites) > 1
+            here = values.fork() if several else values
+            for calls in zip(*(zip(task.sites, task.sums, strict=True) for task in tasks), strict=True):
+                site, addition = calls[0]
+                if several:
+                    pair.advance(here, pair.index[site.node])
+                parts = parts or [None] * self._part_count(pair, site, columns, here)
+                found = (
+                    output_sums(site, addition, tasks[0], pair, here)
+                    if self.regress
+                    else column_sums(calls, tasks, pair, here, generator, most)
+                )
+                for sums in found:
                     k = index % len(parts)
                     known = parts[k]
                     parts[k] = sums if known is None else known + sums
         return [part for part in parts if part is not None]
+
+    def _part_count(self, pair: Pair, site: Site, columns: int, values: Values) -> int:
+        """Return the number of parts for cross-validation."""
+        if self.regress:
+            return PARTS
+        y = pair.dense_value(site.node, values)
+        positions = self.samples * site.positions(pair.planned[site.node], pair.tensor(site.weight), y)
+        return PARTS if columns <= LARGE and positions < PLENTY * columns else 2
+
+
+def _siblings(found: Sequence[Task], pair: Pair) -> list[list[Task]]:
+    """Collect tasks whose layers read the same columns: such as queries, keys and values.
+
+    Their regressions have the same sums of columns with columns, which then are computed once.
+    """
+    collected: dict[Any, list[Task]] = {}
+    for task in found:
+        first = task.sites[0]
+        reads = first.reads(pair.planned[first.node], pair.tensor(first.weight))
+        collected.setdefault(reads if len(task.sites) == 1 else task, []).append(task)
+    return list(collected.values())
 
 
 def _start(task: Task, pair: Pair) -> int:
@@ -282,45 +341,52 @@ def _start(task: Task, pair: Pair) -> int:
     return min(pair.index[site.node] for site in task.sites)
 
 
-def sums_of(
-    site: Site,
-    addition: Addition | None,
-    task: Task,
+def column_sums(
+    calls: Sequence[tuple[Site, Addition | None]],
+    tasks: Sequence[Task],
     pair: Pair,
     values: Values,
     generator: torch.Generator,
-    *,
-    by_output: bool,
     most: int,
 ) -> Iterator[Sums]:
-    """Yield the regression sums of one layer call over one batch, a few samples at a time.
+    """Yield the sums of regressions on a layer's input, over one batch, a few samples at a time.
 
     Args:
-        site: The layer call.
-        addition: The addition that its target is corrected for, or None.
-        task: The task of the weight.
+        calls: Layer calls that read the same columns, each with the addition that its target is corrected
+            for, or None. Their outputs lie one after another in the sums.
+        tasks: The task of each call's weight.
         pair: The programs.
-        values: The batch's values just before the call.
+        values: The batch's values just before the calls.
         generator: Draws the positions.
-        by_output: Regress the target on the pruned output, one column per output. If False, on the
-            layer's input.
-        most: Most positions to take from each sample; used if `by_output` is False.
+        most: Most positions to take from each sample.
     """
+    site = calls[0][0]
     call, tensor = pair.planned[site.node], pair.tensor(site.weight)
-    wanted = target(site, addition, pair, values)
-    x: Tensor = pair.small_value(site.node if by_output else site.x, values)
+    wanted = [target(each, addition, pair, values) for each, addition in calls]
+    x: Tensor = pair.small_value(site.x, values)
+    for piece in site.pieces(call, tensor, x, *reversed(wanted), most=most):
+        places = site.draw(call, tensor, piece[-1], most, generator)
+        ys = []
+        for (each, _), task, end in zip(calls, tasks, reversed(piece[1:]), strict=True):
+            y = each.layer.targets(end, pair.tensor(each.weight), pair.planned[each.node], places)
+            if each.bias is not None and task.bias is None:  # it is not refitted
+                y = y - pair.tensor(each.bias).reshape(len(y), 1, -1)
+            ys.append(y)
+        yield Sums.of(site.layer.columns(piece[0], tensor, call, places), torch.cat(ys, 2))
+
+
+def output_sums(
+    site: Site, addition: Addition | None, task: Task, pair: Pair, values: Values
+) -> Iterator[Sums]:
+    """Yield the sums of regressions on a layer's output, one column for each output; see `column_sums`."""
+    call, tensor = pair.planned[site.node], pair.tensor(site.weight)
     bias = None if site.bias is None else pair.tensor(site.bias)
-    for a, b in site.pieces(call, tensor, x, wanted, most=None if by_output else most):
-        places = None if by_output else site.draw(call, tensor, b, most, generator)
-        y = site.layer.targets(b, tensor, call, places)
-        if bias is not None and task.bias is None:  # it is not refitted
-            y = y - bias.reshape(len(y), 1, -1)
-        if not by_output:
-            yield Sums.of(site.layer.columns(a, tensor, call, places), y)
-            continue
-        own = site.layer.targets(a, tensor, call)
+    wanted = target(site, addition, pair, values)
+    for a, b in site.pieces(call, tensor, pair.small_value(site.node, values), wanted):
+        own, y = (site.layer.targets(v, tensor, call) for v in (a, b))
         if bias is not None:
             own = own - bias.reshape(len(own), 1, -1)
+            y = y - bias.reshape(len(y), 1, -1) if task.bias is None else y  # it is not refitted
         yield Sums.of(*(v.transpose(1, 2).flatten(0, 1)[..., None] for v in (own, y)))
 
 

@@ -19,6 +19,9 @@ DAMPING = 1e-4
 STEPS = 128
 """Large groups lose several units between two eliminations, so that there are about this many."""
 
+SPARSE = 1.25
+"""The matrices are cut to what stays when they have so many times its columns."""
+
 
 class Consumer:
     """One regression whose columns belong to units, while units are eliminated."""
@@ -33,38 +36,58 @@ class Consumer:
         """
         damped = scatter.clone()
         damped.diagonal().add_(DAMPING * float(damped.diagonal().mean()) or 1.0)
-        self._inverse = torch.linalg.inv(damped)
+        factor, failed = torch.linalg.cholesky_ex(damped)  # it fails only by rounding
+        self._inverse = torch.linalg.inv(damped) if bool(failed) else torch.cholesky_inverse(factor)
         self._weight = weight.clone()
-        self._columns = {int(u): (unit == u).nonzero()[:, 0] for u in unit.unique() if u >= 0}
+        self._stays = torch.ones(len(weight), dtype=torch.bool, device=weight.device)
+        # Units with equally many columns lie together: for each number, the units and their columns.
+        by_count: dict[int, list[tuple[int, Tensor]]] = {}
+        for u in unit.unique().tolist():
+            if u >= 0:
+                columns = (unit == u).nonzero()[:, 0]
+                by_count.setdefault(len(columns), []).append((int(u), columns))
+        self._columns = [
+            (np.array([u for u, _ in found]), torch.stack([columns for _, columns in found]))
+            for found in by_count.values()
+        ]
 
-    def losses(self, units: list[int]) -> NDArray[np.float64]:
-        """The error that removing each unit alone adds. [units]"""
-        found = np.zeros(len(units))
-        by_count: dict[int, list[int]] = {}
-        for k, unit in enumerate(units):
-            if unit in self._columns:
-                by_count.setdefault(len(self._columns[unit]), []).append(k)
-        for places in by_count.values():
-            c = torch.stack([self._columns[units[k]] for k in places])
+    def losses(self, size: int) -> NDArray[np.float64]:
+        """The error that removing each unit alone adds; zero for one that is gone. [size]"""
+        found = np.zeros(size)
+        for units, c in self._columns:
             weight = self._weight[c]
             solved = torch.linalg.solve(self._inverse[c[:, :, None], c[:, None, :]], weight)
-            found[places] = (weight * solved).sum((1, 2)).cpu().numpy()
+            found[units] = (weight * solved).sum((1, 2)).cpu().numpy()
         return found
 
-    def lose(self, units: list[int]) -> None:
+    def lose(self, units: NDArray[np.int64]) -> None:
         """Remove units, and update what is left."""
-        found = [self._columns.pop(unit) for unit in units if unit in self._columns]
-        if not found:
-            return
+        found, left = [], []
+        for own, columns in self._columns:
+            gone = np.isin(own, units)
+            found.append(columns[torch.as_tensor(gone, device=columns.device)].flatten())
+            if not gone.all():
+                left.append((own[~gone], columns[torch.as_tensor(~gone, device=columns.device)]))
+        self._columns = left
         c = torch.cat(found)
+        if not len(c):
+            return
         across = self._inverse[:, c]
         factor = torch.linalg.solve(across[c], torch.cat([self._weight[c], across.t()], 1))
         outputs = self._weight.shape[1]
-        self._weight -= across @ factor[:, :outputs]
-        self._inverse -= across @ factor[:, outputs:]
-        self._weight[c] = 0
-        self._inverse[c] = 0
-        self._inverse[:, c] = 0
+        self._weight.addmm_(across, factor[:, :outputs], alpha=-1)
+        self._inverse.addmm_(across, factor[:, outputs:], alpha=-1)
+        self._stays[c] = False
+        if SPARSE * int(self._stays.sum()) < len(self._stays):
+            self._compress()
+
+    def _compress(self) -> None:
+        """Drop the rows and columns of units that are gone, so that later steps are smaller."""
+        at = self._stays.nonzero()[:, 0]
+        self._weight, self._inverse = self._weight[at], self._inverse[at][:, at]
+        new = torch.cumsum(self._stays, 0) - 1
+        self._columns = [(units, new[columns]) for units, columns in self._columns]
+        self._stays = torch.ones_like(at, dtype=torch.bool)
 
 
 def eliminate(size: int, consumers: list[Consumer]) -> NDArray[np.float64]:
@@ -74,16 +97,16 @@ def eliminate(size: int, consumers: list[Consumer]) -> NDArray[np.float64]:
         size: Number of units.
         consumers: What reads them; their errors add up. They are used up.
     """
-    alive, value, error = list(range(size)), np.zeros(size), 0.0
-    while alive:
-        losses = sum((c.losses(alive) for c in consumers), np.zeros(len(alive)))
-        count = max(1, min(size // STEPS, len(alive)))
-        order = np.argsort(losses, kind="stable")[:count]
-        gone = [alive[k] for k in order]
-        for k in order:
-            error += float(losses[k])
-            value[alive[k]] = error
+    alive, value, error = np.ones(size, dtype=bool), np.zeros(size), 0.0
+    while alive.any():
+        left = np.flatnonzero(alive)
+        losses = sum((consumer.losses(size) for consumer in consumers), np.zeros(size))[left]
+        count = max(1, min(size // STEPS, len(left)))
+        gone = left[np.argsort(losses, kind="stable")[:count]]
+        for unit, loss in zip(gone, np.sort(losses, kind="stable"), strict=False):
+            error += float(loss)
+            value[unit] = error
         for consumer in consumers:
             consumer.lose(gone)
-        alive = [unit for unit in alive if unit not in set(gone)]
+        alive[gone] = False
     return value

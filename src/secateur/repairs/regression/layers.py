@@ -272,6 +272,12 @@ class Site:
             return None
         return cls(node, layer, x, weight, bias)
 
+    def reads(self, call: Call, weight: Tensor) -> Any:
+        """What it reads as columns: calls with equal answers have equal columns. Hashable."""
+        named = {self.layer.x, self.layer.weight, self.layer.bias}
+        settings = sorted((k, repr(v)) for k, v in call.arguments().items() if k not in named)
+        return self.x, self.layer, self.layer.matrix(weight, call).shape[:2], tuple(settings)
+
     def pieces(
         self, call: Call, weight: Tensor, *values: Tensor, most: int | None = None
     ) -> Iterator[tuple[Tensor, ...]]:

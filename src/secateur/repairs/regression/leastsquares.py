@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -18,6 +19,9 @@ DAMPINGS = (1e-12, 1e-9, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 NARROW = 192
 """Up to so many columns, all products at once; beyond, mirrored ones are not computed twice."""
+
+JUDGED = 128
+"""The damping is chosen by the errors of at most this many outputs, spread evenly over all of them."""
 
 DEFAULT_DAMPING = 1e-2
 """Where the data are a single part, so that nothing can be held out."""
@@ -73,6 +77,13 @@ class Sums:
     def multiplied(self) -> tuple[Tensor, Tensor]:
         """The products, made from the rows where there are only those."""
         return self.products or _products(*(self.rows or (self.x[:, None], self.y[:, None])))
+
+    def of_outputs(self, outputs: Tensor) -> Sums:
+        """The same sums for some of the outputs. [some outputs]"""
+        rows, products = (
+            None if pair is None else (pair[0], pair[1][:, :, outputs]) for pair in (self.rows, self.products)
+        )
+        return Sums(self.count, self.x, self.y[:, outputs], self.yy[:, outputs], rows, products)
 
     def finite(self) -> bool:
         """Whether every sum is a number."""
@@ -280,27 +291,66 @@ def fit(
     damping, error = DEFAULT_DAMPING, 0.0
     if len(parts) > 1:
         rests = [total([*parts[:k], *parts[k + 1 :]]) for k in range(len(parts))]
-        problems = [Problem(rest, weight, intercept, free) for rest in rests]
-
-        def predicted(damping: float) -> float:
-            errors = 0.0
-            for part, rest, problem in zip(parts, rests, problems, strict=True):
-                found = problem.solve(damping)
-                if found is None:
-                    return float("inf")
-                errors += part.loss(found, _bias(rest, found, bias, intercept))
-            return errors
-
-        damping, error = descend(predicted, dampings, near)
-        stays = predicted(float("inf")) if intercept else float("inf")
+        everything = _Validation(parts, rests, weight, bias, intercept, free)
+        some = everything.of_few_outputs()
+        damping, error = descend(some, dampings, near)
+        stays = some(float("inf")) if intercept else float("inf")
         if stays < error:
             damping, error = float("inf"), stays
+        if some is not everything:
+            error = everything(damping)
     found = Problem(whole, weight, intercept, free).solve(damping)
     if found is None or not error < loss:
         return Fit(weight, bias, float("inf"), loss / target, loss / target)
     new = _bias(whole, found, bias, intercept)
     after = error if len(parts) > 1 else whole.loss(found, new)
     return Fit(found, new, damping, loss / target, after / target)
+
+
+class _Validation:
+    """Cross-validation: fitted to all parts but one, the weight has to predict that one."""
+
+    def __init__(
+        self,
+        parts: Sequence[Sums],
+        rests: Sequence[Sums],
+        weight: Tensor,
+        bias: Tensor | None,
+        intercept: bool,
+        free: Tensor | None,
+    ) -> None:
+        """As for `fit`; ``rests[k]`` is the sum of all parts but the k-th."""
+        self._parts, self._rests = parts, rests
+        self._weight, self._bias, self._intercept, self._free = weight, bias, intercept, free
+
+    @cached_property
+    def _problems(self) -> list[Problem]:
+        return [Problem(rest, self._weight, self._intercept, self._free) for rest in self._rests]
+
+    def __call__(self, damping: float) -> float:
+        """Return the squared error for a damping; infinite where there is no solution."""
+        errors = 0.0
+        for part, rest, problem in zip(self._parts, self._rests, self._problems, strict=True):
+            found = problem.solve(damping)
+            if found is None:
+                return float("inf")
+            errors += part.loss(found, _bias(rest, found, self._bias, self._intercept))
+        return errors
+
+    def of_few_outputs(self) -> _Validation:
+        """Return the same for `JUDGED` outputs; itself, where there are no more than twice as many."""
+        outputs = self._weight.shape[2]
+        if outputs <= 2 * JUDGED:
+            return self
+        some = torch.linspace(0, outputs - 1, JUDGED, device=self._weight.device).long()
+        return _Validation(
+            [part.of_outputs(some) for part in self._parts],
+            [rest.of_outputs(some) for rest in self._rests],
+            self._weight[:, :, some],
+            None if self._bias is None else self._bias[:, some],
+            self._intercept,
+            None if self._free is None else self._free[:, :, some],
+        )
 
 
 def descend(
