@@ -69,12 +69,26 @@ def pruned() -> str:
     return result.plan.to_json()
 
 
+def refitted() -> list[list[float]]:
+    """The tensors of a repaired model, one after another, for repairs that go through the layers in order."""
+    graph, data = plain()
+    net = build("plain")
+    scores = score(graph, None, "magnitude")
+    plan = sc.Uniform(ratio=0.4, removal="magnitude").allocate(graph, scores)
+    small = sc.apply(net, plan, graph=graph)
+    return [
+        torch.cat([t.flatten() for t in model.state_dict().values()]).tolist()
+        for method in ("reconstruct", "variance")
+        for model in [sc.repair(small, net, data, method, graph=graph, progress=False)]
+    ]
+
+
 def cases(folder: Path, initialised: bool) -> dict[str, Any]:
     """Results and errors of every case, as one process meets them."""
     if initialised:
         dist.init_process_group("gloo")
     graph, data = plain()
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"refitted": refitted()}
     results, runs = folder / "results", folder / "runs"
     for made in (results, runs):
         made.mkdir(exist_ok=True)

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from secateur.plan import Plan
 from secateur.signals import Scores, score
 from tests.signals.processes import in_processes
-from tests.signals.shared import ALL, LIGHT, TWO, abandoned, cases, plain, pruned
+from tests.signals.shared import ALL, LIGHT, TWO, abandoned, cases, plain, pruned, refitted
 
 Met = list[dict[str, Any]]
 """What each process met, by case."""
@@ -26,6 +26,7 @@ def test_processes_that_share_the_work(size: int, tmp_path: Path) -> None:
     met = in_processes(cases, size, tmp_path, size == 3)
     scores_are_those_of_a_single_process(met)
     all_prune_by_one_plan(met)
+    all_refit_to_the_same_weights(met)
     an_error_in_one_process_is_raised_in_all(met)
     processes_that_are_not_about_the_same_are_refused(met)
     a_shared_run_resumes(met)
@@ -48,6 +49,13 @@ def all_prune_by_one_plan(met: Met) -> None:
     removed = [group.removed for group in alone.groups]
     assert [group.removed for group in Plan.from_json(shared).groups] == removed
     assert any(removed)
+
+
+def all_refit_to_the_same_weights(met: Met) -> None:
+    alone = refitted()
+    assert all(mine["refitted"] == met[0]["refitted"] for mine in met)
+    for ours, theirs in zip(met[0]["refitted"], alone, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
 def an_error_in_one_process_is_raised_in_all(met: Met) -> None:

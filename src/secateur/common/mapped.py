@@ -66,6 +66,8 @@ def map_weights(model: nn.Module, folder: str | os.PathLike[str]) -> nn.Module:
         True
     """
     found = {name: tensor for file in files_of(Path(folder)) for name, tensor in _mapped(file).items()}
+    if callable(tie := getattr(model, "tie_weights", None)):
+        tie()  # models of Transformers lose their ties when they are built without values
     held = [
         (f"{path}.{leaf}" if path else leaf, tensors, leaf)
         for path, module in model.named_modules()
@@ -137,23 +139,24 @@ def copied(tensor: Tensor) -> Tensor:
 def release(tensors: Iterable[Any]) -> None:
     """Tell the system that the pages of tensors in files are not needed soon. Their values stay.
 
-    Only Linux has a call for this; elsewhere the system decides alone.
+    Memory that was freed goes back to the system too. Only Linux has calls for this; elsewhere the system
+    decides alone.
     """
-    advise = _madvise()
-    page = os.sysconf("SC_PAGE_SIZE") if advise is not None else 1
+    if sys.platform != "linux":
+        return
+    system = ctypes.CDLL(None)
+    page = os.sysconf("SC_PAGE_SIZE")
     for tensor in tensors:
-        if advise is not None and isinstance(tensor, Tensor) and is_mapped(tensor):
+        if isinstance(tensor, Tensor) and is_mapped(tensor):
             start = tensor.data_ptr() // page * page
             length = tensor.data_ptr() + tensor.numel() * tensor.element_size() - start
-            advise(ctypes.c_void_p(start), ctypes.c_size_t(length), _PAGEOUT)
+            system.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), _PAGEOUT)
+    if hasattr(system, "malloc_trim"):
+        system.malloc_trim(0)
 
 
 _PAGEOUT = 21
 """MADV_PAGEOUT of Linux 5.4: what was changed is written, what was not is dropped."""
-
-
-def _madvise() -> Any:
-    return getattr(ctypes.CDLL(None), "madvise", None) if sys.platform == "linux" else None
 
 
 def _from_file(path: str | Path, size: int, dtype: torch.dtype, *, shared: bool) -> Tensor:

@@ -13,6 +13,7 @@ from secateur.calibration import Batch, Calibration
 from secateur.calibration.subset import take_share
 from secateur.common.models import device_of, evaluating
 from secateur.measure.evaluate import floats_of, squared_distance
+from secateur.signals.distributed import joined
 from secateur.signals.loss import LossFn
 
 PIECES = 8
@@ -68,18 +69,23 @@ class Judge:
 
         Every model gets the same samples in the same order, so errors of two models can be paired.
         """
-        errors: list[float] = []
-        norms: list[float] = []
-        with evaluating(model), evaluating(self._dense):
-            for batch in self._data.batches():
-                if self._loss_fn is not None:
-                    errors += [float(self._loss_fn(model, piece.raw)) for piece in batch.cut(PIECES)]
-                    continue
-                error, norm = squared_distance(floats_of(batch.run(model)), self._wanted(batch), batch.size)
-                errors += error.tolist()
-                norms += norm.tolist()
+        found: dict[int, tuple[list[float], list[float]]] = {}
+        with joined(device_of(self._dense)) as team:
+            with team.together(), evaluating(model), evaluating(self._dense):
+                for batch in self._data.batches(takes=team.takes):
+                    found[batch.index] = self._measured(model, batch)
+            for share in team.everyone(found):
+                found |= share
+        errors, norms = ([v for k in sorted(found) for v in found[k][i]] for i in (0, 1))
         scale = float(np.mean(norms)) if norms else 1.0
         return np.array(errors, dtype=np.float64) / (scale or 1.0)
+
+    def _measured(self, model: nn.Module, batch: Batch) -> tuple[list[float], list[float]]:
+        """Return the errors on a batch, and without a loss the mean squares of the dense outputs."""
+        if self._loss_fn is not None:
+            return [float(self._loss_fn(model, piece.raw)) for piece in batch.cut(PIECES)], []
+        error, norm = squared_distance(floats_of(batch.run(model)), self._wanted(batch), batch.size)
+        return error.tolist(), norm.tolist()
 
     def _wanted(self, batch: Batch) -> list[Tensor]:
         if batch.index in self._kept:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from secateur.calibration import Calibration
-from secateur.common.mapped import release
+from secateur.common.mapped import any_mapped, release
 from secateur.common.progress import bar
 from secateur.graph.datasizes import depends_on_data
 from secateur.graph.graph import Graph
@@ -35,6 +35,7 @@ from secateur.repairs.moments import channelwise, layerwise, mean, variance
 from secateur.repairs.regression.additions import Addition, addition_after
 from secateur.repairs.regression.layers import Site
 from secateur.repairs.regression.leastsquares import Fit, Sums, fit
+from secateur.signals.distributed import Team, joined
 from secateur.stream.dense import Values
 from secateur.stream.pairs import Pair, Pairs
 from secateur.stream.pending import PendingBatches
@@ -131,6 +132,9 @@ def sweep(
 ) -> dict[str, dict[str, float | None]]:
     """Refit the layers of a pruned model, in place.
 
+    Several processes (see `secateur.signals.distributed`) share the batches. The first one fits each layer to
+    the sums of all, and sends the others what it found.
+
     Args:
         name: The method, such as ``reconstruct``.
         small: The pruned model, in any form.
@@ -148,8 +152,12 @@ def sweep(
     # Counting samples reads all the data once, so it is done only for the methods that need it.
     samples = 0 if regress else sum(batch.size for batch in calibration.batches())
     report = {}
-    with PendingBatches(pairs.of, graph.device, calibration) as batches:
-        walk = _Sweep(pair, batches, regress, samples)
+    with (
+        joined(graph.device) as team,
+        PendingBatches(pairs.of, graph.device, calibration, takes=team.takes) as batches,
+    ):
+        in_files = any_mapped(graph.program.state_dict.values())
+        walk = _Sweep(pair, batches, regress, samples, team, in_files=in_files)
         found = [*walk.tasks(pair).values()]
         for siblings in bar([[t] for t in found] if regress else _siblings(found, pair), name, progress):
             report.update(walk.refit(siblings))
@@ -166,14 +174,18 @@ class _Sweep:
         batches: The data, advanced to the layer that the sweep has reached.
         regress: A function of `FACTORS`, or None for a fit on the layer's input.
         samples: The number of samples; 0 if `regress` is given, which does not need it.
+        team: The processes that share the batches.
         near: The damping that the previous fit chose. The next search starts there.
+        in_files: Whether weights lie in files.
     """
 
     pair: Pair
     batches: PendingBatches[Pair]
     regress: Callable[[Sequence[Sums], Tensor, Tensor | None, bool], Fit] | None
     samples: int
+    team: Team
     near: float | None = None
+    in_files: bool = False
     _tasks: dict[Pair, dict[str, Task]] = field(default_factory=dict)
 
     def tasks(self, pair: Pair) -> dict[str, Task]:
@@ -218,12 +230,52 @@ class _Sweep:
             if its output is right already, or if some values are not finite.
         """
         pair = self.pair
-        names = self._damaged([pair.names[task.weight] for task in siblings])
-        siblings = [task for task in siblings if pair.names[task.weight] in names]
-        given = self._parts(names) if names else []
-        release(pair.tensors_read(pair.nodes[: _start(siblings[0], pair)]) if given else ())
+        with self.team.together():
+            mine = self._damaged([pair.names[task.weight] for task in siblings])
+        damaged = set().union(*self.team.everyone(mine))
+        siblings = [task for task in siblings if pair.names[task.weight] in damaged]
+        if not siblings:
+            return {}
+        with self.team.together():
+            local = self._parts([pair.names[task.weight] for task in siblings])
+        given = self._of_all(local)
+        if self.in_files:
+            release(pair.tensors_read(pair.nodes[: _start(siblings[0], pair)]))
+        found: dict[str, dict[str, float | None]] = {}
+        with self.team.together():
+            if self.team.rank == 0:
+                found = self._solve_each(siblings, given)
+        found = self.team.from_first(found)
+        for task in siblings if self.team.size > 1 else ():
+            if pair.names[task.weight] in found:
+                for node in filter(None, (task.weight, task.bias, task.norm)):
+                    pair.replace(node, self.team.tensor_from_first(pair.tensor(node)))
+        return found
+
+    def _of_all(self, parts: Sequence[Sums | None]) -> list[Sums]:
+        """Return the sums of each part over all processes; nothing on any but the first process."""
+        if self.team.size == 1:
+            return [part for part in parts if part is not None]
+        states = self.team.to_first(
+            {f"{k} {n}": t for k, part in enumerate(parts) if part for n, t in part.state().items()}
+        )
+        found: dict[str, Sums] = {}
+        for state in states:
+            by_part: dict[str, dict[str, Tensor]] = {}
+            for key, tensor in state.items():
+                k, name = key.split()
+                by_part.setdefault(k, {})[name] = tensor
+            for k, tensors in by_part.items():
+                sums = Sums.of_state(tensors, self.pair.graph.device)
+                found[k] = found[k] + sums if k in found else sums
+        return [found[k] for k in sorted(found)]
+
+    def _solve_each(
+        self, siblings: Sequence[Task], given: Sequence[Sums]
+    ) -> dict[str, dict[str, float | None]]:
+        """Fit each of some weights to its share of the sums; see `refit`."""
         found, start = {}, 0
-        for task, name in zip(siblings, names, strict=True):
+        for task in siblings:
             own, stop = given, start + self._matrix(task).shape[2]
             if len(siblings) > 1:
                 own = [part.of_outputs(torch.arange(start, stop, device=part.x.device)) for part in given]
@@ -231,7 +283,7 @@ class _Sweep:
             if given and all(part.finite() for part in own):
                 entry = self._solve(task, own)
                 if entry is not None:
-                    found[name] = entry
+                    found[self.pair.names[task.weight]] = entry
         return found
 
     def _matrix(self, task: Task) -> Tensor:
@@ -285,8 +337,8 @@ class _Sweep:
                 break
         return [name for name in names if name in found]
 
-    def _parts(self, names: Sequence[str]) -> list[Sums]:
-        """Accumulate the sums of the regressions of some weights over all batches and calls.
+    def _parts(self, names: Sequence[str]) -> list[Sums | None]:
+        """Accumulate the sums of the regressions of some weights over this process's batches, and all calls.
 
         Batch k goes to part k modulo the number of parts, for cross-validation. The outputs of the weights
         lie one after another.
@@ -312,7 +364,7 @@ class _Sweep:
                     k = index % len(parts)
                     known = parts[k]
                     parts[k] = sums if known is None else known + sums
-        return [part for part in parts if part is not None]
+        return parts
 
     def _part_count(self, pair: Pair, site: Site, columns: int, values: Values) -> int:
         """Return the number of parts for cross-validation."""

@@ -1,4 +1,4 @@
-"""Scoring with several processes: each reads a share of the data, and all get the same result.
+"""Work with several processes: each reads a share of the data, and all get the same result.
 
 Under ``torchrun`` (or in any process group that exists) batch i goes to the process of rank i mod N.
 Processes do not communicate while they read, so shares may differ in length or be empty. Afterwards the first
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class Team:
-    """The processes that score together. For a single process all methods do nothing.
+    """The processes that work together. For a single process all methods do nothing.
 
     Attributes:
         rank: Number of this process, from 0.
@@ -74,6 +74,15 @@ class Team:
         box = [value]
         dist.broadcast_object_list(box, 0, self.group)
         return box[0]
+
+    def tensor_from_first(self, tensor: Tensor) -> Tensor:
+        """Return the first process's tensor, on every process; the given one has its shape and dtype."""
+        if self.size == 1:
+            return tensor
+        there = tensor.detach().cpu().contiguous().clone()
+        if there.numel():
+            dist.broadcast(there.view(-1).view(torch.uint8), 0, self.group)
+        return there.to(tensor.device)
 
     @contextmanager
     def together(self) -> Iterator[None]:

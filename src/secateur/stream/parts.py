@@ -18,7 +18,7 @@ from secateur.graph.datasizes import depends_on_data
 from secateur.graph.nodes import hint
 from secateur.stream.dense import Dense
 
-PART_BYTES = 1 << 28
+PART_BYTES = 1 << 26
 """A part reads about this many bytes of weights."""
 
 

@@ -7,7 +7,7 @@ few parts, so that the damping can be chosen by how well what one part teaches p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -77,6 +77,23 @@ class Sums:
     def multiplied(self) -> tuple[Tensor, Tensor]:
         """The products, made from the rows where there are only those."""
         return self.products or _products(*(self.rows or (self.x[:, None], self.y[:, None])))
+
+    def state(self) -> dict[str, Tensor]:
+        """All sums by name, on the CPU: to be sent to another process."""
+        pairs = {"rows": self.rows, "products": self.products}
+        found = {"count": torch.tensor(self.count), "x": self.x, "y": self.y, "yy": self.yy}
+        found |= {f"{name}.{k}": t for name, pair in pairs.items() for k, t in enumerate(pair or ())}
+        return {name: tensor.cpu() for name, tensor in found.items()}
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Tensor], device: torch.device) -> Sums:
+        """The inverse of `state`."""
+        found = {name: tensor.to(device) for name, tensor in state.items()}
+        rows, products = (
+            (found[f"{name}.0"], found[f"{name}.1"]) if f"{name}.0" in found else None
+            for name in ("rows", "products")
+        )
+        return cls(int(found["count"]), found["x"], found["y"], found["yy"], rows, products)
 
     def of_outputs(self, outputs: Tensor) -> Sums:
         """The same sums for some of the outputs. [some outputs]"""

@@ -1,0 +1,198 @@
+"""Prune models whose weights lie in files: processor time in dense passes, and memory.
+
+    python -m benchmarks.bench_streaming smollm2
+    python -m benchmarks.bench_streaming llama-1.1b
+
+``smollm2``: trained weights, 128 texts of 512 tokens, seven tenths of the block parameters stay; needs what
+`benchmarks/smollm2.py` needs. ``llama-1.1b``: a Llama of 1.1 billion random weights in shards, 16 texts of
+256 tokens. A pass is one run of the dense model over the texts. Memory that cannot be dropped is sampled
+while a phase runs; pages of the files can be, so they do not count. Writes ``results/streaming_<case>.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import secateur as sc
+from benchmarks.results import write
+from benchmarks.smollm2 import perplexity, smollm2, windows
+from secateur.common.mapped import map_weights
+from tests.zoo.importing import import_torchvision
+
+FRACTION = 0.7
+
+
+def private_bytes() -> int:
+    """Memory of this process that no file holds: Linux tells it."""
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith("RssAnon"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+class Phases:
+    """Measures phases one after another.
+
+    Attributes:
+        found: By name: ``seconds`` of processor time and ``bytes``, the most memory while it ran.
+    """
+
+    def __init__(self) -> None:
+        self.found: dict[str, dict[str, float]] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Measure what runs inside."""
+        most, done = [private_bytes()], threading.Event()
+
+        def sample() -> None:
+            while not done.wait(0.02):
+                most.append(max(most.pop(), private_bytes()))
+
+        thread = threading.Thread(target=sample)
+        thread.start()
+        start = time.process_time()
+        try:
+            yield
+        finally:
+            seconds = time.process_time() - start
+            done.set()
+            thread.join()
+            self.found[name] = {"seconds": round(seconds, 1), "bytes": most[-1]}
+            print(f"{name:9s} {seconds:8.1f} s  {most[-1] / 1e9:5.2f} GB", flush=True)
+
+
+def empty_llama(config: Any) -> nn.Module:
+    """A Llama without values, but for the tables that its constructor makes."""
+    from accelerate import init_empty_weights
+    from transformers import LlamaForCausalLM
+
+    with init_empty_weights():
+        model = LlamaForCausalLM(config)
+    return model.eval()
+
+
+def save_smollm2(folder: Path, texts: int, length: int) -> None:
+    """Write the trained weights, texts to calibrate with, and texts to measure with."""
+    model, tokenizer = smollm2()
+    model.save_pretrained(folder)
+    ids = {
+        "ids": windows(tokenizer, length)[:texts].contiguous(),
+        "judged": windows(tokenizer, 256, second=True)[24:48].contiguous(),
+    }
+    save_file(ids, folder / "texts")
+
+
+def save_llama(folder: Path, texts: int, length: int) -> None:
+    """The same for a Llama of 1.1 billion random weights, a block at a time; no texts to measure with."""
+    from transformers import LlamaConfig
+
+    config = LlamaConfig(
+        vocab_size=32000,
+        hidden_size=2048,
+        intermediate_size=5632,
+        num_hidden_layers=22,
+        num_attention_heads=32,
+        num_key_value_heads=4,
+        use_cache=False,
+    )
+    config.save_pretrained(folder)
+    generator = torch.Generator().manual_seed(0)
+    blocks: dict[str, dict[str, torch.Size]] = {}
+    for name, tensor in empty_llama(config).named_parameters():
+        block = name.split("layers.")[1].split(".")[0] if "layers." in name else "rest"
+        blocks.setdefault(block, {})[name] = tensor.shape
+    places = {name: f"{block}.safetensors" for block, shapes in blocks.items() for name in shapes}
+    for block, shapes in blocks.items():
+        values = {
+            name: torch.randn(shape, generator=generator) * 0.02 if len(shape) > 1 else torch.ones(shape)
+            for name, shape in shapes.items()
+        }
+        save_file(values, folder / f"{block}.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    save_file({"ids": torch.randint(32000, (texts, length), generator=generator)}, folder / "texts")
+
+
+CASES = {"smollm2": (save_smollm2, 128, 512), "llama-1.1b": (save_llama, 16, 256)}
+
+
+def main() -> None:
+    """Runs a case and writes what was measured."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("case", choices=list(CASES))
+    parser.add_argument("--texts", type=int)
+    parser.add_argument("--length", type=int)
+    parser.add_argument("--prepare", type=Path, help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    import_torchvision()  # Transformers imports it where it is installed
+    save, texts, length = CASES[chosen.case]
+    if chosen.prepare is not None:
+        save(chosen.prepare, chosen.texts or texts, chosen.length or length)
+        return
+    phases = Phases()
+    with tempfile.TemporaryDirectory() as folder:
+        # In a process of its own: what it leaves in memory would count.
+        command = [sys.executable, "-m", "benchmarks.bench_streaming", *sys.argv[1:], "--prepare", folder]
+        subprocess.run(command, check=True)
+        if not (Path(folder) / "texts").is_file():
+            return  # the case is skipped, and has said why
+        from transformers import AutoConfig
+
+        model = map_weights(empty_llama(AutoConfig.from_pretrained(folder)), folder)
+        read = load_file(Path(folder) / "texts")
+        ids, judged = read["ids"], read.get("judged")
+        batches = [{"input_ids": part} for part in ids.split(1)]
+        with phases.phase("dense"), torch.no_grad():
+            for batch in batches:
+                model(**batch)
+        graph_inputs = {"input_ids": ids[:2, :16]}
+        with phases.phase("trace"):
+            graph = sc.trace(model, graph_inputs)
+        with phases.phase("score"):
+            scores = sc.score(graph, batches, "reconstruction", progress=False)
+        blocks = sum(p.numel() for n, p in model.named_parameters() if ".layers." in n)
+        whole = graph.cost().params
+        budget = sc.Budget(params=1 - (1 - FRACTION) * blocks / whole)
+        plan = sc.RepairAware().allocate(graph, scores, budget)
+        with phases.phase("apply"):
+            small = sc.apply(model, plan, graph=graph)
+        with phases.phase("verify"):
+            proof = sc.verify(model, small, plan, graph_inputs)
+        with phases.phase("refit"):
+            small = sc.repair(small, model, batches, ("reconstruct",), graph=graph, progress=False)
+        with phases.phase("write"):
+            sc.save(small, Path(folder) / "small")
+        dense = phases.found["dense"]["seconds"]
+        passes = {name: round(entry["seconds"] / dense, 2) for name, entry in phases.found.items()}
+        found = {
+            "texts": list(ids.shape),
+            "phases": phases.found,
+            "passes": passes,
+            "all_passes": round(sum(passes.values()) - 1, 2),
+            "weights_bytes": sum(p.numel() * p.element_size() for p in model.parameters()),
+            "most_bytes": max(entry["bytes"] for entry in phases.found.values()),
+            "difference": proof.difference,
+            "proven": proof.proven,
+        }
+        if judged is not None:
+            found["perplexity"] = [perplexity(m, judged) for m in (model, small)]
+    print(found)
+    write(f"streaming_{chosen.case}", found)
+
+
+if __name__ == "__main__":
+    main()
