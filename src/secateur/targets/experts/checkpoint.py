@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from secateur.artefact.writing import new_folder
 from secateur.errors import ArtefactError, SettingError
-from secateur.plan import GroupDecision, Plan
+from secateur.group_decision import GroupDecision
+from secateur.plan import Plan
 from secateur.targets.experts.blocks import is_count
 from secateur.targets.units.record import record_of
 
