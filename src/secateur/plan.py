@@ -1,4 +1,4 @@
-"""The decision about a whole model as data, and its file; what one group loses is in `secateur.group_decision`.
+"""The decision about a whole model as data, and its file; see `secateur.group_decision` for one group.
 
 A `Plan` is all that `apply` needs beside the model itself: every slice lists the positions to remove.
 It is frozen, compares by value, and its JSON is the same byte for byte for the same decision.
