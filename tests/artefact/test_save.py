@@ -18,8 +18,8 @@ from torch import Tensor, nn
 import secateur as sc
 from secateur.targets.units.compare import run
 from tests.helpers.models import TOPOLOGIES, build
+from tests.helpers.traces import traced
 from tests.targets.units.plans import random_plan
-from tests.targets.units.test_equality import traced
 
 saving = importlib.import_module(
     "secateur.artefact.save"

@@ -20,8 +20,8 @@ from secateur.targets.units.record import Record, attach, with_repairs
 from tests.graph.test_trace import assert_same, state_of
 from tests.graph.tiny import Calls
 from tests.helpers.models import INEXACT, TOPOLOGIES, build
+from tests.helpers.traces import dense, traced
 from tests.targets.units.plans import plan_of, random_plan
-from tests.targets.units.test_equality import dense, traced
 
 
 @pytest.mark.parametrize("form", ["module", "graph", "masked"])

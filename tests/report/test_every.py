@@ -22,7 +22,7 @@ from secateur.report.outcomes import outcomes, settings
 from secateur.report.sentences import rule as described
 from secateur.signals.experts import SIGNALS as EXPERT_SIGNALS
 from secateur.signals.registry import SIGNALS
-from secateur.targets.weights import CRITERIA
+from secateur.signals.weights.score import CRITERIA
 from tests.report.test_html import Page
 from tests.targets.experts.models import PlainLM, spread, words
 

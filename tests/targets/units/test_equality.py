@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Literal
 
 import pytest
@@ -11,33 +10,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import secateur as sc
-from secateur.targets.units.apply import Applier
 from secateur.targets.units.compare import relative_difference, run
-from tests.helpers.models import HARD_CODED, INEXACT, TOPOLOGIES, build
+from tests.helpers.models import HARD_CODED, INEXACT, TOPOLOGIES
+from tests.helpers.traces import applier, dense, traced
 from tests.targets.units.plans import keeps, plan_of, random_plan
 
 FOLLOWS_ANY_PLAN = sorted(set(TOPOLOGIES) - HARD_CODED - {"channel_shuffle"})
 """Their code reads sizes from tensors; `channel_shuffle` follows plans that take alike from both halves."""
 
-TRACED, RUN = 3, (1, 2, 5)
+RUN = (1, 2, 5)
 """Batch sizes: a captured program must not have learnt the one it was traced with."""
-
-
-@functools.cache
-def dense(name: str) -> torch.nn.Module:
-    return build(name, torch.float64)
-
-
-@functools.cache
-def traced(name: str, *, allow_inexact: bool = False) -> sc.Graph:
-    inputs = TOPOLOGIES[name].inputs(TRACED, torch.float64)
-    return sc.trace(dense(name), inputs, allow_inexact=allow_inexact)
-
-
-@functools.cache
-def applier(name: str, *, allow_inexact: bool = False) -> Applier:
-    """`sc.apply` for many plans: what has to be captured beside the trace is captured once."""
-    return Applier(dense(name), traced(name, allow_inexact=allow_inexact))
 
 
 def outputs(model: torch.nn.Module, name: str, batch: int) -> list[torch.Tensor]:
