@@ -63,7 +63,7 @@ def network() -> tuple[nn.Module, list[Any]]:
 
 def mixture() -> tuple[nn.Module, list[Any]]:
     """A small language model with two blocks of experts, and texts with labels for it."""
-    model = nn.Sequential(spread(PlainLM()), LastToken()).eval()
+    model = nn.Sequential(spread(PlainLM(experts=4, inner=6)), LastToken()).eval()
     return model, [(words(4, seed=seed), torch.arange(4) % 3) for seed in range(5)]
 
 
