@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from secateur.cli.inspect import listing
 from tests.cli.conftest import refused, run
 from tests.targets.experts.models import library
 
@@ -108,20 +109,21 @@ def test_experts_and_both(folder: Path) -> None:
     (folder / "mixture.py").write_text(MIXTURE)
     asked = ("inspect", "--model", "mixture.py:make", "--data", "mixture.py:load", "--granularity")
 
-    def shown(granularity: str) -> tuple[str, dict[str, Any]]:
-        text, data = run(*asked, granularity), run(*asked, granularity, "--json")
-        assert (text.exit_code, data.exit_code) == (0, 0), text.stderr + data.stderr
-        return text.stdout, json.loads(data.stdout)
+    def shown(granularity: str) -> dict[str, Any]:
+        result = run(*asked, granularity, "--json")
+        assert result.exit_code == 0, result.stderr
+        return json.loads(result.stdout)
 
-    text, experts = shown("expert")
+    experts, text = shown("expert"), run(*asked, "expert").stdout
     assert "16 experts in 2 groups may be removed. With the experts that its router needs left" in text
+    assert text == f"{listing(experts)}\n"
     assert [(group["units"], group["fewest"]) for group in experts["groups"]] == [(8, 2), (8, 2)]
     # An expert: gate, up and down of 40 neurons at width 32, and its row of the router.
     assert experts["params"] - experts["groups"][0]["alone"]["params"] == 6 * (3 * 40 * 32 + 32)
     assert experts["coverage"] is None
-    text, both = shown("unit+expert")
-    assert "units and experts in" in text
-    assert "of the parameters lie in layers with units that may be removed." in text
+    both = shown("unit+expert")
+    assert "units and experts in" in listing(both)
+    assert "of the parameters lie in layers with units that may be removed." in listing(both)
     by_kind = {
         kind: [g["name"] for g in both["groups"] if g["what"] == kind] for kind in ("units", "experts")
     }

@@ -35,12 +35,30 @@ def test_the_dense_model(name: str) -> None:
 @settings(max_examples=5, derandomize=True)
 @given(data=st.data())
 def test_any_plan_costs_what_the_pruned_model_does(name: str, data: st.DataObject) -> None:
-    graph, apply = traced(name), applier(name)
+    graph = traced(name)
     keep = data.draw(keeps(graph))
     plan = plan_of(graph, keep)
     assert (plan.predicted.params, plan.predicted.macs) == (graph.cost(keep).params, graph.cost(keep).macs)
-    assert graph.cost(keep) == counted(apply(plan, "graph"), name)
-    assert graph.cost(keep) == counted(apply(plan), name)
+    assert graph.cost(keep) == counted(applier(name)(plan), name)
+
+
+PROGRAMS = frozenset({"residual", "gated", "grouped", "lstm", "tied_linear", "channel_shuffle"})
+"""Those whose captured program is counted by `make test` too: capturing it takes most of the time."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in PROGRAMS else pytest.mark.slow)
+        for name in sorted(set(TOPOLOGIES) - UNCOUNTED)
+    ],
+)
+@settings(max_examples=5, derandomize=True)
+@given(data=st.data())
+def test_any_plan_costs_what_the_captured_program_does(name: str, data: st.DataObject) -> None:
+    graph = traced(name)
+    keep = data.draw(keeps(graph))
+    assert graph.cost(keep) == counted(applier(name)(plan_of(graph, keep), "graph"), name)
 
 
 def test_a_pruned_model_traces_to_its_own_cost() -> None:

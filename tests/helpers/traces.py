@@ -15,19 +15,19 @@ BATCH = 3
 
 
 @functools.cache
-def dense(name: str) -> torch.nn.Module:
-    """The model, in double precision."""
-    return build(name, torch.float64)
+def dense(name: str, dtype: torch.dtype = torch.float64) -> torch.nn.Module:
+    """The model."""
+    return build(name, dtype)
 
 
 @functools.cache
-def traced(name: str, *, allow_inexact: bool = False) -> sc.Graph:
+def traced(name: str, dtype: torch.dtype = torch.float64, *, allow_inexact: bool = False) -> sc.Graph:
     """Its trace."""
-    inputs = TOPOLOGIES[name].inputs(BATCH, torch.float64)
-    return sc.trace(dense(name), inputs, allow_inexact=allow_inexact)
+    inputs = TOPOLOGIES[name].inputs(BATCH, dtype)
+    return sc.trace(dense(name, dtype), inputs, allow_inexact=allow_inexact)
 
 
 @functools.cache
-def applier(name: str, *, allow_inexact: bool = False) -> Applier:
+def applier(name: str, dtype: torch.dtype = torch.float64, *, allow_inexact: bool = False) -> Applier:
     """What `sc.apply` calls, for many plans: what it captures beside the trace, it captures once."""
-    return Applier(dense(name), traced(name, allow_inexact=allow_inexact))
+    return Applier(dense(name, dtype), traced(name, dtype, allow_inexact=allow_inexact))
