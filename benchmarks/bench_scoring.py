@@ -55,13 +55,13 @@ def against_one_pass(model: nn.Module, data: Data, rounds: int) -> dict[str, Any
     """Sets of signals against one plain forward and backward pass over the same images."""
     graph = sc.trace(model, data[0][0])
     train = [p for p in model.parameters() if p.requires_grad]
-    chosen: dict[str, tuple[str | sc.Signal, ...]] = {
+    chosen: dict[str, tuple[str | sc.signals.Signal, ...]] = {
         "wasserstein, taylor": SIGNALS,
         "wasserstein, taylor, magnitude": (*SIGNALS, "magnitude"),
         "wasserstein alone": ("wasserstein",),
         "taylor alone": ("taylor",),
         f"wasserstein ({PEER_PROJECTIONS} projections), taylor": (
-            sc.Wasserstein(projections=PEER_PROJECTIONS, per_class=PER_CLASS),
+            sc.signals.Wasserstein(projections=PEER_PROJECTIONS, per_class=PER_CLASS),
             "taylor",
         ),
     }
@@ -70,7 +70,7 @@ def against_one_pass(model: nn.Module, data: Data, rounds: int) -> dict[str, Any
         for images, labels in data:
             torch.autograd.grad(F.cross_entropy(model(images), labels), train)
 
-    def scored(signals: tuple[str | sc.Signal, ...]) -> Callable[[], Any]:
+    def scored(signals: tuple[str | sc.signals.Signal, ...]) -> Callable[[], Any]:
         return lambda: sc.score(graph, data, signals, progress=False)
 
     runs = {"forward and backward": plain, **{name: scored(signals) for name, signals in chosen.items()}}
@@ -90,7 +90,7 @@ def against_peer(model: nn.Module, images: int, seconds: float) -> dict[str, Any
         return peer
     data = batches(*cifar.load("train", images))
     graph = sc.trace(model, data[0][0])
-    wide = sc.Wasserstein(projections=PEER_PROJECTIONS, per_class=PER_CLASS)
+    wide = sc.signals.Wasserstein(projections=PEER_PROJECTIONS, per_class=PER_CLASS)
     scores = sc.score(graph, data, (wide, "taylor"), progress=False)
     agreement = {}
     for theirs, ours in (("distance", "wasserstein"), ("sensitivity", "taylor")):

@@ -34,20 +34,20 @@ COMBINATIONS = (
 )
 PROTECTION = "taylor"
 
-SEMANTICS: dict[str, sc.Signal] = {
-    "magnitude, mean of members": sc.Magnitude(),
-    "magnitude, max of members": sc.Magnitude(combine="max"),
-    "magnitude, without scales": sc.Magnitude(roles=("produce", "consume")),
-    "magnitude, producing only": sc.Magnitude(roles=("produce",)),
-    "geometric_median, mean": sc.GeometricMedian(),
-    "geometric_median, max": sc.GeometricMedian(combine="max"),
-    "batchnorm_scale, mean": sc.BatchNormScale(),
-    "batchnorm_scale, max": sc.BatchNormScale(combine="max"),
-    "activation, mean": sc.Activation(),
-    "activation, max": sc.Activation(combine="max"),
-    "activation energy, mean": sc.Activation(measure="energy"),
-    "apoz, mean": sc.APoZ(),
-    "apoz, max": sc.APoZ(combine="max"),
+SEMANTICS: dict[str, sc.signals.Signal] = {
+    "magnitude, mean of members": sc.signals.Magnitude(),
+    "magnitude, max of members": sc.signals.Magnitude(combine="max"),
+    "magnitude, without scales": sc.signals.Magnitude(roles=("produce", "consume")),
+    "magnitude, producing only": sc.signals.Magnitude(roles=("produce",)),
+    "geometric_median, mean": sc.signals.GeometricMedian(),
+    "geometric_median, max": sc.signals.GeometricMedian(combine="max"),
+    "batchnorm_scale, mean": sc.signals.BatchNormScale(),
+    "batchnorm_scale, max": sc.signals.BatchNormScale(combine="max"),
+    "activation, mean": sc.signals.Activation(),
+    "activation, max": sc.signals.Activation(combine="max"),
+    "activation energy, mean": sc.signals.Activation(measure="energy"),
+    "apoz, mean": sc.signals.APoZ(),
+    "apoz, max": sc.signals.APoZ(combine="max"),
 }
 """The units of one group have the same members, so the sum ranks them as the mean does."""
 

@@ -150,7 +150,7 @@ def by_stage(seeds: int, test_images: int) -> tuple[list[dict[str, Any]], float]
         data = calibration(seed, images, labels)
         graph = sc.trace(model, data[0][0])
         for stage in STAGES:
-            scores = sc.score(graph, data, (sc.Wasserstein(stage=stage), "taylor"), progress=False)
+            scores = sc.score(graph, data, (sc.signals.Wasserstein(stage=stage), "taylor"), progress=False)
             for scope, ignored in (("inner", streams(graph)), ("all", ())):
                 for rule in (sc.ToD(), sc.Uniform(removal="wasserstein")):
                     for budget in BUDGETS:

@@ -17,6 +17,44 @@ INSIDE = {
 }
 """What `trace` works with. Other packages ask the `Graph` that comes out of it."""
 
+FLOW = (
+    "graph",
+    "signals",
+    "allocators",
+    "group_decision",
+    "plan",
+    "targets",
+    "repairs",
+    "proof",
+    "pipeline",
+    "report",
+)
+"""The pipeline, left to right: a module imports from what stands to its left."""
+
+BACKWARDS = {
+    ("graph/trace.py", "targets"),  # the table of granularities
+    ("signals/scoring.py", "targets"),  # the same
+    ("allocators/base.py", "plan"),  # a rule makes a plan
+    ("allocators/base.py", "targets"),  # for single weights, masks
+    ("allocators/unit_distortions.py", "repairs"),  # measures what a repair leaves
+    ("signals/units/reconstruction.py", "repairs"),  # the same, for each unit
+    ("signals/weights/score.py", "targets"),  # reads the layers that masks can cover
+    *(
+        (f"signals/experts/{name}.py", "targets")  # read the blocks of experts and their routers
+        for name in ("outputchange", "score", "signal", "specialisation", "taylor", "weightnorm")
+    ),
+    *((f"targets/{name}/apply.py", "proof") for name in ("experts", "together", "weights")),  # their `verify`
+    *(
+        (f"targets/{name}.py", "repairs")  # solve the same least-squares problems
+        for name in ("experts/repair", "weights/projections", "weights/surgeon", "weights/transition")
+    ),
+    *(
+        (f"pipeline/{name}.py", "report")  # `prune` returns a report
+        for name in ("compare", "prune", "result", "targets/target", "targets/weights")
+    ),
+}
+"""Modules that import from their right, and why. Nothing may join them; what leaves them is taken off."""
+
 NOT_FROZEN = {("targets/units/record.py", "model"), ("common/outputs.py", "made")}
 """Objects that `object.__setattr__` is called on from outside: a module, and a copy that is being made."""
 
@@ -69,6 +107,26 @@ def reached_into(path: str, text: str, private: set[str]) -> Iterator[str]:
             yield f"{path}:{node.lineno}: {ast.unparse(node)}"
 
 
+def backwards(path: str, text: str) -> Iterator[tuple[str, str]]:
+    """Where a module of the pipeline imports from its right, except for types."""
+    here = path.split("/")[0].removesuffix(".py")
+    if here not in FLOW:
+        return
+    tree = ast.parse(text)
+    types = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and id(node) not in types:
+            package, _, rest = (node.module or "").partition(".")
+            there = rest.split(".")[0]
+            if package == "secateur" and there in FLOW[FLOW.index(here) + 1 :]:
+                yield path, there
+
+
 def set_from_outside(path: str, text: str) -> Iterator[str]:
     """Where a module sets an attribute of another object past its class, which may be frozen."""
     for node in ast.walk(ast.parse(text)):
@@ -118,6 +176,24 @@ def test_nothing_reaches_into_the_graph() -> None:
     private = set().union(*(own_names(text) for path, text in every.items() if path.startswith("graph/")))
     assert {"_labelled", "_assembled", "_costs", "_walk"} <= private
     assert [found for path, text in every.items() for found in reached_into(path, text, private)] == []
+
+
+def test_data_flow_one_way() -> None:
+    assert {found for path, text in sources().items() for found in backwards(path, text)} == BACKWARDS
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("from secateur.pipeline.result import clock", 1),
+        ("def f():\n    from secateur.report import text", 1),
+        ("if TYPE_CHECKING:\n    from secateur.pipeline.result import Result", 0),
+        ("from secateur.signals import Scores", 0),
+        ("from secateur.common.models import unwrap", 0),
+    ],
+)
+def test_an_import_from_the_right_is_found(text: str, found: int) -> None:
+    assert len(list(backwards("targets/new.py", text))) == found
 
 
 def test_nothing_frozen_is_set_from_outside() -> None:

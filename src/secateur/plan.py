@@ -1,4 +1,4 @@
-"""The decision as data: which units go, and which positions of which tensors that means.
+"""The decision about a whole model as data, and its file; see `secateur.group_decision` for one group.
 
 A `Plan` is all that `apply` needs beside the model itself: every slice lists the positions to remove.
 It is frozen, compares by value, and its JSON is the same byte for byte for the same decision.
@@ -10,26 +10,17 @@ import json
 import os
 from collections.abc import Mapping
 from importlib import metadata
-from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    JsonValue,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import JsonValue, ValidationError, field_validator, model_validator
 
 from secateur.artefact.writing import replace_text
 from secateur.errors import PlanError
-from secateur.graph.groups import Group, Role
 from secateur.graph.inputs import InputSpec
+from secateur.group_decision import Count, GroupDecision, Record, mask_of
 
 if TYPE_CHECKING:
     from secateur.allocators.curve import Curve
@@ -41,16 +32,8 @@ if TYPE_CHECKING:
 FORMAT: Final = 1
 """The format of the JSON that this version writes; it reads this one and none that is newer."""
 
-Count = Annotated[int, Field(ge=0)]
 
-
-class _Record(BaseModel):
-    """Frozen, without unknown fields, and without silent conversions."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class CostRecord(_Record):
+class CostRecord(Record):
     """What a model costs.
 
     Attributes:
@@ -67,78 +50,7 @@ class CostRecord(_Record):
         return cls(params=int(cost.params), macs=int(cost.macs))
 
 
-class SliceDecision(_Record):
-    """What one axis of one tensor loses.
-
-    Attributes:
-        tensor: Name in the model's state dict.
-        axis: The axis that shrinks.
-        role: What the tensor does with the units.
-        removed: Positions along `axis` that go, ascending; empty where nothing does.
-    """
-
-    tensor: str
-    axis: Count
-    role: Role
-    removed: tuple[Count, ...]
-
-    @field_validator("removed")
-    @classmethod
-    def _is_ascending(cls, removed: tuple[int, ...]) -> tuple[int, ...]:
-        return _ascending(removed)
-
-
-class GroupDecision(_Record):
-    """What one group loses.
-
-    Attributes:
-        name: The group's name in the graph.
-        size: Number of units before.
-        removed: Units that go, ascending.
-        slices: What that means for every tensor axis the units touch.
-        exact: False if an operator mixes the units, so that removing some changes the others.
-    """
-
-    name: str
-    size: Annotated[int, Field(ge=1)]
-    exact: bool = True
-    removed: tuple[Count, ...]
-    slices: tuple[SliceDecision, ...]
-
-    @field_validator("removed")
-    @classmethod
-    def _is_ascending(cls, removed: tuple[int, ...]) -> tuple[int, ...]:
-        return _ascending(removed)
-
-    @model_validator(mode="after")
-    def _is_consistent(self) -> GroupDecision:
-        if self.removed and self.removed[-1] >= self.size:
-            raise ValueError(f"expected units below the size {self.size}, got {self.removed[-1]}")
-        if len(self.removed) == self.size:
-            raise ValueError(f"expected at least one unit kept, got all {self.size} removed")
-        if not self.removed and any(s.removed for s in self.slices):
-            raise ValueError("expected no position to go where no unit goes")
-        return self
-
-    @property
-    def keep(self) -> NDArray[np.bool_]:
-        """True for each unit that stays, [size]."""
-        keep = np.ones(self.size, dtype=np.bool_)
-        keep[list(self.removed)] = False
-        return keep
-
-    @property
-    def kept(self) -> int:
-        """Number of units that stay."""
-        return self.size - len(self.removed)
-
-    @property
-    def ratio(self) -> float:
-        """Fraction of the units that go, in [0, 1)."""
-        return len(self.removed) / self.size
-
-
-class Plan(_Record):
+class Plan(Record):
     """A decision about every group of one model.
 
     Attributes:
@@ -247,7 +159,7 @@ class Plan(_Record):
                 setting is not JSON.
         """
         sizes = {group.name: group.size for group in graph.groups}
-        masks = {name: _mask(name, mask, sizes) for name, mask in keep.items()}
+        masks = {name: mask_of(name, mask, sizes) for name, mask in keep.items()}
         try:
             return cls(
                 format=FORMAT,
@@ -260,7 +172,7 @@ class Plan(_Record):
                 inputs=graph.inputs,
                 dense=CostRecord.of(graph.cost()),
                 predicted=CostRecord.of(graph.cost(masks)),
-                groups=tuple(_decide(group, masks.get(group.name)) for group in graph.groups),
+                groups=tuple(GroupDecision.of(group, masks.get(group.name)) for group in graph.groups),
                 certificates=dict(certificates or {}),
                 folded=graph.folded,
                 granularity=graph.granularity,
@@ -409,45 +321,6 @@ class Plan(_Record):
         ]
         rule = "-" * len(table[0])
         return "\n".join([head, "", table[0], rule, *table[1:-2], rule, *table[-2:]])
-
-
-def _ascending(values: tuple[int, ...]) -> tuple[int, ...]:
-    if any(a >= b for a, b in pairwise(values)):
-        raise ValueError("expected indices in ascending order, each once")
-    return values
-
-
-def _mask(name: str, mask: NDArray[np.bool_], sizes: Mapping[str, int]) -> NDArray[np.bool_]:
-    """The mask, once it is known to fit its group."""
-    where = f"plan: group {name!r}"
-    if name not in sizes:
-        raise PlanError(
-            f"{where}: expected a group of the graph, got an unknown name. Take names from graph.groups."
-        )
-    mask = np.asarray(mask)
-    if mask.dtype != np.bool_ or mask.shape != (sizes[name],):
-        raise PlanError(
-            f"{where}: expected a boolean mask of shape ({sizes[name]},), got {mask.dtype} of shape "
-            f"{mask.shape}. Pass True for each unit that stays."
-        )
-    if not mask.any():
-        raise PlanError(f"{where}: expected at least one unit kept, got none. Keep one.")
-    return mask
-
-
-def _decide(group: Group, keep: NDArray[np.bool_] | None) -> GroupDecision:
-    if keep is None:
-        keep = np.ones(group.size, dtype=np.bool_)
-    return GroupDecision(
-        name=group.name,
-        size=group.size,
-        exact=group.exact,
-        removed=tuple(np.flatnonzero(~keep).tolist()),
-        slices=tuple(
-            SliceDecision(tensor=s.tensor, axis=s.axis, role=s.role, removed=tuple(s.removed(keep).tolist()))
-            for s in group.slices
-        ),
-    )
 
 
 def _version() -> str:

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 import secateur as sc
 from secateur.targets.units.compare import run
 from tests.helpers.models import TOPOLOGIES, build
+from tests.helpers.traces import applier, traced
 from tests.targets.units.plans import random_plan
-from tests.targets.units.test_equality import traced
 
 saving = importlib.import_module(
     "secateur.artefact.save"
@@ -29,9 +29,8 @@ TENSORS, RECORD = "model.safetensors", "secateur.json"
 
 
 def pruned(name: str, form: str = "module", dtype: torch.dtype = torch.float64, seed: int = 0) -> nn.Module:
-    model = build(name, dtype)
-    graph = sc.trace(model, TOPOLOGIES[name].inputs(3, dtype), allow_inexact=True)
-    return sc.apply(model, random_plan(graph, seed=seed), form, graph=graph)
+    plan = random_plan(traced(name, dtype, allow_inexact=True), seed=seed)
+    return applier(name, dtype, allow_inexact=True)(plan, form)  # type: ignore[arg-type]
 
 
 def other_weights(name: str, dtype: torch.dtype = torch.float64) -> Callable[[], nn.Module]:

@@ -2,10 +2,25 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from secateur.cli.inspect import listing
 from tests.cli.conftest import refused, run
+from tests.targets.experts.models import library
+
+MIXTURE = """
+from tests.targets.experts import models
+
+
+def make():
+    return models.make("mixtral")
+
+
+def load():
+    return [{"input_ids": part, "labels": part} for part in models.words(20, 16).chunk(5)]
+"""
 
 
 def test_it_lists_groups_and_what_is_left(folder: Path) -> None:
@@ -69,6 +84,52 @@ def test_nothing_to_prune_is_one_line(folder: Path) -> None:
     line = refused(2, "inspect", "--model", "net.py:single", "--input", "1x3x2x2")
     assert "found none" in line
     assert "granularity" in line
+
+
+def test_single_weights_need_no_inputs(folder: Path) -> None:
+    asked = ("inspect", "--model", "net.py:make", "--granularity", "weight")
+    result = run(*asked)
+    assert result.exit_code == 0, result.stderr
+    lines = result.stdout.splitlines()
+    weights = 8 * 3 * 9 + 12 * 8 * 9 + 3 * 12
+    assert lines[0] == "Sequential: 1,155 parameters"
+    assert lines[1].startswith(f"{weights:,} of them, {weights / 1155:.1%}".replace("%", " %"))
+    assert "in 3 tensors that a mask may set to zero" in lines[1]
+    row = next(line.split() for line in lines if line.startswith("3.weight"))
+    assert row == ["3.weight", "864", "74.8", "%", "12", "×", "8", "×", "3", "×", "3"]
+    found = json.loads(run(*asked, "--json").stdout)
+    assert found["weights"] == weights == sum(group["weights"] for group in found["groups"])
+    assert found["granularity"] == "weight"
+    assert found["alone"] == {}
+    assert "with granularity 'weight'" in refused(2, *asked, "--allow-inexact")
+
+
+def test_experts_and_both(folder: Path) -> None:
+    library()
+    (folder / "mixture.py").write_text(MIXTURE)
+    asked = ("inspect", "--model", "mixture.py:make", "--data", "mixture.py:load", "--granularity")
+
+    def shown(granularity: str) -> dict[str, Any]:
+        result = run(*asked, granularity, "--json")
+        assert result.exit_code == 0, result.stderr
+        return json.loads(result.stdout)
+
+    experts, text = shown("expert"), run(*asked, "expert").stdout
+    assert "16 experts in 2 groups may be removed. With the experts that its router needs left" in text
+    assert text == f"{listing(experts)}\n"
+    assert [(group["units"], group["fewest"]) for group in experts["groups"]] == [(8, 2), (8, 2)]
+    # An expert: gate, up and down of 40 neurons at width 32, and its row of the router.
+    assert experts["params"] - experts["groups"][0]["alone"]["params"] == 6 * (3 * 40 * 32 + 32)
+    assert experts["coverage"] is None
+    both = shown("unit+expert")
+    assert "units and experts in" in listing(both)
+    assert "of the parameters lie in layers with units that may be removed." in listing(both)
+    by_kind = {
+        kind: [g["name"] for g in both["groups"] if g["what"] == kind] for kind in ("units", "experts")
+    }
+    assert by_kind["experts"] == [group["name"] for group in experts["groups"]]
+    assert by_kind["units"]
+    assert both["smallest"]["params"] < experts["smallest"]["params"]
 
 
 def test_a_pruned_models_folder(folder: Path) -> None:

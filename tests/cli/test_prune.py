@@ -130,7 +130,7 @@ def test_a_failed_proof_ends_with_4(folder: Path, monkeypatch: pytest.MonkeyPatc
     def fails(*_: Any, **__: Any) -> None:
         raise sc.VerificationError("verify: expected equal outputs, got others. Report this.")
 
-    monkeypatch.setattr(sys.modules["secateur.targets.units.target"], "verify", fails)
+    monkeypatch.setattr(sys.modules["secateur.pipeline.targets.units"], "verify", fails)
     assert "verify: expected equal outputs" in refused(4, *BASE, "--macs", "0.5")
     assert not (folder / "small" / "model.safetensors").exists()
 
@@ -139,7 +139,7 @@ def test_a_bug_ends_with_1_and_debug_shows_it(folder: Path, monkeypatch: pytest.
     def fails(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("of us")
 
-    monkeypatch.setattr(sys.modules["secateur.targets.units.target"], "verify", fails)
+    monkeypatch.setattr(sys.modules["secateur.pipeline.targets.units"], "verify", fails)
     assert "unexpected ZeroDivisionError: of us" in refused(1, *BASE, "--macs", "0.5")
     result = run(*BASE, "--macs", "0.5", "--debug")
     assert isinstance(result.exception, ZeroDivisionError)

@@ -8,12 +8,12 @@ from secateur import allocators as allocate
 from secateur.allocators import registry
 from secateur.config import names
 from secateur.config.run import CompareSection
+from secateur.pipeline.targets.units import Units
 from secateur.repairs.methods import REPAIRS
 from secateur.signals.experts import SIGNALS as EXPERT_SIGNALS
 from secateur.signals.registry import SIGNALS
+from secateur.signals.weights.score import CRITERIA
 from secateur.targets.units.apply import FORMS
-from secateur.targets.units.target import Units
-from secateur.targets.weights import CRITERIA
 from secateur.targets.weights.transition import REPAIRS as MASK_REPAIRS
 
 

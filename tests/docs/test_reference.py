@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import re
 
 import pytest
 
 import secateur as sc
+from secateur import elsewhere
 from secateur.cli.main import app
 from tests.docs.pages import DOCS
 
@@ -32,14 +34,32 @@ def page(name: str) -> str:
 def shown() -> list[str]:
     """What has to have an example: no errors, and nothing that only calls make."""
     listed = [name for part in ("steps", "rules", "signals") for name in LISTED.findall(page(part))]
+    listed = [name.rpartition(".")[2] for name in listed]
     modules = {name: str(inspect.getmodule(getattr(sc, name)).__name__) for name in listed}  # type: ignore[union-attr]
     return [n for n, module in modules.items() if n not in BASES and not module.startswith(ELSEWHERE)]
 
 
 def test_every_public_name_is_in_the_reference_once() -> None:
-    pages = sorted((DOCS / "reference").glob("*.md"))
-    listed = [name for path in pages for name in LISTED.findall(page(path.stem)) if "." not in name]
-    assert sorted(listed) == sorted(sc.__all__)
+    pages = [path.stem for path in sorted((DOCS / "reference").glob("*.md")) if path.stem != "building"]
+    listed = [name for each in pages for name in LISTED.findall(page(each))]
+    in_modules = [f"{module}.{name}" for module, names in elsewhere.NAMES.items() for name in names]
+    assert sorted(listed) == sorted([*sc.__all__, *in_modules])
+
+
+@pytest.mark.parametrize(
+    ("module", "name"), [(m, name) for m, names in elsewhere.NAMES.items() for name in names]
+)
+def test_names_of_modules_are_found_at_the_top_too(module: str, name: str) -> None:
+    assert getattr(sc, name) is getattr(importlib.import_module(module), name)
+    assert name not in sc.__all__
+
+
+def test_modules_are_reachable_without_an_import() -> None:
+    for name in elsewhere.MODULES:
+        assert getattr(sc, name) is importlib.import_module(f"secateur.{name}")
+        assert name in dir(sc)
+    with pytest.raises(AttributeError, match="'secateur' has no attribute 'nothing'"):
+        _ = sc.nothing
 
 
 def test_every_command_is_in_the_reference() -> None:

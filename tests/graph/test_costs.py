@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import secateur as sc
 from secateur.graph.costs import CostModel
 from tests.helpers.models import TOPOLOGIES
+from tests.helpers.traces import applier, dense, traced
 from tests.targets.units.plans import keeps, plan_of
-from tests.targets.units.test_equality import dense, traced
 
 UNCOUNTED = {"unknown_operator"}
 """`FlopCounterMode` refuses its complex numbers."""
@@ -39,9 +39,26 @@ def test_any_plan_costs_what_the_pruned_model_does(name: str, data: st.DataObjec
     keep = data.draw(keeps(graph))
     plan = plan_of(graph, keep)
     assert (plan.predicted.params, plan.predicted.macs) == (graph.cost(keep).params, graph.cost(keep).macs)
-    for form in ("graph", "auto"):
-        small = sc.apply(dense(name), plan, form, graph=graph)
-        assert graph.cost(keep) == counted(small, name)
+    assert graph.cost(keep) == counted(applier(name)(plan), name)
+
+
+PROGRAMS = frozenset({"residual", "gated", "grouped", "lstm", "tied_linear", "channel_shuffle"})
+"""Those whose captured program is counted by `make test` too: capturing it takes most of the time."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in PROGRAMS else pytest.mark.slow)
+        for name in sorted(set(TOPOLOGIES) - UNCOUNTED)
+    ],
+)
+@settings(max_examples=5, derandomize=True)
+@given(data=st.data())
+def test_any_plan_costs_what_the_captured_program_does(name: str, data: st.DataObject) -> None:
+    graph = traced(name)
+    keep = data.draw(keeps(graph))
+    assert graph.cost(keep) == counted(applier(name)(plan_of(graph, keep), "graph"), name)
 
 
 def test_a_pruned_model_traces_to_its_own_cost() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import secateur as sc
 from secateur.graph.rules import RULES, operator_name
+from secateur.targets.units.apply import Applier
 from secateur.targets.units.compare import relative_difference, run
 from tests.graph.operators import CALLS, Call, Operand
 from tests.targets.units.plans import random_plan
@@ -192,8 +193,9 @@ def test_every_operator_says_along_which_axes_units_pass() -> None:
     assert set(expected_axes()) >= set(CALLS)
 
 
-QUICK = sorted(CALLS)[4::9]
-"""Operators that `make test` tries too; the others are slow together."""
+QUICK = set(sorted(CALLS)[4::9]) - {"aten.conv_transpose1d.default", "aten.lstm.input"}
+"""Operators that `make test` tries too; the others are slow together. The two left out take longer than all
+the rest; topologies have transposed convolutions and LSTMs."""
 
 
 @pytest.mark.parametrize(
@@ -213,11 +215,11 @@ def checked(call: Call, name: str) -> str:
         graph = sc.trace(model, inputs)
     except sc.NothingToPruneError:
         return open_axes(model, None)
+    apply = Applier(model, graph)
     for seed in range(2):
         plan = random_plan(graph, 0.5, seed)
-        wanted = run(sc.apply(model, plan, "masked"), inputs, {})
-        for form in ("graph", "auto"):
-            got = run(sc.apply(model, plan, form, graph=graph), inputs, {})
-            assert relative_difference(got, wanted) <= 1e-9, form
+        wanted = run(apply(plan, "masked"), inputs, {})
+        assert relative_difference(run(apply(plan, "graph"), inputs, {}), wanted) <= 1e-9
+        assert relative_difference(run(apply(plan), inputs, {}), wanted) <= 1e-9
     assert name in {operator_name(node) for node in graph.program.graph.nodes}
     return open_axes(model, graph)

@@ -99,7 +99,7 @@ def test_zeros_and_ones_are_refused_before_anything_takes_time(monkeypatch: pyte
     def trace(*args: Any, **kwargs: Any) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(sys.modules["secateur.targets.units.target"], "trace", trace)
+    monkeypatch.setattr(sys.modules["secateur.pipeline.targets.units"], "trace", trace)
     with pytest.raises(sc.CalibrationError, match=r"zeros and ones alone\. Pass loss_fn") as refused:
         sc.prune(plain(), labelled("zeros and ones"), sc.Budget(params=0.75), "uniform", **QUICK)
     assert len(str(refused.value)) <= 600

@@ -20,8 +20,8 @@ from secateur.targets.units.record import Record, attach, with_repairs
 from tests.graph.test_trace import assert_same, state_of
 from tests.graph.tiny import Calls
 from tests.helpers.models import INEXACT, TOPOLOGIES, build
+from tests.helpers.traces import applier, dense, traced
 from tests.targets.units.plans import plan_of, random_plan
-from tests.targets.units.test_equality import dense, traced
 
 
 @pytest.mark.parametrize("form", ["module", "graph", "masked"])
@@ -29,9 +29,8 @@ from tests.targets.units.test_equality import dense, traced
     "name", ["residual", "concat", "lstm_two_layers", "dict_output", "multi_input", "tied_linear"]
 )
 def test_what_is_right_passes(name: str, form: str) -> None:
-    model, graph = dense(name), traced(name)
-    plan = random_plan(graph)
-    small = sc.apply(model, plan, form, graph=graph)
+    model, plan = dense(name), random_plan(traced(name))
+    small = applier(name)(plan, form)  # type: ignore[arg-type]
     for inputs in (None, TOPOLOGIES[name].inputs(4, torch.float64, seed=2)):
         proof = sc.verify(model, small, plan, inputs)
         assert 0 <= proof.difference <= proof.tolerance == 1e-9

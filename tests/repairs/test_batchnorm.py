@@ -75,8 +75,8 @@ def test_layers_that_hold_statistics() -> None:
 
 
 def plan_and_form() -> tuple[Any, str]:
+    from tests.helpers.traces import traced
     from tests.targets.units.plans import random_plan
-    from tests.targets.units.test_equality import traced
 
     return random_plan(traced("residual")), "graph"
 

@@ -22,7 +22,7 @@ from secateur.report.outcomes import outcomes, settings
 from secateur.report.sentences import rule as described
 from secateur.signals.experts import SIGNALS as EXPERT_SIGNALS
 from secateur.signals.registry import SIGNALS
-from secateur.targets.weights import CRITERIA
+from secateur.signals.weights.score import CRITERIA
 from tests.report.test_html import Page
 from tests.targets.experts.models import PlainLM, spread, words
 
@@ -63,7 +63,7 @@ def network() -> tuple[nn.Module, list[Any]]:
 
 def mixture() -> tuple[nn.Module, list[Any]]:
     """A small language model with two blocks of experts, and texts with labels for it."""
-    model = nn.Sequential(spread(PlainLM()), LastToken()).eval()
+    model = nn.Sequential(spread(PlainLM(experts=4, inner=6)), LastToken()).eval()
     return model, [(words(4, seed=seed), torch.arange(4) % 3) for seed in range(5)]
 
 

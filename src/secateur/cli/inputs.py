@@ -46,13 +46,17 @@ class Inputs:
 
     @cached_property
     def graph(self) -> Any:
-        """What may be removed, of the run's granularity."""
+        """What may be removed of the model, of the run's granularity."""
+        return self.traced(self.model)
+
+    def traced(self, model: nn.Module) -> Any:
+        """What may be removed of `model`, which may lack its weights, of the run's granularity."""
         import secateur as sc
 
         run = self.run
         example = None if run.granularity == "weight" else self.example
         trace: Any = sc.trace
-        return trace(self.model, example, granularity=run.granularity, allow_inexact=run.allow_inexact)
+        return trace(model, example, granularity=run.granularity, allow_inexact=run.allow_inexact)
 
     @cached_property
     def evaluation(self) -> Calibration | None:

@@ -273,7 +273,7 @@ def repair(run: Run, json: bool) -> str:
     out = folder_to_write(Path(run.repaired or ""))
     import secateur as sc
     from secateur.pipeline.prune import TARGETS
-    from secateur.targets.target import Task
+    from secateur.pipeline.targets.target import Task
 
     inputs = Inputs(run)
     small = sc.load(run.artefact or "", inputs.source.make)

@@ -11,6 +11,8 @@ from torch import fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
+from secateur.graph.binding import all_by_name
+
 UNNAMED = "lifted_tensor_"
 """How a capture begins the names of tensors that are neither parameters nor buffers."""
 
@@ -67,12 +69,9 @@ def shape_of(value: Any) -> tuple[int, ...]:
 
 def arguments_by_name(node: fx.Node) -> dict[str, Any]:
     """Return the arguments of a call by their names in the operator's schema, defaults included."""
-    schema = getattr(node.target, "_schema", None)
-    if schema is None:
+    if getattr(node.target, "_schema", None) is None:
         return {str(i): a for i, a in enumerate(node.args)} | dict(node.kwargs)
-    bound = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
-    bound |= {a.name: value for a, value in zip(schema.arguments, node.args, strict=False)}
-    return bound | dict(node.kwargs)
+    return all_by_name(node.target, node.args, node.kwargs)
 
 
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in \S+\n\s*(?P<code>[^\n]*)')

@@ -21,10 +21,10 @@ from secateur.measure.evaluate import Evaluation, evaluate
 from secateur.pipeline.auto.auto import Auto
 from secateur.pipeline.auto.choose import choose
 from secateur.pipeline.prune import check_options, target_called
+from secateur.pipeline.targets.target import Target, Task
 from secateur.plan import CostRecord
 from secateur.signals.loss import LossFn
 from secateur.targets.granularity import granularity_of
-from secateur.targets.target import Target, Task
 from secateur.targets.units.record import record_of
 
 

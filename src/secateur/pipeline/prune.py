@@ -19,17 +19,17 @@ from secateur.measure.evaluate import evaluate
 from secateur.pipeline.auto.auto import Auto
 from secateur.pipeline.auto.choose import Choice, choose
 from secateur.pipeline.result import Result, asked_for, check_labels, clock, figures, proof_entry, scored_on
+from secateur.pipeline.targets.experts import Experts
+from secateur.pipeline.targets.target import Form, Target, Task
+from secateur.pipeline.targets.together import Both
+from secateur.pipeline.targets.units import Units
+from secateur.pipeline.targets.weights import SingleWeights
 from secateur.report.data import versions
 from secateur.report.report import Report
 from secateur.signals import Scores
 from secateur.signals.loss import LossFn, loss_name
-from secateur.targets.experts.target import Experts
 from secateur.targets.granularity import granularity_of, refusal
-from secateur.targets.target import Form, Target, Task
-from secateur.targets.together.target import Both
 from secateur.targets.units.record import record_of, with_note
-from secateur.targets.units.target import Units
-from secateur.targets.weights.target import SingleWeights
 
 TARGETS: Mapping[str, type[Target]] = MappingProxyType(
     {"unit": Units, "weight": SingleWeights, "expert": Experts, "unit+expert": Both}

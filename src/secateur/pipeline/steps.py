@@ -17,8 +17,8 @@ from secateur.signals import Scores, score
 from secateur.targets.units.record import record_of
 
 if TYPE_CHECKING:
+    from secateur.pipeline.targets.target import Target
     from secateur.targets.experts.graph import ExpertGraph
-    from secateur.targets.target import Target
 
 
 def plan_in_steps(

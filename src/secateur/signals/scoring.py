@@ -52,8 +52,8 @@ def score(
     own kernels, on one device and in one process. Tokens that a batch's ``attention_mask`` calls padding
     count for nothing.
 
-    Single weights are scored by `secateur.targets.weights.CRITERIA`, by default ``magnitude``, also in one
-    process, and by a model on several devices.
+    Single weights are scored by `secateur.signals.weights.score.CRITERIA`, by default ``magnitude``, also in
+    one process, and by a model on several devices.
 
     Args:
         graph: From `sc.trace`, of units, experts or single weights.

@@ -8,6 +8,7 @@ from typing import Any
 from torch import fx
 from torch.export.graph_signature import InputKind
 
+from secateur.graph.binding import all_by_name, bound
 from secateur.graph.graph import Graph
 from secateur.graph.inline import Mode, in_modes, modes_of
 from secateur.graph.nodes import lifted
@@ -31,17 +32,7 @@ class Call:
     @classmethod
     def bound(cls, target: Any, arguments: dict[str, Any], modes: tuple[Mode, ...] = ()) -> Call:
         """A call from arguments by schema name."""
-        args: list[Any] = []
-        kwargs: dict[str, Any] = {}
-        positional = True  # until an argument is left out
-        for argument in target._schema.arguments:
-            if argument.name not in arguments:
-                positional = False
-            elif positional and not argument.kwarg_only:
-                args.append(arguments[argument.name])
-            else:
-                kwargs[argument.name] = arguments[argument.name]
-        return cls(target, tuple(args), kwargs, modes)
+        return cls(target, *bound(target, arguments), modes)
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """What the operator gives for these arguments, in the modes in which it was captured."""
@@ -49,10 +40,7 @@ class Call:
 
     def arguments(self) -> dict[str, Any]:
         """Arguments by schema name, with defaults."""
-        schema = self.target._schema.arguments
-        given = {a.name: a.default_value for a in schema if a.has_default_value()}
-        given |= dict(zip((a.name for a in schema), self.args, strict=False))
-        return given | self.kwargs
+        return all_by_name(self.target, self.args, self.kwargs)
 
 
 class ProgramCalls:

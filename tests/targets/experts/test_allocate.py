@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import secateur as sc
+from secateur.pipeline.targets.experts import Experts
 from secateur.targets.experts.graph import ExpertGraph
-from secateur.targets.experts.target import Experts
 from tests.targets.experts.models import Mixture, PlainLM, make, words
 
 SIGNALS = ("reap", "expert_taylor", "frequency")

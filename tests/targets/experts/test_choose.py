@@ -9,8 +9,8 @@ import torch
 
 import secateur as sc
 from secateur.errors import BudgetError, NothingToPruneError
-from secateur.targets.experts.target import CANDIDATES as DEFAULT
-from secateur.targets.experts.target import Experts
+from secateur.pipeline.targets.experts import CANDIDATES as DEFAULT
+from secateur.pipeline.targets.experts import Experts
 from tests.targets.experts.models import make, words
 
 

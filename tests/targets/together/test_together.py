@@ -174,12 +174,13 @@ def test_signals_come_in_pairs() -> None:
 
 def test_rows_that_depend_on_the_data_are_no_samples() -> None:
     """How many tokens an expert gets depends on them: no activation can be told by sample."""
-    model = make("plain")
-    graph = sc.trace(model, words())
+    model, both = traced()
+    graph = both.units
     with pytest.raises(sc.ScoreError, match="depends on the data, such as the tokens of an expert"):
         sc.score(graph, batches(), "activation", progress=False)
     scores = sc.score(graph, [words(1, 2)] * 2, "reconstruction", progress=False)  # some get no token
     plan = sc.Uniform(removal="reconstruction").allocate(graph, scores, sc.Budget(params=0.7))
-    small = sc.repair(sc.apply(model, plan), model, batches(), "reconstruct", progress=False)
+    small = sc.apply(model, plan, graph=graph)
+    small = sc.repair(small, model, batches(), "reconstruct", progress=False)
     refitted = sc.record_of(small).repairs[0].get("layers", {})
     assert not [name for name in refitted if ".experts." in name]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+from typing import Literal
 
 import pytest
 import torch
@@ -11,25 +11,15 @@ from hypothesis import strategies as st
 
 import secateur as sc
 from secateur.targets.units.compare import relative_difference, run
-from tests.helpers.models import HARD_CODED, INEXACT, TOPOLOGIES, build
+from tests.helpers.models import HARD_CODED, INEXACT, TOPOLOGIES
+from tests.helpers.traces import applier, dense, traced
 from tests.targets.units.plans import keeps, plan_of, random_plan
 
 FOLLOWS_ANY_PLAN = sorted(set(TOPOLOGIES) - HARD_CODED - {"channel_shuffle"})
 """Their code reads sizes from tensors; `channel_shuffle` follows plans that take alike from both halves."""
 
-TRACED, RUN = 3, (1, 2, 5)
+RUN = (1, 2, 5)
 """Batch sizes: a captured program must not have learnt the one it was traced with."""
-
-
-@functools.cache
-def dense(name: str) -> torch.nn.Module:
-    return build(name, torch.float64)
-
-
-@functools.cache
-def traced(name: str, *, allow_inexact: bool = False) -> sc.Graph:
-    inputs = TOPOLOGIES[name].inputs(TRACED, torch.float64)
-    return sc.trace(dense(name), inputs, allow_inexact=allow_inexact)
 
 
 def outputs(model: torch.nn.Module, name: str, batch: int) -> list[torch.Tensor]:
@@ -40,13 +30,12 @@ def outputs(model: torch.nn.Module, name: str, batch: int) -> list[torch.Tensor]
 @settings(max_examples=8, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_pruned_equals_masked(name: str, data: st.DataObject) -> None:
-    model, graph = dense(name), traced(name)
+    graph, apply = traced(name), applier(name)
     plan = plan_of(graph, data.draw(keeps(graph)))
     batch = data.draw(st.sampled_from(RUN))
-    wanted = outputs(sc.apply(model, plan, "masked"), name, batch)
-    sliced = sc.apply(model, plan, "graph", graph=graph)
-    assert relative_difference(outputs(sliced, name, batch), wanted) <= 1e-9
-    either = sc.apply(model, plan, graph=graph)
+    wanted = outputs(apply(plan, "masked"), name, batch)
+    assert relative_difference(outputs(apply(plan, "graph"), name, batch), wanted) <= 1e-9
+    either = apply(plan)
     assert relative_difference(outputs(either, name, batch), wanted) <= 1e-9
     if name in FOLLOWS_ANY_PLAN:
         assert sc.record_of(either).form == "module"
@@ -56,19 +45,17 @@ def test_pruned_equals_masked(name: str, data: st.DataObject) -> None:
 @settings(max_examples=8, derandomize=True)
 @given(data=st.data())
 def test_module_equals_graph_where_an_operator_mixes_units(name: str, data: st.DataObject) -> None:
-    model, graph = dense(name), traced(name, allow_inexact=True)
+    graph, apply = traced(name, allow_inexact=True), applier(name, allow_inexact=True)
     plan = plan_of(graph, data.draw(keeps(graph)))
-    sliced = sc.apply(model, plan, "graph", graph=graph)
-    module = sc.apply(model, plan, "module", graph=graph)
+    sliced, module = apply(plan, "graph"), apply(plan, "module")
     assert relative_difference(outputs(module, name, 2), outputs(sliced, name, 2)) <= 1e-9
 
 
 @pytest.mark.parametrize("form", ["module", "graph", "masked"])
 @pytest.mark.parametrize("name", TOPOLOGIES)
-def test_removing_nothing_is_the_identity(name: str, form: str) -> None:
-    model, graph = dense(name), traced(name)
-    same = sc.apply(model, plan_of(graph, {}), form, graph=graph)
-    for ours, theirs in zip(outputs(same, name, 2), outputs(model, name, 2), strict=True):
+def test_removing_nothing_is_the_identity(name: str, form: Literal["module", "graph", "masked"]) -> None:
+    same = applier(name)(plan_of(traced(name), {}), form)
+    for ours, theirs in zip(outputs(same, name, 2), outputs(dense(name), name, 2), strict=True):
         assert torch.equal(ours, theirs)
 
 

@@ -15,8 +15,9 @@ from secateur.targets.units.compare import relative_difference, run
 from tests.graph.test_trace import assert_same, state_of
 from tests.graph.tiny import Calls
 from tests.helpers.models import TOPOLOGIES, build, randomise
+from tests.helpers.traces import dense, traced
 from tests.targets.units.plans import plan_of, random_plan
-from tests.targets.units.test_equality import dense, outputs, traced
+from tests.targets.units.test_equality import outputs
 
 FORMS = ("module", "graph", "masked")
 

@@ -11,10 +11,10 @@ import torch
 
 import secateur as sc
 from secateur.errors import NothingToPruneError, SettingError, UnreachableBudgetError
+from secateur.pipeline.targets.weights import CANDIDATES as DEFAULT
 from secateur.repairs.judging import Judge
 from secateur.repairs.methods import REPAIRS, Work
 from secateur.targets.weights.apply import apply
-from secateur.targets.weights.target import CANDIDATES as DEFAULT
 from tests.targets.weights.nets import allocate, data, net, prune, traced
 
 CANDIDATES = {"even": sc.Uniform(), "emp": sc.EMP(), "wanda": sc.ERK(removal="wanda")}

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import secateur as sc
 from secateur.errors import CalibrationError, NothingToPruneError, ScoreError
-from secateur.targets.weights import CRITERIA
+from secateur.signals.weights.score import CRITERIA
 from tests.targets.weights.nets import data, net, score, traced
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from secateur.artefact.export.checking import Runs
 from secateur.common.models import device_of
 from secateur.errors import ArtefactError, ExportError, SettingError
-from secateur.plan import GroupDecision
+from secateur.group_decision import GroupDecision
 from secateur.targets.units.compare import run
 from secateur.targets.units.configuration import LAYERS, has_configuration, holders_of, named, quietly
 from secateur.targets.units.reading import Builds, configuration_fits, read_configuration, shapes_of

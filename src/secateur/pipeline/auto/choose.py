@@ -16,10 +16,10 @@ from secateur.errors import BudgetError, NothingToPruneError, SecateurError, Unr
 from secateur.pipeline.auto.auto import Auto
 from secateur.pipeline.auto.rounds import Entrant, Stage, run_rounds
 from secateur.pipeline.auto.selection import Candidate, Round, Selection
+from secateur.pipeline.targets.target import Scored, Target
 from secateur.repairs.judging import MARGIN, Judge
 from secateur.signals import Scores
 from secateur.signals.units.combination import name_of
-from secateur.targets.target import Scored, Target
 
 FEW, MORE = 1 / 16, 1 / 4
 """Shares of the data that repairs use in the first round and in the last round."""

@@ -10,13 +10,13 @@ from secateur.allocators.registry import Allocates
 from secateur.calibration import Batch, Calibration
 from secateur.errors import CalibrationError, ScoreError
 from secateur.graph.graph import Graph
+from secateur.pipeline.targets.target import Scored
 from secateur.signals import Scores, score
 from secateur.signals.loss import LossFn
 from secateur.signals.program import NotObservedError
 from secateur.signals.registry import resolve
 from secateur.signals.signal import Signal
 from secateur.signals.units.combination import Asked, name_of
-from secateur.targets.target import Scored
 
 
 def scored(

@@ -44,7 +44,7 @@ class Activation(EntrySignal):
         >>> _ = net[1].weight.data.copy_(torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 1.0]]))
         >>> graph = sc.trace(net, torch.zeros(2, 1))
         >>> data = [(torch.ones(4, 1), torch.tensor([0, 0, 1, 1]))]
-        >>> sc.score(graph, data, sc.Activation(), progress=False)["activation"]["0"]
+        >>> sc.score(graph, data, sc.signals.Activation(), progress=False)["activation"]["0"]
         array([1., 2., 3.])
     """
 

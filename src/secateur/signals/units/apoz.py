@@ -40,7 +40,7 @@ class APoZ(EntrySignal):
         >>> _ = net[1].weight.data.copy_(torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 1.0]]))
         >>> graph = sc.trace(net, torch.zeros(2, 1))
         >>> data = [torch.tensor([[1.0], [-1.0], [2.0], [3.0]])]
-        >>> sc.score(graph, data, sc.APoZ(), progress=False)["apoz"]["0"]
+        >>> sc.score(graph, data, sc.signals.APoZ(), progress=False)["apoz"]["0"]
         array([0.75, 0.75, 0.75])
     """
 

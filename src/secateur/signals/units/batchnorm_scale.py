@@ -40,7 +40,7 @@ class BatchNormScale(Combined):
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 3, 1), norm, torch.nn.Conv2d(3, 1, 1)).eval()
         >>> _ = norm.weight.data.copy_(torch.tensor([1.0, -2.0, 3.0]))
         >>> graph = sc.trace(net, torch.zeros(2, 1, 4, 4))
-        >>> sc.score(graph, None, sc.BatchNormScale())["batchnorm_scale"]["0"]
+        >>> sc.score(graph, None, sc.signals.BatchNormScale())["batchnorm_scale"]["0"]
         array([1., 2., 3.])
     """
 

@@ -38,7 +38,7 @@ class Fisher(GateSignal):
         >>> _ = net[1].weight.data.copy_(torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 1.0]]))
         >>> graph = sc.trace(net, torch.zeros(2, 1))
         >>> data = [(torch.ones(4, 1), torch.tensor([0, 0, 0, 1]))]
-        >>> sc.score(graph, data, sc.Fisher(), progress=False)["fisher"]["0"].round(3)
+        >>> sc.score(graph, data, sc.signals.Fisher(), progress=False)["fisher"]["0"].round(3)
         array([0.293, 0.   , 2.634])
     """
 

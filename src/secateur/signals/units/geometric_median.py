@@ -39,7 +39,7 @@ class GeometricMedian(Combined):
         >>> _ = net[0].weight.data.copy_(torch.tensor([[1.0], [2.0], [3.0]]))
         >>> _ = net[1].weight.data.copy_(torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 1.0]]))
         >>> graph = sc.trace(net, torch.zeros(2, 1))
-        >>> int(sc.score(graph, None, sc.GeometricMedian())["geometric_median"]["0"].argmin())
+        >>> int(sc.score(graph, None, sc.signals.GeometricMedian())["geometric_median"]["0"].argmin())
         1
     """
 

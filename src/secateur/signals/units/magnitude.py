@@ -49,7 +49,7 @@ class Magnitude(Combined):
         >>> _ = net[0].weight.data.copy_(torch.tensor([[1.0], [2.0], [3.0]]))
         >>> _ = net[1].weight.data.copy_(torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 1.0]]))
         >>> graph = sc.trace(net, torch.zeros(2, 1))
-        >>> sc.score(graph, None, sc.Magnitude(roles=("produce",)))["magnitude"]["0"]
+        >>> sc.score(graph, None, sc.signals.Magnitude(roles=("produce",)))["magnitude"]["0"]
         array([0.5, 1. , 1.5])
     """
 
@@ -87,7 +87,7 @@ class L1(Magnitude):
         >>> _ = net[0].weight.data.copy_(torch.tensor([[1.0], [2.0], [3.0]]))
         >>> _ = net[1].weight.data.copy_(torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 1.0]]))
         >>> graph = sc.trace(net, torch.zeros(2, 1))
-        >>> sc.score(graph, None, sc.L1())["l1"]["0"]
+        >>> sc.score(graph, None, sc.signals.L1())["l1"]["0"]
         array([0.625, 1.25 , 1.125])
     """
 
@@ -107,7 +107,7 @@ class L2(Magnitude):
         >>> _ = net[0].weight.data.copy_(torch.tensor([[1.0], [2.0], [3.0]]))
         >>> _ = net[1].weight.data.copy_(torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 1.0]]))
         >>> graph = sc.trace(net, torch.zeros(2, 1))
-        >>> sc.score(graph, None, sc.L2())["l2"]["0"]
+        >>> sc.score(graph, None, sc.signals.L2())["l2"]["0"]
         array([0.68933983, 1.12132034, 1.18933983])
     """
 

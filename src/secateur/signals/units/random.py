@@ -27,7 +27,7 @@ class Random(Signal):
         >>> _ = net[0].weight.data.copy_(torch.tensor([[1.0], [2.0], [3.0]]))
         >>> _ = net[1].weight.data.copy_(torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 1.0]]))
         >>> graph = sc.trace(net, torch.zeros(2, 1))
-        >>> one, again = (sc.score(graph, None, sc.Random(), seed=3)["random"]["0"] for _ in range(2))
+        >>> one, again = (sc.score(graph, None, sc.signals.Random(), seed=3)["random"]["0"] for _ in range(2))
         >>> bool((one == again).all())
         True
     """

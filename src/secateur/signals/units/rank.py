@@ -46,7 +46,7 @@ class Rank(EntrySignal):
         >>> _ = net[0].weight.data.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])[:, :, None, None])
         >>> graph = sc.trace(net, torch.zeros(2, 2, 4, 4))
         >>> image = torch.stack([torch.eye(4), torch.ones(4, 4)])[None]  # a map of rank 4 and one of rank 1
-        >>> sc.score(graph, [image], sc.Rank(), progress=False)["rank"]["0"]
+        >>> sc.score(graph, [image], sc.signals.Rank(), progress=False)["rank"]["0"]
         array([4., 1., 4.])
     """
 

@@ -36,7 +36,7 @@ class Taylor(Signal):
         >>> _ = net[1].weight.data.copy_(torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 1.0]]))
         >>> graph = sc.trace(net, torch.zeros(2, 1))
         >>> data = [(torch.ones(4, 1), torch.tensor([0, 0, 0, 1]))]
-        >>> sc.score(graph, data, sc.Taylor(), progress=False)["taylor"]["0"].round(3)
+        >>> sc.score(graph, data, sc.signals.Taylor(), progress=False)["taylor"]["0"].round(3)
         array([0.631, 0.   , 1.892])
     """
 

@@ -67,7 +67,7 @@ class Wasserstein(Signal):
         >>> _ = net[1].weight.data.copy_(torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 1.0]]))
         >>> graph = sc.trace(net, torch.zeros(2, 1))
         >>> data = [(torch.tensor([[0.0], [0.0], [1.0], [1.0]]), torch.tensor([0, 0, 1, 1]))]
-        >>> sc.score(graph, data, sc.Wasserstein(), progress=False)["wasserstein"]["0"]
+        >>> sc.score(graph, data, sc.signals.Wasserstein(), progress=False)["wasserstein"]["0"]
         array([1., 2., 3.])
     """
 

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from secateur.artefact.writing import new_folder
 from secateur.common.mapped import INDEX, files_of
 from secateur.errors import ArtefactError, SettingError
-from secateur.plan import GroupDecision, Plan
+from secateur.group_decision import GroupDecision
+from secateur.plan import Plan
 from secateur.targets.experts.blocks import is_count
 from secateur.targets.units.record import record_of
 

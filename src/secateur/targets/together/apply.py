@@ -11,7 +11,8 @@ from secateur.common.models import device_of, unwrap
 from secateur.errors import SettingError
 from secateur.graph.folding import folded
 from secateur.graph.graph import fingerprint
-from secateur.plan import Plan, SliceDecision
+from secateur.group_decision import SliceDecision
+from secateur.plan import Plan
 from secateur.proof.verify import Proof, argument_sets
 from secateur.proof.verify import verify as verify_units
 from secateur.targets.experts.allocate import check_kept

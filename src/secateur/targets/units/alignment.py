@@ -15,6 +15,7 @@ from torch import fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
+from secateur.graph.binding import all_by_name
 from secateur.graph.inline import modes_of
 from secateur.graph.nodes import lifted, where
 from secateur.graph.rules import operator_name
@@ -137,11 +138,9 @@ class Steps:
 
 def arguments(node: fx.Node) -> Iterator[tuple[Place, Any]]:
     """Yield the arguments of a call, defaults included. Lists are taken apart."""
-    schema = getattr(node.target, "_schema", None)
-    given: dict[str | int, Any] = dict(enumerate(node.args)) | dict(node.kwargs)
-    if schema is not None:
-        given = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
-        given |= {a.name: v for a, v in zip(schema.arguments, node.args, strict=False)} | dict(node.kwargs)
+    given: dict[Any, Any] = dict(enumerate(node.args)) | dict(node.kwargs)
+    if getattr(node.target, "_schema", None) is not None:
+        given = all_by_name(node.target, node.args, node.kwargs)
     if operator_name(node) == "aten.slice.Tensor" and given["start"] is None:
         given["start"] = 0  # as captures of fixed sizes write it
     for name, value in given.items():

@@ -18,6 +18,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from secateur.errors import ApplyError
+from secateur.graph.binding import bound, given_by_name
 from secateur.graph.inline import in_modes, modes_of
 from secateur.graph.nodes import lifted, tensor_of
 from secateur.graph.rules import operator_name
@@ -236,25 +237,17 @@ class _Builder:
             return self._layer(node, layer, following.get(("input",), self._argument(node.args[0])))
         call = self.constants.follow(node)
         target, given = (node.target, None) if call is None else (call.target, call.arguments)
-        if (schema := getattr(target, "_schema", None)) is None:
+        if getattr(target, "_schema", None) is None:
             args, kwargs = self._map(tuple(node.args)), self._map(dict(node.kwargs))
             for place, value in following.items():
                 args = _with(args, place, value)
             return self._emit(node, target, args, kwargs)
         if given is None:
-            given = dict(zip((a.name for a in schema.arguments), node.args, strict=False)) | dict(node.kwargs)
+            given = given_by_name(target, node.args, node.kwargs)
         mapped = self._map(given)
         for (name, *entries), value in following.items():
             mapped[name] = _with(mapped.get(name), tuple(entries), value)
-        args, kwargs, positional = [], {}, True  # as long as no argument is left out
-        for argument in schema.arguments:
-            if argument.name not in mapped:
-                positional = False
-            elif positional and not argument.kwarg_only:
-                args.append(mapped[argument.name])
-            else:
-                kwargs[argument.name] = mapped[argument.name]
-        return self._emit(node, target, tuple(args), kwargs)
+        return self._emit(node, target, *bound(target, mapped))
 
     def _emit(self, node: fx.Node, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
         """Add a call with the modes of the captured one. Arithmetic on sizes needs no modes."""

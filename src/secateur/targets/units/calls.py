@@ -7,25 +7,29 @@ consists of steps, and what a step needs to pass is a `Need`: see `secateur.targ
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from secateur.targets.units.attention import has_head_size
+from secateur.targets.units.call_positions import (
+    component_of,
+    index_steps,
+    own_axis,
+    positions_of,
+    positions_read,
+    with_positions,
+)
+from secateur.targets.units.call_sizes import CREATORS, Arguments, is_traced, plain, sizes_in
 from secateur.targets.units.needs import Factor, Heads, Need, Number, Parts, Positions, Sizes, Step
 
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
-
-
-_CREATORS = ("zeros", "ones", "empty", "rand", "randn", "full")
 _FAMILIES = {
     "shape": (
         "view", "reshape", "flatten", "unflatten", "view_as", "reshape_as", "_unsafe_view", "_reshape_alias",
     ),
     "expand": ("expand", "expand_as", "broadcast_to"),
-    "fill": (*_CREATORS, "randint", "normal", "new_zeros", "new_ones", "new_full", "new_empty"),
+    "fill": (*CREATORS, "randint", "normal", "new_zeros", "new_ones", "new_full", "new_empty"),
     "repeat": ("repeat", "tile"),
     "split": ("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_chunk", "unsafe_split"),
     "pad": ("pad", "constant_pad_nd"),
@@ -60,7 +64,7 @@ def steps_of(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Ste
     if family != "take":
         return [Step(family)]
     if name in ("__getitem__", "__setitem__"):
-        return _index_steps(args[0], args[1])
+        return index_steps(args[0], args[1])
     rank = args[0].ndim
     dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
     return [Step("take", int(dim) % max(rank, 1))]
@@ -70,62 +74,17 @@ def factor_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> float | None:
     """Return the plain number that a call multiplies or divides by; None if there is none."""
     given = _factor(args, kwargs)
     known = isinstance(given, int | float) and not isinstance(given, bool)
-    return float(plain(given)) if known or _is_traced(given) else None
+    return float(plain(given)) if known or is_traced(given) else None
 
 
 def _factor(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     return kwargs.get("scale", kwargs.get("other", args[1] if len(args) == 2 else None))
 
 
-def _is_traced(value: Any) -> bool:
-    """Whether a value is a size under ``torch.jit.trace``, where sizes are tensors."""
-    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
-    return tracing and isinstance(value, torch.Tensor) and value.ndim == 0
-
-
-def _components(key: Any) -> list[Any]:
-    return list(key) if isinstance(key, tuple) else [key]
-
-
-def _index_steps(x: torch.Tensor, key: Any) -> list[Step]:
-    """Return a step for each slice and number of an index, with its axis there; index tensors come last."""
-    parts = _components(key)
-    consumed = sum(_consumes(part) for part in parts)
-    steps: list[Step] = []
-    tensors: list[tuple[int, int]] = []
-    dim = 0
-    for number, part in enumerate(parts):
-        if part is Ellipsis:
-            dim += x.ndim - consumed
-        elif part is None or isinstance(part, bool):
-            dim += 1
-        elif isinstance(part, slice):
-            if part != slice(None):
-                steps.append(Step("take", dim, number))
-            dim += 1
-        elif _is_size(part):
-            steps.append(Step("take", dim, number))
-        else:
-            tensors.append((dim, number))
-            dim += _consumes(part)
-    if tensors:
-        steps.append(Step("take", *tensors[0]))
-    return steps
-
-
-def _consumes(part: Any) -> int:
-    """Return how many axes a component of an index stands for."""
-    if part is None or part is Ellipsis or isinstance(part, bool):
-        return 0
-    if isinstance(part, torch.Tensor) and part.dtype in (torch.bool, torch.uint8):
-        return part.ndim
-    return 1
-
-
 def fits(name: str, step: Step, need: Need, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
     """Whether a call of the smaller model already passes what is needed."""
     if isinstance(need, Sizes):
-        found = _sizes(name, args, kwargs)
+        found = sizes_in(name, args, kwargs)
         if found is None:
             return True  # read from a tensor, which is smaller already
         values, offset, _ = found
@@ -136,7 +95,7 @@ def fits(name: str, step: Step, need: Need, args: Sequence[Any], kwargs: dict[st
     if isinstance(need, Parts):
         return _part_sizes(name, args, kwargs, need.dim) == need.sizes
     if isinstance(need, Positions):
-        return bool(_reads(name, step, args, kwargs) == _positions(need))
+        return bool(positions_read(name, step, args, kwargs) == positions_of(need))
     if isinstance(need, Heads):
         return has_head_size(need.size, args, kwargs)
     if isinstance(need, Factor):
@@ -153,9 +112,12 @@ def stated(name: str, step: Step, args: Sequence[Any], kwargs: dict[str, Any]) -
     None if positions are in a tensor.
     """
     if step.family == "take":
-        if not isinstance(_component(name, step, args, kwargs), int | slice):
+        if not isinstance(component_of(name, step, args, kwargs), int | slice):
             return None
-        reads, length = _reads(name, step, args, kwargs), int(args[0].shape[_own_axis(name, step, args)])
+        reads, length = (
+            positions_read(name, step, args, kwargs),
+            int(args[0].shape[own_axis(name, step, args)]),
+        )
         if isinstance(reads, int):
             return Positions(reads, reads + 1, single=True, length=length)
         start = reads[0] if reads else 0
@@ -173,7 +135,7 @@ def wanted(
 ) -> list[tuple[Any, int]]:
     """Return the numbers in a call of the dense model that must change, each with its new value."""
     if isinstance(need, Sizes):
-        found = _sizes(name, args, kwargs)
+        found = sizes_in(name, args, kwargs)
         values, offset = found[:2] if found is not None else ([], 0)
         changes = [(axis - offset, new) for axis, old, new in need.axes if old != new]
         return [(values[k], new) for k, new in changes if 0 <= k < len(values)]
@@ -184,7 +146,7 @@ def wanted(
         even = name == "split" and isinstance(given, int) and len(set(need.sizes)) == 1
         return [(given, need.sizes[0])] if even else []
     if isinstance(need, Positions):
-        component = _component(name, step, args, kwargs)
+        component = component_of(name, step, args, kwargs)
         if need.single:
             return [(component, need.start)]
         if isinstance(component, slice) and need.listed is None:
@@ -212,7 +174,7 @@ def observed(name: str, need: Need, args: Sequence[Any], kwargs: dict[str, Any])
     """
     if isinstance(need, Factor):
         return Factor(need.value, factor_of(args, kwargs) or 1.0)
-    found = _sizes(name, args, kwargs) if isinstance(need, Sizes) else None
+    found = sizes_in(name, args, kwargs) if isinstance(need, Sizes) else None
     if not isinstance(need, Sizes) or found is None:
         return need
     values, offset, _ = found
@@ -242,7 +204,7 @@ def count(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> int:
     if family == "range" or family in _PLACES:
         given = _number(family, args, kwargs)
         return len(given) if isinstance(given, tuple) else 1
-    found = _sizes(name, args, kwargs) if family in ("shape", "expand", "fill", "repeat") else None
+    found = sizes_in(name, args, kwargs) if family in ("shape", "expand", "fill", "repeat") else None
     return 0 if found is None else len(found[0])
 
 
@@ -253,7 +215,7 @@ def changed(name: str, step: Step, need: Need, args: tuple[Any, ...], kwargs: di
         ValueError: A size does not divide as it would have to.
     """
     if isinstance(need, Sizes):
-        found = _sizes(name, args, kwargs)
+        found = sizes_in(name, args, kwargs)
         if found is None:
             return args, kwargs
         values, offset, rebuild = found
@@ -266,10 +228,10 @@ def changed(name: str, step: Step, need: Need, args: tuple[Any, ...], kwargs: di
                 values[k] = new if given is not values[k] and given == old else values[k] * new // old
         return rebuild(values)
     if isinstance(need, Positions):
-        length = args[0].shape[_own_axis(name, step, args)]
+        length = args[0].shape[own_axis(name, step, args)]
         if need.length not in (None, length):
             raise ValueError(f"expected an axis of {need.length} positions, got {length}")
-        return _rewritten(name, step, need, args, kwargs)
+        return with_positions(name, step, need, args, kwargs)
     if isinstance(need, Number):
         return _with_number(step.family, need.value, args, kwargs)
     if isinstance(need, Factor):
@@ -281,81 +243,14 @@ def changed(name: str, step: Step, need: Need, args: tuple[Any, ...], kwargs: di
     raise TypeError(f"{type(need).__name__} is no change of arguments")
 
 
-def _source(args: Sequence[Any], kwargs: dict[str, Any]) -> torch.Tensor:
-    found: torch.Tensor = args[0] if args else kwargs["input" if "input" in kwargs else "tensor"]
-    return found
-
-
 def split(need: Parts, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """Compute a split of any kind with the new sizes of its parts."""
     return torch.split(_source(args, kwargs), list(need.sizes), need.dim)
 
 
-_SIZE_WORDS = ("size", "shape", "sizes", "dims", "repeats")
-
-
-def _sizes(
-    name: str, args: Sequence[Any], kwargs: dict[str, Any]
-) -> tuple[list[int], int, Callable[[list[int]], Arguments]] | None:
-    """Return the sizes in a call, the axis of the first one, and a function that builds the call with others.
-
-    None if the call passes no sizes.
-    """
-    start = 0 if name in _CREATORS else 2 if name == "unflatten" else 1
-    if name in ("randint", "normal"):  # the sizes come after one or two numbers
-        start = next((k for k, value in enumerate(args) if _is_sizes(value)), len(args))
-    given = list(args[start:])
-    if given and _is_size(given[0]):
-        values = given
-
-        def spread(new: list[int]) -> Arguments:
-            return (*args[:start], *new), kwargs
-
-        return values, 0, spread
-    if given and _is_sizes(given[0]):
-        values = list(given[0])
-
-        def packed(new: list[int]) -> Arguments:
-            return (*args[:start], tuple(new), *args[start + 1 :]), kwargs
-
-        return values, _offset(name, args, kwargs, len(values)), packed
-    for word in _SIZE_WORDS:
-        if _is_sizes(kwargs.get(word)):
-            values = list(kwargs[word])
-
-            def named(new: list[int], word: str = word) -> Arguments:
-                return tuple(args), {**kwargs, word: tuple(new)}
-
-            return values, _offset(name, args, kwargs, len(values)), named
-    return None
-
-
-def _offset(name: str, args: Sequence[Any], kwargs: dict[str, Any], count: int) -> int:
-    """Return the axis of the result to which the first size belongs."""
-    if name == "unflatten":
-        dim = int(kwargs.get("dim", args[1] if len(args) > 1 else 0))
-        return dim % int(args[0].ndim)
-    return max(int(args[0].ndim) - count, 0) if name == "tile" else 0
-
-
-def _is_size(value: Any) -> bool:
-    """Whether a value is a size. Under ``torch.jit.trace``, sizes are tensors."""
-    if isinstance(value, torch.Tensor):
-        return _is_traced(value) and not value.is_floating_point()
-    return isinstance(value, int | torch.SymInt) and not isinstance(value, bool)
-
-
-def plain(size: Any) -> Any:
-    """Turn a size into a number that can be compared."""
-    if not isinstance(size, torch.Tensor):
-        return size
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the tracer warns of decisions, but this decides only what is mended
-        return size.item()
-
-
-def _is_sizes(value: Any) -> bool:
-    return isinstance(value, list | tuple) and all(_is_size(v) for v in value)
+def _source(args: Sequence[Any], kwargs: dict[str, Any]) -> torch.Tensor:
+    found: torch.Tensor = args[0] if args else kwargs["input" if "input" in kwargs else "tensor"]
+    return found
 
 
 def _part_sizes(name: str, args: Sequence[Any], kwargs: dict[str, Any], dim: int) -> tuple[int, ...]:
@@ -374,76 +269,13 @@ def _part_sizes(name: str, args: Sequence[Any], kwargs: dict[str, Any], dim: int
     return tuple(part.shape[dim] for part in call(probe, *rest, **how))
 
 
-def _positions(need: Positions) -> tuple[int, ...] | int:
-    if need.single:
-        return need.start
-    return need.listed if need.listed is not None else tuple(range(need.start, need.stop))
-
-
-def _reads(name: str, step: Step, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """Return the positions that a step reads of its axis; a number if it is a single one."""
-    component = _component(name, step, args, kwargs)
-    size = args[0].shape[_own_axis(name, step, args)]
-    if isinstance(component, slice):
-        return tuple(range(*component.indices(size)))
-    if isinstance(component, int):
-        return component % size if size else component
-    listed = torch.as_tensor(component)
-    if listed.dtype is torch.bool:
-        listed = listed.nonzero().flatten()
-    return tuple(int(v) % max(size, 1) for v in listed.flatten().tolist())
-
-
-def _own_axis(name: str, step: Step, args: Sequence[Any]) -> int:
-    """Return the axis of the tensor that a step reads: each number before it in an index removed one."""
-    if name not in ("__getitem__", "__setitem__"):
-        return step.dim
-    before = _components(args[1])[: step.part]
-    numbers = sum(isinstance(p, int) and not isinstance(p, bool) for p in before)
-    new = sum(p is None for p in before)
-    return step.dim + numbers - new
-
-
-def _component(name: str, step: Step, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    if name in ("__getitem__", "__setitem__"):
-        return _components(args[1])[step.part]
-    values = [*args[1:]]
-    names = {
-        "narrow": ("dim", "start", "length"),
-        "select": ("dim", "index"),
-        "index_select": ("dim", "index"),
-    }
-    given = dict(zip(names.get(name, ()), values, strict=False)) | kwargs
-    if name == "narrow":
-        return slice(given["start"], given["start"] + given["length"])
-    return given["index"]
-
-
-def _rewritten(
-    name: str, step: Step, need: Positions, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Arguments:
-    """Return the arguments of an index or a selection, with other positions."""
-    x = args[0]
-    listed = None if need.listed is None else torch.tensor(need.listed, device=x.device)
-    component: Any = need.start if need.single else slice(need.start, need.stop) if listed is None else listed
-    if name in ("__getitem__", "__setitem__"):
-        parts = _components(args[1])
-        parts[step.part] = component
-        return (x, tuple(parts), *args[2:]), kwargs
-    if name == "narrow":
-        return (x, step.dim, need.start, need.stop - need.start), {}
-    if listed is None and not need.single:
-        listed = torch.arange(need.start, need.stop, device=x.device)
-    return (x, step.dim, need.start if need.single else listed), {}
-
-
 _RANGE_WORDS = ("start", "end", "step")
 
 
 def _range(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
     """Return the numbers that a call of ``arange`` passes; None for one that is computed from data."""
     values = (*args, *(kwargs[word] for word in _RANGE_WORDS if word in kwargs))
-    return tuple(None if isinstance(v, torch.Tensor) and not _is_traced(v) else plain(v) for v in values)
+    return tuple(None if isinstance(v, torch.Tensor) and not is_traced(v) else plain(v) for v in values)
 
 
 def _number(family: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:

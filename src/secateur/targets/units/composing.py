@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from secateur.errors import PlanError
 from secateur.graph.groups import Group
-from secateur.plan import GroupDecision, Plan, SliceDecision
+from secateur.group_decision import GroupDecision, SliceDecision
+from secateur.plan import Plan
 from secateur.targets.units.record import Record
 from secateur.targets.units.tensors import removed_positions
 

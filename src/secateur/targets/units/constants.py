@@ -7,6 +7,7 @@ from typing import Any
 from torch import fx
 from torch.utils import _pytree as pytree
 
+from secateur.graph.binding import given_by_name
 from secateur.graph.kept import Kept, Mask
 from secateur.graph.rules import operator_name
 from secateur.targets.units.rewrites import REWRITES, Call, Rewrite
@@ -33,8 +34,7 @@ class Constants:
         if rewrite is None or not self._touched(node):
             return None
         target: Any = node.target
-        names = (argument.name for argument in target._schema.arguments)
-        given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+        given = given_by_name(target, node.args, node.kwargs)
         call = Call(node, target, given, self.kept, self.kept(node), self._kept.constant)
         rewrite(call)
         return call

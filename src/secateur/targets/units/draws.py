@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.calibration.randomness import seeded
+from secateur.graph.binding import all_by_name
 from secateur.graph.nodes import draws_nothing
 
 _PLAIN = {
@@ -112,9 +113,7 @@ class _Drawing(TorchDispatchMode):
         kwargs = kwargs or {}
         if torch.Tag.nondeterministic_seeded not in func.tags:
             return func(*args, **kwargs)
-        expected = func._schema.arguments
-        given = {a.name: a.default_value for a in expected if a.has_default_value()}
-        given |= dict(zip((a.name for a in expected), args, strict=False)) | kwargs
+        given = all_by_name(func, args, kwargs)
         if draws_nothing(given):
             return func(*args, **kwargs)
         # The state of a model's own generator is not shared between passes, so it is not used.

@@ -25,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 from secateur.errors import ApplyError, InputError
 from secateur.targets.units import calls
 from secateur.targets.units.attention import with_head_size
+from secateur.targets.units.call_sizes import plain
 from secateur.targets.units.copying import keep_whole
 from secateur.targets.units.needs import Factor, Heads, Need, Parts, Sizes, Step
 from secateur.targets.units.recording import Place, literals, place_of
@@ -82,7 +83,7 @@ def said(name: str, rule: Rule, args: Sequence[Any], kwargs: Mapping[str, Any]) 
     if not _alike(calls.steps_of(name, args, dict(kwargs)), rule.steps):
         return ()
     pairs = [p for k, need in rule.needs for p in calls.wanted(name, rule.steps[k], need, args, dict(kwargs))]
-    return tuple(calls.numbers(*(calls.plain(number) for number, new in pairs if number is not new)))
+    return tuple(calls.numbers(*(plain(number) for number, new in pairs if number is not new)))
 
 
 def _as_traced(rule: Rule, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from secateur.errors import ApplyError
+from secateur.graph.binding import given_by_name
 from secateur.graph.nodes import is_open
 from secateur.targets.units import calls
 from secateur.targets.units.attention import head_size
@@ -66,8 +67,7 @@ def stays(constants: Constants, node: fx.Node) -> bool:
 
 
 def _argument(node: fx.Node, word: str, default: Any) -> Any:
-    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
-    return (dict(zip(names, node.args, strict=False)) | dict(node.kwargs)).get(word, default)
+    return given_by_name(node.target, node.args, node.kwargs).get(word, default)
 
 
 def _number(new: Any, old: Any) -> Number | None:

@@ -1,6 +1,5 @@
 """Prune single weights: score them, choose masks, and set the masked weights to zero."""
 
-from secateur.signals.weights.score import CRITERIA
 from secateur.targets.weights.distortion import distortions
 from secateur.targets.weights.interop import from_torch, to_semi_structured, to_torch
 from secateur.targets.weights.pattern import Pattern
@@ -10,7 +9,6 @@ from secateur.targets.weights.surgeon import surgeon
 from secateur.targets.weights.weights import Weights
 
 __all__ = [
-    "CRITERIA",
     "MaskPlan",
     "Pattern",
     "Weights",

@@ -96,7 +96,7 @@ def sweep(
         held: Labelled data to measure on.
         rules: Allocators, as names or instances, by the name to show.
         sparsities: Fractions of the weights to remove.
-        criterion: Scores the weights of each layer: a name from `secateur.targets.weights.CRITERIA`.
+        criterion: Scores the weights of each layer: a name from `secateur.signals.weights.score.CRITERIA`.
         repair: A name from `REPAIRS`.
         share: A model is recovered if it has at least this share of the dense accuracy.
         seed: Seed for all random choices.

@@ -21,6 +21,7 @@ from secateur.pipeline.auto.auto import UNITS, Auto
 from secateur.pipeline.auto.scored import scored
 from secateur.pipeline.result import clock, few
 from secateur.pipeline.settling import settle
+from secateur.pipeline.targets.target import Form, Scored, Target
 from secateur.plan import Plan
 from secateur.proof.verify import Proof, verify
 from secateur.repairs.methods import Work
@@ -28,7 +29,6 @@ from secateur.repairs.methods import resolve as resolve_repairs
 from secateur.signals import Scores
 from secateur.signals.distributed import joined
 from secateur.signals.units.combination import name_of
-from secateur.targets.target import Form, Scored, Target
 from secateur.targets.units.apply import FORMS, Applier
 from secateur.targets.units.record import record_of, with_note
 

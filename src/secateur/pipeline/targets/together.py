@@ -12,6 +12,9 @@ from secateur.allocators import EMP, Budget, ToD, Uniform
 from secateur.allocators.registry import Allocates
 from secateur.calibration import Calibration
 from secateur.pipeline.result import clock, few
+from secateur.pipeline.targets.experts import Experts
+from secateur.pipeline.targets.target import Scored, Task
+from secateur.pipeline.targets.units import Units
 from secateur.plan import Plan
 from secateur.proof.verify import Proof
 from secateur.repairs.methods import Work
@@ -22,14 +25,11 @@ from secateur.signals.units.combination import name_of
 from secateur.targets.experts.apply import FORMS
 from secateur.targets.experts.repair import METHOD
 from secateur.targets.experts.repair import repair as repair_experts
-from secateur.targets.experts.target import Experts
-from secateur.targets.target import Scored, Task
 from secateur.targets.together.apply import apply, verify, without_experts, without_units
 from secateur.targets.together.graph import UnitsAndExperts, part, trace
 from secateur.targets.together.rule import RULES, Pair, Together
 from secateur.targets.together.score import merged, score
 from secateur.targets.units.apply import apply as apply_units
-from secateur.targets.units.target import Units
 
 CANDIDATES: Mapping[str, Callable[[], Together]] = MappingProxyType(
     {

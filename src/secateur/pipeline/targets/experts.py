@@ -17,6 +17,7 @@ from secateur.calibration import Calibration
 from secateur.errors import BudgetError, SettingError
 from secateur.measure.evaluate import evaluate
 from secateur.pipeline.result import few
+from secateur.pipeline.targets.target import Scored, Target
 from secateur.plan import Plan
 from secateur.proof.verify import Proof
 from secateur.signals import Scores
@@ -26,7 +27,6 @@ from secateur.targets.experts.apply import FORMS, verify
 from secateur.targets.experts.graph import ExpertGraph
 from secateur.targets.experts.repair import METHOD, check_methods, repair
 from secateur.targets.experts.trace import trace
-from secateur.targets.target import Scored, Target
 from secateur.targets.units.record import record_of, with_repairs
 
 CANDIDATES: Mapping[str, Callable[[], Allocator]] = MappingProxyType(

@@ -18,6 +18,7 @@ from secateur.graph.graph import Graph
 from secateur.graph.trace import trace
 from secateur.measure.cost import Cost
 from secateur.pipeline.auto.auto import Auto
+from secateur.pipeline.targets.target import Scored, Target
 from secateur.proof.verify import Proof
 from secateur.repairs.methods import Repair, Work
 from secateur.repairs.methods import resolve as resolve_repairs
@@ -26,7 +27,6 @@ from secateur.report.data import Layer
 from secateur.signals import Scores
 from secateur.signals.units.combination import name_of
 from secateur.signals.weights.score import CRITERIA, leaves
-from secateur.targets.target import Scored, Target
 from secateur.targets.weights.apply import FORMS, verify
 from secateur.targets.weights.distortion import with_curves
 from secateur.targets.weights.plan import MaskPlan

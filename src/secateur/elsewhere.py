@@ -1,0 +1,62 @@
+"""Public names that are not in `secateur.__all__`, and the modules that have them."""
+
+MODULES = (
+    "allocators",
+    "artefact",
+    "errors",
+    "integrations",
+    "measure",
+    "pipeline",
+    "proof",
+    "signals",
+    "targets",
+)
+"""Modules that need no import of their own: ``secateur.signals`` and so on."""
+
+NAMES = {
+    "secateur.allocators": ("Curve", "retained_bound"),
+    "secateur.artefact.export.card": ("model_card",),
+    "secateur.artefact.export.checking": ("Exported",),
+    "secateur.errors": (
+        "ApplyError",
+        "ArtefactError",
+        "BudgetError",
+        "CaptureError",
+        "ConstantScoresWarning",
+        "ExportError",
+        "InputError",
+        "NothingToPruneError",
+        "PlanError",
+        "ScoreError",
+        "SettingError",
+    ),
+    "secateur.measure.cost": ("Cost", "weight_bytes"),
+    "secateur.measure.evaluate": ("Evaluation",),
+    "secateur.measure.latency.bench": ("Bench",),
+    "secateur.measure.latency.timing": ("Latency",),
+    "secateur.pipeline.compare": ("Comparison",),
+    "secateur.proof.first_order": ("first_order_bound", "loss_change"),
+    "secateur.signals": (
+        "Activation",
+        "APoZ",
+        "BatchNormScale",
+        "Fisher",
+        "GeometricMedian",
+        "L1",
+        "L2",
+        "Magnitude",
+        "Product",
+        "Random",
+        "Rank",
+        "RankSum",
+        "Reconstruction",
+        "Signal",
+        "Snip",
+        "Taylor",
+        "TaylorSample",
+        "Wasserstein",
+    ),
+    "secateur.targets.experts.checkpoint": ("save_pretrained",),
+    "secateur.targets.experts.graph": ("ExpertGraph",),
+}
+"""What is public in each module. ``secateur.NAME`` finds it as well, so that older code goes on working."""
