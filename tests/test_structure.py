@@ -19,6 +19,7 @@ INSIDE = {
 
 FLOW = (
     "graph",
+    "stream",
     "signals",
     "allocators",
     "group_decision",

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import secateur as sc
+from secateur.repairs import pairs
 from secateur.repairs.sweep import FACTORS
-from secateur.stream import pairs, pending
+from secateur.stream import pending
 from secateur.targets.units.tensors import removed_positions
 from tests.helpers.models import build
 from tests.repairs.nets import distance, inputs, pruned, swept, topology, topology_data
@@ -264,7 +265,7 @@ def test_batches_that_do_not_fit_go_to_files_or_are_run_again_with_the_same_resu
 
 
 def test_what_is_held_stays_below_the_limit() -> None:
-    from secateur.stream.pairs import Pairs
+    from secateur.repairs.pairs import Pairs
 
     data = topology_data("residual", batches=6)
     _, graph, small = topology("residual", "module")

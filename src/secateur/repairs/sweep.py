@@ -32,12 +32,12 @@ from secateur.common.progress import bar
 from secateur.graph.datasizes import depends_on_data
 from secateur.graph.graph import Graph
 from secateur.repairs.moments import channelwise, layerwise, mean, variance
+from secateur.repairs.pairs import Pair, Pairs
 from secateur.repairs.regression.additions import Addition, addition_after
 from secateur.repairs.regression.layers import Site
 from secateur.repairs.regression.leastsquares import Fit, Sums, fit
 from secateur.signals.distributed import Team, joined
 from secateur.stream.dense import Values
-from secateur.stream.pairs import Pair, Pairs
 from secateur.stream.pending import PendingBatches
 
 PARTS = 4

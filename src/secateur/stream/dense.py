@@ -90,7 +90,7 @@ class Dense(ProgramCalls):
         for k in range(values.position, stop):
             node = self.nodes[k]
             if node not in values.dense:
-                values.dense[node] = self._run(Call.captured(node), values.dense, self._dense)
+                values.dense[node] = self.run_call(Call.captured(node), values.dense, self._dense)
             if show is not None:
                 show(node, values.dense[node], values.dense)
             self._advance_also(node, values)
@@ -102,7 +102,9 @@ class Dense(ProgramCalls):
     def _advance_also(self, node: fx.Node, values: Values) -> None:
         """Run a node of the other program, where there is one."""
 
-    def _run(self, call: Call, values: dict[fx.Node, Any], tensors: dict[fx.Node, Any]) -> Any:
+    def run_call(self, call: Call, values: dict[fx.Node, Any], tensors: dict[fx.Node, Any]) -> Any:
+        """Return what a call gives; `tensors` has what is not in `values`."""
+
         def value_of(node: fx.Node) -> Any:
             return values[node] if node in values else tensors[node]
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 import secateur as sc
+from secateur.repairs.pairs import Pair
 from secateur.repairs.regression.layers import Site
 from secateur.repairs.sweep import tasks
-from secateur.stream.pairs import Pair
 from tests.targets.units.plans import plan_of
 
 

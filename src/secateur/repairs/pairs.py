@@ -97,7 +97,7 @@ class Pair(Dense):
 
     def _advance_also(self, node: fx.Node, values: Values) -> None:
         call = Call.captured(node) if self._masked else self.planned[node]
-        values.small[node] = self._run(call, values.small, self._small)
+        values.small[node] = self.run_call(call, values.small, self._small)
 
     def tensors_read(self, nodes: Iterable[fx.Node]) -> list[Any]:
         """Return the tensors of both models that some nodes read."""
@@ -107,7 +107,7 @@ class Pair(Dense):
     def dense_value(self, node: fx.Node, values: Values) -> Any:
         """Return a node's dense value at the kept positions. It is computed if its inputs are there."""
         if node not in values.dense and node not in self._dense:
-            values.dense[node] = self._run(Call.captured(node), values.dense, self._dense)
+            values.dense[node] = self.run_call(Call.captured(node), values.dense, self._dense)
         return self.restrict(node, values.dense.get(node, self._dense.get(node)))
 
     def small_value(self, node: fx.Node, values: Values) -> Any:
@@ -118,7 +118,7 @@ class Pair(Dense):
             call = self.planned[node]
             if self._masked:
                 call = Call.captured(node)
-            found = self._run(call, values.small, self._small)
+            found = self.run_call(call, values.small, self._small)
         return self.restrict(node, found) if self._masked else found
 
     def run_chain(self, chain: Sequence[fx.Node], source: fx.Node, value: Tensor, *, dense: bool) -> Tensor:
@@ -137,7 +137,7 @@ class Pair(Dense):
                 for n in node.all_input_nodes
                 if n is not source
             }
-            value = self._run(self.planned[node], {**inputs, source: value.clone()}, {})
+            value = self.run_call(self.planned[node], {**inputs, source: value.clone()}, {})
             source = node
         return value
 
