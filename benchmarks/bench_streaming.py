@@ -30,7 +30,6 @@ from torch import nn
 import secateur as sc
 from benchmarks.results import write
 from benchmarks.smollm2 import perplexity, smollm2, windows
-from secateur.common.mapped import map_weights
 from tests.zoo.importing import import_torchvision
 
 FRACTION = 0.7
@@ -78,10 +77,9 @@ class Phases:
 
 def empty_llama(config: Any) -> nn.Module:
     """A Llama without values, but for the tables that its constructor makes."""
-    from accelerate import init_empty_weights
     from transformers import LlamaForCausalLM
 
-    with init_empty_weights():
+    with sc.empty_weights():
         model = LlamaForCausalLM(config)
     return model.eval()
 
@@ -152,7 +150,7 @@ def main() -> None:
             return  # the case is skipped, and has said why
         from transformers import AutoConfig
 
-        model = map_weights(empty_llama(AutoConfig.from_pretrained(folder)), folder)
+        model = sc.map_weights(empty_llama(AutoConfig.from_pretrained(folder)), folder)
         read = load_file(Path(folder) / "texts")
         ids, judged = read["ids"], read.get("judged")
         batches = [{"input_ids": part} for part in ids.split(1)]

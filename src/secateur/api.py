@@ -19,6 +19,7 @@ from secateur.allocators import (
 from secateur.artefact.export.export import export
 from secateur.artefact.save import load, save
 from secateur.calibration import Calibration
+from secateur.common.mapped import map_weights
 from secateur.errors import CalibrationError, SecateurError, UnreachableBudgetError, VerificationError
 from secateur.graph.graph import Graph
 from secateur.graph.trace import trace
@@ -59,6 +60,7 @@ __all__ = [  # noqa: RUF022 grouped by what a reader looks for
     "latency",
     "bench",
     "record_of",
+    "map_weights",
     # Mixtures of experts
     "EqualCounts",
     "prune_checkpoint",

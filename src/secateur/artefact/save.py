@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from secateur.common.mapped import is_mapped
 from secateur.common.models import device_of, named_tensors, unwrap
 from secateur.errors import ArtefactError, PlanError
 from secateur.graph.folding import folded
@@ -271,7 +272,9 @@ def _without_ties(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, 
             tied[name] = first[key]
             continue
         first[key] = name
-        tensors[name] = tensor.detach().to("cpu", copy=True).contiguous()
+        # One in a file of its own is written from there: a copy of all might not fit into memory.
+        alone = is_mapped(tensor) and tensor.untyped_storage().nbytes() == tensor.nbytes
+        tensors[name] = tensor.detach().to("cpu", copy=not alone).contiguous()
     return tensors, tied
 
 

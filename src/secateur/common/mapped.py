@@ -43,8 +43,8 @@ def map_weights(model: nn.Module, folder: str | os.PathLike[str]) -> nn.Module:
 
     Args:
         model: Usually on the meta device, where it takes no memory. Tensors that the files do not have, such
-            as tables made by the constructor, must have values: build a Transformers model with
-            Accelerate's ``init_empty_weights()``, which leaves these in memory. It is changed in place.
+            as tables made by the constructor, must have values: build the model inside
+            ``sc.empty_weights()``, which leaves these in memory. It is changed in place.
         folder: With ``model.safetensors``, or the shards that ``model.safetensors.index.json`` lists; or one
             such file.
 
@@ -92,8 +92,8 @@ def map_weights(model: nn.Module, folder: str | os.PathLike[str]) -> nn.Module:
     if lacking:
         raise ArtefactError(
             f"{folder}: expected values of {lacking[0]}, which the model has on the meta device, got none. "
-            "Name the folder with all weights; for tables that are in no file, build the model with "
-            "accelerate.init_empty_weights()."
+            "Name the folder with all weights; for tables that are in no file, build the model inside "
+            "sc.empty_weights()."
         )
     for _, tensors, leaf in held:
         tensors[leaf] = made.get(id(tensors[leaf]), tensors[leaf])

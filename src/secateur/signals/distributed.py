@@ -58,21 +58,28 @@ class Team:
         if self.size == 1:
             return [value]
         found: list[Any] = [None] * self.size
-        try:
+        with self._answered():
             dist.all_gather_object(found, value, self.group)
+        return found
+
+    @contextmanager
+    def _answered(self) -> Iterator[None]:
+        """Raise ScoreError if another process ends while this one talks to it."""
+        try:
+            yield
         except RuntimeError as error:
             raise ScoreError(
                 f"process {self.rank} of {self.size}: expected the others to answer, got {error}. Look "
                 "for the one that ended first."
             ) from error
-        return found
 
     def from_first(self, value: T) -> T:
         """Return the value of the first process, on every process."""
         if self.size == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, 0, self.group)
+        with self._answered():
+            dist.broadcast_object_list(box, 0, self.group)
         return box[0]
 
     def tensor_from_first(self, tensor: Tensor) -> Tensor:
@@ -81,7 +88,8 @@ class Team:
             return tensor
         there = tensor.detach().cpu().contiguous().clone()
         if there.numel():
-            dist.broadcast(there.view(-1).view(torch.uint8), 0, self.group)
+            with self._answered():
+                dist.broadcast(there.view(-1).view(torch.uint8), 0, self.group)
         return there.to(tensor.device)
 
     @contextmanager
@@ -126,14 +134,16 @@ class Team:
         if self.rank > 0:
             for tensor in state.values():
                 if tensor.numel():
-                    dist.send(tensor.contiguous().reshape(-1).view(torch.uint8), 0, self.group)
+                    with self._answered():
+                        dist.send(tensor.contiguous().reshape(-1).view(torch.uint8), 0, self.group)
             return []
         states = [state]
         for rank, layout in enumerate(layouts[1:], start=1):
             received = {name: torch.empty(shape, dtype=dtype) for name, dtype, shape in layout}
             for tensor in received.values():
                 if tensor.numel():
-                    dist.recv(tensor.view(-1).view(torch.uint8), rank, self.group)
+                    with self._answered():
+                        dist.recv(tensor.view(-1).view(torch.uint8), rank, self.group)
             states.append(received)
         return states
 
