@@ -264,16 +264,15 @@ def test_batches_that_do_not_fit_go_to_files_or_are_run_again_with_the_same_resu
         assert len(starts) == len(data) if room else len(starts) > len(data) or limit
 
 
-def test_what_is_held_stays_below_the_limit() -> None:
+def test_what_is_held_stays_below_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     from secateur.repairs.pairs import Pairs
 
     data = topology_data("residual", batches=6)
     _, graph, small = topology("residual", "module")
     pairs = Pairs(graph, small)
     for limit in (0, 50_000, 1 << 30):
-        with pending.PendingBatches(
-            pairs.of, pairs.first.graph.device, sc.Calibration.of(data), limit
-        ) as walk:
+        monkeypatch.setattr(pending, "HELD_BYTES", limit)
+        with pending.PendingBatches(pairs.of, graph.device, sc.Calibration.of(data)) as walk:
             for position in range(0, len(pairs.first.nodes), 3):
                 assert [k for k, _, _ in walk.visit(lambda pair, p=position: p)] == list(range(6))
                 assert walk.bytes() <= limit

@@ -152,11 +152,11 @@ def sweep(
     # Counting samples reads all the data once, so it is done only for the methods that need it.
     samples = 0 if regress else sum(batch.size for batch in calibration.batches())
     report = {}
+    in_files = any_mapped(graph.program.state_dict.values())
     with (
         joined(graph.device) as team,
-        PendingBatches(pairs.of, graph.device, calibration, takes=team.takes) as batches,
+        PendingBatches(pairs.of, graph.device, calibration, in_files, team.takes) as batches,
     ):
-        in_files = any_mapped(graph.program.state_dict.values())
         walk = _Sweep(pair, batches, regress, samples, team, in_files=in_files)
         found = [*walk.tasks(pair).values()]
         for siblings in bar([[t] for t in found] if regress else _siblings(found, pair), name, progress):
@@ -330,8 +330,8 @@ class _Sweep:
                 (site,), (addition,) = task.sites, task.sums
                 wanted = target(site, addition, pair, values)
                 got = pair.small_value(site.node, values)
-                tolerance = _ROUNDING * torch.finfo(wanted.dtype).eps * wanted.double().norm()
-                if not bool((wanted.double() - got.double()).norm() <= tolerance):
+                tolerance = _ROUNDING * torch.finfo(wanted.dtype).eps * _norm(wanted)
+                if not _norm(wanted - got) <= tolerance:
                     found.add(name)
             if len(found) == len(names):
                 break
@@ -386,6 +386,11 @@ def _siblings(found: Sequence[Task], pair: Pair) -> list[list[Task]]:
         reads = first.reads(pair.planned[first.node], pair.tensor(first.weight))
         collected.setdefault(reads if len(task.sites) == 1 else task, []).append(task)
     return list(collected.values())
+
+
+def _norm(x: Tensor) -> float:
+    single = x if x.dtype == torch.float64 or x.is_complex() else x.float()
+    return float(torch.linalg.vector_norm(single))
 
 
 def _start(task: Task, pair: Pair) -> int:

@@ -129,7 +129,7 @@ class InParts:
             steps = {batch.index: asked.step(batch) for batch in data.batches(takes=team.takes)}
         active: list[tuple[_Window, OnePass]] = []
         start = 0
-        with PendingBatches(lambda batch: dense, dense.graph.device, data, takes=team.takes) as batches:
+        with PendingBatches(lambda batch: dense, dense.graph.device, data, True, team.takes) as batches:
             for k, end in enumerate(bar(self._ends, "Scoring, in parts", progress)):
                 with team.together():
                     for window in self._windows:

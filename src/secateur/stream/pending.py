@@ -16,7 +16,7 @@ from secateur.stream.dense import Dense, Show, Values
 
 P = TypeVar("P", bound=Dense)
 
-HELD_BYTES = 1 << 29
+HELD_BYTES = 1 << 30
 """Most bytes of batch values that stay in memory between two visits. The rest goes to temporary files."""
 
 
@@ -34,7 +34,7 @@ class PendingBatches(Generic[P]):
         of: Callable[[Batch], P],
         device: torch.device,
         calibration: Calibration,
-        limit: int | None = None,
+        in_files: bool = False,
         takes: Callable[[int], bool] = lambda index: True,
     ) -> None:
         """Start before the first node; nothing runs yet.
@@ -43,12 +43,12 @@ class PendingBatches(Generic[P]):
             of: Returns the programs for the input size of a batch.
             device: Where they run.
             calibration: The batches.
-            limit: Most bytes to keep in memory. Default: `HELD_BYTES`.
+            in_files: Whether the weights lie in files, as memory is short: then half of `HELD_BYTES` is kept.
             takes: Position of a batch -> whether it is one of these.
         """
         self._of, self._calibration = of, calibration.to(device)
         self._pair_of: dict[int, P] = {}
-        self._limit = HELD_BYTES if limit is None else limit
+        self._limit = HELD_BYTES // 2 if in_files else HELD_BYTES
         self._held: dict[int, Values] = {}
         self._sizes: dict[int, int] = {}
         self._folder: TemporaryDirectory[str] | None = None

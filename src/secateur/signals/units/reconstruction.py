@@ -17,7 +17,7 @@ from secateur.graph.nodes import hint
 from secateur.repairs.regression.additions import addition_after
 from secateur.repairs.regression.elimination import Consumer, eliminate
 from secateur.repairs.regression.layers import Site as LayerCall
-from secateur.repairs.regression.leastsquares import add_products
+from secateur.repairs.regression.leastsquares import add_products, column_sums
 from secateur.repairs.regression.readers import LayerCalls, unit_of
 from secateur.signals.program import Read
 from secateur.signals.signal import Context, Need, Signal, Step, Tally, Vector
@@ -133,15 +133,15 @@ class _Sums:
         """x: [parts, positions, columns]"""
         x = x if x.dtype in (torch.float32, torch.float64) else x.float()  # products are as exact as values
         self.state["count"] += x.shape[1]
-        self.state["x"] += (x.new_ones(len(x), 1, x.shape[1]) @ x)[:, 0]
+        self.state["x"] += column_sums(x)
         add_products(self.state["xx"], x)
 
     def add_ends(self, y: Tensor) -> None:
         """y: [parts, positions, outputs]"""
-        y = y.double()
+        y = y if y.dtype in (torch.float32, torch.float64) else y.float()
         self.state["ends"] += y.shape[1]
-        self.state["y"] += y.sum(1)
-        self.state["yy"] += y.square().sum(1)
+        self.state["y"] += column_sums(y)
+        self.state["yy"] += column_sums(y.square())
 
     def covariance(self) -> Tensor:
         """Of the columns. [parts, columns, columns]"""
