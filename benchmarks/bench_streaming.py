@@ -2,11 +2,14 @@
 
     python -m benchmarks.bench_streaming smollm2
     python -m benchmarks.bench_streaming llama-1.1b
+    python -m benchmarks.bench_streaming efficientnet
 
 ``smollm2``: trained weights, 128 texts of 512 tokens, seven tenths of the block parameters stay; needs what
 `benchmarks/smollm2.py` needs. ``llama-1.1b``: a Llama of 1.1 billion random weights in shards, 16 texts of
-256 tokens. A pass is one run of the dense model over the texts. Memory that cannot be dropped is sampled
-while a phase runs; pages of the files can be, so they do not count. Writes ``results/streaming_<case>.json``.
+256 tokens. ``efficientnet``: trained weights in memory, 400 images of 224 px, seven tenths of the MACs;
+needs what `benchmarks/imagenet.py` needs. A pass is one run of the dense model over the data. Memory is
+sampled while a phase runs; pages of files do not count, since the system may drop them. Writes
+``results/streaming_<case>.json``.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import secateur as sc
+from benchmarks.imagenet import efficientnet_lite0, load
 from benchmarks.results import write
 from benchmarks.smollm2 import perplexity, smollm2, windows
 from tests.zoo.importing import import_torchvision
@@ -125,7 +129,11 @@ def save_llama(folder: Path, texts: int, length: int) -> None:
     save_file({"ids": torch.randint(32000, (texts, length), generator=generator)}, folder / "texts")
 
 
-CASES = {"smollm2": (save_smollm2, 128, 512), "llama-1.1b": (save_llama, 16, 256)}
+CASES = {
+    "smollm2": (save_smollm2, 128, 512),
+    "llama-1.1b": (save_llama, 16, 256),
+    "efficientnet": (None, 400, 0),
+}
 
 
 def main() -> None:
@@ -138,58 +146,84 @@ def main() -> None:
     chosen = parser.parse_args()
     import_torchvision()  # Transformers imports it where it is installed
     save, texts, length = CASES[chosen.case]
-    if chosen.prepare is not None:
+    if chosen.prepare is not None and save is not None:
         save(chosen.prepare, chosen.texts or texts, chosen.length or length)
         return
-    phases = Phases()
+    found: dict[str, Any]
+    if chosen.case == "efficientnet":
+        images = load(chosen.texts or texts)[0]
+        found, _ = measure(efficientnet_lite0(), list(images.split(25)), images[:2])
+    else:
+        found = from_files(chosen.case)
+    if found:
+        print(found)
+        write(f"streaming_{chosen.case}", found)
+
+
+def from_files(case: str) -> dict[str, Any]:
+    """Measure a model whose weights lie in files; nothing where the case is skipped."""
     with tempfile.TemporaryDirectory() as folder:
         # In a process of its own: what it leaves in memory would count.
         command = [sys.executable, "-m", "benchmarks.bench_streaming", *sys.argv[1:], "--prepare", folder]
         subprocess.run(command, check=True)
         if not (Path(folder) / "texts").is_file():
-            return  # the case is skipped, and has said why
+            return {}  # the child has said why
         from transformers import AutoConfig
 
         model = sc.map_weights(empty_llama(AutoConfig.from_pretrained(folder)), folder)
         read = load_file(Path(folder) / "texts")
-        ids, judged = read["ids"], read.get("judged")
-        batches = [{"input_ids": part} for part in ids.split(1)]
-        with phases.phase("dense"), torch.no_grad():
-            for batch in batches:
-                model(**batch)
-        graph_inputs = {"input_ids": ids[:2, :16]}
-        with phases.phase("trace"):
-            graph = sc.trace(model, graph_inputs)
-        with phases.phase("score"):
-            scores = sc.score(graph, batches, "reconstruction", progress=False)
-        blocks = sum(p.numel() for n, p in model.named_parameters() if ".layers." in n)
-        whole = graph.cost().params
-        budget = sc.Budget(params=1 - (1 - FRACTION) * blocks / whole)
-        plan = sc.RepairAware().allocate(graph, scores, budget)
-        with phases.phase("apply"):
-            small = sc.apply(model, plan, graph=graph)
-        with phases.phase("verify"):
-            proof = sc.verify(model, small, plan, graph_inputs)
-        with phases.phase("refit"):
-            small = sc.repair(small, model, batches, ("reconstruct",), graph=graph, progress=False)
+        batches = [{"input_ids": text} for text in read["ids"].split(1)]
+        found, small = measure(model, batches, {"input_ids": read["ids"][:2, :16]}, Path(folder) / "small")
+        if "judged" in read:
+            found["perplexity"] = [perplexity(m, read["judged"]) for m in (model, small)]
+        return {"case": case, "texts": list(read["ids"].shape), **found}
+
+
+def measure(
+    model: nn.Module, batches: list[Any], inputs: Any, folder: Path | None = None
+) -> tuple[dict[str, Any], nn.Module]:
+    """Trace, score, apply, verify, refit and write a model; `FRACTION` of it stays.
+
+    Args:
+        model: It keeps that fraction of its blocks' parameters, or, without blocks, of its MACs.
+        batches: To score and to refit with.
+        inputs: To trace with.
+        folder: Where to write it, if at all.
+
+    Returns:
+        What was measured, and the refitted model.
+    """
+    phases = Phases()
+    with phases.phase("dense"), torch.no_grad():
+        for batch in batches:
+            model(**batch) if isinstance(batch, dict) else model(batch)
+    with phases.phase("trace"):
+        graph = sc.trace(model, inputs)
+    with phases.phase("score"):
+        scores = sc.score(graph, batches, "reconstruction", progress=False)
+    blocks = sum(p.numel() for n, p in model.named_parameters() if ".layers." in n)
+    budget = sc.Budget(params=1 - (1 - FRACTION) * blocks / graph.cost().params)
+    plan = sc.RepairAware().allocate(graph, scores, budget if blocks else sc.Budget(macs=FRACTION))
+    with phases.phase("apply"):
+        small = sc.apply(model, plan, graph=graph)
+    with phases.phase("verify"):
+        proof = sc.verify(model, small, plan, inputs)
+    with phases.phase("refit"):
+        small = sc.repair(small, model, batches, ("reconstruct",), graph=graph, progress=False)
+    if folder is not None:
         with phases.phase("write"):
-            sc.save(small, Path(folder) / "small")
-        dense = phases.found["dense"]["seconds"]
-        passes = {name: round(entry["seconds"] / dense, 2) for name, entry in phases.found.items()}
-        found = {
-            "texts": list(ids.shape),
-            "phases": phases.found,
-            "passes": passes,
-            "all_passes": round(sum(passes.values()) - 1, 2),
-            "weights_bytes": sum(p.numel() * p.element_size() for p in model.parameters()),
-            "most_bytes": max(entry["bytes"] for entry in phases.found.values()),
-            "difference": proof.difference,
-            "proven": proof.proven,
-        }
-        if judged is not None:
-            found["perplexity"] = [perplexity(m, judged) for m in (model, small)]
-    print(found)
-    write(f"streaming_{chosen.case}", found)
+            sc.save(small, folder)
+    dense = phases.found["dense"]["seconds"]
+    passes = {name: round(entry["seconds"] / dense, 2) for name, entry in phases.found.items()}
+    return {
+        "phases": phases.found,
+        "passes": passes,
+        "all_passes": round(sum(passes.values()) - 1, 2),
+        "weights_bytes": sum(p.numel() * p.element_size() for p in model.parameters()),
+        "most_bytes": max(entry["bytes"] for entry in phases.found.values()),
+        "difference": proof.difference,
+        "proven": proof.proven,
+    }, small
 
 
 if __name__ == "__main__":
