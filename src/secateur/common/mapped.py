@@ -139,8 +139,7 @@ def copied(tensor: Tensor) -> Tensor:
 def release(tensors: Iterable[Any]) -> None:
     """Tell the system that the pages of tensors in files are not needed soon. Their values stay.
 
-    Memory that was freed goes back to the system too. Only Linux has calls for this; elsewhere the system
-    decides alone.
+    Only Linux has a call for this; elsewhere the system decides alone.
     """
     if sys.platform != "linux":
         return
@@ -151,6 +150,12 @@ def release(tensors: Iterable[Any]) -> None:
             start = tensor.data_ptr() // page * page
             length = tensor.data_ptr() + tensor.numel() * tensor.element_size() - start
             system.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), _PAGEOUT)
+    trim()
+
+
+def trim() -> None:
+    """Give memory that was freed back to the system, where the C library has a call for it."""
+    system = ctypes.CDLL(None) if sys.platform == "linux" else None
     if hasattr(system, "malloc_trim"):
         system.malloc_trim(0)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from secateur.calibration import Batch, Calibration, map_tensors
+from secateur.common.mapped import trim
 from secateur.stream.dense import Dense, Show, Values
 
 P = TypeVar("P", bound=Dense)
@@ -48,6 +49,7 @@ class PendingBatches(Generic[P]):
         """
         self._of, self._calibration = of, calibration.to(device)
         self._pair_of: dict[int, P] = {}
+        self._in_files = in_files
         self._limit = HELD_BYTES // 2 if in_files else HELD_BYTES
         self._held: dict[int, Values] = {}
         self._sizes: dict[int, int] = {}
@@ -133,6 +135,8 @@ class PendingBatches(Generic[P]):
             file = self._write_file(index, values)
         if file is not None:
             self._files[index] = file
+        if self._in_files:
+            trim()  # else freed values of many batches stay with the process
 
     def _write_file(self, index: int, values: Values) -> _ValuesFile | None:
         """Write the values to a temporary file. Return None if the disk is full."""
