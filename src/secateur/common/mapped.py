@@ -156,7 +156,7 @@ def release(tensors: Iterable[Any]) -> None:
 def trim() -> None:
     """Give memory that was freed back to the system, where the C library has a call for it."""
     system = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if hasattr(system, "malloc_trim"):
+    if system is not None and hasattr(system, "malloc_trim"):
         system.malloc_trim(0)
 
 
