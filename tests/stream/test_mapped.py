@@ -150,3 +150,33 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     (tmp_path / mapped.INDEX).write_text('{"weight_map": {"0.weight": "../other.safetensors"}}')
     with pytest.raises(ArtefactError, match=r"expected ../other.safetensors, got none"):
         map_weights(net, tmp_path)
+
+
+def test_signals_that_need_gradients_run_the_model_whole(pair: Any) -> None:
+    dense, there, data = pair
+    batches = [{"ids": x, "labels": x[:, 0]} if x.ndim == 2 else (x, torch.arange(len(x)) % 5) for x in data]
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        x = batch["ids"] if isinstance(batch, dict) else batch[0]
+        return model(x).square().mean()
+
+    found = []
+    for model in (dense, there):
+        graph = sc.trace(model, data[0])
+        found.append(sc.score(graph, batches, "taylor", loss_fn=loss, progress=False)["taylor"])
+    for group, vector in found[0].items():
+        np.testing.assert_allclose(found[1][group], vector, rtol=1e-5, atol=1e-9)
+
+
+def test_an_artefact_of_a_mapped_model_loads(pair: Any, tmp_path: Path) -> None:
+    _, there, data = pair
+    graph = sc.trace(there, data[0])
+    plan = sc.Uniform(ratio=0.5).allocate(graph, sc.score(graph, None, "magnitude"))
+    small = sc.apply(there, plan, graph=graph)
+    sc.save(small, tmp_path / "small")
+
+    def make() -> nn.Module:
+        return type(there)().eval()
+
+    again = sc.load(tmp_path / "small", make)
+    assert torch.equal(again(data[0]), small(data[0]))

@@ -40,8 +40,6 @@ def test_a_decoder_is_cut_between_its_sums() -> None:
     block = sum(p.numel() for p in Decoder().blocks[0].parameters()) * 4
     for end in parts(dense, block)[:-1]:
         (crossing,) = {
-            node
-            for node in dense.nodes[:end]
-            if any(dense.index.get(user, -1) >= end for user in node.users)
+            node for node in dense.nodes[:end] if any(dense.index.get(user, -1) >= end for user in node.users)
         }
         assert crossing.meta["val"].shape[-1] == 16  # the stream alone
