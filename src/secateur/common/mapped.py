@@ -224,8 +224,8 @@ def _mapped(path: Path) -> dict[str, Tensor]:
                 8 + length <= first <= last <= size and last - first == count and min(shape, default=0) >= 0
             ):
                 raise ValueError(f"a place of {name} that is none")
-            aligned = not first % dtype.itemsize
-            found[name] = (part if aligned else part.clone()).view(dtype).view(shape)
+            stays = count >= SMALL and not first % dtype.itemsize  # a view needs aligned bytes
+            found[name] = (part if stays else part.clone()).view(dtype).view(shape)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
         raise ArtefactError(
             f"{path}: expected a safetensors file, got one that cannot be read: {error}. Save it again."
