@@ -340,8 +340,8 @@ class _Sweep:
     def _parts(self, names: Sequence[str]) -> list[Sums | None]:
         """Accumulate the sums of the regressions of some weights over this process's batches, and all calls.
 
-        Batch k goes with all its views to part k modulo the number of parts, for cross-validation. The outputs
-        of the weights lie one after another.
+        Batch k, with all its views, goes to part k modulo the number of parts, for cross-validation. The
+        outputs of the weights lie one after another.
         """
         columns = 1 if self.regress else self._matrix(self.tasks(self.pair)[names[0]]).shape[1]
         most = -(-ROWS * columns // max(1, self.samples))
