@@ -7,9 +7,9 @@ import math
 from secateur.common.formatting import number
 from secateur.graph.graph import Graph
 from secateur.graph.nodes import hint
-from secateur.repairs.regression.calls import Call
 from secateur.repairs.regression.layers import Site
 from secateur.repairs.regression.readers import LayerCalls
+from secateur.stream.calls import Call
 
 HELD = 1 / 5
 """The part of the data that scores and repairs do not see."""

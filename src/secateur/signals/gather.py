@@ -203,6 +203,7 @@ class _Run:
                 self.loss_fn,
                 seed=self.seed,
                 memory=self.limit,
+                views=1 if self.data is None else self.data.repeats,
                 model=model,
             )
 

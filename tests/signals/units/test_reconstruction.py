@@ -241,3 +241,16 @@ def test_few_samples_do_not_make_wide_layers_look_replaceable() -> None:
         ]
         half[samples] = np.sort(found)[32]
     assert half[16] > 0.5 * half[4000] > 0.1
+
+
+def test_views_of_a_sample_are_no_further_samples() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(1, 30, 4, 5, dtype=torch.float64)
+    found = []
+    for views in (1, 3):
+        sums = reconstruction._Sums(1, 5, 0, x.device)
+        sums.views = views
+        for _ in range(views):  # of the plainest kind
+            sums.add_columns(x.reshape(1, -1, 5), 30)
+        found.append(sums.covariance())
+    torch.testing.assert_close(*found)

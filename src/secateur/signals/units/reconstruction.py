@@ -125,12 +125,14 @@ class _Sums:
             the output goes into and its squares. And of samples, with their m positions and the products P
             of different columns, summed over these, the sums of ``m2``, the squares of m; of ``mpz``, m P z
             for each probe z [parts, probes, columns]; and of ``pz2``, all squares of P z [parts].
+        views: In how many views each sample is shown. So many of them count as one sample.
     """
 
     def __init__(self, parts: int, columns: int, outputs: int, device: torch.device) -> None:
         options: Any = {"dtype": torch.float64, "device": device}
         signs = torch.randint(2, (PROBES, columns), generator=torch.Generator().manual_seed(0)) * 2.0 - 1
         self._probes = signs.to(device)
+        self.views = 1
         self.state = {
             "count": torch.zeros((), **options),
             "x": torch.zeros(parts, columns, **options),
@@ -172,8 +174,8 @@ class _Sums:
         for z, mpz in zip(self._probes.double(), self.state["mpz"].unbind(1), strict=True):
             typical = second @ z - second.diagonal(dim1=1, dim2=2) * z
             differ = differ - (2 * mpz - self.state["m2"] * typical).mul(typical).sum(1)
-        samples = count.square() / self.state["m2"].clamp_min(1)
-        error = differ / (PROBES * count.square()) * samples / (samples - 1).clamp_min(1)
+        samples = count.square() / (self.views * self.state["m2"]).clamp_min(1)
+        error = self.views * differ / (PROBES * count.square()) * samples / (samples - 1).clamp_min(1)
         return shrunk(second - mean[:, :, None] * mean[:, None], error)
 
     def end_variance(self) -> float:
@@ -327,6 +329,8 @@ class _ReconstructionTally(Tally):
                     )
                 self._readings.setdefault(group.name, []).append(made[reader])
         self._sums = [reading.sums for reading in made.values()]
+        for sums in self._sums:
+            sums.views = context.views
         self._shows: dict[str, list[Callable[[Tensor, Read, torch.Generator], None]]] = {}
         for reading in made.values():
             for node, show in reading.shows().items():
