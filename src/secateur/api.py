@@ -18,7 +18,7 @@ from secateur.allocators import (
 )
 from secateur.artefact.export.export import export
 from secateur.artefact.save import load, save
-from secateur.calibration import Calibration
+from secateur.calibration import Calibration, Views
 from secateur.common.mapped import map_weights
 from secateur.errors import CalibrationError, SecateurError, UnreachableBudgetError, VerificationError
 from secateur.graph.graph import Graph
@@ -91,6 +91,7 @@ __all__ = [  # noqa: RUF022 grouped by what a reader looks for
     "Report",
     "Result",
     "Scores",
+    "Views",
     # Errors that code catches
     "SecateurError",
     "CalibrationError",

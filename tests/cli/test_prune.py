@@ -46,6 +46,14 @@ def test_it_prunes_saves_and_says_how_to_load(folder: Path) -> None:
     assert "sc.load(&#34;small&#34;, make_model)" in page
 
 
+def test_each_picture_in_several_views(folder: Path) -> None:
+    arguments = ("--macs", "0.6", "--allocator", "repair_aware", "--json")
+    plain, seen = (json.loads(run(*BASE, *arguments, *more).stdout) for more in ((), ("--views", "2")))
+    assert (plain["asked"].get("views"), seen["asked"]["views"]) == (None, 2)
+    assert seen["calibration"] == plain["calibration"] != {}
+    assert seen["figures"][0]["samples"] == plain["figures"][0]["samples"]
+
+
 def test_single_weights_become_zero(folder: Path) -> None:
     result = run(*BASE, "--granularity", "weight", "--sparsity", "0.7", "--json")
     assert result.exit_code == 0, result.stderr
@@ -175,6 +183,7 @@ def test_a_bug_ends_with_1_and_debug_shows_it(folder: Path, monkeypatch: pytest.
         (("--macs", "0.5", "--data", "net.py:fails"), "--data net.py:fails: expected fails() to return"),
         (("--macs", "0.5", "--data", "none.npz"), "expected a file, got none there"),
         (("--macs", "0.5", "--data", "x.npz", "--batch-size", "0"), "--batch-size 0"),
+        (("--macs", "0.5", "--views", "0"), "--views 0: expected a number of at least 1"),
         (("--macs", "0.5", "--out", "net.py"), "--out net.py: expected a folder"),
     ],
 )

@@ -4,5 +4,6 @@ from secateur.calibration.batch import Batch, is_soft, map_tensors
 from secateur.calibration.calibration import Calibration
 from secateur.calibration.randomness import seeded
 from secateur.calibration.reading import Forward
+from secateur.calibration.views import View, Views
 
-__all__ = ["Batch", "Calibration", "Forward", "is_soft", "map_tensors", "seeded"]
+__all__ = ["Batch", "Calibration", "Forward", "View", "Views", "is_soft", "map_tensors", "seeded"]

@@ -36,7 +36,8 @@ def map_tensors(
     return other(value)
 
 
-def _tensors(value: Any) -> list[Tensor]:
+def held_tensors(value: Any) -> list[Tensor]:
+    """The tensors in nested mappings, lists and tuples."""
     found: list[Tensor] = []
 
     def note(tensor: Tensor) -> Tensor:
@@ -86,7 +87,7 @@ class Batch:
         where = f"calibration batch {index}"
         reading = reading or Reading()
         taken = reading.take(raw, where)
-        tensors = _tensors((taken.args, taken.kwargs))
+        tensors = held_tensors((taken.args, taken.kwargs))
         if not tensors:
             given = taken.kwargs or taken.args
             raise CalibrationError(
@@ -214,7 +215,7 @@ class Batch:
 
     def check_finite(self) -> None:
         """Raise CalibrationError if a floating input holds NaN or infinity."""
-        for tensor in _tensors((self.args, self.kwargs)):
+        for tensor in held_tensors((self.args, self.kwargs)):
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise CalibrationError(
                     f"calibration batch {self.index}: expected finite inputs, got NaN or infinity in a "

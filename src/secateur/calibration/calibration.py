@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 from secateur.calibration.batch import Batch
 from secateur.calibration.randomness import OwnStream, seeded
 from secateur.calibration.reading import Forward, Reading
+from secateur.calibration.views import View, Views
 from secateur.errors import CalibrationError, SettingError
 
 
@@ -80,12 +81,14 @@ class Calibration:
         seed: Seed of the random state of each pass.
         device: Device to which batches are moved; None leaves them where they are.
         reading: The rules by which batches are split into arguments and labels.
+        views: In which views a pass yields each batch, one after the other; None: as it is.
     """
 
     source: Iterable[Any]
     seed: int = 0
     device: torch.device | None = None
     reading: Reading = field(default_factory=Reading, repr=False)
+    views: Views | None = None
     _start: tuple[tuple[torch.Generator, Tensor], ...] = field(default=(), repr=False)
 
     @classmethod
@@ -98,6 +101,7 @@ class Calibration:
         forward: Forward | None = None,
         whole: bool | None = None,
         model: nn.Module | None = None,
+        views: int | Views | View | None = None,
     ) -> Calibration:
         """Make calibration data from the user's data.
 
@@ -113,10 +117,12 @@ class Calibration:
             whole: True: batches are never cut into samples; graphs and pairs, for example, must not be cut.
                 None: secateur decides from the contents of a batch, and by running `model` on a few samples.
             model: The model that the batches are for.
+            views: In how many views each sample serves, itself included: a number of crops and mirror images,
+                or `Views`, or your own ``view(inputs, k, generator)``. None: one, or those of a Calibration.
 
         Raises:
-            CalibrationError: `data` is none of these.
-            SettingError: `batch_size` is below 1.
+            CalibrationError: `data` is none of these, or its samples are nothing that can be cropped.
+            SettingError: `batch_size` or the number of views is below 1.
 
         Example:
             >>> data = Calibration.of([(torch.zeros(2, 3), torch.tensor([0, 1]))] * 10)
@@ -127,10 +133,10 @@ class Calibration:
         if isinstance(data, Calibration):
             old = data.reading
             if (forward, whole) == (None, None) and (model is None or old.model is not None):
-                return data
+                return data._seen(views)
             kept = old.whole if whole is None else whole
             reading = Reading(model or old.model, forward or old.forward, kept)
-            return replace(data, reading=reading)._with_tested_reading()
+            return replace(data, reading=reading)._with_tested_reading()._seen(views)
         reading = Reading(model, forward, whole)
         if batch_size < 1:
             raise SettingError(
@@ -138,7 +144,8 @@ class Calibration:
             )
         if _is_batch(data):
             batch = Batch.of(data, reading=reading)
-            return cls([b.raw for b in batch.cut(-(-batch.size // batch_size))], seed, reading=reading)
+            pieces = [b.raw for b in batch.cut(-(-batch.size // batch_size))]
+            return cls(pieces, seed, reading=reading)._seen(views)
         rows = hasattr(data, "__getitem__") and isinstance(data, Sized) and not isinstance(data, Iterable)
         if isinstance(data, Dataset) or rows:
             data = DataLoader(data, batch_size=batch_size)
@@ -151,7 +158,16 @@ class Calibration:
             with seeded(seed):
                 data = list(data)
         start = tuple((g, g.get_state()) for g in _generators(data))
-        return cls(data, seed, reading=reading, _start=start)._with_tested_reading()
+        return cls(data, seed, reading=reading, _start=start)._with_tested_reading()._seen(views)
+
+    def _seen(self, views: int | Views | View | None) -> Calibration:
+        """The same data in these views; see `of`."""
+        if views is None:
+            return self
+        asked = Views.of(views)
+        if asked.number > 1:
+            asked.seen(self.plain.first(), 1, self.seed)  # what cannot be seen otherwise is refused now
+        return replace(self, views=asked)
 
     def _with_tested_reading(self) -> Calibration:
         """Return self after reading one batch.
@@ -197,12 +213,15 @@ class Calibration:
             CalibrationError: There is no batch, or a batch cannot be used. The message says which.
         """
         count = 0
-        for raw in _with_bar(self.raw_batches(), desc, self.count(), progress):
-            if takes(count):
-                batch = Batch.of(raw, count, self.reading)
-                batch.check_finite()
-                yield batch if self.device is None else batch.to(self.device)
-            count += 1
+        for raw in _with_bar(self.raw_batches(), desc, self._length(), progress):
+            for k in range(self.repeats):
+                if takes(count):
+                    batch = Batch.of(raw, count, self.reading)
+                    batch.check_finite()
+                    if self.views is not None:
+                        batch = self.views.seen(batch, k, self.seed)
+                    yield batch if self.device is None else batch.to(self.device)
+                count += 1
         if count == 0:
             raise CalibrationError(
                 "calibration: expected at least one batch, got an empty loader. Give some samples; "
@@ -215,8 +234,27 @@ class Calibration:
             return batch
         raise CalibrationError("calibration: expected at least one batch, got none. Give some samples.")
 
+    @property
+    def repeats(self) -> int:
+        """Number of views of each batch: a pass yields them one after the other."""
+        return 1 if self.views is None else self.views.number
+
+    @property
+    def plain(self) -> Calibration:
+        """The same data, each sample once and as it is."""
+        return self if self.repeats == 1 else replace(self, views=Views(1))
+
+    def samples(self) -> int:
+        """Number of samples, each counted once whatever its views; reads all data."""
+        return sum(batch.size for batch in self.plain)
+
     def count(self) -> int | None:
-        """Number of batches in a pass; None if the source does not know it."""
+        """Number of batches in a pass, views included; None if the source does not know it."""
+        length = self._length()
+        return None if length is None else length * self.repeats
+
+    def _length(self) -> int | None:
+        """Number of batches of the source; None if it does not know it."""
         if isinstance(self.source, Sized):
             try:
                 return len(self.source)
@@ -245,14 +283,14 @@ class Calibration:
             raise SettingError(
                 f"calibration split: expected every of at least 2, got {every}. Give 5 to hold out a fifth."
             )
-        total = self.count()
+        total = self._length()
         if total is None:
             total = sum(1 for _ in self.raw_batches())
         pieces = 1
         whole = 0 < total < every and self.first().whole
         if 0 < total < every and not whole:
             pieces = -(-every // total)
-            sizes = [batch.size for batch in self]
+            sizes = [batch.size for batch in self.plain]
             total = sum(min(size, pieces) for size in sizes)
         if total < 2:
             raise CalibrationError(

@@ -17,7 +17,7 @@ from secateur.errors import SettingError
 
 METAVARS: Mapping[str, str] = {"string": "TEXT", "integer": "INTEGER", "number": "NUMBER"}
 
-READING = ("batch_size", "samples", "images.size", "text.tokenizer", "text.length")
+READING = ("batch_size", "samples", "images.size", "text.tokenizer", "text.length", "views")
 """The settings that say how data from files become batches."""
 NAMES = {"images.size": "image_size", "text.length": "text_length"}
 RULE = ("allocator", "tolerance", "ratio", "removal", "protection")

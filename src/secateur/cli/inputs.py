@@ -42,7 +42,9 @@ class Inputs:
     @cached_property
     def data(self) -> Calibration:
         """The calibration data."""
-        return self._read("--data", self.run.data or "")
+        from secateur.calibration import Calibration
+
+        return Calibration.of(self._read("--data", self.run.data or ""), views=self.run.views)
 
     @cached_property
     def graph(self) -> Any:

@@ -249,6 +249,12 @@ class Run(_Settings):
         description="Read at most this many samples from files, drawn at random.",
         examples=[1000],
     )
+    views: int | None = Field(
+        default=None,
+        ge=1,
+        description="Views of each sample, itself included: crops and mirror images of pictures.",
+        examples=[3],
+    )
     images: ImagesSection = Field(
         default=ImagesSection(), description="How the pictures of a folder become inputs."
     )

@@ -48,7 +48,7 @@ def evaluate(
 
     Args:
         model: Any module.
-        data: What `Calibration.of` takes.
+        data: What `Calibration.of` takes; of a Calibration with views each sample as it is.
         dense: The model whose outputs count as right where the data holds no labels.
         loss_fn: As for `score`.
         forward: As for `score`.
@@ -66,7 +66,7 @@ def evaluate(
         >>> sc.evaluate(model, [(logits, torch.tensor([0, 1, 0, 1]))]).accuracy
         0.75
     """
-    calibration = Calibration.of(data, forward=forward, model=model).to(device_of(model))
+    calibration = Calibration.of(data, forward=forward, model=model).plain.to(device_of(model))
     loss, right, classed, samples, scale = 0.0, 0, 0, 0, 0.0
     measure = "loss"
     with evaluating(model, fast_path=True), torch.no_grad():

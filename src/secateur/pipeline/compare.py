@@ -12,7 +12,7 @@ from torch import nn
 
 from secateur.allocators import Budget, Limits
 from secateur.allocators.registry import Allocates
-from secateur.calibration import Calibration, Forward
+from secateur.calibration import Calibration, Forward, View, Views
 from secateur.common.models import unwrap
 from secateur.common.progress import steps
 from secateur.config.names import Granularity
@@ -173,6 +173,7 @@ def compare(
     evaluation: Any = None,
     loss_fn: LossFn | None = None,
     forward: Forward | None = None,
+    views: int | Views | View | None = None,
     allow_inexact: bool = False,
     seed: int = 0,
     progress: bool = True,
@@ -196,6 +197,7 @@ def compare(
         evaluation: Data to measure on; the held-out fifth of the calibration data if not given.
         loss_fn: As for `prune`.
         forward: As for `prune`.
+        views: As for `prune`.
         allow_inexact: As for `trace`.
         seed: Seed for all random choices.
         progress: Show bars on a terminal.
@@ -216,12 +218,12 @@ def compare(
     kind.check_repair(repair)
     model = unwrap(model)
 
-    def read(given: Any) -> Calibration:
-        return Calibration.of(given, seed=seed, forward=forward, model=model)
+    def read(given: Any, views: int | Views | View | None = None) -> Calibration:
+        return Calibration.of(given, seed=seed, forward=forward, model=model, views=views)
 
     task = Task(
         model,
-        read(calibration),
+        read(calibration, views),
         limits,
         repair,
         form,

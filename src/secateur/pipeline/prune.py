@@ -10,7 +10,7 @@ from torch import nn
 
 from secateur.allocators import Budget, Limits
 from secateur.allocators.registry import Allocates, describe
-from secateur.calibration import Calibration, Forward
+from secateur.calibration import Calibration, Forward, View, Views
 from secateur.common.models import unwrap
 from secateur.common.modes import require_plain_modes
 from secateur.config.names import Granularity
@@ -52,6 +52,7 @@ def prune(
     evaluation: Any = None,
     loss_fn: LossFn | None = None,
     forward: Forward | None = None,
+    views: int | Views | View | None = None,
     allow_inexact: bool = False,
     measure_latency: bool | None = None,
     seed: int = 0,
@@ -85,6 +86,9 @@ def prune(
         forward: ``forward(model, batch)`` calls the model on what the loader gives:
             ``lambda model, batch: model(batch["image"])``. Needed where batches are neither tensors, nor
             ``(inputs, labels)``, nor mappings whose keys are arguments.
+        views: In how many views each sample serves for scores and repairs, itself included: a number for
+            crops and mirror images of pictures, or `Views`, or your own ``view(inputs, k, generator)``. What
+            is held out is measured as it is. None: as `calibration` says, or one.
         allow_inexact: As for `trace`.
         measure_latency: Time the models on this machine (a few dozen forward passes). None: unless single
             weights are removed, which changes no time.
@@ -110,12 +114,12 @@ def prune(
     if isinstance(limits, Limits):  # modules are found in this model, not in those of later rounds
         limits = limits.named(dict(model.named_parameters(remove_duplicate=False)))
 
-    def read(given: Any) -> Calibration:
-        return Calibration.of(given, seed=seed, forward=forward, model=model)
+    def read(given: Any, views: int | Views | View | None = None) -> Calibration:
+        return Calibration.of(given, seed=seed, forward=forward, model=model, views=views)
 
     task = Task(
         model,
-        read(calibration),
+        read(calibration, views),
         limits,
         repair,
         form,
@@ -151,6 +155,7 @@ def prune(
         loss=loss_name(loss_fn, task.example),
         **({} if "allow_inexact" in kind.refused else {"allow_inexact": allow_inexact}),
         **({"steps": steps} if steps > 1 else {}),
+        **({"views": task.data.repeats} if task.data.repeats > 1 else {}),
         **({} if on_unrealisable == "leave" else {"on_unrealisable": on_unrealisable}),
     )
     timed = "measure_latency" not in kind.refused if measure_latency is None else measure_latency

@@ -102,7 +102,7 @@ def recover(
     trained = [p for p in student.parameters() if p.requires_grad]
     plain = optimizer(trained) if optimizer else _sgd(trained, learning_rate)
     data = Calibration.of(loader, seed=seed, forward=forward, model=model)
-    count = data.count() or sum(1 for _ in data.raw_batches())
+    count = data.count() or data.repeats * sum(1 for _ in data.raw_batches())
     total = max(1, epochs * processes.updates(count))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         plain, lambda step: 0.5 * (1 + math.cos(math.pi * min(step, total) / total))

@@ -39,7 +39,7 @@ class Judge:
             data: Held-out data.
             loss_fn: Returns the mean loss of a batch. If given, it replaces the distance.
         """
-        self._dense, self._data, self._loss_fn = dense, data.to(device_of(dense)), loss_fn
+        self._dense, self._data, self._loss_fn = dense, data.plain.to(device_of(dense)), loss_fn
         self._kept: dict[int, list[Tensor]] = {}
         self._bytes = 0
 
@@ -61,7 +61,7 @@ class Judge:
     @cached_property
     def samples(self) -> int:
         """The number of held-out samples."""
-        return sum(batch.size for batch in self._data)
+        return self._data.samples()
 
     @torch.no_grad()
     def __call__(self, model: nn.Module) -> NDArray[np.float64]:

@@ -49,7 +49,7 @@ class Repair:
 def _batchnorm(small: nn.Module, work: Work) -> dict[str, Any] | None:
     if not batch_norms(small):
         return None
-    reestimate(small, work.data, progress=work.progress)
+    reestimate(small, work.data.plain, progress=work.progress)
     return {}
 
 

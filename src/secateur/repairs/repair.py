@@ -176,7 +176,7 @@ def folds_of(data: Calibration) -> list[tuple[Calibration, Calibration]]:
     last = data.split(FOLDS)
     batches = []
     samples = 0
-    for batch in data.batches():
+    for batch in data.plain:
         batches.append(batch)
         samples += batch.size
         if samples > FEW:

@@ -150,7 +150,7 @@ def sweep(
     pair = pairs.first
     regress = FACTORS.get(name)
     # Counting samples reads all the data once, so it is done only for the methods that need it.
-    samples = 0 if regress else sum(batch.size for batch in calibration.batches())
+    samples = 0 if regress else calibration.repeats * calibration.samples()
     report = {}
     in_files = any_mapped(graph.program.state_dict.values())
     with (
@@ -340,8 +340,8 @@ class _Sweep:
     def _parts(self, names: Sequence[str]) -> list[Sums | None]:
         """Accumulate the sums of the regressions of some weights over this process's batches, and all calls.
 
-        Batch k goes to part k modulo the number of parts, for cross-validation. The outputs of the weights
-        lie one after another.
+        Batch k, with all its views, goes to part k modulo the number of parts, for cross-validation. The
+        outputs of the weights lie one after another.
         """
         columns = 1 if self.regress else self._matrix(self.tasks(self.pair)[names[0]]).shape[1]
         most = -(-ROWS * columns // max(1, self.samples))
@@ -361,7 +361,7 @@ class _Sweep:
                     else column_sums(calls, tasks, pair, here, generator, most)
                 )
                 for sums in found:
-                    k = index % len(parts)
+                    k = index // self.batches.repeats % len(parts)
                     known = parts[k]
                     parts[k] = sums if known is None else known + sums
         return parts

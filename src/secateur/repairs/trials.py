@@ -79,7 +79,7 @@ class Trials:
     def part(self) -> Trials | None:
         """Return trials on about `FIRST_SAMPLES` samples; None if there are not many more samples."""
         (work, judge), *more = self.folds
-        samples = 0 if more else sum(batch.size for batch in work.data)
+        samples = 0 if more else work.data.samples()
         if samples < PLENTY * FIRST_SAMPLES:
             return None
         whole = work.graph().static_batch is not None

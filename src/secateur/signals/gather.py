@@ -160,6 +160,7 @@ class _Run:
             if self.checkpoint is not None and number + 1 < len(self.passes):
                 with self.team.together():
                     self.checkpoint.save(now)
+        samples //= 1 if self.data is None else self.data.repeats
         return Scores(now.values, samples, len(classes), self.seed, self.graph.fingerprint)
 
     def _scores_in_parts(self, in_parts: InParts, data: Calibration) -> Scores:
@@ -202,6 +203,7 @@ class _Run:
                 self.loss_fn,
                 seed=self.seed,
                 memory=self.limit,
+                views=1 if self.data is None else self.data.repeats,
                 model=model,
             )
 

@@ -51,6 +51,7 @@ class OnePass:
         *,
         seed: int,
         memory: int | None = None,
+        views: int = 1,
         model: CapturedModel | None = None,
     ) -> None:
         """Prepare a pass.
@@ -62,6 +63,7 @@ class OnePass:
             loss_fn: As for `gather`.
             seed: For the tallies' context.
             memory: For the tallies' context.
+            views: For the tallies' context.
             model: The captured model of an earlier pass over the same graph, for signals that need no
                 gradients: its weights are known to be finite.
 
@@ -97,7 +99,7 @@ class OnePass:
             _check_weights(graph, self.model)
         self._signals = {signal.name: signal for signal in active}
         self._tallies = {
-            signal.name: signal.start(self._context(graph, covers[signal.name], seed, memory))
+            signal.name: signal.start(self._context(graph, covers[signal.name], seed, memory, views))
             for signal in active
         }
         self._observers: dict[str, list[_Observer]] = {}
@@ -113,9 +115,11 @@ class OnePass:
         self._lengths = {n.name: shape_of(n) for n in graph.program.graph.nodes if n.name in self._observers}
         self._kept: dict[str, tuple[Tensor, GradientEdge]] = {}  # of the batch in progress
 
-    def _context(self, graph: Graph, groups: tuple[Group, ...], seed: int, memory: int | None) -> Context:
+    def _context(
+        self, graph: Graph, groups: tuple[Group, ...], seed: int, memory: int | None, views: int
+    ) -> Context:
         part = graph if groups == graph.groups else graph.restricted_to(groups)
-        return Context(part, self.model.tensors, self.model.parameters, seed, memory)
+        return Context(part, self.model.tensors, self.model.parameters, seed, memory, views)
 
     @property
     def _differentiates(self) -> bool:

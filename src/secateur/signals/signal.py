@@ -46,6 +46,7 @@ class Context:
         memory: Most bytes that the run's tallies together may hold, for a signal that can hold less on
             request; None: no limit. The pass itself keeps to it by scoring few groups at a time, by what
             `Signal.held` says.
+        views: In how many views each sample is shown; these are not independent of each other.
     """
 
     graph: Graph
@@ -53,6 +54,7 @@ class Context:
     parameters: frozenset[str]
     seed: int
     memory: int | None = None
+    views: int = 1
 
 
 @dataclass(frozen=True, eq=False)

@@ -57,6 +57,7 @@ class PendingBatches(Generic[P]):
         self._files: dict[int, _ValuesFile] = {}
         self._indices: list[int] | None = None  # of the batches, once the data were read
         self._takes = takes
+        self.repeats = calibration.repeats
 
     def __enter__(self) -> PendingBatches[P]:
         """Return this object."""

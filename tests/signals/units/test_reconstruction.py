@@ -19,6 +19,13 @@ from tests.helpers.models import build
 from tests.repairs.nets import inputs, topology_data
 
 
+@pytest.fixture
+def exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The errors on the data themselves: nothing is damped, and covariances are not shrunk."""
+    monkeypatch.setattr(elimination, "DAMPING", 1e-12)
+    monkeypatch.setattr(reconstruction, "shrunk", lambda covariance, error: covariance)
+
+
 def scored(net: nn.Module, graph: sc.Graph, data: Any) -> dict[str, NDArray[np.float64]]:
     return dict(sc.score(graph, data, "reconstruction", progress=False)["reconstruction"])
 
@@ -42,8 +49,8 @@ def literal(columns: Tensor, unit: Tensor, wanted: Tensor, scatter: float) -> ND
     return value
 
 
-def test_linear_layers_against_refitting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(elimination, "DAMPING", 1e-12)
+@pytest.mark.usefixtures("exact")
+def test_linear_layers_against_refitting() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)).double()
     data = inputs(5, batches=3, samples=20)
@@ -69,8 +76,8 @@ class Block(nn.Module):
         return x.sin() + self.norm(self.outer(torch.tanh(self.inner(x))))
 
 
-def test_the_error_is_relative_to_the_sum_that_it_goes_into(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(elimination, "DAMPING", 1e-12)
+@pytest.mark.usefixtures("exact")
+def test_the_error_is_relative_to_the_sum_that_it_goes_into() -> None:
     torch.manual_seed(0)
     net = Block().double().eval()
     data = inputs(3, 5, 5, batches=3, samples=8)
@@ -103,6 +110,7 @@ def test_every_unit_has_a_value(name: str) -> None:
 
 
 def test_what_others_can_replace_goes_first_also_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconstruction, "shrunk", lambda covariance, error: covariance)
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 4)).double()
     with torch.no_grad():
@@ -130,8 +138,8 @@ class Gate(nn.Module):
         return (self.a(x) * self.b(x)).sum(-1)
 
 
-def test_what_no_layer_reads_is_to_be_told_by_what_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(elimination, "DAMPING", 1e-12)
+@pytest.mark.usefixtures("exact")
+def test_what_no_layer_reads_is_to_be_told_by_what_stays() -> None:
     net = Gate().double()
     data = inputs(8, batches=3, samples=20)
     graph = sc.trace(net, data[0][0], allow_inexact=True)
@@ -184,3 +192,65 @@ class Block2(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.outer(torch.relu(self.inner(x)))
+
+
+def test_covariances_are_shrunk_as_far_as_samples_differ() -> None:
+    """Against the literal sums over all entries and samples, which the random signs estimate."""
+    torch.manual_seed(0)
+    samples, positions, columns = 40, 6, 24
+    mixed = torch.randn(columns, columns, dtype=torch.float64)
+    of_sample = torch.randn(samples, 1, columns, dtype=torch.float64)  # what positions have in common
+    x = (of_sample + 0.5 * torch.randn(samples, positions, columns, dtype=torch.float64)) @ mixed + 0.3
+    sums = reconstruction._Sums(1, columns, 0, x.device)
+    for part in x.split(8):
+        sums.add_columns(part.reshape(1, -1, columns), len(part))
+    products = x.transpose(1, 2) @ x / positions
+    beside = ~torch.eye(columns, dtype=torch.bool)
+    error = products.var(0)[beside].sum() / samples
+    plain = torch.cov(x.reshape(-1, columns).t(), correction=0)
+    share = error / plain[beside].square().sum()
+    (found,) = sums.covariance()
+    kept = found[beside] / plain[beside]
+    torch.testing.assert_close(found.diagonal(), plain.diagonal())
+    torch.testing.assert_close(kept, kept[:1].expand_as(kept))
+    assert 0.1 < share < 0.9
+    assert 1 - float(kept[0]) == pytest.approx(float(share), rel=0.25)
+
+
+def test_how_samples_come_in_batches_does_not_matter_for_shrinking() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 30, 4, 5, dtype=torch.float64)
+    found = []
+    for size in (30, 7):
+        sums = reconstruction._Sums(3, 5, 0, x.device)
+        for part in x.split(size, 1):
+            sums.add_columns(part.reshape(3, -1, 5), part.shape[1])
+        found.append(sums.covariance())
+    torch.testing.assert_close(*found)
+
+
+def test_few_samples_do_not_make_wide_layers_look_replaceable() -> None:
+    """16 samples, 64 units that have nothing to do with each other: any 15 would tell all others."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64)).double()
+    graph = sc.trace(net, torch.zeros(2, 64, dtype=torch.float64))
+    half = {}
+    for samples in (16, 4000):
+        found = scored(net, graph, [(x,) for x in torch.randn(samples, 64, dtype=torch.float64).split(8)])[
+            "0"
+        ]
+        half[samples] = np.sort(found)[32]
+    assert half[16] > 0.5 * half[4000] > 0.1
+
+
+def test_views_of_a_sample_are_no_further_samples() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(1, 30, 4, 5, dtype=torch.float64)
+    found = []
+    for views in (1, 3):
+        sums = reconstruction._Sums(1, 5, 0, x.device)
+        sums.views = views
+        for _ in range(views):  # of the plainest kind
+            sums.add_columns(x.reshape(1, -1, 5), 30)
+        found.append(sums.covariance())
+    torch.testing.assert_close(*found)

@@ -110,7 +110,7 @@ def choose(auto: Auto, target: Target, budget: Budget | None = None, known: Scor
     selection = Selection(
         measure=judge.measure,
         rounds=tuple(
-            Round(repair=repair, samples=sum(batch.size for batch in data) if repair else 0)
+            Round(repair=repair, samples=data.samples() if repair else 0)
             for data, _ in rounds[: len(order[0].errors)]
         ),
         held=judge.samples,
@@ -164,7 +164,7 @@ def _parts(data: Calibration, *, whole: bool) -> tuple[Calibration, Calibration]
         data: All data that repairs may use.
         whole: True: batches cannot be cut.
     """
-    total = sum(batch.size for batch in data)
+    total = data.samples()
     few = take_share(data, max(FEW, LEAST / total), whole=whole)
     return few, (few if LEAST >= MORE * total else take_share(data, MORE, whole=whole))
 

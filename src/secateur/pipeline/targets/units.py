@@ -21,6 +21,7 @@ from secateur.pipeline.auto.auto import UNITS, Auto
 from secateur.pipeline.auto.scored import scored
 from secateur.pipeline.result import clock, few
 from secateur.pipeline.settling import settle
+from secateur.pipeline.shortage import shortage
 from secateur.pipeline.targets.target import Form, Scored, Target
 from secateur.plan import Plan
 from secateur.proof.verify import Proof, verify
@@ -167,6 +168,13 @@ class Units(Target):
     def intermediate(self, plan: Plan) -> nn.Module:
         """Apply a plan between two rounds, in any form."""
         return self._applied(plan, on_unrealisable=self.task.on_unrealisable)
+
+    def facts(self, small: nn.Module, plan: Plan, rule: Any, scores: Scores) -> dict[str, Any]:
+        """Also say what the data are too few for, where layers may be refitted."""
+        found = super().facts(small, plan, rule, scores)
+        if self.task.repair is None:
+            return found
+        return {**found, "lacking": shortage(self.graph, scores.samples or self.task.fit.samples())}
 
     def verify(self, small: nn.Module, plan: Plan) -> Proof:
         """Compare a pruned model with the masked dense model."""

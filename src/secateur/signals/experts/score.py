@@ -62,7 +62,9 @@ def score(
                 f"score: expected calibration data for {names}, got none. Pass at least one batch."
             )
         data = Calibration.of(calibration, seed=seed, forward=forward, model=graph.model).to(graph.device)
-        samples = _gather(graph, data, needing["routing"], needing["gradients"], loss_fn, progress)
+        samples = (
+            _gather(graph, data, needing["routing"], needing["gradients"], loss_fn, progress) // data.repeats
+        )
     values = {name: dict(tally.finish()) for name, tally in tallies.items()}
     scores = Scores(values, samples, 0, seed, graph.fingerprint)
     return with_combinations(scores, [a for a in asked if not isinstance(a, ExpertSignal)])

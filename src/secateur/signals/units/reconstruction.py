@@ -30,6 +30,10 @@ SHARE = 4
 """... or one for this many of its columns, where that is more."""
 
 
+PROBES = 8
+"""Random signs that the differences between samples are measured with."""
+
+
 @dataclass(frozen=True)
 class Reconstruction(Signal):
     r"""The error that is left after the consuming layers have been refitted to the units that stay.
@@ -48,6 +52,9 @@ class Reconstruction(Signal):
     others can stand in for goes first, however large it is. Consumers that are no regressions, such as the
     weights of an LSTM, do not count. For a group that only such consumers read, the units themselves take the
     place of the outputs: how much of their activations those that stay cannot tell, linearly.
+
+    What few samples cannot tell does not count as replaceable: covariances of the columns are shrunk as far
+    as samples differ (`shrunk`).
 
     Of large maps a layer reads positions drawn at random: `POSITIONS` of each sample, or as many as a quarter
     of its columns. So the cost of a sample does not grow with its resolution.
@@ -115,26 +122,42 @@ class _Sums:
     Attributes:
         state: ``count`` and ``ends``, the numbers of positions; ``x`` [parts, columns] and ``xx``
             [parts, columns, columns], the columns and their products; ``y`` and ``yy`` [parts, outputs], what
-            the output goes into and its squares.
+            the output goes into and its squares. And of samples, with their m positions and the products P
+            of different columns, summed over these, the sums of ``m2``, the squares of m; of ``mpz``, m P z
+            for each probe z [parts, probes, columns]; and of ``pz2``, all squares of P z [parts].
+        views: In how many views each sample is shown. So many of them count as one sample.
     """
 
     def __init__(self, parts: int, columns: int, outputs: int, device: torch.device) -> None:
         options: Any = {"dtype": torch.float64, "device": device}
+        signs = torch.randint(2, (PROBES, columns), generator=torch.Generator().manual_seed(0)) * 2.0 - 1
+        self._probes = signs.to(device)
+        self.views = 1
         self.state = {
             "count": torch.zeros((), **options),
             "x": torch.zeros(parts, columns, **options),
             "xx": torch.zeros(parts, columns, columns, **options),
+            "m2": torch.zeros((), **options),
+            "mpz": torch.zeros(parts, PROBES, columns, **options),
+            "pz2": torch.zeros(parts, **options),
             "ends": torch.zeros((), **options),
             "y": torch.zeros(parts, outputs, **options),
             "yy": torch.zeros(parts, outputs, **options),
         }
 
-    def add_columns(self, x: Tensor) -> None:
-        """x: [parts, positions, columns]"""
+    def add_columns(self, x: Tensor, samples: int) -> None:
+        """x: [parts, positions, columns], the positions of each sample one after the other."""
         x = x if x.dtype in (torch.float32, torch.float64) else x.float()  # products are as exact as values
         self.state["count"] += x.shape[1]
         self.state["x"] += column_sums(x)
         add_products(self.state["xx"], x)
+        each = x.reshape(len(x), samples, x.shape[1] // samples, -1)
+        squares, m = each.square().sum(2), each.shape[2]
+        for k, z in enumerate(self._probes.to(x.dtype)):
+            pz = ((each @ z)[:, :, None] @ each)[:, :, 0] - squares * z  # [parts, samples, columns]
+            self.state["mpz"][:, k] += m * pz.sum(1, dtype=torch.float64)
+            self.state["pz2"] += pz.square().sum((1, 2), dtype=torch.float64)
+        self.state["m2"] += samples * m * m
 
     def add_ends(self, y: Tensor) -> None:
         """y: [parts, positions, outputs]"""
@@ -144,16 +167,43 @@ class _Sums:
         self.state["yy"] += column_sums(y.square())
 
     def covariance(self) -> Tensor:
-        """Of the columns. [parts, columns, columns]"""
+        """Of the columns, shrunk to its diagonal as far as samples differ. [parts, columns, columns]"""
         count = self.state["count"].clamp_min(1)
-        mean = self.state["x"] / count
-        return self.state["xx"] / count - mean[:, :, None] * mean[:, None]
+        mean, second = self.state["x"] / count, self.state["xx"] / count
+        differ = self.state["pz2"]  # becomes the sum over samples of |P z - m E[P z]|^2
+        for z, mpz in zip(self._probes.double(), self.state["mpz"].unbind(1), strict=True):
+            typical = second @ z - second.diagonal(dim1=1, dim2=2) * z
+            differ = differ - (2 * mpz - self.state["m2"] * typical).mul(typical).sum(1)
+        samples = count.square() / (self.views * self.state["m2"]).clamp_min(1)
+        error = self.views * differ / (PROBES * count.square()) * samples / (samples - 1).clamp_min(1)
+        return shrunk(second - mean[:, :, None] * mean[:, None], error)
 
     def end_variance(self) -> float:
         """Of what the output goes into, over all its entries together."""
         count = self.state["ends"].clamp_min(1)
         around = self.state["yy"] / count - (self.state["y"] / count).square()
         return float(around.clamp_min(0).sum())
+
+
+def shrunk(covariance: Tensor, error: Tensor) -> Tensor:
+    """A covariance as far as its data tell: what is not on the diagonal goes towards zero.
+
+    With fewer samples than columns any column is a sum of others, and any unit would seem replaceable. The
+    share that goes is the expected squared error of these entries over their sum of squares.
+
+    Source: Ledoit and Wolf 2004, A well-conditioned estimator for large-dimensional covariance matrices; with
+    the diagonal as target as in Schäfer and Strimmer 2005. Departures: what varies are samples, not
+    positions, which depend on each other; products are about zero, not about the mean, which gives a larger
+    share; and the error comes from random signs (`PROBES`) instead of all entries (Hutchinson 1990).
+
+    Args:
+        covariance: [parts, columns, columns]
+        error: Sum of the expected squared errors of all entries beside the diagonal. [parts]
+    """
+    diagonal = torch.diag_embed(covariance.diagonal(dim1=1, dim2=2))
+    size = (covariance - diagonal).square().sum((1, 2))
+    share = torch.where(size > 0, error / size, 0.0).clamp(0, 1)[:, None, None]
+    return torch.lerp(covariance, diagonal, share)
 
 
 class _Reading(ABC):
@@ -194,7 +244,7 @@ class _LayerReading(_Reading):
             most = max(POSITIONS, self._matrix.shape[1] // SHARE)
             for x, y in layer.pieces(self._call, self._weight, read(layer.x).detach(), value):
                 places = layer.draw(self._call, self._weight, y, most, drawn)
-                self.sums.add_columns(layer.layer.columns(x, self._weight, self._call, places))
+                self.sums.add_columns(layer.layer.columns(x, self._weight, self._call, places), len(y))
 
         def ends(value: Tensor, read: Read, drawn: torch.Generator) -> None:
             self.sums.add_ends(layer.layer.targets(value, self._weight, self._call))
@@ -251,7 +301,7 @@ class _SiteReading(_Reading):
 
         def columns(value: Tensor, read: Read, drawn: torch.Generator) -> None:
             entries = value.index_select(self._site.axis, self._position).movedim(self._site.axis, -1)
-            self.sums.add_columns(entries.reshape(1, -1, entries.shape[-1]))
+            self.sums.add_columns(entries.reshape(1, -1, entries.shape[-1]), len(entries))
 
         return {self._site.node: columns}
 
@@ -279,6 +329,8 @@ class _ReconstructionTally(Tally):
                     )
                 self._readings.setdefault(group.name, []).append(made[reader])
         self._sums = [reading.sums for reading in made.values()]
+        for sums in self._sums:
+            sums.views = context.views
         self._shows: dict[str, list[Callable[[Tensor, Read, torch.Generator], None]]] = {}
         for reading in made.values():
             for node, show in reading.shows().items():

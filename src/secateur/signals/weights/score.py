@@ -141,7 +141,7 @@ def score(
     model, names = graph.model, leaves(asked)
     layers = layers_of(model)
     needs = frozenset[str]().union(*(CRITERIA[name].needs for name in names))
-    sums = Sums()
+    sums, repeats = Sums(), 1
     if needs:
         if calibration is None:
             raise CalibrationError(
@@ -149,7 +149,7 @@ def score(
                 "got none. Pass at least one batch, or use magnitude."
             )
         data = Calibration.of(calibration, seed=seed, forward=forward, model=model)
-        device = input_device(model)
+        device, repeats = input_device(model), data.repeats
         data = data if device is None else data.to(device)
         if by_block is None:
             by_block = any(p.is_meta for p in model.parameters())
@@ -172,7 +172,7 @@ def score(
         for name in names:
             found = CRITERIA[name].value(group.name, weight, sums, seed)
             values[name][group.name] = found.reshape(-1).cpu().numpy()
-    return with_combinations(Scores(values, sums.samples, 0, seed, graph.fingerprint), asked)
+    return with_combinations(Scores(values, sums.samples // repeats, 0, seed, graph.fingerprint), asked)
 
 
 def leaves(asked: Iterable[Asked]) -> tuple[str, ...]:
