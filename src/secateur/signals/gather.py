@@ -147,21 +147,19 @@ class _Run:
             if in_parts is not None:
                 return self._scores_in_parts(in_parts, self.data)
         now = self._start(saved)
-        samples, classes = 0, set[int]()
+        counted = (0, 0)
         for number in range(now.position.number, len(self.passes)):
             with self.team.together():
                 one = self._begin(number, now)
                 self._read(one, now)
             for name, by_group in self._finished(one).items():
                 now.values[name].update(by_group)
-            shares = self.team.everyone((now.position.samples, now.position.classes))
-            samples, classes = sum(n for n, _ in shares), set[int]().union(*(c for _, c in shares))
+            counted = self._counted(now.position)
             now = Saved(Position(number + 1), {}, now.values)
             if self.checkpoint is not None and number + 1 < len(self.passes):
                 with self.team.together():
                     self.checkpoint.save(now)
-        samples //= 1 if self.data is None else self.data.repeats
-        return Scores(now.values, samples, len(classes), self.seed, self.graph.fingerprint)
+        return Scores(now.values, *counted, self.seed, self.graph.fingerprint)
 
     def _scores_in_parts(self, in_parts: InParts, data: Calibration) -> Scores:
         """Score a model that lies in files: see `InParts`."""
@@ -169,9 +167,13 @@ class _Run:
         position = Position()
         for step in steps:
             position.move(step)
+        return Scores(values, *self._counted(position), self.seed, self.graph.fingerprint)
+
+    def _counted(self, position: Position) -> tuple[int, int]:
+        """Count the samples and the classes of all processes; a sample counts once, whatever its views."""
         shares = self.team.everyone((position.samples, position.classes))
-        samples, classes = sum(n for n, _ in shares), set[int]().union(*(c for _, c in shares))
-        return Scores(values, samples, len(classes), self.seed, self.graph.fingerprint)
+        samples = sum(n for n, _ in shares) // (1 if self.data is None else self.data.repeats)
+        return samples, len(set[int]().union(*(classes for _, classes in shares)))
 
     def _start(self, saved: Saved | None) -> Saved:
         """The checkpoint, or the start of an earlier pass if another process is in that one."""
