@@ -102,8 +102,9 @@ def map_weights(model: nn.Module, folder: str | os.PathLike[str]) -> nn.Module:
 
 def is_mapped(tensor: Tensor) -> bool:
     """Whether a tensor lies in a file."""
-    strided = tensor.device.type == "cpu" and tensor.layout is torch.strided
-    return strided and hasattr(tensor.untyped_storage(), "secateur_in_file")
+    # Other classes may have no storage.
+    plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided
+    return plain and hasattr(tensor.untyped_storage(), "secateur_in_file")
 
 
 def any_mapped(tensors: Iterable[Any]) -> bool:
