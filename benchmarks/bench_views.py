@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import statistics
 import sys
-import time
 import warnings
 from typing import Any
 
@@ -41,12 +40,11 @@ def draw(images: Tensor, count: int, seed: int) -> list[tuple[Tensor]]:
 def measured(
     model: nn.Module, images: Tensor, test: tuple[Tensor, Tensor], case: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """Top-1 and seconds for every count, number of views and seed."""
+    """Top-1 for every count, number of views and seed."""
     found = []
     for count in case["counts"]:
         for views in case["views"]:
             for seed in case["seeds"]:
-                start = time.perf_counter()
                 result = sc.prune(
                     model, draw(images, count, seed), sc.Budget(macs=case["macs"]), sc.RepairAware(),
                     repair="reconstruct", views=views, measure_latency=False, seed=seed, progress=False,
@@ -55,7 +53,6 @@ def measured(
                 row = {
                     "images": count, "views": views, "seed": seed, "top1": accuracy,
                     "macs": result.plan.predicted.macs / result.plan.dense.macs,
-                    "seconds": time.perf_counter() - start,
                 }  # fmt: skip
                 found.append(row)
                 print(row, file=sys.stderr, flush=True)
