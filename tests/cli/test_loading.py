@@ -126,6 +126,23 @@ def test_an_exported_program_is_pruned_and_loaded_again(folder: Path) -> None:
     assert small(images).shape == (4, 3)
 
 
+def test_the_weights_of_a_hugging_face_folder_may_stay_in_its_files(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from secateur.common import mapped
+
+    monkeypatch.setattr(mapped, "SMALL", 0)
+    model = small_llama(folder / "llama")
+    loaded, make = load_model(model_source("--model", "mapped:llama"))
+    assert all(mapped.is_mapped(parameter) for parameter in loaded.parameters())
+    tokens = torch.tensor([[3, 4, 5]])
+    with torch.no_grad():
+        assert torch.equal(loaded(tokens).logits, model(tokens).logits)
+    assert not any(mapped.is_mapped(parameter) for parameter in make().parameters())
+    with pytest.raises(SettingError, match="expected a Hugging Face folder after 'mapped:', got none"):
+        model_source("--model", "mapped:nowhere")
+
+
 def test_a_hugging_face_folder_and_a_text(folder: Path) -> None:
     model = small_llama(folder / "llama")
     source = model_source("--model", "llama")

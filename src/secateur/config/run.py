@@ -221,7 +221,7 @@ class Run(_Settings):
     model: str | None = Field(
         default=None,
         description="The model: package.module:function or file.py:function that returns it, timm:NAME, a "
-        "Hugging Face folder, or a .pt2 file.",
+        "Hugging Face folder, mapped:FOLDER for one whose weights stay in its files, or a .pt2 file.",
         examples=["net.py:make"],
     )
     data: str | None = Field(

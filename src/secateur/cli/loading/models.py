@@ -45,7 +45,12 @@ def model_source(option: str, text: str) -> ModelSource:
     if text.startswith("timm:"):
         name, *pairs = text.removeprefix("timm:").split(",")
         return TimmModel(option, name, dict(_pair(option, text, pair) for pair in pairs))
-    path = Path(text)
+    mapped = text.startswith("mapped:")
+    path = Path(text.removeprefix("mapped:"))
+    if mapped and not path.is_dir():
+        raise SettingError(
+            f"{option} {text}: expected a Hugging Face folder after 'mapped:', got none. Check the path."
+        )
     if path.suffix == ".pt2":
         if not path.is_file():
             raise SettingError(f"{option} {text}: expected an exported program, got no file. Check the path.")
@@ -56,7 +61,7 @@ def model_source(option: str, text: str) -> ModelSource:
                 f"{option} {text}: expected a Hugging Face folder, got one without config.json. "
                 "Do save_pretrained, or name a function."
             )
-        return HuggingFaceModel(option, text)
+        return HuggingFaceModel(option, str(path), mapped)
     return FunctionModel(Target.of(option, text))
 
 
@@ -181,10 +186,12 @@ class HuggingFaceModel:
     Attributes:
         option: The option it was given to, for messages.
         folder: The folder.
+        mapped: Whether the weights stay in the folder's files: see `secateur.map_weights`.
     """
 
     option: str
     folder: str
+    mapped: bool = False
 
     @property
     def architecture(self) -> str:
@@ -224,6 +231,13 @@ class HuggingFaceModel:
         Raises:
             SettingError: If Transformers is missing or cannot read the folder.
         """
+        if self.mapped:
+            from secateur.common.mapped import map_weights
+            from secateur.targets.experts.empty import empty_weights
+
+            with empty_weights():
+                empty = self.make()
+            return map_weights(empty, self.folder)
         with self._explained():
             model: nn.Module = self._class().from_pretrained(self.folder, local_files_only=True).eval()
             return model
