@@ -18,6 +18,7 @@ from secateur.calibration.views import crop
 from secateur.errors import CalibrationError, SettingError
 from secateur.repairs import sweep
 from secateur.repairs.judging import Judge
+from secateur.repairs.methods import REPAIRS, Work
 from secateur.repairs.repair import folds_of
 from tests.repairs.nets import pruned
 
@@ -187,6 +188,17 @@ def test_what_judges_and_measures_takes_each_sample_once_as_it_is() -> None:
     nn.init.normal_(other[5].weight)
     assert Judge(net, many).samples == 12
     assert np.array_equal(Judge(net, many)(other), Judge(net, once)(other))
+
+
+def test_statistics_of_batch_norms_come_from_samples_as_they_are() -> None:
+    found = []
+    for views in (1, 3):
+        net = nn.Sequential(nn.BatchNorm2d(3)).eval()
+        data = Calibration.of(list(pictures(60).split(12)), views=views)
+        REPAIRS["batchnorm"].run(net, Work(lambda: sc.trace(net, pictures(2)), data))
+        found.append([tensor.clone() for tensor in net.state_dict().values()])
+    assert float(found[0][2].abs().max()) > 0  # the running mean was zero
+    assert all(map(torch.equal, *found))
 
 
 def test_scores_come_from_all_views_and_count_samples_once() -> None:
