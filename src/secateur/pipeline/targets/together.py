@@ -11,6 +11,7 @@ from torch import nn
 from secateur.allocators import EMP, Budget, ToD, Uniform
 from secateur.allocators.registry import Allocates
 from secateur.calibration import Calibration
+from secateur.graph.graph import Graph
 from secateur.pipeline.result import clock, few
 from secateur.pipeline.targets.experts import Experts
 from secateur.pipeline.targets.target import Scored, Task
@@ -69,6 +70,11 @@ class Both(Units):
         """Traces the model, unless its graph is at hand."""
         super().__init__(task, graph)
         self.units, self.experts = Units(task, self.graph.units), Experts(task, self.graph.experts)
+
+    @property
+    def _program(self) -> Graph:
+        """The graph of the units."""
+        return self.units.graph
 
     @staticmethod
     def rule(allocator: Any) -> Any:

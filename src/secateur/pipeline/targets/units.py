@@ -169,12 +169,17 @@ class Units(Target):
         """Apply a plan between two rounds, in any form."""
         return self._applied(plan, on_unrealisable=self.task.on_unrealisable)
 
+    @property
+    def _program(self) -> Graph:
+        """The graph of the program, whose layers are refitted."""
+        return self.graph
+
     def facts(self, small: nn.Module, plan: Plan, rule: Any, scores: Scores) -> dict[str, Any]:
         """Also say what the data are too few for, where layers may be refitted."""
         found = super().facts(small, plan, rule, scores)
         if self.task.repair is None:
             return found
-        return {**found, "lacking": shortage(self.graph, scores.samples or self.task.fit.samples())}
+        return {**found, "lacking": shortage(self._program, scores.samples or self.task.fit.samples())}
 
     def verify(self, small: nn.Module, plan: Plan) -> Proof:
         """Compare a pruned model with the masked dense model."""

@@ -147,6 +147,8 @@ class _Sums:
 
     def add_columns(self, x: Tensor, samples: int) -> None:
         """x: [parts, positions, columns], the positions of each sample one after the other."""
+        if x.shape[1] == 0:  # an expert may get no token
+            return
         x = x if x.dtype in (torch.float32, torch.float64) else x.float()  # products are as exact as values
         self.state["count"] += x.shape[1]
         self.state["x"] += column_sums(x)
