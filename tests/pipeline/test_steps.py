@@ -24,7 +24,7 @@ def data() -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 def test_two_rounds_are_those_made_by_hand() -> None:
     model, rule = net(), sc.RepairAware()
-    budget = sc.Budget(params=0.4)
+    budget = sc.Budget(params=0.3)
     found = sc.prune(
         model, data(), budget, rule, repair="reconstruct", steps=2, measure_latency=False, progress=False
     )
@@ -35,7 +35,7 @@ def test_two_rounds_are_those_made_by_hand() -> None:
     )
     small = sc.repair(sc.apply(model, first), model, fit, "reconstruct", progress=False)
     now = sc.trace(small, data()[0][0])
-    left = sc.Budget(params=int(0.4 * graph.cost().params))
+    left = sc.Budget(params=int(0.3 * graph.cost().params))
     second = rule.allocate(now, sc.score(now, fit, rule.signals, progress=False), left)
     assert first.predicted.params > second.predicted.params
     kept = {g.name: [u for u in range(g.size) if u not in g.removed] for g in first.groups}
@@ -48,7 +48,7 @@ def test_two_rounds_are_those_made_by_hand() -> None:
     assert sum(p.numel() for p in found.model.parameters()) == second.predicted.params
     assert found.plan.settings["steps"] == 2
     assert found.report.asked["steps"] == 2
-    assert found.report.asked["budget"] == {"params": 0.4}
+    assert found.report.asked["budget"] == {"params": 0.3}
     assert found.report.proof["difference"] <= 1e-9
 
 
