@@ -140,12 +140,21 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtefactError, match=r"expected 0.weight \[2, 3\], which the model has, got \[4, 3\]"):
         map_weights(net, tmp_path)
     save_file({"0.weight": torch.zeros(2, 3)}, tmp_path / "model.safetensors")
-    with pytest.raises(ArtefactError, match=r"expected values of 0.bias, which the model has on the meta"):
-        map_weights(net.to("meta"), tmp_path)
+    with pytest.raises(ArtefactError, match=r"expected values of 0.bias, got none"):
+        map_weights(net, tmp_path)
+    for wrong in (torch.zeros(2, 3, dtype=torch.int32), torch.zeros(2, 3, dtype=torch.complex64)):
+        save_file({"0.weight": wrong}, tmp_path / "model.safetensors")
+        with pytest.raises(ArtefactError, match=r"expected 0.weight of dtype torch.float32"):
+            map_weights(net, tmp_path)
+    save_file({"0.weight": torch.zeros(2, 3)}, tmp_path / "model.safetensors")
     whole = (tmp_path / "model.safetensors").read_bytes()
     for damaged in (b"", whole[:20], whole[:-4], b"\xff" * 100, whole.replace(b'"F32"', b'"X32"')):
         (tmp_path / "model.safetensors").write_bytes(damaged)
         with pytest.raises(ArtefactError, match="expected a safetensors file"):
+            map_weights(net, tmp_path)
+    for index in ("{}", "[1]", '{"weight_map": 3}', "[" * 100_000):
+        (tmp_path / mapped.INDEX).write_text(index)
+        with pytest.raises(ArtefactError, match="expected a list of shards"):
             map_weights(net, tmp_path)
     (tmp_path / mapped.INDEX).write_text('{"weight_map": {"0.weight": "../other.safetensors"}}')
     with pytest.raises(ArtefactError, match=r"expected ../other.safetensors, got none"):
@@ -180,3 +189,64 @@ def test_an_artefact_of_a_mapped_model_loads(pair: Any, tmp_path: Path) -> None:
 
     again = sc.load(tmp_path / "small", make)
     assert torch.equal(again(data[0]), small(data[0]))
+
+
+def test_a_module_under_two_names_takes_the_values_of_either(tmp_path: Path) -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(2, 2)
+            self.b = self.a
+
+    values = {"b.weight": torch.ones(2, 2), "b.bias": torch.ones(2), "more": torch.ones(1)}
+    save_file(values, tmp_path / "model.safetensors")
+    net = map_weights(Twice(), tmp_path)
+    assert bool((net.a.weight == 1).all())
+    assert net.b.bias is net.a.bias
+
+
+def test_a_full_disk_is_said(monkeypatch: pytest.MonkeyPatch, pair: Any) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    _, there, data = pair
+    graph = sc.trace(there, data[0])
+    plan = sc.Uniform(ratio=0.5).allocate(graph, sc.score(graph, None, "magnitude"))
+    monkeypatch.setattr(mapped.os, "posix_fallocate", full)
+    with pytest.raises(ArtefactError, match=r"room for a temporary file .*No space left .*TMPDIR"):
+        sc.apply(there, plan, graph=graph)
+
+
+def test_views_of_weights_are_not_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Parameter(torch.randn(5000, 4))
+            self.one, self.two, self.last = nn.Linear(4, 8), nn.Linear(8, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            table = self.table[: x.shape[1]]
+            return self.last(self.two((self.one(x + table)).relu()) + table)
+
+    torch.manual_seed(0)
+    monkeypatch.setattr(mapped, "SMALL", 0)
+    monkeypatch.setattr(parts, "PART_BYTES", 100)
+    monkeypatch.setattr(pending, "HELD_BYTES", 0)
+    save_file(Positions().state_dict(), tmp_path / "model.safetensors")
+    net = map_weights(Positions(), tmp_path)
+    data = [torch.randn(6, 3, 4) for _ in range(6)]
+    sizes: list[int] = []
+    write = pending._ValuesFile.write.__func__  # type: ignore[attr-defined]
+
+    def counted(cls: Any, path: Path, values: Any) -> Any:
+        file = write(cls, path, values)
+        sizes.append(sum(file.sizes))
+        return file
+
+    monkeypatch.setattr(pending._ValuesFile, "write", classmethod(counted))
+    graph = sc.trace(net, data[0])
+    scores = sc.score(graph, data, "reconstruction", progress=False)
+    plan = sc.RepairAware().allocate(graph, scores, sc.Budget(params=0.999))
+    sc.repair(sc.apply(net, plan, graph=graph), net, data, "reconstruct", graph=graph, progress=False)
+    assert sizes
+    assert max(sizes) < 5000 * 4 * 4

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from secateur.errors import ArtefactError
@@ -44,7 +45,8 @@ def map_weights(model: nn.Module, folder: str | os.PathLike[str]) -> nn.Module:
     Args:
         model: Usually on the meta device, where it takes no memory. Tensors that the files do not have, such
             as tables made by the constructor, must have values: build the model inside
-            ``sc.empty_weights()``, which leaves these in memory. It is changed in place.
+            ``sc.empty_weights()``, which leaves these in memory. It is changed in place, and takes the
+            floating dtype that each tensor has in its file.
         folder: With ``model.safetensors``, or the shards that ``model.safetensors.index.json`` lists; or one
             such file.
 
@@ -52,8 +54,8 @@ def map_weights(model: nn.Module, folder: str | os.PathLike[str]) -> nn.Module:
         The model, in evaluation mode.
 
     Raises:
-        ArtefactError: A file is missing or damaged, a tensor has another shape than the model's, or a tensor
-            on the meta device is in no file.
+        ArtefactError: A file is missing or damaged, a tensor has another shape or kind of dtype than the
+            model's, or a parameter, or a buffer on the meta device, is in no file.
 
     Example:
         >>> import tempfile
@@ -70,34 +72,45 @@ def map_weights(model: nn.Module, folder: str | os.PathLike[str]) -> nn.Module:
         tie()  # models of Transformers lose their ties when they are built without values
     held = [
         (f"{path}.{leaf}" if path else leaf, tensors, leaf)
-        for path, module in model.named_modules()
+        for path, module in model.named_modules(remove_duplicate=False)
         for tensors in (module._parameters, module._buffers)
         for leaf, tensor in tensors.items()
         if tensor is not None
     ]
     made: dict[int, Tensor] = {}  # by the id of the tensor that it replaces: ties stay
     for name, tensors, leaf in held:
-        old, new = tensors[leaf], found.get(name)
-        if new is not None and old.shape != new.shape:
+        if name in found:
+            old, new = tensors[leaf], found[name]
+            _check_fits(folder, name, old, new)
+            parameter = isinstance(old, nn.Parameter)
+            made[id(old)] = nn.Parameter(new, old.requires_grad) if parameter else new.clone()
+    for name, tensors, leaf in held:
+        tensor = tensors[leaf]
+        if (tensor.is_meta or isinstance(tensor, nn.Parameter)) and id(tensor) not in made:
             raise ArtefactError(
-                f"{folder}: expected {name} {list(old.shape)}, which the model has, got {list(new.shape)}. "
-                "Build the model that the weights were saved from."
+                f"{folder}: expected values of {name}, got none. Name the folder with all weights of this "
+                "model; for tables that are in no file, build the model inside sc.empty_weights()."
             )
-        if new is not None:
-            is_parameter = isinstance(old, nn.Parameter)
-            made[id(old)] = nn.Parameter(new, old.requires_grad) if is_parameter else new
-    lacking = [
-        name for name, tensors, leaf in held if tensors[leaf].is_meta and id(tensors[leaf]) not in made
-    ]
-    if lacking:
-        raise ArtefactError(
-            f"{folder}: expected values of {lacking[0]}, which the model has on the meta device, got none. "
-            "Name the folder with all weights; for tables that are in no file, build the model inside "
-            "sc.empty_weights()."
-        )
     for _, tensors, leaf in held:
         tensors[leaf] = made.get(id(tensors[leaf]), tensors[leaf])
     return model.eval()
+
+
+def _check_fits(folder: str | os.PathLike[str], name: str, old: Tensor, new: Tensor) -> None:
+    if old.shape != new.shape:
+        raise ArtefactError(
+            f"{folder}: expected {name} {list(old.shape)}, which the model has, got {list(new.shape)}. "
+            "Build the model that the weights were saved from."
+        )
+    kinds = [
+        (t.is_floating_point(), t.is_complex(), t.dtype if not t.is_floating_point() else 0)
+        for t in (old, new)
+    ]
+    if kinds[0] != kinds[1]:
+        raise ArtefactError(
+            f"{folder}: expected {name} of dtype {old.dtype}, which the model has, got {new.dtype}. "
+            "Build the model that the weights were saved from."
+        )
 
 
 def is_mapped(tensor: Tensor) -> bool:
@@ -125,10 +138,20 @@ def settled(tensor: Tensor, like: Tensor) -> Tensor:
     if not is_mapped(like) or tensor.numel() * tensor.element_size() < SMALL or is_mapped(tensor):
         return tensor
     handle, path = tempfile.mkstemp(prefix="secateur-")
-    os.close(handle)
-    file = _from_file(path, tensor.numel(), tensor.dtype, shared=True)
-    if sys.platform != "win32":  # there, a file in use cannot be deleted
-        os.unlink(path)  # the space is free again when the tensor is
+    try:
+        if hasattr(os, "posix_fallocate"):  # a full disk would end the process when the tensor is written
+            os.posix_fallocate(handle, 0, tensor.numel() * tensor.element_size())
+        file = _from_file(path, tensor.numel(), tensor.dtype, shared=True)
+    except OSError as error:
+        raise ArtefactError(
+            f"{Path(path).parent}: expected room for a temporary file of "
+            f"{tensor.numel() * tensor.element_size():,} bytes, got {error.strerror}. Set TMPDIR to a folder "
+            "on a larger disk."
+        ) from error
+    finally:
+        os.close(handle)
+        if sys.platform != "win32":  # there, a file in use cannot be deleted
+            os.unlink(path)  # the space is free again when the tensor is
     return file.view(tensor.shape).copy_(tensor)
 
 
@@ -182,16 +205,15 @@ def files_of(folder: Path) -> list[Path]:
         return [folder]
     if (folder / INDEX).is_file():
         try:
-            names = sorted(
-                set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
-            )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+            names = sorted(set(map(str, index["weight_map"].values())))
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise ArtefactError(
                 f"{folder / INDEX}: expected a list of shards, got {error}. Check the folder."
             ) from error
     else:
         names = ["model.safetensors"]
-    missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
+    missing = [name for name in names if Path(name).name != name or not os.path.isfile(folder / name)]
     if missing or not names:
         raise ArtefactError(
             f"{folder}: expected {missing[0] if missing else 'shards'}, got none. Check the folder."
@@ -205,29 +227,23 @@ def _mapped(path: Path) -> dict[str, Tensor]:
     The format: 8 bytes with the length of a header; the header, JSON with dtype, shape and place of each
     tensor; the bytes of the tensors.
     """
-    size = path.stat().st_size
     found = {}
     try:
+        with safe_open(path, framework="pt"):  # refuses a header that is none, and places that overlap
+            size = path.stat().st_size
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            if not 0 < length <= size - 8:
-                raise ValueError("a header that is longer than the file")
             header = json.loads(file.read(length))
         whole = _from_file(path, size, torch.uint8, shared=False)
         for name, entry in header.items():
-            if name == "__metadata__":
+            if name == "__metadata__" or entry["dtype"] not in _DTYPES:  # as if it were not there
                 continue
-            dtype, shape = _DTYPES[entry["dtype"]], [int(n) for n in entry["shape"]]
-            first, last = (8 + length + int(at) for at in entry["data_offsets"])
+            dtype = _DTYPES[entry["dtype"]]
+            first, last = (8 + length + at for at in entry["data_offsets"])
             part = whole[first:last]
-            count = torch.Size(shape).numel() * dtype.itemsize
-            if not (
-                8 + length <= first <= last <= size and last - first == count and min(shape, default=0) >= 0
-            ):
-                raise ValueError(f"a place of {name} that is none")
-            stays = count >= SMALL and not first % dtype.itemsize  # a view needs aligned bytes
-            found[name] = (part if stays else part.clone()).view(dtype).view(shape)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
+            stays = last - first >= SMALL and not first % dtype.itemsize  # a view needs aligned bytes
+            found[name] = (part if stays else part.clone()).view(dtype).view(entry["shape"])
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ArtefactError(
             f"{path}: expected a safetensors file, got one that cannot be read: {error}. Save it again."
         ) from error

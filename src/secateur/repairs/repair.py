@@ -10,13 +10,14 @@ import torch
 from torch import nn
 
 from secateur.calibration import Calibration, Forward, seeded
-from secateur.common.models import named_tensors, unwrap
+from secateur.common.models import device_of, named_tensors, unwrap
 from secateur.common.modes import require_plain_modes
 from secateur.graph.graph import Graph
 from secateur.graph.trace import trace
 from secateur.repairs.judging import Judge
 from secateur.repairs.methods import Repair, Work, resolve
 from secateur.repairs.trials import FINALISTS, Trials
+from secateur.signals.distributed import joined
 from secateur.signals.loss import LossFn
 from secateur.targets.granularity import by_granularity
 from secateur.targets.units.copying import duplicate
@@ -120,7 +121,8 @@ def repair(
         return best
     model = unwrap(model)
     require_plain_modes("repair", model)
-    folds = folds_of(Calibration.of(calibration, seed=seed, forward=forward, model=model))
+    with joined(device_of(model)) as team, team.together():
+        folds = folds_of(Calibration.of(calibration, seed=seed, forward=forward, model=model))
     traced = [] if graph is None else [cast(Graph, graph)]  # one of experts does not come here
 
     def graph_of_dense() -> Graph:

@@ -150,16 +150,19 @@ def sweep(
     pair = pairs.first
     regress = FACTORS.get(name)
     # Counting samples reads all the data once, so it is done only for the methods that need it.
-    samples = 0 if regress else calibration.repeats * calibration.samples()
     report = {}
     in_files = any_mapped(graph.program.state_dict.values())
     with (
         joined(graph.device) as team,
         PendingBatches(pairs.of, graph.device, calibration, in_files, team.takes) as batches,
     ):
+        with team.together():
+            samples = 0 if regress else calibration.repeats * calibration.samples()
         walk = _Sweep(pair, batches, regress, samples, team, in_files=in_files)
         found = [*walk.tasks(pair).values()]
-        for siblings in bar([[t] for t in found] if regress else _siblings(found, pair), name, progress):
+        # What siblings read may be overwritten between them, where a program writes in place.
+        alone = regress is not None or bool(pair.writes)
+        for siblings in bar([[t] for t in found] if alone else _siblings(found, pair), name, progress):
             report.update(walk.refit(siblings))
     pair.store(small)
     return report
@@ -217,7 +220,11 @@ class _Sweep:
 
         def place(pair: Pair) -> int | None:
             known = self.tasks(pair)
-            return min(_start(known[n], pair) for n in names) if all(n in known for n in names) else None
+            if any(name not in known for name in names):
+                return None
+            start = min(_start(known[name], pair) for name in names)
+            ready = len(names) == 1 or all(_ready(known[name], pair, start) for name in names)
+            return start if ready else None
 
         for index, pair, values in self.batches.visit(place):
             yield index, pair, [self.tasks(pair)[name] for name in names], values
@@ -378,14 +385,25 @@ class _Sweep:
 def _siblings(found: Sequence[Task], pair: Pair) -> list[list[Task]]:
     """Collect tasks whose layers read the same columns: such as queries, keys and values.
 
-    Their regressions have the same sums of columns with columns, which then are computed once.
+    Their regressions have the same sums of columns with columns, which then are computed once, where the
+    first of them runs. So a task whose target needs a value that is computed later stays alone.
     """
     collected: dict[Any, list[Task]] = {}
     for task in found:
-        first = task.sites[0]
-        reads = first.reads(pair.planned[first.node], pair.tensor(first.weight))
-        collected.setdefault(reads if len(task.sites) == 1 else task, []).append(task)
+        key: Any = task
+        if len(task.sites) == 1:
+            first = task.sites[0]
+            reads = first.reads(pair.planned[first.node], pair.tensor(first.weight))
+            known = collected.get(reads, [task])[0]
+            key = reads if _ready(task, pair, _start(known, pair)) else task
+        collected.setdefault(key, []).append(task)
     return list(collected.values())
+
+
+def _ready(task: Task, pair: Pair, position: int) -> bool:
+    """Whether the targets of a task can be computed at a position, at or before its first call."""
+    others = (addition.other for addition in task.sums if addition is not None)
+    return all(pair.index.get(other, -1) < position for other in others)
 
 
 def _norm(x: Tensor) -> float:

@@ -58,27 +58,16 @@ class Team:
         if self.size == 1:
             return [value]
         found: list[Any] = [None] * self.size
-        with self._answered():
+        with _answered(self.rank, self.size):
             dist.all_gather_object(found, value, self.group)
         return found
-
-    @contextmanager
-    def _answered(self) -> Iterator[None]:
-        """Raise ScoreError if another process ends while this one talks to it."""
-        try:
-            yield
-        except RuntimeError as error:
-            raise ScoreError(
-                f"process {self.rank} of {self.size}: expected the others to answer, got {error}. Look "
-                "for the one that ended first."
-            ) from error
 
     def from_first(self, value: T) -> T:
         """Return the value of the first process, on every process."""
         if self.size == 1:
             return value
         box = [value]
-        with self._answered():
+        with _answered(self.rank, self.size):
             dist.broadcast_object_list(box, 0, self.group)
         return box[0]
 
@@ -88,7 +77,7 @@ class Team:
             return tensor
         there = tensor.detach().cpu().contiguous().clone()
         if there.numel():
-            with self._answered():
+            with _answered(self.rank, self.size):
                 dist.broadcast(there.view(-1).view(torch.uint8), 0, self.group)
         return there.to(tensor.device)
 
@@ -134,7 +123,7 @@ class Team:
         if self.rank > 0:
             for tensor in state.values():
                 if tensor.numel():
-                    with self._answered():
+                    with _answered(self.rank, self.size):
                         dist.send(tensor.contiguous().reshape(-1).view(torch.uint8), 0, self.group)
             return []
         states = [state]
@@ -142,10 +131,22 @@ class Team:
             received = {name: torch.empty(shape, dtype=dtype) for name, dtype, shape in layout}
             for tensor in received.values():
                 if tensor.numel():
-                    with self._answered():
+                    with _answered(self.rank, self.size):
                         dist.recv(tensor.view(-1).view(torch.uint8), rank, self.group)
             states.append(received)
         return states
+
+
+@contextmanager
+def _answered(rank: int, size: int) -> Iterator[None]:
+    """Raise ScoreError if another process ends while this one talks to it."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise ScoreError(
+            f"process {rank} of {size}: expected the others to answer, got {error}. Look "
+            "for the one that ended first."
+        ) from error
 
 
 @contextmanager
@@ -158,7 +159,8 @@ def joined(device: torch.device) -> Iterator[Team]:
     if not _several(device):
         yield Team()
         return
-    group = dist.new_group(backend="gloo", timeout=_PATIENCE)
+    with _answered(dist.get_rank(), dist.get_world_size()):
+        group = dist.new_group(backend="gloo", timeout=_PATIENCE)
     try:
         yield Team(dist.get_rank(), dist.get_world_size(), group)
     finally:

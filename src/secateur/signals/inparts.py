@@ -138,9 +138,9 @@ class InParts:
                             for step in steps.values():
                                 active[-1][1].begin(step)
                     show = _shower(dense, start, [one for _, one in active], steps)
-                    for _, _, values in batches.visit(partial(_at, end), show):
+                    for index, _, values in batches.visit(partial(_at, end), show):
                         if end == self._ends[-1]:
-                            _check_finite(values.tensors())
+                            _check_finite(index, values.tensors())
                     release(dense.tensors_read(dense.nodes[start:end]))
                 for window, one in active:
                     if window.last == k:
@@ -182,8 +182,9 @@ def _draws(dense: Dense) -> bool:
     )
 
 
-def _check_finite(tensors: Sequence[Tensor]) -> None:
+def _check_finite(index: int, tensors: Sequence[Tensor]) -> None:
     if any(t.is_floating_point() and bool(t.isnan().any()) for t in tensors):
         raise CalibrationError(
-            "model: expected finite activations, got NaN. Check the data, and the model for overflow."
+            f"score, batch {index}: expected finite activations, got NaN. Check the data, and the model for "
+            "overflow."
         )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from secateur.calibration import Batch, Calibration, map_tensors
-from secateur.common.mapped import trim
+from secateur.common.mapped import is_mapped, trim
 from secateur.stream.dense import Dense, Show, Values
 
 P = TypeVar("P", bound=Dense)
@@ -172,13 +172,13 @@ class _ValuesFile:
     Attributes:
         path: The file: all storages, one after the other.
         sizes: The length of each storage. [bytes]
-        layouts: The layout of each tensor, in the order of the values.
-        template: The values with an empty tensor in place of each tensor.
+        layouts: The layout of each tensor, in the order of the values; None for views of weights in files.
+        template: The values with an empty tensor in place of each tensor that has a layout.
     """
 
     path: Path
     sizes: tuple[int, ...]
-    layouts: tuple[_TensorLayout, ...]
+    layouts: tuple[_TensorLayout | None, ...]
     template: Values
 
     @classmethod
@@ -189,10 +189,13 @@ class _ValuesFile:
             OSError: If the disk is full.
         """
         storages: dict[int, tuple[int, torch.UntypedStorage]] = {}
-        layouts: list[_TensorLayout] = []
+        layouts: list[_TensorLayout | None] = []
         nothing = torch.empty(0)
 
         def put(tensor: Tensor) -> Tensor:
+            if is_mapped(tensor):  # a view of a weight, which lies in a file already
+                layouts.append(None)
+                return tensor
             # A lazy conjugate or negative view is only a flag, which the bytes do not show.
             tensor = tensor.resolve_conj().resolve_neg()
             storage = tensor.untyped_storage()
@@ -215,8 +218,10 @@ class _ValuesFile:
         storages = [part.to(device, copy=True).untyped_storage() for part in whole.split(list(self.sizes))]
         layouts = iter(self.layouts)
 
-        def get(_: Tensor) -> Tensor:
+        def get(held: Tensor) -> Tensor:
             layout = next(layouts)
+            if layout is None:
+                return held
             tensor = torch.empty(0, dtype=layout.dtype, device=device)
             return tensor.set_(storages[layout.storage], layout.offset, layout.size, layout.stride)
 
@@ -229,5 +234,5 @@ def _map_values(values: Values, change: Callable[[Tensor], Tensor]) -> Values:
 
 
 def _bytes(values: Values) -> int:
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in values.tensors()}
-    return sum(storages.values())
+    storages = [t.untyped_storage() for t in values.tensors() if not is_mapped(t)]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())

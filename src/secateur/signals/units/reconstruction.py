@@ -17,7 +17,7 @@ from secateur.graph.nodes import hint
 from secateur.repairs.regression.additions import addition_after
 from secateur.repairs.regression.elimination import Consumer, eliminate
 from secateur.repairs.regression.layers import Site as LayerCall
-from secateur.repairs.regression.leastsquares import add_products, column_sums
+from secateur.repairs.regression.leastsquares import add_products
 from secateur.repairs.regression.readers import LayerCalls, unit_of
 from secateur.signals.program import Read
 from secateur.signals.signal import Context, Need, Signal, Step, Tally, Vector
@@ -151,7 +151,7 @@ class _Sums:
             return
         x = x if x.dtype in (torch.float32, torch.float64) else x.float()  # products are as exact as values
         self.state["count"] += x.shape[1]
-        self.state["x"] += column_sums(x)
+        self.state["x"] += x.sum(1)
         add_products(self.state["xx"], x)
         each = x.reshape(len(x), samples, x.shape[1] // samples, -1)
         squares, m = each.square().sum(2), each.shape[2]
@@ -165,8 +165,8 @@ class _Sums:
         """y: [parts, positions, outputs]"""
         y = y if y.dtype in (torch.float32, torch.float64) else y.float()
         self.state["ends"] += y.shape[1]
-        self.state["y"] += column_sums(y)
-        self.state["yy"] += column_sums(y.square())
+        self.state["y"] += y.sum(1)
+        self.state["yy"] += y.square().sum(1)
 
     def covariance(self) -> Tensor:
         """Of the columns, shrunk to its diagonal as far as samples differ. [parts, columns, columns]"""
