@@ -69,6 +69,15 @@ def pruned() -> str:
     return result.plan.to_json()
 
 
+def refitted_on(data: Any) -> None:
+    """Repairs a model on some data."""
+    graph, _ = plain()
+    net = build("plain")
+    plan = sc.Uniform(ratio=0.4, removal="magnitude").allocate(graph, score(graph, None, "magnitude"))
+    small = sc.apply(net, plan, graph=graph)
+    sc.repair(small, net, data, ("reconstruct", "variance"), graph=graph, progress=False)
+
+
 def refitted() -> list[list[float]]:
     """The tensors of a repaired model, one after another, for repairs that go through the layers in order."""
     graph, data = plain()
@@ -110,6 +119,9 @@ def cases(folder: Path, initialised: bool) -> dict[str, Any]:
     nowhere = runs / "missing" / "run" if rank == 1 else runs / "unused"
     found["bad setting"] = said(lambda: score(graph, data, checkpoint=nowhere))
     found["one class"] = said(lambda: score(graph, [(x, y * 0) for x, y in data]))
+    found["bad refit"] = [
+        said(lambda n=n: refitted_on(Failing(data, 1, n * len(data) + 3))) for n in range(7)
+    ]
     found["seeds"] = said(lambda: score(graph, data, seed=rank))
     rows = TensorDataset(*(torch.cat(part) for part in zip(*data, strict=True)))
     shares = DataLoader(rows, batch_size=4, sampler=DistributedSampler(rows))

@@ -61,7 +61,12 @@ def all_refit_to_the_same_weights(met: Met) -> None:
 def an_error_in_one_process_is_raised_in_all(met: Met) -> None:
     for what, where, own, others in (
         ("bad batch", 1, "CalibrationError: calibration batch 1: expected", "CalibrationError: process 1 of"),
-        ("bad loader", 1, "OSError: disk on fire", "ScoreError: process 1 of .*, got OSError: disk on fire"),
+        (
+            "bad loader",
+            1,
+            "OSError: disk on fire",
+            "OtherProcessError: process 1 of .*, got OSError: disk on fire",
+        ),
         (
             "bad setting",
             1,
@@ -72,6 +77,11 @@ def an_error_in_one_process_is_raised_in_all(met: Met) -> None:
     ):
         for rank, mine in enumerate(met):
             assert re.match(own if rank == where else others, mine[what]), mine[what]
+
+    for rank, mine in enumerate(met):
+        for what in mine["bad refit"]:  # in whichever pass over the data it fails
+            assert "OSError: disk on fire" in what, what
+            assert what.startswith("OSError" if rank == 1 else "OtherProcessError: process 1 of"), what
 
 
 def processes_that_are_not_about_the_same_are_refused(met: Met) -> None:

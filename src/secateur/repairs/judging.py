@@ -61,7 +61,8 @@ class Judge:
     @cached_property
     def samples(self) -> int:
         """The number of held-out samples."""
-        return self._data.samples()
+        with joined(device_of(self._dense)) as team, team.together():
+            return self._data.samples()
 
     @torch.no_grad()
     def __call__(self, model: nn.Module) -> NDArray[np.float64]:

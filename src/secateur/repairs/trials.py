@@ -15,6 +15,7 @@ from secateur.calibration.subset import take_share
 from secateur.errors import SecateurError
 from secateur.repairs.judging import MARGIN, Judge, standard_errors
 from secateur.repairs.methods import Repair, Work
+from secateur.signals.distributed import OtherProcessError
 from secateur.targets.units.copying import duplicate
 
 NOTHING = "the model has nothing that it could change"
@@ -71,6 +72,8 @@ class Trials:
             candidate = duplicate(model)
             try:
                 notes = method.run(candidate, work)
+            except OtherProcessError:
+                raise  # the process that failed is not here any more
             except SecateurError as error:
                 return str(error)
             models.append(candidate)

@@ -22,13 +22,17 @@ from torch import Tensor
 from torch.utils.data.distributed import DistributedSampler
 
 from secateur.calibration import Calibration
-from secateur.errors import CalibrationError, ScoreError
+from secateur.errors import CalibrationError, ScoreError, SecateurError
 from secateur.signals.identity import difference
 
 _PATIENCE = timedelta(days=1)
 """How long a process waits for the others: shares of long runs differ by much."""
 
 T = TypeVar("T")
+
+
+class OtherProcessError(ScoreError):
+    """Another process has raised an error that is not one of ours. Nothing can go on without it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,13 +101,15 @@ class Team:
             yield
         except Exception as caught:
             error = caught
-        failures = self.everyone(None if error is None else (type(error).__name__, str(error)))
+        own = None if error is None else (type(error).__name__, str(error), isinstance(error, SecateurError))
+        failures = self.everyone(own)
         if error is not None:
             raise error
         for rank, failure in enumerate(failures):
             if failure is not None:
-                kind, message = failure
-                raise (CalibrationError if kind == CalibrationError.__name__ else ScoreError)(
+                kind, message, known = failure
+                same = CalibrationError if kind == CalibrationError.__name__ else ScoreError
+                raise (same if known else OtherProcessError)(
                     f"process {rank} of {self.size}: expected it to do its share, got {kind}: {message}"
                 )
 

@@ -19,6 +19,7 @@ from secateur.pipeline.auto.selection import Candidate, Round, Selection
 from secateur.pipeline.targets.target import Scored, Target
 from secateur.repairs.judging import MARGIN, Judge
 from secateur.signals import Scores
+from secateur.signals.distributed import OtherProcessError
 from secateur.signals.units.combination import name_of
 
 FEW, MORE = 1 / 16, 1 / 4
@@ -100,6 +101,8 @@ def choose(auto: Auto, target: Target, budget: Budget | None = None, known: Scor
         step(f"{name}, round {number + 1}")
         try:
             return judge(target.candidate(planned[name].plan, rounds[number][0]))
+        except OtherProcessError:
+            raise
         except SecateurError as error:
             return f"did not run: {error}"
 
@@ -138,6 +141,8 @@ def _plans(
         try:
             measured = target.measured(rule, few, known.scores)
             plan = target.allocate(measured, known.scores, budget)
+        except OtherProcessError:
+            raise
         except SecateurError as error:
             if isinstance(error, UnreachableBudgetError):
                 unreached.append(error)
