@@ -204,8 +204,10 @@ def measure(
     with phases.phase("score"):
         scores = sc.score(graph, batches, "reconstruction", progress=False)
     blocks = sum(p.numel() for n, p in model.named_parameters() if ".layers." in n)
-    budget = sc.Budget(params=1 - (1 - FRACTION) * blocks / graph.cost().params)
-    plan = sc.RepairAware().allocate(graph, scores, budget if blocks else sc.Budget(macs=FRACTION))
+    budget = sc.Budget(macs=FRACTION)
+    if blocks:
+        budget = sc.Budget(params=1 - (1 - FRACTION) * blocks / graph.cost().params)
+    plan = sc.RepairAware().allocate(graph, scores, budget)
     with phases.phase("apply"):
         small = sc.apply(model, plan, graph=graph)
     with phases.phase("verify"):
