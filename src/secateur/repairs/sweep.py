@@ -149,13 +149,13 @@ def sweep(
     pairs = Pairs(graph, small)
     pair = pairs.first
     regress = FACTORS.get(name)
-    # Counting samples reads all the data once, so it is done only for the methods that need it.
     report = {}
     in_files = any_mapped(graph.program.state_dict.values())
     with (
         joined(graph.device) as team,
         PendingBatches(pairs.of, graph.device, calibration, in_files, team.takes) as batches,
     ):
+        # Counting samples reads all the data once, so it is done only for the methods that need it.
         with team.together():
             samples = 0 if regress else calibration.repeats * calibration.samples()
         walk = _Sweep(pair, batches, regress, samples, team, in_files=in_files)

@@ -102,8 +102,9 @@ def eliminate(size: int, consumers: list[Consumer]) -> NDArray[np.float64]:
         left = np.flatnonzero(alive)
         losses = sum((consumer.losses(size) for consumer in consumers), np.zeros(size))[left]
         count = max(1, min(size // STEPS, len(left)))
-        gone = left[np.argsort(losses, kind="stable")[:count]]
-        for unit, loss in zip(gone, np.sort(losses, kind="stable"), strict=False):
+        order = np.argsort(losses, kind="stable")[:count]
+        gone = left[order]
+        for unit, loss in zip(gone, losses[order], strict=True):
             error += float(loss)
             value[unit] = error
         for consumer in consumers:
