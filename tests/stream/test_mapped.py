@@ -107,7 +107,12 @@ def test_the_pipeline_gives_the_same(pair: Any, monkeypatch: pytest.MonkeyPatch)
     dense, there, data = pair
     ran = []
     run = inparts.InParts.run
-    monkeypatch.setattr(inparts.InParts, "run", lambda self, *a: ran.append(len(self._ends)) or run(self, *a))
+
+    def noted(self: inparts.InParts, *args: Any) -> Any:
+        ran.append(self)
+        return run(self, *args)
+
+    monkeypatch.setattr(inparts.InParts, "run", noted)
     found = []
     for model in (dense, there):
         graph = sc.trace(model, data[0])
@@ -117,8 +122,8 @@ def test_the_pipeline_gives_the_same(pair: Any, monkeypatch: pytest.MonkeyPatch)
         assert sc.verify(model, small, plan, data[0]).proven
         fixed = sc.repair(small, model, data, "reconstruct", graph=graph, progress=False)
         found.append((scores, plan, small, fixed))
-    assert len(ran) == 1
-    assert ran[0] > 3  # parts
+    assert len(ran) == 1  # the model in files
+    assert len(ran[0]._programs[0].ends) > 3
     (scores, plan, small, fixed), (scores_, plan_, small_, fixed_) = found
     for name in scores.values:
         for group in scores[name]:
@@ -130,6 +135,34 @@ def test_the_pipeline_gives_the_same(pair: Any, monkeypatch: pytest.MonkeyPatch)
             torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-6, msg=name)
     for (name, a), (_, b) in zip(dense.state_dict().items(), there.state_dict().items(), strict=True):
         assert torch.equal(a, b), name  # nothing was written
+
+
+@pytest.mark.parametrize("sizes", [(9,), (6, 9, 1), (9, 6)])
+def test_batches_of_other_sizes_are_scored_in_parts_too(
+    pair: Any, sizes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dense, there, data = pair
+    ran = []
+    run = inparts.InParts.run
+
+    def noted(self: inparts.InParts, *args: Any) -> Any:
+        ran.append({id(program) for program in self._programs})
+        return run(self, *args)
+
+    monkeypatch.setattr(inparts.InParts, "run", noted)
+    others = [
+        torch.randint(17, (4, size)) if data[0].ndim == 2 else torch.randn(4, 3, size, size)
+        for size in sizes * 3
+    ]
+    others[-1] = others[-1][:1]  # and a batch of one
+    found = []
+    for model in (dense, there):
+        graph = sc.trace(model, data[0])
+        found.append(sc.score(graph, others, ("reconstruction", "activation"), progress=False))
+    assert len(ran) == 1
+    for name in found[0].values:
+        for group, vector in found[0][name].items():
+            np.testing.assert_allclose(found[1][name][group], vector, rtol=1e-6, atol=1e-9)
 
 
 def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:

@@ -6,13 +6,16 @@ the last one. So what a signal accumulates is held only while its part of the mo
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.export import ExportedProgram
 
 from secateur.calibration import Calibration
 from secateur.common.mapped import any_mapped, release
@@ -45,20 +48,53 @@ class _Window:
     last: int
 
 
+class _Program(Dense):
+    """A program for one input size.
+
+    Attributes:
+        ends: Where its parts end. All programs have equally many parts, of the same layers.
+        runner: Knows its nodes by their names in the first program.
+        known_as: These names, by node.
+    """
+
+    def __init__(self, graph: Graph, program: ExportedProgram, model: CapturedModel) -> None:
+        super().__init__(graph, program)
+        self.ends: list[int] = []
+        self.runner = model.use(program)
+        self.known_as = {node: name for name, node in self.runner.nodes.items()}
+
+    def place(self, name: str) -> int | None:
+        """Return the position of a node by its name in the first program; None if it is not there."""
+        node = self.runner.nodes.get(name)
+        return None if node is None else self.index.get(node)
+
+    def part_of(self, position: int) -> int:
+        """Return the part that computes the node at a position."""
+        return bisect_right(self.ends, position)
+
+    def part_with(self, name: str) -> int | None:
+        """Return the part that computes a node; None if the program does not have it."""
+        place = self.place(name)
+        return None if place is None else self.part_of(place)
+
+    def cut_like(self, other: _Program) -> None:
+        """Use the same parts as another program: each ends after the last node that the other runs in it."""
+        reached = [0] * (len(other.nodes) + 1)
+        for node, k in other.index.items():
+            own = self.place(other.known_as[node]) if node in other.known_as else None
+            reached[k + 1] = 0 if own is None else own + 1
+        upto = list(accumulate(reached, max))
+        self.ends = [upto[end] for end in other.ends]
+
+
 class InParts:
     """Runs a model part by part, each over all batches, and scores the groups of each window."""
 
     def __init__(
-        self,
-        dense: Dense,
-        ends: Sequence[int],
-        windows: Sequence[_Window],
-        begin: Begin,
-        model: CapturedModel,
+        self, programs: Sequence[_Program], windows: Sequence[_Window], begin: Begin, model: CapturedModel
     ) -> None:
-        """Use `InParts.of`."""
-        self._dense, self._ends, self._windows = dense, ends, windows
-        self._begin, self._model = begin, model
+        """Use `InParts.of`. The batch with index k runs ``programs[k]``."""
+        self._programs, self._windows, self._begin, self._model = programs, windows, begin, model
 
     @classmethod
     def of(cls, graph: Graph, signals: Sequence[Signal], data: Calibration, begin: Begin) -> InParts | None:
@@ -72,37 +108,47 @@ class InParts:
 
         Returns:
             None if the model has to run whole: if its weights lie in memory, a signal needs gradients or
-            looks at a whole batch first, the program draws random numbers or writes into its own values, or
-            another program is needed for some batch.
+            looks at a whole batch first, a program draws random numbers or writes into its own values, or
+            the programs for two input sizes call the layers in another order.
         """
         if not any_mapped(graph.program.state_dict.values()):
             return None
-        dense = Dense(graph)
-        if dense.writes or _draws(dense):
+        model = begin({signal.name: graph.groups[:1] for signal in signals}, None).model
+        by_id: dict[int, _Program] = {}
+        programs = []
+        for batch in data.batches():
+            program = graph.programs.of(batch.args, dict(batch.kwargs))
+            if id(program) not in by_id:
+                by_id[id(program)] = _Program(graph, program, model)
+            programs.append(by_id[id(program)])
+        main, *others = by_id.values()
+        if any(program.writes or _draws(program) for program in by_id.values()):
             return None
-        place = {node.name: k for node, k in dense.index.items()}
-        first = begin({signal.name: graph.groups[:1] for signal in signals}, None)
         spans: dict[tuple[int, int], list[Group]] = {}
+        watched: set[str] = set()
         for group in graph.groups:
-            one = begin({signal.name: (group,) for signal in signals}, first.model)
-            at = sorted(place[name] for name in one.watched if name in place)
+            one = begin({signal.name: (group,) for signal in signals}, model)
+            at = sorted(place for name in one.watched if (place := main.place(name)) is not None)
             if not one.takes_turns or len(at) < len(one.watched):
                 return None
             spans.setdefault((at[0], at[-1]) if at else (0, 0), []).append(group)
-        if any(graph.programs.of(b.args, dict(b.kwargs)) is not graph.program for b in data.batches()):
-            return None
+            watched.update(one.watched)
         # What comes after the last place that is shown, such as the head of a language model, does not run.
         stop = max(last for _, last in spans) + 1
-        ends = [*(end for end in parts(dense) if end < stop), stop]
+        main.ends = [*(end for end in parts(main) if end < stop), stop]
+        for other in others:
+            other.cut_like(main)
+            for name in watched:
+                if other.part_with(name) != main.part_with(name):
+                    return None
         by_part: dict[tuple[int, int], list[Group]] = {}
-        for span, groups in spans.items():
-            start, last = (next(k for k, end in enumerate(ends) if at < end) for at in span)
-            by_part.setdefault((start, last), []).extend(groups)
+        for (first, last), groups in spans.items():
+            by_part.setdefault((main.part_of(first), main.part_of(last)), []).extend(groups)
         windows = [
             _Window({signal.name: tuple(groups) for signal in signals}, *span)
             for span, groups in by_part.items()
         ]
-        return cls(dense, ends, windows, begin, first.model)
+        return cls(programs, windows, begin, model)
 
     @torch.no_grad()
     def run(
@@ -123,54 +169,62 @@ class InParts:
         Returns:
             The scores, by signal and group, and the steps of the batches that this process read.
         """
-        dense, found = self._dense, Scored()
+        found = Scored()
         with team.together():
             asked = self._begin(self._windows[0].covers, self._model)
             steps = {batch.index: asked.step(batch) for batch in data.batches(takes=team.takes)}
         active: list[tuple[_Window, OnePass]] = []
-        start = 0
-        with PendingBatches(lambda batch: dense, dense.graph.device, data, True, team.takes) as batches:
-            for k, end in enumerate(bar(self._ends, "Scoring, in parts", progress)):
+        device = self._programs[0].graph.device
+        count = len(self._programs[0].ends)
+        with PendingBatches(
+            lambda batch: self._programs[batch.index], device, data, True, team.takes
+        ) as batches:
+            for k in bar(range(count), "Scoring, in parts", progress):
                 with team.together():
                     for window in self._windows:
                         if window.first == k:
                             active.append((window, self._begin(window.covers, self._model)))
                             for step in steps.values():
                                 active[-1][1].begin(step)
-                    show = _shower(dense, start, [one for _, one in active], steps)
-                    for index, _, values in batches.visit(partial(_at, end), show):
-                        if end == self._ends[-1]:
+                    show = self._shower(k, [one for _, one in active], steps)
+                    for index, _, values in batches.visit(partial(_end, k), show):
+                        if k == count - 1:
                             _check_finite(index, values.tensors())
-                    release(dense.tensors_read(dense.nodes[start:end]))
+                    for program in set(self._programs):
+                        start = program.ends[k - 1] if k else 0
+                        release(program.tensors_read(program.nodes[start : program.ends[k]]))
                 for window, one in active:
                     if window.last == k:
                         for name, by_group in finish(one).items():
                             found.setdefault(name, {}).update(by_group)
                 active = [(window, one) for window, one in active if window.last != k]
-                start = end
         return found, list(steps.values())
 
+    def _shower(
+        self, part: int, ones: Collection[OnePass], steps: Mapping[int, Step]
+    ) -> Callable[[int], Show]:
+        """Return, for the index of a batch, what shows the values of the nodes of one part."""
 
-def _at(position: int, dense: Dense) -> int:
-    return position
+        def show(index: int) -> Show:
+            program = self._programs[index]
+            runner = self._model.use(program.program)
+            start = program.ends[part - 1] if part else 0
+
+            def see(node: fx.Node, value: Any, values: Mapping[fx.Node, Any]) -> None:
+                name = program.known_as.get(node)
+                if name is None or program.index[node] < start:  # run again, since the disk was full
+                    return
+                for one in ones:
+                    if name in one.watched:
+                        one.show(name, value, runner.reader(name, values.__getitem__), steps[index])
+
+            return see
+
+        return show
 
 
-def _shower(
-    dense: Dense, start: int, ones: Collection[OnePass], steps: Mapping[int, Step]
-) -> Callable[[int], Show]:
-    """Return, for the index of a batch, what shows the values of nodes from position `start` on."""
-
-    def show(index: int) -> Show:
-        def see(node: fx.Node, value: Any, values: Mapping[fx.Node, Any]) -> None:
-            if dense.index[node] < start:  # computed again, since the disk was full
-                return
-            for one in ones:
-                if node.name in one.watched:
-                    one.show(node.name, value, values.__getitem__, steps[index])
-
-        return see
-
-    return show
+def _end(part: int, program: _Program) -> int:
+    return program.ends[part]
 
 
 def _draws(dense: Dense) -> bool:

@@ -53,11 +53,12 @@ class _Watching(Interpreter):
         return value
 
 
-class _Runner:
+class Runner:
     """One program, ready to run.
 
     Attributes:
         writes: Whether it writes into any of its values after they were computed.
+        nodes: Its nodes by their names in the first program.
     """
 
     def __init__(self, programs: Programs, program: ExportedProgram, tensors: dict[str, Tensor]) -> None:
@@ -91,6 +92,20 @@ class _Runner:
         self._first = {node.name: node for node in nodes}
         self._batch_axes: dict[str, tuple[int, ...]] = {}
 
+    def reader(self, name: str, value_of: Read) -> Read:
+        """Return a way to the values that a node reads.
+
+        Args:
+            name: The node's name in the first program.
+            value_of: Gives the value of a node of this program.
+
+        Returns:
+            A function that takes a node of the first program.
+        """
+        own, first = self.nodes[name].all_input_nodes, self._first[name].all_input_nodes
+        operands = dict(zip(first, own, strict=True)) if len(own) == len(first) else {}
+        return lambda node: value_of(operands.get(node) or self.nodes[node.name])
+
     def batch_axes(self, name: str) -> tuple[int, ...]:
         """The axes of a node's output whose length depends on that of the batch."""
         if name not in self._batch_axes:
@@ -105,14 +120,10 @@ class _Runner:
         names = {self.nodes[name].name: name for name in watched}
         interpreter = self._interpreter
 
-        def reader(name: str) -> Read:
-            """Return the values that a node reads, ordered as in the first program."""
-            own, first = self.nodes[name].all_input_nodes, self._first[name].all_input_nodes
-            operands = dict(zip(first, own, strict=True)) if len(own) == len(first) else {}
-            return lambda node: interpreter.env[operands.get(node) or self.nodes[node.name]]
-
         if watcher is not None:
-            interpreter.watcher = lambda name, value, _: watcher(names[name], value, reader(names[name]))
+            interpreter.watcher = lambda name, value, read: watcher(
+                names[name], value, self.reader(names[name], read)
+            )
         interpreter.watched = names
         try:
             # A generator of the model's stays where it is; one that forward makes starts anew in each call.
@@ -155,15 +166,17 @@ class CapturedModel(StandIn):
         for name in differentiable:
             self.tensors[name].requires_grad_()
         self._programs = programs
-        self._runners: dict[int, _Runner] = {}
-        self._running = self._runner(program)
+        self._runners: dict[int, Runner] = {}
+        self._running = self.use(program)
         self._watched: Collection[str] = ()
         self._watcher: Watcher | None = None
 
-    def _runner(self, program: ExportedProgram) -> _Runner:
+    def use(self, program: ExportedProgram) -> Runner:
+        """Make a program the one whose values are shown from now on, and return it, ready to run."""
         if id(program) not in self._runners:
-            self._runners[id(program)] = _Runner(self._programs, program, self.tensors)
-        return self._runners[id(program)]
+            self._runners[id(program)] = Runner(self._programs, program, self.tensors)
+        self._running = self._runners[id(program)]
+        return self._running
 
     @property
     def device(self) -> torch.device:
@@ -172,11 +185,11 @@ class CapturedModel(StandIn):
 
     @property
     def writes(self) -> bool:
-        """Whether the program that ran last writes into any of its values after they were computed."""
+        """Whether the program that runs now writes into any of its values after they were computed."""
         return self._running.writes
 
     def batch_axes(self, node_name: str) -> tuple[int, ...]:
-        """The axes of a node's output whose length depends on the batch's, in the program that ran last."""
+        """The axes of a node's output whose length depends on the batch's, in the program that runs now."""
         return self._running.batch_axes(node_name)
 
     def counts_data(self, node_name: str) -> bool:
@@ -195,7 +208,7 @@ class CapturedModel(StandIn):
             CalibrationError: No program takes the arguments.
             NotObservedError: The one that does not compute what is watched.
         """
-        self._running = self._runner(self._programs.of(args, kwargs))
+        self.use(self._programs.of(args, kwargs))
         missing = [name for name in self._watched if name not in self._running.nodes]
         if missing:
             raise NotObservedError(

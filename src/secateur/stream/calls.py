@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import fx
+from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from secateur.graph.binding import all_by_name, bound
@@ -48,6 +49,7 @@ class ProgramCalls:
 
     Attributes:
         graph: The trace.
+        program: The captured program.
         nodes: The nodes that compute something, in order.
         index: Node -> its place among them.
         names: Placeholder -> state-dict name of the tensor that it stands for.
@@ -55,19 +57,25 @@ class ProgramCalls:
         writes: Names of the nodes whose values something writes into.
     """
 
-    def __init__(self, graph: Graph) -> None:
-        """Read the program of a trace."""
+    def __init__(self, graph: Graph, program: ExportedProgram | None = None) -> None:
+        """Read a program.
+
+        Args:
+            graph: The trace.
+            program: One of ``graph.programs``. None: the one that was captured first.
+        """
         self.graph = graph
+        self.program = program = program or graph.program
         self.names: dict[fx.Node, str] = {}
         self.inputs: list[fx.Node] = []
-        for node, kind, name in lifted(graph.program):
+        for node, kind, name in lifted(program):
             if kind is InputKind.USER_INPUT:
                 self.inputs.append(node)
             elif name is not None:
                 self.names[node] = name
-        self.nodes = [node for node in graph.program.graph.nodes if node.op == "call_function"]
+        self.nodes = [node for node in program.graph.nodes if node.op == "call_function"]
         self.index = {node: k for k, node in enumerate(self.nodes)}
-        self.writes = written(graph.program.graph_module)
+        self.writes = written(program.graph_module)
 
     def is_tensor(self, node: Any) -> bool:
         """Whether an argument stands for a tensor of the model that the program does not write to."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.export import ExportedProgram
 
 from secateur.calibration import Batch
 from secateur.graph.graph import Graph
@@ -45,16 +46,16 @@ class Values:
 class Dense(ProgramCalls):
     """The program of a dense model, and its tensors. Running it does not change the model."""
 
-    def __init__(self, graph: Graph) -> None:
-        """Prepare the program of a trace."""
-        super().__init__(graph)
+    def __init__(self, graph: Graph, program: ExportedProgram | None = None) -> None:
+        """Prepare a program: see `ProgramCalls`."""
+        super().__init__(graph, program)
         self._dense: dict[fx.Node, Any] = {}
         for node, name in self.names.items():
-            tensor = tensor_of(graph.program, name)
+            tensor = tensor_of(self.program, name)
             self._dense[node] = tensor.detach() if isinstance(tensor, Tensor) else tensor
-        for node in graph.program.graph.nodes:
+        for node in self.program.graph.nodes:
             if node.op == "get_attr":
-                self._dense[node] = graph.program.graph_module.get_submodule(str(node.target))
+                self._dense[node] = self.program.graph_module.get_submodule(str(node.target))
         self._last_read = self._nodes_by_last_read()
 
     def _nodes_by_last_read(self) -> list[list[fx.Node]]:
@@ -71,7 +72,7 @@ class Dense(ProgramCalls):
     def start(self, batch: Batch) -> Values:
         """Return the values before the first node: the inputs, and copies of tensors written in place."""
         values = Values()
-        leaves = leaves_of(self.graph.program, batch.args, batch.kwargs)
+        leaves = leaves_of(self.program, batch.args, batch.kwargs)
         for node, leaf in zip(self.inputs, leaves, strict=True):
             values.dense[node] = leaf.clone() if node.name in self.writes else leaf
         for node in self.names:
