@@ -233,7 +233,9 @@ def test_what_does_not_change_the_result_does_not_stop_a_capture(name: str) -> N
     net = Calls(WORKS[name], a=nn.Linear(6, 6), layer=layer()).eval()
     net.stream = torch.Generator()
     x = torch.randn(4, 6)
-    assert torch.allclose(answer(captured(net, x), x), net(x), atol=1e-6)
+    found = answer(captured(net, x), x)
+    with torch.no_grad():  # where it compiles anew for gradients, PyTorch warns
+        assert torch.allclose(found, net(x), atol=1e-6)
 
 
 def test_assertions_fail_in_the_ordinary_pass() -> None:

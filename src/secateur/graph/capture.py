@@ -168,20 +168,28 @@ def _reads_number(error: Exception | None) -> bool:
 def _used(model: nn.Module, fresh: State, arguments: Arguments) -> tuple[State | None, Exception | None]:
     """Call a model once, and restore it.
 
+    No activations are kept for a backward pass, unless the model differentiates in its forward pass.
+
     Returns:
         The state after the call, None if the call changed nothing; and the error of the call, if any.
 
     Raises:
         CaptureError: The call makes parameters.
     """
-    args, kwargs = copied(arguments)
     names = {name for name, _ in model.named_parameters()}
-    try:
-        with seeded(0):
-            model(*args, **kwargs)
-    except Exception as error:  # the user's code may fail in any way
-        fresh.restore()
-        return None, error
+    stopped: Exception | None = None
+    for gradients in (False, True):
+        args, kwargs = copied(arguments)
+        try:
+            with seeded(0), torch.set_grad_enabled(gradients):
+                model(*args, **kwargs)
+        except Exception as error:  # the user's code may fail in any way
+            fresh.restore()
+            stopped = error
+        else:
+            break
+    else:
+        return None, stopped
     made = [name for name, _ in model.named_parameters() if name not in names]
     state = State(model)
     changed = fresh.restore()

@@ -213,7 +213,8 @@ def _different(
     Of gradients that are all rounding, as in front of a norm, nothing can be said: an entry counts from
     1e-12 of the largest of all.
     """
-    pairs: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    sizes: dict[str, float] = {}
+    apart: dict[str, float] = {}
     for name in ours:
         a, b = ours[name], theirs.get(name)
         if name not in theirs or (a is None and b is None):
@@ -225,15 +226,13 @@ def _different(
         elif a is not None:
             b = torch.zeros_like(a)
         if a is not None and b is not None and a.shape == b.shape and a.numel():
-            pairs[name] = a, b
-    sizes = {name: float(b.abs().max()) for name, (_, b) in pairs.items()}
+            sizes[name], apart[name] = float(b.abs().max()), float((a - b).abs().max())
     least = 1e-12 * max(sizes.values(), default=0.0)
-    found = {}
-    for name, (a, b) in pairs.items():
-        apart = float((a - b).abs().max())
-        if not apart <= max(tolerance * sizes[name], least):
-            found[name] = apart / max(sizes[name], least, 1e-300)
-    return found
+    return {
+        name: by / max(sizes[name], least, 1e-300)
+        for name, by in apart.items()
+        if not by <= max(tolerance * sizes[name], least)
+    }
 
 
 def _extremes(output: torch.Tensor) -> tuple[float, float]:

@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 
 from secateur.calibration import Calibration
-from secateur.common.mapped import any_mapped, release
+from secateur.common.mapped import any_mapped, release, trim
 from secateur.common.progress import bar
 from secateur.errors import CalibrationError
 from secateur.graph.graph import Graph
@@ -121,6 +121,7 @@ class InParts:
             if id(program) not in by_id:
                 by_id[id(program)] = _Program(graph, program, model)
             programs.append(by_id[id(program)])
+        trim()  # captures of further programs may have left memory with the process
         main, *others = by_id.values()
         if any(program.writes or _draws(program) for program in by_id.values()):
             return None

@@ -201,9 +201,9 @@ def test_covariances_are_shrunk_as_far_as_samples_differ() -> None:
     mixed = torch.randn(columns, columns, dtype=torch.float64)
     of_sample = torch.randn(samples, 1, columns, dtype=torch.float64)  # what positions have in common
     x = (of_sample + 0.5 * torch.randn(samples, positions, columns, dtype=torch.float64)) @ mixed + 0.3
-    sums = reconstruction._Sums(1, columns, 0, x.device)
+    sums = reconstruction._Columns(1, columns, x.device)
     for part in x.split(8):
-        sums.add_columns(part.reshape(1, -1, columns), len(part))
+        sums.add(part.reshape(1, -1, columns), len(part))
     products = x.transpose(1, 2) @ x / positions
     beside = ~torch.eye(columns, dtype=torch.bool)
     error = products.var(0)[beside].sum() / samples
@@ -222,9 +222,9 @@ def test_how_samples_come_in_batches_does_not_matter_for_shrinking() -> None:
     x = torch.randn(3, 30, 4, 5, dtype=torch.float64)
     found = []
     for size in (30, 7):
-        sums = reconstruction._Sums(3, 5, 0, x.device)
+        sums = reconstruction._Columns(3, 5, x.device)
         for part in x.split(size, 1):
-            sums.add_columns(part.reshape(3, -1, 5), part.shape[1])
+            sums.add(part.reshape(3, -1, 5), part.shape[1])
         found.append(sums.covariance())
     torch.testing.assert_close(*found)
 
@@ -248,9 +248,8 @@ def test_views_of_a_sample_are_no_further_samples() -> None:
     x = torch.randn(1, 30, 4, 5, dtype=torch.float64)
     found = []
     for views in (1, 3):
-        sums = reconstruction._Sums(1, 5, 0, x.device)
-        sums.views = views
+        sums = reconstruction._Columns(1, 5, x.device, views)
         for _ in range(views):  # of the plainest kind
-            sums.add_columns(x.reshape(1, -1, 5), 30)
+            sums.add(x.reshape(1, -1, 5), 30)
         found.append(sums.covariance())
     torch.testing.assert_close(*found)

@@ -38,7 +38,9 @@ class Consumer:
         damped.diagonal().add_(DAMPING * float(damped.diagonal().mean()) or 1.0)
         factor, failed = torch.linalg.cholesky_ex(damped)  # it fails only by rounding
         self._inverse = torch.linalg.inv(damped) if bool(failed) else torch.cholesky_inverse(factor)
-        self._weight = weight.clone()
+        # Only products of rows of the weight matter, so no more outputs than columns are needed.
+        wide = weight.shape[1] > len(weight)
+        self._weight = torch.linalg.qr(weight.t(), mode="r").R.t().contiguous() if wide else weight.clone()
         self._stays = torch.ones(len(weight), dtype=torch.bool, device=weight.device)
         # Units with equally many columns lie together: for each number, the units and their columns.
         by_count: dict[int, list[tuple[int, Tensor]]] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -81,9 +81,12 @@ class Reconstruction(Signal):
     needs: ClassVar[frozenset[Need]] = frozenset({"calls"})
 
     def held(self, graph: Graph, classes: int) -> dict[str, int]:
-        """8 bytes for each pair of columns of each consuming layer."""
+        """8 bytes for each pair of columns that consuming layers read."""
         layers = _Layers(graph)
-        return {g.name: sum(8 * layers.pairs(reader) for reader in layers.readers(g)) for g in graph.groups}
+        return {
+            g.name: 8 * sum({layers.read_by(r): layers.pairs(r) for r in layers.readers(g)}.values())
+            for g in graph.groups
+        }
 
     def start(self, context: Context) -> Tally:
         """Begin a run."""
@@ -108,6 +111,13 @@ class _Layers(LayerCalls):
             )
         return list(calls) or list(group.sites)
 
+    def read_by(self, reader: LayerCall | Site) -> Hashable:
+        """What a reader reads: those with equal answers have equal columns."""
+        if isinstance(reader, Site) or self.program_calls.writes:  # a node that is written to has two values
+            return reader
+        found: Hashable = reader.reads(Call.captured(reader.node), self.tensor(reader.weight).to("meta"))
+        return found
+
     def pairs(self, reader: LayerCall | Site) -> int:
         """Number of pairs of columns, over all parts of a grouped layer."""
         if isinstance(reader, Site):
@@ -116,23 +126,22 @@ class _Layers(LayerCalls):
         return int(matrix.shape[0] * matrix.shape[1] ** 2)
 
 
-class _Sums:
-    """What one call of a layer reads and what its output goes into, summed over positions in float64.
+class _Columns:
+    """What layers read, summed over positions in float64. Layers that read the same share it.
 
     Attributes:
-        state: ``count`` and ``ends``, the numbers of positions; ``x`` [parts, columns] and ``xx``
-            [parts, columns, columns], the columns and their products; ``y`` and ``yy`` [parts, outputs], what
-            the output goes into and its squares. And of samples, with their m positions and the products P
-            of different columns, summed over these, the sums of ``m2``, the squares of m; of ``mpz``, m P z
+        state: ``count``, the number of positions; ``x`` [parts, columns] and ``xx`` [parts, columns,
+            columns], the columns and their products. And of samples, with their m positions and the products
+            P of different columns, summed over these, the sums of ``m2``, the squares of m; of ``mpz``, m P z
             for each probe z [parts, probes, columns]; and of ``pz2``, all squares of P z [parts].
         views: In how many views each sample is shown. So many of them count as one sample.
     """
 
-    def __init__(self, parts: int, columns: int, outputs: int, device: torch.device) -> None:
+    def __init__(self, parts: int, columns: int, device: torch.device, views: int = 1) -> None:
         options: Any = {"dtype": torch.float64, "device": device}
         signs = torch.randint(2, (PROBES, columns), generator=torch.Generator().manual_seed(0)) * 2.0 - 1
         self._probes = signs.to(device)
-        self.views = 1
+        self.views = views
         self.state = {
             "count": torch.zeros((), **options),
             "x": torch.zeros(parts, columns, **options),
@@ -140,12 +149,9 @@ class _Sums:
             "m2": torch.zeros((), **options),
             "mpz": torch.zeros(parts, PROBES, columns, **options),
             "pz2": torch.zeros(parts, **options),
-            "ends": torch.zeros((), **options),
-            "y": torch.zeros(parts, outputs, **options),
-            "yy": torch.zeros(parts, outputs, **options),
         }
 
-    def add_columns(self, x: Tensor, samples: int) -> None:
+    def add(self, x: Tensor, samples: int) -> None:
         """x: [parts, positions, columns], the positions of each sample one after the other."""
         if x.shape[1] == 0:  # an expert may get no token
             return
@@ -161,13 +167,6 @@ class _Sums:
             self.state["pz2"] += pz.square().sum((1, 2), dtype=torch.float64)
         self.state["m2"] += samples * m * m
 
-    def add_ends(self, y: Tensor) -> None:
-        """y: [parts, positions, outputs]"""
-        y = y if y.dtype in (torch.float32, torch.float64) else y.float()
-        self.state["ends"] += y.shape[1]
-        self.state["y"] += y.sum(1)
-        self.state["yy"] += y.square().sum(1)
-
     def covariance(self) -> Tensor:
         """Of the columns, shrunk to its diagonal as far as samples differ. [parts, columns, columns]"""
         count = self.state["count"].clamp_min(1)
@@ -180,9 +179,33 @@ class _Sums:
         error = self.views * differ / (PROBES * count.square()) * samples / (samples - 1).clamp_min(1)
         return shrunk(second - mean[:, :, None] * mean[:, None], error)
 
-    def end_variance(self) -> float:
-        """Of what the output goes into, over all its entries together."""
-        count = self.state["ends"].clamp_min(1)
+
+class _Ends:
+    """What the output of a layer goes into, summed over positions in float64.
+
+    Attributes:
+        state: ``count``, the number of positions; ``y`` and ``yy`` [parts, outputs], the values and their
+            squares.
+    """
+
+    def __init__(self, parts: int, outputs: int, device: torch.device) -> None:
+        options: Any = {"dtype": torch.float64, "device": device}
+        self.state = {
+            "count": torch.zeros((), **options),
+            "y": torch.zeros(parts, outputs, **options),
+            "yy": torch.zeros(parts, outputs, **options),
+        }
+
+    def add(self, y: Tensor) -> None:
+        """y: [parts, positions, outputs]"""
+        y = y if y.dtype in (torch.float32, torch.float64) else y.float()
+        self.state["count"] += y.shape[1]
+        self.state["y"] += y.sum(1)
+        self.state["yy"] += y.square().sum(1)
+
+    def variance(self) -> float:
+        """Over all entries together."""
+        count = self.state["count"].clamp_min(1)
         around = self.state["yy"] / count - (self.state["y"] / count).square()
         return float(around.clamp_min(0).sum())
 
@@ -208,68 +231,89 @@ def shrunk(covariance: Tensor, error: Tensor) -> Tensor:
     return torch.lerp(covariance, diagonal, share)
 
 
+Show = Callable[[Tensor, Read, torch.Generator], None]
+"""Takes the value of a node, a way to what the node read, and a generator to draw positions with."""
+
+Regression = tuple[Tensor, Tensor]
+"""A matrix of weights [columns, outputs], and the unit of each column, -1 for those of no unit. [columns]"""
+
+
 class _Reading(ABC):
     """Something that reads a group's units, as regressions whose columns belong to them.
 
     Attributes:
-        sums: Of what was seen.
+        columns: What it reads.
+        sums: All that it adds up; those of `columns` too, if no other reading adds them up.
     """
 
-    sums: _Sums
+    columns: _Columns
+    sums: list[_Columns | _Ends]
 
     @abstractmethod
-    def shows(self) -> dict[str, Callable[[Tensor, Read, torch.Generator], None]]:
+    def shows(self) -> list[tuple[str, Show]]:
         """What to do with the value of which node."""
 
     @abstractmethod
-    def consumers(self, group: Group) -> Iterator[Consumer]:
-        """The regressions that read units of a group."""
+    def regressions(self, group: Group, covariance: Tensor) -> Iterator[tuple[int, Regression]]:
+        """The regressions that read units of a group.
+
+        Args:
+            group: The group.
+            covariance: Of the columns. [parts, columns, columns]
+
+        Returns:
+            For each its part. An error of one matters alike in all of them.
+        """
 
 
 class _LayerReading(_Reading):
     """One call of a layer."""
 
-    def __init__(self, layer: LayerCall, layers: _Layers) -> None:
+    def __init__(
+        self, layer: LayerCall, layers: _Layers, shared: dict[Hashable, _Columns], views: int
+    ) -> None:
         self._layer, self._layers = layer, layers
         self._call = Call.captured(layer.node)
         self._weight = layers.tensor(layer.weight).detach()
-        self._matrix = layer.layer.matrix(self._weight, self._call).double()
         self._addition = addition_after(layer, layers.program_calls)
-        parts, columns, outputs = self._matrix.shape
-        self.sums = _Sums(parts, columns, outputs, self._weight.device)
+        parts, columns, outputs = layer.layer.matrix(self._weight.to("meta"), self._call).shape
+        self._most = max(POSITIONS, columns // SHARE)
+        self._ends = _Ends(parts, outputs, self._weight.device)
+        self.sums = [self._ends]
+        key = layers.read_by(layer)
+        self._adds_columns = key not in shared
+        if self._adds_columns:
+            shared[key] = _Columns(parts, columns, self._weight.device, views)
+            self.sums.append(shared[key])
+        self.columns = shared[key]
 
-    def shows(self) -> dict[str, Callable[[Tensor, Read, torch.Generator], None]]:
+    def shows(self) -> list[tuple[str, Show]]:
         """The layer shows its columns; it, or the addition behind it, where they end."""
         layer = self._layer
 
         def columns(value: Tensor, read: Read, drawn: torch.Generator) -> None:
-            most = max(POSITIONS, self._matrix.shape[1] // SHARE)
             for x, y in layer.pieces(self._call, self._weight, read(layer.x).detach(), value):
-                places = layer.draw(self._call, self._weight, y, most, drawn)
-                self.sums.add_columns(layer.layer.columns(x, self._weight, self._call, places), len(y))
+                places = layer.draw(self._call, self._weight, y, self._most, drawn)
+                self.columns.add(layer.layer.columns(x, self._weight, self._call, places), len(y))
 
         def ends(value: Tensor, read: Read, drawn: torch.Generator) -> None:
-            self.sums.add_ends(layer.layer.targets(value, self._weight, self._call))
+            self._ends.add(layer.layer.targets(value, self._weight, self._call))
 
-        def both(value: Tensor, read: Read, drawn: torch.Generator) -> None:
-            columns(value, read, drawn)
-            ends(value, read, drawn)
+        after = layer if self._addition is None else self._addition
+        found: list[tuple[str, Show]] = [(after.node.name, ends)]
+        return [(layer.node.name, columns), *found] if self._adds_columns else found
 
-        if self._addition is None:
-            return {layer.node.name: both}
-        return {layer.node.name: columns, self._addition.node.name: ends}
-
-    def consumers(self, group: Group) -> Iterator[Consumer]:
+    def regressions(self, group: Group, covariance: Tensor) -> Iterator[tuple[int, Regression]]:
         """Those of each tensor axis of the group that is the layer's weight."""
-        covariance, ends = self.sums.covariance(), self.sums.end_variance()
-        scaled = self._matrix * self._factor()[:, None] / (ends**0.5 or 1.0)
+        matrix = self._layer.layer.matrix(self._weight, self._call).double()
+        scaled = matrix * self._factor()[:, None] / (self._ends.variance() ** 0.5 or 1.0)
         for piece in group.of_role("consume"):
             if self._layer in self._layers.of(piece):
                 entries = unit_of(piece, self._weight)
                 unit = self._layer.layer.matrix(entries, self._call)[:, :, 0]
                 for part in range(len(unit)):
                     if bool((unit[part] >= 0).any()):
-                        yield Consumer(covariance[part], scaled[part], unit[part])
+                        yield part, (scaled[part], unit[part])
 
     def _factor(self) -> Tensor:
         """What each output is multiplied with on the way to the addition. [parts, outputs]"""
@@ -293,26 +337,26 @@ class _LayerReading(_Reading):
 class _SiteReading(_Reading):
     """The activations at one site, for themselves."""
 
-    def __init__(self, site: Site, device: torch.device) -> None:
+    def __init__(self, site: Site, device: torch.device, views: int) -> None:
         self._site = site
         self._position = torch.as_tensor(site.position, device=device)
-        self.sums = _Sums(1, len(site.unit), 0, device)
+        self.columns = _Columns(1, len(site.unit), device, views)
+        self.sums = [self.columns]
 
-    def shows(self) -> dict[str, Callable[[Tensor, Read, torch.Generator], None]]:
+    def shows(self) -> list[tuple[str, Show]]:
         """A row for each sample and place of the map."""
 
         def columns(value: Tensor, read: Read, drawn: torch.Generator) -> None:
             entries = value.index_select(self._site.axis, self._position).movedim(self._site.axis, -1)
-            self.sums.add_columns(entries.reshape(1, -1, entries.shape[-1]), len(entries))
+            self.columns.add(entries.reshape(1, -1, entries.shape[-1]), len(entries))
 
-        return {self._site.node: columns}
+        return [(self._site.node, columns)]
 
-    def consumers(self, group: Group) -> Iterator[Consumer]:
+    def regressions(self, group: Group, covariance: Tensor) -> Iterator[tuple[int, Regression]]:
         """One, that wants each entry back."""
-        (covariance,) = self.sums.covariance()
-        whole = float(covariance.diagonal().sum())
-        wanted = torch.eye(len(covariance)).to(covariance) / (whole**0.5 or 1.0)
-        yield Consumer(covariance, wanted, torch.as_tensor(self._site.unit, device=covariance.device))
+        whole = float(covariance[0].diagonal().sum())
+        wanted = torch.eye(covariance.shape[1]).to(covariance) / (whole**0.5 or 1.0)
+        yield 0, (wanted, torch.as_tensor(self._site.unit, device=covariance.device))
 
 
 class _ReconstructionTally(Tally):
@@ -320,22 +364,21 @@ class _ReconstructionTally(Tally):
         self.context = context
         layers = _Layers(context.graph)
         made: dict[LayerCall | Site, _Reading] = {}
+        shared: dict[Hashable, _Columns] = {}
         self._readings: dict[str, list[_Reading]] = {}
         for group in context.graph.groups:
             for reader in layers.readers(group):
                 if reader not in made:
                     made[reader] = (
-                        _SiteReading(reader, context.graph.device)
+                        _SiteReading(reader, context.graph.device, context.views)
                         if isinstance(reader, Site)
-                        else _LayerReading(reader, layers)
+                        else _LayerReading(reader, layers, shared, context.views)
                     )
                 self._readings.setdefault(group.name, []).append(made[reader])
-        self._sums = [reading.sums for reading in made.values()]
-        for sums in self._sums:
-            sums.views = context.views
-        self._shows: dict[str, list[Callable[[Tensor, Read, torch.Generator], None]]] = {}
+        self._sums = [sums for reading in made.values() for sums in reading.sums]
+        self._shows: dict[str, list[Show]] = {}
         for reading in made.values():
-            for node, show in reading.shows().items():
+            for node, show in reading.shows():
                 self._shows.setdefault(node, []).append(show)
 
     def calls(self) -> frozenset[str]:
@@ -366,9 +409,18 @@ class _ReconstructionTally(Tally):
 
     def finish(self) -> Mapping[str, Vector]:
         """Eliminate the units of each group."""
-        return {
-            group.name: eliminate(
-                group.size, [c for reading in self._readings[group.name] for c in reading.consumers(group)]
-            )
-            for group in self.context.graph.groups
-        }
+        return {g.name: eliminate(g.size, list(self._consumers(g))) for g in self.context.graph.groups}
+
+    def _consumers(self, group: Group) -> Iterator[Consumer]:
+        """What reads a group's units. Layers with the same columns are one regression with more outputs."""
+        by_columns: dict[_Columns, list[_Reading]] = {}
+        for reading in self._readings[group.name]:
+            by_columns.setdefault(reading.columns, []).append(reading)
+        for columns, readings in by_columns.items():
+            covariance = columns.covariance()
+            found: dict[Any, list[Regression]] = {}
+            for reading in readings:
+                for part, (weight, unit) in reading.regressions(group, covariance):
+                    found.setdefault((part, *unit.tolist()), []).append((weight, unit))
+            for (part, *_), same in found.items():
+                yield Consumer(covariance[part], torch.cat([w for w, _ in same], 1), same[0][1])
