@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import secateur as sc
 from secateur.repairs import sweep
-from secateur.repairs.sweep import Task
+from secateur.repairs.tasks import Task
 
 
 class Late(nn.Module):
@@ -78,7 +78,7 @@ def test_siblings_are_refitted_as_one_by_one(name: str, monkeypatch: pytest.Monk
     graph = sc.trace(net, data[0])
     plan = sc.Uniform(ratio=0.4).allocate(graph, sc.score(graph, None, "magnitude"))
     together: list[int] = []
-    collect = sweep._siblings
+    collect = sweep.siblings_among
 
     def counted(found: Sequence[Task], pair: Any) -> list[list[Task]]:
         groups = collect(found, pair)
@@ -90,7 +90,7 @@ def test_siblings_are_refitted_as_one_by_one(name: str, monkeypatch: pytest.Monk
 
     states = []
     for way in (counted, one_by_one):
-        monkeypatch.setattr(sweep, "_siblings", way)
+        monkeypatch.setattr(sweep, "siblings_among", way)
         small = sc.apply(net, plan, graph=graph)
         assert sweep.sweep("reconstruct", small, graph, sc.Calibration.of(data))
         states.append(small.state_dict())

@@ -21,21 +21,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from secateur.calibration import Calibration
 from secateur.common.mapped import any_mapped, release
 from secateur.common.progress import bar
-from secateur.graph.datasizes import depends_on_data
 from secateur.graph.graph import Graph
 from secateur.repairs.moments import channelwise, layerwise, mean, variance
 from secateur.repairs.pairs import Pair, Pairs
-from secateur.repairs.regression.additions import Addition, addition_after
 from secateur.repairs.regression.layers import Site
 from secateur.repairs.regression.leastsquares import Fit, Sums, fit
+from secateur.repairs.rows import column_sums, output_sums, target
+from secateur.repairs.tasks import Task, is_ready, siblings_among, start_of, tasks_of
 from secateur.signals.distributed import Team, joined
 from secateur.stream.dense import Values
 from secateur.stream.pending import PendingBatches
@@ -55,71 +54,6 @@ part of its positions."""
 
 _ROUNDING = 4
 """An output counts as undamaged up to this relative error, in multiples of the dtype's epsilon."""
-
-_FAINT = 1e-3
-"""A channel's output may be scaled before an addition. If its factor is smaller than this, relative to the
-largest one, the target is not corrected for the sum: that would need huge weights."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """A weight to refit, with all layer calls that use it.
-
-    Attributes:
-        sites: The calls, in order of execution.
-        sums: For each call the addition that reads its output and whose result should be right, or None.
-        bias: The bias that is refitted too, or None.
-        norm: For a layer without bias: the running mean of the batch norm that takes the bias, or None.
-    """
-
-    sites: tuple[Site, ...]
-    sums: tuple[Addition | None, ...]
-    bias: fx.Node | None
-    norm: fx.Node | None
-
-    @property
-    def weight(self) -> fx.Node:
-        """The weight's placeholder."""
-        return self.sites[0].weight
-
-
-def tasks(pair: Pair) -> list[Task]:
-    """Return a task for every weight that only layer calls read, in order of execution."""
-    by_weight: dict[fx.Node, list[Site]] = {}
-    for node in pair.nodes:
-        site = Site.of(node, pair.planned[node], pair)
-        if site is not None:
-            by_weight.setdefault(pair.same(site.weight)[0], []).append(site)
-    found = []
-    for sites in by_weight.values():
-        nodes = {site.node for site in sites}
-        # Several calls are run ahead on a fork of the values, which shares their tensors. Operators that
-        # write in place would then change the original values too, so such weights are skipped.
-        if not pair.readers(sites[0].weight) <= nodes or (len(sites) > 1 and pair.writes):
-            continue
-        # The pruned model may send other tokens to an expert than the dense one: rows would not match.
-        if any(depends_on_data(size) for node in nodes for size in node.meta["val"].shape):
-            continue
-        biases = {site.bias for site in sites}
-        bias = next(iter(biases)) if len(biases) == 1 else None
-        if bias is not None and not pair.readers(bias) <= nodes:
-            bias = None
-        norm = _norm_after(sites[0].node, pair) if biases == {None} and len(sites) == 1 else None
-        found.append(Task(tuple(sites), tuple(addition_after(s, pair) for s in sites), bias, norm))
-    return found
-
-
-def _norm_after(node: fx.Node, pair: Pair) -> fx.Node | None:
-    """Return the running mean of the batch norm behind a node, if it can take a bias; else None.
-
-    The batch norm must be the node's only reader, and no other node may read the running mean.
-    """
-    users = list(node.users)
-    if len(users) != 1 or str(users[0].target) != "aten.batch_norm.default" or users[0].args[5] is not False:
-        return None
-    mean: Any = users[0].args[3]
-    return mean if pair.is_tensor(mean) and pair.readers(mean) == {users[0]} else None
-
 
 FACTORS = {"bias": mean, "variance": variance, "channelwise": channelwise, "layerwise": layerwise}
 """Methods that scale each output: they regress the target on the pruned output, one column per output.
@@ -162,7 +96,7 @@ def sweep(
         found = [*walk.tasks(pair).values()]
         # What siblings read may be overwritten between them, where a program writes in place.
         alone = regress is not None or bool(pair.writes)
-        for siblings in bar([[t] for t in found] if alone else _siblings(found, pair), name, progress):
+        for siblings in bar([[t] for t in found] if alone else siblings_among(found, pair), name, progress):
             report.update(walk.refit(siblings))
     pair.store(small)
     return report
@@ -198,11 +132,11 @@ class _Sweep:
         there the tasks that come earlier than a task before them are left out.
         """
         if pair not in self._tasks:
-            found = {pair.names[task.weight]: task for task in tasks(pair)}
+            found = {pair.names[task.weight]: task for task in tasks_of(pair)}
             if pair is not self.pair:
                 reached = -1
                 for name in self.tasks(self.pair):
-                    if name in found and (start := _start(found[name], pair)) >= reached:
+                    if name in found and (start := start_of(found[name], pair)) >= reached:
                         reached = start
                     else:
                         found.pop(name, None)
@@ -222,8 +156,8 @@ class _Sweep:
             known = self.tasks(pair)
             if any(name not in known for name in names):
                 return None
-            start = min(_start(known[name], pair) for name in names)
-            ready = len(names) == 1 or all(_ready(known[name], pair, start) for name in names)
+            start = min(start_of(known[name], pair) for name in names)
+            ready = len(names) == 1 or all(is_ready(known[name], pair, start) for name in names)
             return start if ready else None
 
         for index, pair, values in self.batches.visit(place):
@@ -247,7 +181,7 @@ class _Sweep:
             local = self._parts([pair.names[task.weight] for task in siblings])
         given = self._of_all(local)
         if self.in_files:
-            release(pair.tensors_read(pair.nodes[: _start(siblings[0], pair)]))
+            release(pair.tensors_read(pair.nodes[: start_of(siblings[0], pair)]))
         found: dict[str, dict[str, float | None]] = {}
         with self.team.together():
             if self.team.rank == 0:
@@ -382,89 +316,6 @@ class _Sweep:
         return PARTS if columns <= LARGE and positions < PLENTY * columns else 2
 
 
-def _siblings(found: Sequence[Task], pair: Pair) -> list[list[Task]]:
-    """Collect tasks whose layers read the same columns: such as queries, keys and values.
-
-    Their regressions have the same sums of columns with columns, which then are computed once, where the
-    first of them runs. So a task whose target needs a value that is computed later stays alone.
-    """
-    collected: dict[Any, list[Task]] = {}
-    for task in found:
-        key: Any = task
-        if len(task.sites) == 1:
-            first = task.sites[0]
-            reads = first.reads(pair.planned[first.node], pair.tensor(first.weight))
-            known = collected.get(reads, [task])[0]
-            key = reads if _ready(task, pair, _start(known, pair)) else task
-        collected.setdefault(key, []).append(task)
-    return list(collected.values())
-
-
-def _ready(task: Task, pair: Pair, position: int) -> bool:
-    """Whether the targets of a task can be computed at a position, at or before its first call."""
-    others = (addition.other for addition in task.sums if addition is not None)
-    return all(pair.index.get(other, -1) < position for other in others)
-
-
-def _norm(x: Tensor) -> float:
-    single = x if x.dtype == torch.float64 or x.is_complex() else x.float()
-    return float(torch.linalg.vector_norm(single))
-
-
-def _start(task: Task, pair: Pair) -> int:
-    """Return the position of a task's first call."""
-    return min(pair.index[site.node] for site in task.sites)
-
-
-def column_sums(
-    calls: Sequence[tuple[Site, Addition | None]],
-    tasks: Sequence[Task],
-    pair: Pair,
-    values: Values,
-    generator: torch.Generator,
-    most: int,
-) -> Iterator[Sums]:
-    """Yield the sums of regressions on a layer's input, over one batch, a few samples at a time.
-
-    Args:
-        calls: Layer calls that read the same columns, each with the addition that its target is corrected
-            for, or None. Their outputs lie one after another in the sums.
-        tasks: The task of each call's weight.
-        pair: The programs.
-        values: The batch's values just before the calls.
-        generator: Draws the positions.
-        most: Most positions to take from each sample.
-    """
-    site = calls[0][0]
-    call, tensor = pair.planned[site.node], pair.tensor(site.weight)
-    wanted = [target(each, addition, pair, values) for each, addition in calls]
-    x: Tensor = pair.small_value(site.x, values)
-    for piece in site.pieces(call, tensor, x, *reversed(wanted), most=most):
-        places = site.draw(call, tensor, piece[-1], most, generator)
-        ys = []
-        for (each, _), task, end in zip(calls, tasks, reversed(piece[1:]), strict=True):
-            y = each.layer.targets(end, pair.tensor(each.weight), pair.planned[each.node], places)
-            if each.bias is not None and task.bias is None:  # it is not refitted
-                y = y - pair.tensor(each.bias).reshape(len(y), 1, -1)
-            ys.append(y)
-        yield Sums.of(site.layer.columns(piece[0], tensor, call, places), torch.cat(ys, 2))
-
-
-def output_sums(
-    site: Site, addition: Addition | None, task: Task, pair: Pair, values: Values
-) -> Iterator[Sums]:
-    """Yield the sums of regressions on a layer's output, one column for each output; see `column_sums`."""
-    call, tensor = pair.planned[site.node], pair.tensor(site.weight)
-    bias = None if site.bias is None else pair.tensor(site.bias)
-    wanted = target(site, addition, pair, values)
-    for a, b in site.pieces(call, tensor, pair.small_value(site.node, values), wanted):
-        own, y = (site.layer.targets(v, tensor, call) for v in (a, b))
-        if bias is not None:
-            own = own - bias.reshape(len(own), 1, -1)
-            y = y - bias.reshape(len(y), 1, -1) if task.bias is None else y  # it is not refitted
-        yield Sums.of(*(v.transpose(1, 2).flatten(0, 1)[..., None] for v in (own, y)))
-
-
 def _unmasked_entries(task: Task, pair: Pair) -> Tensor | None:
     """Return a boolean matrix of the weight's entries that may change; None if all may.
 
@@ -476,35 +327,6 @@ def _unmasked_entries(task: Task, pair: Pair) -> Tensor | None:
     return None if bool(free.all()) else first.layer.matrix(free, pair.planned[first.node])
 
 
-@torch.no_grad()
-def target(site: Site, addition: Addition | None, pair: Pair, values: Values) -> Tensor:
-    """Return the target of a layer's output for one batch, in the shape of the pruned output.
-
-    Without `addition`, the target is the dense program's output.
-
-    With `addition`, the output goes through a chain of nodes into a sum whose other operand is already
-    computed. The sum should equal the dense sum. So the error of the other operand (dense minus pruned) is
-    added to the target. In this way each addition of a residual stream corrects the error that the stream
-    has collected before it.
-
-    Args:
-        site: The layer call.
-        addition: The addition that reads the output, or None.
-        pair: The programs.
-        values: The batch's values just before the call.
-    """
-    wanted: Tensor = pair.dense_value(site.node, values)
-    if addition is None:
-        return wanted
-    # The chain is affine per channel in the pruned program: chain(x) = factor * x + shift. Two runs, on
-    # zeros and on ones, give both.
-    zero = torch.zeros_like(wanted[:1])
-    shift = pair.run_chain(addition.chain, site.node, zero, dense=False)
-    factor = pair.run_chain(addition.chain, site.node, zero + 1, dense=False) - shift
-    drift = pair.dense_value(addition.other, values) - pair.small_value(addition.other, values)
-    if addition.chain:
-        into = pair.run_chain(addition.chain, site.node, wanted, dense=True)
-        corrected = (into + drift - shift) / factor
-    else:
-        corrected = wanted + drift
-    return torch.where(factor.abs() > _FAINT * factor.abs().max(), corrected, wanted)
+def _norm(x: Tensor) -> float:
+    single = x if x.dtype == torch.float64 or x.is_complex() else x.float()
+    return float(torch.linalg.vector_norm(single))

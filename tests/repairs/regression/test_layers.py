@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import secateur as sc
 from secateur.repairs.pairs import Pair
 from secateur.repairs.regression.layers import Site
-from secateur.repairs.sweep import tasks
+from secateur.repairs.tasks import tasks_of
 from tests.targets.units.plans import plan_of
 
 
@@ -100,4 +100,6 @@ def test_what_is_no_layer_whose_weight_can_be_set() -> None:
     pair = Pair(graph, sc.apply(net, plan_of(graph, {}), graph=graph))
     found = [s for s in (Site.of(node, pair.planned[node], pair) for node in pair.nodes) if s is not None]
     assert [pair.names[s.weight] for s in found] == ["first.weight", "second.weight"]
-    assert [pair.names[t.weight] for t in tasks(pair)] == ["second.weight"]  # the other is also read doubled
+    assert [pair.names[t.weight] for t in tasks_of(pair)] == [
+        "second.weight"
+    ]  # the other is read doubled too
