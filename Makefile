@@ -20,7 +20,7 @@ SOURCES := src tests benchmarks docs examples
 # GNU make must not pick up a half-built environment after an interruption.
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-libraries check lint types fmt docs bench clean
+.PHONY: help demo test test-all test-libraries gpu check lint types fmt docs bench clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -36,6 +36,9 @@ test-all: $(VENV)/.stamp-dev $(VENV)/.stamp-zoo  ## Run all tests, the slow ones
 
 test-libraries: $(LIBRARIES)/.stamp  ## Prune models of other libraries, in an environment of their own (slow)
 	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/src:$(CURDIR) $(LIBRARIES)/bin/python -m tests.libraries.run $(ARGS)
+
+gpu: $(VENV)/.stamp-dev $(VENV)/.stamp-zoo  ## Run the tests that need a CUDA device
+	$(BIN)/python -m pytest -m cuda $(ARGS)
 
 check: lint types test  ## What CI runs: lint, types, test
 

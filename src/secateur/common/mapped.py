@@ -137,22 +137,29 @@ def settled(tensor: Tensor, like: Tensor) -> Tensor:
     """
     if not is_mapped(like) or tensor.numel() * tensor.element_size() < SMALL or is_mapped(tensor):
         return tensor
+    return empty_file(tensor.numel(), tensor.dtype).view(tensor.shape).copy_(tensor)
+
+
+def empty_file(size: int, dtype: torch.dtype) -> Tensor:
+    """Return a tensor of zeros [size] in a temporary file, which goes when the tensor does.
+
+    Raises:
+        ArtefactError: The disk has too little room.
+    """
     handle, path = tempfile.mkstemp(prefix="secateur-")
     try:
         if hasattr(os, "posix_fallocate"):  # a full disk would end the process when the tensor is written
-            os.posix_fallocate(handle, 0, tensor.numel() * tensor.element_size())
-        file = _from_file(path, tensor.numel(), tensor.dtype, shared=True)
+            os.posix_fallocate(handle, 0, size * dtype.itemsize)
+        return _from_file(path, size, dtype, shared=True)
     except OSError as error:
         raise ArtefactError(
-            f"{Path(path).parent}: expected room for a temporary file of "
-            f"{tensor.numel() * tensor.element_size():,} bytes, got {error.strerror}. Set TMPDIR to a folder "
-            "on a larger disk."
+            f"{Path(path).parent}: expected room for a temporary file of {size * dtype.itemsize} bytes, got "
+            f"{error.strerror}. Set TMPDIR to a folder on a larger disk."
         ) from error
     finally:
         os.close(handle)
         if sys.platform != "win32":  # there, a file in use cannot be deleted
             os.unlink(path)  # the space is free again when the tensor is
-    return file.view(tensor.shape).copy_(tensor)
 
 
 def copied(tensor: Tensor) -> Tensor:

@@ -15,12 +15,14 @@ from scipy.stats import wasserstein_distance
 from torch import Tensor, nn
 
 import secateur as sc
+from secateur.common.mapped import empty_file, is_mapped
 from secateur.errors import CalibrationError, ScoreError, SettingError
 from secateur.graph.groups import Group, Site
 from secateur.graph.trace import trace
 from secateur.signals import Wasserstein, score
 from secateur.signals.by_unit import traced_map
 from secateur.signals.signal import Context, Step, Tally
+from secateur.signals.units import wasserstein
 from secateur.signals.units.wasserstein import largest_distance
 from tests.helpers.models import build
 from tests.signals import reference
@@ -73,6 +75,28 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     # By module object: `secateur.score` is also the name of a function.
     monkeypatch.setattr(sys.modules[largest_distance.__module__], "_CHUNK", 100)
     np.testing.assert_array_equal(largest_distance(x.split(7), labels), whole)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_lies_in_files_changes_nothing(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data = build("residual", dtype), labelled("residual", dtype=dtype)
+    graph = trace(model, data[0][0])
+    expected = score(graph, data, "wasserstein")["wasserstein"]
+    made = []
+
+    def noted(size: int, dtype: torch.dtype) -> Tensor:
+        made.append(empty_file(size, dtype))
+        return made[-1]
+
+    monkeypatch.setattr(wasserstein, "empty_file", noted)
+    monkeypatch.setattr(wasserstein, "HELD_BYTES", 5000)
+    monkeypatch.setattr(wasserstein, "_BLOCK", 4000)
+    monkeypatch.setattr(wasserstein, "_READ", 1000)
+    found = score(graph, data, "wasserstein")["wasserstein"]
+    assert len(made) > 2
+    assert all(is_mapped(file) for file in made)
+    for name, vector in expected.items():
+        np.testing.assert_array_equal(found[name], vector)
 
 
 def test_precise_where_the_offset_is_large() -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from secateur.calibration.batch import IGNORED
+from secateur.common.mapped import empty_file, release
 from secateur.errors import CalibrationError, ScoreError, SettingError
 from secateur.graph.graph import Graph
 from secateur.graph.groups import Group, Site, Stage
@@ -24,6 +25,15 @@ from secateur.signals.by_unit import max_by_unit, traced_map
 from secateur.signals.diameter import diameters
 from secateur.signals.observed import STAGES, sites_at
 from secateur.signals.signal import Context, Need, Signal, Step, Tally, Vector
+
+HELD_BYTES = 2**31
+"""Most bytes of projections that stay in memory. The rest goes to temporary files (see `TMPDIR`)."""
+
+_BLOCK = 2**28
+"""Size of a temporary file. [bytes]"""
+
+_READ = 2**28
+"""Most bytes of projections that comparing classes reads at a time."""
 
 _CHUNK = 2**22
 """Most float64 numbers that comparing classes holds at a time (32 MiB)."""
@@ -47,7 +57,8 @@ class Wasserstein(Signal):
     Source: FAIR-Pruner, arXiv 2508.02291. Departure: of each class the first `per_class` samples are used, so
     that memory does not grow with the data. Maps of another size than the traced one, as of texts of several
     lengths, are averaged to that size first. What is kept is, in bytes,
-    4 · classes · per_class · projections · units, or twice that of a model in float64. The largest distance
+    4 · classes · per_class · projections · units, or twice that of a model in float64; what exceeds 2 GiB
+    lies in temporary files. The largest distance
     is found exactly, but without visiting all pairs of classes (`secateur.signals.diameter`).
 
     Direction: small means that the unit tells no classes apart, so it is a candidate for removal.
@@ -179,16 +190,18 @@ def largest_distance(samples: Sequence[Tensor], classes: NDArray[np.int64]) -> N
     _, entries, projections = samples[0].shape
     weights = (lengths / projections).to(device)
     chunk = max(1, _CHUNK // (count * (projections * steps + count)))
-    result = np.empty(entries)
-    for start in range(0, entries, chunk):
-        part = torch.cat([some[:, start : start + chunk].to(device) for some in samples])
-        points = [
-            # [classes, n, entries, projections] -> [entries, classes, projections, n]
-            _sorted(part[which].permute(2, 0, 3, 1))[..., shown].double() * weights
-            for which, shown in gathers
-        ]
-        result[start : start + chunk] = diameters(torch.cat(points, dim=1).flatten(2)).cpu().numpy()
-    return result
+    found = []
+    read = max(chunk, _READ // max(1, len(classes) * projections * samples[0].element_size()))
+    for start in range(0, entries, read):
+        whole = torch.cat([some[:, start : start + read].to(device) for some in samples])
+        for part in whole.split(chunk, 1):
+            points = [
+                # [classes, n, entries, projections] -> [entries, classes, projections, n]
+                _sorted(part[which].permute(2, 0, 3, 1))[..., shown].double() * weights
+                for which, shown in gathers
+            ]
+            found.append(diameters(torch.cat(points, dim=1).flatten(2)).cpu().numpy())
+    return np.concatenate(found)
 
 
 def _sorted(values: Tensor) -> Tensor:
@@ -196,6 +209,32 @@ def _sorted(values: Tensor) -> Tensor:
     if values.device.type == "cpu":
         return torch.from_numpy(np.sort(values.numpy(), axis=-1))  # several times as fast as torch
     return values.sort(dim=-1).values
+
+
+class _Store:
+    """Keeps tensors in memory up to `HELD_BYTES`, and the rest in temporary files."""
+
+    def __init__(self) -> None:
+        self._bytes = 0
+        self._file = torch.empty(0)
+        self._used = 0
+
+    def keep(self, tensor: Tensor) -> Tensor:
+        """Return the tensor, or a copy of it in a file.
+
+        Raises:
+            ArtefactError: The disk has too little room.
+        """
+        if self._bytes + tensor.nbytes <= HELD_BYTES:
+            self._bytes += tensor.nbytes
+            return tensor
+        if len(self._file) < self._used + tensor.numel() or self._file.dtype != tensor.dtype:
+            release([self._file])
+            size = max(tensor.numel(), _BLOCK // tensor.element_size())
+            self._file, self._used = empty_file(size, tensor.dtype), 0
+        place = self._file[self._used :][: tensor.numel()]
+        self._used += tensor.numel()
+        return place.view(tensor.shape).copy_(tensor)
 
 
 class _WassersteinTally(Tally):
@@ -207,6 +246,7 @@ class _WassersteinTally(Tally):
         self._keep = torch.empty(0, dtype=torch.int64)  # which samples of the batch are kept
         self._directions: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
         self._sites = {group.name: signal.sites(group) for group in context.graph.groups}
+        self._store = _Store()
         self._kept: dict[Site, list[Tensor]] = {}  # [samples, entries, projections] of each batch
         sites = (site for sites in self._sites.values() for site in sites)
         self._maps = {site: traced_map(context.graph, site) for site in sites}
@@ -249,7 +289,7 @@ class _WassersteinTally(Tally):
                 f"wasserstein, group {group.name}: expected finite activations at {site.node}, got NaN or "
                 "infinity. Check the data, and the model for overflow."
             )
-        self._kept.setdefault(site, []).append(projected)
+        self._kept.setdefault(site, []).append(self._store.keep(projected))
 
     def _direction(self, value: Tensor) -> Tensor:
         key = (value.shape[2], value.dtype, value.device)
