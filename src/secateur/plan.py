@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from pydantic import JsonValue, ValidationError, field_validator, model_validator
 
 from secateur.artefact.writing import replace_text
+from secateur.common.reading import Count
 from secateur.errors import PlanError
 from secateur.graph.inputs import InputSpec
-from secateur.group_decision import Count, GroupDecision, Record, mask_of
+from secateur.group_decision import GroupDecision, Record, mask_of
 
 if TYPE_CHECKING:
     from secateur.allocators.curve import Curve
@@ -250,7 +251,7 @@ class Plan(Record):
         ]
         text = "{\n " + ",\n ".join(lines) + "\n}\n"
         if path is not None:
-            _write(Path(path), text)
+            replace_text(Path(path), text, PlanError)
         return text
 
     @classmethod
@@ -340,12 +341,3 @@ def _reason(error: ValidationError) -> str:
     place = ".".join(str(part) for part in first["loc"])
     message = first["msg"].removeprefix("Value error, ")
     return f"{message} (in {place})" if place else message
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        replace_text(path, text)
-    except OSError as error:
-        raise PlanError(
-            f"plan {str(path)!r}: expected a file that can be written, got {error}. Choose another path."
-        ) from error

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from secateur.artefact.writing import folder_in_place
+from secateur.artefact.pair import folder_in_place
 from secateur.errors import SettingError
 
 if TYPE_CHECKING:

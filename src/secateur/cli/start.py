@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from secateur.artefact.writing import replacing
+from secateur.artefact.writing import replace_text
 from secateur.cli.output import file_to_write, folder_to_write, reload_code, write_result
 from secateur.cli.shell import Debug, Json, Seed, python_command, reported
 from secateur.errors import SettingError
@@ -73,8 +73,7 @@ def init(
         values = {
             path: run.budget.macs if path == "budget.macs" else value for path, (_, value) in given.items()
         }
-        with replacing(out) as partial:
-            partial.write_text(commented(values, out.name), encoding="utf-8")
+        replace_text(out, commented(values, out.name), SettingError)
     typer.echo(
         f"written to  {out}\n\nnext\n  secateur inspect --config {out}\n"
         f"  secateur prune --config {out} --out small"

@@ -102,13 +102,21 @@ def _check_fits(folder: str | os.PathLike[str], name: str, old: Tensor, new: Ten
             f"{folder}: expected {name} {list(old.shape)}, which the model has, got {list(new.shape)}. "
             "Build the model that the weights were saved from."
         )
-    kinds = [
-        (t.is_floating_point(), t.is_complex(), t.dtype if not t.is_floating_point() else 0)
-        for t in (old, new)
-    ]
-    if kinds[0] != kinds[1]:
+    check_kind(str(folder), name, old, new)
+
+
+def check_kind(where: str, name: str, old: Tensor, new: Tensor) -> None:
+    """Check that a tensor from a file may take the place of the model's.
+
+    Floats may have another precision, of two bytes or more; all other dtypes stay.
+
+    Raises:
+        ArtefactError: It has another kind of dtype.
+    """
+    floats = [t.is_floating_point() and t.element_size() > 1 for t in (old, new)]
+    if old.dtype != new.dtype and not all(floats):
         raise ArtefactError(
-            f"{folder}: expected {name} of dtype {old.dtype}, which the model has, got {new.dtype}. "
+            f"{where}: expected {name} of dtype {old.dtype}, which the model has, got {new.dtype}. "
             "Build the model that the weights were saved from."
         )
 

@@ -27,7 +27,7 @@ class Report(Facts):
         """
         text = self.model_dump_json(indent=1) + "\n"
         if path is not None:
-            _write(path, text)
+            replace_text(Path(path), text, SettingError)
         return text
 
     @classmethod
@@ -58,28 +58,19 @@ class Report(Facts):
         Raises:
             SettingError: If Jinja, which writes the page, is missing, or the file cannot be written.
         """
-        return _write(path, render(self))
+        replace_text(Path(path), render(self), SettingError)
+        return Path(path)
 
     def to_markdown(self, path: str | Path | None = None) -> str:
         """Return the report as Markdown. If `path` is given, also write it to that file."""
         text = document(self)
         if path is not None:
-            _write(path, text)
+            replace_text(Path(path), text, SettingError)
         return text
 
     def __str__(self) -> str:
         """Return the text that `secateur prune` prints."""
         return table(self)
-
-
-def _write(path: str | Path, text: str) -> Path:
-    try:
-        replace_text(Path(path), text)
-    except (OSError, ValueError) as error:
-        raise SettingError(
-            f"report {str(path)!r}: expected a file that can be written, got {error}. Choose another path."
-        ) from error
-    return Path(path)
 
 
 def _parsed(where: str, text: str) -> Report:
