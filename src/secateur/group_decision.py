@@ -54,7 +54,7 @@ class GroupDecision(Record):
     """
 
     name: str
-    size: Annotated[int, Field(ge=1)]
+    size: Annotated[int, Field(ge=1, le=1 << 24)]
     exact: bool = True
     removed: tuple[Count, ...]
     slices: tuple[SliceDecision, ...]

@@ -44,7 +44,9 @@ _TRIALS, _PAUSE = 12_000, 0.005
 
 
 @contextmanager
-def replacing(path: Path, error: type[SecateurError] = ArtefactError) -> Iterator[Path]:
+def replacing(
+    path: Path, error: type[SecateurError] = ArtefactError, *, parents: bool = False
+) -> Iterator[Path]:
     """A place for a new file of this name, which takes the place of `path` if the block succeeds.
 
     So a reader finds the old file or the new one, whole, also after a crash. A link at `path` is replaced;
@@ -54,6 +56,7 @@ def replacing(path: Path, error: type[SecateurError] = ArtefactError) -> Iterato
     Args:
         path: The file.
         error: The class of errors about files that cannot be written.
+        parents: Whether to make the folder of `path`, if there is none.
 
     Raises:
         SecateurError: Nothing can be written there. `path` is as it was.
@@ -69,6 +72,8 @@ def replacing(path: Path, error: type[SecateurError] = ArtefactError) -> Iterato
     with explained(path, error):
         if not path.name or (path.is_dir() and not path.is_symlink()):
             raise IsADirectoryError(errno.EISDIR, "a folder where the file should be")
+        if parents:
+            path.parent.mkdir(parents=True, exist_ok=True)
         with private_folder(path.parent) as folder:
             yield folder / path.name
             flush(folder)

@@ -136,6 +136,10 @@ class TensorFile:
                 raise self._refused("it became shorter while it was read")
         return found
 
+    def is_at(self, path: str | os.PathLike[str]) -> bool:
+        """Whether this file is the one that is found at a path."""
+        return os.path.samestat(os.fstat(self._file.fileno()), os.stat(path))
+
     def tensors(self) -> dict[str, Tensor]:
         """Read all tensors."""
         return {name: self.tensor(name) for name in self.entries}

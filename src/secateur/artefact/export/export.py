@@ -78,7 +78,8 @@ def export(
     else:
         trials = Trials.of(model, given, spec, [{}, *(sizes for _, sizes in spec.other_sizes())])
     accepted = tolerance_of(trials, same_code=not suffix) if tolerance is None else tolerance
-    with (replacing if suffix else replacing_folder)(path, ExportError) as written:
+    place = replacing(path, ExportError, parents=True) if suffix else replacing_folder(path, ExportError)
+    with place as written:
         if suffix == ".onnx":
             write_onnx(found, written, opset)
             done = check(path, onnx_runner(written), trials, "onnxruntime", accepted)
