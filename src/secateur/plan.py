@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pydantic import JsonValue, ValidationError, field_validator, model_validator
 
 from secateur.artefact.writing import replace_text
+from secateur.common.inert import inert_line
 from secateur.common.reading import Count, complaint, parse_json, read_text
 from secateur.errors import PlanError
 from secateur.graph.inputs import InputSpec
@@ -362,7 +363,8 @@ class Plan(Record):
             for row in rows
         ]
         rule = "-" * len(table[0])
-        return "\n".join([head, "", table[0], rule, *table[1:-2], rule, *table[-2:]])
+        lines = [head, "", table[0], rule, *table[1:-2], rule, *table[-2:]]
+        return "\n".join(map(inert_line, lines))
 
 
 def _place(piece: SliceDecision) -> tuple[str, int, str, tuple[int, ...]]:

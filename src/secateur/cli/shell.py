@@ -14,7 +14,8 @@ from typing import Annotated
 
 import typer
 
-from secateur.errors import SecateurError, UnreachableBudgetError, VerificationError
+from secateur.common.inert import inert
+from secateur.errors import LONGEST, SecateurError, UnreachableBudgetError, VerificationError
 
 BUG, BAD_INPUT, UNREACHABLE, NOT_PROVEN, INTERRUPTED = 1, 2, 3, 4, 130
 
@@ -41,9 +42,18 @@ def reported(*, debug: bool) -> Iterator[None]:
         if debug:
             raise
         known = isinstance(error, SecateurError)
-        line = one_line(str(error)) if known else f"unexpected {type(error).__name__}: {one_line(str(error))}"
-        typer.echo(f"secateur: {line}" + ("" if known else " (--debug shows where)"), err=True)
+        line = (
+            one_line(str(error))
+            if known
+            else f"unexpected {type(error).__name__}: {one_line(str(error))[:LONGEST]}"
+        )
+        show(f"secateur: {line}" + ("" if known else " (--debug shows where)"), err=True)
         raise typer.Exit(_code(error)) from error
+
+
+def show(text: str, *, err: bool = False) -> None:
+    """Print text, in which names of files and models may stand: nothing in it acts on the terminal."""
+    typer.echo(inert(text), err=err)
 
 
 def _code(error: Exception) -> int:

@@ -9,7 +9,7 @@ import typer
 
 from secateur.artefact.writing import replace_text
 from secateur.cli.output import file_to_write, folder_to_write, reload_code, write_result
-from secateur.cli.shell import Debug, Json, Seed, python_command, reported
+from secateur.cli.shell import Debug, Json, Seed, python_command, reported, show
 from secateur.errors import SettingError
 
 MACS = 0.5
@@ -46,7 +46,7 @@ def demo(
             f"import secateur as sc; {_IMPORT}; print(sc.load({out.as_posix()!r}, make_model))"
         )
         shown = report.to_json().rstrip() if json else table(report, reload=command)
-    typer.echo(shown)
+    show(shown)
 
 
 def init(
@@ -74,7 +74,7 @@ def init(
             path: run.budget.macs if path == "budget.macs" else value for path, (_, value) in given.items()
         }
         replace_text(out, commented(values, out.name), SettingError)
-    typer.echo(
+    show(
         f"written to  {out}\n\nnext\n  secateur inspect --config {out}\n"
         f"  secateur prune --config {out} --out small"
     )

@@ -21,11 +21,10 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent):
-            raise ValueError(f"an alias, *{event.anchor[:40]}{event.start_mark}")
-        if getattr(event, "anchor", None) is not None:
-            raise ValueError(f"an anchor, &{event.anchor[:40]}{event.start_mark}")
-        if getattr(event, "tag", None) is not None:
-            raise ValueError(f"a tag, {event.tag[:40]}{event.start_mark}")
+            raise ValueError(f"the alias {str(event.anchor)[:40]}{event.start_mark}")
+        for what in ("anchor", "tag"):
+            if (named := getattr(event, what, None)) is not None:
+                raise ValueError(f"the {what} {str(named)[:40]}{event.start_mark}")
         if isinstance(event, yaml.ScalarEvent) and len(event.value) > LONGEST:
             raise ValueError(f"more than {LONGEST} characters{event.start_mark}")
         self.depth += 1
@@ -47,7 +46,7 @@ def parse_yaml(text: str) -> Any:
         {'budget': {'macs': 0.5}}
         >>> parse_yaml("a: &x [1]\nb: *x")
         Traceback (most recent call last):
-        ValueError: an anchor, &x  in "<unicode string>", line 1, column 4:
+        ValueError: the anchor x  in "<unicode string>", line 1, column 4:
             a: &x [1]
                ^
     """

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +23,11 @@ if TYPE_CHECKING:
 
 LARGEST_PACKED, MOST_PACKED = 1 << 27, 20
 """Arrays may have this many bytes, and so many for each byte of the file, which could hold any size."""
+
+MEMBERS = 256
+"""The most arrays of a file."""
+
+_DAMAGE = (OSError, ValueError, EOFError, RuntimeError, LookupError, TypeError, OverflowError, struct.error)
 
 INPUT_NAMES, LABEL_NAMES = ("x", "inputs", "images"), ("y", "labels")
 
@@ -44,19 +52,12 @@ def arrays(
     with opened(path, where, CalibrationError, "arrays as numpy.savez writes them") as file:
         try:
             with zipfile.ZipFile(file) as archive:
-                held = {each.name: each for each in map(partial(_header, archive), archive.infolist())}
+                held = {each.name: each for each in map(partial(_header, archive), _members(archive))}
                 found = _chosen(where, held, os.fstat(file.fileno()).st_size)
                 arrays = [each.read(archive) for each in found]
-        except (
-            OSError,
-            ValueError,
-            EOFError,
-            NotImplementedError,
-            RuntimeError,
-            zipfile.BadZipFile,
-        ) as error:
-            if isinstance(error, CalibrationError):
-                raise
+        except CalibrationError:
+            raise
+        except (*_DAMAGE, zipfile.BadZipFile, zlib.error) as error:
             raise CalibrationError(
                 f"{where}: expected arrays as numpy.savez writes them, got a file that cannot be read "
                 f"({error}). Save it again, without objects."
@@ -98,11 +99,23 @@ class _Array:
         return found.reshape(self.shape, order="F" if self.fortran else "C")
 
 
+def _members(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+    found = archive.infolist()
+    if len(found) > MEMBERS:
+        raise ValueError(f"more than {MEMBERS} arrays")
+    if odd := [
+        each for each in found if each.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+    ]:
+        raise ValueError(f"a compression of type {odd[0].compress_type}")
+    return found
+
+
 def _header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Array:
     """Read what an array is, and not the array."""
     from numpy.lib import format as npy
 
-    with archive.open(info) as file:
+    with archive.open(info) as member:
+        file = io.BytesIO(member.read(1 << 16))
         version = npy.read_magic(file)
         read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
         if version not in read:

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
+from secateur.common.inert import inert_line
 from secateur.common.reading import Count
 from secateur.common.tensorfile import TensorFile
 from secateur.errors import PlanError
@@ -250,4 +251,4 @@ class MaskPlan:
             len(self.masks) + 1,
         )
         table = [head, "", lines[0], rule, *lines[1:last], rule, *lines[last:], self._untouched()]
-        return "\n".join(table).rstrip()
+        return "\n".join(map(inert_line, table)).rstrip()
