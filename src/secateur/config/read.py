@@ -14,7 +14,6 @@ from pydantic_core import ErrorDetails
 from secateur.common.reading import parse_json, read_text
 from secateur.config.run import UNKNOWN_NAME, Run
 from secateur.config.setting import sections, settings
-from secateur.config.yaml import parse_yaml
 from secateur.errors import SettingError
 
 LARGEST = 1 << 18
@@ -89,6 +88,8 @@ def _parsed(kind: str, text: str) -> Any:
         import tomllib
 
         return tomllib.loads(text)
+    from secateur.config.yaml import parse_yaml
+
     return parse_yaml(text)
 
 

@@ -156,8 +156,8 @@ class _Measured(BaseModel):
     method: str
     kept: bool
     measure: str
-    before: float
-    after: float
+    before: float | None
+    after: float | None
     held_out_samples: Count
 
 
