@@ -65,8 +65,8 @@ def opened_artefact(folder: Path) -> Iterator[tuple[Content, TensorFile]]:
                 if file is None:
                     continue
                 seen = seen or os.fstat(file.fileno())
-                if checksum(file) == content.tensors_sha256:
-                    yield content, TensorFile(file, f"load({folder}): {TENSORS}", ArtefactError)
+                if (tensors := _named(file, folder, content)) is not None:
+                    yield content, tensors
                     return
         if not _replaced(folder, written, seen):
             if seen is None:
@@ -79,6 +79,15 @@ def opened_artefact(folder: Path) -> Iterator[tuple[Content, TensorFile]]:
             )
         time.sleep(0.001 * trial)
     raise _damaged(folder, f"the files of {folder.name} are replaced again and again")
+
+
+def _named(file: BinaryIO, folder: Path, content: Content) -> TensorFile | None:
+    """The tensors in a file, if they are those that the record names."""
+    try:
+        found = TensorFile(file, f"load({folder}): {TENSORS}", ArtefactError)
+    except ArtefactError:  # which costs less to find out than the checksum
+        return None
+    return found if checksum(file) == content.tensors_sha256 else None
 
 
 def _replaced(folder: Path, record: bytes, tensors: os.stat_result | None) -> bool:

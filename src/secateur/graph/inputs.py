@@ -5,10 +5,10 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import torch
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import nn
 from torch.utils import _pytree as pytree
 
@@ -38,7 +38,7 @@ class OpenAxis(Record):
         limit: The sizes that a captured program takes, such as ``at least 2``.
     """
 
-    places: tuple[Place, ...]
+    places: Annotated[tuple[Place, ...], Field(min_length=1)]
     size: Count
     other: Count
     further: tuple[Count, ...] = ()
@@ -72,7 +72,7 @@ class FixedAxis(Record):
         where: The line of the user's code that raised it.
     """
 
-    places: tuple[Place, ...]
+    places: Annotated[tuple[Place, ...], Field(min_length=1)]
     size: Count
     reason: str
     where: str = ""
