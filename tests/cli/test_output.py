@@ -202,7 +202,8 @@ def test_an_interrupted_command_says_so_and_ends_with_130(
     ]
 
 
-def test_a_real_ctrl_c(folder: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_real_signal(folder: Path, number: signal.Signals) -> None:
     (folder / "slow.py").write_text(
         "import sys, time\nimport net\n\ndef load():\n"
         "    for batch in net.load():\n"
@@ -211,7 +212,7 @@ def test_a_real_ctrl_c(folder: Path) -> None:
     )
     (folder / "small").mkdir()
     (folder / "small" / "notes.txt").write_text("before")
-    code = "from secateur.cli.main import app; app()"
+    code = "from secateur.cli.entry import run; run()"
     arguments = (
         "prune",
         "--model",
@@ -229,16 +230,16 @@ def test_a_real_ctrl_c(folder: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
         # Jobs that a shell runs in the background ignore the signal, and hand that down.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
     )
     assert process.stderr is not None
     while "reading" not in (line := process.stderr.readline()):
         assert line, "the command ended before it read anything"
     time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 130, said
-    assert "interrupted" in said
+    assert process.returncode == 128 + number, said
+    assert said.splitlines()[-1] == "secateur: interrupted; no file was left half-written."
     assert "Traceback" not in said
     assert content(folder / "small") == {"notes.txt": b"before"}
 

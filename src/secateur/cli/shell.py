@@ -14,10 +14,11 @@ from typing import Annotated
 
 import typer
 
+from secateur.cli.entry import INTERRUPTED, LINE
 from secateur.common.inert import inert
 from secateur.errors import LONGEST, SecateurError, UnreachableBudgetError, VerificationError
 
-BUG, BAD_INPUT, UNREACHABLE, NOT_PROVEN, INTERRUPTED = 1, 2, 3, 4, 130
+BUG, BAD_INPUT, UNREACHABLE, NOT_PROVEN = 1, 2, 3, 4
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on stdout.")]
@@ -36,7 +37,7 @@ def reported(*, debug: bool) -> Iterator[None]:
     except KeyboardInterrupt as error:
         if debug:
             raise
-        typer.echo("secateur: interrupted; no file was left half-written.", err=True)
+        typer.echo(LINE, err=True)
         raise typer.Exit(INTERRUPTED) from error
     except Exception as error:
         if debug:
