@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from secateur import plan
+from secateur.artefact import pair
+from secateur.cli.loading import arrays
+from secateur.common import reading, tensorfile
+from secateur.config import read, yaml
 from secateur.errors import LONGEST, SecateurError
+from secateur.graph import inputs
+from secateur.report import report
 from tests.helpers.hostile import READERS, Reader, hostile
 
 SLOW = ("a packed gigabyte",)
@@ -53,3 +60,21 @@ def test_the_comparison_sees_a_raw_error(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("secateur.config.read.Run.model_validate", lambda values: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         test_hostile_files("configuration", tmp_path)
+
+
+def test_the_limits_are_those_that_are_told() -> None:
+    told = (Path(__file__).parents[2] / "SECURITY.md").read_text(encoding="utf-8")
+    for limit in (reading.VALUES, reading.CONTAINERS, inputs.ELEMENTS, plan.UNITS, 1 << 24):
+        assert f"{limit:,}" in told
+    sizes = (
+        pair.LARGEST_RECORD,
+        plan.LARGEST,
+        report.LARGEST,
+        tensorfile.LARGEST_HEADER,
+        arrays.LARGEST_PACKED,
+    )
+    for size in sizes:
+        assert f"{size >> 20} MiB" in told
+    assert f"{read.LARGEST >> 10} KiB" in told
+    assert f"in JSON; in YAML | {reading.DEPTH}; {yaml.DEPTH} |" in told
+    assert f"{arrays.MOST_PACKED} bytes for each byte of the file; {arrays.MEMBERS} arrays" in told
