@@ -4,6 +4,8 @@
 PYTHON ?= python3
 # Processes that share the tests. Each runs torch on one thread, so this should be at most the number of cores.
 JOBS ?= 2
+# How long `make fuzz` looks for files that a reader does not survive
+MINUTES ?= 10
 # More arguments for pytest, e.g. make test ARGS="-k budget -x"
 ARGS ?=
 
@@ -20,7 +22,7 @@ SOURCES := src tests benchmarks docs examples
 # GNU make must not pick up a half-built environment after an interruption.
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-libraries gpu check lint types fmt docs bench clean
+.PHONY: help demo test test-all test-libraries gpu fuzz check lint types fmt docs bench clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -39,6 +41,9 @@ test-libraries: $(LIBRARIES)/.stamp  ## Prune models of other libraries, in an e
 
 gpu: $(VENV)/.stamp-dev $(VENV)/.stamp-zoo  ## Run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m cuda $(ARGS)
+
+fuzz: $(VENV)/.stamp-dev  ## Look for files that a reader does not survive; make fuzz MINUTES=60
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --minutes $(MINUTES)
 
 check: lint types test  ## What CI runs: lint, types, test
 

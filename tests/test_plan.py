@@ -144,16 +144,14 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytes
         raise OSError("no space left")
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(
-        PlanError, match=r"plan\.json': expected a file that can be written, got no space left"
-    ):
+    with pytest.raises(PlanError, match=r"plan\.json: expected a place .*, got no space left"):
         build().to_json(path)
     assert path.read_text() == "what was there before"
     assert os.listdir(tmp_path) == ["plan.json"]
 
 
 def test_a_folder_that_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(PlanError, match="expected a file that can be written"):
+    with pytest.raises(PlanError, match="expected a place that can be written to, got no such folder"):
         build().to_json(tmp_path / "no" / "plan.json")
 
 
@@ -167,7 +165,7 @@ def test_no_such_file(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_file_that_is_no_text(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     path.write_bytes(b"\xff\xfe{")
-    with pytest.raises(PlanError, match=r"expected JSON text or a readable file of it, got .*utf-8"):
+    with pytest.raises(PlanError, match=r"expected JSON text or a readable file of it in UTF-8, got .*utf-8"):
         Plan.from_json(path)
     path.write_bytes(b"[1, 2]")
     with pytest.raises(PlanError, match="expected a plan, got JSON whose format is None"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -67,6 +68,39 @@ REMEMBERED = {
 }
 """Functions whose answers are kept: of a class, or of compiled code, neither of which can change."""
 
+WRITERS = {
+    "artefact/writing.py",  # the one that writes
+    "artefact/pair.py",  # two files of one artefact, by means of that one
+    "artefact/save.py",
+    "artefact/export/huggingface.py",
+    "artefact/export/program.py",
+    "cli/output.py",
+    "report/plot.py",
+    "signals/storage.py",
+    "targets/experts/checkpoint.py",  # all of these into a folder or a file that it gives them
+    "common/mapped.py",  # temporary files without a name
+    "stream/pending.py",  # temporary files in a folder of `tempfile`
+}
+"""The modules that call something that changes files."""
+
+WRITES = {
+    *(
+        "chmod",
+        "copyfile",
+        "copy2",
+        "link",
+        "mkdir",
+        "mkstemp",
+        "rename",
+        "rmdir",
+        "rmtree",
+        "savefig",
+        "save_file",
+    ),
+    *("symlink", "symlink_to", "touch", "truncate", "unlink", "write_bytes", "write_text"),
+}
+"""Functions that change files, beside `open` and `os.replace`."""
+
 CONTAINERS = {"WeakKeyDictionary", "WeakValueDictionary", "WeakSet", "defaultdict", "dict", "list", "set"}
 
 FILLED = {("graph/rules/registry.py", "RULES"), ("targets/units/attention.py", "_CLASSES")}
@@ -92,6 +126,22 @@ def own_names(text: str) -> set[str]:
         elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
             found |= {node.attr} if ast.unparse(node.value) == "self" else set()
     return {name for name in found if name.startswith("_") and not name.startswith("__")}
+
+
+def writes(text: str) -> Iterator[str]:
+    """What a module calls to change files."""
+    for node in ast.walk(ast.parse(text)):
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        name = called.rpartition(".")[2]
+        modes = [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+        if name in WRITES or called == "os.replace":
+            yield called
+        elif name == "open" and any(
+            re.fullmatch("[wxar]b?[+]?b?", m) and m[0] + m[-1:] != "rb" for m in modes
+        ):
+            yield called
 
 
 def reached_into(path: str, text: str, private: set[str]) -> Iterator[str]:
@@ -240,3 +290,13 @@ def test_setting_is_found(text: str) -> None:
 )
 def test_a_cache_is_found(text: str) -> None:
     assert len(list(caches("signals/new.py", text))) == 1
+
+
+def test_all_files_are_written_in_one_way() -> None:
+    found = {path for path, text in sources().items() if [*writes(text)]}
+    assert found == WRITERS
+    assert [*writes("Path(x).open('wb'); os.replace(a, b); open(p, 'rb'); p.write_text(t)")] == [
+        "Path(x).open",
+        "os.replace",
+        "p.write_text",
+    ]

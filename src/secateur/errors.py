@@ -6,6 +6,8 @@ inherits the builtin that fits, so code that knows nothing of secateur still cat
 
 import re
 
+from secateur.common.inert import inert
+
 LONGEST = 600
 """The most characters of a message. What it has no room for is in `SecateurError.details`."""
 
@@ -17,6 +19,8 @@ _TWO_STOPS = re.compile(r"(?<!\.)\.\.(?=\s|$)")
 class SecateurError(Exception):
     """Base of every error that secateur raises on purpose.
 
+    Control and bidirectional characters of names are shown as escapes.
+
     Attributes:
         details: What the message leaves out: a whole table, or another library's own words. Often empty.
 
@@ -27,10 +31,10 @@ class SecateurError(Exception):
     """
 
     def __init__(self, message: str = "", details: str = "") -> None:
-        message = _TWO_STOPS.sub(".", message)
+        message = inert(_TWO_STOPS.sub(".", message))
         short = _shortened(message)
         super().__init__(short)
-        self.details = details or (message if short != message else "")
+        self.details = inert(details) or (message if short != message else "")
 
 
 def _shortened(message: str) -> str:

@@ -10,10 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from secateur.common.reading import Count
 from secateur.errors import PlanError
 from secateur.graph.groups import Group, Role
-
-Count = Annotated[int, Field(ge=0)]
 
 
 class Record(BaseModel):
@@ -55,7 +54,7 @@ class GroupDecision(Record):
     """
 
     name: str
-    size: Annotated[int, Field(ge=1)]
+    size: Annotated[int, Field(ge=1, le=1 << 24)]
     exact: bool = True
     removed: tuple[Count, ...]
     slices: tuple[SliceDecision, ...]

@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from pydantic import JsonValue, ValidationError, field_validator, model_validator
 
 from secateur.artefact.writing import replace_text
+from secateur.common.inert import inert_line
+from secateur.common.reading import Count, complaint, parse_json, read_text
 from secateur.errors import PlanError
 from secateur.graph.inputs import InputSpec
-from secateur.group_decision import Count, GroupDecision, Record, mask_of
+from secateur.group_decision import GroupDecision, Record, SliceDecision, mask_of
 
 if TYPE_CHECKING:
     from secateur.allocators.curve import Curve
@@ -28,6 +30,12 @@ if TYPE_CHECKING:
     from secateur.measure.cost import Cost
     from secateur.targets.experts.graph import ExpertGraph
     from secateur.targets.together.graph import UnitsAndExperts
+
+LARGEST = 1 << 27
+"""The most bytes of a file."""
+
+UNITS = 1 << 26
+"""The most units of all groups together: a file of a few bytes could name more than fit into memory."""
 
 FORMAT: Final = 1
 """The format of the JSON that this version writes; it reads this one and none that is newer."""
@@ -99,6 +107,8 @@ class Plan(Record):
 
     @model_validator(mode="after")
     def _groups_do_not_collide(self) -> Plan:
+        if sum(group.size for group in self.groups) > UNITS:
+            raise ValueError(f"expected at most {UNITS:,} units in all groups")
         names = [group.name for group in self.groups]
         if len(set(names)) != len(names):
             twice = next(name for name in names if names.count(name) > 1)
@@ -161,7 +171,7 @@ class Plan(Record):
         sizes = {group.name: group.size for group in graph.groups}
         masks = {name: mask_of(name, mask, sizes) for name, mask in keep.items()}
         try:
-            return cls(
+            made = cls(
                 format=FORMAT,
                 secateur=_version(),
                 fingerprint=graph.fingerprint,
@@ -178,7 +188,19 @@ class Plan(Record):
                 granularity=graph.granularity,
             )
         except ValidationError as error:
-            raise PlanError(f"plan: expected a valid decision, got {_reason(error)}. Correct it.") from error
+            why = complaint(error)
+            raise PlanError(f"plan: expected a valid decision, got {why}. Correct it.") from error
+        return made.of_graph()
+
+    def of_graph(self) -> Plan:
+        """This plan, which remembers that its slices come from a graph; returns itself."""
+        object.__setattr__(self, "_slices_known", True)  # beside the decision, as the curve is
+        return self
+
+    @property
+    def slices_known(self) -> bool:
+        """Whether the slices come from a graph, and not from a file, where somebody may have changed them."""
+        return bool(self.__dict__.get("_slices_known"))
 
     def on(self, curve: Curve) -> Plan:
         """This plan, which remembers the curve that it is a point of; returns itself."""
@@ -225,6 +247,32 @@ class Plan(Record):
                 "Use that model, or make a plan for this one."
             )
 
+    def check_slices(self, graph: Graph) -> None:
+        """Makes sure that every group loses what its units are in a graph, no more and no less.
+
+        Raises:
+            PlanError: The graph has no such group, or the units are other positions there.
+        """
+        found = {group.name: group for group in graph.groups}
+        for group in self.groups:
+            if not group.removed:
+                continue
+            own = found.get(group.name)
+            if own is None or own.size != group.size:
+                got = "no such group" if own is None else f"one of {own.size}"
+                raise PlanError(
+                    f"plan: expected a group {group.name!r} of {group.size} units in the model, got {got}. "
+                    "Make the plan again."
+                )
+            wanted = {_place(piece) for piece in GroupDecision.of(own, group.keep).slices}
+            wrong = sorted({_place(piece) for piece in group.slices} ^ wanted)
+            if wrong:
+                tensor, axis = wrong[0][:2]
+                raise PlanError(
+                    f"plan: expected the positions that units of {group.name!r} have in the model, got other "
+                    f"ones for axis {axis} of {tensor!r}. Make the plan again."
+                )
+
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
         """The plan as JSON; also written to `path`, if one is given.
 
@@ -250,7 +298,7 @@ class Plan(Record):
         ]
         text = "{\n " + ",\n ".join(lines) + "\n}\n"
         if path is not None:
-            _write(Path(path), text)
+            replace_text(Path(path), text, PlanError)
         return text
 
     @classmethod
@@ -270,14 +318,9 @@ class Plan(Record):
             where, text = "plan", source
         else:
             where = f"plan {os.fspath(source)!r}"
-            try:
-                text = Path(source).read_bytes().decode("utf-8")
-            except (OSError, ValueError) as error:
-                raise PlanError(
-                    f"{where}: expected JSON text or a readable file of it, got {error}. Check the path."
-                ) from error
+            text = read_text(source, LARGEST, where, PlanError, "JSON text or a readable file of it")
         try:
-            data = json.loads(text, parse_constant=_refuse_constant)
+            data = parse_json(text)
         except (ValueError, RecursionError) as error:
             raise PlanError(
                 f"{where}: expected JSON, got text that is damaged or cut short ({error}). "
@@ -286,7 +329,7 @@ class Plan(Record):
         written = data.get("format") if isinstance(data, dict) else None
         if type(written) is not int:  # True would pass for 1
             raise PlanError(
-                f"{where}: expected a plan, got JSON whose format is {written!r}. "
+                f"{where}: expected a plan, got JSON whose format is {repr(written)[:40]}. "
                 "Pass what Plan.to_json wrote."
             )
         if written > FORMAT:
@@ -298,7 +341,7 @@ class Plan(Record):
             return cls.model_validate_json(text)
         except ValidationError as error:
             raise PlanError(
-                f"{where}: expected a plan of format {FORMAT}, got {_reason(error)}. Write the plan again."
+                f"{where}: expected a plan of format {FORMAT}, got {complaint(error)}. Write the plan again."
             ) from error
 
     def __str__(self) -> str:
@@ -320,7 +363,12 @@ class Plan(Record):
             for row in rows
         ]
         rule = "-" * len(table[0])
-        return "\n".join([head, "", table[0], rule, *table[1:-2], rule, *table[-2:]])
+        lines = [head, "", table[0], rule, *table[1:-2], rule, *table[-2:]]
+        return "\n".join(map(inert_line, lines))
+
+
+def _place(piece: SliceDecision) -> tuple[str, int, str, tuple[int, ...]]:
+    return piece.tensor, piece.axis, piece.role, piece.removed
 
 
 def _version() -> str:
@@ -328,24 +376,3 @@ def _version() -> str:
         return metadata.version("secateur")
     except metadata.PackageNotFoundError:  # run from a source tree that is not installed
         return "unknown"
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _reason(error: ValidationError) -> str:
-    """The first complaint, and where it is."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    place = ".".join(str(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{message} (in {place})" if place else message
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        replace_text(path, text)
-    except OSError as error:
-        raise PlanError(
-            f"plan {str(path)!r}: expected a file that can be written, got {error}. Choose another path."
-        ) from error

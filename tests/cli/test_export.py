@@ -69,5 +69,7 @@ def test_bad_input(small: Path) -> None:
         2, *base, "a.pt2", "--input", "1x3x6x6", "--data", "x.npz"
     )
     assert "model card" in refused(2, *base, "a.pt2", "--license", "mit")
-    assert "no model.safetensors" in refused(2, "export", "none", *MODEL, "--out", "a.pt2")
+    assert "expected a folder with model.safetensors" in refused(
+        2, "export", "none", *MODEL, "--out", "a.pt2"
+    )
     assert sorted(p.name for p in small.parent.glob("*.pt2")) == []

@@ -16,8 +16,8 @@ import pytest
 from torch import nn
 
 import secateur as sc
-from secateur.artefact import writing
-from secateur.artefact.writing import folder_in_place, replacing
+from secateur.artefact.pair import folder_in_place
+from secateur.artefact.writing import replacing
 from tests.cli.conftest import run
 
 Files = dict[str, bytes]
@@ -44,7 +44,8 @@ class Interrupting:
             (Path, "write_text"),
             (Path, "mkdir"),
             (saving, "save_file"),
-            (writing.shutil, "copy2"),
+            (shutil, "copy2"),
+            (Path, "rmdir"),
         ]:
             patch.setattr(owner, name, self.wrapped(getattr(owner, name)))
 
@@ -122,35 +123,6 @@ def test_interrupted_at_any_write_it_is_the_old_artefact_or_the_new_one(
     assert {n: d for n, d in content(out).items() if n != "notes.txt"} == wanted["new"]
 
 
-@pytest.mark.parametrize("last", [1, 2, 3, 4])
-def test_killed_between_the_renames_the_model_still_loads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: int
-) -> None:
-    old, new = models()
-    out = tmp_path / "small"
-    save(old, out, "old")
-    code = """
-import os, sys
-from secateur.artefact import writing
-real, done = os.replace, 0
-def replace(source, target):
-    global done
-    real(source, target)
-    done += 1
-    if done == int(sys.argv[3]):
-        os._exit(9)
-os.replace = replace
-from pathlib import Path
-writing._replace(Path(sys.argv[1]), Path(sys.argv[2]))
-"""
-    save(new, tmp_path / "new", "new")
-    ran = subprocess.run([sys.executable, "-c", code, tmp_path / "new", out, str(last)], capture_output=True)
-    assert ran.returncode == 9, ran.stderr
-    loaded = sc.load(out, make)
-    sizes = {m[0].out_features for m in (old, new)}  # type: ignore[index]
-    assert loaded[0].out_features in sizes  # type: ignore[index]
-
-
 def test_a_failure_while_replacing_puts_the_old_ones_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,13 +132,13 @@ def test_a_failure_while_replacing_puts_the_old_ones_back(
     real = os.replace
 
     def replace(source: Any, target: Any) -> None:
-        if Path(target) == tmp_path / "report.json" and ".old" not in str(source):
-            raise PermissionError("no")
+        if Path(target) == tmp_path / "report.json" and "/old/" not in str(source):
+            raise PermissionError(1, "no")
         real(source, target)
 
     monkeypatch.setattr(os, "replace", replace)
-    monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError("no links here")))
-    with pytest.raises(PermissionError):
+    monkeypatch.setattr(os, "link", lambda *_, **__: (_ for _ in ()).throw(OSError("no links here")))
+    with pytest.raises(sc.ArtefactError, match="got no permission"):
         save(new, tmp_path, "new")
     assert content(tmp_path) == before
 
@@ -230,7 +202,8 @@ def test_an_interrupted_command_says_so_and_ends_with_130(
     ]
 
 
-def test_a_real_ctrl_c(folder: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_real_signal(folder: Path, number: signal.Signals) -> None:
     (folder / "slow.py").write_text(
         "import sys, time\nimport net\n\ndef load():\n"
         "    for batch in net.load():\n"
@@ -239,7 +212,7 @@ def test_a_real_ctrl_c(folder: Path) -> None:
     )
     (folder / "small").mkdir()
     (folder / "small" / "notes.txt").write_text("before")
-    code = "from secateur.cli.main import app; app()"
+    code = "from secateur.cli.entry import run; run()"
     arguments = (
         "prune",
         "--model",
@@ -257,16 +230,16 @@ def test_a_real_ctrl_c(folder: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
         # Jobs that a shell runs in the background ignore the signal, and hand that down.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
     )
     assert process.stderr is not None
     while "reading" not in (line := process.stderr.readline()):
         assert line, "the command ended before it read anything"
     time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 130, said
-    assert "interrupted" in said
+    assert process.returncode == 128 + number, said
+    assert said.splitlines()[-1] == "secateur: interrupted; no file was left half-written."
     assert "Traceback" not in said
     assert content(folder / "small") == {"notes.txt": b"before"}
 

@@ -201,7 +201,7 @@ def test_bad_input_ends_with_2_and_says_why(folder: Path, arguments: tuple[str, 
         ({"x": np.array(["a", "b"])}, "expected inputs that are numbers"),
         ({"x": np.zeros((0, 2))}, "expected samples along axis 0"),
         ({"x": np.zeros((4, 2)), "y": np.array(list("abcd"))}, "expected labels that are numbers"),
-        ({"x": np.array([{}], dtype=object)}, "cannot be read"),
+        ({"x": np.array([{}], dtype=object)}, "expected inputs that are numbers, got x [1] object"),
     ],
 )  # fmt: skip
 def test_a_bad_npz_is_refused_by_what_it_holds(folder: Path, arrays: dict[str, Any], said: str) -> None:

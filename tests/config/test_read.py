@@ -96,7 +96,7 @@ def test_what_is_wrong_in_a_file(tmp_path: Path, content: str, said: str) -> Non
     file.write_text(content)
     with pytest.raises(SettingError, match=said):
         read_run(file)
-    with pytest.raises(SettingError, match="none that can be read"):
+    with pytest.raises(SettingError, match="no file that can be read"):
         read_run(tmp_path / "other.yaml")
 
 

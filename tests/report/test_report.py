@@ -110,9 +110,9 @@ def test_a_file_is_the_old_one_or_the_new_one(
 
 
 def test_a_file_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match="expected a file that can be written"):
+    with pytest.raises(SettingError, match="expected a place that can be written to"):
         report().to_markdown(tmp_path / "nowhere" / "report.md")
-    with pytest.raises(SettingError, match="expected a file that can be written"):
+    with pytest.raises(SettingError, match="expected a place that can be written to"):
         report().to_html(tmp_path)
     assert list(tmp_path.iterdir()) == []
 

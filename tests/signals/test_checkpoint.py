@@ -17,6 +17,7 @@ from secateur.errors import ArtefactError, ScoreError, SettingError
 from secateur.graph.graph import Graph
 from secateur.graph.trace import trace
 from secateur.signals import Scores, Taylor, Wasserstein, score, storage
+from secateur.signals.checkpoint import _Run
 from secateur.signals.program import CapturedModel
 from secateur.signals.registry import SIGNALS
 from tests.helpers.models import build
@@ -128,7 +129,7 @@ def test_killed_while_it_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(os, "replace", dying)
     with pytest.raises(Killed):
         score(graph, data, checkpoint=path, checkpoint_every=0)
-    assert storage.read(path, "scoring checkpoint")[0]["position"]["read"] == 2
+    assert storage.read(path, "scoring checkpoint", _Run)[0].position.read == 2
     assert_identical(score(graph, data, checkpoint=path), score(graph, data))
 
 
@@ -162,7 +163,7 @@ def test_killed_for_good(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == -signal.SIGKILL
-    assert storage.read(path, "scoring checkpoint")[0]["position"]["read"] == 2
+    assert storage.read(path, "scoring checkpoint", _Run)[0].position.read == 2
     data = labelled("mlp")
     graph = trace(build("mlp"), data[0][0])
     assert_identical(score(graph, data, checkpoint=path), score(graph, data))
@@ -290,7 +291,7 @@ def test_the_time_between_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         sys.modules["secateur.signals.checkpoint"],
         "write",
         lambda path, kind, header, tensors: (
-            writes.append(header["position"]["read"]),
+            writes.append(header.position.read),
             write(path, kind, header, tensors),
         ),
     )

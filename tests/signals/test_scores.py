@@ -134,7 +134,7 @@ def test_what_is_no_table_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
     save_file({"w": torch.zeros(2)}, path)
     with pytest.raises(ArtefactError, match="expected scores of secateur, got a file of another origin"):
         Scores.load(path)
-    storage.write(path, "something", {}, {"w": torch.zeros(2)})
+    storage.write(path, "something", storage.Header(), {"w": torch.zeros(2)})
     with pytest.raises(ArtefactError, match="expected scores of secateur, got something"):
         Scores.load(path)
     monkeypatch.setattr(storage, "FORMAT", storage.FORMAT + 1)

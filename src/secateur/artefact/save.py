@@ -1,29 +1,29 @@
 """Save and load pruned models: safetensors and JSON, nothing that runs code.
 
 An artefact is a folder with ``model.safetensors`` and ``secateur.json``. The JSON holds the plan, the
-form, versions, the tensors' checksum and its own. Both files are written beside their final names and
-then renamed, tensors first; a reader that finds the old JSON beside the new tensors takes the JSON that
-waits beside it. So an interrupted save leaves the old artefact or the new one.
+form, versions, the tensors' checksum and its own. A save that is interrupted leaves the old artefact or the
+new one: see `secateur.artefact.pair`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
-from secateur.common.mapped import is_mapped
+from secateur.artefact.content import FORMAT, Content, digest, opened_artefact
+from secateur.artefact.pair import RECORD, TENSORS, folder_in_place
+from secateur.common.mapped import check_kind, is_mapped
 from secateur.common.models import device_of, named_tensors, unwrap
-from secateur.errors import ArtefactError, PlanError
+from secateur.common.tensorfile import checksum
+from secateur.errors import ArtefactError, PlanError, SecateurError
 from secateur.graph.folding import folded
 from secateur.graph.graph import fingerprint
 from secateur.graph.trace import retrace
@@ -35,33 +35,11 @@ from secateur.targets.units.mended import mend
 from secateur.targets.units.module import smaller_module
 from secateur.targets.units.program import smaller_program
 from secateur.targets.units.realise import understood
-from secateur.targets.units.record import Form, Record, attach, record_of
+from secateur.targets.units.record import Record, attach, record_of
 from secateur.targets.units.tensors import check_positions
 from secateur.targets.units.traced import Traced
 
-FORMAT = 1
 _EXTRA = "_extra_state"
-TENSORS, RECORD, WAITING = "model.safetensors", "secateur.json", ".secateur.json.waiting"
-
-
-class _Content(BaseModel):
-    """What ``secateur.json`` holds, beside its own checksum."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format: int
-    secateur: str
-    torch: str
-    form: Form
-    note: str
-    repairs: tuple[dict[str, Any], ...]
-    sizes: dict[str, bool | int | float | list[int]]
-    captured: tuple[str, ...]
-    takes: str = ""
-    tied: dict[str, str]
-    extra_state: dict[str, Any] = {}
-    tensors_sha256: str
-    plan: dict[str, Any]
 
 
 def save(small: nn.Module, directory: str | os.PathLike[str]) -> Path:
@@ -76,7 +54,7 @@ def save(small: nn.Module, directory: str | os.PathLike[str]) -> Path:
 
     Raises:
         ArtefactError: If the model did not come from `apply`, or a module's `get_extra_state` returns what
-            neither JSON nor a tensor can hold.
+            neither JSON nor a tensor can hold, or nothing can be written there. What was there is as it was.
 
     Example:
         >>> import torch
@@ -93,11 +71,12 @@ def save(small: nn.Module, directory: str | os.PathLike[str]) -> Path:
     """
     record = record_of(small)
     folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
     tensors, tied = _without_ties(small)
-    temporary = folder / f".{TENSORS}.{os.getpid()}"
-    try:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+    extra_state = _extra_state(small)
+    with folder_in_place(folder) as partial:
+        save_file(tensors, partial / TENSORS, metadata={"format": "pt"})
+        with (partial / TENSORS).open("rb") as file:
+            sha256 = checksum(file)
         content: dict[str, Any] = {
             "format": FORMAT,
             "secateur": record.plan.secateur,
@@ -109,18 +88,12 @@ def save(small: nn.Module, directory: str | os.PathLike[str]) -> Path:
             "captured": list(record.captured),
             "takes": record.takes,
             "tied": tied,
-            "extra_state": _extra_state(small),
-            "tensors_sha256": _sha256(temporary),
+            "extra_state": extra_state,
+            "tensors_sha256": sha256,
             "plan": json.loads(record.plan.to_json()),
         }
-        content["record_sha256"] = _digest(content)
-        waiting = folder / WAITING
-        waiting.write_text(json.dumps(content, indent=1) + "\n")
-        os.chmod(temporary, waiting.stat().st_mode)  # safetensors makes files that only the owner can read
-        os.replace(temporary, folder / TENSORS)
-        os.replace(waiting, folder / RECORD)
-    finally:
-        temporary.unlink(missing_ok=True)
+        content["record_sha256"] = digest(content)
+        (partial / RECORD).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return folder
 
 
@@ -158,24 +131,40 @@ def load(
         True
     """
     folder = Path(directory)
-    content = _read(folder)
-    model, tensors = unwrap(make_model()), load_file(folder / TENSORS)
+    with opened_artefact(folder) as (content, file):
+        tensors = file.tensors()
+    model = unwrap(make_model())
     if content.form == "graph" and (held := [*_with_extra_state(model)]):
         raise ArtefactError(
             f"load({folder}): expected a model without get_extra_state, which a captured program does not "
             f"hold, got {type(held[0][1]).__name__}. Apply the plan with form='module', and save that."
         )
-    _set_extra_state(model, tensors, content)
-    try:
+    with _understood(folder):
+        _set_extra_state(model, tensors, content)
         plan = Plan.from_json(json.dumps(content.plan))
         plan.check(fingerprint(model))
         dense = folded(model, plan.folded)
         check_positions(dense, plan)
-    except PlanError as error:
-        raise ArtefactError(f"load({folder}): {error}") from error
-    small = _shape(model, dense, plan, content, example_inputs)
+        small = _shape(model, dense, plan, content, example_inputs)
     _fill(small, tensors, content.tied, folder)
     return attach(small, _record(content, plan))
+
+
+@contextmanager
+def _understood(folder: Path) -> Iterator[None]:
+    """Raise what goes wrong with a record's content as an ArtefactError that names the folder."""
+    try:
+        yield
+    except PlanError as error:
+        raise ArtefactError(f"load({folder}): {error}") from error
+    except SecateurError:
+        raise
+    except Exception as error:  # modules may raise anything about a state or a size that is not theirs
+        raise ArtefactError(
+            f"load({folder}): expected {RECORD} to fit the model that make_model() makes, got "
+            f"{type(error).__name__}: {' '.join(str(error).split())[:200]}. Pass the function that made the "
+            "model that was pruned."
+        ) from error
 
 
 def saved_record(directory: str | os.PathLike[str]) -> Record:
@@ -185,11 +174,12 @@ def saved_record(directory: str | os.PathLike[str]) -> Record:
         ArtefactError: There is no artefact, or it is damaged.
         PlanError: A newer version wrote the plan.
     """
-    content = _read(Path(directory))
+    with opened_artefact(Path(directory)) as (content, _):
+        pass
     return _record(content, Plan.from_json(json.dumps(content.plan)))
 
 
-def _record(content: _Content, plan: Plan) -> Record:
+def _record(content: Content, plan: Plan) -> Record:
     return Record(
         plan,
         content.form,
@@ -202,7 +192,7 @@ def _record(content: _Content, plan: Plan) -> Record:
 
 
 def _shape(
-    model: nn.Module, dense: nn.Module, plan: Plan, content: _Content, example_inputs: Any
+    model: nn.Module, dense: nn.Module, plan: Plan, content: Content, example_inputs: Any
 ) -> nn.Module:
     """`dense`: the model with the plan's computed weights as parameters."""
     if plan.granularity == GRANULARITY and content.captured:  # calls are mended while all experts are there
@@ -230,7 +220,7 @@ def _with_extra_state(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield path, module
 
 
-def _set_extra_state(model: nn.Module, tensors: dict[str, torch.Tensor], content: _Content) -> None:
+def _set_extra_state(model: nn.Module, tensors: dict[str, torch.Tensor], content: Content) -> None:
     for path, module in _with_extra_state(model):
         name = f"{path}.{_EXTRA}" if path else _EXTRA
         if name in tensors or path in content.extra_state:
@@ -286,9 +276,6 @@ def _fill(small: nn.Module, tensors: dict[str, torch.Tensor], tied: dict[str, st
             f"load({folder}): expected the tensors of the model that make_model() makes, got a difference in "
             f"{', '.join(odd[:5])}. Pass the function that made the model that was pruned."
         )
-    # Copies: what was read may be mapped from the file, which a later save replaces; and some kernels add in
-    # an order that depends on how their operands are aligned, which in a file is another than in memory.
-    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     empty: dict[int, list[tuple[str, torch.Tensor]]] = {}
     for name, target in own.items():
         stored = tensors[tied.get(name, name)]
@@ -297,6 +284,7 @@ def _fill(small: nn.Module, tensors: dict[str, torch.Tensor], tied: dict[str, st
                 f"load({folder}): expected {name} of shape {tuple(target.shape)}, got {tuple(stored.shape)}. "
                 f"The file does not belong to this plan."
             )
+        check_kind(f"load({folder})", name, target, stored)
         if target.is_meta:
             empty.setdefault(id(target), []).append((name, stored))
         else:
@@ -325,70 +313,3 @@ def _replace_empty(
             f"{left[0]} on "
             "the meta device. Make the model inside secateur.empty_weights() instead."
         )
-
-
-def _read(folder: Path) -> _Content:
-    """The record that belongs to the tensors in the folder."""
-    if not (folder / TENSORS).is_file():
-        raise ArtefactError(
-            f"load({folder}): expected a folder with {TENSORS} and {RECORD}, got no {TENSORS}."
-        )
-    reasons = []
-    for name in (RECORD, WAITING):
-        try:
-            return _checked(folder, name)
-        except FileNotFoundError:
-            reasons.append(f"no {name}")
-        except _NewerError as error:
-            raise ArtefactError(str(error)) from error
-        except (ArtefactError, SafetensorError) as error:
-            reasons.append(str(error))
-    raise ArtefactError(f"load({folder}): {reasons[0]}. Save the model again.")
-
-
-class _NewerError(Exception):
-    pass
-
-
-def _checked(folder: Path, name: str) -> _Content:
-    try:
-        content = json.loads((folder / name).read_text())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ArtefactError(f"{name} is no JSON ({error})") from error
-    if (
-        not isinstance(content, dict)
-        or not isinstance(content.get("format"), int)
-        or "secateur" not in content
-    ):
-        raise ArtefactError(f"{name} is not secateur's: expected a mapping with 'format' and 'secateur'")
-    if content["format"] > FORMAT:
-        raise _NewerError(
-            f"load({folder}): expected format {FORMAT} or older, got {content['format']}, written by "
-            f"secateur {content['secateur']}. Upgrade secateur."
-        )
-    stated = content.pop("record_sha256", None)
-    if stated != _digest(content):
-        raise ArtefactError(f"{name} was altered: its checksum does not fit its content")
-    try:
-        found = _Content.model_validate(content)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ArtefactError(f"{name} is malformed: {where}: {first['msg']}") from error
-    if found.tensors_sha256 != _sha256(folder / TENSORS):
-        raise ArtefactError(
-            f"{TENSORS} is truncated, altered or from another save: its checksum does not fit {name}"
-        )
-    return found
-
-
-def _digest(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()

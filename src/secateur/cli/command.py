@@ -9,7 +9,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from secateur.cli.shell import Debug, Json, reported
+from secateur.cli.shell import Debug, Json, reported, show
 from secateur.config.read import read_run
 from secateur.config.run import Run
 from secateur.config.setting import Setting, settings
@@ -70,7 +70,7 @@ def command(
                     )
                 _require(body.__name__, asked, () if folder in chosen else needs, options)
                 shown = body(asked, json)
-            typer.echo(shown)
+            show(shown)
 
         parameters = [
             _argument(name, setting) if setting.path == folder else _parameter(name, setting)

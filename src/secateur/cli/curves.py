@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secateur.artefact.writing import replacing
 from secateur.cli.command import LIMITS, READING, command
 from secateur.cli.inputs import Inputs, contender, limits_of
 from secateur.common.formatting import number, percent
@@ -92,8 +91,7 @@ def _drawn(plot: Path | None, draw: Callable[[Path], None]) -> str:
     """Draw into the file, whole or not at all. Returns what the command says of it."""
     if plot is None:
         return ""
-    with replacing(plot) as unfinished:
-        draw(unfinished)
+    draw(plot)
     return f"\n\nwritten to  {plot}"
 
 
@@ -237,10 +235,9 @@ def transition_table(title: str, rules: Sequence[str], found: Transition) -> str
 
 def _draw_transition(rules: Sequence[str], found: Transition, path: Path, title: str) -> None:
     """Draw accuracy (or loss) against sparsity, with one curve for each rule."""
-    import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    from secateur.report.plot import METADATA
+    from secateur.report.plot import save_figure
 
     by_accuracy = found.dense.accuracy is not None
     figure = Figure(figsize=(8, 5), layout="constrained")
@@ -256,8 +253,7 @@ def _draw_transition(rules: Sequence[str], found: Transition, path: Path, title:
     axes.set(xlabel="% of weights removed", ylabel="top-1 %" if by_accuracy else "loss", title=title)
     axes.grid(alpha=0.3)
     axes.legend()
-    with mpl.rc_context({"svg.hashsalt": "secateur"}):
-        figure.savefig(path, dpi=150, metadata=METADATA[path.suffix.lower()])
+    save_figure(figure, path)
 
 
 def _transition_json(title: str, rules: Sequence[str], found: Transition) -> str:

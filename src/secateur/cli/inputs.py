@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secateur.cli.loading import ModelSource, example_of, load_data, model_source
+from secateur.common.reading import read_bytes
 from secateur.config.run import Run
-from secateur.errors import SettingError
+from secateur.errors import PlanError, SettingError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -122,8 +121,9 @@ def read_plan(path: str) -> Plan | MaskPlan:
     """Read a plan of any granularity: JSON, or the safetensors file of masks."""
     import secateur as sc
 
-    with suppress(OSError), Path(path).open("rb") as file:
-        if b"\0" in file.read(8):  # a length, whose upper bytes are zero; no text has such a byte
+    if not path.lstrip().startswith("{"):
+        start = read_bytes(path, 8, f"plan {path!r}", PlanError, "a plan", first=8)
+        if b"\0" in start:  # a length, whose upper bytes are zero; no text has such a byte
             return sc.MaskPlan.load(path)
     return sc.Plan.from_json(path)
 

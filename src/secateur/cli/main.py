@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from importlib import import_module
 from typing import Annotated, Any, NamedTuple
 
 import typer
 from typer.core import TyperGroup
+
+from secateur.cli.entry import stoppable
 
 
 class Entry(NamedTuple):
@@ -127,7 +130,14 @@ def _version(show: bool) -> None:
         raise typer.Exit
 
 
-app = typer.Typer(
+class _Application(typer.Typer):
+    """The commands, which end in one line after a signal however they were started."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        stoppable(partial(super().__call__, *args, **kwargs))
+
+
+app = _Application(
     name="secateur",
     cls=_Commands,
     no_args_is_help=True,
@@ -147,7 +157,7 @@ def main(
 ) -> None:
     """Prune trained PyTorch networks: decide how much of each layer goes, remove it, repair it, prove it.
 
-    Exit codes: 0 done, 2 bad input, 3 budget unreachable, 4 verification failed, 130 interrupted.
+    Exit codes: 0 done, 2 bad input, 3 budget unreachable, 4 verification failed, 130 Ctrl-C, 143 SIGTERM.
     """
 
 

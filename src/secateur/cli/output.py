@@ -6,9 +6,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
-from secateur.artefact.writing import folder_in_place
+from secateur.artefact.pair import folder_in_place
+from secateur.cli.shell import show
 from secateur.errors import SettingError
 
 if TYPE_CHECKING:
@@ -75,7 +74,7 @@ def write_result(small: nn.Module, report: Report, out: Path, reload: str, *, ma
         try:
             page = render(report, reload=reload)
         except SettingError as error:  # Jinja is missing: no reason to lose the model
-            typer.echo(f"secateur: {out / 'report.html'} was not written. {error}", err=True)
+            show(f"secateur: {out / 'report.html'} was not written. {error}", err=True)
         else:
             (folder / "report.html").write_text(page, encoding="utf-8")
     return report

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secateur.artefact.writing import folder_in_place
+from secateur.artefact.pair import folder_in_place
 from secateur.cli.command import BUDGET, LIMITS, READING, RULE, command
 from secateur.cli.inputs import Inputs, budget_of, limits_of, read_plan, rule_called, rule_of, single_rule_of
 from secateur.cli.output import (

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from secateur.cli.loading import example_of, load_data, model_source
-from secateur.cli.shell import Debug, Json, Seed, reported
+from secateur.cli.shell import Debug, Json, Seed, reported, show
 from secateur.errors import SettingError
 
 # Optional[...] rather than | None: typer reads these at run time, where older Pythons need it.
@@ -52,7 +52,7 @@ def report(
         written = [str(place) for place in places.values() if place is not None]
         if written and not json:
             shown += f"\n\nreport in   {', '.join(written)}"
-    typer.echo(shown)
+    show(shown)
 
 
 def _check_place(option: str, place: Path | None) -> None:
@@ -116,7 +116,7 @@ def export(
             f"{done.runtime} computes what PyTorch computes, to {done.difference:.1e} relative (allowed: "
             f"{done.tolerance:.0e}), with a batch of {sizes}"
         )
-    typer.echo(shown)
+    show(shown)
 
 
 def example_for(command: str, sizes: list[str] | None, data: str | None, seed: int) -> Any:
@@ -187,7 +187,7 @@ def bench(
         finally:
             torch.set_num_threads(before)
         shown = json_format.dumps(found.to_dict(), indent=1) if json else str(found)
-    typer.echo(shown)
+    show(shown)
 
 
 def prune_checkpoint(
@@ -209,4 +209,4 @@ def prune_checkpoint(
         decided = saved_record(plan).plan if plan.is_dir() else Plan.from_json(plan)
         checkpoint.prune_checkpoint(directory, decided, out)
         kept, before = (sum(getattr(g, name) for g in decided.groups) for name in ("kept", "size"))
-    typer.echo(f"written to  {out}\n{kept} of {before} experts kept in {len(decided.groups)} blocks")
+    show(f"written to  {out}\n{kept} of {before} experts kept in {len(decided.groups)} blocks")

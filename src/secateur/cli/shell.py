@@ -14,9 +14,11 @@ from typing import Annotated
 
 import typer
 
-from secateur.errors import SecateurError, UnreachableBudgetError, VerificationError
+from secateur.cli.entry import INTERRUPTED, LINE
+from secateur.common.inert import inert
+from secateur.errors import LONGEST, SecateurError, UnreachableBudgetError, VerificationError
 
-BUG, BAD_INPUT, UNREACHABLE, NOT_PROVEN, INTERRUPTED = 1, 2, 3, 4, 130
+BUG, BAD_INPUT, UNREACHABLE, NOT_PROVEN = 1, 2, 3, 4
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on stdout.")]
@@ -35,15 +37,24 @@ def reported(*, debug: bool) -> Iterator[None]:
     except KeyboardInterrupt as error:
         if debug:
             raise
-        typer.echo("secateur: interrupted; no file was left half-written.", err=True)
+        typer.echo(LINE, err=True)
         raise typer.Exit(INTERRUPTED) from error
     except Exception as error:
         if debug:
             raise
         known = isinstance(error, SecateurError)
-        line = one_line(str(error)) if known else f"unexpected {type(error).__name__}: {one_line(str(error))}"
-        typer.echo(f"secateur: {line}" + ("" if known else " (--debug shows where)"), err=True)
+        line = (
+            one_line(str(error))
+            if known
+            else f"unexpected {type(error).__name__}: {one_line(str(error))[:LONGEST]}"
+        )
+        show(f"secateur: {line}" + ("" if known else " (--debug shows where)"), err=True)
         raise typer.Exit(_code(error)) from error
+
+
+def show(text: str, *, err: bool = False) -> None:
+    """Print text, in which names of files and models may stand: nothing in it acts on the terminal."""
+    typer.echo(inert(text), err=err)
 
 
 def _code(error: Exception) -> int:

@@ -7,9 +7,9 @@ from typing import Annotated, Optional
 
 import typer
 
-from secateur.artefact.writing import replacing
+from secateur.artefact.writing import replace_text
 from secateur.cli.output import file_to_write, folder_to_write, reload_code, write_result
-from secateur.cli.shell import Debug, Json, Seed, python_command, reported
+from secateur.cli.shell import Debug, Json, Seed, python_command, reported, show
 from secateur.errors import SettingError
 
 MACS = 0.5
@@ -46,7 +46,7 @@ def demo(
             f"import secateur as sc; {_IMPORT}; print(sc.load({out.as_posix()!r}, make_model))"
         )
         shown = report.to_json().rstrip() if json else table(report, reload=command)
-    typer.echo(shown)
+    show(shown)
 
 
 def init(
@@ -73,9 +73,8 @@ def init(
         values = {
             path: run.budget.macs if path == "budget.macs" else value for path, (_, value) in given.items()
         }
-        with replacing(out) as partial:
-            partial.write_text(commented(values, out.name), encoding="utf-8")
-    typer.echo(
+        replace_text(out, commented(values, out.name), SettingError)
+    show(
         f"written to  {out}\n\nnext\n  secateur inspect --config {out}\n"
         f"  secateur prune --config {out} --out small"
     )

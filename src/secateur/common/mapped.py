@@ -8,7 +8,6 @@ files too, in the folder that `tempfile` chooses (for example ``TMPDIR``).
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import sys
 import tempfile
@@ -17,21 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
+from secateur.common.reading import complaint, parse_json, read_bytes
+from secateur.common.tensorfile import DTYPES, LARGEST_HEADER, tensor_file
 from secateur.errors import ArtefactError
 
 INDEX = "model.safetensors.index.json"
 
 SMALL = 1 << 16
 """Tensors of fewer bytes stay in memory: a file for each would cost more than it saves."""
-
-_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
-    "BOOL": torch.bool, "C64": torch.complex64,
-}  # fmt: skip
 
 
 def map_weights(model: nn.Module, folder: str | os.PathLike[str]) -> nn.Module:
@@ -102,13 +97,21 @@ def _check_fits(folder: str | os.PathLike[str], name: str, old: Tensor, new: Ten
             f"{folder}: expected {name} {list(old.shape)}, which the model has, got {list(new.shape)}. "
             "Build the model that the weights were saved from."
         )
-    kinds = [
-        (t.is_floating_point(), t.is_complex(), t.dtype if not t.is_floating_point() else 0)
-        for t in (old, new)
-    ]
-    if kinds[0] != kinds[1]:
+    check_kind(str(folder), name, old, new)
+
+
+def check_kind(where: str, name: str, old: Tensor, new: Tensor) -> None:
+    """Check that a tensor from a file may take the place of the model's.
+
+    Floats may have another precision, of two bytes or more; all other dtypes stay.
+
+    Raises:
+        ArtefactError: It has another kind of dtype.
+    """
+    floats = [t.is_floating_point() and t.element_size() > 1 for t in (old, new)]
+    if old.dtype != new.dtype and not all(floats):
         raise ArtefactError(
-            f"{folder}: expected {name} of dtype {old.dtype}, which the model has, got {new.dtype}. "
+            f"{where}: expected {name} of dtype {old.dtype}, which the model has, got {new.dtype}. "
             "Build the model that the weights were saved from."
         )
 
@@ -211,13 +214,7 @@ def files_of(folder: Path) -> list[Path]:
     if folder.is_file():
         return [folder]
     if (folder / INDEX).is_file():
-        try:
-            index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-            names = sorted(set(map(str, index["weight_map"].values())))
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            raise ArtefactError(
-                f"{folder / INDEX}: expected a list of shards, got {error}. Check the folder."
-            ) from error
+        names = sorted(set(_read_index(folder / INDEX).weight_map.values()))
     else:
         names = ["model.safetensors"]
     missing = [name for name in names if Path(name).name != name or not os.path.isfile(folder / name)]
@@ -228,6 +225,25 @@ def files_of(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
+class _Index(BaseModel):
+    """A list of shards. What else Transformers writes into it is not read."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    weight_map: dict[str, str]
+
+
+def _read_index(file: Path) -> _Index:
+    text = read_bytes(file, LARGEST_HEADER, str(file), ArtefactError, "a list of shards")
+    try:
+        return _Index.model_validate(parse_json(text))
+    except ValidationError as error:
+        why = complaint(error)
+    except (ValueError, RecursionError) as error:
+        why = str(error)
+    raise ArtefactError(f"{file}: expected a list of shards, got {why}. Check the folder.")
+
+
 def _mapped(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, as views of the file in memory.
 
@@ -235,23 +251,23 @@ def _mapped(path: Path) -> dict[str, Tensor]:
     tensor; the bytes of the tensors.
     """
     found = {}
-    try:
-        with safe_open(path, framework="pt"):  # refuses a header that is none, and places that overlap
-            size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-        whole = _from_file(path, size, torch.uint8, shared=False)
-        for name, entry in header.items():
-            if name == "__metadata__" or entry["dtype"] not in _DTYPES:  # as if it were not there
+    with tensor_file(path, str(path), ArtefactError) as file:
+        size = path.stat().st_size
+        try:
+            whole = _from_file(path, size, torch.uint8, shared=False)
+        except RuntimeError as error:
+            raise ArtefactError(
+                f"{path}: expected a safetensors file, got one that cannot be mapped: {error}. Save it again."
+            ) from error
+        if not file.is_at(path):
+            raise ArtefactError(f"{path}: expected a file that stays, got one that was replaced. Try again.")
+        for name, entry in file.entries.items():
+            if entry.dtype not in DTYPES:  # as if it were not there
                 continue
-            dtype = _DTYPES[entry["dtype"]]
-            first, last = (8 + length + at for at in entry["data_offsets"])
-            part = whole[first:last]
-            stays = last - first >= SMALL and not first % dtype.itemsize  # a view needs aligned bytes
-            found[name] = (part if stays else part.clone()).view(dtype).view(entry["shape"])
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise ArtefactError(
-            f"{path}: expected a safetensors file, got one that cannot be read: {error}. Save it again."
-        ) from error
+            dtype = DTYPES[entry.dtype]
+            first, last = (file.start + at for at in entry.data_offsets)
+            if last - first < SMALL or first % dtype.itemsize:  # a view needs aligned bytes
+                found[name] = file.tensor(name)
+            else:
+                found[name] = whole[first:last].view(dtype).view(entry.shape)
     return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,9 +11,13 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from secateur.common.reading import parse_json, read_text
 from secateur.config.run import UNKNOWN_NAME, Run
 from secateur.config.setting import sections, settings
 from secateur.errors import SettingError
+
+LARGEST = 1 << 18
+"""The most bytes of a configuration."""
 
 _OUT_OF_BOUNDS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
 
@@ -63,12 +66,7 @@ def read_run(
 
 
 def _content(config: Path) -> Any:
-    try:
-        text = config.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingError(
-            f"--config {config}: expected a YAML file, got none that can be read ({error}). Do secateur init."
-        ) from error
+    text = read_text(config, LARGEST, f"--config {config}", SettingError, "a YAML file")
     kind = {".json": "JSON", ".toml": "TOML"}.get(config.suffix.lower(), "YAML")
     if kind == "TOML" and sys.version_info < (3, 11):
         raise SettingError(
@@ -76,7 +74,7 @@ def _content(config: Path) -> Any:
         )
     try:
         return _parsed(kind, text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SettingError(
             f"--config {config}: expected {kind}, got {_first(str(error))}. Correct that line."
         ) from error
@@ -85,17 +83,14 @@ def _content(config: Path) -> Any:
 def _parsed(kind: str, text: str) -> Any:
     """Parse a text as JSON, TOML or YAML. Raises ValueError if it is malformed."""
     if kind == "JSON":
-        return json.loads(text)
+        return parse_json(text)
     if sys.version_info >= (3, 11) and kind == "TOML":
         import tomllib
 
         return tomllib.loads(text)
-    import yaml
+    from secateur.config.yaml import parse_yaml
 
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(error) from error
+    return parse_yaml(text)
 
 
 def _by_path(content: Any, where: str) -> Iterator[tuple[str, Any]]:
@@ -130,7 +125,7 @@ def _assignment(text: str) -> tuple[str, Any]:
     path = _known(path.strip(), f"--set {text}")
     try:
         return path, _parsed("YAML", value)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SettingError(
             f"--set {text}: expected a value as in YAML, got {_first(str(error))}. Quote it."
         ) from error

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import torch
+from pydantic import Field, model_validator
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from secateur.common.reading import Count
 from secateur.errors import SettingError
 from secateur.graph.leaf import Leaf, Place, Range, Record
 from secateur.graph.wording import place_name, sentence
 
 A = TypeVar("A")
+
+ELEMENTS = 1 << 28
+"""The most numbers in all inputs at any size that is tried: a few bytes of a file could name any."""
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of one call."""
@@ -32,10 +38,10 @@ class OpenAxis(Record):
         limit: The sizes that a captured program takes, such as ``at least 2``.
     """
 
-    places: tuple[Place, ...]
-    size: int
-    other: int
-    further: tuple[int, ...] = ()
+    places: Annotated[tuple[Place, ...], Field(min_length=1)]
+    size: Count
+    other: Count
+    further: tuple[Count, ...] = ()
     batch: bool = False
     limit: str = ""
 
@@ -66,8 +72,8 @@ class FixedAxis(Record):
         where: The line of the user's code that raised it.
     """
 
-    places: tuple[Place, ...]
-    size: int
+    places: Annotated[tuple[Place, ...], Field(min_length=1)]
+    size: Count
     reason: str
     where: str = ""
 
@@ -109,13 +115,36 @@ class InputSpec(Record):
     open: tuple[OpenAxis, ...] = ()
     fixed: tuple[FixedAxis, ...] = ()
     together: bool = True
-    joint: tuple[tuple[int, ...], ...] = ()
+    joint: tuple[tuple[Count, ...], ...] = ()
     drawn: bool = True
     methods: tuple[str, ...] = ()
     training: bool | None = None
-    training_at: tuple[tuple[int, ...], ...] = ()
+    training_at: tuple[tuple[Count, ...], ...] = ()
     also: tuple[InputSpec, ...] = ()
     defaults: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> InputSpec:
+        named = (*self.names, *self.kwargs)
+        if len(set(named)) != len(named) or (self.names and len(self.names) != len(self.args)):
+            raise ValueError(f"expected a name for each of {len(self.args)} arguments")
+        found = self.tensors()
+        places = [*(p for each in self.open for p in each.places), *(p for f in self.fixed for p in f.places)]
+        for name, axis in places:
+            if name not in found or not 0 <= axis < len(found[name].shape):
+                raise ValueError(f"expected an axis of an input, got axis {axis} of {name[:80]!r}")
+        if any(len(sizes) != len(self.open) for sizes in (*self.joint, *self.training_at)):
+            raise ValueError(f"expected sizes of {len(self.open)} axes")
+        largest = {place: max(axis.tried()) for axis in self.open for place in axis.places}
+        for sizes in (*self.joint, *self.training_at):
+            largest |= {place: max(n, largest[place]) for place, n in self.at(sizes).items()}
+        elements = sum(
+            math.prod(max(n, largest.get((name, axis), 0)) for axis, n in enumerate(leaf.shape))
+            for name, leaf in found.items()
+        )
+        if elements > ELEMENTS:
+            raise ValueError(f"expected inputs of at most {ELEMENTS:,} numbers in all, got {elements:,}")
+        return self
 
     @classmethod
     def of(

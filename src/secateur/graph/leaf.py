@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
+from secateur.common.reading import Count
 from secateur.errors import SettingError
 
 Place = tuple[str, int]
@@ -20,7 +21,7 @@ Range = tuple[int | float, int | float]
 class Record(BaseModel):
     """Base of plain data that never changes."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class Leaf(Record):
@@ -40,7 +41,7 @@ class Leaf(Record):
     """
 
     kind: Literal["tensor", "constant", "list", "tuple", "dict"]
-    shape: tuple[int, ...] = ()
+    shape: tuple[Count, ...] = ()
     dtype: str = ""
     low: int | float | None = None
     high: int | float | None = None
@@ -48,6 +49,20 @@ class Leaf(Record):
     value: bool | int | float | str | None = None
     items: tuple[Leaf, ...] = ()
     keys: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Leaf:
+        if self.kind == "tensor" and not isinstance(getattr(torch, self.dtype, None), torch.dtype):
+            raise ValueError(f"expected a dtype of torch, got {self.dtype[:40]!r}")
+        if self.kept not in (None, 0, 1):
+            raise ValueError(f"expected a mask of zeros and ones, got {self.kept}")
+        if self.low is not None and self.high is not None and not self.low <= self.high < 2**63:
+            raise ValueError(f"expected values from {self.low} up, got at most {self.high}")
+        if self.kind == "dict" and len(set(self.keys)) != len(self.items):
+            raise ValueError(f"expected a key for each of {len(self.items)} entries, got {len(self.keys)}")
+        if self.keys and len(self.keys) != len(self.items):
+            raise ValueError(f"expected a key for each of {len(self.items)} entries, got {len(self.keys)}")
+        return self
 
     @classmethod
     def of(cls, value: Any, name: str = "") -> Leaf:

@@ -8,18 +8,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from torch import nn
 
 from secateur.artefact.writing import replace_text
 from secateur.common.models import device_of, unwrap
+from secateur.common.reading import complaint, parse_json, read_bytes
 from secateur.compat.training import own_forward
 from secateur.errors import ArtefactError, PlanError
 from secateur.graph.graph import fingerprint
 from secateur.graph.trace import retrace
 from secateur.integrations.replacing import replace_parameters
 from secateur.integrations.wrappers import refresh
-from secateur.plan import Plan
+from secateur.plan import LARGEST, Plan
 from secateur.targets.units.mended import mend
 from secateur.targets.units.module import smaller_module
 from secateur.targets.units.realise import understood
@@ -35,14 +36,14 @@ ROUNDS = "rounds"
 class _Content(BaseModel):
     """The dictionary that `shape_state` returns for a pruned model."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     format: int
     fingerprint: str
-    plan: dict[str, Any]
+    plan: dict[str, JsonValue]
     note: str
     sizes: dict[str, bool | int | list[int]]
-    captured: tuple[str, ...]
+    captured: list[str]
 
 
 def shape_state(model: nn.Module) -> dict[str, Any]:
@@ -99,7 +100,7 @@ def reshape(model: nn.Module, state: Mapping[str, Any]) -> None:
     try:
         plan = Plan.from_json(json.dumps(content.plan))
         mine = fingerprint(inner)
-        record = Record(plan, "module", content.note, sizes=content.sizes, captured=content.captured)
+        record = Record(plan, "module", content.note, sizes=content.sizes, captured=tuple(content.captured))
         if mine == content.fingerprint and (found is None or found.plan == plan):
             attach(inner, record)
             return
@@ -129,11 +130,12 @@ def read_shape(folder: str | os.PathLike[str]) -> dict[str, Any]:
         ArtefactError: If the file is damaged.
     """
     path = Path(folder) / FILE
-    try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return {}
-    except ValueError as error:
+    text = read_bytes(path, LARGEST, str(path), ArtefactError, "JSON")
+    try:
+        state = parse_json(text)
+    except (ValueError, RecursionError) as error:
         raise ArtefactError(f"{path}: expected JSON, got {error}. Take another checkpoint.") from error
     if not isinstance(state, dict):
         raise ArtefactError(
@@ -187,9 +189,6 @@ def _read(state: Mapping[str, Any]) -> _Content:
     try:
         return _Content.model_validate(dict(state))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
         raise ArtefactError(
-            f"reshape: expected what shape_state returned, got {where}: {first['msg']}. "
-            "Take another checkpoint."
+            f"reshape: expected what shape_state returned, got {complaint(error)}. Take another checkpoint."
         ) from error

@@ -311,10 +311,9 @@ def draw(found: Comparison, path: Path) -> None:
     Raises:
         SettingError: See `secateur.report.plot.check`.
     """
-    from secateur.report.plot import METADATA, check
+    from secateur.report.plot import check, save_figure
 
     check(path)
-    import matplotlib as mpl
     from matplotlib.figure import Figure
 
     def height(each: Evaluation) -> float:
@@ -341,8 +340,7 @@ def draw(found: Comparison, path: Path) -> None:
     )
     axes.grid(alpha=0.3)
     axes.legend()
-    with mpl.rc_context({"svg.hashsalt": "secateur"}):
-        figure.savefig(path, dpi=150, metadata=METADATA[path.suffix.lower()])
+    save_figure(figure, path)
 
 
 def _rank(found: Evaluation) -> tuple[float, float]:

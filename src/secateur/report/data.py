@@ -5,13 +5,23 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping
 from importlib import metadata
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy
 import torch
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, JsonValue
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    TypeAdapter,
+    model_validator,
+)
 
 from secateur.allocators.description import Description
+from secateur.common.reading import Count
 from secateur.pipeline.auto.selection import Selection
 
 FORMAT = 1
@@ -41,13 +51,13 @@ class Figures(_Data):
     """
 
     stage: str
-    params: int
-    macs: int
-    weight_bytes: int
+    params: Count
+    macs: Count
+    weight_bytes: Count
     loss: float
     measure: str
-    accuracy: float | None = None
-    samples: int | None = None
+    accuracy: Annotated[float, Field(ge=0, le=1)] | None = None
+    samples: Count | None = None
     latency: float | None = None
     latency_quartiles: tuple[float, float] | None = None
     latency_runs: tuple[float, ...] = ()
@@ -70,10 +80,16 @@ class Histogram(_Data):
 
     signal: str
     edges: tuple[float, ...]
-    kept: tuple[int, ...]
-    removed: tuple[int, ...]
+    kept: Annotated[tuple[Count, ...], Field(min_length=1)]
+    removed: tuple[Count, ...]
     cut: float | None
     scale: Literal["linear", "log"] = "linear"
+
+    @model_validator(mode="after")
+    def _fits(self) -> Histogram:
+        if not len(self.edges) - 1 == len(self.kept) == len(self.removed):
+            raise ValueError(f"expected counts for {len(self.edges) - 1} bins")
+        return self
 
 
 class Layer(_Data):
@@ -88,8 +104,8 @@ class Layer(_Data):
     """
 
     group: str
-    kept: int
-    total: int
+    kept: Count
+    total: Count
     producers: tuple[str, ...]
     scores: tuple[Histogram, ...] = ()
 
@@ -107,9 +123,17 @@ class Knob(_Data):
     """
 
     values: tuple[float, ...]
-    macs: tuple[int, ...]
-    params: tuple[int, ...]
-    at: int | None
+    macs: tuple[Count, ...]
+    params: tuple[Count, ...]
+    at: Count | None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Knob:
+        if not len(self.values) + 1 == len(self.macs) == len(self.params):
+            raise ValueError(f"expected costs for {len(self.values)} values and the dense model")
+        if self.at is not None and self.at >= len(self.values):
+            raise ValueError(f"expected the plan at one of {len(self.values)} values, got {self.at}")
+        return self
 
 
 class Kept(_Data):
@@ -124,6 +148,33 @@ class Kept(_Data):
     what: str
     reason: str
     where: str = ""
+
+
+class _Measured(BaseModel):
+    """What a repair that was done says of itself, beside much else."""
+
+    method: str
+    kept: bool
+    measure: str
+    before: float | None
+    after: float | None
+    held_out_samples: Count
+
+
+class _NotDone(BaseModel):
+    """What one that was not done says."""
+
+    method: str
+    kept: bool
+    why: str
+
+
+_TRIED = TypeAdapter[_NotDone | _Measured](_NotDone | _Measured)
+
+
+def _tried(entry: dict[str, Any]) -> dict[str, Any]:
+    _TRIED.validate_python(entry)
+    return entry
 
 
 class Facts(_Data):
@@ -163,9 +214,9 @@ class Facts(_Data):
     asked: dict[str, JsonValue]
     rule: str = ""
     settings: dict[str, JsonValue]
-    figures: tuple[Figures, ...]
+    figures: Annotated[tuple[Figures, ...], Field(min_length=1)]
     judged_on: str
-    calibration: dict[str, int] = Field(default_factory=dict)
+    calibration: dict[str, Count] = Field(default_factory=dict)
     layers: tuple[Layer, ...]
     knob: Knob | None = None
     untouched: tuple[Kept, ...]
@@ -175,7 +226,7 @@ class Facts(_Data):
     takes: str = ""
     attributes: dict[str, JsonValue] = Field(default_factory=dict)
     proof: dict[str, JsonValue]
-    repairs: tuple[dict[str, Any], ...]
+    repairs: tuple[Annotated[dict[str, Any], AfterValidator(_tried)], ...]
     certificates: dict[str, JsonValue]
     description: Description | None = None
     selection: Selection | None = Field(default=None, validation_alias=AliasChoices("selection", "contest"))
@@ -183,6 +234,11 @@ class Facts(_Data):
     versions: dict[str, str]
     artefact: str | None = None
     make_model: str = ""
+
+    @property
+    def origin(self) -> str:
+        """Where the report was read from; empty if it was made by this process."""
+        return str(self.__dict__.get("_origin", ""))
 
 
 def versions(device: torch.device | None = None) -> dict[str, str]:

@@ -6,6 +6,7 @@ from importlib import resources
 from typing import TYPE_CHECKING
 
 from secateur.common.formatting import milliseconds, number, percent, shorten
+from secateur.common.inert import inert
 from secateur.errors import SettingError
 from secateur.report import outcomes, proofs, selection, sentences, shapes
 
@@ -38,7 +39,7 @@ def render(report: Facts, *, reload: str = "") -> str:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     strips, times = shapes.strips(report)
-    return environment.from_string(_text(TEMPLATE)).render(
+    page = environment.from_string(_text(TEMPLATE)).render(
         report=report,
         style=_text(STYLE),
         sentences=sentences,
@@ -59,6 +60,7 @@ def render(report: Facts, *, reload: str = "") -> str:
         most_layers=MOST_LAYERS,
         reload=reload or sentences.reloading(report),
     )
+    return inert(page)
 
 
 def _text(name: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from secateur.common.formatting import percent
+from secateur.common.inert import inert
 from secateur.report import outcomes, proofs, selection, sentences
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def document(report: Facts) -> str:
         report: The report's data.
     """
     parts = [part for section in _SECTIONS for part in section(report)]
-    return f"# {escape(report.model)}, pruned\n\n" + "\n\n".join(filter(None, parts)) + "\n"
+    return inert(f"# {escape(report.model)}, pruned\n\n" + "\n\n".join(filter(None, parts)) + "\n")
 
 
 def escape(text: str) -> str:

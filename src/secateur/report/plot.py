@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from secateur.artefact.writing import replacing
 from secateur.errors import SettingError
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from secateur.allocators import Curve
 
 SUFFIXES = (".svg", ".png", ".pdf")
@@ -56,7 +59,6 @@ def draw(curve: Curve, path: Path, title: str) -> None:
         SettingError: If `check` refuses the file.
     """
     check(path)
-    import matplotlib as mpl
     from matplotlib.figure import Figure
 
     # Each point of the step function holds up to the next. The first point, where nothing is removed,
@@ -80,9 +82,17 @@ def draw(curve: Curve, path: Path, title: str) -> None:
     layers.invert_yaxis()
     layers.set(xlabel=curve.knob_name)
     figure.colorbar(image, ax=layers, label="% of units kept")
-    with mpl.rc_context({"svg.hashsalt": "secateur"}):
-        figure.savefig(path, dpi=150, metadata=METADATA[path.suffix.lower()])
+    save_figure(figure, path)
 
 
-METADATA = {".svg": {"Date": None}, ".png": {}, ".pdf": {"CreationDate": None}}
-"""No date, so that the same curve gives the same bytes."""
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure without a date, so that the same one gives the same bytes.
+
+    Raises:
+        SettingError: If the file cannot be written.
+    """
+    import matplotlib as mpl
+
+    metadata: dict[str, Any] = {".svg": {"Date": None}, ".png": {}, ".pdf": {"CreationDate": None}}
+    with replacing(path, SettingError) as partial, mpl.rc_context({"svg.hashsalt": "secateur"}):
+        figure.savefig(partial, dpi=150, metadata=metadata[path.suffix.lower()])

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from secateur.artefact.writing import replace_text
+from secateur.common.inert import inert
+from secateur.common.reading import complaint, parse_json, read_text
 from secateur.errors import ArtefactError, SettingError
 from secateur.report.data import FORMAT, Facts
 from secateur.report.html import render
 from secateur.report.markdown import document
 from secateur.report.text import table
+
+LARGEST = 1 << 26
+"""The most bytes of a report's file."""
 
 
 class Report(Facts):
@@ -25,9 +30,9 @@ class Report(Facts):
         Raises:
             SettingError: If the file cannot be written.
         """
-        text = self.model_dump_json(indent=1) + "\n"
+        text = inert(self.model_dump_json(indent=1)) + "\n"
         if path is not None:
-            _write(path, text)
+            replace_text(Path(path), text, SettingError)
         return text
 
     @classmethod
@@ -43,14 +48,13 @@ class Report(Facts):
         where, text = "report", source
         if not (isinstance(source, str) and source.lstrip().startswith("{")):
             where = f"report {os.fspath(source)!r}"
-            try:
-                text = Path(source).read_bytes().decode("utf-8")
-            except (OSError, ValueError) as error:
-                raise ArtefactError(
-                    f"{where}: expected a readable file of JSON, got {error}. "
-                    "Name the folder or the file that secateur prune wrote."
-                ) from error
-        return _parsed(where, str(text))
+            text = read_text(source, LARGEST, where, ArtefactError, "a readable file of JSON")
+        return _shown(where, _parsed(where, str(text)))
+
+    def read_from(self, where: str) -> Report:
+        """This report, which remembers that it was read, and from where; returns itself."""
+        object.__setattr__(self, "_origin", where)  # beside the data: neither compared nor written
+        return self
 
     def to_html(self, path: str | Path) -> Path:
         """Write one self-contained HTML page, and return its path.
@@ -58,13 +62,14 @@ class Report(Facts):
         Raises:
             SettingError: If Jinja, which writes the page, is missing, or the file cannot be written.
         """
-        return _write(path, render(self))
+        replace_text(Path(path), render(self), SettingError)
+        return Path(path)
 
     def to_markdown(self, path: str | Path | None = None) -> str:
         """Return the report as Markdown. If `path` is given, also write it to that file."""
         text = document(self)
         if path is not None:
-            _write(path, text)
+            replace_text(Path(path), text, SettingError)
         return text
 
     def __str__(self) -> str:
@@ -72,19 +77,28 @@ class Report(Facts):
         return table(self)
 
 
-def _write(path: str | Path, text: str) -> Path:
+def _shown(where: str, report: Report) -> Report:
+    """The report, which is marked as read from elsewhere, once it was shown in every form.
+
+    Raises:
+        ArtefactError: It cannot be shown.
+    """
+    found = report.read_from(where)
     try:
-        replace_text(Path(path), text)
-    except (OSError, ValueError) as error:
-        raise SettingError(
-            f"report {str(path)!r}: expected a file that can be written, got {error}. Choose another path."
+        table(found), document(found)
+        with suppress(SettingError):  # without Jinja
+            render(found)
+    except Exception as error:  # numbers and texts of a stranger may go wrong anywhere
+        raise ArtefactError(
+            f"{where}: expected a report that can be shown, got one that cannot "
+            f"({type(error).__name__}: {str(error)[:80]}). Write the report again."
         ) from error
-    return Path(path)
+    return found
 
 
 def _parsed(where: str, text: str) -> Report:
     try:
-        data = json.loads(text)
+        data = parse_json(text)
     except (ValueError, RecursionError) as error:
         raise ArtefactError(
             f"{where}: expected JSON, got text that is damaged or cut short ({error}). "
@@ -93,7 +107,7 @@ def _parsed(where: str, text: str) -> Report:
     written = data.get("format", FORMAT) if isinstance(data, dict) else None
     if type(written) is not int:
         raise ArtefactError(
-            f"{where}: expected a report, got JSON whose format is {written!r}. "
+            f"{where}: expected a report, got JSON whose format is {repr(written)[:40]}. "
             "Pass what Report.to_json wrote."
         )
     if written > FORMAT:
@@ -104,9 +118,6 @@ def _parsed(where: str, text: str) -> Report:
     try:
         return Report.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
         raise ArtefactError(
-            f"{where}: expected a report of format {FORMAT}, got {first['msg']} (in {place or 'all of it'}). "
-            "Write the report again."
+            f"{where}: expected a report of format {FORMAT}, got {complaint(error)}. Write the report again."
         ) from error

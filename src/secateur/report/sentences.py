@@ -34,8 +34,16 @@ def loading(artefact: str, make_model: str = "") -> str:
 
 
 def reloading(report: Facts) -> str:
-    """Return Python code that loads the saved model; empty if it was not saved."""
-    return "" if report.artefact is None else loading(report.artefact, report.make_model)
+    """Return Python code that loads the saved model; empty if it was not saved.
+
+    The line of a report from elsewhere is somebody else's code: it is a comment, with its origin.
+    """
+    if report.artefact is None:
+        return ""
+    if not report.origin or not report.make_model:
+        return loading(report.artefact, report.make_model)
+    foreign = "\n".join(f"# {line}" for line in report.make_model.splitlines())
+    return loading(report.artefact, f"# from {report.origin}; read it before you run it:\n{foreign}")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from secateur.common.formatting import percent, shorten
+from secateur.common.inert import inert_line
 from secateur.report import outcomes, proofs, selection, sentences
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ MOST_LAYERS, MOST_REASONS = 40, 8
 
 def table(report: Facts, *, reload: str = "") -> str:
     """Return the report as text: the table of figures, the layers, proof, repairs and settings.
+
+    Nothing in it acts on a terminal, whatever names the model has.
 
     Args:
         report: The report's data.
@@ -45,7 +48,7 @@ def table(report: Facts, *, reload: str = "") -> str:
         sections.append(
             [f"written to  {report.artefact}", "reload with", *(f"  {line}" for line in how.splitlines())]
         )
-    return "\n\n".join("\n".join(lines) for lines in sections if lines)
+    return "\n\n".join("\n".join(map(inert_line, lines)) for lines in sections if lines)
 
 
 def _figures(report: Facts) -> list[str]:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import re
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from secateur.calibration import Batch, map_tensors
 from secateur.calibration.batch import IGNORED
-from secateur.errors import ArtefactError, SettingError
+from secateur.common.reading import Count
+from secateur.common.tensorfile import TensorFile
+from secateur.errors import ArtefactError, SecateurError, SettingError
 from secateur.signals.identity import difference
 from secateur.signals.signal import Step, Vector
-from secateur.signals.storage import raw_bytes, read, remove, write
+from secateur.signals.storage import Header, raw_bytes, read, remove, write
 
 _KIND = "scoring checkpoint"
 
@@ -51,6 +57,39 @@ class Position:
             self.classes.update(set(step.classes.tolist()) - {IGNORED})
 
 
+class _Position(BaseModel):
+    """A `Position` in a file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    number: Count
+    read: Count
+    samples: Count
+    classes: tuple[int, ...]
+    digest: Count
+
+
+class _Run(Header):
+    """What a checkpoint says beside its tensors: ``state.<signal>.<name>`` and ``value.<signal>.<group>``."""
+
+    about: dict[str, str]
+    position: _Position
+    states: tuple[str, ...]
+    values: tuple[str, ...]
+
+    def expected(self, file: TensorFile) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """States are as the tallies left them; values are vectors of float64."""
+        found = {}
+        for key, entry in file.entries.items():
+            match = re.fullmatch(r"(state|value)\.(\d{1,6})\.(.+)", key, re.DOTALL)
+            names = () if match is None else self.states if match[1] == "state" else self.values
+            if match is None or int(match[2]) >= len(names):
+                raise ValueError(f"a tensor {key[:80]!r}")
+            is_value = match[1] == "value"
+            found[key] = ("F64" if is_value else entry.dtype, tuple(entry.shape[: 1 if is_value else None]))
+        return found
+
+
 @dataclass
 class Saved:
     """The content of a checkpoint: a position, the tallies' states there, and scores of earlier passes."""
@@ -76,7 +115,7 @@ class Checkpoint:
         """
         if every < 0:
             raise SettingError(f"checkpoint_every: expected seconds from 0, got {every}. Give 60, say.")
-        if not path.parent.is_dir():
+        if not os.path.isdir(path.parent):
             raise SettingError(f"checkpoint: expected a folder {path.parent}, got none. Make it.")
         self._path = path
         self._every = every
@@ -96,23 +135,36 @@ class Checkpoint:
         """
         if not self._path.exists():
             return None
-        header, tensors = read(self._path, _KIND)
-        differs = difference(self._about, header["about"])
+        header, tensors = read(self._path, _KIND, _Run)
+        differs = difference(self._about, header.about)
         if differs is not None:
             raise ArtefactError(
                 f"checkpoint {self._path}: expected one of this run, with {differs}. "
                 "Name another file, or delete this one to start afresh."
             )
-        states: dict[str, dict[str, Tensor]] = {name: {} for name in header["states"]}
-        values: Values = {name: {} for name in header["values"]}
+        states: dict[str, dict[str, Tensor]] = {name: {} for name in header.states}
+        values: Values = {name: {} for name in header.values}
         for key, tensor in tensors.items():
             kind, index, name = key.split(".", 2)
             if kind == "state":
-                states[header["states"][int(index)]][name] = tensor
+                states[header.states[int(index)]][name] = tensor
             else:
-                values[header["values"][int(index)]][name] = tensor.numpy()
-        position = header["position"]
+                values[header.values[int(index)]][name] = tensor.numpy()
+        position = header.position.model_dump()
         return Saved(Position(**position | {"classes": set(position["classes"])}), states, values)
+
+    @contextmanager
+    def understood(self) -> Iterator[None]:
+        """Raise an ArtefactError if what was read does not fit the signals, which the block finds out."""
+        try:
+            yield
+        except SecateurError:
+            raise
+        except (LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise ArtefactError(
+                f"checkpoint {self._path}: expected what these signals have accumulated, got something else "
+                f"({type(error).__name__}). Delete the file to start afresh."
+            ) from error
 
     def save(self, now: Saved) -> None:
         """Replace the file."""
@@ -125,12 +177,12 @@ class Checkpoint:
             for index, by_group in enumerate(now.values.values())
             for name, vector in by_group.items()
         }
-        header = {
-            "about": self._about,
-            "position": vars(now.position) | {"classes": sorted(now.position.classes)},
-            "states": list(now.states),
-            "values": list(now.values),
-        }
+        header = _Run(
+            about=self._about,
+            position=_Position(**vars(now.position) | {"classes": tuple(sorted(now.position.classes))}),
+            states=tuple(now.states),
+            values=tuple(now.values),
+        )
         write(self._path, _KIND, header, tensors)
         self._written = time.monotonic()
 

@@ -8,6 +8,7 @@ batch is scored from a random state of its own, so none of that shows in the sco
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -181,9 +182,10 @@ class _Run:
         first = min(self.team.everyone(0 if saved is None else saved.position.number))
         if saved is None:
             return Saved(Position(), {}, values)
-        for covers in self.passes[:first]:
-            for name, groups in covers.items():
-                values[name].update({group.name: saved.values[name][group.name] for group in groups})
+        with nullcontext() if self.checkpoint is None else self.checkpoint.understood():
+            for covers in self.passes[:first]:
+                for name, groups in covers.items():
+                    values[name].update({group.name: saved.values[name][group.name] for group in groups})
         if saved.position.number > first:
             return Saved(Position(first), {}, values)
         return Saved(saved.position, saved.states, values)
@@ -192,8 +194,9 @@ class _Run:
         one = self._pass(self.passes[number])
         if self.checkpoint is not None or self.team.size > 1:
             one.check_states()
-        if now.states:
-            one.merge({name: [state] for name, state in now.states.items()})
+        if now.states and self.checkpoint is not None:
+            with self.checkpoint.understood():
+                one.merge({name: [state] for name, state in now.states.items()})
         return one
 
     def _pass(self, covers: Covers, model: CapturedModel | None = None) -> OnePass:

@@ -12,11 +12,37 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from secateur.common.reading import Count
+from secateur.common.tensorfile import TensorFile
 from secateur.errors import ScoreError
 from secateur.graph.graph import Graph
-from secateur.signals.storage import read, write
+from secateur.signals.storage import Header, read, write
 
 _KIND = "scores"
+
+
+class _Table(Header):
+    """What a file of scores says beside its vectors, which are called ``signal.group`` by number."""
+
+    signals: tuple[str, ...]
+    groups: tuple[str, ...]
+    samples: Count
+    classes: Count
+    seed: int
+    fingerprint: str
+
+    def expected(self, file: TensorFile) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """One vector of float64 for each signal and group; those of one group are of one length."""
+        for names in (self.signals, self.groups):
+            if len(set(names)) != len(names):
+                raise ValueError("a name twice")
+        if len(self.signals) * len(self.groups) != len(file.entries):
+            raise ValueError(
+                f"{len(file.entries)} vectors of {len(self.signals)} signals and {len(self.groups)} groups"
+            )
+        first = [file.entries.get(f"0.{j}") for j in range(len(self.groups))]
+        lengths = [() if entry is None else tuple(entry.shape[:1]) for entry in first]
+        return {f"{i}.{j}": ("F64", n) for i in range(len(self.signals)) for j, n in enumerate(lengths)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,18 +123,18 @@ class Scores:
             The file.
 
         Raises:
-            ArtefactError: The folder does not exist.
+            ArtefactError: The folder does not exist, or cannot be written to.
         """
         file = Path(path)
         groups = next(iter(self.values.values()), {})
-        header = {
-            "signals": list(self.values),
-            "groups": list(groups),
-            "samples": self.samples,
-            "classes": self.classes,
-            "seed": self.seed,
-            "fingerprint": self.fingerprint,
-        }
+        header = _Table(
+            signals=tuple(self.values),
+            groups=tuple(groups),
+            samples=self.samples,
+            classes=self.classes,
+            seed=self.seed,
+            fingerprint=self.fingerprint,
+        )
         tensors = {
             f"{i}.{j}": torch.from_numpy(np.array(by_group[group]))
             for i, by_group in enumerate(self.values.values())
@@ -124,12 +150,12 @@ class Scores:
         Raises:
             ArtefactError: The file is missing, damaged, foreign, or newer than this version can read.
         """
-        header, tensors = read(Path(path), _KIND)
+        header, tensors = read(Path(path), _KIND, _Table)
         values = {
-            signal: {group: tensors[f"{i}.{j}"].numpy() for j, group in enumerate(header["groups"])}
-            for i, signal in enumerate(header["signals"])
+            signal: {group: tensors[f"{i}.{j}"].numpy() for j, group in enumerate(header.groups)}
+            for i, signal in enumerate(header.signals)
         }
-        return cls(values, header["samples"], header["classes"], header["seed"], header["fingerprint"])
+        return cls(values, header.samples, header.classes, header.seed, header.fingerprint)
 
     def check(self, graph: Graph) -> None:
         """Raise ScoreError unless these are scores of every group of `graph`."""

@@ -257,7 +257,7 @@ def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(sc.SettingError, match="no card="):
         sc.export(model, tmp_path / "net.pt2", x, card="# net")
     (tmp_path / "file").write_text("")
-    with pytest.raises(sc.ExportError, match="folder that can be written to"):
+    with pytest.raises(sc.ExportError, match="got something else that is there already"):
         sc.export(model, tmp_path / "file" / "net.pt2", x)
     original = builtins.__import__
 

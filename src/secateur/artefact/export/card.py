@@ -9,6 +9,7 @@ import yaml
 from torch import nn
 
 from secateur.common.formatting import milliseconds, number, percent
+from secateur.common.inert import inert
 from secateur.compat.training import name_on_hub
 from secateur.errors import ArtefactError
 from secateur.report import proofs
@@ -82,12 +83,12 @@ def model_card(
     front["model-index"] = _index(title, front["pipeline_tag"], report, dataset)
     known = {key: value for key, value in front.items() if value is not None}
     text = yaml.safe_dump(known, sort_keys=False, allow_unicode=True)
-    parts = [f"---\n{text}---", f"# {title}"]
+    parts = [f"---\n{text}---", f"# {escape(title)}"]
     try:
         record = record_of(small)
     except ArtefactError:  # not pruned by secateur
         record = None
-    origin = f" of [{base}](https://huggingface.co/{base})" if base else ""
+    origin = f" of {_linked(base)}" if base else ""
     parts.append(f"A smaller version{origin}, made by removing units with secateur.")
     if report is not None:
         parts.append(_measured(report, dataset))
@@ -98,13 +99,20 @@ def model_card(
     if report is not None and report.proof:
         parts.append(f"## Proof\n\n{escape(proofs.paragraph(report))}")
     parts.append(_loading(small))
-    return "\n\n".join(parts) + "\n"
+    return inert("\n\n".join(parts) + "\n")
 
 
 def _origin(small: nn.Module) -> str | None:
     """Return the name that Transformers loaded the dense model from, if it looks like a hub name."""
     found = name_on_hub(small)
     return found if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", found) else None
+
+
+def _linked(base: str) -> str:
+    """A link to a model on the hub, where the name is one of the hub's."""
+    if re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", base):
+        return f"[{escape(base)}](https://huggingface.co/{base})"
+    return escape(base)
 
 
 def _library(small: nn.Module) -> str:
@@ -149,7 +157,7 @@ def _measured(report: Report, dataset: str | None) -> str:
     lines = [_row("", *(f.stage for f in stages)), _row("---", *("---:" for _ in stages))]
     lines += [_row(*row) for row in rows]
     judged = "Loss" if dense.accuracy is None else "Loss and accuracy"
-    notes = [f"{judged} on {dataset or report.judged_on}, without training after pruning."]
+    notes = [f"{judged} on {escape(dataset or report.judged_on)}, without training after pruning."]
     if dense.latency is not None:
         batch = f"a batch of {dense.latency_batch}"
         notes.append(f"Latency: the median forward pass of {batch} on the machine that pruned.")
@@ -170,17 +178,17 @@ def _how(record: Record) -> str:
     groups = [g for g in plan.groups if g.removed]
     gone, units = sum(g.size - g.kept for g in groups), sum(g.size for g in plan.groups)
     lines = [
-        f"- rule: `{plan.allocator}`, seed {plan.seed}",
+        f"- rule: {escape(plan.allocator)}, seed {plan.seed}",
         f"- units removed: {gone:,} of {units:,}, in {len(groups)} of {len(plan.groups)} groups",
-        f"- form: `{record.form}`" + (f" ({record.note})" if record.note else ""),
-        f"- secateur {plan.secateur}",
+        f"- form: `{record.form}`" + (f" ({escape(record.note)})" if record.note else ""),
+        f"- secateur {escape(plan.secateur)}",
     ]
     kept = [str(r["method"]) for r in record.repairs if r.get("kept") and "method" in r]
     if kept:
-        lines.insert(2, f"- repaired by: {', '.join(dict.fromkeys(kept))}")
+        lines.insert(2, f"- repaired by: {escape(', '.join(dict.fromkeys(kept)))}")
     if plan.budget:
         asked = ", ".join(f"{key} {value}" for key, value in plan.budget.items())
-        lines.insert(1, f"- budget: {asked}")
+        lines.insert(1, f"- budget: {escape(asked)}")
     return "## How it was made\n\n" + "\n".join(lines)
 
 
@@ -194,7 +202,7 @@ def _loading(small: nn.Module) -> str:
 
 
 def _row(*cells: str) -> str:
-    return "| " + " | ".join(cells) + " |"
+    return "| " + " | ".join(cell if set(cell) <= set("-: ") else escape(cell) for cell in cells) + " |"
 
 
 def _of(text: str, part: int, whole: int) -> str:

@@ -15,7 +15,7 @@ from secateur.artefact.export.huggingface import pretrained_runner, require_pret
 from secateur.artefact.export.onnx import onnx_runner, require_onnx, write_onnx
 from secateur.artefact.export.program import program_runner, write_program
 from secateur.artefact.export.trials import Trials, captured_trials, inputs_of
-from secateur.artefact.writing import beside, put, put_folder
+from secateur.artefact.writing import replacing, replacing_folder
 from secateur.common.models import unwrap
 from secateur.errors import ExportError, SettingError
 
@@ -78,8 +78,8 @@ def export(
     else:
         trials = Trials.of(model, given, spec, [{}, *(sizes for _, sizes in spec.other_sizes())])
     accepted = tolerance_of(trials, same_code=not suffix) if tolerance is None else tolerance
-    with beside(path, ExportError) as folder:
-        written = folder / path.name
+    place = replacing(path, ExportError, parents=True) if suffix else replacing_folder(path, ExportError)
+    with place as written:
         if suffix == ".onnx":
             write_onnx(found, written, opset)
             done = check(path, onnx_runner(written), trials, "onnxruntime", accepted)
@@ -89,7 +89,6 @@ def export(
         else:
             write_pretrained(model, written, model_card(model) if card is None else card)
             done = check(path, pretrained_runner(written, model), trials, "transformers", accepted)
-        (put if suffix else put_folder)(written, path)
     return done
 
 

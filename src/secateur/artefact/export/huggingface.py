@@ -100,8 +100,7 @@ def _listed(paths: Iterable[str], most: int = 2) -> str:
 
 
 def write_pretrained(model: nn.Module, path: Path, card: str) -> None:
-    """Write configuration, tensors and model card."""
-    path.mkdir()
+    """Write configuration, tensors and model card into an empty folder."""
     with _quiet():
         model.save_pretrained(path)  # type: ignore[operator]  # Transformers' own
     (path / CARD).write_text(card, encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import warnings
 from collections.abc import Mapping
@@ -37,10 +38,15 @@ def about(model: nn.Module) -> dict[str, str]:
 
 
 def write_program(captured: Captured, path: Path) -> None:
-    """Write the program. ``torch.export.load(path).module()`` runs it, on the device of the capture."""
+    """Write the program. ``torch.export.load(path).module()`` runs it, on the device of the capture.
+
+    It goes through memory: torch ends the process where a disk is full.
+    """
+    made = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's, of its own internals
-        torch.export.save(captured.program, path, extra_files={ABOUT: json.dumps(about(captured.model))})
+        torch.export.save(captured.program, made, extra_files={ABOUT: json.dumps(about(captured.model))})
+    path.write_bytes(made.getbuffer())
 
 
 def program_runner(path: Path) -> Runs:

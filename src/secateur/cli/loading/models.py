@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from secateur.cli.loading.target import Target
+from secateur.common.reading import parse_json, read_bytes
 from secateur.errors import SettingError
 
 if TYPE_CHECKING:
@@ -201,9 +201,15 @@ class HuggingFaceModel:
             SettingError: If it names none.
         """
         try:
-            config = json.loads((Path(self.folder) / "config.json").read_text(encoding="utf-8"))
-            return str(config["architectures"][0])
-        except (OSError, ValueError, LookupError, TypeError) as error:
+            file = Path(self.folder) / "config.json"
+            text = read_bytes(file, 1 << 24, f"{self.option} {file}", SettingError)
+            name = parse_json(text, constants=True)["architectures"][0]
+            if not isinstance(name, str) or not name.isidentifier():
+                raise ValueError(f"no name of a class: {str(name)[:40]!r}")
+            return name
+        except SettingError:
+            raise
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise SettingError(
                 f"{self.option} {self.folder}: expected a config.json with architectures, got none "
                 f"({type(error).__name__}: {error}). Do save_pretrained again."
@@ -245,7 +251,10 @@ class HuggingFaceModel:
     def _class(self) -> Any:
         import transformers
 
-        return getattr(transformers, self.architecture)
+        found = getattr(transformers, self.architecture)
+        if not isinstance(found, type) or not issubclass(found, transformers.PreTrainedModel):
+            raise ValueError(f"{self.architecture} is no model of Transformers")
+        return found
 
     @contextmanager
     def _explained(self) -> Iterator[None]:

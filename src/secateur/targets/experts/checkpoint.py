@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from secateur.artefact.writing import new_folder
 from secateur.common.mapped import INDEX, files_of
+from secateur.common.reading import parse_json, read_bytes
+from secateur.common.tensorfile import tensor_file
 from secateur.errors import ArtefactError, SettingError
 from secateur.group_decision import GroupDecision
 from secateur.plan import Plan
@@ -26,6 +27,7 @@ from secateur.targets.experts.blocks import is_count
 from secateur.targets.units.record import record_of
 
 CONFIG, PLAN = "config.json", "secateur_plan.json"
+_LARGEST_CONFIG = 1 << 24
 
 _LISTED = re.compile(r"^(?P<before>.*\bexperts)\.(?P<number>\d+)\.(?P<after>.+)$")
 """How checkpoints name a single expert's tensors, also where the model holds them fused."""
@@ -80,9 +82,13 @@ def prune_checkpoint(source: str | Path, plan: Plan, directory: str | Path) -> P
         The folder. It holds the plan too.
 
     Raises:
-        ArtefactError: A file is missing or damaged, or the checkpoint does not hold what the plan removes.
+        ArtefactError: A file is missing, damaged or a link to outside of the folder, or the checkpoint does
+            not hold what the plan removes.
     """
     source, directory = Path(source), Path(directory)
+    files = sorted(file for file in source.iterdir() if file.is_file()) if source.is_dir() else []
+    _check_links(source, files)
+    others = [file for file in files if file.suffix != ".safetensors"]
     shards = [file.name for file in files_of(source)]
     config = _read_json(source / CONFIG)
     blocks = [_OnDisk.of(group) for group in plan.groups if group.removed]
@@ -101,10 +107,28 @@ def prune_checkpoint(source: str | Path, plan: Plan, directory: str | Path) -> P
             _write_json(folder / INDEX, index)
         _write_json(folder / CONFIG, pruned_config(config, plan))
         plan.to_json(folder / PLAN)
-        for file in source.iterdir():
-            if file.is_file() and not (folder / file.name).exists() and file.suffix != ".safetensors":
+        for file in others:
+            if not (folder / file.name).exists():
                 shutil.copyfile(file, folder / file.name)
     return directory
+
+
+def _check_links(source: Path, files: list[Path]) -> None:
+    """Refuse links to outside of a checkpoint: a copy of it would hold what they point to.
+
+    The cache of the hub keeps the files of its ``snapshots`` in ``blobs`` beside them.
+
+    Raises:
+        ArtefactError: There is such a link.
+    """
+    here = source.resolve()
+    allowed = {here, here.parents[1] / "blobs"} if here.parent.name == "snapshots" else {here}
+    for file in files:
+        if file.is_symlink() and file.resolve().parent not in allowed:
+            raise ArtefactError(
+                f"{source}: expected files in this folder, got a link to outside of it, {file.name!r}. "
+                "Put the file itself there, or remove the link."
+            )
 
 
 def pruned_config(config: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
@@ -177,23 +201,17 @@ class _OnDisk:
 
 def _pruned(file: Path, blocks: list[_OnDisk]) -> Iterator[tuple[str, Tensor]]:
     """The tensors of one shard that stay, by their new names, read one by one."""
-    try:
-        with safe_open(file, framework="pt") as shard:
-            for name in shard.keys():
-                found = _renamed(name, blocks)
-                if found is None:
-                    continue
-                tensor = shard.get_tensor(name)
-                for block in blocks:
-                    axis = block.axis(name)
-                    if axis is not None and tensor.ndim > axis and tensor.shape[axis] == block.size:
-                        stays = torch.from_numpy(_stays(block))
-                        tensor = tensor.index_select(axis, stays)
-                yield found, tensor.clone()
-    except (OSError, SafetensorError) as error:
-        raise ArtefactError(
-            f"{file}: expected a safetensors file, got one that cannot be read ({error})."
-        ) from error
+    with tensor_file(file, str(file), ArtefactError) as shard:
+        for name in shard.entries:
+            found = _renamed(name, blocks)
+            if found is None:
+                continue
+            tensor = shard.tensor(name)
+            for block in blocks:
+                axis = block.axis(name)
+                if axis is not None and tensor.ndim > axis and tensor.shape[axis] == block.size:
+                    tensor = tensor.index_select(axis, torch.from_numpy(_stays(block)))
+            yield found, tensor
 
 
 def _stays(block: _OnDisk) -> NDArray[np.int64]:
@@ -217,11 +235,8 @@ def _check(source: Path, shards: list[str], blocks: list[_OnDisk]) -> None:
     """Refuse a checkpoint that lacks what the plan removes, before anything is written."""
     shapes: dict[str, list[int]] = {}
     for shard in shards:
-        try:
-            with safe_open(source / shard, framework="pt") as file:
-                shapes |= {name: file.get_slice(name).get_shape() for name in file.keys()}
-        except (OSError, SafetensorError) as error:
-            raise ArtefactError(f"{source / shard}: expected a safetensors file, got {error}.") from error
+        with tensor_file(source / shard, str(source / shard), ArtefactError) as file:
+            shapes |= {name: entry.shape for name, entry in file.entries.items()}
     for block in blocks:
         numbers = {block.number(name) for name in shapes} - {None}
         cut = [
@@ -241,9 +256,10 @@ def _check(source: Path, shards: list[str], blocks: list[_OnDisk]) -> None:
 
 
 def _read_json(file: Path) -> dict[str, Any]:
+    text = read_bytes(file, _LARGEST_CONFIG, str(file), ArtefactError, "JSON")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = parse_json(text, constants=True)
+    except (ValueError, RecursionError) as error:
         raise ArtefactError(f"{file}: expected JSON, got {error}. Check the folder.") from error
     if not isinstance(content, dict):
         raise ArtefactError(

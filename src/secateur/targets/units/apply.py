@@ -126,7 +126,7 @@ class Applier:
         known = self._traced.get(plan.folded)
         model = folded(self._model, plan.folded) if known is None else known.model
         check_positions(model, plan)
-        if form == "masked":
+        if form == "masked" and plan.slices_known:
             return attach(masked(model, plan), Record(plan, "masked"))
         args, kwargs = plan.inputs.arguments(example_inputs, device_of(model))
         if self.graph is None:
@@ -138,6 +138,10 @@ class Applier:
             traced = self._traced.setdefault(plan.folded, known or Traced(model, self.graph))
             if example_inputs is None and not plan.inputs.drawn:
                 args, kwargs = self.graph.captured_inputs()
+        if not plan.slices_known:
+            plan.check_slices(traced.graph)
+        if form == "masked":
+            return attach(masked(model, plan), Record(plan, "masked"))
         if form == "graph":
             return attach(_program(traced, plan), Record(plan, "graph", fast_path_note(model)))
         try:

@@ -58,7 +58,7 @@ def compose_plans(earlier: Plan, later: Plan) -> Plan:
         _both(group, more[group.name], gone) if group.name in more and group.name not in apart else group
         for group in earlier.groups
     )
-    return Plan.model_validate(
+    made = Plan.model_validate(
         {
             **dict(later),
             "fingerprint": earlier.fingerprint,
@@ -69,6 +69,7 @@ def compose_plans(earlier: Plan, later: Plan) -> Plan:
             "certificates": {},
         }
     )
+    return made.of_graph() if earlier.slices_known and later.slices_known else made
 
 
 def split(groups: Iterable[Group | GroupDecision], earlier: Plan) -> tuple[str, ...]:

@@ -95,13 +95,19 @@ def masked_layers(model: nn.Module, plan: MaskPlan) -> list[tuple[nn.Module, str
             f"masks: expected the model they were made for (fingerprint {plan.fingerprint[:12]}), got one "
             f"with other parameter names or shapes ({found[:12]}). Use that model, or make new ones."
         )
-    owners = (
-        (model.get_submodule(p), n, m)
-        for (p, _, n), m in ((n.rpartition("."), m) for n, m in plan.masks.items())
-    )
-    return [
-        (layer, name, torch.tensor(mask, device=stored(layer, name).device)) for layer, name, mask in owners
-    ]
+    layers = []
+    for path, mask in plan.masks.items():
+        weight = dict(model.named_parameters(remove_duplicate=False)).get(path)
+        if weight is None or tuple(weight.shape) != mask.shape:
+            got = "none" if weight is None else f"{path} {tuple(weight.shape)}"
+            raise PlanError(
+                f"masks: expected a weight of the mask's shape {mask.shape} for {path!r}, got {got}. "
+                "Make the masks again."
+            )
+        module, _, name = path.rpartition(".")
+        layer = model.get_submodule(module)
+        layers.append((layer, name, torch.tensor(mask, device=stored(layer, name).device)))
+    return layers
 
 
 def _same(a: Tensor | None, b: Tensor | None) -> bool:

@@ -3,25 +3,49 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
+from secateur.common.inert import inert_line
+from secateur.common.reading import Count
+from secateur.common.tensorfile import TensorFile
 from secateur.errors import PlanError
-from secateur.signals.storage import read, write
+from secateur.signals.storage import Header, read, write
 
 if TYPE_CHECKING:
     from secateur.targets.weights.weights import Weights
 
 _KIND = "masks"
+
+
+class _Masks(Header):
+    """What a file of masks says beside their bits, which are called by the masks' numbers."""
+
+    fingerprint: str
+    allocator: str
+    settings: dict[str, JsonValue]
+    seed: int
+    budget: dict[str, JsonValue] | None
+    certificates: dict[str, JsonValue]
+    parameters: Count = 0
+    alone: dict[str, Count] = {}  # noqa: RUF012 pydantic copies it
+    shapes: dict[str, tuple[Count, ...]]
+
+    def expected(self, file: TensorFile) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """One bit for each weight, in whole bytes."""
+        if any(len(shape) > 32 for shape in self.shapes.values()):
+            raise ValueError("a mask of more than 32 axes")
+        return {str(k): ("U8", (-(-math.prod(shape) // 8),)) for k, shape in enumerate(self.shapes.values())}
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,15 +191,15 @@ class MaskPlan:
             The path of the file.
 
         Raises:
-            ArtefactError: The folder does not exist.
+            ArtefactError: The folder does not exist, or cannot be written to.
         """
         file = Path(path)
-        shapes = {name: list(mask.shape) for name, mask in self.masks.items()}
+        header = _Masks(**self._header(), shapes={name: mask.shape for name, mask in self.masks.items()})
         packed = {
             str(k): torch.from_numpy(np.packbits(mask.reshape(-1)))
             for k, mask in enumerate(self.masks.values())
         }
-        write(file, _KIND, self._header() | {"shapes": shapes}, packed)
+        write(file, _KIND, header, packed)
         return file
 
     @classmethod
@@ -185,15 +209,14 @@ class MaskPlan:
         Raises:
             ArtefactError: The file is missing, damaged, no plan of masks, or written by a newer version.
         """
-        header, tensors = read(Path(path), _KIND)
-        shapes: dict[str, list[int]] = header.pop("shapes")
+        header, tensors = read(Path(path), _KIND, _Masks)
         masks = {}
-        for k, (name, shape) in enumerate(shapes.items()):
-            count = int(np.prod(shape, dtype=np.int64))
-            masks[name] = np.unpackbits(tensors[str(k)].numpy(), count=count).astype(np.bool_).reshape(shape)
-        return cls(masks=masks, **header)
+        for k, (name, shape) in enumerate(header.shapes.items()):
+            bits = np.unpackbits(tensors[str(k)].numpy(), count=math.prod(shape))
+            masks[name] = bits.astype(np.bool_).reshape(shape)
+        return cls(masks=masks, **header.model_dump(exclude={"shapes"}))
 
-    def _header(self) -> dict[str, JsonValue]:
+    def _header(self) -> dict[str, Any]:
         return {
             "fingerprint": self.fingerprint,
             "allocator": self.allocator,
@@ -228,4 +251,4 @@ class MaskPlan:
             len(self.masks) + 1,
         )
         table = [head, "", lines[0], rule, *lines[1:last], rule, *lines[last:], self._untouched()]
-        return "\n".join(table).rstrip()
+        return "\n".join(map(inert_line, table)).rstrip()
