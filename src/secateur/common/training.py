@@ -45,6 +45,12 @@ class Zeros:
         for tensor, zeros in self.held:
             tensor.masked_fill_(zeros.to(tensor.device), 0)
 
+    def hide(self) -> None:
+        """Set their gradients to zero, which else would count in the norm of the gradient."""
+        for tensor, zeros in self.held:
+            if tensor.grad is not None:
+                tensor.grad.masked_fill_(zeros.to(tensor.device), 0)
+
 
 class Best:
     """Keeps the parameters with the smallest error.
@@ -177,6 +183,7 @@ class Loop:
     def _step(self, optimizer: Optimizer, parameters: Sequence[Tensor], processes: ProcessGroup) -> bool:
         """Change the parameters. Return whether the gradient is finite; where it is not, nothing changes."""
         processes.average(parameters)
+        self.zeros.hide()
         if self.clip is not None:
             norm = torch.nn.utils.clip_grad_norm_(parameters, self.clip)
             if not bool(torch.isfinite(norm)):

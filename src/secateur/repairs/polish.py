@@ -81,8 +81,8 @@ class Polish:
     passes: int | None = None
     minutes: float | None = None
     learning_rate: float = 0.002
-    batch: int = 50
-    features: float = 1.0
+    batch: int = 25
+    features: float = 5.0
 
     name: ClassVar[str] = "polish"
     trains: ClassVar[bool] = True
