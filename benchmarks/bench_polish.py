@@ -2,8 +2,8 @@
 
     python -m benchmarks.bench_polish [resnet20] [efficientnet] [settings] [--macs 0.5] [--passes 40]
 
-Plans are those of the repair-aware rule. Scores and the closed form read pictures as they are, `polish` reads
-them in three views (`sc.Views`). No labels are read; they only measure. ResNet-20 is pruned inside its blocks,
+Plans are those of the repair-aware rule. Scores and the closed form read pictures as they are, `polish` in
+three views (`sc.Views`). No labels are read; they only measure. ResNet-20 is pruned inside its blocks,
 with 1,000 training images, and measured on the 3,000 test images; EfficientNet-Lite0 everywhere, with 350
 pictures of ImageNet, and measured on the other 150. `settings` is ResNet-20 at half of the MACs with other
 settings of `polish`, to be judged by the distance on held-out calibration data. Rows are added to the result
@@ -133,24 +133,11 @@ def shown(rows: Sequence[dict[str, Any]]) -> str:
     lines, stages = [], ("dense", "reconstruct", "polished")
     for key in dict.fromkeys((r["network"], r["macs"], r["polish"]) for r in rows):
         mine = [r for r in rows if (r["network"], r["macs"], r["polish"]) == key]
-        points = (
-            f"{100 * statistics.mean(r[k] for r in mine):.1f}" for k in ("dense", "reconstruct", "polished")
-        )
+        points = (f"{100 * statistics.mean(r[k] for r in mine):.1f}" for k in stages)
         minutes = statistics.mean(r["processor_seconds"]["polish"] for r in mine) / 60
         far = (f"{statistics.mean(r['distance'][k] for r in mine):.4f}" for k in (0, 1))
         lines.append((*key, len(mine), *points, *far, f"{minutes:.1f}"))
-    titles = (
-        "network",
-        "MACs",
-        "polish",
-        "draws",
-        "dense",
-        "reconstruct",
-        "polished",
-        "distance",
-        "after",
-        "min",
-    )
+    titles = ("network", "MACs", "polish", "draws", *stages, "distance", "after", "minutes")
     return results.table(titles, lines)
 
 
