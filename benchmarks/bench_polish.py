@@ -38,8 +38,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "outputs only": {"features": 0.0},
     "features less": {"features": 1.0},
     "batch 100": {"batch": 100},
-    "rate 0.005": {"learning_rate": 0.005},
-    "rate 0.001": {"learning_rate": 0.001},
+    "rate 0.0005": {"learning_rate": 0.0005},
+    "rate 0.002": {"learning_rate": 0.002},
 }
 
 

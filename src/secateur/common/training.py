@@ -23,6 +23,11 @@ PATIENCE = 1 / 3
 most, so it never ends in the first two thirds."""
 
 
+LOST = 1.25
+"""If the error exceeds the smallest one by this factor, the steps are too large: training goes back to the
+best state, and on with half the learning rate."""
+
+
 @dataclass(frozen=True, eq=False)
 class Zeros:
     """Weights that a mask set to zero, and that training leaves there.
@@ -69,7 +74,7 @@ class Best:
         """
         self._measure, self._parameters = measure, parameters
         self._found, self._measured = 0.0, 0.0  # shares of the training
-        self.start = self.error = measure()
+        self.start = self.error = self._last = measure()
         self._values = [p.detach().clone() for p in parameters]
 
     def look(self, done: float) -> bool:
@@ -83,11 +88,19 @@ class Best:
         """
         if done < 1 and done - self._measured < 1 / MEASURED:
             return False
-        self._measured, error = done, self._measure()
-        if error < self.error or not math.isfinite(self.error):
-            self.error, self._found = error, done
+        self._measured, self._last = done, self._measure()
+        if self._last < self.error or not math.isfinite(self.error):
+            self.error, self._found = self._last, done
             self._values = [p.detach().clone() for p in self._parameters]
         return done > 1 - PATIENCE and done - self._found > PATIENCE
+
+    def retreat(self) -> bool:
+        """Put the best parameters back if the ones measured last are far worse. Return whether they were."""
+        lost = not self._last <= LOST * self.error
+        if lost:
+            self._last = self.error
+            self.restore()
+        return lost
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -147,13 +160,13 @@ class Loop:
         """
         count = data.count() or data.repeats * sum(1 for _ in data.raw_batches())
         total = math.inf if self.passes is None else max(1, self.passes * processes.updates(count))
-        done, late = 0.0, False
+        done, late, scale = 0.0, False, 1.0
 
         def factor(step: int) -> float:
             nonlocal done, late
             spent = self.spent()
             done, late = min(1.0, max(step / total, spent)), spent >= 1
-            return self.factor(done)
+            return scale * self.factor(done)
 
         schedule = LambdaLR(optimizer, factor)
         steps = optimizer if prepared is None else prepared
@@ -176,6 +189,9 @@ class Loop:
                     break
             if not finite or (self.best is not None and self.best.look(done)) or late:
                 break
+            if self.best is not None and self.best.retreat():
+                scale /= 2
+                optimizer.state.clear()
         if self.best is not None:
             self.best.restore()
         return begun

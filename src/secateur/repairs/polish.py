@@ -57,7 +57,7 @@ class Polish:
     Attributes:
         passes: Passes over the calibration data. Default: 40, or no limit if `minutes` is given.
         minutes: Minutes that it may take, measuring included. With both limits the first one ends it.
-        learning_rate: Of Adam, at its highest.
+        learning_rate: Of Adam, at its highest. It is halved whenever the error rises too far.
         batch: Samples in a step. Batches that are larger are cut, if they can be.
         features: Weight of the distances between blocks beside that of the outputs; 0: outputs alone.
 
@@ -80,9 +80,9 @@ class Polish:
 
     passes: int | None = None
     minutes: float | None = None
-    learning_rate: float = 0.002
+    learning_rate: float = 0.001
     batch: int = 25
-    features: float = 5.0
+    features: float = 20.0
 
     name: ClassVar[str] = "polish"
     trains: ClassVar[bool] = True
