@@ -222,27 +222,46 @@ def test_steps_that_make_it_worse_are_undone(rate: float) -> None:
     assert all(torch.equal(v, found.state_dict()[k]) for k, v in small.state_dict().items())
 
 
-def test_the_best_state_wins_over_the_last_and_nothing_new_for_long_ends_it() -> None:
+class Scripted(Judge):
+    """Says what it is told to, and notes the states that it was shown."""
+
+    def __init__(self, errors: list[float], dense: nn.Module, data: Calibration) -> None:
+        super().__init__(dense, data)
+        self.errors, self.states = errors, list[dict[str, Tensor]]()
+
+    def __call__(self, model: nn.Module) -> Any:
+        self.states.append(copied(model))
+        return np.array([self.errors[len(self.states) - 1]])
+
+
+@pytest.mark.parametrize(
+    ("errors", "begun"), [([5, 4, 1, 3, 2, 9, 9, 9, 9, 9], 7), ([5, 4, 3, 2, 6, 6, 1, 1, 9, 9], 9)]
+)
+def test_the_best_state_wins_and_nothing_new_for_long_ends_it(errors: list[float], begun: int) -> None:
     dense, graph, small = small_of("cnn")
-    fit, held = Calibration.of(data_for("cnn")).split()
-    states: list[dict[str, Any]] = []
+    data = Calibration.of(data_for("cnn"))
+    model, judge = sc.repair(small, dense, data_for("cnn"), None), Scripted(errors, dense, data)
+    notes = Polish(passes=9).run(model, Work(lambda: graph, data, judge=judge))
+    assert notes is not None
+    assert notes["passes"] == begun
+    assert len(judge.states) == 1 + begun
+    best = judge.states[errors.index(1)]
+    assert all(torch.equal(v, best[k]) for k, v in model.state_dict().items())
+    assert any(not torch.equal(v, judge.states[-1][k]) for k, v in model.state_dict().items())
 
-    class Scripted(Judge):
-        def __call__(self, model: nn.Module) -> Any:
-            states.append(copied(model))
-            return np.array([errors[len(states) - 1]])
 
-    for errors, begun in (([5, 4, 1, 3, 2, 9, 9, 9, 9, 9], 7), ([5, 4, 3, 2, 6, 6, 1, 1, 9, 9], 9)):
-        states.clear()
+def test_training_that_leads_astray_goes_on_from_the_best_state_with_smaller_steps() -> None:
+    dense, graph, small = small_of("cnn")
+    data, moved = Calibration.of(data_for("cnn")), []
+    for third in (1.2, 1.3):
         model = sc.repair(small, dense, data_for("cnn"), None)
-        work = Work(lambda: graph, fit, judge=Scripted(dense, held))
-        notes = Polish(passes=9).run(model, work)
-        assert notes is not None
-        assert notes["passes"] == begun
-        assert len(states) == 1 + begun
-        best = states[errors.index(1)]
-        assert all(torch.equal(v, best[k]) for k, v in model.state_dict().items())
-        assert any(not torch.equal(v, states[-1][k]) for k, v in model.state_dict().items())
+        judge = Scripted([2, 1, third, 9], dense, data)
+        Polish(passes=3).run(model, Work(lambda: graph, data, judge=judge))
+        best = judge.states[1]
+        moved.append([sum(float((s[k] - best[k]).square().sum()) for k in s) for s in judge.states])
+    plain, back = moved
+    assert plain[:3] == back[:3]
+    assert back[3] < 0.5 * plain[3]
 
 
 def copied(model: nn.Module) -> dict[str, Tensor]:
