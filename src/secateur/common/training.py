@@ -183,7 +183,7 @@ class Loop:
                     if update:
                         finite = self._step(steps, parameters, processes)
                 self.zeros.restore()
-                if update and not getattr(steps, "step_was_skipped", False):
+                if finite and update and not getattr(steps, "step_was_skipped", False):
                     schedule.step()
                 if late or not finite:
                     break
