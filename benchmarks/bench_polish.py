@@ -1,6 +1,7 @@
 """What training without labels adds to the closed form: `reconstruct` alone, and `polish` after it.
 
     python -m benchmarks.bench_polish [resnet20] [efficientnet] [settings] [--macs 0.5] [--passes 40]
+        [--rate 0.0005]
 
 Plans are those of the repair-aware rule. Scores and the closed form read pictures as they are, `polish` in
 three views (`sc.Views`). No labels are read; they only measure. ResNet-20 is pruned inside its blocks,
@@ -149,10 +150,14 @@ def main() -> None:
     parser.add_argument("--macs", nargs="*", type=float)
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
     parser.add_argument("--passes", type=int, default=40)
+    parser.add_argument("--rate", type=float, default=sc.Polish.learning_rate)
     asked = parser.parse_args()
     for part in asked.parts:
         case = CASES["resnet20" if part == "settings" else part]()
-        polishes = {f"{asked.passes} passes": sc.Polish(passes=asked.passes)}
+        title = f"{asked.passes} passes"
+        if asked.rate != sc.Polish.learning_rate:
+            title += f", rate {asked.rate}"
+        polishes = {title: sc.Polish(passes=asked.passes, learning_rate=asked.rate)}
         if part == "settings":
             polishes = {name: sc.Polish(passes=asked.passes, **more) for name, more in SETTINGS.items()}
         for seed in asked.seeds:
