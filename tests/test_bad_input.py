@@ -236,7 +236,7 @@ def test_outputs_that_are_no_logits() -> None:
         (
             lambda: prune(repair="magic"),
             sc.SettingError,
-            "repair: expected None, 'auto' or names among .*batchnorm, got 'magic'",
+            "repair: expected None, 'auto' or names among .*polish, got 'magic'",
         ),
         (lambda: prune(granularity="atom"), sc.SettingError, r"prune\(granularity='atom'\): expected 'unit'"),
         (lambda: prune(limits=8), sc.SettingError, "expected limits to be Limits or None, got 8"),

@@ -33,6 +33,7 @@ from secateur.pipeline.recover import recover
 from secateur.pipeline.result import Result
 from secateur.plan import Plan
 from secateur.proof.verify import Proof, verify
+from secateur.repairs.polish import Polish
 from secateur.repairs.repair import repair
 from secateur.report.report import Report
 from secateur.signals import Scores, score
@@ -87,6 +88,7 @@ __all__ = [  # noqa: RUF022 grouped by what a reader looks for
     "Graph",
     "MaskPlan",
     "Plan",
+    "Polish",
     "Proof",
     "Report",
     "Result",

@@ -336,3 +336,16 @@ def test_a_bar_on_a_terminal_only(
     written = sys.stderr.getvalue()  # type: ignore[attr-defined]
     assert ("Scoring" in written and "3/3" in written) == shown
     assert bool(written) == shown
+
+
+def test_recut_cuts_what_can_be_cut() -> None:
+    data = Calibration.of(
+        [(torch.arange(7.0)[:, None], torch.arange(7)), (torch.zeros(2, 1), torch.zeros(2))]
+    )
+    cut = data.recut(3)
+    assert (cut.count(), cut.samples()) == (4, 9)
+    assert [b.size for b in cut] == [2, 2, 3, 2]
+    assert torch.cat([b.args[0] for b in cut][:3]).flatten().tolist() == [*range(7)]
+    assert torch.cat([b.labels for b in cut][:3]).tolist() == [*range(7)]  # type: ignore[misc]
+    whole = Calibration.of([torch.zeros(7, 1)], whole=True).recut(3)
+    assert [b.size for b in whole] == [7]

@@ -54,6 +54,25 @@ def test_each_picture_in_several_views(folder: Path) -> None:
     assert seen["figures"][0]["samples"] == plain["figures"][0]["samples"]
 
 
+def test_polish_has_its_number_of_passes(folder: Path) -> None:
+    asked = (
+        "--macs",
+        "0.6",
+        "--allocator",
+        "uniform",
+        "--repair",
+        "reconstruct,polish",
+        "--polish-passes",
+        "2",
+    )
+    found = json.loads(run(*BASE, *asked, "--json").stdout)
+    assert found["asked"]["repair"] == ["reconstruct", "polish"]
+    assert [each.get("passes") for each in found["repairs"]] == [None, 2]
+    assert "; 2 passes, 0.0 minutes" in run("report", "small").stdout
+    said = refused(2, *BASE, "--macs", "0.6", "--polish-passes", "2")
+    assert "polish-passes: expected it with repair polish, got auto" in said
+
+
 def test_single_weights_become_zero(folder: Path) -> None:
     result = run(*BASE, "--granularity", "weight", "--sparsity", "0.7", "--json")
     assert result.exit_code == 0, result.stderr

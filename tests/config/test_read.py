@@ -148,7 +148,11 @@ def alone(path: str, text: str) -> str:
 
 @pytest.mark.parametrize("path", list(settings()))
 def test_each_line_of_init_can_be_uncommented(tmp_path: Path, path: str) -> None:
-    needs = {"ratio": ["allocator=uniform"], "protection": ["allocator=tod"]}
+    needs = {
+        "ratio": ["allocator=uniform"],
+        "protection": ["allocator=tod"],
+        "polish_passes": ["repair=polish"],
+    }
     file = tmp_path / "run.yaml"
     file.write_text(alone(path, commented({})))
     found: object = read_run(file, needs.get(path, []))

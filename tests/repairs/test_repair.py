@@ -218,7 +218,7 @@ def test_refusals() -> None:
     dense, small = pruned()
     with pytest.raises(
         sc.SettingError,
-        match=r"repair: expected None, 'auto' or names among reconstruct, .*batchnorm, got 'magic'",
+        match=r"repair: expected None, 'auto' or names among reconstruct, .*polish, got 'magic'",
     ):
         sc.repair(small, dense, samples(), ["batchnorm", "magic"])
     with pytest.raises(sc.ArtefactError, match=r"expected a model that secateur\.apply returned"):

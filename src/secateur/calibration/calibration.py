@@ -68,6 +68,23 @@ class _Part:
 
 
 @dataclass(frozen=True, eq=False)
+class _Recut:
+    """The batches of `parent`, cut to at most `size` samples; `total` is their number."""
+
+    parent: Calibration
+    size: int
+    total: int = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        for index, raw in enumerate(self.parent.raw_batches()):
+            batch = Batch.of(raw, index, self.parent.reading)
+            yield from (piece.raw for piece in batch.cut(-(-batch.size // self.size)))
+
+    def __len__(self) -> int:
+        return self.total
+
+
+@dataclass(frozen=True, eq=False)
 class Calibration:
     """Calibration data that can be read many times, with the same batches in the same order.
 
@@ -265,6 +282,16 @@ class Calibration:
     def to(self, device: torch.device | str) -> Calibration:
         """Return the same data; each batch moves to `device` when it is read."""
         return replace(self, device=torch.device(device))
+
+    def fresh(self) -> Calibration:
+        """Return the same data, where a pass shows each batch once, in another view for another seed."""
+        return self if self.views is None else replace(self, views=self.views.fresh())
+
+    def recut(self, size: int) -> Calibration:
+        """Return the same data in batches of at most `size` samples. What cannot be cut stays whole."""
+        pieces = _Recut(self, size)
+        pieces = replace(pieces, total=sum(1 for _ in pieces))
+        return replace(self, source=pieces, _start=())
 
     def split(self, every: int = 5) -> tuple[Calibration, Calibration]:
         """Hold out every `every`-th batch.

@@ -77,6 +77,13 @@ class Views:
                 f"views: expected a number of at least 1, got {self.number!r}. Write views=3; 1 is off."
             )
 
+    def fresh(self) -> Views:
+        """One view of each batch in a pass, which the seed and the place of the batch decide.
+
+        So passes with seeds one after another show all views of a batch in turn, each time with other crops.
+        """
+        return _Fresh(1, self.mirror, self.make, among=self.number)
+
     def seen(self, batch: Batch, k: int, seed: int) -> Batch:
         """View `k` of a batch; view 0 is the batch.
 
@@ -106,6 +113,21 @@ class Views:
         else:
             new = torch.stack([crop(each, drawn_from(each, k, seed), mirror=mirror) for each in maps])
         return map_tensors(lambda t: new if _equal(t, maps) else t, batch.raw)
+
+
+@dataclass(frozen=True, eq=False)
+class _Fresh(Views):
+    """See `Views.fresh`.
+
+    Attributes:
+        among: Number of views that the one of a pass is taken from.
+    """
+
+    among: int = 1
+
+    def seen(self, batch: Batch, k: int, seed: int) -> Batch:
+        """The view of a batch for this seed."""
+        return super().seen(batch, (batch.index + seed) % self.among, seed)
 
 
 def _made(make: View, batch: Batch, k: int, seed: int) -> Any:

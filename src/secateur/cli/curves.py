@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secateur.cli.command import LIMITS, READING, command
-from secateur.cli.inputs import Inputs, contender, limits_of
+from secateur.cli.inputs import Inputs, contender, limits_of, repairs_of
 from secateur.common.formatting import number, percent
 from secateur.config.run import Run
 from secateur.report.text import bar
@@ -36,6 +36,7 @@ TOLERANCE_NOTES = (
     "compare.experts",
     "removal",
     "repair",
+    "polish_passes",
     *LIMITS,
     "allow_inexact",
     "form",
@@ -65,7 +66,7 @@ def compare(run: Run, json: bool) -> str:
         inputs.data,
         {name: contender(run, name) for name in (asked.rules if "rules" in given else kind.compared)},
         budgets or kind.budgets,
-        run.repairs,
+        repairs_of(run),
         granularity=run.granularity,
         limits=limits_of(run),
         form=run.form,

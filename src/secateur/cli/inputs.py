@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from secateur.calibration import Calibration
     from secateur.pipeline.auto import Auto
     from secateur.plan import Plan
+    from secateur.repairs.methods import Methods
     from secateur.targets.weights import MaskPlan
 
 
@@ -95,6 +96,15 @@ class Inputs:
             source=None if run.model is None else self.source,
         )
         return Calibration.of(found, seed=run.seed)
+
+
+def repairs_of(run: Run) -> Methods:
+    """The repairs that were asked for, `polish` with its passes."""
+    if run.polish_passes is None:
+        return run.repairs
+    from secateur.repairs.polish import Polish
+
+    return [Polish(passes=run.polish_passes) if name == "polish" else name for name in run.repair]
 
 
 def budget_of(run: Run) -> Budget | None:

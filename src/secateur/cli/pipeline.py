@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from secateur.artefact.pair import folder_in_place
 from secateur.cli.command import BUDGET, LIMITS, READING, RULE, command
-from secateur.cli.inputs import Inputs, budget_of, limits_of, read_plan, rule_called, rule_of, single_rule_of
+from secateur.cli.inputs import (
+    Inputs,
+    budget_of,
+    limits_of,
+    read_plan,
+    repairs_of,
+    rule_called,
+    rule_of,
+    single_rule_of,
+)
 from secateur.cli.output import (
     file_to_write,
     folder_to_write,
@@ -20,6 +29,7 @@ from secateur.cli.output import (
 )
 from secateur.config.run import Run
 from secateur.errors import SettingError
+from secateur.report.sentences import training
 
 if TYPE_CHECKING:
     from secateur.signals import Scores
@@ -217,6 +227,7 @@ def apply(run: Run, json: bool) -> str:
     *RULE,
     "steps",
     "repair",
+    "polish_passes",
     *LIMITS,
     "allow_inexact",
     "form",
@@ -240,7 +251,7 @@ def prune(run: Run, json: bool) -> str:
         budget_of(run),
         rule_of(run),
         run.granularity,
-        repair=run.repairs,
+        repair=repairs_of(run),
         limits=limits_of(run),
         steps=run.steps,
         form=run.form,
@@ -260,14 +271,15 @@ def prune(run: Run, json: bool) -> str:
     "data",
     "repaired",
     "repair",
+    "polish_passes",
     *READING,
     "seed",
     needs=("artefact", "model", "data", "repaired"),
     names={"repaired": "out"},
 )
 def repair(run: Run, json: bool) -> str:
-    """Repair an artefact in closed form and save the result as another."""
-    methods = run.repairs
+    """Repair an artefact without labels and save the result as another."""
+    methods = repairs_of(run)
     if methods is None:
         raise SettingError("--repair none: expected a repair, got none. Leave it out, or name one.")
     out = folder_to_write(Path(run.repaired or ""))
@@ -302,5 +314,5 @@ def _repair_line(tried: Mapping[str, Any]) -> str:
     return (
         f"{tried['method']}: {'kept' if tried['kept'] else 'not kept'}; {tried['measure']} "
         f"{tried['before']:.4g} before and {tried['after']:.4g} after, on {tried['held_out_samples']} "
-        "samples held out"
+        f"samples held out{training(tried)}"
     )

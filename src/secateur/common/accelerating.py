@@ -1,18 +1,21 @@
-"""Training shared among processes, as an `accelerate.Accelerator` says; alone without one."""
+"""Training in several processes: those of an `accelerate.Accelerator`, or of torch.distributed; or in one."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from secateur.calibration import Batch, Calibration
 from secateur.errors import SettingError
+
+if TYPE_CHECKING:
+    from secateur.signals.distributed import Team
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,12 +27,19 @@ class ProcessGroup:
         rank: Which process this is.
         size: How many share the batches.
         every: How many batches make a step.
+        team: The processes of torch.distributed where there is no Accelerator, or None.
     """
 
     accelerator: Any = None
     rank: int = 0
     size: int = 1
     every: int = 1
+    team: Team | None = None
+
+    @classmethod
+    def of_team(cls, team: Team) -> ProcessGroup:
+        """The processes among which `sc.score` and `sc.repair` share batches."""
+        return cls(None, team.rank, team.size, team=team)
 
     @classmethod
     def of(cls, accelerator: Any, loader: Any) -> ProcessGroup:
@@ -80,7 +90,7 @@ class ProcessGroup:
             yield kept
 
     @contextmanager
-    def gathering(self, model: nn.Module, update: bool) -> Iterator[None]:
+    def gathering(self, model: nn.Module | None, update: bool) -> Iterator[None]:
         """A block whose gradients add up until a step follows; only then do processes exchange them."""
         if self.accelerator is None:
             yield
@@ -98,6 +108,23 @@ class ProcessGroup:
             loss.backward()
         else:
             self.accelerator.backward(loss)
+
+    def together(self) -> AbstractContextManager[None]:
+        """A block that fails in all processes if it fails in one; of an Accelerator in one alone."""
+        return nullcontext() if self.team is None else self.team.together()
+
+    @torch.no_grad()
+    def average(self, parameters: Sequence[Tensor]) -> None:
+        """Average the gradients over the processes; an Accelerator has done so already."""
+        if self.team is None or self.team.size == 1:
+            return
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        whole = torch.cat([p.grad.reshape(-1).double() for p in parameters if p.grad is not None])
+        whole = self.team.mean(whole)
+        for parameter, mine in zip(parameters, whole.split([p.numel() for p in parameters]), strict=True):
+            parameter.grad = mine.reshape(parameter.shape).to(parameter.dtype)
 
     @torch.no_grad()
     def agree(self, model: nn.Module) -> None:

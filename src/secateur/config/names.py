@@ -66,6 +66,7 @@ REPAIRS = (
     "layerwise",
     "bias",
     "batchnorm",
+    "polish",
     "surgeon",
     "experts",
 )

@@ -305,6 +305,12 @@ class Run(_Settings):
     repair: Listed[RepairName] = Field(
         default=("auto",), description="What may undo damage, if it helps; several are done in order."
     )
+    polish_passes: int | None = Field(
+        default=None,
+        ge=1,
+        description="Passes over the data that the repair polish trains for; 40 if not given.",
+        examples=[20],
+    )
     form: Form = Field(
         default="auto", description="Form of the result; auto is a module where that is possible."
     )
@@ -369,6 +375,8 @@ class Run(_Settings):
             raise ValueError("ratio: expected either a ratio or a budget, got both")
         if len(self.repair) > 1 and {"auto", "none"} & {*self.repair}:
             raise ValueError(f"repair: expected auto, none or other names, got {', '.join(self.repair)}")
+        if self.polish_passes is not None and "polish" not in self.repair:
+            raise ValueError(f"polish_passes: expected it with repair polish, got {', '.join(self.repair)}")
         return self
 
     @property

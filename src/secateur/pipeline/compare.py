@@ -23,6 +23,7 @@ from secateur.pipeline.auto.choose import choose
 from secateur.pipeline.prune import check_options, target_called
 from secateur.pipeline.targets.target import Target, Task
 from secateur.plan import CostRecord
+from secateur.repairs.methods import Methods
 from secateur.signals.loss import LossFn
 from secateur.targets.granularity import granularity_of
 from secateur.targets.units.record import record_of
@@ -165,7 +166,7 @@ def compare(
     calibration: Any,
     rules: Sequence[str] | Mapping[str, str | Allocates | Auto] | None = None,
     budgets: Sequence[Budget] | None = None,
-    repair: str | Sequence[str] | None = "auto",
+    repair: Methods = "auto",
     *,
     granularity: Granularity | Sequence[Granularity] = "unit",
     limits: Limits | None = None,

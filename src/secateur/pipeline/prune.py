@@ -24,6 +24,7 @@ from secateur.pipeline.targets.target import Form, Target, Task
 from secateur.pipeline.targets.together import Both
 from secateur.pipeline.targets.units import Units
 from secateur.pipeline.targets.weights import SingleWeights
+from secateur.repairs.methods import Methods
 from secateur.report.data import versions
 from secateur.report.report import Report
 from secateur.signals import Scores
@@ -43,7 +44,7 @@ def prune(
     budget: Budget | None = None,
     allocator: str | Allocates | Auto | None = None,
     granularity: Granularity | Sequence[Granularity] = "unit",
-    repair: str | Sequence[str] | None = "auto",
+    repair: Methods = "auto",
     *,
     limits: Limits | None = None,
     steps: int = 1,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from secateur.calibration import Batch, Calibration, Forward, seeded
 from secateur.common.accelerating import ProcessGroup
 from secateur.common.models import device_of, evaluating, unwrap
 from secateur.common.modes import require_plain_modes
+from secateur.common.training import Loop, Zeros
 from secateur.errors import CalibrationError, SettingError
 from secateur.repairs.repair import flush_subnormals
 from secateur.signals.loss import LossFn, default_loss, logits_of
@@ -39,44 +40,46 @@ def recover(
     seed: int = 0,
     progress: bool = True,
 ) -> nn.Module:
-    """Fine-tune a pruned model.
+    """Fine-tune a pruned model with labels, with the dense model as a teacher, or with both.
 
-    Each batch's loss is ``distill * T^2 * KL(teacher || model) + (1 - distill) * loss``, with the outputs
-    of both divided by the temperature T before the softmax over their classes (Hinton et al. 2015,
-    Distilling the Knowledge in a Neural Network, arXiv 1503.02531); without labels and `loss_fn` the first
-    term alone, without a teacher the second. The learning rate falls to zero along half a cosine. What a
-    mask has set to zero stays zero.
+    The loss of a batch is ``distill * T**2 * KL(teacher || model) + (1 - distill) * loss`` (Hinton et al.
+    2015, Distilling the Knowledge in a Neural Network, arXiv 1503.02531). KL is the divergence of the
+    model's class probabilities from the teacher's. For both, the outputs are divided by the temperature T
+    before the softmax over the classes. Without labels and `loss_fn` only the first term counts, and
+    without a teacher only the second. The learning rate falls to zero along half a cosine. Weights that a
+    mask set to zero stay zero.
 
-    Of several processes each trains on every N-th batch, and all return the same model: gradients are
-    averaged, as are batch-norm statistics at the end. Where the batches do not come out even, the first
-    ones serve twice. A loader that Accelerate has prepared gives each process its own share already.
+    With several processes each one trains on every N-th batch, and all return the same model: they average
+    their gradients in each step, and the statistics of batch norms at the end. If the number of batches is
+    no multiple of N, some of the first batches are used twice in an epoch. A loader that Accelerate has
+    prepared already gives each process its own share.
 
     Args:
-        model: What `apply` or `repair` returned; it is left as it was.
-        teacher: The dense model, or None to train on labels alone; it is copied if it lives elsewhere
-            than where training takes place.
-        loader: What `Calibration.of` takes. A shuffling loader shuffles anew in each epoch, unless it has a
-            generator of its own: that starts each epoch alike.
+        model: The pruned model that `apply` or `repair` returned. It is not changed.
+        teacher: The dense model, or None to train on labels alone. If it is on another device than the
+            training, it is copied there.
+        loader: Anything that `Calibration.of` accepts. A loader that shuffles gives another order in each
+            epoch, unless it has a generator of its own, which starts each epoch in the same state.
         epochs: Passes over the data, at least 1.
-        learning_rate: Of the first step; unused if `optimizer` is given.
-        distill: Share of the teacher in the loss, in [0, 1].
-        temperature: Above 0.
-        optimizer: Makes one from the parameters; SGD with Nesterov momentum 0.9 and weight decay 5e-4 if
-            not given.
+        learning_rate: Learning rate of the first step. It is not used if `optimizer` is given.
+        distill: Share of the teacher's term in the loss, in [0, 1].
+        temperature: The temperature T, above 0.
+        optimizer: A function that makes an optimizer from the parameters. Default: SGD with Nesterov
+            momentum 0.9 and weight decay 5e-4.
         loss_fn: As for `score`.
         forward: As for `score`.
-        accelerator: An `accelerate.Accelerator` for one process or for data parallel ones. It says where to
-            train, in what precision, and how many batches make a step.
-        seed: Of everything that draws; the same in every process.
-        progress: Show a bar on a terminal.
+        accelerator: An `accelerate.Accelerator` for one process or for data-parallel ones. It decides on
+            the device, the precision, and how many batches make a step.
+        seed: Seed for all random choices. It must be the same in every process.
+        progress: Show a progress bar on a terminal.
 
     Returns:
-        A new model where `model` lives, with its record.
+        A new model with the record of `model`, on the device of `model`.
 
     Raises:
-        SettingError: A setting is out of range, or the accelerator shards models.
+        SettingError: If a setting is out of range, or the accelerator splits the model among processes.
         ArtefactError: If `model` did not come from `apply`.
-        CalibrationError: There is neither a teacher nor a loss, or the loss is not finite.
+        CalibrationError: If there is neither a teacher nor a loss, or the loss is not finite.
 
     Example:
         >>> import torch
@@ -98,33 +101,30 @@ def recover(
     require_plain_modes("recover", model)
     record = record_of(model)
     student = duplicate(model)
-    holes = _holes(student) if record.form == "masked" else []
+    loop = Loop(
+        epochs,
+        factor=lambda done: 0.5 * (1 + math.cos(math.pi * done)),
+        title=lambda epoch, _: f"Epoch {epoch}",
+        zeros=Zeros.of(student.parameters()) if record.form == "masked" else Zeros(),
+    )
     trained = [p for p in student.parameters() if p.requires_grad]
     plain = optimizer(trained) if optimizer else _sgd(trained, learning_rate)
     data = Calibration.of(loader, seed=seed, forward=forward, model=model)
-    count = data.count() or data.repeats * sum(1 for _ in data.raw_batches())
-    total = max(1, epochs * processes.updates(count))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        plain, lambda step: 0.5 * (1 + math.cos(math.pi * min(step, total) / total))
-    )
     wrapped, steps = (student, plain) if accelerator is None else accelerator.prepare(student, plain)
     device = device_of(student)
-    data = data.to(device)
     objective = _Objective(_on(teacher, device), distill, temperature, loss_fn)
     with seeded(seed + processes.rank):
         wrapped.train()
-        steps.zero_grad()
-        for epoch in range(epochs):
-            shuffled = replace(data, seed=data.seed + epoch)
-            for batch, update in processes.share(shuffled, count, f"Epoch {epoch + 1}", progress):
-                with processes.gathering(wrapped, update):
-                    processes.backward(objective(wrapped, batch))
-                    if update:
-                        steps.step()
-                        steps.zero_grad()
-                if update and not getattr(steps, "step_was_skipped", False):
-                    schedule.step()
-                _punch(holes)
+        loop.run(
+            lambda batch: objective(wrapped, batch),
+            trained,
+            plain,
+            data.to(device),
+            processes,
+            model=wrapped,
+            prepared=steps,
+            progress=progress,
+        )
     processes.agree(student)
     flush_subnormals(student)
     result = duplicate(model)  # not the student: what prepared it may have left its marks on it
@@ -241,14 +241,3 @@ def _check(epochs: int, distill: float, temperature: float) -> None:
 
 def _sgd(parameters: list[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, learning_rate, momentum=0.9, nesterov=True, weight_decay=5e-4)
-
-
-def _holes(model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
-    """Weights with zeros, and where these are; biases and norms that happen to be zero are no mask."""
-    return [(p, p.detach() == 0) for p in model.parameters() if p.ndim > 1 and bool((p == 0).any())]
-
-
-@torch.no_grad()
-def _punch(holes: list[tuple[nn.Parameter, Tensor]]) -> None:
-    for parameter, zeros in holes:
-        parameter.masked_fill_(zeros.to(parameter.device), 0)

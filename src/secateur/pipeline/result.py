@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -21,6 +21,7 @@ from secateur.measure.cost import Cost, weight_bytes
 from secateur.measure.evaluate import Evaluation
 from secateur.measure.latency.timing import latency
 from secateur.proof.verify import Proof
+from secateur.repairs.methods import Methods, listed, name_of_repair
 from secateur.report.data import Figures, Kept
 from secateur.report.report import Report
 from secateur.signals import Scores
@@ -134,7 +135,7 @@ def asked_for(
     budget: Budget | None,
     allocator: str,
     granularity: str,
-    repair: str | Sequence[str] | None,
+    repair: Methods,
     form: str,
     seed: int,
     *,
@@ -142,11 +143,14 @@ def asked_for(
     **further: bool | int | float | str | None,
 ) -> dict[str, Any]:
     """The call's arguments as the report holds them; `further` are those that not every call has."""
+    repairs = repair
+    if repair is not None and not isinstance(repair, str):
+        repairs = [name_of_repair(each) for each in listed(repair)]
     return {
         "budget": budget.as_settings() if budget else None,
         "allocator": allocator,
         "granularity": granularity,
-        "repair": repair if repair is None or isinstance(repair, str) else list(repair),
+        "repair": repairs,
         "form": form,
         "seed": seed,
         "loss": loss,

@@ -194,6 +194,19 @@ class Pair(Dense):
         alias.data = settled(value, alias)  # the alias gets other memory: the model keeps its values
         self._changed[self.names[node]] = alias
 
+    def learnable(self, small: nn.Module) -> list[Tensor]:
+        """Return the tensors of the pruned program that are parameters of `small`, each once, with gradients.
+
+        They share the memory of the parameters: who changes them changes the model.
+        """
+        found = {}
+        for node, name in self.names.items():
+            alias = self._small[node]
+            if isinstance(alias, Tensor) and name not in self.graph.program.constants:
+                if isinstance(tensor_called(small, name), nn.Parameter) and alias.is_floating_point():
+                    found[id(alias)] = alias.requires_grad_()
+        return [*found.values()]
+
     def store(self, small: nn.Module) -> None:
         """Write every tensor that `replace` changed into the pruned model `small`."""
         with torch.no_grad():

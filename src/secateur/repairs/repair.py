@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,7 +15,7 @@ from secateur.common.modes import require_plain_modes
 from secateur.graph.graph import Graph
 from secateur.graph.trace import trace
 from secateur.repairs.judging import Judge
-from secateur.repairs.methods import Repair, Work, resolve
+from secateur.repairs.methods import Method, Methods, Work, resolve
 from secateur.repairs.trials import FINALISTS, Trials
 from secateur.signals.distributed import joined
 from secateur.signals.loss import LossFn
@@ -38,9 +38,9 @@ def repair(
     small: nn.Module,
     model: nn.Module,
     calibration: Any,
-    methods: str | Sequence[str] | None = "auto",
+    methods: Methods = "auto",
     *,
-    own: Mapping[str, Repair] | None = None,
+    own: Mapping[str, Method] | None = None,
     graph: Graph | ExpertGraph | None = None,
     memory: int | None = None,
     loss_fn: LossFn | None = None,
@@ -48,7 +48,7 @@ def repair(
     seed: int = 0,
     progress: bool = True,
 ) -> nn.Module:
-    """Reduce the error that pruning caused, without training.
+    """Reduce the error that pruning caused, without labels.
 
     Each method is fitted on four fifths of the batches. The rest judges it: by the distance to the dense
     model's outputs, or by `loss_fn` (`secateur.repairs.judging`). A repair that does not lower this error is
@@ -65,9 +65,11 @@ def repair(
     - ``layerwise``: scale each layer by one factor, and shift each output.
     - ``bias``: shift each output to the dense mean.
     - ``batchnorm``: measure the running statistics of batch norms again.
+    - ``polish``: train the model to give the dense outputs and features (`secateur.Polish`). It takes
+      minutes, so ``auto`` leaves it out. Ask for ``["reconstruct", "polish"]``.
 
-    All but ``batchnorm`` go through the layers in order of execution. Each layer is fitted to the inputs
-    that the layers before it give after their own repair.
+    All but ``batchnorm`` and ``polish`` go through the layers in order of execution. Each layer is fitted to
+    the inputs that the layers before it give after their own repair.
 
     A model without some of its experts has one repair, ``experts``: it refits the down-projections of the
     kept experts to the output of the dense block. See the guide to mixtures of experts for the formula.
@@ -79,7 +81,8 @@ def repair(
         model: The dense model.
         calibration: Anything that `Calibration.of` accepts. Labels are not needed.
         methods: ``auto`` compares combinations and takes the best. A name runs one method. Several names
-            run in order, and each is kept if it helps. None repairs nothing.
+            run in order, and each is kept if it helps. In place of a name, a `Polish` with options. None
+            repairs nothing.
         own: Your own repairs by name, which `methods` may name. Not for experts.
         graph: The trace of `model`. If given, the model is not traced again.
         memory: For experts only: most bytes for sums, by default ``2**31``. With less, the data are read
@@ -134,9 +137,9 @@ def repair(
         return traced[0]
 
     with seeded(seed):
-        trials = Trials(
-            [(Work(graph_of_dense, fit, progress), Judge(model, held, loss_fn)) for fit, held in folds]
-        )
+        judges = [(fit, Judge(model, held, loss_fn)) for fit, held in folds]
+        share = 1 / len(folds)
+        trials = Trials([(Work(graph_of_dense, fit, progress, judge, share), judge) for fit, judge in judges])
         start = trials.measured([best] * len(folds))
         if methods == "auto":
             rejected: list[dict[str, Any]] = []

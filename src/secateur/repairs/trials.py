@@ -14,7 +14,7 @@ from torch import nn
 from secateur.calibration.subset import take_share
 from secateur.errors import SecateurError
 from secateur.repairs.judging import MARGIN, Judge, standard_errors
-from secateur.repairs.methods import Repair, Work
+from secateur.repairs.methods import Method, Work
 from secateur.signals.distributed import OtherProcessError
 from secateur.targets.units.copying import duplicate
 
@@ -65,7 +65,7 @@ class Trials:
         errors = np.concatenate([judge(m) for m, (_, judge) in zip(models, self.folds, strict=True)])
         return Trial(models, errors, notes or {})
 
-    def attempt(self, start: Trial, method: Repair) -> Trial | str:
+    def attempt(self, start: Trial, method: Method) -> Trial | str:
         """Repair copies of a trial's models and measure them. Return the reason if the repair fails."""
         models, notes = [], None
         for model, (work, _) in zip(start.models, self.folds, strict=True):
@@ -87,11 +87,12 @@ class Trials:
             return None
         whole = work.graph().static_batch is not None
         few = take_share(work.data, FIRST_SAMPLES / samples, whole=whole)
-        return Trials([(replace(work, data=few, progress=False), judge.on_part(FIRST_SAMPLES, whole=whole))])
+        judge = judge.on_part(FIRST_SAMPLES, whole=whole)
+        return Trials([(replace(work, data=few, progress=False, judge=judge), judge)])
 
     def best(
-        self, start: Trial, combinations: tuple[tuple[Repair, ...], ...]
-    ) -> tuple[tuple[tuple[Repair, ...], ...], list[dict[str, Any]]]:
+        self, start: Trial, combinations: tuple[tuple[Method, ...], ...]
+    ) -> tuple[tuple[tuple[Method, ...], ...], list[dict[str, Any]]]:
         """Select the combinations that should run on all samples.
 
         Returns:
@@ -115,7 +116,7 @@ class Trials:
         ]
         return tuple(methods for k, methods in enumerate(combinations) if k in finalists), rejected
 
-    def chain(self, start: Trial, methods: Sequence[Repair]) -> tuple[Trial, list[dict[str, Any]]]:
+    def chain(self, start: Trial, methods: Sequence[Method]) -> tuple[Trial, list[dict[str, Any]]]:
         """Run the methods one after another; keep each one that lowers the error."""
         best, tried = start, []
         for method in methods:
@@ -127,7 +128,7 @@ class Trials:
         return best, tried
 
     def results(
-        self, start: Trial, combinations: Sequence[Sequence[Repair]]
+        self, start: Trial, combinations: Sequence[Sequence[Method]]
     ) -> dict[tuple[str, ...], Trial | str]:
         """Run each combination. Return the trial, or the reason of failure, by the names of its methods.
 
@@ -143,7 +144,7 @@ class Trials:
         return done
 
     def compare(
-        self, start: Trial, combinations: Sequence[Sequence[Repair]]
+        self, start: Trial, combinations: Sequence[Sequence[Method]]
     ) -> tuple[Trial, list[dict[str, Any]]]:
         """Return the best of several combinations (`start` if none is better), and the record entries."""
         done = self.results(start, combinations)

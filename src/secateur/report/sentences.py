@@ -298,11 +298,17 @@ def repairs(report: Facts) -> tuple[str, ...]:
         lines.append(
             f"{tried['method']}: {outcome}; {tried['measure']} {_loss(tried['before'])} before and "
             f"{_loss(tried['after'])} after, on {tried['held_out_samples']} held-out calibration samples"
+            + training(tried)
             + (f"; tried on about {tried['fitted_on']} samples only." if "fitted_on" in tried else ".")
         )
     if not any(tried["kept"] for tried in report.repairs):
         lines.append("Nothing that was tried helped: the model is as pruning left it.")
     return tuple(lines)
+
+
+def training(tried: Mapping[str, Any]) -> str:
+    """Return how long a repair trained, to go at the end of a line about it; empty if it did not."""
+    return f"; {tried['passes']} passes, {tried['minutes']:.1f} minutes" if "passes" in tried else ""
 
 
 @dataclass(frozen=True)

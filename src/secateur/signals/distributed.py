@@ -85,6 +85,15 @@ class Team:
                 dist.broadcast(there.view(-1).view(torch.uint8), 0, self.group)
         return there.to(tensor.device)
 
+    def mean(self, tensor: Tensor) -> Tensor:
+        """Return the mean of the tensors of all processes, the same in each of them."""
+        if self.size == 1:
+            return tensor
+        there = tensor.detach().cpu().contiguous().clone()
+        with _answered(self.rank, self.size):
+            dist.all_reduce(there, group=self.group)
+        return (there / self.size).to(tensor.device)
+
     @contextmanager
     def together(self) -> Iterator[None]:
         """Run a block that fails on all processes if it fails on one.

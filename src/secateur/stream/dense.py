@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
@@ -74,6 +73,7 @@ class Dense(ProgramCalls):
         values = Values()
         leaves = leaves_of(self.program, batch.args, batch.kwargs)
         for node, leaf in zip(self.inputs, leaves, strict=True):
+            leaf = leaf.detach() if isinstance(leaf, Tensor) else leaf
             values.dense[node] = leaf.clone() if node.name in self.writes else leaf
         for node in self.names:
             if node.name in self.writes:
@@ -111,8 +111,7 @@ class Dense(ProgramCalls):
 
         args = fx.map_arg(call.args, value_of)
         kwargs = fx.map_arg(call.kwargs, value_of)
-        with torch.no_grad():
-            return call.run(*args, **kwargs)
+        return call.run(*args, **kwargs)
 
     def tensors_read(self, nodes: Iterable[fx.Node]) -> list[Any]:
         """Return the model's tensors that some nodes read, of all programs."""

@@ -77,7 +77,7 @@ def test_the_surgeon_by_name() -> None:
     assert not torch.equal(result.model.fc.weight, apply(model, result.plan).fc.weight)
     both = prune(model, batches, Budget(sparsity=0.6), "erk", ["surgeon", "variance"], progress=False)
     assert [entry["method"] for entry in both.report.repairs] == ["surgeon", "variance"]
-    with pytest.raises(SettingError, match="batchnorm, surgeon, got 'surgery'"):
+    with pytest.raises(SettingError, match="polish, surgeon, got 'surgery'"):
         prune(model, batches, Budget(sparsity=0.6), "erk", "surgery", progress=False)
-    with pytest.raises(SettingError, match=r"names among .*, batchnorm, got 'surgeon'"):
+    with pytest.raises(SettingError, match=r"names among .*, polish, got 'surgeon'"):
         sc.prune(model, batches, sc.Budget(macs=0.6), repair="surgeon", progress=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -20,6 +20,7 @@ from secateur.pipeline.result import few
 from secateur.pipeline.targets.target import Scored, Target
 from secateur.plan import Plan
 from secateur.proof.verify import Proof
+from secateur.repairs.methods import Methods
 from secateur.signals import Scores
 from secateur.signals.experts.score import leaves
 from secateur.signals.units.combination import name_of
@@ -83,7 +84,7 @@ class Experts(Target):
         )
 
     @staticmethod
-    def check_repair(repair: str | Sequence[str] | None) -> None:
+    def check_repair(repair: Methods) -> None:
         """None, ``auto`` or ``experts``."""
         check_methods("prune(granularity='expert', repair", repair)
 

@@ -17,7 +17,7 @@ from secateur.pipeline.result import clock, untouched
 from secateur.pipeline.steps import budget_after, plan_in_steps
 from secateur.plan import Plan
 from secateur.proof.verify import Proof
-from secateur.repairs.methods import Repair
+from secateur.repairs.methods import Method, Methods, quick
 from secateur.repairs.repair import repair as repair_model
 from secateur.report.collect import knob_of, layers_of
 from secateur.signals import Scores, score
@@ -55,7 +55,7 @@ class Task:
     model: nn.Module
     data: Calibration
     limits: Limits | None = None
-    repair: str | Sequence[str] | None = "auto"
+    repair: Methods = "auto"
     form: Form = "auto"
     on_unrealisable: Literal["graph", "leave"] = "leave"
     allow_inexact: bool = False
@@ -122,7 +122,7 @@ class Target(ABC):
 
     @staticmethod
     @abstractmethod
-    def check_repair(repair: str | Sequence[str] | None) -> None:
+    def check_repair(repair: Methods) -> None:
         """Refuses repairs that are unknown here."""
 
     @abstractmethod
@@ -203,13 +203,13 @@ class Target(ABC):
         return self.apply(plan)
 
     def between(self, small: nn.Module) -> nn.Module:
-        """The model between two rounds, repaired; with `reconstruct` for ``auto``."""
+        """The model between two rounds, repaired by what does not train; with `reconstruct` for ``auto``."""
         task = self.task
         return repair_model(
             small,
             task.model,
             task.fit,
-            "reconstruct" if task.repair == "auto" else task.repair,
+            "reconstruct" if task.repair == "auto" else quick(task.repair),
             graph=self.graph,
             loss_fn=task.loss_fn,
             seed=task.seed,
@@ -243,7 +243,7 @@ class Target(ABC):
     def verify(self, small: nn.Module, plan: Any) -> Proof:
         """Compares a pruned model with what it has to equal."""
 
-    def own_repairs(self, plan: Any) -> dict[str, Repair]:
+    def own_repairs(self, plan: Any) -> dict[str, Method]:
         """Repairs beside those of `sc.repair`, by name."""
         return {}
 

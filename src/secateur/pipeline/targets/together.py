@@ -18,7 +18,7 @@ from secateur.pipeline.targets.target import Scored, Task
 from secateur.pipeline.targets.units import Units
 from secateur.plan import Plan
 from secateur.proof.verify import Proof
-from secateur.repairs.methods import Work
+from secateur.repairs.methods import Methods, Work, listed, quick
 from secateur.repairs.methods import resolve as resolve_repairs
 from secateur.repairs.repair import repair as repair_units
 from secateur.signals import Scores
@@ -82,7 +82,7 @@ class Both(Units):
         return Together.of(allocator)
 
     @staticmethod
-    def check_repair(repair: str | Sequence[str] | None) -> None:
+    def check_repair(repair: Methods) -> None:
         """Any repair of units, and ``experts``."""
         Units.check_repair(_of_units(repair))
 
@@ -132,12 +132,13 @@ class Both(Units):
     def _methods(self) -> Sequence[Any]:
         """Of units, for candidates."""
         asked = _of_units(self.task.repair)
-        return next(iter(resolve_repairs("reconstruct" if asked == "auto" else asked)), ())
+        return next(iter(resolve_repairs("reconstruct" if asked == "auto" else quick(asked))), ())
 
     @property
     def _refits(self) -> bool:
         """Whether experts are refitted."""
-        return self.task.repair == "auto" or METHOD in (self.task.repair or ())
+        asked = self.task.repair
+        return asked == "auto" or (asked is not None and METHOD in listed(asked))
 
     @property
     def candidate_repair(self) -> str:
@@ -212,9 +213,8 @@ class Both(Units):
         return accepted(fewer, better)
 
 
-def _of_units(repair: str | Sequence[str] | None) -> str | Sequence[str] | None:
+def _of_units(repair: Methods) -> Methods:
     """The repairs but that of experts; None if none is left."""
     if repair is None or repair == "auto":
         return repair
-    names = (repair,) if isinstance(repair, str) else tuple(repair)
-    return tuple(name for name in names if name != METHOD) or None
+    return tuple(name for name in listed(repair) if name != METHOD) or None

@@ -25,7 +25,7 @@ from secateur.pipeline.shortage import shortage
 from secateur.pipeline.targets.target import Form, Scored, Target
 from secateur.plan import Plan
 from secateur.proof.verify import Proof, verify
-from secateur.repairs.methods import Work
+from secateur.repairs.methods import Methods, Work, quick
 from secateur.repairs.methods import resolve as resolve_repairs
 from secateur.signals import Scores
 from secateur.signals.distributed import joined
@@ -50,7 +50,7 @@ class Units(Target):
         return resolve(allocator, also=(Auto.name,))
 
     @staticmethod
-    def check_repair(repair: str | Sequence[str] | None) -> None:
+    def check_repair(repair: Methods) -> None:
         """Accept any repair of `sc.repair`, and refuse others."""
         resolve_repairs(repair)
 
@@ -91,7 +91,7 @@ class Units(Target):
     @property
     def _methods(self) -> Sequence[Any]:
         repair = self.task.repair
-        return next(iter(resolve_repairs("reconstruct" if repair == "auto" else repair)), ())
+        return next(iter(resolve_repairs("reconstruct" if repair == "auto" else quick(repair))), ())
 
     @property
     def candidate_repair(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -20,7 +20,7 @@ from secateur.measure.cost import Cost
 from secateur.pipeline.auto.auto import Auto
 from secateur.pipeline.targets.target import Scored, Target
 from secateur.proof.verify import Proof
-from secateur.repairs.methods import Repair, Work
+from secateur.repairs.methods import Method, Methods, Repair, Work, listed, name_of_repair, quick
 from secateur.repairs.methods import resolve as resolve_repairs
 from secateur.report.collect import histograms
 from secateur.report.data import Layer
@@ -82,7 +82,7 @@ class SingleWeights(Target):
         return found
 
     @staticmethod
-    def check_repair(repair: str | Sequence[str] | None) -> None:
+    def check_repair(repair: Methods) -> None:
         """Check the names of repairs: those of `sc.repair`, and ``surgeon``."""
         resolve_repairs(repair, {"surgeon": Repair("surgeon", lambda small, work: None)})
 
@@ -124,23 +124,24 @@ class SingleWeights(Target):
         return all(np.array_equal(mask, other.masks[name]) for name, mask in one.masks.items())
 
     @property
-    def _repair_names(self) -> tuple[str, ...]:
-        names = "reconstruct" if self.task.repair == "auto" else self.task.repair
-        return () if names is None else (names,) if isinstance(names, str) else tuple(names)
+    def _repairs(self) -> tuple[str | Method, ...]:
+        """The repairs that candidates get: none that train, and ``reconstruct`` for ``auto``."""
+        asked = "reconstruct" if self.task.repair == "auto" else quick(self.task.repair)
+        return () if asked is None else listed(asked)
 
     @property
     def candidate_repair(self) -> str:
-        """Names of the repairs that candidates get, joined by " + "; ``auto`` becomes ``reconstruct``."""
-        return " + ".join(self._repair_names)
+        """Names of the repairs that candidates get, joined by " + "."""
+        return " + ".join(map(name_of_repair, self._repairs))
 
     def candidate(self, plan: MaskPlan, data: Calibration) -> nn.Module:
         """Mask the model and repair it on `data`, to be measured."""
         small = self.apply(plan)
-        for method in next(iter(resolve_repairs(self._repair_names, self.own_repairs(plan))), ()):
+        for method in next(iter(resolve_repairs(self._repairs, self.own_repairs(plan))), ()):
             method.run(small, Work(lambda: self.graph, data))
         return small
 
-    def own_repairs(self, plan: MaskPlan) -> dict[str, Repair]:
+    def own_repairs(self, plan: MaskPlan) -> dict[str, Method]:
         """Repairs that exist only for masks: ``surgeon``. Masked weights stay zero."""
 
         def second_order(candidate: nn.Module, work: Work) -> dict[str, Any] | None:

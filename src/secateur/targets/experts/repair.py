@@ -32,7 +32,7 @@ MEMORY = 2**31
 """Most bytes that the sums may take where nothing else was asked for."""
 
 
-def check_methods(where: str, methods: str | Sequence[str] | None) -> None:
+def check_methods(where: str, methods: Any) -> None:
     """Refuse every repair but the one that experts have."""
     if methods not in (None, "auto", METHOD, [METHOD], (METHOD,)):
         raise SettingError(f"{where}={methods!r}): expected None, 'auto' or {METHOD!r}. Name one.")

@@ -1,0 +1,209 @@
+"""The training loop that `sc.recover` and the repair `polish` share."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from secateur.calibration import Batch, Calibration
+from secateur.common.accelerating import ProcessGroup
+
+MEASURED = 20
+"""The error is measured about this many times in a training."""
+
+PATIENCE = 1 / 3
+"""Share of a training without a better state after which it ends. The last steps are the smallest and help
+most, so it never ends in the first two thirds."""
+
+
+LOST = 1.25
+"""If the error exceeds the smallest one by this factor, the steps are too large: training goes back to the
+best state, and on with half the learning rate."""
+
+
+@dataclass(frozen=True, eq=False)
+class Zeros:
+    """Weights that a mask set to zero, and that training leaves there.
+
+    Attributes:
+        held: Tensors, and where each is zero.
+    """
+
+    held: Sequence[tuple[Tensor, Tensor]] = ()
+
+    @classmethod
+    def of(cls, tensors: Iterable[Tensor]) -> Zeros:
+        """Find the zeros of weights. Biases and norms that happen to be zero are no mask."""
+        found = ((t, t.detach() == 0) for t in tensors if t.ndim > 1)
+        return cls([(t, zeros) for t, zeros in found if bool(zeros.any())])
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Set them to zero again."""
+        for tensor, zeros in self.held:
+            tensor.masked_fill_(zeros.to(tensor.device), 0)
+
+    def hide(self) -> None:
+        """Set their gradients to zero, which else would count in the norm of the gradient."""
+        for tensor, zeros in self.held:
+            if tensor.grad is not None:
+                tensor.grad.masked_fill_(zeros.to(tensor.device), 0)
+
+
+class Best:
+    """Keeps the parameters with the smallest error.
+
+    Attributes:
+        start: The error before training.
+        error: The smallest error so far.
+    """
+
+    def __init__(self, measure: Callable[[], float], parameters: Sequence[Tensor]) -> None:
+        """Measure the parameters as they are.
+
+        Args:
+            measure: Returns the error of the parameters as they are. Lower is better.
+            parameters: What training changes.
+        """
+        self._measure, self._parameters = measure, parameters
+        self._found, self._measured = 0.0, 0.0  # shares of the training
+        self.start = self.error = self._last = measure()
+        self._values = [p.detach().clone() for p in parameters]
+
+    def look(self, done: float) -> bool:
+        """Measure, if it is time to.
+
+        Args:
+            done: Share of the training that is done.
+
+        Returns:
+            Whether more training is likely to be in vain.
+        """
+        if done < 1 and done - self._measured < 1 / MEASURED:
+            return False
+        self._measured, self._last = done, self._measure()
+        if self._last < self.error or not math.isfinite(self.error):
+            self.error, self._found = self._last, done
+            self._values = [p.detach().clone() for p in self._parameters]
+        return done > 1 - PATIENCE and done - self._found > PATIENCE
+
+    def retreat(self) -> bool:
+        """Put the best parameters back if the ones measured last are far worse. Return whether they were."""
+        lost = not self._last <= LOST * self.error
+        if lost:
+            self._last = self.error
+            self.restore()
+        return lost
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put the parameters with the smallest error back."""
+        for parameter, value in zip(self._parameters, self._values, strict=True):
+            parameter.copy_(value)
+
+
+@dataclass(frozen=True, eq=False)
+class Loop:
+    """How long to train, and what goes with each step.
+
+    Attributes:
+        passes: Passes over the data; None: until the time is over.
+        factor: Share of the training that is done, in [0, 1] -> factor of the learning rate.
+        title: (number of the pass from 1 on, smallest error so far) -> what the progress bar says.
+        spent: Share of the time that is over; the same in every process.
+        zeros: What stays zero.
+        clip: The gradient of a step is scaled down to this norm. None: it stays as it is.
+        best: Keeps the best parameters. None: the last ones stay.
+    """
+
+    passes: int | None
+    factor: Callable[[float], float]
+    title: Callable[[int, float], str]
+    spent: Callable[[], float] = lambda: 0.0
+    zeros: Zeros = field(default_factory=Zeros)
+    clip: float | None = None
+    best: Best | None = None
+
+    def run(
+        self,
+        loss_of: Callable[[Batch], Tensor],
+        parameters: Sequence[Tensor],
+        optimizer: Optimizer,
+        data: Calibration,
+        processes: ProcessGroup,
+        *,
+        model: nn.Module | None = None,
+        prepared: Optimizer | None = None,
+        progress: bool = False,
+    ) -> int:
+        """Train, in place.
+
+        Args:
+            loss_of: Returns the loss of a batch.
+            parameters: What is trained.
+            optimizer: Changes them.
+            data: Each pass has another seed, so that shuffling and views differ.
+            processes: The processes that share the batches.
+            model: The model as an Accelerator wrapped it.
+            prepared: The optimizer as an Accelerator wrapped it.
+            progress: Show a progress bar on a terminal.
+
+        Returns:
+            The number of passes that were begun.
+        """
+        count = data.count() or data.repeats * sum(1 for _ in data.raw_batches())
+        total = math.inf if self.passes is None else max(1, self.passes * processes.updates(count))
+        done, late, scale = 0.0, False, 1.0
+
+        def factor(step: int) -> float:
+            nonlocal done, late
+            spent = self.spent()
+            done, late = min(1.0, max(step / total, spent)), spent >= 1
+            return scale * self.factor(done)
+
+        schedule = LambdaLR(optimizer, factor)
+        steps = optimizer if prepared is None else prepared
+        steps.zero_grad()
+        begun = 0
+        for k in itertools.count() if self.passes is None else range(self.passes):
+            begun = k + 1
+            title = self.title(begun, math.nan if self.best is None else self.best.error)
+            finite = True
+            for batch, update in processes.share(replace(data, seed=data.seed + k), count, title, progress):
+                with processes.gathering(model, update):
+                    with processes.together():
+                        processes.backward(loss_of(batch))
+                    if update:
+                        finite = self._step(steps, parameters, processes)
+                self.zeros.restore()
+                if finite and update and not getattr(steps, "step_was_skipped", False):
+                    schedule.step()
+                if late or not finite:
+                    break
+            if not finite or (self.best is not None and self.best.look(done)) or late:
+                break
+            if self.best is not None and self.best.retreat():
+                scale /= 2
+                optimizer.state.clear()
+        if self.best is not None:
+            self.best.restore()
+        return begun
+
+    def _step(self, optimizer: Optimizer, parameters: Sequence[Tensor], processes: ProcessGroup) -> bool:
+        """Change the parameters. Return whether the gradient is finite; where it is not, nothing changes."""
+        processes.average(parameters)
+        self.zeros.hide()
+        if self.clip is not None:
+            norm = torch.nn.utils.clip_grad_norm_(parameters, self.clip)
+            if not bool(torch.isfinite(norm)):
+                return False
+        optimizer.step()
+        optimizer.zero_grad()
+        return True

@@ -1,0 +1,224 @@
+r"""`polish`: train the pruned network to compute what the dense one computes, without labels.
+
+The pruned program is run with gradients beside the dense one (`pairs.py`). So it works for every form, and
+what a capture fixes stays fixed: batch norms keep their statistics, and dropout is off. A batch has the loss
+
+.. math:: \frac{\lVert \hat y - y \rVert^2}{\lVert y \rVert^2}
+          + \phi \, \frac1n \sum_{i=1}^n \frac{\lVert \hat f_i - f_i \rVert^2}{\lVert f_i \rVert^2}
+
+with the outputs y and the values f_i between two blocks (`features.py`) of the dense network, at the
+positions that were kept, and those of the pruned network with a hat.
+
+Sources: Hinton et al. 2015 (arXiv 1503.02531); Romero et al. 2015, FitNets (arXiv 1412.6550), and Wang et al.
+2022, MiR (arXiv 2201.02620), for features. Departures: squared distances in place of a divergence, as outputs
+need not be logits; all features at once; and the program says where they lie.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, fx, nn
+
+from secateur.calibration import Batch, Calibration
+from secateur.common.accelerating import ProcessGroup
+from secateur.common.mapped import any_mapped
+from secateur.common.training import Best, Loop, Zeros
+from secateur.errors import SettingError
+from secateur.graph.graph import Graph
+from secateur.repairs.features import features, outputs
+from secateur.repairs.pairs import Pair, Pairs
+from secateur.signals.distributed import Team, joined
+from secateur.targets.units.record import record_of
+
+if TYPE_CHECKING:
+    from secateur.repairs.methods import Work
+
+WARM = 0.1
+"""Share of the training in which the learning rate rises from zero; then it falls along half a cosine."""
+
+CLIP = 1.0
+"""The gradient of a step is scaled down to this norm: losses are relative, so no good step needs more."""
+
+
+@dataclass(frozen=True)
+class Polish:
+    """A repair that trains: distillation of the pruned network from the dense one, without labels.
+
+    Run it after ``reconstruct``, from which it starts: ``repair=["reconstruct", "polish"]``. ``auto`` never
+    runs it, as it takes minutes where the others take seconds. The state with the smallest error on
+    held-out data is kept, so the result is never worse than the start.
+
+    Attributes:
+        passes: Passes over the calibration data. Default: 40, or no limit if `minutes` is given.
+        minutes: Minutes that it may take, measuring included. With both limits the first one ends it.
+        learning_rate: Of Adam, at its highest. It is halved whenever the error rises too far.
+        batch: Samples in a step. Batches that are larger are cut, if they can be.
+        features: Weight of the distances between blocks beside that of the outputs; 0: outputs alone.
+
+    Raises:
+        SettingError: If a setting is out of range.
+
+    Example:
+        >>> import torch
+        >>> import secateur as sc
+        >>> _ = torch.manual_seed(0)
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).eval()
+        >>> data = [torch.randn(20, 4) for _ in range(5)]
+        >>> result = sc.prune(
+        ...     net, data, sc.Budget(macs=0.5), "repair_aware", repair=["reconstruct", sc.Polish(passes=5)],
+        ...     measure_latency=False, progress=False,
+        ... )
+        >>> closed, polished = result.report.repairs
+        >>> polished["after"] <= polished["before"] == closed["after"]
+        True
+    """
+
+    passes: int | None = None
+    minutes: float | None = None
+    learning_rate: float = 0.001
+    batch: int = 25
+    features: float = 20.0
+
+    name: ClassVar[str] = "polish"
+    trains: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        for name, value, fits, expected in (
+            ("passes", self.passes, self.passes is None or self.passes >= 1, "at least 1"),
+            ("minutes", self.minutes, self.minutes is None or self.minutes > 0, "a number above 0"),
+            ("learning_rate", self.learning_rate, self.learning_rate > 0, "a number above 0"),
+            ("batch", self.batch, self.batch >= 1, "at least 1"),
+            ("features", self.features, self.features >= 0, "a number of at least 0"),
+        ):
+            if not fits:
+                raise SettingError(f"polish: expected {name} of {expected}, got {value}. Correct it.")
+
+    def run(self, small: nn.Module, work: Work) -> dict[str, Any] | None:
+        """Train a pruned model in place.
+
+        Returns:
+            The passes that were begun and the minutes they took, or None if the model has no parameters.
+
+        Raises:
+            SettingError: If the model's weights lie in files, or are in half precision.
+        """
+        graph = work.graph()
+        objective = Distance(graph, small, self.features)
+        parameters = objective.parameters
+        if not parameters:
+            return None
+        _refuse(parameters)
+        begun = time.monotonic()
+        with joined(graph.device) as team:
+            processes = ProcessGroup.of_team(team)
+            judge = work.judge
+            best = None if judge is None else Best(lambda: float(judge(small).mean()), parameters)
+            passes = 40 if self.passes is None and self.minutes is None else self.passes
+            loop = Loop(
+                passes,
+                factor=one_cycle,
+                title=_title(passes),
+                spent=_clock(team, begun, self.minutes and self.minutes * work.share),
+                zeros=Zeros.of(parameters) if record_of(small).form == "masked" else Zeros(),
+                clip=CLIP,
+                best=best,
+            )
+            adam = torch.optim.Adam(parameters, self.learning_rate)
+            data = self._data(work.data, graph)
+            with torch.inference_mode(False), torch.enable_grad():
+                done = loop.run(objective, parameters, adam, data, processes, progress=work.progress)
+        return {"passes": done, "minutes": (time.monotonic() - begun) / 60}
+
+    def _data(self, data: Calibration, graph: Graph) -> Calibration:
+        """The data in steps, each sample once in a pass and in another view each time."""
+        if graph.static_batch is None:
+            data = data.recut(self.batch)
+        return data.fresh().to(graph.device)
+
+
+class Distance:
+    """The loss, as a function of a batch.
+
+    Attributes:
+        parameters: Those of the pruned model. They share its memory.
+    """
+
+    def __init__(self, graph: Graph, small: nn.Module, weight: float) -> None:
+        """Prepare the programs.
+
+        Args:
+            graph: The trace of the dense model.
+            small: The pruned model, in any form.
+            weight: Of the features.
+        """
+        self._pairs, self._weight = Pairs(graph, small), weight
+        self._points: dict[Pair, tuple[list[fx.Node], list[fx.Node]]] = {}
+        self.parameters = self._pairs.first.learnable(small)
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Return the loss of a batch, a scalar with gradients."""
+        pair = self._pairs.of(batch)
+        if pair not in self._points:
+            self._points[pair] = (features(pair) if self._weight else [], outputs(pair))
+        between, last = self._points[pair]
+        values = pair.start(batch)
+        found = []
+        for node in between:
+            # Right after the node ran: a later one may write into its value.
+            pair.advance(values, pair.index[node] + 1)
+            found.append(relative(pair.small_value(node, values), pair.dense_value(node, values)))
+        pair.advance(values, len(pair.nodes))
+        ends = [relative(pair.small_value(n, values), pair.dense_value(n, values)) for n in last]
+        loss = torch.stack(ends).sum()
+        return loss + self._weight * torch.stack(found).mean() if found else loss
+
+
+def relative(got: Tensor, wanted: Tensor) -> Tensor:
+    """Return the squared distance of a tensor to another one, divided by the other one's square.
+
+    Where the other one is not finite, as masked logits are, nothing counts.
+    """
+    finite = torch.isfinite(wanted)
+    error = torch.where(finite, got - wanted, 0.0).square().sum()
+    scale = torch.where(finite, wanted, 0.0).square().sum()
+    return error / scale.clamp_min(torch.finfo(scale.dtype).tiny)
+
+
+def one_cycle(done: float) -> float:
+    """Return the factor of the learning rate when a share of the training is done."""
+    if done < WARM:
+        return max(done, WARM / 100) / WARM
+    return 0.5 * (1 + math.cos(math.pi * (done - WARM) / (1 - WARM)))
+
+
+def _refuse(parameters: Sequence[Tensor]) -> None:
+    if any_mapped(parameters):
+        raise SettingError("polish: expected weights in memory, got some in files. Use 'reconstruct' alone")
+    half = {p.dtype for p in parameters} - {torch.float32, torch.float64}
+    if half:
+        raise SettingError(
+            f"polish: expected parameters in float32 or float64, got {half.pop()}, in which small steps "
+            "are lost. Convert the models with .float() first, and the result back afterwards"
+        )
+
+
+def _title(passes: int | None) -> Callable[[int, float], str]:
+    def title(k: int, error: float) -> str:
+        of = "" if passes is None else f" of {passes}"
+        return f"polish, pass {k}{of}" + ("" if math.isnan(error) else f", error {error:.4g}")
+
+    return title
+
+
+def _clock(team: Team, begun: float, minutes: float | None) -> Callable[[], float]:
+    """Return a function for the share of the time that is over; the first process's clock counts."""
+    if not minutes:
+        return lambda: 0.0
+    return lambda: team.from_first(time.monotonic() - begun) / (60 * minutes)
