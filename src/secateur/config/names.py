@@ -16,6 +16,7 @@ Rule = Literal[
     "emp",
     "uniform",
     "global",
+    "flap",
     "erk",
     "lamp",
     "owl",
@@ -25,7 +26,17 @@ Rule = Literal[
     "random",
 ]
 MaskRule = Literal[
-    "emp", "uniform", "global", "erk", "lamp", "owl", "repairability", "repair_aware", "ratios", "random"
+    "emp",
+    "uniform",
+    "global",
+    "flap",
+    "erk",
+    "lamp",
+    "owl",
+    "repairability",
+    "repair_aware",
+    "ratios",
+    "random",
 ]
 Criterion = Literal["magnitude", "wanda", "taylor", "snip", "fisher", "random"]
 MaskRepair = Literal["variance", "channelwise", "layerwise", "reconstruct", "batchnorm", "surgeon"]
@@ -42,6 +53,8 @@ SIGNALS = (
     "apoz",
     "rank",
     "reconstruction",
+    "fluctuation",
+    "wanda",
     "taylor_sample",
     "fisher",
     "snip",
