@@ -12,6 +12,7 @@ Form = Literal["auto", "module", "graph", "masked"]
 Unrealisable = Literal["graph", "leave"]
 Rule = Literal[
     "auto",
+    "search",
     "tod",
     "emp",
     "uniform",

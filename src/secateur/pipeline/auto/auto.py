@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from secateur.allocators import EMP, Global, Repairability, RepairAware, ToD, Uniform, resolve
+from secateur.allocators import EMP, Budget, Global, Repairability, RepairAware, ToD, Uniform, resolve
 from secateur.allocators.registry import Allocates
 from secateur.errors import SettingError
+from secateur.pipeline.auto.choose import choose
+from secateur.pipeline.auto.chooser import Choice, Chooser
 from secateur.pipeline.auto.streams import StreamsWhole
+
+if TYPE_CHECKING:
+    from secateur.pipeline.targets.target import Scored, Target
 
 UNITS: Mapping[str, Callable[[], Allocates]] = MappingProxyType(
     {
@@ -32,7 +37,7 @@ UNITS: Mapping[str, Callable[[], Allocates]] = MappingProxyType(
 
 
 @dataclass(frozen=True)
-class Auto:
+class Auto(Chooser):
     """Compares several allocators and uses the best one.
 
     Each candidate prunes the model, is repaired on a part of the data, and is measured on held-out data. Pass
@@ -73,11 +78,17 @@ class Auto:
     @property
     def rules(self) -> dict[str, Allocates]:
         """The allocators to compare for units."""
-        return self.rules_or(UNITS, resolve)
+        return self._or(UNITS, resolve)
 
-    def rules_or(
-        self, default: Mapping[str, Callable[[], Any]], called: Callable[[Any], Any]
-    ) -> dict[str, Any]:
+    def candidates_for(self, target: Target | type[Target]) -> dict[str, Any]:
+        """The allocators to compare for a target."""
+        return self._or(target.candidates, target.rule)
+
+    def choose(self, target: Target, budget: Budget | None = None, known: Scored | None = None) -> Choice:
+        """Measure the plans of all candidates in at most two rounds: see `choose.choose`."""
+        return choose(self.candidates_for(target), self.finalists, target, budget, known)
+
+    def _or(self, default: Mapping[str, Callable[[], Any]], called: Callable[[Any], Any]) -> dict[str, Any]:
         """The allocators to compare.
 
         Args:
