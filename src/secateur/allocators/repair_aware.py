@@ -56,11 +56,12 @@ class RepairAware(Allocator):
     Source: ours. The elimination in the signal is that of Hassibi and Stork (1993).
 
     Attributes:
-        error: Remove units up to this sum of the groups' errors. None if a budget decides.
+        error: Remove units up to this sum of the groups' errors, each times its factor. None if a budget
+            decides.
         removal: The signal. Its scores must be errors, in one unit for all groups.
         per: The cost that a removed unit saves: ``macs`` or ``params``.
         factors: What the errors of a group are multiplied by, above 0, by the group's name; 1 for the others.
-            A group with a higher factor keeps more. `Search` looks for good ones.
+            A group with a higher factor keeps more. `secateur.Search` looks for good ones.
 
     Raises:
         SettingError: A setting is out of range. On `allocate`: both or neither of error and budget are given.
@@ -123,6 +124,12 @@ class RepairAware(Allocator):
 
     def steps(self, graph: Graph, scores: ScoreTable, limits: Limits) -> Mapping[str, StepFunction]:
         """The knob is the sum of all groups' errors. Each unit is removed at the sum after its removal."""
+        unknown = sorted(self.factors.keys() - {group.name for group in graph.groups})
+        if unknown:
+            raise SettingError(
+                f"RepairAware: expected factors of groups, got one of {unknown[0]!r}, which is no group. "
+                "Name groups as graph.groups does."
+            )
         groups = limits.considered(graph.groups)
         orders, errors = [], []
         for group in groups:

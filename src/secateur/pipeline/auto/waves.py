@@ -20,6 +20,9 @@ Vector = NDArray[np.float64]
 STEP = 0.7
 """The first step along a wave: its largest number is this times the square root of 2."""
 
+FARTHEST = 16
+"""Steps along a wave get at most this many times longer where nothing changes."""
+
 LEAST = 0.08
 """The search ends when steps are shorter than this."""
 
@@ -45,7 +48,8 @@ def neighbours(size: int, together: int, error: float) -> Generator[tuple[str, V
     In each round the current point moves up and down along several waves. A parabola through the three
     errors of a wave gives the best step along it. Then all these steps are taken together, in full, by half
     and by a quarter. The best point of the round is the next current point. If the round gained little, steps
-    get shorter.
+    get shorter. A wave along which both errors equal that in the middle, as where the plan is the same, is
+    tried with steps twice as long, and again.
 
     Args:
         size: Number of groups.
@@ -57,19 +61,24 @@ def neighbours(size: int, together: int, error: float) -> Generator[tuple[str, V
         What the point is, in words, and the point [size]. Send its error; infinity if it has none.
     """
     every = waves(size)
+    reach = np.ones(len(every))
     centre, step, round_, first = np.zeros(size), STEP, 0, 0
     while len(every) and step > LEAST:
         round_ += 1
         best, best_error = centre, error
         moved = np.zeros(size)
         for number in (first + np.arange(min(together, len(every)))) % len(every):
-            found = []
-            for sign, way in ((1, "up"), (-1, "down")):
-                point = centre + sign * step * every[number]
-                found.append((yield f"round {round_}, wave {number + 1} {way}", point))
-                if found[-1] < best_error:
-                    best, best_error = point, found[-1]
-            moved += best_step(step, found[1], error, found[0]) * every[number]
+            while True:
+                along = reach[number] * step * every[number]
+                up = yield f"round {round_}, wave {number + 1} up", centre + along
+                down = yield f"round {round_}, wave {number + 1} down", centre - along
+                if not up == down == error or reach[number] >= FARTHEST:
+                    break
+                reach[number] *= 2
+            for sign, found in ((1, up), (-1, down)):
+                if found < best_error:
+                    best, best_error = centre + sign * along, found
+            moved += best_step(1.0, down, error, up) * along
         for part in (1.0, 0.5, 0.25):
             point = centre + part * moved
             found_error = yield f"round {round_}, all waves x {part:g}", point
