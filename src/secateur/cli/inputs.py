@@ -136,7 +136,13 @@ def rule_of(run: Run) -> Allocates | Chooser:
     """
     from secateur.pipeline.auto.choosers import chooser_of
 
-    return chooser_of(run.rule) or single_rule_of(run)
+    chooser = chooser_of(run.rule)
+    if chooser is not None and run.removal is not None:
+        raise SettingError(
+            f"--removal: expected it with one rule, got allocator {run.rule}, which takes the signals of its "
+            "candidates. Leave it out, or name a rule."
+        )
+    return chooser or single_rule_of(run)
 
 
 def single_rule_of(run: Run) -> Allocates:

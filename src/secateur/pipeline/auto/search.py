@@ -91,9 +91,10 @@ class Search(Chooser):
         if self.starts is not None:
             wrong = [repr(rule) for rule in self.starts.values() if not isinstance(rule, RepairAware)]
             if wrong or not self.starts:
+                got = ", ".join(wrong) or "none"
                 raise SettingError(
-                    f"search: expected starts to be RepairAware rules by name, got {wrong or 'none'}. To "
-                    "compare other rules, use Auto."
+                    f"search: expected starts to be RepairAware rules by name, got {got}. "
+                    "To compare other rules, use Auto."
                 )
             object.__setattr__(self, "starts", MappingProxyType(dict(self.starts)))
 
