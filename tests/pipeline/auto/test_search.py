@@ -161,6 +161,32 @@ def test_starts_of_ones_own(net: nn.Module) -> None:
     assert len(next(c for c in choice.candidates if c.name == "mine").errors) == len(choice.rounds)
 
 
+def test_auto_searches_if_it_is_given_time(net: nn.Module) -> None:
+    rules = {"even": "uniform", "global": "global"}
+    result = prune(net, data(batches=25), allocator=sc.Auto(rules, minutes=0.02))
+    choice = result.report.selection
+    assert result.report.asked["allocator"] == "auto"
+    by_name = {c.name: c for c in choice.candidates}
+    assert {"even", "global", "repair_aware"} <= by_name.keys()
+    alone = prune(net, data(batches=25), allocator=sc.Auto(rules)).report.selection.candidates[0].name
+    assert len(by_name[alone].errors) == len(by_name["repair_aware"].errors) == len(choice.rounds)
+    assert choice.candidates[0].errors[-1] <= by_name[alone].errors[-1]
+    loser = by_name["even" if alone == "global" else "global"]
+    assert loser.errors == ()
+    assert loser.verdict.startswith("before the search: ")
+    with pytest.raises(SettingError, match=r"Auto\(minutes=1\)\).*error that units leave"):
+        prune(net, data(), allocator=sc.Auto(minutes=1), granularity="weight", budget=sc.Budget(sparsity=0.5))
+    with pytest.raises(SettingError, match="minutes above 0"):
+        sc.Auto(minutes=0)
+
+
+def test_residual_streams_may_start_whole(net: nn.Module) -> None:
+    choice = prune(net, data(), allocator=sc.Search(evaluations=3)).report.selection
+    whole = next(c for c in choice.candidates if c.name == "repair_aware, streams whole")
+    alone = prune(net, data(), allocator=sc.Auto({"x": sc.Auto().rules["repair_aware, streams whole"]}))
+    assert whole.macs == alone.report.selection.candidates[0].macs
+
+
 def test_what_cannot_be(net: nn.Module) -> None:
     for granularity in ("weight", "expert", ["unit", "expert"]):
         with pytest.raises(SettingError, match=r"prune\(allocator='search'\): .*error that units leave"):

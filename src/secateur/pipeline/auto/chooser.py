@@ -53,7 +53,7 @@ class Chooser(ABC):
         """
 
     @abstractmethod
-    def candidates_for(self, target: Target | type[Target]) -> Mapping[str, Any]:
+    def candidates_for(self, target: Target) -> Mapping[str, Any]:
         """The allocators, by the name that the report shows, whose signals must be scored."""
 
     @abstractmethod

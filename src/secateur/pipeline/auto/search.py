@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -20,6 +20,7 @@ from secateur.errors import BudgetError, SettingError, UnreachableBudgetError
 from secateur.pipeline.auto.choose import FEW, Planned, checked, fixed, measured, plans, selected
 from secateur.pipeline.auto.chooser import Choice, Chooser
 from secateur.pipeline.auto.rounds import Stage, run_rounds
+from secateur.pipeline.auto.streams import streams
 from secateur.pipeline.auto.waves import Vector, neighbours
 from secateur.repairs.judging import Judge
 from secateur.signals.distributed import joined
@@ -36,6 +37,13 @@ SAMPLES = 256
 
 TOGETHER = 8
 """Number of waves in a round (see `waves`)."""
+
+
+ONLY_UNITS = "a search moves along curves of the error that units leave after repair"
+"""Why other granularities are refused."""
+
+WHOLE = 1e3
+"""The factor of residual streams that should lose nothing while other groups can."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,7 @@ class Search(Chooser):
             `minutes`, no limit.
         minutes: For how long plans are tried, before the last round. None: no limit.
         starts: The rules to start from, by the name that the report shows. The best of them is the first
-            point of the search. None: `RepairAware` by MACs, and by parameters.
+            point of the search. None: `RepairAware` by MACs, by parameters, and with residual streams whole.
         finalists: How many plans the last round compares, beside the first start.
 
     Raises:
@@ -108,28 +116,65 @@ class Search(Chooser):
     def check(self, function: str, granularity: str) -> None:
         """Refuse what is no unit."""
         if granularity != "unit":
-            why = "it moves along curves of the error that units leave after repair"
-            raise refusal(f"{function}(allocator='search')", granularity, why)
+            raise refusal(f"{function}(allocator='search')", granularity, ONLY_UNITS)
 
-    def candidates_for(self, target: Target | type[Target]) -> Mapping[str, RepairAware]:
-        """The starts."""
-        return self.starts_or_default
+    def candidates_for(self, target: Target) -> Mapping[str, RepairAware]:
+        """The starts. By default also one that leaves residual streams whole, if there are any."""
+        if self.starts is not None:
+            return self.starts
+        whole = dict.fromkeys(streams(target.graph), WHOLE)
+        more = {"repair_aware, streams whole": RepairAware(factors=whole)} if whole else {}
+        return {**self.starts_or_default, **more}
 
     def choose(self, target: Target, budget: Budget | None = None, known: Scored | None = None) -> Choice:
         """Search, and compare the best plans on all data that repairs may use."""
         if budget is None:
             raise BudgetError("search: expected a budget, got none. Pass Budget(macs=0.5), for example.")
-        agreed, task = checked(self.name, budget), target.task
-        starts = self.starts_or_default
-        if known is None:
-            known = target.scored(starts.values())
+        starts = self.candidates_for(target)
+        known = target.scored(starts.values()) if known is None else known
+        return self._chosen(starts, {}, target, checked(self.name, budget), known)
+
+    def after(self, found: Choice, target: Target, known: Scored) -> Choice:
+        """Search, and compare the best plans with what was chosen before.
+
+        Args:
+            found: The earlier choice. The record lists its candidates, without errors: these were measured
+                with other data.
+            target: What is removed.
+            known: Scores of its candidates and of `candidates_for`.
+        """
+        first, *rest = found.selection.candidates
+        choice = self._chosen(
+            self.candidates_for(target), {first.name: found.rule}, target, found.budget, known
+        )
+        names = {candidate.name for candidate in choice.selection.candidates}
+        earlier = tuple(
+            each.model_copy(update={"errors": (), "verdict": f"before the search: {each.verdict}"})
+            for each in rest
+            if each.name not in names
+        )
+        candidates = (*choice.selection.candidates, *earlier)
+        return replace(choice, selection=choice.selection.model_copy(update={"candidates": candidates}))
+
+    def _chosen(
+        self,
+        starts: Mapping[str, RepairAware],
+        rivals: Mapping[str, Any],
+        target: Target,
+        budget: Budget,
+        known: Scored,
+    ) -> Choice:
+        """Search from the starts. The last round also compares the first start and the rivals."""
+        task = target.task
         part = _part(task.fit, whole=fixed(target))
-        planned, others = plans(starts, target, known, target.comparable(agreed), part)
+        within = target.comparable(budget)
+        planned, others = plans({**starts, **rivals}, target, known, within, part)
         judge = Judge(task.model, task.held, task.loss_fn)
-        tried = _Tried(target, known, target.comparable(agreed), judge, part, planned)
+        tried = _Tried(target, known, within, judge, part, planned)
         rounds = [(part, Stage(self.finalists, None)), (task.fit, Stage(1, None))]
         if not target.candidate_repair or part is task.fit:
             rounds = [(part, Stage(1, None))]
+        last = {*[name for name in starts if name in planned][:1], *(rivals.keys() & planned.keys())}
 
         def run(name: str, number: int) -> NDArray[np.float64] | str:
             if number == 0:
@@ -138,14 +183,19 @@ class Search(Chooser):
             return measured(target, judge, planned[name].plan, task.fit)
 
         with seeded(task.seed), steps(None, task.progress) as step:
-            self._search(tried, step)
-            first = next(name for name in starts if name in planned)
-            order = run_rounds(list(tried.errors), run, [stage for _, stage in rounds], always={first})
+            self._search(tried, last, step)
+            order = run_rounds(list(tried.errors), run, [stage for _, stage in rounds], always=last)
         selection = selected(order, planned, others, target, judge, [data for data, _ in rounds])
-        return Choice(planned[order[0].name].rule, agreed, known.scores, selection)
+        return Choice(planned[order[0].name].rule, budget, known.scores, selection)
 
-    def _search(self, tried: _Tried, step: Any) -> None:
-        """Try the starts, and then neighbours of the best one while the budget of the search lasts."""
+    def _search(self, tried: _Tried, always: Collection[str], step: Any) -> None:
+        """Try the starts, and then neighbours of the best one while the budget of the search lasts.
+
+        Args:
+            tried: What was planned.
+            always: Plans that are measured in any case.
+            step: Shows what is done.
+        """
         end = math.inf if self.minutes is None else time.monotonic() + 60 * self.minutes
         most = self.evaluations or (EVALUATIONS if self.minutes is None else math.inf)
 
@@ -153,12 +203,14 @@ class Search(Chooser):
             with joined(tried.target.graph.device) as team:
                 return team.from_first(len(tried.errors) >= most or time.monotonic() > end)
 
-        starts = list(tried.planned)
-        for name in starts:
-            if not (tried.errors and spent()):
+        for name in list(tried.planned):
+            if name in always or not spent():
                 step(name)
                 tried.measure(name)
-        start = min(tried.errors, key=tried.error)
+        moving = [name for name in tried.errors if isinstance(tried.planned[name].rule, RepairAware)]
+        if not moving:
+            return
+        start = min(moving, key=tried.error)
         rule = tried.planned[start].rule
         proposals = neighbours(len(tried.groups), TOGETHER, tried.error(start))
         proposal = next(proposals, None)
