@@ -27,10 +27,12 @@ from benchmarks.bench_repair import POOL, draw, inner, spread
 from benchmarks.flap import compensated
 from benchmarks.resnet20 import top1, trained
 from benchmarks.smollm2 import perplexity, smollm2, windows
+from secateur.pipeline.targets.target import Task
+from secateur.pipeline.targets.units import Units
 
 IMAGES, SEEDS, MACS = 1000, (0, 1, 2), (0.58, 0.5, 0.3)
 RULES: dict[str, Any] = {"repair_aware": sc.RepairAware(), "search": sc.Search()}
-TEXTS, LENGTH, JUDGED, SHARE, TRIED = 16, 256, 40, 0.7, 16
+TEXTS, LENGTH, JUDGED, SHARE, MINUTES = 16, 256, 24, 0.7, 8.0
 
 
 def entry(name: str, result: sc.Result, seconds: float) -> dict[str, Any]:
@@ -87,32 +89,48 @@ def resnet20_table(found: dict[str, Any]) -> str:
 
 
 def on_smollm2() -> dict[str, Any]:
-    """Perplexity and processor time for every rule."""
+    """Perplexity and processor time for every rule, from one trace."""
     model, tokenizer = smollm2()
-    ids = windows(tokenizer, LENGTH)[:TEXTS]
+    data = [text[None] for text in windows(tokenizer, LENGTH)[:TEXTS]]
     judged = windows(tokenizer, LENGTH, second=True)[:JUDGED]
-    data = [text[None] for text in ids]
     every = sum(p.numel() for p in model.parameters())
     blocks = sum(p.numel() for name, p in model.named_parameters() if "layers." in name)
     budget = sc.Budget(params=every - round((1 - SHARE) * blocks))
-    rows = []
-    cases = {
-        "flap": sc.Global(removal="fluctuation", normalise="zscore"),
-        "repair_aware": sc.RepairAware(per="params"),
-        "search": sc.Search(evaluations=TRIED, starts={"repair_aware": sc.RepairAware(per="params")}),
-    }
-    for name, rule in cases.items():
-        start = time.process_time()
-        result = sc.prune(
-            model, data, budget, rule, repair=None if name == "flap" else "reconstruct",
-            measure_latency=False, progress=False,
-        )  # fmt: skip
-        small = result.model
-        if name == "flap":
-            small = compensated(small, model, result.graph, result.plan, data)
-        row = {**entry(name, result, time.process_time() - start), "perplexity": perplexity(small, judged)}
-        rows.append(row)
-        print({k: v for k, v in row.items() if k != "kept"}, file=sys.stderr, flush=True)
+    target = Units(Task(model, sc.Calibration.of(data), repair="reconstruct"))
+    start = sc.RepairAware(per="params")
+    search = sc.Search(minutes=MINUTES, starts={"repair_aware": start})
+    rows: list[dict[str, Any]] = []
+
+    def note(name: str, plan: sc.Plan, small: torch.nn.Module, seconds: float, **more: Any) -> None:
+        rows.append(
+            {
+                "rule": name,
+                "params": plan.predicted.params / plan.dense.params,
+                "kept": {g.name: g.kept for g in plan.groups if g.removed},
+                "perplexity": perplexity(small, judged),
+                "seconds": seconds,
+                **more,
+            }
+        )
+        print({k: v for k, v in rows[-1].items() if k != "kept"}, file=sys.stderr, flush=True)
+
+    clock = time.process_time()
+    rule = sc.Global(removal="fluctuation", normalise="zscore")
+    plan = target.allocate(rule, target.score([rule]), budget)
+    small = compensated(target.apply(plan), model, target.graph, plan, data)
+    note("flap", plan, small, time.process_time() - clock)
+
+    clock = time.process_time()
+    known = target.scored([start])
+    scored = time.process_time() - clock
+    for name in ("repair_aware", "search"):
+        clock, chosen, more = time.process_time(), start, {}
+        if name == "search":
+            choice = search.choose(target, budget, known)
+            chosen, more = choice.rule, {"selection": choice.selection.model_dump()}
+        small, plan = target.carry_out(chosen, known.scores, budget)
+        repaired = target.repaired(small, plan)
+        note(name, plan, repaired, scored + time.process_time() - clock, **more)
     return {
         "dense": perplexity(model, judged), "texts": TEXTS, "tokens": LENGTH, "share": SHARE, "runs": rows,
     }  # fmt: skip

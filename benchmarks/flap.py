@@ -10,6 +10,7 @@ paper.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,30 +35,32 @@ def compensated(
     Returns:
         `small`.
     """
-    kept = {group.name: np.setdiff1d(np.arange(group.size), group.removed) for group in plan.groups}
-    gone: dict[str, set[int]] = {}
+    removed = {group.name: group.removed for group in plan.groups}
+    gone: dict[str, dict[str, set[int]]] = {"produce": {}, "consume": {}}
     for group in graph.groups:
-        for piece in group.of_role("consume"):
-            lost = piece.position[~np.isin(piece.unit, kept[group.name])]
-            gone.setdefault(piece.tensor.removesuffix(".weight"), set()).update(lost.tolist())
-    gone = {name: positions for name, positions in gone.items() if positions}
-    mean = {name: 0.0 for name in gone}
+        for role, found in gone.items():
+            for piece in group.of_role(role):
+                lost = piece.position[np.isin(piece.unit, removed[group.name])]
+                found.setdefault(piece.tensor.removesuffix(".weight"), set()).update(lost.tolist())
+    inputs = {name: sorted(positions) for name, positions in gone["consume"].items() if positions}
+    mean: dict[str, Any] = dict.fromkeys(inputs, 0.0)
 
     def add(name: str, x: Tensor) -> None:
         mean[name] = mean[name] + x.flatten(0, -2).double().mean(0) / len(data)
 
     hooks = [
         dense.get_submodule(name).register_forward_pre_hook(lambda _, given, name=name: add(name, given[0]))
-        for name in gone
+        for name in inputs
     ]
     for batch in data:
         dense(batch)
     for hook in hooks:
         hook.remove()
-    for name, positions in gone.items():
-        at = torch.tensor(sorted(positions))
+    for name, at in inputs.items():
         weight = dense.get_submodule(name).weight
-        bias = (weight[:, at].double() @ mean[name][at]).to(weight.dtype)
+        lost_outputs = gone["produce"].get(name, set())
+        kept = [k for k in range(len(weight)) if k not in lost_outputs]
+        bias = (weight[kept][:, at].double() @ mean[name][at]).to(weight.dtype)
         layer = small.get_submodule(name)
         layer.bias = nn.Parameter(bias if layer.bias is None else layer.bias + bias)
     return small
