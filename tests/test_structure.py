@@ -40,6 +40,9 @@ BACKWARDS = {
     ("allocators/base.py", "targets"),  # for single weights, masks
     ("allocators/unit_distortions.py", "repairs"),  # measures what a repair leaves
     ("signals/units/reconstruction.py", "repairs"),  # the same, for each unit
+    *(
+        (f"signals/units/{name}.py", "repairs") for name in ("input_features", "readers")
+    ),  # layers as regressions
     ("signals/weights/score.py", "targets"),  # reads the layers that masks can cover
     *(
         (f"signals/experts/{name}.py", "targets")  # read the blocks of experts and their routers

@@ -26,7 +26,8 @@ from secateur.graph.trace import trace
 from secateur.measure.evaluate import evaluate
 from secateur.measure.latency.bench import bench
 from secateur.measure.latency.timing import latency
-from secateur.pipeline.auto import Auto
+from secateur.pipeline.auto.auto import Auto
+from secateur.pipeline.auto.search import Search
 from secateur.pipeline.compare import compare
 from secateur.pipeline.prune import prune
 from secateur.pipeline.recover import recover
@@ -69,6 +70,7 @@ __all__ = [  # noqa: RUF022 grouped by what a reader looks for
     # How much of each
     "Allocator",
     "Auto",
+    "Search",
     "Budget",
     "Limits",
     "ToD",

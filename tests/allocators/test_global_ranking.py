@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from secateur.allocators import LAMP, Budget, Global, Limits
-from secateur.allocators.global_ranking import lamp
+from secateur.allocators.global_ranking import lamp, zscore
 from secateur.errors import ScoreError, SettingError
 from tests.allocators.fake import FakeGraph, random_scores
 
@@ -26,6 +26,8 @@ def literal(scores: dict[str, Any], normalise: str, count: int) -> set[tuple[str
                 value = s / np.mean(values)
             elif normalise == "max":
                 value = s / max(values)
+            elif normalise == "zscore":
+                value = (s - np.mean(values)) / np.std(values)
             elif normalise == "lamp":
                 larger = [v for j, v in enumerate(values) if v > s or (v == s and j < i)] + [s]
                 value = s**2 / sum(v**2 for v in larger)
@@ -39,7 +41,7 @@ def literal(scores: dict[str, Any], normalise: str, count: int) -> set[tuple[str
 @given(
     st.lists(st.integers(2, 12), min_size=1, max_size=4),
     st.integers(0, 10**6),
-    st.sampled_from(["none", "mean", "max", "lamp"]),
+    st.sampled_from(["none", "mean", "max", "zscore", "lamp"]),
     st.integers(0, 19),
 )
 def test_the_lowest_of_all_go(sizes: list[int], seed: int, normalise: str, twentieths: int) -> None:
@@ -71,6 +73,15 @@ def test_lamp_by_hand() -> None:
     assert np.isfinite(lamp(np.array([1e200, 1e-200, 1e200]))).all()
 
 
+def test_zscore_takes_any_sign_and_knows_equal_scores() -> None:
+    np.testing.assert_allclose(zscore(np.array([-1.0, 0.0, 4.0])), np.array([-2, -1, 3]) / (14 / 3) ** 0.5)
+    np.testing.assert_array_equal(zscore(np.full(7, 0.1)), 0)
+    graph: Any = FakeGraph([3, 3])
+    scores = {"magnitude": {"layer0": np.array([-9.0, 0, 9]), "layer1": np.array([70.0, 71, 72])}}
+    plan = Global(2 / 6, "zscore").allocate(graph, scores)
+    assert [group.removed for group in plan.groups] == [(0,), (0,)]
+
+
 def test_lamp_is_global_with_its_normalisation() -> None:
     graph: Any = FakeGraph([12, 8, 5])
     scores = random_scores(graph, 4)
@@ -80,7 +91,7 @@ def test_lamp_is_global_with_its_normalisation() -> None:
     assert (a.allocator, a.settings["normalise"]) == ("lamp", "lamp")
 
 
-@pytest.mark.parametrize("normalise", ["none", "mean", "max", "lamp"])
+@pytest.mark.parametrize("normalise", ["none", "mean", "max", "zscore", "lamp"])
 def test_a_budget_is_met(normalise: str) -> None:
     graph: Any = FakeGraph([12, 8, 5])
     plan = Global(normalise=normalise).allocate(graph, random_scores(graph, 1), Budget(macs=0.5))
@@ -98,7 +109,9 @@ def test_a_group_of_zeros_goes_first() -> None:
 def test_bad_settings() -> None:
     graph: Any = FakeGraph([4])
     scores = random_scores(graph, 0)
-    with pytest.raises(SettingError, match="expected normalise to be one of none, mean, max, lamp, got 'l3'"):
+    with pytest.raises(
+        SettingError, match="expected normalise to be one of none, mean, max, zscore, lamp, got 'l3'"
+    ):
         Global(normalise="l3")
     with pytest.raises(SettingError, match=r"LAMP: expected ratio in \[0, 1\), got 1.5"):
         LAMP(1.5)

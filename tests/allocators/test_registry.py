@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from secateur.allocators import ToD, Uniform, names, resolve
+from secateur.allocators import Global, ToD, Uniform, names, resolve
 from secateur.errors import SettingError
 
 
@@ -12,6 +12,7 @@ def test_names() -> None:
     assert names() == (
         "emp",
         "erk",
+        "flap",
         "global",
         "lamp",
         "owl",
@@ -25,7 +26,9 @@ def test_names() -> None:
     assert resolve("tod") == ToD()
     assert resolve("uniform") == Uniform()
     assert resolve("random") == Uniform(removal="random")
-    assert all(resolve(name).name == name for name in names() if name != "random")  # type: ignore[attr-defined]
+    assert resolve("flap") == Global(normalise="zscore", removal="fluctuation")
+    named = set(names()) - {"random", "flap"}
+    assert all(resolve(name).name == name for name in named)  # type: ignore[attr-defined]
 
 
 def test_an_instance_is_taken_as_it_is() -> None:

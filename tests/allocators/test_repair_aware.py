@@ -86,6 +86,26 @@ def test_every_budget_is_on_one_path() -> None:
     assert int(np.asarray(curve.kept).min()) == 1
 
 
+def test_a_group_with_a_higher_factor_keeps_more() -> None:
+    graph = chain(5, 9, 8, 7, 3)
+    scores, budget = convex(graph), sc.Budget(macs=0.5)
+    plain = sc.RepairAware().allocate(graph, scores, budget)
+    alike = {g.name: 3.0 for g in plain.groups}
+    assert sc.RepairAware(factors=alike).allocate(graph, scores, budget).groups == plain.groups
+    name = plain.groups[1].name
+    kept = [
+        {g.name: g.kept for g in rule.allocate(graph, scores, budget).groups}
+        for rule in (sc.RepairAware(factors={name: f}) for f in (0.01, 1.0, 100.0))
+    ]
+    assert kept[0][name] < kept[1][name] < kept[2][name]
+    assert kept[0] != kept[1] == {g.name: g.kept for g in plain.groups}
+    found = sc.RepairAware(factors={name: 100.0}).allocate(graph, scores, budget)
+    assert found.settings["factors"] == {name: 100.0}
+    assert "factors" not in plain.settings
+    # What is predicted are the errors themselves.
+    assert found.certificates["sum"] == pytest.approx(error(scores, found))
+
+
 def test_an_error_to_stop_before() -> None:
     graph = chain(5, 9, 8, 7, 3)
     scores = convex(graph)
@@ -104,7 +124,9 @@ def test_settings_are_checked() -> None:
         sc.RepairAware().allocate(graph, convex(graph))
     with pytest.raises(SettingError, match="either an error or a budget, got both"):
         sc.RepairAware(error=0.1).allocate(graph, convex(graph), sc.Budget(macs=0.5))
-    for bad in ({"error": 0.0}, {"error": -1.0}, {"per": "latency"}):
+    with pytest.raises(SettingError, match="got one of 'x', which is no group"):
+        sc.RepairAware(factors={"x": 2.0}).allocate(graph, convex(graph), sc.Budget(macs=0.5))
+    for bad in ({"error": 0.0}, {"error": -1.0}, {"per": "latency"}, {"factors": {"x": 0.0}}):
         with pytest.raises(SettingError, match="RepairAware: expected"):
             sc.RepairAware(**bad)  # type: ignore[arg-type]
 

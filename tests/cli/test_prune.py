@@ -73,6 +73,18 @@ def test_polish_has_its_number_of_passes(folder: Path) -> None:
     assert "polish-passes: expected it with repair polish, got auto" in said
 
 
+def test_a_search_moves_budget_between_layers(folder: Path) -> None:
+    result = run(*BASE, "--macs", "0.5", "--allocator", "search", "--repair", "reconstruct", "--json")
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["asked"]["allocator"] == "search"
+    assert report["selection"]["candidates"][0]["verdict"] == "chosen"
+    said = refused(
+        2, "plan", *BASE[1:5], "--scores", "s.safetensors", "--out", "plan.json", "--allocator", "search"
+    )  # fmt: skip
+    assert "--allocator search: expected one rule, since this step tries none out" in said
+
+
 def test_single_weights_become_zero(folder: Path) -> None:
     result = run(*BASE, "--granularity", "weight", "--sparsity", "0.7", "--json")
     assert result.exit_code == 0, result.stderr
@@ -183,6 +195,13 @@ def test_a_bug_ends_with_1_and_debug_shows_it(folder: Path, monkeypatch: pytest.
             ("--allocator", "uniform", "--tolerance", "0.1"),
             "--tolerance: expected it with allocator tod, got uniform",
         ),
+        (
+            ("--macs", "0.5", "--allocator", "search", "--removal", "l1"),
+            "--removal: expected it with one rule",
+        ),
+        (("--macs", "0.5", "--allocator", "auto", "--removal", "l1"), "got allocator auto"),
+        (("--allocator", "search"), "search: expected a budget, got none"),
+        (("--sparsity", "0.5", "--granularity", "weight", "--allocator", "search"), "error that units leave"),
         (("--allocator", "uniform"), "either a ratio or a budget for uniform, got neither"),
         (
             ("--allocator", "uniform", "--ratio", "0.5", "--macs", "0.5"),

@@ -8,6 +8,7 @@ from secateur import allocators as allocate
 from secateur.allocators import registry
 from secateur.config import names
 from secateur.config.run import CompareSection
+from secateur.pipeline.auto.choosers import CHOOSERS
 from secateur.pipeline.targets.units import Units
 from secateur.repairs.methods import REPAIRS
 from secateur.signals.experts import SIGNALS as EXPERT_SIGNALS
@@ -18,7 +19,7 @@ from secateur.targets.weights.transition import REPAIRS as MASK_REPAIRS
 
 
 def test_names_are_the_librarys() -> None:
-    assert set(get_args(names.Rule)) == {"auto", *allocate.names()}
+    assert set(get_args(names.Rule)) == {*CHOOSERS, *allocate.names()}
     assert set(get_args(names.MaskRule)) == {name for name, rule in registry.RULES.items() if rule.on_weights}
     assert set(get_args(names.Form)) == set(FORMS)
     assert set(get_args(names.Criterion)) == set(CRITERIA)

@@ -107,12 +107,11 @@ TOLERANCE = {
 }
 REFUSED = {
     ("unit", "erk"),
-    ("weight", "tod"),
-    ("weight", "repair_aware"),
-    *(("expert", name) for name in ("erk", "lamp", "owl", "repairability", "repair_aware")),
+    *(("weight", name) for name in ("tod", "repair_aware", "flap")),
+    *(("expert", name) for name in ("flap", "erk", "lamp", "owl", "repairability", "repair_aware")),
     *(
         ("unit+expert", name)
-        for name in ("global", "erk", "lamp", "owl", "repairability", "repair_aware", "ratios")
+        for name in ("global", "flap", "erk", "lamp", "owl", "repairability", "repair_aware", "ratios")
     ),
 }
 """Rules that a granularity does not have under their name alone."""

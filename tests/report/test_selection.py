@@ -32,6 +32,11 @@ def test_the_table_has_a_column_for_each_round() -> None:
 
 
 def test_words_say_what_was_measured() -> None:
+    many = FOUND.model_copy(update={"candidates": FOUND.candidates * 20})
+    left = len(many.candidates) - selection.MOST
+    assert f"The {left} others are in the report as JSON" in selection.sentence(many)
+    assert len(selection.rows(many)) == len(selection.lines(many)) - 1 == selection.MOST
+    assert "others" not in selection.sentence(FOUND)
     assert "200 held-out samples" in selection.sentence(FOUND)
     assert "squared distance" in selection.sentence(FOUND)
     assert selection.sentence(FOUND.model_copy(update={"measure": "loss"})).count("squared") == 0

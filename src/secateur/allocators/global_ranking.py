@@ -62,12 +62,36 @@ def _by_max(scores: Vector) -> Vector:
     return _divided(scores, float(scores.max()))
 
 
+def zscore(scores: Vector) -> Vector:
+    """Subtract the mean of a group's scores, and divide by their standard deviation.
+
+    Equal scores become zeros: of such a group no unit stands out.
+
+    Args:
+        scores: Scores of one group, of any sign. [group.size]
+
+    Returns:
+        Values with mean 0 and mean square 1. [group.size]
+
+    Source: An et al. 2023, Fluctuation-based Adaptive Structured Pruning (FLAP), arXiv 2312.11983.
+
+    Example:
+        >>> zscore(np.array([1.0, 3.0, 1.0, 3.0])).tolist()
+        [-1.0, 1.0, -1.0, 1.0]
+    """
+    centred = scores - scores.mean()
+    spread = float(np.sqrt(np.square(centred).mean()))
+    # Rounding leaves equal scores a spread of about an epsilon of their size.
+    equal = spread <= 8 * np.finfo(np.float64).eps * float(np.abs(scores).max())
+    return np.zeros(len(scores)) if equal else centred / spread
+
+
 def _divided(scores: Vector, whole: float) -> Vector:
     return scores / whole if whole > 0 else np.zeros(len(scores))
 
 
 NORMALISE: Mapping[str, Callable[[Vector], Vector]] = MappingProxyType(
-    {"none": lambda scores: scores, "mean": _by_mean, "max": _by_max, "lamp": lamp}
+    {"none": lambda scores: scores, "mean": _by_mean, "max": _by_max, "zscore": zscore, "lamp": lamp}
 )
 """Functions that make the scores of one group comparable with those of other groups, by name."""
 
@@ -83,9 +107,11 @@ class Global(Allocator):
     Attributes:
         ratio: Fraction of all units to remove, in [0, 1). None if a budget decides.
         normalise: How scores of different groups are made comparable. ``mean`` and ``max`` divide by the mean
-            or the largest score of the group. ``lamp`` divides by the sum over larger scores (see `LAMP`).
-            ``none`` changes nothing; use it for signals that already have one unit for all groups, such as
-            ``taylor``.
+            or the largest score of the group. ``zscore`` subtracts the mean and divides by the standard
+            deviation; with the signal ``fluctuation`` that is the rule of FLAP (An et al. 2023, arXiv
+            2312.11983), which goes by the name ``"flap"``. ``lamp`` divides by the sum
+            over larger scores (see `LAMP`). ``none`` changes nothing; use it for signals that already have
+            one unit for all groups, such as ``taylor``.
         removal: Signal whose lowest scores are removed first: a name such as ``"l1*wasserstein"``, or an
             instance.
 
@@ -146,7 +172,7 @@ class Global(Allocator):
         groups = limits.considered(graph.groups)
         values = {g.name: vector(scores, self.removal, g) for g in groups}
         for name, found in values.items():
-            if self.normalise != "none" and found.min() < 0:
+            if self.normalise not in ("none", "zscore") and found.min() < 0:
                 raise ScoreError(
                     f"Global: expected scores of 0 or more to divide, got {found.min()} in {name!r}. "
                     'Use normalise="none".'

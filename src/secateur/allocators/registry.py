@@ -55,6 +55,7 @@ RULES: Mapping[str, Allocator] = MappingProxyType(
         "emp": EMP(),
         "uniform": Uniform(),
         "global": Global(),
+        "flap": Global(normalise="zscore", removal="fluctuation"),
         "erk": ERK(),
         "lamp": LAMP(),
         "owl": OWL(),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import numpy as np
@@ -54,9 +56,12 @@ class RepairAware(Allocator):
     Source: ours. The elimination in the signal is that of Hassibi and Stork (1993).
 
     Attributes:
-        error: Remove units up to this sum of the groups' errors. None if a budget decides.
+        error: Remove units up to this sum of the groups' errors, each times its factor. None if a budget
+            decides.
         removal: The signal. Its scores must be errors, in one unit for all groups.
         per: The cost that a removed unit saves: ``macs`` or ``params``.
+        factors: What the errors of a group are multiplied by, above 0, by the group's name; 1 for the others.
+            A group with a higher factor keeps more. `secateur.Search` looks for good ones.
 
     Raises:
         SettingError: A setting is out of range. On `allocate`: both or neither of error and budget are given.
@@ -75,6 +80,7 @@ class RepairAware(Allocator):
     error: float | None = None
     removal: Asked = "reconstruction"
     per: Per = "macs"
+    factors: Mapping[str, float] = field(default_factory=dict)
     name: ClassVar[str] = "repair_aware"
     solved: ClassVar[str] = "error"
 
@@ -86,6 +92,14 @@ class RepairAware(Allocator):
             raise SettingError(
                 f"RepairAware: expected per to be 'macs' or 'params', got {self.per!r}. Name one of these."
             )
+        factors = {name: float(factor) for name, factor in dict(self.factors).items()}
+        for name, factor in factors.items():
+            if not 0 < factor < math.inf:
+                raise SettingError(
+                    f"RepairAware: expected factors above 0, got {factor!r} for group {name!r}. Write 2.0 "
+                    "for a group that should keep more, 0.5 for one that should keep less."
+                )
+        object.__setattr__(self, "factors", MappingProxyType(factors))
 
     @property
     def signals(self) -> tuple[Asked, ...]:
@@ -105,15 +119,23 @@ class RepairAware(Allocator):
     def settings(self, knob: float | None) -> dict[str, JsonValue]:
         """The error that was used, the signal and the cost."""
         error = None if knob is None else float(knob)
-        return {"error": error, "removal": name_of(self.removal), "per": self.per}
+        found: dict[str, JsonValue] = {"error": error, "removal": name_of(self.removal), "per": self.per}
+        return found | ({"factors": dict(self.factors)} if self.factors else {})
 
     def steps(self, graph: Graph, scores: ScoreTable, limits: Limits) -> Mapping[str, StepFunction]:
         """The knob is the sum of all groups' errors. Each unit is removed at the sum after its removal."""
+        unknown = sorted(self.factors.keys() - {group.name for group in graph.groups})
+        if unknown:
+            raise SettingError(
+                f"RepairAware: expected factors of groups, got one of {unknown[0]!r}, which is no group. "
+                "Name groups as graph.groups does."
+            )
         groups = limits.considered(graph.groups)
         orders, errors = [], []
         for group in groups:
             values = vector(scores, self.removal, group)
             orders.append(ascending(values))
+            values = values * self.factors.get(group.name, 1.0)
             # Drop the last value, because one unit must stay: a group without units would cut the network.
             errors.append(np.concatenate([np.zeros(1), values[orders[-1]][:-1]]))
         path = _greedy_path(graph, [g.name for g in groups], orders, errors, self.per)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from secateur.allocators import Budget, Limits
     from secateur.allocators.registry import Allocates
     from secateur.calibration import Calibration
-    from secateur.pipeline.auto import Auto
+    from secateur.pipeline.auto.chooser import Chooser
     from secateur.plan import Plan
     from secateur.repairs.methods import Methods
     from secateur.targets.weights import MaskPlan
@@ -138,25 +138,35 @@ def read_plan(path: str) -> Plan | MaskPlan:
     return sc.Plan.from_json(path)
 
 
-def rule_of(run: Run) -> Allocates | Auto:
-    """Return the run's allocator with its settings, or `Auto`, which compares several.
+def rule_of(run: Run) -> Allocates | Chooser:
+    """Return the run's allocator with its settings, or what chooses one, such as `Auto`.
 
     Raises:
         SettingError: If a required setting is missing, or the allocator does not have a given setting.
     """
-    return contender(run, run.rule) if run.rule == "auto" else single_rule_of(run)
+    from secateur.pipeline.auto.choosers import chooser_of
+
+    chooser = chooser_of(run.rule)
+    if chooser is not None and run.removal is not None:
+        raise SettingError(
+            f"--removal: expected it with one rule, got allocator {run.rule}, which takes the signals of its "
+            "candidates. Leave it out, or name a rule."
+        )
+    return chooser or single_rule_of(run)
 
 
 def single_rule_of(run: Run) -> Allocates:
     """Return the run's allocator with its settings, for steps that cannot compare rules.
 
     Raises:
-        SettingError: If the rule is ``auto``; and as in `rule_of`.
+        SettingError: If the rule is ``auto`` or ``search``; and as in `rule_of`.
     """
+    from secateur.pipeline.auto.choosers import CHOOSERS
+
     name = run.single_rule
-    if name == "auto":
+    if name in CHOOSERS:
         raise SettingError(
-            "--allocator auto: expected one rule, since this step tries none out. Use secateur prune, or "
+            f"--allocator {name}: expected one rule, since this step tries none out. Use secateur prune, or "
             "name one."
         )
     if name == "uniform" and run.ratio is None and not run.budget.asked:
@@ -164,11 +174,11 @@ def single_rule_of(run: Run) -> Allocates:
     return rule_called(run, name)
 
 
-def contender(run: Run, name: str) -> Allocates | Auto:
-    """The allocator of this name, or the choice among several for ``auto``; see `rule_called`."""
-    from secateur.pipeline.auto import Auto
+def contender(run: Run, name: str) -> Allocates | Chooser:
+    """The allocator of this name, or what chooses one, such as ``auto``; see `rule_called`."""
+    from secateur.pipeline.auto.choosers import chooser_of
 
-    return Auto() if name == Auto.name else rule_called(run, name)
+    return chooser_of(name) or rule_called(run, name)
 
 
 def rule_called(run: Run, name: str) -> Allocates:

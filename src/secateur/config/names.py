@@ -12,10 +12,12 @@ Form = Literal["auto", "module", "graph", "masked"]
 Unrealisable = Literal["graph", "leave"]
 Rule = Literal[
     "auto",
+    "search",
     "tod",
     "emp",
     "uniform",
     "global",
+    "flap",
     "erk",
     "lamp",
     "owl",
@@ -25,7 +27,17 @@ Rule = Literal[
     "random",
 ]
 MaskRule = Literal[
-    "emp", "uniform", "global", "erk", "lamp", "owl", "repairability", "repair_aware", "ratios", "random"
+    "emp",
+    "uniform",
+    "global",
+    "flap",
+    "erk",
+    "lamp",
+    "owl",
+    "repairability",
+    "repair_aware",
+    "ratios",
+    "random",
 ]
 Criterion = Literal["magnitude", "wanda", "taylor", "snip", "fisher", "random"]
 MaskRepair = Literal["variance", "channelwise", "layerwise", "reconstruct", "batchnorm", "surgeon"]
@@ -42,6 +54,8 @@ SIGNALS = (
     "apoz",
     "rank",
     "reconstruction",
+    "fluctuation",
+    "wanda",
     "taylor_sample",
     "fisher",
     "snip",

@@ -18,8 +18,8 @@ from secateur.common.progress import steps
 from secateur.config.names import Granularity
 from secateur.errors import SettingError, UnreachableBudgetError
 from secateur.measure.evaluate import Evaluation, evaluate
-from secateur.pipeline.auto.auto import Auto
-from secateur.pipeline.auto.choose import choose
+from secateur.pipeline.auto.chooser import Chooser
+from secateur.pipeline.auto.choosers import chooser_of
 from secateur.pipeline.prune import check_options, target_called
 from secateur.pipeline.targets.target import Target, Task
 from secateur.plan import CostRecord
@@ -164,7 +164,7 @@ class Comparison:
 def compare(
     model: nn.Module,
     calibration: Any,
-    rules: Sequence[str] | Mapping[str, str | Allocates | Auto] | None = None,
+    rules: Sequence[str] | Mapping[str, str | Allocates | Chooser] | None = None,
     budgets: Sequence[Budget] | None = None,
     repair: Methods = "auto",
     *,
@@ -215,7 +215,7 @@ def compare(
     kind = target_called("compare", what)
     check_options("compare", what, form, allow_inexact=allow_inexact)
     budgets = kind.budgets if budgets is None else budgets
-    chosen = _chosen(kind, kind.compared if rules is None else rules, budgets)
+    chosen = _chosen(kind, what, kind.compared if rules is None else rules, budgets)
     kind.check_repair(repair)
     model = unwrap(model)
 
@@ -236,19 +236,19 @@ def compare(
     target = kind(task)
     quiet = kind(replace(task, progress=False), target.graph)  # within the bar below
     judged = task.held if evaluation is None else read(evaluation)
-    plain = {name: rule for name, rule in chosen.items() if not isinstance(rule, Auto)}
+    plain = {name: rule for name, rule in chosen.items() if not isinstance(rule, Chooser)}
     scores = target.score(plain.values())
     curved = {name: target.measured(rule, task.fit, scores) for name, rule in plain.items()}
     known = {
-        name: target.scored(rule.rules_or(kind.candidates, kind.rule).values())
+        name: target.scored(rule.candidates_for(target).values())
         for name, rule in chosen.items()
-        if isinstance(rule, Auto)
+        if isinstance(rule, Chooser)
     }
 
     def pruned(name: str, budget: Budget) -> tuple[nn.Module, Any]:
         rule, own = curved.get(name), scores
-        if isinstance(auto := chosen[name], Auto):
-            choice = choose(auto, quiet, budget, known[name])
+        if isinstance(chooser := chosen[name], Chooser):
+            choice = chooser.choose(quiet, budget, known[name])
             rule, own = choice.rule, choice.scores
         return quiet.carry_out(rule, own, budget)
 
@@ -283,7 +283,8 @@ def compare(
 
 def _chosen(
     kind: type[Target],
-    rules: Sequence[str] | Mapping[str, str | Allocates | Auto],
+    granularity: str,
+    rules: Sequence[str] | Mapping[str, str | Allocates | Chooser],
     budgets: Sequence[Budget],
 ) -> dict[str, Any]:
     """The rules by the name they are shown under."""
@@ -292,10 +293,11 @@ def _chosen(
         raise SettingError(
             f"compare: expected rules and budgets, got {len(named)} and {len(budgets)}. Give one each."
         )
-    return {
-        name: Auto() if rule == Auto.name else rule if isinstance(rule, Auto) else kind.rule(rule)
-        for name, rule in named.items()
-    }
+    found = {name: chooser_of(rule) or kind.rule(rule) for name, rule in named.items()}
+    for rule in found.values():
+        if isinstance(rule, Chooser):
+            rule.check("compare", granularity)
+    return found
 
 
 def draw(found: Comparison, path: Path) -> None:

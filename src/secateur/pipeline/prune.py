@@ -16,8 +16,8 @@ from secateur.common.modes import require_plain_modes
 from secateur.config.names import Granularity
 from secateur.errors import SettingError
 from secateur.measure.evaluate import evaluate
-from secateur.pipeline.auto.auto import Auto
-from secateur.pipeline.auto.choose import Choice, choose
+from secateur.pipeline.auto.chooser import Choice, Chooser
+from secateur.pipeline.auto.choosers import chooser_of
 from secateur.pipeline.result import Result, asked_for, check_labels, clock, figures, proof_entry, scored_on
 from secateur.pipeline.targets.experts import Experts
 from secateur.pipeline.targets.target import Form, Target, Task
@@ -42,7 +42,7 @@ def prune(
     model: nn.Module,
     calibration: Any,
     budget: Budget | None = None,
-    allocator: str | Allocates | Auto | None = None,
+    allocator: str | Allocates | Chooser | None = None,
     granularity: Granularity | Sequence[Granularity] = "unit",
     repair: Methods = "auto",
     *,
@@ -68,7 +68,8 @@ def prune(
         budget: What the result may cost; None lets the rule decide.
         allocator: A name or an instance: ``"tod"``, ``sc.ToD(tolerance=0.05)``, ``sc.Uniform(ratio=0.3)``.
             ``"auto"``: rules compete on held-out data (`sc.Auto`), which is what None stands for; for single
-            weights it stands for ``"emp"``, for experts for ``"tod"``.
+            weights it stands for ``"emp"``, for experts for ``"tod"``. ``"search"``: for units, budget is
+            moved between groups as measured models tell (`sc.Search`).
         granularity: What is removed. ``"unit"``: channels, neurons, heads, hidden units. ``"weight"``: single
             weights, which become zero. ``"expert"``: experts of a mixture-of-experts model, which need not
             be captured. ``["unit", "expert"]``: both under one budget; one knob decides on all groups.
@@ -105,10 +106,12 @@ def prune(
     """
     what = granularity_of(granularity)
     kind = _checked(what, form, budget, steps, allow_inexact, on_unrealisable, measure_latency)
-    decider = kind.default if allocator is None else allocator
-    decider = Auto() if decider == Auto.name else decider
-    if not isinstance(decider, Auto):
+    decider: Any = kind.default if allocator is None else allocator
+    chooser = chooser_of(decider)
+    if chooser is None:
         decider = kind.rule(decider)
+    else:
+        chooser.check("prune", what)
     kind.check_repair(repair)  # a wrong name is refused now, not after scoring
     model = unwrap(model)
     require_plain_modes("prune", model)
@@ -135,11 +138,11 @@ def prune(
         check_labels(model, task.example, loss_fn)
     target = kind(task)
     choice, asked = None, budget
-    if isinstance(decider, Auto):
+    if chooser is not None:
         with clock(task.seconds, "score"):
-            known = target.scored(decider.rules_or(target.candidates, target.rule).values())
+            known = target.scored(chooser.candidates_for(target).values())
         with clock(task.seconds, "choose"):
-            choice = choose(decider, target, budget, known)
+            choice = chooser.choose(target, budget, known)
         rule, scores, budget = choice.rule, choice.scores, choice.budget
     else:
         with clock(task.seconds, "score"):
@@ -148,7 +151,7 @@ def prune(
             rule = target.measured(decider, task.fit, scores)
     described = asked_for(
         asked,
-        Auto.name if choice else "",  # that of the plan: a rule of the user's own has no name
+        chooser.name if chooser else "",  # that of the plan: a rule of the user's own has no name
         what,
         repair,
         form,

@@ -11,9 +11,13 @@ if TYPE_CHECKING:
 
 TITLES = ("rule", "MACs", "parameters")
 
+MOST = 24
+"""At most this many candidates are shown, the best first. The report as JSON has all of them."""
+
 
 def sentence(choice: Selection) -> str:
-    """Explain the table of candidates in two sentences."""
+    """Explain the table of candidates in a few sentences."""
+    left = len(choice.candidates) - MOST
     measured = (
         "squared distance to the dense model's outputs relative to their size"
         if choice.measure == "distance to dense"
@@ -22,6 +26,7 @@ def sentence(choice: Selection) -> str:
     return (
         f"Rules at the same budget, applied and repaired on part of the calibration data; {measured}, on "
         f"{choice.held} held-out samples, lower is better. The first decided."
+        + (f" The {left} others are in the report as JSON." if left > 0 else "")
     )
 
 
@@ -34,8 +39,8 @@ def titles(choice: Selection) -> tuple[str, ...]:
 
 
 def rows(choice: Selection) -> tuple[tuple[str, ...], ...]:
-    """Return one row of cells for each candidate."""
-    return tuple(_row(entry, len(choice.rounds)) for entry in choice.candidates)
+    """Return one row of cells for each of the best candidates."""
+    return tuple(_row(entry, len(choice.rounds)) for entry in choice.candidates[:MOST])
 
 
 def _row(entry: Candidate, rounds: int) -> tuple[str, ...]:
@@ -45,9 +50,9 @@ def _row(entry: Candidate, rounds: int) -> tuple[str, ...]:
 
 
 def lines(choice: Selection) -> tuple[str, ...]:
-    """Return the explanation, and then one line for each candidate."""
+    """Return the explanation, and then one line for each of the best candidates."""
     found = []
-    for entry in choice.candidates:
+    for entry in choice.candidates[:MOST]:
         errors = ", ".join(f"{error:.3g}" for error in entry.errors)
         found.append(f"{entry.name}: {errors + '; ' if errors else ''}{entry.verdict}")
     return (sentence(choice), *found)

@@ -8,6 +8,7 @@ from secateur.signals.units.apoz import APoZ
 from secateur.signals.units.batchnorm_scale import BatchNormScale
 from secateur.signals.units.combination import Combination, Product, RankSum
 from secateur.signals.units.fisher import Fisher
+from secateur.signals.units.fluctuation import Fluctuation
 from secateur.signals.units.geometric_median import GeometricMedian
 from secateur.signals.units.magnitude import L1, L2, Magnitude
 from secateur.signals.units.random import Random
@@ -16,6 +17,7 @@ from secateur.signals.units.reconstruction import Reconstruction
 from secateur.signals.units.snip import Snip
 from secateur.signals.units.taylor import Taylor
 from secateur.signals.units.taylor_sample import TaylorSample
+from secateur.signals.units.wanda import Wanda
 from secateur.signals.units.wasserstein import Wasserstein
 
 __all__ = [  # noqa: RUF022 grouped by what a reader looks for
@@ -35,6 +37,8 @@ __all__ = [  # noqa: RUF022 grouped by what a reader looks for
     "APoZ",
     "Rank",
     "Reconstruction",
+    "Fluctuation",
+    "Wanda",
     # Signals of the loss
     "Taylor",
     "TaylorSample",

@@ -13,6 +13,8 @@ can only be removed together, so they share one score:
 - *first derivatives* (`Taylor`, `TaylorSample`, `Fisher`): the members are added up with their signs, before
   the absolute value or the square, because that sum is the derivative of removing all of them at once.
   `Snip` takes absolute values weight by weight, as it is defined, and adds those up.
+- *errors of the layers that read the unit* (`Reconstruction`, `Fluctuation`) and weights one by one (`Wanda`)
+  are added up.
 
 The units of one group have the same members, so ``sum`` and ``mean`` rank them alike; they differ only where
 groups are compared with each other. ``max`` can rank them differently. Each signal's default is what led on a

@@ -11,6 +11,7 @@ from secateur.signals.units.apoz import APoZ
 from secateur.signals.units.batchnorm_scale import BatchNormScale
 from secateur.signals.units.combination import Asked, Combination, listed, parse
 from secateur.signals.units.fisher import Fisher
+from secateur.signals.units.fluctuation import Fluctuation
 from secateur.signals.units.geometric_median import GeometricMedian
 from secateur.signals.units.magnitude import L1, L2, Magnitude
 from secateur.signals.units.random import Random
@@ -19,6 +20,7 @@ from secateur.signals.units.reconstruction import Reconstruction
 from secateur.signals.units.snip import Snip
 from secateur.signals.units.taylor import Taylor
 from secateur.signals.units.taylor_sample import TaylorSample
+from secateur.signals.units.wanda import Wanda
 from secateur.signals.units.wasserstein import Wasserstein
 
 SIGNALS: dict[str, type[Signal]] = {
@@ -33,6 +35,8 @@ SIGNALS: dict[str, type[Signal]] = {
     "apoz": APoZ,
     "rank": Rank,
     "reconstruction": Reconstruction,
+    "fluctuation": Fluctuation,
+    "wanda": Wanda,
     "taylor_sample": TaylorSample,
     "fisher": Fisher,
     "snip": Snip,

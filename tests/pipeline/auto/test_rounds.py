@@ -61,6 +61,16 @@ def test_who_cannot_run_or_is_not_finite_is_out() -> None:
     assert all(r.out for r in run_rounds(["x"], run, HEATS))
 
 
+def test_one_that_always_goes_on_is_dropped_by_the_last_round_alone() -> None:
+    seen, run = runs({"a": [1, 1, 1], "bb": [2, 2, 2], "ccc": [3, 3, 0]})
+    found = run_rounds(["a", "bb", "ccc"], run, (Stage(1, None), Stage(1, 3.0), Stage(1, None)), {"ccc"})  # type: ignore[arg-type]
+    assert [r.name for r in found] == ["ccc", "a", "bb"]
+    assert [len(r.errors) for r in found] == [3, 3, 1]
+    assert ("bb", 1) not in seen
+    _, run = runs({"a": [1, 1, 1], "ccc": [3, 3, 3]})
+    assert run_rounds(["a", "ccc"], run, HEATS, {"ccc"})[1].out.startswith("round 3: place 2")  # type: ignore[arg-type]
+
+
 def test_equals_keep_their_order() -> None:
     found = run_rounds(["b", "a"], lambda name, number: np.ones(5), HEATS)
     assert [r.name for r in found] == ["b", "a"]

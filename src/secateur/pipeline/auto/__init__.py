@@ -1,5 +1,1 @@
-"""``allocator="auto"``: try several allocators on the user's model and data, and take the best."""
-
-from secateur.pipeline.auto.auto import Auto
-
-__all__ = ["Auto"]
+"""Rules that measure what they choose among: `Auto` compares allocators, `Search` moves budget."""

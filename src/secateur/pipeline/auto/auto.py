@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from secateur.allocators import EMP, Global, Repairability, RepairAware, ToD, Uniform, resolve
+from secateur.allocators import EMP, Budget, Global, Repairability, RepairAware, ToD, Uniform, resolve
 from secateur.allocators.registry import Allocates
 from secateur.errors import SettingError
+from secateur.pipeline.auto.choose import choose
+from secateur.pipeline.auto.chooser import Choice, Chooser
+from secateur.pipeline.auto.search import ONLY_UNITS, Search
 from secateur.pipeline.auto.streams import StreamsWhole
+from secateur.targets.granularity import refusal
+
+if TYPE_CHECKING:
+    from secateur.pipeline.targets.target import Scored, Target
 
 UNITS: Mapping[str, Callable[[], Allocates]] = MappingProxyType(
     {
@@ -32,7 +39,7 @@ UNITS: Mapping[str, Callable[[], Allocates]] = MappingProxyType(
 
 
 @dataclass(frozen=True)
-class Auto:
+class Auto(Chooser):
     """Compares several allocators and uses the best one.
 
     Each candidate prunes the model, is repaired on a part of the data, and is measured on held-out data. Pass
@@ -45,6 +52,8 @@ class Auto:
             papers and the repair-aware one, with several removal signals. A candidate does not run if the
             data lack something that it needs, for example labels.
         finalists: Largest number of candidates in the last round, which uses more data.
+        minutes: For how long `Search` then moves budget between groups; the best of what it finds and of the
+            candidates is used. For units only. None: not at all.
 
     Raises:
         SettingError: There is no candidate, a candidate is no allocator, or `finalists` is below 1.
@@ -56,6 +65,7 @@ class Auto:
 
     candidates: Mapping[str, str | Allocates] | None = None
     finalists: int = 3
+    minutes: float | None = None
     name: ClassVar[str] = "auto"
 
     def __post_init__(self) -> None:
@@ -66,6 +76,8 @@ class Auto:
             )
         if type(self.finalists) is not int or self.finalists < 1:
             raise SettingError(f"auto: expected finalists of at least 1, got {self.finalists!r}. Pass 3.")
+        if self.minutes is not None:
+            Search(minutes=self.minutes)  # raises an error for a wrong number
         if self.candidates is not None:
             object.__setattr__(self, "candidates", MappingProxyType(dict(self.candidates)))
         _ = self.rules  # raises an error for an unknown name now, not during pruning
@@ -73,11 +85,25 @@ class Auto:
     @property
     def rules(self) -> dict[str, Allocates]:
         """The allocators to compare for units."""
-        return self.rules_or(UNITS, resolve)
+        return self._or(UNITS, resolve)
 
-    def rules_or(
-        self, default: Mapping[str, Callable[[], Any]], called: Callable[[Any], Any]
-    ) -> dict[str, Any]:
+    def check(self, function: str, granularity: str) -> None:
+        """Refuse a search of what is no unit."""
+        if self.minutes is not None and granularity != "unit":
+            raise refusal(f"{function}(allocator=Auto(minutes={self.minutes}))", granularity, ONLY_UNITS)
+
+    def candidates_for(self, target: Target) -> dict[str, Any]:
+        """The allocators to compare for a target, and those that a search after them starts from."""
+        found = self._or(target.candidates, target.rule)
+        return found if self.minutes is None else {**Search().candidates_for(target), **found}
+
+    def choose(self, target: Target, budget: Budget | None = None, known: Scored | None = None) -> Choice:
+        """Measure the plans of all candidates in at most two rounds (`choose.choose`), and then search."""
+        known = target.scored(self.candidates_for(target).values()) if known is None else known
+        found = choose(self._or(target.candidates, target.rule), self.finalists, target, budget, known)
+        return found if self.minutes is None else Search(minutes=self.minutes).after(found, target, known)
+
+    def _or(self, default: Mapping[str, Callable[[], Any]], called: Callable[[Any], Any]) -> dict[str, Any]:
         """The allocators to compare.
 
         Args:

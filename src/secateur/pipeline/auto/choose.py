@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +14,11 @@ from secateur.calibration import Calibration, seeded
 from secateur.calibration.subset import take_share
 from secateur.common.progress import steps
 from secateur.errors import BudgetError, NothingToPruneError, SecateurError, UnreachableBudgetError
-from secateur.pipeline.auto.auto import Auto
+from secateur.pipeline.auto.chooser import Choice
 from secateur.pipeline.auto.rounds import Entrant, Stage, run_rounds
 from secateur.pipeline.auto.selection import Candidate, Round, Selection
 from secateur.pipeline.targets.target import Scored, Target
 from secateur.repairs.judging import MARGIN, Judge
-from secateur.signals import Scores
 from secateur.signals.distributed import OtherProcessError
 from secateur.signals.units.combination import name_of
 
@@ -29,25 +29,8 @@ LEAST = 64
 """Least number of samples that repairs use, if there are that many."""
 
 
-@dataclass(frozen=True, eq=False)
-class Choice:
-    """The result of `choose`.
-
-    Attributes:
-        rule: The best allocator, with the curves it measured.
-        budget: The budget of all candidates.
-        scores: Scores of all signals that candidates need, except those that the data cannot provide.
-        selection: The results of all candidates, the best first.
-    """
-
-    rule: Any
-    budget: Budget
-    scores: Scores
-    selection: Selection
-
-
 @dataclass(frozen=True)
-class _Planned:
+class Planned:
     """The plan of one candidate.
 
     Attributes:
@@ -63,7 +46,13 @@ class _Planned:
     params: float
 
 
-def choose(auto: Auto, target: Target, budget: Budget | None = None, known: Scored | None = None) -> Choice:
+def choose(
+    rules: Mapping[str, Any],
+    finalists: int,
+    target: Target,
+    budget: Budget | None = None,
+    known: Scored | None = None,
+) -> Choice:
     """Score once, let every candidate plan, and measure the plans in at most two rounds.
 
     In the first round all candidates are repaired on a few samples. In the second round the best of them are
@@ -71,7 +60,8 @@ def choose(auto: Auto, target: Target, budget: Budget | None = None, known: Scor
     held-out data: the distance to the dense model's outputs, or the task's `loss_fn`.
 
     Args:
-        auto: The candidates.
+        rules: The candidates, by name.
+        finalists: Largest number of candidates in the second round.
         target: What is removed, with the model and the data.
         budget: The budget of all candidates. None: `Target.default_budget`.
         known: Earlier result of `Target.scored`. With it, choosing for another budget needs no new scores.
@@ -81,56 +71,110 @@ def choose(auto: Auto, target: Target, budget: Budget | None = None, known: Scor
         UnreachableBudgetError: No candidate reaches the budget.
         BudgetError: `budget` is no `Budget`; or it is None, and there are no data for a default.
     """
-    if budget is not None and not isinstance(budget, Budget):
-        raise BudgetError(
-            f"auto: expected budget to be a Budget or None, got {budget!r}. "
-            "Write Budget(macs=0.5), for example."
-        )
-    rules, task = auto.rules_or(target.candidates, target.rule), target.task
+    task = target.task
     if known is None:
         known = target.scored(rules.values())
-    agreed = target.default_budget(known) if budget is None else budget
-    few, more = _parts(task.fit, whole=getattr(target.graph, "static_batch", None) is not None)
-    planned, others = _plans(rules, target, known, target.comparable(agreed), few)
+    agreed = target.default_budget(known) if budget is None else checked("auto", budget)
+    few, more = _parts(task.fit, whole=fixed(target))
+    planned, others = plans(rules, target, known, target.comparable(agreed), few)
     repair, judge = target.candidate_repair, Judge(task.model, task.held, task.loss_fn)
-    rounds = [(few, Stage(auto.finalists, MARGIN)), (more, Stage(1, None))]
+    rounds = [(few, Stage(finalists, MARGIN)), (more, Stage(1, None))]
     if not repair or few is more:
         rounds = [(few, Stage(1, None))]
 
     def run(name: str, number: int) -> NDArray[np.float64] | str:
         step(f"{name}, round {number + 1}")
-        try:
-            return judge(target.candidate(planned[name].plan, rounds[number][0]))
-        except OtherProcessError:
-            raise
-        except SecateurError as error:
-            return f"did not run: {error}"
+        return measured(target, judge, planned[name].plan, rounds[number][0])
 
     with seeded(task.seed), steps(None, task.progress) as step:
         order = run_rounds(list(planned), run, [stage for _, stage in rounds])
-    if order[0].out:
-        raise NothingToPruneError(f"auto: expected a candidate that can run, got none: {order[0].out}.")
-    selection = Selection(
-        measure=judge.measure,
-        rounds=tuple(
-            Round(repair=repair, samples=data.samples() if repair else 0)
-            for data, _ in rounds[: len(order[0].errors)]
-        ),
-        held=judge.samples,
-        candidates=(*(_measured(entrant, planned[entrant.name]) for entrant in order), *others),
-    )
+    selection = selected(order, planned, others, target, judge, [data for data, _ in rounds])
     return Choice(planned[order[0].name].rule, agreed, known.scores, selection)
 
 
-def _plans(
-    rules: dict[str, Any], target: Target, known: Scored, budget: Budget, few: Calibration
-) -> tuple[dict[str, _Planned], list[Candidate]]:
+def checked(name: str, budget: object) -> Budget:
+    """Return the budget.
+
+    Raises:
+        BudgetError: It is no `Budget`.
+    """
+    if isinstance(budget, Budget):
+        return budget
+    raise BudgetError(
+        f"{name}: expected budget to be a Budget or None, got {budget!r}. "
+        "Write Budget(macs=0.5), for example."
+    )
+
+
+def fixed(target: Target) -> bool:
+    """Whether the model takes whole batches only."""
+    return getattr(target.graph, "static_batch", None) is not None
+
+
+def measured(target: Target, judge: Judge, plan: Any, data: Calibration) -> NDArray[np.float64] | str:
+    """Prune, repair and measure.
+
+    Args:
+        target: What is removed, with the model.
+        judge: Measures the model.
+        plan: What is removed.
+        data: What the repair reads.
+
+    Returns:
+        The errors [samples]; as text the reason why there are none.
+    """
+    try:
+        return judge(target.candidate(plan, data))
+    except OtherProcessError:
+        raise
+    except SecateurError as error:
+        return f"did not run: {error}"
+
+
+def selected(
+    order: Sequence[Entrant],
+    planned: Mapping[str, Planned],
+    others: Sequence[Candidate],
+    target: Target,
+    judge: Judge,
+    rounds: Sequence[Calibration],
+) -> Selection:
+    """The record of a choice.
+
+    Args:
+        order: Result of `run_rounds`.
+        planned: The plans, by candidate.
+        others: Candidates that were not measured.
+        target: What was removed.
+        judge: What measured.
+        rounds: What repairs read in each round.
+
+    Raises:
+        NothingToPruneError: No candidate could run.
+    """
+    if order[0].out:
+        raise NothingToPruneError(f"auto: expected a candidate that can run, got none: {order[0].out}.")
+    repair = target.candidate_repair
+    return Selection(
+        measure=judge.measure,
+        rounds=tuple(
+            Round(repair=repair, samples=data.samples() if repair else 0)
+            for data in rounds[: len(order[0].errors)]
+        ),
+        held=judge.samples,
+        candidates=(*(_record(entrant, planned[entrant.name]) for entrant in order), *others),
+    )
+
+
+def plans(
+    rules: Mapping[str, Any], target: Target, known: Scored, budget: Budget, few: Calibration
+) -> tuple[dict[str, Planned], list[Candidate]]:
     """Let each candidate plan.
 
     Returns:
         The plans to measure, by candidate; and the candidates that are not measured, with the reason.
     """
-    planned: dict[str, _Planned] = {}
+    planned: dict[str, Planned] = {}
     others: list[Candidate] = []
     unreached: list[UnreachableBudgetError] = []
     for name, rule in rules.items():
@@ -139,8 +183,8 @@ def _plans(
             others.append(_not_run(name, lacking[0]))
             continue
         try:
-            measured = target.measured(rule, few, known.scores)
-            plan = target.allocate(measured, known.scores, budget)
+            curved = target.measured(rule, few, known.scores)
+            plan = target.allocate(curved, known.scores, budget)
         except OtherProcessError:
             raise
         except SecateurError as error:
@@ -148,12 +192,12 @@ def _plans(
                 unreached.append(error)
             others.append(_not_run(name, str(error)))
             continue
-        found = _Planned(measured, plan, *target.shares(plan))
+        found = Planned(curved, plan, *target.shares(plan))
         equal = next((n for n, other in planned.items() if target.same(other.plan, plan)), None)
         if equal is None:
             planned[name] = found
         else:
-            others.append(_measured(Entrant(name, out=f"the same plan as {equal}"), found))
+            others.append(_record(Entrant(name, out=f"the same plan as {equal}"), found))
     if planned:
         return planned, others
     if unreached:
@@ -174,7 +218,7 @@ def _parts(data: Calibration, *, whole: bool) -> tuple[Calibration, Calibration]
     return few, (few if LEAST >= MORE * total else take_share(data, MORE, whole=whole))
 
 
-def _measured(entrant: Entrant, found: _Planned) -> Candidate:
+def _record(entrant: Entrant, found: Planned) -> Candidate:
     return Candidate(
         name=entrant.name,
         macs=found.macs,

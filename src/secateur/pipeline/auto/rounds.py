@@ -7,7 +7,7 @@ Talwalkar 2016 (arXiv 1502.07943), successive halving: give the remaining candid
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -49,6 +49,7 @@ def run_rounds(
     names: Sequence[str],
     run: Callable[[str, int], NDArray[np.float64] | str],
     stages: Sequence[Stage],
+    always: Collection[str] = (),
 ) -> list[Entrant]:
     """Measure all candidates, drop the worse ones, and repeat until one is left.
 
@@ -57,6 +58,7 @@ def run_rounds(
         run: Function (name, number of the round from 0) -> error of each sample [samples], lower is better.
             All candidates get the same samples. If a candidate cannot run: the reason, as text.
         stages: One for each round. The last one leaves one candidate.
+        always: Candidates that only the last round may drop, if they can run.
 
     Returns:
         All candidates, best first: sorted by the last round they reached, then by their mean error in it. The
@@ -77,6 +79,8 @@ def run_rounds(
         left.sort(key=lambda entrant: _finite(entrant.errors[-1]))
         for place, entrant in enumerate(left[1:], start=1):
             behind = standard_errors(found[entrant.name] - found[left[0].name])
+            if entrant.name in always and number + 1 < len(stages):
+                continue
             if place >= stage.places or (stage.margin is not None and behind > stage.margin):
                 how = f"{behind:.1f} standard errors behind" if np.isfinite(behind) else "far behind"
                 entrant.out = f"round {number + 1}: place {place + 1}, {how}"

@@ -18,6 +18,7 @@ from secateur.graph.graph import Graph
 from secateur.graph.trace import trace
 from secateur.measure.latency.budget import meet_latency_budget
 from secateur.pipeline.auto.auto import UNITS, Auto
+from secateur.pipeline.auto.choosers import CHOOSERS
 from secateur.pipeline.auto.scored import scored
 from secateur.pipeline.result import clock, few
 from secateur.pipeline.settling import settle
@@ -47,7 +48,7 @@ class Units(Target):
     @staticmethod
     def rule(allocator: Any) -> Any:
         """Return the rule with this name, or the rule itself. Any rule works."""
-        return resolve(allocator, also=(Auto.name,))
+        return resolve(allocator, also=tuple(CHOOSERS))
 
     @staticmethod
     def check_repair(repair: Methods) -> None:

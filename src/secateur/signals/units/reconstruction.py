@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx
 
-from secateur.errors import ScoreError
 from secateur.graph.graph import Graph
 from secateur.graph.groups import Group, Site
 from secateur.graph.nodes import hint
@@ -18,9 +17,10 @@ from secateur.repairs.regression.additions import addition_after
 from secateur.repairs.regression.elimination import Consumer, eliminate
 from secateur.repairs.regression.layers import Site as LayerCall
 from secateur.repairs.regression.leastsquares import add_products
-from secateur.repairs.regression.readers import LayerCalls, unit_of
+from secateur.repairs.regression.readers import unit_of
 from secateur.signals.program import Read
 from secateur.signals.signal import Context, Need, Signal, Step, Tally, Vector
+from secateur.signals.units.readers import Readers
 from secateur.stream.calls import Call
 
 POSITIONS = 64
@@ -82,7 +82,7 @@ class Reconstruction(Signal):
 
     def held(self, graph: Graph, classes: int) -> dict[str, int]:
         """8 bytes for each pair of columns that consuming layers read."""
-        layers = _Layers(graph)
+        layers = _Layers(graph, self.name)
         return {
             g.name: 8 * sum({layers.read_by(r): layers.pairs(r) for r in layers.readers(g)}.values())
             for g in graph.groups
@@ -93,23 +93,8 @@ class Reconstruction(Signal):
         return _ReconstructionTally(context)
 
 
-class _Layers(LayerCalls):
-    """The calls of layers that read units; for a group without any, the sites that show its units."""
-
-    def readers(self, group: Group) -> list[LayerCall | Site]:
-        """The calls that read units of a group; where there are none, the sites that show them.
-
-        Raises:
-            ScoreError: There is neither.
-        """
-        pieces = group.of_role("consume")
-        calls = dict.fromkeys(layer for piece in pieces for layer in self.of(piece))
-        if not calls and not group.sites:
-            raise ScoreError(
-                f"reconstruction, group {group.name}: expected a linear layer or convolution that reads it, "
-                "or a place where its activations show, got neither. Choose another signal."
-            )
-        return list(calls) or list(group.sites)
+class _Layers(Readers):
+    """The calls of layers that read units, and how large their sums are."""
 
     def read_by(self, reader: LayerCall | Site) -> Hashable:
         """What a reader reads: those with equal answers have equal columns."""
@@ -362,7 +347,7 @@ class _SiteReading(_Reading):
 class _ReconstructionTally(Tally):
     def __init__(self, context: Context) -> None:
         self.context = context
-        layers = _Layers(context.graph)
+        layers = _Layers(context.graph, Reconstruction.name)
         made: dict[LayerCall | Site, _Reading] = {}
         shared: dict[Hashable, _Columns] = {}
         self._readings: dict[str, list[_Reading]] = {}

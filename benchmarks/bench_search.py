@@ -1,0 +1,151 @@
+"""What a search over allocations brings beside the rule that it starts from.
+
+    python -m benchmarks.bench_search [resnet20] [smollm2]
+
+No labels are read but to measure with. All plans are repaired by `reconstruct` with the same data.
+
+- resnet20: channels inside the blocks at three budgets, 1,000 training images, three draws; judged on 3,000
+  test images.
+- smollm2: heads and neurons of SmolLM2-135M at 70 % of the parameters of its blocks, 16 texts of 256 tokens;
+  perplexity on other texts: FLAP's rule with its own compensation (`benchmarks/flap.py`) beside the start of
+  a search, `RepairAware`. A search there takes minutes for each plan, and was not measured.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+import secateur as sc
+from benchmarks import cifar, results
+from benchmarks.bench_repair import POOL, draw, inner, spread
+from benchmarks.flap import compensated
+from benchmarks.resnet20 import top1, trained
+from benchmarks.smollm2 import perplexity, smollm2, windows
+from secateur.pipeline.targets.target import Task
+from secateur.pipeline.targets.units import Units
+
+IMAGES, SEEDS, MACS = 1000, (0, 1, 2), (0.58, 0.5, 0.3)
+RULES: dict[str, Any] = {"repair_aware": sc.RepairAware(), "search": sc.Search()}
+TEXTS, LENGTH, JUDGED, SHARE = 16, 256, 24, 0.7
+
+
+def entry(name: str, result: sc.Result, seconds: float) -> dict[str, Any]:
+    """What all cases note of a run."""
+    choice, plan = result.report.selection, result.plan
+    found: dict[str, Any] = {
+        "rule": name,
+        "macs": plan.predicted.macs / plan.dense.macs,
+        "params": plan.predicted.params / plan.dense.params,
+        "seconds": seconds,
+        "kept": {g.name: g.kept for g in plan.groups if g.removed},
+    }
+    if choice is not None:
+        found["tried"] = len(choice.candidates)
+        found["chosen"] = choice.candidates[0].model_dump()
+        found["start"] = next(c for c in choice.candidates if c.name == "repair_aware").model_dump()
+    return found
+
+
+def on_resnet20() -> dict[str, Any]:
+    """Top-1 and processor time for every budget, draw and rule."""
+    model, (images, _), test = trained(), cifar.load("train", POOL), cifar.load("test")
+    rows = []
+    for macs in MACS:
+        for seed in SEEDS:
+            data = draw(seed, IMAGES, images)
+            limits = inner(sc.trace(model, data[0][0][:2]))
+            for name, rule in RULES.items():
+                start = time.process_time()
+                result = sc.prune(
+                    model, data, sc.Budget(macs=macs), rule, repair="reconstruct", limits=limits,
+                    measure_latency=False, seed=seed, progress=False,
+                )  # fmt: skip
+                row = {"budget": macs, "seed": seed, **entry(name, result, time.process_time() - start)}
+                row["top1"] = top1(result.model, *test)
+                rows.append(row)
+                print({k: v for k, v in row.items() if k != "kept"}, file=sys.stderr, flush=True)
+    return {"dense": top1(model, *test), "images": IMAGES, "runs": rows}
+
+
+def resnet20_table(found: dict[str, Any]) -> str:
+    """A row for each budget and rule: means over draws."""
+
+    def cells(macs: float, rule: str) -> Sequence[Any]:
+        mine = [r for r in found["runs"] if (r["budget"], r["rule"]) == (macs, rule)]
+        seconds = statistics.mean(r["seconds"] for r in mine)
+        held = [r["chosen"]["errors"][-1] / r["start"]["errors"][-1] for r in mine if "chosen" in r]
+        distance = f"{statistics.mean(held):.2f}" if held else ""
+        return macs, rule, spread([r["top1"] for r in mine]), distance, f"{seconds:.0f}"
+
+    budgets = dict.fromkeys(r["budget"] for r in found["runs"])
+    titles = ("MACs", "rule", "top-1", "held-out distance, start = 1", "seconds")
+    return results.table(titles, [cells(macs, rule) for macs in budgets for rule in RULES])
+
+
+def on_smollm2() -> dict[str, Any]:
+    """Perplexity and processor time for every rule, from one trace."""
+    model, tokenizer = smollm2()
+    data = [text[None] for text in windows(tokenizer, LENGTH)[:TEXTS]]
+    judged = windows(tokenizer, LENGTH, second=True)[:JUDGED]
+    every = sum(p.numel() for p in model.parameters())
+    blocks = sum(p.numel() for name, p in model.named_parameters() if "layers." in name)
+    budget = sc.Budget(params=every - round((1 - SHARE) * blocks))
+    target = Units(Task(model, sc.Calibration.of(data), repair="reconstruct"))
+    start = sc.RepairAware(per="params")
+    rows: list[dict[str, Any]] = []
+
+    def note(name: str, plan: sc.Plan, small: torch.nn.Module, seconds: float) -> None:
+        rows.append(
+            {
+                "rule": name,
+                "params": plan.predicted.params / plan.dense.params,
+                "kept": {g.name: g.kept for g in plan.groups if g.removed},
+                "perplexity": perplexity(small, judged),
+                "seconds": seconds,
+            }
+        )
+        print({k: v for k, v in rows[-1].items() if k != "kept"}, file=sys.stderr, flush=True)
+
+    clock = time.process_time()
+    rule = sc.Global(removal="fluctuation", normalise="zscore")
+    plan = target.allocate(rule, target.score([rule]), budget)
+    small = compensated(target.apply(plan), model, target.graph, plan, data)
+    note("flap", plan, small, time.process_time() - clock)
+
+    clock = time.process_time()
+    known = target.scored([start])
+    small, plan = target.carry_out(start, known.scores, budget)
+    note("repair_aware", plan, target.repaired(small, plan), time.process_time() - clock)
+    return {
+        "dense": perplexity(model, judged), "texts": TEXTS, "tokens": LENGTH, "share": SHARE, "runs": rows,
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Runs the cases named on the command line, or both, and writes the result file."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    content = {k: v for k, v in (results.read("search") or {}).items() if k != "environment"}
+    for name in sys.argv[1:] or ["resnet20", "smollm2"]:
+        if name == "resnet20":
+            content[name] = on_resnet20()
+            print(f"dense {100 * content[name]['dense']:.1f}\n{resnet20_table(content[name])}")
+        else:
+            content[name] = on_smollm2()
+            rows = [
+                (r["rule"], f"{r['perplexity']:.1f}", f"{r['seconds']:.0f}") for r in content[name]["runs"]
+            ]
+            print(f"dense {content[name]['dense']:.1f}")
+            print(results.table(("rule", "perplexity", "seconds"), rows))
+        results.write("search", content)
+
+
+if __name__ == "__main__":
+    main()

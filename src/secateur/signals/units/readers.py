@@ -1,0 +1,37 @@
+"""What reads the units of a group: layers as regressions, or the places where the units show."""
+
+from __future__ import annotations
+
+from secateur.errors import ScoreError
+from secateur.graph.graph import Graph
+from secateur.graph.groups import Group, Site
+from secateur.repairs.regression.layers import Site as LayerCall
+from secateur.repairs.regression.readers import LayerCalls
+
+
+class Readers(LayerCalls):
+    """The calls of layers that read units; for a group without any, the sites that show its units."""
+
+    def __init__(self, graph: Graph, signal: str) -> None:
+        """Find the calls.
+
+        Args:
+            graph: The traced model.
+            signal: The signal's name, for messages.
+        """
+        super().__init__(graph)
+        self._signal = signal
+
+    def readers(self, group: Group) -> list[LayerCall | Site]:
+        """The calls that read units of a group; where there are none, the sites that show them.
+
+        Raises:
+            ScoreError: There is neither.
+        """
+        calls = dict.fromkeys(layer for piece in group.of_role("consume") for layer in self.of(piece))
+        if not calls and not group.sites:
+            raise ScoreError(
+                f"{self._signal}, group {group.name}: expected a linear layer or convolution that reads it, "
+                "or a place where its activations show, got neither. Choose another signal."
+            )
+        return list(calls) or list(group.sites)
