@@ -110,6 +110,10 @@ class Layer(_Data):
     scores: tuple[Histogram, ...] = ()
 
 
+_Cost = Annotated[int, Field(ge=-(1 << 48), le=1 << 48)]
+"""What a curve predicts; for units and experts together, far below any plan, it can be less than nothing."""
+
+
 class Knob(_Data):
     """The cost that every value of the rule's knob would leave: a step function.
 
@@ -123,8 +127,8 @@ class Knob(_Data):
     """
 
     values: tuple[float, ...]
-    macs: tuple[Count, ...]
-    params: tuple[Count, ...]
+    macs: tuple[_Cost, ...]
+    params: tuple[_Cost, ...]
     at: Count | None
 
     @model_validator(mode="after")
