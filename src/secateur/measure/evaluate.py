@@ -101,6 +101,10 @@ def floats_of(output: Any) -> list[Tensor]:
     return [tensor for tensor in tensors_of(output) if tensor.is_floating_point()]
 
 
+_ENTRIES = 1 << 22
+"""Numbers that are compared at a time: the logits of a language model take hundreds of megabytes."""
+
+
 def squared_distance(
     mine: Sequence[Tensor], theirs: Sequence[Tensor], size: int | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -120,12 +124,15 @@ def squared_distance(
     pairs = by_row or list(zip(mine, theirs, strict=True))
     rows = size if size and by_row else 1
     error, norm = torch.zeros(rows, dtype=torch.float64), torch.zeros(rows, dtype=torch.float64)
-    for a, b in pairs:
-        finite = torch.isfinite(b)  # masks may hold minus infinity, in both alike
-        alike = (a == b) | (a.isnan() & b.isnan())
-        apart = torch.where(finite, a - b, torch.where(alike, 0.0, torch.inf))
-        error += apart.double().square().reshape(rows, -1).sum(1).cpu()
-        norm += torch.where(finite, b, 0.0).double().square().reshape(rows, -1).sum(1).cpu()
+    for pair in pairs:
+        mine_, theirs_ = (t.reshape(rows, -1) for t in torch.broadcast_tensors(*pair))
+        step = max(1, _ENTRIES // rows)
+        for a, b in zip(mine_.split(step, 1), theirs_.split(step, 1), strict=True):
+            finite = torch.isfinite(b)  # masks may hold minus infinity, in both alike
+            alike = (a == b) | (a.isnan() & b.isnan())
+            apart = torch.where(finite, a - b, torch.where(alike, 0.0, torch.inf))
+            error += apart.double().square().sum(1).cpu()
+            norm += torch.where(finite, b, 0.0).double().square().sum(1).cpu()
     return torch.nan_to_num(error, nan=torch.inf, posinf=torch.inf), norm
 
 
