@@ -18,6 +18,7 @@ from secateur.repairs.judging import Judge
 from secateur.repairs.methods import AUTO, REPAIRS, Repair, Work
 from secateur.repairs.repair import flush_subnormals
 from secateur.repairs.trials import NOTHING
+from secateur.targets.units.copying import duplicate
 from tests.graph.test_trace import assert_same, state_of
 from tests.helpers.models import TOPOLOGIES, build
 from tests.targets.units.plans import plan_of, random_plan
@@ -187,6 +188,23 @@ def test_eight_images_are_enough_to_try() -> None:
     assert min(tried, key=lambda entry: entry["after"])["kept"]
     fresh = samples(4, labels=False, shift=0.01)
     assert sc.evaluate(repaired, fresh, dense=dense).loss < sc.evaluate(small, fresh, dense=dense).loss
+
+
+def test_few_samples_judge_in_turn_and_then_all_serve_to_fit() -> None:
+    dense, small = pruned()
+    data = [tuple(t[:8] for t in batch) for batch in samples(4, labels=False)]
+    graph = sc.trace(dense, data[0][0])
+    repaired = sc.repair(small, dense, data, ["batchnorm", "reconstruct"], graph=graph)
+    tried = sc.record_of(repaired).repairs
+    assert all(entry["held_out_samples"] == 32 for entry in tried)
+    expected = duplicate(small)
+    for entry in tried:
+        assert entry["kept"] == entry.get("fitted_on_all", False)
+        if entry["kept"]:
+            REPAIRS[entry["method"]].run(expected, Work(lambda: graph, sc.Calibration.of(data)))
+    assert any(entry["kept"] for entry in tried)
+    for name, tensor in expected.state_dict().items():
+        torch.testing.assert_close(repaired.state_dict()[name], tensor, msg=name)
 
 
 def test_a_trace_at_hand_is_used_and_one_is_made_where_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,8 +53,9 @@ def repair(
     Each method is fitted on four fifths of the batches. The rest judges it: by the distance to the dense
     model's outputs, or by `loss_fn` (`secateur.repairs.judging`). A repair that does not lower this error is
     undone, so the result never measures worse than the input. With at most 50 samples each fifth is held
-    out in turn, and the mean over the five judges. With many samples, ``auto`` first compares all
-    combinations on a part of the data, and then the best one or two on all of it.
+    out in turn, and the mean over the five judges; what helps is then fitted on all samples. With many
+    samples, ``auto`` first compares all combinations on a part of the data, and then the best one or two on
+    all of it.
 
     The methods:
 
@@ -125,7 +126,8 @@ def repair(
     model = unwrap(model)
     require_plain_modes("repair", model)
     with joined(device_of(model)) as team, team.together():
-        folds = folds_of(Calibration.of(calibration, seed=seed, forward=forward, model=model))
+        data = Calibration.of(calibration, seed=seed, forward=forward, model=model)
+        folds = folds_of(data)
     traced = [] if graph is None else [cast(Graph, graph)]  # one of experts does not come here
 
     def graph_of_dense() -> Graph:
@@ -150,7 +152,13 @@ def repair(
             tried += rejected
         else:
             result, tried = trials.chain(start, combinations[0])
-    best = result.models[-1]
+        best = result.models[-1]
+        # Cross-validation has judged the methods, so no data need be held out any more.
+        if len(folds) > 1 and result.methods and not any(method.trains for method in result.methods):
+            best = duplicate(small)
+            for method in result.methods:
+                method.run(best, Work(graph_of_dense, data, progress))
+            tried = [entry | {"fitted_on_all": True} if entry["kept"] else entry for entry in tried]
     flush_subnormals(best)
     attach(best, record_of(small))
     return with_repairs(best, tried)

@@ -38,11 +38,13 @@ class Trial:
         models: One model for each fold.
         errors: The errors of all folds' held-out samples, one fold after the other. [samples]
         notes: What the repair returned for the last fold; it goes into the record.
+        methods: All repairs that the models went through, in order.
     """
 
     models: list[nn.Module]
     errors: NDArray[np.float64]
     notes: dict[str, Any] = field(default_factory=dict)
+    methods: tuple[Method, ...] = ()
 
     @property
     def error(self) -> float:
@@ -60,10 +62,10 @@ class Trials:
     def __init__(self, folds: Sequence[tuple[Work, Judge]]) -> None:
         self.folds = folds
 
-    def measured(self, models: list[nn.Module], notes: dict[str, Any] | None = None) -> Trial:
+    def measured(self, models: list[nn.Module]) -> Trial:
         """Measure one model per fold, each on the held-out data of its fold."""
         errors = np.concatenate([judge(m) for m, (_, judge) in zip(models, self.folds, strict=True)])
-        return Trial(models, errors, notes or {})
+        return Trial(models, errors)
 
     def attempt(self, start: Trial, method: Method) -> Trial | str:
         """Repair copies of a trial's models and measure them. Return the reason if the repair fails."""
@@ -77,7 +79,9 @@ class Trials:
             except SecateurError as error:
                 return str(error)
             models.append(candidate)
-        return NOTHING if notes is None else self.measured(models, notes)
+        if notes is None:
+            return NOTHING
+        return replace(self.measured(models), notes=notes, methods=(*start.methods, method))
 
     def part(self) -> Trials | None:
         """Return trials on about `FIRST_SAMPLES` samples; None if there are not many more samples."""

@@ -300,6 +300,7 @@ def repairs(report: Facts) -> tuple[str, ...]:
             f"{_loss(tried['after'])} after, on {tried['held_out_samples']} held-out calibration samples"
             + training(tried)
             + (f"; tried on about {tried['fitted_on']} samples only." if "fitted_on" in tried else ".")
+            + (" Then fitted on all samples." if "fitted_on_all" in tried else "")
         )
     if not any(tried["kept"] for tried in report.repairs):
         lines.append("Nothing that was tried helped: the model is as pruning left it.")
