@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,6 +50,14 @@ def single():
 
 instance = nn.Linear(2, 2)
 """
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c_answers() -> Iterator[None]:
+    """A shell has jobs in the background ignore Ctrl-C, and these tests with them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -152,7 +152,7 @@ def test_a_folder_is_inspected_alone(folder: Path) -> None:
     assert "expected a folder alone, got --model too" in refused(
         2, "inspect", "small", "--model", "net.py:make"
     )
-    assert "got no model.safetensors" in refused(2, "inspect", "small")
+    assert "expected a folder with model.safetensors and secateur.json" in refused(2, "inspect", "small")
 
 
 def test_a_folder_named_in_the_configuration_is_not_meant(folder: Path) -> None:

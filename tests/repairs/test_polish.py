@@ -20,6 +20,7 @@ from secateur.repairs.judging import Judge
 from secateur.repairs.methods import Work, quick, resolve
 from secateur.repairs.polish import Distance, Polish, one_cycle
 from secateur.stream.calls import ProgramCalls
+from secateur.targets.units.copying import duplicate
 from tests.graph.test_trace import assert_same, state_of
 from tests.helpers.lengths import batches, network
 from tests.helpers.models import TOPOLOGIES, build
@@ -270,7 +271,8 @@ def copied(model: nn.Module) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("name", TOPOLOGIES)
 def test_every_topology_comes_nearer(name: str) -> None:
-    net, graph, small = topology(name, "graph")
+    net, graph, shared = topology(name, "graph")
+    small = duplicate(shared)
     data = Calibration.of(topology_data(name), model=net)
     judge = Judge(net, data)
     before = float(judge(small).mean())

@@ -17,7 +17,6 @@ from secateur.signals.memory import in_bytes, passes
 from secateur.signals.onepass import OnePass
 from secateur.signals.program import CapturedModel
 from secateur.signals.registry import SIGNALS
-from secateur.signals.units.reconstruction import Reconstruction
 from tests.helpers.models import build
 from tests.signals.data import labelled
 
@@ -96,8 +95,8 @@ def test_a_group_that_does_not_fit_is_named() -> None:
 def test_the_scores_are_those_of_one_pass(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = labelled(name)
     graph = trace(build(name), data[0][0])
-    heavy = (SMALL, Reconstruction())
-    signals = (*heavy, *(signal for signal in SIGNALS if signal not in ("wasserstein", "reconstruction")))
+    heavy = (SMALL, *(SIGNALS[name]() for name in ("reconstruction", "fluctuation", "wanda")))
+    signals = (*heavy, *(signal for signal in SIGNALS if signal not in {each.name for each in heavy}))
     whole = score(graph, data, signals)
     runs, backwards = [], []
     call, grad = CapturedModel.__call__, torch.autograd.grad

@@ -183,7 +183,7 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     whole = (tmp_path / "model.safetensors").read_bytes()
     for damaged in (b"", whole[:20], whole[:-4], b"\xff" * 100, whole.replace(b'"F32"', b'"X32"')):
         (tmp_path / "model.safetensors").write_bytes(damaged)
-        with pytest.raises(ArtefactError, match="expected a safetensors file"):
+        with pytest.raises(ArtefactError, match=r"expected (a safetensors file|values of 0.weight)"):
             map_weights(net, tmp_path)
     for index in ("{}", "[1]", '{"weight_map": 3}', "[" * 100_000):
         (tmp_path / mapped.INDEX).write_text(index)

@@ -29,7 +29,6 @@ from secateur.cli.output import (
 )
 from secateur.config.run import Run
 from secateur.errors import SettingError
-from secateur.report.sentences import training
 
 if TYPE_CHECKING:
     from secateur.signals import Scores
@@ -309,6 +308,8 @@ def repair(run: Run, json: bool) -> str:
 
 
 def _repair_line(tried: Mapping[str, Any]) -> str:
+    from secateur.report.sentences import training
+
     if "why" in tried:
         return f"{tried['method']}: not done, {tried['why']}"
     return (

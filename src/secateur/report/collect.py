@@ -91,8 +91,9 @@ def histogram(signal: str, scores: NDArray[np.float64], keep: NDArray[np.bool_])
 
 def _skewed(scores: NDArray[np.float64], low: float, high: float) -> bool:
     """Whether equally wide bins would put most units of positive scores into the first few."""
-    middle = float(np.median(scores / high)) if high > 0 else 1.0
-    return low > 0 and middle - low / high < SKEWED * (1 - low / high)
+    if low <= 0:
+        return False
+    return float(np.median(scores / high)) - low / high < SKEWED * (1 - low / high)
 
 
 def _spaced(low: float, high: float) -> NDArray[np.float64]:

@@ -78,6 +78,7 @@ class Search(Chooser):
         SettingError: A setting is out of range, or a start is no `RepairAware`.
 
     Example:
+        >>> import secateur as sc
         >>> sc.Search(evaluations=100).starts_or_default["repair_aware by params"].per
         'params'
     """

@@ -104,7 +104,7 @@ def best_step(step: float, below: float, here: float, above: float) -> float:
         >>> best_step(1.0, 4.0, 1.0, 0.0)
         1.0
         >>> best_step(1.0, 1.5, 1.0, 1.0)
-        0.25
+        0.5
     """
     bend = above + below - 2 * here
     if math.isfinite(bend) and bend > 0:
