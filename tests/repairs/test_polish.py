@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -354,15 +355,6 @@ def test_what_it_cannot_train_is_refused_in_words() -> None:
     found = sc.repair(sc.apply(model, random_plan(graph, 0.3), graph=graph), model, half, "polish")
     (tried,) = sc.record_of(found).repairs
     assert "expected parameters in float32 or float64, got torch.bfloat16" in tried["why"]
-    for wrong, message in (
-        ({"passes": 0}, "passes of at least 1, got 0"),
-        ({"minutes": 0}, "minutes of a number above 0"),
-        ({"learning_rate": 0}, "learning_rate of a number above 0"),
-        ({"batch": 0}, "batch of at least 1"),
-        ({"features": -1}, "features of a number of at least 0"),
-    ):
-        with pytest.raises(sc.SettingError, match=message):
-            Polish(**wrong)  # type: ignore[arg-type]
     with pytest.raises(sc.SettingError, match="expected None, 'auto' or names among"):
         sc.repair(small, dense, data_for("cnn"), 3)  # type: ignore[arg-type]
 
@@ -393,3 +385,37 @@ def test_two_processes_average_their_gradients() -> None:
     found = sc.repair(small, dense, data_for("cnn"), None)
     found.load_state_dict({name: torch.tensor(value) for name, value in first.items()})
     assert float(judge(found).mean()) < float(judge(small).mean())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"passes": 0},
+        {"passes": 1.5},
+        {"passes": "2"},
+        {"passes": True},
+        {"minutes": 0},
+        {"minutes": math.inf},
+        {"batch": 0},
+        {"batch": 2.5},
+        {"learning_rate": 0},
+        {"learning_rate": math.nan},
+        {"features": -1},
+        {"features": math.inf},
+    ],
+)
+def test_settings_of_another_kind_are_refused_at_once(wrong: dict[str, Any]) -> None:
+    with pytest.raises(sc.SettingError, match=f"polish: expected {next(iter(wrong))} of"):
+        Polish(**wrong)
+
+
+def test_outputs_without_a_slope_are_refused() -> None:
+    class Labels(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).argmax(-1)
+
+    net = Labels(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    data = [torch.randn(20, 4) for _ in range(4)]
+    small = sc.apply(net, random_plan(sc.trace(net, data[0]), 0.3))
+    (tried,) = sc.record_of(sc.repair(small, net, data, "polish", progress=False)).repairs
+    assert "polish: expected outputs that are floating-point numbers" in tried["why"]

@@ -201,7 +201,9 @@ def test_few_samples_judge_in_turn_and_then_all_serve_to_fit() -> None:
     for entry in tried:
         assert entry["kept"] == entry.get("fitted_on_all", False)
         if entry["kept"]:
-            REPAIRS[entry["method"]].run(expected, Work(lambda: graph, sc.Calibration.of(data)))
+            notes = REPAIRS[entry["method"]].run(expected, Work(lambda: graph, sc.Calibration.of(data)))
+            assert notes is not None
+            assert entry.get("layers") == notes.get("layers")
     assert any(entry["kept"] for entry in tried)
     for name, tensor in expected.state_dict().items():
         torch.testing.assert_close(repaired.state_dict()[name], tensor, msg=name)

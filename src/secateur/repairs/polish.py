@@ -20,7 +20,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -91,14 +91,14 @@ class Polish:
     def __post_init__(self) -> None:
         """Check the settings."""
         for name, value, fits, expected in (
-            ("passes", self.passes, self.passes is None or self.passes >= 1, "at least 1"),
-            ("minutes", self.minutes, self.minutes is None or self.minutes > 0, "a number above 0"),
-            ("learning_rate", self.learning_rate, self.learning_rate > 0, "a number above 0"),
-            ("batch", self.batch, self.batch >= 1, "at least 1"),
-            ("features", self.features, self.features >= 0, "a number of at least 0"),
+            ("passes", self.passes, self.passes is None or _is_count(self.passes), "a whole number above 0"),
+            ("minutes", self.minutes, self.minutes is None or _is_above_0(self.minutes), "a number above 0"),
+            ("learning_rate", self.learning_rate, _is_above_0(self.learning_rate), "a number above 0"),
+            ("batch", self.batch, _is_count(self.batch), "a whole number above 0"),
+            ("features", self.features, self.features == 0 or _is_above_0(self.features), "0 or more"),
         ):
             if not fits:
-                raise SettingError(f"polish: expected {name} of {expected}, got {value}. Correct it.")
+                raise SettingError(f"polish: expected {name} of {expected}, got {value!r}. Correct it.")
 
     def run(self, small: nn.Module, work: Work) -> dict[str, Any] | None:
         """Train a pruned model in place.
@@ -107,7 +107,8 @@ class Polish:
             The passes that were begun and the minutes they took, or None if the model has no parameters.
 
         Raises:
-            SettingError: If the model's weights lie in files, or are in half precision.
+            SettingError: If the model's weights lie in files or are in half precision, or its outputs are no
+                floating-point numbers.
         """
         graph = work.graph()
         objective = Distance(graph, small, self.features)
@@ -159,6 +160,11 @@ class Distance:
             weight: Of the features.
         """
         self._pairs, self._weight = Pairs(graph, small), weight
+        if not outputs(self._pairs.first):
+            raise SettingError(
+                "polish: expected outputs that are floating-point numbers, got none. Let the model return "
+                "its scores, or leave polish out."
+            )
         self._points: dict[Pair, tuple[list[fx.Node], list[fx.Node]]] = {}
         self.parameters = self._pairs.first.learnable(small)
 
@@ -178,6 +184,14 @@ class Distance:
         ends = [relative(pair.small_value(n, values), pair.dense_value(n, values)) for n in last]
         loss = torch.stack(ends).sum()
         return loss + self._weight * torch.stack(found).mean() if found else loss
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 1
+
+
+def _is_above_0(value: object) -> bool:
+    return type(value) in (int, float) and 0 < float(cast(float, value)) < math.inf
 
 
 def relative(got: Tensor, wanted: Tensor) -> Tensor:

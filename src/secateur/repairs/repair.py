@@ -156,9 +156,11 @@ def repair(
         # Cross-validation has judged the methods, so no data need be held out any more.
         if len(folds) > 1 and result.methods and not any(method.trains for method in result.methods):
             best = duplicate(small)
-            for method in result.methods:
-                method.run(best, Work(graph_of_dense, data, progress))
-            tried = [entry | {"fitted_on_all": True} if entry["kept"] else entry for entry in tried]
+            notes = {m.name: m.run(best, Work(graph_of_dense, data, progress)) for m in result.methods}
+            for entry in tried:
+                if entry["kept"]:
+                    *_, last = entry["method"].split(" + ")
+                    entry.update({**(notes[last] or {}), "fitted_on_all": True})
     flush_subnormals(best)
     attach(best, record_of(small))
     return with_repairs(best, tried)
