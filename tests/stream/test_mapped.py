@@ -103,16 +103,22 @@ def test_weights_come_from_the_files_and_ties_stay(pair: Any) -> None:
         assert there.head.weight is there.embed.weight
 
 
-def test_the_pipeline_gives_the_same(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    dense, there, data = pair
-    ran = []
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[inparts.InParts]:
+    """All runs in parts of the test."""
+    found: list[inparts.InParts] = []
     run = inparts.InParts.run
 
     def noted(self: inparts.InParts, *args: Any) -> Any:
-        ran.append(self)
+        found.append(self)
         return run(self, *args)
 
     monkeypatch.setattr(inparts.InParts, "run", noted)
+    return found
+
+
+def test_the_pipeline_gives_the_same(pair: Any, ran: list[inparts.InParts]) -> None:
+    dense, there, data = pair
     found = []
     for model in (dense, there):
         graph = sc.trace(model, data[0])
@@ -139,17 +145,9 @@ def test_the_pipeline_gives_the_same(pair: Any, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("sizes", [(9,), (6, 9, 1), (9, 6)])
 def test_batches_of_other_sizes_are_scored_in_parts_too(
-    pair: Any, sizes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+    pair: Any, sizes: tuple[int, ...], ran: list[inparts.InParts]
 ) -> None:
     dense, there, data = pair
-    ran = []
-    run = inparts.InParts.run
-
-    def noted(self: inparts.InParts, *args: Any) -> Any:
-        ran.append({id(program) for program in self._programs})
-        return run(self, *args)
-
-    monkeypatch.setattr(inparts.InParts, "run", noted)
     others = [
         torch.randint(17, (4, size)) if data[0].ndim == 2 else torch.randn(4, 3, size, size)
         for size in sizes * 3

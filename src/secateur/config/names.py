@@ -10,22 +10,6 @@ from typing import Literal
 Granularity = Literal["unit", "weight", "expert", "unit+expert"]
 Form = Literal["auto", "module", "graph", "masked"]
 Unrealisable = Literal["graph", "leave"]
-Rule = Literal[
-    "auto",
-    "search",
-    "tod",
-    "emp",
-    "uniform",
-    "global",
-    "flap",
-    "erk",
-    "lamp",
-    "owl",
-    "repairability",
-    "repair_aware",
-    "ratios",
-    "random",
-]
 MaskRule = Literal[
     "emp",
     "uniform",
@@ -39,6 +23,7 @@ MaskRule = Literal[
     "ratios",
     "random",
 ]
+Rule = Literal["auto", "search", "tod", MaskRule]
 Criterion = Literal["magnitude", "wanda", "taylor", "snip", "fisher", "random"]
 MaskRepair = Literal["variance", "channelwise", "layerwise", "reconstruct", "batchnorm", "surgeon"]
 

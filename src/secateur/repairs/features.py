@@ -16,8 +16,8 @@ from secateur.stream.calls import ProgramCalls
 
 def outputs(program: ProgramCalls) -> list[fx.Node]:
     """Return the nodes of floating numbers that the model returns."""
-    (node,) = (n for n in program.graph.program.graph.nodes if n.op == "output")
-    specs = program.graph.program.graph_signature.output_specs
+    (node,) = (n for n in program.program.graph.nodes if n.op == "output")
+    specs = program.program.graph_signature.output_specs
     returned = [v for v, s in zip(node.args[0], specs, strict=True) if s.kind is OutputKind.USER_OUTPUT]
     return [v for v in dict.fromkeys(returned) if isinstance(v, fx.Node) and _is_feature(v)]
 
@@ -49,7 +49,7 @@ def features(program: ProgramCalls) -> list[fx.Node]:
 
 def _depends_on_parameters(program: ProgramCalls) -> set[fx.Node]:
     """Return the nodes whose values depend on a parameter."""
-    parameters = {*program.graph.program.graph_signature.parameters}
+    parameters = {*program.program.graph_signature.parameters}
     found: set[fx.Node] = set()
     for node in program.nodes:
         if any(n in found or program.names.get(n) in parameters for n in node.all_input_nodes):

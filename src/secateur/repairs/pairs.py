@@ -66,7 +66,7 @@ class Pair(Dense):
 
     def _counterpart(self, node: fx.Node, name: str, small: nn.Module) -> Tensor:
         """Return an alias of the pruned model's tensor for a placeholder. Tied tensors share one alias."""
-        if name in self.graph.program.constants:
+        if name in self.program.constants:
             # Made in `forward`, so the pruned model holds no such tensor by name: cut the dense one.
             # The pruned program's own constant may have another dtype.
             masks = [] if self._masked else self.kept(node)
@@ -202,7 +202,7 @@ class Pair(Dense):
         found = {}
         for node, name in self.names.items():
             alias = self._small[node]
-            if isinstance(alias, Tensor) and name not in self.graph.program.constants:
+            if isinstance(alias, Tensor) and name not in self.program.constants:
                 if isinstance(tensor_called(small, name), nn.Parameter) and alias.is_floating_point():
                     found[id(alias)] = alias.requires_grad_()
         return [*found.values()]

@@ -187,6 +187,26 @@ class SumTally(Tally):
         self.sums = dict(zip(self.sums, np.split(total, ends), strict=True))
 
 
+class TensorTally(Tally):
+    """A tally whose state are tensors that add up."""
+
+    @abstractmethod
+    def held(self) -> dict[str, Tensor]:
+        """The tensors by name."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Copies of the tensors on the CPU, or themselves if they are there."""
+        return {name: tensor.cpu() for name, tensor in self.held().items()}
+
+    def merge(self, states: Sequence[Mapping[str, Tensor]]) -> None:
+        """Add the states up, in their order."""
+        for name, tensor in self.held().items():
+            total = states[0][name].clone()
+            for state in states[1:]:
+                total += state[name]
+            tensor.copy_(total)
+
+
 class Signal(ABC):
     """Settings of a way to score units."""
 

@@ -16,17 +16,7 @@ from secateur.pipeline.auto.choosers import CHOOSERS, chooser_of
 from secateur.pipeline.targets.target import Task
 from secateur.pipeline.targets.units import Units
 from secateur.repairs.judging import Judge
-from tests.pipeline.auto.test_choose import Net, data
-
-
-@pytest.fixture(scope="module")
-def net() -> nn.Module:
-    torch.manual_seed(0)
-    model = Net()
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.3 * torch.randn_like(p))
-    return model.eval()
+from tests.pipeline.auto.residual import data
 
 
 def prune(model: nn.Module, given: Any, **settings: Any) -> Any:

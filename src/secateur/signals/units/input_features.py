@@ -7,7 +7,7 @@ a convolution at one place of the kernel (`secateur.repairs.regression.layers`).
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,8 +20,8 @@ from secateur.graph.graph import Graph
 from secateur.graph.groups import Group, Site
 from secateur.repairs.regression.layers import Site as LayerCall
 from secateur.repairs.regression.readers import unit_of
-from secateur.signals.signal import Context, Need, Signal, Step, Tally, Vector
-from secateur.signals.units.readers import Readers
+from secateur.signals.signal import Context, Need, Signal, Step, Tally, TensorTally, Vector
+from secateur.signals.units.readers import Readers, entries_at
 from secateur.stream.calls import Call
 
 
@@ -73,7 +73,7 @@ class FeatureSignal(Signal):
         return _FeatureTally(self, context)
 
 
-class _FeatureTally(Tally):
+class _FeatureTally(TensorTally):
     """Sums features and their squares. Each reader is observed once, whatever groups it reads."""
 
     def __init__(self, signal: FeatureSignal, context: Context) -> None:
@@ -113,25 +113,16 @@ class _FeatureTally(Tally):
     ) -> Iterator[Tensor]:
         """The features at each position. [parts, positions, features]"""
         if isinstance(reader, Site):
-            position = torch.as_tensor(reader.position, device=value.device)
-            entries = value.index_select(reader.axis, position).movedim(reader.axis, -1)
+            entries = entries_at(reader, value)
             yield entries.reshape(1, -1, entries.shape[-1])
             return
         call, weight = Call.captured(reader.node), self._readers.tensor(reader.weight)
         for x, _ in reader.pieces(call, weight, read(reader.x), value):
             yield reader.layer.columns(x, weight, call)
 
-    def state(self) -> dict[str, Tensor]:
+    def held(self) -> dict[str, Tensor]:
         """All sums, by number."""
-        return {str(k): sums.cpu() for k, sums in enumerate(self._sums.values())}
-
-    def merge(self, states: Sequence[Mapping[str, Tensor]]) -> None:
-        """Add the states up, in their order."""
-        for k, sums in enumerate(self._sums.values()):
-            total = states[0][str(k)].clone()
-            for state in states[1:]:
-                total += state[str(k)]
-            sums.copy_(total)
+        return {str(k): sums for k, sums in enumerate(self._sums.values())}
 
     def finish(self) -> Mapping[str, Vector]:
         """The worth of a unit's features, summed over all layers that read it."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
 from secateur.errors import ScoreError
 from secateur.graph.graph import Graph
 from secateur.graph.groups import Group, Site
@@ -35,3 +38,9 @@ class Readers(LayerCalls):
                 "or a place where its activations show, got neither. Choose another signal."
             )
         return list(calls) or list(group.sites)
+
+
+def entries_at(site: Site, value: Tensor) -> Tensor:
+    """Return what shows at a site: the value of its node at the units' entries. [samples, ..., entries]"""
+    position = torch.as_tensor(site.position, device=value.device)
+    return value.index_select(site.axis, position).movedim(site.axis, -1)

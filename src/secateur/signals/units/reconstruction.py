@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -19,8 +19,8 @@ from secateur.repairs.regression.layers import Site as LayerCall
 from secateur.repairs.regression.leastsquares import add_products
 from secateur.repairs.regression.readers import unit_of
 from secateur.signals.program import Read
-from secateur.signals.signal import Context, Need, Signal, Step, Tally, Vector
-from secateur.signals.units.readers import Readers
+from secateur.signals.signal import Context, Need, Signal, Step, Tally, TensorTally, Vector
+from secateur.signals.units.readers import Readers, entries_at
 from secateur.stream.calls import Call
 
 POSITIONS = 64
@@ -324,7 +324,6 @@ class _SiteReading(_Reading):
 
     def __init__(self, site: Site, device: torch.device, views: int) -> None:
         self._site = site
-        self._position = torch.as_tensor(site.position, device=device)
         self.columns = _Columns(1, len(site.unit), device, views)
         self.sums = [self.columns]
 
@@ -332,7 +331,7 @@ class _SiteReading(_Reading):
         """A row for each sample and place of the map."""
 
         def columns(value: Tensor, read: Read, drawn: torch.Generator) -> None:
-            entries = value.index_select(self._site.axis, self._position).movedim(self._site.axis, -1)
+            entries = entries_at(self._site, value)
             self.columns.add(entries.reshape(1, -1, entries.shape[-1]), len(entries))
 
         return [(self._site.node, columns)]
@@ -344,7 +343,7 @@ class _SiteReading(_Reading):
         yield 0, (wanted, torch.as_tensor(self._site.unit, device=covariance.device))
 
 
-class _ReconstructionTally(Tally):
+class _ReconstructionTally(TensorTally):
     def __init__(self, context: Context) -> None:
         self.context = context
         layers = _Layers(context.graph, Reconstruction.name)
@@ -375,22 +374,9 @@ class _ReconstructionTally(Tally):
         for show in self._shows[node]:
             show(value, read, torch.Generator().manual_seed(self.context.seed + step.index))
 
-    def state(self) -> dict[str, Tensor]:
+    def held(self) -> dict[str, Tensor]:
         """All sums, by number."""
-        return {
-            f"{k}.{name}": tensor.cpu()
-            for k, sums in enumerate(self._sums)
-            for name, tensor in sums.state.items()
-        }
-
-    def merge(self, states: Sequence[Mapping[str, Tensor]]) -> None:
-        """Add the states up, in their order."""
-        for k, sums in enumerate(self._sums):
-            for name, tensor in sums.state.items():
-                total = states[0][f"{k}.{name}"].clone()
-                for state in states[1:]:
-                    total += state[f"{k}.{name}"]
-                tensor.copy_(total)
+        return {f"{k}.{name}": t for k, sums in enumerate(self._sums) for name, t in sums.state.items()}
 
     def finish(self) -> Mapping[str, Vector]:
         """Eliminate the units of each group."""
