@@ -32,7 +32,11 @@ from secateur.pipeline.targets.target import Task
 from secateur.pipeline.targets.units import Units
 
 IMAGES, SEEDS, MACS = 1000, (0, 1, 2), (0.58, 0.5, 0.3)
-RULES: dict[str, Any] = {"repair_aware": sc.RepairAware(), "search": sc.Search()}
+RULES: dict[str, Any] = {
+    "repair_aware": sc.RepairAware(),
+    "by depth": sc.RepairAware(parts=4),
+    "search": sc.Search(),
+}
 TEXTS, LENGTH, JUDGED, SHARE = 16, 256, 24, 0.7
 
 

@@ -62,6 +62,9 @@ class RepairAware(Allocator):
         per: The cost that a removed unit saves: ``macs`` or ``params``.
         factors: What the errors of a group are multiplied by, above 0, by the group's name; 1 for the others.
             A group with a higher factor keeps more. `secateur.Search` looks for good ones.
+        parts: In how many parts of the network, one after another, `sc.prune` measures how much the errors of
+            its groups change the outputs; each costs one repair. Factors come from this, so `allocate` alone
+            refuses it. 0: factors stay as they are.
 
     Raises:
         SettingError: A setting is out of range. On `allocate`: both or neither of error and budget are given.
@@ -81,6 +84,7 @@ class RepairAware(Allocator):
     removal: Asked = "reconstruction"
     per: Per = "macs"
     factors: Mapping[str, float] = field(default_factory=dict)
+    parts: int = 0
     name: ClassVar[str] = "repair_aware"
     solved: ClassVar[str] = "error"
 
@@ -91,6 +95,10 @@ class RepairAware(Allocator):
         if self.per not in get_args(Per):
             raise SettingError(
                 f"RepairAware: expected per to be 'macs' or 'params', got {self.per!r}. Name one of these."
+            )
+        if type(self.parts) is not int or self.parts < 0 or self.parts == 1:
+            raise SettingError(
+                f"RepairAware: expected parts to be 0, or a number of at least 2, got {self.parts!r}. Try 4."
             )
         factors = {name: float(factor) for name, factor in dict(self.factors).items()}
         for name, factor in factors.items():
@@ -124,6 +132,11 @@ class RepairAware(Allocator):
 
     def steps(self, graph: Graph, scores: ScoreTable, limits: Limits) -> Mapping[str, StepFunction]:
         """The knob is the sum of all groups' errors. Each unit is removed at the sum after its removal."""
+        if self.parts:
+            raise SettingError(
+                f"RepairAware: expected factors that were measured, got parts={self.parts}. Pass the rule to "
+                "sc.prune or sc.compare, which measure them."
+            )
         unknown = sorted(self.factors.keys() - {group.name for group in graph.groups})
         if unknown:
             raise SettingError(

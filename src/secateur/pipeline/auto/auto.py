@@ -12,6 +12,7 @@ from secateur.allocators.registry import Allocates
 from secateur.errors import SettingError
 from secateur.pipeline.auto.choose import choose
 from secateur.pipeline.auto.chooser import Choice, Chooser
+from secateur.pipeline.auto.depth import PARTS
 from secateur.pipeline.auto.search import ONLY_UNITS, Search
 from secateur.pipeline.auto.streams import StreamsWhole
 from secateur.targets.granularity import refusal
@@ -23,6 +24,7 @@ UNITS: Mapping[str, Callable[[], Allocates]] = MappingProxyType(
     {
         "repair_aware": RepairAware,
         "repair_aware, streams whole": lambda: StreamsWhole(RepairAware()),
+        "repair_aware by depth": lambda: RepairAware(parts=PARTS),
         "repair_aware by params": lambda: RepairAware(per="params"),
         "global, reconstruction": lambda: Global(removal="reconstruction"),
         "global, fisher": lambda: Global(removal="fisher"),

@@ -19,6 +19,7 @@ from secateur.common.progress import steps
 from secateur.errors import BudgetError, SettingError, UnreachableBudgetError
 from secateur.pipeline.auto.choose import FEW, Planned, checked, fixed, measured, plans, selected
 from secateur.pipeline.auto.chooser import Choice, Chooser
+from secateur.pipeline.auto.depth import PARTS
 from secateur.pipeline.auto.rounds import Stage, run_rounds
 from secateur.pipeline.auto.streams import streams
 from secateur.pipeline.auto.waves import Vector, neighbours
@@ -71,7 +72,8 @@ class Search(Chooser):
             `minutes`, no limit.
         minutes: For how long plans are tried, before the last round. None: no limit.
         starts: The rules to start from, by the name that the report shows. The best of them is the first
-            point of the search. None: `RepairAware` by MACs, by parameters, and with residual streams whole.
+            point of the search. None: `RepairAware` by MACs, by parameters, by depth
+            (`RepairAware.parts`), and with residual streams whole.
         finalists: How many plans the last round compares, beside the first start.
 
     Raises:
@@ -112,7 +114,11 @@ class Search(Chooser):
         """The starts that were given, or the default ones."""
         if self.starts is not None:
             return self.starts
-        return {"repair_aware": RepairAware(), "repair_aware by params": RepairAware(per="params")}
+        return {
+            "repair_aware": RepairAware(),
+            "repair_aware by depth": RepairAware(parts=PARTS),
+            "repair_aware by params": RepairAware(per="params"),
+        }
 
     def check(self, function: str, granularity: str) -> None:
         """Refuse what is no unit."""

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from secateur.allocators import Budget, Limits, ToD, resolve
+from secateur.allocators import Budget, Limits, RepairAware, ToD, resolve
 from secateur.allocators.registry import Allocates
 from secateur.allocators.unit_distortions import with_unit_curves
 from secateur.calibration import Calibration
@@ -19,6 +19,7 @@ from secateur.graph.trace import trace
 from secateur.measure.latency.budget import meet_latency_budget
 from secateur.pipeline.auto.auto import UNITS, Auto
 from secateur.pipeline.auto.choosers import CHOOSERS
+from secateur.pipeline.auto.depth import weighted_by_depth
 from secateur.pipeline.auto.scored import scored
 from secateur.pipeline.result import clock, few
 from secateur.pipeline.settling import settle
@@ -70,6 +71,12 @@ class Units(Target):
     def with_curves(rule: Any, graph: Graph, data: Any, scores: Scores, *, progress: bool = False) -> Any:
         """Add to the rule the curves that it measures on data, if it needs some."""
         return with_unit_curves(rule, graph, data, scores, progress=progress)
+
+    def measured(self, rule: Any, data: Calibration, scores: Scores) -> Any:
+        """Also give the rule the factors that it measures on pruned models, if it asks for some."""
+        if isinstance(rule, RepairAware) and rule.parts:
+            return weighted_by_depth(rule, self, data, scores)
+        return super().measured(rule, data, scores)
 
     def default_budget(self, scored: Scored) -> Budget:
         """Return the MACs that ``tod`` leaves with its default tolerance."""
