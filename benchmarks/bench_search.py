@@ -1,11 +1,11 @@
 """What a search over allocations brings beside the rule that it starts from.
 
-    python -m benchmarks.bench_search [resnet20] [smollm2]
+    python -m benchmarks.bench_search [depth] [resnet20] [smollm2]
 
 No labels are read but to measure with. All plans are repaired by `reconstruct` with the same data.
 
 - resnet20: channels inside the blocks at three budgets, 1,000 training images, three draws; judged on 3,000
-  test images.
+  test images. depth: the same for the rules alone, without the search.
 - smollm2: heads and neurons of SmolLM2-135M at 70 % of the parameters of its blocks, 16 texts of 256 tokens;
   perplexity on other texts: FLAP's rule with its own compensation (`benchmarks/flap.py`) beside the start of
   a search, `RepairAware`. A search there takes minutes for each plan, and was not measured.
@@ -32,11 +32,8 @@ from secateur.pipeline.targets.target import Task
 from secateur.pipeline.targets.units import Units
 
 IMAGES, SEEDS, MACS = 1000, (0, 1, 2), (0.58, 0.5, 0.3)
-RULES: dict[str, Any] = {
-    "repair_aware": sc.RepairAware(),
-    "by depth": sc.RepairAware(parts=4),
-    "search": sc.Search(),
-}
+RULES: dict[str, Any] = {"repair_aware": sc.RepairAware(), "by depth": sc.RepairAware(parts=4)}
+SEARCH: dict[str, Any] = {"search": sc.Search()}
 TEXTS, LENGTH, JUDGED, SHARE = 16, 256, 24, 0.7
 
 
@@ -57,7 +54,7 @@ def entry(name: str, result: sc.Result, seconds: float) -> dict[str, Any]:
     return found
 
 
-def on_resnet20() -> dict[str, Any]:
+def on_resnet20(rules: dict[str, Any]) -> dict[str, Any]:
     """Top-1 and processor time for every budget, draw and rule."""
     model, (images, _), test = trained(), cifar.load("train", POOL), cifar.load("test")
     rows = []
@@ -65,7 +62,7 @@ def on_resnet20() -> dict[str, Any]:
         for seed in SEEDS:
             data = draw(seed, IMAGES, images)
             limits = inner(sc.trace(model, data[0][0][:2]))
-            for name, rule in RULES.items():
+            for name, rule in rules.items():
                 start = time.process_time()
                 result = sc.prune(
                     model, data, sc.Budget(macs=macs), rule, repair="reconstruct", limits=limits,
@@ -90,7 +87,10 @@ def resnet20_table(found: dict[str, Any]) -> str:
 
     budgets = dict.fromkeys(r["budget"] for r in found["runs"])
     titles = ("MACs", "rule", "top-1", "held-out distance, start = 1", "seconds")
-    return results.table(titles, [cells(macs, rule) for macs in budgets for rule in RULES])
+    return results.table(
+        titles,
+        [cells(macs, rule) for macs in budgets for rule in dict.fromkeys(r["rule"] for r in found["runs"])],
+    )
 
 
 def on_smollm2() -> dict[str, Any]:
@@ -133,13 +133,13 @@ def on_smollm2() -> dict[str, Any]:
 
 
 def main() -> None:
-    """Runs the cases named on the command line, or both, and writes the result file."""
+    """Runs the cases named on the command line, or the last two, and writes the result file."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     content = {k: v for k, v in (results.read("search") or {}).items() if k != "environment"}
     for name in sys.argv[1:] or ["resnet20", "smollm2"]:
-        if name == "resnet20":
-            content[name] = on_resnet20()
+        if name != "smollm2":
+            content[name] = on_resnet20(RULES if name == "depth" else RULES | SEARCH)
             print(f"dense {100 * content[name]['dense']:.1f}\n{resnet20_table(content[name])}")
         else:
             content[name] = on_smollm2()
