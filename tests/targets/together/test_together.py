@@ -16,7 +16,7 @@ from secateur.targets.experts.repair import repair
 from secateur.targets.together.apply import verify, without_experts, without_units
 from secateur.targets.together.graph import UnitsAndExperts
 from secateur.targets.together.rule import Together
-from tests.targets.experts.models import make, maker, words
+from tests.targets.experts.models import PlainLM, make, maker, words
 from tests.targets.experts.test_apply import logits
 
 BOTH = ["unit", "expert"]
@@ -76,6 +76,40 @@ def test_parameters_are_counted_exactly_for_any_choice() -> None:
         params, macs = graph.sweep(stage, 1)
         assert (params[0], macs[0]) == (graph.cost(keep).params, graph.cost(keep).macs)
     assert graph.cost().params == sum(p.numel() for p in model.parameters())
+
+
+class NoNorm(PlainLM):
+    """Nothing mixes the stream, so that it loses units, and routers read fewer of them."""
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        x = self.embed(input_ids)
+        for block in self.blocks:
+            x = x + block(x)
+        logits: torch.Tensor = self.head(x)
+        return logits
+
+
+def test_a_router_costs_its_rows_times_the_width_that_it_reads() -> None:
+    """Units and experts must not save the same MACs twice."""
+    torch.manual_seed(0)
+    model = NoNorm().eval()
+    graph: Any = sc.trace(model, words(), granularity=BOTH)  # type: ignore[call-overload]
+    blocks = {block.name: block for block in graph.experts.blocks}
+    draws = np.random.default_rng(1)
+    fewest = {g.name: blocks[g.name].min_keep if g.name in blocks else 1 for g in graph.groups}
+    least = {g.name: np.arange(g.size) < fewest[g.name] for g in graph.groups}
+    drawn = {g.name: draws.permutation(g.size) < draws.integers(fewest[g.name], g.size) for g in graph.groups}
+    narrowed = 0
+    for keep in (least, drawn):
+        small = sc.apply(model, sc.Plan.build(graph, keep, allocator="drawn"), graph=graph)  # type: ignore[arg-type]
+        of_units = {name: mask for name, mask in keep.items() if name not in blocks}
+        expected = graph.units.cost(of_units).macs
+        for block in blocks.values():
+            width = small.get_submodule(block.router).weight.shape[1]
+            narrowed += width < model.get_submodule(block.router).weight.shape[1]
+            expected -= words().shape[1] * int((~keep[block.name]).sum()) * width
+        assert graph.cost(keep).macs == expected > 0
+    assert narrowed, "the case needs routers that read fewer units"
 
 
 def test_a_spoilt_weight_is_noticed() -> None:

@@ -53,6 +53,8 @@ class ExpertGraph:
         inputs: Shapes and dtypes of the example inputs.
         dense: What the whole model costs.
         proven: Whether a forward pass has shown what a removal does; it cannot on the meta device.
+        each: What goes with one expert, by block.
+        tokens: How many tokens a router reads for one sample.
     """
 
     granularity: ClassVar[Literal["expert"]] = "expert"
@@ -66,6 +68,7 @@ class ExpertGraph:
     dense: ExpertCost
     proven: bool
     each: Mapping[str, ExpertCost] = field(repr=False)
+    tokens: int
     frozen: tuple[Frozen, ...] = ()
     folded: tuple[str, ...] = ()
 
@@ -96,6 +99,10 @@ class ExpertGraph:
             if block.name == name:
                 return block
         raise PlanError(f"experts {name!r}: expected one of the model's {len(self.blocks)} blocks, got none.")
+
+    def router_matrices(self, block: Block) -> tuple[str, ...]:
+        """Names of the matrices of a block's router. [experts, width]"""
+        return tuple(name for name, p in _router(self.model, block).items() if p.ndim == 2)
 
     def cost(self, keep: Mapping[str, NDArray[np.bool_]] | None = None) -> ExpertCost:
         """The cost with `keep` [group.size] by group name; unnamed groups stay.
@@ -171,6 +178,7 @@ def build(
         dense=ExpertCost(params, macs, sum(b.count for b in blocks)),
         proven=proven,
         each={b.name: _each(model, b, tokens) for b in blocks},
+        tokens=tokens,
     )
 
 
@@ -204,12 +212,19 @@ def expert_parameters(model: nn.Module, block: Block) -> list[tuple[str, nn.Para
     ]
 
 
+def _router(model: nn.Module, block: Block) -> dict[str, nn.Parameter]:
+    """The parameters with a row for each expert, by name, without those of the experts."""
+    return {
+        n: p
+        for n, p in model.named_parameters()
+        if n in block.tensors and not n.startswith(f"{block.experts}.")
+    }
+
+
 def _each(model: nn.Module, block: Block, tokens: int) -> ExpertCost:
     """What goes with one expert."""
     numbers = sum(p.numel() for _, p, _ in expert_parameters(model, block))
-    router = [
-        p for n, p in model.named_parameters() if n in block.tensors and not n.startswith(f"{block.experts}.")
-    ]
+    router = _router(model, block).values()
     rows = sum(p.numel() for p in router)
     matrices = sum(p.numel() for p in router if p.ndim == 2)
     return ExpertCost((numbers + rows) // block.count, tokens * matrices // block.count, 1)

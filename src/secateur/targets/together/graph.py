@@ -122,14 +122,13 @@ class UnitsAndExperts:
         """Parameters and MACs at every stage of a removal, as `Graph.sweep`. [stages] each"""
         of_units = {name: when for name, when in gone.items() if not self._is_block(name)}
         _, macs = self.units.sweep(of_units, stages)
-        _, routed = self.experts.sweep(self._of_experts(gone), stages)
         slots = np.full(self.costs.slots, stages, dtype=np.int64)
         start = 0
         for group in self.groups:
             slots[start : start + group.size] = gone.get(group.name, stages)
             start += group.size
-        params, _ = self.costs.sweep(slots, stages)
-        return params, macs - (self.experts.dense.macs - routed)
+        params, routed = self.costs.sweep(slots, stages)
+        return params, macs + routed
 
     def _is_block(self, name: str) -> bool:
         return any(block.name == name for block in self.experts.blocks)
@@ -169,11 +168,18 @@ def trace(
             f"{min(twice)!r} twice. Prune one granularity after the other."
         )
     groups = (*units.groups, *blocks)
-    return UnitsAndExperts(units, experts, groups, _parameters(folded(experts.model, units.folded), groups))
+    return UnitsAndExperts(
+        units, experts, groups, _costs(folded(experts.model, units.folded), groups, experts)
+    )
 
 
-def _parameters(model: nn.Module, groups: tuple[Group, ...]) -> CostModel:
-    """The number of parameters as a function of what is kept, of units and of experts."""
+def _costs(model: nn.Module, groups: tuple[Group, ...], experts: ExpertGraph) -> CostModel:
+    """Costs as functions of what is kept, of units and of experts.
+
+    Returns:
+        The number of parameters; and the MACs that routers spend on the experts that stay, less those that
+        they would spend on all experts. The latter are in the MACs of the units.
+    """
     costs = CostModel(sum(group.size for group in groups), 1)
     pieces: dict[str, list[tuple[int, Any]]] = {}
     start = 0
@@ -181,15 +187,22 @@ def _parameters(model: nn.Module, groups: tuple[Group, ...]) -> CostModel:
         for piece in group.slices:
             pieces.setdefault(piece.tensor, []).append((start, piece))
         start += group.size
+    routed = {name: experts.tokens for block in experts.blocks for name in experts.router_matrices(block)}
     for name, parameter in model.named_parameters():
-        along = [np.full(size, -1, dtype=np.int64) for size in parameter.shape]
+        units = [np.full(size, -1, dtype=np.int64) for size in parameter.shape]
+        along = [axis.copy() for axis in units]
         axes = []
         for first, piece in pieces.get(name, []):
             if piece.role == "expert" and len(np.unique(piece.unit)) == 1:
                 axes.append(costs.axis(first + piece.unit[:1]))  # the whole tensor belongs to one expert
-            else:
-                along[piece.axis][piece.position] = first + piece.unit
+                continue
+            along[piece.axis][piece.position] = first + piece.unit
+            if piece.role != "expert":
+                units[piece.axis][piece.position] = first + piece.unit
         costs.add("params", 1, [*axes, *map(costs.axis, along)])
+        if name in routed:
+            costs.add("macs", routed[name], map(costs.axis, along))
+            costs.add("macs", -routed[name], map(costs.axis, units))
     return costs
 
 
