@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-Granularity = Literal["unit", "weight", "expert", "unit+expert"]
+Granularity = Literal["unit", "weight", "expert", "unit+expert", "block"]
 Form = Literal["auto", "module", "graph", "masked"]
 Unrealisable = Literal["graph", "leave"]
 MaskRule = Literal[

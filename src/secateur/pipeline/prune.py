@@ -19,6 +19,7 @@ from secateur.measure.evaluate import evaluate
 from secateur.pipeline.auto.chooser import Choice, Chooser
 from secateur.pipeline.auto.choosers import chooser_of
 from secateur.pipeline.result import Result, asked_for, check_labels, clock, figures, proof_entry, scored_on
+from secateur.pipeline.targets.blocks import Blocks
 from secateur.pipeline.targets.experts import Experts
 from secateur.pipeline.targets.target import Form, Target, Task
 from secateur.pipeline.targets.together import Both
@@ -33,7 +34,7 @@ from secateur.targets.granularity import granularity_of, refusal
 from secateur.targets.units.record import record_of, with_note
 
 TARGETS: Mapping[str, type[Target]] = MappingProxyType(
-    {"unit": Units, "weight": SingleWeights, "expert": Experts, "unit+expert": Both}
+    {"unit": Units, "weight": SingleWeights, "expert": Experts, "unit+expert": Both, "block": Blocks}
 )
 """What may be removed, by the name of its granularity."""
 
@@ -237,7 +238,7 @@ def target_called(function: str, granularity: str) -> type[Target]:
     """
     if granularity not in TARGETS:
         raise SettingError(
-            f"{function}(granularity={granularity!r}): expected 'unit', 'weight', 'expert' or "
+            f"{function}(granularity={granularity!r}): expected 'unit', 'weight', 'expert', 'block' or "
             "['unit', 'expert']."
         )
     return TARGETS[granularity]
