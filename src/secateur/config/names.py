@@ -56,6 +56,14 @@ EXPERT_SIGNALS = (
     "weight_norm",
     "random",
 )
+BLOCK_SIGNALS = (
+    "output_change",
+    "stream_change",
+    "stream_distance",
+    "block_taylor",
+    "magnitude",
+    "random",
+)
 REPAIRS = (
     "auto",
     "none",

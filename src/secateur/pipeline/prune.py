@@ -73,14 +73,15 @@ def prune(
             moved between groups as measured models tell (`sc.Search`).
         granularity: What is removed. ``"unit"``: channels, neurons, heads, hidden units. ``"weight"``: single
             weights, which become zero. ``"expert"``: experts of a mixture-of-experts model, which need not
-            be captured. ``["unit", "expert"]``: both under one budget; one knob decides on all groups.
+            be captured. ``"block"``: residual blocks, dropped whole. ``["unit", "expert"]``: both under one
+            budget; one knob decides on all groups.
         repair: None, a name, a list of names, or ``"auto"``. For single weights also ``"surgeon"``: the
             second-order update of linear layers, from the dense weights on, so it comes first where there are
             several. For experts ``"experts"``, which ``"auto"`` stands for: it is kept if the held-out loss
             is no worse for it.
         limits: What must stay: multiples, minimum, groups to leave alone.
-        steps: Rounds in which units or experts are removed, the model repaired and scored anew, each of which
-            takes the same fraction of what is left; needs a budget of macs, params or experts.
+        steps: Rounds in which units, experts or blocks are removed, the model repaired and scored anew, each
+            of which takes the same fraction of what is left; needs a budget of macs, params or experts.
         form: As for `apply`.
         on_unrealisable: What happens to groups that no module can express: ``leave`` keeps them whole and
             spends the budget on the others; ``graph`` returns a captured program. The note names them.

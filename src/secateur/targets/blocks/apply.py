@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from secateur.common.formatting import shorten
 from secateur.common.models import device_of, named_tensors, unwrap
 from secateur.errors import PlanError, SettingError, VerificationError
 from secateur.graph.graph import fingerprint
@@ -23,6 +24,9 @@ from secateur.targets.units.record import Record, attach, record_of
 
 FORMS = ("auto", "module")
 """The forms that a model without some of its blocks can have."""
+
+_NAMED = 12
+"""The most blocks that the note names."""
 
 
 def removed_blocks(graph: BlockGraph, plan: Plan) -> list[Block]:
@@ -64,16 +68,18 @@ def apply(
     blocks = removed_blocks(graph, plan)
     small, passing, sizes = carried_out(model, blocks, graph.ways)
     stand_ins = {b.path: [b.stream, *b.returns] for b in blocks if b.path in passing}
-    return attach(small, Record(plan, "module", _note(stand_ins), sizes=sizes, stand_ins=stand_ins))
+    note = _note([block.path for block in blocks], [*stand_ins])
+    return attach(small, Record(plan, "module", note, sizes=sizes, stand_ins=stand_ins))
 
 
-def _note(stand_ins: dict[str, Any]) -> str:
-    if not stand_ins:
-        return ""
-    return (
-        f"in place of {', '.join([*stand_ins][:4])}{', …' if len(stand_ins) > 4 else ''} stands a module "
-        "that passes the stream on, since the code around counts its neighbours."
-    )
+def _note(dropped: Sequence[str], stand_ins: Sequence[str]) -> str:
+    found = f"dropped: {shorten(dropped, _NAMED)}." if dropped else ""
+    if stand_ins:
+        found += (
+            f" In place of {shorten(stand_ins, _NAMED)} stands a module that passes the stream on, since the "
+            "code around counts its neighbours."
+        )
+    return found
 
 
 def verify(
