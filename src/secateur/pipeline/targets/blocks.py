@@ -86,7 +86,7 @@ class Blocks(Target):
 
     def trace(self, model: nn.Module) -> BlockGraph:
         """Residual blocks."""
-        return trace(model, self.task.example.inputs)
+        return trace(model, few(self.task.example, None))
 
     def scored(self, rules: Iterable[Allocates]) -> Scored:
         """Score the blocks. Without labels, signals that need gradients are left out."""
