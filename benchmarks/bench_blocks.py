@@ -3,10 +3,10 @@
     python -m benchmarks.bench_blocks [smollm2] [resnet20] [--quick]
 
 SmolLM2-135M loses blocks until 0.8 and 0.7 of the parameters of its blocks are left: by the change of the
-outputs (`output_change`), all at once and in four rounds (`steps`), and by the change of the stream
-(`stream_change`, ShortGPT). Perplexity is measured on text that neither scores nor repairs have seen. Prefill
-and decoding are timed on this machine, dense and pruned in turn; ideal is the inverse of the share of MACs.
-ResNet-20 keeps 0.8 of its MACs on CIFAR-10. Repair is ``reconstruct`` without labels.
+outputs (`output_change`), and by the change of the stream (`stream_change`, ShortGPT). Perplexity is measured
+on text that neither scores nor repairs have seen. Prefill and decoding are timed on this machine, dense and
+pruned in turn; ideal is the inverse of the share of MACs. ResNet-20 keeps 0.8 of its MACs on CIFAR-10, all at
+once and in four rounds (`steps`). Repair needs no labels: ``reconstruct`` for SmolLM2, ``auto`` for ResNet-20.
 """
 
 from __future__ import annotations
@@ -30,11 +30,13 @@ from benchmarks.smollm2 import perplexity, smollm2, windows
 SHARES = (0.8, 0.7)
 """Of the parameters of the blocks."""
 
-TEXTS, TOKENS, JUDGED = 64, 64, 64
-"""Windows to calibrate with, their length, and windows of 256 tokens to measure with."""
+TEXTS, TOKENS, SCORED, JUDGED = 64, 64, 8, 32
+"""Windows to repair with, their length, how many of them are scored, and windows of 256 tokens to measure."""
 
 PREFILL, DECODE, PASSES = 256, 32, 7
 """Tokens that are read at once, tokens that are generated, and passes of each model."""
+
+SIGNALS = ("output_change", "stream_change")
 
 RULES: dict[str, tuple[Any, int]] = {
     "output_change": (sc.Global(removal="output_change"), 1),
@@ -75,6 +77,7 @@ def language_model(quick: bool) -> dict[str, Any]:
     test = windows(tokenizer, 256, second=True)[: 4 if quick else JUDGED]
     data = [{"input_ids": part} for part in texts.split(8)]
     graph = sc.trace(model, {"input_ids": texts[:2, :16]}, granularity="block")
+    scores = sc.score(graph, [{"input_ids": texts[:SCORED]}], SIGNALS, progress=False)
     (group,) = graph.groups
     in_blocks = sum(cost.params for cost in graph.each[group.name])
     dense = perplexity(model, test)
@@ -82,20 +85,18 @@ def language_model(quick: bool) -> dict[str, Any]:
     lines = []
     for share in SHARES[: 1 if quick else None]:
         budget = sc.Budget(params=int(graph.dense.params - (1 - share) * in_blocks))
-        for name, (rule, steps) in RULES.items():
-            if quick and steps > 1:
-                continue
+        for name in SIGNALS:
+            plan = sc.Global(removal=name).allocate(graph, scores, budget)
+            small = sc.apply(model, plan, graph=graph)
             start = time.perf_counter()
-            options: dict[str, Any] = {"granularity": "block", "measure_latency": False, "progress": False}
-            result = sc.prune(model, data, budget, rule, repair="reconstruct", steps=steps, **options)
+            better = sc.repair(small, model, data, "reconstruct", graph=graph, progress=False)
             took = time.perf_counter() - start
-            small = sc.apply(model, result.plan, graph=graph)
             row = {
                 "share": share, "rule": name, "seconds": took,
-                "removed": list(result.plan.groups[0].removed),
-                "macs": result.plan.predicted.macs / result.plan.dense.macs,
-                "none": perplexity(small, test), "reconstruct": perplexity(result.model, test),
-                "repairs": [[t["method"], t["kept"]] for t in result.report.repairs],
+                "removed": list(plan.groups[0].removed),
+                "macs": plan.predicted.macs / plan.dense.macs,
+                "none": perplexity(small, test), "reconstruct": perplexity(better, test),
+                "distance": [(t["before"], t["after"]) for t in sc.record_of(better).repairs],
             }  # fmt: skip
             if name == "output_change":
                 for what, run in (("prefill", prefill), ("decode", decode)):

@@ -24,6 +24,7 @@ from secateur.targets.units.copying import duplicate
 from secateur.targets.units.record import attach, record_of, with_repairs
 
 if TYPE_CHECKING:
+    from secateur.targets.blocks.graph import BlockGraph
     from secateur.targets.experts.graph import ExpertGraph
 
 FEW = 50
@@ -41,7 +42,7 @@ def repair(
     methods: Methods = "auto",
     *,
     own: Mapping[str, Method] | None = None,
-    graph: Graph | ExpertGraph | None = None,
+    graph: Graph | ExpertGraph | BlockGraph | None = None,
     memory: int | None = None,
     loss_fn: LossFn | None = None,
     forward: Forward | None = None,
@@ -71,6 +72,9 @@ def repair(
 
     All but ``batchnorm`` and ``polish`` go through the layers in order of execution. Each layer is fitted to
     the inputs that the layers before it give after their own repair.
+
+    A model without some of its blocks is repaired in the same ways: every layer behind a dropped block is
+    refitted, and where a layer adds to the stream, so that the stream after it is the dense one.
 
     A model without some of its experts has one repair, ``experts``: it refits the down-projections of the
     kept experts to the output of the dense block. See the guide to mixtures of experts for the formula.

@@ -37,7 +37,7 @@ NETWORKS = [
 
 
 def traced(model: nn.Module, inputs: Any) -> BlockGraph:
-    return sc.trace(model, inputs, granularity="block")  # type: ignore[call-overload, no-any-return]
+    return sc.trace(model, inputs, granularity="block")
 
 
 def drawn(graph: BlockGraph, seed: int) -> sc.Plan:
@@ -65,7 +65,7 @@ def test_what_is_left_equals_the_network_that_bypasses_them(name: str) -> None:
     assert len(graph.inputs.open) > 0
     for seed in range(3):
         plan = drawn(graph, seed)
-        small = sc.apply(model, plan, graph=graph)  # type: ignore[call-overload]
+        small = sc.apply(model, plan, graph=graph)
         proof = verify(model, small, plan, graph=graph)
         assert proof.difference <= 1e-9
         assert len(proof.sizes) == 2
@@ -128,7 +128,7 @@ def test_a_block_that_writes_into_its_input_goes_right_or_stays() -> None:
     except sc.NothingToPruneError:
         return
     plan = drawn(graph, 0)
-    verify(model, sc.apply(model, plan, graph=graph), plan, graph=graph)  # type: ignore[call-overload]
+    verify(model, sc.apply(model, plan, graph=graph), plan, graph=graph)
 
 
 def test_lists_that_are_read_by_constants_keep_their_length() -> None:
@@ -136,7 +136,7 @@ def test_lists_that_are_read_by_constants_keep_their_length() -> None:
     graph = traced(model, inputs)
     assert graph.ways == {"blocks": "pass"}
     plan = sc.Plan.build(graph, {"blocks": np.array([True, False, True, True])}, allocator="hand")
-    small: Any = sc.apply(model, plan, graph=graph)  # type: ignore[call-overload]
+    small: Any = sc.apply(model, plan, graph=graph)
     assert len(small.blocks) == 4
     assert not [*small.blocks[1].parameters()]
     assert "In place of blocks.1 stands a module" in sc.record_of(small).note
@@ -146,7 +146,7 @@ def test_numbers_of_blocks_follow() -> None:
     model, inputs = make("counted")
     graph = traced(model, inputs)
     plan = sc.Plan.build(graph, {"blocks": np.array([True, False, False, True])}, allocator="hand")
-    small: Any = sc.apply(model, plan, graph=graph)  # type: ignore[call-overload]
+    small: Any = sc.apply(model, plan, graph=graph)
     assert (small.depth, len(small.blocks)) == (2, 2)
     assert sc.record_of(small).sizes == {"depth": 2}
 
@@ -155,12 +155,12 @@ def test_a_wrong_model_is_not_verified() -> None:
     model, inputs = make("chain")
     graph = traced(model, inputs)
     plan = drawn(graph, 1)
-    small: Any = sc.apply(model, plan, graph=graph)  # type: ignore[call-overload]
+    small: Any = sc.apply(model, plan, graph=graph)
     with torch.no_grad():
         small.blocks[0].down.bias += 1e-6
     with pytest.raises(sc.VerificationError, match="blocks bypassed to 1e-09 relative in float64, but"):
         sc.verify(model, small, plan)
-    small = sc.apply(model, plan, graph=graph)  # type: ignore[call-overload]
+    small = sc.apply(model, plan, graph=graph)
     small.extra = nn.Parameter(torch.zeros(1))
     with pytest.raises(sc.VerificationError, match="got others for extra"):
         sc.verify(model, small, plan)
@@ -186,7 +186,7 @@ def test_tied_parameters_are_not_counted_as_saved() -> None:
     model.blocks[1].up.weight = model.blocks[0].up.weight
     graph = traced(model, ROWS)
     plan = sc.Plan.build(graph, {"blocks": np.array([True, False, True, True])}, allocator="hand")
-    small = sc.apply(model, plan, graph=graph)  # type: ignore[call-overload]
+    small = sc.apply(model, plan, graph=graph)
     assert sum(p.numel() for p in small.parameters()) == plan.predicted.params
 
 

@@ -11,7 +11,7 @@ from secateur.calibration import Calibration, Forward
 from secateur.common.models import device_of, unwrap
 from secateur.errors import SecateurError
 from secateur.graph.graph import Graph
-from secateur.graph.trace import trace as trace_units
+from secateur.graph.trace import retrace
 from secateur.repairs.methods import Method, Methods, Work, resolve
 from secateur.repairs.repair import run_repairs
 from secateur.signals.loss import LossFn
@@ -83,8 +83,9 @@ def repaired(
         graph: As for `repair`.
         options: Those of `secateur.repairs.repair.run_repairs`.
     """
-    opened = bypassed(small, model, data, graph)
-    if methods == "auto" and not _programmed(model, data, program):
+    graph = graph or trace(model, data.to(device_of(model)).first().inputs)
+    opened = bypassed(small, model, graph)
+    if not _programmed(model, data, graph, program) and methods == "auto":
         methods = "batchnorm"
     better = run_repairs(opened, model, data, methods, program, **options)
     found = with_tensors_of(better, small, model)
@@ -102,35 +103,35 @@ def refitted(
 ) -> nn.Module:
     """Run repairs without looking whether they help; none where the model has no captured program."""
     chosen = next(iter(resolve(methods)), ())
-    if not chosen or not _programmed(model, data, program):
+    if not chosen or not _programmed(model, data, graph, program):
         return small
-    opened = bypassed(small, model, data, graph)
+    opened = bypassed(small, model, graph)
     for method in chosen:
         method.run(opened, Work(lambda: program[0], data))
     return with_tensors_of(opened, small, model)
 
 
-def _programmed(model: nn.Module, data: Calibration, program: list[Graph]) -> bool:
-    """Trace the units of a model, if that was not done; whether it can be."""
+def _programmed(model: nn.Module, data: Calibration, graph: BlockGraph, program: list[Graph]) -> bool:
+    """Capture the program of a model, if that was not done; whether it can be."""
     if not program:
+        batch = data.to(device_of(model)).first()
+        given = batch.args, dict(batch.kwargs)
         try:
-            program.append(trace_units(model, data.first().inputs, allow_inexact=True))
-        except SecateurError:  # no capture, or no units that may go
+            program.append(retrace(model, graph.inputs, given, allow_inexact=True, may_be_empty=True))
+        except SecateurError:  # it has none
             return False
     return True
 
 
-def bypassed(small: nn.Module, model: nn.Module, data: Calibration, graph: BlockGraph | None) -> nn.Module:
+def bypassed(small: nn.Module, model: nn.Module, graph: BlockGraph) -> nn.Module:
     """Return a copy of the dense model that computes what the smaller one does, with the dense names.
 
     Args:
         small: The smaller model, which may be repaired.
         model: The dense model.
-        data: To trace the blocks on, where they are not traced.
         graph: The trace of the blocks.
     """
     record = record_of(small)
-    graph = graph or trace(model, data.to(device_of(model)).first().inputs)
     blocks = removed_blocks(graph, record.plan)
     opened = duplicate(model)
     names = names_after(model, model.state_dict(), [b.path for b in blocks], record.stand_ins)
