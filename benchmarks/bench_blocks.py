@@ -5,8 +5,9 @@
 SmolLM2-135M loses blocks until 0.8 and 0.7 of the parameters of its blocks are left: by the change of the
 outputs (`output_change`), and by the change of the stream (`stream_change`, ShortGPT). Perplexity is measured
 on text that neither scores nor repairs have seen. Prefill and decoding are timed on this machine, dense and
-pruned in turn; ideal is the inverse of the share of MACs. ResNet-20 keeps 0.8 of its MACs on CIFAR-10, all at
-once and in four rounds (`steps`). Repair needs no labels: ``reconstruct`` for SmolLM2, ``auto`` for ResNet-20.
+pruned in turn; ideal is the inverse of the share of MACs. ResNet-20 keeps 0.8 of its MACs on CIFAR-10, all
+at once and in four rounds (`steps`). Repair needs no labels: ``reconstruct`` for SmolLM2, ``auto`` for
+ResNet-20.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from benchmarks.smollm2 import perplexity, smollm2, windows
 SHARES = (0.8, 0.7)
 """Of the parameters of the blocks."""
 
-TEXTS, TOKENS, SCORED, JUDGED = 64, 64, 8, 32
+TEXTS, TOKENS, SCORED, JUDGED = 64, 64, 4, 16
 """Windows to repair with, their length, how many of them are scored, and windows of 256 tokens to measure."""
 
 PREFILL, DECODE, PASSES = 256, 32, 7

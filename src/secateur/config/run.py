@@ -109,6 +109,11 @@ class BudgetSection(_Settings):
         description="How many experts of a mixture stay: a fraction (0.75) or a count.",
         examples=[0.75],
     )
+    blocks: Amount | None = Field(
+        default=None,
+        description="How many residual blocks stay: a fraction (0.75) or a count.",
+        examples=[0.75],
+    )
     spend: bool = Field(
         default=True, description="Spend what the rule's knob leaves of the budget, unit by unit."
     )

@@ -190,8 +190,8 @@ def compare(
         rules: Names; or allocators, or their names, by the name they are shown under. None: the usual ones
             for this granularity.
         budgets: What each result may cost. None: for units 80, 60 and 40 % of the MACs, for single weights a
-            sparsity of 50, 70 and 90 %, for experts 75 and 50 % of them, for blocks 80 and 60 % of the
-            parameters.
+            sparsity of 50, 70 and 90 %, for experts 75 and 50 % of them, for blocks the
+            same.
         repair: As for `prune`, the same for all.
         granularity: What is removed, as for `prune`.
         limits: What must stay.

@@ -119,6 +119,14 @@ def test_every_rule_meets_its_budget(rule: str) -> None:
     assert "dropped: blocks." in str(result.report).lower() or "dropped:" in result.report.note
 
 
+def test_rules_are_compared_at_equal_budgets() -> None:
+    model, _ = chain()
+    found = sc.compare(model, DATA, ("global", "uniform"), [sc.Budget(params=0.75)], granularity="block",
+                       progress=False)  # fmt: skip
+    assert {outcome.rule for outcome in found.outcomes} == {"global", "uniform"}
+    assert all(outcome.cost.params <= 0.75 * found.cost.params for outcome in found.outcomes)
+
+
 def test_other_rules_are_refused_in_words() -> None:
     with pytest.raises(sc.SettingError, match="expected one of auto, global, tod, emp, uniform, random or"):
         sc.prune(chain()[0], DATA, sc.Budget(params=0.75), "repair_aware", **QUIET)
@@ -134,6 +142,27 @@ def test_rounds_score_anew_and_end_at_the_same_budget() -> None:
     # By hand: the block that counts least, then the one that counts least without it and after a refit.
     scores = sc.score(graph, sc.Calibration.of(DATA).split()[0], "output_change", progress=False)
     assert int(scores["output_change"]["blocks"].argmin()) in result.plan.groups[0].removed
+
+
+def test_blocks_that_are_to_stay_do_so_in_every_round() -> None:
+    torch.manual_seed(0)
+    model = Chain(7).eval()
+    for ignore in (("blocks.1", "blocks.5"), (model.blocks[1], model.blocks[5])):
+        limits = sc.Limits(ignore=ignore)
+        result = sc.prune(model, DATA, sc.Budget(params=0.5), "global", limits=limits, steps=3, **QUIET)
+        assert not {1, 5} & {*result.plan.groups[0].removed}
+        assert len(result.plan.groups[0].removed) >= 4
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_budget_of_blocks(steps: int) -> None:
+    model, inputs = make("resnet")
+    data = [(torch.randn(8, *inputs.shape[1:]), torch.arange(8) % 4) for _ in range(5)]
+    result = sc.prune(model, data, sc.Budget(blocks=0.4), "global", steps=steps, **QUIET)
+    assert [(group.kept, group.size) for group in result.plan.groups] == [(2, 5)]
+    assert "2 of 5, 40.0 %" in result.report.to_markdown()
+    with pytest.raises(sc.BudgetError, match=r"a bound on macs or params, got blocks\. Use granularity"):
+        sc.prune(model, data, sc.Budget(blocks=0.4), "uniform", progress=False)
 
 
 def test_stages_go_on_in_rounds() -> None:

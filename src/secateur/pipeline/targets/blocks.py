@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -10,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import nn
 
-from secateur.allocators import EMP, Budget, Global, ToD, Uniform
+from secateur.allocators import EMP, Budget, Global, Limits, ToD, Uniform
 from secateur.allocators.base import Allocator
 from secateur.allocators.registry import Allocates
 from secateur.calibration import Calibration
@@ -60,7 +62,7 @@ class Blocks(Target):
     default = "auto"
     candidates = CANDIDATES
     compared = tuple(DEFAULTS)
-    budgets = (Budget(params=0.8), Budget(params=0.6))
+    budgets = (Budget(blocks=0.75), Budget(blocks=0.5))
     refused: ClassVar[Mapping[str, str]] = {
         "allow_inexact": "only blocks whose removal is exact may go",
         "on_unrealisable": "only blocks that a module can lose may go",
@@ -124,17 +126,45 @@ class Blocks(Target):
         model, how = self.task.model, self._quick
         return refitted(small, model, data, how, graph=self.graph, program=self._program)
 
+    def budget_of(self, graph: Any, so_far: Plan, budget: Budget) -> Budget:
+        """Without blocks that are the last ones of their part, which are not in this round's graph."""
+        if budget.blocks is None:
+            return budget
+        rest = sum(group.kept for group in so_far.groups) - graph.dense.blocks
+        return replace(budget, blocks=max(1, int(budget.blocks) - rest))
+
+    def limits_of(self, graph: Any, so_far: Plan, limits: Limits | None) -> Limits | None:
+        """Blocks that are to stay, by the paths that they have in a later round."""
+        if limits is None or not limits.ignore:
+            return limits
+        stay, patterns = self.graph.staying(limits)
+        stay |= {
+            block.path
+            for name, blocks in self.graph.blocks.items()
+            if any(pattern in (name, glob.escape(name)) for pattern in patterns)
+            for block in blocks
+        }
+        known = {block.path for block in graph.all_blocks()}
+        now = [new for old, new in self._paths_after(so_far).items() if old in stay and new in known]
+        return replace(limits, ignore=tuple(map(glob.escape, now)))
+
+    def _paths_after(self, so_far: Plan) -> dict[str, str]:
+        """By the path of each block that is left in the dense model, its path after these rounds."""
+        before = removed_paths(so_far)
+        passing = [path for path in before if self.graph.ways.get(path.rpartition(".")[0]) == "pass"]
+        return names_after(
+            self.task.model, [block.path for block in self.graph.all_blocks()], before, passing
+        )
+
     def apart(self, groups: Iterable[Any], so_far: Plan) -> tuple[str, ...]:
         """None: the blocks that are left keep their order."""
         return ()
 
     def compose(self, so_far: Plan, later: Plan) -> Plan:
         """By the paths that blocks have in the dense model: those of a later round are others."""
-        before = removed_paths(so_far)
-        passing = [path for path in before if self.graph.ways.get(path.rpartition(".")[0]) == "pass"]
-        paths = [block.path for block in self.graph.all_blocks()]
-        now = names_after(self.task.model, paths, before, passing)
-        gone = {*before, *(old for old, new in now.items() if new in removed_paths(later))}
+        later_gone = {*removed_paths(later)}
+        gone = {old for old, new in self._paths_after(so_far).items() if new in later_gone}
+        gone |= {*removed_paths(so_far)}
         keep = {
             name: np.array([block.path not in gone for block in blocks])
             for name, blocks in self.graph.blocks.items()

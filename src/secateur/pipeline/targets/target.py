@@ -243,6 +243,10 @@ class Target(ABC):
         """The budget of a later round, as the costs of that round's graph count it."""
         return budget
 
+    def limits_of(self, graph: Any, so_far: Plan, limits: Limits | None) -> Limits | None:
+        """The limits of a later round, by the names that things have in its graph."""
+        return limits
+
     def apart(self, groups: Iterable[Any], so_far: Plan) -> tuple[str, ...]:
         """Groups of a later round that no plan for the dense model can name."""
         return split(groups, so_far)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
+from itertools import takewhile
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from secateur.calibration import Batch, Calibration, Forward
-from secateur.common.models import evaluating
+from secateur.common.models import copied, evaluating
 from secateur.errors import CalibrationError
 from secateur.measure.evaluate import floats_of, squared_distance
 from secateur.signals.blocks import SIGNALS, BlockSignal, BlockTally, Context
@@ -22,6 +25,10 @@ from secateur.signals.signal import Signal
 from secateur.signals.units.combination import Asked, Combination, with_combinations
 from secateur.targets.blocks.block import Block, bypassing, watching
 from secateur.targets.blocks.graph import BlockGraph
+from secateur.targets.experts.routing import replaced
+
+HELD_BYTES = 1 << 29
+"""Most bytes of what blocks give that are kept: then ``output_change`` need not run the first ones again."""
 
 BlockAsked: TypeAlias = Asked | BlockSignal
 """A name (also ``a*b`` and ``a+b``), a signal for blocks, or a combination of names."""
@@ -89,10 +96,11 @@ def _look(
         with ExitStack() as undo:
             undo.enter_context(evaluating(model))
             undo.enter_context(torch.no_grad())
-            with watching(model, blocks if needing["streams"] else (), see):
+            given: dict[str, Any] = {}
+            with watching(model, blocks if needing["streams"] else (), see), _kept(model, blocks, given):
                 wanted = floats_of(batch.run(model))
             for block in blocks if needing["outputs"] else ():
-                with bypassing(model, [block]):
+                with _replayed(model, given, block.path), bypassing(model, [block]):
                     change, size = squared_distance(floats_of(batch.run(model)), wanted)
                 for tally in needing["outputs"]:
                     tally.output(block.path, float(change.sum()), float(size.sum()))
@@ -100,6 +108,41 @@ def _look(
         for path, derivative in _gates(model, blocks, batch, loss_fn).items():
             for tally in needing["gradients"]:
                 tally.gate(path, derivative)
+
+
+@contextmanager
+def _kept(model: nn.Module, blocks: Iterable[Block], given: dict[str, Any]) -> Iterator[None]:
+    """Inside, what blocks give is kept, in order of execution, as far as that takes little memory."""
+    held = 0
+
+    def keep(path: str, module: nn.Module, args: Any, output: Any) -> None:
+        nonlocal held
+        held += sum(t.nbytes for t in pytree.tree_leaves(output) if isinstance(t, Tensor))
+        if held <= HELD_BYTES:
+            given[path] = copied(output)
+
+    handles = [
+        model.get_submodule(block.path).register_forward_hook(partial(keep, block.path)) for block in blocks
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _replayed(model: nn.Module, given: dict[str, Any], until: str) -> Iterator[None]:
+    """Inside, blocks that run before another one give what they gave, without running."""
+    with ExitStack() as undo:
+        for path, output in takewhile(lambda item: item[0] != until, given.items()):
+            again = partial(_again, output)
+            undo.enter_context(replaced(model.get_submodule(path), again))
+        yield
+
+
+def _again(output: Any, *_: Any, **__: Any) -> Any:
+    return copied(output)
 
 
 def _positions(stream: Tensor, batch: Batch) -> Tensor:

@@ -104,28 +104,30 @@ class BlockGraph:
         ]
 
     def adapted(self, rule: Allocator, limits: Limits) -> tuple[Allocator, Limits]:
-        """The rule and the limits, so that what `ignore` says of single blocks holds.
-
-        A name in `ignore` that is that of a group stands for the group. Any other stands for the blocks that
-        it covers, or of which it covers a layer; these stay.
-        """
-        groups, names, stay = [], {group.name for group in self.groups}, set[str]()
-        patterns = [str(part) for part in limits.ignore]
-        for pattern in patterns:
-            if any(pattern in (name, glob.escape(name)) for name in names):
-                groups.append(pattern)
-                continue
-            found = {block.path for block in self.all_blocks() if self._covered(pattern, block)}
-            stay |= found
-            if not found:
-                groups.append(pattern)  # which says that it matches nothing
+        """The rule and the limits, so that what `ignore` says of single blocks holds; see `staying`."""
+        stay, groups = self.staying(limits)
         whole = [name for name, blocks in self.blocks.items() if {block.path for block in blocks} <= stay]
-        limits = replace(limits, ignore=(*groups, *map(glob.escape, whole)))
         pinned = {
             name: tuple(k for k, block in enumerate(blocks) if block.path in stay)
             for name, blocks in self.blocks.items()
         }
-        return (Pinned(rule, pinned, tuple(patterns)) if stay else rule), limits
+        asked = tuple(str(part) for part in limits.ignore)
+        limits = replace(limits, ignore=(*groups, *map(glob.escape, whole)))
+        return (Pinned(rule, pinned, asked) if stay else rule), limits
+
+    def staying(self, limits: Limits) -> tuple[set[str], list[str]]:
+        """What `ignore` says: the paths of single blocks that stay, and the patterns that stand for groups.
+
+        A name that is that of a group stands for the group. Any other stands for the blocks that it covers,
+        or of which it covers a layer. What covers none is taken for a group's name, which is then missed.
+        """
+        groups, stay = [], set[str]()
+        for pattern in map(str, limits.ignore):
+            named = any(pattern in (name, glob.escape(name)) for name in self.blocks)
+            found = {} if named else {b.path: b for b in self.all_blocks() if self._covered(pattern, b)}
+            stay |= {*found}
+            groups += [] if found else [pattern]
+        return stay, groups
 
     def _covered(self, pattern: str, block: Block) -> bool:
         inner = self.model.get_submodule(block.path).named_modules(prefix=block.path)
@@ -194,11 +196,14 @@ def build(
     parts: dict[str, list[Block]] = {}
     for block in blocks:
         parts.setdefault(_part(block.container), []).append(block)
-    named = {_name(found): tuple(found) for found in parts.values()}
+    named: dict[str, tuple[Block, ...]] = {}
+    for found in parts.values():
+        name = _name(found)
+        named[f"{name}#2" if name in named else name] = tuple(found)  # the root's list, and one of its name
     reasons = dict(left)
-    for name, found in list(named.items()):
-        if len(found) == 1:
-            reasons[found[0].path] = "it is the only block of this part of the network"
+    for name, some in list(named.items()):
+        if len(some) == 1:
+            reasons[some[0].path] = "it is the only block of this part of the network"
             del named[name]
     own = _own_parameters(model, [block.path for found in named.values() for block in found])
     each = {
