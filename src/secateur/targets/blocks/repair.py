@@ -11,6 +11,9 @@ from secateur.calibration import Calibration, Forward
 from secateur.common.models import device_of, unwrap
 from secateur.errors import SecateurError
 from secateur.graph.graph import Graph
+from secateur.graph.inputs import InputSpec
+from secateur.graph.openaxes import find_open_axes
+from secateur.graph.passes import Passes
 from secateur.graph.trace import retrace
 from secateur.repairs.methods import Method, Methods, Work, resolve
 from secateur.repairs.repair import run_repairs
@@ -117,7 +120,12 @@ def _programmed(model: nn.Module, data: Calibration, graph: BlockGraph, program:
         batch = data.to(device_of(model)).first()
         given = batch.args, dict(batch.kwargs)
         try:
-            program.append(retrace(model, graph.inputs, given, allow_inexact=True, may_be_empty=True))
+            spec = InputSpec.of(*given, model)
+            if spec.is_like(graph.inputs):  # which knows the axes that may vary
+                spec = graph.inputs
+            else:
+                spec = find_open_axes(spec, given, Passes(model, given).attempt)
+            program.append(retrace(model, spec, given, allow_inexact=True, may_be_empty=True))
         except SecateurError:  # it has none
             return False
     return True
