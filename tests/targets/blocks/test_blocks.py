@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import secateur as sc
 from secateur.common.outputs import tensors_of
@@ -149,6 +150,46 @@ def test_numbers_of_blocks_follow() -> None:
     small: Any = sc.apply(model, plan, graph=graph)
     assert (small.depth, len(small.blocks)) == (2, 2)
     assert sc.record_of(small).sizes == {"depth": 2}
+
+
+def test_numbers_that_mean_something_else_stay() -> None:
+    """Of two lists of equal length neither owns a number, and no attribute is an index by chance."""
+
+    class Strided(Residual):
+        def __init__(self, stride: int) -> None:
+            super().__init__()
+            self.stride = stride
+
+    class Towers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.num_layers, self.layer_idx = 2, 7
+            self.a = nn.ModuleList([Strided(1), Strided(2)])
+            self.b = nn.ModuleList([Strided(1), Strided(2)])
+
+        def forward(self, x: Tensor) -> Tensor:
+            for block in (*self.a, *self.b):
+                x = block(x)
+            return x
+
+    torch.manual_seed(0)
+    model = Towers().eval()
+    graph = traced(model, torch.randn(3, WIDTH))
+    assert [(group.name, group.size) for group in graph.groups] == [("a", 2), ("b", 2)]
+    plan = sc.Plan.build(graph, {"a": np.array([False, True])}, allocator="hand")
+    small: Any = sc.apply(model, plan, graph=graph)
+    assert (small.num_layers, small.layer_idx, small.a[0].stride) == (2, 7, 2)
+
+
+def test_predicted_macs_are_those_of_the_smaller_network() -> None:
+    for name in ("chain", "resnet"):
+        model, inputs = make(name)
+        graph = traced(model, inputs)
+        plan = drawn(graph, 2)
+        counter = FlopCounterMode(display=False)
+        with counter, torch.no_grad():
+            sc.apply(model, plan, graph=graph)(inputs)
+        assert plan.predicted.macs == counter.get_total_flops() // 2 // len(inputs)
 
 
 def test_a_wrong_model_is_not_verified() -> None:

@@ -16,6 +16,9 @@ from secateur.targets.units.sizes import put
 _COUNTS = re.compile("layer|block|depth", re.IGNORECASE)
 """Names of numbers of blocks: num_hidden_layers, n_layer, num_blocks, depth."""
 
+_POSITIONS = re.compile("layer|block|depth|idx|index|number|(^|[._])id$", re.IGNORECASE)
+"""Names of numbers that say which block one is."""
+
 _PLAIN = (bool, int, float, str, type(None))
 
 
@@ -24,7 +27,8 @@ def new_numbers(model: nn.Module, small: nn.Module, removed: Iterable[str]) -> d
 
     - A module's number of blocks, and the configuration's: an integer with such a name that equals the length
       of a list of blocks. Which of a configuration's numbers are meant is seen by building the class.
-    - Lists in the configuration, with an entry for each block: those of removed blocks go.
+    - Lists in the configuration with such a name and an entry for each block: those of removed blocks go. In
+      a list of blocks' numbers, the others are counted anew.
     - The number of each block: an attribute that all blocks of a list have, equal to their positions in it.
 
     Args:
@@ -47,10 +51,9 @@ def new_numbers(model: nn.Module, small: nn.Module, removed: Iterable[str]) -> d
 
 def _own_numbers(model: nn.Module, small: nn.Module, container: str, places: Sequence[int]) -> dict[str, int]:
     """Return the numbers of the blocks that stay."""
-    blocks = [*model.get_submodule(container).children()]
     values: dict[str, dict[int, int]] = {}
-    for place, block in enumerate(blocks):
-        for path, module in block.named_modules():
+    for place, block in enumerate(model.get_submodule(container)._modules.values()):
+        for path, module in () if block is None else block.named_modules():
             for name, value in vars(module).items():
                 if type(value) is int and not name.startswith("_"):
                     values.setdefault(f"{path}.{name}" if path else name, {})[place] = value
@@ -58,7 +61,8 @@ def _own_numbers(model: nn.Module, small: nn.Module, container: str, places: Seq
     found = {}
     for name, own in values.items():
         first = {value - place for place, value in own.items()}
-        if len(own) > 1 and len(first) == 1 and first <= {0, 1}:  # counted from 0 or from 1
+        sure = len(own) > (1 if _POSITIONS.search(name) else 2)  # few numbers may agree by chance
+        if sure and len(first) == 1 and first <= {0, 1}:  # counted from 0 or from 1
             for new, old in enumerate(places):
                 if old in own:
                     found[f"{container}.{names[new]}.{name}".lstrip(".")] = new + min(first)
@@ -72,6 +76,8 @@ def _around(model: nn.Module, container: str, before: int, after: int) -> dict[s
     while True:
         path = path.rpartition(".")[0]
         module = model.get_submodule(path)
+        if not _is_alone(module, model.get_submodule(container)):
+            return found
         holders: list[tuple[str, Any]] = [(path, module)]
         config = getattr(module, "config", None)
         if hasattr(config, "__dict__") and not hasattr(config, "to_dict"):
@@ -82,6 +88,20 @@ def _around(model: nn.Module, container: str, before: int, after: int) -> dict[s
                     found[f"{place}.{name}" if place else name] = after
         if not path:
             return found
+
+
+def _is_alone(module: nn.Module, container: nn.Module) -> bool:
+    """Whether no other list in a module has as many blocks of the same kind: its number may mean either."""
+
+    def kinds(holder: nn.Module) -> tuple[int, set[type]]:
+        return len(holder._modules), {type(m) for m in holder._modules.values()}
+
+    wanted = kinds(container)
+    return all(
+        other is container or kinds(other) != wanted
+        for other in module.modules()
+        if isinstance(other, nn.ModuleList | nn.Sequential)
+    )
 
 
 def _configured(model: nn.Module, small: nn.Module, gone: Mapping[str, Sequence[str]]) -> dict[str, Any]:
@@ -135,6 +155,7 @@ def _candidates(
                     sizes[path] = len(stay)
                 elif (
                     isinstance(value, list | tuple)
+                    and _COUNTS.search(name)
                     and len(value) == len(all_names)
                     and all(type(entry) in _PLAIN for entry in value)
                 ):
@@ -146,7 +167,8 @@ def _candidates(
 
 def _indices(values: Sequence[Any], count: int) -> bool:
     """Whether a list names single layers."""
-    return bool(values) and all(type(k) is int and 0 <= k < count for k in values)
+    whole = all(type(k) is int and 0 <= k < count for k in values)
+    return bool(values) and whole and len(set(values)) == len(values)
 
 
 def _options(sizes: Mapping[str, int], lists: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
