@@ -120,7 +120,7 @@ def budget_after(round_: int, count: int, budget: Budget, graph: Graph | ExpertG
     asked = set(budget.as_settings()) - {"spend"}
     if not asked <= {"macs", "params", "experts", "blocks"}:
         raise SettingError(
-            f"steps: expected a budget of macs, params, experts or blocks, got {', '.join(sorted(asked))}. "
+            f"steps: expected a budget of macs or params, of experts or of blocks, got {', '.join(sorted(asked))}. "
             "Leave steps out."
         )
     dense = graph.cost()
