@@ -120,8 +120,8 @@ def budget_after(round_: int, count: int, budget: Budget, graph: Graph | ExpertG
     asked = set(budget.as_settings()) - {"spend"}
     if not asked <= {"macs", "params", "experts", "blocks"}:
         raise SettingError(
-            f"steps: expected a budget of macs or params, of experts or of blocks, got {', '.join(sorted(asked))}. "
-            "Leave steps out."
+            "steps: expected a budget of macs or params, of experts or of blocks, got "
+            f"{', '.join(sorted(asked))}. Leave steps out."
         )
     dense = graph.cost()
     target = budget.targets(dense)
