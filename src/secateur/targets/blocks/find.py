@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from secateur.common.models import evaluating
 from secateur.graph.inputs import Arguments
@@ -122,7 +123,7 @@ def _watched(model: nn.Module, seen: dict[str, _Seen], order: list[str]) -> Iter
         found.block, found.reason = _judged(path, found, args, kwargs, output)
         found.sources.clear()
         if depth == 0:
-            return torch.utils._pytree.tree_map_only(Tensor, Tensor.detach, output)
+            return pytree.tree_map_only(Tensor, Tensor.detach, output)
         return None
 
     handles = []

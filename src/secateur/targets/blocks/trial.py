@@ -25,6 +25,9 @@ from secateur.targets.units.configuration import quietly
 if TYPE_CHECKING:
     from secateur.proof.proving import ArgumentSet
 
+WAYS: tuple[Way, ...] = ("delete", "pass")
+"""Ways to lose blocks, in the order in which they are tried."""
+
 TOLERANCE = 1e-9
 _TOKENS = 3
 """New tokens of a language model that a trial generates."""
@@ -51,9 +54,10 @@ class Trials:
         Returns:
             The way, the blocks that can go so, and why the others cannot.
         """
-        best: tuple[Way, list[Block], dict[str, str]] | None = None
-        ways: tuple[Way, ...] = ("delete", "pass")
-        for way in ways:
+        chosen: Way = "delete"
+        best: list[Block] = []
+        why: dict[str, str] = {}
+        for way in WAYS:
             able = [block for block in blocks if way == "delete" or can_pass(block)]
             reasons = {block.path: "it returns more than a stream" for block in blocks if block not in able}
             fault = self._in_company(way, able)
@@ -64,15 +68,12 @@ class Trials:
                 if able and (fault := self._in_company(way, able)):
                     reasons |= {block.path: fault for block in able}
                     able = []
-            if best is None or len(able) > len(best[1]):
-                best = (way, able, reasons if best is None else {**best[2], **reasons})
-            if len(able) == len(blocks):
+            if way == WAYS[0] or len(able) > len(best):
+                chosen, best, why = way, able, {**why, **reasons}
+            if len(best) == len(blocks):
                 break
-        if best is None:  # there is at least one way
-            raise AssertionError
-        way, able, reasons = best
-        chosen = {block.path for block in able}
-        return way, able, {path: why for path, why in reasons.items() if path not in chosen}
+        able_paths = {block.path for block in best}
+        return chosen, best, {path: reason for path, reason in why.items() if path not in able_paths}
 
     def _in_company(self, way: Way, blocks: Sequence[Block]) -> str:
         faults = (self.fault(way, some) for some in (blocks[::2], blocks[1::2]) if some)
