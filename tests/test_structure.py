@@ -48,10 +48,23 @@ BACKWARDS = {
         (f"signals/experts/{name}.py", "targets")  # read the blocks of experts and their routers
         for name in ("outputchange", "score", "signal", "specialisation", "taylor", "weightnorm")
     ),
-    *((f"targets/{name}/apply.py", "proof") for name in ("experts", "together", "weights")),  # their `verify`
+    *(
+        (f"signals/blocks/{name}.py", "targets")  # read the residual blocks
+        for name in ("score", "signal")
+    ),
+    *(
+        (f"targets/{name}.py", "proof")  # their `verify`, and inputs of all sizes to try removals on
+        for name in ("blocks/apply", "blocks/trace", "experts/apply", "together/apply", "weights/apply")
+    ),
     *(
         (f"targets/{name}.py", "repairs")  # solve the same least-squares problems
-        for name in ("experts/repair", "weights/projections", "weights/surgeon", "weights/transition")
+        for name in (
+            "blocks/repair",
+            "experts/repair",
+            "weights/projections",
+            "weights/surgeon",
+            "weights/transition",
+        )
     ),
     *(
         (f"pipeline/{name}.py", "report")  # `prune` returns a report

@@ -58,6 +58,7 @@ NAMES = {
         "Wanda",
         "Wasserstein",
     ),
+    "secateur.targets.blocks.graph": ("BlockGraph",),
     "secateur.targets.experts.checkpoint": ("save_pretrained",),
     "secateur.targets.experts.graph": ("ExpertGraph",),
 }

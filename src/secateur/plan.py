@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from secateur.allocators.curve import Curve
     from secateur.graph.graph import Graph
     from secateur.measure.cost import Cost
+    from secateur.targets.blocks.graph import BlockGraph
     from secateur.targets.experts.graph import ExpertGraph
     from secateur.targets.together.graph import UnitsAndExperts
 
@@ -75,8 +76,9 @@ class Plan(Record):
         groups: Every group of the graph, the untouched ones too.
         certificates: What the rule guarantees or predicts, computed with the plan.
         folded: Computed weights (weight norm, standardised kernels) that become parameters.
-        granularity: What a unit of the groups is: ``unit``, ``expert`` for an expert of a mixture, or
-            ``unit+expert`` where groups of both kinds are decided on together.
+        granularity: What a unit of the groups is: ``unit``, ``expert`` for an expert of a mixture,
+            ``unit+expert`` where groups of both kinds are decided on together, or ``block`` for a residual
+            block.
     """
 
     format: Literal[1]
@@ -92,7 +94,7 @@ class Plan(Record):
     groups: tuple[GroupDecision, ...]
     certificates: dict[str, JsonValue]
     folded: tuple[str, ...] = ()
-    granularity: Literal["unit", "expert", "unit+expert"] = "unit"
+    granularity: Literal["unit", "expert", "unit+expert", "block"] = "unit"
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Plan:
         """Itself: a plan never changes."""
@@ -141,7 +143,7 @@ class Plan(Record):
     @classmethod
     def build(
         cls,
-        graph: Graph | ExpertGraph | UnitsAndExperts,
+        graph: Graph | ExpertGraph | UnitsAndExperts | BlockGraph,
         keep: Mapping[str, NDArray[np.bool_]],
         *,
         allocator: str,

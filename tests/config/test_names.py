@@ -11,6 +11,7 @@ from secateur.config.run import CompareSection
 from secateur.pipeline.auto.choosers import CHOOSERS
 from secateur.pipeline.targets.units import Units
 from secateur.repairs.methods import REPAIRS
+from secateur.signals.blocks import SIGNALS as BLOCK_SIGNALS
 from secateur.signals.experts import SIGNALS as EXPERT_SIGNALS
 from secateur.signals.registry import SIGNALS
 from secateur.signals.weights.score import CRITERIA
@@ -26,6 +27,7 @@ def test_names_are_the_librarys() -> None:
     assert set(get_args(names.MaskRepair)) == set(MASK_REPAIRS)
     assert set(names.SIGNALS) == set(SIGNALS)
     assert set(names.EXPERT_SIGNALS) == set(EXPERT_SIGNALS)
+    assert set(names.BLOCK_SIGNALS) == set(BLOCK_SIGNALS)
     assert set(names.REPAIRS) == {*REPAIRS, "surgeon", "experts", "auto", "none"}
     assert CompareSection().rules == Units.compared
 
@@ -42,3 +44,5 @@ def test_sections_hold_the_librarys_defaults() -> None:
     assert Run().rule == "auto"
     assert Run().single_rule == Run(removal="l1").rule == Run(granularity="expert").rule == "tod"
     assert Run(granularity="weight").rule == "emp"
+    assert Run(granularity="block").rule == "auto"
+    assert Run(granularity="block").single_rule == "global"

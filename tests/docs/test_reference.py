@@ -16,6 +16,7 @@ from tests.docs.pages import DOCS
 LISTED = re.compile(r"^\.\. auto(?:function|class|exception):: ([\w.]+)$", re.MULTILINE)
 
 ELSEWHERE = (
+    "secateur.targets.blocks",
     "secateur.pipeline.prune",
     "secateur.pipeline.compare",
     "secateur.targets.experts",

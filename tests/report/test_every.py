@@ -20,10 +20,12 @@ from secateur.report.html import render
 from secateur.report.markdown import escape
 from secateur.report.outcomes import outcomes, settings
 from secateur.report.sentences import rule as described
+from secateur.signals.blocks import SIGNALS as BLOCK_SIGNALS
 from secateur.signals.experts import SIGNALS as EXPERT_SIGNALS
 from secateur.signals.registry import SIGNALS
 from secateur.signals.weights.score import CRITERIA
 from tests.report.test_html import Page
+from tests.targets.blocks.models import ResNet
 from tests.targets.experts.models import PlainLM, spread, words
 
 DASH = "\N{EN DASH}"
@@ -72,9 +74,18 @@ class LastToken(nn.Module):
         return x[:, -1]
 
 
+def residual() -> tuple[nn.Module, list[Any]]:
+    """A small network of residual blocks with batch norms, and labelled data for it."""
+    torch.manual_seed(0)
+    return ResNet().eval(), [(torch.randn(10, 3, 6, 6), torch.arange(10) % 4) for _ in range(5)]
+
+
+NETWORKS = {"expert": mixture, "unit+expert": mixture, "block": residual}
+
+
 def pruned(granularity: str = "unit", budget: sc.Budget | None = None, **asked: Any) -> sc.Report:
     torch.manual_seed(0)
-    model, data = mixture() if "expert" in granularity else network()
+    model, data = NETWORKS.get(granularity, network)()
     result = sc.prune(
         model,
         data,
@@ -93,12 +104,14 @@ BUDGETS = {
     "weight": sc.Budget(sparsity=0.4),
     "expert": sc.Budget(experts=0.75),
     "unit+expert": sc.Budget(params=0.75),
+    "block": sc.Budget(macs=0.75),
 }
 SET = {
     "unit": sc.Ratios({"0": 0.5, "3": 0.25}),
     "weight": sc.Ratios({"0.weight": 0.5, "3": 0.25}),
     "expert": sc.Ratios({"*": 0.25}, removal="reap"),
     "unit+expert": sc.Ratios({"*": 0.25}),
+    "block": sc.Ratios({"*": 0.4}, removal="output_change"),
 }
 """The rule that decides nothing without a setting."""
 TOLERANCE = {
@@ -108,7 +121,11 @@ TOLERANCE = {
 REFUSED = {
     ("unit", "erk"),
     *(("weight", name) for name in ("tod", "repair_aware", "flap")),
-    *(("expert", name) for name in ("flap", "erk", "lamp", "owl", "repairability", "repair_aware")),
+    *(
+        (granularity, name)
+        for granularity in ("expert", "block")
+        for name in ("flap", "erk", "lamp", "owl", "repairability", "repair_aware")
+    ),
     *(
         ("unit+expert", name)
         for name in ("global", "flap", "erk", "lamp", "owl", "repairability", "repair_aware", "ratios")
@@ -170,6 +187,7 @@ SCORED = [
     *(("unit", name) for name in SIGNALS),
     *(("weight", name) for name in CRITERIA),
     *(("expert", name) for name in EXPERT_SIGNALS),
+    *(("block", name) for name in BLOCK_SIGNALS),
 ]
 
 

@@ -15,6 +15,7 @@ from torch import nn
 import secateur as sc
 from secateur.targets.granularity import MODULES, REFUSED
 from secateur.targets.together.rule import Together
+from tests.targets.blocks.models import ROWS, Chain
 from tests.targets.experts.models import PlainLM, words
 
 OTHERS = [(name, granularity) for granularity, modules in MODULES.items() for name in modules]
@@ -46,6 +47,7 @@ def arguments() -> dict[tuple[str, str], tuple[Any, ...]]:
     for granularity, (model, inputs), signal in (
         ("unit", units, "magnitude"),
         ("expert", (PlainLM().eval(), words()), "weight_norm"),
+        ("block", (Chain().eval(), ROWS), "magnitude"),
     ):
         graph = sc.trace(model, inputs, granularity=granularity)  # type: ignore[call-overload]
         plan = sc.Uniform(ratio=0.25, removal=signal).allocate(graph, sc.score(graph, None, signal))
@@ -126,7 +128,7 @@ def test_repair_of_both_is_a_part_of_prune(arguments: dict[tuple[str, str], tupl
 
 
 def test_unknown_granularities_are_refused() -> None:
-    expected = r"trace: expected granularity 'unit' or 'expert' or 'weight' or 'unit\+expert', got 'layer'"
+    expected = r"trace: expected granularity 'unit' or 'expert' or .* or 'block' or .*, got 'layer'"
     with pytest.raises(sc.SettingError, match=expected):
         sc.trace(nn.Linear(2, 2), torch.ones(1, 2), granularity="layer")  # type: ignore[call-overload]
 

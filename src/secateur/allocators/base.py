@@ -30,6 +30,7 @@ from secateur.signals.units.combination import Asked
 
 if TYPE_CHECKING:
     from secateur.graph.graph import Graph
+    from secateur.targets.blocks.graph import BlockGraph
     from secateur.targets.experts.graph import ExpertGraph
     from secateur.targets.weights.plan import MaskPlan
     from secateur.targets.weights.weights import Weights
@@ -123,7 +124,7 @@ class Allocator(ABC):
     @overload
     def allocate(
         self,
-        graph: Graph | ExpertGraph,
+        graph: Graph | ExpertGraph | BlockGraph,
         scores: Scores | ScoreTable,
         budget: Budget | None = None,
         limits: Limits | None = None,
@@ -143,7 +144,7 @@ class Allocator(ABC):
     @final
     def allocate(
         self,
-        graph: Graph | ExpertGraph | Weights,
+        graph: Graph | ExpertGraph | BlockGraph | Weights,
         scores: Scores | ScoreTable,
         budget: Budget | None = None,
         limits: Limits | None = None,
@@ -203,7 +204,10 @@ class Allocator(ABC):
 
     @final
     def curve(
-        self, graph: Graph | ExpertGraph, scores: Scores | ScoreTable, limits: Limits | None = None
+        self,
+        graph: Graph | ExpertGraph | BlockGraph,
+        scores: Scores | ScoreTable,
+        limits: Limits | None = None,
     ) -> Curve:
         """Compute MACs, parameters and kept units for every value of the knob.
 

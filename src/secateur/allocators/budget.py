@@ -20,6 +20,7 @@ _COST = {
     "macs": "macs",
     "params": "params",
     "experts": "experts",
+    "blocks": "blocks",
     "sparsity": "weights",
     "latency": "latency",
 }
@@ -48,6 +49,7 @@ class Budget:
         spend: Whether to put units back as long as the budget holds.
         latency: Time of a forward pass over that of the dense model, a float in (0, 1). `secateur.prune`
             measures a few plans on this machine, so the plan depends on the machine.
+        blocks: Residual blocks that stay, of those that could be dropped.
 
     Raises:
         BudgetError: No bound is given, a bound is neither such a fraction nor such an integer, or `spend` is
@@ -64,6 +66,7 @@ class Budget:
     spend: bool = True
     experts: float | int | None = None
     latency: float | None = None
+    blocks: float | int | None = None
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -204,6 +207,7 @@ def _most(name: str, value: float | int, dense: Cost) -> int:
     whole = getattr(dense, _COST[name], None)
     if whole is None:
         other = {"sparsity": "granularity 'weight'", "experts": "granularity 'expert'"}.get(name)
+        other = "granularity 'block'" if name == "blocks" else other
         if name == "latency":
             other = "secateur.prune with granularity 'unit', which measures it"
         other = other or "granularity 'unit', or sparsity"

@@ -35,9 +35,10 @@ class Content(BaseModel):
     form: Form
     note: str
     repairs: tuple[dict[str, JsonValue], ...]
-    sizes: dict[str, bool | int | float | list[int]]
+    sizes: dict[str, bool | int | float | list[bool | int | float | str | None]]
     captured: tuple[str, ...]
     takes: str = ""
+    stand_ins: dict[str, list[int | str]] = {}
     tied: dict[str, str]
     extra_state: dict[str, JsonValue] = {}
     tensors_sha256: str = Field(pattern="^[0-9a-f]{64}$")

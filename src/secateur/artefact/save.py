@@ -28,6 +28,7 @@ from secateur.graph.folding import folded
 from secateur.graph.graph import fingerprint
 from secateur.graph.trace import retrace
 from secateur.plan import Plan
+from secateur.targets.blocks.remove import rebuilt
 from secateur.targets.together.apply import cut_experts
 from secateur.targets.together.graph import GRANULARITY, part
 from secateur.targets.units.masked import masked
@@ -87,6 +88,7 @@ def save(small: nn.Module, directory: str | os.PathLike[str]) -> Path:
             "sizes": record.sizes,
             "captured": list(record.captured),
             "takes": record.takes,
+            **({"stand_ins": record.stand_ins} if record.stand_ins else {}),
             "tied": tied,
             "extra_state": extra_state,
             "tensors_sha256": sha256,
@@ -188,6 +190,7 @@ def _record(content: Content, plan: Plan) -> Record:
         content.sizes,
         content.captured,
         content.takes,
+        content.stand_ins,
     )
 
 
@@ -198,6 +201,8 @@ def _shape(
     if plan.granularity == GRANULARITY and content.captured:  # calls are mended while all experts are there
         units = _shape(model, dense, part(plan, "unit"), content, example_inputs)
         return cut_experts(units, dense, plan, content.sizes)
+    if plan.granularity == "block":
+        return rebuilt(dense, plan, content.stand_ins, content.sizes)
     if content.form == "masked":
         return masked(dense, plan)
     if content.form == "module" and not content.captured:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json as json_format
 from textwrap import wrap
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from secateur.cli.command import READING, command
 from secateur.cli.inputs import Inputs
@@ -15,6 +15,7 @@ from secateur.report.text import WIDTH
 
 if TYPE_CHECKING:
     from secateur.graph.graph import Graph
+    from secateur.targets.blocks.graph import BlockGraph
     from secateur.targets.experts.graph import ExpertGraph
     from secateur.targets.together.graph import UnitsAndExperts
     from secateur.targets.weights import Weights
@@ -23,9 +24,12 @@ MOST = 6
 WORDS = {
     "unit": ("units", "units", "one unit"),
     "expert": ("experts", "experts", "the experts that its router needs"),
+    "block": ("blocks", "blocks", "one block"),
     "unit+expert": ("units and experts", "number", "one unit or the experts that its router needs"),
 }
 """By granularity: what may be removed, the heading of its number, and the fewest that a group keeps."""
+MADE: tuple[Literal["produce", "expert", "block"], ...] = ("produce", "expert", "block")
+"""Roles of the slices that are a group's own."""
 _UNSAID = "an older secateur wrote this folder; sc.record_of(sc.load(...)).takes tells them."
 
 
@@ -110,7 +114,7 @@ def weights_listing(found: dict[str, Any]) -> str:
     )
 
 
-def describe(name: str, graph: Graph | ExpertGraph | UnitsAndExperts) -> dict[str, Any]:
+def describe(name: str, graph: Graph | ExpertGraph | UnitsAndExperts | BlockGraph) -> dict[str, Any]:
     """Return a graph as plain data.
 
     ``fewest`` of a group is one unit, or the experts without which its router cannot work. ``alone`` is the
@@ -121,19 +125,20 @@ def describe(name: str, graph: Graph | ExpertGraph | UnitsAndExperts) -> dict[st
 
     units: Any = getattr(graph, "units", graph)
     experts: Any = getattr(graph, "experts", graph)
-    blocks = {block.name: block for block in getattr(experts, "blocks", ())}
+    whole = graph.granularity == "block"  # residual blocks, which are no blocks of experts
+    blocks = {} if whole else {block.name: block for block in getattr(experts, "blocks", ())}
     fewest = {g.name: blocks[g.name].min_keep if g.name in blocks else 1 for g in graph.groups}
     least = {group.name: np.arange(group.size) < fewest[group.name] for group in graph.groups}
     dense, smallest = graph.cost(), graph.cost(least)
     groups = []
     for group in graph.groups:
         alone = graph.cost({group.name: least[group.name]})
-        made = [*group.of_role("produce"), *group.of_role("expert")]
+        made = [piece for role in MADE for piece in group.of_role(role)]
         groups.append(
             {
                 "name": group.name,
                 "units": group.size,
-                "what": "experts" if group.name in blocks else "units",
+                "what": "experts" if group.name in blocks else "blocks" if whole else "units",
                 "fewest": fewest[group.name],
                 "exact": group.exact,
                 "produced_by": list(dict.fromkeys(s.tensor for s in made)),
@@ -182,6 +187,8 @@ def listing(found: dict[str, Any]) -> str:
     for group in groups:
         alone = group["alone"]
         layers = list(dict.fromkeys(tensor.rpartition(".")[0] or tensor for tensor in group["produced_by"]))
+        if found["granularity"] == "block":  # no tensors, but the blocks themselves
+            layers = group["produced_by"]
         lines.append(
             f"{group['name']:{width}}  {group['units']:>7,}  "
             f"{percent(dense_params - alone['params'], dense_params):>10}  "

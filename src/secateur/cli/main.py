@@ -45,7 +45,7 @@ COMMANDS = {
     ),
     "score": Entry(
         "pipeline",
-        "Score every unit, weight or expert, and write the table. A fifth of the data is held out, as "
+        "Score every unit, weight, expert or block, and write the table. A fifth of the data is held out, as "
         "prune does it.",
         "score --config run.yaml --out scores.safetensors",
     ),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-Granularity = Literal["unit", "weight", "expert", "unit+expert"]
+Granularity = Literal["unit", "weight", "expert", "unit+expert", "block"]
 Form = Literal["auto", "module", "graph", "masked"]
 Unrealisable = Literal["graph", "leave"]
 MaskRule = Literal[
@@ -54,6 +54,14 @@ EXPERT_SIGNALS = (
     "specialisation",
     "expert_taylor",
     "weight_norm",
+    "random",
+)
+BLOCK_SIGNALS = (
+    "output_change",
+    "stream_change",
+    "stream_distance",
+    "block_taylor",
+    "magnitude",
     "random",
 )
 REPAIRS = (

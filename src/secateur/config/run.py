@@ -20,6 +20,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from secateur.config.names import (
+    BLOCK_SIGNALS,
     EXPERT_SIGNALS,
     REPAIRS,
     SIGNALS,
@@ -60,7 +61,7 @@ def _amount(value: int | float, info: ValidationInfo) -> int | float:
 
 def _signal(text: str) -> str:
     """Check the name of a signal. Signals may be multiplied and added: ``l1*wasserstein``."""
-    known = tuple(dict.fromkeys((*SIGNALS, *get_args(Criterion), *EXPERT_SIGNALS)))
+    known = tuple(dict.fromkeys((*SIGNALS, *get_args(Criterion), *EXPERT_SIGNALS, *BLOCK_SIGNALS)))
     parts = [part.strip(" ()") for part in text.replace("*", " ").replace("+", " ").split()]
     if not parts or not {part for part in parts if part} <= {*known}:
         wanted = f"one of {', '.join(known)}, or such names with * or + between them"
@@ -106,6 +107,11 @@ class BudgetSection(_Settings):
     experts: Amount | None = Field(
         default=None,
         description="How many experts of a mixture stay: a fraction (0.75) or a count.",
+        examples=[0.75],
+    )
+    blocks: Amount | None = Field(
+        default=None,
+        description="How many residual blocks stay: a fraction (0.75) or a count.",
         examples=[0.75],
     )
     spend: bool = Field(
@@ -261,7 +267,7 @@ class Run(_Settings):
     text: TextSection = Field(default=TextSection(), description="How a text becomes inputs.")
     granularity: Granularity = Field(
         default="unit",
-        description="Units (channels, neurons, heads) go, weights become zero, experts go, or both kinds go.",
+        description="Units (channels, neurons, heads), experts, both or blocks go; or weights become zero.",
     )
     budget: BudgetSection = Field(
         default=BudgetSection(), description="What the result may cost; empty lets the rule decide."
@@ -383,14 +389,15 @@ class Run(_Settings):
     def rule(self) -> str:
         """The allocator's name, or the default rule if none was given; it may be ``auto``."""
         of_tod = (self.tolerance, self.removal, self.protection)
-        if self.allocator is None and self.granularity.startswith("unit") and of_tod == (None, None, None):
+        tries = self.granularity == "block" or self.granularity.startswith("unit")
+        if self.allocator is None and tries and of_tod == (None, None, None):
             return "auto"
         return self.single_rule
 
     @property
     def single_rule(self) -> str:
         """The allocator's name, or the default rule, for steps that cannot compare rules as ``auto`` does."""
-        return self.allocator or ("emp" if self.granularity == "weight" else "tod")
+        return self.allocator or {"weight": "emp", "block": "global"}.get(self.granularity, "tod")
 
     @property
     def repairs(self) -> str | list[str] | None:

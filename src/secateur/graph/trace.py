@@ -32,6 +32,7 @@ from secateur.graph.walk import keep_inputs_of, walk
 from secateur.targets.granularity import by_granularity
 
 if TYPE_CHECKING:
+    from secateur.targets.blocks.graph import BlockGraph
     from secateur.targets.experts.graph import ExpertGraph
     from secateur.targets.weights.weights import Weights
 
@@ -44,6 +45,16 @@ def trace(
     granularity: Literal["expert"],
     forward: Forward | None = None,
 ) -> ExpertGraph: ...
+
+
+@overload
+def trace(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    granularity: Literal["block"],
+    forward: Forward | None = None,
+) -> BlockGraph: ...
 
 
 @overload
@@ -68,7 +79,7 @@ def trace(
     model: nn.Module,
     example_inputs: Any = None,
     *,
-    granularity: Literal["unit", "weight", "expert"] = "unit",
+    granularity: Literal["unit", "weight", "expert", "block"] = "unit",
     more_inputs: Iterable[Any] = (),
     methods: Iterable[str] = (),
     allow_inexact: bool = False,
@@ -82,6 +93,10 @@ def trace(
     of the block. The copy has to give what the dense block gives when its router may not choose them. On the
     meta device this cannot be tried, and ``graph.proven`` is False.
 
+    Residual blocks are found by what one forward pass shows: an entry of a list or sequence of modules,
+    called once, which adds what it computes to a tensor that it reads. Each is removed from a float64 copy of
+    the model, which has to give what the dense model gives with the block bypassed.
+
     Args:
         model: Any module that `torch.export` can capture; it is left as it was.
         example_inputs: A tensor, a tuple of positional arguments, or a mapping of keyword arguments. Only
@@ -91,6 +106,7 @@ def trace(
         granularity: What may be removed. ``unit``: channels, neurons, heads, hidden units. ``expert``: whole
             experts; then `more_inputs`, `methods` and `allow_inexact` are refused, since they mean nothing.
             ``weight``: single weights of linear layers and convolutions; then only the model is needed.
+            ``block``: whole residual blocks, with the same options as experts.
         more_inputs: Further inputs, each like `example_inputs`. If only their sizes differ, the axes in which
             they differ may vary. If they are of another kind (one mask more, another number of axes,
             ``{"x": x, "mode": "fast"}``), the model is captured with them too, and the result is right for
@@ -105,6 +121,7 @@ def trace(
     Returns:
         A `Graph`: the groups, what is frozen and why, and what any choice of units costs. For experts an
         `ExpertGraph`: a group for each block; ``graph.left`` says which blocks stay whole, and why. For
+        residual blocks a `secateur.targets.blocks.graph.BlockGraph`: a group for each part of the model. For
         single weights a `secateur.targets.weights.Weights`: a group for each tensor.
 
     Raises:
@@ -154,11 +171,19 @@ def trace(
     passes = Passes(model, given)
     spec = open_inputs(model, spec, given, program, more, passes)
     graph = _graph(model, passes, given, spec, program, batch, static, allow_inexact=allow_inexact)
+    if not graph.groups:
+        raise nothing_to_prune(model, graph.frozen, graph.left, str(graph))
     return replace(graph, fingerprint=mark, folded=names)
 
 
 def retrace(
-    model: nn.Module, spec: InputSpec, given: Arguments, *, folds: Collection[str] = (), allow_inexact: bool
+    model: nn.Module,
+    spec: InputSpec,
+    given: Arguments,
+    *,
+    folds: Collection[str] = (),
+    allow_inexact: bool,
+    may_be_empty: bool = False,
 ) -> Graph:
     """Trace a model whose plan already says which sizes of inputs may vary.
 
@@ -168,11 +193,14 @@ def retrace(
         given: Arguments to capture the model with, on its device.
         folds: Names of computed weights that the plan treats as parameters.
         allow_inexact: As for `trace`.
+        may_be_empty: Whether a graph without groups is returned, for its program.
     """
     mark, model = fingerprint(model), folded(model, folds)
     program, batch, static = _captured(model, given)
     passes = Passes(model, given)
     graph = _graph(model, passes, given, spec, program, batch, static, allow_inexact=allow_inexact)
+    if not graph.groups and not may_be_empty:
+        raise nothing_to_prune(model, graph.frozen, graph.left, str(graph))
     return replace(graph, fingerprint=mark, folded=tuple(folds))
 
 
@@ -231,6 +259,4 @@ def _graph(
         _costs=cost_model(assembled, state, tensors, batch),
         programs=Programs(program, model),
     )
-    if not groups:
-        raise nothing_to_prune(model, assembled.frozen, assembled.left, str(graph))
     return graph

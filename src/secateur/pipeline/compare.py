@@ -190,7 +190,8 @@ def compare(
         rules: Names; or allocators, or their names, by the name they are shown under. None: the usual ones
             for this granularity.
         budgets: What each result may cost. None: for units 80, 60 and 40 % of the MACs, for single weights a
-            sparsity of 50, 70 and 90 %, for experts 75 and 50 % of them.
+            sparsity of 50, 70 and 90 %, for experts 75 and 50 % of them, for blocks the
+            same.
         repair: As for `prune`, the same for all.
         granularity: What is removed, as for `prune`.
         limits: What must stay.
@@ -324,7 +325,7 @@ def draw(found: Comparison, path: Path) -> None:
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    what = "macs" if found.granularity == "unit" else "params"
+    what = "macs" if found.granularity in ("unit", "block") else "params"
     whole = max(getattr(found.cost, what), 1)
     for rule in found.rules:
         points = sorted((o for o in found.outcomes if o.rule == rule), key=lambda o: getattr(o.cost, what))

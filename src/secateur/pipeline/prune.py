@@ -19,6 +19,7 @@ from secateur.measure.evaluate import evaluate
 from secateur.pipeline.auto.chooser import Choice, Chooser
 from secateur.pipeline.auto.choosers import chooser_of
 from secateur.pipeline.result import Result, asked_for, check_labels, clock, figures, proof_entry, scored_on
+from secateur.pipeline.targets.blocks import Blocks
 from secateur.pipeline.targets.experts import Experts
 from secateur.pipeline.targets.target import Form, Target, Task
 from secateur.pipeline.targets.together import Both
@@ -33,7 +34,7 @@ from secateur.targets.granularity import granularity_of, refusal
 from secateur.targets.units.record import record_of, with_note
 
 TARGETS: Mapping[str, type[Target]] = MappingProxyType(
-    {"unit": Units, "weight": SingleWeights, "expert": Experts, "unit+expert": Both}
+    {"unit": Units, "weight": SingleWeights, "expert": Experts, "unit+expert": Both, "block": Blocks}
 )
 """What may be removed, by the name of its granularity."""
 
@@ -72,14 +73,15 @@ def prune(
             moved between groups as measured models tell (`sc.Search`).
         granularity: What is removed. ``"unit"``: channels, neurons, heads, hidden units. ``"weight"``: single
             weights, which become zero. ``"expert"``: experts of a mixture-of-experts model, which need not
-            be captured. ``["unit", "expert"]``: both under one budget; one knob decides on all groups.
+            be captured. ``"block"``: residual blocks, dropped whole. ``["unit", "expert"]``: both under one
+            budget; one knob decides on all groups.
         repair: None, a name, a list of names, or ``"auto"``. For single weights also ``"surgeon"``: the
             second-order update of linear layers, from the dense weights on, so it comes first where there are
             several. For experts ``"experts"``, which ``"auto"`` stands for: it is kept if the held-out loss
             is no worse for it.
         limits: What must stay: multiples, minimum, groups to leave alone.
-        steps: Rounds in which units or experts are removed, the model repaired and scored anew, each of which
-            takes the same fraction of what is left; needs a budget of macs, params or experts.
+        steps: Rounds in which units, experts or blocks are removed, the model repaired and scored anew, each
+            of which takes the same fraction of what is left; needs a budget of macs, params or experts.
         form: As for `apply`.
         on_unrealisable: What happens to groups that no module can express: ``leave`` keeps them whole and
             spends the budget on the others; ``graph`` returns a captured program. The note names them.
@@ -237,7 +239,7 @@ def target_called(function: str, granularity: str) -> type[Target]:
     """
     if granularity not in TARGETS:
         raise SettingError(
-            f"{function}(granularity={granularity!r}): expected 'unit', 'weight', 'expert' or "
+            f"{function}(granularity={granularity!r}): expected 'unit', 'weight', 'expert', 'block' or "
             "['unit', 'expert']."
         )
     return TARGETS[granularity]

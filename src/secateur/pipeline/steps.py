@@ -43,7 +43,7 @@ def plan_in_steps(
         target: What is removed; its task says in how many rounds.
         rule: What decides in each round.
         first: Its plan for the first round's budget, `budget_after`, within limits.
-        budget: What the last round leaves, of MACs, parameters or experts.
+        budget: What the last round leaves, of MACs, parameters, experts or blocks.
         limits: What must stay, in every round.
 
     Raises:
@@ -64,7 +64,8 @@ def plan_in_steps(
             curved = target.with_curves(rule, now, fit, scores)
             left = target.budget_of(now, so_far, budget_after(round_, count, budget, target.graph))
             where = f"prune: round {round_} of {count}"
-            within = _same_units(now, target.apart(now.groups, so_far), limits, where)
+            mine = target.limits_of(now, so_far, limits)
+            within = _same_units(now, target.apart(now.groups, so_far), mine, where)
 
             def decide(
                 limits: Limits | None,
@@ -114,13 +115,13 @@ def budget_after(round_: int, count: int, budget: Budget, graph: Graph | ExpertG
     """What is left after a round, in absolute numbers.
 
     Raises:
-        SettingError: The budget is of something else than MACs, parameters and experts.
+        SettingError: The budget is of something else than MACs, parameters, experts and blocks.
     """
     asked = set(budget.as_settings()) - {"spend"}
-    if not asked <= {"macs", "params", "experts"}:
+    if not asked <= {"macs", "params", "experts", "blocks"}:
         raise SettingError(
-            f"steps: expected a budget of macs or params, or of experts, got {', '.join(sorted(asked))}. "
-            "Leave steps out."
+            "steps: expected a budget of macs or params, of experts or of blocks, got "
+            f"{', '.join(sorted(asked))}. Leave steps out."
         )
     dense = graph.cost()
     target = budget.targets(dense)

@@ -102,8 +102,9 @@ def verify(
     pass draws random numbers, both models draw the same.
 
     Experts are compared with the dense model whose routers may not choose the removed ones, on
-    `example_inputs`, or random ones of the traced sizes. For single weights all tensors are compared, bit for
-    bit, with the dense ones with these weights at zero.
+    `example_inputs`, or random ones of the traced sizes. Blocks are compared with the dense model in which
+    the removed ones pass on what they read, at every size. For single weights all tensors are compared, bit
+    for bit, with the dense ones with these weights at zero.
 
     Verify before repair: a repaired model differs from the masked one on purpose.
 

@@ -21,8 +21,10 @@ from secateur.graph.graph import Graph
 from secateur.graph.inline import modes_of
 from secateur.graph.kept import Mask
 from secateur.graph.resizing import graph_at
+from secateur.repairs.joints import CLONE, idle_nodes, joints
 from secateur.stream.calls import Call
 from secateur.stream.dense import Dense, Values
+from secateur.targets.blocks.remove import removed_paths
 from secateur.targets.units.constants import Constants
 from secateur.targets.units.record import record_of
 from secateur.targets.units.tensors import cut, removed_positions, tensor_called
@@ -36,6 +38,7 @@ class Pair(Dense):
 
     Attributes:
         planned: Node -> its call in the pruned program.
+        idle: Nodes that do not run in the pruned program, since their block is bypassed.
     """
 
     def __init__(self, graph: Graph, small: nn.Module, first: Pair | None = None) -> None:
@@ -62,7 +65,12 @@ class Pair(Dense):
         for node, name in self.names.items():
             if isinstance(self._dense[node], Tensor):
                 self._small[node] = self._counterpart(node, name, small)
+        bypassed = removed_paths(record.plan) if record.plan.granularity == "block" else []
+        self._joints = joints(self, bypassed)
+        self.idle = idle_nodes(self, self._joints) if bypassed else set()
         self.planned = {node: self._pruned_call(node) for node in self.nodes}
+        for node, before in self._joints.items():
+            self._hold(before, node)
 
     def _counterpart(self, node: fx.Node, name: str, small: nn.Module) -> Tensor:
         """Return an alias of the pruned model's tensor for a placeholder. Tied tensors share one alias."""
@@ -77,8 +85,18 @@ class Pair(Dense):
             self._aliases[id(tensor)] = tensor.detach()
         return self._aliases[id(tensor)]
 
+    def _hold(self, node: fx.Node, until: fx.Node) -> None:
+        """Keep a node's value until a later node ran."""
+        place = self.index[until]
+        for k, gone in enumerate(self._last_read[:place]):
+            if node in gone:
+                self._last_read[k] = [other for other in gone if other is not node]
+                self._last_read[place].append(node)
+
     def _pruned_call(self, node: fx.Node) -> Call:
         """Return a node's call in the pruned program: constants in its arguments follow the plan."""
+        if node in self._joints:
+            return Call(CLONE, (self._joints[node],), {})
         call = self._constants.follow(node)
         if call is None:
             return Call.captured(node)
@@ -96,6 +114,8 @@ class Pair(Dense):
         return values
 
     def _advance_also(self, node: fx.Node, values: Values) -> None:
+        if node in self.idle:
+            return
         call = Call.captured(node) if self._masked else self.planned[node]
         values.small[node] = self.run_call(call, values.small, self._small)
 

@@ -24,6 +24,7 @@ from secateur.targets.units.copying import duplicate
 from secateur.targets.units.record import attach, record_of, with_repairs
 
 if TYPE_CHECKING:
+    from secateur.targets.blocks.graph import BlockGraph
     from secateur.targets.experts.graph import ExpertGraph
 
 FEW = 50
@@ -41,7 +42,7 @@ def repair(
     methods: Methods = "auto",
     *,
     own: Mapping[str, Method] | None = None,
-    graph: Graph | ExpertGraph | None = None,
+    graph: Graph | ExpertGraph | BlockGraph | None = None,
     memory: int | None = None,
     loss_fn: LossFn | None = None,
     forward: Forward | None = None,
@@ -71,6 +72,9 @@ def repair(
 
     All but ``batchnorm`` and ``polish`` go through the layers in order of execution. Each layer is fitted to
     the inputs that the layers before it give after their own repair.
+
+    A model without some of its blocks is repaired in the same ways: every layer behind a dropped block is
+    refitted, and where a layer adds to the stream, so that the stream after it is the dense one.
 
     A model without some of its experts has one repair, ``experts``: it refits the down-projections of the
     kept experts to the output of the dense block. See the guide to mixtures of experts for the formula.
@@ -118,7 +122,48 @@ def repair(
         >>> [entry["kept"] for entry in sc.record_of(better).repairs]
         [True]
     """
-    plan = record_of(small).plan
+    traced = [] if graph is None else [cast(Graph, graph)]  # one of experts does not come here
+    return run_repairs(
+        small,
+        model,
+        calibration,
+        methods,
+        traced,
+        own=own,
+        loss_fn=loss_fn,
+        forward=forward,
+        seed=seed,
+        progress=progress,
+    )
+
+
+def run_repairs(
+    small: nn.Module,
+    model: nn.Module,
+    calibration: Any,
+    methods: Methods,
+    traced: list[Graph],
+    *,
+    own: Mapping[str, Method] | None = None,
+    loss_fn: LossFn | None = None,
+    forward: Forward | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> nn.Module:
+    """Do what `repair` does, for any model whose tensors have the names of the dense one's.
+
+    Args:
+        small: As for `repair`.
+        model: As for `repair`.
+        calibration: As for `repair`.
+        methods: As for `repair`.
+        traced: The trace of `model`, or an empty list, to which the trace is added when a repair needs it.
+        own: As for `repair`.
+        loss_fn: As for `repair`.
+        forward: As for `repair`.
+        seed: As for `repair`.
+        progress: As for `repair`.
+    """
     combinations = resolve(methods, own)
     best = duplicate(small)
     if not combinations:
@@ -128,7 +173,7 @@ def repair(
     with joined(device_of(model)) as team, team.together():
         data = Calibration.of(calibration, seed=seed, forward=forward, model=model)
         folds = folds_of(data)
-    traced = [] if graph is None else [cast(Graph, graph)]  # one of experts does not come here
+    plan = record_of(small).plan
 
     def graph_of_dense() -> Graph:
         """Return the trace of the dense model; trace it on first use."""

@@ -40,6 +40,8 @@ def tasks_of(pair: Pair) -> list[Task]:
     """Return a task for every weight that only layer calls read, in order of execution."""
     by_weight: dict[fx.Node, list[Site]] = {}
     for node in pair.nodes:
+        if node in pair.idle:
+            continue
         site = Site.of(node, pair.planned[node], pair)
         if site is not None:
             by_weight.setdefault(pair.same(site.weight)[0], []).append(site)

@@ -76,7 +76,7 @@ def _achieved(name: str, report: Facts) -> str:
     if name == "sparsity":
         share = percent(dense.params - best.params, dense.params)
         return f"{percent(total - kept, total)} of these weights zero, {share} of all parameters"
-    if name == "experts":
+    if name in ("experts", "blocks"):
         return f"{number(kept)} of {number(total)}, {percent(kept, total)}"
     if name == "latency" and dense.latency is not None and best.latency is not None:
         share = percent(best.latency, dense.latency)

@@ -21,6 +21,7 @@ _REFERENCES = {
         "the dense model with the same units zeroed, whose routers may not choose the removed experts,"
     ),
     "experts excluded": "the dense model whose routers may not choose the removed experts",
+    "blocks bypassed": "the dense model in which the dropped blocks pass on what they read",
     "graph": "the captured program with the same units cut out",
 }
 

@@ -260,8 +260,10 @@ def form(report: Facts) -> str:
     """Describe the form of the result, and the attributes that were changed."""
     if report.asked.get("granularity") == "weight":
         return f"The result has the dense model's shapes: {report.note}. Zeros are multiplied like the rest."
+    dropped = report.asked.get("granularity") == "block"
+    smaller = "without the dropped blocks" if dropped else "with smaller tensors"
     what = {
-        "module": "The result has the same classes with smaller tensors (form module).",
+        "module": f"The result has the same classes {smaller} (form module).",
         "graph": "The result is the captured program with smaller tensors (form graph).",
         "masked": "The result is the dense model with zeroed units (form masked).",
     }.get(report.form, f"The result has the form {report.form}.")

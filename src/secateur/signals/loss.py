@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from secateur.calibration import Batch, is_soft
 from secateur.calibration.batch import IGNORED
@@ -23,6 +23,13 @@ def logits_of(output: Any) -> Tensor | None:
         return output
     logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
     return logits if isinstance(logits, Tensor) else None
+
+
+def loss_of(model: nn.Module, batch: Batch, loss_fn: LossFn | None) -> Tensor:
+    """The mean loss of one batch: by the user's function, or `default_loss`."""
+    if loss_fn is not None:
+        return loss_fn(model, batch.raw)
+    return default_loss(batch.run(model, labelled=True), batch)
 
 
 def default_loss(output: Any, batch: Batch) -> Tensor:

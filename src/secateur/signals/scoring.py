@@ -17,16 +17,21 @@ from secateur.signals.units.combination import Asked, listed, with_combinations
 from secateur.targets.granularity import by_granularity
 
 if TYPE_CHECKING:
+    from secateur.signals.blocks.score import BlockAsked
     from secateur.signals.experts.score import ExpertAsked
+    from secateur.targets.blocks.graph import BlockGraph
     from secateur.targets.experts.graph import ExpertGraph
     from secateur.targets.weights.weights import Weights
 
 
 @by_granularity("graph")
 def score(
-    graph: Graph | ExpertGraph | Weights,
+    graph: Graph | ExpertGraph | BlockGraph | Weights,
     calibration: Any = None,
-    signals: Asked | ExpertAsked | Iterable[Asked | ExpertAsked] = ("wasserstein", "taylor"),
+    signals: Asked | ExpertAsked | BlockAsked | Iterable[Asked | ExpertAsked | BlockAsked] = (
+        "wasserstein",
+        "taylor",
+    ),
     *,
     loss_fn: LossFn | None = None,
     forward: Forward | None = None,
@@ -52,6 +57,9 @@ def score(
     own kernels, on one device and in one process. Tokens that a batch's ``attention_mask`` calls padding
     count for nothing.
 
+    Residual blocks have signals of their own too, by default ``output_change`` and ``stream_change``; the
+    former runs the model once for each block.
+
     Single weights are scored by `secateur.signals.weights.score.CRITERIA`, by default ``magnitude``, also in
     one process, and by a model on several devices.
 
@@ -62,8 +70,10 @@ def score(
         signals: Names, or instances for settings other than the default: ``Wasserstein(per_class=64)``.
             Names with ``*`` and ``+`` between them, or `Product` and `RankSum`, are computed from their
             parts, which are in the result as well. For experts: ``frequency``, ``router_weight``, ``reap``,
-            ``output_change``, ``specialisation``, ``expert_taylor``, ``weight_norm``, ``random``. For single
-            weights: ``magnitude``, ``wanda``, ``taylor``, ``snip``, ``fisher``, ``random``.
+            ``output_change``, ``specialisation``, ``expert_taylor``, ``weight_norm``, ``random``. For blocks:
+            ``output_change``, ``stream_change``, ``stream_distance``, ``block_taylor``, ``magnitude``,
+            ``random``. For single weights: ``magnitude``, ``wanda``, ``taylor``, ``snip``, ``fisher``,
+            ``random``.
         loss_fn: ``loss_fn(model, batch)`` returns the mean loss of a batch; `model` is called like the user's
             own, `batch` is what the loader gave. By default the cross-entropy of logits and labels, or the
             `loss` that the model returns for a mapping batch.

@@ -32,6 +32,13 @@ MODULES: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "apply": "secateur.targets.weights.apply",
             "verify": "secateur.targets.weights.apply",
         },
+        "block": {
+            "trace": "secateur.targets.blocks.trace",
+            "score": "secateur.signals.blocks.score",
+            "apply": "secateur.targets.blocks.apply",
+            "verify": "secateur.targets.blocks.apply",
+            "repair": "secateur.targets.blocks.repair",
+        },
         "unit+expert": {
             "trace": "secateur.targets.together.graph",
             "score": "secateur.targets.together.score",
@@ -52,6 +59,11 @@ REFUSED: Mapping[tuple[str, str], Mapping[str, str]] = MappingProxyType(
             "methods": "experts are removed from the module itself, so for every method",
             "allow_inexact": "only experts whose removal is exact may go",
         },
+        ("trace", "block"): {
+            "more_inputs": "blocks are tried on the example inputs and on other sizes of them",
+            "methods": "blocks are removed from the module itself, so for every method",
+            "allow_inexact": "only blocks whose removal is exact may go",
+        },
         ("trace", "weight"): {
             **dict.fromkeys(
                 ("example_inputs", "more_inputs", "forward"), "weights are found without a forward pass"
@@ -64,12 +76,21 @@ REFUSED: Mapping[tuple[str, str], Mapping[str, str]] = MappingProxyType(
             **dict.fromkeys(("checkpoint", "checkpoint_every"), _NOT_RESUMED),
             "by_block": _BY_BLOCK,
         },
+        ("score", "block"): {
+            "memory": "what is held is a few numbers for each block",
+            **dict.fromkeys(("checkpoint", "checkpoint_every"), _NOT_RESUMED),
+            "by_block": _BY_BLOCK,
+        },
         ("score", "weight"): {
             "memory": "what is held is a few numbers for each weight",
             **dict.fromkeys(("checkpoint", "checkpoint_every"), _NOT_RESUMED),
         },
         ("apply", "unit"): {"renormalise": "only routers of experts have such a setting"},
         ("apply", "expert"): {"on_unrealisable": "a module can express every removal of experts"},
+        ("apply", "block"): {
+            "on_unrealisable": "only blocks that a module can lose may go",
+            "renormalise": "only routers of experts have such a setting",
+        },
         ("apply", "weight"): {
             "example_inputs": "masks need no forward pass",
             "on_unrealisable": "masks leave all shapes as they are",
@@ -88,6 +109,7 @@ REFUSED: Mapping[tuple[str, str], Mapping[str, str]] = MappingProxyType(
         ),
         ("verify", "expert"): {"other_sizes": "experts are compared on one set of inputs"},
         ("repair", "unit"): {"memory": "only the repair of experts can be bounded"},
+        ("repair", "block"): {"memory": "only the repair of experts can be bounded"},
         ("repair", "expert"): {
             "own": "experts have one repair",
             "loss_fn": "experts are fitted to what the dense block gives",

@@ -89,7 +89,8 @@ def model_card(
     except ArtefactError:  # not pruned by secateur
         record = None
     origin = f" of {_linked(base)}" if base else ""
-    parts.append(f"A smaller version{origin}, made by removing units with secateur.")
+    what = "units" if record is None else _kind(record)
+    parts.append(f"A smaller version{origin}, made by removing {what} with secateur.")
     if report is not None:
         parts.append(_measured(report, dataset))
     elif record is not None:
@@ -173,13 +174,17 @@ def _counted(record: Record) -> str:
     return "## Figures\n\n" + "\n".join(lines)
 
 
+def _kind(record: Record) -> str:
+    return {"expert": "experts", "block": "blocks"}.get(getattr(record.plan, "granularity", ""), "units")
+
+
 def _how(record: Record) -> str:
     plan = record.plan
     groups = [g for g in plan.groups if g.removed]
     gone, units = sum(g.size - g.kept for g in groups), sum(g.size for g in plan.groups)
     lines = [
         f"- rule: {escape(plan.allocator)}, seed {plan.seed}",
-        f"- units removed: {gone:,} of {units:,}, in {len(groups)} of {len(plan.groups)} groups",
+        f"- {_kind(record)} removed: {gone:,} of {units:,}, in {len(groups)} of {len(plan.groups)} groups",
         f"- form: `{record.form}`" + (f" ({escape(record.note)})" if record.note else ""),
         f"- secateur {escape(plan.secateur)}",
     ]

@@ -21,8 +21,7 @@ from secateur.pipeline.targets.target import Scored, Target
 from secateur.plan import Plan
 from secateur.proof.verify import Proof
 from secateur.repairs.methods import Methods
-from secateur.signals import Scores
-from secateur.signals.experts.score import leaves
+from secateur.signals.experts import SIGNALS, ExpertSignal
 from secateur.signals.units.combination import name_of
 from secateur.targets.experts.apply import FORMS, verify
 from secateur.targets.experts.graph import ExpertGraph
@@ -94,16 +93,7 @@ class Experts(Target):
 
     def scored(self, rules: Iterable[Allocates]) -> Scored:
         """Score the experts. Without labels, signals that need gradients are left out."""
-        wanted = {name_of(signal): signal for rule in rules for signal in rule.signals}
-        unlabelled = self.task.loss_fn is None and self.task.fit.first().labels is None
-        missing = {
-            name: f"signal {name}: expected labels or loss_fn, got neither."
-            for name, signal in wanted.items()
-            if unlabelled and any("gradients" in leaf.needs for leaf in leaves([signal]).values())
-        }
-        signals = [signal for name, signal in wanted.items() if name not in missing]
-        empty = Scores({}, fingerprint=self.graph.fingerprint)
-        return Scored(self.score_signals(signals) if signals else empty, missing)
+        return self.scored_as_labels_allow(rules, SIGNALS, ExpertSignal)
 
     def default_budget(self, scored: Scored) -> Budget:
         """The budget that ``tod`` reaches with its default tolerance."""

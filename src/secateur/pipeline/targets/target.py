@@ -22,6 +22,7 @@ from secateur.repairs.repair import repair as repair_model
 from secateur.report.collect import knob_of, layers_of
 from secateur.signals import Scores, score
 from secateur.signals.loss import LossFn
+from secateur.signals.named import leaves
 from secateur.signals.units.combination import name_of
 from secateur.targets.units.apply import apply
 from secateur.targets.units.composing import compose_plans, split
@@ -149,6 +150,28 @@ class Target(ABC):
         """The same for candidates: a signal that the data cannot feed is listed instead of an error."""
         return Scored(self.score(rules))
 
+    def scored_as_labels_allow(
+        self, rules: Iterable[Allocates], known: Mapping[str, type[Any]], base: type[Any]
+    ) -> Scored:
+        """The same, where signals that need gradients are the ones that need a loss.
+
+        Args:
+            rules: The rules.
+            known: The signals of this granularity, by name.
+            base: Their class.
+        """
+        wanted = {name_of(signal): signal for rule in rules for signal in rule.signals}
+        unlabelled = self.task.loss_fn is None and self.task.fit.first().labels is None
+        missing = {
+            name: f"signal {name}: expected labels or loss_fn, got neither."
+            for name, signal in wanted.items()
+            if unlabelled
+            and any("gradients" in leaf.needs for leaf in leaves([signal], known, base).values())
+        }
+        signals = [signal for name, signal in wanted.items() if name not in missing]
+        empty = Scores({}, fingerprint=self.graph.fingerprint)
+        return Scored(self.score_signals(signals) if signals else empty, missing)
+
     @staticmethod
     def with_curves(rule: Any, graph: Any, data: Any, scores: Scores, *, progress: bool = False) -> Any:
         """The rule with what it has to measure on data itself."""
@@ -219,6 +242,10 @@ class Target(ABC):
     def budget_of(self, graph: Any, so_far: Plan, budget: Budget) -> Budget:
         """The budget of a later round, as the costs of that round's graph count it."""
         return budget
+
+    def limits_of(self, graph: Any, so_far: Plan, limits: Limits | None) -> Limits | None:
+        """The limits of a later round, by the names that things have in its graph."""
+        return limits
 
     def apart(self, groups: Iterable[Any], so_far: Plan) -> tuple[str, ...]:
         """Groups of a later round that no plan for the dense model can name."""

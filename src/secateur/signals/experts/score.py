@@ -8,16 +8,18 @@ from functools import partial
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from secateur.calibration import Batch, Calibration, Forward
 from secateur.common.models import evaluating
-from secateur.errors import CalibrationError, ScoreError
+from secateur.errors import CalibrationError
 from secateur.signals.experts import SIGNALS, Context, ExpertSignal, ExpertTally
-from secateur.signals.loss import LossFn, default_loss
+from secateur.signals.loss import LossFn, loss_of
+from secateur.signals.named import leaves
+from secateur.signals.padding import real_positions
 from secateur.signals.scores import Scores
 from secateur.signals.signal import Signal
-from secateur.signals.units.combination import Asked, Combination, parse, with_combinations
+from secateur.signals.units.combination import Asked, Combination, with_combinations
 from secateur.targets.experts.blocks import Block
 from secateur.targets.experts.graph import ExpertGraph, expert_parameters
 from secateur.targets.experts.routing import Call, Routed, watching
@@ -48,7 +50,7 @@ def score(
         CalibrationError: The data cannot feed what a signal needs.
     """
     asked = [signals] if isinstance(signals, str | Signal | ExpertSignal | Combination) else list(signals)
-    chosen = leaves(asked)
+    chosen = leaves(asked, SIGNALS, ExpertSignal)  # type: ignore[type-abstract]
     context = Context(graph, seed)
     tallies = {name: signal.start(context) for name, signal in chosen.items()}
     needing = {
@@ -70,23 +72,6 @@ def score(
     return with_combinations(scores, [a for a in asked if not isinstance(a, ExpertSignal)])
 
 
-def leaves(asked: Iterable[Any]) -> dict[str, ExpertSignal]:
-    """The signals that are asked for, or that what is asked for is made of, by name."""
-    found: dict[str, ExpertSignal] = {}
-    for one in map(parse, asked):
-        if isinstance(one, Combination):
-            found |= leaves(one.parts)
-        elif isinstance(one, ExpertSignal):
-            found[one.name] = one
-        elif one in SIGNALS:
-            found.setdefault(str(one), SIGNALS[str(one)]())
-        else:
-            raise ScoreError(
-                f"score: expected one of {', '.join(SIGNALS)} or an ExpertSignal, got {one!r}. Name one."
-            )
-    return found
-
-
 def _gather(
     graph: ExpertGraph,
     data: Calibration,
@@ -101,7 +86,7 @@ def _gather(
 
     def watch(call: Call, routed: Callable[[], Routed]) -> None:
         found = routed()
-        tokens = _real(current[0], len(found.hidden), found.hidden.device)
+        tokens = real_positions(current[0], len(found.hidden), found.hidden.device)
         for tally in routing:
             tally.routed(call, found.only(tokens), tokens)
 
@@ -116,25 +101,11 @@ def _gather(
         for batch in data.batches("Scoring experts", progress):
             current[:] = [batch]
             if gradients:
-                _loss(model, batch, loss_fn).backward()
+                loss_of(model, batch, loss_fn).backward()
             else:
                 batch.run(model)
             samples += batch.size
     return samples
-
-
-def _loss(model: nn.Module, batch: Batch, loss_fn: LossFn | None) -> Tensor:
-    if loss_fn is not None:
-        return loss_fn(model, batch.raw)
-    return default_loss(batch.run(model, labelled=True), batch)
-
-
-def _real(batch: Batch, tokens: int, device: torch.device) -> Tensor:
-    """Positions of the tokens that are no padding. [tokens]"""
-    mask = batch.kwargs.get("attention_mask")
-    if isinstance(mask, Tensor) and mask.numel() == tokens:
-        return torch.where(mask.reshape(-1) != 0)[0].to(device)
-    return torch.arange(tokens, device=device)
 
 
 @contextmanager

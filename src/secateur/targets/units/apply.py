@@ -26,6 +26,7 @@ from secateur.targets.units.tensors import check_positions
 from secateur.targets.units.traced import Traced
 
 if TYPE_CHECKING:
+    from secateur.targets.blocks.graph import BlockGraph
     from secateur.targets.experts.graph import ExpertGraph
     from secateur.targets.weights.plan import MaskPlan
 
@@ -39,11 +40,14 @@ def apply(
     form: Literal["auto", "module", "graph", "masked"] = "auto",
     *,
     example_inputs: Any = None,
-    graph: Graph | ExpertGraph | None = None,
+    graph: Graph | ExpertGraph | BlockGraph | None = None,
     on_unrealisable: Literal["graph", "leave"] = "graph",
     renormalise: bool | None = None,
 ) -> nn.Module:
     """Remove what a plan says.
+
+    A residual block leaves its list, and numbers of blocks follow. The result computes what the dense model
+    computes if the block passes on what it reads.
 
     An expert is removed with its rows in the router and in the router's biases. Attributes with the number of
     experts change too, and so does the configuration, if all blocks keep equally many. The result computes

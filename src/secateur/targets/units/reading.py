@@ -113,11 +113,11 @@ class Builds:
     def __init__(self, kind: type[nn.Module], config: Any) -> None:
         self.kind, self.config = kind, copy.deepcopy(config)
         self.errors: list[tuple[Changes, Exception]] = []
-        self._known: dict[frozenset[tuple[str, Any]], Shapes | None] = {}
+        self._known: dict[frozenset[tuple[str, str]], Shapes | None] = {}
 
     def shapes(self, changes: Changes) -> Shapes | None:
         """Return the shapes after these changes; None if the class cannot be built."""
-        key = frozenset(changes.items())
+        key = frozenset((path, repr(value)) for path, value in changes.items())
         if key not in self._known:
             try:
                 self._known[key] = self._built(changed_configuration(self.config, changes))

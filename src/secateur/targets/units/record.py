@@ -30,6 +30,8 @@ class Record:
         captured: Paths of modules in form ``module`` with calls that are mended
             (`secateur.targets.units.mended`).
         takes: One sentence on which sizes of the inputs may change, and which must stay.
+        stand_ins: By path of a dropped block in whose place a module passes the stream on: the argument that
+            holds the stream, and what each entry of a returned tuple is (`secateur.targets.blocks.block`).
         whole: The part of the note on what was left whole, and why. It is not saved.
     """
 
@@ -40,6 +42,7 @@ class Record:
     sizes: dict[str, Any] = field(default_factory=dict)
     captured: tuple[str, ...] = ()
     takes: str = ""
+    stand_ins: dict[str, list[int | str]] = field(default_factory=dict)
     whole: str = field(default="", compare=False)
 
 

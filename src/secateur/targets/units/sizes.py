@@ -27,19 +27,37 @@ def set_sizes(dense: nn.Module, small: nn.Module, sizes: Sizes) -> None:
     attributes, positions in lists and keys of mappings.
     """
     for key, value in sizes.items():
-        path, _, name = key.rpartition(".")
-        if key.startswith("config.") and has_configuration(small):
-            set_numbers(small, {key.removeprefix("config."): value})
-            continue
-        old = _step(_reach(dense, path), name)
-        if _step(_reach(small, path), name) != old or not _same_kind(old, value):
-            continue
-        new = type(old)(value) if isinstance(old, list | tuple) else value
-        holder = _reach(small, path, own=True)
-        if isinstance(holder, MutableMapping):
-            holder[name] = new
-        else:
-            setattr(holder, name, new)
+        if not _in_configuration(small, key):
+            old = _step(_reach(dense, key.rpartition(".")[0]), key.rpartition(".")[2])
+            now = _step(_reach(small, key.rpartition(".")[0]), key.rpartition(".")[2])
+            if now != old or not _same_kind(old, value):
+                continue
+        put(small, key, value)
+
+
+def put(model: nn.Module, key: str, value: Any) -> None:
+    """Set the number, boolean or list at a path of a model, or of its configuration.
+
+    Raises:
+        ArtefactError: The path leads to what is none of these.
+    """
+    if _in_configuration(model, key):
+        set_numbers(model, {key.removeprefix("config."): value})
+        return
+    path, _, name = key.rpartition(".")
+    old = _step(_reach(model, path), name)
+    if not isinstance(old, int | list | tuple) or isinstance(old, list | tuple) != isinstance(value, list):
+        raise ArtefactError(f"sizes: expected {key} to be a number or a list, got {type(old).__name__}.")
+    new = type(old)(value) if isinstance(old, list | tuple) else value
+    holder = _reach(model, path, own=True)
+    if isinstance(holder, MutableMapping):
+        holder[name] = new
+    else:
+        setattr(holder, name, new)
+
+
+def _in_configuration(model: nn.Module, key: str) -> bool:
+    return key.startswith("config.") and has_configuration(model)
 
 
 def _reach(root: nn.Module, path: str, *, own: bool = False) -> Any:

@@ -23,6 +23,8 @@ def removed_positions(plan: Plan, *, consumed_only: bool = False) -> dict[str, d
     found: dict[str, dict[int, set[int]]] = {}
     for group in plan.groups:
         for piece in group.slices:
+            if piece.role == "block":  # a whole module, and no tensor
+                continue
             if piece.removed and (piece.role == "consume" or not consumed_only):
                 found.setdefault(piece.tensor, {}).setdefault(piece.axis, set()).update(piece.removed)
     return {

@@ -1,0 +1,202 @@
+"""Residual blocks as what is removed."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import nn
+
+from secateur.allocators import EMP, Budget, Global, Limits, ToD, Uniform
+from secateur.allocators.base import Allocator
+from secateur.allocators.registry import Allocates
+from secateur.calibration import Calibration
+from secateur.errors import SettingError
+from secateur.graph.graph import Graph
+from secateur.pipeline.result import few
+from secateur.pipeline.targets.target import Scored, Target
+from secateur.plan import Plan
+from secateur.proof.verify import Proof
+from secateur.repairs.methods import Methods, quick
+from secateur.repairs.methods import resolve as resolve_repairs
+from secateur.signals.blocks import SIGNALS, BlockSignal
+from secateur.targets.blocks.apply import FORMS, apply, verify
+from secateur.targets.blocks.graph import BlockGraph
+from secateur.targets.blocks.remove import names_after, removed_paths
+from secateur.targets.blocks.repair import refitted, repaired
+from secateur.targets.blocks.trace import trace
+
+CANDIDATES: Mapping[str, Callable[[], Allocator]] = MappingProxyType(
+    {
+        "global, output change": lambda: Global(removal="output_change"),
+        "global, stream change": lambda: Global(removal="stream_change"),
+        "global, stream distance": lambda: Global(removal="stream_distance"),
+        "tod": lambda: ToD(removal="output_change", protection="block_taylor"),
+        "emp, output change": lambda: EMP(removal="output_change"),
+        "uniform, output change": lambda: Uniform(removal="output_change"),
+    }
+)
+"""What ``auto`` compares."""
+
+DEFAULTS: Mapping[str, Allocator] = MappingProxyType(
+    {
+        "global": Global(removal="output_change"),
+        "tod": ToD(removal="output_change", protection="block_taylor"),
+        "emp": EMP(removal="output_change"),
+        "uniform": Uniform(removal="output_change"),
+        "random": Uniform(removal="random"),
+    }
+)
+"""What a rule's name stands for where blocks are decided on: signals that blocks have."""
+
+
+class Blocks(Target):
+    """Residual blocks, dropped whole. The model need not be capturable by `torch.export`."""
+
+    forms = FORMS
+    default = "auto"
+    candidates = CANDIDATES
+    compared = tuple(DEFAULTS)
+    budgets = (Budget(blocks=0.75), Budget(blocks=0.5))
+    refused: ClassVar[Mapping[str, str]] = {
+        "allow_inexact": "only blocks whose removal is exact may go",
+        "on_unrealisable": "only blocks that a module can lose may go",
+    }
+    graph: BlockGraph
+
+    @staticmethod
+    def rule(allocator: Any) -> Any:
+        """A rule with signals for blocks."""
+        if isinstance(allocator, str) and allocator in DEFAULTS:
+            return DEFAULTS[allocator]
+        if isinstance(allocator, Allocator):
+            return allocator
+        raise SettingError(
+            f"allocator: expected one of auto, {', '.join(DEFAULTS)} or an Allocator, got {allocator!r}. "
+            'Write Global(removal="stream_change"), for example.'
+        )
+
+    @staticmethod
+    def check_repair(repair: Methods) -> None:
+        """Accept any repair of `sc.repair`, and refuse others."""
+        resolve_repairs(repair)
+
+    def trace(self, model: nn.Module) -> BlockGraph:
+        """Residual blocks."""
+        return trace(model, few(self.task.example, None))
+
+    def scored(self, rules: Iterable[Allocates]) -> Scored:
+        """Score the blocks. Without labels, signals that need gradients are left out."""
+        return self.scored_as_labels_allow(rules, SIGNALS, BlockSignal)
+
+    def default_budget(self, scored: Scored) -> Budget:
+        """The parameters that ``emp`` leaves."""
+        return Budget(params=self.allocate(DEFAULTS["emp"], scored.scores, None).predicted.params)
+
+    @cached_property
+    def _program(self) -> list[Graph]:
+        """The trace of the dense model's units, once a repair has asked for it."""
+        return []
+
+    @property
+    def _quick(self) -> Methods:
+        """The repairs that do not train: ``reconstruct`` for ``auto``."""
+        repair = self.task.repair
+        return "reconstruct" if repair == "auto" else quick(repair)
+
+    @property
+    def candidate_repair(self) -> str:
+        """The names of the repairs that candidates get."""
+        return " + ".join(method.name for some in resolve_repairs(self._quick) for method in some)
+
+    def candidate(self, plan: Plan, data: Calibration) -> nn.Module:
+        """The smaller model, repaired without looking whether it helps."""
+        return self._refitted(self.apply(plan), data)
+
+    def between(self, small: nn.Module) -> nn.Module:
+        """The model between two rounds, repaired in the same way."""
+        return self._refitted(small, self.task.fit)
+
+    def _refitted(self, small: nn.Module, data: Calibration) -> nn.Module:
+        model, how = self.task.model, self._quick
+        return refitted(small, model, data, how, graph=self.graph, program=self._program)
+
+    def budget_of(self, graph: Any, so_far: Plan, budget: Budget) -> Budget:
+        """Without blocks that are the last ones of their part, which are not in this round's graph."""
+        if budget.blocks is None:
+            return budget
+        rest = sum(group.kept for group in so_far.groups) - graph.dense.blocks
+        return replace(budget, blocks=max(1, int(budget.blocks) - rest))
+
+    def limits_of(self, graph: Any, so_far: Plan, limits: Limits | None) -> Limits | None:
+        """Blocks that are to stay, by the paths that they have in a later round."""
+        if limits is None or not limits.ignore:
+            return limits
+        stay, patterns = self.graph.staying(limits)
+        stay |= {
+            block.path
+            for name, blocks in self.graph.blocks.items()
+            if any(pattern in (name, glob.escape(name)) for pattern in patterns)
+            for block in blocks
+        }
+        known = {block.path for block in graph.all_blocks()}
+        now = [new for old, new in self._paths_after(so_far).items() if old in stay and new in known]
+        return replace(limits, ignore=tuple(map(glob.escape, now)))
+
+    def _paths_after(self, so_far: Plan) -> dict[str, str]:
+        """By the path of each block that is left in the dense model, its path after these rounds."""
+        before = removed_paths(so_far)
+        passing = [path for path in before if self.graph.ways.get(path.rpartition(".")[0]) == "pass"]
+        return names_after(
+            self.task.model, [block.path for block in self.graph.all_blocks()], before, passing
+        )
+
+    def apart(self, groups: Iterable[Any], so_far: Plan) -> tuple[str, ...]:
+        """None: the blocks that are left keep their order."""
+        return ()
+
+    def compose(self, so_far: Plan, later: Plan) -> Plan:
+        """By the paths that blocks have in the dense model: those of a later round are others."""
+        later_gone = {*removed_paths(later)}
+        gone = {old for old, new in self._paths_after(so_far).items() if new in later_gone}
+        gone |= {*removed_paths(so_far)}
+        keep = {
+            name: np.array([block.path not in gone for block in blocks])
+            for name, blocks in self.graph.blocks.items()
+        }
+        return Plan.build(
+            self.graph,
+            keep,
+            allocator=later.allocator,
+            settings=later.settings,
+            seed=later.seed,
+            budget=later.budget,
+        )
+
+    def apply(self, plan: Plan) -> nn.Module:
+        """The smaller model."""
+        return apply(self.task.model, plan, graph=self.graph)
+
+    def verify(self, small: nn.Module, plan: Plan) -> Proof:
+        """With the dense model in which the removed blocks are bypassed."""
+        return verify(self.task.model, small, plan, few(self.task.example, None), graph=self.graph)
+
+    def repaired(self, small: nn.Module, plan: Plan) -> nn.Module:
+        """As far as it helps on held-out data."""
+        task = self.task
+        return repaired(
+            small,
+            task.model,
+            task.data,
+            task.repair,
+            self._program,
+            self.graph,
+            loss_fn=task.loss_fn,
+            seed=task.seed,
+            progress=task.progress,
+        )

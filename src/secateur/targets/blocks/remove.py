@@ -1,0 +1,156 @@
+"""A copy of a network without some of its blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import nn
+
+from secateur.errors import PlanError
+from secateur.plan import Plan
+from secateur.targets.blocks.block import OTHER, Block, PassThrough
+from secateur.targets.blocks.counts import set_new_numbers
+from secateur.targets.units.copying import duplicate
+from secateur.targets.units.sizes import Sizes
+
+
+def without_blocks(
+    model: nn.Module,
+    removed: Iterable[Block],
+    passing: Iterable[str] = (),
+    sizes: Sizes | None = None,
+    *,
+    shared: bool = False,
+) -> nn.Module:
+    """Copy a model without some blocks. Their tensors are not copied, so there never is a whole copy.
+
+    Args:
+        model: The dense model.
+        removed: The blocks that go.
+        passing: Paths of those in whose place a `PassThrough` stays.
+        sizes: New values of numbers and lists of the smaller model, by path in it.
+        shared: Whether the copy shares the tensors of the model.
+
+    Raises:
+        ApplyError: The model cannot be copied.
+    """
+    stand_ins = {block.path: PassThrough(block, model.get_submodule(block.path)) for block in removed}
+    memo: dict[int, object] = {id(model.get_submodule(path)): new for path, new in stand_ins.items()}
+    if shared:
+        memo |= {id(t): t for t in (*model.parameters(), *model.buffers())}
+    small = duplicate(model, memo)
+    passing = set(passing)
+    gone = {id(new) for path, new in stand_ins.items() if path not in passing}
+    for container in {path.rpartition(".")[0] for path in stand_ins}:
+        holder = small.get_submodule(container)
+        before = [*holder._modules]
+        left = {name: m for name, m in holder._modules.items() if id(m) not in gone}
+        if before == [str(k) for k in range(len(before))]:
+            left = {str(k): m for k, m in enumerate(left.values())}
+        holder._modules = left
+    set_new_numbers(small, sizes or {})
+    return small
+
+
+def can_pass(block: Block) -> bool:
+    """Whether a `PassThrough` can return all that the block does."""
+    return OTHER not in block.returns
+
+
+def names_after(
+    model: nn.Module, names: Iterable[str], removed: Iterable[str], passing: Iterable[str] = ()
+) -> dict[str, str]:
+    """For each tensor or module that stays its new name.
+
+    Args:
+        model: The dense model.
+        names: Of tensors or modules of it.
+        removed: Paths of the blocks that go.
+        passing: Paths of those in whose place a `PassThrough` stays.
+    """
+    removed = [*removed]
+    moved: dict[str, str] = {}
+    gone = {*removed} - {*passing}
+    for container in {path.rpartition(".")[0] for path in gone}:
+        held = [*model.get_submodule(container)._modules]
+        left = [name for name in held if _join(container, name) not in gone]
+        if held == [str(k) for k in range(len(held))]:
+            moved |= {_join(container, old): _join(container, str(k)) for k, old in enumerate(left)}
+
+    def renamed(name: str) -> str:
+        parts = name.split(".")
+        for k in range(len(parts), 0, -1):  # lists inside lists: the innermost first
+            new = moved.get(".".join(parts[:k]))
+            if new is not None:
+                parts = [*parts[: k - 1], new.rpartition(".")[2], *parts[k:]]
+        return ".".join(parts)
+
+    inside = tuple(f"{path}." for path in removed)
+    return {name: renamed(name) for name in names if not f"{name}.".startswith(inside)}
+
+
+def _join(container: str, name: str) -> str:
+    return f"{container}.{name}" if container else name
+
+
+def require_blocks(model: nn.Module, paths: Iterable[str]) -> None:
+    """Make sure that a model has these blocks in lists or sequences: a plan from a file may name others.
+
+    Raises:
+        PlanError: A path is no entry of one.
+    """
+    for path in paths:
+        container, _, name = path.rpartition(".")
+        try:
+            holder = model.get_submodule(container)
+        except AttributeError:
+            holder = None
+        if not isinstance(holder, nn.ModuleList | nn.Sequential) or holder._modules.get(name) is None:
+            raise PlanError(
+                f"plan: expected {path!r} to be an entry of a ModuleList or Sequential of the model, got "
+                "none. Make the plan again."
+            )
+
+
+def copied_tensors(names: Mapping[str, str], source: nn.Module, target: nn.Module) -> None:
+    """Copy tensors of one model into another, in place.
+
+    Args:
+        names: Names in `source` -> names in `target`.
+        source: Where they come from.
+        target: Where they go.
+    """
+    given, own = source.state_dict(), target.state_dict(keep_vars=True)
+    with torch.no_grad():
+        for name, new in names.items():
+            if isinstance(own.get(new), torch.Tensor):
+                own[new].copy_(given[name])
+
+
+def rebuilt(
+    model: nn.Module, plan: Plan, stand_ins: Mapping[str, Sequence[int | str]], sizes: Sizes
+) -> nn.Module:
+    """Do to a model what a plan says, without looking for blocks or running the model.
+
+    Args:
+        model: The dense model.
+        plan: The plan.
+        stand_ins: As in `secateur.targets.units.record.Record`.
+        sizes: New values of numbers and lists, by path.
+
+    Raises:
+        PlanError: The plan names what is no entry of a list of modules.
+    """
+    paths = removed_paths(plan)
+    require_blocks(model, paths)
+    blocks = [
+        Block(path, kept[0], tuple(kept[1:])) if (kept := stand_ins.get(path)) else Block(path, 0)
+        for path in paths
+    ]
+    return without_blocks(model, blocks, stand_ins, sizes)
+
+
+def removed_paths(plan: Plan) -> list[str]:
+    """The paths of the blocks that a plan removes."""
+    return [piece.tensor for group in plan.groups for piece in group.slices if piece.removed]
