@@ -114,7 +114,8 @@ def budget_of(run: Run) -> Budget | None:
     asked = run.budget
     if not asked.asked:
         return None
-    return Budget(spend=asked.spend, **asked.asked)
+    given: dict[str, Any] = asked.model_dump(exclude_none=True)
+    return Budget(**given)
 
 
 def limits_of(run: Run) -> Limits:

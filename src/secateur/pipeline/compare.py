@@ -20,6 +20,7 @@ from secateur.errors import SettingError, UnreachableBudgetError
 from secateur.measure.evaluate import Evaluation, evaluate
 from secateur.pipeline.auto.chooser import Chooser
 from secateur.pipeline.auto.choosers import chooser_of
+from secateur.pipeline.bounds.meet import meet, race_budget
 from secateur.pipeline.prune import check_options, target_called
 from secateur.pipeline.targets.target import Target, Task
 from secateur.plan import CostRecord
@@ -248,9 +249,11 @@ def compare(
     def pruned(name: str, budget: Budget) -> tuple[nn.Module, Any]:
         rule, own = curved.get(name), scores
         if isinstance(chooser := chosen[name], Chooser):
-            choice = chooser.choose(quiet, budget, known[name])
+            race = race_budget(quiet, budget, known[name], chooser.candidates_for(quiet).values(), None)
+            choice = chooser.choose(quiet, race, known[name])
             rule, own = choice.rule, choice.scores
-        return quiet.carry_out(rule, own, budget)
+        met = meet(quiet, rule, own, budget)
+        return met.small, met.plan
 
     def measured(candidate: nn.Module) -> Evaluation:
         return evaluate(candidate, judged, dense=model, loss_fn=loss_fn)
