@@ -2,11 +2,11 @@
 
     python -m benchmarks.bench_budgets [drops] [memory] [--draws 0 1 2]
 
-- drops: ResNet-20, channels inside the blocks, `RepairAware`, every layer refitted. For each draw 500 training
-  images to score and repair with, 5,000 others held out, budgets of 1 and 3 points. The pruned models are then
-  measured on 3,000 test images. Beside each the cheapest plan of the same draw that meets the budget there, of
-  plans at every 2.5 % of the MACs, which only somebody who knows the test data could choose. Draws are added
-  to those in the result file. A draw takes about four minutes on one core.
+- drops: ResNet-20, channels inside the blocks, `RepairAware`, every layer refitted. For each draw 500
+  training images to score and repair with, 5,000 others held out, budgets of 1 and 3 points. The pruned
+  models are then measured on 3,000 test images. Beside each the cheapest plan of the same draw that meets
+  the budget there, of plans at every 2.5 % of the MACs, which only somebody who knows the test data could
+  choose. Draws are added to those in the result file. A draw takes about four minutes on one core.
 - memory: what `secateur.measure.memory` counts, beside what a fresh process grows by (Linux).
 """
 
@@ -92,12 +92,23 @@ def drops_table(found: dict[str, Any]) -> str:
             " to ".join(f"{100 * f(r['test_drop'] for r in mine):.1f}" for f in (min, max)),
             f"{statistics.mean(r['macs'] for r in mine):.3f}",
             f"{statistics.mean(r['cheapest'] for r in mine):.3f}",
-            f"{100 * statistics.median(excess):+.1f} % ({100 * min(excess):+.1f} to {100 * max(excess):+.1f})",
+            f"{100 * statistics.median(excess):+.1f} %",
+            " to ".join(f"{100 * f(excess):+.1f}" for f in (min, max)),
             f"{statistics.mean(r['looks'] for r in mine):.1f}",
             f"{statistics.mean(r['seconds'] for r in mine):.0f}",
         ]
 
-    titles = ("budget", "met on test", "test drop", "MACs", "cheapest", "more than it", "looks", "seconds")
+    titles = (
+        "budget",
+        "met on test",
+        "test drop",
+        "MACs",
+        "cheapest",
+        "median",
+        "more than it",
+        "looks",
+        "seconds",
+    )
     return results.table(titles, [cells(drop) for drop in DROPS])
 
 
@@ -108,12 +119,17 @@ def cases() -> dict[str, tuple[nn.Module, torch.Tensor]]:
         nn.Conv2d(3, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(), nn.Conv2d(64, 64, 3, padding=1),
         nn.ReLU(), nn.Conv2d(64, 8, 3, padding=1),
     )  # fmt: skip
-    mlp = nn.Sequential(nn.Linear(1024, 8192), nn.ReLU(), nn.Linear(8192, 8192), nn.GELU(), nn.Linear(8192, 9))
+    mlp = nn.Sequential(
+        nn.Linear(1024, 8192), nn.ReLU(), nn.Linear(8192, 8192), nn.GELU(), nn.Linear(8192, 9)
+    )
     layer = nn.TransformerEncoderLayer(512, 8, 2048, batch_first=True)
     return {
         "convolutions": (conv, torch.randn(16, 3, 224, 224)),
         "fully connected": (mlp, torch.randn(2048, 1024)),
-        "transformer": (nn.TransformerEncoder(layer, 4, enable_nested_tensor=False), torch.randn(16, 512, 512)),
+        "transformer": (
+            nn.TransformerEncoder(layer, 4, enable_nested_tensor=False),
+            torch.randn(16, 512, 512),
+        ),
     }
 
 
@@ -153,7 +169,7 @@ def memories() -> list[dict[str, Any]]:
             model, x = pruned(name, half)
             counted = memory(model, (x,))
             grown = subprocess.run(
-                [sys.executable, "-m", "benchmarks.bench_budgets", "child", "--case", name, *["--half"] * half],
+                [sys.executable, "-m", __spec__.name, "child", "--case", name, *["--half"] * half],
                 env={**os.environ, "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_MMAP_THRESHOLD_": "65536"},
                 capture_output=True, text=True, check=True,
             ).stdout.split()[-1]  # fmt: skip
