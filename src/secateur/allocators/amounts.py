@@ -12,22 +12,28 @@ _SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "μs": 1e-6}
 
 
 def share_of(value: object) -> float | None:
-    """Return a fraction in (0, 1), or a percentage such as ``60 %``, as a float; None for anything else.
+    """Return a fraction in (0, 1) as a float, which may be written as text or in percent; None if it is none.
 
     Example:
-        >>> share_of(0.6), share_of("60 %"), share_of("512 MB")
-        (0.6, 0.6, None)
+        >>> share_of(0.6), share_of("0.6"), share_of("60 %"), share_of("512 MB")
+        (0.6, 0.6, 0.6, None)
     """
+    share = _number(value)
+    return share if share is not None and 0 < share < 1 else None
+
+
+def _number(value: object) -> float | None:
+    """A number, or the text of one, perhaps in percent; None for anything else."""
+    whole = 1.0
     if isinstance(value, str):
-        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", value)
-        value = float(found[1]) / 100 if found else None
-    if isinstance(value, bool | int | type(None)):
+        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%?)\s*", value)
+        value, whole = (found[1], 100.0 if found[2] else 1.0) if found else (None, 1.0)
+    if isinstance(value, bool | type(None)):
         return None
     try:
-        share = float(value)  # type: ignore[arg-type]  # NumPy's numbers too
+        return float(value) / whole  # type: ignore[arg-type]  # NumPy's numbers too
     except (TypeError, ValueError):
         return None
-    return share if 0 < share < 1 else None
 
 
 def seconds_of(value: object) -> float | None:
@@ -91,12 +97,7 @@ def drop_of(name: str, value: object, most: float) -> float:
     Raises:
         BudgetError: It is not above 0 and below `most`.
     """
-    found = share_of(value)
-    if found is None and not isinstance(value, bool | str | type(None)):
-        try:
-            found = float(value)  # type: ignore[arg-type]
-        except (TypeError, ValueError):
-            found = None
+    found = _number(value)
     if found is not None and 0 < found < most and math.isfinite(found):
         return found
     raise BudgetError(

@@ -2,7 +2,8 @@
 
 A difference is what one held-out sample says of two models. Where both are right or wrong, differences are
 1, 0 and −1, and the bound comes from their exact distribution, which also holds for few samples and where
-almost none of them differ. For other numbers it is Student's, corrected for skewness.
+almost none of them differ. For other numbers it is an approximation: the larger of Student's, corrected for
+skewness, and the tail of the distribution that is nearest to what was seen.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from numpy.typing import NDArray
 LEAST = 30
 """Fewest samples for numbers other than 1, 0 and −1: below, their mean is not nearly normal."""
 
-_HALVINGS = 40
+MOST = 30_000
+"""Most samples for which the exact distribution is computed: above, the approximation is as good."""
+
+_HALVINGS = 32
 
 
 def upper_bound(differences: NDArray[np.float64], confidence: float = 0.95) -> float:
@@ -36,12 +40,12 @@ def upper_bound(differences: NDArray[np.float64], confidence: float = 0.95) -> f
     """
     if not len(differences) or not np.isfinite(differences).all():
         return math.inf
-    if np.isin(differences, (-1.0, 0.0, 1.0)).all():
+    if len(differences) <= MOST and np.isin(differences, (-1.0, 0.0, 1.0)).all():
         worse, better = int((differences > 0).sum()), int((differences < 0).sum())
         return _exact(worse, better, len(differences), 1 - confidence)
     if len(differences) < LEAST:
         return math.inf
-    return _student(differences, confidence)
+    return max(_student(differences, confidence), _tilted(differences, confidence))
 
 
 def interval(differences: NDArray[np.float64], confidence: float = 0.95) -> tuple[float, float]:
@@ -112,11 +116,15 @@ def _tail(total: int, samples: int, worse: float, better: float) -> float:
 
     By the characteristic function, whose inverse Fourier transform is the exact distribution.
     """
-    size = 2 * samples + 1
-    wave = np.exp(-2j * np.pi * np.arange(size) / size)
-    chances = np.fft.ifft((1 - worse - better + worse * wave + better * wave.conj()) ** samples).real
-    sums = np.concatenate([np.arange(samples + 1), np.arange(-samples, 0)])
-    return float(chances[sums <= total].sum())
+    size = 1 << (2 * samples + 1).bit_length()
+    wave = np.exp(-2j * np.pi * np.arange(size // 2 + 1) / size)
+    with np.errstate(divide="ignore", invalid="ignore"):  # where the function is zero, so is its power
+        of_one = np.log(1 - worse - better + worse * wave + better * wave.conj())
+    chances = np.fft.irfft(np.nan_to_num(np.exp(samples * of_one)), size)
+    below = chances[size - samples :].sum()  # of sums from -samples to -1, which come last
+    return float(
+        below + chances[: total + 1].sum() if total >= 0 else chances[size - samples : size + total + 1].sum()
+    )
 
 
 def _student(differences: NDArray[np.float64], confidence: float) -> float:
@@ -133,6 +141,36 @@ def _student(differences: NDArray[np.float64], confidence: float) -> float:
     skew = float(((differences - mean) ** 3).mean()) / (6 * spread**2 * samples)
     width = _quantile(confidence, samples - 1) * spread / math.sqrt(samples)
     return mean + max(width + skew, unseen)
+
+
+def _tilted(differences: NDArray[np.float64], confidence: float) -> float:
+    """The bound by exponential tilting, which follows skewed and rare differences further than Student's.
+
+    Of all distributions over the numbers that were seen, with a mean of d, the one nearest to them gives each
+    x a weight in proportion to exp(t·x). The bound is the d for which a mean as small as seen has a
+    probability of one minus the confidence, by the saddlepoint approximation. Source: Efron 1981,
+    Nonparametric standard errors and confidence intervals; Lugannani and Rice 1980.
+    """
+    mean = float(differences.mean())
+    centred = differences - mean
+    spread, largest = float(centred.std()), float(centred.max())
+    if spread == 0:
+        return mean
+    normal, root = NormalDist(), math.sqrt(len(differences))
+
+    def chance(tilt: float) -> float:
+        cumulant = math.log(float(np.exp(tilt * (centred - largest)).mean())) + tilt * largest
+        w, u = -root * math.sqrt(max(2 * cumulant, 1e-300)), -tilt * root * spread
+        return normal.cdf(w) + normal.pdf(w) * (1 / w - 1 / u)
+
+    low, high = 0.0, 1 / spread
+    while chance(high) > 1 - confidence and high * largest < 500:
+        low, high = high, 2 * high
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if chance(middle) > 1 - confidence else (low, middle)
+    weights = np.exp(high * (centred - largest))
+    return mean + float((centred * weights).sum() / weights.sum())
 
 
 def _quantile(confidence: float, freedom: int) -> float:

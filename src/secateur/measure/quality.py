@@ -205,6 +205,11 @@ def sample_losses(model: nn.Module, batch: Batch, loss_fn: LossFn | None = None)
     Raises:
         CalibrationError: There are no labels, and the model gives no loss.
     """
+    with torch.no_grad():
+        return _sample_losses(model, batch, loss_fn)
+
+
+def _sample_losses(model: nn.Module, batch: Batch, loss_fn: LossFn | None) -> list[float]:
     pieces = batch.cut(batch.size)
     if loss_fn is not None:
         return [float(loss_fn(model, piece.raw)) for piece in pieces]

@@ -1,4 +1,4 @@
-"""Bisection over shares: the border is found where the answer is monotone, and no more is asked than allowed."""
+"""Bisection over shares: the border is found where the answer is monotone, with few questions."""
 
 from __future__ import annotations
 

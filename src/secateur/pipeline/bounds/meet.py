@@ -166,26 +166,26 @@ def _smallest(plans: Plans, held: Held, step: Step) -> Met:
     """The smallest model that is confirmed to be within the bounds on quality, if it is within the others."""
     budget, task = plans.budget, plans.target.task
     found = cheapest(plans, held.gauge, held.of, step)
-    looks = zip(found.looks.points, found.looks.damages, strict=True)
-    point, damages = next((p, d) for p, d in looks if p.verdict == "chosen")
+    looks = found.looks
+    at = next(k for k, point in enumerate(looks.points) if point.verdict == "chosen")
     ceilings = ceilings_of(budget, task.model, task.example)
     readings = _readings(ceilings, found.small, plans.target)
     if _excess(ceilings, readings) > 1:
         raise _missed(ceilings, readings, plans, f" with {' and '.join(budget.quality)} within bounds")
     met: dict[str, JsonValue] = {
-        bound: {"value": damage.value, "at_most": damage.bound(budget.confidence)}
-        for bound, damage in damages.items()
+        bound: {"value": damage.value, "at_most": looks.most[at][bound]}
+        for bound, damage in looks.damages[at].items()
     }
     met |= {
         **_entries(ceilings, readings),
-        **plans.noted(point.share),
-        "plans_measured": len(found.looks.points),
+        **plans.noted(looks.points[at].share),
+        "plans_measured": len(looks.points),
         "held_out_samples": held.gauge.samples,
     }
     small, plan = _noted(found.small, found.plan, budget, met)
     repaired = found.repaired
     attach(repaired, replace(record_of(repaired), plan=record_of(small).plan))
-    return Met(small, plan, repaired, found.looks)
+    return Met(small, plan, repaired, looks)
 
 
 def _readings(ceilings: Iterable[Ceiling], small: nn.Module, target: Target) -> dict[str, Interval]:

@@ -45,6 +45,9 @@ STEP = 0.025
 BEYOND = 5
 """So many such steps above the place; above those, steps double."""
 
+FIRST = 0.95
+"""The share that is looked at first, if the other bounds allow it."""
+
 
 @dataclass(eq=False)
 class Looks:
@@ -56,6 +59,7 @@ class Looks:
         bounds: What is measured: fields of `Budget`.
         points: What was found, in this order.
         damages: For each point, what was measured by bound.
+        most: For each point, what the damage is at most, by bound.
     """
 
     plans: Plans
@@ -63,6 +67,7 @@ class Looks:
     bounds: tuple[str, ...]
     points: list[Point] = field(default_factory=list)
     damages: list[dict[str, Damage]] = field(default_factory=list)
+    most: list[dict[str, float]] = field(default_factory=list)
 
     def look(self, share: float, small: nn.Module, plan: Any) -> nn.Module:
         """Repair and measure; return the repaired model.
@@ -81,10 +86,11 @@ class Looks:
         low, high = first.interval(budget.confidence)
         macs, params = target.shares(plan)
         self.damages.append(found)
+        self.most.append({bound: damage.bound(budget.confidence) for bound, damage in found.items()})
         self.points.append(
             Point(
                 share=share, macs=macs, params=params, value=first.model, damage=first.value,
-                low=low, high=high, most=first.bound(budget.confidence),
+                low=low, high=high, most=self.most[-1][self.bounds[0]],
             )
         )  # fmt: skip
         return repaired
@@ -92,7 +98,7 @@ class Looks:
     def within(self) -> bool:
         """Whether the last one is confirmed to be within all bounds."""
         budget = self.plans.budget
-        return all(d.bound(budget.confidence) <= getattr(budget, b) for b, d in self.damages[-1].items())
+        return all(most <= getattr(budget, bound) for bound, most in self.most[-1].items())
 
     def judged(self, verdict: str) -> None:
         """Note what became of the last one."""
@@ -191,23 +197,24 @@ def roughly(plans: Plans, gauge_of: Any, step: Step) -> float:
 def order(place: float, most: float) -> Iterator[float]:
     """Yield the shares to look at, from the largest to the smallest.
 
+    The first one is safe, so that a place that is far too low still leaves something to confirm.
+
     Example:
         >>> [round(share, 2) for share, _ in zip(order(0.4, 1.0), range(9))]
-        [0.85, 0.65, 0.55, 0.5, 0.49, 0.48, 0.47, 0.46, 0.45]
+        [0.95, 0.85, 0.65, 0.55, 0.5, 0.45, 0.44, 0.43, 0.42]
     """
     fine = STEP * place
-    top = place + BEYOND * fine
-    gap, coarse = fine * BEYOND, []
-    while top + gap < most:
-        coarse.append(top + gap)
+    share, gap = place + BEYOND * fine, BEYOND * fine
+    first, coarse = min(most, FIRST), []
+    while share + gap < first - fine:
+        coarse.append(share + gap)
         gap *= 2
-    if top > most:
-        yield most
+    yield first
     yield from reversed(coarse)
-    while top > 0:
-        if top < most:
-            yield top
-        top -= fine
+    while share > 0:
+        if share < first - 1e-9:
+            yield share
+        share -= fine
 
 
 def cheapest(plans: Plans, gauge: Gauge, gauge_of: Any, step: Step) -> Cheapest:
@@ -256,8 +263,8 @@ def cheapest(plans: Plans, gauge: Gauge, gauge_of: Any, step: Step) -> Cheapest:
 def _unconfirmed(looks: Looks) -> UnreachableBudgetError:
     budget, point, damages = looks.plans.budget, looks.points[-1], looks.damages[-1]
     sure = f"{100 * budget.confidence:g} %"
-    name, damage = next((b, d) for b, d in damages.items() if d.bound(budget.confidence) > getattr(budget, b))
-    limit, most = getattr(budget, name), damage.bound(budget.confidence)
+    name, most = next((b, most) for b, most in looks.most[-1].items() if most > getattr(budget, b))
+    limit, damage = getattr(budget, name), damages[name]
     wanted = max(
         samples_for(d.differences, _unscaled(b, getattr(budget, b)), budget.confidence)
         for b, d in damages.items()
