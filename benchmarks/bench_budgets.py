@@ -32,7 +32,7 @@ from secateur.measure.memory import memory
 
 IMAGES, HELD, POOL = 500, 5000, 20_000
 DROPS = (0.01, 0.03)
-GRID = tuple(round(0.9 - 0.025 * k, 3) for k in range(17))
+GRID = tuple(round(0.85 - 0.025 * k, 3) for k in range(12))
 
 
 def drops(seeds: list[int]) -> dict[str, Any]:

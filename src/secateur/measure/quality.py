@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,11 @@ class Damage:
     def bound(self, confidence: float) -> float:
         """At most this, with this confidence."""
         return self.scale(upper_bound(self.differences, confidence))
+
+    def expected(self, samples: int, confidence: float) -> float:
+        """About what `bound` would be with so many other samples."""
+        spread = float(self.differences.std()) / samples**0.5
+        return self.scale(float(self.differences.mean()) + NormalDist().inv_cdf(confidence) * spread)
 
     def interval(self, confidence: float) -> tuple[float, float]:
         """Between these, with this confidence."""

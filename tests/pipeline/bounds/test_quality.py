@@ -157,7 +157,7 @@ def test_looks_go_down_and_end_with_the_first_that_is_not_confirmed() -> None:
 
 
 def test_what_no_plan_reaches_is_not_asked_for() -> None:
-    found = searched(falling(0.1), floor=0.35, samples=4_000)
+    found = searched(falling(0.01), floor=0.35, samples=20_000)
     assert found.plan == 0.35
     assert found.looks.points[-1].verdict == "chosen"
 
@@ -205,5 +205,5 @@ def test_the_place_is_found_with_other_data() -> None:
     plans = Plans(FakeTarget(), None, None, Budget(accuracy_drop=0.03))  # type: ignore[arg-type]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("secateur.pipeline.bounds.quality.take_share", lambda data, share, whole: data)
-        found = roughly(plans, lambda _: FakeGauge(falling(0.4), 1, None), lambda what: None)
+        found = roughly(plans, 100, lambda _: FakeGauge(falling(0.4), 1, None), lambda what: None)
     assert 0.4 <= found <= 0.4 + STEP

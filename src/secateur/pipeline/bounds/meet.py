@@ -112,7 +112,7 @@ def race_budget(
             _check_counted(plans)
             with steps(None, target.task.progress) as step:
                 if budget.quality and held is not None:
-                    return plans.counted(roughly(plans, held.of, step))
+                    return plans.counted(roughly(plans, held.gauge.samples, held.of, step))
                 return plans.counted(_largest(plans, step)[1])
         except OtherProcessError:
             raise

@@ -42,7 +42,7 @@ PROBES = 6
 STEP = 0.025
 """Near that place each plan is this much smaller than the one before, as a fraction of the place."""
 
-BEYOND = 5
+BEYOND = 6
 """So many such steps above the place; above those, steps double."""
 
 FIRST = 0.95
@@ -159,11 +159,12 @@ def require_enough(gauge: Gauge, budget: Budget, *, counted: bool) -> None:
             )
 
 
-def roughly(plans: Plans, gauge_of: Any, step: Step) -> float:
-    """Return about the smallest share whose plan is within all bounds, by bisection without held-out data.
+def roughly(plans: Plans, held: int, gauge_of: Any, step: Step) -> float:
+    """Return about the smallest share whose plan can be confirmed, by bisection without held-out data.
 
     Args:
         plans: The plans.
+        held: How many samples will be held out: with fewer, the damage must be further below the bound.
         gauge_of: Makes a `Gauge` of other data.
         step: Shows what is done.
     """
@@ -179,7 +180,10 @@ def roughly(plans: Plans, gauge_of: Any, step: Step) -> float:
         step(f"looking for the place: {percent(share, 1)} of the {plans.cost}")
         try:
             small = target.candidate(plan, few)
-            within = all(gauge(small, bound).value <= getattr(budget, bound) for bound in budget.quality)
+            within = all(
+                gauge(small, bound).expected(held, budget.confidence) <= getattr(budget, bound)
+                for bound in budget.quality
+            )
         except OtherProcessError:
             raise
         except SecateurError:  # a candidate that cannot run says nothing about the place
@@ -201,7 +205,7 @@ def order(place: float, most: float) -> Iterator[float]:
 
     Example:
         >>> [round(share, 2) for share, _ in zip(order(0.4, 1.0), range(9))]
-        [0.95, 0.85, 0.65, 0.55, 0.5, 0.45, 0.44, 0.43, 0.42]
+        [0.95, 0.7, 0.58, 0.52, 0.46, 0.45, 0.44, 0.43, 0.42]
     """
     fine = STEP * place
     share, gap = place + BEYOND * fine, BEYOND * fine
@@ -235,7 +239,7 @@ def cheapest(plans: Plans, gauge: Gauge, gauge_of: Any, step: Step) -> Cheapest:
     best: Cheapest | None = None
     before: Any = None
     last = False
-    for asked in order(roughly(plans, gauge_of, step), plans.most):
+    for asked in order(roughly(plans, gauge.samples, gauge_of, step), plans.most):
         share = asked
         try:
             small, plan = plans.carry_out(share)
