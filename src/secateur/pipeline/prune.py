@@ -18,6 +18,7 @@ from secateur.config.names import Granularity
 from secateur.errors import SettingError
 from secateur.measure.evaluate import evaluate
 from secateur.measure.quality import Gauge, Metric
+from secateur.pipeline.auto.choose import checked
 from secateur.pipeline.auto.chooser import Choice, Chooser
 from secateur.pipeline.auto.choosers import chooser_of
 from secateur.pipeline.bounds.frontier import Frontier
@@ -123,6 +124,8 @@ def prune(
         SecateurError: One of its kinds; see each step.
     """
     what = granularity_of(granularity)
+    if budget is not None:
+        checked("prune", budget)
     kind = _checked(what, form, budget, steps, allow_inexact, on_unrealisable, measure_latency)
     _check_quality(budget, held_out, metric, frontier)
     decider: Any = kind.default if allocator is None else allocator
@@ -314,6 +317,18 @@ def target_called(function: str, granularity: str) -> type[Target]:
     return TARGETS[granularity]
 
 
+def check_bounds(function: str, granularity: str, budget: Budget | None) -> None:
+    """Refuses bounds that a granularity does not have.
+
+    Raises:
+        SettingError: If one means nothing there.
+    """
+    kind = target_called(function, granularity)
+    for name in () if budget is None else budget.measured:
+        if name in kind.refused:
+            raise refusal(f"{function}(budget=Budget({name}=...))", granularity, kind.refused[name])
+
+
 _UNSET = {"steps": 1, "allow_inexact": False, "on_unrealisable": "leave", "measure_latency": False}
 
 
@@ -391,8 +406,7 @@ def _checked(
                 f"prune(steps={steps}): expected a budget of macs or params, or of experts, got {name}. "
                 "Leave steps out."
             )
-        if name in kind.refused:
-            raise refusal(f"prune(budget=Budget({name}=...))", granularity, kind.refused[name])
+    check_bounds("prune", granularity, budget)
     if type(steps) is not int or steps < 1 or (steps > 1 and budget is None):
         raise SettingError(
             f"prune(steps={steps!r}): expected a number of rounds of at least 1, and for several a budget. "

@@ -225,3 +225,5 @@ def test_compare_takes_ceilings_but_not_quality() -> None:
     assert found.outcomes[0].cost.params < 0.75 * found.cost.params
     with pytest.raises(BudgetError, match=r"got accuracy_drop, which is decided on held-out data\. Use"):
         sc.compare(net, list(data), ["uniform"], [sc.Budget(accuracy_drop=0.03)], **asked)
+    with pytest.raises(SettingError, match=r"compare\(budget=Budget\(memory=\.\.\.\)\).*zeros are stored"):
+        sc.compare(net, list(data), ["emp"], [sc.Budget(memory=0.5)], granularity="weight", **asked)

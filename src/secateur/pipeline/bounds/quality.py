@@ -43,7 +43,7 @@ STEP = 0.025
 """Near that place each plan is this much smaller than the one before, as a fraction of the place."""
 
 BEYOND = 6
-"""So many such steps above the place; above those, steps double."""
+"""So many such steps above and below the place; above those, steps double, below they are twice as large."""
 
 FIRST = 0.95
 """The share that is looked at first, if the other bounds allow it."""
@@ -218,7 +218,7 @@ def order(place: float, most: float) -> Iterator[float]:
     while share > 0:
         if share < first - 1e-9:
             yield share
-        share -= fine
+        share -= fine if share > place - BEYOND * fine else 2 * fine
 
 
 def cheapest(plans: Plans, gauge: Gauge, gauge_of: Any, step: Step) -> Cheapest:
