@@ -156,6 +156,11 @@ class Gauge:
         before, after = self._dense_values[bound], self._values(model, bound)
         if bound == "accuracy_drop":
             return Damage(before.mean, after.mean, _drop(before, after))
+        if bound == "loss_rise" and not before.mean > 0:
+            raise SettingError(
+                f"loss_rise: expected a dense model whose mean loss is above 0, got {before.mean:.4g}. Bound "
+                "accuracy_drop with a metric."
+            )
         if bound == "loss_rise":  # of two means over the same samples: their quotient, to first order
             quotient = after.mean / before.mean
             rise = (after.above - quotient * before.above) / before.mean + quotient - 1

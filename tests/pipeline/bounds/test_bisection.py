@@ -58,3 +58,8 @@ def test_no_more_than_the_given_number_of_probes(probes: int) -> None:
 def test_what_other_bounds_allow_is_tried_first_and_is_the_end() -> None:
     worked, asked = searched(0.9, below=True, first=0.4, most=0.4)
     assert worked == asked == [0.4]
+
+
+def test_where_one_plan_alone_is_left_it_is_asked_for() -> None:
+    worked, asked = searched(0.9, below=True, first=0.2, floor=0.4, most=0.4)
+    assert worked == asked == [0.4]

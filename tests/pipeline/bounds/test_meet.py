@@ -210,12 +210,20 @@ def test_a_frontier_and_the_models_on_it() -> None:
             {},
             r"device='nowhere'\): expected a device of this machine",
         ),
+        (sc.Budget(accuracy_drop=0.03, params=10), {}, r"expected at most 10 params .*as the smallest"),
+        (sc.Budget(memory=0.9, params=10), {}, r"expected at most 10 params .*as the smallest"),
+        (sc.Budget(loss_rise=0.1), {"loss_fn": lambda m, b: -(m(b[0]) ** 2).mean()}, "mean loss is above 0"),
         (sc.Budget(memory=0.5, tokens=9), {}, r"expected a model that gives a key-value cache"),
     ],
 )
 def test_what_means_nothing_is_refused(budget: sc.Budget, more: dict[str, Any], message: str) -> None:
     with pytest.raises((BudgetError, SettingError), match=message):
         pruned(budget, **more)
+
+
+def test_a_frontier_of_shares_that_no_plan_reaches_has_no_points() -> None:
+    result = pruned(sc.Budget(macs=0.5), "uniform", frontier=(0.001,), limits=sc.Limits(max_ratio=0.6))
+    assert result.frontier is None
 
 
 def test_compare_takes_ceilings_but_not_quality() -> None:

@@ -33,7 +33,7 @@ def bisect(
         try:
             found = works(asked)
         except UnreachableBudgetError as error:
-            if not asked < error.smallest < max(good, bad):
+            if not asked < error.smallest <= max(good, bad):
                 return
             asked = error.smallest  # nothing keeps less, so this is one end of what is left
             good, bad = (asked, bad) if good < bad else (good, asked)

@@ -19,7 +19,7 @@ from secateur.measure.quality import Gauge
 from secateur.pipeline.bounds.bisection import bisect
 from secateur.pipeline.bounds.ceilings import Ceiling, ceilings_of
 from secateur.pipeline.bounds.frontier import Frontier
-from secateur.pipeline.bounds.plans import Plans
+from secateur.pipeline.bounds.plans import COUNTED, Plans
 from secateur.pipeline.bounds.quality import Looks, cheapest, roughly
 from secateur.pipeline.targets.target import Scored, Target
 from secateur.plan import Plan
@@ -128,7 +128,7 @@ def race_budget(
 
 def _check_counted(plans: Plans) -> None:
     """Refuse counted bounds that cannot be met before anything is measured."""
-    if plans.most < 1:
+    if any(getattr(plans.budget, name) is not None for name in COUNTED):
         plans.plan(plans.most)
 
 
@@ -241,8 +241,8 @@ def frontier_at(
     budget: Budget | None,
     met: Looks | None,
     held: Held,
-) -> Frontier:
-    """Measure the plans that keep these shares too, and return all that were measured.
+) -> Frontier | None:
+    """Measure the plans that keep these shares too, and return all that were measured; None if none was.
 
     Args:
         shares: Of the cost that plans vary. One that no plan reaches is left out.
@@ -263,4 +263,4 @@ def frontier_at(
             except UnreachableBudgetError:
                 continue
             looks.look(share, small, plan)
-    return looks.frontier()
+    return looks.frontier() if looks.points else None
