@@ -34,6 +34,8 @@ NAMES = {
     "secateur.measure.evaluate": ("Evaluation",),
     "secateur.measure.latency.bench": ("Bench",),
     "secateur.measure.latency.timing": ("Latency",),
+    "secateur.measure.memory": ("Memory", "memory"),
+    "secateur.pipeline.bounds.frontier": ("Frontier", "Point"),
     "secateur.pipeline.compare": ("Comparison",),
     "secateur.proof.first_order": ("first_order_bound", "loss_change"),
     "secateur.signals": (

@@ -39,6 +39,66 @@ def test_no_valid_budget(setting: dict[str, Any], message: str) -> None:
         Budget(**setting)
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"latency": 1.0}, r"latency to be a share .* got 1\.0"),
+        ({"latency": "30"}, r"latency .* a time with its unit \(s, ms, us\), got '30'"),
+        ({"latency": "-3 ms"}, "latency .* got '-3 ms'"),
+        ({"latency": "30 min"}, "latency .* got '30 min'"),
+        ({"memory": 0}, "memory .* got 0"),
+        ({"memory": True}, "memory .* got True"),
+        ({"memory": "512 MX"}, "memory .* got '512 MX'"),
+        ({"memory": 1.5}, r"memory .* got 1\.5"),
+        ({"accuracy_drop": 1}, "accuracy_drop to be a number above 0 and below 1, got 1"),
+        ({"accuracy_drop": 0.0}, r"accuracy_drop .* got 0\.0"),
+        (
+            {"accuracy_drop": "1 point"},
+            "accuracy_drop .* got '1 point'.* Write accuracy_drop=0.01 for one point",
+        ),
+        ({"loss_rise": math.inf}, "loss_rise to be a number above 0, got inf"),
+        ({"perplexity_rise": -0.1}, r"perplexity_rise .* got -0\.1"),
+        ({"memory": 0.5, "tokens": 0}, "tokens of at least 1, got 0"),
+        ({"memory": 0.5, "batch": 1.0}, r"batch of at least 1, got 1\.0"),
+        ({"macs": 0.5, "batch": 4}, "batch together with latency or memory, got it alone"),
+        ({"latency": 0.5, "tokens": 4}, "tokens together with memory, got it alone"),
+        ({"memory": 0.5, "backend": "compile"}, "backend together with latency, got it alone"),
+        ({"latency": 0.5, "backend": "tvm"}, "backend to be one of eager, compile, onnxruntime, got 'tvm'"),
+        ({"accuracy_drop": 0.1, "confidence": 1}, r"confidence in \[0\.5, 1\), got 1"),
+        ({"macs": 0.5, "confidence": 0.9}, "confidence together with accuracy_drop or loss_rise"),
+    ],
+)
+def test_no_valid_measured_bound(setting: dict[str, Any], message: str) -> None:
+    with pytest.raises(BudgetError, match=message):
+        Budget(**setting)
+
+
+def test_measured_bounds_as_people_write_them() -> None:
+    assert Budget(latency="30 ms").as_settings() == {"latency": "30 ms"}
+    assert Budget(latency="60%").latency == Budget(latency="0.6").latency == 0.6
+    assert Budget(memory=" 1.5 GiB ").memory == "1.5 GiB"
+    assert Budget(memory="60 %").memory == 0.6
+    assert Budget(memory=1_000).memory == 1_000
+    assert Budget(accuracy_drop="1%").accuracy_drop == Budget(accuracy_drop="0.01").accuracy_drop == 0.01
+    assert Budget(perplexity_rise=1.5).perplexity_rise == 1.5
+    both = Budget(accuracy_drop=0.03, macs=0.5, latency=0.9, backend="onnx", batch=1, spend=False)
+    assert both.backend == "onnxruntime"
+    assert both.measured == ("latency", "accuracy_drop")
+    assert both.quality == ("accuracy_drop",)
+    assert both.counted() == Budget(macs=0.5, spend=False)
+    assert both.counted(macs=0.25, params=7) == Budget(macs=0.25, params=7, spend=False)
+    assert both.as_settings() == {
+        "macs": 0.5, "latency": 0.9, "accuracy_drop": 0.03, "batch": 1, "backend": "onnxruntime",
+        "spend": False,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["latency", "memory", "accuracy_drop", "loss_rise", "perplexity_rise"])
+def test_allocators_refuse_what_they_cannot_count(name: str) -> None:
+    with pytest.raises(BudgetError, match=rf"got {name}\. Use secateur\.prune"):
+        Budget(**{name: 0.5}).targets(DENSE)  # type: ignore[arg-type]
+
+
 def test_targets() -> None:
     assert Budget(macs=0.25).targets(DENSE) == {"macs": 25_000}
     assert Budget(params=123, macs=0.75).targets(DENSE) == {"macs": 75_000, "params": 123}

@@ -272,3 +272,46 @@ def test_missing_jinja_costs_the_page_and_not_the_model(
     assert not (folder / "small" / "report.html").exists()
     assert (folder / "small" / "model.safetensors").exists()
     assert json.loads(result.stdout)["artefact"] == "small"
+
+
+def test_a_bound_on_what_may_be_lost(folder: Path) -> None:
+    arguments = (
+        "--max-drop",
+        "30%",
+        "--held-out",
+        "x.npz",
+        "--allocator",
+        "repair_aware",
+        "--repair",
+        "none",
+    )
+    report = json.loads(run(*BASE, *arguments, "--frontier", "0.5", "--json").stdout)
+    assert report["asked"]["budget"] == {"accuracy_drop": 0.3}
+    assert report["settings"]["met"]["accuracy_drop"]["at_most"] <= 0.3
+    assert report["settings"]["met"]["held_out_samples"] == 72
+    assert 0.5 in [point["share"] for point in report["frontier"]["points"]]
+    page = (folder / "small" / "report.html").read_text(encoding="utf-8")
+    assert "Cost against accuracy" in page
+
+
+def test_bounds_on_time_and_memory(folder: Path) -> None:
+    arguments = ("--max-memory", "90%", "--max-latency", "60 s", "--allocator", "uniform", "--repair", "none")
+    report = json.loads(run(*BASE, *arguments, "--json").stdout)
+    assert report["asked"]["budget"] == {"latency": "60 s", "memory": 0.9}
+    assert report["settings"]["met"]["memory"]["high"] <= 0.9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--max-latency", "30"), "latency"),
+        (("--max-memory", "much"), "memory"),
+        (("--max-drop", "2"), "accuracy_drop"),
+        (("--max-drop", "0.5%"), "at least 598 held-out samples"),
+        (("--macs", "0.5", "--held-out", "x.npz"), "held_out"),
+        (("--macs", "0.5", "--tokens", "8"), "tokens"),
+        (("--max-latency", "0.5", "--backend", "tvm"), "--backend tvm"),
+    ],
+)
+def test_bounds_that_mean_nothing_are_refused(folder: Path, arguments: tuple[str, ...], message: str) -> None:
+    assert message in refused(2, *BASE, *arguments, "--allocator", "uniform")

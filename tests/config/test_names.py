@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import get_args
 
 from secateur import allocators as allocate
 from secateur.allocators import registry
 from secateur.config import names
 from secateur.config.run import CompareSection
+from secateur.measure.latency.backends import BACKENDS
 from secateur.pipeline.auto.choosers import CHOOSERS
 from secateur.pipeline.targets.units import Units
 from secateur.repairs.methods import REPAIRS
@@ -30,6 +32,8 @@ def test_names_are_the_librarys() -> None:
     assert set(names.BLOCK_SIGNALS) == set(BLOCK_SIGNALS)
     assert set(names.REPAIRS) == {*REPAIRS, "surgeon", "experts", "auto", "none"}
     assert CompareSection().rules == Units.compared
+    assert set(get_args(names.Backend)) == {*BACKENDS, "onnx"}
+    assert set(allocate.budget.BACKENDS) == set(BACKENDS)
 
 
 def test_sections_hold_the_librarys_defaults() -> None:
@@ -39,8 +43,8 @@ def test_sections_hold_the_librarys_defaults() -> None:
     assert allocate.Limits() == allocate.Limits(
         limits.round_to, limits.min_keep, limits.max_ratio, limits.ignore
     )
-    asked = BudgetSection(macs=0.5)
-    assert allocate.Budget(macs=0.5) == allocate.Budget(spend=asked.spend, **asked.asked)
+    assert allocate.Budget(macs=0.5) == allocate.Budget(**BudgetSection(macs=0.5).model_dump())
+    assert {*BudgetSection.model_fields} == {field.name for field in fields(allocate.Budget)}
     assert Run().rule == "auto"
     assert Run().single_rule == Run(removal="l1").rule == Run(granularity="expert").rule == "tod"
     assert Run(granularity="weight").rule == "emp"

@@ -17,6 +17,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import secateur as sc
+from secateur.measure.latency.timing import stopwatch
+from secateur.measure.memory import memory
 from secateur.repairs.methods import REPAIRS
 from secateur.signals.registry import SIGNALS
 from tests.helpers.models import TOPOLOGIES, build
@@ -181,3 +183,15 @@ def test_lengths_that_differ_from_batch_to_batch() -> None:
     result = sc.prune(model, data, budget=sc.Budget(params=0.8), allocator="repair_aware", progress=False)
     for length in (5, 20):
         assert result.model(torch.randint(31, (2, length), device=DEVICE)).shape == (2, length, 16)
+
+
+def test_time_and_memory_of_the_device() -> None:
+    net = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 8)).eval().to(DEVICE)
+    x = torch.randn(128, 64, device=DEVICE)
+    assert stopwatch((x,))(lambda: net(x)) > 0
+    found = memory(net, (x,))
+    assert found.activations >= 4 * 128 * (64 + 2 * 256)  # its allocator takes blocks, so it may be more
+    data = [(torch.randn(128, 64), torch.arange(128) % 8) for _ in range(5)]
+    budget = sc.Budget(memory=0.7, batch=128, device=str(DEVICE))
+    result = sc.prune(net.cpu(), data, budget, "uniform", repair=None, progress=False)
+    assert memory(result.model.to(DEVICE), (x,)).total <= 0.7 * memory(net.to(DEVICE), (x,)).total

@@ -10,6 +10,7 @@ from secateur.report.data import Kept, Layer
 from secateur.report.html import render
 from tests.report.browser import WIDTHS, look
 from tests.report.reports import CERTIFICATES, PROTECTION, REMOVAL, report
+from tests.report.test_frontier import LOOKED
 
 LONG = "transformer.encoder.layers.11.attention.output.dense_projection"
 
@@ -26,6 +27,7 @@ def busy() -> str:
             model="A" * 60,
             layers=layers,
             untouched=tuple(Kept(what=f"{LONG}.{i}", reason="mixed", where="net.py:1") for i in range(9)),
+            frontier=LOOKED,
             certificates=CERTIFICATES | {"groups": {LONG: CERTIFICATES["groups"]["stem"]}},
             repairs=(
                 {
@@ -50,7 +52,7 @@ def test_it_is_readable_at_every_width(tmp_path: Path, dark: bool) -> None:
     assert [frame["width"] for frame in frames] == list(WIDTHS)
     for frame in frames:
         assert frame["found"] == []
-        assert frame["drawn"] == 2 + 1 + 60  # the passes, the curve, and two histograms a layer
+        assert frame["drawn"] == 2 + 1 + 1 + 60  # the passes, both curves, and two histograms a layer
         assert frame["background"] == ("rgb(20, 24, 22)" if dark else "rgb(246, 247, 245)")
 
 

@@ -10,29 +10,40 @@ from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
+from secateur.allocators.amounts import drop_of, latency_of, memory_of
 from secateur.errors import BudgetError, UnreachableBudgetError
 
 if TYPE_CHECKING:
     from secateur.measure.cost import Cost
 
 
-_COST = {
-    "macs": "macs",
-    "params": "params",
-    "experts": "experts",
-    "blocks": "blocks",
-    "sparsity": "weights",
-    "latency": "latency",
-}
-"""Field of a budget -> attribute of the cost that it bounds. Latency is measured, so no cost has it."""
+_COST = {"macs": "macs", "params": "params", "experts": "experts", "blocks": "blocks", "sparsity": "weights"}
+"""Field of a budget -> attribute of the cost that it bounds."""
+
+CEILINGS = ("latency", "memory")
+"""Bounds that are met by running models: the most that one may take."""
+
+QUALITY = ("accuracy_drop", "loss_rise", "perplexity_rise")
+"""Bounds on what pruning may damage. With one of these, the cost is made as small as it can be."""
+
+CONDITIONS = {"tokens": None, "batch": None, "device": None, "backend": "eager", "confidence": 0.95}
+"""Field of a budget -> its default, for fields that say how a bound is measured. They bound nothing."""
+
+BACKENDS = ("eager", "compile", "onnxruntime")
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The most that the pruned model may cost. If several bounds are given, all must hold.
+    """The most that the pruned model may cost, or lose. If several bounds are given, all must hold.
 
-    A bound is either a float in (0, 1), a fraction of the dense model's cost, or an integer of at least 1,
-    the cost itself.
+    `macs`, `params`, `experts` and `blocks` are counted. Each is either a float in (0, 1), a fraction of the dense
+    model's cost, or an integer of at least 1, the cost itself. Every allocator meets them.
+
+    `latency` and `memory` are measured, and `accuracy_drop`, `loss_rise` and `perplexity_rise` are decided on
+    held-out data. Only `secateur.prune` meets these: it prunes by several plans from one scoring and looks.
+    With a bound on cost it returns the largest model that is within. With one of the last three it returns
+    the cheapest model of which the held-out data show, with `confidence`, that it is within. See the guide
+    to budgets.
 
     An allocator's knob often removes several units in one step, so it can stop well below the budget. With
     `spend`, removed units are then put back one by one, the last removed first, as long as the budget holds.
@@ -47,17 +58,31 @@ class Budget:
             float in (0, 1). Biases, norms, embeddings and recurrent layers do not count. The plan and the
             report also give the share of zeros among all parameters.
         spend: Whether to put units back as long as the budget holds.
-        latency: Time of a forward pass over that of the dense model, a float in (0, 1). `secateur.prune`
-            measures a few plans on this machine, so the plan depends on the machine.
         blocks: Residual blocks that stay, of those that could be dropped.
+        latency: Time of a forward pass: a float in (0, 1), a share of the dense model's, or text with a unit,
+            ``"30 ms"``. It is measured on this machine, on which the plan then depends.
+        memory: Weights, buffers and the largest sum of what a forward pass holds at one time, and the
+            key-value cache of `tokens` tokens: a float in (0, 1), a share of the dense model's, a number of
+            bytes, or text with a unit, ``"512 MB"`` or ``"1.5 GiB"``.
+        accuracy_drop: The most that the accuracy may drop, in (0, 1): 0.01 is one point. `metric` of
+            `secateur.prune` replaces accuracy by another number a sample that is better when it is higher.
+        loss_rise: The most that the mean loss may rise, as a fraction of the dense model's: 0.05 is 5 %.
+        perplexity_rise: The same of exp(mean loss), which for language models is the perplexity.
+        tokens: The number of tokens in the key-value cache that `memory` counts; None counts none.
+        batch: Samples in the forward pass that is measured; None: those of the first calibration batch.
+        device: Where models are measured, ``"cuda"`` for example; None: where the model is.
+        backend: What runs the models that are timed: ``"eager"``, ``"compile"`` or ``"onnxruntime"``;
+            ``"onnx"`` stands for the last.
+        confidence: How sure it must be that a bound on quality holds, in [0.5, 1).
 
     Raises:
-        BudgetError: No bound is given, a bound is neither such a fraction nor such an integer, or `spend` is
-            no bool.
+        BudgetError: No bound is given, or a value is none that its attribute can have.
 
     Example:
         >>> Budget(macs=0.5, params=100_000).as_settings()
         {'macs': 0.5, 'params': 100000}
+        >>> Budget(accuracy_drop=0.01, latency="30 ms", backend="onnx").measured
+        ('latency', 'accuracy_drop')
     """
 
     macs: float | int | None = None
@@ -65,46 +90,101 @@ class Budget:
     sparsity: float | None = None
     spend: bool = True
     experts: float | int | None = None
-    latency: float | None = None
     blocks: float | int | None = None
+    latency: float | str | None = None
+    memory: float | int | str | None = None
+    accuracy_drop: float | str | None = None
+    loss_rise: float | str | None = None
+    perplexity_rise: float | str | None = None
+    tokens: int | None = None
+    batch: int | None = None
+    device: str | None = None
+    backend: str = "eager"
+    confidence: float = 0.95
 
     def __post_init__(self) -> None:
         """Check the values."""
         for name, value in self._asked().items():
             object.__setattr__(self, name, _amount(name, value))
+        for name in self.measured:
+            object.__setattr__(self, name, _measured(name, getattr(self, name)))
+        self._check_conditions()
         if isinstance(self.sparsity, int):
             raise BudgetError(
                 f"budget: expected sparsity to be a float in (0, 1), got {self.sparsity}. Write sparsity=0.9."
-            )
-        if isinstance(self.latency, int):
-            raise BudgetError(
-                f"budget: expected latency to be a float in (0, 1), got {self.latency}. Write latency=0.6."
             )
         if not isinstance(self.spend, bool):
             raise BudgetError(
                 f"budget: expected spend to be True or False, got {self.spend!r}. Write spend=False."
             )
-        if not self._asked():
+        if not self._asked() and not self.measured:
             raise BudgetError(
-                "budget: expected macs or params, got neither, nor a sparsity. "
-                "Write Budget(macs=0.5), for example."
+                "budget: expected macs or params, got neither, nor another bound. "
+                "Write Budget(macs=0.5) or Budget(accuracy_drop=0.01), for example."
             )
 
+    def _check_conditions(self) -> None:
+        """Check what says how bounds are measured. One that changes nothing is refused."""
+        if self.backend == "onnx":
+            object.__setattr__(self, "backend", "onnxruntime")
+        for name in ("tokens", "batch"):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < 1):
+                raise BudgetError(f"budget: expected {name} of at least 1, got {value!r}. Write {name}=1.")
+        if self.backend not in BACKENDS:
+            raise BudgetError(
+                f"budget: expected backend to be one of {', '.join(BACKENDS)}, got {self.backend!r}. "
+                "Name one."
+            )
+        if not isinstance(self.confidence, float) or not 0.5 <= self.confidence < 1:
+            raise BudgetError(
+                f"budget: expected confidence in [0.5, 1), got {self.confidence!r}. Write confidence=0.95."
+            )
+        needed = {"tokens": ("memory",), "backend": ("latency",), "confidence": QUALITY}
+        for name, default in CONDITIONS.items():
+            bounds = needed.get(name, CEILINGS)
+            if getattr(self, name) != default and not {*bounds} & {*self.measured}:
+                raise BudgetError(
+                    f"budget: expected {name} together with {' or '.join(bounds)}, got it alone. "
+                    "Leave it out."
+                )
+
     def as_settings(self) -> dict[str, JsonValue]:
-        """The given bounds by name, as they are stored in a plan."""
-        return {**self._asked(), **({} if self.spend else {"spend": False})}
+        """The given bounds by name, as they are stored in a plan, and what says how they are measured."""
+        named = {name: getattr(self, name) for name in self.measured}
+        further = {n: getattr(self, n) for n, value in CONDITIONS.items() if getattr(self, n) != value}
+        return {**self._asked(), **named, **further, **({} if self.spend else {"spend": False})}
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """Names of the bounds that need models and data, which only `secateur.prune` has."""
+        return tuple(name for name in (*CEILINGS, *QUALITY) if getattr(self, name) is not None)
+
+    @property
+    def quality(self) -> tuple[str, ...]:
+        """Names of the bounds on what pruning may damage."""
+        return tuple(name for name in QUALITY if getattr(self, name) is not None)
+
+    def counted(self, **bounds: float | int) -> Budget:
+        """The bounds that allocators meet by counting, with others in place of some of them."""
+        return Budget(**{**self._asked(), **bounds}, spend=self.spend)  # type: ignore[arg-type]
 
     def targets(self, dense: Cost) -> dict[str, int]:
         """The largest integer cost that each bound allows, by the name of the cost.
 
         Raises:
             BudgetError: `dense` does not count what a bound is about, for example MACs of single weights,
-                sparsity of units, or latency.
+                sparsity of units, or a bound is a measured one.
         """
+        for name in self.measured:
+            raise BudgetError(
+                f"budget: expected a bound that can be counted, got {name}. Use secateur.prune, which "
+                "measures it."
+            )
         return {_COST[name]: _most(name, value, dense) for name, value in self._asked().items()}
 
     def _asked(self) -> dict[str, float | int]:
-        """The bounds that are not None, by name."""
+        """The counted bounds that are not None, by name."""
         named = {name: getattr(self, name) for name in _COST}
         return {name: value for name, value in named.items() if value is not None}
 
@@ -152,7 +232,7 @@ def _unreachable(budget: Budget, least: Cost, dense: Cost) -> UnreachableBudgetE
     smallest: list[float] = []
     targets = budget.targets(dense)
     for name, asked in budget.as_settings().items():
-        if name == "spend" or getattr(least, _COST[name]) <= targets[_COST[name]]:
+        if name not in _COST or getattr(least, _COST[name]) <= targets[_COST[name]]:
             continue
         reached, whole, target = (
             getattr(least, _COST[name]),
@@ -181,6 +261,15 @@ def _unreachable(budget: Budget, least: Cost, dense: Cost) -> UnreachableBudgetE
     )
 
 
+def _measured(name: str, value: object) -> float | int | str:
+    """A measured bound as it is kept."""
+    if name == "latency":
+        return latency_of(value)
+    if name == "memory":
+        return memory_of(value)
+    return drop_of(name, value, 1.0 if name == "accuracy_drop" else math.inf)
+
+
 def _amount(name: str, value: object) -> float | int:
     """The value as a plain float in (0, 1) or a plain integer of at least 1."""
     if not isinstance(value, bool):
@@ -206,10 +295,8 @@ def _most(name: str, value: float | int, dense: Cost) -> int:
     """The largest integer cost that one bound allows."""
     whole = getattr(dense, _COST[name], None)
     if whole is None:
-        other = {"sparsity": "granularity 'weight'", "experts": "granularity 'expert'"}.get(name)
-        other = "granularity 'block'" if name == "blocks" else other
-        if name == "latency":
-            other = "secateur.prune with granularity 'unit', which measures it"
+        kinds = {"sparsity": "weight", "experts": "expert", "blocks": "block"}
+        other = f"granularity {kinds[name]!r}" if name in kinds else None
         other = other or "granularity 'unit', or sparsity"
         known = " or ".join(bound for bound, cost in _COST.items() if hasattr(dense, cost))
         raise BudgetError(f"budget: expected a bound on {known}, got {name}. Use {other}.")

@@ -138,7 +138,7 @@ def _require(command: str, run: Run, needs: Sequence[str], options: Mapping[str,
     paths = {setting.path for setting in options.values()}
     if run.model is not None and "model" in paths:
         check_model("--model", run.model)
-    for path in ("data", "evaluation"):
+    for path in ("data", "evaluation", "held_out"):
         text = getattr(run, path)
         if text is not None and path in paths:
-            check_data(f"--{path}", text)
+            check_data(_dashed(path), text)

@@ -66,6 +66,11 @@ class Inputs:
         return None if self.run.evaluation is None else self._read("--evaluation", self.run.evaluation)
 
     @cached_property
+    def held_out(self) -> Calibration | None:
+        """The data that bounds on quality are decided on; None if a part of `data` is used."""
+        return None if self.run.held_out is None else self._read("--held-out", self.run.held_out)
+
+    @cached_property
     def example(self) -> Any:
         """Example inputs: made from ``--input`` if given, otherwise the first batch of the data.
 
@@ -114,7 +119,8 @@ def budget_of(run: Run) -> Budget | None:
     asked = run.budget
     if not asked.asked:
         return None
-    return Budget(spend=asked.spend, **asked.asked)
+    given: dict[str, Any] = asked.model_dump(exclude_none=True)
+    return Budget(**given)
 
 
 def limits_of(run: Run) -> Limits:

@@ -10,6 +10,7 @@ from typing import Literal
 Granularity = Literal["unit", "weight", "expert", "unit+expert", "block"]
 Form = Literal["auto", "module", "graph", "masked"]
 Unrealisable = Literal["graph", "leave"]
+Backend = Literal["eager", "compile", "onnxruntime", "onnx"]
 MaskRule = Literal[
     "emp",
     "uniform",

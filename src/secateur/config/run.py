@@ -24,6 +24,7 @@ from secateur.config.names import (
     EXPERT_SIGNALS,
     REPAIRS,
     SIGNALS,
+    Backend,
     Criterion,
     Form,
     Granularity,
@@ -98,11 +99,51 @@ class BudgetSection(_Settings):
     sparsity: Share | None = Field(
         default=None, description="Fraction of single weights that becomes zero, as 0.9.", examples=[0.9]
     )
-    latency: Share | None = Field(
+    latency: str | None = Field(
         default=None,
-        description="Seconds of a forward pass to keep: a fraction of the dense ones, met by measuring on "
-        "this machine.",
-        examples=[0.6],
+        description="Time of a forward pass: a fraction of the dense one (0.6) or a time (30 ms), met by "
+        "measuring on this machine.",
+        examples=["30 ms"],
+    )
+    memory: str | None = Field(
+        default=None,
+        description="Weights, activations at their peak, and the cache of tokens: a fraction (0.6) or a "
+        "size (512 MB).",
+        examples=["512 MB"],
+    )
+    accuracy_drop: str | None = Field(
+        default=None,
+        description="The most that the accuracy may drop: 1% or 0.01 is one point. The result is the "
+        "cheapest model of which held-out data show that it is within.",
+        examples=["1%"],
+    )
+    loss_rise: str | None = Field(
+        default=None,
+        description="The most that the mean loss may rise, as a fraction of the dense one: 5% or 0.05.",
+        examples=["5%"],
+    )
+    perplexity_rise: str | None = Field(
+        default=None,
+        description="The same of exp(mean loss), the perplexity of a language model.",
+        examples=["5%"],
+    )
+    tokens: int | None = Field(
+        default=None, ge=1, description="Tokens in the key-value cache that memory counts.", examples=[4096]
+    )
+    batch: int | None = Field(
+        default=None,
+        ge=1,
+        description="Samples in the pass that is measured; those of the first batch if not given.",
+        examples=[1],
+    )
+    device: str | None = Field(
+        default=None,
+        description="Where latency and memory are measured; where the model is if not given.",
+        examples=["cuda"],
+    )
+    backend: Backend = Field(default="eager", description="What runs the models that are timed.")
+    confidence: float = Field(
+        default=0.95, ge=0.5, lt=1, description="How sure it must be that a bound on quality holds."
     )
     experts: Amount | None = Field(
         default=None,
@@ -119,10 +160,10 @@ class BudgetSection(_Settings):
     )
 
     @property
-    def asked(self) -> dict[str, int | float]:
-        """The given budgets by name, without `spend`."""
-        given = self.model_dump(exclude_none=True)
-        return {name: value for name, value in given.items() if name != "spend"}
+    def asked(self) -> dict[str, Any]:
+        """The given bounds by name, without what says how they are met."""
+        how = {"spend", "tokens", "batch", "device", "backend", "confidence"}
+        return self.model_dump(exclude_none=True, exclude=how)
 
 
 class LimitsSection(_Settings):
@@ -240,6 +281,16 @@ class Run(_Settings):
         default=None,
         description="Data that accuracy is measured on, as for data; else a held-out fifth of the data.",
         examples=["test.npz"],
+    )
+    held_out: str | None = Field(
+        default=None,
+        description="Data that bounds on quality are decided on, as for data; half of the data if not given.",
+        examples=["validation.npz"],
+    )
+    frontier: Listed[Share] = Field(
+        default=(),
+        description="Also measure the plans that keep these shares of the cost, for the report.",
+        examples=[(0.9, 0.8, 0.7)],
     )
     input: Annotated[tuple[str, ...], BeforeValidator(_whole_entries)] = Field(
         default=(),

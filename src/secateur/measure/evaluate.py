@@ -84,8 +84,9 @@ def evaluate(
                 loss, scale = loss + float(error.sum()), scale + float(norm.sum())
                 continue
             loss += float(default_loss(output, batch)) * batch.size
-            hits, counted = _top1(output, batch)
-            right, classed = right + hits, classed + counted
+            found = hits(output, batch)
+            if found is not None:
+                right, classed = right + int(found.sum()), classed + len(found)
     if measure == "loss":
         scale = float(samples)
     return Evaluation(loss / (scale or 1.0), right / classed if classed else None, samples, measure)
@@ -136,15 +137,17 @@ def squared_distance(
     return torch.nan_to_num(error, nan=torch.inf, posinf=torch.inf), norm
 
 
-def _top1(output: Any, batch: Batch) -> tuple[int, int]:
-    """Hits and samples, where there is one class for each row of the logits."""
+def hits(output: Any, batch: Batch) -> Tensor | None:
+    """Whether the largest logit of each row is at its label, for rows that have one. bool [labelled samples]
+
+    None where there is no class for each row of the logits.
+    """
     logits = logits_of(output)
     labels = batch.labels
     if logits is None or logits.ndim != 2 or labels is None:
-        return 0, 0
+        return None
     if labels.shape == logits.shape and is_soft(labels):
         labels = labels.argmax(1)
     if labels.shape != logits.shape[:1] or labels.is_floating_point():
-        return 0, 0
-    counted = labels != IGNORED
-    return int((logits.argmax(1) == labels)[counted].sum()), int(counted.sum())
+        return None
+    return (logits.argmax(1) == labels)[labels != IGNORED]

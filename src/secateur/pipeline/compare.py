@@ -18,9 +18,11 @@ from secateur.common.progress import steps
 from secateur.config.names import Granularity
 from secateur.errors import SettingError, UnreachableBudgetError
 from secateur.measure.evaluate import Evaluation, evaluate
+from secateur.pipeline.auto.choose import checked
 from secateur.pipeline.auto.chooser import Chooser
 from secateur.pipeline.auto.choosers import chooser_of
-from secateur.pipeline.prune import check_options, target_called
+from secateur.pipeline.bounds.meet import meet, race_budget
+from secateur.pipeline.prune import check_bounds, check_options, target_called
 from secateur.pipeline.targets.target import Target, Task
 from secateur.plan import CostRecord
 from secateur.repairs.methods import Methods
@@ -217,6 +219,9 @@ def compare(
     check_options("compare", what, form, allow_inexact=allow_inexact)
     budgets = kind.budgets if budgets is None else budgets
     chosen = _chosen(kind, what, kind.compared if rules is None else rules, budgets)
+    for budget in budgets:
+        checked("compare", budget)
+        check_bounds("compare", what, budget)
     kind.check_repair(repair)
     model = unwrap(model)
 
@@ -249,9 +254,11 @@ def compare(
     def pruned(name: str, budget: Budget) -> tuple[nn.Module, Any]:
         rule, own = curved.get(name), scores
         if isinstance(chooser := chosen[name], Chooser):
-            choice = chooser.choose(quiet, budget, known[name])
+            race = race_budget(quiet, budget, known[name], chooser.candidates_for(quiet).values(), None)
+            choice = chooser.choose(quiet, race, known[name])
             rule, own = choice.rule, choice.scores
-        return quiet.carry_out(rule, own, budget)
+        met = meet(quiet, rule, own, budget)
+        return met.small, met.plan
 
     def measured(candidate: nn.Module) -> Evaluation:
         return evaluate(candidate, judged, dense=model, loss_fn=loss_fn)

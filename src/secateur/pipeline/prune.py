@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -16,8 +17,14 @@ from secateur.common.modes import require_plain_modes
 from secateur.config.names import Granularity
 from secateur.errors import SettingError
 from secateur.measure.evaluate import evaluate
+from secateur.measure.quality import Gauge, Metric
+from secateur.pipeline.auto.choose import checked
 from secateur.pipeline.auto.chooser import Choice, Chooser
 from secateur.pipeline.auto.choosers import chooser_of
+from secateur.pipeline.bounds.frontier import Frontier
+from secateur.pipeline.bounds.meet import Held, frontier_at, meet, race_budget
+from secateur.pipeline.bounds.plans import Plans
+from secateur.pipeline.bounds.quality import require_enough
 from secateur.pipeline.result import Result, asked_for, check_labels, clock, figures, proof_entry, scored_on
 from secateur.pipeline.targets.blocks import Blocks
 from secateur.pipeline.targets.experts import Experts
@@ -25,6 +32,7 @@ from secateur.pipeline.targets.target import Form, Target, Task
 from secateur.pipeline.targets.together import Both
 from secateur.pipeline.targets.units import Units
 from secateur.pipeline.targets.weights import SingleWeights
+from secateur.proof.verify import Proof
 from secateur.repairs.methods import Methods
 from secateur.report.data import versions
 from secateur.report.report import Report
@@ -52,6 +60,9 @@ def prune(
     form: Form = "auto",
     on_unrealisable: Literal["graph", "leave"] = "leave",
     evaluation: Any = None,
+    held_out: Any = None,
+    metric: Metric | None = None,
+    frontier: Sequence[float] | None = None,
     loss_fn: LossFn | None = None,
     forward: Forward | None = None,
     views: int | Views | View | None = None,
@@ -66,7 +77,7 @@ def prune(
         model: Any module that `torch.export` can capture; it is left as it was.
         calibration: A DataLoader, Dataset or iterable of batches. A fifth of it is held out to choose
             and judge repairs; scores and repairs see the rest.
-        budget: What the result may cost; None lets the rule decide.
+        budget: What the result may cost, or lose; None lets the rule decide.
         allocator: A name or an instance: ``"tod"``, ``sc.ToD(tolerance=0.05)``, ``sc.Uniform(ratio=0.3)``.
             ``"auto"``: rules compete on held-out data (`sc.Auto`), which is what None stands for; for single
             weights it stands for ``"emp"``, for experts for ``"tod"``. ``"search"``: for units, budget is
@@ -86,6 +97,14 @@ def prune(
         on_unrealisable: What happens to groups that no module can express: ``leave`` keeps them whole and
             spends the budget on the others; ``graph`` returns a captured program. The note names them.
         evaluation: Data that the report's accuracy is measured on; the held-out part if not given.
+        held_out: Data that bounds on quality are decided on, and the frontier is measured on; half of
+            `calibration` if not given. Nothing else reads them. They should be new to the model too: pruning
+            may damage what it was trained on more, or less.
+        metric: ``metric(model, batch)``: a tensor of one number a sample [samples], higher is better, in
+            place of the accuracy; or a tuple of two, numerators and counts, whose sums are divided. `batch`
+            is what the loader gives, on the model's device.
+        frontier: Also repair and measure the plans that keep these shares of the cost, from the same scoring:
+            ``(0.9, 0.8, 0.7)``. `Result.frontier` and the report have them.
         loss_fn: ``loss_fn(model, batch)``, the mean loss of a batch, instead of the default.
         forward: ``forward(model, batch)`` calls the model on what the loader gives:
             ``lambda model, batch: model(batch["image"])``. Needed where batches are neither tensors, nor
@@ -107,7 +126,10 @@ def prune(
         SecateurError: One of its kinds; see each step.
     """
     what = granularity_of(granularity)
+    if budget is not None:
+        checked("prune", budget)
     kind = _checked(what, form, budget, steps, allow_inexact, on_unrealisable, measure_latency)
+    _check_quality(budget, held_out, metric, frontier)
     decider: Any = kind.default if allocator is None else allocator
     chooser = chooser_of(decider)
     if chooser is None:
@@ -123,9 +145,15 @@ def prune(
     def read(given: Any, views: int | Views | View | None = None) -> Calibration:
         return Calibration.of(given, seed=seed, forward=forward, model=model, views=views)
 
+    data, held = read(calibration, views), None
+    if frontier is not None or (budget is not None and budget.quality):
+        data, judge = data.split(2) if held_out is None else (data, read(held_out))
+        held = Held(Gauge(model, judge, metric, loss_fn), lambda other: Gauge(model, other, metric, loss_fn))
+        if budget is not None:
+            require_enough(held.gauge, budget, counted=metric is None)
     task = Task(
         model,
-        read(calibration, views),
+        data,
         limits,
         repair,
         form,
@@ -133,6 +161,7 @@ def prune(
         allow_inexact,
         steps,
         loss_fn,
+        metric,
         seed,
         progress,
     )
@@ -144,8 +173,10 @@ def prune(
         with clock(task.seconds, "score"):
             known = target.scored(chooser.candidates_for(target).values())
         with clock(task.seconds, "choose"):
-            choice = chooser.choose(target, budget, known)
-        rule, scores, budget = choice.rule, choice.scores, choice.budget
+            rules = chooser.candidates_for(target).values()
+            race = None if budget is None else race_budget(target, budget, known, rules, held)
+            choice = chooser.choose(target, race, known)
+        rule, scores, budget = choice.rule, choice.scores, budget or choice.budget
     else:
         with clock(task.seconds, "score"):
             scores = target.score([decider])
@@ -166,69 +197,112 @@ def prune(
     )
     timed = "measure_latency" not in kind.refused if measure_latency is None else measure_latency
     judged = None if evaluation is None else read(evaluation)
-    return _carried_out(target, rule, scores, budget, choice, described, judged, timed=timed)
+    run = _Run(target, rule, scores, choice, described, judged, held, timed)
+    return run.carried_out(budget, tuple(frontier or ()))
 
 
-def _carried_out(
-    target: Target,
-    rule: Any,
-    scores: Scores,
-    budget: Budget | None,
-    choice: Choice | None,
-    asked: dict[str, Any],
-    evaluation: Calibration | None,
-    *,
-    timed: bool,
-) -> Result:
-    """Plan, apply, verify, repair, measure and report, once the rule is chosen."""
-    task = target.task
-    model, seconds = task.model, task.seconds
-    small, plan = target.carry_out(rule, scores, budget)
-    with clock(seconds, "verify"):
-        proof = target.verify(small, plan)
-        note = record_of(small).note  # without the doubts, which the report's proof has
-        if not proof.proven:
-            with_note(small, f"not proven: {'; '.join(proof.doubts)}.")
-    with clock(seconds, "repair"):
-        repaired = target.repaired(small, plan)
-    repairs = record_of(repaired).repairs
-    stages = [("dense", model), ("pruned", small)]
-    if any(tried["kept"] for tried in repairs):
-        stages.append(("repaired", repaired))
-    with clock(seconds, "measure"):
-        measured = [
-            evaluate(
-                m,
-                task.held if evaluation is None else evaluation,
-                dense=model,
-                loss_fn=task.loss_fn,
-                progress=task.progress,
-                description=f"Measuring {stage}",
-            )
-            for stage, m in stages
-        ]
-        measures = figures(stages, measured, target.costs(plan), task.example, measure_latency=timed)
-    report = Report(
-        model=type(model).__name__,
-        asked={**asked, "allocator": asked["allocator"] or plan.allocator},
-        rule=plan.allocator,
-        settings=dict(plan.settings),
-        figures=measures,
-        judged_on="held-out calibration data" if evaluation is None else "evaluation data",
-        calibration=scored_on(scores),
-        form=record_of(small).form,
-        note=note,
-        takes=record_of(repaired).takes,
-        proof=proof_entry(proof),
-        repairs=repairs,
-        certificates=dict(plan.certificates),
-        description=describe(plan.allocator, plan.certificates, rule),
-        selection=None if choice is None else choice.selection,
-        seconds=seconds,
-        versions=versions(target.graph.device),
-        **target.facts(small, plan, rule, scores),
-    )
-    return Result(repaired, plan, scores, target.graph, report)
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """A run of `prune` whose rule is chosen. Any number of models can be made of it.
+
+    Attributes:
+        target: What is removed, with the model and the data.
+        rule: The allocator.
+        scores: The scores that it reads.
+        choice: How the rule was chosen; None if the user named it.
+        asked: What was asked for, as the report holds it.
+        evaluation: The data that the report's figures are measured on; None: held-out ones.
+        held: The data that decide on quality; None if none do.
+        timed: Whether to time the models.
+    """
+
+    target: Target
+    rule: Any
+    scores: Scores
+    choice: Choice | None
+    asked: dict[str, Any]
+    evaluation: Calibration | None
+    held: Held | None
+    timed: bool
+
+    def carried_out(self, budget: Budget | None, shares: tuple[float, ...] = ()) -> Result:
+        """Plan, apply, verify, repair, measure and report; also measure plans that keep these shares."""
+        target, task = self.target, self.target.task
+        seconds = task.seconds
+        met = meet(target, self.rule, self.scores, budget, self.held)
+        small, plan = met.small, met.plan
+        with clock(seconds, "verify"):
+            proof = target.verify(small, plan)
+            note = record_of(small).note  # without the doubts, which the report's proof has
+            doubts = "" if proof.proven else f"not proven: {'; '.join(proof.doubts)}."
+        repaired = met.repaired
+        if repaired is None:
+            with clock(seconds, "repair"):
+                repaired = target.repaired(small, plan)
+        for each in {id(m): m for m in (small, repaired)}.values():
+            with_note(each, doubts)
+        found = None if met.looks is None else met.looks.frontier()
+        if shares and self.held is not None:
+            found = frontier_at(shares, target, self.rule, self.scores, budget, met.looks, self.held)
+        report = self._report(small, plan, repaired, proof, note, found)
+        return Result(repaired, plan, self.scores, target.graph, report, self._at)
+
+    def _at(self, share: float) -> Result:
+        """The whole result for the plan that keeps this share."""
+        plans = Plans(self.target, self.rule, self.scores, self.target.budgets[0])
+        budget = plans.counted(share)
+        return replace(self, asked={**self.asked, "budget": budget.as_settings()}).carried_out(budget)
+
+    def _report(
+        self,
+        small: nn.Module,
+        plan: Any,
+        repaired: nn.Module,
+        proof: Proof,
+        note: str,
+        found: Frontier | None,
+    ) -> Report:
+        target, task = self.target, self.target.task
+        repairs = record_of(repaired).repairs
+        stages = [("dense", task.model), ("pruned", small)]
+        if any(tried["kept"] for tried in repairs):
+            stages.append(("repaired", repaired))
+        with clock(task.seconds, "measure"):
+            measured = [
+                evaluate(
+                    m,
+                    self.evaluation or (task.held if self.held is None else self.held.gauge.data),
+                    dense=task.model,
+                    loss_fn=task.loss_fn,
+                    progress=task.progress,
+                    description=f"Measuring {stage}",
+                )
+                for stage, m in stages
+            ]
+            costs = target.costs(plan)
+            measures = figures(stages, measured, costs, task.example, measure_latency=self.timed)
+        choice = self.choice
+        return Report(
+            model=type(task.model).__name__,
+            asked={**self.asked, "allocator": self.asked["allocator"] or plan.allocator},
+            rule=plan.allocator,
+            settings=dict(plan.settings),
+            figures=measures,
+            judged_on="held-out calibration data" if self.evaluation is None else "evaluation data",
+            calibration=scored_on(self.scores),
+            form=record_of(small).form,
+            note=note,
+            takes=record_of(repaired).takes,
+            proof=proof_entry(proof),
+            repairs=repairs,
+            certificates=dict(plan.certificates),
+            description=describe(plan.allocator, plan.certificates, self.rule),
+            selection=None if choice is None else choice.selection,
+            frontier=found,
+            seconds=task.seconds,
+            versions=versions(target.graph.device),
+            **target.facts(small, plan, self.rule, self.scores),
+        )
 
 
 def target_called(function: str, granularity: str) -> type[Target]:
@@ -243,6 +317,18 @@ def target_called(function: str, granularity: str) -> type[Target]:
             "['unit', 'expert']."
         )
     return TARGETS[granularity]
+
+
+def check_bounds(function: str, granularity: str, budget: Budget | None) -> None:
+    """Refuses bounds that a granularity does not have.
+
+    Raises:
+        SettingError: If one means nothing there.
+    """
+    kind = target_called(function, granularity)
+    for name in () if budget is None else budget.measured:
+        if name in kind.refused:
+            raise refusal(f"{function}(budget=Budget({name}=...))", granularity, kind.refused[name])
 
 
 _UNSET = {"steps": 1, "allow_inexact": False, "on_unrealisable": "leave", "measure_latency": False}
@@ -271,6 +357,31 @@ def check_options(function: str, granularity: str, form: str, **options: Any) ->
             raise refusal(f"{function}({name}={value!r})", granularity, kind.refused[name])
 
 
+def _check_quality(
+    budget: Budget | None, held_out: Any, metric: Metric | None, frontier: Sequence[float] | None
+) -> None:
+    """Refuse what is about quality where none is bounded or measured, and a frontier of no shares.
+
+    Raises:
+        SettingError: It means nothing here.
+    """
+    if frontier is not None and (
+        isinstance(frontier, str) or not all(isinstance(s, float) and 0 < s < 1 for s in frontier)
+    ):
+        raise SettingError(
+            f"prune(frontier={frontier!r}): expected shares of the cost, floats in (0, 1). Write "
+            "(0.9, 0.8, 0.7)."
+        )
+    if frontier or (budget is not None and budget.quality):
+        return
+    for name, value in (("held_out", held_out), ("metric", metric)):
+        if value is not None:
+            raise SettingError(
+                f"prune({name}=...): expected it together with a bound on quality or a frontier, got "
+                "neither. Pass Budget(accuracy_drop=0.01), for example, or leave it out."
+            )
+
+
 def _checked(
     granularity: str,
     form: str,
@@ -291,6 +402,13 @@ def _checked(
         on_unrealisable=on_unrealisable,
         measure_latency=bool(measure_latency),
     )
+    for name in budget.measured if budget is not None else ():
+        if steps != 1:
+            raise SettingError(
+                f"prune(steps={steps}): expected a budget of macs or params, or of experts, got {name}. "
+                "Leave steps out."
+            )
+    check_bounds("prune", granularity, budget)
     if type(steps) is not int or steps < 1 or (steps > 1 and budget is None):
         raise SettingError(
             f"prune(steps={steps!r}): expected a number of rounds of at least 1, and for several a budget. "

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -16,10 +16,12 @@ from secateur.allocators import Budget
 from secateur.calibration import Batch
 from secateur.common.models import device_of, evaluating
 from secateur.common.outputs import tensors_of
+from secateur.errors import SettingError
 from secateur.graph.graph import Graph
 from secateur.measure.cost import Cost, weight_bytes
 from secateur.measure.evaluate import Evaluation
 from secateur.measure.latency.timing import latency
+from secateur.pipeline.bounds.frontier import Frontier, Point
 from secateur.proof.verify import Proof
 from secateur.repairs.methods import Methods, listed, name_of_repair
 from secateur.report.data import Figures, Kept
@@ -48,6 +50,32 @@ class Result:
     scores: Scores
     graph: Any
     report: Report
+    _at: Callable[[float], Result] | None = field(default=None, repr=False)
+
+    @property
+    def frontier(self) -> Frontier | None:
+        """The models that were measured on held-out data, by cost; None if none was.
+
+        With a bound on quality these are the plans that were looked at; with ``frontier=`` also those.
+        """
+        return self.report.frontier
+
+    def at(self, point: Point | float) -> Result:
+        """Make the model of a point of the frontier, or of any share of the cost, from the same scoring.
+
+        Args:
+            point: An entry of ``frontier.points``, or the share of the cost to keep, in (0, 1).
+
+        Returns:
+            The whole result for that plan: what `prune` returns for a budget of that share.
+
+        Raises:
+            SettingError: This result was not made by `prune`.
+            UnreachableBudgetError: No plan keeps so little.
+        """
+        if self._at is None:
+            raise SettingError("Result.at: expected a result of secateur.prune, got one made by hand.")
+        return self._at(point if isinstance(point, float) else point.share)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from pydantic import (
 from secateur.allocators.description import Description
 from secateur.common.reading import Count
 from secateur.pipeline.auto.selection import Selection
+from secateur.pipeline.bounds.frontier import Frontier
 
 FORMAT = 1
 """Version of the JSON format. A field that a version does not know is refused by name."""
@@ -207,6 +208,7 @@ class Facts(_Data):
         certificates: What the rule guarantees or predicts, as numbers.
         description: How the rule describes its decision; None in reports of older versions.
         selection: How the rule was selected, if several were compared. Older reports call it ``contest``.
+        frontier: The models that were measured on held-out data, by cost; None if none was.
         seconds: Wall time of each phase.
         versions: Versions of secateur, torch and Python, and the platform.
         artefact: The folder of the saved model, if it was saved.
@@ -234,6 +236,7 @@ class Facts(_Data):
     certificates: dict[str, JsonValue]
     description: Description | None = None
     selection: Selection | None = Field(default=None, validation_alias=AliasChoices("selection", "contest"))
+    frontier: Frontier | None = None
     seconds: dict[str, float]
     versions: dict[str, str]
     artefact: str | None = None

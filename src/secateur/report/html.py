@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from secateur.common.formatting import milliseconds, number, percent, shorten
 from secateur.common.inert import inert
 from secateur.errors import SettingError
-from secateur.report import outcomes, proofs, selection, sentences, shapes
+from secateur.report import frontier, outcomes, proofs, selection, sentences, shapes
 
 if TYPE_CHECKING:
     from secateur.report.data import Facts
@@ -50,6 +50,8 @@ def render(report: Facts, *, reload: str = "") -> str:
         outcomes=outcomes,
         shapes=shapes,
         selection=selection,
+        frontier=frontier,
+        frontier_plot=frontier.plot(report.frontier),
         tiles=tiles(report),
         columns=sentences.columns(report),
         rows=sentences.rows(report),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from secateur.common.formatting import percent
 from secateur.common.inert import inert
-from secateur.report import outcomes, proofs, selection, sentences
+from secateur.report import frontier, outcomes, proofs, selection, sentences
 
 if TYPE_CHECKING:
     from secateur.report.data import Facts, Knob
@@ -154,6 +154,14 @@ def _scores(report: Facts) -> Iterator[str]:
     )
 
 
+def _frontier(report: Facts) -> Iterator[str]:
+    if report.frontier is None:
+        return
+    yield f"## {escape(frontier.title(report.frontier))}"
+    yield grid([escape(t) for t in frontier.titles(report.frontier)], frontier.rows(report.frontier))
+    yield from map(escape, frontier.sentences(report.frontier))
+
+
 def _proof(report: Facts) -> Iterator[str]:
     yield "## Proof"
     yield escape(proofs.paragraph(report))
@@ -236,6 +244,7 @@ def _list(lines: Iterable[str]) -> str:
 _SECTIONS = (
     _summary,
     _figures,
+    _frontier,
     _layers,
     _knob,
     _scores,

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from secateur.common.formatting import milliseconds, number, percent, plain
+from secateur.allocators.budget import CONDITIONS, QUALITY
+from secateur.common.formatting import MINUS, milliseconds, number, percent, plain
 from secateur.report.sentences import rule
 
 if TYPE_CHECKING:
@@ -35,8 +36,7 @@ def outcomes(report: Facts) -> tuple[Outcome, ...]:
     if isinstance(budget, Mapping):
         found = [
             Outcome(_display_name(name), _bound(name, value), _achieved(name, report))
-            for name, value in budget.items()
-            if name != "spend"
+            for name, value in _bounds(budget)
         ]
     if not found:
         found = [Outcome("budget", "none, the allocator decides", f"MACs {_achieved('macs', report)}")]
@@ -54,15 +54,36 @@ def outcomes(report: Facts) -> tuple[Outcome, ...]:
     return tuple(found)
 
 
+_NAMES = {
+    "macs": "MACs",
+    "params": "parameters",
+    "accuracy_drop": "drop of the accuracy",
+    "loss_rise": "rise of the loss",
+    "perplexity_rise": "rise of the perplexity",
+}
+
+
 def _display_name(name: str) -> str:
-    return {"macs": "MACs", "params": "parameters"}.get(name, name)
+    return _NAMES.get(name, name)
+
+
+def _bounds(budget: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """The bounds of a budget, without what says how they are met."""
+    return [(name, value) for name, value in budget.items() if name != "spend" and name not in CONDITIONS]
 
 
 def _bound(name: str, value: Any) -> str:
     """Say in words what a budget demands of one quantity."""
     if name == "sparsity":
         return f"at least {100 * value:g} % of the weights of linear layers and convolutions zero"
+    if name in QUALITY:
+        allowed = f"{100 * value:g} {'points' if name == 'accuracy_drop' else '%'}"
+        return f"at most {allowed} {_display_name(name)}"
+    if isinstance(value, str):
+        return f"at most {value} {_display_name(name)}"
     amount = f"{value:,}" if isinstance(value, int) else f"{100 * value:g} % of the"
+    if name == "memory" and isinstance(value, int):
+        amount += " bytes of"
     return f"at most {amount} {_display_name(name)}"
 
 
@@ -78,10 +99,39 @@ def _achieved(name: str, report: Facts) -> str:
         return f"{percent(total - kept, total)} of these weights zero, {share} of all parameters"
     if name in ("experts", "blocks"):
         return f"{number(kept)} of {number(total)}, {percent(kept, total)}"
+    met = report.settings.get("met")
+    reading = met.get(name) if isinstance(met, Mapping) else None
+    if isinstance(reading, Mapping) and "shown" in reading:
+        return str(reading["shown"])
+    if isinstance(reading, Mapping) and "at_most" in reading:
+        value, most = (_damage(name, reading.get(key)) for key in ("value", "at_most"))
+        return f"{value} measured, at most {most} ({_sure(report)})"
     if name == "latency" and dense.latency is not None and best.latency is not None:
         share = percent(best.latency, dense.latency)
         return f"{milliseconds(best.latency)} of {milliseconds(dense.latency)}, {share}"
     return "–"
+
+
+def _met(report: Facts) -> list[tuple[str, str]]:
+    """The conditions of measured bounds, and what met them."""
+    budget, met = report.asked.get("budget"), report.settings.get("met")
+    found = (
+        [(n, plain(v)) for n, v in budget.items() if n in CONDITIONS] if isinstance(budget, Mapping) else []
+    )
+    if isinstance(met, Mapping):
+        found += [(n.replace("_", " "), plain(v)) for n, v in met.items() if not isinstance(v, Mapping)]
+    return found
+
+
+def _damage(name: str, value: Any) -> str:
+    size = f"{100 * value:.2f}" if isinstance(value, int | float) else "not finite"
+    return f"{size} {'points' if name == 'accuracy_drop' else '%'}".replace("-", MINUS)
+
+
+def _sure(report: Facts) -> str:
+    budget = report.asked.get("budget")
+    asked = budget.get("confidence") if isinstance(budget, Mapping) else None
+    return f"{100 * (asked if isinstance(asked, float) else 0.95):g} %"
 
 
 def settings(report: Facts) -> tuple[tuple[str, str], ...]:
@@ -92,8 +142,9 @@ def settings(report: Facts) -> tuple[tuple[str, str], ...]:
         found.insert(1, ("chosen", report.selection.candidates[0].name))
     solved = rule(report).setting if budget else ""
     for name, value in report.settings.items():
-        if name != "limits":
+        if name not in ("limits", "met"):
             found.append((name, _setting(value, solved=name == solved)))
+    found += _met(report)
     limits = report.settings.get("limits")
     if isinstance(limits, Mapping):
         found += [(name, _setting(value)) for name, value in limits.items() if value not in ([], None)]
@@ -123,7 +174,7 @@ def _repair(report: Facts) -> str:
 def _budget(budget: Any) -> str:
     if not isinstance(budget, Mapping) or not budget:
         return "none, the allocator decided"
-    return " and ".join(_bound(name, value) for name, value in budget.items() if name != "spend") + (
+    return " and ".join(_bound(name, value) for name, value in _bounds(budget)) + (
         ", as far as the rule's knob alone goes" if budget.get("spend") is False else ""
     )
 

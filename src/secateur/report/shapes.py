@@ -145,7 +145,9 @@ def knob_plot(report: Facts) -> KnobPlot | None:
     return KnobPlot(
         macs=_steps(places, curve.macs),
         params=_steps(places, curve.params),
-        ticks=tuple(Tick(across(at), f"{10**at:.3g}" if wide else f"{at:.3g}") for at in _round(left, right)),
+        ticks=tuple(
+            Tick(across(at), f"{10**at:.3g}" if wide else f"{at:.3g}") for at in round_numbers(left, right)
+        ),
         plan=found,
         name=sentences.rule(report).knob,
         said=sentences.knob(report),
@@ -160,7 +162,7 @@ def _steps(places: Sequence[float], values: Sequence[int]) -> str:
     return f"M0 0{path}"
 
 
-def _round(low: float, high: float, about: int = 5) -> Iterable[float]:
+def round_numbers(low: float, high: float, about: int = 5) -> Iterable[float]:
     """Return about `about` round numbers between two, for the ticks of an axis."""
     raw = (high - low) / about
     power = 10.0 ** math.floor(math.log10(raw))
@@ -207,5 +209,5 @@ def strips(report: Facts) -> tuple[tuple[Strip, ...], tuple[Tick, ...]]:
         )
         for f, (low, high) in zip(timed, quartiles, strict=True)
     )
-    ticks = tuple(Tick(100 * at / (1e3 * width), f"{at:.3g}") for at in _round(0, 1e3 * width))
+    ticks = tuple(Tick(100 * at / (1e3 * width), f"{at:.3g}") for at in round_numbers(0, 1e3 * width))
     return made, ticks

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from secateur.common.formatting import percent, shorten
 from secateur.common.inert import inert_line
-from secateur.report import outcomes, proofs, selection, sentences
+from secateur.report import frontier, outcomes, proofs, selection, sentences
 
 if TYPE_CHECKING:
     from secateur.report.data import Facts, Layer
@@ -35,6 +35,9 @@ def table(report: Facts, *, reload: str = "") -> str:
         _figures(report),
         [line for note in sentences.footnotes(report) for line in _wrap(note, "  ")],
         _layers(report.layers),
+        _bullets(frontier.title(report.frontier).lower(), frontier.lines(report.frontier))
+        if report.frontier
+        else [],
         _bullets("proof", (proofs.paragraph(report), sentences.form(report))),
         _bullets("sizes of the inputs", (report.takes,)) if report.takes else [],
         _bullets("rules that competed", selection.lines(report.selection)) if report.selection else [],

@@ -17,7 +17,7 @@ from secateur.measure.latency.interval import median_ratio
 from secateur.measure.latency.measurement import Measurement, Row
 from secateur.measure.latency.reasons import reasons
 from secateur.measure.latency.table import table
-from secateur.measure.latency.timing import Latency, interleaved, waiting
+from secateur.measure.latency.timing import Latency, interleaved, stopwatch
 from secateur.targets.units.record import record_of
 
 
@@ -111,7 +111,7 @@ def _measure(
     warmup: int,
 ) -> list[tuple[float, ...]]:
     with BACKENDS[backend](models, *inputs) as calls:
-        return interleaved(calls, rounds, warmup, waiting(inputs))
+        return interleaved(calls, rounds, warmup, stopwatch(inputs))
 
 
 def _arguments(small: nn.Module, example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -81,13 +81,16 @@ def latency(
     with ExitStack() as modes, torch.no_grad():
         for model in models:
             modes.enter_context(evaluating(model, fast_path=True))
-        seconds = interleaved([call(m) for m in models], runs, warmup, waiting((args, named)))
+        seconds = interleaved([call(m) for m in models], runs, warmup, stopwatch((args, named)))
     batch = next((v.shape[0] for v in _tensors((args, named)) if v.ndim), 1)
     return tuple(Latency(times, batch) for times in seconds)
 
 
 def interleaved(
-    calls: Sequence[Callable[[], object]], rounds: int, warmup: int, wait: Callable[[], None]
+    calls: Sequence[Callable[[], object]],
+    rounds: int,
+    warmup: int,
+    seconds_of: Callable[[Callable[[], object]], float],
 ) -> list[tuple[float, ...]]:
     """Time calls in turn, A B A B ..., and return the seconds of each. [calls][rounds]
 
@@ -95,24 +98,38 @@ def interleaved(
         calls: The functions to time.
         rounds: Timed rounds.
         warmup: Rounds before them that are not timed.
-        wait: Blocks until the device has finished its work.
+        seconds_of: Makes a call and returns how long it took; see `stopwatch`.
     """
     seconds: list[list[float]] = [[] for _ in calls]
     with uncollected(), flushed_subnormals():
         for turn in range(warmup + rounds):
             for call, times in zip(calls, seconds, strict=True):
-                wait()
-                start = time.perf_counter()
-                call()
-                wait()
+                took = seconds_of(call)
                 if turn >= warmup:
-                    times.append(time.perf_counter() - start)
+                    times.append(took)
     return [tuple(times) for times in seconds]
 
 
-def waiting(arguments: Any) -> Callable[[], None]:
-    """Return a function that blocks until the device of these inputs has finished its work."""
-    return torch.cuda.synchronize if any(t.is_cuda for t in _tensors(arguments)) else lambda: None
+def stopwatch(arguments: Any) -> Callable[[Callable[[], object]], float]:
+    """Return what times a call with these inputs: the clock, or for inputs on CUDA the device's events."""
+    return _by_events if any(t.is_cuda for t in _tensors(arguments)) else _by_clock
+
+
+def _by_clock(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def _by_events(call: Callable[[], object]) -> float:
+    """From when the device is idle to when it has finished all that the call asked of it."""
+    torch.cuda.synchronize()
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    call()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end)) / 1e3
 
 
 @contextmanager

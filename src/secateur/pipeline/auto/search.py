@@ -174,10 +174,9 @@ class Search(Chooser):
         """Search from the starts. The last round also compares the first start and the rivals."""
         task = target.task
         part = _part(task.fit, whole=fixed(target))
-        within = target.comparable(budget)
-        planned, others = plans({**starts, **rivals}, target, known, within, part)
+        planned, others = plans({**starts, **rivals}, target, known, budget, part)
         judge = Judge(task.model, task.held, task.loss_fn)
-        tried = _Tried(target, known, within, judge, part, planned)
+        tried = _Tried(target, known, budget, judge, part, planned)
         rounds = [(part, Stage(self.finalists, None)), (task.fit, Stage(1, None))]
         if not target.candidate_repair or part is task.fit:
             rounds = [(part, Stage(1, None))]

@@ -13,6 +13,7 @@ from secateur.allocators import Budget, Limits
 from secateur.allocators.registry import Allocates
 from secateur.calibration import Batch, Calibration
 from secateur.measure.cost import Cost
+from secateur.measure.quality import Metric
 from secateur.pipeline.result import clock, untouched
 from secateur.pipeline.steps import budget_after, plan_in_steps
 from secateur.plan import Plan
@@ -45,6 +46,7 @@ class Task:
         allow_inexact: As for `sc.trace`.
         steps: Number of rounds.
         loss_fn: As for `sc.score`.
+        metric: As for `sc.prune`.
         seed: Seed for all random choices.
         progress: Show bars on a terminal.
         fit: The part of the data that scores and repairs read.
@@ -62,6 +64,7 @@ class Task:
     allow_inexact: bool = False
     steps: int = 1
     loss_fn: LossFn | None = None
+    metric: Metric | None = None
     seed: int = 0
     progress: bool = False
     fit: Calibration = field(init=False)
@@ -188,10 +191,6 @@ class Target(ABC):
     @abstractmethod
     def default_budget(self, scored: Scored) -> Budget:
         """What candidates are held to where no budget was given."""
-
-    def comparable(self, budget: Budget) -> Budget:
-        """The budget that candidates are held to, which needs no timing."""
-        return budget
 
     def same(self, one: Any, other: Any) -> bool:
         """Whether two plans remove the same."""

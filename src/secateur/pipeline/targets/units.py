@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, ClassVar
 
@@ -16,7 +15,6 @@ from secateur.calibration import Calibration
 from secateur.errors import ApplyError, BudgetError
 from secateur.graph.graph import Graph
 from secateur.graph.trace import trace
-from secateur.measure.latency.budget import meet_latency_budget
 from secateur.pipeline.auto.auto import UNITS, Auto
 from secateur.pipeline.auto.choosers import CHOOSERS
 from secateur.pipeline.auto.depth import weighted_by_depth
@@ -90,12 +88,6 @@ class Units(Target):
             )
         return Budget(macs=self.allocate(rule, scored.scores, None).predicted.macs)
 
-    def comparable(self, budget: Budget) -> Budget:
-        """Replace a bound on latency by one on MACs, which needs no timing."""
-        if budget.latency is None:
-            return budget
-        return replace(budget, latency=None, macs=budget.macs or budget.latency)
-
     @property
     def _methods(self) -> Sequence[Any]:
         repair = self.task.repair
@@ -109,14 +101,18 @@ class Units(Target):
     def candidate(self, plan: Plan, data: Calibration) -> nn.Module:
         """Apply a plan in the form that is fastest to make, and repair the result.
 
-        That form is the captured program, if all batches are like the traced inputs. The user's own loss may
-        pass targets to the model, or call its methods, so with such a loss it is another form.
+        That form is the captured program, if all batches are like the traced inputs. The user's own loss or
+        metric may pass targets to the model, or call its methods, so with such a one it is another form.
         """
         programs = self.graph.programs
-        varied = self.task.loss_fn is not None or any(
-            not programs.begins_with(b.args, b.kwargs)
-            for part in (self.task.fit, self.task.held)
-            for b in part
+        varied = (
+            self.task.loss_fn is not None
+            or self.task.metric is not None
+            or any(
+                not programs.begins_with(b.args, b.kwargs)
+                for part in (self.task.fit, self.task.held)
+                for b in part
+            )
         )
         form: Form = "masked" if all(group.exact for group in plan.groups) else "module"
         forms: tuple[Form, Form] = (form, "graph") if varied else ("graph", form)
@@ -158,16 +154,7 @@ class Units(Target):
     def _decide(
         self, rule: Any, scores: Scores, budget: Budget | None, limits: Limits | None, noted: list[str]
     ) -> Plan:
-        """Allocate in one of three ways: in rounds, for a bound on latency, or directly."""
-        task = self.task
-
-        def allocate(budget: Budget | None, limits: Limits | None = limits) -> Plan:
-            plan: Plan = self.allocate(rule, scores, budget, limits)
-            return plan
-
-        if task.steps == 1 and isinstance(budget, Budget) and budget.latency is not None:
-            inputs = task.example.inputs
-            return meet_latency_budget(task.model, self.graph, budget, allocate, inputs, task.form)
+        """Allocate, in rounds or at once, and note what stayed whole."""
         plan: Plan
         plan, note = self.decide(rule, scores, budget, limits)
         noted.append(note)

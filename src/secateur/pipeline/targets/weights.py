@@ -63,6 +63,8 @@ class SingleWeights(Target):
         "steps": "rounds trace a smaller model anew, and masks leave the shapes as they are",
         "allow_inexact": _SAME_SHAPES,
         "on_unrealisable": _SAME_SHAPES,
+        "latency": "zeros are multiplied like any other number, so masks save no time",
+        "memory": "zeros are stored like any other number, so masks save no memory",
         "measure_latency": "zeros are multiplied like any other number, so masks save no time",
     }
     graph: Graph

@@ -1,0 +1,1 @@
+"""Bounds that are met by looking at pruned models: time, memory, and what pruning may damage."""

@@ -1,0 +1,185 @@
+"""Measure how long a pruned model takes and how much memory, for bounds on these."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from secateur.allocators import Budget
+from secateur.allocators.amounts import seconds_of, share_of
+from secateur.calibration import Batch
+from secateur.common.formatting import milliseconds, percent
+from secateur.common.models import device_of
+from secateur.errors import SettingError
+from secateur.graph.inputs import Arguments, batch_size, call_arguments, samples_of
+from secateur.measure.latency.backends import BACKENDS
+from secateur.measure.latency.interval import Interval, median_ratio
+from secateur.measure.latency.timing import interleaved, stopwatch
+from secateur.measure.memory import memory
+from secateur.signals.memory import in_bytes
+from secateur.targets.units.copying import duplicate
+
+ROUNDS, WARMUP = 30, 3
+"""Forward passes that are timed, and passes before them."""
+
+
+class Ceiling(ABC):
+    """The most that a model may take of something that is measured.
+
+    Attributes:
+        name: The field of `Budget`.
+        relative: Whether readings and the limit are shares of what the dense model takes.
+        limit: The most, as a share, or in the unit of readings.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, budget: Budget, dense: nn.Module, example: Batch) -> None:
+        """Prepare the inputs and the dense model; nothing is measured yet."""
+        self._budget, self._device = budget, budget.device
+        bound = getattr(budget, self.name)
+        self.relative = share_of(bound) is not None
+        self.limit: float = share_of(bound) or self._absolute(bound)
+        args, kwargs = call_arguments(example.inputs, device_of(dense))
+        own = batch_size((args, kwargs))
+        if budget.batch is not None and own:
+            args, kwargs = samples_of((args, kwargs), [i % own for i in range(budget.batch)])
+        there = None if self._device is None else _on(self._device)
+        self._inputs: Arguments = call_arguments(kwargs or args, there)
+        self._dense = self._there(dense)
+
+    def _there(self, model: nn.Module) -> nn.Module:
+        """The model on the device where it is measured; a copy, if that is another one."""
+        if self._device is None or device_of(model) == _on(self._device):
+            return model
+        return duplicate(model).to(self._device)
+
+    @abstractmethod
+    def _absolute(self, bound: Any) -> float:
+        """The limit in the unit of readings."""
+
+    @abstractmethod
+    def __call__(self, small: nn.Module) -> Interval:
+        """What a pruned model takes. It is within the bound if the upper end is at most the limit."""
+
+    @property
+    @abstractmethod
+    def dense(self) -> float:
+        """What the dense model takes."""
+
+    @abstractmethod
+    def shown(self, value: float) -> str:
+        """A reading in words."""
+
+    @abstractmethod
+    def advice(self, value: float) -> str:
+        """How to ask for a bound that a model with this reading is within."""
+
+    def guess(self) -> float:
+        """The share of the cost to try first."""
+        return self.limit if self.relative else self.limit / max(self.dense, 1e-9)
+
+
+class Latency(Ceiling):
+    """The seconds of a forward pass, in one of `BACKENDS`."""
+
+    name = "latency"
+
+    def _absolute(self, bound: Any) -> float:
+        return seconds_of(bound) or 0.0
+
+    def _times(self, *models: nn.Module) -> list[tuple[float, ...]]:
+        args, kwargs = self._inputs
+        with BACKENDS[self._budget.backend](models, args, kwargs) as calls:
+            return interleaved(calls, ROUNDS, WARMUP, stopwatch((args, kwargs)))
+
+    def __call__(self, small: nn.Module) -> Interval:
+        """Time it against the dense model, in turn; or alone, if the limit is absolute."""
+        small = self._there(small)
+        if not self.relative:
+            (times,) = self._times(small)
+            return median_ratio(times, [1.0] * len(times))
+        whole, part = self._times(self._dense, small)
+        return median_ratio(part, whole)
+
+    @property
+    def dense(self) -> float:
+        """Its median, in seconds; 1 if readings are relative."""
+        if self.relative:
+            return 1.0
+        (times,) = self._times(self._dense)
+        return median_ratio(times, [1.0] * len(times)).value
+
+    def shown(self, value: float) -> str:
+        """A time, or a share of the dense one."""
+        where = "" if self._budget.backend == "eager" else f" in {self._budget.backend}"
+        found = f"{percent(value, 1)} of the dense latency" if self.relative else milliseconds(value)
+        return found + where
+
+    def advice(self, value: float) -> str:
+        """The bound, larger batches, or a bound on what can be counted."""
+        asked = f"{math.ceil(value * 100) / 100:g}" if self.relative else f"'{1e3 * value:.4g} ms'"
+        return f"latency={asked}, give larger batches, or bound MACs instead"
+
+
+class Memory(Ceiling):
+    """The bytes that a model takes; see `secateur.measure.memory`."""
+
+    name = "memory"
+
+    def __init__(self, budget: Budget, dense: nn.Module, example: Batch) -> None:
+        super().__init__(budget, dense, example)
+        self._whole = self._bytes(dense)
+
+    def _absolute(self, bound: Any) -> float:
+        return float(in_bytes(bound))
+
+    def _bytes(self, model: nn.Module) -> int:
+        args, kwargs = self._inputs
+        return memory(self._there(model), args, kwargs, tokens=self._budget.tokens).total
+
+    def __call__(self, small: nn.Module) -> Interval:
+        """Count it; there is nothing uncertain in it."""
+        value = self._bytes(small) / (self._whole if self.relative else 1)
+        return Interval(value, value, value)
+
+    @property
+    def dense(self) -> float:
+        """Its bytes; 1 if readings are relative."""
+        return 1.0 if self.relative else float(self._whole)
+
+    def shown(self, value: float) -> str:
+        """Megabytes, or a share of the dense model's."""
+        return f"{percent(value, 1)} of the dense memory" if self.relative else f"{value / 1e6:,.4g} MB"
+
+    def advice(self, value: float) -> str:
+        """The bound, or fewer samples."""
+        asked = f"{math.ceil(value * 1e3) / 1e3:g}" if self.relative else str(round(value))
+        return f"memory={asked}, or measure a smaller batch"
+
+
+CEILINGS: dict[str, type[Ceiling]] = {"latency": Latency, "memory": Memory}
+
+
+def ceilings_of(budget: Budget, dense: nn.Module, example: Batch) -> tuple[Ceiling, ...]:
+    """The ceilings of a budget."""
+    return tuple(kind(budget, dense, example) for name, kind in CEILINGS.items() if name in budget.measured)
+
+
+def _on(device: str) -> Any:
+    """The device of this name.
+
+    Raises:
+        SettingError: There is none.
+    """
+    try:
+        return torch.zeros((), device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise SettingError(
+            f"budget(device={device!r}): expected a device of this machine, got "
+            f"{str(error).splitlines()[0][:120]}. Leave it out to measure where the model is."
+        ) from error
