@@ -36,8 +36,8 @@ BACKENDS = ("eager", "compile", "onnxruntime")
 class Budget:
     """The most that the pruned model may cost, or lose. If several bounds are given, all must hold.
 
-    `macs`, `params`, `experts` and `blocks` are counted. Each is either a float in (0, 1), a fraction of the dense
-    model's cost, or an integer of at least 1, the cost itself. Every allocator meets them.
+    `macs`, `params`, `experts` and `blocks` are counted. Each is either a float in (0, 1), a fraction of the
+    dense model's cost, or an integer of at least 1, the cost itself. Every allocator meets them.
 
     `latency` and `memory` are measured, and `accuracy_drop`, `loss_rise` and `perplexity_rise` are decided on
     held-out data. Only `secateur.prune` meets these: it prunes by several plans from one scoring and looks.
