@@ -15,7 +15,7 @@ from secateur.artefact.export.huggingface import pretrained_runner, require_pret
 from secateur.artefact.export.onnx import onnx_runner, require_onnx, write_onnx
 from secateur.artefact.export.program import program_runner, write_program
 from secateur.artefact.export.trials import Trials, captured_trials, inputs_of
-from secateur.artefact.writing import replacing, replacing_folder
+from secateur.artefact.writing import path_named, replacing, replacing_folder
 from secateur.common.models import unwrap
 from secateur.errors import ExportError, SettingError
 
@@ -68,7 +68,7 @@ def export(
         >>> done.difference <= done.tolerance, done.batches
         (True, (3, 4))
     """
-    path, model = Path(path), unwrap(small)
+    path, model = path_named("export", path, ExportError), unwrap(small)
     suffix = path.suffix.lower()
     _check_asked(model, path, suffix, opset, card)
     given, spec = inputs_of(model, example_inputs)
