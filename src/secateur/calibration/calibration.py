@@ -233,7 +233,11 @@ class Calibration:
         return self.batches()
 
     def batches(
-        self, desc: str = "", progress: bool = False, takes: Callable[[int], bool] = lambda index: True
+        self,
+        desc: str = "",
+        progress: bool = False,
+        takes: Callable[[int], bool] = lambda index: True,
+        note: Callable[[Any], None] | None = None,
     ) -> Iterator[Batch]:
         """Read all data once.
 
@@ -242,12 +246,15 @@ class Calibration:
             progress: Show a progress bar on stderr, if that is a terminal.
             takes: Position of a batch -> whether to yield it. Skipped batches are still read from the source,
                 so that its random draws stay the same.
+            note: Sees each batch as the source gives it, those that are skipped too.
 
         Raises:
             CalibrationError: There is no batch, or a batch cannot be used. The message says which.
         """
         count = 0
         for raw in _with_bar(self.raw_batches(), desc, self._length(), progress):
+            if note is not None:
+                note(raw)
             for k in range(self.repeats):
                 if takes(count):
                     batch = Batch.of(raw, count, self.reading)

@@ -11,7 +11,7 @@ from torch import nn
 from secateur.allocators import Budget, Limits
 from secateur.allocators.registry import Allocates, describe
 from secateur.calibration import Calibration, Forward, View, Views
-from secateur.common.models import unwrap
+from secateur.common.models import device_of, unwrap
 from secateur.common.modes import require_plain_modes
 from secateur.config.names import Granularity
 from secateur.errors import SettingError
@@ -28,6 +28,7 @@ from secateur.repairs.methods import Methods
 from secateur.report.data import versions
 from secateur.report.report import Report
 from secateur.signals import Scores
+from secateur.signals.distributed import joined
 from secateur.signals.loss import LossFn, loss_name
 from secateur.targets.granularity import granularity_of, refusal
 from secateur.targets.units.record import record_of, with_note
@@ -121,50 +122,62 @@ def prune(
     def read(given: Any, views: int | Views | View | None = None) -> Calibration:
         return Calibration.of(given, seed=seed, forward=forward, model=model, views=views)
 
-    task = Task(
-        model,
-        read(calibration, views),
-        limits,
-        repair,
-        form,
-        on_unrealisable,
-        allow_inexact,
-        steps,
-        loss_fn,
-        seed,
-        progress,
-    )
-    if evaluation is None:
-        check_labels(model, task.example, loss_fn)
-    target = kind(task)
-    choice, asked = None, budget
-    if chooser is not None:
-        with clock(task.seconds, "score"):
-            known = target.scored(chooser.candidates_for(target).values())
-        with clock(task.seconds, "choose"):
-            choice = chooser.choose(target, budget, known)
-        rule, scores, budget = choice.rule, choice.scores, choice.budget
-    else:
-        with clock(task.seconds, "score"):
-            scores = target.score([decider])
-        with clock(task.seconds, "curves"):
-            rule = target.measured(decider, task.fit, scores)
-    described = asked_for(
-        asked,
-        chooser.name if chooser else "",  # that of the plan: a rule of the user's own has no name
-        what,
-        repair,
-        form,
-        seed,
-        loss=loss_name(loss_fn, task.example),
-        **({} if "allow_inexact" in kind.refused else {"allow_inexact": allow_inexact}),
-        **({"steps": steps} if steps > 1 else {}),
-        **({"views": task.data.repeats} if task.data.repeats > 1 else {}),
-        **({} if on_unrealisable == "leave" else {"on_unrealisable": on_unrealisable}),
-    )
-    timed = "measure_latency" not in kind.refused if measure_latency is None else measure_latency
-    judged = None if evaluation is None else read(evaluation)
-    return _carried_out(target, rule, scores, budget, choice, described, judged, timed=timed)
+    with joined(device_of(model)) as team:
+        with team.together():
+            task = Task(
+                model,
+                read(calibration, views),
+                limits,
+                repair,
+                form,
+                on_unrealisable,
+                allow_inexact,
+                steps,
+                loss_fn,
+                seed,
+                progress,
+            )
+            if evaluation is None:
+                check_labels(model, task.example, loss_fn)
+        team.agree(
+            "prune",
+            model,
+            task.data,
+            budget=budget,
+            allocator=decider,
+            repair=repair,
+            limits=limits,
+            settings=(what, form, on_unrealisable, allow_inexact, steps, seed, views),
+        )
+        target = kind(task)
+        choice, asked = None, budget
+        if chooser is not None:
+            with clock(task.seconds, "score"):
+                known = target.scored(chooser.candidates_for(target).values())
+            with clock(task.seconds, "choose"):
+                choice = chooser.choose(target, budget, known)
+            rule, scores, budget = choice.rule, choice.scores, choice.budget
+        else:
+            with clock(task.seconds, "score"):
+                scores = target.score([decider])
+            with clock(task.seconds, "curves"):
+                rule = target.measured(decider, task.fit, scores)
+        described = asked_for(
+            asked,
+            chooser.name if chooser else "",  # that of the plan: a rule of the user's own has no name
+            what,
+            repair,
+            form,
+            seed,
+            loss=loss_name(loss_fn, task.example),
+            **({} if "allow_inexact" in kind.refused else {"allow_inexact": allow_inexact}),
+            **({"steps": steps} if steps > 1 else {}),
+            **({"views": task.data.repeats} if task.data.repeats > 1 else {}),
+            **({} if on_unrealisable == "leave" else {"on_unrealisable": on_unrealisable}),
+        )
+        timed = "measure_latency" not in kind.refused if measure_latency is None else measure_latency
+        judged = None if evaluation is None else read(evaluation)
+        return _carried_out(target, rule, scores, budget, choice, described, judged, timed=timed)
 
 
 def _carried_out(
