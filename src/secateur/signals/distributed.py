@@ -224,16 +224,19 @@ def joined(device: torch.device) -> Iterator[Team]:
     if not _asked():
         yield Team()
         return
-    presence = _presence(device)
     token, error, group = None, None, None
+    rank, size = _place()
+    store = _default_store() if dist.is_initialized() else _new_store(rank, size)
+    presence = None if store is None else Presence(PrefixStore(f"call/{next(_calls)}", store), rank, size)
     try:
         if presence is not None:
             presence.come()
-        with _answered(*_place()):
-            _initialise(device)
+        with _answered(rank, size):
+            if not dist.is_initialized():
+                _initialise(device, store, rank, size)
             waits = timedelta(seconds=_TRANSFERS * patience())
             group = dist.new_group(backend="gloo", timeout=waits)
-        team = Team(dist.get_rank(), dist.get_world_size(), group, presence)
+        team = Team(rank, size, group, presence)
         token = _current.set(team)
         yield team
     except BaseException as caught:
@@ -272,22 +275,8 @@ def _place() -> tuple[int, int]:
     return _number("RANK"), _number("WORLD_SIZE")
 
 
-def _presence(device: torch.device) -> Presence | None:
-    """The presence in the store of the default group; None if this version of torch does not show it."""
-    rank, size = _place()
-    store = _shared.get("store") if not dist.is_initialized() else _default_store()
-    if store is None and not dist.is_initialized():
-        store = _shared["store"] = _new_store(rank, size)
-    if store is None:
-        return None
-    return Presence(PrefixStore(f"secateur/{next(_calls)}", store), rank, size)
-
-
-_shared: dict[str, Store] = {}
-"""The store that this process opened."""
-
-
 def _default_store() -> Store | None:
+    """The store of the default group; None if this version of torch does not show it."""
     find = getattr(dist.distributed_c10d, "_get_default_store", None)
     return None if find is None else find()
 
@@ -302,7 +291,8 @@ def _new_store(rank: int, size: int) -> Store:
     agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     waits = timedelta(seconds=patience())
     try:
-        store = TCPStore(host, port, size, rank == 0 and not agent, waits, wait_for_workers=False)
+        is_first = rank == 0 and not agent
+        store = TCPStore(host, port, size, is_first, waits, wait_for_workers=False, multi_tenant=True)
     except RuntimeError as error:
         whom = "torchrun" if agent else "process 0"
         raise ScoreError(
@@ -312,25 +302,23 @@ def _new_store(rank: int, size: int) -> Store:
     return PrefixStore(f"attempt/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
-def _initialise(device: torch.device) -> None:
-    if not dist.is_initialized():
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        rank, size = _place()
-        dist.init_process_group(backend, store=_shared["store"], rank=rank, world_size=size)
-        atexit.register(_leave)
+def _initialise(device: torch.device, store: Store | None, rank: int, size: int) -> None:
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+    atexit.register(_leave)
 
 
 def _leave() -> None:
     """Leave the default group, and keep the store open until the others have left too."""
     if not dist.is_initialized():
         return
-    rank, size = _place()
+    (rank, size), store = _place(), _default_store()
     dist.destroy_process_group()
-    store = _shared["store"]
-    with contextlib.suppress(RuntimeError):
-        store.set(f"left/{rank}", "")
-        if rank == 0:
-            store.wait([f"left/{other}" for other in range(size)], timedelta(seconds=5))
+    if store is not None:
+        with contextlib.suppress(RuntimeError):
+            store.set(f"left/{rank}", "")
+            if rank == 0:
+                store.wait([f"left/{other}" for other in range(size)], timedelta(seconds=5))
 
 
 def check_whole(calibration: Calibration, call: str = "score") -> None:
