@@ -23,6 +23,7 @@ from secateur.artefact.pair import RECORD, TENSORS, folder_in_place
 from secateur.artefact.writing import path_named
 from secateur.common.mapped import check_kind, is_mapped
 from secateur.common.models import device_of, named_tensors, unwrap
+from secateur.common.modes import require_numbers
 from secateur.common.tensorfile import checksum
 from secateur.errors import ArtefactError, PlanError, SecateurError
 from secateur.graph.folding import folded
@@ -132,6 +133,7 @@ def load(
         True
     """
     folder = Path(directory)
+    require_numbers("load", torch.device("cpu"))  # where files are read
     with opened_artefact(folder) as (content, file):
         tensors = file.tensors()
     model = unwrap(make_model())

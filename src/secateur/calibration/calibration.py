@@ -215,11 +215,11 @@ class Calibration:
 
     def _raws(self) -> Iterator[Any]:
         stream = OwnStream(self.seed, self._start)
-        with stream:
+        with stream.reading():
             iterator = iter(self.source)
         ends = self.most is not None or self._length() is not None
         for read in itertools.count(1):
-            with stream:
+            with stream.reading():
                 try:
                     raw = next(iterator)
                 except StopIteration:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from secateur.calibration import Batch, Calibration, Forward, is_soft
 from secateur.calibration.batch import IGNORED
 from secateur.common.models import device_of, evaluating
+from secateur.common.modes import require_plain_modes
 from secateur.common.outputs import tensors_of
 from secateur.signals.loss import LossFn, default_loss, logits_of
 
@@ -57,6 +58,7 @@ def evaluate(
 
     Raises:
         CalibrationError: If the data has no labels and neither `loss_fn` nor `dense` is given.
+        SettingError: If it is called in `torch.autocast`, or with the meta device as default.
 
     Example:
         >>> import torch
@@ -66,6 +68,7 @@ def evaluate(
         >>> sc.evaluate(model, [(logits, torch.tensor([0, 1, 0, 1]))]).accuracy
         0.75
     """
+    require_plain_modes("evaluate", model, gradients=False)
     calibration = Calibration.of(data, forward=forward, model=model).plain.to(device_of(model))
     loss, right, classed, samples, scale = 0.0, 0, 0, 0, 0.0
     measure = "loss"

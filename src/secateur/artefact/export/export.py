@@ -16,7 +16,8 @@ from secateur.artefact.export.onnx import onnx_runner, require_onnx, write_onnx
 from secateur.artefact.export.program import program_runner, write_program
 from secateur.artefact.export.trials import Trials, captured_trials, inputs_of
 from secateur.artefact.writing import path_named, replacing, replacing_folder
-from secateur.common.models import unwrap
+from secateur.common.models import device_of, unwrap
+from secateur.common.modes import require_numbers
 from secateur.errors import ExportError, SettingError
 
 SUFFIXES = (".onnx", ".pt2")
@@ -69,6 +70,7 @@ def export(
         (True, (3, 4))
     """
     path, model = path_named("export", path, ExportError), unwrap(small)
+    require_numbers("export", device_of(model))
     suffix = path.suffix.lower()
     _check_asked(model, path, suffix, opset, card)
     given, spec = inputs_of(model, example_inputs)
