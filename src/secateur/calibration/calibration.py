@@ -224,6 +224,13 @@ class Calibration:
                     raw = next(iterator)
                 except StopIteration:
                     return
+                except (OSError, RuntimeError) as error:
+                    if isinstance(error, ConnectionError) or "DataLoader worker (pid" in str(error):
+                        raise CalibrationError(
+                            f"calibration batch {read - 1}: expected the workers of the loader to go on, "
+                            "but one was killed. Give them more memory, or pass num_workers=0 to see where it ends."
+                        ) from error
+                    raise  # the user's own
             if not ends:
                 check_ends(read)
             yield raw

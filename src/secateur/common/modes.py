@@ -38,6 +38,20 @@ def require_plain_modes(where: str, model: nn.Module, *, gradients: bool = True)
     require_numbers(where, device)
 
 
+def require_values(where: str, model: nn.Module) -> None:
+    """Refuse a model with weights on the meta device.
+
+    Raises:
+        SettingError: It has some.
+    """
+    empty = next((name for name, tensor in named_tensors(model).items() if tensor.is_meta), None)
+    if empty is not None:
+        raise SettingError(
+            f"{where}: expected weights that hold numbers, got {empty} on the meta device. Load the weights "
+            "first; for files that do not fit into memory, secateur.map_weights does it."
+        )
+
+
 def require_numbers(where: str, device: torch.device) -> None:
     """Refuse to start where new tensors would be on the meta device, and the model is not.
 

@@ -14,7 +14,7 @@ from secateur.calibration.batch import IGNORED
 from secateur.common.models import device_of, evaluating
 from secateur.common.modes import require_plain_modes
 from secateur.common.outputs import tensors_of
-from secateur.signals.loss import LossFn, default_loss, logits_of
+from secateur.signals.loss import LossFn, default_loss, logits_of, one_number
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def evaluate(
         for batch in calibration.batches(description, progress):
             samples += batch.size
             if loss_fn is not None:
-                loss += float(loss_fn(model, batch.raw)) * batch.size
+                loss += float(one_number(loss_fn(model, batch.raw))) * batch.size
                 continue
             output = batch.run(model, labelled=True)
             if dense is not None and not _has_loss(output, batch):

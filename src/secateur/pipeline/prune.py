@@ -12,7 +12,7 @@ from secateur.allocators import Budget, Limits
 from secateur.allocators.registry import Allocates, describe
 from secateur.calibration import Calibration, Forward, View, Views
 from secateur.common.models import device_of, unwrap
-from secateur.common.modes import require_plain_modes
+from secateur.common.modes import require_plain_modes, require_values
 from secateur.config.names import Granularity
 from secateur.errors import SettingError
 from secateur.measure.evaluate import evaluate
@@ -116,6 +116,7 @@ def prune(
     kind.check_repair(repair)  # a wrong name is refused now, not after scoring
     model = unwrap(model)
     require_plain_modes("prune", model)
+    require_values("prune", model)
     if isinstance(limits, Limits):  # modules are found in this model, not in those of later rounds
         limits = limits.named(dict(model.named_parameters(remove_duplicate=False)))
 
