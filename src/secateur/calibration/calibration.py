@@ -228,7 +228,7 @@ class Calibration:
                     if isinstance(error, ConnectionError) or "DataLoader worker (pid" in str(error):
                         raise CalibrationError(
                             f"calibration batch {read - 1}: expected the workers of the loader to go on, "
-                            "but one was killed. Give them more memory, or pass num_workers=0 to see where it ends."
+                            "but one was killed. Give them more memory, or pass num_workers=0."
                         ) from error
                     raise  # the user's own
             if not ends:
