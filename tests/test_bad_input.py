@@ -58,7 +58,7 @@ def broken(position: int, change: Callable[[Tensor, Tensor], tuple[Any, Any]]) -
     ("calibration", "message"),
     [
         ([], "expected at least two samples, got 0"),
-        (lambda: iter(()), "expected at least two samples, got 0"),
+        (lambda: iter(()), "got a tuple_iterator that has none left"),
         (
             [(torch.zeros(0, 3, 6, 6), torch.zeros(0))] * 5,
             "expected inputs with at least one sample along axis 0",
@@ -309,6 +309,59 @@ def test_a_plan_that_was_edited() -> None:
     content["groups"][0]["slices"][0] |= {"removed": [0], "axis": 7}
     with pytest.raises(sc.PlanError, match=r"expected positions below 0 of axis 7 of 0\.weight"):
         sc.apply(net(), sc.Plan.from_json(json.dumps(content)), "module")
+
+
+def put(*path: Any) -> Callable[[Any], None]:
+    """Set one number of a plan's JSON."""
+
+    def change(content: Any) -> None:
+        for step in path[:-2]:
+            content = content[step]
+        content[path[-2]] = path[-1]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (put("predicted", "macs", 1), r"expected predicted macs of [\d,]+, .* got 1: the file was changed"),
+        (put("predicted", "params", 1), "expected predicted params of .* got 1"),
+        (put("dense", "macs", 10**6), "expected dense macs of .* got 1,000,000"),
+        (put("dense", "params", 10**6), "expected dense params of .* got 1,000,000"),
+        (put("groups", 0, "exact", False), "expected exact=True for group '0'"),
+        (put("certificates", "groups", "0", "removed", 3), "certificate of '0' with removed [12], .* got 3"),
+    ],
+)
+@pytest.mark.parametrize("form", ["auto", "masked", "graph"])
+def test_numbers_of_a_plan_that_the_model_decides(form: Any, change: Any, message: str) -> None:
+    plan = prune(None, None, sc.Budget(macs=0.7), "tod").plan
+    content = json.loads(plan.to_json())
+    assert sc.record_of(sc.apply(net(), sc.Plan.from_json(json.dumps(content)), form)).plan == plan
+    change(content)
+    with pytest.raises(sc.PlanError, match=message):
+        sc.apply(net(), sc.Plan.from_json(json.dumps(content)), form)
+
+
+def test_a_plan_is_good_at_other_sizes_and_its_parameters_are_compared_there_too() -> None:
+    content = json.loads(prune(None, None, sc.Budget(macs=0.7)).plan.to_json())
+    larger = torch.randn(3, 3, 9, 9)
+    assert sc.apply(net(), sc.Plan.from_json(json.dumps(content)), example_inputs=larger)(larger).shape == (
+        3,
+        4,
+    )
+    put("predicted", "params", 1)(content)
+    with pytest.raises(sc.PlanError, match="expected predicted params"):
+        sc.apply(net(), sc.Plan.from_json(json.dumps(content)), example_inputs=larger)
+
+
+def test_a_path_of_no_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    small = prune().model
+    for call in (lambda: sc.save(small, ""), lambda: sc.export(small, "")):
+        with pytest.raises(sc.SecateurError, match=r"expected a path, got ''\. Name a place"):
+            call()
+    assert not [*tmp_path.iterdir()]
 
 
 def test_artefacts_that_are_not_what_was_written(tmp_path: Path) -> None:

@@ -249,12 +249,16 @@ class Plan(Record):
                 "Use that model, or make a plan for this one."
             )
 
-    def check_slices(self, graph: Graph) -> None:
-        """Makes sure that every group loses what its units are in a graph, no more and no less.
+    def check_graph(self, graph: Graph | ExpertGraph | UnitsAndExperts) -> None:
+        """Make sure that all that a graph decides is as the graph has it: positions, costs, certificates.
+
+        MACs are compared if the graph was traced at the plan's sizes: those of other sizes are others.
 
         Raises:
-            PlanError: The graph has no such group, or the units are other positions there.
+            PlanError: The graph has no such group, or the plan says something else of it.
         """
+        if self.slices_known:
+            return
         found = {group.name: group for group in graph.groups}
         for group in self.groups:
             if not group.removed:
@@ -266,6 +270,11 @@ class Plan(Record):
                     f"plan: expected a group {group.name!r} of {group.size} units in the model, got {got}. "
                     "Make the plan again."
                 )
+            if own.exact != group.exact:
+                raise PlanError(
+                    f"plan: expected exact={own.exact} for group {group.name!r}, as in the model, got "
+                    f"{group.exact}. Make the plan again."
+                )
             wanted = {_place(piece) for piece in GroupDecision.of(own, group.keep).slices}
             wrong = sorted({_place(piece) for piece in group.slices} ^ wanted)
             if wrong:
@@ -274,6 +283,55 @@ class Plan(Record):
                     f"plan: expected the positions that units of {group.name!r} have in the model, got other "
                     f"ones for axis {axis} of {tensor!r}. Make the plan again."
                 )
+        self._check_costs(graph)
+        self._check_shares()
+
+    def _check_costs(self, graph: Graph | ExpertGraph | UnitsAndExperts) -> None:
+        kept = {group.name: group.keep for group in self.groups if group.removed}
+        for called, said, cost in (
+            ("dense", self.dense, graph.cost()),
+            ("predicted", self.predicted, graph.cost(kept)),
+        ):
+            for what in ("params", "macs") if self._is_of_sizes(graph) else ("params",):
+                got, wanted = getattr(said, what), int(getattr(cost, what))
+                if got != wanted:
+                    raise PlanError(
+                        f"plan: expected {called} {what} of {wanted:,}, as this decision and the model give, "
+                        f"got {got:,}: the file was changed, or another version counted. Make the plan again."
+                    )
+
+    def _is_of_sizes(self, graph: Graph | ExpertGraph | UnitsAndExperts) -> bool:
+        """Whether the graph was captured with inputs of the plan's sizes, whatever their batch."""
+        captured = getattr(graph, "captured_inputs", None)
+        spec = graph.inputs if captured is None else InputSpec.of(*captured())
+        batch = {place for axis in self.inputs.open if axis.batch for place in axis.places}
+        own, others = self.inputs.tensors(), [*spec.tensors().values()]
+        return len(own) == len(others) and all(
+            len(leaf.shape) == len(other.shape)
+            and all(
+                a == b or (name, axis) in batch
+                for axis, (a, b) in enumerate(zip(leaf.shape, other.shape, strict=True))
+            )
+            for (name, leaf), other in zip(own.items(), others, strict=True)
+        )
+
+    def _check_shares(self) -> None:
+        """Compare what certificates say of how much a group loses with what it loses.
+
+        A group that was left whole since is passed over: its certificate is that of the rule's decision.
+        """
+        said: Any = self.certificates.get("groups")
+        for group in self.groups if isinstance(said, dict) else ():
+            own = said.get(group.name)
+            gone = len(group.removed)
+            right = {"removed": (gone, group.ratio), "kept": (group.kept,), "units": (group.size,)}
+            for name, values in right.items() if gone and isinstance(own, dict) else ():
+                got = own.get(name)
+                if isinstance(got, int | float) and got not in values:
+                    raise PlanError(
+                        f"plan: expected a certificate of {group.name!r} with {name} {values[0]}, which is "
+                        f"what the plan takes, got {got}. Make the plan again."
+                    )
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
         """The plan as JSON; also written to `path`, if one is given.

@@ -54,7 +54,7 @@ def test_near_the_best_of_all_plans(seed: int) -> None:
                 values = [np.sort(scores["reconstruction"][g.name]) for g in (first, second)]
                 best = min(best, sum(v[n - 1] for v, n in zip(values, (a, b), strict=True) if n))
         assert error(scores, plan) <= 1.25 * best + 0.2  # one unit of either layer, at most
-        assert plan.certificates["sum"] == pytest.approx(error(scores, plan))
+        assert plan.certificates["sum"] == pytest.approx(error(scores, plan), rel=1e-3)
 
 
 def test_what_costs_more_goes_first_at_equal_errors() -> None:
@@ -103,7 +103,7 @@ def test_a_group_with_a_higher_factor_keeps_more() -> None:
     assert found.settings["factors"] == {name: 100.0}
     assert "factors" not in plain.settings
     # What is predicted are the errors themselves.
-    assert found.certificates["sum"] == pytest.approx(error(scores, found))
+    assert found.certificates["sum"] == pytest.approx(error(scores, found), rel=1e-3)
 
 
 def test_an_error_to_stop_before() -> None:

@@ -234,7 +234,8 @@ def test_a_plan_carries_them() -> None:
     for name, found in groups.items():
         k = found["removed"]
         assert k == round(plan.ratios[name] * len(scores["taylor"][name])) > 0
-        assert found["tod"] == reference_tod(scores["wasserstein"][name], scores["taylor"][name], k)
+        exact = reference_tod(scores["wasserstein"][name], scores["taylor"][name], k)
+        assert found["tod"] == pytest.approx(exact, rel=1e-3)
         assert found["overlap_bound"] == k // 4
 
 
@@ -245,7 +246,7 @@ def test_a_spent_budget_leaves_every_bound_true(tolerance: float) -> None:
     budget = Budget(macs=1 - tolerance)
     plan = ToD().allocate(graph, scores, budget)
     alone = ToD().allocate(graph, scores, Budget(macs=1 - tolerance, spend=False))
-    assert plan.certificates["tolerance"] == alone.settings["tolerance"]
+    assert plan.certificates["tolerance"] == pytest.approx(alone.settings["tolerance"], rel=1e-3)
     fewer = 0
     for name, found in plan.certificates["groups"].items():  # type: ignore[union-attr]
         assert isinstance(found, dict)
@@ -257,7 +258,8 @@ def test_a_spent_budget_leaves_every_bound_true(tolerance: float) -> None:
         )
         assert k == alone.certificates["groups"][name]["removed"]  # type: ignore[index, call-overload]
         assert gone == round(plan.ratios[name] * len(u))
-        assert found["tod"] == (reference_tod(u, r, k) if k else 0) <= plan.certificates["tolerance"]  # type: ignore[operator]
+        assert found["tod"] == pytest.approx(reference_tod(u, r, k) if k else 0, rel=1e-3)
+        assert found["tod"] <= plan.certificates["tolerance"]  # type: ignore[operator]
         assert found["overlap"] <= found["overlap_bound"]
         assert found["mass"] <= found["mass_bound"]
         fewer += k - gone
@@ -276,7 +278,7 @@ def test_the_exchange_is_with_what_uniform_removes_at_the_same_budget(budget: Bu
     same = budget or Budget(macs=plan.predicted.macs)
     other = Uniform(removal="wasserstein").allocate(graph, scores, same, limits)
     found: Any = plan.certificates["exchange"]
-    assert found["ratio"] == other.settings["ratio"]
+    assert found["ratio"] == pytest.approx(other.settings["ratio"], rel=1e-3)
     assert found["macs"] == [plan.predicted.macs, other.predicted.macs]
     assert found["params"] == [plan.predicted.params, other.predicted.params]
     if budget is None:
@@ -287,14 +289,14 @@ def test_the_exchange_is_with_what_uniform_removes_at_the_same_budget(budget: Bu
     losses = [
         sum(protection[name][i] for name in protection for i in gone[name]) / total for gone in (ours, theirs)
     ]
-    assert [found["loss"], found["other_loss"]] == pytest.approx(losses)
-    assert found["other_loss"] + found["taken"] - found["spared"] == pytest.approx(found["loss"])
+    assert [found["loss"], found["other_loss"]] == pytest.approx(losses, rel=1e-3)
+    assert found["other_loss"] + found["taken"] - found["spared"] == pytest.approx(found["loss"], abs=2e-4)
     assert found["taken"] + found["spared"] > 0
     assert set(found["groups"]) == set(protection)
     for name, own in found["groups"].items():
         assert own["other_removed"] == len(theirs[name])
         for key, units in (("taken", ours[name] - theirs[name]), ("spared", theirs[name] - ours[name])):
-            assert own[key] == pytest.approx(sum(protection[name][i] for i in units) / total)
+            assert own[key] == pytest.approx(sum(protection[name][i] for i in units) / total, rel=1e-3)
 
 
 def test_without_removal_there_is_nothing_to_exchange() -> None:

@@ -4,6 +4,7 @@ import io
 import random
 import sys
 from collections import OrderedDict, namedtuple
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from secateur.calibration import Batch, Calibration, seeded
+from secateur.calibration import Batch, Calibration, ending, seeded
 from secateur.errors import CalibrationError, SettingError
 
 X, Y = torch.arange(40.0).reshape(20, 2), torch.arange(20) % 3
@@ -169,7 +170,7 @@ def test_no_source(data: Any, got: str) -> None:
         Calibration.of(data)
 
 
-@pytest.mark.parametrize("data", [[], iter([]), DataLoader(TensorDataset(X), batch_size=32, drop_last=True)])
+@pytest.mark.parametrize("data", [[], DataLoader(TensorDataset(X), batch_size=32, drop_last=True)])
 def test_empty(data: Any) -> None:
     calibration = Calibration.of(data)
     with pytest.raises(CalibrationError, match="expected at least one batch, got an empty loader"):
@@ -263,6 +264,63 @@ def test_seeded_restores_after_an_exception() -> None:
     with pytest.raises(KeyError):
         draw_and_fail()
     assert states() == before
+
+
+class Once:
+    """Gives the same iterator again and again."""
+
+    def __init__(self, batches: Iterable[Any]) -> None:
+        self.batches = iter(batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.batches
+
+
+@pytest.mark.parametrize("wrap", [iter, Once])
+def test_what_can_be_read_once_is_kept(wrap: Any) -> None:
+    batches = [(torch.full((2, 3), float(k)), torch.tensor([0, 1])) for k in range(5)]
+    model, data = torch.nn.Linear(3, 2), wrap(batches)
+    assert values(Calibration.of(data, model=model)) == values(Calibration.of(batches))
+    with pytest.raises(CalibrationError, match=r"that has none left\. An iterator gives its"):
+        Calibration.of(data, model=model)
+
+
+def endless() -> Iterator[torch.Tensor]:
+    while True:
+        yield torch.zeros(2, 1)
+
+
+class Endless(IterableDataset):
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return endless()
+
+
+def test_data_without_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ending, "MOST", 50)
+    for source in (DataLoader(Endless(), batch_size=None), endless()):
+        with pytest.raises(CalibrationError, match=r"more than 50 .*Pass Calibration\.of\(data, samples="):
+            list(Calibration.of(source))
+
+
+def test_an_iterator_that_does_not_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ending, "_free_memory", lambda: 200)
+    with pytest.raises(CalibrationError, match="whose batches fit into memory, got more than 12 of them"):
+        Calibration.of(endless())
+    assert len(list(Calibration.of([torch.zeros(2, 1)] * 50))) == 50
+
+
+@pytest.mark.parametrize(
+    "source",
+    [endless, lambda: DataLoader(Endless(), batch_size=None), lambda: [torch.zeros(2, 1)] * 9],
+)
+def test_at_most_so_many_samples(source: Any) -> None:
+    data = Calibration.of(source(), samples=7)
+    for again in (data, Calibration.of(data, model=torch.nn.Linear(1, 1))):
+        assert again.samples() == 8  # whole batches
+        assert [part.samples() for part in again.split()] == [7, 1]
+    assert Calibration.of(data, samples=3).samples() == 4
+    with pytest.raises(SettingError, match="expected samples of at least 1, got 0"):
+        Calibration.of([torch.zeros(2, 1)], samples=0)
 
 
 # Holding out

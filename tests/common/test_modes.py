@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,6 +37,8 @@ CALLS: dict[str, Callable[[], Any]] = {
     "prune": lambda: sc.prune(
         MODEL, DATA, sc.Budget(macs=0.7), "uniform", measure_latency=False, progress=False
     ),
+    "recover": lambda: sc.recover(SMALL, MODEL, DATA, epochs=1, progress=False),
+    "evaluate": lambda: sc.evaluate(MODEL, DATA),
 }
 
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
@@ -53,6 +56,20 @@ def test_what_computes_otherwise_is_refused_at_once(name: str, mode: str) -> Non
     context, message = REFUSED[mode]
     with context(), pytest.raises(sc.SettingError, match=f"^{name}: .*{message}"):
         CALLS[name]()
+
+
+def test_files_are_neither_read_nor_exported_where_tensors_hold_no_numbers(tmp_path: Path) -> None:
+    sc.save(SMALL, tmp_path / "saved")
+    calls: dict[str, Callable[[], Any]] = {
+        "load": lambda: sc.load(tmp_path / "saved", lambda: MODEL),
+        "export": lambda: sc.export(SMALL, tmp_path / "net.pt2", DATA[0][0]),
+    }
+    for name, call in calls.items():
+        with (
+            torch.device("meta"),
+            pytest.raises(sc.SettingError, match=rf"^{name}: .*torch\.device\('cpu'\)"),
+        ):
+            call()
 
 
 @pytest.mark.parametrize("mode", REFUSED)

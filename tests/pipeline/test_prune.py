@@ -18,6 +18,7 @@ from secateur.targets.units.apply import Applier
 from secateur.targets.units.compare import relative_difference, run
 from tests.graph.test_trace import assert_same, state_of
 from tests.helpers.models import CLASSES, INEXACT, TOPOLOGIES, build
+from tests.signals.data import labelled
 
 QUICK: dict[str, Any] = {"measure_latency": False, "progress": False}
 
@@ -301,3 +302,19 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     assert all(
         torch.equal(a, b) for a, b in zip(run(back, inputs, {}), run(result.model, inputs, {}), strict=True)
     )
+
+
+@pytest.mark.parametrize("rule", ["tod", "repair_aware"])
+def test_a_plan_file_does_not_depend_on_the_number_of_threads(rule: str) -> None:
+    def made(threads: int) -> str:
+        torch.set_num_threads(threads)
+        try:
+            data = labelled("residual", (8, 8, 8, 8, 8), torch.float32)
+            settings: Any = {"repair": None, "measure_latency": False, "progress": False}
+            return sc.prune(
+                build("residual", torch.float32), data, sc.Budget(macs=0.6), rule, **settings
+            ).plan.to_json()
+        finally:
+            torch.set_num_threads(1)
+
+    assert made(1) == made(2)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -52,7 +54,7 @@ class Failing:
 def said(task: Callable[[], Any]) -> str:
     try:
         task()
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         return f"{type(error).__name__}: {error}"
     return "nothing"
 
@@ -159,3 +161,56 @@ def abandoned() -> str:
     """What a process meets when another is killed."""
     graph, data = plain()
     return said(lambda: score(graph, Deadly(data), TWO))
+
+
+class Troubled(list[Any]):
+    """Batches, of which the fourth is trouble for the second process."""
+
+    trouble = ""
+
+    def __iter__(self) -> Iterator[Any]:
+        for index, batch in enumerate(super().__iter__()):
+            if index == 3 and os.environ["RANK"] == "1":
+                if self.trouble == "stuck":
+                    time.sleep(1000)
+                elif self.trouble == "stopped":
+                    os.kill(os.getpid(), signal.SIGSTOP)
+                elif self.trouble == "killed":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                elif self.trouble == "raises":
+                    raise OSError("disk on fire")
+                elif self.trouble == "interrupted":
+                    raise KeyboardInterrupt
+            yield batch
+
+
+def failing(what: str, call: str = "score") -> str:
+    """What a process meets when the second one fails in some way."""
+    graph, batches = plain()
+    second = os.environ["RANK"] == "1"
+    if second and what == "absent":
+        return "nothing"
+    data, net, signals = Troubled(batches), build("plain"), TWO
+    data.trouble = what
+    if second and what == "other weights":
+        net = build("plain", seed=1)
+        graph = trace(net, batches[0][0])
+    elif second and what == "other setting":
+        signals = (Wasserstein(projections=4, per_class=4), "taylor")
+    elif second and what == "other data":
+        data[0] = (data[0][0] + 1, data[0][1])
+    elif second and what == "other layout":
+        data[0] = tuple(part[:4] for part in data[0])
+    elif second and what == "other data later":
+        data[4] = (data[4][0] + 1, data[4][1])
+    elif second and what == "one value is NaN":  # in a batch that the other process takes
+        data[4] = (data[4][0].clone().index_fill_(0, torch.tensor(0), torch.nan), data[4][1])
+    elif second and what == "more data":
+        data.append(data[0])
+    if call == "score":
+        return said(lambda: score(graph, data, signals))
+    if call == "prune":
+        return said(lambda: sc.prune(net, data, sc.Budget(macs=0.6), measure_latency=False, progress=False))
+    keep = {group.name: np.arange(group.size) > 0 for group in graph.groups}
+    plan = sc.Plan.build(graph, keep, allocator="all but the first")
+    return said(lambda: sc.repair(sc.apply(net, plan), net, data, progress=False))

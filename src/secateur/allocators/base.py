@@ -23,6 +23,7 @@ from secateur.allocators.description import Certificate, Description, listed
 from secateur.allocators.limits import DEFAULTS, Limits
 from secateur.allocators.signals import ScoreTable, table
 from secateur.allocators.step_function import StepFunction
+from secateur.allocators.written import rounded, rounded_up
 from secateur.errors import BudgetError, SettingError
 from secateur.plan import Plan
 from secateur.signals.scores import Scores
@@ -191,10 +192,10 @@ class Allocator(ABC):
         decision = rule.decide(graph, values, budget, limits)
         header: dict[str, Any] = {
             "allocator": rule.name,
-            "settings": rule.settings(decision.knob) | {"limits": limits.as_settings()},
+            "settings": rule.settings(_written(decision)) | {"limits": limits.as_settings()},
             "seed": seed,
             "budget": None if budget is None else budget.as_settings(),
-            "certificates": rule.certificates(graph, values, limits, decision),
+            "certificates": rounded(rule.certificates(graph, values, limits, decision)),
         }
         if granularity == "weight":
             from secateur.targets.weights.plan import MaskPlan  # which is made of what this package gives
@@ -255,6 +256,12 @@ class Allocator(ABC):
             g.name: steps.get(g.name, StepFunction(np.arange(g.size), none, none.astype(np.int64)))
             for g in considered
         }
+
+
+def _written(decision: Decision) -> float | None:
+    """The value of the knob: the user's own as it is, a solved one rounded."""
+    solved = decision.knob is not None and decision.budget is not None
+    return rounded_up(float(decision.knob)) if solved else decision.knob  # type: ignore[arg-type]
 
 
 def _checked(limits: Limits | None, graph: Graph) -> Limits:

@@ -20,8 +20,10 @@ from torch import nn
 
 from secateur.artefact.content import FORMAT, Content, digest, opened_artefact
 from secateur.artefact.pair import RECORD, TENSORS, folder_in_place
+from secateur.artefact.writing import path_named
 from secateur.common.mapped import check_kind, is_mapped
 from secateur.common.models import device_of, named_tensors, unwrap
+from secateur.common.modes import require_numbers
 from secateur.common.tensorfile import checksum
 from secateur.errors import ArtefactError, PlanError, SecateurError
 from secateur.graph.folding import folded
@@ -71,7 +73,7 @@ def save(small: nn.Module, directory: str | os.PathLike[str]) -> Path:
         ['model.safetensors', 'secateur.json']
     """
     record = record_of(small)
-    folder = Path(directory)
+    folder = path_named("save", directory)
     tensors, tied = _without_ties(small)
     extra_state = _extra_state(small)
     with folder_in_place(folder) as partial:
@@ -133,6 +135,7 @@ def load(
         True
     """
     folder = Path(directory)
+    require_numbers("load", torch.device("cpu"))  # where files are read
     with opened_artefact(folder) as (content, file):
         tensors = file.tensors()
     model = unwrap(make_model())
@@ -199,7 +202,8 @@ def _shape(
 ) -> nn.Module:
     """`dense`: the model with the plan's computed weights as parameters."""
     if plan.granularity == GRANULARITY and content.captured:  # calls are mended while all experts are there
-        units = _shape(model, dense, part(plan, "unit"), content, example_inputs)
+        known = plan.model_copy().of_graph()  # its parts have the costs of the whole
+        units = _shape(model, dense, part(known, "unit"), content, example_inputs)
         return cut_experts(units, dense, plan, content.sizes)
     if plan.granularity == "block":
         return rebuilt(dense, plan, content.stand_ins, content.sizes)
@@ -210,6 +214,7 @@ def _shape(
     args, kwargs = plan.inputs.arguments(example_inputs, device_of(model))
     exact = all(g.exact for g in plan.groups)
     graph = retrace(model, plan.inputs, (args, kwargs), folds=plan.folded, allow_inexact=not exact)
+    plan.check_graph(graph)
     if content.form == "graph":
         return smaller_program(Traced(dense, graph), plan, may_stay_in_evaluation=True)
     sizes, codes = understood(dense, graph, plan)

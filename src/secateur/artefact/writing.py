@@ -43,6 +43,17 @@ _TRIALS, _PAUSE = 12_000, 0.005
 """How often a writer waits for others in the same folder, and how long. [s] Each needs a few renames."""
 
 
+def path_named(where: str, path: str | os.PathLike[str], error: type[SecateurError] = ArtefactError) -> Path:
+    """The path, unless it is empty: pathlib takes that for the current folder.
+
+    Raises:
+        SecateurError: It is empty.
+    """
+    if not os.fspath(path):
+        raise error(f"{where}: expected a path, got ''. Name a place; the current folder is '.'.")
+    return Path(path)
+
+
 @contextmanager
 def replacing(
     path: Path, error: type[SecateurError] = ArtefactError, *, parents: bool = False

@@ -7,6 +7,7 @@ shuffles or augments. It does not change the caller's random state.
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field, replace
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from secateur.calibration.batch import Batch
+from secateur.calibration.ending import check_ends, once, read_once
 from secateur.calibration.randomness import OwnStream, seeded
 from secateur.calibration.reading import Forward, Reading
 from secateur.calibration.views import View, Views
@@ -99,6 +101,7 @@ class Calibration:
         device: Device to which batches are moved; None leaves them where they are.
         reading: The rules by which batches are split into arguments and labels.
         views: In which views a pass yields each batch, one after the other; None: as it is.
+        most: A pass ends with the batch that makes it so many samples; None: where the source ends.
     """
 
     source: Iterable[Any]
@@ -106,6 +109,7 @@ class Calibration:
     device: torch.device | None = None
     reading: Reading = field(default_factory=Reading, repr=False)
     views: Views | None = None
+    most: int | None = None
     _start: tuple[tuple[torch.Generator, Tensor], ...] = field(default=(), repr=False)
 
     @classmethod
@@ -115,6 +119,7 @@ class Calibration:
         *,
         seed: int = 0,
         batch_size: int = 64,
+        samples: int | None = None,
         forward: Forward | None = None,
         whole: bool | None = None,
         model: nn.Module | None = None,
@@ -129,6 +134,7 @@ class Calibration:
                 An iterator that can be read only once, such as a generator, is read into memory.
             seed: Seed of the random state of each pass.
             batch_size: Samples in a batch, if `data` does not define batches.
+            samples: Read no more batches once there are so many samples, as data that never end need it.
             forward: ``forward(model, batch)`` calls the model on a batch of the loader, for example
                 ``lambda model, batch: model(batch["image"])``. Then a batch can be of any type.
             whole: True: batches are never cut into samples; graphs and pairs, for example, must not be cut.
@@ -139,7 +145,7 @@ class Calibration:
 
         Raises:
             CalibrationError: `data` is none of these, or its samples are nothing that can be cropped.
-            SettingError: `batch_size` or the number of views is below 1.
+            SettingError: `batch_size`, `samples` or the number of views is below 1.
 
         Example:
             >>> data = Calibration.of([(torch.zeros(2, 3), torch.tensor([0, 1]))] * 10)
@@ -148,17 +154,19 @@ class Calibration:
             (8, 2)
         """
         if isinstance(data, Calibration):
-            old = data.reading
+            known: Calibration = data if samples is None else replace(data, most=samples)
+            old = known.reading
             if (forward, whole) == (None, None) and (model is None or old.model is not None):
-                return data._seen(views)
+                return known._seen(views)
             kept = old.whole if whole is None else whole
             reading = Reading(model or old.model, forward or old.forward, kept)
-            return replace(data, reading=reading)._with_tested_reading()._seen(views)
+            return replace(known, reading=reading)._with_tested_reading()._seen(views)
         reading = Reading(model, forward, whole)
-        if batch_size < 1:
-            raise SettingError(
-                f"calibration: expected batch_size of at least 1, got {batch_size}. Give a positive number."
-            )
+        for name, value in (("batch_size", batch_size), ("samples", samples)):
+            if value is not None and value < 1:
+                raise SettingError(
+                    f"calibration: expected {name} of at least 1, got {value}. Give a positive number."
+                )
         if _is_batch(data):
             batch = Batch.of(data, reading=reading)
             pieces = [b.raw for b in batch.cut(-(-batch.size // batch_size))]
@@ -171,11 +179,13 @@ class Calibration:
                 f"calibration: expected a DataLoader, a Dataset or an iterable of batches, got "
                 f"{type(data).__name__}. Give a list, for instance, of (inputs, labels)."
             )
-        if isinstance(data, Iterator):
-            with seeded(seed):
-                data = list(data)
+        with seeded(seed):
+            iterator = once(data)
+            if iterator is not None:
+                data = read_once(iterator if samples is None else _first(samples, iterator, reading))
         start = tuple((g, g.get_state()) for g in _generators(data))
-        return cls(data, seed, reading=reading, _start=start)._with_tested_reading()._seen(views)
+        made = cls(data, seed, reading=reading, most=samples, _start=start)
+        return made._with_tested_reading()._seen(views)
 
     def _seen(self, views: int | Views | View | None) -> Calibration:
         """The same data in these views; see `of`."""
@@ -200,15 +210,29 @@ class Calibration:
 
     def raw_batches(self) -> Iterator[Any]:
         """Yield the batches of the source as they are, with the random state of the pass."""
+        raws = self._raws()
+        return raws if self.most is None else _first(self.most, raws, self.reading)
+
+    def _raws(self) -> Iterator[Any]:
         stream = OwnStream(self.seed, self._start)
-        with stream:
+        with stream.reading():
             iterator = iter(self.source)
-        while True:
-            with stream:
+        ends = self.most is not None or self._length() is not None
+        for read in itertools.count(1):
+            with stream.reading():
                 try:
                     raw = next(iterator)
                 except StopIteration:
                     return
+                except (OSError, RuntimeError) as error:
+                    if isinstance(error, ConnectionError) or "DataLoader worker (pid" in str(error):
+                        raise CalibrationError(
+                            f"calibration batch {read - 1}: expected the workers of the loader to go on, "
+                            "but one was killed. Give them more memory, or pass num_workers=0."
+                        ) from error
+                    raise  # the user's own
+            if not ends:
+                check_ends(read)
             yield raw
 
     def __iter__(self) -> Iterator[Batch]:
@@ -216,7 +240,11 @@ class Calibration:
         return self.batches()
 
     def batches(
-        self, desc: str = "", progress: bool = False, takes: Callable[[int], bool] = lambda index: True
+        self,
+        desc: str = "",
+        progress: bool = False,
+        takes: Callable[[int], bool] = lambda index: True,
+        note: Callable[[Any], None] | None = None,
     ) -> Iterator[Batch]:
         """Read all data once.
 
@@ -225,12 +253,15 @@ class Calibration:
             progress: Show a progress bar on stderr, if that is a terminal.
             takes: Position of a batch -> whether to yield it. Skipped batches are still read from the source,
                 so that its random draws stay the same.
+            note: Sees each batch as the source gives it, those that are skipped too.
 
         Raises:
             CalibrationError: There is no batch, or a batch cannot be used. The message says which.
         """
         count = 0
         for raw in _with_bar(self.raw_batches(), desc, self._length(), progress):
+            if note is not None:
+                note(raw)
             for k in range(self.repeats):
                 if takes(count):
                     batch = Batch.of(raw, count, self.reading)
@@ -271,8 +302,8 @@ class Calibration:
         return None if length is None else length * self.repeats
 
     def _length(self) -> int | None:
-        """Number of batches of the source; None if it does not know it."""
-        if isinstance(self.source, Sized):
+        """Number of batches of the source; None if it is not known before they are read."""
+        if self.most is None and isinstance(self.source, Sized):
             try:
                 return len(self.source)
             except TypeError:  # a DataLoader over an iterable dataset has a length that only raises
@@ -291,7 +322,7 @@ class Calibration:
         """Return the same data in batches of at most `size` samples. What cannot be cut stays whole."""
         pieces = _Recut(self, size)
         pieces = replace(pieces, total=sum(1 for _ in pieces))
-        return replace(self, source=pieces, _start=())
+        return replace(self, source=pieces, most=None, _start=())
 
     def split(self, every: int = 5) -> tuple[Calibration, Calibration]:
         """Hold out every `every`-th batch.
@@ -326,7 +357,17 @@ class Calibration:
                 + (" These batches cannot be cut: their samples depend on each other." if whole else "")
             )
         fit, held = (_Part(self, pieces, total, every, held) for held in (False, True))
-        return replace(self, source=fit, _start=()), replace(self, source=held, _start=())
+        parts = [replace(self, source=part, most=None, _start=()) for part in (fit, held)]
+        return parts[0], parts[1]
+
+
+def _first(samples: int, raws: Iterator[Any], reading: Reading) -> Iterator[Any]:
+    """The first batches, up to the one that makes it so many samples."""
+    for index, raw in enumerate(raws):
+        yield raw
+        samples -= Batch.of(raw, index, reading).size
+        if samples <= 0:
+            return
 
 
 def _is_batch(data: Any) -> bool:

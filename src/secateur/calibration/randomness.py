@@ -1,8 +1,14 @@
-"""Save, seed and restore the state of all random number generators."""
+"""Save, seed and restore the state of all random number generators.
+
+PyTorch, NumPy and Python each have one generator for all threads. So only one thread at a time may be in a
+block in which they are seeded: another one that comes to such a block waits. Tracing, which PyTorch does for
+one thread at a time, is inside one.
+"""
 
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+_ALONE = threading.RLock()
+"""Held by the thread whose random state the global generators have."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +61,14 @@ class RandomState:
         for generator, state in self.own:
             generator.set_state(state)
 
+    def insist(self) -> None:
+        """Restore, and once more if Ctrl-C comes in between."""
+        try:
+            self.restore()
+        except BaseException:
+            self.restore()
+            raise
+
 
 def _seed_everything(seed: int) -> None:
     torch.default_generator.manual_seed(seed)
@@ -74,37 +91,43 @@ def seeded(seed: int) -> Iterator[None]:
         >>> bool((a == b).all()), bool((before == torch.get_rng_state()).all())
         (True, True)
     """
-    outside = RandomState.capture()
-    try:
-        _seed_everything(seed)
-        yield
-    finally:
-        outside.restore()
+    with _ALONE:
+        outside = RandomState.capture()
+        try:
+            _seed_everything(seed)
+            yield
+        finally:
+            outside.insist()
 
 
 class OwnStream:
     """The random state of one pass over the data, active only while a batch is being read.
 
-    Enter it (``with stream:``) to read a batch. On exit the caller's random state is back. So the caller can
-    draw random numbers between batches, and neither side changes the numbers of the other.
+    Each batch is read in a block of its own (``with stream.reading():``), after which the caller's random
+    state is back. So the caller can draw random numbers between batches, and neither side changes the
+    numbers of the other.
     """
 
     def __init__(self, seed: int, start: tuple[tuple[torch.Generator, Tensor], ...]) -> None:
         self._generators = tuple(g for g, _ in start)
-        outside = RandomState.capture(self._generators)
-        try:
-            _seed_everything(seed)
-            for generator, state in start:
-                generator.set_state(state)
-            self._inside = RandomState.capture(self._generators)
-        finally:
-            outside.restore()
-        self._outside = outside
+        with _ALONE:
+            outside = RandomState.capture(self._generators)
+            try:
+                _seed_everything(seed)
+                for generator, state in start:
+                    generator.set_state(state)
+                self._inside = RandomState.capture(self._generators)
+            finally:
+                outside.insist()
 
-    def __enter__(self) -> None:
-        self._outside = RandomState.capture(self._generators)
-        self._inside.restore()
-
-    def __exit__(self, *exception: object) -> None:
-        self._inside = RandomState.capture(self._generators)
-        self._outside.restore()
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """The block in which a batch is read."""
+        with _ALONE:
+            outside = RandomState.capture(self._generators)
+            try:
+                self._inside.restore()
+                yield
+                self._inside = RandomState.capture(self._generators)
+            finally:
+                outside.insist()

@@ -44,4 +44,4 @@ def take_share(data: Calibration, share: float, *, whole: bool = False) -> Calib
     Returns:
         Calibration data that can be read again and again.
     """
-    return data if share >= 1 else replace(data, source=_Subset(data, share, whole), _start=())
+    return data if share >= 1 else replace(data, source=_Subset(data, share, whole), most=None, _start=())

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from secateur.calibration import Batch, Calibration, Forward, is_soft
 from secateur.calibration.batch import IGNORED
 from secateur.common.models import device_of, evaluating
+from secateur.common.modes import require_plain_modes
 from secateur.common.outputs import tensors_of
-from secateur.signals.loss import LossFn, default_loss, logits_of
+from secateur.signals.loss import LossFn, default_loss, logits_of, one_number
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ def evaluate(
 
     Raises:
         CalibrationError: If the data has no labels and neither `loss_fn` nor `dense` is given.
+        SettingError: If it is called in `torch.autocast`, or with the meta device as default.
 
     Example:
         >>> import torch
@@ -66,6 +68,7 @@ def evaluate(
         >>> sc.evaluate(model, [(logits, torch.tensor([0, 1, 0, 1]))]).accuracy
         0.75
     """
+    require_plain_modes("evaluate", model, gradients=False)
     calibration = Calibration.of(data, forward=forward, model=model).plain.to(device_of(model))
     loss, right, classed, samples, scale = 0.0, 0, 0, 0, 0.0
     measure = "loss"
@@ -73,7 +76,7 @@ def evaluate(
         for batch in calibration.batches(description, progress):
             samples += batch.size
             if loss_fn is not None:
-                loss += float(loss_fn(model, batch.raw)) * batch.size
+                loss += float(one_number(loss_fn(model, batch.raw))) * batch.size
                 continue
             output = batch.run(model, labelled=True)
             if dense is not None and not _has_loss(output, batch):

@@ -12,8 +12,8 @@ from torch import nn
 from secateur.allocators import Budget, Limits
 from secateur.allocators.registry import Allocates, describe
 from secateur.calibration import Calibration, Forward, View, Views
-from secateur.common.models import unwrap
-from secateur.common.modes import require_plain_modes
+from secateur.common.models import device_of, unwrap
+from secateur.common.modes import require_plain_modes, require_values
 from secateur.config.names import Granularity
 from secateur.errors import SettingError
 from secateur.measure.evaluate import evaluate
@@ -37,6 +37,7 @@ from secateur.repairs.methods import Methods
 from secateur.report.data import versions
 from secateur.report.report import Report
 from secateur.signals import Scores
+from secateur.signals.distributed import joined
 from secateur.signals.loss import LossFn, loss_name
 from secateur.targets.granularity import granularity_of, refusal
 from secateur.targets.units.record import record_of, with_note
@@ -139,66 +140,81 @@ def prune(
     kind.check_repair(repair)  # a wrong name is refused now, not after scoring
     model = unwrap(model)
     require_plain_modes("prune", model)
+    require_values("prune", model)
     if isinstance(limits, Limits):  # modules are found in this model, not in those of later rounds
         limits = limits.named(dict(model.named_parameters(remove_duplicate=False)))
 
     def read(given: Any, views: int | Views | View | None = None) -> Calibration:
         return Calibration.of(given, seed=seed, forward=forward, model=model, views=views)
 
-    data, held = read(calibration, views), None
-    if frontier is not None or (budget is not None and budget.quality):
-        data, judge = data.split(2) if held_out is None else (data, read(held_out))
-        held = Held(Gauge(model, judge, metric, loss_fn), lambda other: Gauge(model, other, metric, loss_fn))
-        if budget is not None:
+    with joined(device_of(model)) as team:
+        with team.together():
+            data, held = read(calibration, views), None
+            if frontier is not None or (budget is not None and budget.quality):
+                data, judge = data.split(2) if held_out is None else (data, read(held_out))
+                held = Held(
+                    Gauge(model, judge, metric, loss_fn), lambda other: Gauge(model, other, metric, loss_fn)
+                )
+            task = Task(
+                model,
+                data,
+                limits,
+                repair,
+                form,
+                on_unrealisable,
+                allow_inexact,
+                steps,
+                loss_fn,
+                metric,
+                seed,
+                progress,
+            )
+            if evaluation is None:
+                check_labels(model, task.example, loss_fn)
+        team.agree(
+            "prune",
+            model,
+            task.data,
+            budget=budget,
+            allocator=decider,
+            repair=repair,
+            limits=limits,
+            settings=(what, form, on_unrealisable, allow_inexact, steps, seed, views, frontier),
+        )
+        if held is not None and budget is not None:
             require_enough(held.gauge, budget, counted=metric is None)
-    task = Task(
-        model,
-        data,
-        limits,
-        repair,
-        form,
-        on_unrealisable,
-        allow_inexact,
-        steps,
-        loss_fn,
-        metric,
-        seed,
-        progress,
-    )
-    if evaluation is None:
-        check_labels(model, task.example, loss_fn)
-    target = kind(task)
-    choice, asked = None, budget
-    if chooser is not None:
-        with clock(task.seconds, "score"):
-            known = target.scored(chooser.candidates_for(target).values())
-        with clock(task.seconds, "choose"):
-            rules = chooser.candidates_for(target).values()
-            race = None if budget is None else race_budget(target, budget, known, rules, held)
-            choice = chooser.choose(target, race, known)
-        rule, scores, budget = choice.rule, choice.scores, budget or choice.budget
-    else:
-        with clock(task.seconds, "score"):
-            scores = target.score([decider])
-        with clock(task.seconds, "curves"):
-            rule = target.measured(decider, task.fit, scores)
-    described = asked_for(
-        asked,
-        chooser.name if chooser else "",  # that of the plan: a rule of the user's own has no name
-        what,
-        repair,
-        form,
-        seed,
-        loss=loss_name(loss_fn, task.example),
-        **({} if "allow_inexact" in kind.refused else {"allow_inexact": allow_inexact}),
-        **({"steps": steps} if steps > 1 else {}),
-        **({"views": task.data.repeats} if task.data.repeats > 1 else {}),
-        **({} if on_unrealisable == "leave" else {"on_unrealisable": on_unrealisable}),
-    )
-    timed = "measure_latency" not in kind.refused if measure_latency is None else measure_latency
-    judged = None if evaluation is None else read(evaluation)
-    run = _Run(target, rule, scores, choice, described, judged, held, timed)
-    return run.carried_out(budget, tuple(frontier or ()))
+        target = kind(task)
+        choice, asked = None, budget
+        if chooser is not None:
+            with clock(task.seconds, "score"):
+                known = target.scored(chooser.candidates_for(target).values())
+            with clock(task.seconds, "choose"):
+                rules = chooser.candidates_for(target).values()
+                race = None if budget is None else race_budget(target, budget, known, rules, held)
+                choice = chooser.choose(target, race, known)
+            rule, scores, budget = choice.rule, choice.scores, budget or choice.budget
+        else:
+            with clock(task.seconds, "score"):
+                scores = target.score([decider])
+            with clock(task.seconds, "curves"):
+                rule = target.measured(decider, task.fit, scores)
+        described = asked_for(
+            asked,
+            chooser.name if chooser else "",  # that of the plan: a rule of the user's own has no name
+            what,
+            repair,
+            form,
+            seed,
+            loss=loss_name(loss_fn, task.example),
+            **({} if "allow_inexact" in kind.refused else {"allow_inexact": allow_inexact}),
+            **({"steps": steps} if steps > 1 else {}),
+            **({"views": task.data.repeats} if task.data.repeats > 1 else {}),
+            **({} if on_unrealisable == "leave" else {"on_unrealisable": on_unrealisable}),
+        )
+        timed = "measure_latency" not in kind.refused if measure_latency is None else measure_latency
+        judged = None if evaluation is None else read(evaluation)
+        run = _Run(target, rule, scores, choice, described, judged, held, timed)
+        return run.carried_out(budget, tuple(frontier or ()))
 
 
 @dataclass(frozen=True, eq=False)

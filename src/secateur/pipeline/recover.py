@@ -24,6 +24,8 @@ from secateur.targets.units.copying import duplicate
 from secateur.targets.units.record import attach, record_of
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def recover(
     model: nn.Module,
     teacher: nn.Module | None,

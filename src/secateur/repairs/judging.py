@@ -14,7 +14,7 @@ from secateur.calibration.subset import take_share
 from secateur.common.models import device_of, evaluating
 from secateur.measure.evaluate import floats_of, squared_distance
 from secateur.signals.distributed import joined
-from secateur.signals.loss import LossFn
+from secateur.signals.loss import LossFn, one_number
 
 PIECES = 8
 """A loss is computed on this many pieces of each batch: one value per batch would not show its spread."""
@@ -84,7 +84,7 @@ class Judge:
     def _measured(self, model: nn.Module, batch: Batch) -> tuple[list[float], list[float]]:
         """Return the errors on a batch, and without a loss the mean squares of the dense outputs."""
         if self._loss_fn is not None:
-            return [float(self._loss_fn(model, piece.raw)) for piece in batch.cut(PIECES)], []
+            return [float(one_number(self._loss_fn(model, piece.raw))) for piece in batch.cut(PIECES)], []
         error, norm = squared_distance(floats_of(batch.run(model)), self._wanted(batch), batch.size)
         return error.tolist(), norm.tolist()
 

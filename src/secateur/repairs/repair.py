@@ -170,45 +170,49 @@ def run_repairs(
         return best
     model = unwrap(model)
     require_plain_modes("repair", model)
-    with joined(device_of(model)) as team, team.together():
-        data = Calibration.of(calibration, seed=seed, forward=forward, model=model)
-        folds = folds_of(data)
     plan = record_of(small).plan
+    with joined(device_of(model)) as team:
+        with team.together():
+            data = Calibration.of(calibration, seed=seed, forward=forward, model=model)
+            folds = folds_of(data)
+        team.agree("repair", model, data, methods=methods, own=own, pruned=plan.to_json(), seed=seed)
 
-    def graph_of_dense() -> Graph:
-        """Return the trace of the dense model; trace it on first use."""
-        if not traced:
-            first = folds[-1][0].first()
-            exact = all(group.exact for group in plan.groups)
-            traced.append(trace(model, first.inputs, allow_inexact=not exact))
-        return traced[0]
+        def graph_of_dense() -> Graph:
+            """Return the trace of the dense model; trace it on first use."""
+            if not traced:
+                first = folds[-1][0].first()
+                exact = all(group.exact for group in plan.groups)
+                traced.append(trace(model, first.inputs, allow_inexact=not exact))
+            return traced[0]
 
-    with seeded(seed):
-        judges = [(fit, Judge(model, held, loss_fn)) for fit, held in folds]
-        share = 1 / len(folds)
-        trials = Trials([(Work(graph_of_dense, fit, progress, judge, share), judge) for fit, judge in judges])
-        start = trials.measured([best] * len(folds))
-        if methods == "auto":
-            rejected: list[dict[str, Any]] = []
-            part = trials.part()
-            if part is not None and len(combinations) > FINALISTS:
-                combinations, rejected = part.best(part.measured([best]), combinations)
-            result, tried = trials.compare(start, combinations)
-            tried += rejected
-        else:
-            result, tried = trials.chain(start, combinations[0])
-        best = result.models[-1]
-        # Cross-validation has judged the methods, so no data need be held out any more.
-        if len(folds) > 1 and result.methods and not any(method.trains for method in result.methods):
-            best = duplicate(small)
-            notes = {m.name: m.run(best, Work(graph_of_dense, data, progress)) for m in result.methods}
-            for entry in tried:
-                if entry["kept"]:
-                    *_, last = entry["method"].split(" + ")
-                    entry.update({**(notes[last] or {}), "fitted_on_all": True})
-    flush_subnormals(best)
-    attach(best, record_of(small))
-    return with_repairs(best, tried)
+        with seeded(seed):
+            judges = [(fit, Judge(model, held, loss_fn)) for fit, held in folds]
+            share = 1 / len(folds)
+            trials = Trials(
+                [(Work(graph_of_dense, fit, progress, judge, share), judge) for fit, judge in judges]
+            )
+            start = trials.measured([best] * len(folds))
+            if methods == "auto":
+                rejected: list[dict[str, Any]] = []
+                part = trials.part()
+                if part is not None and len(combinations) > FINALISTS:
+                    combinations, rejected = part.best(part.measured([best]), combinations)
+                result, tried = trials.compare(start, combinations)
+                tried += rejected
+            else:
+                result, tried = trials.chain(start, combinations[0])
+            best = result.models[-1]
+            # Cross-validation has judged the methods, so no data need be held out any more.
+            if len(folds) > 1 and result.methods and not any(method.trains for method in result.methods):
+                best = duplicate(small)
+                notes = {m.name: m.run(best, Work(graph_of_dense, data, progress)) for m in result.methods}
+                for entry in tried:
+                    if entry["kept"]:
+                        *_, last = entry["method"].split(" + ")
+                        entry.update({**(notes[last] or {}), "fitted_on_all": True})
+        flush_subnormals(best)
+        attach(best, record_of(small))
+        return with_repairs(best, tried)
 
 
 def flush_subnormals(model: nn.Module) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import time
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,14 +15,13 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from secateur.calibration import Batch, map_tensors
 from secateur.calibration.batch import IGNORED
 from secateur.common.reading import Count
 from secateur.common.tensorfile import TensorFile
 from secateur.errors import ArtefactError, SecateurError, SettingError
 from secateur.signals.identity import difference
 from secateur.signals.signal import Step, Vector
-from secateur.signals.storage import Header, raw_bytes, read, remove, write
+from secateur.signals.storage import Header, read, remove, write
 
 _KIND = "scoring checkpoint"
 
@@ -197,16 +195,3 @@ class Checkpoint:
     def remove(self) -> None:
         """Delete the file: the run is over."""
         remove(self._path)
-
-
-def digest_of(batch: Batch, before: int) -> int:
-    """Continue the checksum of the batches before with the tensors of one more batch."""
-    digest = before
-
-    def add(tensor: Tensor) -> Tensor:
-        nonlocal digest
-        digest = zlib.crc32(raw_bytes(tensor), digest)
-        return tensor
-
-    map_tensors(add, batch.raw)
-    return digest

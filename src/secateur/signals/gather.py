@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,9 +20,9 @@ from secateur.calibration import Calibration, seeded
 from secateur.calibration.batch import IGNORED
 from secateur.errors import CalibrationError
 from secateur.graph.graph import Graph
-from secateur.signals.checkpoint import Checkpoint, Position, Saved, Values, digest_of
+from secateur.signals.checkpoint import Checkpoint, Position, Saved, Values
 from secateur.signals.distributed import Team, check_whole, joined
-from secateur.signals.identity import identity
+from secateur.signals.identity import checksum, first_batch, identity
 from secateur.signals.inparts import InParts
 from secateur.signals.loss import LossFn
 from secateur.signals.memory import Covers, in_bytes, is_heavy, passes
@@ -85,14 +86,14 @@ def gather(
         with team.together():
             if data is not None and team.size > 1:
                 check_whole(data)
-            if data is not None and (checkpoint is not None or team.size > 1):
+            if (data is not None and checkpoint is not None) or team.size > 1:
                 about = identity(
                     graph,
                     signals,
                     loss_fn=loss_fn,
                     seed=seed,
                     memory=limit,
-                    batches=data.count(),
+                    batches=None if data is None else data.count(),
                     processes=team.size,
                 )
             if data is not None and checkpoint is not None:
@@ -102,7 +103,9 @@ def gather(
                 saver = Checkpoint(path, checkpoint_every, about)
                 saved = saver.load()
             planned = passes(graph, signals, limit, _classes(data, graph, signals, limit, progress))
-        team.check_same(about)
+        with team.together():
+            seen = first_batch(data) if data is not None and team.size > 1 else {}
+        team.check_same(about | seen)
         run = _Run(graph, data, signals, planned, loss_fn, seed, limit, progress, team, saver)
         scores = run.scores(saved)
         scores.check(graph)
@@ -139,6 +142,7 @@ class _Run:
     progress: bool
     team: Team
     checkpoint: Checkpoint | None
+    seen: dict[str, int] = field(default_factory=dict)
 
     def scores(self, saved: Saved | None) -> Scores:
         """Do the run, from the checkpoint on if there is one."""
@@ -153,6 +157,7 @@ class _Run:
             with self.team.together():
                 one = self._begin(number, now)
                 self._read(one, now)
+            self.team.check_same({what: str(value) for what, value in self.seen.items()})
             for name, by_group in self._finished(one).items():
                 now.values[name].update(by_group)
             counted = self._counted(now.position)
@@ -218,11 +223,13 @@ class _Run:
             return
         position = now.position
         which = f" ({position.number + 1}/{len(self.passes)})" if len(self.passes) > 1 else ""
-        batches = self.data.batches(f"Scoring{which}", self.progress, self.team.takes)
+        note = self._note if self.team.size > 1 else None
+        self.seen["batches"] = self.seen["data"] = 0
+        batches = self.data.batches(f"Scoring{which}", self.progress, self.team.takes, note)
         if self.checkpoint is not None and position.read:
             skipped = 0
             for batch in batches:
-                skipped = digest_of(batch, skipped)
+                skipped = checksum(batch.raw, skipped)
                 if batch.index + 1 >= position.read:
                     break
             self.checkpoint.check_data(position, skipped)
@@ -231,12 +238,17 @@ class _Run:
             with seeded((self.seed + _STRIDE * batch.index) % 2**63):
                 position.move(one.run(batch))
             if self.checkpoint is not None:
-                position.digest = digest_of(batch, position.digest)
+                position.digest = checksum(batch.raw, position.digest)
                 unsaved = not self.checkpoint.due
                 if not unsaved:
                     self.checkpoint.save(Saved(position, one.states(), now.values))
         if self.checkpoint is not None and unsaved:
             self.checkpoint.save(Saved(position, one.states(), now.values))
+
+    def _note(self, raw: Any) -> None:
+        """Keep a checksum of all that is read: each process has to read the same."""
+        self.seen["batches"] += 1
+        self.seen["data"] = checksum(raw, self.seen["data"])
 
     def _finished(self, one: OnePass) -> Values:
         """The pass's scores, from all processes' shares."""

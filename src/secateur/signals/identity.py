@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
+from secateur.calibration import Calibration, map_tensors
+from secateur.calibration.batch import held_tensors
+from secateur.common.models import named_tensors
 from secateur.graph.graph import Graph
 from secateur.signals.loss import LossFn
 from secateur.signals.signal import Signal
@@ -29,7 +35,7 @@ def identity(
     loss = "default" if loss_fn is None else getattr(loss_fn, "__qualname__", type(loss_fn).__qualname__)
     return {
         "model": graph.fingerprint,
-        "weights": _weights(graph),
+        "weights": _digest(graph.program.state_dict),
         "groups": ", ".join(f"{group.name} of {group.size}" for group in graph.groups),
         "signals": "; ".join(map(_described, signals)),
         "loss_fn": loss,
@@ -37,8 +43,46 @@ def identity(
         "memory": "no limit" if memory is None else str(memory),
         "number of batches": "unknown" if batches is None else str(batches),
         "number of processes": str(processes),
-        "versions": f"secateur {version('secateur')}, torch {torch.__version__}",
+        "versions": _versions(),
     }
+
+
+def first_batch(data: Calibration) -> dict[str, str]:
+    """What the first batch is: its layout, and a checksum of its tensors."""
+    layout: list[str] = []
+
+    def see(tensor: Tensor) -> Tensor:
+        layout.append(f"{tensor.dtype} {list(tensor.shape)}".removeprefix("torch."))
+        return tensor
+
+    for raw in data.raw_batches():
+        map_tensors(see, raw)
+        keys = f"{sorted(map(str, raw))} " if isinstance(raw, Mapping) else ""
+        return {
+            "first batch": f"{keys}{', '.join(layout)}",
+            "values in the first batch": f"{checksum(raw, 0):08x}",
+        }
+    return {}
+
+
+def of_run(model: nn.Module, data: Calibration, **settings: object) -> dict[str, str]:
+    """What processes have to agree on that work on one model: its weights, the data, and the settings."""
+    return {
+        "model": type(model).__name__,
+        "weights": _digest(named_tensors(model)),
+        "number of batches": str(data.count()),
+        **first_batch(data),
+        **{name: _plain(repr(value)) for name, value in settings.items()},
+        "versions": _versions(),
+    }
+
+
+def checksum(raw: Any, before: int) -> int:
+    """Continue the checksum of the batches before with the tensors of one more batch."""
+    digest = before
+    for tensor in held_tensors(raw):
+        digest = zlib.crc32(raw_bytes(tensor), digest)
+    return digest
 
 
 def difference(expected: dict[str, str], got: dict[str, str]) -> str | None:
@@ -54,15 +98,24 @@ def _short(value: str | None) -> str:
 
 
 def _described(signal: Signal) -> str:
-    """The signal's class and settings, without the addresses that some objects print."""
+    """The signal's class and settings."""
     given = sorted(getattr(signal, "__dict__", {}).items())
     settings = ", ".join(f"{name}={value!r}" for name, value in given)
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", f"{type(signal).__qualname__}({settings})")
+    return _plain(f"{type(signal).__qualname__}({settings})")
 
 
-def _weights(graph: Graph) -> str:
+def _plain(text: str) -> str:
+    """The text without the addresses that some objects print."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
+
+
+def _versions() -> str:
+    return f"secateur {version('secateur')}, torch {torch.__version__}"
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
-    for name, tensor in graph.program.state_dict.items():
+    for name, tensor in tensors.items():
         digest.update(f"{name} {tensor.dtype}".encode())
         digest.update(raw_bytes(tensor))
     return digest.hexdigest()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -25,11 +26,54 @@ def logits_of(output: Any) -> Tensor | None:
     return logits if isinstance(logits, Tensor) else None
 
 
+def one_number(loss: Any, *, differentiable: bool = False) -> Tensor:
+    """The mean loss of a batch, once it is known to be one.
+
+    Args:
+        loss: What a `LossFn` returned.
+        differentiable: Whether its gradient is asked for.
+
+    Raises:
+        CalibrationError: It is not one real, finite number, or has no gradient.
+    """
+    if isinstance(loss, int | float) and not differentiable:
+        loss = torch.tensor(float(loss))
+    if not isinstance(loss, Tensor) or loss.numel() != 1 or loss.is_complex():
+        got = f"{loss.dtype} {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise CalibrationError(
+            f"loss: expected a tensor of one real number, the batch's mean loss, got {got}. Average it."
+        )
+    if not bool(torch.isfinite(loss)):
+        raise CalibrationError(
+            f"loss: expected a finite number, got {loss.item()}. Check the data, and the model for overflow."
+        )
+    if differentiable and not loss.requires_grad:
+        raise CalibrationError(
+            "loss: expected one that depends on the model's parameters, got a constant. Compute it "
+            "from the model's output, without detach or no_grad."
+        )
+    return loss.reshape(())
+
+
+def check_reached(gradients: Sequence[Tensor | None]) -> None:
+    """Raise CalibrationError if a loss has a gradient, but of nothing in the model."""
+    if gradients and all(found is None for found in gradients):
+        raise CalibrationError(
+            "loss: expected one that depends on the model's parameters, got one of something else. Compute "
+            "it from what model(...) returned in this call."
+        )
+
+
 def loss_of(model: nn.Module, batch: Batch, loss_fn: LossFn | None) -> Tensor:
-    """The mean loss of one batch: by the user's function, or `default_loss`."""
-    if loss_fn is not None:
-        return loss_fn(model, batch.raw)
-    return default_loss(batch.run(model, labelled=True), batch)
+    """The mean loss of one batch, with a gradient: by the user's function, or `default_loss`.
+
+    Raises:
+        CalibrationError: See `one_number` and `default_loss`.
+    """
+    loss = (
+        default_loss(batch.run(model, labelled=True), batch) if loss_fn is None else loss_fn(model, batch.raw)
+    )
+    return one_number(loss, differentiable=True)
 
 
 def default_loss(output: Any, batch: Batch) -> Tensor:

@@ -23,7 +23,14 @@ from secateur.graph.groups import Group, Site
 from secateur.graph.nodes import shape_of
 from secateur.signals.by_unit import by_entry
 from secateur.signals.checkpoint import Values
-from secateur.signals.loss import LossFn, check_label_range, default_loss, logits_of
+from secateur.signals.loss import (
+    LossFn,
+    check_label_range,
+    check_reached,
+    default_loss,
+    logits_of,
+    one_number,
+)
 from secateur.signals.memory import Covers
 from secateur.signals.program import CapturedModel, NotObservedError, Read
 from secateur.signals.signal import Context, Signal, Step, SumTally, Tally
@@ -72,6 +79,7 @@ class OnePass:
         """
         self._labels_for = next((s.name for s in signals if "labels" in s.needs), None)
         self._loss_fn = loss_fn
+        self._is_whole = graph.groups in covers.values()
         active = [signal for signal in signals if signal.name in covers]
         self._wanted = {
             signal.name: {name for group in covers[signal.name] for name in signal.tensors(group)}
@@ -289,6 +297,8 @@ class OnePass:
         loss = self._loss(output, batch)
         inputs: list[Any] = [*aliases.values(), *(edge for _, edge in self._kept.values())]
         found = torch.autograd.grad(loss, inputs, allow_unused=True)
+        if self._is_whole and self._loss_fn is not None:
+            check_reached(found)
         by_alias = dict(zip(aliases, found, strict=False))
         gradients = {}
         for name in self._parameters:
@@ -321,22 +331,7 @@ class OnePass:
             )
             with said_of(f"signal {reader}"):
                 loss = default_loss(output, batch)
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
-            got = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-            raise CalibrationError(
-                f"loss: expected one number, the batch's mean loss, got {got}. Average it."
-            )
-        if not bool(torch.isfinite(loss)):
-            raise CalibrationError(
-                f"loss: expected a finite number, got {loss.item()}. "
-                "Check the data, and the model for overflow."
-            )
-        if not loss.requires_grad:
-            raise CalibrationError(
-                "loss: expected one that depends on the model's parameters, got a constant. Compute it "
-                "from the model's output, without detach or no_grad."
-            )
-        return loss.reshape(())
+        return one_number(loss, differentiable=True)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from secateur.calibration import Calibration, Forward
 from secateur.common.modes import require_plain_modes
 from secateur.graph.graph import Graph
+from secateur.signals.distributed import joined
 from secateur.signals.gather import gather
 from secateur.signals.loss import LossFn
 from secateur.signals.registry import resolve
@@ -51,7 +52,10 @@ def score(
     the same scores. Every process has to call `score`, with the same model, data and settings: batch i is
     scored by process i mod N. What no process may skip is reading, so that loaders that shuffle or augment
     give the same samples everywhere; it is what a loader's workers are for. The data may be of any length. An
-    error in one process is raised in all.
+    error in one process is raised in all, and so it is if one does not come, ends or hangs: gives no sign of
+    life for 50 seconds, or for as many as the environment variable ``SECATEUR_TIMEOUT`` says. Processes whose
+    weights, settings, versions or data differ are refused before work is done, by a checksum of the first
+    batch, and again by one of all batches.
 
     Experts have signals of their own, by default ``reap`` and ``expert_taylor``. Their model runs with its
     own kernels, on one device and in one process. Tokens that a batch's ``attention_mask`` calls padding
@@ -120,18 +124,20 @@ def score(
         require_plain_modes("score", graph.programs.model)
     asked = listed(cast("Asked | Iterable[Asked]", signals))
     chosen = resolve(asked)
-    data = None
-    if calibration is not None:
-        data = Calibration.of(calibration, seed=seed, forward=forward, model=graph.programs.model)
-    scores = gather(
-        graph,
-        data,
-        chosen,
-        loss_fn=loss_fn,
-        seed=seed,
-        progress=progress,
-        memory=memory,
-        checkpoint=checkpoint,
-        checkpoint_every=checkpoint_every,
-    )
+    with joined(graph.device) as team:
+        data = None
+        with team.together():
+            if calibration is not None:
+                data = Calibration.of(calibration, seed=seed, forward=forward, model=graph.programs.model)
+        scores = gather(
+            graph,
+            data,
+            chosen,
+            loss_fn=loss_fn,
+            seed=seed,
+            progress=progress,
+            memory=memory,
+            checkpoint=checkpoint,
+            checkpoint_every=checkpoint_every,
+        )
     return with_combinations(scores, asked)

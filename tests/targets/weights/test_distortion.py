@@ -111,7 +111,7 @@ def test_layers_that_repair_well_lose_more() -> None:
     assert plan.sparsities["fc.weight"] == max(plan.sparsities.values())
     found: Any = plan.certificates["residual"]
     for name, value in found.items():
-        assert value == pytest.approx(curves[name].residual(plan.sparsities[name]))
+        assert value == pytest.approx(curves[name].residual(plan.sparsities[name]), rel=1e-3)
 
 
 def test_layers_forced_out() -> None:

@@ -15,8 +15,9 @@ from secateur.artefact.export.huggingface import pretrained_runner, require_pret
 from secateur.artefact.export.onnx import onnx_runner, require_onnx, write_onnx
 from secateur.artefact.export.program import program_runner, write_program
 from secateur.artefact.export.trials import Trials, captured_trials, inputs_of
-from secateur.artefact.writing import replacing, replacing_folder
-from secateur.common.models import unwrap
+from secateur.artefact.writing import path_named, replacing, replacing_folder
+from secateur.common.models import device_of, unwrap
+from secateur.common.modes import require_numbers
 from secateur.errors import ExportError, SettingError
 
 SUFFIXES = (".onnx", ".pt2")
@@ -68,7 +69,8 @@ def export(
         >>> done.difference <= done.tolerance, done.batches
         (True, (3, 4))
     """
-    path, model = Path(path), unwrap(small)
+    path, model = path_named("export", path, ExportError), unwrap(small)
+    require_numbers("export", device_of(model))
     suffix = path.suffix.lower()
     _check_asked(model, path, suffix, opset, card)
     given, spec = inputs_of(model, example_inputs)

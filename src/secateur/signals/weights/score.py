@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from secateur.calibration import Batch, Calibration, Forward, seeded
+from secateur.calibration.reading import StandIn
 from secateur.common.models import evaluating
 from secateur.common.progress import bar
 from secateur.errors import CalibrationError, ScoreError
-from secateur.signals.loss import LossFn, default_loss
+from secateur.signals.loss import LossFn, check_reached, loss_of
+from secateur.signals.onepass import said_of
 from secateur.signals.scores import Scores
 from secateur.signals.signal import Signal
 from secateur.signals.units.combination import Asked, Combination, listed, name_of, parse, with_combinations
@@ -248,18 +250,26 @@ def _gradients(
     """
     aliases = {name: found[0].weight.detach().requires_grad_() for name, found in layers.items()}
 
-    def run(*args: Any, **kwargs: Any) -> Any:
-        return functional_call(model, aliases, args, kwargs)
-
-    with torch.enable_grad():
-        loss = (
-            default_loss(batch.run(run, labelled=True), batch) if loss_fn is None else loss_fn(run, batch.raw)
-        )
+    run = _WithAliases(model, aliases)
+    with torch.enable_grad(), said_of(f"score, batch {batch.index}"):
+        loss = loss_of(run, batch, loss_fn)
         found = torch.autograd.grad(loss, list(aliases.values()), allow_unused=True)
+        check_reached(found)
     return {
         name: torch.zeros_like(alias, dtype=torch.float64) if g is None else g.double()
         for (name, alias), g in zip(aliases.items(), found, strict=True)
     }
+
+
+class _WithAliases(StandIn):
+    """The model, with other tensors in the place of its weights."""
+
+    def __init__(self, model: nn.Module, aliases: Mapping[str, Tensor]) -> None:
+        super().__init__(model)
+        self._model, self._aliases = model, dict(aliases)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return functional_call(self._model, self._aliases, args, kwargs)
 
 
 @contextmanager

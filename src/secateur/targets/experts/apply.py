@@ -52,6 +52,7 @@ def apply(
     plan.check(fingerprint(model))
     check_positions(model, plan)
     graph = graph or _traced(model, plan, example_inputs)
+    plan.check_graph(graph)
     check_kept(graph, plan)
     sizes = {**new_counts(model, graph, plan), **normalising(model, graph, renormalise)}
     note = "" if renormalise is None else f"renormalise={renormalise}"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from secateur.artefact.writing import new_folder
+from secateur.artefact.writing import new_folder, path_named
 from secateur.common.mapped import INDEX, files_of
 from secateur.common.reading import parse_json, read_bytes
 from secateur.common.tensorfile import tensor_file
@@ -85,7 +85,7 @@ def prune_checkpoint(source: str | Path, plan: Plan, directory: str | Path) -> P
         ArtefactError: A file is missing, damaged or a link to outside of the folder, or the checkpoint does
             not hold what the plan removes.
     """
-    source, directory = Path(source), Path(directory)
+    source, directory = Path(source), path_named("prune_checkpoint", directory)
     files = sorted(file for file in source.iterdir() if file.is_file()) if source.is_dir() else []
     _check_links(source, files)
     others = [file for file in files if file.suffix != ".safetensors"]

@@ -67,6 +67,8 @@ def without_units(
     on_unrealisable: Literal["graph", "leave"] = "graph",
 ) -> nn.Module:
     """The model without the plan's units; its record has a plan of units alone."""
+    plan.check_graph(graph)
+    plan = plan.model_copy().of_graph()  # its parts have the costs of the whole
     return apply_units(
         model,
         part(plan, "unit"),

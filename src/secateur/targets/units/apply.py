@@ -142,8 +142,7 @@ class Applier:
             traced = self._traced.setdefault(plan.folded, known or Traced(model, self.graph))
             if example_inputs is None and not plan.inputs.drawn:
                 args, kwargs = self.graph.captured_inputs()
-        if not plan.slices_known:
-            plan.check_slices(traced.graph)
+        plan.check_graph(traced.graph)
         if form == "masked":
             return attach(masked(model, plan), Record(plan, "masked"))
         if form == "graph":

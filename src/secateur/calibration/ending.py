@@ -1,0 +1,70 @@
+"""Data that give their batches only once, or that never end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils.data import DataLoader
+
+from secateur.errors import CalibrationError
+
+MOST = 50_000
+"""The most batches in a pass over data that do not know how many they have: some never end."""
+
+_CURE = "Pass Calibration.of(data, samples=4096), for instance, or data that end."
+
+
+def once(data: Iterable[Any]) -> Iterator[Any] | None:
+    """The iterator of data that can be read only once, such as a generator; None for all others."""
+    if isinstance(data, Iterator):
+        return data
+    if isinstance(data, DataLoader | list | tuple):
+        return None
+    first = iter(data)
+    return first if first is iter(data) else None
+
+
+def read_once(iterator: Iterator[Any]) -> list[Any]:
+    """Read all batches into memory.
+
+    Raises:
+        CalibrationError: There are none, or more than half of the free memory can hold.
+    """
+    room = _free_memory() // 2
+    found, held = [], 0
+    for raw in iterator:
+        found.append(raw)
+        held += sum(v.nbytes for v in pytree.tree_leaves(raw) if isinstance(v, Tensor))
+        if len(found) > MOST or held > room:
+            raise CalibrationError(
+                f"calibration: expected an iterator whose batches fit into memory, got more than "
+                f"{len(found) - 1:,} of them ({held / 1e9:.1f} GB). An iterator gives its data once, so they "
+                f"are kept. {_CURE}"
+            )
+    if not found:
+        raise CalibrationError(
+            f"calibration: expected batches, got a {type(iterator).__name__} that has none left. An iterator "
+            "gives its data once. Pass a list of batches or a DataLoader, which can be read again."
+        )
+    return found
+
+
+def check_ends(read: int) -> None:
+    """Raise CalibrationError if so many batches were read that the data may never end."""
+    if read > MOST:
+        raise CalibrationError(
+            f"calibration: expected data that end, got more than {MOST:,} batches from a source that does "
+            f"not know its length. {_CURE}"
+        )
+
+
+def _free_memory() -> int:
+    """Bytes; a guess where the system does not say."""
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return 1 << 34
