@@ -249,7 +249,7 @@ class Plan(Record):
                 "Use that model, or make a plan for this one."
             )
 
-    def check_graph(self, graph: Graph | ExpertGraph | UnitsAndExperts) -> None:
+    def check_graph(self, graph: Graph | ExpertGraph | UnitsAndExperts | BlockGraph) -> None:
         """Make sure that all that a graph decides is as the graph has it: positions, costs, certificates.
 
         MACs are compared if the graph was traced at the plan's sizes: those of other sizes are others.
@@ -286,7 +286,7 @@ class Plan(Record):
         self._check_costs(graph)
         self._check_shares()
 
-    def _check_costs(self, graph: Graph | ExpertGraph | UnitsAndExperts) -> None:
+    def _check_costs(self, graph: Graph | ExpertGraph | UnitsAndExperts | BlockGraph) -> None:
         kept = {group.name: group.keep for group in self.groups if group.removed}
         for called, said, cost in (
             ("dense", self.dense, graph.cost()),
@@ -300,7 +300,7 @@ class Plan(Record):
                         f"got {got:,}: the file was changed, or another version counted. Make the plan again."
                     )
 
-    def _is_of_sizes(self, graph: Graph | ExpertGraph | UnitsAndExperts) -> bool:
+    def _is_of_sizes(self, graph: Graph | ExpertGraph | UnitsAndExperts | BlockGraph) -> bool:
         """Whether the graph was captured with inputs of the plan's sizes, whatever their batch."""
         captured = getattr(graph, "captured_inputs", None)
         spec = graph.inputs if captured is None else InputSpec.of(*captured())

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from secateur.calibration import Batch, is_soft
 from secateur.calibration.batch import IGNORED
@@ -64,8 +64,13 @@ def check_reached(gradients: Sequence[Tensor | None]) -> None:
         )
 
 
-def loss_of(model: nn.Module, batch: Batch, loss_fn: LossFn | None) -> Tensor:
+def loss_of(model: Any, batch: Batch, loss_fn: LossFn | None) -> Tensor:
     """The mean loss of one batch, with a gradient: by the user's function, or `default_loss`.
+
+    Args:
+        model: The model, or what the user's code calls in its place.
+        batch: The batch.
+        loss_fn: The user's function.
 
     Raises:
         CalibrationError: See `one_number` and `default_loss`.

@@ -65,6 +65,7 @@ def apply(
     plan.check(fingerprint(model))
     require_blocks(model, removed_paths(plan))
     graph = graph or _traced(model, plan, example_inputs)
+    plan.check_graph(graph)
     blocks = removed_blocks(graph, plan)
     small, passing, sizes = carried_out(model, blocks, graph.ways)
     stand_ins = {b.path: [b.stream, *b.returns] for b in blocks if b.path in passing}
