@@ -16,10 +16,9 @@ from secateur.allocators import EMP, Budget, Global, Limits, ToD, Uniform
 from secateur.allocators.base import Allocator
 from secateur.allocators.registry import Allocates
 from secateur.calibration import Calibration
-from secateur.errors import SettingError
 from secateur.graph.graph import Graph
 from secateur.pipeline.result import few
-from secateur.pipeline.targets.target import Scored, Target
+from secateur.pipeline.targets.target import Scored, Target, rule_named
 from secateur.plan import Plan
 from secateur.proof.verify import Proof
 from secateur.repairs.methods import Methods, quick
@@ -72,14 +71,7 @@ class Blocks(Target):
     @staticmethod
     def rule(allocator: Any) -> Any:
         """A rule with signals for blocks."""
-        if isinstance(allocator, str) and allocator in DEFAULTS:
-            return DEFAULTS[allocator]
-        if isinstance(allocator, Allocator):
-            return allocator
-        raise SettingError(
-            f"allocator: expected one of auto, {', '.join(DEFAULTS)} or an Allocator, got {allocator!r}. "
-            'Write Global(removal="stream_change"), for example.'
-        )
+        return rule_named(allocator, DEFAULTS, 'Global(removal="stream_change")', "auto, ")
 
     @staticmethod
     def check_repair(repair: Methods) -> None:

@@ -14,10 +14,10 @@ from secateur.allocators import EMP, Budget, Global, ToD, Uniform
 from secateur.allocators.base import Allocator
 from secateur.allocators.registry import Allocates
 from secateur.calibration import Calibration
-from secateur.errors import BudgetError, SettingError
+from secateur.errors import BudgetError
 from secateur.measure.evaluate import evaluate
 from secateur.pipeline.result import few
-from secateur.pipeline.targets.target import Scored, Target
+from secateur.pipeline.targets.target import Scored, Target, rule_named
 from secateur.plan import Plan
 from secateur.proof.verify import Proof
 from secateur.repairs.methods import Methods
@@ -73,14 +73,7 @@ class Experts(Target):
     @staticmethod
     def rule(allocator: Any) -> Any:
         """A rule with signals for experts."""
-        if isinstance(allocator, str) and allocator in DEFAULTS:
-            return DEFAULTS[allocator]
-        if isinstance(allocator, Allocator):
-            return allocator
-        raise SettingError(
-            f"allocator: expected one of {', '.join(DEFAULTS)} or an Allocator, got {allocator!r}. Write "
-            'ToD(removal="reap", protection="frequency"), for example.'
-        )
+        return rule_named(allocator, DEFAULTS, 'ToD(removal="reap", protection="frequency")')
 
     @staticmethod
     def check_repair(repair: Methods) -> None:

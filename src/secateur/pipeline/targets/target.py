@@ -10,8 +10,10 @@ from typing import Any, ClassVar, Literal
 from torch import nn
 
 from secateur.allocators import Budget, Limits
+from secateur.allocators.base import Allocator
 from secateur.allocators.registry import Allocates
 from secateur.calibration import Batch, Calibration
+from secateur.errors import SettingError
 from secateur.measure.cost import Cost
 from secateur.measure.quality import Metric
 from secateur.pipeline.result import clock, untouched
@@ -305,3 +307,25 @@ class Target(ABC):
             "untouched": untouched(self.graph),
             "attributes": dict(record_of(small).sizes),
         }
+
+
+def rule_named(allocator: Any, rules: Mapping[str, Any], example: str, choosers: str = "") -> Any:
+    """The rule of this name, or the rule itself.
+
+    Args:
+        allocator: What the user passed.
+        rules: What names stand for.
+        example: A rule as the user would write it, for the message.
+        choosers: Further names that the message gives.
+
+    Raises:
+        SettingError: It is neither a known name nor a rule.
+    """
+    if isinstance(allocator, str) and allocator in rules:
+        return rules[allocator]
+    if isinstance(allocator, Allocator):
+        return allocator
+    raise SettingError(
+        f"allocator: expected one of {choosers}{', '.join(rules)} or an Allocator, got {allocator!r}. "
+        f"Write {example}, for example."
+    )

@@ -19,7 +19,7 @@ from secateur.targets.blocks.graph import BlockGraph
 from secateur.targets.blocks.remove import names_after, removed_paths, require_blocks
 from secateur.targets.blocks.trace import trace
 from secateur.targets.blocks.trial import carried_out, difference_of
-from secateur.targets.units.compare import double_copy
+from secateur.targets.units.compare import double_copy, require_same
 from secateur.targets.units.record import Record, attach, record_of
 
 FORMS = ("auto", "module")
@@ -130,17 +130,8 @@ def require_same_tensors(model: nn.Module, small: nn.Module, blocks: Sequence[Bl
     tensors = named_tensors(model)
     names = names_after(model, tensors, [block.path for block in blocks], record_of(small).stand_ins)
     expected = {new: tensors[old] for old, new in names.items()}
-    found = named_tensors(unwrap(small))
-    for name in (*expected, *(name for name in found if name not in expected)):
-        there, here = expected.get(name), found.get(name)
-        if there is not None and here is not None and there.shape == here.shape:
-            there = there.to(here.device)
-            if bool(((there == here) | ((there != there) & (here != here))).all()):  # NaN counts as equal
-                continue
-        raise VerificationError(
-            f"verify: expected the tensors of the dense {type(model).__name__} without the removed blocks, "
-            f"got others for {name}. Repair and training change them: verify what apply returned."
-        )
+    what = f"dense {type(model).__name__} without the removed blocks"
+    require_same(expected, named_tensors(unwrap(small)), what)
 
 
 def _traced(model: nn.Module, plan: Plan, example_inputs: Any) -> BlockGraph:

@@ -19,7 +19,7 @@ from secateur.targets.experts.counts import new_counts
 from secateur.targets.experts.graph import ExpertGraph
 from secateur.targets.experts.routing import excluding
 from secateur.targets.experts.trace import trace
-from secateur.targets.units.compare import relative_difference, run_doubled
+from secateur.targets.units.compare import relative_difference, require_same, run_doubled
 from secateur.targets.units.copying import duplicate
 from secateur.targets.units.module import smaller_module
 from secateur.targets.units.record import Record, attach, record_of
@@ -134,16 +134,7 @@ def compare_excluding(
 def require_same_tensors(model: nn.Module, small: nn.Module, plan: Plan) -> None:
     """Raise VerificationError unless the pruned model holds what the dense one does, without what went."""
     expected, found = (named_tensors(m) for m in (smaller_module(model, plan), unwrap(small)))
-    for name in (*expected, *(name for name in found if name not in expected)):
-        there, here = expected.get(name), found.get(name)
-        if there is not None and here is not None and there.shape == here.shape:
-            there = there.to(here.device)
-            if bool(((there == here) | ((there != there) & (here != here))).all()):  # NaN counts as equal
-                continue
-        raise VerificationError(
-            f"verify: expected the tensors of the dense {type(model).__name__} without the removed experts, "
-            f"got others for {name}. Repair and training change them: verify what apply returned."
-        )
+    require_same(expected, found, f"dense {type(model).__name__} without the removed experts")
 
 
 def _traced(model: nn.Module, plan: Plan, example_inputs: Any) -> ExpertGraph:

@@ -15,6 +15,7 @@ from secateur.common.mapped import is_mapped, settled
 from secateur.common.models import evaluating
 from secateur.common.outputs import tensors_of
 from secateur.common.preserving import State
+from secateur.errors import VerificationError
 from secateur.targets.units.copying import duplicate
 from secateur.targets.units.draws import Draws
 
@@ -259,3 +260,26 @@ def _double(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.is_complex():
         return tensor.to(torch.complex128)
     return settled(tensor.double(), tensor) if tensor.is_floating_point() else tensor
+
+
+def require_same(expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor], what: str) -> None:
+    """Compare tensors bit for bit, by name.
+
+    Args:
+        expected: Of the model in `what`.
+        found: Of the pruned model.
+        what: For the message.
+
+    Raises:
+        VerificationError: A tensor differs, or only one of the models has it.
+    """
+    for name in (*expected, *(name for name in found if name not in expected)):
+        there, here = expected.get(name), found.get(name)
+        if there is not None and here is not None and there.shape == here.shape:
+            there = there.to(here.device)
+            if bool(((there == here) | ((there != there) & (here != here))).all()):  # NaN counts as equal
+                continue
+        raise VerificationError(
+            f"verify: expected the tensors of the {what}, got others for {name}. Repair and training change "
+            "them: verify what apply returned."
+        )
