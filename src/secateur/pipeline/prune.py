@@ -392,7 +392,7 @@ def _check_quality(
         )
     if metric is not None and not callable(metric):
         raise SettingError(
-            f"prune(metric={metric!r}): expected a function of a model and a batch. Write one, or leave it out."
+            f"prune(metric={metric!r}): expected a function of a model and a batch. Pass one, or none."
         )
     if frontier or (budget is not None and budget.quality):
         return
