@@ -126,12 +126,22 @@ def test_numerators_and_counts_are_summed_before_they_are_divided() -> None:
         lambda model, raw: torch.zeros(3),
         lambda model, raw: torch.full((len(raw[0]),), math.nan),
         lambda model, raw: "good",
+        lambda model, raw: None,
+        lambda model, raw: (None, None),
         lambda model, raw: (torch.zeros(len(raw[0])), torch.zeros(2)),
     ],
 )
 def test_what_is_no_number_a_sample_is_refused(metric: Any) -> None:
     with pytest.raises(SettingError, match=r"metric: expected one finite number for each of 20 samples"):
         Gauge(DENSE, batches(), metric)(OTHER, "accuracy_drop")
+
+
+def test_counts_below_zero_are_refused() -> None:
+    def wrong(model: nn.Module, batch: Any) -> Any:
+        return torch.ones(len(batch[1])), -torch.ones(len(batch[1]))
+
+    with pytest.raises(SettingError, match=r"metric: expected counts of at least 0, got -1"):
+        Gauge(DENSE, batches(), wrong)(OTHER, "accuracy_drop")
 
 
 def test_without_classes_accuracy_is_refused() -> None:

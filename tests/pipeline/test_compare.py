@@ -76,6 +76,10 @@ def test_bad_input() -> None:
         sc.compare(model, data(model), [])
     with pytest.raises(SettingError, match="got 6 and 0"):
         sc.compare(model, data(model), budgets=[])
+    with pytest.raises(SettingError, match="expected a list of budgets, got a single one"):
+        sc.compare(model, data(model), ["uniform"], sc.Budget(macs=0.5))  # type: ignore[arg-type]
+    with pytest.raises(SettingError, match="expected names of rules, or a mapping"):
+        sc.compare(model, data(model), [sc.RepairAware(), "tod"])  # type: ignore[list-item]
     with pytest.raises(SettingError, match="'best'"):
         sc.compare(model, data(model), ["best"])
     with pytest.raises(SettingError, match="glue"):

@@ -246,13 +246,11 @@ def _checked(found: Any, batch: Batch) -> Values:
     """What a metric returned.
 
     Raises:
-        SettingError: It is not one finite number a sample, or two rows of them.
+        SettingError: It is not one finite number a sample, or two rows of them, the second without a sign.
     """
-    pair = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
+    pair = found if isinstance(found, tuple) and len(found) == 2 else (found, np.ones(batch.size))
     rows: list[Row] = []
     for row in pair:
-        if row is None:
-            row = np.ones(len(rows[0]))
         try:
             row = np.asarray(row.detach().cpu() if isinstance(row, Tensor) else row, dtype=np.float64)
         except (TypeError, ValueError):
@@ -264,4 +262,9 @@ def _checked(found: Any, batch: Batch) -> Values:
                 "Return a tensor [samples]."
             )
         rows.append(row)
+    if (rows[1] < 0).any():
+        raise SettingError(
+            f"metric: expected counts of at least 0, got {rows[1].min():.4g}. Return numerators and counts, "
+            "with the sign in the numerators."
+        )
     return Values(*rows)

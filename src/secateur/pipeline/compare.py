@@ -296,6 +296,13 @@ def _chosen(
     budgets: Sequence[Budget],
 ) -> dict[str, Any]:
     """The rules by the name they are shown under."""
+    if isinstance(budgets, Budget):
+        raise SettingError("compare: expected a list of budgets, got a single one. Write [Budget(...)].")
+    if not isinstance(rules, Mapping) and not all(isinstance(name, str) for name in rules):
+        raise SettingError(
+            "compare: expected names of rules, or a mapping from names to rules, got a list that holds other "
+            "than names. Write {'mine': RepairAware(parts=4), 'tod': 'tod'}, for example."
+        )
     named = dict(rules) if isinstance(rules, Mapping) else {name: name for name in rules}
     if not named or not budgets:
         raise SettingError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal
@@ -382,11 +382,17 @@ def _check_quality(
         SettingError: It means nothing here.
     """
     if frontier is not None and (
-        isinstance(frontier, str) or not all(isinstance(s, float) and 0 < s < 1 for s in frontier)
+        isinstance(frontier, str)
+        or not isinstance(frontier, Iterable)
+        or not all(isinstance(s, float) and 0 < s < 1 for s in frontier)
     ):
         raise SettingError(
             f"prune(frontier={frontier!r}): expected shares of the cost, floats in (0, 1). Write "
             "(0.9, 0.8, 0.7)."
+        )
+    if metric is not None and not callable(metric):
+        raise SettingError(
+            f"prune(metric={metric!r}): expected a function of a model and a batch. Pass one, or none."
         )
     if frontier or (budget is not None and budget.quality):
         return

@@ -203,6 +203,8 @@ def test_a_frontier_and_the_models_on_it() -> None:
         (sc.Budget(accuracy_drop=0.001), {}, r"at least 2,995 held-out samples .* got 600"),
         (sc.Budget(accuracy_drop=0.03), {"steps": 2}, r"steps=2.*got accuracy_drop"),
         (sc.Budget(macs=0.5), {"held_out": [1]}, r"prune\(held_out=\.\.\.\): expected it together with"),
+        (sc.Budget(macs=0.5), {"frontier": 0.5}, r"prune\(frontier=0\.5\): expected shares"),
+        (sc.Budget(accuracy_drop=0.05), {"metric": "auc"}, r"prune\(metric='auc'\): expected a function"),
         (sc.Budget(macs=0.5), {"metric": len}, r"prune\(metric=\.\.\.\): expected it together with"),
         (sc.Budget(macs=0.5), {"frontier": (1.5,)}, r"prune\(frontier=\(1\.5,\)\): expected shares"),
         (

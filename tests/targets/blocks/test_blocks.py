@@ -132,6 +132,45 @@ def test_a_block_that_writes_into_its_input_goes_right_or_stays() -> None:
     verify(model, sc.apply(model, plan, graph=graph), plan, graph=graph)
 
 
+class Hidden:
+    """An output in which no tensor is seen."""
+
+    __slots__ = ("logits",)
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+
+
+class Closed(Chain):
+    def forward(self, x: Tensor) -> Any:
+        return Hidden(super().forward(x))
+
+
+def test_outputs_in_which_no_tensor_is_seen_prove_nothing() -> None:
+    with pytest.raises(sc.NothingToPruneError, match="no tensors are seen in what the model returns"):
+        traced(Closed().eval(), ROWS)
+
+
+class Supervised(Chain):
+    """In training mode two blocks, by their positions, have an output of their own."""
+
+    def forward(self, x: Tensor) -> Any:
+        x, found = self.stem(x), []
+        for k, block in enumerate(self.blocks):
+            x = block(x)
+            if self.training and k in (1, 3):
+                found.append(self.head(x))
+        return (self.head(x), *found) if self.training else self.head(x)
+
+
+def test_what_training_mode_returns_keeps_its_parts() -> None:
+    torch.manual_seed(0)
+    model = Supervised().eval()
+    graph = traced(model, ROWS)
+    small = sc.apply(model, drawn(graph, 0), graph=graph)
+    assert len(small.train()(ROWS)) == len(model.train()(ROWS)) == 3
+
+
 def test_lists_that_are_read_by_constants_keep_their_length() -> None:
     model, inputs = make("indexed")
     graph = traced(model, inputs)

@@ -118,7 +118,8 @@ def difference_of(
 
     Both are in float64. Inputs of each size are compared; where the model generates text, so are the numbers
     behind a few new tokens, with caches. In training mode the smaller model has to run where the dense one
-    does; values are not compared there, since blocks draw random numbers.
+    does, and to return as many tensors of the same shapes; values are not compared there, since blocks draw
+    random numbers.
 
     Returns:
         The largest relative difference, what went wrong (empty if nothing), the sizes at which both were
@@ -134,6 +135,8 @@ def difference_of(
                     wanted = run_doubled(dense, args, kwargs)
             except Exception:  # what the dense model refuses says nothing
                 continue
+            if not wanted:
+                return worst, "no tensors are seen in what the model returns", (*sizes, title), 0
             if any(not bool(torch.isfinite(t).any()) for t in wanted if t.numel() and t.is_floating_point()):
                 continue
             try:
@@ -174,13 +177,15 @@ def _fault_in_training(dense: nn.Module, small: nn.Module, removed: Sequence[Blo
     with seeded(0):
         try:
             with bypassing(dense, removed):
-                run_doubled(dense, *given, way=way)
+                wanted = run_doubled(dense, *given, way=way)
         except Exception:  # what the dense model cannot do, the smaller one need not
             return ""
         try:
-            run_doubled(small, *given, way=way)
+            found = run_doubled(small, *given, way=way)
         except Exception as error:  # a user's code may fail in any way
             return f"it failed without them in training mode ({said(error)})"
+    if [t.shape for t in found] != [t.shape for t in wanted]:
+        return "in training mode the model returns other tensors without them than with them bypassed"
     return ""
 
 
