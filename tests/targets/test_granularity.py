@@ -80,7 +80,7 @@ def test_every_option_is_passed_on_or_refused(name: str, granularity: str) -> No
     public = set(inspect.signature(getattr(sc, name)).parameters) - {"granularity"}
     own = set(inspect.signature(getattr(import_module(MODULES[granularity][name]), name)).parameters)
     assert public - own == set(REFUSED.get((name, granularity), {}))
-    assert own - public <= {"graph"}  # the trace at hand, for `prune`
+    assert own - public <= {"graph", "more_inputs"}  # what `prune` has at hand
 
 
 @pytest.mark.parametrize(

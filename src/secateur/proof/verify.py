@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -196,7 +196,13 @@ def verify(
 
 
 def argument_sets(
-    spec: InputSpec, example_inputs: Any, device: torch.device, *, other_sizes: bool = True, seed: int = 0
+    spec: InputSpec,
+    example_inputs: Any,
+    device: torch.device,
+    *,
+    more_inputs: Iterable[Any] = (),
+    other_sizes: bool = True,
+    seed: int = 0,
 ) -> list[list[ArgumentSet]]:
     """Inputs of every size to compare two models on, for each size in the order to try.
 
@@ -204,12 +210,15 @@ def argument_sets(
         spec: What the dense model takes.
         example_inputs: The user's own inputs, in place of drawn ones of the traced sizes.
         device: Where the tensors will be.
+        more_inputs: Further inputs of the user's own, each compared too.
         other_sizes: Whether to give sizes other than the traced ones too.
         seed: Of what is drawn.
     """
     given = None if example_inputs is None else call_arguments(example_inputs, device)
     trials = spec.trials(given, seed=seed, device=device, other_sizes=other_sizes)
-    return [[(_title(spec, arguments), *arguments) for arguments in options] for _, options in trials]
+    own = [[call_arguments(inputs, device)] for inputs in more_inputs]
+    sets = [*(options for _, options in trials), *own]
+    return [[(_title(spec, arguments), *arguments) for arguments in options] for options in sets]
 
 
 def _title(spec: InputSpec, arguments: tuple[tuple[Any, ...], Mapping[str, Any]]) -> str:

@@ -60,7 +60,6 @@ REFUSED: Mapping[tuple[str, str], Mapping[str, str]] = MappingProxyType(
             "allow_inexact": "only experts whose removal is exact may go",
         },
         ("trace", "block"): {
-            "more_inputs": "blocks are tried on the example inputs and on other sizes of them",
             "methods": "blocks are removed from the module itself, so for every method",
             "allow_inexact": "only blocks whose removal is exact may go",
         },

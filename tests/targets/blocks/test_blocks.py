@@ -121,13 +121,10 @@ def test_blocks_that_tell_the_next_one_something_stay() -> None:
         traced(Told().eval(), ROWS)
 
 
-def test_a_block_that_writes_into_its_input_goes_right_or_stays() -> None:
+def test_a_block_that_writes_into_its_input_goes_too() -> None:
     torch.manual_seed(0)
     model = Chain(block=Inplace).eval()
-    try:
-        graph = traced(model, ROWS)
-    except sc.NothingToPruneError:
-        return
+    graph = traced(model, ROWS)
     plan = drawn(graph, 0)
     verify(model, sc.apply(model, plan, graph=graph), plan, graph=graph)
 
@@ -301,6 +298,35 @@ def test_limits_speak_of_single_blocks() -> None:
         )
     plan = sc.Uniform(ratio=0.9, removal="magnitude").allocate(graph, scores)
     assert plan.groups[0].kept == 1
+
+
+def test_a_number_of_the_block_itself_stays_its_own() -> None:
+    """It counts up by chance: only names that speak of places do what their names say."""
+
+    class Dropping(Residual):
+        def __init__(self, drop: int) -> None:
+            super().__init__()
+            self.drop = drop
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.dropout(self.down(torch.relu(self.up(x))), self.drop / 10, self.training)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(*(Dropping(k) for k in range(4))).eval()
+    graph = traced(model, torch.randn(3, WIDTH))
+    plan = sc.Plan.build(graph, {"blocks": np.array([True, False, True, True])}, allocator="hand")
+    small: Any = sc.apply(model, plan, graph=graph)
+    assert [block.drop for block in small] == [0, 2, 3]
+
+
+def test_where_nothing_is_found_it_is_said_what_cannot_be() -> None:
+    class NoGradients(Chain):
+        @torch.no_grad()
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)
+
+    with pytest.raises(sc.NothingToPruneError, match=r"under torch\.no_grad"):
+        traced(NoGradients().eval(), ROWS)
 
 
 def test_nested_blocks_are_the_innermost_equal_ones() -> None:

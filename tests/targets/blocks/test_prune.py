@@ -14,6 +14,7 @@ import secateur as sc
 from secateur.errors import CalibrationError, ScoreError
 from secateur.signals.blocks import SIGNALS
 from secateur.targets.blocks.block import bypassing
+from secateur.targets.blocks.remove import removed_paths
 from secateur.targets.blocks.repair import bypassed
 from secateur.targets.units.compare import relative_difference, run
 from tests.targets.blocks.models import IDS, LIBRARIES, ROWS, Chain, make
@@ -236,3 +237,55 @@ def test_polish_trains_what_is_left() -> None:
     better = sc.repair(small, model, data, ["reconstruct", sc.Polish(passes=3)], graph=graph, progress=False)
     assert [e["method"] for e in sc.record_of(better).repairs] == ["reconstruct", "polish"]
     assert sc.evaluate(better, data, dense=model).loss < sc.evaluate(small, data, dense=model).loss
+
+
+class ByLength(Chain):
+    """What runs between two blocks depends on their places, and on the length of the inputs."""
+
+    def stream(self, x: Tensor) -> Tensor:
+        for k, block in enumerate(self.blocks):
+            if k % 2 and x.shape[1] > 6:
+                x = x.flip(1).cumsum(1)
+            x = block(x)
+        return x
+
+
+class ByValue(Chain):
+    """Large values leave early, by the number of blocks so far."""
+
+    def stream(self, x: Tensor) -> Tensor:
+        for k, block in enumerate(self.blocks):
+            x = block(x)
+            if k >= 2 and x.abs().max() > 8:
+                break
+        return x
+
+
+@pytest.mark.parametrize("kind", [ByLength, ByValue])
+def test_every_kind_of_batch_in_the_data_is_compared(kind: type[nn.Module]) -> None:
+    """The first batch takes one way through the code; the others take another."""
+    torch.manual_seed(0)
+    model = kind().eval()
+    scale = 20.0 if kind is ByValue else 1.0
+    data = [torch.randn(8, 4, 6), *(scale * torch.randn(8, n, 6) for n in (12, 4, 12, 8, 12))]
+    graph = sc.trace(model, data[0], granularity="block", more_inputs=data[1:])  # type: ignore[call-overload]
+    assert graph.ways == {"blocks": "pass"}
+    result = sc.prune(
+        model, data, sc.Budget(blocks=0.5), "uniform", "block", repair=None,
+        measure_latency=False, progress=False,
+    )  # fmt: skip
+    gone = [block for block in result.graph.all_blocks() if block.path in removed_paths(result.plan)]
+    assert len(gone) == 2
+    for batch in data:
+        with torch.no_grad(), bypassing(model, gone):
+            wanted = model(batch)
+        torch.testing.assert_close(result.model(batch), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_bound_that_counts_nothing_here_is_said_once() -> None:
+    torch.manual_seed(0)
+    with pytest.raises(sc.BudgetError, match="granularity 'expert'"):
+        sc.prune(
+            Chain().eval(), [torch.randn(8, 6) for _ in range(4)], sc.Budget(experts=0.5),
+            granularity="block", progress=False,
+        )  # fmt: skip

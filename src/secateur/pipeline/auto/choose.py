@@ -174,6 +174,7 @@ def plans(
     Returns:
         The plans to measure, by candidate; and the candidates that are not measured, with the reason.
     """
+    budget.targets(target.prunable.cost())  # a bound that nothing here counts is no candidate's fault
     planned: dict[str, Planned] = {}
     others: list[Candidate] = []
     unreached: list[UnreachableBudgetError] = []

@@ -6,16 +6,18 @@ import glob
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import cached_property
+from itertools import islice
 from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from secateur.allocators import EMP, Budget, Global, Limits, ToD, Uniform
 from secateur.allocators.base import Allocator
 from secateur.allocators.registry import Allocates
-from secateur.calibration import Calibration
+from secateur.calibration import Batch, Calibration
 from secateur.graph.graph import Graph
 from secateur.pipeline.result import few
 from secateur.pipeline.targets.target import Scored, Target, rule_named
@@ -53,6 +55,9 @@ DEFAULTS: Mapping[str, Allocator] = MappingProxyType(
 )
 """What a rule's name stands for where blocks are decided on: signals that blocks have."""
 
+_LOOKED_AT, _SHAPES = 64, 4
+"""How many batches are looked at for inputs of other shapes, and the most shapes beside the first one's."""
+
 
 class Blocks(Target):
     """Residual blocks, dropped whole. The model need not be capturable by `torch.export`."""
@@ -73,6 +78,22 @@ class Blocks(Target):
         """A rule with signals for blocks."""
         return rule_named(allocator, DEFAULTS, 'Global(removal="stream_change")', "auto, ")
 
+    @cached_property
+    def _others(self) -> list[Any]:
+        """Inputs beside the example: one of each of a few other shapes, and two more.
+
+        What a model runs may depend on shapes and values, and so may what a block is needed for.
+        """
+        shapes: dict[Any, Batch] = {}
+        found = list(islice(self.task.data, _LOOKED_AT))
+        for batch in found:
+            tensors = [t for t in pytree.tree_leaves((batch.args, batch.kwargs)) if isinstance(t, Tensor)]
+            shape = tuple(t.shape[1:] for t in tensors)
+            shapes.setdefault((sum(s.numel() for s in shape), shape), batch)
+        others = [batch for _, batch in sorted(shapes.items(), key=lambda item: item[0])]
+        kept = [*others[: _SHAPES // 2], *others[_SHAPES // 2 :][-(_SHAPES - _SHAPES // 2) :]]
+        return [few(batch, None) for batch in (*kept, *found[1:2], *found[-1:])]
+
     @staticmethod
     def check_repair(repair: Methods) -> None:
         """Accept any repair of `sc.repair`, and refuse others."""
@@ -80,7 +101,7 @@ class Blocks(Target):
 
     def trace(self, model: nn.Module) -> BlockGraph:
         """Residual blocks."""
-        return trace(model, few(self.task.example, None))
+        return trace(model, few(self.task.example, None), more_inputs=self._others[:-1])
 
     def scored(self, rules: Iterable[Allocates]) -> Scored:
         """Score the blocks. Without labels, signals that need gradients are left out."""
@@ -176,7 +197,8 @@ class Blocks(Target):
 
     def verify(self, small: nn.Module, plan: Plan) -> Proof:
         """With the dense model in which the removed blocks are bypassed."""
-        return verify(self.task.model, small, plan, few(self.task.example, None), graph=self.graph)
+        example = few(self.task.example, None)
+        return verify(self.task.model, small, plan, example, graph=self.graph, more_inputs=self._others)
 
     def repaired(self, small: nn.Module, plan: Plan) -> nn.Module:
         """As far as it helps on held-out data."""

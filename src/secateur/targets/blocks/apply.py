@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import nn
@@ -90,6 +90,7 @@ def verify(
     example_inputs: Any = None,
     *,
     graph: BlockGraph | None = None,
+    more_inputs: Iterable[Any] = (),
     other_sizes: bool = True,
     tolerance: float = 1e-9,
 ) -> Proof:
@@ -107,7 +108,9 @@ def verify(
     plan.check(fingerprint(model))
     graph = graph or _traced(model, plan, example_inputs)
     blocks = removed_blocks(graph, plan)
-    sets = argument_sets(plan.inputs, example_inputs, device_of(model), other_sizes=other_sizes)
+    sets = argument_sets(
+        plan.inputs, example_inputs, device_of(model), more_inputs=more_inputs, other_sizes=other_sizes
+    )
     double, ours = with_loop(double_copy(model)), with_loop(double_copy(small))
     difference, fault, sizes, outputs = difference_of(double, ours, blocks, sets, tolerance)
     if not sizes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -82,8 +82,20 @@ def watching(model: nn.Module, blocks: Iterable[Block], hook: Hook) -> Iterator[
 
 @contextmanager
 def bypassing(model: nn.Module, blocks: Iterable[Block]) -> Iterator[None]:
-    """Inside, some blocks give the stream that they read. They still run, for all else they return."""
-    with watching(model, blocks, lambda block, before, after: before):
+    """Inside, some blocks give the stream that they read. They still run, for all else they return.
+
+    What they read is copied first: a block may write into it.
+    """
+    blocks, streams = list(blocks), dict[str, Tensor]()
+
+    def before(block: Block, module: nn.Module, args: Any, kwargs: Any) -> None:
+        streams[block.path] = argument(block.stream, args, kwargs).clone()
+
+    with ExitStack() as undo:
+        for block in blocks:
+            module = model.get_submodule(block.path)
+            undo.callback(module.register_forward_pre_hook(partial(before, block), with_kwargs=True).remove)
+        undo.enter_context(watching(model, blocks, lambda block, *_: streams.pop(block.path)))
         yield
 
 

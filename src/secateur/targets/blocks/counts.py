@@ -61,7 +61,7 @@ def _own_numbers(model: nn.Module, small: nn.Module, container: str, places: Seq
     found = {}
     for name, own in values.items():
         first = {value - place for place, value in own.items()}
-        sure = len(own) > (1 if _POSITIONS.search(name) else 2)  # few numbers may agree by chance
+        sure = len(own) > 1 and _POSITIONS.search(name)  # another number may be the block's own
         if sure and len(first) == 1 and first <= {0, 1}:  # counted from 0 or from 1
             for new, old in enumerate(places):
                 if old in own:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import Any
 
@@ -24,8 +25,20 @@ from secateur.targets.blocks.graph import BlockGraph, Way, build
 from secateur.targets.blocks.trial import Trials
 from secateur.targets.units.compare import double_copy
 
+_NONE = (
+    "No entry gives what it was given and what its layers add, as far as autograd sees. It does not see "
+    "what runs under torch.no_grad or in a checkpoint with use_reentrant=True. Blocks that are attributes of "
+    "their own, lie in a ModuleDict or return a dictionary are not found."
+)
 
-def trace(model: nn.Module, example_inputs: Any, *, forward: Forward | None = None) -> BlockGraph:
+
+def trace(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    more_inputs: Iterable[Any] = (),
+    forward: Forward | None = None,
+) -> BlockGraph:
     """The residual blocks of a model that may go, each tried, and what they cost: see `secateur.trace`.
 
     Raises:
@@ -39,8 +52,10 @@ def trace(model: nn.Module, example_inputs: Any, *, forward: Forward | None = No
             "trace: expected a model with weights, got one on the meta device. Blocks are found by what a "
             "forward pass shows. Load the weights first."
         )
+    more_inputs = list(more_inputs)
     if forward is not None:
         example_inputs = Reading(model, forward).inputs(example_inputs)
+        more_inputs = [Reading(model, forward).inputs(inputs) for inputs in more_inputs]
     given = call_arguments(example_inputs, device)
     try:
         blocks, left = find_blocks(model, given)
@@ -55,7 +70,8 @@ def trace(model: nn.Module, example_inputs: Any, *, forward: Forward | None = No
     able: list[Block] = []
     ways: dict[str, Way] = {}
     if blocks:
-        trials = Trials(double_copy(model), argument_sets(spec, given[1] or given[0], device))
+        sets = argument_sets(spec, given[1] or given[0], device, more_inputs=more_inputs)
+        trials = Trials(double_copy(model), sets)
         for container in dict.fromkeys(block.container for block in blocks):
             way, good, reasons = trials.ways([b for b in blocks if b.container == container])
             ways[container] = way
@@ -63,7 +79,7 @@ def trace(model: nn.Module, example_inputs: Any, *, forward: Forward | None = No
             left |= reasons
     graph = build(model, [b for b in blocks if b in able], left, spec, costs, macs, ways)
     if not graph.groups:
-        why = "\n".join(f"{x.group.name}: {x.reason}" for x in graph.left)
+        why = "\n".join(f"{x.group.name}: {x.reason}" for x in graph.left) or _NONE
         raise NothingToPruneError(
             f"trace: expected {type(model).__name__} to have residual blocks that can be dropped: entries of "
             "a ModuleList or Sequential that add to a stream, got fewer than two of one part of the model.\n"

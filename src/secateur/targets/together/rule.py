@@ -87,6 +87,12 @@ class Together(Allocator):
         if isinstance(rule, str) and rule in RULES:
             return cls(*RULES[rule])
         if isinstance(rule, Mapping) and set(rule) == {"unit", "expert"}:
+            wrong = [each for each in rule.values() if not isinstance(each, Allocator)]
+            if wrong:
+                raise SettingError(
+                    f"allocator: expected two rules in the mapping, got {wrong[0]!r}. Write "
+                    '{"unit": sc.ToD(), "expert": sc.ToD(removal="reap", protection="frequency")}.'
+                )
             return cls(rule["unit"], rule["expert"])
         if isinstance(rule, Allocator) and rule.name in RULES:
             return cls(rule, RULES[rule.name][1])
