@@ -18,6 +18,7 @@ OPTIONS: dict[str, Any] = {
     "on_unrealisable": "graph",
     "measure_latency": True,
 }
+BUDGETS = {"latency": sc.Budget(latency=0.5), "memory": sc.Budget(memory=0.5)}
 
 
 class Unread:
@@ -29,16 +30,16 @@ class Unread:
 
 @pytest.mark.parametrize(("name", "option"), [(n, o) for n, kind in TARGETS.items() for o in kind.refused])
 def test_an_option_without_a_meaning_is_refused_before_data_is_read(name: Any, option: str) -> None:
-    settings = {option: OPTIONS[option]}
-    with pytest.raises(
-        sc.SettingError, match=rf"{option}={OPTIONS[option]!r}.* with granularity '{re.escape(name)}'"
-    ):
-        sc.prune(nn.Linear(2, 2), Unread(), sc.Budget(macs=0.5), granularity=name, **settings)
+    settings = {option: OPTIONS[option]} if option in OPTIONS else {}
+    budget = BUDGETS.get(option, sc.Budget(macs=0.5))
+    said = f"{option}={settings[option]!r}" if settings else f"{option}="
+    with pytest.raises(sc.SettingError, match=rf"{said}.* with granularity '{re.escape(name)}'"):
+        sc.prune(nn.Linear(2, 2), Unread(), budget, granularity=name, **settings)
 
 
 def test_units_take_every_option() -> None:
     assert [name for name, kind in TARGETS.items() if not kind.refused] == ["unit"]
-    assert all(set(kind.refused) <= set(OPTIONS) for kind in TARGETS.values())
+    assert all(set(kind.refused) <= {*OPTIONS, *BUDGETS} for kind in TARGETS.values())
 
 
 @pytest.mark.parametrize("name", TARGETS)

@@ -106,7 +106,8 @@ def trace(
         granularity: What may be removed. ``unit``: channels, neurons, heads, hidden units. ``expert``: whole
             experts; then `more_inputs`, `methods` and `allow_inexact` are refused, since they mean nothing.
             ``weight``: single weights of linear layers and convolutions; then only the model is needed.
-            ``block``: whole residual blocks, with the same options as experts.
+            ``block``: whole residual blocks, with the options of experts and `more_inputs`: each block is
+            tried on all of them.
         more_inputs: Further inputs, each like `example_inputs`. If only their sizes differ, the axes in which
             they differ may vary. If they are of another kind (one mask more, another number of axes,
             ``{"x": x, "mode": "fast"}``), the model is captured with them too, and the result is right for

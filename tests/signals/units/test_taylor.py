@@ -87,8 +87,8 @@ def test_parameters_that_do_not_reach_the_loss_score_nothing() -> None:
 @pytest.mark.parametrize(
     ("loss_fn", "message"),
     [
-        (lambda m, b: m(b[0]), r"loss: expected one number.* got shape \[7, 5\]"),
-        (lambda m, b: 1.0, "loss: expected one number.* got float"),
+        (lambda m, b: m(b[0]), r"loss: expected a tensor of one real number.* got torch.float64 \[7, 5\]"),
+        (lambda m, b: 1.0, "loss: expected a tensor of one real number.* got float"),
         (lambda m, b: m(b[0]).detach().mean(), "loss: expected one that depends on the model's parameters"),
         (lambda m, b: m(b[0]).mean() * float("inf"), "batch 0: loss: expected a finite number, got -?inf"),
     ],
