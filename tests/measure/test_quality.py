@@ -136,6 +136,20 @@ def test_what_is_no_number_a_sample_is_refused(metric: Any) -> None:
         Gauge(DENSE, batches(), metric)(OTHER, "accuracy_drop")
 
 
+def test_where_no_sample_counts_it_is_said() -> None:
+    nothing = Gauge(DENSE, batches(), lambda model, raw: (torch.zeros(len(raw[0])), torch.zeros(len(raw[0]))))
+    with pytest.raises(CalibrationError, match="expected held-out samples that count, got none"):
+        nothing(OTHER, "accuracy_drop")
+
+
+def test_a_metric_that_fails_is_named_on_the_first_batch() -> None:
+    def failing(model: nn.Module, batch: Any) -> Any:
+        return len(batch) / 0
+
+    with pytest.raises(CalibrationError, match=r"held-out data, batch 0: .*ZeroDivisionError"):
+        Gauge(DENSE, batches(), failing).check("accuracy_drop")
+
+
 def test_counts_below_zero_are_refused() -> None:
     def wrong(model: nn.Module, batch: Any) -> Any:
         return torch.ones(len(batch[1])), -torch.ones(len(batch[1]))

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from secateur.calibration import Batch, Calibration
+from secateur.common.foreign import details, said
 from secateur.common.models import device_of, evaluating
-from secateur.errors import CalibrationError, SettingError
+from secateur.errors import CalibrationError, SecateurError, SettingError
 from secateur.measure.confidence import interval, upper_bound
 from secateur.measure.evaluate import hits
 from secateur.signals.distributed import joined
@@ -177,11 +178,40 @@ class Gauge:
         with joined(device) as team:
             with team.together(), evaluating(model), evaluating(self._dense):
                 for batch in self.data.batches():
-                    found = self._of_batch(model, batch, bound)
+                    found = self._tried(model, batch, bound)
                     above.append(found.above)
                     below.append(found.below)
             # Each process measures all samples, and all go by what the first one found.
-            return team.from_first(Values(np.concatenate(above), np.concatenate(below)))
+            found = team.from_first(Values(np.concatenate(above), np.concatenate(below)))
+        if not np.isfinite(found.above).any() or not found.below.sum() > 0:
+            raise CalibrationError(
+                f"{self.name(bound)}: expected held-out samples that count, got none: no label is a class, "
+                "or all counts of the metric are 0. Check the labels of the held-out data."
+            )
+        return found
+
+    @torch.no_grad()
+    def check(self, bound: str) -> None:
+        """Measure the dense model on one batch.
+
+        Raises:
+            CalibrationError: The model or the metric does not take it.
+        """
+        with evaluating(self._dense):
+            self._tried(self._dense, self.data.first(), bound)
+
+    def _tried(self, model: nn.Module, batch: Batch, bound: str) -> Values:
+        """Measure one batch, and say what a failure means."""
+        try:
+            return self._of_batch(model, batch, bound)
+        except SecateurError:
+            raise
+        except Exception as error:  # a user's code may fail in any way
+            raise CalibrationError(
+                f"held-out data, batch {batch.index}: expected batches that the model and the metric take, "
+                f"got {said(error)}. Pass held_out= batches like those of the calibration data.",
+                details(error),
+            ) from error
 
     def _of_batch(self, model: nn.Module, batch: Batch, bound: str) -> Values:
         if bound != "accuracy_drop":

@@ -182,6 +182,9 @@ def prune(
             settings=(what, form, on_unrealisable, allow_inexact, steps, seed, views, frontier),
         )
         if held is not None and budget is not None:
+            with team.together():
+                for bound in budget.quality:
+                    held.gauge.check(bound)
             require_enough(held.gauge, budget, counted=metric is None)
         target = kind(task)
         choice, asked = None, budget

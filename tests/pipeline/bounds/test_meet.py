@@ -228,6 +228,13 @@ def test_a_frontier_of_shares_that_no_plan_reaches_has_no_points() -> None:
     assert result.frontier is None
 
 
+def test_held_out_data_of_another_shape_are_refused_before_anything_is_scored() -> None:
+    _, batches = trained()
+    other = [(x[:, :2], y) for x, y in batches]
+    with pytest.raises(sc.CalibrationError, match="held-out data, batch 0: expected batches that the model"):
+        pruned(sc.Budget(accuracy_drop=0.05), "repair_aware", held_out=other)
+
+
 def test_compare_takes_ceilings_but_not_quality() -> None:
     net, data = trained()
     asked: dict[str, Any] = {"repair": None, "progress": False}
