@@ -81,6 +81,12 @@ def test_other_precisions(form: str, dtype: torch.dtype, tmp_path: Path) -> None
     )
 
 
+def test_a_model_in_the_place_of_the_function_that_makes_it_is_refused(tmp_path: Path) -> None:
+    for given in (nn.Linear(2, 2), "model"):
+        with pytest.raises(sc.SettingError, match=r"sc\.load\(directory, lambda: model\)"):
+            sc.load(tmp_path, given)  # type: ignore[arg-type]
+
+
 def test_attributes_that_hold_sizes_come_back(tmp_path: Path) -> None:
     class Sized(nn.Module):
         def __init__(self) -> None:

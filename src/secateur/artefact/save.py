@@ -25,7 +25,7 @@ from secateur.common.mapped import check_kind, is_mapped
 from secateur.common.models import device_of, named_tensors, unwrap
 from secateur.common.modes import require_numbers
 from secateur.common.tensorfile import checksum
-from secateur.errors import ArtefactError, PlanError, SecateurError
+from secateur.errors import ArtefactError, PlanError, SecateurError, SettingError
 from secateur.graph.folding import folded
 from secateur.graph.graph import fingerprint
 from secateur.graph.trace import retrace
@@ -117,6 +117,7 @@ def load(
 
     Raises:
         ArtefactError: If a file is missing, damaged, altered, foreign or newer, or the model is another.
+        SettingError: `make_model` is no function: a model, for example.
 
     Example:
         >>> import tempfile
@@ -135,6 +136,11 @@ def load(
         True
     """
     folder = Path(directory)
+    if isinstance(make_model, nn.Module) or not callable(make_model):
+        raise SettingError(
+            f"load: expected a function that makes the dense model, got {type(make_model).__name__}. Write "
+            "sc.load(directory, lambda: model)."
+        )
     require_numbers("load", torch.device("cpu"))  # where files are read
     with opened_artefact(folder) as (content, file):
         tensors = file.tensors()
