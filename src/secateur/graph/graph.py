@@ -18,7 +18,7 @@ from secateur.errors import PlanError
 from secateur.graph.assemble import Assembled
 from secateur.graph.costs import CostModel
 from secateur.graph.coverage import Coverage, coverage_of
-from secateur.graph.groups import Frozen, Group, Left
+from secateur.graph.groups import Frozen, Group, Left, group_called
 from secateur.graph.inputs import Arguments, InputSpec
 from secateur.graph.kept import Kept, Labelled, Removed
 from secateur.graph.nodes import tensor_of
@@ -72,10 +72,7 @@ class Graph:
 
     def __getitem__(self, name: str) -> Group:
         """The prunable group of this name."""
-        for group in self.groups:
-            if group.name == name:
-                return group
-        raise KeyError(f"graph[{name!r}]: expected one of {[g.name for g in self.groups][:20]}.")
+        return group_called(self.groups, name)
 
     @property
     def device(self) -> torch.device:

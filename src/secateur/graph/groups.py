@@ -6,6 +6,7 @@ layers produce.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -124,3 +125,15 @@ class Frozen:
     count: int
     reason: str
     where: str = ""
+
+
+def group_called(groups: Iterable[Group], name: str) -> Group:
+    """The group of this name.
+
+    Raises:
+        KeyError: There is none.
+    """
+    known = {group.name: group for group in groups}
+    if name not in known:
+        raise KeyError(f"graph[{name!r}]: expected one of {[*known][:20]}.")
+    return known[name]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secateur.signals.blocks.signal import BlockSignal, BlockTally, Context, Need
+from secateur.signals.named import drawn
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,4 @@ class _BlockRandomTally(BlockTally):
         self._context = context
 
     def finish(self) -> Mapping[str, NDArray[np.float64]]:
-        seed = self._context.seed % 2**64
-        return {
-            group.name: np.random.default_rng([seed, zlib.crc32(group.name.encode())]).random(group.size)
-            for group in self._context.graph.groups
-        }
+        return drawn(self._context.graph.groups, self._context.seed)

@@ -14,15 +14,13 @@ from torch.utils import _pytree as pytree
 
 from secateur.calibration import Batch, Calibration, Forward
 from secateur.common.models import copied, evaluating
-from secateur.errors import CalibrationError
 from secateur.measure.evaluate import floats_of, squared_distance
 from secateur.signals.blocks import SIGNALS, BlockSignal, BlockTally, Context
 from secateur.signals.loss import LossFn, loss_of
-from secateur.signals.named import leaves
+from secateur.signals.named import gathered
 from secateur.signals.padding import real_positions
 from secateur.signals.scores import Scores
-from secateur.signals.signal import Signal
-from secateur.signals.units.combination import Asked, Combination, with_combinations
+from secateur.signals.units.combination import Asked
 from secateur.targets.blocks.block import Block, bypassing, watching
 from secateur.targets.blocks.graph import BlockGraph
 from secateur.targets.experts.routing import replaced
@@ -56,29 +54,17 @@ def score(
         ScoreError: A signal is unknown, or its scores are not finite.
         CalibrationError: The data cannot feed what a signal needs.
     """
-    asked = [signals] if isinstance(signals, str | Signal | BlockSignal | Combination) else list(signals)
-    chosen = leaves(asked, SIGNALS, BlockSignal)  # type: ignore[type-abstract]
-    context = Context(graph, seed)
-    tallies = {name: signal.start(context) for name, signal in chosen.items()}
-    needing = {
-        need: [tallies[n] for n, s in chosen.items() if need in s.needs]
-        for need in ("streams", "outputs", "gradients")
-    }
-    samples = 0
-    if any(needing.values()):
-        if calibration is None:
-            names = ", ".join(n for n, s in chosen.items() if s.needs)
-            raise CalibrationError(
-                f"score: expected calibration data for {names}, got none. Pass at least one batch."
-            )
-        data = Calibration.of(calibration, seed=seed, forward=forward, model=graph.model).to(graph.device)
+
+    def look(data: Calibration, needing: Mapping[str, list[BlockTally]]) -> int:
+        samples = 0
         for batch in data.batches("Scoring blocks", progress):
             _look(graph, batch, needing, loss_fn)
             samples += batch.size
-        samples //= data.repeats
-    values = {name: dict(tally.finish()) for name, tally in tallies.items()}
-    scores = Scores(values, samples, 0, seed, graph.fingerprint)
-    return with_combinations(scores, [a for a in asked if not isinstance(a, BlockSignal)])
+        return samples
+
+    needs = ("streams", "outputs", "gradients")
+    context = Context(graph, seed)
+    return gathered(graph, signals, SIGNALS, BlockSignal, context, needs, calibration, forward, look)
 
 
 def _look(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secateur.signals.experts.signal import Context, ExpertSignal, ExpertTally, Need
+from secateur.signals.named import drawn
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,4 @@ class _ExpertRandomTally(ExpertTally):
         self._context = context
 
     def finish(self) -> Mapping[str, NDArray[np.float64]]:
-        seed = self._context.seed % 2**64
-        return {
-            b.name: np.random.default_rng([seed, zlib.crc32(b.name.encode())]).random(b.count)
-            for b in self._context.graph.blocks
-        }
+        return drawn(self._context.graph.groups, self._context.seed)

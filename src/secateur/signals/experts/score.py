@@ -12,14 +12,12 @@ from torch import Tensor
 
 from secateur.calibration import Batch, Calibration, Forward
 from secateur.common.models import evaluating
-from secateur.errors import CalibrationError
 from secateur.signals.experts import SIGNALS, Context, ExpertSignal, ExpertTally
 from secateur.signals.loss import LossFn, loss_of
-from secateur.signals.named import leaves
+from secateur.signals.named import gathered
 from secateur.signals.padding import real_positions
 from secateur.signals.scores import Scores
-from secateur.signals.signal import Signal
-from secateur.signals.units.combination import Asked, Combination, with_combinations
+from secateur.signals.units.combination import Asked
 from secateur.targets.experts.blocks import Block
 from secateur.targets.experts.graph import ExpertGraph, expert_parameters
 from secateur.targets.experts.routing import Call, Routed, watching
@@ -49,27 +47,19 @@ def score(
         ScoreError: A signal is unknown, or its scores are not finite.
         CalibrationError: The data cannot feed what a signal needs.
     """
-    asked = [signals] if isinstance(signals, str | Signal | ExpertSignal | Combination) else list(signals)
-    chosen = leaves(asked, SIGNALS, ExpertSignal)  # type: ignore[type-abstract]
-    context = Context(graph, seed)
-    tallies = {name: signal.start(context) for name, signal in chosen.items()}
-    needing = {
-        need: [tallies[n] for n, s in chosen.items() if need in s.needs] for need in ("routing", "gradients")
-    }
-    samples = 0
-    if any(needing.values()):
-        if calibration is None:
-            names = ", ".join(n for n, s in chosen.items() if s.needs)
-            raise CalibrationError(
-                f"score: expected calibration data for {names}, got none. Pass at least one batch."
-            )
-        data = Calibration.of(calibration, seed=seed, forward=forward, model=graph.model).to(graph.device)
-        samples = (
-            _gather(graph, data, needing["routing"], needing["gradients"], loss_fn, progress) // data.repeats
-        )
-    values = {name: dict(tally.finish()) for name, tally in tallies.items()}
-    scores = Scores(values, samples, 0, seed, graph.fingerprint)
-    return with_combinations(scores, [a for a in asked if not isinstance(a, ExpertSignal)])
+    return gathered(
+        graph,
+        signals,
+        SIGNALS,
+        ExpertSignal,
+        Context(graph, seed),
+        ("routing", "gradients"),
+        calibration,
+        forward,
+        lambda data, needing: _gather(
+            graph, data, needing["routing"], needing["gradients"], loss_fn, progress
+        ),
+    )
 
 
 def _gather(

@@ -19,7 +19,7 @@ from secateur.allocators.naming import covers
 from secateur.common.models import device_of
 from secateur.errors import PlanError
 from secateur.graph.graph import fingerprint
-from secateur.graph.groups import Frozen, Group, Left, Slice
+from secateur.graph.groups import Frozen, Group, Left, Slice, group_called
 from secateur.graph.inputs import InputSpec
 from secateur.measure.cost import Cost
 from secateur.targets.blocks.block import Block
@@ -75,10 +75,7 @@ class BlockGraph:
 
     def __getitem__(self, name: str) -> Group:
         """The group of this name."""
-        for group in self.groups:
-            if group.name == name:
-                return group
-        raise KeyError(f"graph[{name!r}]: expected one of {[g.name for g in self.groups][:20]}.")
+        return group_called(self.groups, name)
 
     @property
     def device(self) -> torch.device:

@@ -16,7 +16,7 @@ from secateur.allocators.limits import Limits
 from secateur.common.models import device_of, named_tensors
 from secateur.errors import PlanError
 from secateur.graph.graph import fingerprint
-from secateur.graph.groups import Frozen, Group, Left, Slice
+from secateur.graph.groups import Frozen, Group, Left, Slice, group_called
 from secateur.graph.inputs import InputSpec
 from secateur.measure.cost import Cost
 from secateur.targets.experts.allocate import Grouped, within
@@ -74,10 +74,7 @@ class ExpertGraph:
 
     def __getitem__(self, name: str) -> Group:
         """The group of this name."""
-        for group in self.groups:
-            if group.name == name:
-                return group
-        raise KeyError(f"graph[{name!r}]: expected one of {[g.name for g in self.groups][:20]}.")
+        return group_called(self.groups, name)
 
     @property
     def device(self) -> torch.device:
