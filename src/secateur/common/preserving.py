@@ -10,8 +10,9 @@ import functools
 import sys
 import types
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from operator import is_
 from typing import Any
 
 import torch
@@ -105,7 +106,7 @@ class State:
 
     def _entries(self, entries: Any, steps: int) -> None:
         if isinstance(entries, dict):
-            held = dict(_items(entries))
+            held = dict(dict.items(entries))  # not by methods of its own
             self._restorers.append(functools.partial(_same_entries, entries, held))
             self._each(held.values(), steps)
 
@@ -185,13 +186,15 @@ def _same_class(module: nn.Module, cls: type) -> bool:
     return True
 
 
-def _items(entries: dict[Any, Any]) -> list[tuple[Any, Any]]:
-    return list(dict.items(entries))  # a class of its own may make what it returns, or refuse
+def _are_same(now: Collection[Any], before: Collection[Any]) -> bool:
+    if len(now) != len(before):
+        return False
+    return all(map(is_, now, before)) or all(map(_is_same, now, before))  # nearly always the first
 
 
 def _same_entries(entries: dict[Any, Any], before: dict[Any, Any]) -> bool:
-    now, was = [v for pair in _items(entries) for v in pair], [v for pair in before.items() for v in pair]
-    if len(now) == len(was) and all(map(_is_same, now, was)):
+    # The methods of `dict` itself: a class of its own may make what it returns, or refuse.
+    if _are_same(dict.keys(entries), before.keys()) and _are_same(dict.values(entries), before.values()):
         return False
     entries.clear()
     entries.update(before)
@@ -199,7 +202,7 @@ def _same_entries(entries: dict[Any, Any], before: dict[Any, Any]) -> bool:
 
 
 def _same_items(items: Any, before: list[Any]) -> bool:
-    if len(items) == len(before) and all(map(_is_same, items, before)):
+    if _are_same(items, before):
         return False
     items.clear()
     (items.update if isinstance(items, set) else items.extend)(before)
