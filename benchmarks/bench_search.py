@@ -6,9 +6,9 @@ No labels are read but to measure with. All plans are repaired by `reconstruct` 
 
 - resnet20: channels inside the blocks at three budgets, 1,000 training images, three draws; judged on 3,000
   test images. depth: the same for the rules alone, without the search.
-- smollm2: heads and neurons of SmolLM2-135M at 70 % of the parameters of its blocks, 16 texts of 256 tokens;
-  perplexity on other texts: FLAP's rule with its own compensation (`benchmarks/flap.py`) beside the start of
-  a search, `RepairAware`. A search there takes minutes for each plan, and was not measured.
+- smollm2: heads and neurons of SmolLM2-135M at shares of the parameters of its blocks, 64 texts of 256
+  tokens; perplexity on other texts: FLAP's rule with its own compensation (`benchmarks/flap.py`) beside
+  `RepairAware`, the start of a search. A search there takes minutes for each plan, and was not measured.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from secateur.pipeline.targets.units import Units
 IMAGES, SEEDS, MACS = 1000, (0, 1, 2), (0.58, 0.5, 0.3)
 RULES: dict[str, Any] = {"repair_aware": sc.RepairAware(), "by depth": sc.RepairAware(parts=4)}
 SEARCH: dict[str, Any] = {"search": sc.Search()}
-TEXTS, LENGTH, JUDGED, SHARE = 16, 256, 24, 0.7
+TEXTS, LENGTH, JUDGED, SHARES = 64, 256, 24, (0.8, 0.7, 0.5)
 
 
 def entry(name: str, result: sc.Result, seconds: float) -> dict[str, Any]:
@@ -94,42 +94,43 @@ def resnet20_table(found: dict[str, Any]) -> str:
 
 
 def on_smollm2() -> dict[str, Any]:
-    """Perplexity and processor time for every rule, from one trace."""
+    """Perplexity and processor time for every rule and share, from one trace."""
     model, tokenizer = smollm2()
     data = [text[None] for text in windows(tokenizer, LENGTH)[:TEXTS]]
     judged = windows(tokenizer, LENGTH, second=True)[:JUDGED]
     every = sum(p.numel() for p in model.parameters())
     blocks = sum(p.numel() for name, p in model.named_parameters() if "layers." in name)
-    budget = sc.Budget(params=every - round((1 - SHARE) * blocks))
     target = Units(Task(model, sc.Calibration.of(data), repair="reconstruct"))
-    start = sc.RepairAware(per="params")
     rows: list[dict[str, Any]] = []
 
-    def note(name: str, plan: sc.Plan, small: torch.nn.Module, seconds: float) -> None:
+    def note(name: str, share: float, plan: sc.Plan, small: torch.nn.Module, clock: float) -> None:
         rows.append(
             {
                 "rule": name,
+                "share": share,
                 "params": plan.predicted.params / plan.dense.params,
                 "kept": {g.name: g.kept for g in plan.groups if g.removed},
                 "perplexity": perplexity(small, judged),
-                "seconds": seconds,
+                "seconds": time.process_time() - clock,
             }
         )
         print({k: v for k, v in rows[-1].items() if k != "kept"}, file=sys.stderr, flush=True)
 
-    clock = time.process_time()
-    rule = sc.Global(removal="fluctuation", normalise="zscore")
-    plan = target.allocate(rule, target.score([rule]), budget)
-    small = compensated(target.apply(plan), model, target.graph, plan, data)
-    note("flap", plan, small, time.process_time() - clock)
-
-    clock = time.process_time()
-    known = target.scored([start])
-    small, plan = target.carry_out(start, known.scores, budget)
-    note("repair_aware", plan, target.repaired(small, plan), time.process_time() - clock)
-    return {
-        "dense": perplexity(model, judged), "texts": TEXTS, "tokens": LENGTH, "share": SHARE, "runs": rows,
-    }  # fmt: skip
+    budgets = {share: sc.Budget(params=every - round((1 - share) * blocks)) for share in SHARES}
+    flap = sc.Global(removal="fluctuation", normalise="zscore")
+    scores = target.score([flap])
+    for share, budget in budgets.items():
+        clock = time.process_time()
+        plan = target.allocate(flap, scores, budget)
+        small = compensated(target.apply(plan), model, target.graph, plan, data)
+        note("flap", share, plan, small, clock)
+    ours = sc.RepairAware(per="params")
+    known = target.scored([ours])
+    for share, budget in budgets.items():
+        clock = time.process_time()
+        small, plan = target.carry_out(ours, known.scores, budget)
+        note("repair_aware", share, plan, target.repaired(small, plan), clock)
+    return {"dense": perplexity(model, judged), "texts": TEXTS, "tokens": LENGTH, "runs": rows}
 
 
 def main() -> None:
@@ -143,11 +144,15 @@ def main() -> None:
             print(f"dense {100 * content[name]['dense']:.1f}\n{resnet20_table(content[name])}")
         else:
             content[name] = on_smollm2()
+            dense = content[name]["dense"]
             rows = [
-                (r["rule"], f"{r['perplexity']:.1f}", f"{r['seconds']:.0f}") for r in content[name]["runs"]
-            ]
-            print(f"dense {content[name]['dense']:.1f}")
-            print(results.table(("rule", "perplexity", "seconds"), rows))
+                (r["share"], r["rule"], f"{r['perplexity']:.1f}", f"{r['perplexity'] / dense:.2f}",
+                 f"{r['seconds']:.0f}")
+                for r in content[name]["runs"]
+            ]  # fmt: skip
+            print(f"dense {dense:.1f}")
+            titles = ("share of block parameters", "rule", "perplexity", "over dense", "seconds, not scoring")
+            print(results.table(titles, rows))
         results.write("search", content)
 
 
