@@ -152,6 +152,28 @@ def test_a_tolerance_decides_without_a_budget(folder: Path) -> None:
     assert json.loads(result.stdout)["settings"]["tolerance"] == 0.3
 
 
+DEEP = """
+import torch
+from torch import nn
+
+
+def make():
+    torch.manual_seed(0)
+    layers = [layer for _ in range(5) for layer in (nn.Linear(8, 8), nn.ReLU())]
+    return nn.Sequential(nn.Flatten(), nn.Linear(108, 8), nn.ReLU(), *layers, nn.Linear(8, 3)).eval()
+"""
+
+
+def test_parts_weigh_layers_by_depth(folder: Path) -> None:
+    (folder / "deep.py").write_text(DEEP)
+    options = ("--macs", "0.8", "--allocator", "repair_aware", "--parts", "2", "--json")
+    result = run("prune", "--model", "deep.py:make", *BASE[3:], *options)
+    assert result.exit_code == 0, result.stderr
+    factors = list(json.loads(result.stdout)["settings"]["factors"].values())
+    assert len(factors) == 6
+    assert min(factors) < 1 < max(factors)
+
+
 def test_the_same_seed_gives_the_same_plan(folder: Path) -> None:
     plans = []
     for out in ("one", "two"):

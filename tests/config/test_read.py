@@ -67,6 +67,7 @@ def test_text_becomes_what_it_stands_for(text: str, path: str, value: object) ->
         ("removal=l1*fish", "removal l1\\*fish: expected one of .* with \\* or \\+ between"),
         ("tolerance=1.5", "tolerance 1.5: expected a number of at least 0 and of at most 1"),
         ("ratio=0.5", "--set ratio: expected it with allocator uniform, got auto"),
+        ("parts=4", "--set parts: expected it with allocator repair_aware, got auto"),
         ("repair=auto,bias", "expected auto, none or other names"),
         ("repair=glue", "--set repair glue: expected one of auto"),
     ],
@@ -151,6 +152,7 @@ def test_each_line_of_init_can_be_uncommented(tmp_path: Path, path: str) -> None
     needs = {
         "ratio": ["allocator=uniform"],
         "protection": ["allocator=tod"],
+        "parts": ["allocator=repair_aware"],
         "polish_passes": ["repair=polish"],
     }
     file = tmp_path / "run.yaml"

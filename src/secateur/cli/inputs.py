@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from secateur.cli.loading import ModelSource, example_of, load_data, model_source
 from secateur.common.reading import read_bytes
-from secateur.config.run import Run
+from secateur.config.run import RULE_SETTINGS, Run
 from secateur.errors import PlanError, SettingError
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ def rule_called(run: Run, name: str) -> Allocates:
     found = TARGETS[run.granularity].rule(name)
     asked: dict[str, Any] = {"removal": run.removal} if name != "random" else {}
     if name == run.single_rule:
-        asked |= {"protection": run.protection, "tolerance": run.tolerance, "ratio": run.ratio}
+        asked |= {setting: getattr(run, setting) for setting in RULE_SETTINGS}
     given = {setting: value for setting, value in asked.items() if value is not None}
     unknown = sorted(set(given) - {each.name for each in fields(found)})
     if unknown:

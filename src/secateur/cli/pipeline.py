@@ -232,6 +232,7 @@ def apply(run: Run, json: bool) -> str:
     "budget.backend",
     "granularity",
     *RULE,
+    "parts",
     "steps",
     "repair",
     "polish_passes",

@@ -35,6 +35,8 @@ from secateur.config.names import (
 )
 
 T = TypeVar("T")
+RULE_SETTINGS = {"ratio": "uniform", "tolerance": "tod", "protection": "tod", "parts": "repair_aware"}
+"""The rule that each of these settings belongs to."""
 UNKNOWN_NAME = "unknown_name"
 """The pydantic error type for an unknown name. The error's message says what is expected."""
 
@@ -342,6 +344,12 @@ class Run(_Settings):
         description="Fraction that the rule uniform removes, without a budget.",
         examples=[0.5],
     )
+    parts: int | None = Field(
+        default=None,
+        ge=2,
+        description="Parts of the network that the rule repair_aware tries alone, to weigh layers by depth.",
+        examples=[4],
+    )
     removal: SignalName | None = Field(
         default=None,
         description="Signal whose lowest scores go first; the rule's own if not given.",
@@ -420,16 +428,12 @@ class Run(_Settings):
     @model_validator(mode="after")
     def _refuse_settings_without_effect(self) -> Run:
         rule = self.rule
-        if self.ratio is not None and rule != "uniform":
-            raise ValueError(f"ratio: expected it with allocator uniform, got {rule}")
-        if self.tolerance is not None and rule != "tod":
-            raise ValueError(f"tolerance: expected it with allocator tod, got {rule}")
-        if self.protection is not None and rule != "tod":
-            raise ValueError(f"protection: expected it with allocator tod, got {rule}")
-        if self.tolerance is not None and self.budget.asked:
-            raise ValueError("tolerance: expected either a tolerance or a budget, got both")
-        if self.ratio is not None and self.budget.asked:
-            raise ValueError("ratio: expected either a ratio or a budget, got both")
+        for setting, of in RULE_SETTINGS.items():
+            if getattr(self, setting) is not None and rule != of:
+                raise ValueError(f"{setting}: expected it with allocator {of}, got {rule}")
+        for setting in ("tolerance", "ratio"):
+            if getattr(self, setting) is not None and self.budget.asked:
+                raise ValueError(f"{setting}: expected either a {setting} or a budget, got both")
         if len(self.repair) > 1 and {"auto", "none"} & {*self.repair}:
             raise ValueError(f"repair: expected auto, none or other names, got {', '.join(self.repair)}")
         if self.polish_passes is not None and "polish" not in self.repair:
