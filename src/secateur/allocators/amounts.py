@@ -103,6 +103,6 @@ def drop_of(name: str, value: object, most: float) -> float:
     raise BudgetError(
         f"budget: expected {name} to be a number above 0"
         + (f" and below {most:g}" if math.isfinite(most) else "")
-        + f", got {value!r}. Write {name}=0.01 for one "
+        + f", or a percentage, got {value!r}. Write 0.01 or '1%' for one "
         + ("point of accuracy." if name == "accuracy_drop" else "percent.")
     )
