@@ -54,7 +54,7 @@ def test_no_valid_budget(setting: dict[str, Any], message: str) -> None:
         ({"accuracy_drop": 0.0}, r"accuracy_drop .* got 0\.0"),
         (
             {"accuracy_drop": "1 point"},
-            "accuracy_drop .* got '1 point'.* Write accuracy_drop=0.01 for one point",
+            "accuracy_drop .* got '1 point'.* Write 0.01 or '1%' for one point",
         ),
         ({"loss_rise": math.inf}, "loss_rise to be a number above 0, or a percentage, got inf"),
         ({"perplexity_rise": -0.1}, r"perplexity_rise .* got -0\.1"),
