@@ -22,7 +22,7 @@ SOURCES := src tests benchmarks docs examples
 # GNU make must not pick up a half-built environment after an interruption.
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-libraries gpu fuzz check lint types fmt docs bench clean
+.PHONY: help demo test test-all test-libraries test-matrix gpu fuzz check lint types fmt docs bench clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -38,6 +38,9 @@ test-all: $(VENV)/.stamp-dev $(VENV)/.stamp-zoo  ## Run all tests, the slow ones
 
 test-libraries: $(LIBRARIES)/.stamp  ## Prune models of other libraries, in an environment of their own (slow)
 	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/src:$(CURDIR) $(LIBRARIES)/bin/python -m tests.libraries.run $(ARGS)
+
+test-matrix:  ## Run the tests with other versions of torch and Python, in environments of their own (slow)
+	$(PYTHON) -m tests.matrix $(if $(ARGS),-- $(ARGS))
 
 gpu: $(VENV)/.stamp-dev $(VENV)/.stamp-zoo  ## Run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m cuda $(ARGS)
@@ -67,7 +70,7 @@ bench: $(VENV)/.stamp-dev $(VENV)/.stamp-zoo  ## Run every benchmark; figures go
 		echo "== $$script"; $(BIN)/python -m benchmarks.$$(basename $$script .py); done
 
 clean:  ## Remove the environment and everything that was built
-	rm -rf $(VENV) $(LIBRARIES) build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LIBRARIES) .venv-matrix build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.stamp-venv:
