@@ -242,6 +242,7 @@ def apply(run: Run, json: bool) -> str:
     "evaluation",
     "held_out",
     "frontier",
+    "quantise",
     *READING,
     "seed",
     needs=("model", "data", "artefact"),
@@ -275,11 +276,19 @@ def prune(run: Run, json: bool) -> str:
         evaluation=inputs.evaluation,
         held_out=inputs.held_out,
         frontier=run.frontier or None,
+        quantise=run.quantise,
         allow_inexact=run.allow_inexact,
         seed=run.seed,
     )
     reload = reload_code(inputs.source.import_line, out)
-    report = write_result(result.model, result.report, out, reload, make_model=inputs.source.import_line)
+    report = write_result(
+        result.model,
+        result.report,
+        out,
+        reload,
+        make_model=inputs.source.import_line,
+        quantised=result.quantised,
+    )
     return report.to_json().rstrip() if json else table(report, reload=reload)
 
 
