@@ -99,8 +99,12 @@ def load_data(
     return target.call() if callable(found) else found
 
 
-def example_of(text: str) -> torch.Tensor:
+def example_of(text: str, seed: int = 0) -> torch.Tensor:
     """Make a tensor from ``1x3x224x224`` or ``1x16:int64``. Floats are normally distributed, integers zero.
+
+    Args:
+        text: What a user wrote.
+        seed: Of the floats.
 
     Raises:
         SettingError: If it is not of this form.
@@ -123,4 +127,4 @@ def example_of(text: str) -> torch.Tensor:
         raise SettingError(f"--input {text}: expected an input that fits into memory. Give a smaller one.")
     if not dtype.is_floating_point:
         return torch.zeros(shape, dtype=dtype)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
