@@ -17,12 +17,14 @@ INSTALL := $(PIP) install --constraint constraints.txt
 # worksteal: each process starts with a share of neighbouring tests, so that what a file sets up is set up once.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 LIBRARIES := .venv-libraries
+# Fresh for every `make build`: what somebody has who installs the release.
+RELEASE := .venv-release
 SOURCES := src tests benchmarks docs examples
 
 # GNU make must not pick up a half-built environment after an interruption.
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-libraries test-matrix gpu fuzz check lint types fmt docs bench clean
+.PHONY: help demo test test-all test-libraries test-matrix gpu fuzz check lint types fmt docs bench build clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -69,8 +71,20 @@ bench: $(VENV)/.stamp-dev $(VENV)/.stamp-zoo  ## Run every benchmark; figures go
 	@set -e; for script in benchmarks/bench_*.py; do \
 		echo "== $$script"; $(BIN)/python -m benchmarks.$$(basename $$script .py); done
 
+build: $(VENV)/.stamp-dev  ## Make the wheel and the sdist in dist, and try both in a fresh environment
+	rm -rf dist $(RELEASE)
+	$(BIN)/python -m hatchling build -d dist
+	$(PYTHON) -m venv $(RELEASE)
+	@echo "Installing the wheel into $(RELEASE), with torch (a large download)"
+	@$(subst $(BIN),$(RELEASE)/bin,$(INSTALL)) torch
+	@$(subst $(BIN),$(RELEASE)/bin,$(INSTALL)) "secateur[demo] @ file://$$(echo $(CURDIR)/dist/*.whl)"
+	cd $(RELEASE) && bin/secateur demo --quick --out wheel
+	@$(subst $(BIN),$(RELEASE)/bin,$(INSTALL)) --force-reinstall --no-deps dist/*.tar.gz
+	cd $(RELEASE) && bin/secateur demo --quick --out sdist
+	@ls -l dist
+
 clean:  ## Remove the environment and everything that was built
-	rm -rf $(VENV) $(LIBRARIES) .venv-matrix build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LIBRARIES) $(RELEASE) .venv-matrix build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.stamp-venv:

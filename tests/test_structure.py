@@ -68,7 +68,7 @@ BACKWARDS = {
     ),
     *(
         (f"pipeline/{name}.py", "report")  # `prune` returns a report
-        for name in ("compare", "prune", "result", "targets/target", "targets/weights")
+        for name in ("compare", "prune", "quantise", "result", "targets/target", "targets/weights")
     ),
 }
 """Modules that import from their right, and why. Nothing may join them; what leaves them is taken off."""
@@ -90,6 +90,7 @@ WRITERS = {
     "artefact/save.py",
     "artefact/export/huggingface.py",
     "artefact/export/program.py",
+    "artefact/export/quantising.py",
     "cli/output.py",
     "report/plot.py",
     "signals/storage.py",

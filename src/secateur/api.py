@@ -30,6 +30,7 @@ from secateur.pipeline.auto.auto import Auto
 from secateur.pipeline.auto.search import Search
 from secateur.pipeline.compare import compare
 from secateur.pipeline.prune import prune
+from secateur.pipeline.quantise import quantise
 from secateur.pipeline.recover import recover
 from secateur.pipeline.result import Result
 from secateur.plan import Plan
@@ -57,6 +58,7 @@ __all__ = [  # noqa: RUF022 grouped by what a reader looks for
     "save",
     "load",
     "export",
+    "quantise",
     "evaluate",
     "compare",
     "latency",

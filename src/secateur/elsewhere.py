@@ -37,6 +37,7 @@ NAMES = {
     "secateur.measure.memory": ("Memory", "memory"),
     "secateur.pipeline.bounds.frontier": ("Frontier", "Point"),
     "secateur.pipeline.compare": ("Comparison",),
+    "secateur.pipeline.quantise": ("Quantised",),
     "secateur.proof.first_order": ("first_order_bound", "loss_change"),
     "secateur.signals": (
         "Activation",

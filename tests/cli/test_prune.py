@@ -239,7 +239,7 @@ def test_a_bug_ends_with_1_and_debug_shows_it(folder: Path, monkeypatch: pytest.
         (("--macs", "0.5", "--model", "net.py:wrong"), "got dict. Return the model."),
         (("--macs", "0.5", "--model", "net.py:fails"), "got ValueError: no weights here"),
         (("--macs", "0.5", "--model", "net.py:instance"), "got a Linear itself"),
-        (("--macs", "0.5", "--data", "net.py"), "a .npz or .txt file, or a folder, got none of them"),
+        (("--macs", "0.5", "--data", "net.py"), "a folder, or cifar10:FOLDER, got none of them"),
         (("--macs", "0.5", "--data", "net.py:fails"), "--data net.py:fails: expected fails() to return"),
         (("--macs", "0.5", "--data", "none.npz"), "expected a file, got none there"),
         (("--macs", "0.5", "--data", "x.npz", "--batch-size", "0"), "--batch-size 0"),

@@ -7,8 +7,10 @@ import hashlib
 import io
 import json
 import os
+import pickle
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ import secateur as sc
 from secateur.artefact.content import digest
 from secateur.cli.inputs import read_plan
 from secateur.cli.loading.arrays import arrays
+from secateur.cli.loading.known import Known
 from secateur.config.read import read_run
 from secateur.integrations.shapes import read_shape, reshape, shape_state
 from secateur.signals import storage
@@ -181,6 +184,24 @@ def _read_shapes(folder: Path) -> Any:
     reshape(make(), read_shape(folder))
 
 
+PICTURES = {b"fine_labels": [1, 2], b"data": np.zeros((2, 3072), np.uint8)}
+
+
+def _house_numbers() -> bytes:
+    """A file of MATLAB with two pictures, one array as it is and one packed."""
+
+    def element(kind: int, content: bytes) -> bytes:
+        return struct.pack("<II", kind, len(content)) + content.ljust(-(-len(content) // 8) * 8, b"\0")
+
+    def matrix(name: bytes, shape: tuple[int, ...], content: bytes) -> bytes:
+        flags, sizes = struct.pack("<II", 9, 0), struct.pack(f"<{len(shape)}i", *shape)
+        return element(14, element(6, flags) + element(5, sizes) + element(1, name) + element(2, content))
+
+    packed = zlib.compress(matrix(b"X", (32, 32, 3, 2), bytes(32 * 32 * 3 * 2)))
+    header = b"MATLAB 5.0 MAT-file".ljust(124) + b"\0\1IM"
+    return header + struct.pack("<II", 15, len(packed)) + packed + matrix(b"y", (2, 1), b"\1\x0a")
+
+
 STORED = (content_of, write_content)
 MASKS = {name: np.ones(tuple(p.shape), bool) for name, p in NET.named_parameters() if p.ndim == 2}
 
@@ -242,6 +263,18 @@ READERS = {
             "x.npz",
             lambda f: np.savez(f / "x.npz", x=np.zeros((4, 3), np.float32), y=np.arange(4)),
             lambda f: arrays("--data", f / "x.npz", 2, 0),
+        ),
+        Reader(
+            "cifar",
+            "train",
+            lambda f: (f / "train").write_bytes(pickle.dumps(PICTURES, protocol=2)),
+            lambda f: Known("--data", "cifar100", False, f).read(),
+        ),
+        Reader(
+            "house numbers",
+            "train_32x32.mat",
+            lambda f: (f / "train_32x32.mat").write_bytes(_house_numbers()),
+            lambda f: Known("--data", "svhn", False, f).read(),
         ),
         Reader(
             "index",

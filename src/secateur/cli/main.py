@@ -94,6 +94,11 @@ COMMANDS = {
         "Export a pruned model to ONNX, PyTorch's .pt2 or a Hugging Face folder, checked against PyTorch.",
         "export small --model net.py:make --out small.onnx",
     ),
+    "quantise": Entry(
+        "saved",
+        "Quantise a pruned model to 8 or 4 bits as an ONNX file, measured beside the dense one.",
+        "quantise small --model net.py:make --data x.npz --out small.int8.onnx",
+    ),
     "prune-checkpoint": Entry(
         "saved",
         "Remove a plan's experts from a checkpoint on disk, one shard at a time.",

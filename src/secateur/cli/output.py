@@ -13,6 +13,7 @@ from secateur.errors import SettingError
 if TYPE_CHECKING:
     from torch import nn
 
+    from secateur.pipeline.quantise import Quantised
     from secateur.report.report import Report
 
 
@@ -53,7 +54,15 @@ def reload_code(import_line: str, out: Path) -> str:
     return sentences.loading(out.as_posix(), import_line)
 
 
-def write_result(small: nn.Module, report: Report, out: Path, reload: str, *, make_model: str = "") -> Report:
+def write_result(
+    small: nn.Module,
+    report: Report,
+    out: Path,
+    reload: str,
+    *,
+    make_model: str = "",
+    quantised: Quantised | None = None,
+) -> Report:
     """Save the model and both reports, all or none. Return the report with the folder's path in it.
 
     Args:
@@ -63,6 +72,7 @@ def write_result(small: nn.Module, report: Report, out: Path, reload: str, *, ma
         reload: Python code that loads the model, for the HTML page.
         make_model: The line of code that defines ``make_model``. The report keeps it, so that it can be
             rendered again.
+        quantised: Written beside them as ``int8.onnx`` or ``int4.onnx``.
     """
     import secateur as sc
     from secateur.report.html import render
@@ -70,6 +80,8 @@ def write_result(small: nn.Module, report: Report, out: Path, reload: str, *, ma
     report = report.model_copy(update={"artefact": out.as_posix(), "make_model": make_model})
     with folder_in_place(out) as folder:
         sc.save(small, folder)
+        if quantised is not None:
+            quantised.save(folder / f"{quantised.figures.kind}.onnx")
         (folder / "report.json").write_text(report.to_json(), encoding="utf-8")
         try:
             page = render(report, reload=reload)

@@ -31,6 +31,7 @@ from secateur.config.run import Run
 from secateur.errors import SettingError
 
 if TYPE_CHECKING:
+    from secateur.pipeline.result import Result
     from secateur.signals import Scores
 
 
@@ -218,6 +219,7 @@ def apply(run: Run, json: bool) -> str:
 @command(
     "model",
     "data",
+    "input",
     "artefact",
     *BUDGET,
     "budget.sparsity",
@@ -243,9 +245,10 @@ def apply(run: Run, json: bool) -> str:
     "evaluation",
     "held_out",
     "frontier",
+    "quantise",
     *READING,
     "seed",
-    needs=("model", "data", "artefact"),
+    needs=("model", "artefact"),
     names={
         "artefact": "out",
         "budget.accuracy_drop": "max_drop",
@@ -258,11 +261,31 @@ def apply(run: Run, json: bool) -> str:
 def prune(run: Run, json: bool) -> str:
     """Run the whole pipeline and write the smaller model with its reports."""
     out = folder_to_write(Path(run.artefact or ""))
-    import secateur as sc
     from secateur.report.text import table
 
     inputs = Inputs(run)
-    result = sc.prune(
+    if run.data is None:
+        from secateur.cli.dataless import prune_without_data
+
+        result = prune_without_data(run, inputs)
+    else:
+        result = _with_data(run, inputs)
+    reload = reload_code(inputs.source.import_line, out)
+    report = write_result(
+        result.model,
+        result.report,
+        out,
+        reload,
+        make_model=inputs.source.import_line,
+        quantised=result.quantised,
+    )
+    return report.to_json().rstrip() if json else table(report, reload=reload)
+
+
+def _with_data(run: Run, inputs: Inputs) -> Result:
+    import secateur as sc
+
+    return sc.prune(
         inputs.model,
         inputs.data,
         budget_of(run),
@@ -276,12 +299,10 @@ def prune(run: Run, json: bool) -> str:
         evaluation=inputs.evaluation,
         held_out=inputs.held_out,
         frontier=run.frontier or None,
+        quantise=run.quantise,
         allow_inexact=run.allow_inexact,
         seed=run.seed,
     )
-    reload = reload_code(inputs.source.import_line, out)
-    report = write_result(result.model, result.report, out, reload, make_model=inputs.source.import_line)
-    return report.to_json().rstrip() if json else table(report, reload=reload)
 
 
 @command(

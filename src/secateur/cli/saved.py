@@ -1,4 +1,4 @@
-"""Commands that read what an earlier run saved: `report`, `export`, `bench` and `prune-checkpoint`."""
+"""Commands that read what an earlier run saved: `report`, `export`, `quantise`, `bench` and others."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from secateur.cli.loading import example_of, load_data, model_source
+from secateur.cli.output import file_to_write
 from secateur.cli.shell import Debug, Json, Seed, reported, show
 from secateur.errors import SettingError
 
@@ -116,6 +117,46 @@ def export(
             f"{done.runtime} computes what PyTorch computes, to {done.difference:.1e} relative (allowed: "
             f"{done.tolerance:.0e}), with a batch of {sizes}"
         )
+    show(shown)
+
+
+def quantise(
+    source: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that prune wrote.")],
+    model: Annotated[str, typer.Option(help="The dense model with its weights, as for prune.")],
+    data: Annotated[str, typer.Option(help="Data to calibrate with, as for prune; a fifth is held out.")],
+    out: Annotated[Path, typer.Option(help="File to write, .onnx.")],
+    kind: Annotated[
+        str, typer.Option(help="int8: weights and activations; int4: weights of matrix products.")
+    ] = "int8",
+    evaluation: Annotated[
+        Text, typer.Option(help="Data that quality is measured on; the held-out fifth if not given.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Samples a batch, for data from files.")] = 64,
+    seed: Seed = 0,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Quantise a pruned model to 8 or 4 bits as an ONNX file, measured beside the dense one."""
+    with reported(debug=debug):
+        if out.suffix != ".onnx":
+            raise SettingError(f"--out {out}: expected a file that ends in .onnx. Name small.int8.onnx.")
+        file_to_write("--out", out)
+        import secateur as sc
+        from secateur.pipeline.quantise import kind_called
+
+        asked = kind_called(kind)
+        made = model_source("--model", model)
+
+        def read(option: str, text: str) -> Any:
+            return load_data(option, text, batch_size=batch_size, seed=seed, source=made)
+
+        judged = None if evaluation is None else read("--evaluation", evaluation)
+        small = sc.load(source, made.make)
+        done = sc.quantise(
+            small, read("--data", data), asked, dense=made.load(), evaluation=judged, seed=seed
+        )
+        done.save(out)
+        shown = done.figures.model_dump_json(indent=1) if json else f"{done}\n\nwritten to  {out}"
     show(shown)
 
 

@@ -11,6 +11,7 @@ Granularity = Literal["unit", "weight", "expert", "unit+expert", "block"]
 Form = Literal["auto", "module", "graph", "masked"]
 Unrealisable = Literal["graph", "leave"]
 Backend = Literal["eager", "compile", "onnxruntime", "onnx"]
+Quantisation = Literal["int8", "int4"]
 MaskRule = Literal[
     "emp",
     "uniform",

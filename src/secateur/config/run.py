@@ -30,6 +30,7 @@ from secateur.config.names import (
     Granularity,
     MaskRepair,
     MaskRule,
+    Quantisation,
     Rule,
     Unrealisable,
 )
@@ -276,7 +277,8 @@ class Run(_Settings):
     data: str | None = Field(
         default=None,
         description="Calibration data: module:function, .npz with arrays x and y, a folder of images with "
-        "one folder a class, a Hugging Face dataset folder, or a .txt file.",
+        "one folder a class, a Hugging Face dataset folder, a .txt file, or cifar10:DIR, cifar100:DIR, "
+        "svhn:DIR as published; cifar10-test:DIR for the test images.",
         examples=["x.npz"],
     )
     evaluation: str | None = Field(
@@ -293,6 +295,12 @@ class Run(_Settings):
         default=(),
         description="Also measure the plans that keep these shares of the cost, for the report.",
         examples=[(0.9, 0.8, 0.7)],
+    )
+    quantise: Quantisation | None = Field(
+        default=None,
+        description="After repair, also write an ONNX file with weights and activations of 8 bits (int8), or "
+        "weights of 4 bits (int4), calibrated with the data.",
+        examples=["int8"],
     )
     input: Annotated[tuple[str, ...], BeforeValidator(_whole_entries)] = Field(
         default=(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from secateur.allocators.registry import Allocates, describe
 from secateur.calibration import Calibration, Forward, View, Views
 from secateur.common.models import device_of, unwrap
 from secateur.common.modes import require_plain_modes, require_values
-from secateur.config.names import Granularity
+from secateur.config.names import Granularity, Quantisation
 from secateur.errors import SettingError
 from secateur.measure.evaluate import evaluate
 from secateur.measure.quality import Gauge, Metric
@@ -24,7 +24,8 @@ from secateur.pipeline.auto.choosers import chooser_of
 from secateur.pipeline.bounds.frontier import Frontier
 from secateur.pipeline.bounds.meet import Held, frontier_at, meet, race_budget
 from secateur.pipeline.bounds.plans import Plans
-from secateur.pipeline.bounds.quality import require_enough
+from secateur.pipeline.bounds.quality import check_asked, require_enough
+from secateur.pipeline.quantise import Quantised, Quantiser
 from secateur.pipeline.result import Result, asked_for, check_labels, clock, figures, proof_entry, scored_on
 from secateur.pipeline.targets.blocks import Blocks
 from secateur.pipeline.targets.experts import Experts
@@ -64,6 +65,7 @@ def prune(
     held_out: Any = None,
     metric: Metric | None = None,
     frontier: Sequence[float] | None = None,
+    quantise: Quantisation | None = None,
     loss_fn: LossFn | None = None,
     forward: Forward | None = None,
     views: int | Views | View | None = None,
@@ -106,6 +108,9 @@ def prune(
             is what the loader gives, on the model's device.
         frontier: Also repair and measure the plans that keep these shares of the cost, from the same scoring:
             ``(0.9, 0.8, 0.7)``. `Result.frontier` and the report have them.
+        quantise: ``"int8"`` or ``"int4"``: after repair, also make an ONNX file with so few bits, calibrated
+            with the data that scores read. `Result.quantised` has it, and the report its size, time and
+            quality beside the dense and the pruned model's, all run by ONNX Runtime; see `sc.quantise`.
         loss_fn: ``loss_fn(model, batch)``, the mean loss of a batch, instead of the default.
         forward: ``forward(model, batch)`` calls the model on what the loader gives:
             ``lambda model, batch: model(batch["image"])``. Needed where batches are neither tensors, nor
@@ -130,7 +135,7 @@ def prune(
     if budget is not None:
         checked("prune", budget)
     kind = _checked(what, form, budget, steps, allow_inexact, on_unrealisable, measure_latency)
-    _check_quality(budget, held_out, metric, frontier)
+    check_asked(budget, held_out, metric, frontier)
     decider: Any = kind.default if allocator is None else allocator
     chooser = chooser_of(decider)
     if chooser is None:
@@ -171,6 +176,7 @@ def prune(
             )
             if evaluation is None:
                 check_labels(model, task.example, loss_fn)
+            quantiser = None if quantise is None else Quantiser.of(model, task.example, quantise, team.size)
         team.agree(
             "prune",
             model,
@@ -211,12 +217,13 @@ def prune(
             loss=loss_name(loss_fn, task.example),
             **({} if "allow_inexact" in kind.refused else {"allow_inexact": allow_inexact}),
             **({"steps": steps} if steps > 1 else {}),
+            **({"quantise": quantise} if quantise else {}),
             **({"views": task.data.repeats} if task.data.repeats > 1 else {}),
             **({} if on_unrealisable == "leave" else {"on_unrealisable": on_unrealisable}),
         )
         timed = "measure_latency" not in kind.refused if measure_latency is None else measure_latency
         judged = None if evaluation is None else read(evaluation)
-        run = _Run(target, rule, scores, choice, described, judged, held, timed)
+        run = _Run(target, rule, scores, choice, described, judged, held, timed, quantiser)
         return run.carried_out(budget, tuple(frontier or ()))
 
 
@@ -233,6 +240,7 @@ class _Run:
         evaluation: The data that the report's figures are measured on; None: held-out ones.
         held: The data that decide on quality; None if none do.
         timed: Whether to time the models.
+        quantiser: Quantises the result; None if that was not asked for.
     """
 
     target: Target
@@ -243,6 +251,7 @@ class _Run:
     evaluation: Calibration | None
     held: Held | None
     timed: bool
+    quantiser: Quantiser | None = None
 
     def carried_out(self, budget: Budget | None, shares: tuple[float, ...] = ()) -> Result:
         """Plan, apply, verify, repair, measure and report; also measure plans that keep these shares."""
@@ -263,8 +272,27 @@ class _Run:
         found = None if met.looks is None else met.looks.frontier()
         if shares and self.held is not None:
             found = frontier_at(shares, target, self.rule, self.scores, budget, met.looks, self.held)
+        quantised = None if self.quantiser is None else self._quantised(self.quantiser, repaired, budget)
         report = self._report(small, plan, repaired, proof, note, found)
-        return Result(repaired, plan, self.scores, target.graph, report, self._at)
+        if quantised is not None:
+            report = report.model_copy(update={"quantised": quantised.figures})
+        return Result(repaired, plan, self.scores, target.graph, report, quantised, self._at)
+
+    def _quantised(self, quantiser: Quantiser, small: nn.Module, budget: Budget | None) -> Quantised:
+        """Quantise the result, judged by the data that judge it."""
+        task, held = self.target.task, self.held
+        judged = self.evaluation or (task.held if held is None else held.gauge.data)
+        with clock(task.seconds, "quantise"):
+            return quantiser(
+                [("pruned", small)],
+                task.fit,
+                judged,
+                budget=budget if budget is not None and budget.quality else None,
+                gauge=None if held is None else held.gauge,
+                metric=task.metric,
+                loss_fn=task.loss_fn,
+                timed=self.timed,
+            )
 
     def _at(self, share: float) -> Result:
         """The whole result for the plan that keeps this share."""
@@ -374,37 +402,6 @@ def check_options(function: str, granularity: str, form: str, **options: Any) ->
     for name, value in options.items():
         if value != _UNSET[name] and name in kind.refused:
             raise refusal(f"{function}({name}={value!r})", granularity, kind.refused[name])
-
-
-def _check_quality(
-    budget: Budget | None, held_out: Any, metric: Metric | None, frontier: Sequence[float] | None
-) -> None:
-    """Refuse what is about quality where none is bounded or measured, and a frontier of no shares.
-
-    Raises:
-        SettingError: It means nothing here.
-    """
-    if frontier is not None and (
-        isinstance(frontier, str)
-        or not isinstance(frontier, Iterable)
-        or not all(isinstance(s, float) and 0 < s < 1 for s in frontier)
-    ):
-        raise SettingError(
-            f"prune(frontier={frontier!r}): expected shares of the cost, floats in (0, 1). Write "
-            "(0.9, 0.8, 0.7)."
-        )
-    if metric is not None and not callable(metric):
-        raise SettingError(
-            f"prune(metric={metric!r}): expected a function of a model and a batch. Pass one, or none."
-        )
-    if frontier or (budget is not None and budget.quality):
-        return
-    for name, value in (("held_out", held_out), ("metric", metric)):
-        if value is not None:
-            raise SettingError(
-                f"prune({name}=...): expected it together with a bound on quality or a frontier, got "
-                "neither. Pass Budget(accuracy_drop=0.01), for example, or leave it out."
-            )
 
 
 def _checked(

@@ -22,6 +22,7 @@ from secateur.measure.cost import Cost, weight_bytes
 from secateur.measure.evaluate import Evaluation
 from secateur.measure.latency.timing import latency
 from secateur.pipeline.bounds.frontier import Frontier, Point
+from secateur.pipeline.quantise import Quantised
 from secateur.proof.verify import Proof
 from secateur.repairs.methods import Methods, listed, name_of_repair
 from secateur.report.data import Figures, Kept
@@ -43,6 +44,7 @@ class Result:
         scores: What each unit, weight or expert was worth; allocate again from these without the data.
         graph: The trace; an `ExpertGraph` for experts.
         report: What happened; ``print(result.report)``, ``.to_html(path)``, ``.to_json(path)``.
+        quantised: The quantised model as an ONNX file; None unless `prune` was asked for one.
     """
 
     model: nn.Module
@@ -50,6 +52,7 @@ class Result:
     scores: Scores
     graph: Any
     report: Report
+    quantised: Quantised | None = field(default=None, repr=False)
     _at: Callable[[float], Result] | None = field(default=None, repr=False)
 
     @property

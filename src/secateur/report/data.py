@@ -24,6 +24,7 @@ from secateur.allocators.description import Description
 from secateur.common.reading import Count
 from secateur.pipeline.auto.selection import Selection
 from secateur.pipeline.bounds.frontier import Frontier
+from secateur.pipeline.quantised import QuantisedFigures
 
 FORMAT = 1
 """Version of the JSON format. A field that a version does not know is refused by name."""
@@ -209,6 +210,7 @@ class Facts(_Data):
         description: How the rule describes its decision; None in reports of older versions.
         selection: How the rule was selected, if several were compared. Older reports call it ``contest``.
         frontier: The models that were measured on held-out data, by cost; None if none was.
+        quantised: What quantising the result brought; None if it was not quantised.
         seconds: Wall time of each phase.
         versions: Versions of secateur, torch and Python, and the platform.
         artefact: The folder of the saved model, if it was saved.
@@ -237,6 +239,7 @@ class Facts(_Data):
     description: Description | None = None
     selection: Selection | None = Field(default=None, validation_alias=AliasChoices("selection", "contest"))
     frontier: Frontier | None = None
+    quantised: QuantisedFigures | None = None
     seconds: dict[str, float]
     versions: dict[str, str]
     artefact: str | None = None

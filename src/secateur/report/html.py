@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from secateur.common.formatting import milliseconds, number, percent, shorten
 from secateur.common.inert import inert
 from secateur.errors import SettingError
-from secateur.report import frontier, outcomes, proofs, selection, sentences, shapes
+from secateur.report import frontier, outcomes, proofs, quantised, selection, sentences, shapes
 
 if TYPE_CHECKING:
     from secateur.report.data import Facts
@@ -51,6 +51,7 @@ def render(report: Facts, *, reload: str = "") -> str:
         shapes=shapes,
         selection=selection,
         frontier=frontier,
+        quantised=quantised,
         frontier_plot=frontier.plot(report.frontier),
         tiles=tiles(report),
         columns=sentences.columns(report),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from secateur.common.formatting import percent
 from secateur.common.inert import inert
-from secateur.report import frontier, outcomes, proofs, selection, sentences
+from secateur.report import frontier, outcomes, proofs, quantised, selection, sentences
 
 if TYPE_CHECKING:
     from secateur.report.data import Facts, Knob
@@ -78,6 +78,13 @@ def _figures(report: Facts) -> Iterator[str]:
         ],
     )
     yield from map(escape, sentences.footnotes(report))
+
+
+def _quantised(report: Facts) -> Iterator[str]:
+    if report.quantised is not None:
+        yield f"## {quantised.TITLE}"
+        yield grid(quantised.titles(report.quantised), quantised.rows(report.quantised))
+        yield from map(escape, quantised.sentences(report.quantised))
 
 
 def _layers(report: Facts) -> Iterator[str]:
@@ -244,6 +251,7 @@ def _list(lines: Iterable[str]) -> str:
 _SECTIONS = (
     _summary,
     _figures,
+    _quantised,
     _frontier,
     _layers,
     _knob,

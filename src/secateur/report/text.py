@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from secateur.common.formatting import percent, shorten
 from secateur.common.inert import inert_line
-from secateur.report import frontier, outcomes, proofs, selection, sentences
+from secateur.report import frontier, outcomes, proofs, quantised, selection, sentences
 
 if TYPE_CHECKING:
     from secateur.report.data import Facts, Layer
@@ -34,6 +34,7 @@ def table(report: Facts, *, reload: str = "") -> str:
         [sentences.headline(report)],
         _figures(report),
         [line for note in sentences.footnotes(report) for line in _wrap(note, "  ")],
+        _quantised(report),
         _layers(report.layers),
         _bullets(frontier.title(report.frontier).lower(), frontier.lines(report.frontier))
         if report.frontier
@@ -64,10 +65,17 @@ def _figures(report: Facts) -> list[str]:
         lines.append([row.stage, *row.cells])
         if row.stage != "dense":
             lines.append(["", *row.relative])
-    return _aligned(lines)
+    return aligned(lines)
 
 
-def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+def _quantised(report: Facts) -> list[str]:
+    if report.quantised is None:
+        return []
+    notes = [line for each in quantised.sentences(report.quantised) for line in _wrap(each, "  ")]
+    return [quantised.TITLE.lower(), *quantised.lines(report.quantised), *notes]
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
     """Align cells into columns: the first column left, the others right."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return [

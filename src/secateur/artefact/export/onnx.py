@@ -118,13 +118,21 @@ def session_of(path: Path, options: Mapping[str, Any] | None = None, *, flush: b
     require_onnx()
     import onnxruntime
 
+    settings = session_options(options, flush=flush)
+    return onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+
+
+def session_options(options: Mapping[str, Any] | None = None, *, flush: bool = False) -> Any:
+    """Return options of a session that prints nothing on stderr. The arguments are those of `session_of`."""
+    import onnxruntime
+
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3
     for name, value in (options or {}).items():
         setattr(settings, name, value)
     if flush:
         settings.add_session_config_entry("session.set_denormal_as_zero", "1")
-    return onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+    return settings
 
 
 def feeds(session: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:

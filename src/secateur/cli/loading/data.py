@@ -1,4 +1,4 @@
-"""Load data from a function, a file, a folder of images or a Hugging Face dataset; or make example inputs."""
+"""Load data from a function, a file, a folder of images or a data set; or make example inputs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secateur.cli.loading.arrays import arrays
+from secateur.cli.loading.known import Known, known
 from secateur.cli.loading.models import ModelSource
 from secateur.cli.loading.pictures import class_folders, pictures
 from secateur.cli.loading.table import is_table, table
@@ -37,12 +38,15 @@ def check_data(option: str, text: str) -> None:
     elif path.is_dir():
         if not is_table(path):
             class_folders(option, path)
+    elif (published := Known.of(option, text)) is not None:
+        published.files()
     elif ":" in text:
         Target.of(option, text)
     else:
         raise SettingError(
-            f"{option} {text}: expected package.module:function, a .npz or .txt file, or a folder, got none "
-            f"of them. Write {option} data.py:load or {option} images.npz, for example."
+            f"{option} {text}: expected package.module:function, a .npz or .txt file, a folder, or "
+            f"cifar10:FOLDER, got none of them. Write {option} data.py:load or {option} images.npz, for "
+            "example."
         )
 
 
@@ -88,13 +92,19 @@ def load_data(
         return table(option, path, images, texts, source, batch_size, seed, samples)
     if path.is_dir():
         return pictures(option, path, images, source, batch_size, seed, samples)
+    if (published := Known.of(option, text)) is not None:
+        return known(published, images, source, batch_size, seed, samples)
     target = Target.of(option, text)
     found = target.find()
     return target.call() if callable(found) else found
 
 
-def example_of(text: str) -> torch.Tensor:
+def example_of(text: str, seed: int = 0) -> torch.Tensor:
     """Make a tensor from ``1x3x224x224`` or ``1x16:int64``. Floats are normally distributed, integers zero.
+
+    Args:
+        text: What a user wrote.
+        seed: Of the floats.
 
     Raises:
         SettingError: If it is not of this form.
@@ -117,4 +127,4 @@ def example_of(text: str) -> torch.Tensor:
         raise SettingError(f"--input {text}: expected an input that fits into memory. Give a smaller one.")
     if not dtype.is_floating_point:
         return torch.zeros(shape, dtype=dtype)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)

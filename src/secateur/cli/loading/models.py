@@ -175,7 +175,7 @@ class TimmModel:
 
     @contextmanager
     def _explained(self, wanted: str) -> Iterator[None]:
-        with explained(f"{self.option} timm:{self.name}", wanted, "Run pip install timm, or check the name."):
+        with explained(f"{self.option} timm:{self.name}", wanted, "Check the name.", library="timm"):
             yield
 
 
@@ -258,8 +258,8 @@ class HuggingFaceModel:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        advice = "Run pip install transformers, or save_pretrained again."
-        with explained(f"{self.option} {self.folder}", "a folder that Transformers can read", advice):
+        wanted, advice = "a folder that Transformers can read", "Do save_pretrained again."
+        with explained(f"{self.option} {self.folder}", wanted, advice, library="transformers"):
             yield
 
 
@@ -304,15 +304,40 @@ class ExportedModel:
 
 
 @contextmanager
-def explained(where: str, wanted: str, advice: str) -> Iterator[None]:
-    """Another library's error as one of ours."""
+def explained(where: str, wanted: str, advice: str, *, library: str = "") -> Iterator[None]:
+    """Another library's error as one of ours.
+
+    Args:
+        where: How the message begins.
+        wanted: What was expected.
+        advice: What to do, where the library is not the cause.
+        library: The library that is imported inside the block.
+    """
     try:
         yield
     except SettingError:
         raise
     except Exception as error:  # whatever a library raises is about what it was given
         got = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise SettingError(f"{where}: expected {wanted}, got {got}. {advice}") from error
+        remedy = _remedy(error, library) or advice
+        raise SettingError(f"{where}: expected {wanted}, got {got}. {remedy}") from error
+
+
+def _remedy(error: Exception, library: str) -> str:
+    """What to do about a library that is missing or does not load beside this torch; empty if neither."""
+    import torch
+
+    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    if missing is not None:
+        return f"Run pip install {missing.partition('.')[0]}."
+    if "torchvision" in str(error) and not isinstance(error, FileNotFoundError):
+        return (
+            f"torchvision is installed, but does not load beside torch {torch.__version__}: install the "
+            f"version that belongs to it, or remove it with pip uninstall torchvision."
+        )
+    if library and isinstance(error, ImportError):
+        return f"{library} is installed, but does not load: install another version of it."
+    return ""
 
 
 def _pair(option: str, text: str, pair: str) -> tuple[str, Any]:
