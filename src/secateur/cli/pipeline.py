@@ -242,6 +242,7 @@ def apply(run: Run, json: bool) -> str:
     "evaluation",
     "held_out",
     "frontier",
+    "checkpoint",
     *READING,
     "seed",
     needs=("model", "data", "artefact"),
@@ -259,6 +260,7 @@ def prune(run: Run, json: bool) -> str:
     out = folder_to_write(Path(run.artefact or ""))
     import secateur as sc
     from secateur.report.text import table
+    from secateur.signals.journal import discard
 
     inputs = Inputs(run)
     result = sc.prune(
@@ -276,10 +278,13 @@ def prune(run: Run, json: bool) -> str:
         held_out=inputs.held_out,
         frontier=run.frontier or None,
         allow_inexact=run.allow_inexact,
+        checkpoint=run.checkpoint,
         seed=run.seed,
     )
     reload = reload_code(inputs.source.import_line, out)
     report = write_result(result.model, result.report, out, reload, make_model=inputs.source.import_line)
+    if run.checkpoint is not None:
+        discard(run.checkpoint)
     return report.to_json().rstrip() if json else table(report, reload=reload)
 
 

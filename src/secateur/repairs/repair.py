@@ -14,6 +14,7 @@ from secateur.common.models import device_of, named_tensors, unwrap
 from secateur.common.modes import require_plain_modes
 from secateur.graph.graph import Graph
 from secateur.graph.trace import trace
+from secateur.repairs import resuming
 from secateur.repairs.judging import Judge
 from secateur.repairs.methods import Method, Methods, Work, resolve
 from secateur.repairs.trials import FINALISTS, Trials
@@ -204,8 +205,9 @@ def run_repairs(
             best = result.models[-1]
             # Cross-validation has judged the methods, so no data need be held out any more.
             if len(folds) > 1 and result.methods and not any(method.trains for method in result.methods):
-                best = duplicate(small)
-                notes = {m.name: m.run(best, Work(graph_of_dense, data, progress)) for m in result.methods}
+                best, notes = duplicate(small), {}
+                for method in result.methods:
+                    notes[method.name] = resuming.run(method, best, Work(graph_of_dense, data, progress))
                 for entry in tried:
                     if entry["kept"]:
                         *_, last = entry["method"].split(" + ")
