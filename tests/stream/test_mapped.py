@@ -87,9 +87,9 @@ def pair(request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple
     monkeypatch.setattr(parts, "PART_BYTES", 2000)
     monkeypatch.setattr(pending, "HELD_BYTES", 0)
     data: list[Tensor] = (
-        [torch.randint(17, (4, 6)) for _ in range(8)]
+        [torch.randint(17, (4, 6)) for _ in range(14)]
         if request.param == "decoder"
-        else [torch.randn(4, 3, 8, 8) for _ in range(8)]
+        else [torch.randn(4, 3, 8, 8) for _ in range(14)]
     )
     return dense, map_weights(there, tmp_path), data
 
@@ -249,6 +249,18 @@ def test_signals_that_need_gradients_run_the_model_whole(pair: Any) -> None:
         found.append(sc.score(graph, batches, "taylor", loss_fn=loss, progress=False)["taylor"])
     for group, vector in found[0].items():
         np.testing.assert_allclose(found[1][group], vector, rtol=1e-5, atol=1e-9)
+
+
+def test_a_fifth_of_the_data_is_held_out_once_where_fits_take_long(pair: Any) -> None:
+    dense, there, data = pair
+    held = []
+    for model in (dense, there):
+        graph = sc.trace(model, data[0])
+        plan = sc.Uniform(ratio=0.25).allocate(graph, sc.score(graph, None, "magnitude"))
+        small = sc.apply(model, plan, graph=graph)
+        fixed = sc.repair(small, model, data[:10], "bias", graph=graph, progress=False)
+        held.append(sc.record_of(fixed).repairs[0]["held_out_samples"])
+    assert held == [40, 8]
 
 
 def test_an_artefact_of_a_mapped_model_loads(pair: Any, tmp_path: Path) -> None:

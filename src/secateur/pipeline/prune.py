@@ -45,6 +45,7 @@ from secateur.signals.journal import keeping
 from secateur.signals.loss import LossFn, loss_name
 from secateur.targets.granularity import granularity_of, refusal
 from secateur.targets.units.record import record_of, with_note
+from secateur.targets.units.spread import gathered
 
 TARGETS: Mapping[str, type[Target]] = MappingProxyType(
     {"unit": Units, "weight": SingleWeights, "expert": Experts, "unit+expert": Both, "block": Blocks}
@@ -152,6 +153,8 @@ def prune(
         chooser.check("prune", what)
     kind.check_repair(repair)  # a wrong name is refused now, not after scoring
     model = unwrap(model)
+    if what != "weight":  # whose layers are read through the hooks
+        model = gathered(model)
     require_plain_modes("prune", model)
     require_values("prune", model)
     if isinstance(limits, Limits):  # modules are found in this model, not in those of later rounds
