@@ -93,6 +93,7 @@ WRITERS = {
     "artefact/export/quantising.py",
     "cli/output.py",
     "report/plot.py",
+    "signals/journal.py",
     "signals/storage.py",
     "targets/experts/checkpoint.py",  # all of these into a folder or a file that it gives them
     "common/mapped.py",  # temporary files without a name

@@ -21,6 +21,7 @@ from secateur.artefact import writing
 from secateur.artefact.pair import folder_in_place
 from secateur.artefact.writing import PREFIX, replace_text, replacing, replacing_folder
 from secateur.signals.checkpoint import Checkpoint, Position, Saved
+from secateur.signals.journal import Journal, Step
 from tests.artefact.faults import Killed, content, faults, litter, visible
 from tests.report.reports import report
 
@@ -81,6 +82,16 @@ def _read_checkpoint(place: Path) -> int:
     return found.position.number
 
 
+def _step(place: Path) -> Step:
+    return Journal(place).step("refit", "one")
+
+
+def _read_step(place: Path) -> int:
+    found = _step(place).load(lambda notes, _: int(notes))
+    assert found is not None
+    return found
+
+
 def _write_data(place: Path, k: int) -> None:
     with replacing(place / "net.onnx") as partial:
         name = f"net.onnx.{k:016x}.data"
@@ -115,6 +126,7 @@ WRITERS = {
         lambda p, k: sc.MaskPlan("", "hand", {"w": np.ones((2, 3), bool)}, seed=k).save(p / "m"),
         lambda p: sc.MaskPlan.load(p / "m").seed,
     ),
+    "finished step": Writer(lambda p, k: _step(p).save(k), _read_step),
     "checkpoint": Writer(_write_checkpoint, _read_checkpoint),
     "report": Writer(
         lambda p, k: report(note=f"{k}").to_json(p / "report.json"),

@@ -73,6 +73,26 @@ def test_polish_has_its_number_of_passes(folder: Path) -> None:
     assert "polish-passes: expected it with repair polish, got auto" in said
 
 
+def test_a_checkpoint_is_kept_until_the_result_is_written(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = (*BASE, "--macs", "0.5", "--allocator", "repair_aware", "--repair", "reconstruct")
+    assert run(*asked).exit_code == 0
+    expected = (folder / "small" / "model.safetensors").read_bytes()
+
+    def killed(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("secateur.cli.pipeline.write_result", killed)
+        assert run(*asked, "--checkpoint", "kept").exit_code != 0
+    assert (folder / "kept" / "run.safetensors").exists()
+    assert "with settings" in refused(2, *asked, "--seed", "3", "--checkpoint", "kept")
+    assert run(*asked, "--checkpoint", "kept").exit_code == 0
+    assert not (folder / "kept").exists()
+    assert (folder / "small" / "model.safetensors").read_bytes() == expected
+
+
 def test_a_search_moves_budget_between_layers(folder: Path) -> None:
     result = run(*BASE, "--macs", "0.5", "--allocator", "search", "--repair", "reconstruct", "--json")
     assert result.exit_code == 0, result.stderr

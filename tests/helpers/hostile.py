@@ -30,6 +30,7 @@ from secateur.config.read import read_run
 from secateur.integrations.shapes import read_shape, reshape, shape_state
 from secateur.signals import storage
 from secateur.signals.checkpoint import Checkpoint, Position, Saved
+from secateur.signals.journal import Journal
 from secateur.targets.experts.checkpoint import prune_checkpoint
 from tests.report.reports import report
 
@@ -48,6 +49,7 @@ SCORES = sc.score(GRAPH, None, "magnitude")
 PLAN = sc.Uniform(ratio=0.25).allocate(GRAPH, SCORES)
 SMALL = sc.apply(NET, PLAN, graph=GRAPH)
 ABOUT = {"model": "x"}
+STEP = Journal(Path()).step("refit", "one")
 
 
 @dataclass(frozen=True)
@@ -235,6 +237,15 @@ READERS = {
             "masks",
             lambda f: sc.MaskPlan(GRAPH.fingerprint, "hand", MASKS).save(f / "masks"),
             _read_masks,
+            STORED,
+        ),
+        Reader(
+            "finished step",
+            STEP.name,
+            lambda f: Journal(f).step("refit", "one").save({"near": 0.5}, {"w": torch.ones(3)}),
+            lambda f: (
+                Journal(f).step("refit", "one").load(lambda notes, found: (float(notes["near"]), found))
+            ),
             STORED,
         ),
         Reader(

@@ -16,6 +16,7 @@ from secateur.common import mapped
 from secateur.common.mapped import is_mapped, map_weights
 from secateur.errors import ArtefactError
 from secateur.signals import inparts
+from secateur.signals.checkpoint import Checkpoint
 from secateur.stream import parts, pending
 
 
@@ -86,9 +87,9 @@ def pair(request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple
     monkeypatch.setattr(parts, "PART_BYTES", 2000)
     monkeypatch.setattr(pending, "HELD_BYTES", 0)
     data: list[Tensor] = (
-        [torch.randint(17, (4, 6)) for _ in range(8)]
+        [torch.randint(17, (4, 6)) for _ in range(14)]
         if request.param == "decoder"
-        else [torch.randn(4, 3, 8, 8) for _ in range(8)]
+        else [torch.randn(4, 3, 8, 8) for _ in range(14)]
     )
     return dense, map_weights(there, tmp_path), data
 
@@ -163,6 +164,48 @@ def test_batches_of_other_sizes_are_scored_in_parts_too(
             np.testing.assert_allclose(found[1][name][group], vector, rtol=1e-6, atol=1e-9)
 
 
+def test_a_scoring_that_was_killed_goes_on_at_its_part(
+    pair: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, there, data = pair
+    graph = sc.trace(there, data[0])
+    asked = ("reconstruction", "activation")
+    whole = sc.score(graph, data, asked, progress=False)
+    path, saves, started = tmp_path / "scoring", [0], [0]
+    save, begin = Checkpoint.save, inparts._Program.start
+
+    def counted(self: Any, batch: Any) -> Any:
+        started[0] += 1
+        return begin(self, batch)
+
+    def dying(self: Checkpoint, now: Any) -> None:
+        save(self, now)
+        saves[0] += 1
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Checkpoint, "save", dying)
+    monkeypatch.setattr(inparts._Program, "start", counted)
+    for _ in range(50):
+        try:
+            found = sc.score(graph, data, asked, checkpoint=path, checkpoint_every=0, progress=False)
+        except KeyboardInterrupt:
+            continue
+        break
+    assert saves[0] >= (4 if isinstance(there, Decoder) else 1)
+    assert started[0] <= len(data) * (saves[0] + 1)  # each run starts the batches once
+    assert not path.exists()
+    for name in whole.values:
+        assert list(found[name]) == list(whole[name])
+        for group, vector in whole[name].items():
+            assert found[name][group].tobytes() == vector.tobytes(), (name, group)
+    monkeypatch.setattr(Checkpoint, "save", dying)
+    with pytest.raises(KeyboardInterrupt):
+        sc.score(graph, data, asked, checkpoint=path, checkpoint_every=0, progress=False)
+    other = [*data[:-1], data[-1].roll(1, 0)]
+    with pytest.raises(ArtefactError, match="batches that were read before"):
+        sc.score(graph, other, asked, checkpoint=path, checkpoint_every=0, progress=False)
+
+
 def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
     with pytest.raises(ArtefactError, match=r"expected model.safetensors, got none"):
@@ -206,6 +249,18 @@ def test_signals_that_need_gradients_run_the_model_whole(pair: Any) -> None:
         found.append(sc.score(graph, batches, "taylor", loss_fn=loss, progress=False)["taylor"])
     for group, vector in found[0].items():
         np.testing.assert_allclose(found[1][group], vector, rtol=1e-5, atol=1e-9)
+
+
+def test_a_fifth_of_the_data_is_held_out_once_where_fits_take_long(pair: Any) -> None:
+    dense, there, data = pair
+    held = []
+    for model in (dense, there):
+        graph = sc.trace(model, data[0])
+        plan = sc.Uniform(ratio=0.25).allocate(graph, sc.score(graph, None, "magnitude"))
+        small = sc.apply(model, plan, graph=graph)
+        fixed = sc.repair(small, model, data[:10], "bias", graph=graph, progress=False)
+        held.append(sc.record_of(fixed).repairs[0]["held_out_samples"])
+    assert held == [40, 8]
 
 
 def test_an_artefact_of_a_mapped_model_loads(pair: Any, tmp_path: Path) -> None:

@@ -246,6 +246,7 @@ def apply(run: Run, json: bool) -> str:
     "held_out",
     "frontier",
     "quantise",
+    "checkpoint",
     *READING,
     "seed",
     needs=("model", "artefact"),
@@ -262,6 +263,7 @@ def prune(run: Run, json: bool) -> str:
     """Run the whole pipeline and write the smaller model with its reports."""
     out = folder_to_write(Path(run.artefact or ""))
     from secateur.report.text import table
+    from secateur.signals.journal import discard
 
     inputs = Inputs(run)
     if run.data is None:
@@ -279,6 +281,8 @@ def prune(run: Run, json: bool) -> str:
         make_model=inputs.source.import_line,
         quantised=result.quantised,
     )
+    if run.checkpoint is not None:
+        discard(run.checkpoint)
     return report.to_json().rstrip() if json else table(report, reload=reload)
 
 
@@ -301,6 +305,7 @@ def _with_data(run: Run, inputs: Inputs) -> Result:
         frontier=run.frontier or None,
         quantise=run.quantise,
         allow_inexact=run.allow_inexact,
+        checkpoint=run.checkpoint,
         seed=run.seed,
     )
 

@@ -21,7 +21,7 @@ def unwrap(model: nn.Module) -> nn.Module:
     """The module inside `torch.compile`, `DataParallel` or `DistributedDataParallel`.
 
     Raises:
-        SettingError: If `model` is not an `nn.Module`.
+        SettingError: If `model` is not an `nn.Module`, or FSDP shards it.
     """
     while True:
         inner = getattr(model, "_orig_mod", None)
@@ -32,7 +32,18 @@ def unwrap(model: nn.Module) -> nn.Module:
         model = inner
     if not isinstance(model, nn.Module):
         raise SettingError(f"model: expected a torch.nn.Module, got {type(model).__name__}.")
+    if any(_SHARDED & {cls.__name__ for cls in type(module).__mro__} for module in model.modules()):
+        raise SettingError(
+            f"model: expected all weights in each process, got {type(model).__name__}, which FSDP shards. "
+            "Call get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)) of "
+            "torch.distributed.checkpoint.state_dict in every process, and load that into a plain model; or "
+            "save the model and use sc.map_weights."
+        )
     return model
+
+
+_SHARDED = {"FSDPModule", "FullyShardedDataParallel"}
+"""Classes of modules whose parameters lie in several processes."""
 
 
 @contextmanager

@@ -400,8 +400,9 @@ class Run(_Settings):
     )
     checkpoint: str | None = Field(
         default=None,
-        description="File from which an interrupted scoring goes on.",
-        examples=["scoring.checkpoint"],
+        description="From where an interrupted run goes on: a folder for secateur prune, a file for secateur "
+        "score.",
+        examples=["run.checkpoint"],
     )
     memory: str | None = Field(
         default=None, description="Most that scoring may hold, in bytes or as 2 GB.", examples=["2 GB"]

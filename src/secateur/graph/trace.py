@@ -30,6 +30,7 @@ from secateur.graph.programs import Programs, values_at
 from secateur.graph.views import View, further_views
 from secateur.graph.walk import keep_inputs_of, walk
 from secateur.targets.granularity import by_granularity
+from secateur.targets.units.spread import gathered
 
 if TYPE_CHECKING:
     from secateur.targets.blocks.graph import BlockGraph
@@ -140,7 +141,7 @@ def trace(
         >>> [(group.name, group.size) for group in graph.groups]
         [('0', 8)]
     """
-    model = unwrap(model)
+    model = gathered(unwrap(model))
     require_plain_modes("trace", model)
     require_plain_code(model)
     require_parameters(model)

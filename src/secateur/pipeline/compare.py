@@ -29,6 +29,7 @@ from secateur.repairs.methods import Methods
 from secateur.signals.loss import LossFn
 from secateur.targets.granularity import granularity_of
 from secateur.targets.units.record import record_of
+from secateur.targets.units.spread import gathered
 
 
 @dataclass(frozen=True)
@@ -224,6 +225,8 @@ def compare(
         check_bounds("compare", what, budget)
     kind.check_repair(repair)
     model = unwrap(model)
+    if what != "weight":
+        model = gathered(model)
 
     def read(given: Any, views: int | Views | View | None = None) -> Calibration:
         return Calibration.of(given, seed=seed, forward=forward, model=model, views=views)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from os import PathLike
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -39,9 +41,12 @@ from secateur.report.data import versions
 from secateur.report.report import Report
 from secateur.signals import Scores
 from secateur.signals.distributed import joined
+from secateur.signals.identity import of_run
+from secateur.signals.journal import keeping
 from secateur.signals.loss import LossFn, loss_name
 from secateur.targets.granularity import granularity_of, refusal
 from secateur.targets.units.record import record_of, with_note
+from secateur.targets.units.spread import gathered
 
 TARGETS: Mapping[str, type[Target]] = MappingProxyType(
     {"unit": Units, "weight": SingleWeights, "expert": Experts, "unit+expert": Both, "block": Blocks}
@@ -71,6 +76,7 @@ def prune(
     views: int | Views | View | None = None,
     allow_inexact: bool = False,
     measure_latency: bool | None = None,
+    checkpoint: str | PathLike[str] | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> Result:
@@ -121,6 +127,13 @@ def prune(
         allow_inexact: As for `trace`.
         measure_latency: Time the models on this machine (a few dozen forward passes). None: unless single
             weights are removed, which changes no time.
+        checkpoint: A folder that keeps what is finished: scores, judged candidates, refitted layers, repairs.
+            If the run is killed, at any time, the same call goes on where it was and gives the same model,
+            bit for bit. Delete the folder when the result is saved. It holds the tensors that repairs
+            changed, for each repair that was tried. Started again are: tracing, the curves that rules measure
+            themselves, the proof and measuring; a pass that scores experts, blocks or single weights; the
+            refit of experts; `Polish`; repairs of your own. What is bounded in time or decided by measured
+            time may end differently.
         seed: Seed for all random choices. Same inputs and seed, same plan.
         progress: Show bars on a terminal.
 
@@ -129,6 +142,7 @@ def prune(
 
     Raises:
         SettingError: A setting is wrong, or means nothing for this granularity.
+        ArtefactError: The checkpoint is damaged, or of another model, data or settings.
         SecateurError: One of its kinds; see each step.
     """
     what = granularity_of(granularity)
@@ -144,6 +158,8 @@ def prune(
         chooser.check("prune", what)
     kind.check_repair(repair)  # a wrong name is refused now, not after scoring
     model = unwrap(model)
+    if what != "weight":  # whose layers are read through the hooks
+        model = gathered(model)
     require_plain_modes("prune", model)
     require_values("prune", model)
     if isinstance(limits, Limits):  # modules are found in this model, not in those of later rounds
@@ -152,7 +168,7 @@ def prune(
     def read(given: Any, views: int | Views | View | None = None) -> Calibration:
         return Calibration.of(given, seed=seed, forward=forward, model=model, views=views)
 
-    with joined(device_of(model)) as team:
+    with joined(device_of(model)) as team, ExitStack() as stack:
         with team.together():
             data, held = read(calibration, views), None
             if frontier is not None or (budget is not None and budget.quality):
@@ -177,15 +193,17 @@ def prune(
             if evaluation is None:
                 check_labels(model, task.example, loss_fn)
             quantiser = None if quantise is None else Quantiser.of(model, task.example, quantise, team.size)
-        team.agree(
-            "prune",
-            model,
-            task.data,
-            budget=budget,
-            allocator=decider,
-            repair=repair,
-            limits=limits,
-            settings=(what, form, on_unrealisable, allow_inexact, steps, seed, views, frontier),
+        settings = {
+            "budget": budget,
+            "allocator": decider,
+            "repair": repair,
+            "limits": limits,
+            "settings": (what, form, on_unrealisable, allow_inexact, steps, seed, views, frontier),
+        }
+        team.agree("prune", model, task.data, **settings)
+        own = {"loss_fn": loss_fn, "metric": metric, "forward": forward, "held_out": held_out is not None}
+        stack.enter_context(
+            keeping(checkpoint, lambda: of_run(model, task.data, **settings, **own, processes=team.size))
         )
         if held is not None and budget is not None:
             with team.together():

@@ -11,9 +11,10 @@ from secateur.allocators.registry import Allocates
 from secateur.common.progress import steps as bar
 from secateur.errors import NothingToPruneError, SettingError
 from secateur.graph.graph import Graph
+from secateur.pipeline.resuming import scored_once
 from secateur.pipeline.settling import PROGRAM, settle, without
 from secateur.plan import Plan
-from secateur.signals import Scores, score
+from secateur.signals import Scores
 from secateur.targets.units.record import record_of
 
 if TYPE_CHECKING:
@@ -59,8 +60,10 @@ def plan_in_steps(
         for round_ in range(2, count + 1):
             step(f"round {round_} of {count}")
             so_far = record_of(found.model).plan
-            now = target.trace(target.between(found.model))
-            scores = score(now, fit, rule.signals, loss_fn=task.loss_fn, seed=task.seed, progress=False)
+            between = target.between(found.model)
+            now = target.trace(between)
+            options: dict[str, Any] = {"loss_fn": task.loss_fn, "seed": task.seed, "progress": False}
+            scores = scored_once(now, between, fit, rule.signals, **options)
             curved = target.with_curves(rule, now, fit, scores)
             left = target.budget_of(now, so_far, budget_after(round_, count, budget, target.graph))
             where = f"prune: round {round_} of {count}"

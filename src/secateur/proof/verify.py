@@ -28,6 +28,7 @@ from secateur.targets.units.apply import apply
 from secateur.targets.units.compare import Double, Way
 from secateur.targets.units.draws import Draws
 from secateur.targets.units.masked import masked
+from secateur.targets.units.spread import gathered
 
 if TYPE_CHECKING:
     from secateur.targets.weights.plan import MaskPlan
@@ -138,7 +139,7 @@ def verify(
         (True, True, ())
     """
     plan = cast(Plan, plan)  # masks do not come here
-    model = unwrap(model)
+    model = gathered(unwrap(model))
     require_plain_modes("verify", model)
     plan.check(fingerprint(model))
     original, model = model, folded(model, plan.folded)

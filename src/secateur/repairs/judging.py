@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from secateur.calibration import Batch, Calibration
 from secateur.calibration.subset import take_share
+from secateur.common.mapped import any_mapped
 from secateur.common.models import device_of, evaluating
 from secateur.measure.evaluate import floats_of, squared_distance
 from secateur.signals.distributed import joined
@@ -29,6 +30,9 @@ class Judge:
     Without a loss function the error is the squared distance of the outputs to the dense model's outputs,
     divided by the mean square of the dense outputs. It needs no labels. On few samples it is less noisy than
     a loss on labels, so it tells candidates apart better (`docs/auto.md` has the measurement).
+
+    Attributes:
+        data: The held-out data.
     """
 
     def __init__(self, dense: nn.Module, data: Calibration, loss_fn: LossFn | None = None) -> None:
@@ -39,9 +43,10 @@ class Judge:
             data: Held-out data.
             loss_fn: Returns the mean loss of a batch. If given, it replaces the distance.
         """
-        self._dense, self._data, self._loss_fn = dense, data.plain.to(device_of(dense)), loss_fn
+        self._dense, self.data, self._loss_fn = dense, data.plain.to(device_of(dense)), loss_fn
         self._kept: dict[int, list[Tensor]] = {}
         self._bytes = 0
+        self._most = 0 if any_mapped(dense.parameters()) else HELD_BYTES  # in files: memory is short
 
     def on_part(self, samples: int, *, whole: bool) -> Judge:
         """Return a judge that uses about `samples` of the held-out samples.
@@ -50,7 +55,7 @@ class Judge:
             samples: How many samples to use.
             whole: Take whole batches only, for models with a fixed batch size.
         """
-        part = take_share(self._data, samples / max(1, self.samples), whole=whole)
+        part = take_share(self.data, samples / max(1, self.samples), whole=whole)
         return Judge(self._dense, part, self._loss_fn)
 
     @property
@@ -62,7 +67,7 @@ class Judge:
     def samples(self) -> int:
         """The number of held-out samples."""
         with joined(device_of(self._dense)) as team, team.together():
-            return self._data.samples()
+            return self.data.samples()
 
     @torch.no_grad()
     def __call__(self, model: nn.Module) -> NDArray[np.float64]:
@@ -73,7 +78,7 @@ class Judge:
         found: dict[int, tuple[list[float], list[float]]] = {}
         with joined(device_of(self._dense)) as team:
             with team.together(), evaluating(model), evaluating(self._dense):
-                for batch in self._data.batches(takes=team.takes):
+                for batch in self.data.batches(takes=team.takes):
                     found[batch.index] = self._measured(model, batch)
             for share in team.everyone(found):
                 found |= share
@@ -93,7 +98,7 @@ class Judge:
             return self._kept[batch.index]
         found = floats_of(batch.run(self._dense))
         size = sum(t.nbytes for t in found)
-        if self._bytes + size <= HELD_BYTES:
+        if self._bytes + size <= self._most:
             self._kept[batch.index] = found
             self._bytes += size
         return found

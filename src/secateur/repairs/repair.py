@@ -10,10 +10,12 @@ import torch
 from torch import nn
 
 from secateur.calibration import Calibration, Forward, seeded
+from secateur.common.mapped import any_mapped
 from secateur.common.models import device_of, named_tensors, unwrap
 from secateur.common.modes import require_plain_modes
 from secateur.graph.graph import Graph
 from secateur.graph.trace import trace
+from secateur.repairs import resuming
 from secateur.repairs.judging import Judge
 from secateur.repairs.methods import Method, Methods, Work, resolve
 from secateur.repairs.trials import FINALISTS, Trials
@@ -22,6 +24,7 @@ from secateur.signals.loss import LossFn
 from secateur.targets.granularity import by_granularity
 from secateur.targets.units.copying import duplicate
 from secateur.targets.units.record import attach, record_of, with_repairs
+from secateur.targets.units.spread import gathered
 
 if TYPE_CHECKING:
     from secateur.targets.blocks.graph import BlockGraph
@@ -54,7 +57,8 @@ def repair(
     Each method is fitted on four fifths of the batches. The rest judges it: by the distance to the dense
     model's outputs, or by `loss_fn` (`secateur.repairs.judging`). A repair that does not lower this error is
     undone, so the result never measures worse than the input. With at most 50 samples each fifth is held
-    out in turn, and the mean over the five judges; what helps is then fitted on all samples. With many
+    out in turn, and the mean over the five judges; what helps is then fitted on all samples. That takes six
+    fits, so if the weights lie in files, where a fit takes long, one fifth is held out once. With many
     samples, ``auto`` first compares all combinations on a part of the data, and then the best one or two on
     all of it.
 
@@ -168,13 +172,13 @@ def run_repairs(
     best = duplicate(small)
     if not combinations:
         return best
-    model = unwrap(model)
+    model = gathered(unwrap(model))
     require_plain_modes("repair", model)
     plan = record_of(small).plan
     with joined(device_of(model)) as team:
         with team.together():
             data = Calibration.of(calibration, seed=seed, forward=forward, model=model)
-            folds = folds_of(data)
+            folds = folds_of(data, once=any_mapped(model.parameters()))
         team.agree("repair", model, data, methods=methods, own=own, pruned=plan.to_json(), seed=seed)
 
         def graph_of_dense() -> Graph:
@@ -204,8 +208,9 @@ def run_repairs(
             best = result.models[-1]
             # Cross-validation has judged the methods, so no data need be held out any more.
             if len(folds) > 1 and result.methods and not any(method.trains for method in result.methods):
-                best = duplicate(small)
-                notes = {m.name: m.run(best, Work(graph_of_dense, data, progress)) for m in result.methods}
+                best, notes = duplicate(small), {}
+                for method in result.methods:
+                    notes[method.name] = resuming.run(method, best, Work(graph_of_dense, data, progress))
                 for entry in tried:
                     if entry["kept"]:
                         *_, last = entry["method"].split(" + ")
@@ -227,8 +232,12 @@ def flush_subnormals(model: nn.Module) -> None:
                 tensor[tensor.abs() < torch.finfo(tensor.dtype).tiny] = 0
 
 
-def folds_of(data: Calibration) -> list[tuple[Calibration, Calibration]]:
+def folds_of(data: Calibration, *, once: bool = False) -> list[tuple[Calibration, Calibration]]:
     """Split the data into pairs (data to fit on, held-out data).
+
+    Args:
+        data: The data.
+        once: Make one pair, however few the samples are.
 
     Returns:
         One pair, ``data.split()``, if there are more than `FEW` samples. Otherwise `FOLDS` pairs for
@@ -238,6 +247,8 @@ def folds_of(data: Calibration) -> list[tuple[Calibration, Calibration]]:
         CalibrationError: If the data is empty, or too small to hold a part out.
     """
     last = data.split(FOLDS)
+    if once:
+        return [last]
     batches = []
     samples = 0
     for batch in data.plain:

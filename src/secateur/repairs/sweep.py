@@ -19,8 +19,9 @@ bias (with opposite sign).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,8 +37,10 @@ from secateur.repairs.regression.leastsquares import Fit, Sums, fit
 from secateur.repairs.rows import column_sums, output_sums, target
 from secateur.repairs.tasks import Task, is_ready, siblings_among, start_of, tasks_of
 from secateur.signals.distributed import Team, joined
+from secateur.signals.journal import Step, current, model_digest, plan_digest, require_like
 from secateur.stream.dense import Values
 from secateur.stream.pending import PendingBatches
+from secateur.targets.units.record import record_of
 
 PARTS = 4
 """Number of parts for cross-validation. Layers that are large, or have plenty of data, get two parts."""
@@ -80,6 +83,7 @@ def sweep(
         For each refitted weight, by name: its ``damping`` (None if the weight did not change), and its
         squared error ``before`` and ``after``, divided by the scatter of the targets.
     """
+    kept = _keeper(name, small, graph, calibration)
     pairs = Pairs(graph, small)
     pair = pairs.first
     regress = FACTORS.get(name)
@@ -97,9 +101,30 @@ def sweep(
         # What siblings read may be overwritten between them, where a program writes in place.
         alone = regress is not None or bool(pair.writes)
         for siblings in bar([[t] for t in found] if alone else siblings_among(found, pair), name, progress):
-            report.update(walk.refit(siblings))
+            step = kept([pair.names[task.weight] for task in siblings])
+            known = step.load(walk.understood) if step else None
+            if known is not None:
+                report.update(walk.restore(siblings, *known))
+                continue
+            found_now = walk.refit(siblings)
+            if step is not None:
+                step.save({"found": found_now, "near": walk.near}, walk.results(siblings, found_now))
+            report.update(found_now)
     pair.store(small)
     return report
+
+
+def _keeper(
+    name: str, small: nn.Module, graph: Graph, calibration: Calibration
+) -> Callable[[Sequence[str]], Step | None]:
+    """Return, for the names of weights, the step of the run that refits them; None if nothing is kept."""
+    journal = current()
+    if journal is None:
+        return lambda weights: None
+    plan = plan_digest(record_of(small).plan)
+    dense = journal.dense(graph.program.state_dict)
+    before = (name, model_digest(small), plan, dense, journal.data(calibration))
+    return lambda weights: journal.step("refit", *before, *weights)
 
 
 @dataclass(eq=False)
@@ -192,6 +217,47 @@ class _Sweep:
                 for node in filter(None, (task.weight, task.bias, task.norm)):
                     pair.replace(node, self.team.tensor_from_first(pair.tensor(node)))
         return found
+
+    def results(self, siblings: Sequence[Task], found: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Return the tensors that `refit` wrote, by their names."""
+        pair = self.pair
+        changed = [task for task in siblings if pair.names[task.weight] in found]
+        nodes = [n for task in changed for n in (task.weight, task.bias, task.norm) if n is not None]
+        return {pair.names[node]: pair.tensor(node) for node in nodes}
+
+    def restore(
+        self,
+        siblings: Sequence[Task],
+        found: dict[str, dict[str, float | None]],
+        near: float | None,
+        tensors: Mapping[str, Tensor],
+    ) -> dict[str, dict[str, float | None]]:
+        """Do what `refit` did in a run that was killed, from what that run has kept.
+
+        The batches still go through the layers before, with the weights of that time: so the values that the
+        next fit reads are the same, bit for bit.
+        """
+        pair, self.near = self.pair, near
+        if tensors:
+            with self.team.together():
+                for _ in self._visit([pair.names[task.weight] for task in siblings]):
+                    pass
+            for task in siblings:
+                for node in filter(None, (task.weight, task.bias, task.norm)):
+                    if pair.names[node] in tensors:
+                        pair.replace(node, tensors[pair.names[node]].to(pair.graph.device))
+            if self.in_files:
+                release(pair.tensors_read(pair.nodes[: start_of(siblings[0], pair)]))
+        return found
+
+    def understood(
+        self, notes: Any, tensors: dict[str, Tensor]
+    ) -> tuple[dict[str, dict[str, float | None]], float | None, dict[str, Tensor]]:
+        """Return what `restore` takes, from what was kept."""
+        pair, near = self.pair, notes["near"]
+        wanted = {name: pair.tensor(node) for node, name in pair.names.items() if name in tensors}
+        found = {name: dict(entry) for name, entry in notes["found"].items()}
+        return found, None if near is None else float(near), require_like(tensors, wanted)
 
     def _of_all(self, parts: Sequence[Sums | None]) -> list[Sums]:
         """Return the sums of each part over all processes; nothing on any but the first process."""

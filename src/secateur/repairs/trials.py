@@ -13,6 +13,7 @@ from torch import nn
 
 from secateur.calibration.subset import take_share
 from secateur.errors import SecateurError
+from secateur.repairs import resuming
 from secateur.repairs.judging import MARGIN, Judge, standard_errors
 from secateur.repairs.methods import Method, Work
 from secateur.signals.distributed import OtherProcessError
@@ -64,8 +65,7 @@ class Trials:
 
     def measured(self, models: list[nn.Module]) -> Trial:
         """Measure one model per fold, each on the held-out data of its fold."""
-        errors = np.concatenate([judge(m) for m, (_, judge) in zip(models, self.folds, strict=True)])
-        return Trial(models, errors)
+        return Trial(models, resuming.judged(models, [judge for _, judge in self.folds]))
 
     def attempt(self, start: Trial, method: Method) -> Trial | str:
         """Repair copies of a trial's models and measure them. Return the reason if the repair fails."""
@@ -73,7 +73,7 @@ class Trials:
         for model, (work, _) in zip(start.models, self.folds, strict=True):
             candidate = duplicate(model)
             try:
-                notes = method.run(candidate, work)
+                notes = resuming.run(method, candidate, work)
             except OtherProcessError:
                 raise  # the process that failed is not here any more
             except SecateurError as error:

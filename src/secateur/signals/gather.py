@@ -146,11 +146,11 @@ class _Run:
 
     def scores(self, saved: Saved | None) -> Scores:
         """Do the run, from the checkpoint on if there is one."""
-        if self.data is not None and self.checkpoint is None and self.limit is None:
+        if self.data is not None and self.limit is None:
             with self.team.together():
                 in_parts = InParts.of(self.graph, self.signals, self.data, self._pass)
             if in_parts is not None:
-                return self._scores_in_parts(in_parts, self.data)
+                return self._scores_in_parts(in_parts, self.data, saved)
         now = self._start(saved)
         counted = (0, 0)
         for number in range(now.position.number, len(self.passes)):
@@ -167,9 +167,30 @@ class _Run:
                     self.checkpoint.save(now)
         return Scores(now.values, *counted, self.seed, self.graph.fingerprint)
 
-    def _scores_in_parts(self, in_parts: InParts, data: Calibration) -> Scores:
-        """Score a model that lies in files: see `InParts`."""
-        values, steps = in_parts.run(data, self.team, self._finished, self.progress)
+    def _scores_in_parts(self, in_parts: InParts, data: Calibration, saved: Saved | None) -> Scores:
+        """Score a model that lies in files: see `InParts`. Groups that the checkpoint has are left out."""
+        seen = Position()
+        if self.checkpoint is not None:
+            for batch in data.batches():
+                seen.read, seen.digest = batch.index + 1, checksum(batch.raw, seen.digest)
+            if saved is not None and saved.values and any(saved.values.values()):
+                self.checkpoint.check_data(saved.position, seen.digest)
+        given = {} if saved is None else saved.values
+        shares = self.team.everyone({name: [*by_group] for name, by_group in given.items()})
+        known = {
+            name: {
+                group: by_group[group] for group in by_group if all(group in s.get(name, ()) for s in shares)
+            }
+            for name, by_group in given.items()
+        }
+
+        def note(found: Values) -> None:
+            if self.checkpoint is not None and self.checkpoint.due:
+                self.checkpoint.save(Saved(seen, {}, found))
+
+        values, steps = in_parts.run(data, self.team, self._finished, self.progress, known, note)
+        names = [group.name for group in self.graph.groups]
+        values = {name: {n: by_group[n] for n in names} for name, by_group in values.items()}
         position = Position()
         for step in steps:
             position.move(step)

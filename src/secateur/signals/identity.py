@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import re
 import zlib
@@ -35,7 +36,7 @@ def identity(
     loss = "default" if loss_fn is None else getattr(loss_fn, "__qualname__", type(loss_fn).__qualname__)
     return {
         "model": graph.fingerprint,
-        "weights": _digest(graph.program.state_dict),
+        "weights": digest_of(graph.program.state_dict),
         "groups": ", ".join(f"{group.name} of {group.size}" for group in graph.groups),
         "signals": "; ".join(map(_described, signals)),
         "loss_fn": loss,
@@ -69,12 +70,39 @@ def of_run(model: nn.Module, data: Calibration, **settings: object) -> dict[str,
     """What processes have to agree on that work on one model: its weights, the data, and the settings."""
     return {
         "model": type(model).__name__,
-        "weights": _digest(named_tensors(model)),
+        "weights": digest_of(named_tensors(model)),
         "number of batches": str(data.count()),
         **first_batch(data),
-        **{name: _plain(repr(value)) for name, value in settings.items()},
+        **{name: plain(repr(value)) for name, value in settings.items()},
         "versions": _versions(),
     }
+
+
+def of_data(data: Calibration) -> str:
+    """What calibration data are: how they were cut from which source, and in which views they are seen.
+
+    Batches in a list are identified by their values, a loader by its length and its first batch.
+    """
+    return plain(f"{_source(data)}, seed {data.seed}, views {data.views!r}, most {data.most}")
+
+
+def _source(data: Calibration) -> str:
+    source: Any = data.source
+    if dataclasses.is_dataclass(source) and not isinstance(source, type):
+        values = ((each.name, getattr(source, each.name)) for each in dataclasses.fields(source))
+        fields = (f"{name}={of_data(v) if isinstance(v, Calibration) else v!r}" for name, v in values)
+        return f"{type(source).__name__}({', '.join(fields)})"
+    if not isinstance(source, list | tuple):
+        return f"{type(source).__name__} of {data.count()}, {first_batch(data)}"
+    digest = hashlib.sha256()
+    for raw in source:
+        tensors = held_tensors(raw)
+        for tensor in tensors:
+            digest.update(f"{tensor.dtype} {list(tensor.shape)}".encode())
+            digest.update(raw_bytes(tensor))
+        if not tensors:
+            digest.update(plain(repr(raw)).encode())
+    return f"{len(source)} batches {digest.hexdigest()}"
 
 
 def checksum(raw: Any, before: int) -> int:
@@ -101,10 +129,10 @@ def _described(signal: Signal) -> str:
     """The signal's class and settings."""
     given = sorted(getattr(signal, "__dict__", {}).items())
     settings = ", ".join(f"{name}={value!r}" for name, value in given)
-    return _plain(f"{type(signal).__qualname__}({settings})")
+    return plain(f"{type(signal).__qualname__}({settings})")
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """The text without the addresses that some objects print."""
     return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
 
@@ -113,7 +141,8 @@ def _versions() -> str:
     return f"secateur {version('secateur')}, torch {torch.__version__}"
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """Hash tensors: their names, dtypes and values. [hex]"""
     digest = hashlib.sha256()
     for name, tensor in tensors.items():
         digest.update(f"{name} {tensor.dtype}".encode())

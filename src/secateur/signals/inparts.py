@@ -158,6 +158,8 @@ class InParts:
         team: Team,
         finish: Callable[[OnePass], Scored],
         progress: bool,
+        known: Scored,
+        note: Callable[[Scored], None],
     ) -> tuple[Scored, list[Step]]:
         """Score all groups.
 
@@ -166,23 +168,30 @@ class InParts:
             team: The processes that share them.
             finish: Returns the scores of a pass, from all processes' shares.
             progress: Show a bar on a terminal.
+            known: Scores that an earlier run has found. The windows of these groups are not scored again; the
+                batches still run through the parts before the others.
+            note: Called with all scores so far, whenever there are new ones.
 
         Returns:
             The scores, by signal and group, and the steps of the batches that this process read.
         """
-        found = Scored()
+        found: Scored = {name: dict(by_group) for name, by_group in known.items()}
+        windows = [window for window in self._windows if not _is_known(window, found)]
+        begun = min((window.first for window in windows), default=0)
         with team.together():
             asked = self._begin(self._windows[0].covers, self._model)
             steps = {batch.index: asked.step(batch) for batch in data.batches(takes=team.takes)}
+        if not windows:
+            return found, list(steps.values())
         active: list[tuple[_Window, OnePass]] = []
         device = self._programs[0].graph.device
         count = len(self._programs[0].ends)
         with PendingBatches(
             lambda batch: self._programs[batch.index], device, data, True, team.takes
         ) as batches:
-            for k in bar(range(count), "Scoring, in parts", progress):
+            for k in bar(range(begun, count), "Scoring, in parts", progress):
                 with team.together():
-                    for window in self._windows:
+                    for window in windows:
                         if window.first == k:
                             active.append((window, self._begin(window.covers, self._model)))
                             for step in steps.values():
@@ -192,13 +201,16 @@ class InParts:
                         if k == count - 1:
                             _check_finite(index, values.tensors())
                     for program in set(self._programs):
-                        start = program.ends[k - 1] if k else 0
+                        start = program.ends[k - 1] if k > begun else 0
                         release(program.tensors_read(program.nodes[start : program.ends[k]]))
                 for window, one in active:
                     if window.last == k:
                         for name, by_group in finish(one).items():
                             found.setdefault(name, {}).update(by_group)
-                active = [(window, one) for window, one in active if window.last != k]
+                left = [(window, one) for window, one in active if window.last != k]
+                if len(left) < len(active):
+                    note(found)
+                active = left
         return found, list(steps.values())
 
     def _shower(
@@ -222,6 +234,13 @@ class InParts:
             return see
 
         return show
+
+
+def _is_known(window: _Window, found: Scored) -> bool:
+    """Whether the scores of all groups of a window have been found."""
+    return all(
+        group.name in found.get(name, {}) for name, groups in window.covers.items() for group in groups
+    )
 
 
 def _end(part: int, program: _Program) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from secateur.allocators import Budget
@@ -19,7 +20,9 @@ from secateur.pipeline.auto.rounds import Entrant, Stage, run_rounds
 from secateur.pipeline.auto.selection import Candidate, Round, Selection
 from secateur.pipeline.targets.target import Scored, Target
 from secateur.repairs.judging import MARGIN, Judge
+from secateur.repairs.resuming import described
 from secateur.signals.distributed import OtherProcessError
+from secateur.signals.journal import current, plan_digest
 from secateur.signals.units.combination import name_of
 
 FEW, MORE = 1 / 16, 1 / 4
@@ -123,6 +126,24 @@ def measured(target: Target, judge: Judge, plan: Any, data: Calibration) -> NDAr
     Returns:
         The errors [samples]; as text the reason why there are none.
     """
+    journal = current()
+    if journal is None:
+        return _measured(target, judge, plan, data)
+    parts = (plan_digest(plan), target.candidate_repair, journal.data(data), described(judge, journal))
+    step = journal.step("candidate", *parts)
+    known = step.load(lambda why, tensors: str(why) or tensors["errors"].numpy())
+    if known is not None:
+        return known
+    with step.inside():
+        found = _measured(target, judge, plan, data)
+    if isinstance(found, str):
+        step.save(found)
+    else:
+        step.save("", {"errors": torch.from_numpy(found)})
+    return found
+
+
+def _measured(target: Target, judge: Judge, plan: Any, data: Calibration) -> NDArray[np.float64] | str:
     try:
         return judge(target.candidate(plan, data))
     except OtherProcessError:

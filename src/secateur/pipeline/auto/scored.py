@@ -6,12 +6,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from torch import nn
+
 from secateur.allocators.registry import Allocates
 from secateur.calibration import Batch, Calibration
 from secateur.errors import CalibrationError, ScoreError
 from secateur.graph.graph import Graph
+from secateur.pipeline.resuming import scored_once
 from secateur.pipeline.targets.target import Scored
-from secateur.signals import Scores, score
+from secateur.signals import Scores
 from secateur.signals.loss import LossFn
 from secateur.signals.program import NotObservedError
 from secateur.signals.registry import resolve
@@ -22,6 +25,7 @@ from secateur.signals.units.combination import Asked, name_of
 def scored(
     rules: Iterable[Allocates],
     graph: Graph,
+    model: nn.Module,
     data: Calibration,
     *,
     loss_fn: LossFn | None,
@@ -48,7 +52,7 @@ def scored(
         return Scored(Scores({}, fingerprint=graph.fingerprint), missing)
 
     def found(asked: Sequence[Asked]) -> Scores:
-        return score(graph, data, asked, loss_fn=loss_fn, seed=seed, progress=progress)
+        return scored_once(graph, model, data, asked, loss_fn=loss_fn, seed=seed, progress=progress)
 
     try:
         return Scored(found(signals), missing)

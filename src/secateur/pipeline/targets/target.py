@@ -17,13 +17,14 @@ from secateur.errors import SettingError
 from secateur.measure.cost import Cost
 from secateur.measure.quality import Metric
 from secateur.pipeline.result import clock, untouched
+from secateur.pipeline.resuming import scored_once
 from secateur.pipeline.steps import budget_after, plan_in_steps
 from secateur.plan import Plan
 from secateur.proof.verify import Proof
 from secateur.repairs.methods import Method, Methods, quick
 from secateur.repairs.repair import repair as repair_model
 from secateur.report.collect import knob_of, layers_of
-from secateur.signals import Scores, score
+from secateur.signals import Scores
 from secateur.signals.loss import LossFn
 from secateur.signals.named import leaves
 from secateur.signals.units.combination import name_of
@@ -147,9 +148,8 @@ class Target(ABC):
     def score_signals(self, signals: Sequence[Any]) -> Scores:
         """The scores of these signals."""
         task = self.task
-        return score(
-            self.prunable, task.fit, signals, loss_fn=task.loss_fn, seed=task.seed, progress=task.progress
-        )
+        options: dict[str, Any] = {"loss_fn": task.loss_fn, "seed": task.seed, "progress": task.progress}
+        return scored_once(self.prunable, task.model, task.fit, signals, **options)
 
     def scored(self, rules: Iterable[Allocates]) -> Scored:
         """The same for candidates: a signal that the data cannot feed is listed instead of an error."""

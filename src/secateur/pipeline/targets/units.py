@@ -62,7 +62,13 @@ class Units(Target):
         """Score all signals of these rules that the data are enough for, in one pass."""
         task = self.task
         return scored(
-            rules, self.graph, task.fit, loss_fn=task.loss_fn, seed=task.seed, progress=task.progress
+            rules,
+            self.graph,
+            task.model,
+            task.fit,
+            loss_fn=task.loss_fn,
+            seed=task.seed,
+            progress=task.progress,
         )
 
     @staticmethod

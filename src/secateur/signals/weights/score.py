@@ -17,6 +17,7 @@ from torch.func import functional_call
 from secateur.calibration import Batch, Calibration, Forward, seeded
 from secateur.calibration.reading import StandIn
 from secateur.common.models import evaluating
+from secateur.common.offload import input_device, stored
 from secateur.common.progress import bar
 from secateur.errors import CalibrationError, ScoreError
 from secateur.signals.loss import LossFn, check_reached, loss_of
@@ -25,7 +26,6 @@ from secateur.signals.scores import Scores
 from secateur.signals.signal import Signal
 from secateur.signals.units.combination import Asked, Combination, listed, name_of, parse, with_combinations
 from secateur.targets.weights.blocks import Chain
-from secateur.targets.weights.offload import input_device, stored
 from secateur.targets.weights.weights import Layer, Weights, layers_of
 
 

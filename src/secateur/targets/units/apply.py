@@ -22,6 +22,7 @@ from secateur.targets.units.masked import masked
 from secateur.targets.units.program import Program, smaller_program
 from secateur.targets.units.realise import proven_module, restricted, unrealisable
 from secateur.targets.units.record import Record, attach, record_of
+from secateur.targets.units.spread import gathered
 from secateur.targets.units.tensors import check_positions
 from secateur.targets.units.traced import Traced
 
@@ -113,7 +114,7 @@ class Applier:
     """
 
     def __init__(self, model: nn.Module, graph: Graph | None = None) -> None:
-        self._model, self.graph = unwrap(model), graph
+        self._model, self.graph = gathered(unwrap(model)), graph
         self._traced: dict[tuple[str, ...], Traced] = {}  # by the names of folded weights
 
     def __call__(

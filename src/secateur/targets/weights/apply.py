@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.common.models import unwrap
+from secateur.common.offload import store, stored, values_of
 from secateur.errors import PlanError, SettingError, VerificationError
 from secateur.graph.graph import Graph
 from secateur.graph.graph import fingerprint as fingerprint_of
@@ -13,7 +14,6 @@ from secateur.plan import Plan
 from secateur.proof.verify import Proof
 from secateur.targets.units.copying import duplicate
 from secateur.targets.units.record import Record, attach
-from secateur.targets.weights.offload import store, stored, values_of
 from secateur.targets.weights.plan import MaskPlan
 
 FORMS = ("auto", "masked")

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from secateur.calibration import Calibration, seeded
 from secateur.common.models import evaluating, unwrap
+from secateur.common.offload import input_device, store, stored
 from secateur.common.progress import bar
 from secateur.errors import SettingError
 from secateur.repairs.regression.leastsquares import add_products
 from secateur.targets.weights.apply import masked_layers
 from secateur.targets.weights.blocks import Chain, lists_of
-from secateur.targets.weights.offload import input_device, store, stored
 from secateur.targets.weights.plan import MaskPlan
 from secateur.targets.weights.weights import Layer, layers_of
 

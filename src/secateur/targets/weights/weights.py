@@ -14,10 +14,10 @@ from secateur.allocators.base import Allocator
 from secateur.allocators.limits import Limits
 from secateur.allocators.registry import RULES
 from secateur.common.models import unwrap
+from secateur.common.offload import same_tensor
 from secateur.errors import NothingToPruneError, SettingError
 from secateur.graph.graph import fingerprint
 from secateur.graph.weight import WeightGroup
-from secateur.targets.weights.offload import same_tensor
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)

@@ -43,7 +43,7 @@ def store(layer: nn.Module, value: Tensor, name: str = "weight") -> None:
     Raises:
         SettingError: The values are offloaded to disk, which is read-only here.
     """
-    if not _is_in_memory(layer, name):
+    if not is_in_memory(layer, name):
         raise SettingError(
             f"masks: expected weights that can be written, got those of {type(layer).__name__} on disk. "
             "Offload them to the CPU instead, or load the model whole."
@@ -66,7 +66,7 @@ def same_tensor(layer: nn.Module, name: str) -> int:
     Tied tensors that are offloaded to disk get different numbers, because nothing shows that they are tied.
     """
     own: Tensor = getattr(layer, name)
-    offloaded = own.is_meta and _offloaded_tensors(layer) is not None and _is_in_memory(layer, name)
+    offloaded = own.is_meta and _offloaded_tensors(layer) is not None and is_in_memory(layer, name)
     return stored(layer, name).data_ptr() if offloaded else id(own)
 
 
@@ -77,10 +77,16 @@ def input_device(model: nn.Module) -> torch.device | None:
     return next((t.device for t in named_tensors(model).values() if not t.is_meta), torch.device("cpu"))
 
 
-def _is_in_memory(layer: nn.Module, name: str) -> bool:
+def is_in_memory(layer: nn.Module, name: str) -> bool:
     """Whether a tensor is in memory. A tensor on disk is read again, to a new address, each time."""
     first, second = stored(layer, name), stored(layer, name)
     return first.data_ptr() == second.data_ptr()
+
+
+def is_tied(layer: nn.Module, name: str) -> bool:
+    """Whether Accelerate has noted that an offloaded tensor is tied to another one."""
+    hook: Any = getattr(layer, "_hf_hook", None)
+    return any(name in getattr(each, "tied_params_names", ()) for each in getattr(hook, "hooks", (hook,)))
 
 
 def _offloaded_tensors(layer: nn.Module) -> Mapping[str, Tensor] | None:

@@ -1,0 +1,119 @@
+"""Run repairs so that a killed run goes on behind those it finished: see `secateur.signals.journal`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from secateur.common.models import named_tensors
+from secateur.errors import ArtefactError
+from secateur.repairs.judging import Judge
+from secateur.repairs.methods import Method, Repair, Work
+from secateur.repairs.polish import Polish
+from secateur.signals.identity import digest_of, plain
+from secateur.signals.journal import Journal, Step, current, model_digest, plan_digest, require_like
+from secateur.targets.units.record import record_of
+
+_CHUNK = 1 << 26
+"""About so many bytes of tensors are kept in one file, so that reading them takes little memory."""
+
+
+def run(method: Method, small: nn.Module, work: Work) -> dict[str, Any] | None:
+    """Run a repair, or take what it gave from the journal of the run.
+
+    Repairs of the user's own are run again: what they depend on is not known.
+
+    Args:
+        method: The repair.
+        small: The model; it is changed in place.
+        work: What the repair works with.
+
+    Returns:
+        What the repair returns: notes, or None if it could change nothing.
+    """
+    journal = current()
+    if journal is None or not isinstance(method, Repair | Polish):
+        return method.run(small, work)
+    judge = "" if work.judge is None else described(work.judge, journal)
+    step = journal.step("repair", _named(method), *_model(small), journal.data(work.data), judge)
+    known = step.load(lambda given, _: (given["notes"] and dict(given["notes"]), int(given["chunks"])))
+    if known is not None:
+        for k in range(known[1]):
+            _restore(small, journal.step("changed", step.name, str(k)))
+        return known[0]
+    before = _digests(small)
+    with step.inside():
+        notes = method.run(small, work)
+    count = 0
+    for tensors in _chunks(before, small):
+        journal.step("changed", step.name, str(count)).save(None, tensors)
+        count += 1
+    step.save({"notes": notes, "chunks": count})
+    return notes
+
+
+def judged(models: Sequence[nn.Module], judges: Sequence[Judge]) -> NDArray[np.float64]:
+    """Measure each model by its judge, or take the errors from the journal of the run. [errors]"""
+    journal = current()
+    if journal is None:
+        return _judged(models, judges)
+    pairs = zip(models, judges, strict=True)
+    parts = [part for model, judge in pairs for part in (*_model(model), described(judge, journal))]
+    step = journal.step("judged", *parts)
+    known = step.load(lambda _, tensors: tensors["errors"].numpy())
+    if known is not None:
+        return known
+    errors = _judged(models, judges)
+    step.save(None, {"errors": torch.from_numpy(errors)})
+    return errors
+
+
+def _judged(models: Sequence[nn.Module], judges: Sequence[Judge]) -> NDArray[np.float64]:
+    return np.concatenate([judge(m) for m, judge in zip(models, judges, strict=True)])
+
+
+def described(judge: Judge, journal: Journal) -> str:
+    """What a judge measures, and on which data."""
+    return f"{judge.measure} on {journal.data(judge.data)}"
+
+
+def _named(method: Method) -> str:
+    return method.name if isinstance(method, Repair) else plain(repr(method))
+
+
+def _model(model: nn.Module) -> tuple[str, str]:
+    """What identifies a pruned model of this run."""
+    return model_digest(model), plan_digest(record_of(model).plan)
+
+
+def _digests(model: nn.Module) -> dict[str, str]:
+    return {name: digest_of({name: tensor}) for name, tensor in named_tensors(model).items()}
+
+
+def _chunks(before: Mapping[str, str], after: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Yield the tensors whose digests changed, a few at a time."""
+    chunk: dict[str, Tensor] = {}
+    for name, tensor in named_tensors(after).items():
+        if digest_of({name: tensor}) == before[name]:
+            continue
+        if chunk and sum(t.nbytes for t in chunk.values()) + tensor.nbytes > _CHUNK:
+            yield chunk
+            chunk = {}
+        chunk[name] = tensor
+    if chunk:
+        yield chunk
+
+
+@torch.no_grad()
+def _restore(small: nn.Module, step: Step) -> None:
+    held = named_tensors(small)
+    tensors = step.load(lambda _, found: require_like(found, held))
+    if tensors is None:
+        raise ArtefactError(f"{step.path}: expected the tensors of a repair, got no file. Delete the folder.")
+    for name, tensor in tensors.items():
+        held[name].copy_(tensor)

@@ -1,0 +1,233 @@
+"""A run that is killed goes on where it was, and ends with the same bits."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import secateur as sc
+from secateur.errors import ArtefactError
+from secateur.repairs import sweep as sweeping
+from secateur.repairs.judging import Judge
+from secateur.signals import storage
+from secateur.signals.onepass import OnePass
+
+OPTIONS: dict[str, Any] = {"measure_latency": False, "progress": False}
+
+
+class Net(nn.Module):
+    """A residual network with a batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(2, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.inner, self.back = nn.Conv2d(6, 8, 3, padding=1, bias=False), nn.Conv2d(8, 6, 1)
+        self.last = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.first(x)).relu()
+        x = x + self.back(self.inner(x).relu())
+        return self.last(x.mean((2, 3)))
+
+
+class Step(nn.Module):
+    """A residual block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.back = nn.Conv2d(6, 8, 1), nn.Conv2d(8, 6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.back(self.inner(x).relu())
+
+
+class Deep(Net):
+    """The same network with three blocks of a list, which may be dropped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = nn.ModuleList(Step() for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for step in self.steps:
+            x = step(x)
+        return self.last(x.mean((2, 3)))
+
+
+def network(case: str = "") -> nn.Module:
+    torch.manual_seed(0)
+    return (Deep if case == "blocks" else Net)().eval()
+
+
+def batches(count: int = 8) -> list[Any]:
+    generator = torch.Generator().manual_seed(1)
+    return [(torch.randn(5, 2, 5, 5, generator=generator), torch.arange(5) % 3) for _ in range(count)]
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "auto": {"budget": sc.Budget(macs=0.6)},
+    "one rule": {
+        "budget": sc.Budget(macs=0.5),
+        "allocator": "repair_aware",
+        "repair": ["reconstruct", "bias"],
+    },
+    "search": {
+        "budget": sc.Budget(macs=0.6),
+        "allocator": sc.Search(evaluations=6),
+        "repair": ["reconstruct", sc.Polish(passes=2)],
+    },
+    "rounds": {"budget": sc.Budget(macs=0.6), "allocator": "uniform", "steps": 2, "repair": "reconstruct"},
+    "weights": {
+        "budget": sc.Budget(sparsity=0.5),
+        "granularity": "weight",
+        "repair": ["surgeon", "reconstruct"],
+    },
+    "blocks": {"budget": sc.Budget(params=0.9), "granularity": "block", "repair": "reconstruct"},
+}
+
+
+def pruned(case: str, checkpoint: Path | None, out: Path, data: list[Any] | None = None) -> sc.Result:
+    given = batches(12 if case == "auto" else 8) if data is None else data
+    result = sc.prune(network(case), given, **CASES[case], checkpoint=checkpoint, **OPTIONS)
+    sc.save(result.model, out)
+    return result
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """The files of an artefact, without the minutes that `Polish` took."""
+    files = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    record = json.loads(files["secateur.json"])
+    if any("minutes" in each for each in record["repairs"]):
+        del record["record_sha256"]
+        record["repairs"] = [{**each, "minutes": 0} for each in record["repairs"]]
+        files["secateur.json"] = json.dumps(record).encode()
+    return files
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL."""
+
+
+def killed_after(writes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the process die in its n-th write of a step, before it takes effect."""
+    left = [writes]
+    real = storage.save_file
+
+    def save_file(*args: Any, **kwargs: Any) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise Killed
+        real(*args, **kwargs)
+
+    monkeypatch.setattr(storage, "save_file", save_file)
+
+
+@pytest.mark.parametrize(
+    "case", [name if name == "one rule" else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
+)
+def test_a_chain_of_kills_changes_nothing(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = pruned(case, None, tmp_path / "undisturbed")
+    folder, kills = tmp_path / "run", 0
+    while True:
+        with monkeypatch.context() as patch:
+            killed_after(1 + 5 * kills, patch)
+            try:
+                found = pruned(case, folder, tmp_path / "resumed")
+            except Killed:
+                kills += 1
+            else:
+                break
+    assert kills >= 2
+    assert content(tmp_path / "resumed") == content(tmp_path / "undisturbed")
+    for signal_, by_group in expected.scores.values.items():
+        for group, vector in by_group.items():
+            assert vector.tobytes() == found.scores[signal_][group].tobytes()
+    here, there = (r.report.model_dump(exclude={"seconds", "versions"}) for r in (expected, found))
+    for each in (*here["repairs"], *there["repairs"]):
+        each.pop("minutes", None)  # of the polish
+    assert here == there
+
+
+@pytest.mark.slow
+def test_what_is_finished_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = {"score": 0, "judge": 0, "fit": 0}
+
+    def counted(owner: Any, name: str, what: str) -> None:
+        real = getattr(owner, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            counts[what] += 1
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, call)
+
+    counted(OnePass, "run", "score")
+    counted(Judge, "__call__", "judge")
+    counted(sweeping, "fit", "fit")
+    pruned("auto", tmp_path / "run", tmp_path / "a")
+    first = dict(counts)
+    assert min(first.values()) > 0
+    pruned("auto", tmp_path / "run", tmp_path / "b")
+    assert counts == first
+    assert content(tmp_path / "a") == content(tmp_path / "b")
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    pruned("rounds", tmp_path / "run", tmp_path / "small")
+    other = batches()
+    other[0][0][0, 0, 0, 0] += 1
+    with pytest.raises(ArtefactError, match="values in the first batch"):
+        pruned("rounds", tmp_path / "run", tmp_path / "small", other)
+    with pytest.raises(ArtefactError, match="number of batches"):
+        pruned("rounds", tmp_path / "run", tmp_path / "small", batches()[:-1])
+    with pytest.raises(ArtefactError, match=r"expected one of this run, with (budget|allocator|repair)"):
+        pruned("one rule", tmp_path / "run", tmp_path / "small")
+    changed = network()
+    with torch.no_grad():
+        changed.get_parameter("last.bias")[0] += 1
+    with pytest.raises(ArtefactError, match="with weights"):
+        sc.prune(changed, batches(), **CASES["rounds"], checkpoint=tmp_path / "run", **OPTIONS)
+
+
+CHILD = """
+import os, signal, sys
+from pathlib import Path
+from secateur.signals import storage
+from tests.pipeline.test_resume import pruned
+real, left = storage.write, [int(sys.argv[2])]
+def write(*args, **kwargs):
+    real(*args, **kwargs)
+    left[0] -= 1
+    if left[0] == 0:
+        os.kill(os.getpid(), getattr(signal, sys.argv[3]))
+for module in ("checkpoint", "journal"):
+    setattr(__import__(f"secateur.signals.{module}", fromlist=["write"]), "write", write)
+pruned("auto", Path(sys.argv[1]) / "run", Path(sys.argv[1]) / "resumed")
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_are_killed(tmp_path: Path) -> None:
+    pruned("auto", None, tmp_path / "undisturbed")
+    codes = []
+    for writes, how in ((2, "SIGKILL"), (9, "SIGTERM"), (30, "SIGKILL"), (60, "SIGINT"), (1000, "SIGKILL")):
+        command = [sys.executable, "-c", CHILD, str(tmp_path), str(writes), how]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+        codes.append(done.returncode)
+        if done.returncode == 0:
+            break
+    assert codes[-1] == 0, (codes, done.stderr)
+    assert codes[0] == -signal.SIGKILL
+    assert len(codes) > 2
+    assert content(tmp_path / "resumed") == content(tmp_path / "undisturbed")
+    assert os.listdir(tmp_path / "run")
