@@ -77,4 +77,5 @@ REPAIRS = (
     "polish",
     "surgeon",
     "experts",
+    "merge",
 )
