@@ -361,7 +361,7 @@ def main() -> None:
             found = quality(steps, *sizes)
         elif part == "merge":
             steps = asked.steps or (20 if asked.quick else STEPS)
-            found = merging(steps, *((SEEDS[:1], 8, 1) if asked.quick else (SEEDS[:2], 40, 8)))
+            found = merging(steps, *((SEEDS[:1], 8, 1) if asked.quick else (SEEDS[:1], 40, 4)))
         elif part == "scale":
             meta, plan = on_meta()
             found = {"meta": meta, "checkpoint": checkpoint(128 if asked.quick else 768, plan)}

@@ -77,6 +77,10 @@ def repair(
     they are. All sums then give the result. Blocks are fitted from the dense model's activations, each on its
     own: later ones do not make up for errors of earlier ones.
 
+    ``merge`` averages removed experts into those that stayed (`secateur.targets.experts.merge`) with several
+    shares, and every block keeps the share that leaves it nearest to the dense one on the held-out tokens,
+    after the refit if there is one. The data are read five times.
+
     By default `memory` suffices for eight experts of inner size 1,408 together, ``2**35`` for 32.
 
     Returns:
