@@ -1,11 +1,14 @@
 """Experts removed: equality, what it costs in perplexity, and the memory of rewriting a checkpoint.
 
-    python -m benchmarks.bench_experts [equality] [quality] [scale] [--quick]
+    python -m benchmarks.bench_experts [equality] [quality] [merge] [scale] [--quick]
 
 equality    sliced against a dense model that excludes the experts, in float64, for every family of `tests`
 quality     a small Qwen2-MoE trained on tinyshakespeare (`benchmarks.moe_language_model`): rules and signals
             at the same total of experts, with and without repair, five draws of calibration data; about half
             an hour on one thread once the model is trained
+merge       the same model: removed experts dropped, merged into others, and both refitted; the router's rows
+            as they were, or fitted so that tokens of a removed expert go to its heir; and, with as many
+            parameters, fewer neurons in every expert
 scale       Qwen1.5-MoE-A2.7B's shape on the meta device; and a sharded checkpoint of its layout with smaller
             width, rewritten from a plan in a process of its own, whose peak memory is measured
 
@@ -15,6 +18,7 @@ Each writes a result file of its own: `experts_<part>.json`.
 from __future__ import annotations
 
 import argparse
+import copy
 import itertools
 import json
 import statistics
@@ -37,8 +41,9 @@ from secateur.allocators.base import Allocator
 from secateur.allocators.emp import EMP
 from secateur.allocators.global_ranking import Global
 from secateur.targets.experts.graph import ExpertGraph
+from secateur.targets.experts.merge import heirs
 
-PARTS = ("equality", "quality", "scale")
+PARTS = ("equality", "quality", "merge", "scale")
 SEEDS = (0, 1, 2, 3, 4)
 SHARES = (0.75, 0.5)
 SIGNALS = ("frequency", "reap", "expert_taylor", "random")
@@ -128,6 +133,111 @@ def quality(steps: int, seeds: Sequence[int], stretches: int, count: int) -> dic
         rows.append((f"{share:.0%}", signal, stage, *cells))
     print(results.table(("experts kept", "signal", "stage", "ToD", "EMP", "Global", "Uniform"), rows))
     return {**settings, "seeds": list(seeds), "runs": runs}
+
+
+METHODS: Mapping[str, Any] = {
+    "drop": None,
+    "drop, refit": "experts",
+    "merge": "merge",
+    "merge, refit": ["merge", "experts"],
+}
+
+
+def combined(
+    small: torch.nn.Module, model: torch.nn.Module, graph: ExpertGraph, plan: sc.Plan, data: Any
+) -> torch.nn.Module:
+    """A copy in which the router's row of an heir stands for all that it took over.
+
+    Its logit is fitted to the log of the sum of the exponentials of their logits, which softmax turns into
+    the sum of their weights: by least squares over the tokens of four batches, each weighed by that sum.
+    """
+    small = copy.deepcopy(small)
+    kept = {g.name: [e for e in range(g.size) if e not in set(g.removed)] for g in plan.groups if g.removed}
+    blocks = [block for block in graph.blocks if block.name in kept]
+    reads: dict[str, list[torch.Tensor]] = {}
+    handles = [
+        model.get_submodule(block.name).register_forward_pre_hook(
+            lambda _, args, name=block.name: reads.setdefault(name, []).append(args[0].flatten(0, 1).double())
+        )
+        for block in blocks
+    ]
+    found = heirs(model, blocks, kept, sc.Calibration.of(data[:4]))
+    for handle in handles:
+        handle.remove()
+    for block in found:
+        x = torch.cat(reads[block.block.name])
+        rows = model.get_submodule(block.block.router).weight.detach().double()
+        logits = x @ rows.T
+        for position, heir in enumerate(block.kept):
+            members = [heir, *(r for r, its in block.heir.items() if its == heir)]
+            wanted = logits[:, members].logsumexp(1)
+            weight = (wanted - logits.logsumexp(1)).exp()[:, None]
+            gram = x.T @ (weight * x)
+            gram += 1e-3 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+            change = torch.linalg.solve(gram, x.T @ (weight[:, 0] * (wanted - logits[:, heir])))
+            small.get_submodule(block.block.router).weight.data[position] = (rows[heir] + change).float()
+    return small
+
+
+def merging(steps: int, seeds: Sequence[int], stretches: int, count: int) -> dict[str, Any]:
+    """Perplexity of dropping, merging and both, of two treatments of the router, and of inner sizes.
+
+    Args:
+        steps: Of training.
+        seeds: Of the calibration data.
+        stretches: Of the test text, 128 characters each.
+        count: Batches of calibration data, 32 stretches each.
+    """
+    model = trained(steps)
+    train, test, _ = text()
+    dense = perplexity(model, test, stretches)
+    runs: list[dict[str, Any]] = []
+    for seed, share in itertools.product(seeds, SHARES):
+        data = batches(train, count, seed + 1)
+        graph = sc.trace(model, data[0], granularity="expert")
+        scores = sc.score(graph, data, "reap", seed=seed, progress=False)
+        plan = sc.Uniform(removal="reap").allocate(graph, scores, sc.Budget(experts=share), seed=seed)
+        small = sc.apply(model, plan, graph=graph)
+        for router, start in {
+            "as it was": small,
+            "combined": combined(small, model, graph, plan, data),
+        }.items():
+            for name, methods in METHODS.items():
+                made = sc.repair(start, model, data, methods, graph=graph, seed=seed, progress=False)
+                entries = sc.record_of(made).repairs
+                runs.append({"seed": seed, "share": share, "router": router, "method": name,
+                             "perplexity": perplexity(made, test, stretches),
+                             "off": entries[-1]["after"] if entries else None,
+                             "shares": [b["share"] for b in entries[0]["blocks"].values()]
+                             if "merge" in name else None})  # fmt: skip
+                print(f"merge: {runs[-1]}", file=sys.stderr, flush=True)
+        others = [g.name for g in sc.trace(model, data[0]).groups if ".experts" not in g.name]
+        result = sc.prune(
+            model, data, sc.Budget(params=plan.predicted.params), sc.Uniform(removal="wanda"),
+            repair="reconstruct", limits=sc.Limits(round_to=4, ignore=tuple(others)), seed=seed,
+            measure_latency=False, progress=False,
+        )  # fmt: skip
+        runs.append({"seed": seed, "share": share, "router": "as it was", "method": "inner sizes, refit",
+                     "perplexity": perplexity(result.model, test, stretches), "off": None,
+                     "shares": None})  # fmt: skip
+        print(f"merge: {runs[-1]}", file=sys.stderr, flush=True)
+    print(f"\nPerplexity a character, dense {dense:.3f}; mean over {len(seeds)} seeds")
+    rows = []
+    for share, router in itertools.product(SHARES, ("as it was", "combined")):
+        cells = []
+        for name in (*METHODS, "inner sizes, refit"):
+            found = [
+                r["perplexity"]
+                for r in runs
+                if (r["share"], r["router"], r["method"]) == (share, router, name)
+            ]
+            cells.append(f"{statistics.mean(found):.3f}" if found else "")
+        rows.append((f"{share:.0%}", router, *cells))
+    print(results.table(("kept", "router", *METHODS, "inner sizes, refit"), rows))
+    return {
+        "steps": steps, "test_stretches": stretches, "calibration_batches": count, "dense": dense,
+        "seeds": list(seeds), "runs": runs,
+    }  # fmt: skip
 
 
 def on_meta() -> tuple[dict[str, Any], sc.Plan]:
@@ -249,6 +359,9 @@ def main() -> None:
             steps = asked.steps or (20 if asked.quick else STEPS)
             sizes = (SEEDS[:1], 8, 1) if asked.quick else (SEEDS, 160, 4)
             found = quality(steps, *sizes)
+        elif part == "merge":
+            steps = asked.steps or (20 if asked.quick else STEPS)
+            found = merging(steps, *((SEEDS[:1], 8, 1) if asked.quick else (SEEDS[:1], 40, 4)))
         elif part == "scale":
             meta, plan = on_meta()
             found = {"meta": meta, "checkpoint": checkpoint(128 if asked.quick else 768, plan)}

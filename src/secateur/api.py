@@ -29,6 +29,7 @@ from secateur.measure.latency.timing import latency
 from secateur.pipeline.auto.auto import Auto
 from secateur.pipeline.auto.search import Search
 from secateur.pipeline.compare import compare
+from secateur.pipeline.narrow import narrow
 from secateur.pipeline.prune import prune
 from secateur.pipeline.quantise import quantise
 from secateur.pipeline.recover import recover
@@ -45,6 +46,7 @@ from secateur.targets.experts.equal import EqualCounts
 from secateur.targets.units.apply import apply
 from secateur.targets.units.record import record_of
 from secateur.targets.weights import MaskPlan, Pattern
+from secateur.targets.width.rotate import rotate
 
 __all__ = [  # noqa: RUF022 grouped by what a reader looks for
     # The pipeline
@@ -65,6 +67,9 @@ __all__ = [  # noqa: RUF022 grouped by what a reader looks for
     "bench",
     "record_of",
     "map_weights",
+    # The hidden size
+    "rotate",
+    "narrow",
     # Mixtures of experts
     "EqualCounts",
     "prune_checkpoint",

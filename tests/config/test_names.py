@@ -17,6 +17,7 @@ from secateur.signals.blocks import SIGNALS as BLOCK_SIGNALS
 from secateur.signals.experts import SIGNALS as EXPERT_SIGNALS
 from secateur.signals.registry import SIGNALS
 from secateur.signals.weights.score import CRITERIA
+from secateur.targets.experts.repair import REPAIRS as EXPERT_REPAIRS
 from secateur.targets.units.apply import FORMS
 from secateur.targets.weights.transition import REPAIRS as MASK_REPAIRS
 
@@ -30,7 +31,7 @@ def test_names_are_the_librarys() -> None:
     assert set(names.SIGNALS) == set(SIGNALS)
     assert set(names.EXPERT_SIGNALS) == set(EXPERT_SIGNALS)
     assert set(names.BLOCK_SIGNALS) == set(BLOCK_SIGNALS)
-    assert set(names.REPAIRS) == {*REPAIRS, "surgeon", "experts", "auto", "none"}
+    assert set(names.REPAIRS) == {*REPAIRS, *EXPERT_REPAIRS, "surgeon", "auto", "none"}
     assert CompareSection().rules == Units.compared
     assert set(get_args(names.Backend)) == {*BACKENDS, "onnx"}
     assert set(allocate.budget.BACKENDS) == set(BACKENDS)

@@ -164,7 +164,7 @@ def test_forms_and_repairs_that_experts_do_not_have(
     ):
         sc.apply(*arguments["apply", "expert"], "masked")
     with pytest.raises(
-        sc.SettingError, match=r"repair\(methods='bias'\): expected None, 'auto' or 'experts'"
+        sc.SettingError, match=r"repair\(methods='bias'\): expected None, 'auto', 'experts', 'merge' or"
     ):
         sc.repair(*arguments["repair", "expert"], "bias")
     small = arguments["repair", "expert"][0]

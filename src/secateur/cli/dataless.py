@@ -72,6 +72,7 @@ def _check(run: Run) -> None:
     needing = {
         "repair": "repair" in run.model_fields_set and run.repairs is not None,
         "quantise": run.quantise is not None,
+        "checkpoint": run.checkpoint is not None,
         "held-out": run.held_out is not None,
         "frontier": bool(run.frontier),
         "views": run.views is not None,

@@ -78,4 +78,5 @@ REPAIRS = (
     "polish",
     "surgeon",
     "experts",
+    "merge",
 )

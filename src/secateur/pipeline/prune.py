@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -97,8 +97,8 @@ def prune(
             budget; one knob decides on all groups.
         repair: None, a name, a list of names, or ``"auto"``. For single weights also ``"surgeon"``: the
             second-order update of linear layers, from the dense weights on, so it comes first where there are
-            several. For experts ``"experts"``, which ``"auto"`` stands for: it is kept if the held-out loss
-            is no worse for it.
+            several. For experts ``"experts"``, which ``"auto"`` stands for, and ``"merge"`` before it or
+            alone: kept if the held-out loss is no worse for it.
         limits: What must stay: multiples, minimum, groups to leave alone.
         steps: Rounds in which units, experts or blocks are removed, the model repaired and scored anew, each
             of which takes the same fraction of what is left; needs a budget of macs, params or experts.

@@ -80,9 +80,11 @@ def repair(
     A model without some of its blocks is repaired in the same ways: every layer behind a dropped block is
     refitted, and where a layer adds to the stream, so that the stream after it is the dense one.
 
-    A model without some of its experts has one repair, ``experts``: it refits the down-projections of the
-    kept experts to the output of the dense block. See the guide to mixtures of experts for the formula.
-    Held-out tokens choose the damping, and experts that it does not help are not changed.
+    A model without some of its experts has two repairs. ``experts`` refits the down-projections of the kept
+    experts to the output of the dense block. ``merge`` averages each removed expert into the nearest one that
+    stayed, as far as that brings a block nearer to the dense one on held-out tokens; it comes alone or before
+    ``experts``. See the guide to mixtures of experts for the formulas. Held-out tokens choose the damping,
+    and experts that it does not help are not changed.
 
     Args:
         small: The pruned model that `apply` returned, in any form. It is not changed. Weights that a mask

@@ -110,7 +110,7 @@ REFUSED: Mapping[tuple[str, str], Mapping[str, str]] = MappingProxyType(
         ("repair", "unit"): {"memory": "only the repair of experts can be bounded"},
         ("repair", "block"): {"memory": "only the repair of experts can be bounded"},
         ("repair", "expert"): {
-            "own": "experts have one repair",
+            "own": "experts have repairs of their own",
             "loss_fn": "experts are fitted to what the dense block gives",
         },
     }

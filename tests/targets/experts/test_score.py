@@ -49,9 +49,15 @@ def hidden_of(model: nn.Module, name: str) -> Tensor:
 
 
 class Literal:
-    """Qwen2's block, one token and one expert at a time, in float64."""
+    """Qwen2's block, one token and one expert at a time, in float64.
 
-    def __init__(self, model: nn.Module) -> None:
+    Args:
+        model: Its model.
+        normalises: Whether a token's weights are scaled to a sum of 1 after top-k.
+    """
+
+    def __init__(self, model: nn.Module, normalises: bool = False) -> None:
+        self.normalises = normalises
         block = copy.deepcopy(model.get_submodule(NAME)).double()
         self.x = hidden_of(model, NAME).double()
         self.router, self.up, self.down = (
@@ -66,7 +72,9 @@ class Literal:
         if without is not None:
             score = score.masked_fill(torch.arange(EXPERTS) == without, -torch.inf)
         probability = score.softmax(-1)
-        return {int(e): float(probability[e]) for e in probability.argsort(descending=True)[: self.k]}
+        chosen = probability.argsort(descending=True)[: self.k]
+        total = float(probability[chosen].sum()) if self.normalises else 1.0
+        return {int(e): float(probability[e]) / total for e in chosen}
 
     def expert(self, e: int, t: int) -> Tensor:
         gate, up = (self.x[t] @ self.up[e].T).chunk(2)
@@ -76,10 +84,16 @@ class Literal:
         return sum(w * self.expert(e, t) for e, w in self.routing(t, without).items())  # type: ignore[return-value]
 
 
+@pytest.mark.parametrize("normalises", [False, True])
 @torch.no_grad()
-def test_routing_signals_are_their_formulas() -> None:
+def test_routing_signals_are_their_formulas(normalises: bool) -> None:
+    """Each reads the weights that the block applies: scaled to a sum of 1 where the router does that."""
     model = make("qwen2")
-    block, tokens = Literal(model), IDS.numel()
+    for layer in model.model.layers:
+        layer.mlp.gate.norm_topk_prob = normalises
+    block, tokens = Literal(model, normalises), IDS.numel()
+    sums = [sum(block.routing(t).values()) for t in range(tokens)]
+    assert (max(abs(s - 1) for s in sums) < 1e-9) is normalises
     expected = {s: np.zeros(EXPERTS) for s in ("frequency", "router_weight", "reap", "output_change")}
     count = np.zeros(EXPERTS)
     for t in range(tokens):

@@ -25,7 +25,7 @@ from secateur.signals.experts import SIGNALS, ExpertSignal
 from secateur.signals.units.combination import name_of
 from secateur.targets.experts.apply import FORMS, verify
 from secateur.targets.experts.graph import ExpertGraph
-from secateur.targets.experts.repair import METHOD, check_methods, repair
+from secateur.targets.experts.repair import check_methods, repair
 from secateur.targets.experts.trace import trace
 from secateur.targets.units.record import record_of, with_repairs
 
@@ -77,7 +77,7 @@ class Experts(Target):
 
     @staticmethod
     def check_repair(repair: Methods) -> None:
-        """None, ``auto`` or ``experts``."""
+        """None, ``auto``, ``experts``, ``merge``, or the last two after each other."""
         check_methods("prune(granularity='expert', repair", repair)
 
     def trace(self, model: nn.Module) -> ExpertGraph:
@@ -101,21 +101,22 @@ class Experts(Target):
 
     @property
     def candidate_repair(self) -> str:
-        """``experts``, unless no repair was asked for."""
-        return "" if self.task.repair is None else METHOD
+        """What was asked for; ``experts`` for ``auto``."""
+        return " + ".join(check_methods("prune(repair", self.task.repair))
 
     def candidate(self, plan: Plan, data: Calibration) -> nn.Module:
         """The smaller model."""
         return self._refitted(self.apply(plan), data)
 
     def between(self, small: nn.Module) -> nn.Module:
-        """With its down-projections refitted."""
+        """Repaired as the result will be."""
         return self._refitted(small, self.task.fit)
 
     def _refitted(self, small: nn.Module, data: Calibration) -> nn.Module:
-        if self.task.repair is None:
+        task = self.task
+        if task.repair is None:
             return small
-        return repair(small, self.task.model, data, graph=self.graph, seed=self.task.seed, progress=False)
+        return repair(small, task.model, data, task.repair, graph=self.graph, seed=task.seed, progress=False)
 
     def budget_of(self, graph: ExpertGraph, so_far: Plan, budget: Budget) -> Budget:
         """Without the experts of blocks that can lose no more, which are not in this round's graph."""
@@ -153,16 +154,19 @@ class Experts(Target):
         task = self.task
         if task.repair is None:
             return small
-        better = repair(small, task.model, task.fit, graph=self.graph, seed=task.seed, progress=task.progress)
+        better = repair(
+            small, task.model, task.fit, task.repair, graph=self.graph, seed=task.seed, progress=task.progress
+        )
         return self.accepted(small, better)
 
     def accepted(self, small: nn.Module, better: nn.Module) -> nn.Module:
         """The repaired model if the held-out loss is no worse for it; else the other, which remembers it."""
         task = self.task
-        tried = record_of(better).repairs[-1]
+        tried = record_of(better).repairs[len(record_of(small).repairs) :]
         before, after = (
             evaluate(model, task.held, dense=task.model, loss_fn=task.loss_fn, progress=task.progress).loss
             for model in (small, better)
         )
-        tried["kept"] = tried["kept"] and after <= before
-        return better if tried["kept"] else with_repairs(small, [tried])
+        for entry in tried:
+            entry["kept"] = entry["kept"] and after <= before
+        return better if any(entry["kept"] for entry in tried) else with_repairs(small, list(tried))

@@ -24,7 +24,7 @@ from secateur.repairs.repair import repair as repair_units
 from secateur.signals import Scores
 from secateur.signals.units.combination import name_of
 from secateur.targets.experts.apply import FORMS
-from secateur.targets.experts.repair import METHOD
+from secateur.targets.experts.repair import REPAIRS, check_methods
 from secateur.targets.experts.repair import repair as repair_experts
 from secateur.targets.together.apply import apply, verify, without_experts, without_units
 from secateur.targets.together.graph import UnitsAndExperts, part, trace
@@ -83,8 +83,9 @@ class Both(Units):
 
     @staticmethod
     def check_repair(repair: Methods) -> None:
-        """Any repair of units, and ``experts``."""
+        """Any repair of units, and those of experts."""
         Units.check_repair(_of_units(repair))
+        check_methods("prune(granularity=['unit', 'expert'], repair", _of_experts(repair))
 
     def trace(self, model: nn.Module) -> Any:
         """Groups of units and blocks of experts."""
@@ -135,15 +136,10 @@ class Both(Units):
         return next(iter(resolve_repairs("reconstruct" if asked == "auto" else quick(asked))), ())
 
     @property
-    def _refits(self) -> bool:
-        """Whether experts are refitted."""
-        asked = self.task.repair
-        return asked == "auto" or (asked is not None and METHOD in listed(asked))
-
-    @property
     def candidate_repair(self) -> str:
         """The repairs of both that were asked for."""
-        return " + ".join([*(method.name for method in self._methods), *([METHOD] if self._refits else [])])
+        experts = check_methods("prune(repair", _of_experts(self.task.repair))
+        return " + ".join([*(method.name for method in self._methods), *experts])
 
     def candidate(self, plan: Plan, data: Calibration) -> nn.Module:
         """The model with masked units, without the experts; repaired without looking whether it helps."""
@@ -206,15 +202,23 @@ class Both(Units):
         """
         task = self.task
         fewer = without_experts(small, task.model, plan, self.graph)
-        if not self._refits or not any(group.removed for group in part(plan, "expert").groups):
+        methods = _of_experts(task.repair)
+        if methods is None or not any(group.removed for group in part(plan, "expert").groups):
             return fewer
         blocks = self.graph.experts  # their names hold for the model without the units too
-        better = repair_experts(fewer, small, data, graph=blocks, seed=task.seed, progress=False)
+        better = repair_experts(fewer, small, data, methods, graph=blocks, seed=task.seed, progress=False)
         return accepted(fewer, better)
 
 
 def _of_units(repair: Methods) -> Methods:
-    """The repairs but that of experts; None if none is left."""
+    """The repairs but those of experts; None if none is left."""
     if repair is None or repair == "auto":
         return repair
-    return tuple(name for name in listed(repair) if name != METHOD) or None
+    return tuple(name for name in listed(repair) if name not in REPAIRS) or None
+
+
+def _of_experts(repair: Methods) -> Methods:
+    """The repairs of experts; None if none is asked for."""
+    if repair is None or repair == "auto":
+        return repair
+    return tuple(name for name in listed(repair) if name in REPAIRS) or None

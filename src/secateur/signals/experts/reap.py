@@ -17,6 +17,10 @@ class Reap(ExpertSignal):
     over the tokens X_e that the router sends to it, g being the factor on its output f. It is 0 if there are
     none. It says what an expert does when it is used; `frequency` says how often that is.
 
+    g is what the block applies. Where a router scales the weights of a token's experts to a sum of 1, that is
+    in g; where it does not (``norm_topk_prob=False``), g is the plain softmax, and nothing is scaled here
+    either, so that g f is what the expert adds to the block's output in both cases.
+
     Source: Lasby et al. 2025, REAP, arXiv 2510.13999.
 
     Direction: higher is worth more.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from secateur.calibration import Calibration, Forward
 from secateur.common.models import device_of, evaluating
 from secateur.errors import SettingError
+from secateur.repairs.methods import Methods
 from secateur.repairs.regression.leastsquares import add_products, damped_solution
 from secateur.targets.experts.blocks import Block
 from secateur.targets.experts.down import Down, inputs_of
 from secateur.targets.experts.graph import ExpertGraph
+from secateur.targets.experts.merge import SHARES, Heirs, heirs, merge
 from secateur.targets.experts.routing import Call, Routed, watching
 from secateur.targets.experts.trace import trace
 from secateur.targets.units.copying import duplicate
@@ -26,23 +28,33 @@ from secateur.targets.units.record import record_of, with_repairs
 DAMPINGS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Candidates, relative to the mean of the Gram matrix's diagonal."""
 
-METHOD = "experts"
+METHOD, MERGE = "experts", "merge"
+REPAIRS = (MERGE, METHOD)
+"""What experts can be repaired by, in the order in which they run."""
 
 MEMORY = 2**31
 """Most bytes that the sums may take where nothing else was asked for."""
 
 
-def check_methods(where: str, methods: Any) -> None:
-    """Refuse every repair but the one that experts have."""
-    if methods not in (None, "auto", METHOD, [METHOD], (METHOD,)):
-        raise SettingError(f"{where}={methods!r}): expected None, 'auto' or {METHOD!r}. Name one.")
+def check_methods(where: str, methods: Any) -> tuple[str, ...]:
+    """The repairs that were asked for, in their order; refuse those that experts do not have."""
+    if methods is None:
+        return ()
+    asked = (methods,) if isinstance(methods, str) else tuple(methods)
+    if asked == ("auto",):
+        return (METHOD,)
+    if asked not in ((METHOD,), (MERGE,), REPAIRS):
+        raise SettingError(
+            f"{where}={methods!r}): expected None, 'auto', {METHOD!r}, {MERGE!r} or {[*REPAIRS]!r}. Name one."
+        )
+    return asked
 
 
 def repair(
     small: nn.Module,
     model: nn.Module,
     calibration: Any,
-    methods: str | Sequence[str] | None = "auto",
+    methods: Methods = "auto",
     *,
     graph: ExpertGraph | None = None,
     memory: int | None = None,
@@ -65,6 +77,10 @@ def repair(
     they are. All sums then give the result. Blocks are fitted from the dense model's activations, each on its
     own: later ones do not make up for errors of earlier ones.
 
+    ``merge`` averages removed experts into those that stayed (`secateur.targets.experts.merge`) with several
+    shares, and every block keeps the share that leaves it nearest to the dense one on the held-out tokens,
+    after the refit if there is one. The data are read five times.
+
     By default `memory` suffices for eight experts of inner size 1,408 together, ``2**35`` for 32.
 
     Returns:
@@ -76,24 +92,54 @@ def repair(
             layer, or a method is unknown.
         ArtefactError: `small` did not come from `apply`.
     """
-    check_methods("repair(methods", methods)
+    steps = check_methods("repair(methods", methods)
     record = record_of(small)
-    kept = {group.name: group.kept for group in record.plan.groups if group.removed}
+    lost = {group.name: group for group in record.plan.groups if group.removed}
     repaired = duplicate(small)
-    if methods is None:
+    if not steps:
         return repaired
     data = Calibration.of(calibration, seed=seed, forward=forward, model=model).to(device_of(model))
     graph = trace(model, data.first().inputs) if graph is None else graph
-    blocks = {block.name: block for block in graph.blocks if block.name in kept}
+    blocks = [block for block in graph.blocks if block.name in lost]
+    kept = {name: [e for e in range(g.size) if e not in set(g.removed)] for name, g in lost.items()}
+    refit = METHOD in steps
+
+    def fitted(copy: nn.Module) -> dict[str, Any]:
+        return _fitted(copy, model, blocks, kept, data, memory or MEMORY, refit=refit, progress=progress)
+
+    report = fitted(repaired)
+    entries = []
+    if MERGE in steps:
+        found = _merged(repaired, small, model, heirs(model, blocks, kept, data), report, fitted)
+        entries.append(_entry(MERGE, found, any(block["share"] for block in found.values())))
+    if refit:
+        entries.append(_entry(METHOD, report, any(set(f["dampings"]) != {None} for f in report.values())))
+    return with_repairs(repaired, entries)
+
+
+def _fitted(
+    small: nn.Module,
+    model: nn.Module,
+    blocks: list[Block],
+    kept: Mapping[str, Sequence[int]],
+    data: Calibration,
+    memory: int,
+    *,
+    refit: bool,
+    progress: bool,
+) -> dict[str, Any]:
+    """Refit in place, or only measure; by block the held-out sums of squares before and after."""
     report: dict[str, Any] = {}
-    for parts in passes(model, list(blocks.values()), kept, memory or MEMORY):
-        fits = {part.block.name: _Fit(repaired, part) for part in parts}
-        dense = [blocks[name] for name in fits]
+    counts = {name: len(numbers) for name, numbers in kept.items()}
+    by_name = {block.name: block for block in blocks}
+    for parts in passes(model, blocks, counts, memory):
+        fits = {part.block.name: _Fit(small, part, refit=refit) for part in parts}
 
         def watch(call: Call, _: Callable[[], Routed], fits: dict[str, _Fit] = fits) -> None:
             fits[call.block.name].add(call)
 
-        with evaluating(model), evaluating(repaired), torch.no_grad(), watching(model, dense, watch):
+        dense = [by_name[name] for name in fits]
+        with evaluating(model), evaluating(small), torch.no_grad(), watching(model, dense, watch):
             for batch in data.batches("Repairing experts", progress):
                 batch.run(model)
         for name, fit in fits.items():
@@ -102,17 +148,61 @@ def repair(
             known = report.setdefault(name, {**found, "dampings": []})
             known["after"] = found["after"]
             known["dampings"].append(damping)
+    return report
+
+
+def _merged(
+    repaired: nn.Module,
+    small: nn.Module,
+    model: nn.Module,
+    found: Sequence[Heirs],
+    report: dict[str, Any],
+    fitted: Callable[[nn.Module], dict[str, Any]],
+) -> dict[str, Any]:
+    """Merge with each of `SHARES`, and let every block keep what leaves it nearest to the dense one.
+
+    Args:
+        repaired: The model with the experts dropped, and refitted if that was asked for; it is changed.
+        small: The same without a refit.
+        model: The dense model.
+        found: Who takes over from whom.
+        report: Of `repaired`; each block's becomes that of what it keeps.
+        fitted: Refits a model, or only measures it.
+
+    Returns:
+        By block the share that it keeps, the heirs, and the held-out errors of dropping and of this.
+    """
+    chosen = {
+        block.block.name: {**report[block.block.name], "share": 0.0, "heirs": dict(block.heir)}
+        for block in found
+    }
+    for entry in chosen.values():
+        entry["before"] = entry["after"]
+    for share in SHARES:
+        trial = duplicate(small)
+        for block in found:
+            merge(trial, model, block, share)
+        for name, tried in fitted(trial).items():
+            if tried["after"] < chosen[name]["after"]:
+                experts = next(b.block.experts for b in found if b.block.name == name)
+                repaired.get_submodule(experts).load_state_dict(trial.get_submodule(experts).state_dict())
+                chosen[name] |= {"share": share, "after": tried["after"]}
+                report[name] = tried
+    return chosen
+
+
+def _entry(method: str, report: dict[str, Any], kept: bool) -> dict[str, Any]:
+    """What the record says of one repair."""
     scale = sum(found["scale"] for found in report.values()) or 1.0
-    entry = {
-        "method": METHOD,
-        "kept": any(set(found["dampings"]) != {None} for found in report.values()),
+    return {
+        "method": method,
+        "kept": kept,
         "measure": "distance to the dense blocks",
         "before": sum(found["before"] for found in report.values()) / scale,
         "after": sum(found["after"] for found in report.values()) / scale,
         "held_out_samples": max((found["tokens"] for found in report.values()), default=0),
         "blocks": report,
     }
-    return with_repairs(repaired, [entry])
 
 
 @dataclass(frozen=True)
@@ -194,8 +284,8 @@ class _Sums:
 class _Fit:
     """One block, or a part of it: sums while the data are read, then new down-projections."""
 
-    def __init__(self, small: nn.Module, part: Part) -> None:
-        self._small, self._block, self._experts = small, part.block, part.experts
+    def __init__(self, small: nn.Module, part: Part, *, refit: bool) -> None:
+        self._small, self._block, self._experts, self._refit = small, part.block, part.experts, refit
         self._module = small.get_submodule(part.block.name)
         self._sums: tuple[_Sums, _Sums] | None = None
         self._down: Down | None = None
@@ -218,6 +308,7 @@ class _Fit:
         columns = weight.new_zeros(len(weight), len(self._experts), self._down.inner)
         index = torch.where(mine, number, 0)[..., None].expand_as(inputs)
         columns.scatter_add_(1, index, weight[..., None] * inputs.double())
+        columns = columns if self._refit else columns[:, :0]  # then only errors are counted
         x, y = columns.flatten(1), call.result(call.output).double() - ours.double()
         if self._sums is None:
             size = (x.shape[1], x.shape[1]), (x.shape[1], y.shape[1])
@@ -236,10 +327,10 @@ class _Fit:
         if self._sums is None or self._down is None:
             return {"damping": None, "before": 0.0, "after": 0.0, "scale": 0.0, "tokens": 0}
         fit, held = self._sums
-        errors = {damping: held.error(_change(fit, damping)) for damping in DAMPINGS}
-        best = min(errors, key=errors.__getitem__)
+        errors = {damping: held.error(_change(fit, damping)) for damping in DAMPINGS if self._refit}
+        best = min(errors, key=errors.__getitem__, default=None)
         found = {"before": held.square, "scale": self._scale, "tokens": self._tokens}
-        if not errors[best] < held.square:
+        if best is None or not errors[best] < held.square:
             return {"damping": None, "after": held.square, **found}
         whole = _Sums(fit.gram + held.gram, fit.cross + held.cross)
         changes = _change(whole, best).reshape(len(self._experts), self._down.inner, -1)

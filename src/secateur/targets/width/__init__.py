@@ -1,0 +1,1 @@
+"""The hidden size of a transformer: its stream rotated, then narrowed."""
