@@ -4,8 +4,8 @@
 
 30 % of the units of every group go, drawn at random, with random weights. Each file is then run in a process
 that cannot import what the target must not need: an `.onnx` file runs with NumPy and ONNX Runtime, a `.pt2`
-file with PyTorch, a Hugging Face folder with its own modeling file with PyTorch and Transformers. The table has
-the largest difference of the outputs from the model's, max|file - model| / max|model|. Results:
+file with PyTorch, a Hugging Face folder with its own modeling file with PyTorch and Transformers. The table
+has the largest difference of the outputs from the model's, max|file - model| / max|model|. Results:
 `benchmarks/results/exports.json`.
 """
 
