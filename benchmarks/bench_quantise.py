@@ -1,6 +1,6 @@
 """Prune, then quantise: size, time and quality of dense, pruned, and pruned with few bits.
 
-    python -m benchmarks.bench_quantise [resnet20] [efficientnet] [encoder] [smollm2]
+    python -m benchmarks.bench_quantise [JOB ...]
 
 All stages are ONNX files run by ONNX Runtime with one thread, in turn. Times are the thread's processor time
 of one pass, not the clock's, so that other programs on the machine count less; memory and caches are shared
@@ -8,6 +8,7 @@ with them all the same. Results: `benchmarks/results/quantise.json`.
 
 - resnet20: CIFAR-10, 70 % of the MACs, 1,000 training images to prune and calibrate with, 3,000 to test with.
 - efficientnet: EfficientNet-Lite0 and ImageNet pictures, 80 % of the MACs, 350 and 150 of them.
+- resnet20_8, efficientnet_16: the same, with multiples of 8 and 16 channels in each layer.
 - encoder: of the sizes of MiniLM-L6 with random weights and tokens, so only the distance to the dense outputs
   says something; 70 % of the MACs.
 - smollm2: SmolLM2-135M, not pruned, the perplexity of WikiText-2 with weights of 4 bits.
@@ -33,6 +34,7 @@ from secateur.pipeline.quantise import Quantised, Quantiser
 from secateur.report.quantised import rows, titles
 
 Job = tuple[nn.Module, list[Any], list[Any], sc.Budget | None, Quantisation]
+MULTIPLES = {"resnet20_8": 8, "efficientnet_16": 16}
 
 
 def processor_time(call: Callable[[], object]) -> float:
@@ -89,19 +91,26 @@ def smollm2() -> Job:
     from benchmarks.smollm2 import windows
 
     model, tokenizer = load()
-    test = windows(tokenizer, 256, second=True)[:24]
+    test = windows(tokenizer, 256, second=True)[:8]
     data = [{"input_ids": ids, "labels": ids} for ids in test.split(2)]
     return model, data, data, None, "int4"
 
 
-def measured(job: Job) -> Quantised:
+def measured(job: Job, multiple: int = 1) -> Quantised:
     """Prune, if there is a budget, and quantise."""
     model, fit, test, budget, kind = job
     quantiser = Quantiser.of(model, Calibration.of(test, model=model).first(), kind)
     made = []
     if budget is not None:
         result = sc.prune(
-            model, fit, budget, "repair_aware", evaluation=test, measure_latency=False, progress=False
+            model,
+            fit,
+            budget,
+            "repair_aware",
+            limits=sc.Limits(round_to=multiple),
+            evaluation=test,
+            measure_latency=False,
+            progress=False,
         )
         print(str(result.report).split("\n\n")[1])
         made = [("pruned", result.model)]
@@ -114,6 +123,8 @@ JOBS: dict[str, Callable[[], Job]] = {
     "efficientnet": efficientnet,
     "encoder": encoder,
     "smollm2": smollm2,
+    "resnet20_8": resnet20,
+    "efficientnet_16": efficientnet,
 }
 
 
@@ -125,7 +136,7 @@ def main() -> None:
     torch.set_num_threads(1)
     known = (read("quantise") or {}).get("jobs", {})
     for name in asked:
-        done = measured(JOBS[name]())
+        done = measured(JOBS[name](), MULTIPLES.get(name, 1))
         print(f"\n{name}\n{table(titles(done.figures), rows(done.figures))}\n")
         known[name] = done.figures.model_dump()
         for stage in known[name]["stages"]:

@@ -89,6 +89,7 @@ WRITERS = {
     "artefact/pair.py",  # two files of one artefact, by means of that one
     "artefact/save.py",
     "artefact/export/huggingface.py",
+    "artefact/export/owncode.py",
     "artefact/export/program.py",
     "artefact/export/quantising.py",
     "cli/output.py",

@@ -74,6 +74,11 @@ COMMANDS = {
         "Show the report of an earlier run again, and write it as a page or as Markdown.",
         "report small --markdown report.md",
     ),
+    "compare-runs": Entry(
+        "runs",
+        "Show several runs beside each other: costs, quality, and what each layer kept.",
+        "compare-runs small smaller --html runs.html",
+    ),
     "tolerance": Entry(
         "curves",
         "Show what each tolerance of the rule tod would leave: MACs, parameters and units of each layer.",

@@ -88,6 +88,14 @@ def export(
         Text, typer.Option(help="For the model card of a folder: the dense model's name on the hub.")
     ] = None,
     license: Annotated[Text, typer.Option(help="For the model card: the licence, apache-2.0.")] = None,
+    own_code: Annotated[
+        bool,
+        typer.Option(
+            "--own-code",
+            help="For a folder: with a modeling file of ours, for sizes that no configuration can say; it is "
+            "loaded with trust_remote_code=True.",
+        ),
+    ] = False,
     seed: Seed = 0,
     json: Json = False,
     debug: Debug = False,
@@ -106,8 +114,8 @@ def export(
         card = None
         if not out.suffix:
             report = sc.Report.from_json(source / REPORT) if (source / REPORT).is_file() else None
-            card = sc.model_card(small, report, base_model=base_model, license=license)
-        done = sc.export(small, out, example, tolerance=tolerance, opset=opset, card=card)
+            card = sc.model_card(small, report, base_model=base_model, license=license, own_code=own_code)
+        done = sc.export(small, out, example, tolerance=tolerance, opset=opset, card=card, own_code=own_code)
         found = {**asdict(done), "path": done.path.as_posix()}
         sizes = " and ".join(map(str, done.batches))
         shown = (

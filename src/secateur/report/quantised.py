@@ -73,8 +73,8 @@ def sentences(found: QuantisedFigures) -> tuple[str, ...]:
     lines = [
         f"{_KINDS[found.kind]}{seen}. All rows were run by {found.runtime} on {samples:,} samples"
         f"{timed if any(stage.seconds for stage in found.stages) else ''}.",
-        f"The outputs moved by {found.distance:.2g} of their square from those of the model that was "
-        "quantised.",
+        f"The squared distance of the outputs to those of the model that was quantised is "
+        f"{found.distance:.2g} of their size.",
     ]
     return (*lines, *(_sentence(found, each) for each in found.losses))
 

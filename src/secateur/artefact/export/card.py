@@ -40,6 +40,7 @@ def model_card(
     base_model: str | None = None,
     license: str | None = None,
     dataset: str | None = None,
+    own_code: bool = False,
 ) -> str:
     """Return a model card, ready to be written as README.md and pushed to a hub.
 
@@ -54,6 +55,7 @@ def model_card(
             licence applies.
         dataset: The hub's name of the data set that the report's accuracy was measured on. The hub
             shows the accuracy only if this is given.
+        own_code: Whether the folder has a modeling file, as `export` writes it with ``own_code=True``.
 
     Returns:
         Front matter between ``---`` lines, then Markdown.
@@ -99,7 +101,7 @@ def model_card(
         parts.append(_how(record))
     if report is not None and report.proof:
         parts.append(f"## Proof\n\n{escape(proofs.paragraph(report))}")
-    parts.append(_loading(small))
+    parts.append(_loading(small, own_code))
     return inert("\n\n".join(parts) + "\n")
 
 
@@ -197,7 +199,17 @@ def _how(record: Record) -> str:
     return "## How it was made\n\n" + "\n".join(lines)
 
 
-def _loading(small: nn.Module) -> str:
+def _loading(small: nn.Module, own_code: bool) -> str:
+    if own_code:
+        kind = next(
+            (k for k in ("ForCausalLM", "ForSequenceClassification") if type(small).__name__.endswith(k)), ""
+        )
+        code = (
+            f"from transformers import AutoModel{kind}\n\n"
+            f'model = AutoModel{kind}.from_pretrained("this folder", trust_remote_code=True)'
+        )
+        note = "Its layers have sizes of their own, which `modeling_secateur.py` sets: read it first."
+        return f"## How to load it\n\n{note}\n\n```python\n{code}\n```"
     if _library(small) == "transformers" and configuration_fits(small):
         kind = type(small).__name__
         code = f'from transformers import {kind}\n\nmodel = {kind}.from_pretrained("this folder")'

@@ -11,8 +11,14 @@ from torch import nn
 from secateur.artefact.export.capturing import captured
 from secateur.artefact.export.card import model_card
 from secateur.artefact.export.checking import Exported, check, tolerance_of
-from secateur.artefact.export.huggingface import pretrained_runner, require_pretrained, write_pretrained
+from secateur.artefact.export.huggingface import (
+    pretrained_runner,
+    require_folder,
+    require_pretrained,
+    write_pretrained,
+)
 from secateur.artefact.export.onnx import onnx_runner, require_onnx, write_onnx
+from secateur.artefact.export.owncode import own_code_runner, require_own_code, write_own_code
 from secateur.artefact.export.program import program_runner, write_program
 from secateur.artefact.export.trials import Trials, captured_trials, inputs_of
 from secateur.artefact.writing import path_named, replacing, replacing_folder
@@ -31,6 +37,7 @@ def export(
     tolerance: float | None = None,
     opset: int | None = None,
     card: str | None = None,
+    own_code: bool = False,
 ) -> Exported:
     """Write a model for ONNX Runtime (``.onnx``), PyTorch alone (``.pt2``) or Hugging Face (a folder).
 
@@ -51,6 +58,10 @@ def export(
             is 3.5e-4 in float32. For a folder, which is run by the same code, 1.2e-5.
         opset: For ONNX, the version of the operator set. Default: the exporter's own choice.
         card: For a folder, the text of its README.md. Default: `model_card` of the model.
+        own_code: For a folder: write a modeling file beside the configuration, for sizes that no
+            configuration can say, such as another width in each layer. It is forty lines of ours, without
+            code of the model's authors. Whoever loads the folder has to allow it:
+            ``AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)``.
 
     Returns:
         The path, and the largest difference from the model.
@@ -72,7 +83,7 @@ def export(
     path, model = path_named("export", path, ExportError), unwrap(small)
     require_numbers("export", device_of(model))
     suffix = path.suffix.lower()
-    _check_asked(model, path, suffix, opset, card)
+    _check_asked(model, path, suffix, opset, card, own_code)
     given, spec = inputs_of(model, example_inputs)
     if suffix:
         found = captured(model, *given)
@@ -88,20 +99,29 @@ def export(
         elif suffix == ".pt2":
             write_program(found, written)
             done = check(path, program_runner(written), trials, "torch", accepted)
+        elif own_code:
+            write_own_code(model, written, model_card(model, own_code=True) if card is None else card)
+            done = check(path, own_code_runner(written, model), trials, "transformers", accepted)
         else:
             write_pretrained(model, written, model_card(model) if card is None else card)
             done = check(path, pretrained_runner(written, model), trials, "transformers", accepted)
     return done
 
 
-def _check_asked(model: nn.Module, path: Path, suffix: str, opset: int | None, card: str | None) -> None:
+def _check_asked(
+    model: nn.Module, path: Path, suffix: str, opset: int | None, card: str | None, own_code: bool
+) -> None:
     """Raise an error for impossible settings now, before the slow steps."""
     if suffix not in (*SUFFIXES, ""):
         raise SettingError(
             f"export({path}): expected a file that ends in {' or '.join(SUFFIXES)}, or a folder, got "
             f"{path.suffix!r}. Name {path.with_suffix('.onnx').name}, for example."
         )
-    for name, value, fits in (("opset", opset, suffix == ".onnx"), ("card", card, not suffix)):
+    for name, value, fits in (
+        ("opset", opset, suffix == ".onnx"),
+        ("card", card, not suffix),
+        ("own_code", own_code or None, not suffix),
+    ):
         if value is not None and not fits:
             raise SettingError(
                 f"export({path}): expected no {name}= for this format. Leave it out, or name "
@@ -110,4 +130,5 @@ def _check_asked(model: nn.Module, path: Path, suffix: str, opset: int | None, c
     if suffix == ".onnx":
         require_onnx()
     elif not suffix:
-        require_pretrained(model, path)
+        require_own_code(model, path) if own_code else require_pretrained(model, path)
+        require_folder(path)

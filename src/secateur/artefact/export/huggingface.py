@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ def require_pretrained(model: nn.Module, path: Path) -> None:
     """Check that a model can be written as a Hugging Face folder.
 
     Raises:
-        SettingError: If it is not a Transformers model in form ``module``, or the folder holds other files.
+        SettingError: If it is not a Transformers model in form ``module``.
         ExportError: If its configuration cannot express the pruned sizes.
     """
     if not hasattr(model, "save_pretrained") or not hasattr(model, "config"):
@@ -35,6 +36,16 @@ def require_pretrained(model: nn.Module, path: Path) -> None:
             f"export({path}): expected a model of Transformers for a folder, got {type(model).__name__}, "
             f"which has no save_pretrained. Use secateur.save, or name a file that ends in .onnx or .pt2."
         )
+    if not configuration_fits(model):
+        raise ExportError(f"export({path}): {_unsaid(model)}")
+
+
+def require_folder(path: Path) -> None:
+    """Check that a folder can be written there.
+
+    Raises:
+        SettingError: There is a file, or a folder with other files in it.
+    """
     if path.exists() and not path.is_dir():
         raise SettingError(f"export({path}): expected a folder, got a file there. Name another.")
     if path.is_dir() and any(path.iterdir()) and not (path / CONFIG).is_file():
@@ -42,14 +53,12 @@ def require_pretrained(model: nn.Module, path: Path) -> None:
             f"export({path}): expected an empty folder or an earlier export, got one with other files in it. "
             f"Name another."
         )
-    if not configuration_fits(model):
-        raise ExportError(f"export({path}): {_unsaid(model)}")
 
 
 def _unsaid(model: nn.Module) -> str:
     """Say which sizes the configuration cannot express, why, and which settings avoid it."""
     kind, config = type(model).__name__, type(model.config).__name__
-    otherwise = "or use secateur.save or .pt2, which hold any sizes"
+    otherwise = "or pass own_code=True, or use secateur.save or .pt2, which hold any sizes"
     if not has_configuration(model):
         return f"expected a configuration of Transformers, got {config}. Name a .pt2 file, {otherwise}."
     gap = read_configuration(Builds(type(model), model.config), shapes_of(model)).gap
@@ -99,16 +108,26 @@ def _listed(paths: Iterable[str], most: int = 2) -> str:
     return ", ".join(names[:most]) + more
 
 
-def write_pretrained(model: nn.Module, path: Path, card: str) -> None:
-    """Write configuration, tensors and model card into an empty folder."""
-    with _quiet():
-        model.save_pretrained(path)  # type: ignore[operator]  # Transformers' own
+def write_pretrained(model: nn.Module, path: Path, card: str, *, own_names: bool = False) -> None:
+    """Write configuration, tensors and model card into an empty folder.
+
+    Args:
+        model: A model of Transformers.
+        path: The folder.
+        card: The text of README.md.
+        own_names: Whether tensors keep the model's names. Else Transformers may write the names of older
+            releases, which only its own classes can read.
+    """
+    save: Any = model.save_pretrained
+    known = "save_original_format" in inspect.signature(save).parameters
+    with quiet():
+        save(path, **({"save_original_format": False} if own_names and known else {}))
     (path / CARD).write_text(card, encoding="utf-8")
 
 
 def pretrained_runner(path: Path, model: nn.Module) -> Runs:
     """Return a function that runs the model which the stock class loads from the folder."""
-    with _quiet():
+    with quiet():
         stock = type(model).from_pretrained(path, dtype="auto", local_files_only=True)  # type: ignore[attr-defined]
     stock = stock.to(device_of(model))
 
@@ -119,7 +138,7 @@ def pretrained_runner(path: Path, model: nn.Module) -> Runs:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Hide Transformers' progress bars and log messages inside the block."""
     from transformers.utils import logging as bars
 
