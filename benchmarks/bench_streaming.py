@@ -6,10 +6,10 @@
 
 ``smollm2``: trained weights, 128 texts of 512 tokens, seven tenths of the block parameters stay; needs what
 `benchmarks/smollm2.py` needs. ``llama-1.1b``: a Llama of 1.1 billion random weights in shards, 16 texts of
-256 tokens. ``efficientnet``: trained weights in memory, 400 images of 224 px, seven tenths of the MACs;
-needs what `benchmarks/imagenet.py` needs. A pass is one run of the dense model over the data. Memory is
-sampled while a phase runs; pages of files do not count, since the system may drop them. Writes
-``results/streaming_<case>.json``.
+256 tokens; with ``--layers 3`` three of its 22 layers, at true width. ``efficientnet``: trained weights in
+memory, 400 images of 224 px, seven tenths of the MACs; needs `benchmarks/imagenet.py`. A pass is one
+run of the dense model over the data. Memory is sampled while a phase runs; pages of files do not count, since
+the system may drop them. Writes ``results/streaming_<case>.json``.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def save_smollm2(folder: Path, texts: int, length: int) -> None:
     save_file(ids, folder / "texts")
 
 
-def save_llama(folder: Path, texts: int, length: int) -> None:
+def save_llama(folder: Path, texts: int, length: int, layers: int = 22) -> None:
     """The same for a Llama of 1.1 billion random weights, a block at a time; no texts to measure with."""
     from transformers import LlamaConfig
 
@@ -107,7 +107,7 @@ def save_llama(folder: Path, texts: int, length: int) -> None:
         vocab_size=32000,
         hidden_size=2048,
         intermediate_size=5632,
-        num_hidden_layers=22,
+        num_hidden_layers=layers,
         num_attention_heads=32,
         num_key_value_heads=4,
         use_cache=False,
@@ -129,7 +129,7 @@ def save_llama(folder: Path, texts: int, length: int) -> None:
     save_file({"ids": torch.randint(32000, (texts, length), generator=generator)}, folder / "texts")
 
 
-CASES = {
+CASES: dict[str, tuple[Any, int, int]] = {
     "smollm2": (save_smollm2, 128, 512),
     "llama-1.1b": (save_llama, 16, 256),
     "efficientnet": (None, 400, 0),
@@ -142,12 +142,14 @@ def main() -> None:
     parser.add_argument("case", choices=list(CASES))
     parser.add_argument("--texts", type=int)
     parser.add_argument("--length", type=int)
+    parser.add_argument("--layers", type=int, help="of llama-1.1b: so many of its 22 layers")
     parser.add_argument("--prepare", type=Path, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     import_torchvision()  # Transformers imports it where it is installed
     save, texts, length = CASES[chosen.case]
     if chosen.prepare is not None and save is not None:
-        save(chosen.prepare, chosen.texts or texts, chosen.length or length)
+        given = {} if chosen.layers is None else {"layers": chosen.layers}
+        save(chosen.prepare, chosen.texts or texts, chosen.length or length, **given)
         return
     found: dict[str, Any]
     if chosen.case == "efficientnet":
@@ -157,7 +159,8 @@ def main() -> None:
         found = from_files(chosen.case)
     if found:
         print(found)
-        write(f"streaming_{chosen.case}", found)
+        part = "" if chosen.layers is None else f"_{chosen.layers}_layers"
+        write(f"streaming_{chosen.case}{part}", found)
 
 
 def from_files(case: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import secateur as sc
 from secateur.common import mapped
 from secateur.common.mapped import is_mapped, map_weights
+from secateur.common.preserving import State, _same_values
 from secateur.errors import ArtefactError
 from secateur.signals import inparts
 from secateur.signals.checkpoint import Checkpoint
@@ -336,3 +337,18 @@ def test_views_of_weights_are_not_written_again(tmp_path: Path, monkeypatch: pyt
     sc.repair(sc.apply(net, plan, graph=graph), net, data, "reconstruct", graph=graph, progress=False)
     assert sizes
     assert max(sizes) < 5000 * 4 * 4
+
+
+def test_what_is_remembered_of_weights_in_files_lies_in_files(pair: Any) -> None:
+    _, there, _ = pair
+    state = State(there, parameters=True)
+    kept = [r.args for r in state._restorers if getattr(r, "func", None) is _same_values]
+    assert any(is_mapped(tensor) for tensor, _ in kept)
+    assert all(is_mapped(copy) for tensor, copy in kept if is_mapped(tensor))
+    before = {name: tensor.clone() for name, tensor in there.named_parameters()}
+    with torch.no_grad():
+        for parameter in there.parameters():
+            parameter.add_(1)
+    assert state.restore()
+    for name, tensor in there.named_parameters():
+        assert torch.equal(tensor, before[name])

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.common.mapped import copied
+
 ATOMS = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
 _FOREIGN = {
     *sys.stdlib_module_names, "accelerate", "lightning", "numpy", "pytorch_lightning", "secateur", "torch",
@@ -150,7 +152,7 @@ class State:
 
     def _values(self, tensor: Tensor) -> None:
         if not tensor.is_meta:
-            self._restorers.append(functools.partial(_same_values, tensor.detach(), tensor.detach().clone()))
+            self._restorers.append(functools.partial(_same_values, tensor.detach(), copied(tensor)))
 
 
 @contextmanager

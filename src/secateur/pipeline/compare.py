@@ -18,11 +18,11 @@ from secateur.common.progress import steps
 from secateur.config.names import Granularity
 from secateur.errors import SettingError, UnreachableBudgetError
 from secateur.measure.evaluate import Evaluation, evaluate
+from secateur.pipeline.asked import check_bounds, check_options, target_called
 from secateur.pipeline.auto.choose import checked
 from secateur.pipeline.auto.chooser import Chooser
 from secateur.pipeline.auto.choosers import chooser_of
 from secateur.pipeline.bounds.meet import meet, race_budget
-from secateur.pipeline.prune import check_bounds, check_options, target_called
 from secateur.pipeline.targets.target import Target, Task
 from secateur.plan import CostRecord
 from secateur.repairs.methods import Methods

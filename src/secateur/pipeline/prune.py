@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from os import PathLike
-from types import MappingProxyType
 from typing import Any, Literal
 
 from torch import nn
@@ -17,24 +16,20 @@ from secateur.calibration import Calibration, Forward, View, Views
 from secateur.common.models import device_of, unwrap
 from secateur.common.modes import require_plain_modes, require_values
 from secateur.config.names import Granularity, Quantisation
-from secateur.errors import SettingError
 from secateur.measure.evaluate import evaluate
 from secateur.measure.quality import Gauge, Metric
+from secateur.pipeline.asked import TARGETS as TARGETS
+from secateur.pipeline.asked import check_quality, checked_kind
 from secateur.pipeline.auto.choose import checked
 from secateur.pipeline.auto.chooser import Choice, Chooser
 from secateur.pipeline.auto.choosers import chooser_of
 from secateur.pipeline.bounds.frontier import Frontier
 from secateur.pipeline.bounds.meet import Held, frontier_at, meet, race_budget
 from secateur.pipeline.bounds.plans import Plans
-from secateur.pipeline.bounds.quality import check_asked, require_enough
+from secateur.pipeline.bounds.quality import require_enough
 from secateur.pipeline.quantise import Quantised, Quantiser
 from secateur.pipeline.result import Result, asked_for, check_labels, clock, figures, proof_entry, scored_on
-from secateur.pipeline.targets.blocks import Blocks
-from secateur.pipeline.targets.experts import Experts
 from secateur.pipeline.targets.target import Form, Target, Task
-from secateur.pipeline.targets.together import Both
-from secateur.pipeline.targets.units import Units
-from secateur.pipeline.targets.weights import SingleWeights
 from secateur.proof.verify import Proof
 from secateur.repairs.methods import Methods
 from secateur.report.data import versions
@@ -44,14 +39,9 @@ from secateur.signals.distributed import joined
 from secateur.signals.identity import of_run
 from secateur.signals.journal import keeping
 from secateur.signals.loss import LossFn, loss_name
-from secateur.targets.granularity import granularity_of, refusal
+from secateur.targets.granularity import granularity_of
 from secateur.targets.units.record import record_of, with_note
 from secateur.targets.units.spread import gathered
-
-TARGETS: Mapping[str, type[Target]] = MappingProxyType(
-    {"unit": Units, "weight": SingleWeights, "expert": Experts, "unit+expert": Both, "block": Blocks}
-)
-"""What may be removed, by the name of its granularity."""
 
 
 def prune(
@@ -148,8 +138,8 @@ def prune(
     what = granularity_of(granularity)
     if budget is not None:
         checked("prune", budget)
-    kind = _checked(what, form, budget, steps, allow_inexact, on_unrealisable, measure_latency)
-    check_asked(budget, held_out, metric, frontier)
+    kind = checked_kind(what, form, budget, steps, allow_inexact, on_unrealisable, measure_latency)
+    check_quality(budget, held_out, metric, frontier)
     decider: Any = kind.default if allocator is None else allocator
     chooser = chooser_of(decider)
     if chooser is None:
@@ -368,92 +358,3 @@ class _Run:
             versions=versions(target.graph.device),
             **target.facts(small, plan, self.rule, self.scores),
         )
-
-
-def target_called(function: str, granularity: str) -> type[Target]:
-    """What is removed.
-
-    Raises:
-        SettingError: There is no granularity of this name.
-    """
-    if granularity not in TARGETS:
-        raise SettingError(
-            f"{function}(granularity={granularity!r}): expected 'unit', 'weight', 'expert', 'block' or "
-            "['unit', 'expert']."
-        )
-    return TARGETS[granularity]
-
-
-def check_bounds(function: str, granularity: str, budget: Budget | None) -> None:
-    """Refuses bounds that a granularity does not have.
-
-    Raises:
-        SettingError: If one means nothing there.
-    """
-    kind = target_called(function, granularity)
-    for name in () if budget is None else budget.measured:
-        if name in kind.refused:
-            raise refusal(f"{function}(budget=Budget({name}=...))", granularity, kind.refused[name])
-
-
-_UNSET = {"steps": 1, "allow_inexact": False, "on_unrealisable": "leave", "measure_latency": False}
-
-
-def check_options(function: str, granularity: str, form: str, **options: Any) -> None:
-    """Refuses a form and options that a granularity does not have.
-
-    Args:
-        function: For messages.
-        granularity: What is removed.
-        form: The form that was asked for.
-        options: Further options by name.
-
-    Raises:
-        SettingError: If one means nothing there.
-    """
-    kind = TARGETS[granularity]
-    if form not in kind.forms:
-        raise SettingError(
-            f"{function}(form={form!r}): expected one of {', '.join(kind.forms)} with granularity "
-            f"{granularity!r}."
-        )
-    for name, value in options.items():
-        if value != _UNSET[name] and name in kind.refused:
-            raise refusal(f"{function}({name}={value!r})", granularity, kind.refused[name])
-
-
-def _checked(
-    granularity: str,
-    form: str,
-    budget: Budget | None,
-    steps: int,
-    allow_inexact: bool,
-    on_unrealisable: str,
-    measure_latency: bool | None,
-) -> type[Target]:
-    """What is removed; refuses options that are wrong, or that it does not have."""
-    kind = target_called("prune", granularity)
-    check_options(
-        "prune",
-        granularity,
-        form,
-        steps=steps,
-        allow_inexact=allow_inexact,
-        on_unrealisable=on_unrealisable,
-        measure_latency=bool(measure_latency),
-    )
-    for name in budget.measured if budget is not None else ():
-        if steps != 1:
-            raise SettingError(
-                f"prune(steps={steps}): expected a budget of macs or params, or of experts, got {name}. "
-                "Leave steps out."
-            )
-    check_bounds("prune", granularity, budget)
-    if type(steps) is not int or steps < 1 or (steps > 1 and budget is None):
-        raise SettingError(
-            f"prune(steps={steps!r}): expected a number of rounds of at least 1, and for several a budget. "
-            "Pass these, or leave steps out."
-        )
-    if on_unrealisable not in ("graph", "leave"):
-        raise SettingError(f"prune(on_unrealisable={on_unrealisable!r}): expected 'graph' or 'leave'.")
-    return kind

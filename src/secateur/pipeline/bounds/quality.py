@@ -13,7 +13,7 @@ Where the order has its small steps is found before, by bisection with other dat
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,9 +23,9 @@ from secateur.allocators import Budget
 from secateur.calibration.subset import take_share
 from secateur.common.formatting import percent
 from secateur.common.progress import Step
-from secateur.errors import BudgetError, SecateurError, SettingError, UnreachableBudgetError
+from secateur.errors import BudgetError, SecateurError, UnreachableBudgetError
 from secateur.measure.confidence import LEAST, samples_for, samples_needed
-from secateur.measure.quality import Damage, Gauge, Metric
+from secateur.measure.quality import Damage, Gauge
 from secateur.pipeline.auto.choose import fixed
 from secateur.pipeline.bounds.bisection import bisect
 from secateur.pipeline.bounds.frontier import Frontier, Point
@@ -289,34 +289,3 @@ def _unconfirmed(looks: Looks) -> UnreachableBudgetError:
 def _unscaled(bound: str, limit: float) -> float:
     """A limit in the terms of the differences of samples."""
     return math.log1p(limit) if bound == "perplexity_rise" else limit
-
-
-def check_asked(
-    budget: Budget | None, held_out: Any, metric: Metric | None, frontier: Sequence[float] | None
-) -> None:
-    """Refuse what is about quality where none is bounded or measured, and a frontier of no shares.
-
-    Raises:
-        SettingError: It means nothing here.
-    """
-    if frontier is not None and (
-        isinstance(frontier, str)
-        or not isinstance(frontier, Iterable)
-        or not all(isinstance(s, float) and 0 < s < 1 for s in frontier)
-    ):
-        raise SettingError(
-            f"prune(frontier={frontier!r}): expected shares of the cost, floats in (0, 1). Write "
-            "(0.9, 0.8, 0.7)."
-        )
-    if metric is not None and not callable(metric):
-        raise SettingError(
-            f"prune(metric={metric!r}): expected a function of a model and a batch. Pass one, or none."
-        )
-    if frontier or (budget is not None and budget.quality):
-        return
-    for name, value in (("held_out", held_out), ("metric", metric)):
-        if value is not None:
-            raise SettingError(
-                f"prune({name}=...): expected it together with a bound on quality or a frontier, got "
-                "neither. Pass Budget(accuracy_drop=0.01), for example, or leave it out."
-            )
