@@ -227,6 +227,8 @@ def test_prune_merges_where_the_held_out_loss_agrees(methods: Any) -> None:
         progress=False,
     )  # fmt: skip
     entries = sc.record_of(result.model).repairs
-    assert [e["method"] for e in entries] == ([methods] if isinstance(methods, str) else methods)
+    names = [entry["method"] for entry in entries]
+    assert "merge" in names
+    assert ("experts" in names) is (methods != "merge")
     figures = {f.stage: f.loss for f in result.report.figures}
     assert figures.get("repaired", 0.0) <= figures["pruned"]
