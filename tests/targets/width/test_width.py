@@ -180,6 +180,8 @@ def test_what_acts_on_the_stream_is_seen(options: dict[str, bool], error: Any, m
     batches = [torch.randn(16, 4) for _ in range(3)]
     if error is None:
         turned = sc.rotate(model, batches, progress=False)
+        small = sc.narrow(turned, batches, 6, progress=False)  # in float32, and so are its inputs
+        assert small[1].up.weight.shape == (12, 6)
         torch.testing.assert_close(turned(batches[0]), model(batches[0]), rtol=1e-4, atol=1e-4)
         return
     with pytest.raises(error, match=match):
