@@ -135,6 +135,9 @@ def quality(steps: int, seeds: Sequence[int], stretches: int, count: int) -> dic
     return {**settings, "seeds": list(seeds), "runs": runs}
 
 
+JUDGED = "as it was, prune"
+"""The router as it was, by `sc.prune`, which keeps what the model's own loss on held-out text agrees with."""
+
 METHODS: Mapping[str, Any] = {
     "drop": None,
     "drop, refit": "experts",
@@ -211,6 +214,18 @@ def merging(steps: int, seeds: Sequence[int], stretches: int, count: int) -> dic
                              "shares": [b["share"] for b in entries[0]["blocks"].values()]
                              if "merge" in name else None})  # fmt: skip
                 print(f"merge: {runs[-1]}", file=sys.stderr, flush=True)
+        for name in (
+            "drop, refit",
+            "merge, refit",
+        ):  # on four fifths of the data; the rest judges by the loss
+            result = sc.prune(
+                model, data, sc.Budget(experts=share), sc.Uniform(removal="reap"), "expert",
+                repair=METHODS[name], seed=seed, measure_latency=False, progress=False,
+            )  # fmt: skip
+            runs.append({"seed": seed, "share": share, "router": JUDGED, "method": name,
+                         "perplexity": perplexity(result.model, test, stretches), "off": None,
+                         "shares": None})  # fmt: skip
+            print(f"merge: {runs[-1]}", file=sys.stderr, flush=True)
         others = [g.name for g in sc.trace(model, data[0]).groups if ".experts" not in g.name]
         result = sc.prune(
             model, data, sc.Budget(params=plan.predicted.params), sc.Uniform(removal="wanda"),
@@ -223,7 +238,7 @@ def merging(steps: int, seeds: Sequence[int], stretches: int, count: int) -> dic
         print(f"merge: {runs[-1]}", file=sys.stderr, flush=True)
     print(f"\nPerplexity a character, dense {dense:.3f}; mean over {len(seeds)} seeds")
     rows = []
-    for share, router in itertools.product(SHARES, ("as it was", "combined")):
+    for share, router in itertools.product(SHARES, ("as it was", JUDGED, "combined")):
         cells = []
         for name in (*METHODS, "inner sizes, refit"):
             found = [

@@ -22,11 +22,12 @@ from torch import nn
 import secateur as sc
 from benchmarks import results
 from benchmarks.smollm2 import perplexity, smollm2, windows
+from secateur.targets.width.narrow import narrowed
 
 SHARE = 0.8
 """Of the parameters of the blocks."""
 
-TEXTS, TOKENS, JUDGED = 64, 64, 16
+TEXTS, TOKENS, JUDGED = 64, 64, 8
 """Windows to calibrate with, their length, and windows of 256 tokens to measure."""
 
 
@@ -72,8 +73,8 @@ def main() -> None:
     config: Any = model.config
     heads = config.num_attention_heads
     width = round(SHARE * config.hidden_size / heads) * heads
-    small = sc.narrow(turned, data, width, repair=None, progress=False)
-    repaired = sc.narrow(turned, data, width, progress=False)
+    small, like = narrowed(turned, (), {"input_ids": data[0]["input_ids"][:2]}, width)
+    repaired = sc.repair(small, like, data, "reconstruct", progress=False)
     rows.append(row(f"width {width}", model, small, repaired, test, time.perf_counter() - start))
 
     start = time.perf_counter()

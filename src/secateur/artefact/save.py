@@ -293,8 +293,16 @@ def _fill(small: nn.Module, tensors: dict[str, torch.Tensor], tied: dict[str, st
             f"{', '.join(odd[:5])}. Pass the function that made the model that was pruned."
         )
     empty: dict[int, list[tuple[str, torch.Tensor]]] = {}
+    sources: dict[int, str] = {}
     for name, target in own.items():
-        stored = tensors[tied.get(name, name)]
+        source = tied.get(name, name)
+        stored, other = tensors[source], sources.setdefault(id(target), source)
+        if other != source and not torch.equal(tensors[other], stored):
+            raise ArtefactError(
+                f"load({folder}): expected {other} and {name} to be tensors of their own, as in the model "
+                "that was saved, got a model that shares one between them. Make it without that tie: with "
+                "config.tie_word_embeddings = False, for example."
+            )
         if stored.shape != target.shape:
             raise ArtefactError(
                 f"load({folder}): expected {name} of shape {tuple(target.shape)}, got {tuple(stored.shape)}. "

@@ -31,6 +31,7 @@ def test_the_winner_gives_what_its_rule_gives_alone(repair: str | None) -> None:
     assert {c.name for c in contest.candidates} == set(DEFAULT)
     first = contest.candidates[0]
     rounds = len(contest.rounds)
+    assert contest.measure == "loss"  # the model's own, since the batches hold its labels
     assert first.errors[-1] == min(c.errors[-1] for c in contest.candidates if len(c.errors) == rounds)
     alone = prune(data(), DEFAULT[first.name](), sc.Budget(experts=0.5), repair=repair)
     assert result.plan.to_json() == alone.plan.to_json()
@@ -46,6 +47,7 @@ def test_the_winner_gives_what_its_rule_gives_alone(repair: str | None) -> None:
 
 def test_without_labels_tod_does_not_run_and_cannot_say_how_many() -> None:
     result = prune(data(labels=False), "auto", sc.Budget(experts=0.5))
+    assert result.report.selection.measure == "distance to dense"
     verdicts = {c.name: c.verdict for c in result.report.selection.candidates}
     assert {n for n, v in verdicts.items() if "did not run" in v and "labels" in v} == {
         "tod",

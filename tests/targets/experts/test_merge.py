@@ -227,6 +227,23 @@ def test_prune_merges_where_the_held_out_loss_agrees(methods: Any) -> None:
         progress=False,
     )  # fmt: skip
     entries = sc.record_of(result.model).repairs
-    assert [e["method"] for e in entries] == ([methods] if isinstance(methods, str) else methods)
+    names = [entry["method"] for entry in entries]
+    assert "merge" in names
+    assert ("experts" in names) is (methods != "merge")
     figures = {f.stage: f.loss for f in result.report.figures}
     assert figures.get("repaired", 0.0) <= figures["pruned"]
+
+
+@torch.no_grad()
+def test_an_expert_is_merged_into_none_with_another_number_of_neurons() -> None:
+    model = make("plain")
+    graph = sc.trace(model, words(), granularity="expert")
+    block = graph.blocks[1]
+    for expert, inner in ((0, 9), (1, 9), (2, 10)):  # as after neurons of single experts were removed
+        layers = model.blocks[1].experts[expert]
+        layers.up.weight.data, layers.up.bias.data = layers.up.weight[:inner], layers.up.bias[:inner]
+        layers.down.weight.data = layers.down.weight[:, :inner]
+    (found,) = heirs(model, [block], {block.name: [0, 3, 4]}, Calibration.of([words(30, 20)]))
+    assert found.heir[1] == 0
+    assert 2 not in found.heir
+    assert found.heir[5] in (3, 4)

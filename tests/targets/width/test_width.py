@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import secateur as sc
+from secateur.errors import ArtefactError
 from secateur.targets.units.compare import relative_difference, run_in_double
 from secateur.targets.width.rotate import helmert
 from tests.targets.width.models import CONFIGS, EXACT, WIDTH, data, make
@@ -121,6 +122,8 @@ def test_it_is_saved_and_loaded_and_stock_code_takes_the_folder(tmp_path: Path) 
     again = sc.load(tmp_path / "small", lambda: type(turned)(copy.deepcopy(turned.config)).double())
     pairs = zip(outputs(again, "llama"), outputs(small, "llama"), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
+    with pytest.raises(ArtefactError, match=r"lm_head.weight to be tensors of their own, .* Make it without"):
+        sc.load(tmp_path / "small", lambda: make("llama"))  # which is tied
     small.save_pretrained(tmp_path / "stock")
     stock = type(turned).from_pretrained(tmp_path / "stock", dtype=torch.float64)
     assert relative_difference(outputs(stock, "llama"), outputs(small, "llama")) < 1e-9
@@ -180,6 +183,8 @@ def test_what_acts_on_the_stream_is_seen(options: dict[str, bool], error: Any, m
     batches = [torch.randn(16, 4) for _ in range(3)]
     if error is None:
         turned = sc.rotate(model, batches, progress=False)
+        small = sc.narrow(turned, batches, 6, progress=False)  # in float32, and so are its inputs
+        assert small[1].up.weight.shape == (12, 6)
         torch.testing.assert_close(turned(batches[0]), model(batches[0]), rtol=1e-4, atol=1e-4)
         return
     with pytest.raises(error, match=match):

@@ -80,7 +80,7 @@ def choose(
     agreed = target.default_budget(known) if budget is None else checked("auto", budget)
     few, more = _parts(task.fit, whole=fixed(target))
     planned, others = plans(rules, target, known, agreed, few)
-    repair, judge = target.candidate_repair, Judge(task.model, task.held, task.loss_fn)
+    repair, judge = target.candidate_repair, target.judge()
     rounds = [(few, Stage(finalists, MARGIN)), (more, Stage(1, None))]
     if not repair or few is more:
         rounds = [(few, Stage(1, None))]

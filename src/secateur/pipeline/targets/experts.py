@@ -8,24 +8,26 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from secateur.allocators import EMP, Budget, Global, ToD, Uniform
 from secateur.allocators.base import Allocator
 from secateur.allocators.registry import Allocates
-from secateur.calibration import Calibration
+from secateur.calibration import Batch, Calibration
 from secateur.errors import BudgetError
 from secateur.measure.evaluate import evaluate
 from secateur.pipeline.result import few
 from secateur.pipeline.targets.target import Scored, Target, rule_named
 from secateur.plan import Plan
 from secateur.proof.verify import Proof
+from secateur.repairs.judging import Judge
 from secateur.repairs.methods import Methods
 from secateur.signals.experts import SIGNALS, ExpertSignal
+from secateur.signals.loss import default_loss
 from secateur.signals.units.combination import name_of
 from secateur.targets.experts.apply import FORMS, verify
 from secateur.targets.experts.graph import ExpertGraph
-from secateur.targets.experts.repair import check_methods, repair
+from secateur.targets.experts.repair import METHOD, REPAIRS, check_methods, repair
 from secateur.targets.experts.trace import trace
 from secateur.targets.units.record import record_of, with_repairs
 
@@ -99,6 +101,18 @@ class Experts(Target):
         groups = self.allocate(rule, scored.scores, None).groups
         return Budget(experts=sum(g.kept for g in groups) / sum(g.size for g in groups))
 
+    def judge(self) -> Judge:
+        """The model's own loss, where batches hold labels for it: for language models it tells more."""
+        task = self.task
+        if task.loss_fn is not None or task.example.extra is None:
+            return super().judge()
+
+        def own(model: Any, raw: Any) -> Tensor:
+            batch = Batch.of(raw, reading=task.example.reading)
+            return default_loss(batch.run(model, labelled=True), batch)
+
+        return Judge(task.model, task.held, own)
+
     @property
     def candidate_repair(self) -> str:
         """What was asked for; ``experts`` for ``auto``."""
@@ -150,23 +164,28 @@ class Experts(Target):
         return verify(self.task.model, small, plan, few(self.task.example, None), graph=self.graph)
 
     def repaired(self, small: nn.Module, plan: Plan) -> nn.Module:
-        """Kept if the held-out loss is no worse for it."""
+        """As asked for, if the held-out loss is no worse for it; a merge also has to beat the refit alone."""
         task = self.task
-        if task.repair is None:
-            return small
-        better = repair(
-            small, task.model, task.fit, task.repair, graph=self.graph, seed=task.seed, progress=task.progress
-        )
-        return self.accepted(small, better)
+        best = small
+        for methods in (
+            (METHOD, REPAIRS) if check_methods("repair", task.repair) == REPAIRS else (task.repair,)
+        ):
+            if methods is not None:
+                better = repair(
+                    small, task.model, task.fit, methods, graph=self.graph, seed=task.seed,
+                    progress=task.progress,
+                )  # fmt: skip
+                best = self.accepted(best, better)
+        return best
 
     def accepted(self, small: nn.Module, better: nn.Module) -> nn.Module:
         """The repaired model if the held-out loss is no worse for it; else the other, which remembers it."""
         task = self.task
-        tried = record_of(better).repairs[len(record_of(small).repairs) :]
+        tried = [entry for entry in record_of(better).repairs if entry not in record_of(small).repairs]
         before, after = (
             evaluate(model, task.held, dense=task.model, loss_fn=task.loss_fn, progress=task.progress).loss
             for model in (small, better)
         )
         for entry in tried:
             entry["kept"] = entry["kept"] and after <= before
-        return better if any(entry["kept"] for entry in tried) else with_repairs(small, list(tried))
+        return better if any(entry["kept"] for entry in tried) else with_repairs(small, tried)

@@ -21,6 +21,7 @@ from secateur.pipeline.resuming import scored_once
 from secateur.pipeline.steps import budget_after, plan_in_steps
 from secateur.plan import Plan
 from secateur.proof.verify import Proof
+from secateur.repairs.judging import Judge
 from secateur.repairs.methods import Method, Methods, quick
 from secateur.repairs.repair import repair as repair_model
 from secateur.report.collect import knob_of, layers_of
@@ -201,6 +202,10 @@ class Target(ABC):
     @abstractmethod
     def candidate(self, plan: Any, data: Calibration) -> nn.Module:
         """A model to judge the plan by, repaired on these data by `candidate_repair`."""
+
+    def judge(self) -> Judge:
+        """What measures candidates: the distance to the dense outputs, or the task's loss."""
+        return Judge(self.task.model, self.task.held, self.task.loss_fn)
 
     @property
     @abstractmethod

@@ -52,7 +52,8 @@ def heirs(
     r"""Who takes over from each removed expert.
 
     That is the expert h that stayed for which replacing the removed r by h changes least on r's own tokens:
-    the sum of :math:`g_r(t)^2 \lVert f_r(x_t) - f_h(x_t) \rVert^2`.
+    the sum of :math:`g_r(t)^2 \lVert f_r(x_t) - f_h(x_t) \rVert^2`. It has as many neurons; if none that
+    stayed has, as after neurons of single experts were removed, the expert is dropped.
     """
     seen: dict[str, _Seen] = {}
 
@@ -90,16 +91,21 @@ class _Seen:
             torch.cat([getattr(part, field) for part in self._parts])
             for field in ("hidden", "index", "weight", "output", "valid")
         )
+        shapes = [
+            [tensor.shape for tensor in tensors_of(model, self._block, expert).values()]
+            for expert in range(self._block.count)
+        ]
         for removed in sorted(set(range(self._block.count)) - set(kept)):
             tokens, slots = torch.where((index == removed) & valid)
-            if len(tokens):
+            alike = [h for h in kept if shapes[h] == shapes[removed]]
+            if len(tokens) and alike:
                 x, wanted = hidden[tokens], output[tokens, slots].double()
                 factor = weight[tokens, slots].double().square()
                 change = [
                     float(factor @ (wanted - output_of(model, self._block, h, x)).square().sum(1))
-                    for h in kept
+                    for h in alike
                 ]
-                found[removed] = kept[int(np.argmin(change))]
+                found[removed] = alike[int(np.argmin(change))]
         return Heirs(self._block, kept, self._weight, found, self._down)
 
 

@@ -15,7 +15,7 @@ from secateur.errors import SettingError, VerificationError
 from secateur.graph.trace import trace
 from secateur.plan import Plan
 from secateur.targets.units.apply import apply
-from secateur.targets.units.compare import relative_difference, run_in_double
+from secateur.targets.units.compare import double_copy, doubled, relative_difference, run_in_double
 from secateur.targets.units.copying import duplicate
 from secateur.targets.width.rotate import TOLERANCE, change, factors_of, helmert
 from secateur.targets.width.stream import Stream, find_stream
@@ -42,10 +42,10 @@ def narrowed(
     keep = {stream.group: np.arange(stream.width) < width}
     plan = Plan.build(graph, keep, allocator="narrow", settings={"width": width})
 
-    def cut(model: nn.Module) -> nn.Module:
+    def cut(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> nn.Module:
         return apply(scaled(model, stream, width), plan, "module", example_inputs=kwargs or args)
 
-    small, double = cut(rotated), cut(duplicate(rotated).double())
+    small, double = cut(rotated, args, kwargs), cut(double_copy(rotated), *doubled(args, kwargs))
     wanted = run_in_double(projected(rotated, stream, width), args, kwargs)
     difference = relative_difference(run_in_double(double, args, kwargs), wanted)
     if not difference <= TOLERANCE:
@@ -109,7 +109,7 @@ def scaled(model: nn.Module, stream: Stream, width: int, *, readers: bool = True
 
 def projected(model: nn.Module, stream: Stream, width: int) -> nn.Module:
     """A copy in float64 whose norms read a stream without the removed directions: the reference."""
-    copy = duplicate(model).double()
+    copy = double_copy(model)
     device = device_of(copy)
     if stream.centred:
         kept = helmert(stream.width)[:, : width - 1]

@@ -12,7 +12,7 @@ from secateur.calibration import Calibration, Forward
 from secateur.common.models import device_of, evaluating, named_tensors, unwrap
 from secateur.errors import SettingError, VerificationError
 from secateur.graph.trace import trace
-from secateur.targets.units.compare import relative_difference, run_in_double
+from secateur.targets.units.compare import double_copy, relative_difference, run_in_double
 from secateur.targets.units.copying import duplicate
 from secateur.targets.width.stream import Axis, Norm, Stream, find_stream
 
@@ -66,12 +66,10 @@ def rotate(
     args, kwargs = arguments_of(data)
     stream = find_stream(copy, trace(copy, kwargs or args, allow_inexact=True), args, kwargs)
     basis = _basis(copy, stream, data, progress)
-    double = duplicate(copy).double()
+    double = double_copy(copy)
     for each in (copy, double):
         _turn(each, stream, basis)
-    difference = relative_difference(
-        run_in_double(double, args, kwargs), run_in_double(duplicate(model), args, kwargs)
-    )
+    difference = relative_difference(run_in_double(double, args, kwargs), run_in_double(model, args, kwargs))
     if not difference <= TOLERANCE:
         raise VerificationError(
             f"rotate: expected the rotated {type(model).__name__} to equal the dense one to {TOLERANCE:.1g} "

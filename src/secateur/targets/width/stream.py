@@ -14,8 +14,7 @@ from secateur.common.models import evaluating, named_tensors
 from secateur.errors import SettingError
 from secateur.graph.graph import Graph
 from secateur.graph.groups import Group, Slice
-from secateur.targets.units.compare import run_doubled
-from secateur.targets.units.copying import duplicate
+from secateur.targets.units.compare import double_copy, run_doubled
 
 
 @dataclass(frozen=True)
@@ -197,7 +196,7 @@ def _norm(
     if len(rest) > 1 or any(tensors[n].ndim != 1 for n in names):
         raise _refused(f"{path} has {len(names)} tensors on it")
     bias = rest[0] if rest else None
-    module = duplicate(model.get_submodule(path)).double().eval()
+    module = double_copy(model.get_submodule(path)).eval()
     own = dict(module.named_parameters(recurse=False))
     x = torch.randn(8, width, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 10 + 3
     x = x.to(tensors[weight].device)
