@@ -34,6 +34,7 @@ class Assembled:
         group_of: For each label, the number of its group, or -1. [labels]
         slot_of: For each label, the number of its unit, counted through all groups, or -1. [labels]
         left: Groups of which no unit may be removed, and why.
+        head_sizes: Names of the groups whose units are dimensions of attention heads.
     """
 
     groups: tuple[Group, ...]
@@ -41,6 +42,7 @@ class Assembled:
     group_of: NDArray[np.int64]
     slot_of: NDArray[np.int64]
     left: tuple[Left, ...]
+    head_sizes: frozenset[str] = frozenset()
 
 
 def assemble(walk: Walk, tensors: list[Tensor], *, allow_inexact: bool) -> Assembled:
@@ -87,7 +89,8 @@ def assemble(walk: Walk, tensors: list[Tensor], *, allow_inexact: bool) -> Assem
     offsets = np.cumsum([0, *(g.size for g in groups)])
     member = group_of[root_of]
     slot_of = np.where(member >= 0, offsets[member] + unit_of[root_of], -1)
-    return Assembled(groups, frozen, member, slot_of, left)
+    sized = frozenset(g.name for g in groups if _among(walk.dimensions, g, walk, tensors))
+    return Assembled(groups, frozen, member, slot_of, left, sized)
 
 
 def _keep_what_only_code_holds(walk: Walk, tensors: list[Tensor], bits: NDArray[np.int64]) -> None:
@@ -108,7 +111,17 @@ def _why_left(group: Group, walk: Walk, tensors: list[Tensor], *, allow_inexact:
         return "no layer's output shows it"
     if not group.exact and not allow_inexact:
         return f"mixed by {'; '.join(group.inexact_because)}"
+    if group.of_role("consume") and _among(walk.matched, group, walk, tensors):
+        return "read by weights and by a product of activations"
     return ""
+
+
+def _among(found: list[Labels], group: Group, walk: Walk, tensors: list[Tensor]) -> bool:
+    """Whether units of a group are among these labels."""
+    piece = group.slices[0]
+    axis = next(t for t in tensors if t.name == piece.tensor).axes[piece.axis]
+    roots = walk.store.find(np.concatenate([*found, np.zeros(0, np.int64)]))
+    return bool(np.isin(walk.store.find(axis[piece.position]), roots).any())
 
 
 def _tied_together(group: Group, walk: Walk, tensors: list[Tensor]) -> str:

@@ -140,6 +140,27 @@ def trace(
         >>> [(group.name, group.size) for group in graph.groups]
         [('0', 8)]
     """
+    return trace_units(
+        model,
+        example_inputs,
+        more_inputs=more_inputs,
+        methods=methods,
+        allow_inexact=allow_inexact,
+        forward=forward,
+    )
+
+
+def trace_units(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    more_inputs: Iterable[Any] = (),
+    methods: Iterable[str] = (),
+    allow_inexact: bool = False,
+    forward: Forward | None = None,
+    head_sizes: bool = False,
+) -> Graph:
+    """Trace units: see `trace`. With `head_sizes`, dimensions of attention heads in place of whole heads."""
     model = unwrap(model)
     require_plain_modes("trace", model)
     require_plain_code(model)
@@ -167,7 +188,8 @@ def trace(
     names = foldable(model)
     mark, model = fingerprint(model), folded(model, names)
     also = tuple(with_sizes(k, a, Passes(model, a)) for k, a in zip(kinds, first, strict=True))
-    spec = spec.model_copy(update={"methods": tuple(methods), "also": also})
+    update = {"methods": tuple(methods), "also": also, "head_sizes": head_sizes}
+    spec = spec.model_copy(update=update)
     program, batch, static = _captured(model, given)
     passes = Passes(model, given)
     spec = open_inputs(model, spec, given, program, more, passes)
@@ -238,7 +260,7 @@ def _graph(
                 others.append(capture(model, *larger).program)
     for captured in (program, *others):
         measure_sizes(captured)
-    state, tensors, learnt = walk(program, *others, resized=resized)
+    state, tensors, learnt = walk(program, *others, resized=resized, head_sizes=spec.head_sizes)
     keep_inputs_of(unread, state, tensors)
     assembled = assemble(state, tensors, allow_inexact=allow_inexact)
     alone = {left.group.name for left in assembled.left}
