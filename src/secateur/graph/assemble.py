@@ -18,10 +18,14 @@ from secateur.graph.groups import Frozen, Group, Left, Role, Site, Slice, Stage
 from secateur.graph.labels import Labels, Reason
 from secateur.graph.nodes import UNNAMED, where
 from secateur.graph.rules.naming import ACTIVATIONS, NORMS, operator_name
-from secateur.graph.rules.op import CONSUME, PRODUCE, Value, Walk
+from secateur.graph.rules.op import CONSUME, MATCH, PRODUCE, Value, Walk
 from secateur.graph.walk import Tensor
 
-_ROLES: tuple[tuple[Role, int], ...] = (("produce", PRODUCE), ("consume", CONSUME))
+_ROLES: tuple[tuple[Role, int], ...] = (
+    ("produce", PRODUCE),
+    ("consume", CONSUME),
+    ("match", MATCH),
+)
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ def assemble(walk: Walk, tensors: list[Tensor], *, allow_inexact: bool) -> Assem
     is_frozen[list(frozen_roots)] = True
     tensors = _by_use(tensors)
     root_of = store.find(np.arange(n, dtype=np.int64))
+    bits[np.isin(root_of, _roots(walk, walk.matched)) & ((bits & PRODUCE) > 0)] |= MATCH
     group_of, unit_of, sizes = _partition(walk, tensors, root_of, bits, is_frozen)
     inexact: dict[int, list[str]] = {}
     for mixing, mixed in store.mixed().items():
@@ -89,8 +94,8 @@ def assemble(walk: Walk, tensors: list[Tensor], *, allow_inexact: bool) -> Assem
     offsets = np.cumsum([0, *(g.size for g in groups)])
     member = group_of[root_of]
     slot_of = np.where(member >= 0, offsets[member] + unit_of[root_of], -1)
-    sized = frozenset(g.name for g in groups if _among(walk.dimensions, g, walk, tensors))
-    return Assembled(groups, frozen, member, slot_of, left, sized)
+    sized = np.unique(group_of[_roots(walk, walk.dimensions)])
+    return Assembled(groups, frozen, member, slot_of, left, frozenset(names[g] for g in sized.tolist() if g >= 0))
 
 
 def _keep_what_only_code_holds(walk: Walk, tensors: list[Tensor], bits: NDArray[np.int64]) -> None:
@@ -111,17 +116,13 @@ def _why_left(group: Group, walk: Walk, tensors: list[Tensor], *, allow_inexact:
         return "no layer's output shows it"
     if not group.exact and not allow_inexact:
         return f"mixed by {'; '.join(group.inexact_because)}"
-    if group.of_role("consume") and _among(walk.matched, group, walk, tensors):
-        return "read by weights and by a product of activations"
     return ""
 
 
-def _among(found: list[Labels], group: Group, walk: Walk, tensors: list[Tensor]) -> bool:
-    """Whether units of a group are among these labels."""
-    piece = group.slices[0]
-    axis = next(t for t in tensors if t.name == piece.tensor).axes[piece.axis]
+def _roots(walk: Walk, found: list[Labels]) -> Labels:
+    """Return the roots of the live labels among these."""
     roots = walk.store.find(np.concatenate([*found, np.zeros(0, np.int64)]))
-    return bool(np.isin(walk.store.find(axis[piece.position]), roots).any())
+    return np.unique(roots[roots > 0])
 
 
 def _tied_together(group: Group, walk: Walk, tensors: list[Tensor]) -> str:

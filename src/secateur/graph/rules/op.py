@@ -28,8 +28,9 @@ COMPUTED = "forward computes its weight, so zeros in its parameters do not silen
 UNSILENCED = "sums products of activations that zeros in the weights of a unit do not silence"
 """Why a product of activations mixes units, for example behind a norm that is not zero at zero."""
 
-PRODUCE, CONSUME = 1, 2
-"""Bits that say what a position of a parameter does. With neither bit it scales or shifts a unit."""
+PRODUCE, CONSUME, MATCH = 1, 2, 4
+"""Bits that say what a position of a parameter does. With none of them it scales or shifts a unit. `MATCH`
+comes with `PRODUCE`, where a product of activations reads the unit."""
 
 
 @dataclass(frozen=True)

@@ -145,7 +145,7 @@ class Mender:
         if call.steps[0].family == "attention":  # becomes many operators, none of which has its sizes
             every = {0: Heads(head_size(known.args, known.kwargs))}
         if call.steps[0].family == "scale":  # the factor of the dense model is right
-            every = {0: Factor(calls.factor_of(known.args, known.kwargs) or 0.0)}
+            every = {0: Factor(calls.factor_of(known.name, known.args, known.kwargs) or 0.0)}
         steps = known.steps
         needs = {
             k: need

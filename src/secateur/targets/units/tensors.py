@@ -23,16 +23,15 @@ def removed_positions(plan: Plan, *, consumed_only: bool = False) -> dict[str, d
 
     Args:
         plan: The decision.
-        consumed_only: Only where units are read. Units that no weight reads, such as the dimensions of
-            queries and keys, are zero in the tensors that produce them.
+        consumed_only: Only where units are read: there zeros do what removal does. What a product of
+            activations reads, such as queries and keys, is zero in the tensors that produce it.
     """
     found: dict[str, dict[int, set[int]]] = {}
     for group in plan.groups:
-        only = "consume" if any(piece.role == "consume" for piece in group.slices) else "produce"
         for piece in group.slices:
             if piece.role == "block":  # a whole module, and no tensor
                 continue
-            if piece.removed and (piece.role == only or not consumed_only):
+            if piece.removed and (piece.role in ("consume", "match") or not consumed_only):
                 found.setdefault(piece.tensor, {}).setdefault(piece.axis, set()).update(piece.removed)
     return {
         tensor: {axis: np.array(sorted(positions), dtype=np.int64) for axis, positions in axes.items()}
