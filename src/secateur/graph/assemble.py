@@ -95,7 +95,9 @@ def assemble(walk: Walk, tensors: list[Tensor], *, allow_inexact: bool) -> Assem
     member = group_of[root_of]
     slot_of = np.where(member >= 0, offsets[member] + unit_of[root_of], -1)
     sized = np.unique(group_of[_roots(walk, walk.dimensions)])
-    return Assembled(groups, frozen, member, slot_of, left, frozenset(names[g] for g in sized.tolist() if g >= 0))
+    return Assembled(
+        groups, frozen, member, slot_of, left, frozenset(names[g] for g in sized.tolist() if g >= 0)
+    )
 
 
 def _keep_what_only_code_holds(walk: Walk, tensors: list[Tensor], bits: NDArray[np.int64]) -> None:

@@ -22,7 +22,6 @@ import numpy as np
 
 from secateur.graph.rules.op import Walk
 
-
 Key = tuple[str, int]
 
 

@@ -66,7 +66,7 @@ def trace(
     model: nn.Module,
     example_inputs: Any,
     *,
-    granularity: Literal["unit"] = "unit",
+    granularity: Literal["unit", "head_size"] = "unit",
     more_inputs: Iterable[Any] = (),
     methods: Iterable[str] = (),
     allow_inexact: bool = False,
@@ -79,7 +79,7 @@ def trace(
     model: nn.Module,
     example_inputs: Any = None,
     *,
-    granularity: Literal["unit", "weight", "expert", "block"] = "unit",
+    granularity: Literal["unit", "weight", "expert", "block", "head_size"] = "unit",
     more_inputs: Iterable[Any] = (),
     methods: Iterable[str] = (),
     allow_inexact: bool = False,
@@ -107,7 +107,9 @@ def trace(
             experts; then `more_inputs`, `methods` and `allow_inexact` are refused, since they mean nothing.
             ``weight``: single weights of linear layers and convolutions; then only the model is needed.
             ``block``: whole residual blocks, with the options of experts and `more_inputs`: each block is
-            tried on all of them.
+            tried on all of them. ``head_size``: dimensions of attention heads, those of queries with keys
+            and those of values, the same number in each head of a layer; what a rotary embedding turns
+            together goes together. ``["unit", "head_size"]``: these, and all units but whole heads.
         more_inputs: Further inputs, each like `example_inputs`. If only their sizes differ, the axes in which
             they differ may vary. If they are of another kind (one mask more, another number of axes,
             ``{"x": x, "mode": "fast"}``), the model is captured with them too, and the result is right for

@@ -28,6 +28,7 @@ from secateur.pipeline.bounds.quality import require_enough
 from secateur.pipeline.result import Result, asked_for, check_labels, clock, figures, proof_entry, scored_on
 from secateur.pipeline.targets.blocks import Blocks
 from secateur.pipeline.targets.experts import Experts
+from secateur.pipeline.targets.headsizes import HeadSizes, UnitsAndHeadSizes
 from secateur.pipeline.targets.target import Form, Target, Task
 from secateur.pipeline.targets.together import Both
 from secateur.pipeline.targets.units import Units
@@ -43,7 +44,15 @@ from secateur.targets.granularity import granularity_of, refusal
 from secateur.targets.units.record import record_of, with_note
 
 TARGETS: Mapping[str, type[Target]] = MappingProxyType(
-    {"unit": Units, "weight": SingleWeights, "expert": Experts, "unit+expert": Both, "block": Blocks}
+    {
+        "unit": Units,
+        "weight": SingleWeights,
+        "expert": Experts,
+        "unit+expert": Both,
+        "block": Blocks,
+        "head_size": HeadSizes,
+        "unit+head_size": UnitsAndHeadSizes,
+    }
 )
 """What may be removed, by the name of its granularity."""
 
@@ -85,8 +94,9 @@ def prune(
             moved between groups as measured models tell (`sc.Search`).
         granularity: What is removed. ``"unit"``: channels, neurons, heads, hidden units. ``"weight"``: single
             weights, which become zero. ``"expert"``: experts of a mixture-of-experts model, which need not
-            be captured. ``"block"``: residual blocks, dropped whole. ``["unit", "expert"]``: both under one
-            budget; one knob decides on all groups.
+            be captured. ``"block"``: residual blocks, dropped whole. ``"head_size"``: dimensions of attention
+            heads; ``["unit", "head_size"]``: these and all units but whole heads. ``["unit", "expert"]``:
+            both under one budget; one knob decides on all groups.
         repair: None, a name, a list of names, or ``"auto"``. For single weights also ``"surgeon"``: the
             second-order update of linear layers, from the dense weights on, so it comes first where there are
             several. For experts ``"experts"``, which ``"auto"`` stands for: it is kept if the held-out loss
