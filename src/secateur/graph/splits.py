@@ -13,7 +13,7 @@ first walk gives each new axis labels of its own, and shows what the operators b
 If the dimensions of heads are to carry the units, two rules come first:
 
 1. An axis that a product of two activations sums over is taken: the size of the heads of q and k.
-2. An axis that is tied to the other axis of such a split, the heads, is ruled out: what is left of v is its size.
+2. An axis that is tied to the other axis of such a split, the heads, is ruled out. Of v, its size is left.
 """
 
 from __future__ import annotations

@@ -240,7 +240,7 @@ def compare(
         progress=progress,
     )
     target = kind(task)
-    quiet = kind(replace(task, progress=False), target.graph)  # within the bar below
+    quiet = kind(replace(target.task, progress=False), target.graph)  # within the bar below
     judged = task.held if evaluation is None else read(evaluation)
     plain = {name: rule for name, rule in chosen.items() if not isinstance(rule, Chooser)}
     scores = target.score(plain.values())

@@ -228,6 +228,8 @@ def attention(op: Op) -> Axes:
     (embedding,) = op.broadcast(q[-1:], k[-1:])
     (source,) = op.broadcast(k[-2:-1], v[-2:-1])
     op.match(embedding, (op["query"], op["key"]))
+    if op.walk.head_sizes:
+        op.walk.dimensions.append(v[-1])
     op.mix(source)
     if op.get("is_causal", False):
         for axis in (q[-2], source):

@@ -120,7 +120,7 @@ class Walk:
     dimensions: list[Labels] = field(default_factory=list)
 
     def beside(self) -> Walk:
-        """Return a walk over another program of the model, which adds to the same labels, roles and reasons."""
+        """Return a walk over another program of the model, with the same labels, roles and reasons."""
         return Walk(
             self.choices or {},
             store=self.store,

@@ -121,4 +121,5 @@ class Weights:
 
 
 def adds_number(node: fx.Node) -> bool:
+    """Whether an addition adds a number to a tensor, so that its result is not zero at zero."""
     return len(node.all_input_nodes) < 2 and any(isinstance(a, int | float) for a in node.args[:2])

@@ -62,6 +62,8 @@ def align_heads(model: M, graph: Graph, calibration: Any, *, progress: bool = Tr
     Raises:
         CalibrationError: There is no data, or moments are not finite.
     """
+    if graph.folded:  # computed weights have no rows to turn
+        return model, 0
     finder = Finder(graph)
     matches, values = list(finder.matches()), list(finder.values())
     if not matches and not values:
@@ -183,5 +185,9 @@ def _turn(model: nn.Module, tensors: Mapping[str, int], places: Tensor, turn: Te
         tensor = tensor_called(model, name)
         own = places.to(tensor.device)
         rows = tensor.index_select(axis, own).movedim(axis, 0)
-        new = (turn.to(tensor) @ rows.flatten(1)).reshape(rows.shape) if rows.ndim > 1 else turn.to(tensor) @ rows
+        new = (
+            (turn.to(tensor) @ rows.flatten(1)).reshape(rows.shape)
+            if rows.ndim > 1
+            else turn.to(tensor) @ rows
+        )
         tensor.index_copy_(axis, own, new.movedim(0, axis))

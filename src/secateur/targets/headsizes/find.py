@@ -80,7 +80,11 @@ class Finder:
     """Finds attentions in the captured program of a graph."""
 
     def __init__(self, graph: Graph) -> None:
-        self._names = {node: name for node, kind, name in lifted(graph.program) if name is not None and kind is not InputKind.USER_INPUT}
+        self._names = {
+            node: name
+            for node, kind, name in lifted(graph.program)
+            if name is not None and kind is not InputKind.USER_INPUT
+        }
         self._nodes = [n for n in graph.program.graph.nodes if n.op == "call_function"]
         self._made, self._read = self._axes(graph, "produce"), self._axes(graph, "consume")
         self._layers = {node: found for node in self._nodes if (found := self._tensors(node))}
