@@ -318,7 +318,7 @@ class Run(_Settings):
     text: TextSection = Field(default=TextSection(), description="How a text becomes inputs.")
     granularity: Granularity = Field(
         default="unit",
-        description="Units (channels, neurons, heads), head sizes, experts or blocks; or weights become zero.",
+        description="What goes: units (channels, neurons, heads), head sizes, experts, blocks or weights.",
     )
     budget: BudgetSection = Field(
         default=BudgetSection(), description="What the result may cost; empty lets the rule decide."

@@ -27,7 +27,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def align_heads(model: M, graph: Graph, calibration: Any, *, progress: bool = True) -> tuple[M, int]:
-    r"""Copy a model with another basis in each attention head, sorted so that the last dimensions matter least.
+    r"""Copy a model with another basis in each attention head, whose last dimensions matter least.
 
     The outputs stay the same. So what removes the last dimensions of all heads of a layer removes from each
     head those that matter least to it, which no choice of the given dimensions does.
@@ -80,12 +80,9 @@ def align_heads(model: M, graph: Graph, calibration: Any, *, progress: bool = Tr
     if not relative_difference(run_doubled(double, args, kwargs), wanted) <= TOLERANCE:
         return model, 0
     aligned = duplicate(model)
-    changed = dict.fromkeys(
-        name
-        for found in (*matches, *values)
-        for side in ((found.query, found.key) if isinstance(found, Match) else (found.value,))
-        for name in side.tensors
-    ) | dict.fromkeys(value.tensor for value in values)
+    sides = [side for match in matches for side in (match.query, match.key)]
+    sides += [value.value for value in values]
+    changed = {name for side in sides for name in side.tensors} | {value.tensor for value in values}
     with torch.no_grad():
         for name in changed:
             tensor_called(aligned, name).copy_(tensor_called(double, name))
@@ -123,8 +120,13 @@ def _moments(
         watched.setdefault(match.product.name, []).append(watch_match(match))
     for value in values:
         watched.setdefault(value.product.name, []).append(watch_value(value))
+
+    def show(name: str, value: Tensor, read: Callable[[Any], Tensor]) -> None:
+        for see in watched[name]:
+            see(value, read)
+
     captured = CapturedModel(graph.programs)
-    captured.watch(watched, lambda name, value, read: [see(value, read) for see in watched[name]] and None)
+    captured.watch(watched, show)
     with seeded(0), torch.no_grad():
         data = Calibration.of(calibration, model=graph.programs.model).to(graph.device)
         for batch in data.batches("Aligning heads", progress):
@@ -140,10 +142,10 @@ def _moments(
 
 def _root(moments: Tensor) -> Tensor:
     """Return the symmetric root of a matrix, with some damping. [size, size]"""
-    size = len(moments)
-    mean = float(moments.diagonal().mean()) or 1.0
-    values, vectors = torch.linalg.eigh(moments + DAMPING * mean * torch.eye(size).to(moments))
-    return vectors * values.clamp_min(DAMPING * mean / 2).sqrt() @ vectors.mT
+    least = DAMPING * (float(moments.diagonal().mean()) or 1.0)
+    values, vectors = torch.linalg.eigh(moments)
+    root: Tensor = vectors * (values.clamp_min(0) + least).sqrt() @ vectors.mT
+    return root
 
 
 def _turn_match(model: nn.Module, match: Match, queries: Tensor, keys: Tensor) -> None:
@@ -169,9 +171,9 @@ def _turn_value(model: nn.Module, value: Value, moments: Tensor) -> None:
     for kind in kinds.unique().tolist():
         heads = [h for h, k in enumerate(kinds.tolist()) if k == kind]
         root = _root(moments[heads].sum(0))
-        reads = [weight.index_select(value.axis, c).movedim(value.axis, 0) for c in value.columns[heads]]
-        products = sum(read @ read.mT for read in reads)
-        size, vectors = torch.linalg.eigh(root @ products @ root)
+        reads = weight.index_select(value.axis, value.columns[heads].flatten().to(weight.device))
+        reads = reads.movedim(value.axis, 0).reshape(len(heads), len(root), -1)
+        size, vectors = torch.linalg.eigh(root @ (reads @ reads.mT).sum(0) @ root)
         size, vectors = size.flip(0).clamp_min(float(size[-1]) * DAMPING**2 or 1.0), vectors.flip(1)
         turn = size[:, None] ** 0.25 * torch.linalg.solve(root, vectors).mT
         _turn(model, value.value.tensors, value.value.channels[kind], turn)
@@ -185,9 +187,5 @@ def _turn(model: nn.Module, tensors: Mapping[str, int], places: Tensor, turn: Te
         tensor = tensor_called(model, name)
         own = places.to(tensor.device)
         rows = tensor.index_select(axis, own).movedim(axis, 0)
-        new = (
-            (turn.to(tensor) @ rows.flatten(1)).reshape(rows.shape)
-            if rows.ndim > 1
-            else turn.to(tensor) @ rows
-        )
-        tensor.index_copy_(axis, own, new.movedim(0, axis))
+        turned = turn.to(tensor) @ rows.reshape(len(rows), -1)
+        tensor.index_copy_(axis, own, turned.reshape(rows.shape).movedim(0, axis))

@@ -36,7 +36,7 @@ class Side:
     flipped: bool = False
 
     def heads(self, value: Tensor, count: int) -> Tensor:
-        """Return an operand's values by head, repeated for `count` heads. float64 [count, rows, dimensions]"""
+        """Return an operand's values by head, repeated for `count` heads. float64 [count, rows, size]"""
         rows = value.mT if self.flipped else value
         by_head = rows.reshape(-1, *rows.shape[-3:]).transpose(0, 1).flatten(1, 2).double()
         return by_head.repeat_interleave(count // len(by_head), 0)

@@ -35,7 +35,7 @@ _SAME = frozenset(
 
 
 def back(node: fx.Node, ends: Collection[fx.Node]) -> list[fx.Node] | None:
-    """Return the operators from one of `ends`, without it, to a node; None if any of them does more than move."""
+    """Return the operators behind one of `ends` up to a node; None if any of them does more than move."""
     found: list[fx.Node] = []
     while node not in ends:
         if not _moves(node):
