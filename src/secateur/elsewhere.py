@@ -64,5 +64,6 @@ NAMES = {
     "secateur.targets.blocks.graph": ("BlockGraph",),
     "secateur.targets.experts.checkpoint": ("save_pretrained",),
     "secateur.targets.experts.graph": ("ExpertGraph",),
+    "secateur.targets.headsizes.align": ("align_heads",),
 }
 """What is public in each module. ``secateur.NAME`` finds it as well, so that older code goes on working."""

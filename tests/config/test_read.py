@@ -62,7 +62,10 @@ def test_text_becomes_what_it_stands_for(text: str, path: str, value: object) ->
         ("budget.params=0", "--set budget.params: expected params to be a fraction"),
         ("budget.sparsity=1", "expected a number above 0 and below 1, got 1"),
         ("allow_inexact=maybe", "expected true or false, got 'maybe'"),
-        ("granularity=layer", "expected one of unit, weight, expert, unit\\+expert, block, got 'layer'"),
+        (
+            "granularity=layer",
+            r"expected one of unit, weight, expert, unit\+expert, block, head_size, .*, got 'layer'",
+        ),
         ("compare.rules=[tod, best]", "compare.rules best: expected one of auto"),
         ("removal=l1*fish", "removal l1\\*fish: expected one of .* with \\* or \\+ between"),
         ("tolerance=1.5", "tolerance 1.5: expected a number of at least 0 and of at most 1"),

@@ -27,6 +27,8 @@ from secateur.signals.weights.score import CRITERIA
 from tests.report.test_html import Page
 from tests.targets.blocks.models import ResNet
 from tests.targets.experts.models import PlainLM, spread, words
+from tests.targets.headsizes.models import WIDTH
+from tests.targets.headsizes.models import network as attentive
 
 DASH = "\N{EN DASH}"
 
@@ -80,7 +82,19 @@ def residual() -> tuple[nn.Module, list[Any]]:
     return ResNet().eval(), [(torch.randn(10, 3, 6, 6), torch.arange(10) % 4) for _ in range(5)]
 
 
-NETWORKS = {"expert": mixture, "unit+expert": mixture, "block": residual}
+def attention() -> tuple[nn.Module, list[Any]]:
+    """A small network with two attentions and neurons behind them, and labelled data for it."""
+    model = nn.Sequential(attentive("fused", classes=8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    return model, [(torch.randn(10, 5, WIDTH), torch.arange(10) % 4) for _ in range(5)]
+
+
+NETWORKS = {
+    "expert": mixture,
+    "unit+expert": mixture,
+    "block": residual,
+    "head_size": attention,
+    "unit+head_size": attention,
+}
 
 
 def pruned(granularity: str = "unit", budget: sc.Budget | None = None, **asked: Any) -> sc.Report:
@@ -105,6 +119,8 @@ BUDGETS = {
     "expert": sc.Budget(experts=0.75),
     "unit+expert": sc.Budget(params=0.75),
     "block": sc.Budget(macs=0.75),
+    "head_size": sc.Budget(params=0.8),
+    "unit+head_size": sc.Budget(params=0.8),
 }
 SET = {
     "unit": sc.Ratios({"0": 0.5, "3": 0.25}),
@@ -112,6 +128,8 @@ SET = {
     "expert": sc.Ratios({"*": 0.25}, removal="reap"),
     "unit+expert": sc.Ratios({"*": 0.25}),
     "block": sc.Ratios({"*": 0.4}, removal="output_change"),
+    "head_size": sc.Ratios({"*.v": 0.5, "*.q": 0.25}),
+    "unit+head_size": sc.Ratios({"*.v": 0.5, "*.q": 0.25}),
 }
 """The rule that decides nothing without a setting."""
 TOLERANCE = {
@@ -119,7 +137,8 @@ TOLERANCE = {
     "expert": sc.ToD(removal="reap", protection="expert_taylor"),
 }
 REFUSED = {
-    ("unit", "erk"),
+    *((granularity, "erk") for granularity in ("unit", "head_size", "unit+head_size")),
+    *((granularity, "repairability") for granularity in ("head_size", "unit+head_size")),
     *(("weight", name) for name in ("tod", "repair_aware", "flap")),
     *(
         (granularity, name)

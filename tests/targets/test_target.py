@@ -11,6 +11,7 @@ from torch import nn
 
 import secateur as sc
 from secateur.pipeline.prune import TARGETS
+from secateur.targets.granularity import UNITS
 
 OPTIONS: dict[str, Any] = {
     "steps": 2,
@@ -38,7 +39,7 @@ def test_an_option_without_a_meaning_is_refused_before_data_is_read(name: Any, o
 
 
 def test_units_take_every_option() -> None:
-    assert [name for name, kind in TARGETS.items() if not kind.refused] == ["unit"]
+    assert {name for name, kind in TARGETS.items() if not kind.refused} == UNITS
     assert all(set(kind.refused) <= {*OPTIONS, *BUDGETS} for kind in TARGETS.values())
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-Granularity = Literal["unit", "weight", "expert", "unit+expert", "block"]
+Granularity = Literal["unit", "weight", "expert", "unit+expert", "block", "head_size", "unit+head_size"]
 Form = Literal["auto", "module", "graph", "masked"]
 Unrealisable = Literal["graph", "leave"]
 Backend = Literal["eager", "compile", "onnxruntime", "onnx"]

@@ -328,7 +328,7 @@ class Run(_Settings):
     text: TextSection = Field(default=TextSection(), description="How a text becomes inputs.")
     granularity: Granularity = Field(
         default="unit",
-        description="Units (channels, neurons, heads), experts, both or blocks go; or weights become zero.",
+        description="What goes: units (channels, neurons, heads), head sizes, experts, blocks or weights.",
     )
     budget: BudgetSection = Field(
         default=BudgetSection(), description="What the result may cost; empty lets the rule decide."
@@ -453,7 +453,7 @@ class Run(_Settings):
     def rule(self) -> str:
         """The allocator's name, or the default rule if none was given; it may be ``auto``."""
         of_tod = (self.tolerance, self.removal, self.protection)
-        tries = self.granularity == "block" or self.granularity.startswith("unit")
+        tries = self.granularity not in ("weight", "expert")
         if self.allocator is None and tries and of_tod == (None, None, None):
             return "auto"
         return self.single_rule

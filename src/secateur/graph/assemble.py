@@ -18,10 +18,14 @@ from secateur.graph.groups import Frozen, Group, Left, Role, Site, Slice, Stage
 from secateur.graph.labels import Labels, Reason
 from secateur.graph.nodes import UNNAMED, where
 from secateur.graph.rules.naming import ACTIVATIONS, NORMS, operator_name
-from secateur.graph.rules.op import CONSUME, PRODUCE, Value, Walk
+from secateur.graph.rules.op import CONSUME, MATCH, PRODUCE, Value, Walk
 from secateur.graph.walk import Tensor
 
-_ROLES: tuple[tuple[Role, int], ...] = (("produce", PRODUCE), ("consume", CONSUME))
+_ROLES: tuple[tuple[Role, int], ...] = (
+    ("produce", PRODUCE),
+    ("consume", CONSUME),
+    ("match", MATCH),
+)
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class Assembled:
         group_of: For each label, the number of its group, or -1. [labels]
         slot_of: For each label, the number of its unit, counted through all groups, or -1. [labels]
         left: Groups of which no unit may be removed, and why.
+        head_sizes: Names of the groups whose units are dimensions of attention heads.
     """
 
     groups: tuple[Group, ...]
@@ -41,6 +46,7 @@ class Assembled:
     group_of: NDArray[np.int64]
     slot_of: NDArray[np.int64]
     left: tuple[Left, ...]
+    head_sizes: frozenset[str] = frozenset()
 
 
 def assemble(walk: Walk, tensors: list[Tensor], *, allow_inexact: bool) -> Assembled:
@@ -58,6 +64,7 @@ def assemble(walk: Walk, tensors: list[Tensor], *, allow_inexact: bool) -> Assem
     is_frozen[list(frozen_roots)] = True
     tensors = _by_use(tensors)
     root_of = store.find(np.arange(n, dtype=np.int64))
+    bits[np.isin(root_of, _roots(walk, walk.matched)) & ((bits & PRODUCE) > 0)] |= MATCH
     group_of, unit_of, sizes = _partition(walk, tensors, root_of, bits, is_frozen)
     inexact: dict[int, list[str]] = {}
     for mixing, mixed in store.mixed().items():
@@ -87,7 +94,10 @@ def assemble(walk: Walk, tensors: list[Tensor], *, allow_inexact: bool) -> Assem
     offsets = np.cumsum([0, *(g.size for g in groups)])
     member = group_of[root_of]
     slot_of = np.where(member >= 0, offsets[member] + unit_of[root_of], -1)
-    return Assembled(groups, frozen, member, slot_of, left)
+    sized = np.unique(group_of[_roots(walk, walk.dimensions)])
+    return Assembled(
+        groups, frozen, member, slot_of, left, frozenset(names[g] for g in sized.tolist() if g >= 0)
+    )
 
 
 def _keep_what_only_code_holds(walk: Walk, tensors: list[Tensor], bits: NDArray[np.int64]) -> None:
@@ -109,6 +119,12 @@ def _why_left(group: Group, walk: Walk, tensors: list[Tensor], *, allow_inexact:
     if not group.exact and not allow_inexact:
         return f"mixed by {'; '.join(group.inexact_because)}"
     return ""
+
+
+def _roots(walk: Walk, found: list[Labels]) -> Labels:
+    """Return the roots of the live labels among these."""
+    roots = walk.store.find(np.concatenate([*found, np.zeros(0, np.int64)]))
+    return np.unique(roots[roots > 0])
 
 
 def _tied_together(group: Group, walk: Walk, tensors: list[Tensor]) -> str:

@@ -94,6 +94,11 @@ class Graph:
         left = {entry.group.name for entry in self.left}
         return tuple(group for group in self._assembled.groups if group.name not in left)
 
+    @property
+    def head_sizes(self) -> tuple[Group, ...]:
+        """The groups whose units are dimensions of attention heads; none unless the trace asked for them."""
+        return tuple(group for group in self.groups if group.name in self._assembled.head_sizes)
+
     def restricted_to(self, groups: Sequence[Group]) -> Graph:
         """The same model with some of its groups alone: no unit of the others may be removed."""
         return replace(self, groups=tuple(groups))

@@ -13,11 +13,13 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Role = Literal["produce", "consume", "scale", "expert", "block"]
+Role = Literal["produce", "consume", "match", "scale", "expert", "block"]
 """What a tensor does with a unit. ``produce``: it computes the unit (output axis of a weight, its bias).
-``consume``: it reads the unit (input axis of a weight). ``scale``: it scales or shifts the unit (weight, bias
-and statistics of a batch norm, layer scale). ``expert``: it belongs to an expert, or to its row of the
-router, in plans that remove units too. ``block``: it is no tensor but a residual block, named by its path."""
+``consume``: it reads the unit (input axis of a weight). ``match``: it computes a unit that a product of
+activations reads, such as q k^T, so that zeros here silence it; ``produce`` names the same places.
+``scale``: it scales or shifts the unit (weight, bias and statistics of a batch norm, layer scale).
+``expert``: it belongs to an expert, or to its row of the router, in plans that remove units too. ``block``:
+it is no tensor but a residual block, named by its path."""
 
 Stage = Literal["produced", "normalised", "activated"]
 """``produced``: the output of a producing layer. ``normalised``: after the normalisation directly behind it.

@@ -103,6 +103,7 @@ class InputSpec(Record):
         also: Arguments of another kind that were captured too: one tensor more, other values of switches.
         defaults: Parameters of ``forward`` for which no argument was given. With another value than the
             default, the model may do something else.
+        head_sizes: Whether the dimensions of attention heads carry units, in place of the heads.
 
     Example:
         >>> InputSpec.of((torch.zeros(2, 3),), {}).args[0].shape
@@ -122,6 +123,7 @@ class InputSpec(Record):
     training_at: tuple[tuple[Count, ...], ...] = ()
     also: tuple[InputSpec, ...] = ()
     defaults: tuple[str, ...] = ()
+    head_sizes: bool = False
 
     @model_validator(mode="after")
     def _is_consistent(self) -> InputSpec:

@@ -74,10 +74,10 @@ class Labelled:
     _tensors: tuple[Tensor, ...]
 
     @classmethod
-    def of(cls, program: ExportedProgram) -> Labelled:
-        """Label a captured program on its own."""
+    def of(cls, program: ExportedProgram, *, head_sizes: bool) -> Labelled:
+        """Label a captured program on its own; see `walk` for `head_sizes`."""
         measure_sizes(program)
-        state, tensors, _ = walk(program)
+        state, tensors, _ = walk(program, head_sizes=head_sizes)
         return cls(program, state, tuple(tensors))
 
     def kept(self, removed: Removed) -> Kept:

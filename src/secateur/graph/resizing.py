@@ -11,7 +11,6 @@ from torch.export import ExportedProgram
 from secateur.errors import CalibrationError
 from secateur.graph.graph import Graph
 from secateur.graph.kept import Labelled
-from secateur.graph.rules.op import Walk
 from secateur.graph.walk import walk_into
 
 
@@ -29,11 +28,13 @@ def graph_at(graph: Graph, program: ExportedProgram) -> Graph:
     if program is graph.program:
         return graph
     traced, tensors = graph._labelled[None]._walk, graph._labelled[None]._tensors
-    also = Walk(
-        traced.choices or {},
+    also = replace(
+        traced.beside(),
         store=deepcopy(traced.store),
         reasons=deepcopy(traced.reasons),
         roles=list(traced.roles),
+        matched=list(traced.matched),
+        dimensions=list(traced.dimensions),
     )
     walk_into(program, also, graph.program, tensors)
     known = graph._assembled.slot_of

@@ -67,7 +67,7 @@ def trace(
     model: nn.Module,
     example_inputs: Any,
     *,
-    granularity: Literal["unit"] = "unit",
+    granularity: Literal["unit", "head_size"] = "unit",
     more_inputs: Iterable[Any] = (),
     methods: Iterable[str] = (),
     allow_inexact: bool = False,
@@ -80,7 +80,7 @@ def trace(
     model: nn.Module,
     example_inputs: Any = None,
     *,
-    granularity: Literal["unit", "weight", "expert", "block"] = "unit",
+    granularity: Literal["unit", "weight", "expert", "block", "head_size"] = "unit",
     more_inputs: Iterable[Any] = (),
     methods: Iterable[str] = (),
     allow_inexact: bool = False,
@@ -108,7 +108,9 @@ def trace(
             experts; then `more_inputs`, `methods` and `allow_inexact` are refused, since they mean nothing.
             ``weight``: single weights of linear layers and convolutions; then only the model is needed.
             ``block``: whole residual blocks, with the options of experts and `more_inputs`: each block is
-            tried on all of them.
+            tried on all of them. ``head_size``: dimensions of attention heads, those of queries with keys
+            and those of values, the same number in each head of a layer; what a rotary embedding turns
+            together goes together. ``["unit", "head_size"]``: these, and all units but whole heads.
         more_inputs: Further inputs, each like `example_inputs`. If only their sizes differ, the axes in which
             they differ may vary. If they are of another kind (one mask more, another number of axes,
             ``{"x": x, "mode": "fast"}``), the model is captured with them too, and the result is right for
@@ -141,6 +143,27 @@ def trace(
         >>> [(group.name, group.size) for group in graph.groups]
         [('0', 8)]
     """
+    return trace_units(
+        model,
+        example_inputs,
+        more_inputs=more_inputs,
+        methods=methods,
+        allow_inexact=allow_inexact,
+        forward=forward,
+    )
+
+
+def trace_units(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    more_inputs: Iterable[Any] = (),
+    methods: Iterable[str] = (),
+    allow_inexact: bool = False,
+    forward: Forward | None = None,
+    head_sizes: bool = False,
+) -> Graph:
+    """Trace units: see `trace`. With `head_sizes`, dimensions of attention heads in place of whole heads."""
     model = gathered(unwrap(model))
     require_plain_modes("trace", model)
     require_plain_code(model)
@@ -168,7 +191,8 @@ def trace(
     names = foldable(model)
     mark, model = fingerprint(model), folded(model, names)
     also = tuple(with_sizes(k, a, Passes(model, a)) for k, a in zip(kinds, first, strict=True))
-    spec = spec.model_copy(update={"methods": tuple(methods), "also": also})
+    update = {"methods": tuple(methods), "also": also, "head_sizes": head_sizes}
+    spec = spec.model_copy(update=update)
     program, batch, static = _captured(model, given)
     passes = Passes(model, given)
     spec = open_inputs(model, spec, given, program, more, passes)
@@ -239,7 +263,7 @@ def _graph(
                 others.append(capture(model, *larger).program)
     for captured in (program, *others):
         measure_sizes(captured)
-    state, tensors, learnt = walk(program, *others, resized=resized)
+    state, tensors, learnt = walk(program, *others, resized=resized, head_sizes=spec.head_sizes)
     keep_inputs_of(unread, state, tensors)
     assembled = assemble(state, tensors, allow_inexact=allow_inexact)
     alone = {left.group.name for left in assembled.left}

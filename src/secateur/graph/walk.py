@@ -45,7 +45,10 @@ class _Place:
 
 
 def walk(
-    program: ExportedProgram, *others: ExportedProgram, resized: Mapping[fx.Node, Any] | None = None
+    program: ExportedProgram,
+    *others: ExportedProgram,
+    resized: Mapping[fx.Node, Any] | None = None,
+    head_sizes: bool = False,
 ) -> tuple[Walk, list[Tensor], list[Walk]]:
     """Label every tensor of a program, and learn from the rules which labels belong together.
 
@@ -61,22 +64,20 @@ def walk(
             share the parameters, so what may be removed may be removed in all of them.
         resized: What each operator of the program gives at another size. If given, the program is walked
             with these sizes too.
+        head_sizes: Whether the dimensions of attention heads carry units, in place of the heads.
 
     Returns:
         What the rules said about the program; its tensors, where tied ones appear once, under their first
         name; and what the rules said about each of the others.
     """
-    state, tensors = _propagate(program, Walk(None), {})
-    if state.splits or state.unmerged:
-        state, tensors = _propagate(program, Walk(decide(state)), {})
-
-    def also() -> Walk:
-        return Walk(state.choices or {}, store=state.store, reasons=state.reasons, roles=state.roles)
-
-    learnt = [walk_into(other, also(), program, tensors) for other in others]
+    state, tensors = _propagate(program, Walk(None, head_sizes=head_sizes), {})
+    if state.splits or state.unmerged or state.matched:
+        choices, sized = decide(state)
+        state, tensors = _propagate(program, Walk(choices, head_sizes=head_sizes, sized=sized), {})
+    learnt = [walk_into(other, state.beside(), program, tensors) for other in others]
     if resized is not None:
         with _giving(program, resized):
-            walk_into(program, also(), program, tensors)
+            walk_into(program, state.beside(), program, tensors)
     for captured, found in ((program, state), *zip(others, learnt, strict=True)):
         dead = dead_nodes(captured.graph)
         found.values = {node: value for node, value in found.values.items() if node not in dead}

@@ -11,6 +11,7 @@ from secateur.errors import SettingError
 from secateur.measure.quality import Metric
 from secateur.pipeline.targets.blocks import Blocks
 from secateur.pipeline.targets.experts import Experts
+from secateur.pipeline.targets.headsizes import HeadSizes, UnitsAndHeadSizes
 from secateur.pipeline.targets.target import Target
 from secateur.pipeline.targets.together import Both
 from secateur.pipeline.targets.units import Units
@@ -18,7 +19,15 @@ from secateur.pipeline.targets.weights import SingleWeights
 from secateur.targets.granularity import refusal
 
 TARGETS: Mapping[str, type[Target]] = MappingProxyType(
-    {"unit": Units, "weight": SingleWeights, "expert": Experts, "unit+expert": Both, "block": Blocks}
+    {
+        "unit": Units,
+        "weight": SingleWeights,
+        "expert": Experts,
+        "unit+expert": Both,
+        "block": Blocks,
+        "head_size": HeadSizes,
+        "unit+head_size": UnitsAndHeadSizes,
+    }
 )
 """What may be removed, by the name of its granularity."""
 

@@ -27,7 +27,7 @@ from secateur.pipeline.targets.target import Target, Task
 from secateur.plan import CostRecord
 from secateur.repairs.methods import Methods
 from secateur.signals.loss import LossFn
-from secateur.targets.granularity import granularity_of
+from secateur.targets.granularity import UNITS, granularity_of
 from secateur.targets.units.record import record_of
 from secateur.targets.units.spread import gathered
 
@@ -243,7 +243,7 @@ def compare(
         progress=progress,
     )
     target = kind(task)
-    quiet = kind(replace(task, progress=False), target.graph)  # within the bar below
+    quiet = kind(replace(target.task, progress=False), target.graph)  # within the bar below
     judged = task.held if evaluation is None else read(evaluation)
     plain = {name: rule for name, rule in chosen.items() if not isinstance(rule, Chooser)}
     scores = target.score(plain.values())
@@ -342,7 +342,7 @@ def draw(found: Comparison, path: Path) -> None:
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    what = "macs" if found.granularity in ("unit", "block") else "params"
+    what = "macs" if found.granularity in {*UNITS, "block"} else "params"
     whole = max(getattr(found.cost, what), 1)
     for rule in found.rules:
         points = sorted((o for o in found.outcomes if o.rule == rule), key=lambda o: getattr(o.cost, what))

@@ -14,7 +14,7 @@ from secateur.common.mapped import any_mapped
 from secateur.common.models import device_of, named_tensors, unwrap
 from secateur.common.modes import require_plain_modes
 from secateur.graph.graph import Graph
-from secateur.graph.trace import trace
+from secateur.graph.trace import trace_units
 from secateur.repairs import resuming
 from secateur.repairs.judging import Judge
 from secateur.repairs.methods import Method, Methods, Work, resolve
@@ -188,7 +188,8 @@ def run_repairs(
             if not traced:
                 first = folds[-1][0].first()
                 exact = all(group.exact for group in plan.groups)
-                traced.append(trace(model, first.inputs, allow_inexact=not exact))
+                sizes = plan.inputs.head_sizes
+                traced.append(trace_units(model, first.inputs, allow_inexact=not exact, head_sizes=sizes))
             return traced[0]
 
         with seeded(seed):

@@ -39,6 +39,8 @@ MODULES: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "verify": "secateur.targets.blocks.apply",
             "repair": "secateur.targets.blocks.repair",
         },
+        "head_size": {"trace": "secateur.targets.headsizes.trace"},
+        "unit+head_size": {"trace": "secateur.targets.headsizes.together"},
         "unit+expert": {
             "trace": "secateur.targets.together.graph",
             "score": "secateur.targets.together.score",
@@ -48,6 +50,9 @@ MODULES: Mapping[str, Mapping[str, str]] = MappingProxyType(
     }
 )
 """For what is no unit, the modules with functions of these names. They are imported when they are needed."""
+
+UNITS = frozenset({"unit", "head_size", "unit+head_size"})
+"""What is removed as units of a `Graph`. Only the trace tells them apart."""
 
 _NOT_RESUMED = "this pass cannot be resumed"
 _BY_BLOCK = "only single weights can be scored block by block"

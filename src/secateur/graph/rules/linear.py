@@ -43,7 +43,9 @@ def contract(op: Op, operands: Sequence[fx.Node], terms: Sequence[str], out: str
             for k in weights
             if letter in terms[k] and len(op.axes(operands[k])[terms[k].index(letter)]) == len(axes[letter])
         ]
-        if not consuming:
+        if not consuming and len(operands) == 2 and not weights and all(letter in term for term in terms):
+            op.match(axes[letter], operands)
+        elif not consuming:
             op.mix(axes[letter])
         for k in consuming:
             op.consumes(operands[k], op.axes(operands[k])[terms[k].index(letter)])
@@ -225,7 +227,9 @@ def attention(op: Op) -> Axes:
         batch = op.broadcast(q[:-2], k[:-2], v[:-2])
     (embedding,) = op.broadcast(q[-1:], k[-1:])
     (source,) = op.broadcast(k[-2:-1], v[-2:-1])
-    op.mix(embedding)
+    op.match(embedding, (op["query"], op["key"]))
+    if op.walk.head_sizes:
+        op.walk.dimensions.append(v[-1])
     op.mix(source)
     if op.get("is_causal", False):
         for axis in (q[-2], source):

@@ -13,6 +13,7 @@ from torch import fx
 
 from secateur.graph.labels import Labels, LabelStore, Reason, Reasons
 from secateur.graph.nodes import arguments_by_name, hint, shape_of, where
+from secateur.graph.rules.silence import silenced
 from secateur.graph.rules.weights import Weights
 
 Axes = tuple[Labels, ...]
@@ -24,8 +25,12 @@ Value = Axes | list[Any] | None
 COMPUTED = "forward computes its weight, so zeros in its parameters do not silence a unit"
 """Why a layer mixes units if its weight is ``w + 1`` or ``exp(w)`` of a parameter ``w``."""
 
-PRODUCE, CONSUME = 1, 2
-"""Bits that say what a position of a parameter does. With neither bit it scales or shifts a unit."""
+UNSILENCED = "sums products of activations that zeros in the weights of a unit do not silence"
+"""Why a product of activations mixes units, for example behind a norm that is not zero at zero."""
+
+PRODUCE, CONSUME, MATCH = 1, 2, 4
+"""Bits that say what a position of a parameter does. With none of them it scales or shifts a unit. `MATCH`
+comes with `PRODUCE`, where a product of activations reads the unit."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,10 @@ class Walk:
         names: The name of the parameter, buffer or constant that each placeholder stands for.
         constants: The values of nodes that are known without data.
         written: Nodes that an operator writes to, directly or through a view.
+        head_sizes: Whether the dimensions of attention heads carry units, in place of the heads.
+        sized: The splits, by key, of which the chosen axis is the size of attention heads, if `head_sizes`.
+        matched: Labels that a product of two activations sums over, such as q k^T, if `head_sizes`.
+        dimensions: Labels of the dimensions of attention heads, if `head_sizes`.
     """
 
     choices: dict[tuple[str, int], int] | None = None
@@ -105,6 +114,23 @@ class Walk:
     names: dict[fx.Node, str] = field(default_factory=dict)
     constants: dict[fx.Node, torch.Tensor] = field(default_factory=dict)
     written: frozenset[fx.Node] = frozenset()
+    head_sizes: bool = False
+    sized: frozenset[tuple[str, int]] = frozenset()
+    matched: list[Labels] = field(default_factory=list)
+    dimensions: list[Labels] = field(default_factory=list)
+
+    def beside(self) -> Walk:
+        """Return a walk over another program of the model, with the same labels, roles and reasons."""
+        return Walk(
+            self.choices or {},
+            store=self.store,
+            reasons=self.reasons,
+            roles=self.roles,
+            head_sizes=self.head_sizes,
+            sized=self.sized,
+            matched=self.matched,
+            dimensions=self.dimensions,
+        )
 
 
 def plain(n: int) -> Labels:
@@ -192,6 +218,21 @@ class Op:
     def mix(self, labels: Labels) -> None:
         """Say that this operator mixes the positions of an axis without weights."""
         self.store.mix(labels, self.reason)
+
+    def match(self, labels: Labels, operands: Sequence[fx.Node]) -> None:
+        """Say that a product of activations sums over positions, as q k^T does over the size of a head.
+
+        A unit whose producers are zero adds nothing to the sum if one of the operands is zero there too.
+        Otherwise, and unless the dimensions of heads carry units, the product mixes the positions.
+        """
+        if not self.walk.head_sizes:
+            self.mix(labels)
+            return
+        self.walk.matched.append(labels)
+        self.walk.dimensions.append(labels)
+        undecided = self.walk.choices is None  # the axes of splits still have trial labels
+        if not undecided and not any(silenced(self.walk, operand, labels) for operand in operands):
+            self.store.mix(labels, self.because(UNSILENCED))
 
     def role(self, labels: Labels, bit: int) -> None:
         """Say what positions of parameters do: `PRODUCE` or `CONSUME`."""

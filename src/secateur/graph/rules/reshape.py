@@ -98,9 +98,8 @@ def _split(op: Op, labels: Labels, sizes: list[int], first: int) -> list[Labels]
     out = [plain(n) for n in sizes]
     if not labels.any():
         return out
-    axis = op.vary_along(labels, sizes)
+    axis, key = op.vary_along(labels, sizes), (op.node.name, first)
     if axis is None:
-        key = (op.node.name, first)
         if op.walk.choices is None:
             # The first walk gives each axis labels of its own, to see what operators behind do with each.
             trial = tuple(op.store.fresh(n, held=True) for n in sizes)
@@ -108,6 +107,8 @@ def _split(op: Op, labels: Labels, sizes: list[int], first: int) -> list[Labels]
             return list(trial)
         axis = op.walk.choices.get(key, max(range(len(sizes)), key=lambda k: (sizes[k], k)))
     out[axis] = op.carry(labels, sizes, axis)
+    if key in op.walk.sized:
+        op.walk.dimensions.append(out[axis])
     return out
 
 

@@ -8,7 +8,7 @@ from torch import fx
 
 from secateur.graph.rules.naming import operator_name
 
-_ZERO_AT_ZERO = frozenset(
+ZERO_AT_ZERO = frozenset(
     f"aten.{name}"
     for name in (
         "view.default", "reshape.default", "_unsafe_view.default", "flatten.using_ints", "unflatten.int",
@@ -31,12 +31,12 @@ _ZERO_AT_ZERO = frozenset(
 _READS = frozenset({"aten.index.Tensor", "aten.index_select.default"})
 """Operators that take positions of their first operand."""
 
-_PRODUCTS = frozenset(
+PRODUCTS = frozenset(
     f"aten.{name}" for name in ("mul.Tensor", "matmul.default", "mm.default", "bmm.default", "einsum.default")
 )
 """Operators whose result is zero wherever one of the operands is."""
 
-_SUMS = frozenset(f"aten.{name}" for name in ("add.Tensor", "sub.Tensor", "cat.default", "stack.default"))
+SUMS = frozenset(f"aten.{name}" for name in ("add.Tensor", "sub.Tensor", "cat.default", "stack.default"))
 """Operators whose result is zero wherever all operands are."""
 
 
@@ -65,16 +65,16 @@ class Weights:
         name = operator_name(node)
         if sources and all(n in self.computed for n in sources):
             self.computed.add(node)
-        elif len(sources) == 1 and name in _ZERO_AT_ZERO and sources[0] in self.chosen:
+        elif len(sources) == 1 and name in ZERO_AT_ZERO and sources[0] in self.chosen:
             self.chosen.add(node)
         elif name in _READS and sources[0] in self.computed:
             self.chosen.add(node)
         found = [n for n in sources if n in self._vanishing]
-        if name in _ZERO_AT_ZERO and found[:1] == sources[:1] and found:
+        if name in ZERO_AT_ZERO and found[:1] == sources[:1] and found:
             self._vanishing[node] = all, found[:1]
-        elif name in _PRODUCTS and found:
+        elif name in PRODUCTS and found:
             self._vanishing[node] = any, found
-        elif name in _SUMS and len(found) == len(sources) > 0 and not _adds_number(node):
+        elif name in SUMS and len(found) == len(sources) > 0 and not adds_number(node):
             self._vanishing[node] = all, found
         if node in self.computed or node in self.chosen or node in self._vanishing:
             origins = (self._origin[n] for n in found or sources if n in self._origin)
@@ -120,5 +120,6 @@ class Weights:
         return found[weight]
 
 
-def _adds_number(node: fx.Node) -> bool:
+def adds_number(node: fx.Node) -> bool:
+    """Whether an addition adds a number to a tensor, so that its result is not zero at zero."""
     return len(node.all_input_nodes) < 2 and any(isinstance(a, int | float) for a in node.args[:2])

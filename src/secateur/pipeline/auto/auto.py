@@ -15,6 +15,7 @@ from secateur.pipeline.auto.chooser import Choice, Chooser
 from secateur.pipeline.auto.depth import PARTS
 from secateur.pipeline.auto.search import ONLY_UNITS, Search
 from secateur.pipeline.auto.streams import StreamsWhole
+from secateur.targets.granularity import UNITS as OF_UNITS
 from secateur.targets.granularity import refusal
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ class Auto(Chooser):
 
     def check(self, function: str, granularity: str) -> None:
         """Refuse a search of what is no unit."""
-        if self.minutes is not None and granularity != "unit":
+        if self.minutes is not None and granularity not in OF_UNITS:
             raise refusal(f"{function}(allocator=Auto(minutes={self.minutes}))", granularity, ONLY_UNITS)
 
     def candidates_for(self, target: Target) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from secateur.pipeline.auto.streams import streams
 from secateur.pipeline.auto.waves import Vector, neighbours
 from secateur.repairs.judging import Judge
 from secateur.signals.distributed import joined
-from secateur.targets.granularity import refusal
+from secateur.targets.granularity import UNITS, refusal
 
 if TYPE_CHECKING:
     from secateur.pipeline.targets.target import Scored, Target
@@ -122,7 +122,7 @@ class Search(Chooser):
 
     def check(self, function: str, granularity: str) -> None:
         """Refuse what is no unit."""
-        if granularity != "unit":
+        if granularity not in UNITS:
             raise refusal(f"{function}(allocator='search')", granularity, ONLY_UNITS)
 
     def candidates_for(self, target: Target) -> Mapping[str, RepairAware]:

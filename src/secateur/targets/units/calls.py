@@ -59,7 +59,7 @@ _PLACES = {
 def steps_of(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Step]:
     """Return the steps of a call of the torch function `name`; none if it passes no sizes."""
     family = FAMILIES.get(name)
-    if family is None or (family == "scale" and factor_of(args, kwargs) is None):
+    if family is None or (family == "scale" and factor_of(name, args, kwargs) is None):
         return []
     if family != "take":
         return [Step(family)]
@@ -70,15 +70,19 @@ def steps_of(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Ste
     return [Step("take", int(dim) % max(rank, 1))]
 
 
-def factor_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> float | None:
+def factor_of(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> float | None:
     """Return the plain number that a call multiplies or divides by; None if there is none."""
-    given = _factor(args, kwargs)
+    given = _factor(name, args, kwargs)
     known = isinstance(given, int | float) and not isinstance(given, bool)
     return float(plain(given)) if known or is_traced(given) else None
 
 
-def _factor(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    return kwargs.get("scale", kwargs.get("other", args[1] if len(args) == 2 else None))
+def _factor(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    given = kwargs.get("scale", kwargs.get("other", args[1] if len(args) == 2 else None))
+    if given is None and name == "scaled_dot_product_attention":
+        query = args[0] if args else kwargs["query"]
+        return int(query.shape[-1]) ** -0.5  # what PyTorch takes without a scale
+    return given
 
 
 def fits(name: str, step: Step, need: Need, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
@@ -99,7 +103,7 @@ def fits(name: str, step: Step, need: Need, args: Sequence[Any], kwargs: dict[st
     if isinstance(need, Heads):
         return has_head_size(need.size, args, kwargs)
     if isinstance(need, Factor):
-        return math.isclose(factor_of(args, kwargs) or 0.0, need.value, rel_tol=1e-12)
+        return math.isclose(factor_of(name, args, kwargs) or 0.0, need.value, rel_tol=1e-12)
     given = _number(step.family, args, kwargs)
     if not isinstance(need.value, tuple) or not isinstance(given, tuple):
         return bool(given == need.value)
@@ -173,7 +177,7 @@ def observed(name: str, need: Need, args: Sequence[Any], kwargs: dict[str, Any])
     ``x.shape[-1] // self.heads``.
     """
     if isinstance(need, Factor):
-        return Factor(need.value, factor_of(args, kwargs) or 1.0)
+        return Factor(need.value, factor_of(name, args, kwargs) or 1.0)
     found = sizes_in(name, args, kwargs) if isinstance(need, Sizes) else None
     if not isinstance(need, Sizes) or found is None:
         return need
@@ -235,10 +239,11 @@ def changed(name: str, step: Step, need: Need, args: tuple[Any, ...], kwargs: di
     if isinstance(need, Number):
         return _with_number(step.family, need.value, args, kwargs)
     if isinstance(need, Factor):
-        given = factor_of(args, kwargs)
+        given = factor_of(name, args, kwargs)
         ratio = need.value / need.said
-        factor = need.value if given == need.said else _factor(args, kwargs) * ratio
-        word = next((word for word in ("scale", "other") if word in kwargs), None)
+        factor = need.value if given == need.said else _factor(name, args, kwargs) * ratio
+        attends = name == "scaled_dot_product_attention"
+        word = "scale" if attends else next((word for word in ("scale", "other") if word in kwargs), None)
         return ((args[0], factor), kwargs) if word is None else (args, {**kwargs, word: factor})
     raise TypeError(f"{type(need).__name__} is no change of arguments")
 

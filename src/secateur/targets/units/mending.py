@@ -120,26 +120,32 @@ class Mender:
         needs: Returns what the call behind an operator needs.
         stays: Says whether the call has to pass the same as in the dense model.
         runs: The calls of the smaller model, as far as they ran.
+        other_code: The first line that the smaller model runs and the dense one does not; empty if none.
     """
 
     dense: list[Recorded]
     needs: Callable[[fx.Node], Need | None]
     stays: Callable[[fx.Node], bool]
     runs: list[Run] = field(default_factory=list)
+    other_code: str = ""
     _number: int = 0
 
     def change(self, call: Recorded, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a call of the smaller model with what it needs, and record it.
 
-        Raises:
-            ApplyError: The smaller model runs other code than the dense one.
+        A call that the dense model does not make runs as it is: code may go another way where sizes differ,
+        as attention does whose queries and values no longer have the same size.
         """
         known = self._next(call)
+        if known is None:
+            self.other_code = self.other_code or line_of(call.place)
+            self.runs.append(Run(call, {}, fitting=True, known=False))
+            return func(*args, **kwargs)
         every = {k: self._need(known, k, node) for k, node in enumerate(known.nodes) if node is not None}
         if call.steps[0].family == "attention":  # becomes many operators, none of which has its sizes
             every = {0: Heads(head_size(known.args, known.kwargs))}
         if call.steps[0].family == "scale":  # the factor of the dense model is right
-            every = {0: Factor(calls.factor_of(known.args, known.kwargs) or 0.0)}
+            every = {0: Factor(calls.factor_of(known.name, known.args, known.kwargs) or 0.0)}
         steps = known.steps
         needs = {
             k: need
@@ -159,8 +165,8 @@ class Mender:
             return calls.stated(known.name, known.steps[number], known.args, known.kwargs)
         return need
 
-    def _next(self, call: Recorded) -> Recorded:
-        """Return the next call of the dense model at this place; an earlier one if a loop runs more often."""
+    def _next(self, call: Recorded) -> Recorded | None:
+        """Return the dense model's next call at this place; an earlier one if a loop runs more often."""
         order = [*range(self._number, len(self.dense)), *range(self._number)]
         for number in order:
             known: Recorded = self.dense[number]
@@ -170,10 +176,7 @@ class Mender:
             if known.steps and same and (attention or known.place == call.place):
                 self._number = number + 1
                 return known
-        raise ApplyError(
-            f"apply: expected the smaller model to run the same code as the dense one, got another way at "
-            f"{line_of(call.place)}: it branches on a size that has changed. Leave the group alone."
-        )
+        return None
 
 
 def _changes(need: Need) -> bool:

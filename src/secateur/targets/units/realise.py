@@ -186,6 +186,13 @@ class _Pass:
         except ApplyError:
             raise
         except Exception as error:  # with other shapes, the user's code may fail in any way
+            if mender.other_code:
+                raise ApplyError(
+                    f"apply: expected the smaller model to run the same code as the dense one, got another "
+                    f"way at {mender.other_code}, where it then fails: it branches on a size that has "
+                    f"changed. Leave the group alone.",
+                    details(error),
+                ) from error
             raise _failed(error, self._method or "the traced size") from error
         return mender.runs
 

@@ -305,6 +305,13 @@ def squeeze(call: Call) -> None:
     call.arguments = {"self": call.arguments["self"], "dim": [k for k in sorted(dims) if masks[k].all()]}
 
 
+def attention_scale(call: Call) -> None:
+    """Write down the scale of an attention, which else follows from the size of the heads."""
+    sizes = call.before(call.arguments["query"])[-1]
+    if call.arguments.get("scale") is None and not sizes.all():
+        call.arguments["scale"] = len(sizes) ** -0.5
+
+
 def grouped_product(call: Call) -> None:
     """Check a grouped matrix product: its kernel only reads rows that start at a multiple of 16 bytes."""
     rows, weight = (call.arguments[name] for name in ("self", "mat2"))
@@ -322,6 +329,7 @@ def grouped_product(call: Call) -> None:
 
 REWRITES: dict[str, Rewrite] = {
     "_grouped_mm.default": grouped_product,
+    "scaled_dot_product_attention.default": attention_scale,
     **dict.fromkeys(
         ("view.default", "reshape.default", "_unsafe_view.default", "_reshape_alias.default"), reshaped_sizes
     ),

@@ -19,13 +19,19 @@ Removed = Mapping[int, NDArray[np.int64]]
 
 
 def removed_positions(plan: Plan, *, consumed_only: bool = False) -> dict[str, dict[int, NDArray[np.int64]]]:
-    """Return name of a tensor -> axis -> removed positions. `consumed_only`: only where units are read."""
+    """Return name of a tensor -> axis -> removed positions.
+
+    Args:
+        plan: The decision.
+        consumed_only: Only where units are read: there zeros do what removal does. What a product of
+            activations reads, such as queries and keys, is zero in the tensors that produce it.
+    """
     found: dict[str, dict[int, set[int]]] = {}
     for group in plan.groups:
         for piece in group.slices:
             if piece.role == "block":  # a whole module, and no tensor
                 continue
-            if piece.removed and (piece.role == "consume" or not consumed_only):
+            if piece.removed and (piece.role in ("consume", "match") or not consumed_only):
                 found.setdefault(piece.tensor, {}).setdefault(piece.axis, set()).update(piece.removed)
     return {
         tensor: {axis: np.array(sorted(positions), dtype=np.int64) for axis, positions in axes.items()}

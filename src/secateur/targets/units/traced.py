@@ -68,7 +68,7 @@ class Traced:
             worse = bool(refusal(wide, graph.inputs, {})) > bool(refusal(narrow, graph.inputs, {}))
             if not worse and reach(wide, graph.inputs) >= reach(narrow, graph.inputs):
                 facts = find_facts(model, graph, opened)
-                kept = Labelled.of(opened.program).kept
+                kept = Labelled.of(opened.program, head_sizes=graph.inputs.head_sizes).kept
                 return Captured(opened.program, kept, facts, wide.knowing(facts))
         facts = find_facts(model, graph)
         return Captured(graph.program, graph.kept, facts, narrow.knowing(facts))

@@ -1,0 +1,64 @@
+"""The targets ``head_size`` and ``unit+head_size``: dimensions of attention heads, alone or with units."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from torch import nn
+
+from secateur.allocators import Budget
+from secateur.graph.graph import Graph
+from secateur.pipeline.result import clock
+from secateur.pipeline.targets.target import Task
+from secateur.pipeline.targets.units import Units
+from secateur.plan import Plan
+from secateur.signals import Scores
+from secateur.signals.distributed import joined
+from secateur.targets.headsizes import together, trace
+from secateur.targets.headsizes.align import align_heads
+from secateur.targets.units.record import with_note
+
+
+class HeadSizes(Units):
+    """Removes dimensions of attention heads: those of queries with keys, and those of values.
+
+    Heads first get another basis, in which their last dimensions matter least: `align_heads`. The model in
+    this basis takes the place of the dense one, whose outputs it has.
+    """
+
+    budgets: ClassVar[tuple[Budget, ...]] = (Budget(params=0.95), Budget(params=0.9))
+    traced: ClassVar[Callable[..., Graph]] = staticmethod(trace.trace)
+
+    def __init__(self, task: Task, graph: Graph | None = None) -> None:
+        """Trace the model and align its heads, unless its graph is at hand."""
+        super().__init__(task, graph)
+        self._aligned = 0
+        if graph is None:
+            with clock(task.seconds, "align"), joined(self.graph.device) as team:
+                if team.size == 1:  # the processes of a team see different data
+                    model, self._aligned = align_heads(
+                        task.model, self.graph, task.fit, progress=task.progress
+                    )
+            if self._aligned:
+                self.task = replace(task, model=model)
+                self.graph = self.trace(model)
+
+    def trace(self, model: nn.Module) -> Graph:
+        """Trace a model."""
+        return self.traced(model, self.task.example.inputs, allow_inexact=self.task.allow_inexact)
+
+    def carry_out(self, rule: Any, scores: Scores, budget: Budget | None) -> tuple[nn.Module, Plan]:
+        """Plan and apply, as for units. The note says how many attentions have another basis."""
+        small, plan = super().carry_out(rule, scores, budget)
+        if self._aligned:
+            said = f"Heads have another basis in {self._aligned} products of queries, keys and values."
+            small = with_note(small, said)
+        return small, plan
+
+
+class UnitsAndHeadSizes(HeadSizes):
+    """Removes dimensions of attention heads, and channels, neurons and hidden units, but no whole heads."""
+
+    traced: ClassVar[Callable[..., Graph]] = staticmethod(together.trace)

@@ -1,0 +1,1 @@
+"""Dimensions of attention heads: the sizes of queries with keys, and of values."""
