@@ -58,6 +58,7 @@ def capture(
     also: Collection[Place] = (),
     exact: bool = False,
     training: bool = False,
+    gradients: bool = True,
 ) -> Capture:
     """Capture a model in one mode. If the model allows it, the program takes any batch size.
 
@@ -73,6 +74,7 @@ def capture(
         also: Further axes that may have any size. Tensors are numbered.
         exact: Whether to capture the model for exactly these sizes.
         training: Whether to capture it in training mode.
+        gradients: Whether gradients are on in the capture.
 
     Raises:
         CaptureError: If the model does not run on these arguments, or cannot be captured.
@@ -83,7 +85,7 @@ def capture(
         evaluation_mode(model, training=training),
         capturable(model),
         shapes_known(),
-        torch.enable_grad(),
+        torch.set_grad_enabled(gradients),
         _quiet(),
         uncollected(),
     ):

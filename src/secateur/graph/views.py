@@ -1,4 +1,4 @@
-"""Further captures of a model: training mode, other methods, and sizes at which other code runs."""
+"""Further captures of a model: training mode, other methods, and sizes and modes with other code."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from secateur.errors import CaptureError, SettingError
 from secateur.graph.capture import capture
 from secateur.graph.inputs import Arguments, InputSpec, batch_size, resized, samples_of
 from secateur.graph.leaf import Place
+from secateur.graph.modes import PLAIN, Mode
 from secateur.graph.nodes import lifted, tensor_of
 from secateur.graph.openaxes import larger_arguments
 from secateur.graph.passes import Passes
@@ -33,6 +34,7 @@ class View:
         training: Whether the model was in training mode.
         method: The method that was called; empty for ``forward``.
         everywhere: Whether every axis that may vary has another size than in the first capture.
+        mode: PyTorch's mode, which decides what the model's code does.
     """
 
     program: ExportedProgram
@@ -40,6 +42,7 @@ class View:
     training: bool = False
     method: str = ""
     everywhere: bool = False
+    mode: Mode = PLAIN
 
 
 class Method(nn.Module):
@@ -105,6 +108,11 @@ def further_views(
                 views.append(View(capture(model, *larger, exact=True).program, larger))
         ways = Passes(model, arguments)
         views += further_views(model, found, arguments, other, ways, batch_size(arguments))[0]
+    for mode in passes.other_modes():
+        taken = mode.cast(given)
+        with contextlib.suppress(CaptureError), mode.on(model):
+            program_there = capture(model, *taken, exact=True, gradients=mode.gradients).program
+            views.append(View(program_there, taken, mode=mode))
     unread = unread.difference(*(_read(view.program) for view in views))
     for name in spec.methods:
         if not callable(getattr(model, name, None)):
