@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import nn
-from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from secateur.calibration.reading import Forward, Reading
@@ -17,7 +16,8 @@ from secateur.common.models import named_tensors, unwrap
 from secateur.common.modes import require_plain_modes
 from secateur.errors import CaptureError, SettingError
 from secateur.graph.assemble import assemble, cost_model
-from secateur.graph.capture import capture, require_parameters
+from secateur.graph.branches import capture_branches
+from secateur.graph.capture import Capture, capture, require_parameters
 from secateur.graph.datasizes import measure_sizes
 from secateur.graph.folding import foldable, folded
 from secateur.graph.graph import Graph, fingerprint
@@ -168,10 +168,10 @@ def trace(
     mark, model = fingerprint(model), folded(model, names)
     also = tuple(with_sizes(k, a, Passes(model, a)) for k, a in zip(kinds, first, strict=True))
     spec = spec.model_copy(update={"methods": tuple(methods), "also": also})
-    program, batch, static = _captured(model, given)
+    captured = _captured(model, given)
     passes = Passes(model, given)
-    spec = open_inputs(model, spec, given, program, more, passes)
-    graph = _graph(model, passes, given, spec, program, batch, static, allow_inexact=allow_inexact)
+    spec = open_inputs(model, spec, given, captured[0].program, more, passes)
+    graph = _graph(model, passes, given, spec, captured, allow_inexact=allow_inexact)
     if not graph.groups:
         raise nothing_to_prune(model, graph.frozen, graph.left, str(graph))
     return replace(graph, fingerprint=mark, folded=names)
@@ -197,22 +197,22 @@ def retrace(
         may_be_empty: Whether a graph without groups is returned, for its program.
     """
     mark, model = fingerprint(model), folded(model, folds)
-    program, batch, static = _captured(model, given)
+    captured = _captured(model, given)
     passes = Passes(model, given)
-    graph = _graph(model, passes, given, spec, program, batch, static, allow_inexact=allow_inexact)
+    graph = _graph(model, passes, given, spec, captured, allow_inexact=allow_inexact)
     if not graph.groups and not may_be_empty:
         raise nothing_to_prune(model, graph.frozen, graph.left, str(graph))
     return replace(graph, fingerprint=mark, folded=tuple(folds))
 
 
-def _captured(model: nn.Module, given: Arguments) -> tuple[ExportedProgram, int, int | None]:
-    program, batch, static, _ = capture(model, *given)
-    results = program.graph.output_node().all_input_nodes
+def _captured(model: nn.Module, given: Arguments) -> list[Capture]:
+    found = capture_branches(model, *given)
+    results = found[0].program.graph.output_node().all_input_nodes
     if not any(isinstance(v.meta.get("val"), torch.Tensor) for v in results):
         raise CaptureError(
             f"trace: expected {type(model).__name__} to return tensors, got none. Return a tensor."
         )
-    return program, batch, static
+    return found
 
 
 def _graph(
@@ -220,14 +220,13 @@ def _graph(
     passes: Passes,
     given: Arguments,
     spec: InputSpec,
-    program: ExportedProgram,
-    batch: int,
-    static: int | None,
+    captured: list[Capture],
     *,
     allow_inexact: bool,
 ) -> Graph:
     """Make the graph of a captured model: capture its other views, label all of them, and build groups."""
-    views, unread = further_views(model, program, given, spec, passes, batch)
+    program, batch, static = captured[0].program, captured[0].batch, captured[0].static
+    views, unread = further_views(model, captured, given, spec, passes)
     others = [view.program for view in views]
     larger, resized = larger_arguments(spec, given, static), None
     if larger is not None and not any(view.everywhere for view in views):
@@ -236,8 +235,8 @@ def _graph(
         if resized is None:  # the program holds sizes
             with contextlib.suppress(CaptureError):  # `verify` still runs the model at that size
                 others.append(capture(model, *larger).program)
-    for captured in (program, *others):
-        measure_sizes(captured)
+    for one in (program, *others):
+        measure_sizes(one)
     state, tensors, learnt = walk(program, *others, resized=resized)
     keep_inputs_of(unread, state, tensors)
     assembled = assemble(state, tensors, allow_inexact=allow_inexact)

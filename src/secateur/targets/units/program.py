@@ -131,8 +131,8 @@ def smaller_program(traced: Traced, plan: Plan, *, may_stay_in_evaluation: bool 
 
     Raises:
         ApplyError: The arguments of an operator cannot be changed as needed, the plan has further methods,
-            the model makes other calls without gradients, the forward pass draws random numbers that are not
-            PyTorch's, or the model is in training mode, which the program does not have.
+            the model makes other calls without gradients or for other values, the forward pass draws random
+            numbers that are not PyTorch's, or the model is in training mode, which the program does not have.
     """
     if plan.inputs.methods:
         raise ApplyError(
@@ -145,6 +145,11 @@ def smaller_program(traced: Traced, plan: Plan, *, may_stay_in_evaluation: bool 
             "apply: expected code that does the same with and without gradients, but it asks "
             "torch.is_grad_enabled() or requires_grad, and a captured program knows one answer. Take form "
             "'module'."
+        )
+    if any(view.other_answer for view in traced.graph.views):
+        raise ApplyError(
+            "apply: expected code without conditions on values of tensors, got some, and a captured program "
+            "knows one answer. Take form 'module'."
         )
     model, found = traced.model, traced.captured
     constants, facts = Constants(found.kept(removed_positions(plan))), found.facts

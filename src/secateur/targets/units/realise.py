@@ -81,7 +81,9 @@ def understood(model: nn.Module, graph: Graph, plan: Plan) -> tuple[dict[str, An
     Raises:
         ApplyError: One line of code would need different sizes.
     """
-    passes = [_Pass(model, graph, plan, view) for view in (None, *graph.views)]
+    # An ordinary pass does not run what other answers to conditions would run.
+    views = [view for view in graph.views if not view.other_answer]
+    passes = [_Pass(model, graph, plan, view) for view in (None, *views)]
     equations = [p.equations() for p in passes]
     changes, stays = ([e for pair in equations for e in pair[k]] for k in (0, 1))
     while True:
