@@ -17,7 +17,7 @@ from secateur.common.modes import require_plain_modes
 from secateur.errors import CaptureError, SettingError
 from secateur.graph.assemble import assemble, cost_model
 from secateur.graph.branches import capture_branches
-from secateur.graph.capture import Capture, capture, require_parameters
+from secateur.graph.capture import Capture, require_parameters
 from secateur.graph.datasizes import measure_sizes
 from secateur.graph.folding import foldable, folded
 from secateur.graph.graph import Graph, fingerprint
@@ -234,7 +234,7 @@ def _graph(
             resized = values_at(program, model, pytree.tree_leaves(larger))
         if resized is None:  # the program holds sizes
             with contextlib.suppress(CaptureError):  # `verify` still runs the model at that size
-                others.append(capture(model, *larger).program)
+                others += [one.program for one in capture_branches(model, *larger)]
     for one in (program, *others):
         measure_sizes(one)
     state, tensors, learnt = walk(program, *others, resized=resized)
