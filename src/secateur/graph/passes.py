@@ -55,7 +55,7 @@ class Passes:
         return self._courses.get(key)
 
     def other_modes(self) -> list[Mode]:
-        """Return the modes of PyTorch in which the model makes other calls than in a capture.
+        """Return modes of PyTorch in which the model makes other calls than in a capture, one for each kind.
 
         Only modes that its code asks for are tried, on the user's own arguments.
         """
@@ -66,12 +66,14 @@ class Passes:
         with questions(asked):
             self._run(self._given)
         found = []
+        known = {plain.lines}
         for mode in asked_modes(asked, self._model):
             # All passes run without gradients, and a capture with them.
             run = PLAIN if mode == WITHOUT_GRADIENTS else mode._replace(gradients=False)
             course = self.course(self._given, mode=run)
-            if course is not None and course.lines != plain.lines:
+            if course is not None and course.lines not in known:
                 found.append(mode)
+                known.add(course.lines)
         return found
 
     def asks_the_same(self, first: Arguments, second: Arguments) -> bool:

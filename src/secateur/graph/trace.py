@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterable
+import itertools
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -30,6 +31,9 @@ from secateur.graph.programs import Programs, values_at
 from secateur.graph.views import View, further_views
 from secateur.graph.walk import keep_inputs_of, walk
 from secateur.targets.granularity import by_granularity
+
+PAIRS = 10
+"""The most pairs of kinds of inputs that are tried together."""
 
 if TYPE_CHECKING:
     from secateur.targets.blocks.graph import BlockGraph
@@ -159,6 +163,7 @@ def trace(
             "Pass a batch that is not empty."
         )
     more = [arguments(inputs) for inputs in more_inputs]
+    more += _together(model, given, spec, more)
     described = [InputSpec.of(*inputs, model) for inputs in more]
     other = [found for found in described if not found.is_like(spec)]
     kinds = [found for i, found in enumerate(other) if not any(map(found.is_like, other[:i]))]
@@ -175,6 +180,27 @@ def trace(
     if not graph.groups:
         raise nothing_to_prune(model, graph.frozen, graph.left, str(graph))
     return replace(graph, fingerprint=mark, folded=names)
+
+
+def _together(
+    model: nn.Module, given: Arguments, spec: InputSpec, more: Sequence[Arguments]
+) -> list[Arguments]:
+    """Combine the user's further inputs, two kinds at a time, where code runs that only both together run."""
+    kinds = [inputs for inputs in more if not InputSpec.of(*inputs, model).is_like(spec)]
+    known = set[Any]()
+    for inputs in (given, *kinds) if kinds[1:] else ():
+        course = Passes(model, inputs).course(inputs)
+        known |= set() if course is None else course.lines
+    found = []
+    for (args, kwargs), (_, other) in itertools.islice(itertools.combinations(kinds, 2), PAIRS):
+        switches = {k: v for k, v in other.items() if isinstance(v, bool | int | float | str | None)}
+        own = {k: v for k, v in other.items() if k not in given[1] or (k in switches and v != given[1][k])}
+        both = args, {**kwargs, **own}
+        course = Passes(model, both).course(both)
+        if course is not None and not course.lines <= known:
+            found.append(both)
+            known |= course.lines
+    return found
 
 
 def retrace(

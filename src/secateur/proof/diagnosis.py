@@ -145,6 +145,12 @@ def cause(found: Compared) -> str:
             "The dense model amplifies rounding that much: changing its weights in the 15th digit moves its "
             "output as far. Pass a larger tolerance=."
         )
+    if found.way.training:  # evaluation mode agrees
+        return (
+            "In training mode its code uses a number that follows the number of units, such as a rate, in a "
+            "way that no attribute and no call shows. Take that number from elsewhere, or leave out the "
+            "group with limits=sc.Limits(ignore=...)."
+        )
     return "Please report this as a bug."
 
 
