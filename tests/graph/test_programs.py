@@ -74,11 +74,11 @@ def test_what_a_program_gives_at_another_size_is_known_where_it_is_right_there()
 def test_trace_captures_once_where_the_program_is_right_at_other_sizes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from secateur.graph import trace as trace_module
+    from secateur.graph import branches
 
     captured: list[bool] = []
-    true = trace_module.capture
-    monkeypatch.setattr(trace_module, "capture", lambda *a, **k: captured.append(True) or true(*a, **k))
+    true = branches.capture
+    monkeypatch.setattr(branches, "capture", lambda *a, **k: captured.append(True) or true(*a, **k))
     for held, times in ((False, 1), (True, 2)):
         captured.clear()
         model = nn.Sequential(nn.Linear(4, 4), Held(held=held), nn.Linear(6, 2)).eval()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import secateur as sc
 from secateur.graph.capture import capture
-from secateur.graph.symbolic import integers_open, lengths_open
+from secateur.graph.symbolic import lengths_open, numbers_open
 
 
 class Flat(nn.Module):
@@ -72,7 +72,7 @@ def test_a_number_of_graphs_that_the_data_say_does_not_stop_a_capture() -> None:
 
 
 def test_all_other_numbers_are_pythons_own() -> None:
-    with integers_open():
+    with numbers_open():
         assert int is not builtins.int
         assert [int("12"), int(2.5), 0, int("a", 16), int(torch.tensor(2.5))] == [12, 2, 0, 10, 2]
         assert isinstance(3, int)
@@ -82,7 +82,7 @@ def test_all_other_numbers_are_pythons_own() -> None:
 
 
 def test_int_comes_back_after_an_error() -> None:
-    with pytest.raises(ValueError, match="stop"), integers_open():
+    with pytest.raises(ValueError, match="stop"), numbers_open():
         raise ValueError("stop")
     assert int is builtins.int
     assert "int" not in globals()

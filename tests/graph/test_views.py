@@ -34,7 +34,9 @@ class Embedding(Auxiliary):
         return self.project(self.b(self.a(x).relu()).relu().mean((2, 3)))
 
 
-def pruned(model: nn.Module, x: Tensor, **options: object) -> tuple[nn.Module, nn.Module, sc.Graph]:
+def pruned(
+    model: nn.Module, x: Tensor | dict[str, Tensor], **options: object
+) -> tuple[nn.Module, nn.Module, sc.Graph]:
     graph = sc.trace(model, x, **options)  # type: ignore[arg-type]
     plan = sc.Uniform(ratio=0.4).allocate(graph, sc.score(graph, None, "magnitude"))
     return sc.apply(model, plan, graph=graph), sc.apply(model, plan, "masked"), graph
@@ -128,3 +130,29 @@ class Named(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.inner(x)
+
+
+class TwoOptions(nn.Module):
+    """Reverses its units only if there is a mask and the switch is on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.o = nn.Linear(6, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, switch: bool = False) -> Tensor:
+        h = self.a(x if mask is None else x * mask).relu()
+        if switch:
+            h = h * 2 if mask is None else h.flip(-1)
+        return self.o(h)
+
+
+def test_two_kinds_of_inputs_are_captured_together_where_that_runs_other_code() -> None:
+    torch.manual_seed(0)
+    model, x, mask = TwoOptions().double().eval(), torch.randn(4, 6).double(), torch.rand(4, 6).double()
+    kinds = [{"x": x, "mask": mask}, {"x": x, "switch": True}]
+    small, masked, graph = pruned(model, {"x": x}, more_inputs=kinds)
+    assert len(graph.inputs.also) == 3
+    both = {"mask": mask, "switch": True}
+    for given in ({}, {"mask": mask}, {"switch": True}, both):
+        torch.testing.assert_close(small(x, **given), masked(x, **given))
+    assert sc.trace(model, {"x": x}, more_inputs=kinds[:1]).inputs.also[0].kwargs.keys() == {"x", "mask"}

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection, export
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
@@ -29,7 +30,7 @@ from secateur.graph.inputs import Arguments, batch_size, samples_of
 from secateur.graph.leaf import Place
 from secateur.graph.nodes import hint, is_open
 from secateur.graph.recurrences import shapes_known
-from secateur.graph.symbolic import integers_open, lengths_open
+from secateur.graph.symbolic import Answers, lengths_open, numbers_open
 from secateur.measure.kernels import capturable
 
 
@@ -42,12 +43,15 @@ class Capture(NamedTuple):
         static: The same size if the program takes no other; else None.
         why: What fixed the batch size: the line of the user's code, and what it does. Empty if nothing fixed
             it, or if that is not known.
+        agrees: Whether the program gives what the model gives on the arguments of the capture. It may not
+            where conditions of the code were answered.
     """
 
     program: ExportedProgram
     batch: int
     static: int | None
     why: str
+    agrees: bool = True
 
 
 def capture(
@@ -58,6 +62,8 @@ def capture(
     also: Collection[Place] = (),
     exact: bool = False,
     training: bool = False,
+    gradients: bool = True,
+    answers: Answers | None = None,
 ) -> Capture:
     """Capture a model in one mode. If the model allows it, the program takes any batch size.
 
@@ -73,6 +79,8 @@ def capture(
         also: Further axes that may have any size. Tensors are numbered.
         exact: Whether to capture the model for exactly these sizes.
         training: Whether to capture it in training mode.
+        gradients: Whether gradients are on in the capture.
+        answers: How conditions on values of tensors are answered. None: such code cannot be captured.
 
     Raises:
         CaptureError: If the model does not run on these arguments, or cannot be captured.
@@ -83,13 +91,13 @@ def capture(
         evaluation_mode(model, training=training),
         capturable(model),
         shapes_known(),
-        torch.enable_grad(),
+        torch.set_grad_enabled(gradients),
         _quiet(),
         uncollected(),
     ):
         fresh = State(model, functions=True, parameters=training)
         try:
-            program, why = _first_that_works(model, fresh, given, None if exact else also)
+            program, why, agrees = _first_that_works(model, fresh, given, None if exact else also, answers)
         finally:
             fresh.restore()
     _hold_own_tensors(program, model)
@@ -97,17 +105,22 @@ def capture(
     sizes = _sizes(program)
     batch = hint(sizes[0]) if sizes else 1
     if _is_open(program):
-        return Capture(program, batch, None, "")
-    return Capture(program, batch, batch, why or _what_fixed(program))
+        return Capture(program, batch, None, "", agrees)
+    return Capture(program, batch, batch, why or _what_fixed(program), agrees)
 
 
 def _first_that_works(
-    model: nn.Module, fresh: State, given: Arguments, also: Collection[Place] | None
-) -> tuple[ExportedProgram, str]:
+    model: nn.Module,
+    fresh: State,
+    given: Arguments,
+    also: Collection[Place] | None,
+    answers: Answers | None,
+) -> tuple[ExportedProgram, str, bool]:
     """Capture a model in several ways, until one works.
 
     Returns:
-        The program, and the error of the first way, in words; empty if that worked.
+        The program; the error of the first way, in words, empty if that worked; and whether the program is
+        known to give what the model gives.
 
     Raises:
         CaptureError: No way works.
@@ -129,19 +142,25 @@ def _first_that_works(
     if also is not None and first is None:
         attempts = [(fresh, general, shapes), (used, general, shapes), *attempts]
     for (state, arguments, axes), numbers in itertools.product(attempts, (False, True)):
-        if state is None or (numbers and not _reads_number(first)):
+        if state is None or (numbers and not depends_on_data(first)):
             continue
+        agrees = True
         try:
-            with integers_open() if numbers else nullcontext():
+            with (
+                numbers_open() if numbers else nullcontext(),
+                nullcontext() if answers is None else answers.given(),
+            ):
                 program = _export(model, state, arguments, axes)
-            if numbers and not _agrees(program, model, state, arguments):
+            if numbers or answers is not None:
+                agrees = _agrees(program, model, state, arguments)
+            if answers is None and not agrees:
                 continue
         except Exception as error:  # any error may stop one way, and another may work
             first = first or error
             continue
         if axes is not None and state is fresh and used is None and not _is_open(program):
             program = _without_leftovers(model, fresh, general, shapes) or program
-        return program, "" if first is None else said(first, capturing=True)
+        return program, "" if first is None else said(first, capturing=True), agrees
     first = first or RuntimeError("nothing was tried")
     raise CaptureError(
         f"trace: torch.export could not capture {type(model).__name__}: {said(first, capturing=True)}.",
@@ -160,9 +179,9 @@ def _agrees(program: ExportedProgram, model: nn.Module, state: State, arguments:
     return agree(*outputs)
 
 
-def _reads_number(error: Exception | None) -> bool:
-    """Whether a capture failed because the code takes a Python number from a tensor."""
-    return "Could not extract specialized integer" in str(error)
+def depends_on_data(error: BaseException | None) -> bool:
+    """Whether a capture failed because the code takes a Python number from a tensor, or asks about one."""
+    return isinstance(error, GuardOnDataDependentSymNode)
 
 
 def _used(model: nn.Module, fresh: State, arguments: Arguments) -> tuple[State | None, Exception | None]:

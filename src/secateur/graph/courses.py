@@ -21,7 +21,8 @@ from torch.utils import _pytree as pytree
 
 from secateur.graph.inputs import OpenAxis
 
-_LIBRARY = str(Path(torch.__file__).parent)
+LIBRARY = str(Path(torch.__file__).parent)
+"""Where the names of PyTorch's own files begin."""
 
 FARTHEST = 16
 """An axis is tried at no more than this many times its traced size."""
@@ -66,6 +67,7 @@ class Course(TorchFunctionMode):
             mode some of these modules make other calls for the same result.
         compared: The comparisons of sizes, by their place in the code.
         work: The number of values that all calls together returned.
+        questions: What the user's code asks of PyTorch's mode: ``dtype`` or ``requires_grad`` of tensors.
     """
 
     def __init__(self) -> None:
@@ -73,15 +75,19 @@ class Course(TorchFunctionMode):
         self.calls: list[tuple[Call, tuple[Any, ...]]] = []
         self.work = 0
         self.compared: dict[tuple[Line, int], list[Compared]] = {}
+        self.questions: set[str] = set()
         self._counts: set[int] = set()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run and record a call. Sizes that it returns are watched."""
         result = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "")
-        if name in ("__get__", "size", "numel"):
-            return self._watched(result)
         frame = sys._getframe(1)
+        if name in ("__get__", "size", "numel"):
+            asked = getattr(getattr(func, "__self__", None), "__name__", "")
+            if asked in ("dtype", "requires_grad") and not frame.f_code.co_filename.startswith(LIBRARY):
+                self.questions.add(asked)
+            return self._watched(result)
         if frame.f_code.co_name == "handle_torch_function":  # a Python function of PyTorch
             frame = _caller(_caller(frame))
         if name == "__len__" and type(result) is int:
@@ -91,7 +97,7 @@ class Course(TorchFunctionMode):
         shapes = [v.shape for v in pytree.tree_leaves(result) if isinstance(v, torch.Tensor)]
         self.work += sum(map(math.prod, shapes))
         held = tuple(id(v) for v in took if isinstance(v, nn.Parameter))
-        if frame.f_code.co_filename.startswith(_LIBRARY):
+        if frame.f_code.co_filename.startswith(LIBRARY):
             self._inside(_line(frame), held)
             return result
         numbers = [v for v in took if type(v) in (int, _Size)]
@@ -175,7 +181,7 @@ class _Size(int):
 
     def __hash__(self) -> int:
         frame = sys._getframe(1)  # a look-up in a set or a table; its keys may be constants of the code
-        if not frame.f_code.co_filename.startswith(_LIBRARY):
+        if not frame.f_code.co_filename.startswith(LIBRARY):
             for number in _constants(frame.f_code.co_consts):
                 same = int(self) == number
                 self.course.note((_line(frame), -number), int(self), number + same, same)
@@ -183,7 +189,7 @@ class _Size(int):
 
     def note(self, name: str, other: Any, *, outcome: bool) -> None:
         frame = sys._getframe(2)
-        if isinstance(other, int) and not frame.f_code.co_filename.startswith(_LIBRARY):
+        if isinstance(other, int) and not frame.f_code.co_filename.startswith(LIBRARY):
             place, turning = (_line(frame), frame.f_lasti), int(other) + _TURNS[name][not outcome]
             self.course.note(place, int(self), turning, outcome, period=self.period)
 
@@ -248,7 +254,7 @@ def _caller(frame: FrameType) -> FrameType:
 
 def _line(frame: FrameType | None) -> Line:
     """Return the innermost line outside PyTorch."""
-    while frame is not None and frame.f_code.co_filename.startswith(_LIBRARY):
+    while frame is not None and frame.f_code.co_filename.startswith(LIBRARY):
         frame = frame.f_back
     return ("", 0) if frame is None else (frame.f_code.co_filename, frame.f_lineno)
 

@@ -14,6 +14,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from secateur.errors import NothingToPruneError, SettingError
 from secateur.graph.groups import Frozen, Left
 from secateur.graph.rules.op import COMPUTED
+from secateur.graph.walk import UNREAD
 
 _ENDS = ("model input", "model output")
 _QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")
@@ -118,12 +119,18 @@ def _frozen(frozen: Sequence[Frozen]) -> str:
     """Name the operators that have no rule, and those that need every unit."""
     unruled = [one for one in frozen if one.reason.startswith(("no rule", "the rule"))]
     placed = [one for one in frozen if one not in unruled]
+    unread = any(UNREAD in one.reason for one in placed)
+    advice = (
+        "If a method reads it, name that in methods=; if other inputs do, pass more_inputs=."
+        if unread
+        else ""
+    )
     return " ".join(
         filter(
             None,
             [
                 _kept(unruled, "A rule is missing or does not cover this", "Write it: see CONTRIBUTING."),
-                _kept(placed, "Every unit has to stay", ""),
+                _kept(placed, "Every unit has to stay", advice),
             ],
         )
     )

@@ -16,6 +16,7 @@ from secateur.common.outputs import has_nan, tensors_of
 from secateur.common.preserving import State
 from secateur.graph.courses import Course
 from secateur.graph.inputs import Arguments
+from secateur.graph.modes import PLAIN, WITHOUT_GRADIENTS, Mode, asked_modes, questions
 
 
 class Passes:
@@ -44,27 +45,53 @@ class Passes:
             self._errors[key] = self._run(arguments)
         return self._errors[key]
 
-    def course(self, arguments: Arguments, *, training: bool = False) -> Course | None:
+    def course(
+        self, arguments: Arguments, *, training: bool = False, mode: Mode = WITHOUT_GRADIENTS
+    ) -> Course | None:
         """Return which calls the model makes at these sizes; None if that cannot be watched."""
-        key = _shapes(arguments), training
+        key = _shapes(arguments), training, mode
         if key not in self._courses and self._watched:
-            self._run(arguments, training=training)
+            self._run(arguments, training=training, mode=mode)
         return self._courses.get(key)
+
+    def other_modes(self) -> list[Mode]:
+        """Return modes of PyTorch in which the model makes other calls than in a capture, one for each kind.
+
+        Only modes that its code asks for are tried, on the user's own arguments.
+        """
+        plain = self.course(self._given)
+        if plain is None:
+            return []
+        asked = set(plain.questions)
+        with questions(asked):
+            self._run(self._given)
+        found = []
+        known = {plain.lines}
+        for mode in asked_modes(asked, self._model):
+            # All passes run without gradients, and a capture with them.
+            run = PLAIN if mode == WITHOUT_GRADIENTS else mode._replace(gradients=False)
+            course = self.course(self._given, mode=run)
+            if course is not None and course.lines not in known:
+                found.append(mode)
+                known.add(course.lines)
+        return found
 
     def asks_the_same(self, first: Arguments, second: Arguments) -> bool:
         """Whether the model makes the same calls with the same numbers. If so, none of them is a size."""
         one, other = self.course(first), self.course(second)
         return one is not None and other is not None and one.asked == other.asked
 
-    def _run(self, arguments: Arguments, *, training: bool = False) -> Exception | None:
+    def _run(
+        self, arguments: Arguments, *, training: bool = False, mode: Mode = WITHOUT_GRADIENTS
+    ) -> Exception | None:
         """Run the model once, remember its course, and return its error, if there is one."""
-        args, kwargs = arguments
+        args, kwargs = mode.cast(arguments)
         course = Course()
         if training not in self._states:
             self._states[training] = State(self._model, parameters=training)
         with (
             evaluating(self._model, training=training, state=self._states[training]),
-            torch.set_grad_enabled(training),  # the code may ask for it
+            mode._replace(gradients=mode.gradients or training).on(self._model),  # the code may ask for it
             seeded(0),
             warnings.catch_warnings(),
             course if self._watched else nullcontext(),
@@ -75,7 +102,7 @@ class Passes:
             except Exception as error:  # the user's forward may fail in any way
                 return error
         if self._watched:
-            self._courses.setdefault((_shapes(arguments), training), course)
+            self._courses.setdefault((_shapes(arguments), training, mode), course)
         if has_nan(outputs) and (arguments is self._given or self.attempt(self._given) is None):
             return FloatingPointError("its output is NaN there")
         return None

@@ -15,7 +15,7 @@ from secateur.calibration.randomness import seeded
 from secateur.common.models import evaluating
 from secateur.common.outputs import agree, tensors_of
 from secateur.errors import CalibrationError, CaptureError
-from secateur.graph.capture import capture
+from secateur.graph.branches import capture_branches
 from secateur.graph.datasizes import arguments_of, measure_sizes
 from secateur.graph.inline import Interpreter
 from secateur.graph.leaf import Place
@@ -102,7 +102,7 @@ class Programs:
             raise CalibrationError("batches: expected inputs of the traced sizes, got others.")
         for also in (self._differing(args, kwargs), ()):
             try:
-                program = capture(self.model, args, kwargs, also=also)[0]
+                program = capture_branches(self.model, args, kwargs, also=also)[0].program
             except CaptureError as error:
                 if wrong is None:
                     raise

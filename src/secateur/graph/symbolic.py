@@ -1,4 +1,8 @@
-"""Make ``len(tensor)`` and ``int(tensor)`` give symbols in a capture, where Python gives fixed numbers."""
+"""Let a capture go on where Python asks for numbers that it does not have.
+
+``len(tensor)``, ``int(tensor)`` and ``float(tensor)`` give symbols, and conditions on values of tensors are
+answered.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,14 @@ import builtins
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
+from torch.fx.experimental.sym_node import SymNode
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from secateur.common.preserving import is_own
 
@@ -33,38 +42,108 @@ def lengths_open() -> Iterator[None]:
 
 
 class _Meta(type):
+    """The type of a class that replaces its own base, a type of numbers."""
+
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        value = args[0] if len(args) == 1 else None
-        if isinstance(value, torch.SymInt):
+        plain, value = cls.__base__, args[0] if len(args) == 1 else None
+        if isinstance(value, torch.SymInt if plain is int else torch.SymFloat):
             return value
-        if isinstance(value, torch.Tensor) and not value.dtype.is_floating_point:
+        if isinstance(value, torch.Tensor) and value.dtype.is_floating_point is (plain is float):
             return value.item()
-        return int(*args, **kwargs)
+        return plain(*args, **kwargs)  # type: ignore[misc]
 
     def __instancecheck__(cls, instance: Any) -> bool:
-        return isinstance(instance, int)
+        return isinstance(instance, cls.__base__)  # type: ignore[arg-type]
 
     def __subclasscheck__(cls, subclass: type) -> bool:
-        return issubclass(subclass, int)
+        return issubclass(subclass, cls.__base__)  # type: ignore[arg-type]
 
 
 class _Integer(int, metaclass=_Meta):
     """Replaces `int` in the user's modules."""
 
 
+class _Float(float, metaclass=_Meta):
+    """Replaces `float` in the user's modules."""
+
+
 @contextmanager
-def integers_open() -> Iterator[None]:
+def numbers_open() -> Iterator[None]:
     """Inside, ``int(tensor)`` means ``tensor.item()`` in the user's code and in libraries of models.
 
     A capture gives a symbol for ``item``, where Python's own `int` has to return a number. An example is
-    ``int(batch.max()) + 1``, which counts the graphs in a batch. Inside, ``type(x) is int`` is never true, so
-    this is used only where a first attempt failed.
+    ``int(batch.max()) + 1``, which counts the graphs in a batch. ``float(tensor)`` is treated alike. Inside,
+    ``type(x) is int`` is never true, so this is used only where a first attempt failed.
     """
-    modules = [m for name, m in list(sys.modules.items()) if is_own(name) and "int" not in vars(m)]
+    own = [vars(module) for name, module in list(sys.modules.items()) if is_own(name)]
+    names = {"int": _Integer, "float": _Float}
+    added = [(held, name) for held in own for name in names if name not in held]
     try:
-        for module in modules:
-            vars(module)["int"] = _Integer
+        for held, name in added:
+            held[name] = names[name]
         yield
     finally:
-        for module in modules:
-            vars(module).pop("int", None)
+        for held, name in added:
+            held.pop(name, None)
+
+
+_PASSED_ON = ("sym_node.py", "proxy_tensor.py", "non_strict_utils.py", "assertions.py", "symbolic.py")
+"""Files that pass a condition of the user's code on, as ``torch/__init__.py`` does."""
+
+MOST = 128
+"""The most conditions that one capture answers: a loop might never end."""
+
+Line = tuple[str, int]
+"""A line of code: the file and the number."""
+
+
+@dataclass
+class Answers:
+    """How a capture answers conditions on values of tensors.
+
+    Attributes:
+        usual: The answer.
+        but: Lines whose conditions have the other answer.
+        asked: The lines that asked so far.
+    """
+
+    usual: bool
+    but: frozenset[Line] = frozenset()
+    asked: set[Line] = field(default_factory=set)
+
+    @contextmanager
+    def given(self) -> Iterator[None]:
+        """Inside, conditions of the user's code are answered, since a capture has no values."""
+        original, left = SymNode.guard_bool, MOST
+
+        def guard_bool(node: Any, file: str, number: int) -> bool:
+            nonlocal left
+            try:
+                return bool(original(node, file, number))
+            except GuardOnDataDependentSymNode:
+                left -= 1
+                line = _users_line(sys._getframe(1))
+                if line is None or left < 0:
+                    raise
+                self.asked.add(line)
+                return self.usual is not (line in self.but)
+
+        SymNode.guard_bool = guard_bool  # type: ignore[assignment, method-assign]
+        try:
+            yield
+        finally:
+            SymNode.guard_bool = original  # type: ignore[method-assign]
+
+
+def _users_line(frame: FrameType | None) -> Line | None:
+    """Return the line of the user's code that asks; None if an operator of PyTorch needs to know a size."""
+    while frame is not None:
+        file = Path(frame.f_code.co_filename)
+        ours = _TORCH in file.parents or file.parent == Path(__file__).parent
+        if not (ours and file.name in _PASSED_ON) and file != _TORCH / "__init__.py":
+            return None if ours else (str(file), frame.f_lineno)
+        frame = frame.f_back
+    return None
+
+
+_TORCH = Path(torch.__file__).parent

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterable
+import itertools
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import nn
-from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from secateur.calibration.reading import Forward, Reading
@@ -17,7 +17,8 @@ from secateur.common.models import named_tensors, unwrap
 from secateur.common.modes import require_plain_modes
 from secateur.errors import CaptureError, SettingError
 from secateur.graph.assemble import assemble, cost_model
-from secateur.graph.capture import capture, require_parameters
+from secateur.graph.branches import capture_branches
+from secateur.graph.capture import Capture, require_parameters
 from secateur.graph.datasizes import measure_sizes
 from secateur.graph.folding import foldable, folded
 from secateur.graph.graph import Graph, fingerprint
@@ -31,6 +32,9 @@ from secateur.graph.views import View, further_views
 from secateur.graph.walk import keep_inputs_of, walk
 from secateur.targets.granularity import by_granularity
 from secateur.targets.units.spread import gathered
+
+PAIRS = 10
+"""The most pairs of kinds of inputs that are tried together."""
 
 if TYPE_CHECKING:
     from secateur.targets.blocks.graph import BlockGraph
@@ -183,6 +187,7 @@ def trace_units(
             "Pass a batch that is not empty."
         )
     more = [arguments(inputs) for inputs in more_inputs]
+    more += _together(model, given, spec, more)
     described = [InputSpec.of(*inputs, model) for inputs in more]
     other = [found for found in described if not found.is_like(spec)]
     kinds = [found for i, found in enumerate(other) if not any(map(found.is_like, other[:i]))]
@@ -193,13 +198,34 @@ def trace_units(
     also = tuple(with_sizes(k, a, Passes(model, a)) for k, a in zip(kinds, first, strict=True))
     update = {"methods": tuple(methods), "also": also, "head_sizes": head_sizes}
     spec = spec.model_copy(update=update)
-    program, batch, static = _captured(model, given)
+    captured = _captured(model, given)
     passes = Passes(model, given)
-    spec = open_inputs(model, spec, given, program, more, passes)
-    graph = _graph(model, passes, given, spec, program, batch, static, allow_inexact=allow_inexact)
+    spec = open_inputs(model, spec, given, captured[0].program, more, passes)
+    graph = _graph(model, passes, given, spec, captured, allow_inexact=allow_inexact)
     if not graph.groups:
         raise nothing_to_prune(model, graph.frozen, graph.left, str(graph))
     return replace(graph, fingerprint=mark, folded=names)
+
+
+def _together(
+    model: nn.Module, given: Arguments, spec: InputSpec, more: Sequence[Arguments]
+) -> list[Arguments]:
+    """Combine the user's further inputs, two kinds at a time, where code runs that only both together run."""
+    kinds = [inputs for inputs in more if not InputSpec.of(*inputs, model).is_like(spec)]
+    known = set[Any]()
+    for inputs in (given, *kinds) if kinds[1:] else ():
+        course = Passes(model, inputs).course(inputs)
+        known |= set() if course is None else course.lines
+    found = []
+    for (args, kwargs), (_, other) in itertools.islice(itertools.combinations(kinds, 2), PAIRS):
+        switches = {k: v for k, v in other.items() if isinstance(v, bool | int | float | str | None)}
+        own = {k: v for k, v in other.items() if k not in given[1] or (k in switches and v != given[1][k])}
+        both = args, {**kwargs, **own}
+        course = Passes(model, both).course(both)
+        if course is not None and not course.lines <= known:
+            found.append(both)
+            known |= course.lines
+    return found
 
 
 def retrace(
@@ -222,22 +248,22 @@ def retrace(
         may_be_empty: Whether a graph without groups is returned, for its program.
     """
     mark, model = fingerprint(model), folded(model, folds)
-    program, batch, static = _captured(model, given)
+    captured = _captured(model, given)
     passes = Passes(model, given)
-    graph = _graph(model, passes, given, spec, program, batch, static, allow_inexact=allow_inexact)
+    graph = _graph(model, passes, given, spec, captured, allow_inexact=allow_inexact)
     if not graph.groups and not may_be_empty:
         raise nothing_to_prune(model, graph.frozen, graph.left, str(graph))
     return replace(graph, fingerprint=mark, folded=tuple(folds))
 
 
-def _captured(model: nn.Module, given: Arguments) -> tuple[ExportedProgram, int, int | None]:
-    program, batch, static, _ = capture(model, *given)
-    results = program.graph.output_node().all_input_nodes
+def _captured(model: nn.Module, given: Arguments) -> list[Capture]:
+    found = capture_branches(model, *given)
+    results = found[0].program.graph.output_node().all_input_nodes
     if not any(isinstance(v.meta.get("val"), torch.Tensor) for v in results):
         raise CaptureError(
             f"trace: expected {type(model).__name__} to return tensors, got none. Return a tensor."
         )
-    return program, batch, static
+    return found
 
 
 def _graph(
@@ -245,14 +271,13 @@ def _graph(
     passes: Passes,
     given: Arguments,
     spec: InputSpec,
-    program: ExportedProgram,
-    batch: int,
-    static: int | None,
+    captured: list[Capture],
     *,
     allow_inexact: bool,
 ) -> Graph:
     """Make the graph of a captured model: capture its other views, label all of them, and build groups."""
-    views, unread = further_views(model, program, given, spec, passes, batch)
+    program, batch, static = captured[0].program, captured[0].batch, captured[0].static
+    views, unread = further_views(model, captured, given, spec, passes)
     others = [view.program for view in views]
     larger, resized = larger_arguments(spec, given, static), None
     if larger is not None and not any(view.everywhere for view in views):
@@ -260,9 +285,9 @@ def _graph(
             resized = values_at(program, model, pytree.tree_leaves(larger))
         if resized is None:  # the program holds sizes
             with contextlib.suppress(CaptureError):  # `verify` still runs the model at that size
-                others.append(capture(model, *larger).program)
-    for captured in (program, *others):
-        measure_sizes(captured)
+                others += [one.program for one in capture_branches(model, *larger)]
+    for one in (program, *others):
+        measure_sizes(one)
     state, tensors, learnt = walk(program, *others, resized=resized, head_sizes=spec.head_sizes)
     keep_inputs_of(unread, state, tensors)
     assembled = assemble(state, tensors, allow_inexact=allow_inexact)

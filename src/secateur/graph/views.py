@@ -1,9 +1,9 @@
-"""Further captures of a model: training mode, other methods, and sizes at which other code runs."""
+"""Further captures of a model: training mode, other methods, and sizes and modes with other code."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import CodeType
 from typing import Any
@@ -15,9 +15,11 @@ from torch.export.graph_signature import InputKind
 
 from secateur.common.models import device_of
 from secateur.errors import CaptureError, SettingError
-from secateur.graph.capture import capture
+from secateur.graph.branches import capture_branches
+from secateur.graph.capture import Capture
 from secateur.graph.inputs import Arguments, InputSpec, batch_size, resized, samples_of
 from secateur.graph.leaf import Place
+from secateur.graph.modes import PLAIN, Mode
 from secateur.graph.nodes import lifted, tensor_of
 from secateur.graph.openaxes import larger_arguments
 from secateur.graph.passes import Passes
@@ -33,6 +35,8 @@ class View:
         training: Whether the model was in training mode.
         method: The method that was called; empty for ``forward``.
         everywhere: Whether every axis that may vary has another size than in the first capture.
+        mode: PyTorch's mode, which decides what the model's code does.
+        other_answer: Whether conditions on values of tensors have other answers than in the capture before.
     """
 
     program: ExportedProgram
@@ -40,6 +44,8 @@ class View:
     training: bool = False
     method: str = ""
     everywhere: bool = False
+    mode: Mode = PLAIN
+    other_answer: bool = False
 
 
 class Method(nn.Module):
@@ -56,22 +62,21 @@ class Method(nn.Module):
 
 def further_views(
     model: nn.Module,
-    program: ExportedProgram,
+    captured: Sequence[Capture],
     given: Arguments,
     spec: InputSpec,
     passes: Passes,
-    batch: int,
 ) -> tuple[list[View], list[str]]:
     """Capture the other ways to run a model, which may read other parameters than the forward pass does.
 
     Args:
         model: The dense model.
-        program: The capture of its forward pass in evaluation mode.
-        given: The arguments of that capture.
+        captured: The captures of its forward pass in evaluation mode; see `capture_branches`. The batch size
+            is two where the user gave one sample; as code may treat one sample in another way, that is
+            captured too.
+        given: The arguments of these captures.
         spec: Says what else to capture: other arguments, methods, training mode, other sizes.
         passes: Runs ordinary forward passes of the model.
-        batch: The batch size of the capture. It is two where the user gave one sample; as code may treat one
-            sample in another way, that is captured too.
 
     Returns:
         The captures, and the names of tensors that no capture reads, but that a method of the model names.
@@ -80,7 +85,8 @@ def further_views(
         SettingError: The model has no method of a name in `spec`.
         CaptureError: A method, or the model with other arguments, cannot be captured.
     """
-    views: list[View] = []
+    program, batch = captured[0].program, captured[0].batch
+    views = _views(captured, given)[1:]
     unread = _tensors(program) - _read(program)
     others = {p: axis.other for axis in spec.open for p in axis.places} if spec.together else {}
     traced: list[tuple[str, dict[Place, int]]] = []
@@ -94,17 +100,21 @@ def further_views(
         everywhere = here is not None and there is not None and here.lines == there.lines
         with contextlib.suppress(CaptureError):  # `verify` still runs the model at that size
             taken = wide if everywhere else arguments
-            program_there = capture(model, *taken, exact=True).program
-            views.append(View(program_there, taken, everywhere=everywhere and bool(others)))
+            found = capture_branches(model, *taken, exact=True)
+            views += _views(found, taken, everywhere=everywhere and bool(others))
     for other in spec.also:
         arguments = other.example(device=device_of(model))
-        found = capture(model, *arguments, exact=True).program
-        views.append(View(found, arguments))
+        found = capture_branches(model, *arguments, exact=True)
+        views += _views(found[:1], arguments)
         if (larger := larger_arguments(other, arguments, None)) is not None:
             with contextlib.suppress(CaptureError):  # `verify` still runs the model at that size
-                views.append(View(capture(model, *larger, exact=True).program, larger))
-        ways = Passes(model, arguments)
-        views += further_views(model, found, arguments, other, ways, batch_size(arguments))[0]
+                views += _views(capture_branches(model, *larger, exact=True), larger)
+        views += further_views(model, found, arguments, other, Passes(model, arguments))[0]
+    for mode in passes.other_modes():
+        taken = mode.cast(given)
+        with contextlib.suppress(CaptureError), mode.on(model):
+            found = capture_branches(model, *taken, exact=True, gradients=mode.gradients)
+            views += _views(found, taken, mode=mode)
     unread = unread.difference(*(_read(view.program) for view in views))
     for name in spec.methods:
         if not callable(getattr(model, name, None)):
@@ -112,23 +122,29 @@ def further_views(
                 f"trace(methods={name!r}): expected a method of {type(model).__name__}, got no such one."
             )
         try:
-            found = capture(Method(model, name), *given).program
+            found = capture_branches(Method(model, name), *given)
         except CaptureError as error:
             raise CaptureError(f"trace(methods={name!r}): {error}") from error
-        views.append(View(found, given, method=name))
-        unread = {key for key in unread if key not in _read(found)}
+        views += _views(found, given, method=name)
+        unread = unread.difference(*(_read(one.program) for one in found))
     if spec.training or (unread and spec.training is None):
         with contextlib.suppress(CaptureError):
-            found = capture(model, *given, training=True).program
-            if spec.training or unread & _read(found):
-                views.append(View(found, given, training=True))
-                unread -= _read(found)
+            found = capture_branches(model, *given, training=True)
+            read = set[int]().union(*(_read(one.program) for one in found))
+            if spec.training or unread & read:
+                views += _views(found, given, training=True)
+                unread -= read
     for train_sizes in spec.training_at:
         arguments = resized(spec, given, spec.at(train_sizes))
         with contextlib.suppress(CaptureError):  # `verify` still runs the model so
-            found = capture(model, *arguments, training=True, exact=True).program
-            views.append(View(found, arguments, training=True))
+            found = capture_branches(model, *arguments, training=True, exact=True)
+            views += _views(found, arguments, training=True)
     return views, [n for n in _names(program, unread) if _is_named(model, n)]
+
+
+def _views(found: Sequence[Capture], arguments: Arguments, **options: Any) -> list[View]:
+    """Return a view for each capture. All but the first have other answers to conditions."""
+    return [View(one.program, arguments, other_answer=k > 0, **options) for k, one in enumerate(found)]
 
 
 _INDIRECT = frozenset(

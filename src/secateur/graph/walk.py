@@ -20,6 +20,9 @@ from secateur.graph.rules.op import Value, Walk
 from secateur.graph.splits import decide
 from secateur.graph.writes import dead_nodes, erase, written_through
 
+UNREAD = "which no captured pass reads"
+"""Why inputs of a tensor stay whole that only other code than was captured reads."""
+
 _FOLD_LIMIT = 1 << 20
 """Largest constant that is computed while tracing. [elements]"""
 
@@ -264,5 +267,5 @@ def keep_inputs_of(unread: Sequence[str], walk: Walk, tensors: list[Tensor]) -> 
         for axis in tensor.axes if tensor.name not in left else ():
             name = sizes.get(len(axis))
             if name is not None and len(axis) > 1:
-                what = f"may feed {name}, which no captured pass reads"
+                what = f"may feed {name}, {UNREAD}"
                 walk.store.freeze(axis, walk.reasons.label(Reason(what)))

@@ -40,8 +40,8 @@ def target_called(function: str, granularity: str) -> type[Target]:
     """
     if granularity not in TARGETS:
         raise SettingError(
-            f"{function}(granularity={granularity!r}): expected 'unit', 'weight', 'expert', 'block' or "
-            "['unit', 'expert']."
+            f"{function}(granularity={granularity!r}): expected {', '.join(map(repr, TARGETS))}, or a list of "
+            "what + joins."
         )
     return TARGETS[granularity]
 

@@ -51,6 +51,11 @@ class Pair:
         """The pruned model in float64."""
         return Double(self.small)
 
+    @cached_property
+    def buffers(self) -> bool:
+        """Whether the dense model has buffers that training may update."""
+        return any(True for _ in self.model.buffers())
+
     @property
     def reference(self) -> nn.Module:
         """What the pruned model has to equal, made anew."""
@@ -139,6 +144,12 @@ def cause(found: Compared) -> str:
         return (
             "The dense model amplifies rounding that much: changing its weights in the 15th digit moves its "
             "output as far. Pass a larger tolerance=."
+        )
+    if found.way.training:  # evaluation mode agrees
+        return (
+            "In training mode its code uses a number that follows the number of units, such as a rate, in a "
+            "way that no attribute and no call shows. Take that number from elsewhere, or leave out the "
+            "group with limits=sc.Limits(ignore=...)."
         )
     return "Please report this as a bug."
 

@@ -75,8 +75,9 @@ class Comparisons:
             seed: Of random numbers in the forward pass.
 
         Returns:
-            These random numbers; None where the dense model does not run or returns no finite number, or
-            where weights other than the user's differ by no more than rounding does.
+            These random numbers; None where the dense model does not run or returns no finite number, where
+            training mode draws numbers that two models cannot share, or where weights other than the user's
+            differ by no more than rounding does.
 
         Raises:
             VerificationError: If the two differ, or only the pruned model fails.
@@ -85,6 +86,8 @@ class Comparisons:
         title += str(way) if pair.own_weights else " with random numbers added to all weights"
         try:
             draws, got, wanted = self._run_both(pair, args, kwargs, seed, way)
+            if way.training and draws.unlike:
+                return None
         except Exception as error:  # a user's forward may fail in any way
             try:
                 run_in_double(pair.reference, args, kwargs, Draws(seed), way)
@@ -136,7 +139,41 @@ class Comparisons:
         got, wanted = run_both(ours, theirs, args, kwargs, draws)
         return draws, got, wanted
 
-    def compare_gradients(self, pair: Pair, arguments: ArgumentSet, draws: Draws, ours: Gradients) -> bool:
+    def compare_buffers(self, pair: Pair, arguments: ArgumentSet) -> None:
+        """Compares what one pass in training mode leaves in the buffers, such as running means.
+
+        Raises:
+            VerificationError: If they differ.
+        """
+        title, args, kwargs = arguments
+        draws, way, removed = Draws(), Way(training=True), removed_positions(self._plan)
+        got: dict[str, torch.Tensor] = {}
+        wanted: dict[str, torch.Tensor] = {}
+        for _ in range(2):
+            run_in_double(pair.small, args, kwargs, draws, way, got)
+            run_in_double(pair.reference, args, kwargs, draws, way, wanted)
+            if not draws.narrowed:
+                break
+        for name, buffer in got.items():
+            if name not in wanted or draws.unlike:
+                continue
+            masked = (
+                wanted[name]
+                if wanted[name].shape == buffer.shape
+                else cut(wanted[name], removed.get(name, {}))
+            )
+            difference = relative_difference([buffer], [masked])
+            if not difference <= ROUGHER * self._tolerance:
+                raise VerificationError(
+                    f"verify: expected training to leave in buffer {name} of the pruned "
+                    f"{type(pair.model).__name__} what it leaves in the masked dense one, got a relative "
+                    f"difference of {difference:.3g} at {title}. What updates it mixes or counts units. Let "
+                    f"it treat each unit by itself, or leave out the group with limits=sc.Limits(ignore=...)."
+                )
+
+    def compare_gradients(
+        self, pair: Pair, arguments: ArgumentSet, draws: Draws, ours: Gradients, way: Way = PLAIN
+    ) -> bool:
         """Compares gradients of the pruned model, which a backward pass gave, with those of the reference.
 
         Two models that agree for all weights have the same gradients, unless a backward pass of the user's
@@ -154,15 +191,17 @@ class Comparisons:
             return False
         removed = removed_positions(self._plan)
         try:
-            _, theirs = gradients(pair.theirs, args, kwargs, draws)
+            _, theirs = gradients(pair.theirs, args, kwargs, draws, way)
             if not _different(ours, theirs, removed, ROUGHER * self._tolerance):
                 return True
-            new = (gradients(Double(model), args, kwargs, draws) for model in (pair.small, pair.reference))
+            new = (
+                gradients(Double(model), args, kwargs, draws, way) for model in (pair.small, pair.reference)
+            )
             (_, ours), (_, theirs) = new
             differ = _different(ours, theirs, removed, ROUGHER * self._tolerance)
             for seed in range(NUDGES):
                 _, nudge = gradients(
-                    Double(nudged(pair.reference, 1e-12, seed), own=True), args, kwargs, draws
+                    Double(nudged(pair.reference, 1e-12, seed), own=True), args, kwargs, draws, way
                 )
                 own = _different(nudge, theirs, {}, 0.0)
                 differ = {name: by for name, by in differ.items() if own.get(name, 0.0) < 0.1 * by}
@@ -175,8 +214,8 @@ class Comparisons:
         raise VerificationError(
             f"verify: expected the gradients of the pruned {type(pair.model).__name__} to equal those of the "
             f"masked dense one to {ROUGHER * self._tolerance:.1g} relative in float64, got "
-            f"{differ[first]:.3g} for {first}{more} at {title}. A backward pass of your own mixes or counts "
-            f"units. Let it treat each unit by itself, or leave out the group before it, with "
+            f"{differ[first]:.3g} for {first}{more} at {title}{way}. A backward pass of your own mixes or "
+            f"counts units. Let it treat each unit by itself, or leave out the group before it, with "
             f"limits=sc.Limits(ignore=...)."
         )
 

@@ -49,7 +49,8 @@ class Proof:
         outputs: Number of output tensors compared.
         sizes: The sizes of the inputs at which both were compared.
         refused: Sizes at which the dense model runs, and the captured program says that it does not.
-        training: Whether training mode was compared too. It is where evaluation leaves parameters unread.
+        training: Whether training mode was compared too: its outputs, buffers, and gradients where it runs
+            other lines. It is if the reference is ``masked`` and the dense model can train on some inputs.
         gradients: Whether the gradients of the parameters were compared too, in evaluation mode. They are
             where both have a backward pass, the reference is ``masked`` and no slope hangs on rounding.
         exercised: For each tensor that the plan cut, how many of the positions that stay were seen to move
@@ -181,7 +182,7 @@ def verify(
             exercise.gradients = None
     if exercise.failed and not is_program(small):
         _require_backward(pair, sets, draws)
-    training = _in_other_ways(comparisons, pair, exercise, plan, sets[order[0]])
+    training = _in_other_ways(comparisons, pair, exercise, plan, [sets[i] for i in order], exact=exact)
     if other_sizes and not is_program(small):
         _train_otherwise(comparisons, pair, exercise, plan, example_inputs)
     hidden = set(exercise.left)
@@ -279,25 +280,41 @@ def _require_backward(pair: Pair, sets: Sequence[ArgumentSet], draws: Sequence[D
 
 
 def _in_other_ways(
-    comparisons: Comparisons, pair: Pair, exercise: Exercise, plan: Plan, arguments: ArgumentSet
+    comparisons: Comparisons,
+    pair: Pair,
+    exercise: Exercise,
+    plan: Plan,
+    sets: Sequence[ArgumentSet],
+    *,
+    exact: bool,
 ) -> bool:
     """Compare what a plain run leaves out: the plan's further methods, and training mode.
 
-    Returns whether training mode was compared, which is where it runs other lines, or evaluation leaves
-    parameters unread (an auxiliary head, for example).
+    In training mode buffers are compared too, and gradients where it runs other lines.
+
+    Returns whether training mode was compared. It is on the largest set that the dense model can train on.
     """
     if is_program(pair.small):  # it has evaluation alone
         return False
-    ways = [Way(method=name) for name in plan.inputs.methods]
-    if exercise.unread or plan.inputs.training:
-        ways.append(Way(training=True))
-    done = []
-    for way in ways:
-        draws = comparisons.compare(pair, arguments, way, only_here=sorted(exercise.unread or ()))
-        done += [way] if draws is not None else []
+    unread = sorted(exercise.unread or ())
+    for name in plan.inputs.methods:
+        way = Way(method=name)
+        draws = comparisons.compare(pair, sets[0], way)
         if draws is not None and exercise.unsettled:
-            exercise.look(pair.ours, *arguments[1:], draws, way)
-    return Way(training=True) in done
+            exercise.look(pair.ours, *sets[0][1:], draws, way)
+    learning = Way(training=True)
+    for arguments in reversed(sets) if exact else ():  # of few samples, dropout may leave nothing
+        draws = comparisons.compare(pair, arguments, learning, only_here=unread)
+        if draws is None:
+            continue
+        if pair.buffers:
+            comparisons.compare_buffers(pair, arguments)
+        if exercise.unsettled or plan.inputs.training:
+            exercise.look(pair.ours, *arguments[1:], draws, learning)
+            if plan.inputs.training and exercise.gradients is not None:
+                comparisons.compare_gradients(pair, arguments, draws, exercise.gradients, learning)
+        return True
+    return False
 
 
 def _train_otherwise(

@@ -57,6 +57,7 @@ def run(
     draws: Draws | None = None,
     way: Way = PLAIN,
     state: State | None = None,
+    buffers: dict[str, torch.Tensor] | None = None,
 ) -> list[torch.Tensor]:
     """Run a model and return its output tensors, flattened.
 
@@ -67,6 +68,7 @@ def run(
         draws: The random numbers to use, if the outputs are compared with another run.
         way: How to run the model.
         state: The model's state, if it is known already.
+        buffers: Takes what the pass leaves in the buffers, by name. The model's own are restored.
     """
     shared = draws.shared() if draws is not None else nullcontext()
     with (
@@ -75,6 +77,8 @@ def run(
         shared,
     ):
         output = getattr(model, way.method or "__call__")(*args, **kwargs)
+        if buffers is not None:
+            buffers.update((name, buffer.detach().clone()) for name, buffer in model.named_buffers())
     return [tensor.detach() for tensor in tensors_of(output)]
 
 
@@ -188,9 +192,10 @@ def run_in_double(
     kwargs: Mapping[str, Any],
     draws: Draws | None = None,
     way: Way = PLAIN,
+    buffers: dict[str, torch.Tensor] | None = None,
 ) -> list[torch.Tensor]:
     """Run a float64 copy of a model on float64 inputs, whatever the model casts to; see `run`."""
-    return run_doubled(double_copy(model), args, kwargs, draws, way)
+    return run_doubled(double_copy(model), args, kwargs, draws, way, buffers=buffers)
 
 
 def run_doubled(
@@ -200,11 +205,12 @@ def run_doubled(
     draws: Draws | None = None,
     way: Way = PLAIN,
     state: State | None = None,
+    buffers: dict[str, torch.Tensor] | None = None,
 ) -> list[torch.Tensor]:
     """Run a model that is a float64 copy already on float64 inputs; see `run`."""
     args, kwargs = doubled(args, kwargs)
     with all_double():
-        return run(double, args, kwargs, draws, way, state)
+        return run(double, args, kwargs, draws, way, state, buffers)
 
 
 class Double:

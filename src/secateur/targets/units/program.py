@@ -18,6 +18,7 @@ from secateur.common.collecting import uncollected
 from secateur.errors import ApplyError
 from secateur.graph.graph import Graph
 from secateur.graph.inputs import InputSpec
+from secateur.graph.modes import WITHOUT_GRADIENTS
 from secateur.plan import Plan
 from secateur.targets.units.accepts import Accepts
 from secateur.targets.units.building import build
@@ -130,14 +131,25 @@ def smaller_program(traced: Traced, plan: Plan, *, may_stay_in_evaluation: bool 
 
     Raises:
         ApplyError: The arguments of an operator cannot be changed as needed, the plan has further methods,
-            the forward pass draws random numbers that are not PyTorch's, or the model is in training mode,
-            which the program does not have.
+            the model makes other calls without gradients or for other values, the forward pass draws random
+            numbers that are not PyTorch's, or the model is in training mode, which the program does not have.
     """
     if plan.inputs.methods:
         raise ApplyError(
             f"apply: expected a model with the methods {', '.join(plan.inputs.methods)} that its trace was "
             f"asked for, but a captured program has its forward pass alone. Take form 'module', or trace "
             f"without methods=."
+        )
+    if any(view.mode == WITHOUT_GRADIENTS for view in traced.graph.views):
+        raise ApplyError(
+            "apply: expected code that does the same with and without gradients, but it asks "
+            "torch.is_grad_enabled() or requires_grad, and a captured program knows one answer. Take form "
+            "'module'."
+        )
+    if any(view.other_answer for view in traced.graph.views):
+        raise ApplyError(
+            "apply: expected code without conditions on values of tensors, got some, and a captured program "
+            "knows one answer. Take form 'module'."
         )
     model, found = traced.model, traced.captured
     constants, facts = Constants(found.kept(removed_positions(plan))), found.facts

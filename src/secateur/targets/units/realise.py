@@ -21,6 +21,7 @@ from secateur.common.outputs import is_finite_somewhere
 from secateur.errors import ApplyError
 from secateur.graph.graph import Graph
 from secateur.graph.inputs import Arguments, resized
+from secateur.graph.modes import PLAIN, WITHOUT_GRADIENTS
 from secateur.graph.views import View
 from secateur.plan import Plan
 from secateur.targets.units import calls
@@ -80,7 +81,9 @@ def understood(model: nn.Module, graph: Graph, plan: Plan) -> tuple[dict[str, An
     Raises:
         ApplyError: One line of code would need different sizes.
     """
-    passes = [_Pass(model, graph, plan, view) for view in (None, *graph.views)]
+    # An ordinary pass does not run what other answers to conditions would run.
+    views = [view for view in graph.views if not view.other_answer]
+    passes = [_Pass(model, graph, plan, view) for view in (None, *views)]
     equations = [p.equations() for p in passes]
     changes, stays = ([e for pair in equations for e in pair[k]] for k in (0, 1))
     while True:
@@ -124,6 +127,9 @@ class _Pass:
 
     def __init__(self, model: nn.Module, graph: Graph, plan: Plan, view: View | None) -> None:
         self._training, self._method = (view.training, view.method) if view is not None else (False, "")
+        self._mode = PLAIN if view is None else view.mode
+        asked = any(view.mode == WITHOUT_GRADIENTS for view in graph.views)  # else they only cost memory
+        self._mode = self._mode._replace(gradients=self._training or (self._mode.gradients and asked))
         program = graph.program if view is None else view.program
         self._arguments = graph.captured_inputs() if view is None else view.arguments
         self._constants = Constants(graph.kept(removed_positions(plan), view))
@@ -138,13 +144,13 @@ class _Pass:
 
     def _record(self, model: nn.Module, change: Change | None = None) -> list[Recorded]:
         args, kwargs = self._arguments
-        with evaluating(model, training=self._training), torch.no_grad(), seeded(0):
+        with evaluating(model, training=self._training), self._mode.on(model), seeded(0):
             return record(model, args, kwargs, change, method=self._method)
 
     def run(self, model: nn.Module, arguments: Arguments | None = None) -> None:
         """Run a model in this way, perhaps with other arguments."""
         args, kwargs = arguments or self._arguments
-        with evaluating(model, training=self._training), torch.no_grad(), seeded(0):
+        with evaluating(model, training=self._training), self._mode.on(model), seeded(0):
             (getattr(model, self._method) if self._method else model)(*args, **kwargs)
 
     def needs(self, node: Any) -> Need | None:

@@ -1,0 +1,110 @@
+"""Conditions on values of tensors: ``if mask.any():``, ``if float(h.max()) > 3:``, empty lists of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import secateur as sc
+from secateur.graph.symbolic import MOST
+from tests.targets.units.plans import random_plan
+
+
+class Net(nn.Module):
+    """Linear layers with a branch of the user's between them."""
+
+    def __init__(self, branch: Callable[[nn.Module, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.o = nn.Linear(6, 16), nn.Linear(16, 12), nn.Linear(12, 3)
+        self.c, self.width = nn.Linear(16, 12), 16
+        self.branch = branch
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, 6] to [batch, 3]."""
+        return self.o(self.branch(self, x, self.a(x).relu()).relu())
+
+
+def mean(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+    if x.mean() > 0:
+        h = h - h.mean(-1, keepdim=True)
+    return net.b(h)
+
+
+def layers(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+    return net.b(h) if x.sum().item() > 0 else net.c(h)
+
+
+def attribute(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+    return net.b(h.reshape(-1, net.width) / 3 if float(x.max()) > 2.0 else h)
+
+
+def chosen(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+    rows = torch.nonzero(x[:, 0] > 0.5)[:, 0]
+    y = net.b(h)
+    if len(rows) == 0:
+        return y
+    return y.index_add(0, rows, net.c(h[rows]))
+
+
+def masked(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+    y = net.b(h)
+    for layer, rows in ((net.c, x[:, 0] > 0.5), (net.b, x[:, 1] > 0.5)):
+        if rows.any():
+            y = y.index_add(0, torch.nonzero(rows)[:, 0], layer(h[rows]))
+    return y
+
+
+def nested(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+    if x.mean() > 0:
+        if x.max() > 1.5:
+            h = h.flip(-1)
+        return net.b(h)
+    return net.c(h)
+
+
+BRANCHES = [mean, layers, attribute, chosen, masked, nested]
+
+
+@pytest.mark.parametrize("branch", BRANCHES, ids=lambda f: f.__name__)
+def test_the_pruned_model_equals_the_masked_one_on_either_side(branch: Callable[..., Tensor]) -> None:
+    torch.manual_seed(0)
+    model, x = Net(branch).double().eval(), torch.randn(4, 6).double()
+    graph = sc.trace(model, x)
+    plan = random_plan(graph, 0.4, 1)
+    assert any(group.removed for group in plan.groups)
+    small, dense = sc.apply(model, plan, "module", graph=graph), sc.apply(model, plan, "masked")
+    for shift in (-3.0, -0.5, -0.1, 0.0, 0.1, 0.5, 3.0):
+        given = torch.randn(5, 6).double() + shift
+        torch.testing.assert_close(small(given), dense(given))
+        torch.testing.assert_close(small.train()(given), dense.train()(given))
+        small.eval()
+        dense.eval()
+    with pytest.raises(sc.ApplyError, match="conditions on values of tensors"):
+        sc.apply(model, plan, "graph", graph=graph)
+
+
+def dropped(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+    if net.training and float(torch.rand([])) < 0.5:
+        h = h.roll(1, -1)
+    return net.b(h)
+
+
+def test_what_training_does_at_random_is_seen() -> None:
+    torch.manual_seed(0)
+    (group,) = sc.trace(Net(dropped).eval(), torch.randn(4, 6)).groups
+    assert group.name == "b"  # all units of `a` take each other's place
+
+
+def endless(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+    while h.norm() > 1:
+        h = h / 2
+    return net.b(h)
+
+
+def test_a_loop_that_values_end_is_refused_in_words() -> None:
+    assert MOST < 1000
+    with pytest.raises(sc.CaptureError, match=r"while h\.norm\(\) > 1: what the forward pass does"):
+        sc.trace(Net(endless).eval(), torch.randn(4, 6))
