@@ -39,9 +39,9 @@ def target_called(function: str, granularity: str) -> type[Target]:
         SettingError: There is no granularity of this name.
     """
     if granularity not in TARGETS:
+        known = ", ".join(map(repr, TARGETS))
         raise SettingError(
-            f"{function}(granularity={granularity!r}): expected {', '.join(map(repr, TARGETS))}, or a list of "
-            "what + joins."
+            f"{function}(granularity={granularity!r}): expected {known}, or a list of what + joins."
         )
     return TARGETS[granularity]
 
