@@ -25,7 +25,7 @@ import torch
 
 import secateur as sc
 from benchmarks.bench_architectures import random_keep
-from benchmarks.results import table, write
+from benchmarks.results import read, table, write
 from secateur.targets.units.compare import run
 from tests.zoo.entry import Entry
 from tests.zoo.models import ZOO
@@ -148,7 +148,7 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     entries = {entry.name: entry for entry in reversed(ZOO)}
-    known: dict[str, Any] = {}
+    known: dict[str, Any] = dict((read("exports") or {}).get("differences", {}))
     for name in asked:
         if not entries[name].available():
             print(f"{name}: skipped, {entries[name].family} is not installed")
