@@ -20,6 +20,7 @@ from secateur.repairs import sweep as sweeping
 from secateur.repairs.judging import Judge
 from secateur.signals import storage
 from secateur.signals.onepass import OnePass
+from tests.signals.processes import in_processes
 
 OPTIONS: dict[str, Any] = {"measure_latency": False, "progress": False}
 
@@ -231,3 +232,28 @@ def test_processes_that_are_killed(tmp_path: Path) -> None:
     assert len(codes) > 2
     assert content(tmp_path / "resumed") == content(tmp_path / "undisturbed")
     assert os.listdir(tmp_path / "run")
+
+
+def _shared(place: str, writes: int) -> bytes:
+    with pytest.MonkeyPatch.context() as patch:
+        if os.environ["RANK"] == "0":
+            killed_after(writes, patch)
+        try:
+            result = sc.prune(
+                network(), batches(), **CASES["one rule"], checkpoint=Path(place) / "run", **OPTIONS
+            )
+        except (Killed, sc.SecateurError):
+            return b""
+    return b"".join(t.numpy().tobytes() for t in result.model.state_dict().values())
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECATEUR_TIMEOUT", "20")
+    first = in_processes(_shared, 2, str(tmp_path), 6)
+    assert first == [b"", b""]
+    again = in_processes(_shared, 2, str(tmp_path), 1000)
+    (tmp_path / "other").mkdir()
+    fresh = in_processes(_shared, 2, str(tmp_path / "other"), 1000)
+    assert again == fresh
+    assert again[0] == again[1] != b""

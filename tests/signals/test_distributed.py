@@ -34,7 +34,7 @@ def test_processes_that_share_the_work(size: int, tmp_path: Path) -> None:
     a_shared_run_resumes(met)
     left, killed = in_processes(abandoned, 2)
     assert killed is None
-    assert left.startswith("ScoreError: process 0 of 2: expected process 1 to go on, but it has ended")
+    assert left.startswith("OtherProcessError: process 0 of 2: expected process 1 to go on, but it has ended")
 
 
 def scores_are_those_of_a_single_process(met: Met) -> None:

@@ -29,6 +29,7 @@ from secateur.calibration import Calibration
 from secateur.errors import CalibrationError, ScoreError, SecateurError, SettingError
 from secateur.signals.identity import difference, of_run
 from secateur.signals.presence import VARIABLE, Presence, patience
+from secateur.signals.presence import OtherProcessError as OtherProcessError
 
 _TRANSFERS = 10
 """How many times `patience` one transfer may take: all processes have arrived by then."""
@@ -37,10 +38,6 @@ T = TypeVar("T")
 
 if TYPE_CHECKING or dist.is_available():
     from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
-
-
-class OtherProcessError(ScoreError):
-    """Another process has raised an error that is not one of ours. Nothing can go on without it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,7 +193,7 @@ def _answered(rank: int, size: int) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise ScoreError(
+        raise OtherProcessError(
             f"process {rank} of {size}: expected the others to answer, got {error}. Look "
             "for the one that ended first."
         ) from error

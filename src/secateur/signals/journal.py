@@ -100,18 +100,23 @@ class Step:
         """
         self.journal.note(self.name)
         with joined(_HOST) as team:
-            found = None
+            kept, found = None, None
             with team.together():
                 if team.rank == 0 and self.path.exists():
-                    found = self._read(take)
-            return team.from_first(found)
+                    header, tensors = read(self.path, _STEP_KIND, _Finished)
+                    kept = header.step, header.notes, tensors
+                    found = self._taken(take, *kept)
+            if team.size > 1 and (kept := team.from_first(kept)) is not None and team.rank > 0:
+                found = self._taken(take, *kept)
+            return found
 
-    def _read(self, take: Callable[[Any, dict[str, Tensor]], T]) -> T:
-        header, tensors = read(self.path, _STEP_KIND, _Finished)
+    def _taken(
+        self, take: Callable[[Any, dict[str, Tensor]], T], name: str, notes: str, tensors: dict[str, Tensor]
+    ) -> T:
         try:
-            if header.step != self.name:
-                raise ValueError(f"step {header.step[:60]}")
-            return take(parse_json(header.notes, constants=True), tensors)
+            if name != self.name:
+                raise ValueError(f"step {name[:60]}")
+            return take(parse_json(notes, constants=True), tensors)
         except (LookupError, RuntimeError, TypeError, ValueError) as error:
             raise ArtefactError(
                 f"{self.path}: expected step {self.name}, got something else ({str(error)[:200]}). Delete "

@@ -51,6 +51,13 @@ def patience() -> float:
     return seconds
 
 
+class OtherProcessError(ScoreError):
+    """Another process has not come, has ended or hangs, or has raised what is no error of ours.
+
+    Nothing can go on without it.
+    """
+
+
 class Presence:
     """What this process says of itself to the others, and hears of them."""
 
@@ -81,7 +88,7 @@ class Presence:
             end, pause = time.monotonic() + self._patience, _PAUSE
             while missing := [r for r in self._others() if not self._store.check([f"at/{r}"])]:
                 if time.monotonic() > end:
-                    raise ScoreError(
+                    raise OtherProcessError(
                         f"process {self._rank} of {self._size}: expected all {self._size} processes within "
                         f"{self._patience:g} s, but process {', '.join(map(str, missing))} has not come. "
                         f"Every process has to make this call. {_CURE}"
@@ -106,7 +113,7 @@ class Presence:
                 now = time.monotonic()
                 for rank in late:
                     if _is_dead(self._get("process", rank)):
-                        raise ScoreError(
+                        raise OtherProcessError(
                             f"process {self._rank} of {self._size}: expected process {rank} to go on, but it "
                             "has ended without a word. Look for what killed it, such as too little memory."
                         )
@@ -114,7 +121,7 @@ class Presence:
                     if rank not in heard or heard[rank][0] != beat:
                         heard[rank] = beat, now
                     elif now - heard[rank][1] > self._patience:
-                        raise ScoreError(
+                        raise OtherProcessError(
                             f"process {self._rank} of {self._size}: expected a sign of life from process "
                             f"{rank} within {self._patience:g} s, got none: it has ended, or hangs"
                             f"{f' (last seen at {where})' if where else ''}. {_CURE}"
@@ -155,7 +162,7 @@ class Presence:
     def _has_arrived(self, rank: int) -> bool:
         number, _, left = self._get("at", rank).partition("|")
         if left and (int(number) < self._number or not self._number):
-            raise ScoreError(
+            raise OtherProcessError(
                 f"process {rank} of {self._size}: expected it to go on with the others, but it left: {left}"
             )
         return int(number) >= self._number
@@ -173,7 +180,7 @@ class Presence:
         except ScoreError:
             raise
         except RuntimeError as error:
-            raise ScoreError(
+            raise OtherProcessError(
                 f"process {self._rank} of {self._size}: expected the store of process 0 to answer, got "
                 f"{str(error)[:200]}. Look at the process that ended first."
             ) from error
