@@ -6,7 +6,7 @@ Both ways keep about 0.8 of the parameters of the blocks; the stream's width is 
 heads, as its configuration asks. Units are heads and neurons, chosen by Wanda at equal fractions. Both are
 repaired by ``reconstruct`` on the same texts, without labels. Narrowing the stream also narrows the embedding
 and the head, which is no longer tied to it: the parameters of the whole are in the result. Perplexity is
-measured on text that nothing else has seen.
+measured on text that nothing else has seen. The result file is written after each way.
 """
 
 from __future__ import annotations
@@ -77,11 +77,14 @@ def main() -> None:
     repaired = sc.repair(small, like, data, "reconstruct", progress=False)
     rows.append(row(f"width {width}", model, small, repaired, test, time.perf_counter() - start))
 
+    found = {"dense": dense, "rotated": exact, "params": sum(p.numel() for p in model.parameters())}
+    if not asked.quick:
+        results.write("width", {**found, "runs": rows})
+
     start = time.perf_counter()
     graph = sc.trace(model, {"input_ids": data[0]["input_ids"][:2, :16]})
     scores = sc.score(graph, data, "wanda", progress=False)
-    whole = sum(p.numel() for p in model.parameters())
-    budget = sc.Budget(params=int(whole - (1 - SHARE) * in_blocks(model)))
+    budget = sc.Budget(params=int(found["params"] - (1 - SHARE) * in_blocks(model)))
     plan = sc.Uniform(removal="wanda").allocate(graph, scores, budget)
     small = sc.apply(model, plan, graph=graph)
     repaired = sc.repair(small, model, data, "reconstruct", graph=graph, progress=False)
@@ -99,7 +102,7 @@ def main() -> None:
         )
     )  # fmt: skip
     if not asked.quick:
-        results.write("width", {"dense": dense, "rotated": exact, "params": whole, "runs": rows})
+        results.write("width", {**found, "runs": rows})
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from secateur.pipeline.result import few
 from secateur.pipeline.targets.target import Scored, Target, rule_named
 from secateur.plan import Plan
 from secateur.proof.verify import Proof
-from secateur.repairs.judging import Judge
+from secateur.repairs.judging import MARGIN, Judge, standard_errors
 from secateur.repairs.methods import Methods
 from secateur.signals.experts import SIGNALS, ExpertSignal
 from secateur.signals.loss import default_loss
@@ -166,26 +166,31 @@ class Experts(Target):
     def repaired(self, small: nn.Module, plan: Plan) -> nn.Module:
         """As asked for, if the held-out loss is no worse for it; a merge also has to beat the refit alone."""
         task = self.task
-        best = small
-        for methods in (
-            (METHOD, REPAIRS) if check_methods("repair", task.repair) == REPAIRS else (task.repair,)
-        ):
-            if methods is not None:
-                better = repair(
-                    small, task.model, task.fit, methods, graph=self.graph, seed=task.seed,
-                    progress=task.progress,
-                )  # fmt: skip
-                best = self.accepted(best, better)
-        return best
+        if task.repair is None:
+            return small
+
+        def by(methods: Methods) -> nn.Module:
+            return repair(
+                small, task.model, task.fit, methods, graph=self.graph, seed=task.seed, progress=task.progress
+            )
+
+        if check_methods("repair", task.repair) != REPAIRS:
+            return self.accepted(small, by(task.repair))
+        alone, merged = self.accepted(small, by(METHOD)), by(REPAIRS)
+        judge = self.judge()
+        if standard_errors(judge(merged) - judge(alone)) < -MARGIN:
+            return merged
+        tried = record_of(merged).repairs[len(record_of(small).repairs)]
+        return with_repairs(alone, [{**tried, "kept": False}])
 
     def accepted(self, small: nn.Module, better: nn.Module) -> nn.Module:
         """The repaired model if the held-out loss is no worse for it; else the other, which remembers it."""
         task = self.task
-        tried = [entry for entry in record_of(better).repairs if entry not in record_of(small).repairs]
+        tried = record_of(better).repairs[len(record_of(small).repairs) :]
         before, after = (
             evaluate(model, task.held, dense=task.model, loss_fn=task.loss_fn, progress=task.progress).loss
             for model in (small, better)
         )
         for entry in tried:
             entry["kept"] = entry["kept"] and after <= before
-        return better if any(entry["kept"] for entry in tried) else with_repairs(small, tried)
+        return better if any(entry["kept"] for entry in tried) else with_repairs(small, list(tried))
