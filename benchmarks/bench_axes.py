@@ -24,7 +24,7 @@ from benchmarks import results
 from benchmarks.smollm2 import perplexity, smollm2, windows
 from secateur.targets.headsizes.align import align_heads
 
-TEXTS, TOKENS, SCORED, JUDGED = 48, 64, 8, 16
+TEXTS, TOKENS, SCORED, JUDGED = 32, 64, 8, 16
 """Windows to repair with, their length, how many of them are scored, and windows of 256 tokens to measure."""
 
 NEURONS, QUERIES = "*mlp*", "*q_proj"

@@ -223,7 +223,7 @@ def put(*path: Any) -> Any:
         ),
         (
             put("groups", 0, "slices", 0, "role", "eat"),
-            r"'produce', 'consume', 'scale', 'expert' or 'block' \(in groups\.0\.slices\.0",
+            r"'produce', 'consume', 'match', 'scale', 'expert' or 'block' \(in groups\.0\.slices\.0",
         ),
         (put("groups", 1, "name", "layer0"), r"each group once, got 'layer0' twice"),
         (put("settings", "x", float("nan")), r"NaN is not JSON"),

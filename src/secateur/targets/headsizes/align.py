@@ -44,7 +44,8 @@ def align_heads(model: M, graph: Graph, calibration: Any, *, progress: bool = Tr
 
     Where something else stands between a layer and the product, such as a rotary embedding or a norm, the
     basis stays as it is; so it does where a weight is used twice, or a product is written as an einsum.
-    Padded positions count like others.
+    Padded positions count like others. The result is compared with the model in float64, on the traced
+    inputs; if their outputs differ, because something else reads queries, keys or values, nothing changes.
 
     Source: the truncated singular value decomposition in the metric of the data, as in ASVD-like methods
     (Yuan et al. 2023, arXiv 2312.05821; SVD-LLM, arXiv 2403.07378), here for products of two activations.
@@ -57,7 +58,7 @@ def align_heads(model: M, graph: Graph, calibration: Any, *, progress: bool = Tr
 
     Returns:
         The new model, and how many products of queries with keys and sums of values have a new basis. If
-        none has, the model itself.
+        none has, the model itself, and 0.
 
     Raises:
         CalibrationError: There is no data, or moments are not finite.
