@@ -77,7 +77,7 @@ _KINDS = (
         r"fake tensor in the exported program constant|lift_constants_pass|grad_impl\(|grad_and_value_impl",
         "a capture loses track of a tensor, most likely because the forward pass takes a derivative "
         "(torch.autograd.grad, backward() or torch.func.grad). Prune the network that it differentiates as a "
-        "model of its own, and put the result in its place",
+        "model of its own, and put the result in its place. If it uses .data, write .detach()",
     ),
     (
         "no fake impl|[Mm]eta kernel|abstract impl|register_fake",
@@ -165,9 +165,8 @@ def _remedy(error: BaseException) -> str:
         return "Decide it before the model is called, and pass a number"
     if re.search(r"\b(if|elif|while|assert|and|or|not)\b", statement):
         return "Use torch.where, or decide before the model is called"
-    if (number := re.search(r"\b(int|float)\(", running)) is not None:
-        item = ".long().item()" if number[1] == "int" else ".item()"
-        return f"Write {item} in place of {number[1]}(), or decide before the model is called"
+    if re.search(r"\bint\(", running):
+        return "Write .long().item() in place of int(), or decide before the model is called"
     return "Decide it before the model is called"
 
 
