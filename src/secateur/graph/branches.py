@@ -13,8 +13,8 @@ from secateur.errors import CaptureError
 from secateur.graph.capture import Capture, capture, depends_on_data
 from secateur.graph.symbolic import Answers
 
-LINES = 6
-"""The most lines whose conditions are answered apart from the others."""
+LINES = 3
+"""The most lines whose conditions are answered apart from the others, at the traced sizes."""
 
 
 def capture_branches(
@@ -49,7 +49,9 @@ def capture_branches(
     except CaptureError as error:
         raise refused from error
     lines = sorted(pair[0].asked | pair[1].asked)
-    for line, answers in itertools.product(lines[:LINES] if lines[1:] else [], pair):
+    for line, answers in itertools.product(
+        lines[:LINES] if lines[1:] and not options.get("exact") else [], pair
+    ):
         if line in answers.asked:
             other = Answers(answers.usual, frozenset({line}))
             with suppress(CaptureError):
