@@ -80,6 +80,9 @@ def test_bad_input() -> None:
         sc.compare(model, data(model), ["uniform"], sc.Budget(macs=0.5))  # type: ignore[arg-type]
     with pytest.raises(SettingError, match="expected names of rules, or a mapping"):
         sc.compare(model, data(model), [sc.RepairAware(), "tod"])  # type: ignore[list-item]
+    for wrong in ("tod", sc.Budget(macs=0.5)):
+        with pytest.raises(SettingError, match=r"expected names of rules, .*; budgets= takes the budgets"):
+            sc.compare(model, data(model), wrong)  # type: ignore[arg-type]
     with pytest.raises(SettingError, match="'best'"):
         sc.compare(model, data(model), ["best"])
     with pytest.raises(SettingError, match="glue"):

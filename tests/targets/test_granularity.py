@@ -17,6 +17,7 @@ from secateur.targets.granularity import MODULES, REFUSED
 from secateur.targets.together.rule import Together
 from tests.targets.blocks.models import ROWS, Chain
 from tests.targets.experts.models import PlainLM, words
+from tests.targets.headsizes.models import WIDTH, network
 
 OTHERS = [(name, granularity) for granularity, modules in MODULES.items() for name in modules]
 CHANGED: dict[str, Any] = {
@@ -73,6 +74,25 @@ def arguments() -> dict[tuple[str, str], tuple[Any, ...]]:
     found["apply", "weight"] = model, masks
     found["verify", "weight"] = model, sc.apply(model, masks), masks
     return found
+
+
+@pytest.mark.parametrize("wrong", [None, 5, {"unit": sc.Uniform()}])
+def test_what_is_no_name_of_a_granularity_is_refused(wrong: Any) -> None:
+    model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(8, 4)
+    for function in (
+        lambda: sc.trace(model, x, granularity=wrong),
+        lambda: sc.prune(model, [(x, torch.arange(8) % 2)], granularity=wrong, progress=False),
+        lambda: sc.compare(model, [(x, torch.arange(8) % 2)], granularity=wrong, progress=False),
+    ):
+        with pytest.raises(sc.SettingError, match="expected a name or a list of names, such as 'unit'"):
+            function()
+
+
+def test_several_may_be_given_as_a_set() -> None:
+    model, x = network("eager"), torch.randn(2, 5, WIDTH)
+    one, other = (sc.trace(model, x, granularity=g) for g in ({"unit", "head_size"}, ["unit", "head_size"]))
+    assert [group.name for group in one.groups] == [group.name for group in other.groups]
+    assert one.head_sizes
 
 
 @pytest.mark.parametrize(("name", "granularity"), OTHERS)

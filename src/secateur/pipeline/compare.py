@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any, Literal
 
 from pydantic import JsonValue
@@ -27,7 +28,7 @@ from secateur.pipeline.targets.target import Target, Task
 from secateur.plan import CostRecord
 from secateur.repairs.methods import Methods
 from secateur.signals.loss import LossFn
-from secateur.targets.granularity import UNITS, granularity_of
+from secateur.targets.granularity import UNITS, named
 from secateur.targets.units.record import record_of
 from secateur.targets.units.spread import gathered
 
@@ -215,7 +216,7 @@ def compare(
             granularity.
         SecateurError: One of its kinds; see each step of `prune`.
     """
-    what = granularity_of(granularity)
+    what = named("compare", granularity)
     kind = target_called("compare", what)
     check_options("compare", what, form, allow_inexact=allow_inexact)
     budgets = kind.budgets if budgets is None else budgets
@@ -301,6 +302,11 @@ def _chosen(
     """The rules by the name they are shown under."""
     if isinstance(budgets, Budget):
         raise SettingError("compare: expected a list of budgets, got a single one. Write [Budget(...)].")
+    if isinstance(rules, str) or not isinstance(rules, Iterable):
+        raise SettingError(
+            f"compare: expected names of rules, or a mapping from names to rules, got {short(rules)}. Write "
+            "['tod'], for example; budgets= takes the budgets."
+        )
     if not isinstance(rules, Mapping) and not all(isinstance(name, str) for name in rules):
         raise SettingError(
             "compare: expected names of rules, or a mapping from names to rules, got a list that holds other "

@@ -39,7 +39,7 @@ from secateur.signals.distributed import joined
 from secateur.signals.identity import of_run
 from secateur.signals.journal import keeping
 from secateur.signals.loss import LossFn, loss_name
-from secateur.targets.granularity import granularity_of
+from secateur.targets.granularity import named
 from secateur.targets.units.record import record_of, with_note
 from secateur.targets.units.spread import gathered
 
@@ -136,7 +136,7 @@ def prune(
         ArtefactError: The checkpoint is damaged, or of another model, data or settings.
         SecateurError: One of its kinds; see each step.
     """
-    what = granularity_of(granularity)
+    what = named("prune", granularity)
     if budget is not None:
         checked("prune", budget)
     kind = checked_kind(what, form, budget, steps, allow_inexact, on_unrealisable, measure_latency)

@@ -139,7 +139,8 @@ def by_granularity(told_by: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
                 given = signature.bind(*args, **kwargs).arguments
             except TypeError:
                 return function(*args, **kwargs)  # which says what is wrong with these arguments
-            granularity = granularity_of(given.get(told_by, "unit"))
+            told = given.get(told_by, "unit")
+            granularity = named(name, told) if told_by == "granularity" else granularity_of(told)
             for option, why in REFUSED.get((name, granularity), {}).items():
                 default = signature.parameters[option].default
                 value = given.get(option, default)
@@ -165,12 +166,24 @@ def by_granularity(told_by: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     return wrap
 
 
+def named(function: str, granularity: Any) -> str:
+    """What a user asks to remove: a name, or several in any order, as "unit+expert".
+
+    Raises:
+        SettingError: It is neither.
+    """
+    if isinstance(granularity, list | tuple | set | frozenset):
+        return "+".join(sorted(map(str, granularity), reverse=True))
+    if not isinstance(granularity, str):
+        raise SettingError(
+            f"{function}(granularity={short(granularity)}): expected a name or a list of names, such as "
+            f"'unit' or ['unit', 'head_size'], got {type(granularity).__name__}. Pass one, or leave it out."
+        )
+    return granularity
+
+
 def granularity_of(value: Any) -> str:
-    """What is removed, told by its name, a graph, a plan, or a model that `apply` returned."""
-    if isinstance(value, list | tuple):
-        return "+".join(sorted(map(str, value), reverse=True))  # "unit+expert", in any order
-    if isinstance(value, str):
-        return value
+    """What is removed, told by a graph, a plan, or a model that `apply` returned."""
     if isinstance(value, nn.Module):
         from secateur.targets.units.record import record_of  # which imports functions that this module wraps
 

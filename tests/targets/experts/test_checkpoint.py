@@ -16,6 +16,8 @@ from secateur.plan import Plan
 from secateur.targets.experts.checkpoint import PLAN, prune_checkpoint, pruned_config, save_pretrained
 from tests.targets.experts.models import CONFIGS, library, make, words
 from tests.targets.experts.test_apply import logits, masks, plan_of
+from tests.targets.headsizes.models import ROWS, network
+from tests.targets.units.plans import random_plan
 
 
 def pruned(family: str, *, equal: bool) -> tuple[torch.nn.Module, torch.nn.Module, Plan]:
@@ -97,6 +99,14 @@ def test_unequal_counts_are_refused_for_stock_transformers(tmp_path: Path) -> No
     with pytest.raises(sc.SettingError, match=r"expected equally many experts in all blocks, got \[2, 3\]"):
         save_pretrained(small, tmp_path / "small")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_not_pruned_by_experts_is_sent_elsewhere(tmp_path: Path) -> None:
+    model = network("eager")
+    graph = sc.trace(model, ROWS, granularity="head_size")
+    small = sc.apply(model, random_plan(graph), graph=graph)
+    with pytest.raises(sc.SettingError, match=r"a model without some experts, .* Use secateur.export"):
+        save_pretrained(small, tmp_path / "small")
 
 
 def test_another_checkpoint_is_refused_before_anything_is_written(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from secateur.targets.experts.graph import ExpertGraph
 from secateur.targets.experts.merge import Heirs, heirs, merge
 from secateur.targets.experts.neurons import Neurons, neurons_of, output_of, tensors_of
 from secateur.targets.experts.routing import Routed, watching
-from tests.targets.experts.models import FAMILIES, PlainLM, make, words
+from tests.targets.experts.models import FAMILIES, WORDS, Mixture, PlainLM, make, spread, words
 from tests.targets.experts.test_apply import masks, plan_of
 
 
@@ -187,6 +187,48 @@ def test_an_expert_that_no_token_uses_has_no_heir() -> None:
     assert found.heir == {}
 
 
+class _Doubtful(Mixture):
+    """A token uses an expert only if the router is sure of it: up to two."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        weights, chosen = self.router(flat).sigmoid().topk(2, dim=-1)
+        weights = weights * (weights > 0.9)
+        out = self.shared(flat)
+        for number, expert in enumerate(self.experts):
+            tokens, slots = torch.where(chosen == number)
+            out = out.index_add(0, tokens, weights[tokens, slots, None] * expert(flat[tokens]))
+        return out.reshape(x.shape)
+
+
+@torch.no_grad()
+def test_tokens_of_another_batch_may_use_fewer_experts() -> None:
+    torch.manual_seed(0)
+    model: Any = spread(PlainLM()).double().eval()
+    for block in model.blocks:
+        block.__class__ = _Doubtful
+    batches = [words(6, 20), *(torch.full((1, 1), word) for word in range(WORDS))]
+    graph = sc.trace(model, batches[0], granularity="expert")
+    block, mixture = graph.blocks[1], model.blocks[1]
+    kept = [0, 2, 3, 5]
+    seen: list[Tensor] = []
+    handle = mixture.register_forward_pre_hook(lambda _, args: seen.append(args[0].flatten(0, 1)))
+    for batch in batches:
+        model(batch)
+    handle.remove()
+    values, chosen = mixture.router(torch.cat(seen)).sigmoid().topk(2)
+    assert {int((v > 0.9).sum(1).max()) for v in values.split([len(x) for x in seen])} == {0, 1, 2}
+    weights = torch.zeros(len(chosen), 6, dtype=torch.float64).scatter(1, chosen, values * (values > 0.9))
+    outputs = [expert(torch.cat(seen)) for expert in mixture.experts]
+
+    (found,) = heirs(model, [block], {block.name: kept}, Calibration.of(batches))
+    torch.testing.assert_close(found.weight, weights.sum(0), rtol=1e-5, atol=1e-5)
+    assert set(found.heir) == {1, 4}
+    for removed in (1, 4):
+        off = [(weights[:, removed, None] * (outputs[removed] - outputs[h])).square().sum() for h in kept]
+        assert found.heir[removed] == kept[int(torch.stack(off).argmin())]
+
+
 class _Deeper(nn.Module):
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
@@ -212,10 +254,11 @@ def test_experts_of_several_layers_are_refused() -> None:
         sc.repair(small, model, [words(30, 20)], "merge", graph=graph)
 
 
-def test_methods_in_another_order_are_refused() -> None:
+def test_other_methods_and_another_order_are_refused() -> None:
     model, small, graph, data = pruned("plain")
-    with pytest.raises(sc.SettingError, match=r"expected None, 'auto', 'experts', 'merge' or \["):
-        sc.repair(small, model, data, ["experts", "merge"], graph=graph)
+    for wrong in (["experts", "merge"], 3):
+        with pytest.raises(sc.SettingError, match=r"expected None, 'auto', 'experts', 'merge' or \["):
+            sc.repair(small, model, data, wrong, graph=graph)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("methods", ["merge", ["merge", "experts"]])

@@ -42,6 +42,23 @@ def test_the_outputs_stay(name: str, turned: int) -> None:
     assert relative_difference(run(same, (x,), {}), run(model, (x,), {})) <= 1e-9
 
 
+class Copied(Eager):
+    """Heads are copied, and then viewed as the same heads of one long batch, and back."""
+
+    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = (t.contiguous().view(-1, *t.shape[2:]).view(t.shape) for t in super().heads(x))
+        return q, k, v
+
+
+def test_heads_that_are_copied_and_viewed() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(Copied(), Copied()).double().eval()
+    same, found = aligned(model)
+    assert found == 4
+    x = torch.randn(4, 9, WIDTH, dtype=torch.float64)
+    assert relative_difference(run(same, (x,), {}), run(model, (x,), {})) <= 1e-9
+
+
 def test_einsums_and_layers_that_run_twice_keep_their_basis() -> None:
     assert aligned(network("summed", dtype=torch.float64))[1] == 0
     layer = Eager().double()
@@ -111,6 +128,32 @@ def test_broken_activations_are_refused() -> None:
     graph = sc.trace(model, BATCHES[0], granularity="head_size")
     with pytest.raises(sc.CalibrationError, match="align_heads: expected finite activations at"):
         align_heads(model, graph, [torch.full((4, 5, WIDTH), 1e30)], progress=False)
+
+
+def test_values_stay_as_large_as_they_were_however_many_data() -> None:
+    model = network("eager")
+    graph = sc.trace(model, BATCHES[0], granularity="head_size")
+    few, _ = align_heads(model, graph, BATCHES[:1], progress=False)
+    many, _ = align_heads(model, graph, BATCHES[:1] * 1000, progress=False)
+    torch.testing.assert_close(many[1].v.weight, few[1].v.weight, rtol=1e-3, atol=1e-4)
+    x = torch.cat(BATCHES[:1])
+    sizes = []
+    for layer in (model[1], few[1]):
+        with torch.no_grad():
+            sizes.append(layer.attend(*layer.heads(x)).square().mean(dim=(0, 2, 3)))
+    torch.testing.assert_close(sizes[1], sizes[0], rtol=0.5, atol=0)
+
+
+def test_what_is_no_trace_of_head_sizes_of_this_model_is_refused() -> None:
+    model = network("eager")
+    graph = sc.trace(model, BATCHES[0], granularity="head_size")
+    for wrong in (None, sc.trace(model, BATCHES[0]), sc.trace(model, BATCHES[0], granularity="block")):
+        with pytest.raises(sc.SettingError, match=r"expected a trace of head sizes\. Pass sc.trace"):
+            align_heads(model, wrong, BATCHES, progress=False)  # type: ignore[arg-type]
+    with pytest.raises(sc.SettingError, match=r"expected the model that was traced, with 1\.k.weight"):
+        align_heads(network("grouped"), graph, BATCHES, progress=False)
+    with pytest.raises(sc.SettingError, match=r"expected a torch\.nn\.Module"):
+        align_heads(None, graph, BATCHES, progress=False)  # type: ignore[type-var]
 
 
 def test_prune_aligns_first(tmp_path: Path) -> None:

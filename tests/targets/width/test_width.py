@@ -15,6 +15,7 @@ import secateur as sc
 from secateur.errors import ArtefactError
 from secateur.targets.units.compare import relative_difference, run_in_double
 from secateur.targets.width.rotate import helmert
+from tests.targets.experts import models as experts
 from tests.targets.width.models import CONFIGS, EXACT, WIDTH, data, make
 
 KEPT = 12
@@ -137,6 +138,18 @@ def test_repair_comes_nearer_on_new_inputs() -> None:
     held = data("llama", 1, size=40, seed=9)
     losses = [sc.evaluate(m, held, dense=model).loss for m in (plain, better)]
     assert losses[1] < losses[0]
+
+
+def test_a_mixture_of_experts_is_narrowed() -> None:
+    """Its fused experts are captured with a kernel that does not know float64."""
+    torch.manual_seed(0)
+    model = experts.make("qwen2")
+    batches = [{"input_ids": part} for part in experts.words(24, 12).chunk(3)]
+    turned = sc.rotate(model, batches, progress=False)
+    small = sc.narrow(turned, batches, 24, repair=None, progress=False)
+    assert small.get_input_embeddings().weight.shape[1] == 24  # type: ignore[operator]
+    with torch.no_grad():
+        assert relative_difference([turned(**batches[0]).logits], [model(**batches[0]).logits]) < 1e-4
 
 
 def test_what_cannot_be_rotated_is_refused() -> None:

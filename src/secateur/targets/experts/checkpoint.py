@@ -44,10 +44,17 @@ def save_pretrained(small: nn.Module, directory: str | Path) -> Path:
         directory: A folder that does not exist yet, or is empty.
 
     Raises:
-        SettingError: The blocks keep different numbers, or the model is none of Transformers'.
+        SettingError: Other things than experts went, the blocks keep different numbers, or the model is none
+            of Transformers'.
         ArtefactError: There is something in the folder.
     """
     plan = record_of(small).plan
+    if plan.granularity != "expert":
+        raise SettingError(
+            "save_pretrained: expected a model without some experts, got one pruned with granularity "
+            f"{plan.granularity!r}. Use secateur.export, which says what a configuration can hold, "
+            "or secateur.save."
+        )
     counts = {group.kept for group in plan.groups}
     if len(counts) > 1:
         raise SettingError(

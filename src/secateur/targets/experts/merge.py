@@ -87,9 +87,13 @@ class _Seen:
 
     def heirs(self, model: nn.Module, kept: list[int]) -> Heirs:
         found = {}
-        hidden, index, weight, output, valid = (
-            torch.cat([getattr(part, field) for part in self._parts])
-            for field in ("hidden", "index", "weight", "output", "valid")
+        hidden = torch.cat([part.hidden for part in self._parts])
+        most = max(
+            part.index.shape[1] for part in self._parts
+        )  # batches may differ in the most that a token uses
+        index, weight, valid, output = (
+            torch.cat([_wider(getattr(part, field), most) for part in self._parts])
+            for field in ("index", "weight", "valid", "output")
         )
         shapes = [
             [tensor.shape for tensor in tensors_of(model, self._block, expert).values()]
@@ -107,6 +111,11 @@ class _Seen:
                 ]
                 found[removed] = alike[int(np.argmin(change))]
         return Heirs(self._block, kept, self._weight, found, self._down)
+
+
+def _wider(slots: Tensor, count: int) -> Tensor:
+    """The slots of each token, and empty ones up to `count`. [tokens, count, ...]"""
+    return torch.cat([slots, slots.new_zeros(len(slots), count - slots.shape[1], *slots.shape[2:])], 1)
 
 
 def merge(small: nn.Module, model: nn.Module, block: Heirs, share: float) -> None:

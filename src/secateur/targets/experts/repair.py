@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -40,7 +40,7 @@ def check_methods(where: str, methods: Any) -> tuple[str, ...]:
     """The repairs that were asked for, in their order; refuse those that experts do not have."""
     if methods is None:
         return ()
-    asked = (methods,) if isinstance(methods, str) else tuple(methods)
+    asked = tuple(methods) if isinstance(methods, Iterable) and not isinstance(methods, str) else (methods,)
     if asked == ("auto",):
         return (METHOD,)
     if asked not in ((METHOD,), (MERGE,), REPAIRS):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from reprlib import repr as short
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from secateur.calibration import Calibration, seeded
-from secateur.errors import CalibrationError
+from secateur.common.models import named_tensors, unwrap
+from secateur.errors import CalibrationError, SettingError
 from secateur.graph.graph import Graph
 from secateur.signals.program import CapturedModel
 from secateur.targets.headsizes.find import Finder, Match, Side, Value
@@ -39,8 +41,9 @@ def align_heads(model: M, graph: Graph, calibration: Any, *, progress: bool = Tr
 
     Values: a layer that reads the sums y of a head by :math:`W_h y` reads :math:`W_h M^{-1}` of
     :math:`M y`, with :math:`C_y^{1/2} W_h^\top W_h C_y^{1/2} = V \Lambda V^\top` and
-    :math:`M = \Lambda^{1/4} V^\top C_y^{-1/2}`. Then the first r dimensions give the best outputs of rank r.
-    Heads that share keys or values share M, from their summed moments.
+    :math:`M = c \Lambda^{1/4} V^\top C_y^{-1/2}`, where the number c leaves the mean square of y. Then the
+    first r dimensions give the best outputs of rank r. Heads that share keys or values share M, from their
+    summed moments.
 
     Where something else stands between a layer and the product, such as a rotary embedding or a norm, the
     basis stays as it is; so it does where a weight is used twice, or a product is written as an einsum.
@@ -61,14 +64,22 @@ def align_heads(model: M, graph: Graph, calibration: Any, *, progress: bool = Tr
         none has, the model itself, and 0.
 
     Raises:
+        SettingError: `model` is no module, or `graph` no trace of head sizes, or one of another model.
         CalibrationError: There is no data, or moments are not finite.
     """
+    model = cast("M", unwrap(model))
+    if getattr(graph, "granularity", None) != "unit" or not graph.head_sizes:
+        raise SettingError(
+            f"align_heads(graph={short(graph)}): expected a trace of head sizes. Pass "
+            "sc.trace(model, inputs, granularity='head_size')."
+        )
     if graph.folded:  # computed weights have no rows to turn
         return model, 0
     finder = Finder(graph)
     matches, values = list(finder.matches()), list(finder.values())
     if not matches and not values:
         return model, 0
+    _check_sizes(model, graph)
     moments = _moments(graph, calibration, matches, values, progress=progress)
     double = double_copy(model)
     with torch.no_grad():
@@ -88,6 +99,17 @@ def align_heads(model: M, graph: Graph, calibration: Any, *, progress: bool = Tr
         for name in changed:
             tensor_called(aligned, name).copy_(tensor_called(double, name))
     return aligned, len(matches) + len(values)
+
+
+def _check_sizes(model: nn.Module, graph: Graph) -> None:
+    found = {name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()}
+    traced = named_tensors(graph.programs.model or model)
+    for name, tensor in traced.items():
+        if found.get(name) != tuple(tensor.shape):
+            raise SettingError(
+                f"align_heads: expected the model that was traced, with {name} of {list(tensor.shape)}, got "
+                f"{found.get(name) or 'none'}. Pass that model, or trace this one."
+            )
 
 
 Moments = tuple[Tensor, ...]
@@ -176,7 +198,8 @@ def _turn_value(model: nn.Module, value: Value, moments: Tensor) -> None:
         reads = reads.movedim(value.axis, 0).reshape(len(heads), len(root), -1)
         size, vectors = torch.linalg.eigh(root @ (reads @ reads.mT).sum(0) @ root)
         size, vectors = size.flip(0).clamp_min(float(size[-1]) * DAMPING**2 or 1.0), vectors.flip(1)
-        turn = size[:, None] ** 0.25 * torch.linalg.solve(root, vectors).mT
+        size = size.sqrt() * (root.square().sum() / size.sqrt().sum())  # values stay as large as they were
+        turn = size.sqrt()[:, None] * torch.linalg.solve(root, vectors).mT
         _turn(model, value.value.tensors, value.value.channels[kind], turn)
         for columns in value.columns[heads]:
             _turn(model, {value.tensor: value.axis}, columns, torch.linalg.inv(turn).mT)

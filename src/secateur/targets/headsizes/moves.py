@@ -66,6 +66,9 @@ def moved(places: Tensor, path: list[fx.Node]) -> Tensor:
         if operator_name(node) in _SAME:
             continue
         source = _reads(node)
+        value = (
+            value.contiguous() if isinstance(value, Tensor) else value
+        )  # a copy of the path may be left out
 
         def given(n: fx.Node, source: fx.Node = source, value: Any = value) -> Any:
             return value if n is source else hint(n.meta["val"])

@@ -15,7 +15,7 @@ from secateur.errors import SettingError, VerificationError
 from secateur.graph.trace import trace
 from secateur.plan import Plan
 from secateur.targets.units.apply import apply
-from secateur.targets.units.compare import double_copy, doubled, relative_difference, run_in_double
+from secateur.targets.units.compare import double_copy, relative_difference, run_in_double
 from secateur.targets.units.copying import duplicate
 from secateur.targets.width.rotate import TOLERANCE, change, factors_of, helmert
 from secateur.targets.width.stream import Stream, find_stream
@@ -41,11 +41,8 @@ def narrowed(
     _check(rotated, stream, width)
     keep = {stream.group: np.arange(stream.width) < width}
     plan = Plan.build(graph, keep, allocator="narrow", settings={"width": width})
-
-    def cut(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> nn.Module:
-        return apply(scaled(model, stream, width), plan, "module", example_inputs=kwargs or args)
-
-    small, double = cut(rotated, args, kwargs), cut(double_copy(rotated), *doubled(args, kwargs))
+    small = apply(scaled(rotated, stream, width), plan, "module", example_inputs=kwargs or args)
+    double = _filled(double_copy(small), scaled(double_copy(rotated), stream, width))
     wanted = run_in_double(projected(rotated, stream, width), args, kwargs)
     difference = relative_difference(run_in_double(double, args, kwargs), wanted)
     if not difference <= TOLERANCE:
@@ -55,6 +52,15 @@ def narrowed(
             "else than norms followed by layers acts on the stream. Prune other units instead."
         )
     return small, scaled(rotated, stream, width, readers=False)
+
+
+@torch.no_grad()
+def _filled(small: nn.Module, model: nn.Module) -> nn.Module:
+    """The first module with the first units of the second one's stream, which no kernel has to capture."""
+    tensors = named_tensors(model)
+    for name, tensor in named_tensors(small).items():
+        tensor.copy_(tensors[name][tuple(map(slice, tensor.shape))])
+    return small
 
 
 def _check(model: nn.Module, stream: Stream, width: int) -> None:
