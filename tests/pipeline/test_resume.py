@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import secateur as sc
 from secateur.errors import ArtefactError
@@ -198,6 +199,32 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
         changed.get_parameter("last.bias")[0] += 1
     with pytest.raises(ArtefactError, match="with weights"):
         sc.prune(changed, batches(), **CASES["rounds"], checkpoint=tmp_path / "run", **OPTIONS)
+
+
+class Gated(Net):
+    """The same tensors, but another function."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.gelu(self.norm(self.first(x)))
+        x = x + self.back(self.inner(x).relu())
+        return self.last(x.mean((2, 3)))
+
+
+def test_a_checkpoint_from_before_an_edit_is_refused(tmp_path: Path) -> None:
+    """Of code, and of values behind the first batch."""
+    case, loaders = CASES["rounds"], []
+    for change in (0, 1):
+        inputs, labels = map(torch.cat, zip(*batches(), strict=True))
+        inputs[-1] += change
+        loaders.append(DataLoader(TensorDataset(inputs, labels), batch_size=5))
+    sc.prune(network(), loaders[0], **case, checkpoint=tmp_path / "run", **OPTIONS)
+    edited = Gated().eval()
+    edited.load_state_dict(network().state_dict())
+    edited.__class__.__name__ = "Net"
+    with pytest.raises(ArtefactError, match="with code of the model or of functions"):
+        sc.prune(edited, loaders[0], **case, checkpoint=tmp_path / "run", **OPTIONS)
+    with pytest.raises(ArtefactError, match="with values of the data"):
+        sc.prune(network(), loaders[1], **case, checkpoint=tmp_path / "run", **OPTIONS)
 
 
 CHILD = """
