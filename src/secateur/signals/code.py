@@ -6,6 +6,7 @@ import functools
 import hashlib
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -15,23 +16,24 @@ from torch import nn
 from secateur.signals.identity import plain
 
 _PLAIN = (int, float, complex, str, bytes, type(None), torch.dtype)
-_LIBRARIES = {"torch", "numpy", "secateur", *sys.stdlib_module_names}
-"""What is known by its version, or does not change."""
+_LIBRARIES = {"torch", "numpy", "secateur", *sys.stdlib_module_names} - {"__main__"}
+"""What checkpoints know by its version, or what does not change."""
 
 
 def code_digest(*things: Any) -> str:
     """Hash the code of models and functions, and the settings that modules hold as plain values. [hex]
 
     Followed are the classes of all modules, and the functions, classes and constants in capitals that their
-    code names, through any number of calls. The code of PyTorch, NumPy, secateur and Python is not: versions
-    tell of it. What is found only by computing, such as an entry of a dictionary of functions, is not seen.
+    code names, through any number of calls. Of installed packages the version is taken, not the code. What is
+    found only by computing, such as an entry of a dictionary of functions, is not seen.
     """
-    found, seen, left = hashlib.sha256(), set(), list(things)
+    found, left = hashlib.sha256(), list(things)
+    seen: dict[int, Any] = {}  # the things too: what is deleted leaves its id to another
     while left:
         thing = left.pop()
         if id(thing) in seen:
             continue
-        seen.add(id(thing))
+        seen[id(thing)] = thing
         for part in _parts(thing):
             if isinstance(part, str):
                 found.update(f"{len(part)}:{part}".encode("utf-8", "backslashreplace"))
@@ -52,7 +54,9 @@ def _parts(thing: Any) -> Iterator[Any]:
             yield from (own for own in vars(module).values() if isinstance(own, FunctionType | MethodType))
     elif isinstance(thing, type):
         for kind in thing.__mro__:
-            if not _of_library(kind):
+            if (library := _library(kind)) is not None:
+                yield f"{library} {kind.__qualname__}"
+            else:
                 yield f"{kind.__module__.rpartition('.')[2]}.{kind.__qualname__}"
                 yield from map(_function, vars(kind).values())
     elif isinstance(thing, functools.partial):
@@ -68,8 +72,8 @@ def _parts(thing: Any) -> Iterator[Any]:
 
 
 def _of_function(function: FunctionType) -> Iterator[Any]:
-    if _of_library(function):
-        yield function.__qualname__
+    if (library := _library(function)) is not None:
+        yield f"{library} {function.__qualname__}"
         return
     yield f"{_plain(function.__defaults__)} {_plain(function.__kwdefaults__)}"
     codes = list(_codes(function.__code__))
@@ -77,8 +81,8 @@ def _of_function(function: FunctionType) -> Iterator[Any]:
         yield _text(code)
     names = [name for code in codes for name in code.co_names]
     known = [function.__globals__.get(name) for name in names]
-    for module in [each for each in known if isinstance(each, ModuleType) and not _of_library(each)]:
-        known += [getattr(module, name, None) for name in names]
+    for module in [each for each in known if isinstance(each, ModuleType) and _library(each) is None]:
+        known += [vars(module).get(name) for name in names]  # without what lazy ones would import
     for cell in function.__closure__ or ():
         try:
             known.append(cell.cell_contents)
@@ -137,6 +141,13 @@ def _plain(value: Any) -> str:
     return ""
 
 
-def _of_library(thing: Any) -> bool:
+def _library(thing: Any) -> str | None:
+    """The installed package that a thing is from, with its version; None for code of the user's own."""
     name = thing.__name__ if isinstance(thing, ModuleType) else getattr(thing, "__module__", None) or ""
-    return name.partition(".")[0] in _LIBRARIES
+    root = name.partition(".")[0]
+    if root in _LIBRARIES:
+        return root
+    package = sys.modules.get(root)
+    if not {"site-packages", "dist-packages"} & set(Path(getattr(package, "__file__", None) or "").parts):
+        return None
+    return f"{root} {getattr(package, '__version__', '')}"
