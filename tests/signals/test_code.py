@@ -95,6 +95,15 @@ def test_comments_and_modes_do_not(tmp_path: Path) -> None:
     assert code_digest(functools.partial(module.loss, weight=3.0)) == code_digest(module.part)
 
 
+def test_a_list_that_holds_itself_is_no_trouble(tmp_path: Path) -> None:
+    net = made(tmp_path, SOURCE).make()
+    net.around = [1]
+    net.around.append(net.around)
+    first = code_digest(net)
+    net.around[0] = 2
+    assert code_digest(net) != first
+
+
 def test_it_is_the_same_in_every_process(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(SOURCE)
     text = "import net; from secateur.signals.code import code_digest as d; print(d(net.make(), net.loss))"

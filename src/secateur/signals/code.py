@@ -130,14 +130,15 @@ def _settings(thing: Any) -> list[tuple[str, str]]:
     return [(n, text) for n, v in held if n[:1] != "_" and n != "training" and (text := _plain(v))]
 
 
-def _plain(value: Any) -> str:
-    """A text for plain values and what is made of them; empty for anything else."""
+def _plain(value: Any, depth: int = 8) -> str:
+    """A text for plain values and what is made of them, so deep; empty for anything else."""
     if isinstance(value, _PLAIN):
         return repr(value)
-    if isinstance(value, tuple | list):
-        return f"[{', '.join(map(_plain, value))}]"
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{key!r}: {_plain(each)}' for key, each in value.items() if _plain(key))}}}"
+    if depth and isinstance(value, tuple | list):
+        return f"[{', '.join(_plain(each, depth - 1) for each in value)}]"
+    if depth and isinstance(value, dict):
+        items = ((_plain(key), _plain(each, depth - 1)) for key, each in value.items())
+        return f"{{{', '.join(f'{key}: {each}' for key, each in items if key)}}}"
     return ""
 
 
