@@ -195,6 +195,8 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
         pruned("rounds", tmp_path / "run", tmp_path / "small", batches()[:-1])
     with pytest.raises(ArtefactError, match=r"expected one of this run, with (budget|allocator|repair)"):
         pruned("one rule", tmp_path / "run", tmp_path / "small")
+    with pytest.raises(ArtefactError, match="with seed 1, got 0"):
+        sc.prune(network(), batches(), **CASES["rounds"], checkpoint=tmp_path / "run", seed=1, **OPTIONS)
     changed = network()
     with torch.no_grad():
         changed.get_parameter("last.bias")[0] += 1

@@ -161,7 +161,7 @@ class Journal:
 
     def step(self, what: str, *parts: str) -> Step:
         """The step of this kind, a word of small letters, whose result depends on these texts alone."""
-        return Step(self, f"{what}-{_digest(parts)}")
+        return Step(self, f"{what}-{text_digest(*parts)}")
 
     def note(self, name: str) -> None:
         """Note that a step is inside the one that is being computed."""
@@ -206,7 +206,8 @@ def plan_digest(plan: Any) -> str:
     return text + digest_of({name: torch.from_numpy(np.packbits(mask)) for name, mask in masks.items()})
 
 
-def _digest(parts: tuple[str, ...]) -> str:
+def text_digest(*parts: str) -> str:
+    """Hash texts. [hex]"""
     found = hashlib.sha256()
     for part in parts:
         found.update(f"{len(part)}:{part}".encode())
