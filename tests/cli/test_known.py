@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from secateur.cli.loading import check_data, load_data
+from secateur.cli.loading.cifar import batch_of
 from secateur.cli.loading.known import LAYOUTS, Known
 from secateur.cli.loading.matfile import matrices
 from secateur.config.run import ImagesSection
@@ -160,7 +161,7 @@ def test_a_pickle_that_names_anything_else_is_refused(
         read(whole | {b"fine_labels": labels[:4]})
     with pytest.raises(CalibrationError, match="expected 5 classes from 0"):
         read(whole | {b"fine_labels": [-1] * 5})
-    with pytest.raises(CalibrationError, match="expected the entries data and fine_labels, got data"):
+    with pytest.raises(CalibrationError, match="expected the entries data and fine_labels, got 'data'"):
         read({b"data": pixels})
     with pytest.raises(CalibrationError, match="got a list"):
         read([1, 2])
@@ -174,6 +175,81 @@ def test_a_pickle_that_names_anything_else_is_refused(
     writer.dump(whole)
     with pytest.raises(CalibrationError, match="what is outside of it"):
         read(persistent.getvalue())
+
+
+def _key(key: bytes) -> bytes:
+    return b"\x80\x02}" + key + b"K\x01s."
+
+
+def _array(shape: bytes) -> bytes:
+    made = b"cnumpy.core.multiarray\n_reconstruct\n)R(K\x01" + shape
+    return (
+        b"\x80\x02}X\x04\x00\x00\x00data" + made + b"cnumpy\ndtype\nX\x02\x00\x00\x00u1\x85R\x89C\x03abctbs."
+    )
+
+
+def _text(content: bytes) -> bytes:
+    return b"X" + struct.pack("<I", len(content)) + content
+
+
+ENCODED = b"c_codecs\nencode\nq\x01" + _text(b"a" * 1000) + _text(b"latin1") + b"\x86q\x02R"
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (_key(b")" + b"\x85" * 10**6), "keys are no texts"),  # its hash takes all of the stack
+        (_key(b")" + b"2\x86" * 60), "keys are no texts"),  # and this one's takes for ever
+        (b"\x80\x02()" + b"2\x86" * 60 + b"K\x01d.", "keys are no texts"),
+        (b"\x80\x02}()" + b"2\x86" * 60 + b"K\x01u.", "keys are no texts"),
+        (b"\x80\x04\x8f()" + b"2\x86" * 60 + b"\x90.", "a pickle with a set"),
+        (pickle.dumps({10**5000: 1}, 2), "keys are no texts"),
+        (_array(_text(b"a" * 10**6) + b"K\x01\x86"), "no rows of 3,072 bytes"),  # times 3,072
+        (b"\x80\x02}" + ENCODED + b"h\x01h\x02R" * 300 + b".", "more bytes than it holds"),
+        (b"\x80\x02" + b"(" * 2_100_000 + b".", "more than 2,000,000 steps"),
+        (b"\x80\x02c_codecs\nencode\n}b.", "changes what is no array"),
+    ],
+)
+def test_a_small_pickle_takes_little_time_and_memory(content: bytes, match: str) -> None:
+    with pytest.raises(CalibrationError, match=match) as caught:
+        batch_of(content, "labels", "--data f")
+    assert len(str(caught.value)) < 600
+
+
+def test_names_in_messages_are_without_control_characters() -> None:
+    with pytest.raises(CalibrationError, match="got '") as caught:
+        batch_of(pickle.dumps({"\x1b[31m\n": 1}, 2), "labels", "--data f")
+    assert str(caught.value).isprintable()
+
+
+def _mat(*parts: tuple[int, bytes]) -> bytes:
+    """An array of a MAT file, without the file's header."""
+    body = b"".join(struct.pack("<II", kind, len(c)) + c + bytes(-len(c) % 8) for kind, c in parts)
+    return struct.pack("<II", 14, len(body)) + body
+
+
+def test_a_small_mat_file_takes_little_memory() -> None:
+    head = bytes(124) + b"\0\1IM"
+    many = _mat((6, bytes(8)), (5, b"\xff\xff\xff\x7f" * 10**6), (1, b"X"), (2, b""))
+    with pytest.raises(CalibrationError, match="X with 1,000,000 axes"):
+        matrices(head + many, ("X",), "--data f")
+    packed = zlib.compress(struct.pack("<II", 14, 1 << 30))
+    with pytest.raises(CalibrationError, match="an array of 1,073,741,824 bytes packed"):
+        matrices(head + struct.pack("<II", 15, len(packed)) + packed, ("X",), "--data f")
+
+
+def test_digits_that_are_no_numbers_and_files_without_images_are_refused(tmp_path: Path) -> None:
+    for digits, match in (
+        ([float("nan"), 1.0], "expected digits from 1 to 10"),
+        ([], "expected images, got none"),
+    ):
+        pixels = bytes(3072 * len(digits))
+        x = _mat((6, bytes(8)), (5, struct.pack("<4i", 32, 32, 3, len(digits))), (1, b"X"), (2, pixels))
+        shape, y = struct.pack("<2i", len(digits), 1), struct.pack(f"<{len(digits)}d", *digits)
+        y = _mat((6, bytes(8)), (5, shape), (1, b"y"), (9, y))
+        (tmp_path / "train_32x32.mat").write_bytes(bytes(124) + b"\0\1IM" + x + y)
+        with pytest.raises(CalibrationError, match=match):
+            Known("--data", "svhn", False, tmp_path).read()
 
 
 def test_damaged_rows_and_matrices_are_refused(tmp_path: Path) -> None:
@@ -199,6 +275,19 @@ def test_where_nothing_lies_it_says_what_should(tmp_path: Path, monkeypatch: pyt
         check_data("--data", "svhn:no/where")
     assert Known.of("--data", "cifar10:load") is None  # a function in the user's cifar10.py
     assert Known.of("--data", "mnist:there/x") is None
+
+
+def test_the_loader_says_which_files_it_reads(tmp_path: Path) -> None:
+    write_cifar10(tmp_path)
+
+    def said() -> Any:
+        return load_data("--data", f"cifar10:{tmp_path}").dataset.content
+
+    first = said()
+    assert said() == first
+    file = tmp_path / "cifar-10-batches-py" / "data_batch_5"
+    os.utime(file, (0, 0))
+    assert said() != first
 
 
 def test_sizes_and_statistics_may_be_asked_for(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 import secateur as sc
 from secateur.artefact.export.quantising import OnnxModel
-from secateur.errors import ExportError, SettingError
+from secateur.errors import CalibrationError, ExportError, SettingError
 from secateur.pipeline.quantise import next_token_loss
 from secateur.pipeline.quantised import QuantisedFigures
 
@@ -197,6 +197,58 @@ def test_where_only_the_model_knows_its_loss_the_distance_is_measured() -> None:
     done = sc.quantise(Labelled().eval(), data, measure_latency=False)
     assert [s.measure for s in done.figures.stages] == ["distance to dense"] * 2
     assert done.figures.stages[0].loss == 0 < done.figures.stages[1].loss < 0.01
+
+
+class Branches(nn.Module):
+    """Linear layers with two axes of inputs, one weight used twice, one without a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 40), nn.Linear(40, 40)
+        self.last, self.other = nn.Linear(40, 3), nn.Linear(40, 5, bias=False)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        h = self.second(self.second(self.first(x).relu()).relu()).relu()
+        return {"logits": self.last(h), "other": self.other(h)}
+
+
+def test_four_bits_of_linear_layers_with_two_axes() -> None:
+    torch.manual_seed(0)
+    model, data = Branches().eval(), [torch.randn(10, 8) for _ in range(6)]
+    done = sc.quantise(model, data, "int4", measure_latency=False)
+    found = [node.op_type for node in onnx.load_from_string(done.content).graph.node]
+    assert found.count("MatMulNBits") == 5
+    assert not {"Gemm", "MatMul"} & set(found)
+    with torch.no_grad():
+        expected, given = model(data[0]), vars(done.model(data[0]))
+    for name, value in expected.items():
+        assert 0 < (given[name] - value).norm() < 0.25 * value.norm()
+
+
+class Logarithm(nn.Module):
+    """Gives NaN for some of its inputs, which are finite."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 40), nn.Linear(40, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x).log())
+
+
+def test_what_would_mislead_is_refused_in_words() -> None:
+    torch.manual_seed(0)
+    for kind in ("int8", "int4"):
+        with pytest.raises(CalibrationError, match="expected outputs that are numbers"):
+            sc.quantise(Logarithm().eval(), [torch.randn(10, 8) for _ in range(6)], kind)  # type: ignore[arg-type]
+        sizes = [torch.randn(4, 2, 6 + (i > 0), 6) for i in range(6)]
+        conv = nn.Sequential(
+            nn.Conv2d(2, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 40)
+        ).eval()
+        with pytest.raises(SettingError, match=r"\[any, 2, 6, 6\] as in the first batch.*got \[4, 2, 7, 6\]"):
+            sc.quantise(conv, sizes, kind)  # type: ignore[arg-type]
+    with pytest.raises(ExportError, match=r"expected a model in float32, got float64. Pass model.float\(\)"):
+        sc.quantise(net().double(), [torch.randn(10, 2, 6, 6).double() for _ in range(4)])
 
 
 def test_what_cannot_be_done_is_refused_before_scoring() -> None:

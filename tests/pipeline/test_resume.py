@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import secateur as sc
 from secateur.errors import ArtefactError
 from secateur.repairs import sweep as sweeping
 from secateur.repairs.judging import Judge
 from secateur.signals import storage
+from secateur.signals.journal import RUN, discard
 from secateur.signals.onepass import OnePass
 from tests.signals.processes import in_processes
 
@@ -193,11 +195,77 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
         pruned("rounds", tmp_path / "run", tmp_path / "small", batches()[:-1])
     with pytest.raises(ArtefactError, match=r"expected one of this run, with (budget|allocator|repair)"):
         pruned("one rule", tmp_path / "run", tmp_path / "small")
+    with pytest.raises(ArtefactError, match="with seed 1, got 0"):
+        sc.prune(network(), batches(), **CASES["rounds"], checkpoint=tmp_path / "run", seed=1, **OPTIONS)
     changed = network()
     with torch.no_grad():
         changed.get_parameter("last.bias")[0] += 1
     with pytest.raises(ArtefactError, match="with weights"):
         sc.prune(changed, batches(), **CASES["rounds"], checkpoint=tmp_path / "run", **OPTIONS)
+
+
+def test_a_folder_that_a_run_works_in_is_refused_and_stays(tmp_path: Path) -> None:
+    """The second run is another process; the one that ends first does not take the steps of the other."""
+    case, folder = CASES["rounds"], tmp_path / "run"
+    sc.prune(network(), batches(), **case, checkpoint=folder, **OPTIONS)
+    hold = "import sys; from pathlib import Path; from secateur.artefact.writing import locked_file\n"
+    hold += "with locked_file(Path(sys.argv[1])) as mine: print(mine, flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", hold, str(folder / RUN)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "True\n"
+        before = sorted(folder.iterdir())
+        with pytest.raises(ArtefactError, match="got one that another run works in"):
+            sc.prune(network(), batches(), **case, checkpoint=folder, **OPTIONS)
+        discard(folder)
+        assert sorted(folder.iterdir()) == before
+        other.kill()
+    sc.prune(network(), batches(), **case, checkpoint=folder, **OPTIONS)
+    discard(folder)
+    assert not folder.exists()
+
+
+def test_damaged_files_say_what_to_delete(tmp_path: Path) -> None:
+    case, folder = CASES["rounds"], tmp_path / "run"
+    sc.prune(network(), batches(), **case, checkpoint=folder, **OPTIONS)
+    scores = next(folder.glob("scores-*"))
+    whole = scores.read_bytes()
+    for damaged in (b"", whole[:50], whole[:-2] + b"\xff\xff"):
+        scores.write_bytes(damaged)
+        with pytest.raises(ArtefactError, match=r"[\.)] Delete the file to compute it again\.$"):
+            sc.prune(network(), batches(), **case, checkpoint=folder, **OPTIONS)
+    scores.unlink()
+    (folder / RUN).write_bytes(b"")
+    with pytest.raises(ArtefactError, match=r"Delete the folder to start afresh, or name another\.$"):
+        sc.prune(network(), batches(), **case, checkpoint=folder, **OPTIONS)
+    with pytest.raises(ArtefactError, match="expected a path, got int"):
+        sc.prune(network(), batches(), **case, checkpoint=3, **OPTIONS)  # type: ignore[arg-type]
+
+
+class Gated(Net):
+    """The same tensors, but another function."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.gelu(self.norm(self.first(x)))
+        x = x + self.back(self.inner(x).relu())
+        return self.last(x.mean((2, 3)))
+
+
+def test_a_checkpoint_from_before_an_edit_is_refused(tmp_path: Path) -> None:
+    """Of code, and of values behind the first batch."""
+    case, loaders = CASES["rounds"], []
+    for change in (0, 1):
+        inputs, labels = map(torch.cat, zip(*batches(), strict=True))
+        inputs[-1] += change
+        loaders.append(DataLoader(TensorDataset(inputs, labels), batch_size=5))
+    sc.prune(network(), loaders[0], **case, checkpoint=tmp_path / "run", **OPTIONS)
+    edited = Gated().eval()
+    edited.load_state_dict(network().state_dict())
+    edited.__class__.__name__ = "Net"
+    with pytest.raises(ArtefactError, match="with code of the model or of functions"):
+        sc.prune(edited, loaders[0], **case, checkpoint=tmp_path / "run", **OPTIONS)
+    with pytest.raises(ArtefactError, match="with values of the data"):
+        sc.prune(network(), loaders[1], **case, checkpoint=tmp_path / "run", **OPTIONS)
 
 
 CHILD = """

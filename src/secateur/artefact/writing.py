@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,10 @@ def path_named(where: str, path: str | os.PathLike[str], error: type[SecateurErr
     """The path, unless it is empty: pathlib takes that for the current folder.
 
     Raises:
-        SecateurError: It is empty.
+        SecateurError: It is empty, or no path.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise error(f"{where}: expected a path, got {type(path).__name__}. Name a place.")
     if not os.fspath(path):
         raise error(f"{where}: expected a path, got ''. Name a place; the current folder is '.'.")
     return Path(path)
@@ -286,6 +288,23 @@ def _lock(handle: int, *, supported: bool = False) -> bool:
     except OSError:
         return not supported
     return True
+
+
+@contextmanager
+def locked_file(path: Path) -> Iterator[bool]:
+    """Keep other callers of this function away from a file inside the block. A kill ends that, too.
+
+    Yields:
+        Whether it is so; False if another one has the file, or deleted it. True where there are no locks.
+    """
+    with ExitStack() as stack:
+        try:
+            handle = os.open(path, os.O_RDONLY)
+            stack.callback(os.close, handle)
+            mine = _lock(handle) and os.path.samestat(os.fstat(handle), os.stat(path))
+        except FileNotFoundError:
+            mine = False
+        yield mine
 
 
 @contextmanager

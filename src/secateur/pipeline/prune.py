@@ -35,9 +35,10 @@ from secateur.repairs.methods import Methods
 from secateur.report.data import versions
 from secateur.report.report import Report
 from secateur.signals import Scores
+from secateur.signals.code import code_digest
 from secateur.signals.distributed import joined
-from secateur.signals.identity import of_run
-from secateur.signals.journal import keeping
+from secateur.signals.identity import of_data, of_run
+from secateur.signals.journal import keeping, text_digest
 from secateur.signals.loss import LossFn, loss_name
 from secateur.targets.granularity import named
 from secateur.targets.units.record import record_of, with_note
@@ -189,13 +190,27 @@ def prune(
             "allocator": decider,
             "repair": repair,
             "limits": limits,
-            "settings": (what, form, on_unrealisable, allow_inexact, steps, seed, views, frontier),
+            "granularity": what,
+            "form": form,
+            "on_unrealisable": on_unrealisable,
+            "allow_inexact": allow_inexact,
+            "steps": steps,
+            "seed": seed,
+            "views": views,
+            "frontier": frontier,
         }
         team.agree("prune", model, task.data, **settings)
         own = {"loss_fn": loss_fn, "metric": metric, "forward": forward, "held_out": held_out is not None}
-        stack.enter_context(
-            keeping(checkpoint, lambda: of_run(model, task.data, **settings, **own, processes=team.size))
-        )
+
+        def about() -> dict[str, str]:
+            code = {"code of the model or of functions": code_digest(model, loss_fn, metric, forward)}
+            values = {"values of the data": text_digest(of_data(task.data))}
+            if held is not None:
+                values["values of the held-out data"] = text_digest(of_data(held.gauge.data))
+            found = of_run(model, task.data, **settings, **own, processes=team.size)
+            return found | values | code
+
+        stack.enter_context(keeping(checkpoint, about))
         if held is not None and budget is not None:
             with team.together():
                 for bound in budget.quality:

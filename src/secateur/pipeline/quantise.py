@@ -22,7 +22,7 @@ from secateur.artefact.export.quantising import KINDS, Feeds, OnnxModel, int4, i
 from secateur.artefact.export.trials import captured_trials
 from secateur.artefact.writing import path_named, replace_bytes
 from secateur.calibration import Batch, Calibration, Forward
-from secateur.common.models import device_of, evaluating, unwrap
+from secateur.common.models import device_of, evaluating, named_tensors, unwrap
 from secateur.common.modes import require_numbers
 from secateur.config.names import Quantisation
 from secateur.errors import CalibrationError, ExportError, SettingError
@@ -163,6 +163,12 @@ class Exported:
                 f"quantise: expected a model of at most {ONE_FILE_BYTES / 1e9:.1f} GB, as one ONNX file "
                 f"holds, got {weight_bytes(model) / 1e9:.1f} GB. Leave quantise out."
             )
+        kinds = {tensor.dtype for tensor in named_tensors(model).values() if tensor.is_floating_point()}
+        if odd := kinds - {torch.float32}:
+            raise ExportError(
+                f"quantise: expected a model in float32, got {str(odd.pop()).removeprefix('torch.')}. Pass "
+                "model.float(), with inputs in float32."
+            )
         args, kwargs = example.args, dict(example.kwargs)
         found = captured(model, args, kwargs)
         given = (args, kwargs)
@@ -245,6 +251,7 @@ class Quantiser:
         last, source = files[-1]
         runner = source.model
         fit = fit.plain
+        _require_numbers(runner, judged)
         samples = 0 if self.kind == "int4" else fit.samples()
         content = (
             int4(source.content)
@@ -331,6 +338,16 @@ def _losses(gauge: Gauge, model: nn.Module, budget: Budget | None) -> list[Loss]
 
 def _feeds(model: OnnxModel, batch: Batch) -> Feeds:
     return model.feeds(batch.args, batch.kwargs)
+
+
+def _require_numbers(model: OnnxModel, data: Calibration) -> None:
+    """Check that a model gives numbers: what quantising costs cannot be told from NaN."""
+    for batch in data.plain.batches():
+        if any(bool(value.isnan().any()) for value in floats_of(batch.run(model))):
+            raise CalibrationError(
+                "quantise: expected outputs that are numbers on the held-out data, got NaN. Check the model "
+                "and the data."
+            )
 
 
 def _call(model: OnnxModel, feeds: Feeds) -> Callable[[], object]:

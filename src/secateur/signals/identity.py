@@ -81,7 +81,8 @@ def of_run(model: nn.Module, data: Calibration, **settings: object) -> dict[str,
 def of_data(data: Calibration) -> str:
     """What calibration data are: how they were cut from which source, and in which views they are seen.
 
-    Batches in a list are identified by their values, a loader by its length and its first batch.
+    Batches in a list, and the tensors of a loader's `TensorDataset`, are identified by their values. A loader
+    of anything else is known by its length, its first batch, and what its data set says as `content`.
     """
     return plain(f"{_source(data)}, seed {data.seed}, views {data.views!r}, most {data.most}")
 
@@ -93,7 +94,11 @@ def _source(data: Calibration) -> str:
         fields = (f"{name}={of_data(v) if isinstance(v, Calibration) else v!r}" for name, v in values)
         return f"{type(source).__name__}({', '.join(fields)})"
     if not isinstance(source, list | tuple):
-        return f"{type(source).__name__} of {data.count()}, {first_batch(data)}"
+        dataset = getattr(source, "dataset", None)
+        tensors, content = getattr(dataset, "tensors", ()), getattr(dataset, "content", "")
+        if isinstance(tensors, tuple) and all(isinstance(each, Tensor) for each in tensors):
+            content = f"{content} {digest_of({str(i): tensor for i, tensor in enumerate(tensors)})}"
+        return f"{type(source).__name__} of {data.count()}, {first_batch(data)}, {content}"
     digest = hashlib.sha256()
     for raw in source:
         tensors = held_tensors(raw)

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from os import PathLike
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur.artefact.writing import PREFIX, explained, path_named
+from secateur.artefact.writing import PREFIX, explained, locked_file, path_named
 from secateur.calibration import Calibration
 from secateur.common.models import named_tensors
 from secateur.common.reading import parse_json
@@ -30,13 +30,13 @@ from secateur.common.tensorfile import TensorFile
 from secateur.errors import ArtefactError
 from secateur.signals.distributed import joined
 from secateur.signals.identity import difference, digest_of, of_data
-from secateur.signals.storage import Header, read, remove, write
+from secateur.signals.storage import H, Header, read, remove, write
 
 RUN = "run.safetensors"
 """The file that says which run a folder belongs to."""
 
 _STEP = re.compile(r"[a-z]+-[0-9a-f]{40}(\.\d+of\d+)?")
-_RUN_KIND, _STEP_KIND = "run", "finished step"
+_RUN_KIND, _STEP_KIND = "notes of a run", "finished steps"
 _HOST = torch.device("cpu")
 
 T = TypeVar("T")
@@ -103,7 +103,8 @@ class Step:
             kept, found = None, None
             with team.together():
                 if team.rank == 0 and self.path.exists():
-                    header, tensors = read(self.path, _STEP_KIND, _Finished)
+                    advice = "Delete the file to compute it again."
+                    header, tensors = _read(self.path, _STEP_KIND, _Finished, advice)
                     kept = header.step, header.notes, tensors
                     found = self._taken(take, *kept)
             if team.size > 1 and (kept := team.from_first(kept)) is not None and team.rank > 0:
@@ -160,7 +161,7 @@ class Journal:
 
     def step(self, what: str, *parts: str) -> Step:
         """The step of this kind, a word of small letters, whose result depends on these texts alone."""
-        return Step(self, f"{what}-{_digest(parts)}")
+        return Step(self, f"{what}-{text_digest(*parts)}")
 
     def note(self, name: str) -> None:
         """Note that a step is inside the one that is being computed."""
@@ -205,7 +206,8 @@ def plan_digest(plan: Any) -> str:
     return text + digest_of({name: torch.from_numpy(np.packbits(mask)) for name, mask in masks.items()})
 
 
-def _digest(parts: tuple[str, ...]) -> str:
+def text_digest(*parts: str) -> str:
+    """Hash texts. [hex]"""
     found = hashlib.sha256()
     for part in parts:
         found.update(f"{len(part)}:{part}".encode())
@@ -229,28 +231,36 @@ def keeping(folder: str | PathLike[str] | None, about: Callable[[], dict[str, st
         about: Returns what the run depends on, as `secateur.signals.identity.of_run` does.
 
     Raises:
-        ArtefactError: The folder belongs to another run, holds other files, or cannot be written to.
+        ArtefactError: The folder belongs to another run, holds other files, is in use, or cannot be written
+            to.
     """
     if folder is None:
         yield
         return
     path = path_named("checkpoint", folder)
-    with joined(_HOST) as team, team.together():
-        with explained(path, ArtefactError):
-            path.mkdir(parents=True, exist_ok=True)
-        if team.rank == 0:
-            _check(path, about())
-    token = _current.set(Journal(path))
-    try:
-        yield
-    finally:
-        _current.reset(token)
+    with ExitStack() as stack:
+        with joined(_HOST) as team, team.together():
+            with explained(path, ArtefactError):
+                path.mkdir(parents=True, exist_ok=True)
+            if team.rank == 0:
+                _check(path, about())
+                if not stack.enter_context(locked_file(path / RUN)):
+                    raise ArtefactError(
+                        f"checkpoint {path}: expected a folder that no run is using, got one that another "
+                        "run works in. Wait until it ends, or name another folder."
+                    )
+        token = _current.set(Journal(path))
+        try:
+            yield
+        finally:
+            _current.reset(token)
 
 
 def _check(folder: Path, about: dict[str, str]) -> None:
     """Check that a folder is empty or belongs to this run; mark it as this run's."""
     if (folder / RUN).exists():
-        header, _ = read(folder / RUN, _RUN_KIND, _Run)
+        advice = "Delete the folder to start afresh, or name another."
+        header, _ = _read(folder / RUN, _RUN_KIND, _Run, advice)
         differs = difference(about, header.about)
         if differs is not None:
             raise ArtefactError(
@@ -267,14 +277,31 @@ def _check(folder: Path, about: dict[str, str]) -> None:
     write(folder / RUN, _RUN_KIND, _Run(about=about), {})
 
 
+def _read(path: Path, kind: str, header: type[H], advice: str) -> tuple[H, dict[str, Tensor]]:
+    """Read a file of a checkpoint, and say what to do if it is damaged."""
+    try:
+        return read(path, kind, header)
+    except ArtefactError as error:
+        said = str(error)
+        for other in (" Make the file again.", " Check the path.", " Name another file."):
+            said = said.removesuffix(other)
+        raise ArtefactError(f"{said} {advice}") from error
+
+
 def discard(folder: str | PathLike[str]) -> None:
-    """Delete the steps of a run that is over, and the folder if nothing else is in it."""
+    """Delete the steps of a run that is over, and the folder if nothing else is in it.
+
+    If another run has begun to work in it, it stays.
+    """
     path = Path(folder)
     if not (path / RUN).exists():
         return
-    for entry in list(path.iterdir()):
-        if _STEP.fullmatch(entry.name):
-            entry.unlink()
-    remove(path / RUN)
-    if not any(path.iterdir()):
-        path.rmdir()
+    with locked_file(path / RUN) as mine:
+        if not mine:
+            return
+        for entry in list(path.iterdir()):
+            if _STEP.fullmatch(entry.name):
+                entry.unlink()
+        remove(path / RUN)
+        if not any(path.iterdir()):
+            path.rmdir()

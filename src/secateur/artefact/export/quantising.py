@@ -88,11 +88,47 @@ def int4(model: bytes) -> bytes:
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
     with _quiet("int4"):
-        quantiser = MatMulNBitsQuantizer(
-            onnx.load_from_string(model), bits=4, block_size=BLOCK, is_symmetric=True
-        )
+        given = _with_products(onnx.load_from_string(model))
+        quantiser = MatMulNBitsQuantizer(given, bits=4, block_size=BLOCK, is_symmetric=True)
         quantiser.process()
         return _checked("int4", quantiser.model.model.SerializeToString())
+
+
+def _with_products(model: Any) -> Any:
+    """Write ``Gemm`` with a stored weight as ``MatMul`` and ``Add``, in place: int4 knows only ``MatMul``.
+
+    The exporter writes ``Gemm`` for linear layers whose inputs have two axes.
+    """
+    from onnx import helper, numpy_helper
+
+    graph = model.graph
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    nodes = []
+    for node in graph.node:
+        given = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+        plain = not given.get("transA") and given.get("alpha", 1.0) == given.get("beta", 1.0) == 1.0
+        if node.op_type != "Gemm" or not plain or node.input[1] not in stored:
+            nodes.append(node)
+            continue
+        weight, product, biased = node.input[1], node.output[0], len(node.input) > 2 and node.input[2]
+        if given.get("transB"):
+            weight = f"{weight}.turned"
+            if weight not in stored:
+                turned = numpy_helper.to_array(stored[node.input[1]]).T.copy()
+                stored[weight] = numpy_helper.from_array(turned, weight)
+                graph.initializer.append(stored[weight])
+        if biased:
+            product = f"{product}.product"
+            sums = helper.make_node("Add", [product, node.input[2]], [node.output[0]], f"{node.name}.sum")
+        nodes.append(helper.make_node("MatMul", [node.input[0], weight], [product], node.name))
+        nodes += [sums] if biased else []
+    used = {name for node in nodes for name in node.input} | {output.name for output in graph.output}
+    kept = [tensor for tensor in graph.initializer if tensor.name in used]
+    for held, new in ((graph.initializer, kept), (graph.node, nodes)):
+        copies = [each.__class__.FromString(each.SerializeToString()) for each in new]
+        del held[:]
+        held.extend(copies)
+    return model
 
 
 def _checked(kind: str, made: bytes) -> bytes:
@@ -149,6 +185,16 @@ class OnnxModel(nn.Module):
                 f"{len(given) + len(leaves)}. Pass batches like the example inputs."
             )
         given |= dict(zip(free, leaves, strict=True))
+        for entry in self.session.get_inputs():
+            shape = list(given[entry.name].shape)
+            if len(shape) != len(entry.shape) or any(
+                isinstance(size, int) and size != got for size, got in zip(entry.shape, shape, strict=True)
+            ):
+                sizes = ", ".join(str(size) if isinstance(size, int) else "any" for size in entry.shape)
+                raise SettingError(
+                    f"quantise: expected {entry.name} [{sizes}] as in the first batch, only its number of "
+                    f"samples may differ where the model allows it, got {shape}. Pass batches of one shape."
+                )
         return {name: value.detach().cpu().numpy() for name, value in given.items()}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

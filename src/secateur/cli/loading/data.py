@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
+import stat
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,17 +90,35 @@ def load_data(
     path = Path(text)
     if path.suffix == ".npz":
         return arrays(option, path, batch_size, seed, samples)
+    published = None if path.is_dir() else Known.of(option, text)
     if path.suffix in TEXTS:
-        return tokens(option, path, texts, source, batch_size, seed, samples)
-    if path.is_dir() and is_table(path):
-        return table(option, path, images, texts, source, batch_size, seed, samples)
-    if path.is_dir():
-        return pictures(option, path, images, source, batch_size, seed, samples)
-    if (published := Known.of(option, text)) is not None:
-        return known(published, images, source, batch_size, seed, samples)
-    target = Target.of(option, text)
-    found = target.find()
-    return target.call() if callable(found) else found
+        found = tokens(option, path, texts, source, batch_size, seed, samples)
+    elif path.is_dir() and is_table(path):
+        found = table(option, path, images, texts, source, batch_size, seed, samples)
+    elif path.is_dir():
+        found = pictures(option, path, images, source, batch_size, seed, samples)
+    elif published is not None:
+        found = known(published, images, source, batch_size, seed, samples)
+    else:
+        target = Target.of(option, text)
+        found = target.find()
+        return target.call() if callable(found) else found
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    found.dataset.content = _stamps(files if published is None else published.files()[0])
+    return found
+
+
+def _stamps(files: Iterable[Path]) -> str:
+    """A digest of the names, sizes and times of files: it tells a run that goes on whether they changed."""
+    found = hashlib.sha256()
+    for path in files:
+        with suppress(OSError):  # a link to nothing
+            about = path.stat()
+            if stat.S_ISREG(about.st_mode):
+                found.update(
+                    f"{path.as_posix()} {about.st_size} {about.st_mtime_ns}\n".encode(errors="replace")
+                )
+    return found.hexdigest()
 
 
 def example_of(text: str, seed: int = 0) -> torch.Tensor:

@@ -157,6 +157,10 @@ class Known:
             else:
                 parts.append(batch_of(raw, layout.label, where))
         images, labels = (np.concatenate(each) for each in zip(*parts, strict=True))
+        if not len(labels):
+            raise CalibrationError(
+                f"{self.where}: expected images, got none. Take the data set's own archive."
+            )
         return images, labels
 
 
@@ -171,10 +175,9 @@ def _house_numbers(raw: bytes, where: str) -> Arrays:
             f"{where}: expected X of bytes [32, 32, 3, {len(labels)}], got {images.dtype} "
             f"{list(images.shape)}."
         )
-    digits = labels.astype(np.int64)
-    if not ((labels == digits) & (digits >= 0) & (digits <= 10)).all():
+    if not np.isin(labels, np.arange(11)).all():
         raise CalibrationError(f"{where}: expected digits from 1 to 10 in y, got others.")
-    return np.ascontiguousarray(images.transpose(3, 2, 0, 1)), digits % 10
+    return np.ascontiguousarray(images.transpose(3, 2, 0, 1)), labels.astype(np.int64) % 10
 
 
 def known(

@@ -8,13 +8,14 @@ import zlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from secateur.cli.loading.arrays import LARGEST_PACKED, MOST_PACKED
 from secateur.errors import CalibrationError
 
 if TYPE_CHECKING:
     import numpy as np
 
-MOST = 1 << 31
-"""The most bytes that an array may unpack to."""
+AXES = 32
+"""The most axes of an array."""
 
 _MATRIX, _PACKED = 14, 15
 _NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
@@ -61,8 +62,8 @@ def _matrices(raw: bytes, names: tuple[str, ...]) -> Iterator[tuple[str, np.ndar
             unpack = zlib.decompressobj()
             head = unpack.decompress(body, 8)
             kind, size = struct.unpack(order + "II", head)
-            if size > MOST:
-                raise ValueError(f"an array of {size:,} bytes")
+            if size > LARGEST_PACKED + MOST_PACKED * len(raw):
+                raise ValueError(f"an array of {size:,} bytes packed into {len(body):,}")
             body = unpack.decompress(unpack.unconsumed_tail, size)
         if kind == _MATRIX and (named := _matrix(body, order, names)) is not None:
             yield named
@@ -79,6 +80,8 @@ def _matrix(body: bytes, order: str, names: tuple[str, ...]) -> tuple[str, np.nd
     text = name.decode("latin-1")
     if text not in names:
         return None
+    if len(dims) > 4 * AXES:
+        raise ValueError(f"{text} with {len(dims) // 4:,} axes")
     kind, content = next(parts)
     shape = struct.unpack(order + f"{len(dims) // 4}i", dims[: len(dims) // 4 * 4])
     dtype = np.dtype(order + _NUMBERS[kind])
