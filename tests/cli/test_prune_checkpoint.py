@@ -59,7 +59,7 @@ def test_step_by_step_equals_prune(folder: Path) -> None:
     assert whole["plan"] == fixed["plan"] == json.loads((folder / "plan.json").read_text())
     assert whole == fixed  # the tensors' checksum among it
     said = refused(2, "repair", *MODEL, "--artefact", "small", "--repair", "variance", "--out", "none")
-    assert "expected None, 'auto' or 'experts'" in said
+    assert "expected None, 'auto', 'experts', 'merge' or" in said
     table = done("tolerance", *MODEL, "--granularity", "expert", "--rows", "4")
     assert "removal reap, protection expert_taylor" in table
     compared = ("compare", *MODEL, "--granularity", "expert", "--rules", "uniform", "--json")

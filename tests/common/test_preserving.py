@@ -238,7 +238,7 @@ def test_trace_leaves_no_tensor_without_data(fails: bool) -> None:
 
     net = Net().eval()
     if fails:
-        with pytest.raises(sc.CaptureError):
+        with pytest.raises(sc.NothingToPruneError):
             sc.trace(net, torch.randn(4, 6))
     else:
         sc.trace(net, torch.randn(4, 6))

@@ -215,8 +215,8 @@ def test_a_trace_at_hand_is_used_and_one_is_made_where_it_is_needed(monkeypatch:
     graph = sc.trace(dense, data[0][0])
     calls = []
     module = importlib.import_module("secateur.repairs.repair")
-    real = module.trace
-    monkeypatch.setattr(module, "trace", lambda *a, **k: calls.append(1) or real(*a, **k))
+    real = module.trace_units
+    monkeypatch.setattr(module, "trace_units", lambda *a, **k: calls.append(1) or real(*a, **k))
     given = sc.repair(small, dense, data, "bias", graph=graph)
     assert calls == []
     sc.repair(small, dense, data, "batchnorm")

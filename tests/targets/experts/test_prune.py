@@ -111,5 +111,5 @@ def test_forms_that_experts_do_not_have_are_refused() -> None:
 
 
 def test_repairs_for_units_are_refused_before_scoring() -> None:
-    with pytest.raises(sc.SettingError, match="expected None, 'auto' or 'experts'"):
+    with pytest.raises(sc.SettingError, match="expected None, 'auto', 'experts', 'merge' or"):
         sc.prune(make("plain"), [], sc.Budget(experts=0.5), "tod", "expert", repair="batchnorm")
