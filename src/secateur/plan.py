@@ -246,7 +246,7 @@ class Plan(Record):
             raise PlanError(
                 f"plan: expected the model it was made for (fingerprint {self.fingerprint[:12]}), got one "
                 f"with other parameter names or shapes ({fingerprint[:12]}). "
-                "Use that model, or make a plan for this one."
+                "Use that model (if it had been pruned before: load that result), or plan for this one."
             )
 
     def check_graph(self, graph: Graph | ExpertGraph | UnitsAndExperts | BlockGraph) -> None:

@@ -300,6 +300,24 @@ def test_the_wrong_model(artefact: Path) -> None:
     refused(artefact, "expected the model it was made for", lambda: nn.Linear(2, 2))
 
 
+def test_a_model_that_was_pruned_twice_is_loaded_through_its_first_result(tmp_path: Path) -> None:
+    def once(model: nn.Module) -> nn.Module:
+        x = torch.randn(2, 4)
+        graph = sc.trace(model, x)
+        plan = sc.Uniform(ratio=0.25).allocate(graph, sc.score(graph, None, "magnitude"))
+        return sc.apply(model, plan, graph=graph)
+
+    def make_model() -> nn.Module:
+        return nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2)).eval()
+
+    small = once(make_model())
+    first, second = sc.save(small, tmp_path / "first"), sc.save(once(small), tmp_path / "second")
+    with pytest.raises(sc.ArtefactError, match="pruned before: load that result"):
+        sc.load(second, make_model)
+    loaded = sc.load(second, lambda: sc.load(first, make_model))
+    assert loaded[0].weight.shape == (9, 4)
+
+
 def test_a_model_that_was_never_pruned(tmp_path: Path) -> None:
     with pytest.raises(
         sc.ArtefactError, match=r"expected a model that secateur\.apply returned, got a plain Mlp"
