@@ -87,7 +87,7 @@ def test_a_checkpoint_is_kept_until_the_result_is_written(
         patch.setattr("secateur.cli.pipeline.write_result", killed)
         assert run(*asked, "--checkpoint", "kept").exit_code != 0
     assert (folder / "kept" / "run.safetensors").exists()
-    assert "with settings" in refused(2, *asked, "--seed", "3", "--checkpoint", "kept")
+    assert "with seed 3, got 0" in refused(2, *asked, "--seed", "3", "--checkpoint", "kept")
     assert run(*asked, "--checkpoint", "kept").exit_code == 0
     assert not (folder / "kept").exists()
     assert (folder / "small" / "model.safetensors").read_bytes() == expected
