@@ -195,7 +195,7 @@ def rule_called(run: Run, name: str) -> Allocates:
     """
     from dataclasses import fields, replace
 
-    from secateur.pipeline.prune import TARGETS
+    from secateur.pipeline.asked import TARGETS
 
     found = TARGETS[run.granularity].rule(name)
     asked: dict[str, Any] = {"removal": run.removal} if name != "random" else {}

@@ -21,8 +21,7 @@ from torch.utils import _pytree as pytree
 
 from secateur.graph.inputs import OpenAxis
 
-LIBRARY = str(Path(torch.__file__).parent)
-"""Where the names of PyTorch's own files begin."""
+_LIBRARY = str(Path(torch.__file__).parent)
 
 FARTHEST = 16
 """An axis is tried at no more than this many times its traced size."""
@@ -85,7 +84,7 @@ class Course(TorchFunctionMode):
         frame = sys._getframe(1)
         if name in ("__get__", "size", "numel"):
             asked = getattr(getattr(func, "__self__", None), "__name__", "")
-            if asked in ("dtype", "requires_grad") and not frame.f_code.co_filename.startswith(LIBRARY):
+            if asked in ("dtype", "requires_grad") and not in_pytorch(frame):
                 self.questions.add(asked)
             return self._watched(result)
         if frame.f_code.co_name == "handle_torch_function":  # a Python function of PyTorch
@@ -97,7 +96,7 @@ class Course(TorchFunctionMode):
         shapes = [v.shape for v in pytree.tree_leaves(result) if isinstance(v, torch.Tensor)]
         self.work += sum(map(math.prod, shapes))
         held = tuple(id(v) for v in took if isinstance(v, nn.Parameter))
-        if frame.f_code.co_filename.startswith(LIBRARY):
+        if in_pytorch(frame):
             self._inside(_line(frame), held)
             return result
         numbers = [v for v in took if type(v) in (int, _Size)]
@@ -181,7 +180,7 @@ class _Size(int):
 
     def __hash__(self) -> int:
         frame = sys._getframe(1)  # a look-up in a set or a table; its keys may be constants of the code
-        if not frame.f_code.co_filename.startswith(LIBRARY):
+        if not in_pytorch(frame):
             for number in _constants(frame.f_code.co_consts):
                 same = int(self) == number
                 self.course.note((_line(frame), -number), int(self), number + same, same)
@@ -189,7 +188,7 @@ class _Size(int):
 
     def note(self, name: str, other: Any, *, outcome: bool) -> None:
         frame = sys._getframe(2)
-        if isinstance(other, int) and not frame.f_code.co_filename.startswith(LIBRARY):
+        if isinstance(other, int) and not in_pytorch(frame):
             place, turning = (_line(frame), frame.f_lasti), int(other) + _TURNS[name][not outcome]
             self.course.note(place, int(self), turning, outcome, period=self.period)
 
@@ -248,13 +247,18 @@ def _constants(held: Iterable[Any]) -> list[int]:
     return [v for v in held if type(v) is int and v > 1] + [v for vs in inner for v in vs]
 
 
+def in_pytorch(frame: FrameType) -> bool:
+    """Whether a frame runs code of PyTorch itself."""
+    return frame.f_code.co_filename.startswith(_LIBRARY)
+
+
 def _caller(frame: FrameType) -> FrameType:
     return frame if frame.f_back is None else frame.f_back
 
 
 def _line(frame: FrameType | None) -> Line:
     """Return the innermost line outside PyTorch."""
-    while frame is not None and frame.f_code.co_filename.startswith(LIBRARY):
+    while frame is not None and in_pytorch(frame):
         frame = frame.f_back
     return ("", 0) if frame is None else (frame.f_code.co_filename, frame.f_lineno)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from secateur.common.mapped import is_mapped
 from secateur.common.models import device_of
-from secateur.graph.courses import LIBRARY
+from secateur.graph.courses import in_pytorch
 from secateur.graph.inputs import Arguments
 
 LARGEST = 100_000_000
@@ -107,19 +107,22 @@ def questions(found: set[str]) -> Iterator[None]:
     def note(frame: FrameType, event: str, called: Any) -> None:
         if event == "c_call":
             name = getattr(called, "__name__", "")
-            if ("is_grad_enabled" in name or "autocast" in name) and not _in_pytorch(frame):
+            if ("is_grad_enabled" in name or "autocast" in name) and not in_pytorch(frame):
                 found.add(name)
 
+    with profiled(note):
+        yield
+
+
+@contextmanager
+def profiled(note: Callable[[FrameType, str, Any], None]) -> Iterator[None]:
+    """Inside, Python informs `note` of each call, as `sys.setprofile` says."""
     before = sys.getprofile()
     sys.setprofile(note)
     try:
         yield
     finally:
         sys.setprofile(before)
-
-
-def _in_pytorch(frame: FrameType) -> bool:
-    return frame.f_code.co_filename.startswith(LIBRARY)
 
 
 @contextmanager

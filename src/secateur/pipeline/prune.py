@@ -18,7 +18,6 @@ from secateur.common.modes import require_plain_modes, require_values
 from secateur.config.names import Granularity, Quantisation
 from secateur.measure.evaluate import evaluate
 from secateur.measure.quality import Gauge, Metric
-from secateur.pipeline.asked import TARGETS as TARGETS
 from secateur.pipeline.asked import check_quality, checked_kind
 from secateur.pipeline.auto.choose import checked
 from secateur.pipeline.auto.chooser import Choice, Chooser

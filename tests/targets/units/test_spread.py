@@ -74,11 +74,11 @@ def test_every_step_gives_what_it_gives_in_memory(
         torch.testing.assert_close(found["state"][name], tensor, rtol=1e-5, atol=1e-6, msg=name)
     assert torch.equal(there(data()[0]), wanted)
     assert any(p.is_meta for p in there.parameters())  # as it was
-    twin = gathered(there)
-    assert any_mapped(twin.parameters()) == (how == "on disk")
-    assert twin.head.weight is twin.embed.weight
-    assert torch.equal(twin(data()[0]), wanted)
-    assert not any(hasattr(module, "_hf_hook") for module in twin.modules())
+    plain = gathered(there)
+    assert any_mapped(plain.parameters()) == (how == "on disk")
+    assert plain.head.weight is plain.embed.weight
+    assert torch.equal(plain(data()[0]), wanted)
+    assert not any(hasattr(module, "_hf_hook") for module in plain.modules())
 
 
 @pytest.mark.filterwarnings("ignore")

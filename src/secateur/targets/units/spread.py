@@ -1,7 +1,7 @@
 """Models that Accelerate has spread over the CPU, a disk and a device: the same module with its values.
 
 With a device map, a layer's own weight is often an empty tensor on the device ``meta``, and a hook fetches
-the values when the layer is called. No capture can follow that. So units are removed from a twin without
+the values when the layer is called. No capture can follow that. So units are removed from a copy without
 hooks. It shares the tensors that are in memory; those on disk are kept in temporary files
 (`secateur.common.mapped`).
 """
@@ -47,11 +47,11 @@ def gathered(model: nn.Module) -> nn.Module:
     memo: dict[int, object] = {**made}
     for module in hooked:
         memo[id(vars(module)[_HOOK])] = None
-    twin = duplicate(model, memo)
-    for module in twin.modules():
+    plain = duplicate(model, memo)
+    for module in plain.modules():
         _restore_forward(module)
-    _check_devices(twin)
-    return twin
+    _check_devices(plain)
+    return plain
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
@@ -82,7 +82,7 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 
 
 def _restore_forward(module: nn.Module) -> None:
-    """Take Accelerate's hook off a module of the twin."""
+    """Take Accelerate's hook off a module of the copy."""
     held: dict[str, Any] = vars(module)
     if _HOOK not in held:
         return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from secateur.common.models import evaluating
 from secateur.common.outputs import tensors_of
 from secateur.errors import ApplyError
 from secateur.graph.inputs import Arguments
+from secateur.graph.modes import profiled
 from secateur.targets.units.compare import SAME, relative_difference
 
 _HOOKS = {
@@ -136,12 +136,8 @@ def _watching(found: Beside, drew: _Drew) -> Iterator[None]:
         elif not found.gradient and (what := _changes_gradient(frame, event, called)):
             found.gradient = what + _at(frame)
 
-    before = sys.getprofile()
-    sys.setprofile(note)
-    try:
+    with profiled(note):
         yield
-    finally:
-        sys.setprofile(before)
 
 
 def _changes_gradient(frame: FrameType, event: str, called: Any) -> str:
