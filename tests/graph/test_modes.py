@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import cProfile
+import pstats
 from collections.abc import Callable
 
 import pytest
@@ -106,6 +108,50 @@ def test_only_code_that_asks_is_captured_again() -> None:
     assert sc.trace(plain.eval(), torch.randn(4, 6)).views == ()
     (view,) = sc.trace(Net(half_literal).eval(), torch.randn(4, 6)).views
     assert view.mode == Mode(dtype=torch.float16)
+
+
+class Counting(nn.Module):
+    """A network that converts where autocast is on, and counts its steps in training mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.o = nn.Linear(6, 16), nn.Linear(16, 3)
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, 6] to [batch, 3]."""
+        if self.training:
+            self.steps += 1
+        h = self.a(x).relu()
+        return self.o(h.to(torch.bfloat16).contiguous() if torch.is_autocast_enabled("cpu") else h)
+
+
+def test_what_changes_no_axis_needs_no_capture() -> None:
+    torch.manual_seed(0)
+    model, x = Counting().eval(), torch.randn(4, 6)
+    graph = sc.trace(model, x)
+    assert (graph.views, graph.inputs.training) == ((), False)
+    plan = random_plan(graph, 0.4, 1)
+    small = sc.apply(model, plan, "module", graph=graph)
+    assert sc.verify(model, small, plan, x).training
+    small.train()(x)
+    assert small.steps == 1
+    with Mode(autocast=True).on(small.eval()):
+        assert small(x).shape == (4, 3)
+
+
+def test_a_profile_of_the_users_goes_on() -> None:
+    def called_later() -> None:
+        """Here for its name."""
+
+    profile = cProfile.Profile()
+    profile.enable()
+    try:
+        sc.trace(Counting().eval(), torch.randn(4, 6))
+        called_later()
+    finally:
+        profile.disable()
+    assert any(entry[2] == "called_later" for entry in pstats.Stats(profile).stats)
 
 
 class HookedInTraining(nn.Module):

@@ -36,6 +36,11 @@ WORK = 4_000_000
 TABLE = 4
 """A remainder with at most this many values counts as compared, since it may choose from a table."""
 
+_CONVERSIONS = frozenset(
+    "to type type_as float half bfloat16 double int long bool cpu cuda contiguous clone".split()
+)
+"""Names of functions that change the dtype, the device or the layout of a tensor, and none of its axes."""
+
 Line = tuple[str, int]
 """A line of code: the file and the number."""
 
@@ -63,7 +68,8 @@ class Course(TorchFunctionMode):
     Attributes:
         calls: The calls of torch functions, each with the numbers that it was given and the shapes that it
             returned. All calls inside PyTorch's own modules are one call without a name, since in training
-            mode some of these modules make other calls for the same result.
+            mode some of these modules make other calls for the same result. Calls that only convert a tensor,
+            or that compute a number from numbers (tensors without axes), do not count: no axis changes there.
         compared: The comparisons of sizes, by their place in the code.
         work: The number of values that all calls together returned.
         questions: What the user's code asks of PyTorch's mode: ``dtype`` or ``requires_grad`` of tensors.
@@ -94,6 +100,9 @@ class Course(TorchFunctionMode):
             return result
         took = pytree.tree_leaves((args, kwargs))
         shapes = [v.shape for v in pytree.tree_leaves(result) if isinstance(v, torch.Tensor)]
+        with_axes = any(shapes) or any(isinstance(v, torch.Tensor) and v.ndim for v in took)
+        if name in _CONVERSIONS or not with_axes:
+            return result
         self.work += sum(map(math.prod, shapes))
         held = tuple(id(v) for v in took if isinstance(v, nn.Parameter))
         if in_pytorch(frame):

@@ -122,7 +122,11 @@ def profiled(note: Callable[[FrameType, str, Any], None]) -> Iterator[None]:
     try:
         yield
     finally:
-        sys.setprofile(before)
+        sys.setprofile(None)
+        if before is None or callable(before):
+            sys.setprofile(before)
+        else:  # `cProfile` up to Python 3.11, which `sys.setprofile` does not take back
+            before.enable()
 
 
 @contextmanager

@@ -34,7 +34,10 @@ class Passes:
         self._watched = True  # False where the code takes only Python's own integers
         self._errors: dict[Any, Exception | None] = {}
         self._courses: dict[Any, Course] = {}
-        if self.attempt(given) is not None:
+        self._questions = set[str]()  # what the code asks of PyTorch's mode
+        with questions(self._questions):
+            failed = self.attempt(given)
+        if failed is not None:
             self._watched = False
             self._errors.clear()
 
@@ -62,12 +65,9 @@ class Passes:
         plain = self.course(self._given)
         if plain is None:
             return []
-        asked = set(plain.questions)
-        with questions(asked):
-            self._run(self._given)
         found = []
         known = {plain.lines}
-        for mode in asked_modes(asked, self._model):
+        for mode in asked_modes(self._questions | plain.questions, self._model):
             # All passes run without gradients, and a capture with them.
             run = PLAIN if mode == WITHOUT_GRADIENTS else mode._replace(gradients=False)
             course = self.course(self._given, mode=run)

@@ -285,7 +285,7 @@ def _graph(
             resized = values_at(program, model, pytree.tree_leaves(larger))
         if resized is None:  # the program holds sizes
             with contextlib.suppress(CaptureError):  # `verify` still runs the model at that size
-                others += [one.program for one in capture_branches(model, *larger)]
+                others += [one.program for one in capture_branches(model, *larger, exact=True)]
     for one in (program, *others):
         measure_sizes(one)
     state, tensors, learnt = walk(program, *others, resized=resized, head_sizes=spec.head_sizes)

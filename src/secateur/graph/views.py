@@ -129,10 +129,12 @@ def further_views(
         unread = unread.difference(*(_read(one.program) for one in found))
     if spec.training or (unread and spec.training is None):
         with contextlib.suppress(CaptureError):
-            found = capture_branches(model, *given, training=True)
+            # One sample has no variance, which batch norms in training mode need.
+            taken = samples_of(given, [0] * batch) if batch != batch_size(given) else given
+            found = capture_branches(model, *taken, training=True, exact=True)
             read = set[int]().union(*(_read(one.program) for one in found))
             if spec.training or unread & read:
-                views += _views(found, given, training=True)
+                views += _views(found, taken, training=True)
                 unread -= read
     for train_sizes in spec.training_at:
         arguments = resized(spec, given, spec.at(train_sizes))

@@ -51,11 +51,6 @@ class Pair:
         """The pruned model in float64."""
         return Double(self.small)
 
-    @cached_property
-    def buffers(self) -> bool:
-        """Whether the dense model has buffers that training may update."""
-        return any(True for _ in self.model.buffers())
-
     @property
     def reference(self) -> nn.Module:
         """What the pruned model has to equal, made anew."""

@@ -31,6 +31,9 @@ ROUGHER = 1e3
 NUDGES = 4
 """Random changes of the last digits, which may show that a gradient hangs on these (a ReLU at zero)."""
 
+Buffers = dict[str, torch.Tensor]
+"""What a pass leaves in buffers, by name."""
+
 Gradients = Mapping[str, torch.Tensor | None]
 """By name of the parameter; None where none reached it."""
 
@@ -65,7 +68,7 @@ class Comparisons:
         only_here: Sequence[str] = (),
         seed: int = 0,
     ) -> Draws | None:
-        """Compares on one argument set.
+        """Compares on one argument set. In training mode buffers are compared too, such as running means.
 
         Args:
             pair: The models.
@@ -85,7 +88,8 @@ class Comparisons:
         title, args, kwargs = arguments
         title += str(way) if pair.own_weights else " with random numbers added to all weights"
         try:
-            draws, got, wanted = self._run_both(pair, args, kwargs, seed, way)
+            left: tuple[Buffers, Buffers] = ({}, {})
+            draws, got, wanted = self._run_both(pair, args, kwargs, seed, way, left)
             if way.training and draws.unlike:
                 return None
         except Exception as error:  # a user's forward may fail in any way
@@ -114,6 +118,7 @@ class Comparisons:
         if not is_finite_somewhere(wanted):
             self.refused = f"outputs that are not finite at {title}"
             return None
+        self._compare_buffers(type(pair.model).__name__, title, *left)
         self.worst = max(self.worst, found.difference)
         if pair.own_weights and way == PLAIN and title not in self.sizes:
             self.sizes.append(title)
@@ -121,54 +126,55 @@ class Comparisons:
         return draws
 
     def _run_both(
-        self, pair: Pair, args: tuple[Any, ...], kwargs: Mapping[str, Any], seed: int, way: Way
+        self,
+        pair: Pair,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        seed: int,
+        way: Way,
+        left: tuple[Buffers, Buffers],
     ) -> tuple[Draws, list[torch.Tensor], list[torch.Tensor]]:
         """The random numbers, and what both return. New copies run where those of `pair` fail or differ.
+
+        In training mode, `left` takes what the passes leave in the buffers of both.
 
         Raises:
             Exception: Whatever a forward pass raises.
         """
+        mine, other = left if way.training else (None, None)
         with suppress(Exception):
             draws = Draws(seed)
-            ours, theirs = partial(pair.ours.run, way=way), partial(pair.theirs.run, way=way)
+            ours = partial(pair.ours.run, way=way, buffers=mine)
+            theirs = partial(pair.theirs.run, way=way, buffers=other)
             got, wanted = run_both(ours, theirs, args, kwargs, draws)
             if relative_difference(got, wanted) <= self._tolerance:
                 return draws, got, wanted
         draws = Draws(seed)
-        ours, theirs = (partial(run_in_double, model, way=way) for model in (pair.small, pair.reference))
+        ours = partial(run_in_double, pair.small, way=way, buffers=mine)
+        theirs = partial(run_in_double, pair.reference, way=way, buffers=other)
         got, wanted = run_both(ours, theirs, args, kwargs, draws)
         return draws, got, wanted
 
-    def compare_buffers(self, pair: Pair, arguments: ArgumentSet) -> None:
-        """Compares what one pass in training mode leaves in the buffers, such as running means.
+    def _compare_buffers(self, kind: str, title: str, ours: Buffers, theirs: Buffers) -> None:
+        """Compares what one pass in training mode left in the buffers of both models.
 
         Raises:
             VerificationError: If they differ.
         """
-        title, args, kwargs = arguments
-        draws, way, removed = Draws(), Way(training=True), removed_positions(self._plan)
-        got: dict[str, torch.Tensor] = {}
-        wanted: dict[str, torch.Tensor] = {}
-        for _ in range(2):
-            run_in_double(pair.small, args, kwargs, draws, way, got)
-            run_in_double(pair.reference, args, kwargs, draws, way, wanted)
-            if not draws.narrowed:
-                break
-        for name, buffer in got.items():
-            if name not in wanted or draws.unlike:
+        removed = removed_positions(self._plan)
+        for name, buffer in ours.items():
+            wanted = theirs.get(name)
+            if wanted is None:
                 continue
-            masked = (
-                wanted[name]
-                if wanted[name].shape == buffer.shape
-                else cut(wanted[name], removed.get(name, {}))
-            )
-            difference = relative_difference([buffer], [masked])
+            if wanted.shape != buffer.shape:
+                wanted = cut(wanted, removed.get(name, {}))
+            difference = relative_difference([buffer], [wanted])
             if not difference <= ROUGHER * self._tolerance:
                 raise VerificationError(
-                    f"verify: expected training to leave in buffer {name} of the pruned "
-                    f"{type(pair.model).__name__} what it leaves in the masked dense one, got a relative "
-                    f"difference of {difference:.3g} at {title}. What updates it mixes or counts units. Let "
-                    f"it treat each unit by itself, or leave out the group with limits=sc.Limits(ignore=...)."
+                    f"verify: expected training to leave in buffer {name} of the pruned {kind} what it "
+                    f"leaves in the masked dense one, got a relative difference of {difference:.3g} at "
+                    f"{title}. What updates it mixes or counts units. Let it treat each unit by itself, or "
+                    f"leave out the group with limits=sc.Limits(ignore=...)."
                 )
 
     def compare_gradients(

@@ -307,8 +307,6 @@ def _in_other_ways(
         draws = comparisons.compare(pair, arguments, learning, only_here=unread)
         if draws is None:
             continue
-        if pair.buffers:
-            comparisons.compare_buffers(pair, arguments)
         if exercise.unsettled or plan.inputs.training:
             exercise.look(pair.ours, *arguments[1:], draws, learning)
             if plan.inputs.training and exercise.gradients is not None:

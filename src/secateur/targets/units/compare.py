@@ -228,10 +228,15 @@ class Double:
         self.state = State(self.model)
 
     def run(
-        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], draws: Draws | None = None, way: Way = PLAIN
+        self,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        draws: Draws | None = None,
+        way: Way = PLAIN,
+        buffers: dict[str, torch.Tensor] | None = None,
     ) -> list[torch.Tensor]:
         """Run the copy on float64 inputs; see `run`."""
-        return run_doubled(self.model, args, kwargs, draws, way, self.state)
+        return run_doubled(self.model, args, kwargs, draws, way, self.state, buffers)
 
 
 def doubled(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
