@@ -3,13 +3,16 @@
     python -m benchmarks.bench_streaming smollm2
     python -m benchmarks.bench_streaming llama-1.1b
     python -m benchmarks.bench_streaming efficientnet
+    python -m benchmarks.bench_streaming classes
 
 ``smollm2``: trained weights, 128 texts of 512 tokens, seven tenths of the block parameters stay; needs what
 `benchmarks/smollm2.py` needs. ``llama-1.1b``: a Llama of 1.1 billion random weights in shards, 16 texts of
 256 tokens; with ``--layers 3`` three of its 22 layers, at true width. ``efficientnet``: trained weights in
-memory, 400 images of 224 px, seven tenths of the MACs; needs `benchmarks/imagenet.py`. A pass is one
-run of the dense model over the data. Memory is sampled while a phase runs; pages of files do not count, since
-the system may drop them. Writes ``results/streaming_<case>.json``.
+memory, 400 images of 224 px, seven tenths of the MACs; needs `benchmarks/imagenet.py`. ``classes``: the
+U-Score alone, of a ResNet-50 with random weights, on 32 images of 64 px for each of 1,000 classes; its
+temporary files take 54 GB. A pass is one run of the dense model over the data. Memory is sampled while a
+phase runs; pages of files do not count, since the system may drop them. Writes
+``results/streaming_<case>.json``.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.utils.data import DataLoader, Dataset
 
 import secateur as sc
 from benchmarks.imagenet import efficientnet_lite0, load
@@ -133,7 +137,9 @@ CASES: dict[str, tuple[Any, int, int]] = {
     "smollm2": (save_smollm2, 128, 512),
     "llama-1.1b": (save_llama, 16, 256),
     "efficientnet": (None, 400, 0),
+    "classes": (None, 32, 0),
 }
+CLASSES = 1000
 
 
 def main() -> None:
@@ -155,12 +161,48 @@ def main() -> None:
     if chosen.case == "efficientnet":
         images = load(chosen.texts or texts)[0]
         found, _ = measure(efficientnet_lite0(), list(images.split(25)), images[:2])
+    elif chosen.case == "classes":
+        found = of_classes(chosen.texts or texts)
     else:
         found = from_files(chosen.case)
     if found:
         print(found)
         part = "" if chosen.layers is None else f"_{chosen.layers}_layers"
         write(f"streaming_{chosen.case}{part}", found)
+
+
+class Drawn(Dataset[tuple[torch.Tensor, int]]):
+    """Random images of all classes in turn, each drawn anew when it is read."""
+
+    def __init__(self, images: int) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        """So many images."""
+        return self.images
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        """An image [3, 64, 64] and its class."""
+        generator = torch.Generator().manual_seed(index)
+        return torch.randn(3, 64, 64, generator=generator) + index % CLASSES / CLASSES, index % CLASSES
+
+
+def of_classes(images: int) -> dict[str, Any]:
+    """Score a ResNet-50 by the U-Score, with so many images of each class."""
+    torchvision = import_torchvision()
+    model = torchvision.models.resnet50(num_classes=CLASSES).eval()
+    data = DataLoader(Drawn(images * CLASSES), batch_size=50)
+    phases = Phases()
+    graph = sc.trace(model, next(iter(data))[0])
+    signal = sc.signals.Wasserstein()
+    with phases.phase("score"):
+        sc.score(graph, data, signal, progress=False)
+    return {
+        "case": "classes",
+        "images": images * CLASSES,
+        "kept_bytes": sum(signal.held(graph, CLASSES).values()),
+        "phases": phases.found,
+    }
 
 
 def from_files(case: str) -> dict[str, Any]:

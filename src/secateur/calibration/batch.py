@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from secateur.calibration.padding import Padding, running
 from secateur.calibration.reading import Reading, fresh
 from secateur.calibration.samples import samples_apart
 from secateur.errors import CalibrationError
@@ -116,10 +117,12 @@ class Batch:
             model: The model, or a function with the same signature.
             labelled: True: also pass labels to a model that computes its own loss.
         """
-        if self.reading.forward is not None:
-            return self.reading.forward(model, fresh(self.raw))
-        extra = self.extra if labelled and self.extra is not None else {}
-        return model(*self.args, **self.kwargs, **{k: v for k, v in extra.items() if k not in self.kwargs})
+        with running(Padding.of(self.kwargs)):
+            if self.reading.forward is not None:
+                return self.reading.forward(model, fresh(self.raw))
+            extra = self.extra if labelled and self.extra is not None else {}
+            also = {k: v for k, v in extra.items() if k not in self.kwargs}
+            return model(*self.args, **self.kwargs, **also)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with every tensor on `device`; dtypes stay as they are."""

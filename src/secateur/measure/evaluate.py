@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from secateur.calibration import Batch, Calibration, Forward, is_soft
 from secateur.calibration.batch import IGNORED
+from secateur.calibration.padding import Padding
 from secateur.common.models import device_of, evaluating
 from secateur.common.modes import require_plain_modes
 from secateur.common.outputs import tensors_of
@@ -83,7 +84,7 @@ def evaluate(
                 measure = "distance to dense"
                 with evaluating(dense, fast_path=True):
                     wanted = batch.run(dense, labelled=True)
-                error, norm = squared_distance(floats_of(output), floats_of(wanted))
+                error, norm = squared_distance(floats_of(output, batch), floats_of(wanted, batch))
                 loss, scale = loss + float(error.sum()), scale + float(norm.sum())
                 continue
             loss += float(default_loss(output, batch)) * batch.size
@@ -100,9 +101,13 @@ def _has_loss(output: Any, batch: Batch) -> bool:
     return batch.labels is not None or own is not None
 
 
-def floats_of(output: Any) -> list[Tensor]:
-    """The tensors of numbers in an output: what a distance is taken of."""
-    return [tensor for tensor in tensors_of(output) if tensor.is_floating_point()]
+def floats_of(output: Any, batch: Batch) -> list[Tensor]:
+    """The tensors of numbers in a model's output on a batch, which a distance is taken of.
+
+    In those with an axis of positions, [samples, positions, ...], padding is zero: there, models may differ.
+    """
+    padding = Padding.of(batch.kwargs)
+    return [padding.hide(tensor) for tensor in tensors_of(output) if tensor.is_floating_point()]
 
 
 _ENTRIES = 1 << 22

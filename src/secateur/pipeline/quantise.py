@@ -343,7 +343,7 @@ def _feeds(model: OnnxModel, batch: Batch) -> Feeds:
 def _require_numbers(model: OnnxModel, data: Calibration) -> None:
     """Check that a model gives numbers: what quantising costs cannot be told from NaN."""
     for batch in data.plain.batches():
-        if any(bool(value.isnan().any()) for value in floats_of(batch.run(model))):
+        if any(bool(value.isnan().any()) for value in floats_of(batch.run(model), batch)):
             raise CalibrationError(
                 "quantise: expected outputs that are numbers on the held-out data, got NaN. Check the model "
                 "and the data."
@@ -377,7 +377,7 @@ def _distance(model: OnnxModel, other: OnnxModel, data: Calibration) -> float:
     """How far outputs are from those of another model, over the size of these."""
     error, norm = 0.0, 0.0
     for batch in data.plain.batches():
-        apart, size = squared_distance(floats_of(batch.run(model)), floats_of(batch.run(other)))
+        apart, size = squared_distance(floats_of(batch.run(model), batch), floats_of(batch.run(other), batch))
         error, norm = error + float(apart.sum()), norm + float(size.sum())
     return error / (norm or 1.0)
 

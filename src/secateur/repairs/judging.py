@@ -90,13 +90,13 @@ class Judge:
         """Return the errors on a batch, and without a loss the mean squares of the dense outputs."""
         if self._loss_fn is not None:
             return [float(one_number(self._loss_fn(model, piece.raw))) for piece in batch.cut(PIECES)], []
-        error, norm = squared_distance(floats_of(batch.run(model)), self._wanted(batch), batch.size)
+        error, norm = squared_distance(floats_of(batch.run(model), batch), self._wanted(batch), batch.size)
         return error.tolist(), norm.tolist()
 
     def _wanted(self, batch: Batch) -> list[Tensor]:
         if batch.index in self._kept:
             return self._kept[batch.index]
-        found = floats_of(batch.run(self._dense))
+        found = floats_of(batch.run(self._dense), batch)
         size = sum(t.nbytes for t in found)
         if self._bytes + size <= self._most:
             self._kept[batch.index] = found

@@ -34,6 +34,7 @@ from secateur.graph.graph import Graph
 from secateur.repairs.features import features, outputs
 from secateur.repairs.pairs import Pair, Pairs
 from secateur.signals.distributed import Team, joined
+from secateur.stream.dense import Values
 from secateur.targets.units.record import record_of
 
 if TYPE_CHECKING:
@@ -179,11 +180,15 @@ class Distance:
         for node in between:
             # Right after the node ran: a later one may write into its value.
             pair.advance(values, pair.index[node] + 1)
-            found.append(relative(pair.small_value(node, values), pair.dense_value(node, values)))
+            found.append(_apart(pair, node, values))
         pair.advance(values, len(pair.nodes))
-        ends = [relative(pair.small_value(n, values), pair.dense_value(n, values)) for n in last]
-        loss = torch.stack(ends).sum()
+        loss = torch.stack([_apart(pair, node, values) for node in last]).sum()
         return loss + self._weight * torch.stack(found).mean() if found else loss
+
+
+def _apart(pair: Pair, node: fx.Node, values: Values) -> Tensor:
+    """Return the relative distance of a node's two values, without padding."""
+    return relative(*(values.padding.hide(v(node, values)) for v in (pair.small_value, pair.dense_value)))
 
 
 def _is_count(value: object) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from secateur.repairs.pairs import Pair
 from secateur.repairs.regression.additions import Addition
-from secateur.repairs.regression.layers import Site
+from secateur.repairs.regression.layers import Site, counted
 from secateur.repairs.regression.leastsquares import Sums
 from secateur.repairs.tasks import Task
 from secateur.stream.dense import Values
@@ -42,15 +42,16 @@ def column_sums(
     call, tensor = pair.planned[site.node], pair.tensor(site.weight)
     wanted = [target(each, addition, pair, values) for each, addition in calls]
     x: Tensor = pair.small_value(site.x, values)
-    for piece in site.pieces(call, tensor, x, *reversed(wanted), most=most):
-        places = site.draw(call, tensor, piece[-1], most, generator)
+    for real, piece in site.pieces(call, tensor, values.padding, x, *reversed(wanted), most=most):
+        places = site.draw(call, tensor, piece[-1], most, generator, real)
+        rows = counted(real, places)
         ys = []
         for (each, _), task, end in zip(calls, tasks, reversed(piece[1:]), strict=True):
             y = each.layer.targets(end, pair.tensor(each.weight), pair.planned[each.node], places)
             if each.bias is not None and task.bias is None:  # it is not refitted
                 y = y - pair.tensor(each.bias).reshape(len(y), 1, -1)
             ys.append(y)
-        yield Sums.of(site.layer.columns(piece[0], tensor, call, places), torch.cat(ys, 2))
+        yield Sums.of(site.layer.columns(piece[0], tensor, call, places)[:, rows], torch.cat(ys, 2)[:, rows])
 
 
 def output_sums(
@@ -60,8 +61,9 @@ def output_sums(
     call, tensor = pair.planned[site.node], pair.tensor(site.weight)
     bias = None if site.bias is None else pair.tensor(site.bias)
     wanted = target(site, addition, pair, values)
-    for a, b in site.pieces(call, tensor, pair.small_value(site.node, values), wanted):
-        own, y = (site.layer.targets(v, tensor, call) for v in (a, b))
+    own_value = pair.small_value(site.node, values)
+    for real, (a, b) in site.pieces(call, tensor, values.padding, own_value, wanted):
+        own, y = (site.layer.targets(v, tensor, call)[:, counted(real)] for v in (a, b))
         if bias is not None:
             own = own - bias.reshape(len(own), 1, -1)
             y = y - bias.reshape(len(y), 1, -1) if task.bias is None else y  # it is not refitted

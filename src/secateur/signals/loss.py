@@ -11,6 +11,7 @@ from torch import Tensor
 
 from secateur.calibration import Batch, is_soft
 from secateur.calibration.batch import IGNORED
+from secateur.calibration.padding import Padding, running
 from secateur.errors import CalibrationError
 
 LossFn = Callable[[Callable[..., Any], Any], Tensor]
@@ -75,9 +76,11 @@ def loss_of(model: Any, batch: Batch, loss_fn: LossFn | None) -> Tensor:
     Raises:
         CalibrationError: See `one_number` and `default_loss`.
     """
-    loss = (
-        default_loss(batch.run(model, labelled=True), batch) if loss_fn is None else loss_fn(model, batch.raw)
-    )
+    if loss_fn is None:
+        loss = default_loss(batch.run(model, labelled=True), batch)
+    else:
+        with running(Padding.of(batch.kwargs)):
+            loss = loss_fn(model, batch.raw)
     return one_number(loss, differentiable=True)
 
 

@@ -48,6 +48,19 @@ def check_observable(signal: Signal, group: Group) -> tuple[Site, ...]:
     return sites
 
 
+def without_padding(value: Tensor, step: Step) -> list[Tensor]:
+    """Cut a value [samples, entries, map] to the positions that are no padding.
+
+    Returns:
+        The value itself if it has no padding; else a value [1, entries, its own map] for each sample. A
+        sample that is all padding stays as it is.
+    """
+    real = step.padding.real(len(value), *step.map, value.device) if len(step.map) == 1 else None
+    if real is None:
+        return [value]
+    return [one[None][..., rows | ~rows.any()] for one, rows in zip(value, real, strict=True)]
+
+
 class EntrySignal(Combined):
     """A signal from what units show behind the activation function, where there is one."""
 
@@ -78,8 +91,9 @@ class EntryTally(SumTally):
         """From values [samples, entries, map] to one number each. [samples, entries]"""
 
     def observe(self, group: Group, site: Site, value: Tensor, step: Step) -> None:
-        """Add the batch's numbers up, in float64."""
-        self.sums[self._key[site]] += self.measure(value, site).double().sum(0).cpu().numpy()
+        """Add the batch's numbers up, in float64, without padding."""
+        for part in without_padding(value, step):
+            self.sums[self._key[site]] += self.measure(part, site).double().sum(0).cpu().numpy()
 
     def finish(self) -> Mapping[str, Vector]:
         """The mean over samples of each entry, combined."""

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
+from secateur.calibration.padding import NO_PADDING, Padding
 from secateur.graph.graph import Graph
 from secateur.graph.groups import Group, Site
 
@@ -66,12 +67,14 @@ class Step:
         size: Number of samples.
         classes: The class of each sample, if any signal needs labels; `IGNORED` for one without. int64 [size]
         map: The shape of the map of what is shown; other batches may have maps of other sizes.
+        padding: Which positions of the batch are padding.
     """
 
     index: int
     size: int
     classes: Tensor | None
     map: tuple[int, ...] = ()
+    padding: Padding = NO_PADDING
 
 
 class Tally(ABC):

@@ -10,6 +10,7 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 
 from secateur.calibration import Batch
+from secateur.calibration.padding import NO_PADDING, Padding
 from secateur.graph.graph import Graph
 from secateur.graph.nodes import tensor_of
 from secateur.graph.programs import leaves_of
@@ -27,15 +28,17 @@ class Values:
         dense: Node -> value in the dense program.
         small: Node -> value in the pruned program; empty if there is only the dense one.
         position: Index of the first node that has not run.
+        padding: Which positions of the batch are padding.
     """
 
     dense: dict[fx.Node, Any] = field(default_factory=dict)
     small: dict[fx.Node, Any] = field(default_factory=dict)
     position: int = 0
+    padding: Padding = NO_PADDING
 
     def fork(self) -> Values:
         """Return a copy that can be advanced separately. It shares the tensors."""
-        return Values(dict(self.dense), dict(self.small), self.position)
+        return Values(dict(self.dense), dict(self.small), self.position, self.padding)
 
     def tensors(self) -> list[Tensor]:
         """Return all tensors that are held, of both programs."""
@@ -70,7 +73,7 @@ class Dense(ProgramCalls):
 
     def start(self, batch: Batch) -> Values:
         """Return the values before the first node: the inputs, and copies of tensors written in place."""
-        values = Values()
+        values = Values(padding=Padding.of(batch.kwargs))
         leaves = leaves_of(self.program, batch.args, batch.kwargs)
         for node, leaf in zip(self.inputs, leaves, strict=True):
             leaf = leaf.detach() if isinstance(leaf, Tensor) else leaf

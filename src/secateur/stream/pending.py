@@ -230,7 +230,7 @@ class _ValuesFile:
 
 def _map_values(values: Values, change: Callable[[Tensor], Tensor]) -> Values:
     dense, small = (map_tensors(change, side) for side in (values.dense, values.small))
-    return Values(dense, small, values.position)
+    return Values(dense, small, values.position, values.padding)
 
 
 def _bytes(values: Values) -> int:

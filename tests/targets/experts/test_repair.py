@@ -15,7 +15,7 @@ from secateur.targets.experts import repair as room
 from secateur.targets.experts.down import inputs_of
 from secateur.targets.experts.repair import passes
 from secateur.targets.experts.routing import watching
-from tests.targets.experts.models import FAMILIES, Mixture, PlainLM, make, words
+from tests.targets.experts.models import FAMILIES, Mixture, PlainLM, make, spread, words
 from tests.targets.experts.test_apply import logits, masks, plan_of
 
 
@@ -129,6 +129,30 @@ def test_on_new_tokens_the_output_comes_nearer(family: str) -> None:
     dense = logits(model, ids)
     assert (logits(repaired, ids) - dense).norm() < 0.95 * (logits(small, ids) - dense).norm()
     assert all(torch.equal(tensor, before[name]) for name, tensor in small.state_dict().items())
+
+
+class Masked(PlainLM):
+    """Takes a mask of padding, which its layers do not need: each token is for itself."""
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: Any = None) -> torch.Tensor:
+        return super().forward(input_ids)
+
+
+def test_padding_does_not_count() -> None:
+    torch.manual_seed(0)
+    model = spread(Masked()).eval()
+    plain = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in words(40, 10).chunk(4)]
+    longer = [
+        {name: torch.nn.functional.pad(t, (0, 6), value=7 * (name == "input_ids")) for name, t in b.items()}
+        for b in plain
+    ]
+    graph = sc.trace(model, plain[0], granularity="expert")
+    scores = sc.score(graph, plain, "frequency", progress=False)
+    small = sc.apply(model, sc.Uniform(ratio=0.5, removal="frequency").allocate(graph, scores), graph=graph)
+    found, wanted = (sc.repair(small, model, d, graph=graph, progress=False) for d in (longer, plain))
+    for (name, mine), theirs in zip(found.state_dict().items(), wanted.state_dict().values(), strict=True):
+        torch.testing.assert_close(mine, theirs, msg=name)
+    assert not torch.equal(found.blocks[0].experts[0].down.weight, small.blocks[0].experts[0].down.weight)
 
 
 def test_blocks_that_do_not_fit_together_are_read_in_turn() -> None:

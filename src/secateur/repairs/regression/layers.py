@@ -11,12 +11,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
+from secateur.calibration.padding import Padding
 from secateur.stream.calls import Call, ProgramCalls
 
 _CHUNK = 1 << 23
@@ -191,6 +193,18 @@ class Transposed(Convolution):
         return found.movedim(-1, 2).flatten(0, 1).flip(list(range(2, weight.ndim)))
 
 
+def counted(real: Tensor | None, places: Tensor | None = None) -> Tensor | slice:
+    """Return the index of those rows of a matrix of columns or targets that are no padding.
+
+    Args:
+        real: Which positions are none, bool [samples, positions]; None: all.
+        places: The positions of each sample that were taken. [samples, positions taken]; None: all.
+    """
+    if real is None:
+        return slice(None)
+    return (real if places is None else real.gather(1, places)).reshape(-1)
+
+
 def _at(rows: Tensor, places: Tensor | None) -> Tensor:
     """Some of the rows [groups, batch, positions, entries] of each sample."""
     return rows if places is None else rows[:, torch.arange(len(places), device=rows.device)[:, None], places]
@@ -279,24 +293,44 @@ class Site:
         return self.x, self.layer, self.layer.matrix(weight, call).shape[:2], tuple(settings)
 
     def pieces(
-        self, call: Call, weight: Tensor, *values: Tensor, most: int | None = None
-    ) -> Iterator[tuple[Tensor, ...]]:
-        """Values with samples along axis 0, the last shaped like the layer's output, a few samples at a time.
+        self, call: Call, weight: Tensor, padding: Padding, *values: Tensor, most: int | None = None
+    ) -> Iterator[tuple[Tensor | None, tuple[Tensor, ...]]]:
+        """Yield values a few samples at a time, so that the matrix of columns of each piece stays small.
 
-        So the matrix of columns of each piece, of at most `most` positions a sample, stays small.
+        Args:
+            call: The call.
+            weight: Its weight.
+            padding: Which positions are padding.
+            values: Values with samples along axis 0; the last is shaped like the layer's output.
+            most: Most positions to take from each sample.
+
+        Returns:
+            For each piece, which positions are no padding, bool [samples, positions], or None if all are
+            none; and its part of each value.
         """
         positions = self.positions(call, weight, values[-1])
+        real = padding.real(len(values[-1]), positions, values[-1].device)
         entries = (positions if most is None else min(positions, most)) * weight[0].numel()
-        yield from zip(*(v.split(max(1, _CHUNK // max(1, entries))) for v in values), strict=True)
+        step = max(1, _CHUNK // max(1, entries))
+        parts = zip(*(v.split(step) for v in values), strict=True)
+        yield from zip(repeat(None) if real is None else real.split(step), parts, strict=False)
 
     def draw(
-        self, call: Call, weight: Tensor, y: Tensor, most: int, generator: torch.Generator
+        self,
+        call: Call,
+        weight: Tensor,
+        y: Tensor,
+        most: int,
+        generator: torch.Generator,
+        real: Tensor | None = None,
     ) -> Tensor | None:
-        """Positions of each sample at random, at most so many. [samples, most]; None: all of them."""
+        """Draw positions of each sample at random, padding last. [samples, most]; None: all of them."""
         positions = self.positions(call, weight, y)
         if positions <= most:
             return None
-        return torch.rand(len(y), positions, generator=generator).topk(most).indices.to(y.device)
+        drawn = torch.rand(len(y), positions, generator=generator)
+        drawn = drawn if real is None else drawn + real.cpu()
+        return drawn.topk(most).indices.to(y.device)
 
     def positions(self, call: Call, weight: Tensor, y: Tensor) -> int:
         """How many positions a sample of the output has."""

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from secateur.calibration import Batch, Calibration, Forward
+from secateur.calibration.padding import Padding
 from secateur.common.models import copied, evaluating
 from secateur.measure.evaluate import floats_of, squared_distance
 from secateur.signals.blocks import SIGNALS, BlockSignal, BlockTally, Context
 from secateur.signals.loss import LossFn, loss_of
 from secateur.signals.named import gathered
-from secateur.signals.padding import real_positions
 from secateur.signals.scores import Scores
 from secateur.signals.units.combination import Asked
 from secateur.targets.blocks.block import Block, bypassing, watching
@@ -84,10 +84,10 @@ def _look(
             undo.enter_context(torch.no_grad())
             given: dict[str, Any] = {}
             with watching(model, blocks if needing["streams"] else (), see), _kept(model, blocks, given):
-                wanted = floats_of(batch.run(model))
+                wanted = floats_of(batch.run(model), batch)
             for block in blocks if needing["outputs"] else ():
                 with _replayed(model, given, block.path), bypassing(model, [block]):
-                    change, size = squared_distance(floats_of(batch.run(model)), wanted)
+                    change, size = squared_distance(floats_of(batch.run(model), batch), wanted)
                 for tally in needing["outputs"]:
                     tally.output(block.path, float(change.sum()), float(size.sum()))
     if needing["gradients"]:
@@ -135,8 +135,7 @@ def _positions(stream: Tensor, batch: Batch) -> Tensor:
     """Tokens that are no padding, or whole samples where the stream is a map. [positions, width]"""
     if stream.ndim > 3:
         return stream.flatten(1)
-    rows = stream.reshape(-1, stream.shape[-1])
-    return rows[real_positions(batch, len(rows), rows.device)]
+    return Padding.of(batch.kwargs).matrix(stream)
 
 
 def _gates(

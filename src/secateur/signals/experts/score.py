@@ -10,12 +10,12 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from secateur.calibration import Batch, Calibration, Forward
+from secateur.calibration import Calibration, Forward
+from secateur.calibration.padding import running_padding
 from secateur.common.models import evaluating
 from secateur.signals.experts import SIGNALS, Context, ExpertSignal, ExpertTally
 from secateur.signals.loss import LossFn, loss_of
 from secateur.signals.named import gathered
-from secateur.signals.padding import real_positions
 from secateur.signals.scores import Scores
 from secateur.signals.units.combination import Asked
 from secateur.targets.experts.blocks import Block
@@ -72,11 +72,10 @@ def _gather(
 ) -> int:
     """One pass; returns the number of samples."""
     model, samples = graph.model, 0
-    current: list[Batch] = []
 
     def watch(call: Call, routed: Callable[[], Routed]) -> None:
         found = routed()
-        tokens = real_positions(current[0], len(found.hidden), found.hidden.device)
+        tokens = running_padding().rows(len(found.hidden), found.hidden.device)
         for tally in routing:
             tally.routed(call, found.only(tokens), tokens)
 
@@ -89,7 +88,6 @@ def _gather(
         else:
             undo.enter_context(torch.no_grad())
         for batch in data.batches("Scoring experts", progress):
-            current[:] = [batch]
             if gradients:
                 loss_of(model, batch, loss_fn).backward()
             else:

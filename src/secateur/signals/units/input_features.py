@@ -16,12 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
+from secateur.calibration.padding import Padding
 from secateur.graph.graph import Graph
 from secateur.graph.groups import Group, Site
 from secateur.repairs.regression.layers import Site as LayerCall
+from secateur.repairs.regression.layers import counted
 from secateur.repairs.regression.readers import unit_of
 from secateur.signals.signal import Context, Need, Signal, Step, Tally, TensorTally, Vector
-from secateur.signals.units.readers import Readers, entries_at
+from secateur.signals.units.readers import Readers, rows_at
 from secateur.stream.calls import Call
 
 
@@ -102,23 +104,23 @@ class _FeatureTally(TensorTally):
     def call(self, node: str, value: Tensor, read: Callable[[fx.Node], Any], step: Step) -> None:
         """Add up what one of them reads."""
         for reader in self._shown[node]:
-            for x in self._rows(reader, value, read):
+            for x in self._rows(reader, value, read, step.padding):
                 rows = x.detach().double()
                 self._sums[reader][0] += rows.shape[1]
                 self._sums[reader][1] += rows.sum(1)
                 self._sums[reader][2] += rows.square().sum(1)
 
     def _rows(
-        self, reader: LayerCall | Site, value: Tensor, read: Callable[[fx.Node], Any]
+        self, reader: LayerCall | Site, value: Tensor, read: Callable[[fx.Node], Any], padding: Padding
     ) -> Iterator[Tensor]:
-        """The features at each position. [parts, positions, features]"""
+        """The features at each position that is no padding. [parts, positions, features]"""
         if isinstance(reader, Site):
-            entries = entries_at(reader, value)
-            yield entries.reshape(1, -1, entries.shape[-1])
+            rows, index = rows_at(reader, value, padding)
+            yield rows[:, index]
             return
         call, weight = Call.captured(reader.node), self._readers.tensor(reader.weight)
-        for x, _ in reader.pieces(call, weight, read(reader.x), value):
-            yield reader.layer.columns(x, weight, call)
+        for real, (x, _) in reader.pieces(call, weight, padding, read(reader.x), value):
+            yield reader.layer.columns(x, weight, call)[:, counted(real)]
 
     def held(self) -> dict[str, Tensor]:
         """All sums, by number."""

@@ -72,7 +72,8 @@ class _RankTally(EntryTally):
         samples, entries, size = value.shape
         if value.dtype not in (torch.float32, torch.float64):
             value = value.float()  # singular values are not computed in half precision
-        maps = value.reshape(samples * entries, size // self._columns, self._columns)
+        columns = min(self._columns, size)  # without padding, a row of positions is shorter
+        maps = value.reshape(samples * entries, size // columns, columns)
         parts = maps.split(max(1, _CHUNK // size))
         return torch.cat([_ranks(part) for part in parts]).reshape(samples, entries)
 

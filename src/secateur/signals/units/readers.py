@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from secateur.calibration.padding import Padding
 from secateur.errors import ScoreError
 from secateur.graph.graph import Graph
 from secateur.graph.groups import Group, Site
 from secateur.repairs.regression.layers import Site as LayerCall
+from secateur.repairs.regression.layers import counted
 from secateur.repairs.regression.readers import LayerCalls
 
 
@@ -40,7 +42,14 @@ class Readers(LayerCalls):
         return list(calls) or list(group.sites)
 
 
-def entries_at(site: Site, value: Tensor) -> Tensor:
-    """Return what shows at a site: the value of its node at the units' entries. [samples, ..., entries]"""
+def rows_at(site: Site, value: Tensor, padding: Padding) -> tuple[Tensor, Tensor | slice]:
+    """Return what shows at a site as a matrix, a row for each sample and position.
+
+    Returns:
+        [1, rows, entries], and the index of the rows that are no padding.
+    """
     position = torch.as_tensor(site.position, device=value.device)
-    return value.index_select(site.axis, position).movedim(site.axis, -1)
+    entries = value.index_select(site.axis, position).movedim(site.axis, -1)  # [samples, ..., entries]
+    rows = entries.reshape(1, -1, entries.shape[-1])
+    real = padding.real(len(entries), rows.shape[1] // max(1, len(entries)), value.device)
+    return rows, counted(real)

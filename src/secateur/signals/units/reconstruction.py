@@ -10,17 +10,19 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx
 
+from secateur.calibration.padding import Padding
 from secateur.graph.graph import Graph
 from secateur.graph.groups import Group, Site
 from secateur.graph.nodes import hint
 from secateur.repairs.regression.additions import addition_after
 from secateur.repairs.regression.elimination import Consumer, eliminate
 from secateur.repairs.regression.layers import Site as LayerCall
+from secateur.repairs.regression.layers import counted
 from secateur.repairs.regression.leastsquares import add_products
 from secateur.repairs.regression.readers import unit_of
 from secateur.signals.program import Read
 from secateur.signals.signal import Context, Need, Signal, Step, Tally, TensorTally, Vector
-from secateur.signals.units.readers import Readers, entries_at
+from secateur.signals.units.readers import Readers, rows_at
 from secateur.stream.calls import Call
 
 POSITIONS = 64
@@ -136,21 +138,30 @@ class _Columns:
             "pz2": torch.zeros(parts, **options),
         }
 
-    def add(self, x: Tensor, samples: int) -> None:
-        """x: [parts, positions, columns], the positions of each sample one after the other."""
+    def add(self, x: Tensor, samples: int, rows: Tensor | slice = slice(None)) -> None:
+        """Add some samples.
+
+        Args:
+            x: [parts, positions, columns], the positions of each sample one after the other.
+            samples: How many samples these are.
+            rows: Which positions are no padding. bool [positions], or a slice of all.
+        """
         if x.shape[1] == 0:  # an expert may get no token
             return
         x = x if x.dtype in (torch.float32, torch.float64) else x.float()  # products are as exact as values
-        self.state["count"] += x.shape[1]
+        real = torch.ones(x.shape[1], dtype=torch.bool, device=x.device) if isinstance(rows, slice) else rows
+        x = x if isinstance(rows, slice) else x * real[:, None]
+        m = real.reshape(samples, -1).sum(1, dtype=torch.float64)  # positions of each sample
+        self.state["count"] += m.sum()
         self.state["x"] += x.sum(1)
         add_products(self.state["xx"], x)
         each = x.reshape(len(x), samples, x.shape[1] // samples, -1)
-        squares, m = each.square().sum(2), each.shape[2]
+        squares = each.square().sum(2)
         for k, z in enumerate(self._probes.to(x.dtype)):
             pz = ((each @ z)[:, :, None] @ each)[:, :, 0] - squares * z  # [parts, samples, columns]
-            self.state["mpz"][:, k] += m * pz.sum(1, dtype=torch.float64)
+            self.state["mpz"][:, k] += (m[:, None] * pz).sum(1)
             self.state["pz2"] += pz.square().sum((1, 2), dtype=torch.float64)
-        self.state["m2"] += samples * m * m
+        self.state["m2"] += m.square().sum()
 
     def covariance(self) -> Tensor:
         """Of the columns, shrunk to its diagonal as far as samples differ. [parts, columns, columns]"""
@@ -216,8 +227,8 @@ def shrunk(covariance: Tensor, error: Tensor) -> Tensor:
     return torch.lerp(covariance, diagonal, share)
 
 
-Show = Callable[[Tensor, Read, torch.Generator], None]
-"""Takes the value of a node, a way to what the node read, and a generator to draw positions with."""
+Show = Callable[[Tensor, Read, torch.Generator, Padding], None]
+"""Takes the value of a node, a way to what it read, a generator to draw positions, and what is padding."""
 
 Regression = tuple[Tensor, Tensor]
 """A matrix of weights [columns, outputs], and the unit of each column, -1 for those of no unit. [columns]"""
@@ -276,13 +287,16 @@ class _LayerReading(_Reading):
         """The layer shows its columns; it, or the addition behind it, where they end."""
         layer = self._layer
 
-        def columns(value: Tensor, read: Read, drawn: torch.Generator) -> None:
-            for x, y in layer.pieces(self._call, self._weight, read(layer.x).detach(), value):
-                places = layer.draw(self._call, self._weight, y, self._most, drawn)
-                self.columns.add(layer.layer.columns(x, self._weight, self._call, places), len(y))
+        def columns(value: Tensor, read: Read, drawn: torch.Generator, padding: Padding) -> None:
+            given = read(layer.x).detach(), value
+            for real, (x, y) in layer.pieces(self._call, self._weight, padding, *given):
+                places = layer.draw(self._call, self._weight, y, self._most, drawn, real)
+                found = layer.layer.columns(x, self._weight, self._call, places)
+                self.columns.add(found, len(y), counted(real, places))
 
-        def ends(value: Tensor, read: Read, drawn: torch.Generator) -> None:
-            self._ends.add(layer.layer.targets(value, self._weight, self._call))
+        def ends(value: Tensor, read: Read, drawn: torch.Generator, padding: Padding) -> None:
+            for real, (y,) in layer.pieces(self._call, self._weight, padding, value):
+                self._ends.add(layer.layer.targets(y, self._weight, self._call)[:, counted(real)])
 
         after = layer if self._addition is None else self._addition
         found: list[tuple[str, Show]] = [(after.node.name, ends)]
@@ -330,9 +344,9 @@ class _SiteReading(_Reading):
     def shows(self) -> list[tuple[str, Show]]:
         """A row for each sample and place of the map."""
 
-        def columns(value: Tensor, read: Read, drawn: torch.Generator) -> None:
-            entries = entries_at(self._site, value)
-            self.columns.add(entries.reshape(1, -1, entries.shape[-1]), len(entries))
+        def columns(value: Tensor, read: Read, drawn: torch.Generator, padding: Padding) -> None:
+            rows, index = rows_at(self._site, value, padding)
+            self.columns.add(rows, len(value), index)
 
         return [(self._site.node, columns)]
 
@@ -372,7 +386,8 @@ class _ReconstructionTally(TensorTally):
     def call(self, node: str, value: Tensor, read: Read, step: Step) -> None:
         """Add up what one of them reads and gives."""
         for show in self._shows[node]:
-            show(value, read, torch.Generator().manual_seed(self.context.seed + step.index))
+            drawn = torch.Generator().manual_seed(self.context.seed + step.index)
+            show(value, read, drawn, step.padding)
 
     def held(self) -> dict[str, Tensor]:
         """All sums, by number."""

@@ -23,7 +23,7 @@ from secateur.graph.graph import Graph
 from secateur.graph.groups import Group, Site, Stage
 from secateur.signals.by_unit import max_by_unit, traced_map
 from secateur.signals.diameter import diameters
-from secateur.signals.observed import STAGES, sites_at
+from secateur.signals.observed import STAGES, sites_at, without_padding
 from secateur.signals.signal import Context, Need, Signal, Step, Tally, Vector
 
 HELD_BYTES = 2**31
@@ -278,11 +278,15 @@ class _WassersteinTally(Tally):
     def observe(self, group: Group, site: Site, value: Tensor, step: Step) -> None:
         if len(self._keep) == 0:
             return
-        if len(self._keep) < step.size:
-            value = value[self._keep.to(value.device)]
         if value.dtype not in (torch.float32, torch.float64):
             value = value.float()
-        value = resized(value.unflatten(2, step.map), self._maps[site]).flatten(2)
+        parts = [
+            resized(part.unflatten(2, (*step.map[:-1], -1)), self._maps[site]).flatten(2)
+            for part in without_padding(value, step)
+        ]
+        value = parts[0] if len(parts) == 1 else torch.cat(parts)
+        if len(self._keep) < step.size:
+            value = value[self._keep.to(value.device)]
         projected = value @ self._direction(value)  # a new tensor, also for one number a unit
         if not bool(torch.isfinite(projected).all()):
             raise CalibrationError(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from secateur.calibration import Batch, Calibration, Forward, seeded
+from secateur.calibration.padding import running_padding
 from secateur.calibration.reading import StandIn
 from secateur.common.models import evaluating
 from secateur.common.offload import input_device, stored
@@ -298,7 +299,8 @@ def squared_inputs(layer: Layer, x: Tensor) -> tuple[Tensor, int]:
 
     A convolution is linear in its weight. So the derivative of ``sum(layer(x²))`` by a weight is the sum of
     the squared inputs that it multiplies, for any stride, padding and dilation. All outputs of a group
-    multiply the same inputs, so one output of each group is enough.
+    multiply the same inputs, so one output of each group is enough. Of a linear layer's, padding does not
+    count.
 
     Returns:
         The sums, float64: [1, inputs, *kernel] if all outputs read the same inputs, else the weight's shape.
@@ -306,7 +308,7 @@ def squared_inputs(layer: Layer, x: Tensor) -> tuple[Tensor, int]:
     """
     squares = x.double().square()
     if isinstance(layer, nn.Linear):
-        rows = squares.reshape(-1, squares.shape[-1])
+        rows = running_padding().matrix(squares)
         return rows.sum(0)[None], len(rows)
     batched = squares if squares.ndim == layer.weight.ndim else squares[None]
     one = torch.ones_like(layer.weight[: layer.groups], dtype=torch.float64).requires_grad_()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.calibration import Calibration, Forward
+from secateur.calibration.padding import running_padding
 from secateur.common.models import device_of, evaluating
 from secateur.errors import SettingError
 from secateur.repairs.methods import Methods
@@ -71,11 +72,11 @@ def repair(
               + \lambda \sum_e \lVert D_e \rVert^2
 
     g being the pruned router's weights and a what goes into a down-projection. Only sums of products are
-    kept, in float64: per block the square of (experts kept × their inner size). Where that does not fit into
-    `memory`, as many experts as fit are refitted at a time, those after them to what these leave. The last
-    fifth of each batch's tokens is held out to choose λ; experts whose held-out error no λ lowers stay as
-    they are. All sums then give the result. Blocks are fitted from the dense model's activations, each on its
-    own: later ones do not make up for errors of earlier ones.
+    kept, in float64: per block the square of (experts kept × their inner size). Where that does not fit
+    into `memory`, as many experts as fit are refitted at a time, those after them to what these leave.
+    The last fifth of each batch's tokens, without padding, is held out to choose λ; experts whose
+    held-out error no λ lowers stay as they are. All sums then give the result. Blocks are fitted from the
+    dense model's activations, each on its own: later ones do not make up for errors of earlier ones.
 
     ``merge`` averages removed experts into those that stayed (`secateur.targets.experts.merge`) with several
     shares, and every block keeps the share that leaves it nearest to the dense one on the held-out tokens,
@@ -292,7 +293,7 @@ class _Fit:
         self._scale, self._tokens = 0.0, 0
 
     def add(self, call: Call) -> None:
-        """One call of the dense block."""
+        """Add one call of the dense block, without its padding."""
         seen: list[tuple[Routed, Tensor]] = []
 
         def watch(own: Call, routed: Callable[[], Routed]) -> None:
@@ -309,7 +310,10 @@ class _Fit:
         index = torch.where(mine, number, 0)[..., None].expand_as(inputs)
         columns.scatter_add_(1, index, weight[..., None] * inputs.double())
         columns = columns if self._refit else columns[:, :0]  # then only errors are counted
-        x, y = columns.flatten(1), call.result(call.output).double() - ours.double()
+        wanted = call.result(call.output).double()
+        rows = running_padding().rows(len(wanted), wanted.device)
+        wanted = wanted[rows]
+        x, y = columns.flatten(1)[rows], wanted - ours.double()[rows]
         if self._sums is None:
             size = (x.shape[1], x.shape[1]), (x.shape[1], y.shape[1])
             self._sums = (
@@ -319,7 +323,7 @@ class _Fit:
         cut = len(x) - len(x) // 5
         self._sums[0].add(x[:cut], y[:cut])
         self._sums[1].add(x[cut:], y[cut:])
-        self._scale += float(call.result(call.output)[cut:].double().square().sum())
+        self._scale += float(wanted[cut:].square().sum())
         self._tokens += len(x) - cut
 
     def solve(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from secateur.calibration import Batch, Calibration
+from secateur.calibration.padding import Padding, running
 
 
 class _NoChainError(Exception):
@@ -143,9 +144,14 @@ class Chain:
     """
 
     def __init__(
-        self, model: nn.Module, blocks: Sequence[nn.Module], calls: list[list[_Call]], states: list[Tensor]
+        self,
+        model: nn.Module,
+        blocks: Sequence[nn.Module],
+        calls: list[list[_Call]],
+        states: list[Tensor],
+        paddings: list[Padding],
     ) -> None:
-        self.blocks = tuple(blocks)
+        self.blocks, self._paddings = tuple(blocks), paddings
         self._model, self._calls, self._states, self._position = model, calls, states, 0
         self._output: _Output | None = None
 
@@ -178,6 +184,7 @@ class Chain:
         """Record the calls of all blocks on all batches; only the first block really runs, on one batch."""
         calls: list[list[_Call]] = []
         states: list[Tensor] = []
+        paddings: list[Padding] = []
         layout: _Output | None = None  # the structure in which blocks return their hidden states
         for batch in data.batches():
             if layout is None:
@@ -190,7 +197,8 @@ class Chain:
             state, found = _record_calls(model, blocks, batch, layout)
             states.append(state)
             calls.append(found)
-        return cls(model, blocks, calls, states)
+            paddings.append(Padding.of(batch.kwargs))
+        return cls(model, blocks, calls, states, paddings)
 
     def visit(self) -> None:
         """Run the next block on every batch so that its hooks see the data; stay before this block."""
@@ -225,7 +233,8 @@ class Chain:
     def _run(self, *, keep: bool) -> None:
         block = self.blocks[self._position]
         for k, calls in enumerate(self._calls):
-            output = _Output.of(calls[self._position].run(block, self._states[k]))
+            with running(self._paddings[k]):
+                output = _Output.of(calls[self._position].run(block, self._states[k]))
             if keep:
                 self._states[k] = output.state
                 self._output = output.without_state()

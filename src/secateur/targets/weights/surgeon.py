@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.calibration import Calibration, seeded
+from secateur.calibration.padding import running_padding
 from secateur.common.models import evaluating, unwrap
 from secateur.common.offload import input_device, store, stored
 from secateur.common.progress import bar
@@ -196,7 +197,7 @@ def _moments(layers: Sequence[Layer], run: Callable[[], None]) -> Tensor:
     sums: list[Tensor] = []
 
     def see(module: nn.Module, args: tuple[Any, ...]) -> None:
-        x = args[0].detach().reshape(-1, columns).double()
+        x = running_padding().matrix(args[0].detach()).double()
         if not sums:
             sums.append(torch.zeros(columns, columns, dtype=torch.float64, device=x.device))
         add_products(sums[0][None], x[None])

@@ -1,0 +1,106 @@
+"""Which positions of a batch are padding: its masks say so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Padding:
+    """The masks of a batch.
+
+    Attributes:
+        masks: For each mask, where a position is no padding. bool [samples, positions]
+    """
+
+    masks: tuple[Tensor, ...] = ()
+
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any]) -> Padding:
+        """Read the masks among a batch's keyword arguments.
+
+        In ``attention_mask``, as Transformers names it, padding is zero. In ``key_padding_mask``, as PyTorch
+        names it, it is True or minus infinity. Prefixes such as ``decoder_`` and ``src_`` are fine. Masks
+        with other than two axes do not count.
+        """
+        found = []
+        for name, mask in arguments.items():
+            if isinstance(mask, Tensor) and mask.ndim == 2 and not mask.is_meta:
+                if name.endswith("attention_mask"):
+                    found.append(mask != 0)
+                elif name.endswith("key_padding_mask"):
+                    found.append(~mask if mask.dtype is torch.bool else mask == 0)
+        return cls(tuple(real for real in found if not bool(real.all())))
+
+    def real(self, samples: int, positions: int, device: torch.device) -> Tensor | None:
+        """Whether each position of a value is no padding.
+
+        Args:
+            samples: Length of the value's first axis.
+            positions: How many positions each sample has. With one, the rows may be the positions of all
+                samples, one sample after the other.
+            device: Where the result will be.
+
+        Returns:
+            bool [samples, positions]; None if no mask fits, or if two that fit differ: then all count.
+        """
+        found: Tensor | None = None
+        for mask in self.masks:
+            if mask.shape == (samples, positions) or (positions == 1 and mask.numel() == samples):
+                real = mask.reshape(samples, positions)
+                if found is not None and not torch.equal(found, real):
+                    return None
+                found = real
+        return None if found is None else found.to(device)
+
+    def hide(self, value: Tensor) -> Tensor:
+        """Set padding to zero in a value with an axis of positions, [samples, positions, ...]."""
+        real = self.real(len(value), value.shape[1], value.device) if value.ndim > 2 else None
+        if real is None:
+            return value
+        return value.masked_fill(~real.reshape(*real.shape, *[1] * (value.ndim - 2)), 0)
+
+    def rows(self, count: int, device: torch.device) -> Tensor:
+        """Number those rows of a matrix that are no padding, where rows are positions, sample by sample.
+
+        Args:
+            count: How many rows it has.
+            device: Where the result will be.
+
+        Returns:
+            [rows that are no padding]; all, if no mask fits.
+        """
+        real = self.real(count, 1, device)
+        return torch.arange(count, device=device) if real is None else real.reshape(-1).nonzero()[:, 0]
+
+    def matrix(self, value: Tensor) -> Tensor:
+        """Return a value [..., features] as a matrix, a row for each position that is no padding."""
+        rows = value.reshape(-1, value.shape[-1])
+        return rows if not self.masks else rows[self.rows(len(rows), rows.device)]
+
+
+NO_PADDING = Padding()
+
+_RUNNING: ContextVar[Padding] = ContextVar("padding", default=NO_PADDING)
+
+
+@contextmanager
+def running(padding: Padding) -> Iterator[None]:
+    """Inside, the model runs on a batch with this padding; hooks ask `running_padding` for it."""
+    token = _RUNNING.set(padding)
+    try:
+        yield
+    finally:
+        _RUNNING.reset(token)
+
+
+def running_padding() -> Padding:
+    """Return the padding of the batch that a model runs on just now."""
+    return _RUNNING.get()

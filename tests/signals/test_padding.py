@@ -1,0 +1,161 @@
+"""Padding counts for nothing: padded batches give what each sample gives at its own length."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import secateur as sc
+from secateur.calibration.padding import Padding
+from secateur.measure.evaluate import evaluate
+
+WORDS, LENGTHS = 12, (7, 3, 5, 4)
+
+
+class Tokens(nn.Module):
+    """A block of a transformer whose mask has the name that PyTorch or Transformers gives it."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.embed = nn.Embedding(WORDS, 8)
+        self.query, self.key, self.value, self.out = (nn.Linear(8, 8) for _ in range(4))
+        self.up, self.down, self.head = nn.Linear(8, 12), nn.Linear(12, 8), nn.Linear(8, 5)
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Any = None, src_key_padding_mask: Any = None
+    ) -> Tensor:
+        """Ids [batch, length] to scores of tokens [batch, length, 5]."""
+        real = attention_mask.bool() if self.name == "attention_mask" else ~src_key_padding_mask
+        x = self.embed(input_ids)
+        logits = self.query(x) @ self.key(x).transpose(1, 2) / 8**0.5
+        logits = logits.masked_fill(~real[:, None], -torch.inf)
+        x = x + self.out(logits.softmax(-1) @ self.value(x))
+        return self.head(x + self.down(self.up(x).relu()))
+
+
+def network(name: str = "attention_mask") -> Tokens:
+    torch.manual_seed(0)
+    return Tokens(name).double().eval()
+
+
+def samples(seed: int = 0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(1, WORDS, (n,), generator=generator) for n in LENGTHS]
+
+
+def padded(ids: list[Tensor], name: str = "attention_mask", *, left: bool = False) -> dict[str, Tensor]:
+    """A batch as long as its longest sample, with other words as padding."""
+    longest = max(map(len, ids))
+    words, real = torch.full((len(ids), longest), 3), torch.zeros(len(ids), longest, dtype=torch.bool)
+    for k, sample in enumerate(ids):
+        place = slice(longest - len(sample), None) if left else slice(len(sample))
+        words[k, place], real[k, place] = sample, True
+    return {"input_ids": words, name: real.long() if name == "attention_mask" else ~real}
+
+
+def labelled(batches: list[dict[str, Tensor]]) -> list[Any]:
+    """Batches with the classes 0, 1, 0, 1, ... of their samples."""
+    count = 0
+    found = []
+    for batch in batches:
+        size = len(batch["input_ids"])
+        found.append((batch, (torch.arange(size) + count) % 2))
+        count += size
+    return found
+
+
+SIGNALS = ("activation", "apoz", "rank", "wanda", "fluctuation", "reconstruction", "wasserstein")
+
+
+@pytest.mark.parametrize("name", ["attention_mask", "src_key_padding_mask"])
+@pytest.mark.parametrize("left", [False, True], ids=["right", "left"])
+def test_scores_are_those_of_the_samples_at_their_own_lengths(name: str, left: bool) -> None:
+    model, ids = network(name), samples() + samples(1)
+    batches = [padded(ids[:4], name, left=left), padded(ids[4:], name, left=left)]
+    graph = sc.trace(model, batches[0])
+    assert [group.name for group in graph.groups]
+    found = sc.score(graph, labelled(batches), SIGNALS, progress=False)
+    wanted = sc.score(graph, labelled([padded([s], name) for s in ids]), SIGNALS, progress=False)
+    full = [{**b, name: torch.full_like(b[name], name == "attention_mask")} for b in batches]
+    otherwise = sc.score(graph, labelled(full), SIGNALS, progress=False)
+    for signal in SIGNALS:
+        for group in graph.groups:
+            scores = (of[signal][group.name] for of in (found, wanted, otherwise))
+            mine, alone, all_count = map(np.asarray, scores)
+            np.testing.assert_allclose(mine, alone, rtol=1e-8, atol=1e-10, err_msg=f"{signal} {group.name}")
+            assert signal == "rank" or not np.allclose(mine, all_count, rtol=1e-3)
+
+
+def test_single_weights_do_not_count_it_either() -> None:
+    model, ids = network(), samples()
+    both = [padded(ids)], [padded([s]) for s in ids]
+    weights = sc.trace(model, granularity="weight")
+    scores, wanted = (sc.score(weights, data, "wanda", progress=False)["wanda"] for data in both)
+    for name in wanted:
+        np.testing.assert_allclose(scores[name], wanted[name], rtol=1e-6)
+    how: Any = {"granularity": "weight", "allocator": sc.Uniform(ratio=0.5), "progress": False}
+    small, other = (sc.prune(model, data, **how).model for data in both)
+    for mine, theirs in zip(small.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("method", ["reconstruct", "bias", "polish"])
+def test_a_repair_is_that_of_the_same_batches_without_padding(method: str) -> None:
+    model, generator = network(), torch.Generator().manual_seed(0)
+    plain = [padded([torch.randint(1, WORDS, (5,), generator=generator) for _ in range(4)]) for _ in range(8)]
+    longer = [
+        {
+            "input_ids": nn.functional.pad(b["input_ids"], (0, 3), value=3),
+            "attention_mask": nn.functional.pad(b["attention_mask"], (0, 3)),
+        }
+        for b in plain
+    ]
+    graph = sc.trace(model, longer[0])
+    plan = sc.Uniform(ratio=0.4).allocate(graph, sc.score(graph, None, "magnitude"))
+    small = sc.apply(model, plan, graph=graph)
+    how: Any = sc.Polish(passes=1, batch=4) if method == "polish" else method
+    mine, wanted = (
+        sc.repair(small, model, data, (how,), graph=graph, progress=False) for data in (longer, plain)
+    )
+    assert sc.record_of(mine).repairs[0]["kept"]
+    changed = 0
+    states = (m.state_dict() for m in (mine, wanted, small))
+    for ours, theirs, before in zip(*(state.values() for state in states), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-9)
+        changed += not torch.equal(ours, before)
+    assert changed
+
+
+@torch.no_grad()
+def test_a_distance_does_not_see_padding() -> None:
+    model, other = network(), network()
+    with torch.no_grad():
+        other.head.bias += 1
+        other.embed.weight[3] += 1  # the word that is padding here, and nowhere else
+    ids = [torch.tensor([1, 2, 4, 5, 6]), torch.tensor([2, 1])]
+    found = evaluate(other, [padded(ids)], dense=model, progress=False).loss
+    wanted = 0.0
+    scale = 0.0
+    for sample in ids:
+        a, b = (m(**padded([sample])) for m in (other, model))
+        wanted, scale = wanted + float((a - b).square().sum()), scale + float(b.square().sum())
+    assert found == pytest.approx(wanted / scale, rel=1e-9)
+
+
+def test_masks_that_disagree_or_do_not_fit_hide_nothing() -> None:
+    ids, half = torch.ones(2, 4, dtype=torch.long), torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0]])
+    one = Padding.of({"input_ids": ids, "attention_mask": half})
+    assert one.real(2, 4, ids.device).sum() == 5
+    assert one.rows(8, ids.device).tolist() == [0, 1, 4, 5, 6]
+    assert one.real(2, 5, ids.device) is None
+    assert one.rows(3, ids.device).tolist() == [0, 1, 2]
+    two = Padding.of({"input_ids": ids, "attention_mask": half, "decoder_attention_mask": half.flip(0)})
+    assert len(two.masks) == 2
+    assert two.real(2, 4, ids.device) is None
+    whole = Padding.of({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    assert whole.masks == ()
