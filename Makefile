@@ -40,6 +40,7 @@ test-all: $(VENV)/.stamp-dev $(VENV)/.stamp-zoo  ## Run all tests, the slow ones
 
 test-libraries: $(LIBRARIES)/.stamp  ## Prune models of other libraries, in an environment of their own (slow)
 	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/src:$(CURDIR) $(LIBRARIES)/bin/python -m tests.libraries.run $(ARGS)
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/src:$(CURDIR) $(LIBRARIES)/bin/python -m tests.libraries.recipes
 
 test-matrix:  ## Run the tests with other versions of torch and Python, in environments of their own (slow)
 	$(PYTHON) -m tests.matrix $(if $(ARGS),-- $(ARGS))

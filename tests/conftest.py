@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 from hypothesis import settings
@@ -17,6 +19,12 @@ torch.set_num_threads(1)
 # The same examples in every run, and no time limit: the first export in a process is slow.
 settings.register_profile("secateur", derandomize=True, deadline=None)
 settings.load_profile("secateur")
+
+
+def pytest_collection_finish() -> None:
+    """What the imports made stays: the collector need not look at it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,11 @@ import pytest
 from tests.docs.pages import DOCS, ROOT, Block, Reader, blocks_of, pages
 from tests.zoo.importing import import_transformers
 
-OWN = {"training.md": "tests/integrations/test_docs.py", "libraries.md": "tests/libraries/run.py"}
+OWN = {
+    "training.md": "tests/integrations/test_docs.py",
+    "libraries.md": "tests/libraries/run.py",
+    "recipes.md": "tests/libraries/recipes.py",
+}
 """Pages whose code needs trainers, libraries and data around it, and what brings these."""
 
 

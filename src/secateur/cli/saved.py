@@ -88,6 +88,9 @@ def export(
         Text, typer.Option(help="For the model card of a folder: the dense model's name on the hub.")
     ] = None,
     license: Annotated[Text, typer.Option(help="For the model card: the licence, apache-2.0.")] = None,
+    fixed: Annotated[
+        bool, typer.Option("--fixed", help="Files: no axis may have another size, nor the batch.")
+    ] = False,
     own_code: Annotated[
         bool,
         typer.Option(
@@ -115,15 +118,18 @@ def export(
         if not out.suffix:
             report = sc.Report.from_json(source / REPORT) if (source / REPORT).is_file() else None
             card = sc.model_card(small, report, base_model=base_model, license=license, own_code=own_code)
-        done = sc.export(small, out, example, tolerance=tolerance, opset=opset, card=card, own_code=own_code)
+        done = sc.export(
+            small, out, example, tolerance=tolerance, opset=opset, card=card, own_code=own_code, fixed=fixed
+        )
         found = {**asdict(done), "path": done.path.as_posix()}
         sizes = " and ".join(map(str, done.batches))
+        open_axes = f"\nany size: {', '.join(done.open)}" if done.open else ""
         shown = (
             json_format.dumps(found, indent=1)
             if json
             else f"written to  {done.path}\n"
             f"{done.runtime} computes what PyTorch computes, to {done.difference:.1e} relative (allowed: "
-            f"{done.tolerance:.0e}), with a batch of {sizes}"
+            f"{done.tolerance:.0e}), with a batch of {sizes}{open_axes}"
         )
     show(shown)
 

@@ -44,7 +44,7 @@ def test_every_form_at_other_batch_sizes(tmp_path: Path, form: Any, suffix: str)
     graph = sc.trace(model, x)
     small = sc.apply(model, random_plan(graph), form, graph=graph, example_inputs=x).train()
     done = sc.export(small, tmp_path / f"small{suffix}", x)
-    assert done.batches == (4, 5)
+    assert done.batches[:2] == (4, 5)
     assert done.difference <= 1e-5
     assert small.training
     small.eval()

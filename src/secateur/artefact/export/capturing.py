@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,9 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from secateur.graph.capture import capture
+from secateur.graph.leaf import Place
+from secateur.graph.nodes import is_open
+from secateur.graph.programs import inputs_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +29,7 @@ class Captured:
         inputs: The names of its tensor inputs, in order.
         outputs: A name for each of its tensor outputs, in order.
         dynamic: Whether the program takes any batch size.
+        open: The axes of tensor inputs that may have any size. Tensors are numbered.
     """
 
     model: nn.Module
@@ -33,28 +37,39 @@ class Captured:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     dynamic: bool
+    open: frozenset[Place]
 
 
-def captured(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Captured:
+def captured(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], also: Collection[Place] | None = ()
+) -> Captured:
     """Capture a model as one program.
 
     Args:
         model: Any module, or a captured program that `apply` returned. It is not changed.
         args: Positional inputs, on the model's device.
         kwargs: Keyword inputs.
+        also: Axes that may have any size beside the batch, if the code allows it. Tensors are numbered. None:
+            no axis may, nor the batch.
 
     Raises:
         CaptureError: If `torch.export` cannot capture the model.
     """
-    found = capture(model, args, kwargs)
+    found = capture(model, args, kwargs, also=also or (), exact=also is None)
     program = found.program
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)
     program.example_inputs = None
     outputs = _plain_outputs(program)
-    held = {n.name for n in program.graph.nodes if isinstance(n.meta.get("val"), torch.Tensor)}
-    inputs = tuple(str(name) for name in program.graph_signature.user_inputs if name in held)
-    return Captured(model, program, inputs, outputs, found.static is None)
+    taken = [n for n in inputs_of(program) if isinstance(n.meta.get("val"), torch.Tensor)]
+    open_axes = frozenset(
+        (str(number), axis)
+        for number, node in enumerate(taken)
+        for axis, size in enumerate(node.meta["val"].shape)
+        if is_open(size)
+    )
+    names = tuple(node.name for node in taken)
+    return Captured(model, program, names, outputs, found.static is None, open_axes)
 
 
 def _plain_outputs(program: ExportedProgram) -> tuple[str, ...]:

@@ -30,6 +30,8 @@ class Exported:
         difference: The largest over outputs and trials of max|file - model| / max|model|.
         tolerance: The largest accepted difference.
         batches: The batch sizes that were compared; more than one if the file accepts any.
+        open: The axes that may have other sizes, each compared at one; such as ``batch`` and ``axis 1 of
+            input_ids and attention_mask``. Empty for a folder, which takes what the model takes.
         runtime: The program that ran the file: ``onnxruntime``, ``torch`` or ``transformers``.
     """
 
@@ -38,6 +40,7 @@ class Exported:
     tolerance: float
     batches: tuple[int, ...]
     runtime: str
+    open: tuple[str, ...] = ()
 
 
 def tolerance_of(trials: Trials, *, same_code: bool = False) -> float:

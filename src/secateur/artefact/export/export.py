@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from secateur.artefact.export.capturing import captured
 from secateur.artefact.export.card import model_card
@@ -24,7 +29,10 @@ from secateur.artefact.export.trials import Trials, captured_trials, inputs_of
 from secateur.artefact.writing import path_named, replacing, replacing_folder
 from secateur.common.models import device_of, unwrap
 from secateur.common.modes import require_numbers
-from secateur.errors import ExportError, SettingError
+from secateur.errors import CaptureError, ExportError, SettingError
+from secateur.graph.inputs import Arguments, InputSpec
+from secateur.graph.leaf import Place
+from secateur.targets.units.opened import TooMuchError, limited
 
 SUFFIXES = (".onnx", ".pt2")
 
@@ -38,13 +46,16 @@ def export(
     opset: int | None = None,
     card: str | None = None,
     own_code: bool = False,
+    fixed: bool = False,
 ) -> Exported:
     """Write a model for ONNX Runtime (``.onnx``), PyTorch alone (``.pt2``) or Hugging Face (a folder).
 
-    The new file is written to a temporary place, run, and compared with the model: on the example inputs,
-    and on random inputs (ids over the whole vocabulary, masks with padding). If the batch size is free, a
-    second size is tried; for a folder also other lengths that the trace found to be free. Only then it
-    replaces an older file. So an interrupted export leaves either the old file or the new one.
+    The new file is written to a temporary place, run, and compared with the model: on the example inputs, and
+    on random inputs (ids over the whole vocabulary, masks with padding). The axes that the trace found to be
+    open, such as lengths and heights, are open in the file too if the code allows it, and the file is
+    compared at other sizes of each; ``open`` of the result names them. Else the batch alone is open, if it
+    can be. Only then it replaces an older file. So an interrupted export leaves either the old file or the
+    new one.
 
     Args:
         small: A module, captured program or masked model that `apply` returned, or any other model. It is
@@ -62,9 +73,11 @@ def export(
             configuration can say, such as another width in each layer. It is forty lines of ours, without
             code of the model's authors. Whoever loads the folder has to allow it:
             ``AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)``.
+        fixed: For ``.onnx`` and ``.pt2``: no axis may have another size than in `example_inputs`. Some
+            runtimes, of phones for example, want that.
 
     Returns:
-        The path, and the largest difference from the model.
+        The path, the largest difference from the model, and the axes that may have other sizes.
 
     Raises:
         ExportError: If the format lacks an operator, a configuration cannot express the sizes, or the
@@ -79,27 +92,25 @@ def export(
         ...     done = export(net, f"{folder}/net.pt2", torch.zeros(3, 4))
         >>> done.difference <= done.tolerance, done.batches
         (True, (3, 4))
+        >>> done.open
+        ('batch',)
     """
     path, model = path_named("export", path, ExportError), unwrap(small)
     require_numbers("export", device_of(model))
     suffix = path.suffix.lower()
-    _check_asked(model, path, suffix, opset, card, own_code)
+    _check_asked(model, path, suffix, opset, card, own_code, fixed)
     given, spec = inputs_of(model, example_inputs)
     if suffix:
-        found = captured(model, *given)
-        trials = captured_trials(model, given, spec, dynamic=found.dynamic)
-    else:
-        trials = Trials.of(model, given, spec, [{}, *(sizes for _, sizes in spec.other_sizes())])
-    accepted = tolerance_of(trials, same_code=not suffix) if tolerance is None else tolerance
-    place = replacing(path, ExportError, parents=True) if suffix else replacing_folder(path, ExportError)
-    with place as written:
-        if suffix == ".onnx":
-            write_onnx(found, written, opset)
-            done = check(path, onnx_runner(written), trials, "onnxruntime", accepted)
-        elif suffix == ".pt2":
-            write_program(found, written)
-            done = check(path, program_runner(written), trials, "torch", accepted)
-        elif own_code:
+        options = model, path, given, spec, tolerance, opset
+        also = [] if fixed else _further_axes(spec, given)
+        if also:
+            with contextlib.suppress(CaptureError, ExportError, TooMuchError):
+                return _as_program(*options, also)
+        return _as_program(*options, None if fixed else ())
+    trials = Trials.of(model, given, spec, [{}, *(sizes for _, sizes in spec.other_sizes())])
+    accepted = tolerance_of(trials, same_code=True) if tolerance is None else tolerance
+    with replacing_folder(path, ExportError) as written:
+        if own_code:
             write_own_code(model, written, model_card(model, own_code=True) if card is None else card)
             done = check(path, own_code_runner(written, model), trials, "transformers", accepted)
         else:
@@ -108,8 +119,75 @@ def export(
     return done
 
 
+def _further_axes(spec: InputSpec, given: Arguments) -> list[Place]:
+    """Return the axes beside the batch that the model takes at other sizes. Tensors are numbered."""
+    numbers = {name: str(number) for number, name in enumerate(spec.tensors())}
+    leaves = [leaf for leaf in pytree.tree_leaves(given) if isinstance(leaf, torch.Tensor)]
+    return [
+        (numbers[name], axis)
+        for free in spec.open
+        if not free.batch
+        for name, axis in free.places
+        if leaves[int(numbers[name])].shape[axis] > 1  # a size of one is captured as a constant
+    ]
+
+
+def _as_program(
+    model: nn.Module,
+    path: Path,
+    given: Arguments,
+    spec: InputSpec,
+    tolerance: float | None,
+    opset: int | None,
+    also: Collection[Place] | None,
+) -> Exported:
+    """Capture a model, write the program, and check the file; see `export`.
+
+    Args:
+        model: The model.
+        path: Where to write.
+        given: The inputs to capture it with.
+        spec: The description of the inputs that it accepts.
+        tolerance: The largest accepted relative difference; None: the default.
+        opset: For ONNX.
+        also: Axes beside the batch that have to be open. Tensors are numbered. None: no axis may be open,
+            nor the batch.
+
+    Raises:
+        ExportError: If the file cannot be written, or computes something else at any size that was tried, or
+            if an axis of `also` cannot be open.
+        CaptureError: If the model cannot be captured.
+        TooMuchError: With these axes open, its sizes are too complicated.
+    """
+    with limited() if also else contextlib.nullcontext():
+        found = captured(model, *given, also)
+    if not found.open.issuperset(also or ()):
+        raise ExportError(f"export({path}): expected further axes to be open in the program, got fixed ones.")
+    names = [*spec.tensors()]
+    places = {(names[int(number)], axis) for number, axis in found.open}
+    free = [axis for axis in spec.open if places.issuperset(axis.places)]
+    sizes = [sizes for _, sizes in spec.other_sizes() if places.issuperset(sizes)]
+    trials = captured_trials(model, given, spec, dynamic=found.dynamic, also=sizes if also else ())
+    accepted = tolerance_of(trials) if tolerance is None else tolerance
+    with replacing(path, ExportError, parents=True) as written:
+        if path.suffix.lower() == ".onnx":
+            write_onnx(found, written, opset)
+            done = check(path, onnx_runner(written), trials, "onnxruntime", accepted)
+        else:
+            write_program(found, written)
+            done = check(path, program_runner(written), trials, "torch", accepted)
+    batch = ["batch"] if found.dynamic else []
+    return replace(done, open=(*batch, *(axis.name() for axis in free if not axis.batch)))
+
+
 def _check_asked(
-    model: nn.Module, path: Path, suffix: str, opset: int | None, card: str | None, own_code: bool
+    model: nn.Module,
+    path: Path,
+    suffix: str,
+    opset: int | None,
+    card: str | None,
+    own_code: bool,
+    fixed: bool,
 ) -> None:
     """Raise an error for impossible settings now, before the slow steps."""
     if suffix not in (*SUFFIXES, ""):
@@ -117,15 +195,15 @@ def _check_asked(
             f"export({path}): expected a file that ends in {' or '.join(SUFFIXES)}, or a folder, got "
             f"{path.suffix!r}. Name {path.with_suffix('.onnx').name}, for example."
         )
-    for name, value, fits in (
-        ("opset", opset, suffix == ".onnx"),
-        ("card", card, not suffix),
-        ("own_code", own_code or None, not suffix),
+    for name, value, fits, where in (
+        ("opset", opset, suffix == ".onnx", "a file that ends in .onnx"),
+        ("card", card, not suffix, "a folder"),
+        ("own_code", own_code or None, not suffix, "a folder"),
+        ("fixed", fixed or None, bool(suffix), "a file"),
     ):
         if value is not None and not fits:
             raise SettingError(
-                f"export({path}): expected no {name}= for this format. Leave it out, or name "
-                f"{'a file that ends in .onnx' if name == 'opset' else 'a folder'}."
+                f"export({path}): expected no {name}= for this format. Leave it out, or name {where}."
             )
     if suffix == ".onnx":
         require_onnx()

@@ -47,7 +47,8 @@ def require_onnx() -> None:
 def write_onnx(captured: Captured, path: Path, opset: int | None = None) -> None:
     """Write a captured model as ONNX.
 
-    A batch axis of free size is called ``batch``. Inputs and outputs have the model's names. Tensors that
+    A batch axis of free size is called ``batch``, another one by the first input that has it, such as
+    ``input_ids_1``. Inputs and outputs have the model's names. Tensors that
     are too large for one file go into ``<name>.<checksum>.data`` beside it.
 
     Args:
@@ -79,7 +80,7 @@ def write_onnx(captured: Captured, path: Path, opset: int | None = None) -> None
             ) from error
         if made is None:
             raise ExportError(f"export({path.name}): expected a program, got none from torch.onnx.export.")
-        _name_batch(captured, made)
+        _name_axes(captured, made)
         model = made.model
         ClearMetadataAndDocStringPass()(model)
         model.metadata_props.update({f"secateur.{k}": v for k, v in about(captured.model).items()})
@@ -146,14 +147,16 @@ def _stored(value: Any) -> Any:
     return value.const_value
 
 
-def _name_batch(captured: Captured, made: Any) -> None:
-    """Rename the symbol of a free batch axis to ``batch``."""
-    if not captured.dynamic:
-        return
-    sizes = (value.shape[0] for value in made.model.graph.inputs if value.shape)
-    symbol = next((size.value for size in sizes if not isinstance(size, int)), None)
-    if symbol is not None:
-        made.rename_axes({symbol: BATCH})
+def _name_axes(captured: Captured, made: Any) -> None:
+    """Name the symbols of free axes."""
+    names: dict[Any, str] = {}
+    for value in made.model.graph.inputs:
+        for axis, size in enumerate(value.shape or ()):
+            if not isinstance(size, int):
+                first_axis = axis == 0 and captured.dynamic and BATCH not in names.values()
+                names.setdefault(size.value, BATCH if first_axis else f"{value.name}_{axis}")
+    if names:
+        made.rename_axes(names)
 
 
 def _checksum(captured: Captured) -> str:

@@ -111,8 +111,18 @@ class Trials:
         return tuple(dict.fromkeys(map(batch_size, self.arguments)))
 
 
-def captured_trials(model: nn.Module, given: Arguments, spec: InputSpec, *, dynamic: bool) -> Trials:
-    """Return trials of the given sizes and, if the batch size is `dynamic`, with one sample more."""
+def captured_trials(
+    model: nn.Module, given: Arguments, spec: InputSpec, *, dynamic: bool, also: Iterable[Sizes] = ()
+) -> Trials:
+    """Return trials of the given sizes, with one sample more if the batch size is `dynamic`, and of others.
+
+    Args:
+        model: The model.
+        given: The user's inputs.
+        spec: The description of the inputs that it accepts.
+        dynamic: Whether the program takes any batch size.
+        also: Further sizes of some axes; the others are as given.
+    """
     own = InputSpec.of(*given)
     batch = batch_size(given)
     sizes: dict[Place, int] = {}
@@ -121,4 +131,5 @@ def captured_trials(model: nn.Module, given: Arguments, spec: InputSpec, *, dyna
         for axis, size in enumerate(leaf.shape):
             sizes[name, axis] = size
             more[name, axis] = size + 1 if axis == 0 and size == batch else size
-    return Trials.of(model, given, spec, [sizes, more] if dynamic else [sizes])
+    others = [{**sizes, **changes} for changes in also]
+    return Trials.of(model, given, spec, [sizes, *([more] if dynamic else []), *others])
