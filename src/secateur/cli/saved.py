@@ -91,6 +91,12 @@ def export(
     fixed: Annotated[
         bool, typer.Option("--fixed", help="Files: no axis may have another size, nor the batch.")
     ] = False,
+    cache: Annotated[
+        bool,
+        typer.Option(
+            "--cache", help=".onnx of language models: keys and values of earlier tokens in and out."
+        ),
+    ] = False,
     own_code: Annotated[
         bool,
         typer.Option(

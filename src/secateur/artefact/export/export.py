@@ -13,7 +13,8 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from secateur.artefact.export.capturing import captured
+from secateur.artefact.export.cached import OPEN, cached_program
+from secateur.artefact.export.capturing import Captured, captured
 from secateur.artefact.export.card import model_card
 from secateur.artefact.export.checking import Exported, check, tolerance_of
 from secateur.artefact.export.huggingface import (
@@ -47,6 +48,7 @@ def export(
     card: str | None = None,
     own_code: bool = False,
     fixed: bool = False,
+    cache: bool = False,
 ) -> Exported:
     """Write a model for ONNX Runtime (``.onnx``), PyTorch alone (``.pt2``) or Hugging Face (a folder).
 
@@ -75,6 +77,11 @@ def export(
             ``AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)``.
         fixed: For ``.onnx`` and ``.pt2``: no axis may have another size than in `example_inputs`. Some
             runtimes, of phones for example, want that.
+        cache: For ``.onnx``, of a causal language model of Transformers: the file takes and returns the keys
+            and values of earlier tokens, so that each new token costs one pass over itself.
+            Inputs: ``input_ids`` and ``position_ids`` [batch, new], ``attention_mask`` [batch, cached + new],
+            ``past_key_values.0.key`` and so on [batch, heads, cached, head size]. Outputs: ``logits`` and
+            ``present.0.key`` and so on. `example_inputs` are not needed.
 
     Returns:
         The path, the largest difference from the model, and the axes that may have other sizes.
@@ -98,7 +105,9 @@ def export(
     path, model = path_named("export", path, ExportError), unwrap(small)
     require_numbers("export", device_of(model))
     suffix = path.suffix.lower()
-    _check_asked(model, path, suffix, opset, card, own_code, fixed)
+    _check_asked(model, path, suffix, opset, card, own_code, fixed, cache)
+    if cache:
+        return _written(*cached_program(model), path, tolerance, opset, OPEN)
     given, spec = inputs_of(model, example_inputs)
     if suffix:
         options = model, path, given, spec, tolerance, opset
@@ -168,6 +177,20 @@ def _as_program(
     free = [axis for axis in spec.open if places.issuperset(axis.places)]
     sizes = [sizes for _, sizes in spec.other_sizes() if places.issuperset(sizes)]
     trials = captured_trials(model, given, spec, dynamic=found.dynamic, also=sizes if also else ())
+    batch = ["batch"] if found.dynamic else []
+    open_axes = (*batch, *(axis.name() for axis in free if not axis.batch))
+    return _written(found, trials, path, tolerance, opset, open_axes)
+
+
+def _written(
+    found: Captured,
+    trials: Trials,
+    path: Path,
+    tolerance: float | None,
+    opset: int | None,
+    open_axes: tuple[str, ...],
+) -> Exported:
+    """Write a program, and check the file on the trials; see `export`."""
     accepted = tolerance_of(trials) if tolerance is None else tolerance
     with replacing(path, ExportError, parents=True) as written:
         if path.suffix.lower() == ".onnx":
@@ -176,8 +199,7 @@ def _as_program(
         else:
             write_program(found, written)
             done = check(path, program_runner(written), trials, "torch", accepted)
-    batch = ["batch"] if found.dynamic else []
-    return replace(done, open=(*batch, *(axis.name() for axis in free if not axis.batch)))
+    return replace(done, open=open_axes)
 
 
 def _check_asked(
@@ -188,6 +210,7 @@ def _check_asked(
     card: str | None,
     own_code: bool,
     fixed: bool,
+    cache: bool,
 ) -> None:
     """Raise an error for impossible settings now, before the slow steps."""
     if suffix not in (*SUFFIXES, ""):
@@ -199,7 +222,8 @@ def _check_asked(
         ("opset", opset, suffix == ".onnx", "a file that ends in .onnx"),
         ("card", card, not suffix, "a folder"),
         ("own_code", own_code or None, not suffix, "a folder"),
-        ("fixed", fixed or None, bool(suffix), "a file"),
+        ("fixed", fixed or None, bool(suffix) and not cache, "a file, without cache="),
+        ("cache", cache or None, suffix == ".onnx", "a file that ends in .onnx"),
     ):
         if value is not None and not fits:
             raise SettingError(
