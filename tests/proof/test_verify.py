@@ -342,6 +342,20 @@ def test_a_bug_is_suspected_last(name: str) -> None:
     assert ("bug" in str(error.value)) == (name == "bug")
 
 
+def test_a_program_that_holds_numbers_of_a_dtype_is_no_bug() -> None:
+    torch.manual_seed(0)
+    model = (
+        two(lambda m, x: (y := m.b(m.a(x).tanh())) * torch.tensor(torch.finfo(y.dtype).eps)).float().eval()
+    )
+    x = torch.randn(8, 12)
+    graph = sc.trace(model, x)
+    plan = random_plan(graph)
+    assert sc.verify(model, sc.apply(model, plan, "module", graph=graph), plan, x).proven
+    with pytest.raises(sc.VerificationError, match="numbers of a dtype") as error:
+        sc.verify(model, sc.apply(model, plan, "graph", graph=graph), plan, x)
+    assert len(str(error.value)) <= 600
+
+
 def test_no_reference_is_no_proof(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where units are mixed, the captured program is what is left to compare with, and it may be refused."""
     model, graph = dense("layer_norm"), traced("layer_norm", allow_inexact=True)
