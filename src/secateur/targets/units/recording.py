@@ -95,9 +95,14 @@ class Recorder(TorchFunctionMode):
 
 
 def _empty(tensor: torch.Tensor) -> torch.Tensor:
-    """Make a tensor of the same shape and dtype without values, so that records keep no activations."""
+    """Make a tensor of the same shape and dtype without values, so that records keep no activations.
+
+    A single integer keeps its value, since it may be a size.
+    """
     if tensor.is_nested:
         return torch.empty(0, device="meta")
+    if tensor.ndim == 0 and not (tensor.is_floating_point() or tensor.is_complex()):
+        return tensor.detach().clone()
     return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
 
 
