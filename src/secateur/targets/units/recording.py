@@ -218,7 +218,7 @@ def assign_nodes(calls: Sequence[Recorded], program: fx.Graph, model: nn.Module,
             steps.setdefault(call.module, []).append((call, k))
     nodes: dict[str, list[fx.Node]] = {}
     for node in program.nodes:
-        if node.op == "call_function" and _family(node) is not None:
+        if has_sizes(node):
             path = next(iter(running_modules(node)[-1:]), "").partition("@")[0]
             path = path.removeprefix(prefix)
             try:
@@ -234,6 +234,11 @@ def assign_nodes(calls: Sequence[Recorded], program: fx.Graph, model: nn.Module,
             for k in range(size):
                 call, number = made[a + k]
                 call.nodes[number] = nodes[path][b + k]
+
+
+def has_sizes(node: fx.Node) -> bool:
+    """Whether a call of a recorded model could have become this operator."""
+    return node.op == "call_function" and _family(node) is not None
 
 
 def _family(node: fx.Node) -> str | None:
