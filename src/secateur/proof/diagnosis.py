@@ -154,6 +154,8 @@ def cause(found: Compared) -> str:
             "way that no attribute and no call shows. Take that number from elsewhere, or leave out the "
             "group with limits=sc.Limits(ignore=...)."
         )
+    if differs := _other_attribute(found.pair.model, found.pair.small):
+        return f"Its {differs}. What forward does with another value is not traced: set it before trace."
     if record is not None and record.form == "graph" and _only_in_double(found):
         return (
             "In the model's own dtype both agree. The captured program holds numbers of a dtype, such as "
@@ -161,6 +163,18 @@ def cause(found: Compared) -> str:
             "form 'module', or inputs without samples or positions that are padding throughout."
         )
     return "Please report this as a bug."
+
+
+def _other_attribute(model: nn.Module, small: nn.Module) -> str:
+    """The first switch that differs in the pruned model, with both values; empty if there is none."""
+    ours = dict(small.named_modules())
+    for path, module in model.named_modules():
+        held = vars(ours[path]) if path in ours else {}
+        for name, value in vars(module).items():
+            plain = not name.startswith("_") and name != "training"
+            if plain and isinstance(value, bool | str | None) and held.get(name, value) != value:
+                return f"{f'{path}.{name}'.lstrip('.')} is {held[name]!r}, and that of the model {value!r}"
+    return ""
 
 
 def _only_in_double(found: Compared) -> bool:
