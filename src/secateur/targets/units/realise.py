@@ -86,7 +86,8 @@ def understood(model: nn.Module, graph: Graph, plan: Plan) -> tuple[dict[str, An
     views = [view for view in graph.views if not view.other_answer]
     passes = [_Pass(model, graph, plan, view) for view in (None, *views)]
     if passes[0].goes_another_way():
-        passes.append(_Pass(model, graph, plan, None, exported=True))
+        with contextlib.suppress(Exception):  # some code only runs so while it is captured
+            passes.append(_Pass(model, graph, plan, None, exported=True))
     equations = [p.equations() for p in passes]
     changes, stays = ([e for pair in equations for e in pair[k]] for k in (0, 1))
     while True:
