@@ -217,6 +217,12 @@ def attend(
         query, key, value = (alone[id(x)] for x in (query, key, value))
         key_padding_mask = None if key_padding_mask is None else key_padding_mask[None]
     order = (0, 2, 1, 3) if batch_first or not batched else (1, 2, 0, 3)
+    if key.shape[:2] != value.shape[:2] or query.shape[order[0]] != key.shape[order[0]]:
+        raise ValueError(
+            f"MultiheadAttention: expected keys and values of one length, and one batch size, got query "
+            f"{list(query.shape)}, key {list(key.shape)}, value {list(value.shape)}. Pass a value for each "
+            "key."
+        )
     weights = in_proj_weight if in_proj_weight is not None else (q_proj_weight, k_proj_weight, v_proj_weight)
     projected = _projected(query, key, value, weights, in_proj_bias)
     # [batch, heads, length, head_dim] each
