@@ -171,9 +171,10 @@ def _other_attribute(model: nn.Module, small: nn.Module) -> str:
     for path, module in model.named_modules():
         held = vars(ours[path]) if path in ours else {}
         for name, value in vars(module).items():
-            plain = not name.startswith("_") and name != "training"
-            if plain and isinstance(value, bool | str | None) and held.get(name, value) != value:
-                return f"{f'{path}.{name}'.lstrip('.')} is {held[name]!r}, and that of the model {value!r}"
+            now = held.get(name, value)
+            switch = not name.startswith("_") and name != "training" and isinstance(value, bool | str | None)
+            if switch and isinstance(now, bool | str | None) and now != value:
+                return f"{f'{path}.{name}'.lstrip('.')} is {now!r}, and that of the model {value!r}"
     return ""
 
 
