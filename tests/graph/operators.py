@@ -200,6 +200,7 @@ call("view_as_complex", plainly, x(3, 4, 2))
 call("tril triu", plainly, x(2, 4, 5))
 call("tril_ triu_", lambda op, a: op(a.clone()), x(2, 4, 5))
 call("one_hot", lambda op, a: op((a > 0).long(), 3), x(2, 4))
+call("broadcast_tensors", lambda op, a, b: op([a, b]), x(2, 3, 1), x(3, 4))
 call("meshgrid", lambda op, a, b: op([a, b]), x(3), x(4))
 call("meshgrid.indexing", lambda op, a, b: op([a, b], indexing="xy"), x(3), x(4))
 call(
@@ -281,11 +282,14 @@ call("rms_norm", lambda op, a, g: op(a, [5], g, 1e-6), x(3, 4, 5), w(5))
 call("group_norm", lambda op, a, g, b: op(a, 3, g, b), x(2, 6, 5), w(6), w(6))
 call("group_norm", lambda op, a: op(a, 1), x(2, 6, 5))
 call(
-    "softmax.int log_softmax.int cumsum cumprod logcumsumexp cummax cummin",
+    "softmax.int log_softmax.int special_softmax special_log_softmax "
+    "cumsum cumprod logcumsumexp cummax cummin",
     lambda op, a: op(a, 1),
     x(2, 3, 4),
 )
 call("_softmax _log_softmax", lambda op, a: op(a, -1, False), x(2, 3, 4))
+call("renorm", lambda op, a: op(a, 2, 1, 0.1), x(2, 3, 4))
+call("renorm_", lambda op, a: op(a.clone(), 2, -1, 0.1), x(2, 3, 4))
 call("_weight_norm", lambda op, v, g: op(v, g, 0), x(3, 4, 5), x(3, 1, 1))
 call("_weight_norm", lambda op, v, g: op(v, g, 0), w(3, 4, 5), w(3, 1, 1))
 LISTS = "mean.dim sum.dim_IntList amax amin logsumexp var.dim std.dim var_mean.dim std_mean.dim"
@@ -305,6 +309,9 @@ for name in "var.correction std.correction var_mean.correction std_mean.correcti
     call(name, lambda op, a: op(a, [1], correction=0), x(2, 3, 4))
 call("nanmean", lambda op, a: op(a, [1]), x(2, 3, 4))
 call("linalg_vector_norm", lambda op, a: op(a, 2, [1]), x(2, 3, 4))
+call("linalg_norm", lambda op, a: op(a, None, [1]), x(2, 3, 4))
+call("linalg_matrix_norm", lambda op, a: op(a, 2), x(2, 3, 4))
+call("linalg_matrix_norm.str_ord", lambda op, a: op(a, "fro", [0, 2]), x(2, 3, 4))
 call("norm.ScalarOpt_dim", lambda op, a: op(a, 2, [1]), x(2, 3, 4))
 call("norm.Scalar", lambda op, a: op(a, 2), x(2, 3, 4))
 call("cosine_similarity", lambda op, a, b: op(a, b, 1), x(2, 3, 4), x(2, 3, 4))
@@ -349,6 +356,8 @@ call(
     x(2, 3, 4, 5), x(2, 6, 7, 2),
 )  # fmt: skip
 call("grid_sampler_3d", lambda op, a, g: op(a, g.tanh(), 0, 0, False), x(2, 3, 4, 5, 6), x(2, 3, 4, 5, 3))
+call("affine_grid_generator", lambda op, t: op(t, [2, 3, 4, 5], False), x(2, 2, 3))
+call("affine_grid_generator", lambda op, t: op(t, [2, 1, 2, 4, 5], False), x(2, 3, 4))
 call("fft_fft fft_ifft fft_rfft fft_ihfft", lambda op, a: op(a, None, 1), x(2, 3, 4))
 call("fft_fft2 fft_ifft2 fft_rfft2 fft_fftn fft_rfftn", plainly, x(2, 3, 4))
 call("fft_ifftn", lambda op, a: op(a, None, [0, 2]), x(2, 3, 4))

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import secateur as sc
 from secateur.graph.inputs import Arguments, InputSpec, OpenAxis
@@ -187,6 +188,24 @@ def test_some_of_the_axes_of_one_size_vary_together(nodes: int) -> None:
     for given in inputs:
         torch.testing.assert_close(small(*given), masked(*given))
     assert "no other value of `mode` was tried" in graph.inputs.sentence()
+
+
+class Reading(nn.Module):
+    """Attention over keys and values of the caller's. PyTorch's kernel takes fewer values than keys."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(*sizes) for sizes in ((6, 8), (5, 8), (4, 8), (8, 3)))
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        heads = [x.unflatten(-1, (2, 4)).transpose(1, 2) for x in (self.q(q), self.k(k), self.v(v))]
+        return self.o(F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2))
+
+
+def test_each_key_has_a_value() -> None:
+    model, x = Reading().eval(), (torch.randn(2, 5, 6), torch.randn(2, 9, 5), torch.randn(2, 9, 4))
+    places = [axis.places for axis in sc.trace(model, x).inputs.open]
+    assert (("k", 1), ("v", 1)) in places
 
 
 def test_nothing_is_drawn_that_the_model_cannot_take() -> None:

@@ -308,6 +308,7 @@ CAUSES = {
     "repaired": "It was repaired after apply",
     "rounding": "amplifies rounding",
     "unrepeatable": "differs by .* between two runs on the same inputs",
+    "switched": "Its noisy is True, and that of the model False. .* set it before trace",
     "bug": "what b returns is the first to differ. Please report this as a bug",
 }
 
@@ -317,13 +318,16 @@ def test_a_bug_is_suspected_last(name: str) -> None:
     torch.manual_seed(0)
     numbers = itertools.count()
     functions: dict[str, Callable[[Any, Tensor], Tensor]] = {
+        "switched": lambda m, x: m.b(m.a(x).tanh().flip(-1) if m.noisy else m.a(x).tanh()),
         "rounding": lambda m, x: torch.sin(1e9 * m.b(m.a(x).tanh())),
         "unrepeatable": lambda m, x: m.b(m.a(x).tanh()) * float(next(numbers)),
     }
     model = two(functions.get(name, lambda m, x: m.b(m.a(x).tanh()))).eval()
+    model.noisy = False
     x = torch.randn(8, 12)
     plan = random_plan(sc.trace(model, x))
     small = smaller(model, plan)
+    small.noisy = name == "switched"
     if name == "bug":
         small.b.register_forward_hook(lambda *_: torch.ones(8, 3, dtype=torch.float64))
     if name == "rounding":
@@ -340,6 +344,20 @@ def test_a_bug_is_suspected_last(name: str) -> None:
         sc.verify(model, small, plan, x, other_sizes=False)
     assert len(str(error.value)) <= 600
     assert ("bug" in str(error.value)) == (name == "bug")
+
+
+def test_a_program_that_holds_numbers_of_a_dtype_is_no_bug() -> None:
+    torch.manual_seed(0)
+    model = (
+        two(lambda m, x: (y := m.b(m.a(x).tanh())) * torch.tensor(torch.finfo(y.dtype).eps)).float().eval()
+    )
+    x = torch.randn(8, 12)
+    graph = sc.trace(model, x)
+    plan = random_plan(graph)
+    assert sc.verify(model, sc.apply(model, plan, "module", graph=graph), plan, x).proven
+    with pytest.raises(sc.VerificationError, match="numbers of a dtype") as error:
+        sc.verify(model, sc.apply(model, plan, "graph", graph=graph), plan, x)
+    assert len(str(error.value)) <= 600
 
 
 def test_no_reference_is_no_proof(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,7 +53,8 @@ _KINDS = (
     ),
     (
         "pack_padded_sequence|pad_packed_sequence|h_zeros",
-        "sequences are packed by their lengths, which are values of a tensor. Pass the layer padded ones",
+        "sequences are packed by their lengths, which are values of a tensor. Pass the layer padded ones, or "
+        "prune what stands before and behind it as models of their own",
     ),
     (
         r"data-dependent|Could not extract specialized integer|unbacked|SymFloat|\.item\(\)",

@@ -152,7 +152,7 @@ def _first_that_works(
             ):
                 program = _export(model, state, arguments, axes)
             if numbers or answers is not None:
-                agrees = _agrees(program, model, state, arguments)
+                agrees = _agrees(program, model, state, arguments, fails=answers is not None)
             if answers is None and not agrees:
                 continue
         except Exception as error:  # any error may stop one way, and another may work
@@ -168,15 +168,30 @@ def _first_that_works(
     ) from first
 
 
-def _agrees(program: ExportedProgram, model: nn.Module, state: State, arguments: Arguments) -> bool:
-    """Whether a program gives what the model gives. Code that asks for the type of a number may differ."""
+def _agrees(
+    program: ExportedProgram, model: nn.Module, state: State, arguments: Arguments, *, fails: bool
+) -> bool:
+    """Whether a program gives what the model gives. Code that asks for the type of a number may differ.
+
+    Args:
+        program: The program.
+        model: The model.
+        state: The state of the model in which it was captured.
+        arguments: What both are called with.
+        fails: Whether the program may fail, as one of a branch that these arguments do not take.
+    """
     outputs = []
-    for run in (program.module(), model):
+    for run in (model, program.module()):
         state.restore()
         args, kwargs = copied(arguments)
-        with seeded(0), torch.no_grad():
-            outputs.append(tensors_of(run(*args, **kwargs)))
-    return agree(*outputs)
+        try:
+            with seeded(0), torch.no_grad():
+                outputs.append(tensors_of(run(*args, **kwargs)))
+        except Exception:
+            if run is model or not fails:
+                raise
+            return False
+    return agree(outputs[1], outputs[0])
 
 
 def depends_on_data(error: BaseException | None) -> bool:

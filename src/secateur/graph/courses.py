@@ -85,8 +85,10 @@ class Course(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run and record a call. Sizes that it returns are watched."""
-        result = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "")
+        if name == "scaled_dot_product_attention":
+            _require_equal_lengths(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
         frame = sys._getframe(1)
         if name in ("__get__", "size", "numel"):
             asked = getattr(getattr(func, "__self__", None), "__name__", "")
@@ -248,6 +250,15 @@ for _name in _TURNS:
 for _name in ("add", "sub", "mul", "floordiv", "mod"):
     for _side in (f"__{_name}__", f"__r{_name}__"):
         setattr(_Size, _side, _computed(_side))
+
+
+def _require_equal_lengths(query: Any, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> None:
+    """Raise ValueError if attention has more keys than values, or fewer.
+
+    PyTorch does not check it, and reads what lies behind the shorter tensor.
+    """
+    if not key.is_nested and key.shape[-2] != value.shape[-2]:
+        raise ValueError(f"expected a value for each key, got {key.shape[-2]} keys, {value.shape[-2]} values")
 
 
 def _constants(held: Iterable[Any]) -> list[int]:

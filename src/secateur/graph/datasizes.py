@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -19,7 +20,8 @@ def measure_sizes(program: ExportedProgram) -> None:
     """Run a program once on its example inputs, and remember the sizes that depend on the data.
 
     Rules and costs then treat these like any other size. A program without such sizes is not run. Neither is
-    one on the meta device, which cannot be run: what reads such a size is frozen there.
+    one on the meta device, which cannot be run. One of a branch that these inputs do not take may fail. What
+    reads a size that is then not known is frozen.
     """
     nodes = [
         n
@@ -31,7 +33,7 @@ def measure_sizes(program: ExportedProgram) -> None:
     values = arguments_of(program, pytree.tree_leaves(program.example_inputs))
     if any(isinstance(value, Tensor) and value.is_meta for value in values):
         return
-    with torch.no_grad():
+    with torch.no_grad(), suppress(Exception):
         _Measuring(program.graph_module, frozenset(nodes)).run(*values)
 
 
@@ -59,6 +61,8 @@ class _Measuring(Interpreter):
         self._nodes = nodes
 
     def run_node(self, n: fx.Node) -> Any:
+        if n.target is torch.ops.aten._assert_scalar.default:
+            return None
         value = super().run_node(n)
         if n in self._nodes:
             found = pytree.tree_leaves(value)

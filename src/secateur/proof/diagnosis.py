@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -18,10 +18,13 @@ from secateur.errors import ApplyError, ArtefactError
 from secateur.plan import Plan
 from secateur.targets.units.compare import (
     PLAIN,
+    ROUNDED,
     Double,
     Way,
     double_copy,
     relative_difference,
+    run,
+    run_both,
     run_doubled,
     run_in_double,
 )
@@ -109,10 +112,10 @@ def nudged(model: nn.Module, by: float, seed: int = 0) -> nn.Module:
 def cause(found: Compared) -> str:
     """What explains a difference, and what to do; a bug only where nothing else is left."""
     try:
-        repaired = any(r.get("kept") for r in record_of(found.pair.small).repairs)
-    except ArtefactError:
-        repaired = False
-    if repaired:
+        record = record_of(found.pair.small)
+    except ArtefactError:  # a class of the user's own around it
+        record = None
+    if record is not None and any(r.get("kept") for r in record.repairs):
         return "It was repaired after apply, which changes its output on purpose. Verify before repair."
     if changed := changed_tensor(found.pair, found.plan):
         return (
@@ -146,7 +149,36 @@ def cause(found: Compared) -> str:
             "way that no attribute and no call shows. Take that number from elsewhere, or leave out the "
             "group with limits=sc.Limits(ignore=...)."
         )
+    if differs := _other_attribute(found.pair.model, found.pair.small):
+        return f"Its {differs}. What forward does with another value is not traced: set it before trace."
+    if record is not None and record.form == "graph" and _only_in_double(found):
+        return (
+            "In the model's own dtype both agree. The captured program holds numbers of a dtype, such as "
+            "torch.finfo(x.dtype).min, as constants, so that a comparison in float64 says nothing here. Take "
+            "form 'module', or inputs without samples or positions that are padding throughout."
+        )
     return "Please report this as a bug."
+
+
+def _other_attribute(model: nn.Module, small: nn.Module) -> str:
+    """The first switch that differs in the pruned model, with both values; empty if there is none."""
+    ours = dict(small.named_modules())
+    for path, module in model.named_modules():
+        held = vars(ours[path]) if path in ours else {}
+        for name, value in vars(module).items():
+            now = held.get(name, value)
+            switch = not name.startswith("_") and name != "training" and isinstance(value, bool | str | None)
+            if switch and isinstance(now, bool | str | None) and now != value:
+                return f"{f'{path}.{name}'.lstrip('.')} is {now!r}, and that of the model {value!r}"
+    return ""
+
+
+def _only_in_double(found: Compared) -> bool:
+    """Whether two models differ only where all that the forward pass casts to is float64."""
+    if found.way != PLAIN:
+        return False
+    ours, theirs = partial(run, found.pair.small), partial(run, found.pair.reference)
+    return relative_difference(*run_both(ours, theirs, found.args, found.kwargs, found.draws)) <= ROUNDED
 
 
 def _asks_for_gradients(found: Compared) -> bool:

@@ -598,6 +598,14 @@ def test_wrong_masks_are_refused(given_: dict[str, Any], message: str) -> None:
         small(x, x, x, **given_)
 
 
+def test_keys_without_values_are_refused() -> None:
+    small = prune("cross")[2].attention
+    x = floats(2, 5, 16)
+    for wrong in ((x, x, x[:, :4]), (x, x[:, :4], x), (x[:1], x, x)):
+        with pytest.raises(ValueError, match="keys and values of one length, and one batch size"):
+            small(*wrong)
+
+
 def test_nested_tensors_that_it_cannot_take_are_refused() -> None:
     small = prune("cross")[2].attention
     x = torch.nested.as_nested_tensor([floats(3, 16), floats(5, 16)])

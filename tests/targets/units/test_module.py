@@ -66,3 +66,27 @@ def test_tensors_that_are_neither_parameters_nor_buffers(where: str) -> None:
         sc.apply(model, plan, "module", graph=graph)
     assert "lifted" not in str(caught.value)
     assert sc.record_of(sc.apply(model, plan, graph=graph)).form == "graph"
+
+
+class Chunked(nn.Module):
+    """Pairs of steps, counted by a tensor, as Longformer's windows are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pairs = torch.div(torch.tensor(x.shape[1]), 2, rounding_mode="trunc")
+        x = x.view(len(x), pairs, 2, x.shape[-1]).amax(2)
+        h = self.first(x).relu()
+        return self.last(h.view(len(x), pairs, h.shape[-1]))
+
+
+def test_a_tensor_that_is_a_size() -> None:
+    torch.manual_seed(0)
+    model, x = Chunked().double().eval(), torch.randn(3, 4, 6, dtype=torch.float64)
+    graph = sc.trace(model, x)
+    plan = sc.Uniform(ratio=0.25).allocate(graph, sc.score(graph, None, "magnitude"))
+    small = sc.apply(model, plan, "module", graph=graph)
+    assert small.first.weight.shape == (12, 6)
+    assert sc.verify(model, small, plan).proven

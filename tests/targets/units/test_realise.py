@@ -127,3 +127,60 @@ def test_the_program_trains_and_exports() -> None:
     assert not torch.equal(program.first.weight, before)
     exported = torch.export.export(program.eval(), (x,)).module()
     assert torch.equal(exported(x), program(x))
+
+
+class Cast(nn.Module):
+    """A model in float64 that computes in float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 200), nn.Linear(200, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x).relu().float()
+        return F.linear(h, self.last.weight.float(), self.last.bias.float()).double()
+
+
+def test_rounding_of_a_shorter_dtype_is_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model, x = Cast().double().eval(), torch.randn(4, 6).double()
+    graph = sc.trace(model, x)
+    plan = random_plan(graph)
+    small = sc.apply(model, plan, graph=graph, example_inputs=x)
+    assert sc.record_of(small).form == "module"
+    rounding = (small(x) - sc.apply(model, plan, "masked")(x)).abs().max()
+    assert rounding > 1e-9
+    assert sc.verify(model, small, plan, x).proven
+    monkeypatch.setattr(realise, "run_in_double", lambda *_: [torch.randn(4, 3)])
+    with pytest.raises(sc.ApplyError, match="got a relative difference"):
+        sc.apply(model, plan, "module", graph=graph, example_inputs=x)
+
+
+class Asking(nn.Module):
+    """As attention of Transformers: a mask is left out where nothing is hidden, but not in an export."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries, self.key, self.last = nn.Linear(6, 16), nn.Linear(6, 1), nn.Linear(16, 3)
+        self.repeats = 16
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        if mask is None and torch.compiler.is_exporting():
+            mask = torch.ones_like(x[:, :1])
+        key = self.key(x)
+        if mask is not None:
+            key = key.expand(len(x), self.repeats) * mask
+        return self.last(self.queries(x) * key)
+
+
+def test_what_the_model_runs_in_an_export_alone_is_right_elsewhere_too() -> None:
+    torch.manual_seed(0)
+    model, x = Asking().double().eval(), torch.randn(4, 6).double()
+    graph = sc.trace(model, x)
+    plan = random_plan(graph)
+    small = sc.apply(model, plan, "module", graph=graph, example_inputs=x)
+    assert small.repeats == plan.groups[0].kept < 16
+    mask = torch.tensor([[1.0], [0.0], [1.0], [0.5]]).double()
+    torch.testing.assert_close(small(x, mask), sc.apply(model, plan, "masked")(x, mask), rtol=1e-9, atol=1e-9)
+    assert not torch.compiler.is_exporting()
+    assert sc.trace(small, x).groups[0].size == plan.groups[0].kept

@@ -85,6 +85,13 @@ def meshgrid(op: Op) -> list[Axes]:
     return [tuple(vectors) for _ in vectors]
 
 
+@rule("aten.broadcast_tensors.default")
+def broadcast_tensors(op: Op) -> list[Axes]:
+    """Expand tensors against each other, as `pointwise` operators do."""
+    axes = op.broadcast(*(op.axes(n) for n in op["tensors"]))
+    return [axes for _ in op["tensors"]]
+
+
 @rule("aten.prelu.default")
 def prelu(op: Op) -> Axes:
     """Apply a slope for each channel, which lies along axis 1, or one slope for all."""

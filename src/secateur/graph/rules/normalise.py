@@ -66,6 +66,7 @@ def group_norm(op: Op) -> Axes:
 
 
 @rule("aten.softmax.int", "aten.log_softmax.int", "aten._softmax.default", "aten._log_softmax.default")
+@rule("aten.special_softmax.default", "aten.special_log_softmax.default")
 @rule(
     "aten.cumsum.default", "aten.cumprod.default", "aten.logcumsumexp.default", "aten.cummax.default",
     "aten.cummin.default",
@@ -75,6 +76,16 @@ def over_one_axis(op: Op) -> Axes | list[Axes]:
     x = op.axes(op["self"])
     op.mix(x[op.integer("dim") % len(x)])
     return [x, x] if isinstance(op.node.meta["val"], list | tuple) else x
+
+
+@rule("aten.renorm.default", "aten.renorm_.default")
+def renorm(op: Op) -> Axes:
+    """Scale each slice along an axis down to a largest norm. The norm mixes all other axes."""
+    x = op.axes(op["self"])
+    for k, axis in enumerate(x):
+        if k != op.integer("dim") % len(x):
+            op.mix(axis)
+    return x
 
 
 @rule("aten._weight_norm.default")

@@ -26,7 +26,8 @@ _WINDOW = "each position needs its neighbours"
     "aten.count_nonzero.default", "aten.logsumexp.default", "aten.linalg_vector_norm.default",
     "aten.norm.ScalarOpt_dim", "aten.norm.Scalar", "aten.cosine_similarity.default",
     "aten.pairwise_distance.default", "aten.any.default", "aten.all.default", "aten.any.dims",
-    "aten.all.dims",
+    "aten.all.dims", "aten.linalg_norm.default", "aten.linalg_matrix_norm.default",
+    "aten.linalg_matrix_norm.str_ord",
 )  # fmt: skip
 def reduction(op: Op) -> Axes | list[Axes]:
     """Reduce over axes, whose positions are mixed. The other axes keep their labels."""
@@ -84,6 +85,15 @@ def grid_sample(op: Op) -> Axes:
         op.freeze(axis, _WINDOW)
     (batch,) = op.broadcast(x[:1], grid[:1])
     return (batch, x[1], *grid[1:-1])
+
+
+@rule("aten.affine_grid_generator.default")
+def affine_grid(op: Op) -> Axes:
+    """Make a grid [batch, *space, coordinates] from matrices [batch, coordinates, coordinates + 1]."""
+    theta = op.axes(op["theta"])
+    for axis in theta:
+        op.freeze(axis, "its size is an argument")
+    return (theta[0], *(plain(n) for n in op.output_shape[1:]))
 
 
 @rule(

@@ -217,6 +217,7 @@ def attend(
         query, key, value = (alone[id(x)] for x in (query, key, value))
         key_padding_mask = None if key_padding_mask is None else key_padding_mask[None]
     order = (0, 2, 1, 3) if batch_first or not batched else (1, 2, 0, 3)
+    _require_equal_lengths(query, key, value, batch=order[0])
     weights = in_proj_weight if in_proj_weight is not None else (q_proj_weight, k_proj_weight, v_proj_weight)
     projected = _projected(query, key, value, weights, in_proj_bias)
     # [batch, heads, length, head_dim] each
@@ -279,6 +280,16 @@ def with_head_size(size: int, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
         given["in_proj_weight"] = None
     del given["embed_dim_to_check"], given["num_heads"]
     return multi_head_attention(**given, head_dim=size)
+
+
+def _require_equal_lengths(query: Tensor, key: Tensor, value: Tensor, batch: int) -> None:
+    """Raise ValueError unless there is a value for each key, and one batch size, along the axis `batch`."""
+    if key.shape[:2] != value.shape[:2] or query.shape[batch] != key.shape[batch]:
+        raise ValueError(
+            f"MultiheadAttention: expected keys and values of one length, and one batch size, got query "
+            f"{list(query.shape)}, key {list(key.shape)}, value {list(value.shape)}. Pass a value for each "
+            "key."
+        )
 
 
 def _padded(nested: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor]:

@@ -24,6 +24,9 @@ M = TypeVar("M", bound=nn.Module)
 SAME = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 5e-2}
 """The relative difference up to which two forms count as equal. They may add numbers in another order."""
 
+ROUNDED = max(SAME.values())
+"""The largest relative difference that a cast to a shorter dtype in the forward pass can make."""
+
 
 class Way(NamedTuple):
     """How to run a model.

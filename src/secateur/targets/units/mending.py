@@ -151,7 +151,7 @@ class Mender:
             k: need
             for k, need in every.items()
             if need is not None
-            and (_changes(need) or calls.fits(call.name, steps[k], need, known.args, known.kwargs))
+            and (changes(need) or calls.fits(call.name, steps[k], need, known.args, known.kwargs))
         }
         fitting = all(calls.fits(call.name, steps[k], need, args, kwargs) for k, need in needs.items())
         if not fitting:
@@ -179,7 +179,7 @@ class Mender:
         return None
 
 
-def _changes(need: Need) -> bool:
+def changes(need: Need) -> bool:
     """Whether a call needs other numbers than the dense model passes."""
     return not isinstance(need, Sizes) or any(old != new for _, old, new in need.axes)
 

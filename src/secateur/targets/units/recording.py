@@ -95,9 +95,14 @@ class Recorder(TorchFunctionMode):
 
 
 def _empty(tensor: torch.Tensor) -> torch.Tensor:
-    """Make a tensor of the same shape and dtype without values, so that records keep no activations."""
+    """Make a tensor of the same shape and dtype without values, so that records keep no activations.
+
+    A single integer keeps its value, since it may be a size.
+    """
     if tensor.is_nested:
         return torch.empty(0, device="meta")
+    if tensor.ndim == 0 and not (tensor.is_floating_point() or tensor.is_complex()):
+        return tensor.detach().clone()
     return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
 
 
@@ -213,7 +218,7 @@ def assign_nodes(calls: Sequence[Recorded], program: fx.Graph, model: nn.Module,
             steps.setdefault(call.module, []).append((call, k))
     nodes: dict[str, list[fx.Node]] = {}
     for node in program.nodes:
-        if node.op == "call_function" and _family(node) is not None:
+        if has_sizes(node):
             path = next(iter(running_modules(node)[-1:]), "").partition("@")[0]
             path = path.removeprefix(prefix)
             try:
@@ -229,6 +234,11 @@ def assign_nodes(calls: Sequence[Recorded], program: fx.Graph, model: nn.Module,
             for k in range(size):
                 call, number = made[a + k]
                 call.nodes[number] = nodes[path][b + k]
+
+
+def has_sizes(node: fx.Node) -> bool:
+    """Whether a call of a recorded model could have become this operator."""
+    return node.op == "call_function" and _family(node) is not None
 
 
 def _family(node: fx.Node) -> str | None:
