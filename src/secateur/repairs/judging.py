@@ -122,8 +122,8 @@ def _scores(output: Any) -> Tensor:
     scores = logits_of(output)
     if scores is None:
         raise CalibrationError(
-            f"judge: expected an output with logits, whose divergence can be measured, got "
-            f"{type(output).__name__}. Leave divergence out."
+            "polish: expected one output, or one called logits, whose divergence can be measured, got "
+            f"{type(output).__name__}. Set divergence=False."
         )
     return scores
 

@@ -102,14 +102,14 @@ class Polish:
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        rate = self.learning_rate
+        rate, by = self.learning_rate, self.divergence
         for name, value, fits, expected in (
             ("passes", self.passes, self.passes is None or _is_count(self.passes), "a whole number above 0"),
             ("minutes", self.minutes, self.minutes is None or _is_above_0(self.minutes), "a number above 0"),
             ("learning_rate", rate, rate is None or _is_above_0(rate), "a number above 0"),
             ("batch", self.batch, self.batch is None or _is_count(self.batch), "a whole number above 0"),
             ("features", self.features, self.features == 0 or _is_above_0(self.features), "0 or more"),
-            ("divergence", self.divergence, self.divergence in (None, True, False), "True, False or None"),
+            ("divergence", by, by is None or type(by) is bool, "True, False or None"),
             ("mixed", self.mixed, type(self.mixed) is bool, "True or False"),
         ):
             if not fits:
@@ -254,6 +254,8 @@ def relative(got: Tensor, wanted: Tensor) -> Tensor:
 
     Where the other one is not finite, as masked logits are, nothing counts.
     """
+    if got.dtype.itemsize < 4 or wanted.dtype.itemsize < 4:
+        got, wanted = got.float(), wanted.float()  # sums in half precision would lose what they add
     finite = torch.isfinite(wanted)
     error = torch.where(finite, got - wanted, 0.0).square().sum()
     scale = torch.where(finite, wanted, 0.0).square().sum()
