@@ -58,7 +58,8 @@ class Polish:
     held-out data is kept, so the result is never worse than the start.
 
     Attributes:
-        passes: Passes over the calibration data. Default: 40, or no limit if `minutes` is given.
+        passes: Passes over the calibration data. Default: 40, and 4 for language models, or no limit
+            if `minutes` is given.
         minutes: Minutes that it may take, measuring included. With both limits the first one ends it.
         learning_rate: Of Adam, at its highest. It is halved whenever the error rises too far. Default: 0.001,
             and 0.0003 for language models.
@@ -137,7 +138,7 @@ class Polish:
             processes = ProcessGroup.of_team(team)
             judge = work.judge
             best = None if judge is None else Best(lambda: float(judge(small).mean()), parameters)
-            passes = 40 if self.passes is None and self.minutes is None else self.passes
+            passes = settings.passes if self.minutes is None else self.passes
             loop = Loop(
                 passes,
                 factor=one_cycle,
@@ -159,6 +160,7 @@ class Polish:
         language = is_language(ProgramCalls(graph))
         usual = LANGUAGE if language else USUAL
         return Settings(
+            self.passes or usual.passes,
             self.learning_rate or usual.learning_rate,
             self.batch or usual.batch,
             usual.divergence if self.divergence is None else self.divergence,
@@ -169,13 +171,14 @@ class Polish:
 class Settings:
     """What a training needs to know; see `Polish`."""
 
+    passes: int
     learning_rate: float
     batch: int
     divergence: bool
 
 
-USUAL = Settings(0.001, 25, divergence=False)
-LANGUAGE = Settings(0.0003, 2, divergence=True)
+USUAL = Settings(40, 0.001, 25, divergence=False)
+LANGUAGE = Settings(4, 0.0003, 2, divergence=True)
 """Defaults. What a step of a language model sees is many tokens, and large networks take smaller steps."""
 
 
