@@ -10,8 +10,8 @@ No labels are read but to measure with. All plans are repaired by `reconstruct` 
   tokens; perplexity on other texts: FLAP's rule with its own compensation (`benchmarks/flap.py`) beside
   `RepairAware`, the start of a search, refitted, and trained from there by `polish`: one pass over 160 texts
   of the same half, the 64 among them, in steps of 2; the last 8 are held out. Rows are written as they are
-  found; those of FLAP stay if the file has them for the same texts. A search there takes minutes for each plan,
-  and was not measured.
+  found; those of FLAP stay if the file has them for the same texts. A search there takes minutes for each
+  plan, and was not measured.
 """
 
 from __future__ import annotations
