@@ -157,12 +157,12 @@ def main() -> None:
     parser.add_argument("--macs", nargs="*", type=float)
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
     parser.add_argument("--passes", type=int, default=40)
-    parser.add_argument("--rate", type=float, default=sc.Polish.learning_rate)
+    parser.add_argument("--rate", type=float, default=0.001)
     asked = parser.parse_args()
     for part in asked.parts:
         case = CASES["resnet20" if part == "settings" else part]()
         title = f"{asked.passes} passes"
-        if asked.rate != sc.Polish.learning_rate:
+        if asked.rate != 0.001:
             title += f", rate {asked.rate}"
         polishes = {title: sc.Polish(passes=asked.passes, learning_rate=asked.rate)}
         if part == "settings":

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import secateur as sc
-from benchmarks.flap import compensated
+from benchmarks.flap import compensated, mean_inputs
 
 
 def test_a_layer_gets_the_mean_output_of_the_inputs_that_it_lost() -> None:
@@ -21,7 +21,7 @@ def test_a_layer_gets_the_mean_output_of_the_inputs_that_it_lost() -> None:
     first, second = ([*group.removed] for group in plan.groups)
     assert first
     assert second
-    small = compensated(sc.apply(net, plan), net, graph, plan, data)
+    small = compensated(sc.apply(net, plan), net, graph, plan, mean_inputs(net, graph, data))
     with torch.no_grad():
         x = torch.cat(data)
         lost = net[:2](x)[:, first].mean(0) @ net[2].weight[:, first].t()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import secateur as sc
 from secateur.calibration import Batch, Calibration
+from secateur.repairs.divergence import divergence
 from secateur.repairs.features import features, outputs
 from secateur.repairs.judging import Judge
 from secateur.repairs.methods import Work, quick, resolve
@@ -133,6 +134,83 @@ def test_the_loss_is_what_loops_over_samples_and_units_give(
     wanted = apart(a, b) + weight * sum(between) / 2
     assert float(got.detach()) == pytest.approx(wanted, rel=1e-9)
     assert got.requires_grad
+
+
+def test_with_scores_the_outputs_count_by_the_divergence_of_their_classes() -> None:
+    dense, x = chain().eval(), torch.randn(5, 6, dtype=torch.float64)
+    graph = sc.trace(dense, x)
+    small = sc.apply(dense, random_plan(graph, 0.3), graph=graph)
+    by_scores, plain, between = (
+        float(Distance(graph, small, weight, by_scores=by)(Batch.of((x,))).detach())
+        for weight, by in ((2.0, True), (0.0, True), (2.0, False))
+    )
+    with torch.no_grad():
+        a, b = small(x), dense(x)
+    expected = 0.0
+    for mine, yours in zip(a.tolist(), b.tolist(), strict=True):
+        likely = [math.exp(v) / sum(map(math.exp, yours)) for v in yours]
+        expected += sum(
+            q * math.log(q / (math.exp(v) / sum(map(math.exp, mine)))) / 5
+            for q, v in zip(likely, mine, strict=True)
+        )
+    assert plain == pytest.approx(expected, rel=1e-9)
+    outputs_alone = float((a - b).square().sum() / b.square().sum())
+    assert by_scores - plain == pytest.approx(between - outputs_alone, rel=1e-9)
+
+
+def test_a_shift_of_all_scores_and_an_excluded_class_are_no_divergence() -> None:
+    wanted = torch.tensor([[1.0, 2.0, -math.inf], [0.5, 0.0, 3.0]])
+    same = divergence(wanted + torch.tensor([[3.0], [-7.0]]), wanted)
+    torch.testing.assert_close(same, torch.zeros(2), atol=1e-6, rtol=0)
+    got = torch.tensor([[1.0, 2.0, 0.0], [0.5, 0.0, 3.0]], requires_grad=True)
+    found = divergence(got, wanted)
+    # All that the classes lose to one that the dense model excludes.
+    assert float(found[0].detach()) == pytest.approx(
+        math.log((math.e + math.e**2 + 1) / (math.e + math.e**2))
+    )
+    found.sum().backward()
+    assert bool(torch.isfinite(got.grad).all())  # type: ignore[arg-type]
+    assert divergence(got.bfloat16(), wanted.bfloat16()).dtype == torch.float32
+
+
+def test_language_models_are_trained_and_judged_by_the_divergence_of_their_words() -> None:
+    model = network("language")
+    data = [batch["ids"] for batch in batches("language", 12)] * 2
+    read = Calibration.of(data, model=model)
+    graph = sc.trace(model, data[0])
+    small = sc.apply(model, random_plan(graph, 0.4), graph=graph)
+    assert Polish().settled(graph).divergence
+    assert not Polish(divergence=False).settled(graph).divergence
+    assert not Polish().settled(small_of("cnn")[1]).divergence  # pictures
+    assert not Polish().settled(small_of("transformer")[1]).divergence  # ids, and an output without a name
+    found = sc.repair(small, model, data, ["reconstruct", Polish(passes=10)], graph=graph, progress=False)
+    tried = sc.record_of(found).repairs
+    assert [t["measure"] for t in tried] == ["divergence from dense"] * 2
+    assert tried[1]["kept"]
+    assert tried[1]["after"] < tried[1]["before"] == tried[0]["after"]
+    judge = Judge(model, read.split(5)[1], by_scores=True)
+    assert float(judge(found).mean()) == pytest.approx(tried[1]["after"])
+    assert float(judge(model).mean()) == pytest.approx(0, abs=1e-12)
+    plain = sc.repair(small, model, data, Polish(passes=1, divergence=False), graph=graph, progress=False)
+    assert sc.record_of(plain).repairs[0]["measure"] == "distance to dense"
+
+
+def test_products_in_bfloat16_leave_parameters_and_the_loss_as_they_are() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    x = torch.randn(40, 6)
+    graph = sc.trace(net, x)
+    small = sc.apply(net, random_plan(graph, 0.4), graph=graph)
+    losses = [Distance(graph, small, 1.0, mixed=mixed)(Batch.of((x,))) for mixed in (False, True)]
+    exact, rounded = (float(loss.detach()) for loss in losses)
+    assert rounded != exact
+    assert rounded == pytest.approx(exact, rel=0.05)
+    assert losses[1].dtype == torch.float32
+    found = sc.repair(
+        small, net, list(x.split(8)), Polish(passes=10, mixed=True), graph=graph, progress=False
+    )
+    assert sc.record_of(found).repairs[0]["kept"]
+    assert {p.dtype for p in found.parameters()} == {torch.float32}
 
 
 def names_of(model: nn.Module, example: Any) -> list[tuple[int, ...]]:
@@ -402,6 +480,8 @@ def test_two_processes_average_their_gradients() -> None:
         {"learning_rate": math.nan},
         {"features": -1},
         {"features": math.inf},
+        {"divergence": 1},
+        {"mixed": None},
     ],
 )
 def test_settings_of_another_kind_are_refused_at_once(wrong: dict[str, Any]) -> None:
@@ -419,3 +499,18 @@ def test_outputs_without_a_slope_are_refused() -> None:
     small = sc.apply(net, random_plan(sc.trace(net, data[0]), 0.3))
     (tried,) = sc.record_of(sc.repair(small, net, data, "polish", progress=False)).repairs
     assert "polish: expected outputs that are floating-point numbers" in tried["why"]
+
+
+def test_a_divergence_needs_scores() -> None:
+    class Two(nn.Sequential):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+            return super().forward(x), x
+
+    net = Two(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    data = [torch.randn(20, 4) for _ in range(4)]
+    graph = sc.trace(net, data[0])
+    small = sc.apply(net, random_plan(graph, 0.3), graph=graph)
+    with pytest.raises(sc.CalibrationError, match="polish: expected one output, or one called logits"):
+        sc.repair(small, net, data, Polish(divergence=True), graph=graph, progress=False)
+    with pytest.raises(sc.SettingError, match="polish: expected one output, or one called logits"):
+        Distance(graph, small, 0.0, by_scores=True)

@@ -104,7 +104,7 @@ def test_single_weights_do_not_count_it_either() -> None:
         torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("method", ["reconstruct", "bias", "polish"])
+@pytest.mark.parametrize("method", ["reconstruct", "bias", "polish", "divergence"])
 def test_a_repair_is_that_of_the_same_batches_without_padding(method: str) -> None:
     model, generator = network(), torch.Generator().manual_seed(0)
     plain = [padded([torch.randint(1, WORDS, (5,), generator=generator) for _ in range(4)]) for _ in range(8)]
@@ -118,7 +118,11 @@ def test_a_repair_is_that_of_the_same_batches_without_padding(method: str) -> No
     graph = sc.trace(model, longer[0])
     plan = sc.Uniform(ratio=0.4).allocate(graph, sc.score(graph, None, "magnitude"))
     small = sc.apply(model, plan, graph=graph)
-    how: Any = sc.Polish(passes=1, batch=4) if method == "polish" else method
+    hows = {
+        "polish": sc.Polish(passes=1, batch=4),
+        "divergence": sc.Polish(passes=1, batch=4, divergence=True),
+    }
+    how: Any = hows.get(method, method)
     mine, wanted = (
         sc.repair(small, model, data, (how,), graph=graph, progress=False) for data in (longer, plain)
     )

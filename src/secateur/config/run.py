@@ -381,7 +381,7 @@ class Run(_Settings):
     polish_passes: int | None = Field(
         default=None,
         ge=1,
-        description="Passes over the data that the repair polish trains for; 40 if not given.",
+        description="Passes over the data that the repair polish trains for; else 40, of a language model 4.",
         examples=[20],
     )
     form: Form = Field(

@@ -7,11 +7,12 @@ what a capture fixes stays fixed: batch norms keep their statistics, and dropout
           + \phi \, \frac1n \sum_{i=1}^n \frac{\lVert \hat f_i - f_i \rVert^2}{\lVert f_i \rVert^2}
 
 with the outputs y and the values f_i between two blocks (`features.py`) of the dense network, at the
-positions that were kept, and those of the pruned network with a hat.
+positions that were kept, and those of the pruned network with a hat. For the scores of a language model the
+first term is the divergence of the words' probabilities, the mean over positions (`divergence.py`).
 
 Sources: Hinton et al. 2015 (arXiv 1503.02531); Romero et al. 2015, FitNets (arXiv 1412.6550), and Wang et al.
-2022, MiR (arXiv 2201.02620), for features. Departures: squared distances in place of a divergence, as outputs
-need not be logits; all features at once; and the program says where they lie.
+2022, MiR (arXiv 2201.02620), for features. Departures: squared distances in place of a divergence where
+outputs need not be logits; all features at once; and the program says where they lie.
 """
 
 from __future__ import annotations
@@ -25,15 +26,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import torch
 from torch import Tensor, fx, nn
 
-from secateur.calibration import Batch, Calibration
+from secateur.calibration import Batch
 from secateur.common.accelerating import ProcessGroup
 from secateur.common.mapped import any_mapped
 from secateur.common.training import Best, Loop, Zeros
 from secateur.errors import SettingError
 from secateur.graph.graph import Graph
+from secateur.repairs.divergence import divergence, is_language, scores_of
 from secateur.repairs.features import features, outputs
 from secateur.repairs.pairs import Pair, Pairs
 from secateur.signals.distributed import Team, joined
+from secateur.stream.calls import ProgramCalls
 from secateur.stream.dense import Values
 from secateur.targets.units.record import record_of
 
@@ -56,11 +59,19 @@ class Polish:
     held-out data is kept, so the result is never worse than the start.
 
     Attributes:
-        passes: Passes over the calibration data. Default: 40, or no limit if `minutes` is given.
+        passes: Passes over the calibration data. Default: 40, and 4 for language models, or no limit
+            if `minutes` is given.
         minutes: Minutes that it may take, measuring included. With both limits the first one ends it.
-        learning_rate: Of Adam, at its highest. It is halved whenever the error rises too far.
-        batch: Samples in a step. Batches that are larger are cut, if they can be.
+        learning_rate: Of Adam, at its highest. It is halved whenever the error rises too far. Default: 0.001,
+            and 0.0003 for language models.
+        batch: Samples in a step. Batches that are larger are cut, if they can be. Default: 25, and 2 for
+            language models.
         features: Weight of the distances between blocks beside that of the outputs; 0: outputs alone.
+        divergence: Train and judge by the divergence of the class probabilities over the last axis of the
+            output, or of its ``logits``, in place of the distance. Default: for language models, which read
+            token ids and return ``logits`` of [texts, tokens, words].
+        mixed: Multiply in bfloat16; parameters, losses and sums keep their precision. Several times as fast
+            where the hardware multiplies bfloat16.
 
     Raises:
         SettingError: If a setting is out of range.
@@ -82,21 +93,26 @@ class Polish:
 
     passes: int | None = None
     minutes: float | None = None
-    learning_rate: float = 0.001
-    batch: int = 25
+    learning_rate: float | None = None
+    batch: int | None = None
     features: float = 20.0
+    divergence: bool | None = None
+    mixed: bool = False
 
     name: ClassVar[str] = "polish"
     trains: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check the settings."""
+        rate, by = self.learning_rate, self.divergence
         for name, value, fits, expected in (
             ("passes", self.passes, self.passes is None or _is_count(self.passes), "a whole number above 0"),
             ("minutes", self.minutes, self.minutes is None or _is_above_0(self.minutes), "a number above 0"),
-            ("learning_rate", self.learning_rate, _is_above_0(self.learning_rate), "a number above 0"),
-            ("batch", self.batch, _is_count(self.batch), "a whole number above 0"),
+            ("learning_rate", rate, rate is None or _is_above_0(rate), "a number above 0"),
+            ("batch", self.batch, self.batch is None or _is_count(self.batch), "a whole number above 0"),
             ("features", self.features, self.features == 0 or _is_above_0(self.features), "0 or more"),
+            ("divergence", by, by is None or type(by) is bool, "True, False or None"),
+            ("mixed", self.mixed, type(self.mixed) is bool, "True or False"),
         ):
             if not fits:
                 raise SettingError(f"polish: expected {name} of {expected}, got {value!r}. Correct it.")
@@ -112,7 +128,8 @@ class Polish:
                 floating-point numbers.
         """
         graph = work.graph()
-        objective = Distance(graph, small, self.features)
+        settings = self.settled(graph)
+        objective = Distance(graph, small, self.features, by_scores=settings.divergence, mixed=self.mixed)
         parameters = objective.parameters
         if not parameters:
             return None
@@ -122,7 +139,7 @@ class Polish:
             processes = ProcessGroup.of_team(team)
             judge = work.judge
             best = None if judge is None else Best(lambda: float(judge(small).mean()), parameters)
-            passes = 40 if self.passes is None and self.minutes is None else self.passes
+            passes = settings.passes if self.minutes is None else self.passes
             loop = Loop(
                 passes,
                 factor=one_cycle,
@@ -132,17 +149,38 @@ class Polish:
                 clip=CLIP,
                 best=best,
             )
-            adam = torch.optim.Adam(parameters, self.learning_rate)
-            data = self._data(work.data, graph)
+            adam = torch.optim.Adam(parameters, settings.learning_rate, fused=True)
+            data = work.data if graph.static_batch is not None else work.data.recut(settings.batch)
+            data = data.fresh().to(graph.device)
             with torch.inference_mode(False), torch.enable_grad():
                 done = loop.run(objective, parameters, adam, data, processes, progress=work.progress)
         return {"passes": done, "minutes": (time.monotonic() - begun) / 60}
 
-    def _data(self, data: Calibration, graph: Graph) -> Calibration:
-        """The data in steps, each sample once in a pass and in another view each time."""
-        if graph.static_batch is None:
-            data = data.recut(self.batch)
-        return data.fresh().to(graph.device)
+    def settled(self, graph: Graph) -> Settings:
+        """Return the settings for a model: the ones given, and defaults for the others."""
+        language = is_language(ProgramCalls(graph))
+        usual = LANGUAGE if language else USUAL
+        return Settings(
+            self.passes or usual.passes,
+            self.learning_rate or usual.learning_rate,
+            self.batch or usual.batch,
+            usual.divergence if self.divergence is None else self.divergence,
+        )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a training needs to know; see `Polish`."""
+
+    passes: int
+    learning_rate: float
+    batch: int
+    divergence: bool
+
+
+USUAL = Settings(40, 0.001, 25, divergence=False)
+LANGUAGE = Settings(4, 0.0003, 2, divergence=True)
+"""Defaults. What a step of a language model sees is many tokens, and large networks take smaller steps."""
 
 
 class Distance:
@@ -152,26 +190,42 @@ class Distance:
         parameters: Those of the pruned model. They share its memory.
     """
 
-    def __init__(self, graph: Graph, small: nn.Module, weight: float) -> None:
+    def __init__(
+        self, graph: Graph, small: nn.Module, weight: float, *, by_scores: bool = False, mixed: bool = False
+    ) -> None:
         """Prepare the programs.
 
         Args:
             graph: The trace of the dense model.
             small: The pruned model, in any form.
             weight: Of the features.
+            by_scores: Take the divergence of the class scores.
+            mixed: Multiply in bfloat16.
+
+        Raises:
+            SettingError: If no output is a floating-point number, or, with `by_scores`, none is class scores.
         """
         self._pairs, self._weight = Pairs(graph, small), weight
+        self._by_scores, self._mixed = by_scores, mixed
         if not outputs(self._pairs.first):
             raise SettingError(
                 "polish: expected outputs that are floating-point numbers, got none. Let the model return "
                 "its scores, or leave polish out."
+            )
+        if by_scores and scores_of(self._pairs.first) is None:
+            raise SettingError(
+                "polish: expected one output, or one called logits, whose divergence can be taken, got "
+                "others. Set divergence=False."
             )
         self._points: dict[Pair, tuple[list[fx.Node], list[fx.Node]]] = {}
         self.parameters = self._pairs.first.learnable(small)
 
     def __call__(self, batch: Batch) -> Tensor:
         """Return the loss of a batch, a scalar with gradients."""
-        pair = self._pairs.of(batch)
+        with torch.autocast(self._pairs.first.graph.device.type, torch.bfloat16, enabled=self._mixed):
+            return self._loss(self._pairs.of(batch), batch)
+
+    def _loss(self, pair: Pair, batch: Batch) -> Tensor:
         if pair not in self._points:
             self._points[pair] = (features(pair) if self._weight else [], outputs(pair))
         between, last = self._points[pair]
@@ -182,7 +236,15 @@ class Distance:
             pair.advance(values, pair.index[node] + 1)
             found.append(_apart(pair, node, values))
         pair.advance(values, len(pair.nodes))
-        loss = torch.stack([_apart(pair, node, values) for node in last]).sum()
+        scores = scores_of(pair) if self._by_scores else None
+        ends = []
+        for node in last:
+            if node is scores:
+                both = pair.small_value(node, values), pair.dense_value(node, values)
+                ends.append(divergence(*map(values.padding.matrix, both)).mean())
+            else:
+                ends.append(_apart(pair, node, values))
+        loss = torch.stack(ends).sum()
         return loss + self._weight * torch.stack(found).mean() if found else loss
 
 
@@ -204,6 +266,8 @@ def relative(got: Tensor, wanted: Tensor) -> Tensor:
 
     Where the other one is not finite, as masked logits are, nothing counts.
     """
+    if got.dtype.itemsize < 4 or wanted.dtype.itemsize < 4:
+        got, wanted = got.float(), wanted.float()  # sums in half precision would lose what they add
     finite = torch.isfinite(wanted)
     error = torch.where(finite, got - wanted, 0.0).square().sum()
     scale = torch.where(finite, wanted, 0.0).square().sum()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,11 +13,13 @@ from secateur.calibration import Calibration, Forward, seeded
 from secateur.common.mapped import any_mapped
 from secateur.common.models import device_of, named_tensors, unwrap
 from secateur.common.modes import require_plain_modes
+from secateur.errors import SecateurError
 from secateur.graph.graph import Graph
 from secateur.graph.trace import trace_units
 from secateur.repairs import resuming
 from secateur.repairs.judging import Judge
 from secateur.repairs.methods import Method, Methods, Work, resolve
+from secateur.repairs.polish import Polish
 from secateur.repairs.trials import FINALISTS, Trials
 from secateur.signals.distributed import joined
 from secateur.signals.loss import LossFn
@@ -193,7 +195,8 @@ def run_repairs(
             return traced[0]
 
         with seeded(seed):
-            judges = [(fit, Judge(model, held, loss_fn)) for fit, held in folds]
+            by_scores = methods != "auto" and _by_scores(combinations[0], graph_of_dense)
+            judges = [(fit, Judge(model, held, loss_fn, by_scores=by_scores)) for fit, held in folds]
             share = 1 / len(folds)
             trials = Trials(
                 [(Work(graph_of_dense, fit, progress, judge, share), judge) for fit, judge in judges]
@@ -221,6 +224,17 @@ def run_repairs(
         flush_subnormals(best)
         attach(best, record_of(small))
         return with_repairs(best, tried)
+
+
+def _by_scores(methods: Sequence[Method], graph: Callable[[], Graph]) -> bool:
+    """Whether one of the repairs lowers the divergence of class scores, so that all are judged by it."""
+    asked = [method for method in methods if isinstance(method, Polish)]
+    if any(method.divergence for method in asked):
+        return True
+    try:
+        return any(method.divergence is None and method.settled(graph()).divergence for method in asked)
+    except SecateurError:  # the repair will fail as well, and say why
+        return False
 
 
 def flush_subnormals(model: nn.Module) -> None:
