@@ -74,7 +74,8 @@ def repair(
     - ``bias``: shift each output to the dense mean.
     - ``batchnorm``: measure the running statistics of batch norms again.
     - ``polish``: train the model to give the dense outputs and features (`secateur.Polish`). It takes
-      minutes, so ``auto`` leaves it out. Ask for ``["reconstruct", "polish"]``.
+      minutes, so ``auto`` leaves it out. Ask for ``["reconstruct", "polish"]``. With a language model the
+      divergence of the words' probabilities then judges both, in place of the distance.
 
     All but ``batchnorm`` and ``polish`` go through the layers in order of execution. Each layer is fitted to
     the inputs that the layers before it give after their own repair.
