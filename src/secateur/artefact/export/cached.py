@@ -124,8 +124,8 @@ def _shapes(model: nn.Module) -> list[tuple[int, int, torch.dtype]]:
     )
     if isinstance(model, fx.GraphModule):
         raise SettingError(
-            f"{refused} as a captured program, which has only the inputs of its trace. Take form 'module', or "
-            "export it without cache=."
+            f"{refused} as a captured program, which has only the inputs of its trace. Take form 'module', "
+            "or export it without cache=."
         )
     if not {"input_ids", "attention_mask", "past_key_values", "use_cache"} <= _parameters(model):
         raise SettingError(f"{refused}, which takes no cache. Export it without cache=.")
