@@ -163,3 +163,26 @@ def test_masks_that_disagree_or_do_not_fit_hide_nothing() -> None:
     assert two.real(2, 4, ids.device) is None
     whole = Padding.of({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
     assert whole.masks == ()
+
+
+def test_a_mask_of_one_side_hides_nothing_of_the_other() -> None:
+    ids, half = torch.ones(2, 4, dtype=torch.long), torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0]])
+    whole, state = torch.ones_like(ids), torch.ones(2, 4, 8)
+    sides: list[dict[str, Tensor]] = [
+        {"input_ids": ids, "attention_mask": half, "decoder_input_ids": ids},
+        {"input_ids": ids, "attention_mask": half, "decoder_input_ids": ids, "decoder_attention_mask": whole},
+        {"src": state, "tgt": state, "src_key_padding_mask": half == 0},
+        {"src": state, "tgt": state, "tgt_key_padding_mask": half == 0},
+    ]
+    for batch in sides:
+        assert Padding.of(batch).real(2, 4, ids.device) is None
+    longer = Padding.of({"src": state, "tgt": torch.ones(2, 5, 8), "src_key_padding_mask": half == 0})
+    assert longer.rows(8, ids.device).tolist() == [0, 1, 4, 5, 6]
+    assert longer.rows(10, ids.device).tolist() == [*range(10)]
+
+
+@pytest.mark.parametrize("low", [-torch.inf, -1e4])
+def test_a_mask_that_is_added_to_scores(low: float) -> None:
+    added = torch.tensor([[0, 0, low, low], [0, 0, 0, low]])
+    for name in ("attention_mask", "key_padding_mask"):
+        assert Padding.of({name: added}).rows(8, added.device).tolist() == [0, 1, 4, 5, 6]

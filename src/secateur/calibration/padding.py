@@ -26,18 +26,29 @@ class Padding:
     def of(cls, arguments: Mapping[str, Any]) -> Padding:
         """Read the masks among a batch's keyword arguments.
 
-        In ``attention_mask``, as Transformers names it, padding is zero. In ``key_padding_mask``, as PyTorch
-        names it, it is True or minus infinity. Prefixes such as ``decoder_`` and ``src_`` are fine. Masks
-        with other than two axes do not count.
+        In ``attention_mask``, as Transformers names it, padding is zero; in one of floats that are added to
+        scores, it is negative. In ``key_padding_mask``, as PyTorch names it, it is True or minus infinity.
+        Prefixes such as ``decoder_`` and ``src_`` are fine. Masks with other than two axes do not count.
+
+        Of a model with a decoder, only one side may have a mask. The other one's inputs have no padding then.
         """
-        found = []
+        found: dict[str, Tensor] = {}
         for name, mask in arguments.items():
             if isinstance(mask, Tensor) and mask.ndim == 2 and not mask.is_meta:
                 if name.endswith("attention_mask"):
-                    found.append(mask != 0)
+                    found[name] = mask == 0 if _is_added(mask) else mask != 0
                 elif name.endswith("key_padding_mask"):
-                    found.append(~mask if mask.dtype is torch.bool else mask == 0)
-        return cls(tuple(real for real in found if not bool(real.all())))
+                    found[name] = ~mask if mask.dtype is torch.bool else mask == 0
+        if all(bool(real.all()) for real in found.values()):
+            return cls()
+        sides = {_is_decoder(name) for name in found}
+        first = next(iter(found.values()))
+        whole = [
+            first.new_ones(value.shape[:2])
+            for name, value in arguments.items()
+            if isinstance(value, Tensor) and value.ndim > 1 and _is_decoder(name) not in sides
+        ]
+        return cls((*found.values(), *whole))
 
     def real(self, samples: int, positions: int, device: torch.device) -> Tensor | None:
         """Whether each position of a value is no padding.
@@ -84,6 +95,16 @@ class Padding:
         """Return a value [..., features] as a matrix, a row for each position that is no padding."""
         rows = value.reshape(-1, value.shape[-1])
         return rows if not self.masks else rows[self.rows(len(rows), rows.device)]
+
+
+def _is_added(mask: Tensor) -> bool:
+    """Whether a mask is added to scores: zero, and at padding minus infinity or far below zero."""
+    return mask.is_floating_point() and bool((mask < 0).any())
+
+
+def _is_decoder(name: str) -> bool:
+    """Whether an input is the decoder's, by the names of Transformers and PyTorch."""
+    return name.startswith(("decoder_", "tgt"))
 
 
 NO_PADDING = Padding()

@@ -101,6 +101,10 @@ def test_what_has_no_such_cache_is_refused(tmp_path: Path) -> None:
         sc.SettingError, match=r"expected a causal language model .* got Sequential, which takes no"
     ):
         sc.export(net, tmp_path / "net.onnx", torch.zeros(1, 4), cache=True)
+    with pytest.raises(
+        sc.SettingError, match="as a captured program, which has only the inputs of its trace"
+    ):
+        sc.export(torch.fx.symbolic_trace(net), tmp_path / "net.onnx", cache=True)
     with pytest.raises(sc.SettingError, match="expected no fixed= for this format"):
         sc.export(make("llama"), tmp_path / "net.onnx", cache=True, fixed=True)
     for name in (

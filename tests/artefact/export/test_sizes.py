@@ -107,3 +107,55 @@ def test_a_file_never_takes_the_wrong_branch(tmp_path: Path, suffix: str, turn: 
             assert length != 8
         else:
             torch.testing.assert_close(found, small(x).detach(), rtol=1e-4, atol=1e-5)
+
+
+ASKING: dict[str, tuple[Callable[[int, int], bool], tuple[int, int]]] = {
+    "a long text": (lambda batch, length: length > 500, (1, 501)),
+    "many samples": (lambda batch, length: batch > 32, (33, 8)),
+    "one sample": (lambda batch, length: batch == 1, (1, 8)),
+    "many words in all": (lambda batch, length: batch * length > 150, (20, 8)),
+    "a root": (lambda batch, length: int(length**0.5) > 2, (2, 10)),
+}
+
+
+class Asking(Branching):
+    """Does something else at some sizes, far from the usual ones."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(0)
+        self.asks, self.there = ASKING[what]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, length, 4] to [batch, length, 4]."""
+        h = self.up(x).relu()
+        return self.down(h * 2 if self.asks(x.shape[0], x.shape[1]) else h)
+
+
+@pytest.mark.parametrize("what", ASKING)
+def test_a_file_does_not_outlive_what_the_code_asked(tmp_path: Path, what: str) -> None:
+    torch.manual_seed(0)
+    model = Asking(what).eval()
+    small = pruned(model, torch.randn(2, 8, 4))
+    for suffix in SUFFIXES:
+        done = sc.export(small, tmp_path / f"small{suffix}")
+        run = runner(done.path)
+        x = torch.randn(2, 8, 4)
+        torch.testing.assert_close(run(x), small(x).detach(), rtol=1e-4, atol=1e-5)
+        x = torch.randn(*model.there, 4)
+        with pytest.raises(Exception, match=r"(?i)invalid dimensions|expected input"):
+            run(x)
+
+
+def test_a_table_that_ends_does_not_close_an_axis(tmp_path: Path) -> None:
+    class Table(Branching):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.down(self.up(x + self.table[: x.shape[1]]).relu())
+
+    torch.manual_seed(0)
+    model = Table(0).eval()
+    model.table = nn.Parameter(torch.randn(50, 4))
+    small = pruned(model, torch.randn(2, 8, 4))
+    done = sc.export(small, tmp_path / "small.onnx")
+    assert done.open == ("batch", "axis 1 of x")
+    x = torch.randn(1, 50, 4)
+    torch.testing.assert_close(runner(done.path)(x), small(x).detach(), rtol=1e-4, atol=1e-5)

@@ -7,7 +7,7 @@ import inspect
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from secateur.artefact.export.capturing import Captured, captured
 from secateur.artefact.export.trials import Trials
@@ -122,6 +122,11 @@ def _shapes(model: nn.Module) -> list[tuple[int, int, torch.dtype]]:
         "export(cache=True): expected a causal language model of Transformers that returns keys and values "
         f"of each layer, got {type(model).__name__}"
     )
+    if isinstance(model, fx.GraphModule):
+        raise SettingError(
+            f"{refused} as a captured program, which has only the inputs of its trace. Take form 'module', "
+            "or export it without cache=."
+        )
     if not {"input_ids", "attention_mask", "past_key_values", "use_cache"} <= _parameters(model):
         raise SettingError(f"{refused}, which takes no cache. Export it without cache=.")
     token = torch.ones(1, 1, dtype=torch.long, device=device_of(model))

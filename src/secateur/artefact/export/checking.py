@@ -9,13 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
 from secateur.artefact.export.trials import Trials
 from secateur.common.foreign import details, said
 from secateur.common.models import named_tensors
 from secateur.errors import ExportError
-from secateur.graph.inputs import batch_size
+from secateur.graph.inputs import Arguments, batch_size
 from secateur.targets.units.compare import relative_difference
+
+
+class OtherSizesError(ExportError):
+    """A file is right at the sizes of the user's inputs, and wrong at others."""
+
 
 Runs = Callable[[tuple[Any, ...], Mapping[str, Any]], list[torch.Tensor]]
 """Runs a written file on (args, kwargs), and returns its output tensors as a flat list."""
@@ -65,28 +71,37 @@ def check(path: Path, runs: Runs, trials: Trials, runtime: str, tolerance: float
         tolerance: The largest accepted relative difference.
 
     Raises:
-        ExportError: If the outputs differ by more than the tolerance, or the file cannot be run.
+        ExportError: If the outputs differ by more than the tolerance, or the file cannot be run. It is an
+            `OtherSizesError` if that is so at other sizes than those of the first trial.
     """
     worst = 0.0
-    for (args, kwargs), wanted in zip(trials.arguments, trials.wanted, strict=True):
+    firm = len(trials.arguments) - trials.refusable
+    for number, ((args, kwargs), wanted) in enumerate(zip(trials.arguments, trials.wanted, strict=True)):
         size = batch_size((args, kwargs))
+        raised = OtherSizesError if _shapes((args, kwargs)) != _shapes(trials.arguments[0]) else ExportError
         try:
             found = [t.cpu() for t in runs(args, kwargs)]
         except Exception as error:  # a runtime raises its own
-            raise ExportError(
+            if number >= firm:
+                continue
+            raise raised(
                 f"export({path}): expected {runtime} to run what was written with a batch of {size}, got "
                 f"{_said(error)}. Nothing was kept. {_remedy(trials, runtime)}",
                 details(error),
             ) from error
         difference = relative_difference(found, [t.cpu() for t in wanted])
         if not difference <= tolerance:
-            raise ExportError(
+            raise raised(
                 f"export({path}): expected what {runtime} computes to equal {type(trials.model).__name__} "
                 f"to {tolerance:.1g} relative, got a largest difference of {difference:.3g} with a batch of "
                 f"{size}. Nothing was kept. Export in float32, or pass tolerance= if that is close enough."
             )
         worst = max(worst, difference)
     return Exported(path, worst, tolerance, trials.batches, runtime)
+
+
+def _shapes(arguments: Arguments) -> list[tuple[int, ...]]:
+    return [tuple(v.shape) for v in pytree.tree_leaves(arguments) if isinstance(v, torch.Tensor)]
 
 
 def _said(error: Exception) -> str:

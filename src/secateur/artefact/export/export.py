@@ -13,10 +13,11 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from secateur.artefact.export.borders import borders, too_large
 from secateur.artefact.export.cached import OPEN, cached_program
 from secateur.artefact.export.capturing import Captured, captured
 from secateur.artefact.export.card import model_card
-from secateur.artefact.export.checking import Exported, check, tolerance_of
+from secateur.artefact.export.checking import Exported, OtherSizesError, check, tolerance_of
 from secateur.artefact.export.huggingface import (
     pretrained_runner,
     require_folder,
@@ -55,9 +56,9 @@ def export(
     The new file is written to a temporary place, run, and compared with the model: on the example inputs, and
     on random inputs (ids over the whole vocabulary, masks with padding). The axes that the trace found to be
     open, such as lengths and heights, are open in the file too if the code allows it, and the file is
-    compared at other sizes of each; ``open`` of the result names them. Else the batch alone is open, if it
-    can be. Only then it replaces an older file. So an interrupted export leaves either the old file or the
-    new one.
+    compared at other sizes of each, also at one, and at the sizes about which the code asks; ``open`` of the
+    result names them. Else the batch alone is open, if it can be, else no axis. Only then it replaces an
+    older file. So an interrupted export leaves either the old file or the new one.
 
     Args:
         small: A module, captured program or masked model that `apply` returned, or any other model. It is
@@ -115,7 +116,10 @@ def export(
         if also:
             with contextlib.suppress(CaptureError, ExportError, TooMuchError):
                 return _as_program(*options, also)
-        return _as_program(*options, None if fixed else ())
+        if not fixed:
+            with contextlib.suppress(OtherSizesError):
+                return _as_program(*options, ())
+        return _as_program(*options, None)
     trials = Trials.of(model, given, spec, [{}, *(sizes for _, sizes in spec.other_sizes())])
     accepted = tolerance_of(trials, same_code=True) if tolerance is None else tolerance
     with replacing_folder(path, ExportError) as written:
@@ -175,8 +179,21 @@ def _as_program(
     names = [*spec.tensors()]
     places = {(names[int(number)], axis) for number, axis in found.open}
     free = [axis for axis in spec.open if places.issuperset(axis.places)]
-    sizes = [sizes for _, sizes in spec.other_sizes() if places.issuperset(sizes)]
-    trials = captured_trials(model, given, spec, dynamic=found.dynamic, also=sizes if also else ())
+    others = [sizes for _, sizes in spec.other_sizes() if places.issuperset(sizes)]
+    holds_ranges = path.suffix.lower() == ".pt2"
+    ends = [
+        {(names[int(number)], axis): n for (number, axis), n in sizes.items()}
+        for sizes in borders(found.program, ranges=holds_ranges)
+    ]
+    shapes = [*zip(names, (leaf.shape for leaf in InputSpec.of(*given).tensors().values()), strict=True)]
+    if far := [sizes for sizes in ends if too_large(shapes, sizes)]:
+        raise OtherSizesError(
+            f"export({path}): expected a program for any size, got code that asks about one of "
+            f"{max(far[0].values())}, where it was not compared."
+        )
+    trials = captured_trials(
+        model, given, spec, dynamic=found.dynamic, also=others if also else (), refusable=ends
+    )
     batch = ["batch"] if found.dynamic else []
     open_axes = (*batch, *(axis.name() for axis in free if not axis.batch))
     return _written(found, trials, path, tolerance, opset, open_axes)

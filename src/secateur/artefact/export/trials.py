@@ -61,14 +61,23 @@ class Trials:
         model: The model.
         arguments: Positional and keyword inputs of each trial. The first trial has the user's inputs.
         wanted: The model's output tensors for each trial.
+        refusable: How many of the trials, from the last, the file may refuse. It may not give other outputs.
     """
 
     model: nn.Module
     arguments: tuple[Arguments, ...]
     wanted: tuple[list[torch.Tensor], ...]
+    refusable: int = 0
 
     @classmethod
-    def of(cls, model: nn.Module, given: Arguments, spec: InputSpec, sizes: Iterable[Sizes]) -> Trials:
+    def of(
+        cls,
+        model: nn.Module,
+        given: Arguments,
+        spec: InputSpec,
+        sizes: Iterable[Sizes],
+        refusable: Iterable[Sizes] = (),
+    ) -> Trials:
         """Run the model on the user's inputs, and on random inputs of other sizes.
 
         Random inputs have ids over the whole vocabulary and masks with padding. If the model refuses
@@ -80,11 +89,12 @@ class Trials:
             given: The user's inputs.
             spec: The description of the inputs that it accepts.
             sizes: For each random trial, the sizes of the axes that differ from `spec`.
+            refusable: The same, for trials that the file may refuse.
 
         Raises:
             SettingError: If the model does not run on `given`.
         """
-        arguments, wanted = [given], []
+        arguments, wanted, lenient = [given], [], 0
         with preserved(model):
             try:
                 wanted.append(run(model, *given))
@@ -94,7 +104,8 @@ class Trials:
                     f"example_inputs= on which it runs.",
                     details(error),
                 ) from error
-            for changes in sizes:
+            firm = [*sizes]
+            for number, changes in enumerate([*firm, *refusable]):
                 drawn = spec.example(seed=1, device=device_of(model), sizes=changes)
                 for trial in (drawn, resized(spec, given, changes)):
                     try:
@@ -102,17 +113,25 @@ class Trials:
                     except Exception:  # a forward pass may refuse inputs in any way
                         continue
                     arguments.append(trial)
+                    lenient += number >= len(firm)
                     break
-        return cls(model, tuple(arguments), tuple(wanted))
+        return cls(model, tuple(arguments), tuple(wanted), lenient)
 
     @property
     def batches(self) -> tuple[int, ...]:
-        """The batch sizes of the trials, each once."""
-        return tuple(dict.fromkeys(map(batch_size, self.arguments)))
+        """The batch sizes of the trials that the file may not refuse, each once."""
+        firm = self.arguments[: len(self.arguments) - self.refusable]
+        return tuple(dict.fromkeys(map(batch_size, firm)))
 
 
 def captured_trials(
-    model: nn.Module, given: Arguments, spec: InputSpec, *, dynamic: bool, also: Iterable[Sizes] = ()
+    model: nn.Module,
+    given: Arguments,
+    spec: InputSpec,
+    *,
+    dynamic: bool,
+    also: Iterable[Sizes] = (),
+    refusable: Iterable[Sizes] = (),
 ) -> Trials:
     """Return trials of the given sizes, with one sample more if the batch size is `dynamic`, and of others.
 
@@ -122,6 +141,7 @@ def captured_trials(
         spec: The description of the inputs that it accepts.
         dynamic: Whether the program takes any batch size.
         also: Further sizes of some axes; the others are as given.
+        refusable: The same, where the file may refuse them.
     """
     own = InputSpec.of(*given)
     batch = batch_size(given)
@@ -131,5 +151,5 @@ def captured_trials(
         for axis, size in enumerate(leaf.shape):
             sizes[name, axis] = size
             more[name, axis] = size + 1 if axis == 0 and size == batch else size
-    others = [{**sizes, **changes} for changes in also]
-    return Trials.of(model, given, spec, [sizes, *([more] if dynamic else []), *others])
+    others, last = ([{**sizes, **changes} for changes in found] for found in (also, refusable))
+    return Trials.of(model, given, spec, [sizes, *([more] if dynamic else []), *others], last)
