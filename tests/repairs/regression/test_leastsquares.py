@@ -171,4 +171,5 @@ def test_descent_finds_the_lowest_of_a_valley_and_few_candidates_are_tried() -> 
 def test_descent_leaves_where_there_is_no_solution() -> None:
     assert descend(lambda d: math.inf if d < 4 else d, [1.0, 2.0, 3.0, 4.0, 5.0]) == (4.0, 4.0)
     assert descend(lambda d: math.inf, [1.0, 2.0, 3.0]) == (3.0, math.inf)
+    assert descend(lambda d: math.nan, [1.0, 2.0, 3.0]) == (3.0, math.inf)  # a fold without data
     assert descend(lambda d: 1.0, [1.0, 2.0, 3.0])[1] == 1.0

@@ -382,7 +382,8 @@ def descend(
 
     def at(k: int) -> float:
         if k not in errors:
-            errors[k] = error(candidates[k]) if 0 <= k < len(candidates) else float("inf")
+            found = error(candidates[k]) if 0 <= k < len(candidates) else float("inf")
+            errors[k] = found if found < float("inf") else float("inf")  # no number, from a part without data
         return errors[k]
 
     best = candidates.index(near) if near in candidates else len(candidates) // 2
