@@ -193,9 +193,13 @@ def test_every_operator_says_along_which_axes_units_pass() -> None:
     assert set(expected_axes()) >= set(CALLS)
 
 
-QUICK = set(sorted(CALLS)[4::9]) - {"aten.conv_transpose1d.default", "aten.lstm.input"}
-"""Operators that `make test` tries too; the others are slow together. The two left out take longer than all
-the rest; topologies have transposed convolutions and LSTMs."""
+QUICK = set(sorted(CALLS)[4::9]) - {
+    "aten.conv3d.default",
+    "aten.conv_transpose1d.default",
+    "aten.lstm.input",
+}
+"""Operators that `make test` tries too; the others are slow together. The three left out take longer than all
+the rest; topologies have convolutions, transposed ones and LSTMs."""
 
 
 @pytest.mark.parametrize(
