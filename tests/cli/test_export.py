@@ -61,6 +61,16 @@ def test_onnx_as_json(small: Path) -> None:
     assert (small.parent / "small.onnx").is_file()
 
 
+def test_every_option_reaches_the_export(small: Path) -> None:
+    pytest.importorskip("onnxscript")
+    base = ("export", "small", *MODEL, "--data", "x.npz", "--json")
+    done = run(*base, "--out", "small.pt2", "--fixed")
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["open"], found["batches"]) == ([], [64])
+    assert "causal language model" in refused(2, *base, "--out", "small.onnx", "--cache")
+
+
 def test_bad_input(small: Path) -> None:
     base = ("export", "small", *MODEL, "--out")
     assert ".onnx or .pt2" in refused(2, *base, "small.bin")

@@ -125,7 +125,15 @@ def export(
             report = sc.Report.from_json(source / REPORT) if (source / REPORT).is_file() else None
             card = sc.model_card(small, report, base_model=base_model, license=license, own_code=own_code)
         done = sc.export(
-            small, out, example, tolerance=tolerance, opset=opset, card=card, own_code=own_code, fixed=fixed
+            small,
+            out,
+            example,
+            tolerance=tolerance,
+            opset=opset,
+            card=card,
+            own_code=own_code,
+            fixed=fixed,
+            cache=cache,
         )
         found = {**asdict(done), "path": done.path.as_posix()}
         sizes = " and ".join(map(str, done.batches))
