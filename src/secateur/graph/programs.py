@@ -218,6 +218,18 @@ def inputs_of(program: ExportedProgram) -> list[fx.Node]:
     return [node for node, kind, _ in lifted(program) if kind is InputKind.USER_INPUT]
 
 
+def open_places(program: ExportedProgram) -> frozenset[Place]:
+    """Return the axes of a program's tensor inputs that may have any size. Tensors are numbered."""
+    values = (node.meta.get("val") for node in inputs_of(program))
+    tensors = (value for value in values if isinstance(value, Tensor))
+    return frozenset(
+        (str(number), axis)
+        for number, value in enumerate(tensors)
+        for axis, size in enumerate(value.shape)
+        if is_open(size)
+    )
+
+
 def batch_axes(program: ExportedProgram, node: fx.Node) -> tuple[int, ...]:
     """Return the axes of a node's output whose size depends on the batch size; none where that is fixed."""
     value = node.meta.get("val")

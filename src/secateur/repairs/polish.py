@@ -217,7 +217,7 @@ class Distance:
                 "polish: expected one output, or one called logits, whose divergence can be taken, got "
                 "others. Set divergence=False."
             )
-        self._points: dict[Pair, tuple[list[fx.Node], list[fx.Node]]] = {}
+        self._points: dict[Pair, tuple[list[fx.Node], list[fx.Node], fx.Node | None]] = {}
         self.parameters = self._pairs.first.learnable(small)
 
     def __call__(self, batch: Batch) -> Tensor:
@@ -227,8 +227,9 @@ class Distance:
 
     def _loss(self, pair: Pair, batch: Batch) -> Tensor:
         if pair not in self._points:
-            self._points[pair] = (features(pair) if self._weight else [], outputs(pair))
-        between, last = self._points[pair]
+            between = features(pair) if self._weight else []
+            self._points[pair] = between, outputs(pair), scores_of(pair) if self._by_scores else None
+        between, last, scores = self._points[pair]
         values = pair.start(batch)
         found = []
         for node in between:
@@ -236,7 +237,6 @@ class Distance:
             pair.advance(values, pair.index[node] + 1)
             found.append(_apart(pair, node, values))
         pair.advance(values, len(pair.nodes))
-        scores = scores_of(pair) if self._by_scores else None
         ends = []
         for node in last:
             if node is scores:

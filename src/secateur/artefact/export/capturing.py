@@ -14,8 +14,7 @@ from torch.utils import _pytree as pytree
 
 from secateur.graph.capture import capture
 from secateur.graph.leaf import Place
-from secateur.graph.nodes import is_open
-from secateur.graph.programs import inputs_of
+from secateur.graph.programs import inputs_of, open_places
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,15 +60,8 @@ def captured(
         node.meta.pop("stack_trace", None)
     program.example_inputs = None
     outputs = _plain_outputs(program)
-    taken = [n for n in inputs_of(program) if isinstance(n.meta.get("val"), torch.Tensor)]
-    open_axes = frozenset(
-        (str(number), axis)
-        for number, node in enumerate(taken)
-        for axis, size in enumerate(node.meta["val"].shape)
-        if is_open(size)
-    )
-    names = tuple(node.name for node in taken)
-    return Captured(model, program, names, outputs, found.static is None, open_axes)
+    names = tuple(n.name for n in inputs_of(program) if isinstance(n.meta.get("val"), torch.Tensor))
+    return Captured(model, program, names, outputs, found.static is None, open_places(program))
 
 
 def _plain_outputs(program: ExportedProgram) -> tuple[str, ...]:

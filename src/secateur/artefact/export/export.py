@@ -9,9 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from secateur.artefact.export.borders import borders, too_large
 from secateur.artefact.export.cached import OPEN, cached_program
@@ -34,7 +32,7 @@ from secateur.common.modes import require_numbers
 from secateur.errors import CaptureError, ExportError, SettingError
 from secateur.graph.inputs import Arguments, InputSpec
 from secateur.graph.leaf import Place
-from secateur.targets.units.opened import TooMuchError, limited
+from secateur.targets.units.opened import TooMuchError, further_axes, limited
 
 SUFFIXES = (".onnx", ".pt2")
 
@@ -112,7 +110,7 @@ def export(
     given, spec = inputs_of(model, example_inputs)
     if suffix:
         options = model, path, given, spec, tolerance, opset
-        also = [] if fixed else _further_axes(spec, given)
+        also = [] if fixed else further_axes(spec, given)
         if also:
             with contextlib.suppress(CaptureError, ExportError, TooMuchError):
                 return _as_program(*options, also)
@@ -130,19 +128,6 @@ def export(
             write_pretrained(model, written, model_card(model) if card is None else card)
             done = check(path, pretrained_runner(written, model), trials, "transformers", accepted)
     return done
-
-
-def _further_axes(spec: InputSpec, given: Arguments) -> list[Place]:
-    """Return the axes beside the batch that the model takes at other sizes. Tensors are numbered."""
-    numbers = {name: str(number) for number, name in enumerate(spec.tensors())}
-    leaves = [leaf for leaf in pytree.tree_leaves(given) if isinstance(leaf, torch.Tensor)]
-    return [
-        (numbers[name], axis)
-        for free in spec.open
-        if not free.batch
-        for name, axis in free.places
-        if leaves[int(numbers[name])].shape[axis] > 1  # a size of one is captured as a constant
-    ]
 
 
 def _as_program(

@@ -21,8 +21,9 @@ from secateur.common.foreign import running_line
 from secateur.errors import CaptureError
 from secateur.graph.capture import capture
 from secateur.graph.graph import Graph
+from secateur.graph.inputs import Arguments, InputSpec
 from secateur.graph.leaf import Place
-from secateur.graph.nodes import is_open
+from secateur.graph.programs import open_places
 from secateur.targets.units.alignment import PathsDifferError, Steps
 
 QUESTIONS = 60_000
@@ -85,19 +86,16 @@ class Opened:
 
 def open_program(model: nn.Module, graph: Graph) -> Opened | None:
     """Capture a program with more open axes; None if there are no more, or the capture fails."""
-    more = {place for axis in graph.inputs.open if not axis.batch for place in axis.places}
-    if not more:
+    if all(axis.batch for axis in graph.inputs.open):
         return None
     args, kwargs = graph.captured_inputs()
-    leaves = [v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, torch.Tensor)]
-    numbers = {name: str(number) for number, name in enumerate(graph.inputs.tensors())}
-    also = [(numbers[name], axis) for name, axis in more if leaves[int(numbers[name])].shape[axis] > 1]
+    also = further_axes(graph.inputs, (args, kwargs))
     try:
         with limited() as lines:
             program = capture(model, args, kwargs, also=also).program
     except (CaptureError, TooMuchError):
         return None
-    if _count_open(program) <= _count_open(graph.program):
+    if len(open_places(program)) <= len(open_places(graph.program)):
         return None
     try:
         alike = not any(Steps(graph.program).compare(Steps(program)))
@@ -106,8 +104,17 @@ def open_program(model: nn.Module, graph: Graph) -> Opened | None:
     return Opened(program, lines, () if alike else tuple(also))
 
 
-def _count_open(program: ExportedProgram) -> int:
-    """Count the axes of the inputs that are open in a program."""
-    inputs = set(program.graph_signature.user_inputs)
-    values = [n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder" and n.name in inputs]
-    return sum(is_open(size) for v in values if isinstance(v, torch.Tensor) for size in v.shape)
+def further_axes(spec: InputSpec, given: Arguments) -> list[Place]:
+    """Return the axes beside the batch that the model takes at other sizes. Tensors are numbered.
+
+    Those of size one are left out, since a capture takes that for a constant.
+    """
+    numbers = {name: str(number) for number, name in enumerate(spec.tensors())}
+    leaves = [leaf for leaf in pytree.tree_leaves(given) if isinstance(leaf, torch.Tensor)]
+    return [
+        (numbers[name], axis)
+        for free in spec.open
+        if not free.batch
+        for name, axis in free.places
+        if leaves[int(numbers[name])].shape[axis] > 1
+    ]
