@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from secateur.calibration import Calibration
+from secateur.measure.evaluate import evaluate
+from secateur.measure.measures import DISTANCE, DIVERGENCE
 from secateur.repairs import judging
 from secateur.repairs.judging import Judge
 
@@ -73,3 +77,52 @@ def test_what_is_infinite_in_both_does_not_count_and_in_one_it_is_infinitely_bad
     np.testing.assert_allclose(judge(Odd(2.0)), (inside / inside.mean()).numpy())
     assert np.isinf(judge(Odd(-torch.inf))).any()
     assert np.isinf(judge(Odd(torch.nan))).any()
+
+
+class Words(nn.Module):
+    """A language model of 7 words: shifting all scores of a position, or scaling them."""
+
+    def __init__(self, shift: float = 0.0, scale: float = 1.0, *, hidden: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = nn.Embedding(7, 7, dtype=torch.float64)
+        self.shift, self.scale, self.hidden = shift, scale, hidden
+
+    def forward(self, ids: Tensor, attention_mask: Tensor | None = None) -> dict[str, Tensor]:
+        scores = self.table(ids)
+        scores = scores * self.scale + self.shift * scores.mean(-1, keepdim=True)
+        return {"logits": scores[:, :-1] if self.hidden else scores}
+
+
+def test_language_models_are_measured_by_the_divergence_of_their_words() -> None:
+    """Also where nobody asked for it: a shift of all scores changes no word, so it is no error."""
+    ids = torch.randint(7, (5, 6), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[1:, 4:] = 0
+    data: list[Any] = [{"ids": ids, "attention_mask": mask}]
+    dense, other = Words(), Words(shift=3.0, scale=0.7)
+    judge = Judge(dense, Calibration.of(data))
+    assert judge.measure == DIVERGENCE
+    np.testing.assert_allclose(judge(Words(shift=3.0)), 0, atol=1e-12)
+    wanted = []
+    with torch.no_grad():
+        for text, real in zip(ids, mask, strict=True):
+            row = text[real.bool()][None]
+            p, q = (m(row)["logits"][0].log_softmax(-1) for m in (dense, other))
+            wanted.append(float((p.exp() * (p - q)).sum(-1).mean()))
+    np.testing.assert_allclose(judge(other), wanted, rtol=1e-9)
+    found = evaluate(other, data, dense=dense)
+    assert (found.measure, found.samples) == (DIVERGENCE, 5)
+    assert found.loss == pytest.approx(float(np.mean(wanted)))
+    # Scores of other things than the tokens that were read, as of a detector's boxes: more outputs count.
+    assert Judge(Words(hidden=True), Calibration.of(data)).measure == DISTANCE
+    assert Judge(dense, Calibration.of(data), by_scores=False).measure == DISTANCE
+
+
+def test_a_text_of_padding_alone_is_no_error() -> None:
+    ids = torch.ones(2, 3, dtype=torch.long)
+    mask = torch.tensor([[1, 1, 1], [0, 0, 0]])
+    judge = Judge(Words(), Calibration.of([{"ids": ids, "attention_mask": mask}]))
+    found = judge(Words(scale=0.5))
+    assert found[0] > 0
+    assert found[1] == 0

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import secateur as sc
 from secateur.calibration import Batch, Calibration
-from secateur.repairs.divergence import divergence
+from secateur.measure.divergence import divergence
 from secateur.repairs.features import features, outputs
 from secateur.repairs.judging import Judge
 from secateur.repairs.methods import Work, quick, resolve

@@ -1,4 +1,4 @@
-"""How well a model does on data: loss and top-1, or distance to another model's outputs."""
+"""How well a model does on data: loss and top-1, or how far its outputs are from another model's."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from secateur.calibration import Batch, Calibration, Forward, is_soft
-from secateur.calibration.batch import IGNORED
+from secateur.calibration.batch import IGNORED, held_tensors
 from secateur.calibration.padding import Padding
 from secateur.common.models import device_of, evaluating
 from secateur.common.modes import require_plain_modes
 from secateur.common.outputs import tensors_of
+from secateur.measure.divergence import class_scores, diverged, reads_and_writes_words
+from secateur.measure.measures import DISTANCE, DIVERGENCE, LOSS
 from secateur.signals.loss import LossFn, default_loss, logits_of, one_number
 
 
@@ -24,16 +26,17 @@ class Evaluation:
 
     Attributes:
         loss: Mean loss; without labels or `loss_fn`, the distance to the dense model's outputs,
-            sum ||a - b||^2 / sum ||b||^2.
+            sum ||a - b||^2 / sum ||b||^2. For models that read and write words, the mean of the samples'
+            Kullback-Leibler divergences of the words' probabilities from the dense model's.
         accuracy: Top-1 in [0, 1]; None where there is no class for each sample.
         samples: How many were seen.
-        measure: ``loss`` or ``distance to dense``: what `loss` holds.
+        measure: What `loss` holds, a key of `MEASURES`.
     """
 
     loss: float
     accuracy: float | None
     samples: int
-    measure: str = "loss"
+    measure: str = LOSS
 
 
 def evaluate(
@@ -72,7 +75,7 @@ def evaluate(
     require_plain_modes("evaluate", model, gradients=False)
     calibration = Calibration.of(data, forward=forward, model=model).plain.to(device_of(model))
     loss, right, classed, samples, scale = 0.0, 0, 0, 0, 0.0
-    measure = "loss"
+    measure = LOSS
     with evaluating(model, fast_path=True), torch.no_grad():
         for batch in calibration.batches(description, progress):
             samples += batch.size
@@ -81,9 +84,13 @@ def evaluate(
                 continue
             output = batch.run(model, labelled=True)
             if dense is not None and not _has_loss(output, batch):
-                measure = "distance to dense"
                 with evaluating(dense, fast_path=True):
                     wanted = batch.run(dense, labelled=True)
+                if reads_and_writes_words(held_tensors((batch.args, batch.kwargs)), wanted):
+                    measure = DIVERGENCE
+                    loss += sum(diverged(class_scores(output), class_scores(wanted), batch))
+                    continue
+                measure = DISTANCE
                 error, norm = squared_distance(floats_of(output, batch), floats_of(wanted, batch))
                 loss, scale = loss + float(error.sum()), scale + float(norm.sum())
                 continue
@@ -91,7 +98,7 @@ def evaluate(
             found = hits(output, batch)
             if found is not None:
                 right, classed = right + int(found.sum()), classed + len(found)
-    if measure == "loss":
+    if measure != DISTANCE:
         scale = float(samples)
     return Evaluation(loss / (scale or 1.0), right / classed if classed else None, samples, measure)
 

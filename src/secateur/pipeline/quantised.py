@@ -20,7 +20,7 @@ class Stage(_Data):
         stage: ``dense``, ``pruned`` or ``model``; with ``+ int8`` or ``+ int4`` behind it, the quantised one.
         file_bytes: Bytes of the file.
         loss: The mean loss, or the distance to the dense outputs.
-        measure: Which of the two `loss` is: ``loss`` or ``distance to dense``.
+        measure: What `loss` is: ``loss``, ``distance to dense`` or ``divergence from dense``.
         accuracy: Top-1 accuracy in [0, 1]; None if it is not defined.
         samples: The samples behind these.
         seconds: Of every timed pass; all stages run in turn. Empty if none was timed.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,15 +10,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from secateur.calibration import Batch, Calibration
-from secateur.calibration.padding import Padding
+from secateur.calibration.batch import held_tensors
 from secateur.calibration.subset import take_share
 from secateur.common.mapped import any_mapped
 from secateur.common.models import device_of, evaluating
-from secateur.errors import CalibrationError
+from secateur.measure.divergence import class_scores, diverged, reads_and_writes_words
 from secateur.measure.evaluate import floats_of, squared_distance
-from secateur.repairs.divergence import divergence
+from secateur.measure.measures import DISTANCE, DIVERGENCE, LOSS
 from secateur.signals.distributed import joined
-from secateur.signals.loss import LossFn, logits_of, one_number
+from secateur.signals.loss import LossFn, one_number
 
 PIECES = 8
 """A loss is computed on this many pieces of each batch: one value per batch would not show its spread."""
@@ -32,15 +31,21 @@ class Judge:
     """Measures a model's error on held-out data. Lower is better.
 
     Without a loss function the error is the squared distance of the outputs to the dense model's outputs,
-    divided by the mean square of the dense outputs. It needs no labels. On few samples it is less noisy than
-    a loss on labels, so it tells candidates apart better (`docs/auto.md` has the measurement).
+    divided by the mean square of the dense outputs; for language models, the divergence of the words'
+    probabilities (`divergence.py` says why). It needs no labels. On few samples it is less noisy than a loss
+    on labels, so it tells candidates apart better (`docs/auto.md` has the measurement).
 
     Attributes:
         data: The held-out data.
     """
 
     def __init__(
-        self, dense: nn.Module, data: Calibration, loss_fn: LossFn | None = None, *, by_scores: bool = False
+        self,
+        dense: nn.Module,
+        data: Calibration,
+        loss_fn: LossFn | None = None,
+        *,
+        by_scores: bool | None = None,
     ) -> None:
         """Prepare to measure models; nothing runs yet.
 
@@ -49,10 +54,10 @@ class Judge:
             data: Held-out data.
             loss_fn: Returns the mean loss of a batch. If given, it replaces the distance.
             by_scores: Measure the divergence of class probabilities, the mean over positions, in place of the
-                distance (`divergence.py`).
+                distance (`divergence.py`). Default: for models that read and write words.
         """
         self._dense, self.data, self._loss_fn = dense, data.plain.to(device_of(dense)), loss_fn
-        self._by_scores = by_scores and loss_fn is None
+        self._by_scores = by_scores if loss_fn is None else False
         self._kept: dict[int, list[Tensor]] = {}
         self._bytes = 0
         self._most = 0 if any_mapped(dense.parameters()) else HELD_BYTES  # in files: memory is short
@@ -69,10 +74,13 @@ class Judge:
 
     @property
     def measure(self) -> str:
-        """The name of the error: ``distance to dense``, ``divergence from dense`` or ``loss``."""
+        """The name of the error, a key of `MEASURES`."""
         if self._loss_fn is not None:
-            return "loss"
-        return "divergence from dense" if self._by_scores else "distance to dense"
+            return LOSS
+        if self._by_scores is None:
+            with torch.no_grad(), evaluating(self._dense):
+                self._wanted(self.data.first())
+        return DIVERGENCE if self._by_scores else DISTANCE
 
     @cached_property
     def samples(self) -> int:
@@ -101,45 +109,24 @@ class Judge:
         """Return the errors on a batch, and without a loss the mean squares of the dense outputs."""
         if self._loss_fn is not None:
             return [float(one_number(self._loss_fn(model, piece.raw))) for piece in batch.cut(PIECES)], []
+        wanted = self._wanted(batch)
         if self._by_scores:
-            return _diverged(_scores(batch.run(model)), self._wanted(batch)[0], batch), []
-        error, norm = squared_distance(floats_of(batch.run(model), batch), self._wanted(batch), batch.size)
+            return diverged(class_scores(batch.run(model)), wanted[0], batch), []
+        error, norm = squared_distance(floats_of(batch.run(model), batch), wanted, batch.size)
         return error.tolist(), norm.tolist()
 
     def _wanted(self, batch: Batch) -> list[Tensor]:
         if batch.index in self._kept:
             return self._kept[batch.index]
         output = batch.run(self._dense)
-        found = [_scores(output)] if self._by_scores else floats_of(output, batch)
+        if self._by_scores is None:
+            self._by_scores = reads_and_writes_words(held_tensors((batch.args, batch.kwargs)), output)
+        found = [class_scores(output)] if self._by_scores else floats_of(output, batch)
         size = sum(t.nbytes for t in found)
         if self._bytes + size <= self._most:
             self._kept[batch.index] = found
             self._bytes += size
         return found
-
-
-def _scores(output: Any) -> Tensor:
-    """Return the class scores of an output."""
-    scores = logits_of(output)
-    if scores is None:
-        raise CalibrationError(
-            "polish: expected one output, or one called logits, whose divergence can be measured, got "
-            f"{type(output).__name__}. Set divergence=False."
-        )
-    return scores
-
-
-def _diverged(mine: Tensor, theirs: Tensor, batch: Batch) -> list[float]:
-    """Return the mean divergence of each sample's positions that are no padding.
-
-    One sample is computed at a time, to save memory.
-    """
-    places = [slice(None)] * len(mine)
-    if mine.ndim > 2:
-        real = Padding.of(batch.kwargs).real(len(mine), mine.shape[1], mine.device)
-        places = places if real is None else [*real]
-    rows = zip(mine, theirs, places, strict=True)
-    return [float(divergence(a[place], b[place]).double().mean()) for a, b, place in rows]
 
 
 MARGIN = 3.0

@@ -32,7 +32,8 @@ from secateur.common.mapped import any_mapped
 from secateur.common.training import Best, Loop, Zeros
 from secateur.errors import SettingError
 from secateur.graph.graph import Graph
-from secateur.repairs.divergence import divergence, is_language, scores_of
+from secateur.measure.divergence import divergence
+from secateur.repairs.class_scores import is_language, scores_of
 from secateur.repairs.features import features, outputs
 from secateur.repairs.pairs import Pair, Pairs
 from secateur.signals.distributed import Team, joined

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,7 +13,6 @@ from secateur.calibration import Calibration, Forward, seeded
 from secateur.common.mapped import any_mapped
 from secateur.common.models import device_of, named_tensors, unwrap
 from secateur.common.modes import require_plain_modes
-from secateur.errors import SecateurError
 from secateur.graph.graph import Graph
 from secateur.graph.trace import trace_units
 from secateur.repairs import resuming
@@ -196,7 +195,7 @@ def run_repairs(
             return traced[0]
 
         with seeded(seed):
-            by_scores = methods != "auto" and _by_scores(combinations[0], graph_of_dense)
+            by_scores = None if methods == "auto" else _by_scores(combinations[0])
             judges = [(fit, Judge(model, held, loss_fn, by_scores=by_scores)) for fit, held in folds]
             share = 1 / len(folds)
             trials = Trials(
@@ -227,15 +226,10 @@ def run_repairs(
         return with_repairs(best, tried)
 
 
-def _by_scores(methods: Sequence[Method], graph: Callable[[], Graph]) -> bool:
-    """Whether one of the repairs lowers the divergence of class scores, so that all are judged by it."""
-    asked = [method for method in methods if isinstance(method, Polish)]
-    if any(method.divergence for method in asked):
-        return True
-    try:
-        return any(method.divergence is None and method.settled(graph()).divergence for method in asked)
-    except SecateurError:  # the repair will fail as well, and say why
-        return False
+def _by_scores(methods: Sequence[Method]) -> bool | None:
+    """Whether a repair was told to lower the divergence of class scores, or not to. None: not told."""
+    told = (method.divergence for method in methods if isinstance(method, Polish))
+    return next((choice for choice in told if choice is not None), None)
 
 
 def flush_subnormals(model: nn.Module) -> None:

@@ -43,7 +43,7 @@ class Figures(_Data):
         macs: Multiply-accumulate operations for one sample.
         weight_bytes: Bytes of parameters and buffers.
         loss: The mean loss, or the mean distance to the dense outputs, on the data in `Facts.judged_on`.
-        measure: Which of the two `loss` is: ``loss`` or ``distance to dense``.
+        measure: What `loss` is: ``loss``, ``distance to dense`` or ``divergence from dense``.
         accuracy: Top-1 accuracy in [0, 1]; None if it is not defined.
         samples: The number of samples behind `loss` and `accuracy`; None if unknown.
         latency: Median seconds of a forward pass; None if it was not measured.

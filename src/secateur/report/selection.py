@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from secateur.common.formatting import percent
+from secateur.measure.measures import MEASURES
 
 if TYPE_CHECKING:
     from secateur.pipeline.auto.selection import Candidate, Selection
@@ -18,11 +19,7 @@ MOST = 24
 def sentence(choice: Selection) -> str:
     """Explain the table of candidates in a few sentences."""
     left = len(choice.candidates) - MOST
-    measured = (
-        "squared distance to the dense model's outputs relative to their size"
-        if choice.measure == "distance to dense"
-        else choice.measure
-    )
+    measured = MEASURES.get(choice.measure, choice.measure)
     return (
         f"Rules at the same budget, applied and repaired on part of the calibration data; {measured}, on "
         f"{choice.held} held-out samples, lower is better. The first decided."

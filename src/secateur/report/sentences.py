@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from secateur.allocators.description import Description
 from secateur.allocators.registry import describe
 from secateur.common.formatting import MINUS, number, percent, places
+from secateur.measure.measures import LOSS, MEASURES
 
 if TYPE_CHECKING:
     from secateur.report.data import Facts, Figures, Histogram, Layer
@@ -78,7 +79,7 @@ class Row:
 def columns(report: Facts) -> tuple[Column, ...]:
     """Return the columns of the table of figures: the quantities that were measured."""
     found = [Column("parameters"), Column("MACs"), Column("weights", "MB")]
-    found.insert(0, Column("loss" if report.figures[0].measure == "loss" else "distance"))
+    found.insert(0, Column(report.figures[0].measure.partition(" ")[0]))
     if any(f.accuracy is not None for f in report.figures):
         found.insert(0, Column("accuracy"))
     if any(f.latency is not None for f in report.figures):
@@ -101,7 +102,7 @@ def _cell(title: str, own: Figures, dense: Figures) -> tuple[str, str]:
     """Return a cell's value and its comparison with dense, both as text."""
     if title == "accuracy":
         return _accuracy(own.accuracy), _points(own.accuracy, dense.accuracy)
-    if title in ("loss", "distance"):
+    if title in ("loss", "distance", "divergence"):
         return _loss(own.loss), percent(own.loss, dense.loss)
     if title == "parameters":
         return number(own.params), percent(own.params, dense.params)
@@ -151,8 +152,8 @@ def footnotes(report: Facts) -> tuple[str, ...]:
     """Return notes that explain the table of figures."""
     dense = report.figures[0]
     measured = "Accuracy (top-1) and loss" if dense.accuracy is not None else "Loss"
-    if dense.measure != "loss":
-        measured = "Without labels, the squared distance to the dense model's outputs relative to their size"
+    if dense.measure != LOSS:
+        measured = f"Without labels, {MEASURES.get(dense.measure, dense.measure)}"
     notes = [
         f"{measured}: {report.judged_on}. With each figure its percentage of dense"
         + (", for accuracy the difference in points." if dense.accuracy is not None else "."),
