@@ -4,7 +4,8 @@
 
 30 % of the units of every group go, drawn at random, with random weights. Each file is then run in a process
 that cannot import what the target must not need: an `.onnx` file runs with NumPy and ONNX Runtime, a `.pt2`
-file with PyTorch, a Hugging Face folder with its own modeling file with PyTorch and Transformers. The table
+file with PyTorch, a Hugging Face folder with its own modeling file with PyTorch and Transformers, a `.gguf`
+file (of `llama` and `qwen3`) with llama.cpp, where `llama-cpp-python` is installed. The table
 has the largest difference of the outputs from the model's, max|file - model| / max|model|. Results:
 `benchmarks/results/exports.json`.
 """
@@ -12,6 +13,7 @@ has the largest difference of the outputs from the model's, max|file - model| / 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import subprocess
 import sys
@@ -35,7 +37,9 @@ NAMES = (
     *("ghostnet_100", "vit_tiny_patch16_224", "edgenext_xx_small", "levit_128s", "mobilevitv2_050"),
     *("bert", "gpt2", "llama", "qwen3", "opt", "unet", "lstm_tagger", "transformer_encoder", "two_inputs"),
 )
-TARGETS = ("onnx", "pt2", "folder")
+TARGETS = ("onnx", "pt2", "folder", "gguf")
+LLAMA_CPP = importlib.util.find_spec("llama_cpp")
+WRITTEN_AS_GGUF = ("llama", "qwen3")
 ALLOWED = 3.5e-4
 """sqrt(eps) of float32, as for `sc.export`."""
 
@@ -48,6 +52,16 @@ class Blocked:
             raise ModuleNotFoundError("blocked: " + name, name=name)
 sys.meta_path.insert(0, Blocked())
 importlib.util.find_spec = lambda name, *more: None if name in blocked else look(name, *more)
+"""
+GGUF = """
+import llama_cpp, numpy as np
+m = llama_cpp.Llama("m.gguf", logits_all=True, verbose=False, n_ctx=64, n_threads=1, type_k=0, type_v=0)
+found = []
+for text in np.load("x.npz")["00"]:
+    m.reset()
+    m.eval(text.tolist())
+    found.append(np.array(m.scores[: len(text)]))
+np.savez("y.npz", np.stack(found))
 """
 LIBRARIES = {"secateur", "timm", "torchvision", "transformers", "tests", "benchmarks"}
 RUNS = {
@@ -84,6 +98,7 @@ RUNS = {
         "m(**dict(zip(names, given)))\n"
         "np.savez('y.npz', *[v.numpy() for v in y.to_tuple() if isinstance(v, torch.Tensor)])",
     ),
+    "gguf": (LIBRARIES | {"torch", "gguf"}, GGUF),
 }
 
 
@@ -91,6 +106,8 @@ def elsewhere(folder: Path, target: str) -> list[np.ndarray[Any, Any]]:
     """Run what was written in a process of its own, and return its outputs."""
     blocked, code = RUNS[target]
     away = {"HF_HOME": str(folder / "hub"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
+    if target == "gguf" and LLAMA_CPP is not None:
+        away["PYTHONPATH"] = str(Path(str(LLAMA_CPP.origin)).parents[1])
     done = subprocess.run(
         [sys.executable, "-c", BLOCK.format(blocked=blocked) + code],
         cwd=folder,
@@ -125,6 +142,8 @@ def exported(entry: Entry) -> dict[str, float | str]:
     found: dict[str, float | str] = {}
     for target in TARGETS:
         if target == "folder" and entry.family != "transformers":
+            continue
+        if target == "gguf" and (entry.name not in WRITTEN_AS_GGUF or LLAMA_CPP is None):
             continue
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)

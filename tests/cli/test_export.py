@@ -69,6 +69,9 @@ def test_every_option_reaches_the_export(small: Path) -> None:
     found = json.loads(done.stdout)
     assert (found["open"], found["batches"]) == ([], [64])
     assert "causal language model" in refused(2, *base, "--out", "small.onnx", "--cache")
+    pytest.importorskip("gguf")
+    assert "decoder that an architecture" in refused(2, *base, "--out", "small.gguf")
+    assert "expected no tokenizer=" in refused(2, *base, "--out", "small.pt2", "--tokenizer", "dense.gguf")
 
 
 def test_bad_input(small: Path) -> None:

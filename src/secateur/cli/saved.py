@@ -77,7 +77,9 @@ DATA_HELP = "Instead of --input: data whose first batch is the input."
 def export(
     source: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that prune wrote.")],
     model: Annotated[str, typer.Option(help=MODEL_HELP)],
-    out: Annotated[Path, typer.Option(help="File to write, .onnx or .pt2; or a folder for Hugging Face.")],
+    out: Annotated[
+        Path, typer.Option(help="File to write, .onnx, .pt2 or .gguf; or a folder for Hugging Face.")
+    ],
     input: Annotated[Texts, typer.Option(help=INPUT_HELP)] = None,
     data: Annotated[Text, typer.Option(help=DATA_HELP)] = None,
     tolerance: Annotated[
@@ -97,6 +99,10 @@ def export(
             "--cache", help=".onnx of language models: keys and values of earlier tokens in and out."
         ),
     ] = False,
+    tokenizer: Annotated[
+        Place,
+        typer.Option(help="For .gguf: a GGUF file of the dense model, whose tokenizer is copied."),
+    ] = None,
     own_code: Annotated[
         bool,
         typer.Option(
@@ -109,7 +115,7 @@ def export(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Export a pruned model to ONNX, PyTorch's .pt2 or a Hugging Face folder, checked against PyTorch."""
+    """Export a pruned model to .onnx, .pt2, .gguf or a Hugging Face folder, checked against PyTorch."""
     with reported(debug=debug):
         import secateur as sc
 
@@ -134,6 +140,7 @@ def export(
             own_code=own_code,
             fixed=fixed,
             cache=cache,
+            tokenizer=tokenizer,
         )
         found = {**asdict(done), "path": done.path.as_posix()}
         sizes = " and ".join(map(str, done.batches))

@@ -23,6 +23,8 @@ class OtherSizesError(ExportError):
     """A file is right at the sizes of the user's inputs, and wrong at others."""
 
 
+CLOSE = "Export in float32, or pass tolerance= if that is close enough."
+
 Runs = Callable[[tuple[Any, ...], Mapping[str, Any]], list[torch.Tensor]]
 """Runs a written file on (args, kwargs), and returns its output tensors as a flat list."""
 
@@ -38,7 +40,8 @@ class Exported:
         batches: The batch sizes that were compared; more than one if the file accepts any.
         open: The axes that may have other sizes, each compared at one; such as ``batch`` and ``axis 1 of
             input_ids and attention_mask``. Empty for a folder, which takes what the model takes.
-        runtime: The program that ran the file: ``onnxruntime``, ``torch`` or ``transformers``.
+        runtime: The program that ran the file: ``onnxruntime``, ``torch``, ``transformers``, or ``gguf`` for
+            a ``.gguf`` file, which is run from what it says alone, as llama.cpp would.
     """
 
     path: Path
@@ -60,7 +63,9 @@ def tolerance_of(trials: Trials, *, same_code: bool = False) -> float:
     return float(min(eps**0.5, 100 * eps) if same_code else eps**0.5)
 
 
-def check(path: Path, runs: Runs, trials: Trials, runtime: str, tolerance: float) -> Exported:
+def check(
+    path: Path, runs: Runs, trials: Trials, runtime: str, tolerance: float, *, other: str = CLOSE
+) -> Exported:
     """Run the written file on every trial and compare its outputs with the model's.
 
     Args:
@@ -69,6 +74,7 @@ def check(path: Path, runs: Runs, trials: Trials, runtime: str, tolerance: float
         trials: The inputs, and the model's outputs.
         runtime: The name of the program that runs the file, for messages.
         tolerance: The largest accepted relative difference.
+        other: What to do if it computes something else.
 
     Raises:
         ExportError: If the outputs differ by more than the tolerance, or the file cannot be run. It is an
@@ -94,7 +100,7 @@ def check(path: Path, runs: Runs, trials: Trials, runtime: str, tolerance: float
             raise raised(
                 f"export({path}): expected what {runtime} computes to equal {type(trials.model).__name__} "
                 f"to {tolerance:.1g} relative, got a largest difference of {difference:.3g} with a batch of "
-                f"{size}. Nothing was kept. Export in float32, or pass tolerance= if that is close enough."
+                f"{size}. Nothing was kept. {other}"
             )
         worst = max(worst, difference)
     return Exported(path, worst, tolerance, trials.batches, runtime)

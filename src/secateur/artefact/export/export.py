@@ -16,6 +16,8 @@ from secateur.artefact.export.cached import OPEN, cached_program
 from secateur.artefact.export.capturing import Captured, captured
 from secateur.artefact.export.card import model_card
 from secateur.artefact.export.checking import Exported, OtherSizesError, check, tolerance_of
+from secateur.artefact.export.gguf import OTHER, gguf_trials, require_gguf, write_gguf
+from secateur.artefact.export.gguf_running import gguf_runner
 from secateur.artefact.export.huggingface import (
     pretrained_runner,
     require_folder,
@@ -34,7 +36,7 @@ from secateur.graph.inputs import Arguments, InputSpec
 from secateur.graph.leaf import Place
 from secateur.targets.units.opened import TooMuchError, further_axes, limited
 
-SUFFIXES = (".onnx", ".pt2")
+SUFFIXES = (".onnx", ".pt2", ".gguf")
 
 
 def export(
@@ -48,8 +50,11 @@ def export(
     own_code: bool = False,
     fixed: bool = False,
     cache: bool = False,
+    tokenizer: str | os.PathLike[str] | None = None,
 ) -> Exported:
-    """Write a model for ONNX Runtime (``.onnx``), PyTorch alone (``.pt2``) or Hugging Face (a folder).
+    """Write a model for other programs: ``.onnx``, ``.pt2``, ``.gguf``, or a folder for Hugging Face.
+
+    ``.onnx`` is run by ONNX Runtime, ``.pt2`` by PyTorch alone, ``.gguf`` by llama.cpp.
 
     The new file is written to a temporary place, run, and compared with the model: on the example inputs, and
     on random inputs (ids over the whole vocabulary, masks with padding). The axes that the trace found to be
@@ -81,6 +86,10 @@ def export(
             Inputs: ``input_ids`` and ``position_ids`` [batch, new], ``attention_mask`` [batch, cached + new],
             ``past_key_values.0.key`` and so on [batch, heads, cached, head size]. Outputs: ``logits`` and
             ``present.0.key`` and so on. `example_inputs` are not needed.
+        tokenizer: For ``.gguf``: a GGUF file of the dense model, whose tokenizer is copied. Default: the file
+            has no tokenizer, and takes token ids. A ``.gguf`` file needs no `example_inputs`. It holds
+            decoders such as Llama, Mistral, Qwen2 and Qwen3, with another number of heads and neurons in each
+            layer too; weights have the model's dtype, so quantise the file with llama.cpp's own tool.
 
     Returns:
         The path, the largest difference from the model, and the axes that may have other sizes.
@@ -104,9 +113,16 @@ def export(
     path, model = path_named("export", path, ExportError), unwrap(small)
     require_numbers("export", device_of(model))
     suffix = path.suffix.lower()
-    _check_asked(model, path, suffix, opset, card, own_code, fixed, cache)
+    _check_asked(model, path, suffix, opset, card, own_code, fixed, cache, tokenizer)
     if cache:
         return _written(*cached_program(model), path, tolerance, opset, OPEN)
+    if suffix == ".gguf":
+        trials = gguf_trials(model)
+        with replacing(path, ExportError, parents=True) as written:
+            write_gguf(model, written, None if tokenizer is None else Path(tokenizer))
+            accepted = tolerance_of(trials) if tolerance is None else tolerance
+            done = check(path, gguf_runner(written), trials, "gguf", accepted, other=OTHER)
+        return replace(done, open=("batch", "tokens"))
     given, spec = inputs_of(model, example_inputs)
     if suffix:
         options = model, path, given, spec, tolerance, opset
@@ -213,6 +229,7 @@ def _check_asked(
     own_code: bool,
     fixed: bool,
     cache: bool,
+    tokenizer: str | os.PathLike[str] | None,
 ) -> None:
     """Raise an error for impossible settings now, before the slow steps."""
     if suffix not in (*SUFFIXES, ""):
@@ -224,8 +241,9 @@ def _check_asked(
         ("opset", opset, suffix == ".onnx", "a file that ends in .onnx"),
         ("card", card, not suffix, "a folder"),
         ("own_code", own_code or None, not suffix, "a folder"),
-        ("fixed", fixed or None, bool(suffix) and not cache, "a file, without cache="),
+        ("fixed", fixed or None, suffix in (".onnx", ".pt2") and not cache, "a file, without cache="),
         ("cache", cache or None, suffix == ".onnx", "a file that ends in .onnx"),
+        ("tokenizer", tokenizer, suffix == ".gguf", "a file that ends in .gguf"),
     ):
         if value is not None and not fits:
             raise SettingError(
@@ -233,6 +251,8 @@ def _check_asked(
             )
     if suffix == ".onnx":
         require_onnx()
+    elif suffix == ".gguf":
+        require_gguf()
     elif not suffix:
         require_own_code(model, path) if own_code else require_pretrained(model, path)
         require_folder(path)
