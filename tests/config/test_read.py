@@ -35,6 +35,8 @@ def test_options_win_over_set_which_wins_over_the_file(tmp_path: Path) -> None:
         ("removal=l1*wasserstein", "removal", "l1*wasserstein"),
         ("model=timm:resnet18", "model", "timm:resnet18"),
         ("memory=1000", "memory", "1000"),
+        ("limits.round_to=8", "limits.round_to", 8),
+        ("limits.round_to=measured", "limits.round_to", "measured"),
         ("input=[1x3x8x8, 1x2:int64]", "input", ("1x3x8x8", "1x2:int64")),
         ("compare.macs=0.8,0.25", "compare.macs", (0.8, 0.25)),
         ("images.mean=0.5", "images.mean", (0.5,)),
@@ -167,3 +169,9 @@ def test_each_line_of_init_can_be_uncommented(tmp_path: Path, path: str) -> None
     expected = tuple(setting.example) if isinstance(setting.example, list) else setting.example
     assert found == expected
     assert found not in (None, ())
+
+
+@pytest.mark.parametrize("value", ["quick", "0", "1.5"])
+def test_a_number_or_a_word(value: str) -> None:
+    with pytest.raises(SettingError, match=f"expected a number of at least 1 or measured, got '?{value}'?"):
+        read_run(sets=[f"limits.round_to={value}"])

@@ -7,6 +7,7 @@ import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,8 @@ from secateur.allocators.naming import matching, path_of
 from secateur.errors import NothingToPruneError, SettingError
 from secateur.graph.groups import Group
 
+MEASURED = "measured"
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -25,6 +28,8 @@ class Limits:
 
     Attributes:
         round_to: The number of kept units is rounded up to a multiple of this, at most to the whole group.
+            ``"measured"``: `sc.prune` times the plans for 1, 4, 8, 16 and 32 at one budget, and takes the
+            fastest that is as good.
         min_keep: At least this many units stay. A group with fewer units is not pruned.
         max_ratio: At most this fraction of a group is removed, in [0, 1). The default is from Lin et al.
             2025, ToD.
@@ -40,7 +45,7 @@ class Limits:
         24
     """
 
-    round_to: int = 1
+    round_to: int | Literal["measured"] = 1
     min_keep: int = 1
     max_ratio: float = 0.99
     ignore: tuple[str | nn.Module, ...] = ()
@@ -48,7 +53,9 @@ class Limits:
     def __post_init__(self) -> None:
         """Check the values."""
         for name in ("round_to", "min_keep"):
-            object.__setattr__(self, name, _positive(name, getattr(self, name)))
+            value = getattr(self, name)
+            if (name, value) != ("round_to", MEASURED):
+                object.__setattr__(self, name, _positive(name, value))
         object.__setattr__(self, "max_ratio", fraction("limits", "max_ratio", self.max_ratio))
         object.__setattr__(self, "ignore", _ignored(self.ignore))
 
@@ -56,8 +63,22 @@ class Limits:
         """All numbers of units above zero that a group of `size` units may lose, ascending."""
         most = min(_floor_of(self.max_ratio, size), size - self.min_keep)
         # size - removed must be a multiple of round_to.
-        least = size % self.round_to or self.round_to
-        return np.arange(least, most + 1, self.round_to, dtype=np.int64)
+        least = size % self.multiple or self.multiple
+        return np.arange(least, most + 1, self.multiple, dtype=np.int64)
+
+    @property
+    def multiple(self) -> int:
+        """`round_to` as a number.
+
+        Raises:
+            SettingError: It is still to be measured.
+        """
+        if isinstance(self.round_to, str):
+            raise SettingError(
+                f"limits: expected a number as round_to here, got {self.round_to!r}, which sc.prune alone "
+                "measures. Write Limits(round_to=8), for example."
+            )
+        return self.round_to
 
     def removable(self, size: int, k: int) -> int:
         """The largest number of units that may be removed and is at most `k`; 0 if there is none.

@@ -162,6 +162,8 @@ def _complaint(error: ErrorDetails, places: Mapping[str, str]) -> str:
         return f"{places.get(named, named)}: {text}. Change one of them."
     setting, got = settings()[path], error["input"]
     place = f"{places.get(path, path)} {got}"
+    if setting.word:
+        return f"{place}: expected {setting.bounds} or {setting.word}, got {got!r}. Give one of them."
     if error["type"] in (*_OUT_OF_BOUNDS, UNKNOWN_NAME):
         wanted = error["msg"] if error["type"] == UNKNOWN_NAME else setting.bounds
         return f"{place}: expected {wanted}, got {got}. Give another."

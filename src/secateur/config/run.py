@@ -6,7 +6,7 @@ declaration. It imports pydantic, but not torch.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -172,7 +172,9 @@ class BudgetSection(_Settings):
 class LimitsSection(_Settings):
     """Limits on what may be removed; see `secateur.Limits`."""
 
-    round_to: int = Field(default=1, ge=1, description="Keep a multiple of this many units in each layer.")
+    round_to: Annotated[int, Field(ge=1)] | Literal["measured"] = Field(
+        default=1, description="Keep a multiple of this many units in each layer; measured: the fastest one."
+    )
     min_keep: int = Field(default=1, ge=1, description="Keep at least this many units in each layer.")
     max_ratio: float = Field(default=0.99, ge=0, lt=1, description="Remove at most this fraction of a layer.")
     ignore: Listed[str] = Field(

@@ -30,6 +30,7 @@ class Setting:
         several: Whether it is a list.
         commas: Whether commas separate the entries of a list that is given as one text.
         names: The allowed values, if it is a choice; otherwise empty.
+        word: A word that is allowed beside numbers; empty if there is none.
         bounds: The allowed range in words; empty if there is none.
         default: The default value.
         example: An example value; the default, if no example is declared.
@@ -41,6 +42,7 @@ class Setting:
     several: bool
     commas: bool
     names: tuple[str, ...]
+    word: str
     bounds: str
     default: Any
     example: Any
@@ -94,6 +96,7 @@ def _setting(path: str, schema: dict[str, Any], default: Any) -> Setting:
         several=several,
         commas=schema.get("commas", True),
         names=tuple(kinds[0].get("enum", ())),
+        word=next((kind["const"] for kind in kinds if "const" in kind), ""),
         bounds="a number " + " and ".join(bounds) if bounds else "",
         default=default,
         example=schema.get("examples", [default])[0],

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from torch import nn
 
 from secateur.allocators import Budget, Limits
+from secateur.allocators.limits import MEASURED
 from secateur.allocators.registry import Allocates, describe
 from secateur.calibration import Calibration, Forward, View, Views
 from secateur.common.models import device_of, unwrap
@@ -28,7 +29,8 @@ from secateur.pipeline.bounds.plans import Plans
 from secateur.pipeline.bounds.quality import require_enough
 from secateur.pipeline.quantise import Quantised, Quantiser
 from secateur.pipeline.result import Result, asked_for, check_labels, clock, figures, proof_entry, scored_on
-from secateur.pipeline.targets.target import Form, Target, Task
+from secateur.pipeline.rounding import finest, require_units, rounded
+from secateur.pipeline.targets.target import Form, Scored, Target, Task
 from secateur.proof.verify import Proof
 from secateur.repairs.methods import Methods
 from secateur.report.data import versions
@@ -155,6 +157,7 @@ def prune(
     require_values("prune", model)
     if isinstance(limits, Limits):  # modules are found in this model, not in those of later rounds
         limits = limits.named(dict(model.named_parameters(remove_duplicate=False)))
+        require_units(limits, what)
 
     def read(given: Any, views: int | Views | View | None = None) -> Calibration:
         return Calibration.of(given, seed=seed, forward=forward, model=model, views=views)
@@ -170,7 +173,7 @@ def prune(
             task = Task(
                 model,
                 data,
-                limits,
+                finest(limits),
                 repair,
                 form,
                 on_unrealisable,
@@ -244,9 +247,15 @@ def prune(
             **({"views": task.data.repeats} if task.data.repeats > 1 else {}),
             **({} if on_unrealisable == "leave" else {"on_unrealisable": on_unrealisable}),
         )
+        rounding = ""
+        if limits is not None and limits.round_to == MEASURED:
+            with clock(task.seconds, "round"):
+                counted = budget and race_budget(target, budget, Scored(scores), [rule], held)
+                limits, rounding = rounded(limits, target, rule, scores, counted, budget)
+            target = type(target)(replace(target.task, limits=limits), target.graph)
         timed = "measure_latency" not in kind.refused if measure_latency is None else measure_latency
         judged = None if evaluation is None else read(evaluation)
-        run = _Run(target, rule, scores, choice, described, judged, held, timed, quantiser)
+        run = _Run(target, rule, scores, choice, described, judged, held, timed, quantiser, rounding)
         return run.carried_out(budget, tuple(frontier or ()))
 
 
@@ -264,6 +273,7 @@ class _Run:
         held: The data that decide on quality; None if none do.
         timed: Whether to time the models.
         quantiser: Quantises the result; None if that was not asked for.
+        rounding: How the multiple of kept numbers was measured; empty if it was not.
     """
 
     target: Target
@@ -275,6 +285,7 @@ class _Run:
     held: Held | None
     timed: bool
     quantiser: Quantiser | None = None
+    rounding: str = ""
 
     def carried_out(self, budget: Budget | None, shares: tuple[float, ...] = ()) -> Result:
         """Plan, apply, verify, repair, measure and report; also measure plans that keep these shares."""
@@ -362,6 +373,7 @@ class _Run:
             calibration=scored_on(self.scores),
             form=record_of(small).form,
             note=note,
+            rounding=self.rounding,
             takes=record_of(repaired).takes,
             proof=proof_entry(proof),
             repairs=repairs,

@@ -201,6 +201,7 @@ class Facts(_Data):
         form: The form of the result.
         note: Why the result has this form, if another one would be preferred.
         lacking: What the calibration data are too few for, in a sentence or two; empty if they are not.
+        rounding: Which multiple kept numbers have, and how it was measured; empty if it was not.
         takes: Which sizes of the result's inputs may change and which must stay, in one sentence.
         attributes: Numbers in modules and configurations that were set to the new sizes, by path.
         proof: The relative difference to the reference, what the reference was, at which input sizes, and
@@ -231,6 +232,7 @@ class Facts(_Data):
     form: str
     note: str
     lacking: str = ""
+    rounding: str = ""
     takes: str = ""
     attributes: dict[str, JsonValue] = Field(default_factory=dict)
     proof: dict[str, JsonValue]

@@ -161,7 +161,7 @@ def footnotes(report: Facts) -> tuple[str, ...]:
         "Weights: parameters and buffers in memory, 1 MB = 1,000,000 bytes.",
     ]
     notes += interval(report)
-    notes += [report.lacking] if report.lacking else []
+    notes += [note for note in (report.lacking, report.rounding) if note]
     if dense.latency is not None:
         samples = "one sample" if dense.latency_batch == 1 else f"a batch of {dense.latency_batch}"
         notes.append(

@@ -92,7 +92,8 @@ class Latency(Ceiling):
     def _absolute(self, bound: Any) -> float:
         return seconds_of(bound) or 0.0
 
-    def _times(self, *models: nn.Module) -> list[tuple[float, ...]]:
+    def times(self, *models: nn.Module) -> list[tuple[float, ...]]:
+        """Time models in turn, and return the seconds of each pass. [models][rounds]"""
         args, kwargs = self._inputs
         with BACKENDS[self._budget.backend](models, args, kwargs) as calls:
             return interleaved(calls, ROUNDS, WARMUP, stopwatch((args, kwargs)))
@@ -101,9 +102,9 @@ class Latency(Ceiling):
         """Time it against the dense model, in turn; or alone, if the limit is absolute."""
         small = self._there(small)
         if not self.relative:
-            (times,) = self._times(small)
+            (times,) = self.times(small)
             return median_ratio(times, [1.0] * len(times))
-        whole, part = self._times(self._dense, small)
+        whole, part = self.times(self._dense, small)
         return median_ratio(part, whole)
 
     @property
@@ -111,7 +112,7 @@ class Latency(Ceiling):
         """Its median, in seconds; 1 if readings are relative."""
         if self.relative:
             return 1.0
-        (times,) = self._times(self._dense)
+        (times,) = self.times(self._dense)
         return median_ratio(times, [1.0] * len(times)).value
 
     def shown(self, value: float) -> str:

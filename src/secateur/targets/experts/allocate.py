@@ -30,7 +30,7 @@ def within(blocks: Iterable[Block], limits: Limits) -> Limits:
     One set holds for all blocks: that of the block that needs most.
     """
     blocks = tuple(blocks)
-    groups = math.lcm(limits.round_to, *(block.routing_groups for block in blocks))
+    groups = math.lcm(limits.multiple, *(block.routing_groups for block in blocks))
     fewest = max(block.min_keep for block in blocks)
     return replace(limits, round_to=groups, min_keep=max(limits.min_keep, fewest))
 

@@ -1,0 +1,114 @@
+"""Choose the multiple to which numbers of kept units are rounded, by timing the plans that each gives."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from secateur.allocators import Budget, Limits
+from secateur.allocators.limits import MEASURED
+from secateur.calibration.subset import take_share
+from secateur.errors import NothingToPruneError, SecateurError
+from secateur.measure.latency.interval import median_ratio
+from secateur.pipeline.auto.choose import FEW, LEAST, fixed, measured
+from secateur.pipeline.bounds.ceilings import Latency
+from secateur.pipeline.targets.target import Target
+from secateur.repairs.judging import MARGIN, standard_errors
+from secateur.signals import Scores
+from secateur.signals.distributed import OtherProcessError, joined
+from secateur.targets.granularity import UNITS, refusal
+
+MULTIPLES = (1, 4, 8, 16, 32)
+
+WORSE = 1.1
+"""A plan is out if its error exceeds that of the smallest multiple by more than noise and by this factor."""
+
+
+def finest(limits: Limits | None) -> Limits | None:
+    """Return limits that plans can be made with: 1 in place of ``measured``."""
+    return limits if limits is None or limits.round_to != MEASURED else replace(limits, round_to=1)
+
+
+def rounded(
+    limits: Limits, target: Target, rule: Any, scores: Scores, budget: Budget | None, timed: Budget | None
+) -> tuple[Limits, str]:
+    """Choose the multiple; return the limits with it, and a note on what was measured.
+
+    At the same budget each of `MULTIPLES` gives a plan. Its model is repaired on a few samples and judged on
+    held-out data; it is out if it is clearly worse than the smallest multiple's (`WORSE`). The others are
+    timed in turn, on the first batch. From the smallest multiple on, a larger one wins if it is faster beyond
+    the 95 % interval of the ratio.
+
+    Args:
+        limits: The limits that were asked for, which say ``measured``.
+        target: What is removed, with the model and the data.
+        rule: The allocator.
+        scores: What it reads.
+        budget: The counted budget; None lets the rule decide.
+        timed: The budget that says how models are timed.
+
+    Raises:
+        SecateurError: If no multiple gives a plan; it is that of the smallest.
+    """
+    task, judge = target.task, target.judge()
+    timed = timed if timed is not None and timed.latency is not None else Budget(latency=0.5)
+    few = take_share(task.fit, max(FEW, LEAST / task.fit.samples()), whole=fixed(target))
+    found: dict[int, tuple[nn.Module, Any]] = {}
+    reference: Any = None
+    worse: list[int] = []
+    first: SecateurError | None = None
+    for multiple in MULTIPLES:
+        try:
+            plan = target.allocate(rule, scores, budget, replace(limits, round_to=multiple))
+            if any(target.same(plan, other) for _, other in found.values()):
+                continue
+            small = target.apply(plan)
+        except OtherProcessError:
+            raise
+        except SecateurError as error:  # the budget is out of reach with so coarse steps
+            first = first or error
+            continue
+        errors: Any = measured(target, judge, plan, few)
+        if isinstance(errors, str):
+            continue
+        reference = errors if reference is None else reference
+        noise = standard_errors(errors - reference) <= MARGIN
+        if noise or float(errors.mean()) <= WORSE * float(reference.mean()):
+            found[multiple] = small, plan
+        else:
+            worse.append(multiple)
+    if not found:
+        raise first or NothingToPruneError(f"prune: expected a model that runs, got none: {errors}")
+    clock = Latency(timed, task.model, task.example)
+    with joined(target.graph.device) as team:
+        best, shares = team.from_first(_fastest({k: small for k, (small, _) in found.items()}, clock))
+    out = f" Worse on held-out data: {', '.join(map(str, worse))}." if worse else ""
+    shown = ", ".join(f"{share:.2f} with multiples of {k}" for k, share in shares.items())
+    return (
+        replace(limits, round_to=best),
+        f"Kept numbers are multiples of {best}. Time, {timed.backend}, over that of the first: {shown}.{out}",
+    )
+
+
+def _fastest(models: dict[int, nn.Module], clock: Latency) -> tuple[int, dict[int, float]]:
+    """The multiple whose model is fastest, and each one's time over that of the first."""
+    times = dict(zip(models, clock.times(*models.values()), strict=True))
+    best = first = next(iter(times))
+    for multiple, took in times.items():
+        if median_ratio(took, times[best]).high < 1:
+            best = multiple
+    return best, {k: float(np.median(took) / np.median(times[first])) for k, took in times.items()}
+
+
+def require_units(limits: Limits | None, granularity: str) -> None:
+    """Refuse to measure multiples of what has no size that a kernel sees.
+
+    Raises:
+        SettingError: If the limits say ``measured``, and no units of layers are removed.
+    """
+    if limits is not None and limits.round_to == MEASURED and granularity not in UNITS:
+        why = "no kernel is faster for a multiple of them"
+        raise refusal(f"prune(limits=Limits(round_to={MEASURED!r}))", granularity, why)
