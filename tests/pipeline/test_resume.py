@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import secateur as sc
+from secateur.common.training import Loop
 from secateur.errors import ArtefactError
 from secateur.repairs import sweep as sweeping
 from secateur.repairs.judging import Judge
@@ -89,6 +90,11 @@ CASES: dict[str, dict[str, Any]] = {
         "allocator": sc.Search(evaluations=6),
         "repair": ["reconstruct", sc.Polish(passes=2)],
     },
+    "polish": {
+        "budget": sc.Budget(macs=0.5),
+        "allocator": "uniform",
+        "repair": sc.Polish(passes=6, learning_rate=0.3),  # too fast, so that it goes back on the way
+    },
     "rounds": {"budget": sc.Budget(macs=0.6), "allocator": "uniform", "steps": 2, "repair": "reconstruct"},
     "weights": {
         "budget": sc.Budget(sparsity=0.5),
@@ -97,6 +103,9 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "blocks": {"budget": sc.Budget(params=0.9), "granularity": "block", "repair": "reconstruct"},
 }
+
+
+QUICK = ("one rule", "polish")
 
 
 def pruned(case: str, checkpoint: Path | None, out: Path, data: list[Any] | None = None) -> sc.Result:
@@ -136,7 +145,7 @@ def killed_after(writes: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "case", [name if name == "one rule" else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
+    "case", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
 )
 def test_a_chain_of_kills_changes_nothing(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = pruned(case, None, tmp_path / "undisturbed")
@@ -159,6 +168,25 @@ def test_a_chain_of_kills_changes_nothing(case: str, tmp_path: Path, monkeypatch
     for each in (*here["repairs"], *there["repairs"]):
         each.pop("minutes", None)  # of the polish
     assert here == there
+
+
+def test_finished_passes_are_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes, real = [0], Loop._keep
+
+    def keep(self: Loop, *args: Any) -> None:
+        passes[0] += 1
+        real(self, *args)
+        if passes[0] == 4:
+            raise Killed
+
+    monkeypatch.setattr(Loop, "_keep", keep)
+    with pytest.raises(Killed):
+        pruned("polish", tmp_path / "run", tmp_path / "resumed")
+    kept = [path for path in (tmp_path / "run").iterdir() if path.name.startswith("passes-")]
+    assert len(kept) == 1
+    pruned("polish", tmp_path / "run", tmp_path / "resumed")
+    assert passes[0] == 5 * 6  # folds of the cross-validation, passes of each
+    assert not any(path.name.startswith("passes-") for path in (tmp_path / "run").iterdir())
 
 
 @pytest.mark.slow

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -108,6 +110,32 @@ class Best:
         for parameter, value in zip(self._parameters, self._values, strict=True):
             parameter.copy_(value)
 
+    @property
+    def numbers(self) -> list[float]:
+        """All that it knows beside tensors."""
+        return [self.start, self.error, self._last, self._found, self._measured]
+
+    @property
+    def values(self) -> Sequence[Tensor]:
+        """The parameters with the smallest error."""
+        return self._values
+
+    def resume(self, numbers: Sequence[float], values: Sequence[Tensor]) -> None:
+        """Go on from what another one knew: its `numbers` and `values`."""
+        self.start, self.error, self._last, self._found, self._measured = numbers
+        for mine, kept in zip(self._values, values, strict=True):
+            mine.copy_(kept)
+
+
+class Kept(Protocol):
+    """Keeps the state of a training behind each pass, as a `secateur.signals.journal.Step` does."""
+
+    def load(self, take: Callable[[Any, dict[str, Tensor]], Any]) -> Any:
+        """Return what `take` makes of the notes and tensors that were saved; None if there are none."""
+
+    def save(self, notes: Any, tensors: Mapping[str, Tensor]) -> None:
+        """Keep notes, which JSON can say, and tensors."""
+
 
 @dataclass(frozen=True, eq=False)
 class Loop:
@@ -121,6 +149,7 @@ class Loop:
         zeros: What stays zero.
         clip: The gradient of a step is scaled down to this norm. None: it stays as it is.
         best: Keeps the best parameters. None: the last ones stay.
+        kept: Keeps the state behind each pass, so that a killed training goes on there. None: nothing does.
     """
 
     passes: int | None
@@ -130,6 +159,7 @@ class Loop:
     zeros: Zeros = field(default_factory=Zeros)
     clip: float | None = None
     best: Best | None = None
+    kept: Kept | None = None
 
     def run(
         self,
@@ -160,11 +190,11 @@ class Loop:
         """
         count = data.count() or data.repeats * sum(1 for _ in data.raw_batches())
         total = math.inf if self.passes is None else max(1, self.passes * processes.updates(count))
-        done, late, scale = 0.0, False, 1.0
+        done, late, scale, before = 0.0, False, 1.0, 0.0
 
         def factor(step: int) -> float:
             nonlocal done, late
-            spent = self.spent()
+            spent = before + self.spent()
             done, late = min(1.0, max(step / total, spent)), spent >= 1
             return scale * self.factor(done)
 
@@ -172,7 +202,11 @@ class Loop:
         steps = optimizer if prepared is None else prepared
         steps.zero_grad()
         begun = 0
-        for k in itertools.count() if self.passes is None else range(self.passes):
+        if self.kept is not None:
+            take = partial(self._resumed, parameters, optimizer)
+            if (found := self.kept.load(take)) is not None:
+                begun, schedule.last_epoch, done, scale, before = found
+        for k in itertools.count(begun) if self.passes is None else range(begun, self.passes):
             begun = k + 1
             title = self.title(begun, math.nan if self.best is None else self.best.error)
             finite = True
@@ -192,9 +226,55 @@ class Loop:
             if self.best is not None and self.best.retreat():
                 scale /= 2
                 optimizer.state.clear()
+            if self.kept is not None:
+                numbers = [begun, schedule.last_epoch, done, scale, before + self.spent()]
+                self._keep(self.kept, parameters, optimizer, numbers)
         if self.best is not None:
             self.best.restore()
         return begun
+
+    def _keep(
+        self, kept: Kept, parameters: Sequence[Tensor], optimizer: Optimizer, numbers: Sequence[float]
+    ) -> None:
+        """Keep the parameters, the best ones, the optimizer's state, the random state, and numbers."""
+        own = optimizer.state_dict()
+        tensors = {f"now.{k}": tensor for k, tensor in enumerate(parameters)}
+        tensors |= {f"state.{k}.{name}": t for k, each in own["state"].items() for name, t in each.items()}
+        tensors["random"] = torch.get_rng_state()
+        notes = {"numbers": numbers, "rates": [group["lr"] for group in own["param_groups"]]}
+        if self.best is not None:
+            notes["best"] = self.best.numbers
+            tensors |= {f"best.{k}": tensor for k, tensor in enumerate(self.best.values)}
+        kept.save(notes, tensors)
+
+    @torch.no_grad()
+    def _resumed(
+        self,
+        parameters: Sequence[Tensor],
+        optimizer: Optimizer,
+        notes: Any,
+        tensors: Mapping[str, Tensor],
+    ) -> tuple[int, int, float, float, float]:
+        """Take over what `_keep` kept; return the numbers.
+
+        Raises:
+            LookupError, RuntimeError, TypeError, ValueError: It was kept by another training.
+        """
+        begun, steps, done, scale, before = notes["numbers"]
+        own = optimizer.state_dict()
+        for group, rate in zip(own["param_groups"], notes["rates"], strict=True):
+            group["lr"] = rate
+        for name, tensor in tensors.items():
+            if name.startswith("state."):
+                _, number, part = name.split(".")
+                own["state"].setdefault(int(number), {})[part] = tensor
+        optimizer.load_state_dict(own)
+        for k, parameter in enumerate(parameters):
+            parameter.copy_(tensors[f"now.{k}"])
+        if self.best is not None:
+            self.best.resume(notes["best"], [tensors[f"best.{k}"] for k in range(len(parameters))])
+        torch.set_rng_state(tensors["random"])
+        return int(begun), int(steps), float(done), float(scale), float(before)
 
     def _step(self, optimizer: Optimizer, parameters: Sequence[Tensor], processes: ProcessGroup) -> bool:
         """Change the parameters. Return whether the gradient is finite; where it is not, nothing changes."""

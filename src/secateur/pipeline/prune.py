@@ -125,8 +125,8 @@ def prune(
             bit for bit. Delete the folder when the result is saved. It holds the tensors that repairs
             changed, for each repair that was tried. Started again are: tracing, the curves that rules measure
             themselves, the proof and measuring; a pass that scores experts, blocks or single weights; the
-            refit of experts; `Polish`; repairs of your own. What is bounded in time or decided by measured
-            time may end differently.
+            refit of experts; a pass of `Polish`; repairs of your own. What is bounded in time or decided by
+            measured time may end differently.
         seed: Seed for all random choices. Same inputs and seed, same plan.
         progress: Show bars on a terminal.
 

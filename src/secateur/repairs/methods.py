@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from secateur.calibration import Calibration
+from secateur.common.training import Kept
 from secateur.errors import SettingError
 from secateur.graph.graph import Graph
 from secateur.repairs.batchnorm import batch_norms, reestimate
@@ -29,6 +30,7 @@ class Work:
         progress: Show progress bars.
         judge: Measures a model on held-out data. None: a repair that trains returns its last state.
         share: Share of a limit of time that this run may use; the repair runs several times.
+        kept: Where a repair that trains keeps its state behind each pass. None: a killed one starts again.
     """
 
     graph: Callable[[], Graph]
@@ -36,6 +38,7 @@ class Work:
     progress: bool = False
     judge: Judge | None = None
     share: float = 1.0
+    kept: Kept | None = None
 
 
 class Method(Protocol):

@@ -149,6 +149,7 @@ class Polish:
                 zeros=Zeros.of(parameters) if record_of(small).form == "masked" else Zeros(),
                 clip=CLIP,
                 best=best,
+                kept=work.kept,
             )
             adam = torch.optim.Adam(parameters, settings.learning_rate, fused=True)
             data = work.data if graph.static_batch is not None else work.data.recut(settings.batch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,7 @@ def run(method: Method, small: nn.Module, work: Work) -> dict[str, Any] | None:
         return known[0]
     before = _digests(small)
     with step.inside():
-        notes = method.run(small, work)
+        notes = method.run(small, replace(work, kept=journal.step("passes", step.name)))
     count = 0
     for tensors in _chunks(before, small):
         journal.step("changed", step.name, str(count)).save(None, tensors)
