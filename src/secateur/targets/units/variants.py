@@ -141,29 +141,31 @@ class _Search:
         uniform = self.parameters | {v.dtype for v in self.inputs if v.is_floating_point()}
         ways = [_Way(parameters=dtype, inputs=dtype) for dtype in _FLOATS if uniform != {dtype}]
         ways.append(_Way(autocast=True))
-        if not self._names_dtypes() and all(map(self._alike, ways)):
-            self.facts.states |= set(map(self.state, ways))
-        else:
-            self._dtypes_differ(ways)
+        unlike = ways if self._names_dtypes() else [way for way in ways if not self._alike(way)]
+        captured = {way: self._capture(way) for way in unlike}
+        if any(isinstance(found, _Capture) for found in captured.values()):
+            captured = {way: captured.get(way) or self._capture(way) for way in ways}
+        self._dtypes_differ(captured)
+        self.facts.states |= {self.state(way) for way in ways if way not in captured}
         if self.graph.static_batch is None:
             self.facts.one_sample = isinstance(self._capture(_Way(single=True)), _Capture)
         return self.facts
 
-    def _dtypes_differ(self, ways: list[_Way]) -> None:
+    def _dtypes_differ(self, captured: dict[_Way, _Capture | str]) -> None:
         """Compare captures in other dtypes, and find what follows the dtype."""
-        for way in ways:
-            self._dtype(way)
+        for way, found in captured.items():
+            self._note(way, found)
         if any(self._constants(self.program)):
-            self._dtype(_Way(default=torch.float64))
+            self._note(way := _Way(default=torch.float64), self._capture(way))
         if any(isinstance(d.ours, torch.dtype | float) for c in self.found for d in c.differences.values()):
             self._mixed()
         self._follow()
 
     def _names_dtypes(self) -> bool:
-        """Whether the program converts tensors, or holds numbers of a dtype that forward chose."""
+        """Whether the program converts to a dtype of floats, or holds numbers that forward made."""
         values = (v for node in self.base.nodes for _, v in arguments(node))
         return (
-            any(isinstance(v, torch.dtype) for v in values)
+            any(v.is_floating_point or v.is_complex for v in values if isinstance(v, torch.dtype))
             or any(operator_name(node) == "aten.type_as.default" for node in self.base.nodes)
             or any(self._constants(self.program))
         )
@@ -195,8 +197,8 @@ class _Search:
                 self.facts.eval_only = f"it computes something else at {self._line(argument)}"
             self.facts.training[argument] = difference.theirs
 
-    def _dtype(self, way: _Way) -> bool:
-        found = self._capture(way)
+    def _note(self, way: _Way, found: _Capture | str) -> bool:
+        """Note a capture in another dtype. Return whether it runs the same operators."""
         state = self.state(way)
         if isinstance(found, str):
             self.facts.refused[state] = found
@@ -212,7 +214,7 @@ class _Search:
         low = torch.bfloat16 if self.parameters != {torch.bfloat16} else torch.float32
         own = [state for state in self.facts.states if not state[2]]
         for way in (_Way(parameters=low), _Way(inputs=low)):
-            if self._dtype(way):
+            if self._note(way, self._capture(way)):
                 for state in own:  # if one mixed pair works, each pair of known dtypes does
                     traced = self.state(_Way())
                     pair = (state[0], traced[1]) if way.parameters else (traced[0], state[1])
