@@ -8,7 +8,7 @@ import torch
 
 import secateur as sc
 from secateur.targets.units.apply import Applier
-from tests.helpers.models import TOPOLOGIES, build
+from tests.helpers.models import INEXACT, TOPOLOGIES, build
 
 BATCH = 3
 """The size of the batch that they are traced with."""
@@ -21,12 +21,12 @@ def dense(name: str, dtype: torch.dtype = torch.float64) -> torch.nn.Module:
 
 def traced(name: str, dtype: torch.dtype = torch.float64, *, allow_inexact: bool = False) -> sc.Graph:
     """Its trace."""
-    return _traced(name, dtype, allow_inexact)
+    return _traced(name, dtype, allow_inexact and name in INEXACT)
 
 
 def applier(name: str, dtype: torch.dtype = torch.float64, *, allow_inexact: bool = False) -> Applier:
     """What `sc.apply` calls, for many plans: what it captures beside the trace, it captures once."""
-    return _applier(name, dtype, allow_inexact)
+    return _applier(name, dtype, allow_inexact and name in INEXACT)
 
 
 @functools.cache  # which takes `f(x)` and `f(x, default)` for two calls
