@@ -92,7 +92,8 @@ class Readers(nn.Module):
 def reals(y: Any) -> list[Tensor]:
     """The tensors that an operator returned, as real numbers."""
     found = y if isinstance(y, tuple | list) else [y]
-    return [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t.double() for t in found]
+    found = [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in found]
+    return [t if t.is_floating_point() else t.double() for t in found]
 
 
 class Around(nn.Module):

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 import secateur as sc
 from secateur.repairs.sweep import sweep
-from tests.helpers.models import TOPOLOGIES, build
+from tests.helpers.models import TOPOLOGIES
+from tests.helpers.traces import applier, dense, traced
 from tests.targets.units.plans import plan_of, random_plan
 
 Data = list[tuple[Tensor, ...]]
@@ -65,12 +66,5 @@ def distance(a: nn.Module, b: nn.Module, data: Any) -> float:
 @functools.cache
 def topology(name: str, form: str) -> tuple[nn.Module, sc.Graph, nn.Module]:
     """A topology, its trace, and what is left of it in some form."""
-    net, graph = _traced(name)
-    return net, graph, sc.apply(net, random_plan(graph, 0.3), form, graph=graph)  # type: ignore[arg-type]
-
-
-@functools.cache
-def _traced(name: str) -> tuple[nn.Module, sc.Graph]:
-    net = build(name)
-    torch.manual_seed(0)
-    return net, sc.trace(net, TOPOLOGIES[name].inputs(2, torch.float64))
+    graph = traced(name)
+    return dense(name), graph, applier(name)(random_plan(graph, 0.3), form)  # type: ignore[arg-type]

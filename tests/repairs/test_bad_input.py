@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import secateur as sc
 from secateur.repairs.methods import REPAIRS
+from secateur.targets.units.apply import Applier
 from tests.helpers.models import TOPOLOGIES, build
 from tests.repairs.nets import Data, distance, inputs, pruned, topology, topology_data
 from tests.targets.units.plans import random_plan
@@ -59,17 +60,27 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 
 
-@functools.cache
 def halved(
     name: str, form: str = "module", dtype: torch.dtype = torch.float64
 ) -> tuple[nn.Module, sc.Graph, nn.Module]:
     """A network, its trace, and what is left without half of the units of each group."""
+    return _halved(name, form, dtype)
+
+
+@functools.cache  # which takes `f(x)` and `f(x, default)` for two calls
+def _halved(name: str, form: str, dtype: torch.dtype) -> tuple[nn.Module, sc.Graph, nn.Module]:
+    net, graph, apply = _traced(name, dtype)
+    return net, graph, apply(random_plan(graph, 0.5), form)  # type: ignore[arg-type]
+
+
+@functools.cache
+def _traced(name: str, dtype: torch.dtype) -> tuple[nn.Module, sc.Graph, Applier]:
     make, shape = NETS[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net = make().to(dtype).eval()
     graph = sc.trace(net, torch.zeros(2, *shape, dtype=dtype))
-    return net, graph, sc.apply(net, random_plan(graph, 0.5), form, graph=graph)  # type: ignore[arg-type]
+    return net, graph, Applier(net, graph)
 
 
 def data_of(name: str, **settings: int) -> Data:

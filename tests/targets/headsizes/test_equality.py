@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 import secateur as sc
+from secateur.targets.units.apply import Applier
 from secateur.targets.units.compare import relative_difference, run
 from tests.targets.headsizes.models import ATTENTIONS, ROWS, SIZE, WIDTH, Fused, network
 from tests.targets.units.plans import plan_of, random_plan
@@ -18,27 +20,33 @@ from tests.targets.units.plans import plan_of, random_plan
 ANY = sorted(ATTENTIONS)
 
 
-@pytest.mark.parametrize("name", ANY)
-def test_pruned_equals_masked(name: str) -> None:
+@functools.cache
+def traced(name: str) -> tuple[nn.Module, sc.Graph, Applier]:
+    """A network, its trace, and what applies plans to it."""
     model = network(name, dtype=torch.float64)
     graph = sc.trace(model, ROWS.double(), granularity="head_size")
+    return model, graph, Applier(model, graph)
+
+
+@pytest.mark.parametrize("name", ANY)
+def test_pruned_equals_masked(name: str) -> None:
+    model, graph, apply = traced(name)
     x = torch.randn(2, 7, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     for seed in range(3):
         plan = random_plan(graph, ratio=0.2 + 0.2 * seed, seed=seed)
-        wanted = run(sc.apply(model, plan, "masked"), (x,), {})
+        wanted = run(apply(plan, "masked"), (x,), {})
         for form in ("graph", "module"):
-            small = sc.apply(model, plan, form, graph=graph)  # type: ignore[arg-type]
+            small = apply(plan, form)  # type: ignore[arg-type]
             assert relative_difference(run(small, (x,), {}), wanted) <= 1e-9
         assert sc.verify(model, small, plan).difference <= 1e-9
 
 
 @pytest.mark.parametrize("name", ANY)
 def test_the_reference_is_not_the_dense_model(name: str) -> None:
-    model = network(name, dtype=torch.float64)
-    graph = sc.trace(model, ROWS.double(), granularity="head_size")
+    model, graph, apply = traced(name)
     for group in graph.groups:
         keep = {group.name: random_plan(graph).keep[group.name]}
-        masked = sc.apply(model, plan_of(graph, keep), "masked")
+        masked = apply(plan_of(graph, keep), "masked")
         assert relative_difference(run(masked, (ROWS.double(),), {}), run(model, (ROWS.double(),), {})) > 1e-6
 
 

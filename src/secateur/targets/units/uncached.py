@@ -42,7 +42,8 @@ def uncached() -> Iterator[None]:
     # By type: some values warn when asked for anything else.
     found = [
         (module, name, value)
-        for module in list(sys.modules.values())
+        for source, module in list(sys.modules.items())
+        if is_own(source)
         for name, value in list(vars(module).items())
         if type(value) is _CACHED and is_own(value.__module__)
     ]

@@ -24,10 +24,12 @@ from secateur.common.preserving import preserved
 from secateur.errors import CaptureError
 from secateur.graph.capture import capture
 from secateur.graph.graph import Graph
-from secateur.graph.inputs import samples_of
+from secateur.graph.inputs import Arguments, samples_of
 from secateur.graph.nodes import lifted, where
-from secateur.targets.units.alignment import Difference, PathsDifferError, Place, Source, Steps
+from secateur.graph.rules import operator_name
+from secateur.targets.units.alignment import Difference, PathsDifferError, Place, Source, Steps, arguments
 from secateur.targets.units.opened import Opened, TooMuchError, limited
+from secateur.targets.units.rehearsal import rehearsed
 from secateur.targets.units.watching import beside
 
 State = tuple[frozenset[torch.dtype], tuple[torch.dtype, ...], bool]
@@ -127,6 +129,8 @@ class _Search:
             if kind is InputKind.PARAMETER and n.meta["val"].is_floating_point()
         }
         self.found: list[_Capture] = []
+        with self._in(_Way()) as given:
+            self.rehearsal = rehearsed(model, given)
 
     def run(self) -> Facts:
         seen = beside(self.model, self.graph.captured_inputs())
@@ -135,18 +139,44 @@ class _Search:
         self._training()
         self.facts.gradient = self.facts.gradient or seen.gradient
         uniform = self.parameters | {v.dtype for v in self.inputs if v.is_floating_point()}
-        for dtype in _FLOATS:
-            if uniform != {dtype}:
-                self._dtype(_Way(parameters=dtype, inputs=dtype))
-        self._dtype(_Way(autocast=True))
-        if any(self._constants(self.program)):
-            self._dtype(_Way(default=torch.float64))
-        if any(isinstance(d.ours, torch.dtype | float) for c in self.found for d in c.differences.values()):
-            self._mixed()
-        self._follow()
+        ways = [_Way(parameters=dtype, inputs=dtype) for dtype in _FLOATS if uniform != {dtype}]
+        ways.append(_Way(autocast=True))
+        unlike = ways if self._names_dtypes() else [way for way in ways if not self._alike(way)]
+        captured = {way: self._capture(way) for way in unlike}
+        if any(isinstance(found, _Capture) for found in captured.values()):
+            captured = {way: captured.get(way) or self._capture(way) for way in ways}
+        self._dtypes_differ(captured)
+        self.facts.states |= {self.state(way) for way in ways if way not in captured}
         if self.graph.static_batch is None:
             self.facts.one_sample = isinstance(self._capture(_Way(single=True)), _Capture)
         return self.facts
+
+    def _dtypes_differ(self, captured: dict[_Way, _Capture | str]) -> None:
+        """Compare captures in other dtypes, and find what follows the dtype."""
+        for way, found in captured.items():
+            self._note(way, found)
+        if any(self._constants(self.program)):
+            self._note(way := _Way(default=torch.float64), self._capture(way))
+        if any(isinstance(d.ours, torch.dtype | float) for c in self.found for d in c.differences.values()):
+            self._mixed()
+        self._follow()
+
+    def _names_dtypes(self) -> bool:
+        """Whether the program converts to a dtype of floats, or holds numbers that forward made."""
+        values = (v for node in self.base.nodes for _, v in arguments(node))
+        return (
+            any(v.is_floating_point or v.is_complex for v in values if isinstance(v, torch.dtype))
+            or any(operator_name(node) == "aten.type_as.default" for node in self.base.nodes)
+            or any(self._constants(self.program))
+        )
+
+    def _alike(self, way: _Way) -> bool:
+        """Whether the model makes the same calls when it runs in another way. If so, captures are alike."""
+        if self.rehearsal is None:
+            return False
+        with self._in(way) as given:
+            other = rehearsed(self.model, given, training=way.training)
+        return other is not None and other.calls == self.rehearsal.calls
 
     def _training(self) -> None:
         """Compare a capture in training mode, and note what follows that mode, or why it is refused."""
@@ -155,7 +185,10 @@ class _Search:
         if seen.drawn:
             self.facts.eval_only = seen.drawn
             return
-        found = self._capture(_Way(training=True))
+        way = _Way(training=True)
+        if self._alike(way):
+            return
+        found = self._capture(way)
         if isinstance(found, str):
             self.facts.eval_only = found
             return
@@ -164,8 +197,8 @@ class _Search:
                 self.facts.eval_only = f"it computes something else at {self._line(argument)}"
             self.facts.training[argument] = difference.theirs
 
-    def _dtype(self, way: _Way) -> bool:
-        found = self._capture(way)
+    def _note(self, way: _Way, found: _Capture | str) -> bool:
+        """Note a capture in another dtype. Return whether it runs the same operators."""
         state = self.state(way)
         if isinstance(found, str):
             self.facts.refused[state] = found
@@ -181,7 +214,7 @@ class _Search:
         low = torch.bfloat16 if self.parameters != {torch.bfloat16} else torch.float32
         own = [state for state in self.facts.states if not state[2]]
         for way in (_Way(parameters=low), _Way(inputs=low)):
-            if self._dtype(way):
+            if self._note(way, self._capture(way)):
                 for state in own:  # if one mixed pair works, each pair of known dtypes does
                     traced = self.state(_Way())
                     pair = (state[0], traced[1]) if way.parameters else (traced[0], state[1])
@@ -195,8 +228,9 @@ class _Search:
         )
         return frozenset(parameters), tuple(inputs), way.autocast
 
-    def _capture(self, way: _Way) -> _Capture | str:
-        """Capture in another way. Return the capture if it runs the same operators, else the reason."""
+    @contextmanager
+    def _in(self, way: _Way) -> Iterator[Arguments]:
+        """Inside, the model is as it runs in another way. Yields the arguments of its call."""
         device = device_of(self.model)
 
         def given(value: torch.Tensor) -> torch.Tensor:
@@ -215,15 +249,19 @@ class _Search:
             stack.enter_context(casting)
             if way.training:
                 _without_counts(self.model)
-            stack.enter_context(limited() if self.axes else nullcontext())
-            try:
+            yield args, kwargs
+
+    def _capture(self, way: _Way) -> _Capture | str:
+        """Capture in another way. Return the capture if it runs the same operators, else the reason."""
+        try:
+            with self._in(way) as (args, kwargs), limited() if self.axes else nullcontext():
                 program = capture(
                     self.model, args, kwargs, also=self.axes, exact=way.single, training=way.training
                 ).program
-            except CaptureError as error:
-                return str(error)
-            except TooMuchError:
-                return "its sizes are too complicated"
+        except CaptureError as error:
+            return str(error)
+        except TooMuchError:
+            return "its sizes are too complicated"
         steps = Steps(program)
         base = self.base
         if self.axes and way.single:  # captured for fixed sizes, as the trace was
