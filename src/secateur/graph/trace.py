@@ -20,6 +20,7 @@ from secateur.graph.assemble import assemble, cost_model
 from secateur.graph.branches import capture_branches
 from secateur.graph.capture import Capture, require_parameters
 from secateur.graph.datasizes import measure_sizes
+from secateur.graph.flags import attributes_of
 from secateur.graph.folding import foldable, folded
 from secateur.graph.graph import Graph, fingerprint
 from secateur.graph.inputs import Arguments, InputSpec, batch_size, call_arguments
@@ -309,5 +310,6 @@ def _graph(
         _assembled=assembled,
         _costs=cost_model(assembled, state, tensors, batch),
         programs=Programs(program, model),
+        attributes=attributes_of(model),
     )
     return graph

@@ -25,6 +25,7 @@ from secateur.graph.rules import operator_name
 from secateur.targets.units.alignment import Place, Source, Steps, arguments
 from secateur.targets.units.constants import Constants
 from secateur.targets.units.copying import duplicate
+from secateur.targets.units.parts import Part
 from secateur.targets.units.rewrites import Scaled
 from secateur.targets.units.tensors import cut, tensor_called
 from secateur.targets.units.variants import DEFAULT, Facts
@@ -78,7 +79,7 @@ class _Builder:
         self.model, self.program, self.constants, self.facts = model, program, constants, facts
         self.steps = Steps(program)
         self.rules = _rules(facts)
-        self.root = nn.Module()
+        self.root = Part()
         self.out = fx.Graph()
         self.made: dict[fx.Node, Any] = {}
         self.names: dict[fx.Node, str] = {}
@@ -146,7 +147,7 @@ class _Builder:
         holder = self.root
         for part in path.split(".") if path else []:
             if not hasattr(holder, part):
-                holder.add_module(part, nn.Module())
+                holder.add_module(part, Part())
             holder = getattr(holder, part)
         return holder
 
