@@ -48,12 +48,12 @@ class Flag:
     Attributes:
         readers: The modules that read it.
         value: The value, another one than now.
-        now: What the first reader reads now.
+        now: What each reader reads now.
     """
 
     readers: tuple[Reader, ...]
     value: Any
-    now: Any
+    now: tuple[Any, ...]
 
     def __str__(self) -> str:
         """Say what is set: ``model.pooled = True``."""
@@ -119,7 +119,9 @@ def changed(model: nn.Module, before: Mapping[Reader, Any]) -> list[Flag]:
     """Return the attributes that have other values than before, as flags with their value from before."""
     now = attributes_of(model)
     pairs = ((reader, value, now[reader]) for reader, value in before.items() if reader in now)
-    return [Flag((r,), old, new) for r, old, new in pairs if (type(old), repr(old)) != (type(new), repr(new))]
+    return [
+        Flag((r,), old, (new,)) for r, old, new in pairs if (type(old), repr(old)) != (type(new), repr(new))
+    ]
 
 
 def flags_of(model: nn.Module, run: Callable[[], Any]) -> list[Flag]:
@@ -144,9 +146,8 @@ def flags_of(model: nn.Module, run: Callable[[], Any]) -> list[Flag]:
             for value in _others(now, compared):
                 found.setdefault((type(owner), name, (type(value), value)), []).append((reader, now))
     flags = [
-        Flag(tuple(dict.fromkeys(reader for reader, _ in read)), value, read[0][1])
+        Flag(tuple(held := dict(read)), value, tuple(held.values()))
         for (_, _, (_, value)), read in found.items()
-        if all(now != value or type(now) is not type(value) for _, now in read)
     ]
     return flags[:MOST]
 

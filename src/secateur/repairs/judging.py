@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from secateur.calibration import Batch, Calibration
-from secateur.calibration.padding import Padding
 from secateur.calibration.subset import take_share
 from secateur.common.mapped import any_mapped
 from secateur.common.models import device_of, evaluating
@@ -136,7 +135,7 @@ def _diverged(mine: Tensor, theirs: Tensor, batch: Batch) -> list[float]:
     """
     places = [slice(None)] * len(mine)
     if mine.ndim > 2:
-        real = Padding.of(batch.kwargs).real(len(mine), mine.shape[1], mine.device)
+        real = batch.padding.real(len(mine), mine.shape[1], mine.device)
         places = places if real is None else [*real]
     rows = zip(mine, theirs, places, strict=True)
     return [float(divergence(a[place], b[place]).double().mean()) for a, b, place in rows]

@@ -228,6 +228,26 @@ def test_a_flag_that_only_training_reads() -> None:
         small.train()(INPUTS)
 
 
+def test_each_module_keeps_its_own_value() -> None:
+    class Steps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = Net("normalise", "level"), Net("softmax", "level")
+            self.second.inner.level = 7
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.first(x) + self.second(x)
+
+    torch.manual_seed(0)
+    _, _, small, masked = pruned(Steps().double().eval())
+    torch.testing.assert_close(output(small), output(masked))
+    small.first.inner.level = 2
+    torch.testing.assert_close(output(small), output(masked))
+    small.first.inner.level = 7
+    with pytest.raises(sc.InputError, match=r"expected level of module 'first\.inner' to be 0"):
+        output(small)
+
+
 def test_flags_are_tried_without_a_trace_in_the_model() -> None:
     torch.manual_seed(0)
     model = Own().double().eval()

@@ -90,8 +90,8 @@ def refused(
     wrong: dict[Any, str] = {}
     for switch in known:
         differs = any(_differs(reference, small, switch.flag, way, given) for way in switch.ways)
-        for reader in switch.flag.readers:
-            values = right.setdefault(reader, [repr(switch.flag.now)])
+        for reader, now in zip(switch.flag.readers, switch.flag.now, strict=True):
+            values = right.setdefault(reader, [repr(now)])
             if differs:
                 wrong.setdefault(reader, switch.line)
             else:
@@ -134,7 +134,7 @@ def require_as_traced(model: nn.Module, graph: Graph) -> None:
             stack.enter_context(flag.on(model))
         before = Passes(model, given).course(given)
     if now is not None and before is not None and now.calls != before.calls:
-        names = "; ".join(f"{flag.readers[0]} = {flag.now!r}, then {flag.value!r}" for flag in others[:3])
+        names = "; ".join(f"{flag.readers[0]} = {flag.now[0]!r}, then {flag.value!r}" for flag in others[:3])
         raise ApplyError(
             f"apply: expected the model as it was when it was traced, got one with which the forward pass "
             f"makes other calls: {names}. Trace it again, or set it back."

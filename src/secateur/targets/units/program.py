@@ -154,6 +154,11 @@ def smaller_program(traced: Traced, plan: Plan, *, may_stay_in_evaluation: bool 
             "apply: expected code without conditions on values of tensors, got some, and a captured program "
             "knows one answer. Take form 'module'."
         )
+    if traced.graph.values:
+        raise ApplyError(
+            f"apply: expected code whose sizes do not depend on values of inputs, got some that depend on "
+            f"{', '.join(traced.graph.values)}, and a captured program holds one value. Take form 'module'."
+        )
     model, found = traced.model, traced.captured
     constants, facts = Constants(found.kept(removed_positions(plan))), found.facts
     with uncollected():
