@@ -390,6 +390,13 @@ for name, gates in GATES.items():
             w(gates * 5, 4), w(gates * 5, 5), w(gates * 5), w(gates * 5),
         )  # fmt: skip
     call(
+        f"{name}.data",
+        lambda op, a, h, cell, *ps, s=lstm: op(
+            a, torch.tensor([2, 2, 1]), [h, cell] if s else h + 0 * cell, list(ps), True, 1, 0.0, False, False
+        ),
+        x(5, 4), x(1, 2, 5), x(1, 2, 5), w(gates * 5, 4), w(gates * 5, 5), w(gates * 5), w(gates * 5),
+    )  # fmt: skip
+    call(
         f"{name}_cell",
         lambda op, a, h, cell, *ps, s=lstm: op(a, [h, cell] if s else h + 0 * cell, *ps),
         x(2, 4), x(2, 5), x(2, 5), w(gates * 5, 4), w(gates * 5, 5), w(gates * 5), w(gates * 5),

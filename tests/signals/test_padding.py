@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import secateur as sc
+from secateur.calibration.batch import Batch
 from secateur.calibration.padding import Padding
+from secateur.calibration.reading import Reading
 from secateur.measure.evaluate import evaluate
 
 WORDS, LENGTHS = 12, (7, 3, 5, 4)
@@ -70,6 +72,72 @@ def labelled(batches: list[dict[str, Tensor]]) -> list[Any]:
 
 
 SIGNALS = ("activation", "apoz", "rank", "wanda", "fluctuation", "reconstruction", "wasserstein")
+
+
+def by_position(batch: dict[str, Tensor]) -> Any:
+    """The same arguments by position, as `forward` of `Tokens` orders them."""
+    ids, attention = batch["input_ids"], batch.get("attention_mask")
+    return (ids, attention) if attention is not None else (ids, None, batch["src_key_padding_mask"])
+
+
+WAYS: dict[str, Any] = {
+    "named": (None, lambda batch, labels: (batch, labels)),
+    "position": (None, lambda batch, labels: (by_position(batch), labels)),
+    "listed": (None, lambda batch, labels: [list(by_position(batch)), labels]),
+    "called": (
+        lambda model, batch: model(*by_position(batch[0])),
+        lambda batch, labels: (batch, labels),
+    ),
+    "mixed": (
+        lambda model, batch: model(
+            batch[0]["input_ids"], **{k: v for k, v in batch[0].items() if "mask" in k}
+        ),
+        lambda batch, labels: (batch, labels),
+    ),
+}
+"""A function that calls the model, and one that makes a batch of arguments and labels."""
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", ["attention_mask", "src_key_padding_mask"])
+def test_a_mask_counts_by_position_as_by_name(name: str, way: str) -> None:
+    model, ids = network(name), samples() + samples(1)
+    forward, given = WAYS[way]
+    batches = labelled([padded(ids[:4], name), padded(ids[4:], name)])
+    data = [given(*batch) for batch in batches]
+    graph = sc.trace(model, data[0], forward=forward) if forward else sc.trace(model, data[0][0])
+    found = sc.score(graph, data, SIGNALS, forward=forward, progress=False)
+    wanted = sc.score(graph, labelled([padded([s], name) for s in ids]), SIGNALS, progress=False)
+    for signal in SIGNALS:
+        for group in graph.groups:
+            mine, alone = (np.asarray(of[signal][group.name]) for of in (found, wanted))
+            np.testing.assert_allclose(mine, alone, rtol=1e-8, atol=1e-10, err_msg=f"{signal} {group.name}")
+
+
+@pytest.mark.parametrize("form", ["module", "graph"])
+def test_a_distance_by_position_is_that_by_name(form: Any) -> None:
+    model, batch = network(), padded(samples())
+    graph = sc.trace(model, by_position(batch))
+    plan = sc.Uniform(ratio=0.4).allocate(graph, sc.score(graph, None, "magnitude"))
+    small = sc.apply(model, plan, form, graph=graph)
+    named = sc.apply(model, plan, "masked", graph=graph)
+    found = evaluate(small, [(by_position(batch), None)], dense=model, progress=False).loss
+    assert found == pytest.approx(evaluate(named, [batch], dense=model, progress=False).loss, rel=1e-9)
+
+
+def test_an_encoder_of_pytorch_takes_its_mask_by_position() -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 12, 0.0, batch_first=True)
+    model = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False).double().eval()
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 6, 8, generator=generator).double()
+    hidden = torch.arange(6) >= torch.tensor([6, 4, 2])[:, None]
+    both = [((x, None, hidden), torch.zeros(3).long()), ({"src": x, "src_key_padding_mask": hidden}, None)]
+    padding = [Batch.of(raw, 0, Reading(model)).padding for raw in both]
+    for found in padding:
+        assert found.rows(18, x.device).tolist() == torch.nonzero(~hidden.flatten())[:, 0].tolist()
+    square = torch.zeros(6, 6).bool()  # of queries and keys, which hides no position of a sample
+    assert Batch.of(((x, square), None), 0, Reading(model)).padding.masks == ()
 
 
 @pytest.mark.parametrize("name", ["attention_mask", "src_key_padding_mask"])

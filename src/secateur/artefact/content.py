@@ -24,6 +24,17 @@ _TRIALS = 50
 """How often a reader looks again where a save replaces the files meanwhile."""
 
 
+class Flag(BaseModel):
+    """A flag that has to keep a known value (`secateur.targets.units.flagged.Refused`)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    path: str
+    chain: tuple[str, ...]
+    known: tuple[str, ...]
+    line: str
+
+
 class Content(BaseModel):
     """What ``secateur.json`` holds."""
 
@@ -39,6 +50,7 @@ class Content(BaseModel):
     captured: tuple[str, ...]
     takes: str = ""
     stand_ins: dict[str, list[int | str]] = {}
+    flags: tuple[Flag, ...] = ()
     tied: dict[str, str]
     extra_state: dict[str, JsonValue] = {}
     tensors_sha256: str = Field(pattern="^[0-9a-f]{64}$")

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from secateur.plan import Plan
 from secateur.targets.blocks.remove import rebuilt
 from secateur.targets.together.apply import cut_experts
 from secateur.targets.together.graph import GRANULARITY, part
+from secateur.targets.units.flagged import Refused, guard
 from secateur.targets.units.masked import masked
 from secateur.targets.units.mended import mend
 from secateur.targets.units.module import smaller_module
@@ -91,6 +93,7 @@ def save(small: nn.Module, directory: str | os.PathLike[str]) -> Path:
             "captured": list(record.captured),
             "takes": record.takes,
             **({"stand_ins": record.stand_ins} if record.stand_ins else {}),
+            **({"flags": [asdict(flag) for flag in record.flags]} if record.flags else {}),
             "tied": tied,
             "extra_state": extra_state,
             "tensors_sha256": sha256,
@@ -158,7 +161,10 @@ def load(
         check_positions(dense, plan)
         small = _shape(model, dense, plan, content, example_inputs)
     _fill(small, tensors, content.tied, folder)
-    return attach(small, _record(content, plan))
+    record = _record(content, plan)
+    with _understood(folder):
+        guard(small, record.flags)
+    return attach(small, record)
 
 
 @contextmanager
@@ -200,6 +206,7 @@ def _record(content: Content, plan: Plan) -> Record:
         content.captured,
         content.takes,
         content.stand_ins,
+        tuple(Refused(**dict(flag)) for flag in content.flags),
     )
 
 

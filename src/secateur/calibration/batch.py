@@ -110,6 +110,11 @@ class Batch:
         """The arguments as example inputs: a mapping of keyword arguments, or a tuple of positional ones."""
         return self.kwargs or self.args
 
+    @property
+    def padding(self) -> Padding:
+        """Which positions are padding, as the masks among the arguments say, by position or by name."""
+        return Padding.of(self.reading.named(self.args, self.kwargs))
+
     def run(self, model: Callable[..., Any], *, labelled: bool = False) -> Any:
         """Call a model on this batch, in the way the user calls it, and return its output.
 
@@ -117,7 +122,7 @@ class Batch:
             model: The model, or a function with the same signature.
             labelled: True: also pass labels to a model that computes its own loss.
         """
-        with running(Padding.of(self.kwargs)):
+        with running(self.padding):
             if self.reading.forward is not None:
                 return self.reading.forward(model, fresh(self.raw))
             extra = self.extra if labelled and self.extra is not None else {}

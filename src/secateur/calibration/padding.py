@@ -24,7 +24,7 @@ class Padding:
 
     @classmethod
     def of(cls, arguments: Mapping[str, Any]) -> Padding:
-        """Read the masks among a batch's keyword arguments.
+        """Read the masks among a batch's arguments by name.
 
         In ``attention_mask``, as Transformers names it, padding is zero; in one of floats that are added to
         scores, it is negative. In ``key_padding_mask``, as PyTorch names it, it is True or minus infinity.

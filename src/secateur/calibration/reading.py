@@ -164,6 +164,11 @@ class Reading:
             self._takes_labels = runs(self.model, kwargs=kwargs | labels)
             self._needs_labels = self._takes_labels and not runs(self.model, kwargs=kwargs)
 
+    def named(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return arguments by the names that the model's forward gives them, the positional ones too."""
+        names = [*self._parameters()[0]]
+        return dict(zip(names, args, strict=False)) | dict(kwargs)
+
     def _parameters(self) -> tuple[dict[str, inspect.Parameter], bool]:
         """The named parameters of the model's forward, and whether it also has ``**kwargs``."""
         try:

@@ -52,9 +52,9 @@ _KINDS = (
         "False, there",
     ),
     (
-        "pack_padded_sequence|pad_packed_sequence|h_zeros",
-        "sequences are packed by their lengths, which are values of a tensor. Pass the layer padded ones, or "
-        "prune what stands before and behind it as models of their own",
+        "pack_padded_sequence|pad_packed_sequence|h_zeros|forward hx = torch.zeros",
+        "sequences are packed by lengths that are no integer input, nor computed from integers alone. Pass "
+        "the lengths as a tensor of integers, or prune what stands before and behind as models of their own",
     ),
     (
         r"data-dependent|Could not extract specialized integer|unbacked|SymFloat|\.item\(\)",

@@ -8,9 +8,11 @@ from contextlib import suppress
 from typing import Any
 
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from secateur.errors import CaptureError
 from secateur.graph.capture import Capture, capture, depends_on_data
+from secateur.graph.knownvalues import KnownValues, is_countable
 from secateur.graph.symbolic import Answers
 
 LINES = 3
@@ -23,7 +25,8 @@ def capture_branches(
     """Capture a model. If its code has conditions on values of tensors, capture it with other answers too.
 
     All conditions are true in one capture and false in another. In further ones, those of one line have the
-    other answer. Together the captures hold the branches, but not all their combinations.
+    other answer. Together the captures hold the branches, but not all their combinations. If sizes depend on
+    values of integer inputs too, such as lengths, the model is captured for these values alone.
 
     Args:
         model: The model; it is left as it was.
@@ -40,14 +43,14 @@ def capture_branches(
     try:
         return [capture(model, args, kwargs, **options)]
     except CaptureError as error:
-        if not depends_on_data(error.__cause__):
-            raise
         refused = error
+    if not depends_on_data(refused.__cause__):
+        return [_capture_of_values(model, args, kwargs, refused, **options)]
     pair = Answers(True), Answers(False)
     try:
         found = [capture(model, args, kwargs, answers=answers, **options) for answers in pair]
-    except CaptureError as error:
-        raise refused from error
+    except CaptureError:
+        return [_capture_of_values(model, args, kwargs, refused, **options)]
     lines = sorted(pair[0].asked | pair[1].asked)
     for line, answers in itertools.product(
         lines[:LINES] if lines[1:] and not options.get("exact") else [], pair
@@ -57,5 +60,17 @@ def capture_branches(
             with suppress(CaptureError):
                 found.append(capture(model, args, kwargs, answers=other, **options))
     if not any(one.agrees for one in found):
-        raise refused
+        return [_capture_of_values(model, args, kwargs, refused, **options)]
     return sorted(found, key=lambda one: not one.agrees)
+
+
+def _capture_of_values(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], refused: CaptureError, **options: Any
+) -> Capture:
+    """Capture a model for the values of its integer inputs, or raise what a capture for all raised."""
+    if any(map(is_countable, pytree.tree_leaves((args, dict(kwargs))))):
+        with suppress(CaptureError):
+            found = capture(model, args, kwargs, known=KnownValues(), **options)
+            if found.agrees and found.values:
+                return found
+    raise refused

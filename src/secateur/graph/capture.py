@@ -27,6 +27,7 @@ from secateur.errors import CaptureError
 from secateur.graph.assertions import AssertionsHold
 from secateur.graph.inline import inline_regions
 from secateur.graph.inputs import Arguments, batch_size, samples_of
+from secateur.graph.knownvalues import KnownValues
 from secateur.graph.leaf import Place
 from secateur.graph.nodes import hint, is_open
 from secateur.graph.recurrences import shapes_known
@@ -43,6 +44,8 @@ class Capture(NamedTuple):
         static: The same size if the program takes no other; else None.
         why: What fixed the batch size: the line of the user's code, and what it does. Empty if nothing fixed
             it, or if that is not known.
+        values: By number, the integer inputs for whose values alone the program is right: its sizes depend on
+            them. Most programs have none.
         agrees: Whether the program gives what the model gives on the arguments of the capture. It may not
             where conditions of the code were answered.
     """
@@ -52,6 +55,7 @@ class Capture(NamedTuple):
     static: int | None
     why: str
     agrees: bool = True
+    values: Mapping[int, torch.Tensor] = {}
 
 
 def capture(
@@ -64,6 +68,7 @@ def capture(
     training: bool = False,
     gradients: bool = True,
     answers: Answers | None = None,
+    known: KnownValues | None = None,
 ) -> Capture:
     """Capture a model in one mode. If the model allows it, the program takes any batch size.
 
@@ -81,6 +86,7 @@ def capture(
         training: Whether to capture it in training mode.
         gradients: Whether gradients are on in the capture.
         answers: How conditions on values of tensors are answered. None: such code cannot be captured.
+        known: Gives the code the values of integer inputs; then the sizes are exact too.
 
     Raises:
         CaptureError: If the model does not run on these arguments, or cannot be captured.
@@ -97,16 +103,19 @@ def capture(
     ):
         fresh = State(model, functions=True, parameters=training)
         try:
-            program, why, agrees = _first_that_works(model, fresh, given, None if exact else also, answers)
+            axes = None if exact or known is not None else also
+            program, why, agrees = _first_that_works(model, fresh, given, axes, answers, known)
         finally:
             fresh.restore()
     _hold_own_tensors(program, model)
     inline_regions(program)
     sizes = _sizes(program)
     batch = hint(sizes[0]) if sizes else 1
+    leaves = pytree.tree_leaves(given)
+    values = {} if known is None else {number: leaves[number] for number in sorted(known.read)}
     if _is_open(program):
-        return Capture(program, batch, None, "", agrees)
-    return Capture(program, batch, batch, why or _what_fixed(program), agrees)
+        return Capture(program, batch, None, "", agrees, values)
+    return Capture(program, batch, batch, why or _what_fixed(program), agrees, values)
 
 
 def _first_that_works(
@@ -115,6 +124,7 @@ def _first_that_works(
     given: Arguments,
     also: Collection[Place] | None,
     answers: Answers | None,
+    known: KnownValues | None,
 ) -> tuple[ExportedProgram, str, bool]:
     """Capture a model in several ways, until one works.
 
@@ -150,8 +160,8 @@ def _first_that_works(
                 numbers_open() if numbers else nullcontext(),
                 nullcontext() if answers is None else answers.given(),
             ):
-                program = _export(model, state, arguments, axes)
-            if numbers or answers is not None:
+                program = _export(model, state, arguments, axes, known)
+            if numbers or answers is not None or known is not None:
                 agrees = _agrees(program, model, state, arguments, fails=answers is not None)
             if answers is None and not agrees:
                 continue
@@ -233,16 +243,23 @@ def _used(model: nn.Module, fresh: State, arguments: Arguments) -> tuple[State |
 
 
 def _export(
-    model: nn.Module, state: State, arguments: Arguments, axes: ShapesCollection | None
+    model: nn.Module,
+    state: State,
+    arguments: Arguments,
+    axes: ShapesCollection | None,
+    known: KnownValues | None = None,
 ) -> ExportedProgram:
     """Export the model from a given state; `axes` may have any size."""
     state.restore()
+    if known is not None:
+        known.attach(model, arguments)
     model.register_forward_hook(lambda module, args, output: opened(output))  # until the state is restored
     with (
         AssertionsHold(),
         lengths_open(),
         failed_calls_left(),
         seeded(0),  # leaves the user's random state as it is
+        nullcontext() if known is None else known,
     ):
         program = export(model, *arguments, dynamic_shapes=axes, strict=False)  # type: ignore[arg-type]
     _drop_mistaken_writes(program, model, state, arguments)

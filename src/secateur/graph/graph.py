@@ -18,6 +18,7 @@ from secateur.errors import PlanError
 from secateur.graph.assemble import Assembled
 from secateur.graph.costs import CostModel
 from secateur.graph.coverage import Coverage, coverage_of
+from secateur.graph.flags import Reader
 from secateur.graph.groups import Frozen, Group, Left, group_called
 from secateur.graph.inputs import Arguments, InputSpec
 from secateur.graph.kept import Kept, Labelled, Removed
@@ -51,6 +52,9 @@ class Graph:
         inputs: Shapes and dtypes of the example inputs.
         views: Other captured ways to run the model: at other sizes, in training mode, by other methods.
         folded: Names of computed weights that are treated as parameters: see `secateur.graph.folding`.
+        values: Names of integer inputs for whose values alone the program is right, since sizes in the code
+            depend on them. Inputs of other values get programs of their own.
+        attributes: The plain attributes of the model's modules when it was traced.
         static_batch: The only batch size that the program takes; None if it takes any.
     """
 
@@ -69,6 +73,8 @@ class Graph:
     _costs: CostModel = field(repr=False)
     programs: Programs = field(repr=False)
     folded: tuple[str, ...] = ()
+    values: tuple[str, ...] = ()
+    attributes: Mapping[Reader, Any] = field(default_factory=dict, repr=False)
 
     def __getitem__(self, name: str) -> Group:
         """The prunable group of this name."""

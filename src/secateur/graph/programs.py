@@ -18,6 +18,7 @@ from secateur.errors import CalibrationError, CaptureError
 from secateur.graph.branches import capture_branches
 from secateur.graph.datasizes import arguments_of, measure_sizes
 from secateur.graph.inline import Interpreter
+from secateur.graph.knownvalues import is_countable
 from secateur.graph.leaf import Place
 from secateur.graph.nodes import hint, is_open, lifted
 from secateur.graph.writes import dead_nodes, erase
@@ -35,14 +36,21 @@ class Programs:
     of its own.
     """
 
-    def __init__(self, program: ExportedProgram, model: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        program: ExportedProgram,
+        model: nn.Module | None = None,
+        values: Mapping[int, Tensor] | None = None,
+    ) -> None:
         """Start with one program.
 
         Args:
             program: What was captured first.
             model: The model it was captured from. Without it, no further program can be captured.
+            values: The inputs, by number, for whose values alone this program is right.
         """
         self.model = model
+        self._values = {id(program): values or {}}
         self._all = [program]
         self._chosen: dict[Any, ExportedProgram] = {}
 
@@ -61,7 +69,7 @@ class Programs:
             leaves = leaves_of(self.first, args, kwargs)
         except CalibrationError:
             return False
-        return is_trusted(self.first, leaves)
+        return self._is_trusted(self.first, leaves)
 
     def of(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ExportedProgram:
         """Return the program for these arguments; it is captured if there is none yet.
@@ -70,6 +78,9 @@ class Programs:
             CalibrationError: No program can be captured for them, or there are too many programs.
         """
         key = _kind(args, kwargs)
+        if any(self._values.values()):
+            leaves = pytree.tree_leaves((args, dict(kwargs)))
+            key = repr((key, [v.tolist() for v in leaves if is_countable(v)]))
         if key not in self._chosen:
             self._chosen[key] = self._find(args, kwargs)
         return self._chosen[key]
@@ -83,7 +94,7 @@ class Programs:
             except CalibrationError as error:
                 wrong = wrong or error
                 continue
-            if is_trusted(program, leaves) or self._agrees(program, leaves):
+            if self._is_trusted(program, leaves) or self._agrees(program, leaves):
                 return program
         if self.model is None and wrong is not None:
             raise wrong
@@ -102,18 +113,20 @@ class Programs:
             raise CalibrationError("batches: expected inputs of the traced sizes, got others.")
         for also in (self._differing(args, kwargs), ()):
             try:
-                program = capture_branches(self.model, args, kwargs, also=also)[0].program
+                captured = capture_branches(self.model, args, kwargs, also=also)[0]
             except CaptureError as error:
                 if wrong is None:
                     raise
                 raise wrong from error
+            program = captured.program
+            self._values[id(program)] = captured.values
             measure_sizes(program)
             erase(program.graph_module, dead_nodes(program.graph))
             try:
                 leaves = leaves_of(program, args, kwargs)
             except CalibrationError:  # a batch of one, captured as two, in a model that holds that number
                 continue
-            if not also or is_trusted(program, leaves) or self._agrees(program, leaves):
+            if not also or self._is_trusted(program, leaves) or self._agrees(program, leaves):
                 break
         self._all.append(program)
         return program
@@ -144,6 +157,13 @@ class Programs:
             if size in sizes and size > 1
         ]
         return found
+
+    def _is_trusted(self, program: ExportedProgram, leaves: list[Any]) -> bool:
+        """Whether a program is known to be right for these leaves: their sizes, and values that it holds."""
+        held = self._values[id(program)].items()
+        return all(torch.equal(leaves[k], v.to(leaves[k].device)) for k, v in held) and is_trusted(
+            program, leaves
+        )
 
     def _agrees(self, program: ExportedProgram, leaves: list[Any]) -> bool:
         """Whether a program and the model give the same."""

@@ -19,14 +19,18 @@ def shapes_known() -> Iterator[None]:
     The Python kernels of these operators are replaced by a function that only makes results of the right
     shape. In a version of PyTorch without such kernels nothing changes, and the capture is slower.
     """
-    operators = [getattr(torch.ops.aten, name).input for name in _LAYERS]
-    before = [(op, dict(kernels)) for op in operators if (kernels := getattr(op, "py_kernels", None))]
+    operators = [
+        (getattr(getattr(torch.ops.aten, name), overload), results)
+        for name in _LAYERS
+        for overload, results in (("input", _results), ("data", _packed_results))
+    ]
+    before = [(op, dict(held), how) for op, how in operators if (held := getattr(op, "py_kernels", None))]
     try:
-        for op, kernels in before:
-            _set(op, dict.fromkeys(kernels, _results))
+        for op, kernels, results in before:
+            _set(op, dict.fromkeys(kernels, results))
         yield
     finally:
-        for op, kernels in before:
+        for op, kernels, _ in before:
             _set(op, kernels)
 
 
@@ -53,3 +57,10 @@ def _results(
     zero = sum(p.sum() for p in params) * 0
     out = input.new_zeros((*steps.shape[:-1], width)) + zero
     return (out.transpose(0, 1) if batch_first else out, *(torch.zeros_like(s) + zero for s in states))
+
+
+def _packed_results(data: Tensor, batch_sizes: Tensor, hx: Any, params: Any, *how: Any) -> tuple[Tensor, ...]:
+    """Make results of the right shapes for packed sequences. [rows, features]"""
+    biases, layers, dropout, train, bidirectional = how
+    out, *states = _results(data[:, None], hx, params, biases, layers, dropout, train, bidirectional, False)
+    return (out[:, 0], *states)

@@ -20,6 +20,7 @@ from secateur.graph.assemble import assemble, cost_model
 from secateur.graph.branches import capture_branches
 from secateur.graph.capture import Capture, require_parameters
 from secateur.graph.datasizes import measure_sizes
+from secateur.graph.flags import attributes_of
 from secateur.graph.folding import foldable, folded
 from secateur.graph.graph import Graph, fingerprint
 from secateur.graph.inputs import Arguments, InputSpec, batch_size, call_arguments
@@ -266,6 +267,13 @@ def _captured(model: nn.Module, given: Arguments) -> list[Capture]:
     return found
 
 
+def _named(spec: InputSpec, given: Arguments, numbers: Collection[int]) -> tuple[str, ...]:
+    """Return the names of input tensors, by their numbers among all leaves of the arguments."""
+    leaves = enumerate(pytree.tree_leaves(given))
+    tensors = [number for number, leaf in leaves if isinstance(leaf, torch.Tensor)]
+    return tuple(name for number, name in zip(tensors, spec.tensors(), strict=True) if number in numbers)
+
+
 def _graph(
     model: nn.Module,
     passes: Passes,
@@ -308,6 +316,8 @@ def _graph(
         _labelled=labelled,
         _assembled=assembled,
         _costs=cost_model(assembled, state, tensors, batch),
-        programs=Programs(program, model),
+        programs=Programs(program, model, captured[0].values),
+        values=_named(spec, given, captured[0].values),
+        attributes=attributes_of(model),
     )
     return graph

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from secateur.calibration import Batch
-from secateur.calibration.padding import Padding
 from secateur.errors import CalibrationError
 from secateur.signals.loss import logits_of
 
@@ -71,7 +70,7 @@ def diverged(mine: Tensor, theirs: Tensor, batch: Batch) -> list[float]:
         theirs: Those of the dense model.
         batch: What both models were given.
     """
-    real = Padding.of(batch.kwargs).real(len(mine), mine.shape[1], mine.device) if mine.ndim > 2 else None
+    real = batch.padding.real(len(mine), mine.shape[1], mine.device) if mine.ndim > 2 else None
     found = []
     for number, (a, b) in enumerate(zip(mine, theirs, strict=True)):
         if real is not None:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from secateur.calibration import Batch, Calibration, Forward, is_soft
 from secateur.calibration.batch import IGNORED, held_tensors
-from secateur.calibration.padding import Padding
 from secateur.common.models import device_of, evaluating
 from secateur.common.modes import require_plain_modes
 from secateur.common.outputs import tensors_of
@@ -113,7 +112,7 @@ def floats_of(output: Any, batch: Batch) -> list[Tensor]:
 
     In those with an axis of positions, [samples, positions, ...], padding is zero: there, models may differ.
     """
-    padding = Padding.of(batch.kwargs)
+    padding = batch.padding
     return [padding.hide(tensor) for tensor in tensors_of(output) if tensor.is_floating_point()]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from secateur.calibration import Batch, is_soft
 from secateur.calibration.batch import IGNORED
-from secateur.calibration.padding import Padding, running
+from secateur.calibration.padding import running
 from secateur.errors import CalibrationError
 
 LossFn = Callable[[Callable[..., Any], Any], Tensor]
@@ -79,7 +79,7 @@ def loss_of(model: Any, batch: Batch, loss_fn: LossFn | None) -> Tensor:
     if loss_fn is None:
         loss = default_loss(batch.run(model, labelled=True), batch)
     else:
-        with running(Padding.of(batch.kwargs)):
+        with running(batch.padding):
             loss = loss_fn(model, batch.raw)
     return one_number(loss, differentiable=True)
 

@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from secateur.calibration import Batch
-from secateur.calibration.padding import Padding
 from secateur.common.outputs import tensors_of
 from secateur.errors import CalibrationError, ScoreError
 from secateur.graph.graph import Graph
@@ -163,7 +162,7 @@ class OnePass:
         if self._labels_for is not None:
             with said_of(f"signal {self._labels_for}"):
                 classes = batch.classes()
-        return Step(batch.index, batch.size, classes, padding=Padding.of(batch.kwargs))
+        return Step(batch.index, batch.size, classes, padding=batch.padding)
 
     def begin(self, step: Step) -> None:
         """Tell all tallies that a batch starts."""

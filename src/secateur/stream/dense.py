@@ -73,7 +73,7 @@ class Dense(ProgramCalls):
 
     def start(self, batch: Batch) -> Values:
         """Return the values before the first node: the inputs, and copies of tensors written in place."""
-        values = Values(padding=Padding.of(batch.kwargs))
+        values = Values(padding=batch.padding)
         leaves = leaves_of(self.program, batch.args, batch.kwargs)
         for node, leaf in zip(self.inputs, leaves, strict=True):
             leaf = leaf.detach() if isinstance(leaf, Tensor) else leaf

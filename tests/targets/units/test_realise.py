@@ -67,7 +67,7 @@ def test_equal_layers_are_judged_together(monkeypatch: pytest.MonkeyPatch) -> No
     """The first and the last speak for all layers of their kind."""
     trials: list[int] = []
     true = realise.proven_module
-    monkeypatch.setattr(realise, "proven_module", lambda *a: trials.append(1) or true(*a))
+    monkeypatch.setattr(realise, "proven_module", lambda *a, **k: trials.append(1) or true(*a, **k))
     model, x = Repeated(12, sound=(5,)).double().eval(), torch.randn(4, 3).double()
     graph = sc.trace(model, x)
     plan = random_plan(graph)

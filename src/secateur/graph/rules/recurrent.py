@@ -10,6 +10,7 @@ from secateur.graph.rules.registry import rule
 
 
 @rule("aten.lstm.input", "aten.gru.input", "aten.rnn_tanh.input", "aten.rnn_relu.input")
+@rule("aten.lstm.data", "aten.gru.data", "aten.rnn_tanh.data", "aten.rnn_relu.data")
 def recurrent(op: Op) -> list[Axes]:
     """Run a recurrent layer, or several on top of each other, in one direction or both.
 
@@ -18,9 +19,10 @@ def recurrent(op: Op) -> list[Axes]:
 
     Each layer has these weights for each direction, in this order: input [gates x hidden, in], hidden
     [gates x hidden, out], two biases [gates x hidden] if there are biases, and the projection [out, hidden]
-    if an LSTM has one.
+    if an LSTM has one. Packed sequences have one axis [rows, in] in place of steps and samples.
     """
-    x = op.axes(op["input"])
+    packed = op.name.endswith(".data")
+    x = op.axes(op["data" if packed else "input"])
     lstm = op.name.startswith("aten.lstm")
     states = list(op["hx"]) if lstm else [op["hx"]]
     biases, bidirectional = bool(op["has_biases"]), bool(op["bidirectional"])
@@ -29,11 +31,14 @@ def recurrent(op: Op) -> list[Axes]:
     per_cell = len(parameters) // (op.integer("num_layers") * directions)
     projected = per_cell == (5 if biases else 3)
     state_axes = [op.axes(s) for s in states]
-    batch = 0 if op["batch_first"] else 1
-    op.freeze(x[1 - batch], "steps in time")
+    batch = 0 if not packed and op["batch_first"] else 1
+    op.freeze(x[0 if packed else 1 - batch], "steps in time")
     for layers, samples, _ in state_axes:
         op.freeze(layers, "layers and directions")
-        op.tie(samples, x[batch])
+        if packed:
+            op.freeze(samples, "samples of packed sequences")
+        else:
+            op.tie(samples, x[batch])
     out = state_axes[0][-1]  # what a cell gives to the next step and layer
     hidden = state_axes[1][-1] if lstm else out
     if not projected:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from secateur.calibration import Batch, Calibration, Forward
-from secateur.calibration.padding import Padding
 from secateur.common.models import copied, evaluating
 from secateur.measure.evaluate import floats_of, squared_distance
 from secateur.signals.blocks import SIGNALS, BlockSignal, BlockTally, Context
@@ -135,7 +134,7 @@ def _positions(stream: Tensor, batch: Batch) -> Tensor:
     """Tokens that are no padding, or whole samples where the stream is a map. [positions, width]"""
     if stream.ndim > 3:
         return stream.flatten(1)
-    return Padding.of(batch.kwargs).matrix(stream)
+    return batch.padding.matrix(stream)
 
 
 def _gates(

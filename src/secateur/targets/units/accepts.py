@@ -117,7 +117,7 @@ class Accepts:
         known = {s for leaf in leaves for s in leaf.sizes if isinstance(s, sympy.Symbol)}
         conditions = [] if environment is None else _conditions(environment, known, lines)
         least = {s: int(r.lower) for s, r in program.range_constraints.items() if s in known}
-        parameters, defaults = _signature(model)
+        parameters, defaults = signature_of(model)
         structure = program.call_spec.in_spec
         return cls(
             type(model).__name__, parameters, defaults, structure, tuple(leaves), tuple(conditions), least,
@@ -295,7 +295,7 @@ class _Missing:
     """Stands for an argument that is missing."""
 
 
-def _signature(model: nn.Module) -> tuple[tuple[str, ...], dict[str, Any]]:
+def signature_of(model: nn.Module) -> tuple[tuple[str, ...], dict[str, Any]]:
     """Return the names of the positional arguments of forward, and the defaults that are plain values."""
     try:
         found = inspect.signature(model.forward).parameters.values()

@@ -18,6 +18,7 @@ from secateur.measure.kernels import fast_path_note
 from secateur.plan import Plan
 from secateur.targets.granularity import by_granularity
 from secateur.targets.units.accepts import OTHERWISE
+from secateur.targets.units.flagged import require_as_traced
 from secateur.targets.units.masked import masked
 from secateur.targets.units.program import Program, smaller_program
 from secateur.targets.units.realise import proven_module, restricted, unrealisable
@@ -140,6 +141,8 @@ class Applier:
             graph = retrace(self._model, plan.inputs, given, folds=plan.folded, allow_inexact=not exact)
             traced = Traced(model, graph)
         else:
+            if plan.folded not in self._traced:
+                require_as_traced(model, self.graph)
             traced = self._traced.setdefault(plan.folded, known or Traced(model, self.graph))
             if example_inputs is None and not plan.inputs.drawn:
                 args, kwargs = self.graph.captured_inputs()

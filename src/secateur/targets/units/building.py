@@ -22,9 +22,11 @@ from secateur.graph.binding import bound, given_by_name
 from secateur.graph.inline import in_modes, modes_of
 from secateur.graph.nodes import lifted, tensor_of
 from secateur.graph.rules import operator_name
+from secateur.targets.units.accepts import signature_of
 from secateur.targets.units.alignment import Place, Source, Steps, arguments
 from secateur.targets.units.constants import Constants
 from secateur.targets.units.copying import duplicate
+from secateur.targets.units.parts import Part
 from secateur.targets.units.rewrites import Scaled
 from secateur.targets.units.tensors import cut, tensor_called
 from secateur.targets.units.variants import DEFAULT, Facts
@@ -78,7 +80,7 @@ class _Builder:
         self.model, self.program, self.constants, self.facts = model, program, constants, facts
         self.steps = Steps(program)
         self.rules = _rules(facts)
-        self.root = nn.Module()
+        self.root = Part()
         self.out = fx.Graph()
         self.made: dict[fx.Node, Any] = {}
         self.names: dict[fx.Node, str] = {}
@@ -146,7 +148,7 @@ class _Builder:
         holder = self.root
         for part in path.split(".") if path else []:
             if not hasattr(holder, part):
-                holder.add_module(part, nn.Module())
+                holder.add_module(part, Part())
             holder = getattr(holder, part)
         return holder
 
@@ -318,7 +320,9 @@ class _Builder:
         if spec.in_spec is None or spec.out_spec is None:
             raise ApplyError("apply: expected a captured program that knows its signature, got none.")
         args, kwargs = spec.in_spec.children()
-        names = [f"arg_{i}" for i in range(args.num_children)] + list(kwargs.context)
+        own, _ = signature_of(self.model)
+        positions = own if len(own) >= args.num_children else [f"arg_{i}" for i in range(args.num_children)]
+        names = [*positions[: args.num_children], *kwargs.context]
         info = fx.graph._PyTreeInfo(names, spec.in_spec, spec.out_spec)
         self.out.set_codegen(fx.graph._PyTreeCodeGen(info))
 

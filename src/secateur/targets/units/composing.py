@@ -37,6 +37,7 @@ def compose(first: Record, then: Record) -> Record:
         (*first.repairs, *then.repairs),
         sizes={**first.sizes, **then.sizes},
         captured=tuple(sorted(outermost)),
+        flags=tuple(dict.fromkeys((*first.flags, *then.flags))),
     )
 
 

@@ -37,7 +37,9 @@ def need_of(constants: Constants, node: fx.Node) -> Need | None:
         return None
     if family == "split":
         parts = call.arguments.get("split_sizes")
-        return None if parts is None else Parts(int(call.arguments["dim"]), tuple(parts))
+        if parts is None or any(isinstance(part, fx.Node) for part in parts):  # computed from data
+            return None
+        return Parts(int(call.arguments.get("dim", 0)), tuple(parts))
     if family == "take":
         source = constants.kept(node.all_input_nodes[0])
         whole = "indices" not in call.arguments and source[call.integer("dim") % len(source)].all()

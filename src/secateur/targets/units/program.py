@@ -24,6 +24,7 @@ from secateur.targets.units.accepts import Accepts
 from secateur.targets.units.building import build
 from secateur.targets.units.constants import Constants
 from secateur.targets.units.narrowing import narrowed, refusal
+from secateur.targets.units.parts import KNOWN, Fixed
 from secateur.targets.units.tensors import removed_positions
 from secateur.targets.units.traced import Traced
 from secateur.targets.units.variants import Facts
@@ -32,7 +33,7 @@ from secateur.targets.units.watching import beside
 _STATE = "secateur_program"
 
 
-class Program(fx.GraphModule):
+class Program(Fixed, fx.GraphModule):
     """A captured program that runs as a module.
 
     It checks its arguments: see `accept`. It refuses training mode where that changes more than dropout and
@@ -115,7 +116,9 @@ class Program(fx.GraphModule):
             warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
             new = super().__deepcopy__(memo)
         if isinstance(new, Program):
-            new._hold(copy.deepcopy(vars(self), memo))
+            held = copy.deepcopy(vars(self), memo)
+            new._hold(held)
+            vars(new).update((k, held[k]) for k in (KNOWN,) if k in held)
             type(new).__name__ = type(self).__name__  # each copy has its own class
         return new
 
@@ -151,16 +154,25 @@ def smaller_program(traced: Traced, plan: Plan, *, may_stay_in_evaluation: bool 
             "apply: expected code without conditions on values of tensors, got some, and a captured program "
             "knows one answer. Take form 'module'."
         )
+    if traced.graph.values:
+        raise ApplyError(
+            f"apply: expected code whose sizes do not depend on values of inputs, got some that depend on "
+            f"{', '.join(traced.graph.values)}, and a captured program holds one value. Take form 'module'."
+        )
     model, found = traced.model, traced.captured
     constants, facts = Constants(found.kept(removed_positions(plan))), found.facts
     with uncollected():
         root, out = build(model, found.program, constants, facts)
         module = Program(root, out, class_name=type(model).__name__).accept(found.accepts, facts.eval_only)
-    if facts.eval_only and may_stay_in_evaluation:
-        return module.eval()
-    module.train(model.training)
-    for path, layer in module.named_modules():  # the user may have set some to evaluation mode
-        layer.training = _mode(model, path, layer.training)
+    evaluating = facts.eval_only and may_stay_in_evaluation
+    module.train(model.training and not evaluating)
+    for path, layer in module.named_modules():
+        dense = _module(model, path)
+        if dense is None:
+            continue
+        layer.training = dense.training and not evaluating  # the user may have set some to evaluation mode
+        if isinstance(layer, Fixed):
+            layer.knowing(dense)
     return module
 
 
@@ -180,8 +192,8 @@ def sliced_program(model: nn.Module, graph: Graph, plan: Plan) -> Program:
         return Program(root, out, class_name=type(model).__name__)
 
 
-def _mode(model: nn.Module, path: str, otherwise: bool) -> bool:
+def _module(model: nn.Module, path: str) -> nn.Module | None:
     try:
-        return model.get_submodule(path).training
+        return model.get_submodule(path)
     except AttributeError:
-        return otherwise
+        return None

@@ -29,6 +29,8 @@ from secateur.targets.units.compare import ROUNDED, SAME, relative_difference, r
 from secateur.targets.units.constants import Constants
 from secateur.targets.units.draws import Draws
 from secateur.targets.units.exporting import exporting
+from secateur.targets.units.flagged import guard, refused
+from secateur.targets.units.flagged import in_words as flags_in_words
 from secateur.targets.units.masked import masked
 from secateur.targets.units.mended import Code, mend, watching
 from secateur.targets.units.mending import Mender, Run, changes, need_of, rules_of, stays
@@ -48,29 +50,48 @@ MANY = 4
 """If more layers than this are equal, only the first and the last are tried."""
 
 
-def proven_module(traced: Traced, plan: Plan, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> nn.Module:
+def proven_module(
+    traced: Traced,
+    plan: Plan,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    only_proof: bool = False,
+) -> nn.Module:
     """Make the smaller module, and show by forward passes that it computes what the plan means.
 
     Attributes change if a forward pass shows that their values become a size that shrinks. Sizes that the
     code itself fixes are mended at the call. The result is compared with the masked dense model, at every
     size that may vary. If a removed group is inexact, it is compared with the program with smaller tensors
-    instead, at the traced size.
+    instead, at the traced size. Values of flags with which it would differ are refused from then on.
+
+    With `only_proof`, neither flags are tried nor is a record attached.
 
     Raises:
         ApplyError: No such module was found.
     """
     model, graph = traced.model, traced.graph
-    given: Arguments = (args, dict(kwargs))
     sizes, codes = understood(model, graph, plan)
     small = smaller_module(model, plan, sizes)
     mended = mend(small, codes)
-    without = _prove(model, small, graph, plan, given)
+    exact = all(g.exact or not g.removed for g in plan.groups)
+    reference = masked(model, plan) if exact else sliced_program(model, graph, plan)
+    without = _prove(reference, small, graph, (args, dict(kwargs)), other_sizes=exact)
+    if only_proof:
+        return small
+    flags = refused(reference, small, traced.switches, graph.captured_inputs()) if exact else ()
+    guard(small, flags)
     metadata = new_metadata(traced, small, graph.kept(removed_positions(plan)))
     set_sizes(model, small, metadata)
     sizes = {**sizes, **metadata}
-    said = (_note(mended, without), in_words(codes.values()), folder_note(traced, small, metadata))
+    said = (
+        _note(mended, without),
+        in_words(codes.values()),
+        flags_in_words(flags),
+        folder_note(traced, small, metadata),
+    )
     note = " ".join(filter(None, said))
-    return attach(small, Record(plan, "module", note, sizes=sizes, captured=mended))
+    return attach(small, Record(plan, "module", note, sizes=sizes, captured=mended, flags=flags))
 
 
 def understood(model: nn.Module, graph: Graph, plan: Plan) -> tuple[dict[str, Any], dict[str, Code]]:
@@ -294,7 +315,9 @@ def _mended_note(mended: tuple[str, ...]) -> str:
     return f"modules whose code holds a size as a number, which is mended at the call: {', '.join(names)}."
 
 
-def _prove(model: nn.Module, small: nn.Module, graph: Graph, plan: Plan, given: Arguments) -> tuple[str, ...]:
+def _prove(
+    reference: nn.Module, small: nn.Module, graph: Graph, given: Arguments, *, other_sizes: bool
+) -> tuple[str, ...]:
     """Compare the module with its reference, at every size that may vary.
 
     Returns:
@@ -304,10 +327,8 @@ def _prove(model: nn.Module, small: nn.Module, graph: Graph, plan: Plan, given: 
     Raises:
         ApplyError: The outputs differ, or the module fails where the dense model runs.
     """
-    exact = all(g.exact or not g.removed for g in plan.groups)
-    reference = masked(model, plan) if exact else sliced_program(model, graph, plan)
     without = []
-    for title, options in graph.inputs.trials(given, device=device_of(model), other_sizes=exact):
+    for title, options in graph.inputs.trials(given, device=device_of(small), other_sizes=other_sizes):
         taken = _first_taken(reference, options)
         if taken is None:
             without.append(title)
@@ -381,7 +402,8 @@ def unrealisable(
 
     def works(names: list[str]) -> bool:
         try:
-            proven_module(traced, restricted(plan, traced.graph, names), args, kwargs)
+            less = restricted(plan, traced.graph, names)
+            proven_module(traced, less, args, kwargs, only_proof=True)
         except ApplyError:
             return False
         return True

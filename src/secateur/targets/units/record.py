@@ -10,6 +10,7 @@ from torch import fx, nn
 from secateur.errors import ArtefactError
 from secateur.graph.wording import ANY
 from secateur.plan import Plan
+from secateur.targets.units.flagged import Refused
 from secateur.targets.units.program import Program
 
 Form = Literal["module", "graph", "masked"]
@@ -32,6 +33,8 @@ class Record:
         takes: One sentence on which sizes of the inputs may change, and which must stay.
         stand_ins: By path of a dropped block in whose place a module passes the stream on: the argument that
             holds the stream, and what each entry of a returned tuple is (`secateur.targets.blocks.block`).
+        flags: In form ``module``, flags that have to keep known values, because removed units are needed
+            with others.
         whole: The part of the note on what was left whole, and why. It is not saved.
     """
 
@@ -43,6 +46,7 @@ class Record:
     captured: tuple[str, ...] = ()
     takes: str = ""
     stand_ins: dict[str, list[int | str]] = field(default_factory=dict)
+    flags: tuple[Refused, ...] = ()
     whole: str = field(default="", compare=False)
 
 

@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 from secateur.graph.graph import Graph
 from secateur.graph.kept import Kept, Labelled, Removed
 from secateur.targets.units.accepts import Accepts
+from secateur.targets.units.flagged import Switch, switches
 from secateur.targets.units.narrowing import reach, refusal
 from secateur.targets.units.opened import open_program
 from secateur.targets.units.reading import Builds
@@ -50,6 +51,11 @@ class Traced:
     def builds(self) -> Builds:
         """The model's class, and the shapes that it has with other numbers in its configuration."""
         return Builds(type(self.model), self.model.config)
+
+    @cached_property
+    def switches(self) -> list[Switch]:
+        """The values that the code names for its flags, and what the dense model does with each."""
+        return switches(self.model, self.graph.captured_inputs())
 
     @cached_property
     def captured(self) -> Captured:

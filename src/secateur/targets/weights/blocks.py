@@ -197,7 +197,7 @@ class Chain:
             state, found = _record_calls(model, blocks, batch, layout)
             states.append(state)
             calls.append(found)
-            paddings.append(Padding.of(batch.kwargs))
+            paddings.append(batch.padding)
         return cls(model, blocks, calls, states, paddings)
 
     def visit(self) -> None:
