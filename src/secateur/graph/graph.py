@@ -33,7 +33,12 @@ if TYPE_CHECKING:
 
 def fingerprint(model: nn.Module) -> str:
     """Hash the names and shapes of the state dict. Plans fit all models with the same hash. [hex]"""
-    lines = [f"{name} {tuple(tensor.shape)}" for name, tensor in sorted(named_tensors(model).items())]
+    return fingerprint_of({name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()})
+
+
+def fingerprint_of(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Hash names and shapes as `fingerprint` does."""
+    lines = [f"{name} {shape}" for name, shape in sorted(shapes.items())]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 

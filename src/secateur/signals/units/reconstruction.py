@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 
@@ -55,6 +57,9 @@ class Reconstruction(Signal):
     weights of an LSTM, do not count. For a group that only such consumers read, the units themselves take the
     place of the outputs: how much of their activations those that stay cannot tell, linearly.
 
+    Units that are known to be uncorrelated, as the directions of `secateur.factorise` are, need no
+    elimination: the error of each is its mean square times what its readers make of it, and errors add up.
+
     What few samples cannot tell does not count as replaceable: covariances of the columns are shrunk as far
     as samples differ (`shrunk`).
 
@@ -98,6 +103,12 @@ class Reconstruction(Signal):
 class _Layers(Readers):
     """The calls of layers that read units, and how large their sums are."""
 
+    @cached_property
+    def uncorrelated(self) -> frozenset[LayerCall | Site]:
+        """The calls that read groups whose units are uncorrelated."""
+        names: Iterable[str] = getattr(self._graph, "uncorrelated", ())
+        return frozenset(reader for name in names for reader in self.readers(self._graph[name]))
+
     def read_by(self, reader: LayerCall | Site) -> Hashable:
         """What a reader reads: those with equal answers have equal columns."""
         if isinstance(reader, Site) or self.program_calls.writes:  # a node that is written to has two values
@@ -106,11 +117,11 @@ class _Layers(Readers):
         return found
 
     def pairs(self, reader: LayerCall | Site) -> int:
-        """Number of pairs of columns, over all parts of a grouped layer."""
+        """Number of pairs of columns, over all parts of a grouped layer; of columns, if uncorrelated."""
         if isinstance(reader, Site):
             return len(reader.unit) ** 2
         matrix = reader.layer.matrix(self.tensor(reader.weight).to("meta"), Call.captured(reader.node))
-        return int(matrix.shape[0] * matrix.shape[1] ** 2)
+        return int(matrix.shape[0] * matrix.shape[1] ** (1 if reader in self.uncorrelated else 2))
 
 
 class _Columns:
@@ -174,6 +185,29 @@ class _Columns:
         samples = count.square() / (self.views * self.state["m2"]).clamp_min(1)
         error = self.views * differ / (PROBES * count.square()) * samples / (samples - 1).clamp_min(1)
         return shrunk(second - mean[:, :, None] * mean[:, None], error)
+
+
+class _Uncorrelated(_Columns):
+    """Columns whose products with each other are zero: their squares are all there is to know.
+
+    Attributes:
+        state: ``count``, the number of positions, and ``xx`` [parts, columns], the squares of the columns.
+    """
+
+    def __init__(self, parts: int, columns: int, device: torch.device, views: int = 1) -> None:
+        self.views = views
+        options: Any = {"dtype": torch.float64, "device": device}
+        self.state = {"count": torch.zeros((), **options), "xx": torch.zeros(parts, columns, **options)}
+
+    def add(self, x: Tensor, samples: int, rows: Tensor | slice = slice(None)) -> None:
+        """Add some samples, as `_Columns.add` does."""
+        x = x[:, rows]
+        self.state["count"] += x.shape[1]
+        self.state["xx"] += x.double().square().sum(1)
+
+    def covariance(self) -> Tensor:
+        """The mean squares on the diagonal. [parts, columns, columns]"""
+        return torch.diag_embed(self.state["xx"] / self.state["count"].clamp_min(1))
 
 
 class _Ends:
@@ -279,7 +313,8 @@ class _LayerReading(_Reading):
         key = layers.read_by(layer)
         self._adds_columns = key not in shared
         if self._adds_columns:
-            shared[key] = _Columns(parts, columns, self._weight.device, views)
+            kind = _Uncorrelated if layer in layers.uncorrelated else _Columns
+            shared[key] = kind(parts, columns, self._weight.device, views)
             self.sums.append(shared[key])
         self.columns = shared[key]
 
@@ -395,10 +430,19 @@ class _ReconstructionTally(TensorTally):
 
     def finish(self) -> Mapping[str, Vector]:
         """Eliminate the units of each group."""
-        return {g.name: eliminate(g.size, list(self._consumers(g))) for g in self.context.graph.groups}
+        apart: frozenset[str] = getattr(self.context.graph, "uncorrelated", frozenset())
+        return {
+            g.name: added_up(g.size, self._consumers(g))
+            if g.name in apart
+            else eliminate(g.size, [Consumer(*found) for found in self._consumers(g)])
+            for g in self.context.graph.groups
+        }
 
-    def _consumers(self, group: Group) -> Iterator[Consumer]:
-        """What reads a group's units. Layers with the same columns are one regression with more outputs."""
+    def _consumers(self, group: Group) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """What reads a group's units, as a `Consumer` takes it: scatter, weight and the unit of each column.
+
+        Layers with the same columns are one regression with more outputs.
+        """
         by_columns: dict[_Columns, list[_Reading]] = {}
         for reading in self._readings[group.name]:
             by_columns.setdefault(reading.columns, []).append(reading)
@@ -409,4 +453,22 @@ class _ReconstructionTally(TensorTally):
                 for part, (weight, unit) in reading.regressions(group, covariance):
                     found.setdefault((part, *unit.tolist()), []).append((weight, unit))
             for (part, *_), same in found.items():
-                yield Consumer(covariance[part], torch.cat([w for w, _ in same], 1), same[0][1])
+                yield covariance[part], torch.cat([w for w, _ in same], 1), same[0][1]
+
+
+def added_up(size: int, consumers: Iterable[tuple[Tensor, Tensor, Tensor]]) -> Vector:
+    """The error after each unit and all cheaper ones are gone, where columns are uncorrelated. [size]
+
+    Args:
+        size: Number of units.
+        consumers: As for `Consumer`; of a scatter only the diagonal counts.
+    """
+    each = np.zeros(size)
+    for scatter, weight, unit in consumers:
+        errors = scatter.diagonal() * weight.square().sum(1)
+        own = (unit >= 0).cpu().numpy()
+        each += np.bincount(unit.cpu().numpy()[own], errors.cpu().numpy()[own], minlength=size)
+    order = np.argsort(each, kind="stable")
+    found = np.empty(size)
+    found[order] = np.cumsum(each[order])
+    return found
