@@ -104,6 +104,20 @@ class Graph:
         """The groups whose units are dimensions of attention heads; none unless the trace asked for them."""
         return tuple(group for group in self.groups if group.name in self._assembled.head_sizes)
 
+    @property
+    def slots(self) -> dict[str, int]:
+        """By group the number of its first unit, counted through all groups as `costs` counts them."""
+        found, offset = {}, 0
+        for group in self._assembled.groups:
+            found[group.name] = offset
+            offset += group.size
+        return found
+
+    @property
+    def costs(self) -> CostModel:
+        """What any choice of units costs, as sums of products of sizes."""
+        return self._costs
+
     def restricted_to(self, groups: Sequence[Group]) -> Graph:
         """The same model with some of its groups alone: no unit of the others may be removed."""
         return replace(self, groups=tuple(groups))
@@ -142,11 +156,7 @@ class Graph:
     def _spread(self, by_group: Mapping[str, NDArray[Any]], slots: NDArray[Any]) -> None:
         """Write the vector of each group, [group.size], to its place among the units of all groups."""
         known = {g.name: g for g in self.groups}
-        offset = 0
-        starts = {}
-        for group in self._assembled.groups:
-            starts[group.name] = offset
-            offset += group.size
+        starts = self.slots
         for name, values in by_group.items():
             if name not in known:
                 raise PlanError(f"group {name!r}: expected one of the model's {len(known)} prunable groups.")

@@ -53,7 +53,7 @@ def rank_graph(graph: Graph, kind: type[RankGraph]) -> RankGraph:
     """
     model = graph.programs.model
     pairs = {} if model is None else pairs_of(model)
-    starts = dict(_starts(graph))
+    starts = graph.slots
     directions: dict[str, Group] = {}
     jumps: dict[str, _Jump] = {}
     both = issubclass(kind, UnitsAndRanks)
@@ -91,13 +91,6 @@ def dense_fingerprint(model: nn.Module) -> str:
         if pair.bias is not None:
             shapes[f"{path}.bias"] = tuple(pair.bias.shape)
     return fingerprint_of(shapes)
-
-
-def _starts(graph: Graph) -> list[tuple[str, int]]:
-    """The number of the first unit of each group, counted through all of them."""
-    groups = graph._assembled.groups
-    ends = np.cumsum([0, *(group.size for group in groups)])
-    return [(group.name, int(end)) for group, end in zip(groups, ends, strict=False)]
 
 
 def _is_of(group: Group, path: str, rank: int) -> bool:
@@ -141,7 +134,7 @@ def _with_jumps(graph: Graph, pairs: Mapping[str, LowRank], jumps: Mapping[str, 
     is what the pair costs where T is 0, and what the layer does where it is 1, at any number of inputs and
     outputs.
     """
-    costs = graph._costs
+    costs = graph.costs
     terms = {kind: costs.terms(kind) for kind in ("params", "macs")}
     for path in jumps:
         jump = jumps[path]

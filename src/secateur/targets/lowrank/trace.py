@@ -24,7 +24,6 @@ def trace(
     methods: Iterable[str] = (),
     allow_inexact: bool = False,
     forward: Forward | None = None,
-    kind: type[RankGraph] = RankGraph,
 ) -> RankGraph:
     """Find the directions that may go from each linear layer, and nothing else: see `secateur.trace`.
 
@@ -34,17 +33,22 @@ def trace(
     Raises:
         NothingToPruneError: No layer can be two layers and save something.
     """
-    model = unwrap(model)
-    pairs = model if pairs_of(model) else factorise(model)
-    graph = trace_units(
-        pairs,
+    return traced(
+        RankGraph,
+        model,
         example_inputs,
         more_inputs=more_inputs,
         methods=methods,
         allow_inexact=allow_inexact,
         forward=forward,
     )
-    found = rank_graph(graph, kind)
+
+
+def traced(kind: type[RankGraph], model: nn.Module, example_inputs: Any, **options: Any) -> RankGraph:
+    """Do what `trace` does, for directions alone or for all units."""
+    model = unwrap(model)
+    pairs = model if pairs_of(model) else factorise(model)
+    found = rank_graph(trace_units(pairs, example_inputs, **options), kind)
     if not found.uncorrelated:
         reasons = "; ".join(f"{left.group.name}: {left.reason}" for left in found.left[:3])
         raise NothingToPruneError(
