@@ -12,6 +12,7 @@ from torch import nn
 from secateur.allocators import EMP, Budget, Global, Limits, RepairAware, Uniform
 from secateur.allocators.registry import Allocates
 from secateur.calibration import Calibration
+from secateur.common.formatting import percent
 from secateur.graph.graph import Graph, fingerprint
 from secateur.pipeline.result import clock, few
 from secateur.pipeline.targets.target import Scored, Task
@@ -25,6 +26,7 @@ from secateur.targets.lowrank.apply import apply, verify
 from secateur.targets.lowrank.factorise import factorise
 from secateur.targets.lowrank.graph import RankGraph
 from secateur.targets.lowrank.saving import without_losses
+from secateur.targets.units.record import with_note
 
 CANDIDATES: Mapping[str, Callable[[], Allocates]] = MappingProxyType(
     {
@@ -136,3 +138,14 @@ class UnitsAndRanks(Ranks):
     }
     budgets: ClassVar[tuple[Budget, ...]] = (Budget(params=0.8), Budget(params=0.6))
     traced: ClassVar[Callable[..., RankGraph]] = staticmethod(together.trace)
+
+    def carry_out(self, rule: Any, scores: Scores, budget: Budget | None) -> tuple[nn.Module, Plan]:
+        """Plan and apply. The note says how much went along each axis."""
+        small, plan = super().carry_out(rule, scores, budget)
+        units = {group.name: group.keep for group in plan.groups if group.name not in self.graph.uncorrelated}
+        whole, between, least = (c.params for c in (plan.dense, self.graph.cost(units), plan.predicted))
+        said = (
+            f"Units alone take {percent(whole - between, whole)} of the parameters, directions another "
+            f"{percent(between - least, whole)}."
+        )
+        return with_note(small, said), plan

@@ -77,6 +77,8 @@ def basis_of_weight(layer: nn.Module) -> Basis:
     weight = matrix_of(layer).double()
     out, into = weight.shape
     mean = None if layer.bias is None else weight.new_zeros(out)
+    if weight.is_meta:  # sizes are all there is
+        return Basis(weight.new_empty(out, min(out, into)), weight.new_empty(min(out, into)), mean)
     second = weight @ weight.T if out <= into else torch.eye(into).to(weight)
     return _solved(weight, second, mean)
 

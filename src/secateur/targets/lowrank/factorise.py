@@ -7,7 +7,7 @@ from typing import TypeVar, cast
 from torch import nn
 
 from secateur.calibration import Calibration, Forward
-from secateur.common.models import unwrap
+from secateur.common.models import device_of, unwrap
 from secateur.errors import NothingToPruneError
 from secateur.targets.lowrank.basis import bases, basis_of_weight
 from secateur.targets.lowrank.layers import replaceable
@@ -73,7 +73,7 @@ def factorise(
     model = cast("M", unwrap(model))
     copy = duplicate(model)
     layers, reasons = replaceable(copy)
-    if layers and calibration is not None:
+    if layers and calibration is not None and device_of(model).type != "meta":
         data = Calibration.of(calibration, seed=seed, forward=forward, model=model)
         found = bases(copy, layers, data, progress=progress)
         reasons |= {path: "no data reach it" for path in layers if path not in found}
@@ -85,7 +85,6 @@ def factorise(
             f"factorise: expected {type(model).__name__} to have a linear layer that two layers can replace, "
             f"got none. {said}. Leave granularity out for channels and heads."
         )
-    replace_modules(
-        copy, {path: filled_pair(layers[path], b.directions, b.mean) for path, b in found.items()}
-    )
+    pairs = {path: filled_pair(layers[path], b.directions, b.mean) for path, b in found.items()}
+    replace_modules(copy, pairs)
     return copy
