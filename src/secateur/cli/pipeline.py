@@ -342,8 +342,8 @@ def repair(run: Run, json: bool) -> str:
     before = sc.record_of(small)
     if before.plan.granularity in RANKS:
         raise SettingError(
-            "repair: expected an artefact of units, blocks or experts, got layers of low rank: it does not hold "
-            "the directions that went, which the repair compares with. Use secateur prune --repair."
+            "repair: expected an artefact of units, blocks or experts, got layers of low rank: it does not "
+            "hold the directions that went, which the repair compares with. Use secateur prune --repair."
         )
     kind = TARGETS[before.plan.granularity]
     kind.check_repair(methods)

@@ -14,6 +14,7 @@ from secateur.allocators.registry import Allocates
 from secateur.calibration import Calibration
 from secateur.common.formatting import percent
 from secateur.graph.graph import Graph, fingerprint
+from secateur.pipeline.auto.outputs import weighted_by_outputs
 from secateur.pipeline.result import clock, few
 from secateur.pipeline.targets.target import Scored, Task
 from secateur.pipeline.targets.units import Units
@@ -61,6 +62,7 @@ class Ranks(Units):
         with clock(task.seconds, "factorise"):
             self._factorised = known or factorise(task.model, task.fit, progress=task.progress)
         super().__init__(task, graph)
+        self._factors: dict[str, float] = {}
         self._of_pairs = Units(replace(task, model=self.factorised), self.graph)
 
     @property
@@ -79,6 +81,15 @@ class Ranks(Units):
     def scored(self, rules: Iterable[Allocates]) -> Scored:
         """Score all signals of these rules that the data are enough for, in one pass."""
         return self._of_pairs.scored(rules)
+
+    def measured(self, rule: Any, data: Calibration, scores: Scores) -> Any:
+        """Give `RepairAware` factors that say how much the errors of each group change the outputs."""
+        if isinstance(rule, RepairAware) and not rule.factors and "reconstruction" in rule.signals:
+            if not self._factors:
+                weighted = weighted_by_outputs(rule, self.graph, data, scores, seed=self.task.seed)
+                self._factors.update(weighted.factors)
+            return replace(rule, factors=self._factors, parts=0)
+        return super().measured(rule, data, scores)
 
     def allocate(
         self, rule: Any, scores: Scores, budget: Budget | None, limits: Limits | None = None
