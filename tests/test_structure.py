@@ -41,7 +41,7 @@ BACKWARDS = {
     ("allocators/unit_distortions.py", "repairs"),  # measures what a repair leaves
     ("signals/units/reconstruction.py", "repairs"),  # the same, for each unit
     *(
-        (f"signals/units/{name}.py", "repairs") for name in ("input_features", "readers")
+        (f"signals/units/{name}.py", "repairs") for name in ("columns", "input_features", "readers")
     ),  # layers as regressions
     ("signals/weights/score.py", "targets"),  # reads the layers that masks can cover
     *(
@@ -54,13 +54,22 @@ BACKWARDS = {
     ),
     *(
         (f"targets/{name}.py", "proof")  # their `verify`, and inputs of all sizes to try removals on
-        for name in ("blocks/apply", "blocks/trace", "experts/apply", "together/apply", "weights/apply")
+        for name in (
+            "blocks/apply",
+            "blocks/trace",
+            "experts/apply",
+            "lowrank/apply",
+            "together/apply",
+            "weights/apply",
+        )
     ),
     *(
         (f"targets/{name}.py", "repairs")  # solve the same least-squares problems
         for name in (
             "blocks/repair",
             "experts/repair",
+            "lowrank/basis",
+            "lowrank/repair",
             "weights/projections",
             "weights/surgeon",
             "weights/transition",

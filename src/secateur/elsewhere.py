@@ -65,5 +65,8 @@ NAMES = {
     "secateur.targets.experts.checkpoint": ("save_pretrained",),
     "secateur.targets.experts.graph": ("ExpertGraph",),
     "secateur.targets.headsizes.align": ("align_heads",),
+    "secateur.targets.lowrank.factorise": ("factorise",),
+    "secateur.targets.lowrank.graph": ("RankGraph",),
+    "secateur.targets.lowrank.pair": ("LowRank",),
 }
 """What is public in each module. ``secateur.NAME`` finds it as well, so that older code goes on working."""

@@ -77,8 +77,8 @@ class Plan(Record):
         certificates: What the rule guarantees or predicts, computed with the plan.
         folded: Computed weights (weight norm, standardised kernels) that become parameters.
         granularity: What a unit of the groups is: ``unit``, ``expert`` for an expert of a mixture,
-            ``unit+expert`` where groups of both kinds are decided on together, or ``block`` for a residual
-            block.
+            ``unit+expert`` where groups of both kinds are decided on together, ``block`` for a residual
+            block, or ``rank`` for a direction of a layer of low rank, and ``unit+rank`` with units.
     """
 
     format: Literal[1]
@@ -94,7 +94,7 @@ class Plan(Record):
     groups: tuple[GroupDecision, ...]
     certificates: dict[str, JsonValue]
     folded: tuple[str, ...] = ()
-    granularity: Literal["unit", "expert", "unit+expert", "block"] = "unit"
+    granularity: Literal["unit", "expert", "unit+expert", "block", "rank", "unit+rank"] = "unit"
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Plan:
         """Itself: a plan never changes."""

@@ -88,12 +88,21 @@ def attention() -> tuple[nn.Module, list[Any]]:
     return model, [(torch.randn(10, 5, WIDTH), torch.arange(10) % 4) for _ in range(5)]
 
 
+def narrow() -> tuple[nn.Module, list[Any]]:
+    """A small network whose first layer gives fewer directions than outputs, and labelled data for it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(10, 16), nn.ReLU(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    return model, [(torch.randn(10, 10), torch.arange(10) % 4) for _ in range(5)]
+
+
 NETWORKS = {
     "expert": mixture,
     "unit+expert": mixture,
     "block": residual,
     "head_size": attention,
     "unit+head_size": attention,
+    "rank": narrow,
+    "unit+rank": narrow,
 }
 
 
@@ -121,6 +130,8 @@ BUDGETS = {
     "block": sc.Budget(macs=0.75),
     "head_size": sc.Budget(params=0.8),
     "unit+head_size": sc.Budget(params=0.8),
+    "rank": sc.Budget(params=0.8),
+    "unit+rank": sc.Budget(params=0.7),
 }
 SET = {
     "unit": sc.Ratios({"0": 0.5, "3": 0.25}),
@@ -130,6 +141,8 @@ SET = {
     "block": sc.Ratios({"*": 0.4}, removal="output_change"),
     "head_size": sc.Ratios({"*.v": 0.5, "*.q": 0.25}),
     "unit+head_size": sc.Ratios({"*.v": 0.5, "*.q": 0.25}),
+    "rank": sc.Ratios({"0": 0.5, "2": 0.25}),
+    "unit+rank": sc.Ratios({"0.second": 0.25, "2.first": 0.25}),
 }
 """The rule that decides nothing without a setting."""
 TOLERANCE = {
@@ -137,7 +150,7 @@ TOLERANCE = {
     "expert": sc.ToD(removal="reap", protection="expert_taylor"),
 }
 REFUSED = {
-    *((granularity, "erk") for granularity in ("unit", "head_size", "unit+head_size")),
+    *((granularity, "erk") for granularity in ("unit", "head_size", "unit+head_size", "rank", "unit+rank")),
     *((granularity, "repairability") for granularity in ("head_size", "unit+head_size")),
     *(("weight", name) for name in ("tod", "repair_aware", "flap")),
     *(

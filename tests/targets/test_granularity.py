@@ -14,6 +14,7 @@ from torch import nn
 
 import secateur as sc
 from secateur.targets.granularity import MODULES, REFUSED
+from secateur.targets.lowrank.factorise import factorise
 from secateur.targets.together.rule import Together
 from tests.targets.blocks.models import ROWS, Chain
 from tests.targets.experts.models import PlainLM, words
@@ -58,11 +59,19 @@ def arguments() -> dict[tuple[str, str], tuple[Any, ...]]:
         found["apply", granularity] = model, plan
         found["verify", granularity] = model, small, plan
         found["repair", granularity] = small, model, [inputs]
+    for granularity in ("rank", "unit+rank"):
+        pairs = factorise(units[0])
+        graph = sc.trace(pairs, units[1], granularity=granularity)  # type: ignore[call-overload]
+        plan = sc.Uniform(ratio=0.25).allocate(graph, sc.score(graph, None, "magnitude"))
+        small = sc.apply(pairs, plan)
+        found["score", granularity] = (graph,)
+        found["apply", granularity] = pairs, plan
+        found["repair", granularity] = small, pairs, [units[1]]
     model, inputs = PlainLM().eval(), words()
     both: Any = sc.trace(model, inputs, granularity=["unit", "expert"])  # type: ignore[call-overload]
-    pairs: Any = [("magnitude", "weight_norm")]
+    signals: Any = [("magnitude", "weight_norm")]
     together = Together(sc.Uniform(ratio=0.25), sc.Uniform(removal="weight_norm"))
-    plan = together.allocate(both, sc.score(both, None, pairs))
+    plan = together.allocate(both, sc.score(both, None, signals))
     found["trace", "unit+expert"] = model, inputs
     found["score", "unit+expert"] = (both,)
     found["repair", "unit+expert"] = sc.apply(model, plan, graph=both), model, [inputs]

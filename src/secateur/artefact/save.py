@@ -32,6 +32,8 @@ from secateur.graph.graph import fingerprint
 from secateur.graph.trace import retrace
 from secateur.plan import Plan
 from secateur.targets.blocks.remove import rebuilt
+from secateur.targets.lowrank.opened import GRANULARITIES as RANKS
+from secateur.targets.lowrank.opened import opened
 from secateur.targets.together.apply import cut_experts
 from secateur.targets.together.graph import GRANULARITY, part
 from secateur.targets.units.flagged import Refused, guard
@@ -157,9 +159,13 @@ def load(
         _set_extra_state(model, tensors, content)
         plan = Plan.from_json(json.dumps(content.plan))
         plan.check(fingerprint(model))
+        known = plan
+        if plan.granularity in RANKS:
+            found = opened(model, plan)
+            model, known = found.model, found.plan.model_copy().of_graph()  # by the names of that model
         dense = folded(model, plan.folded)
-        check_positions(dense, plan)
-        small = _shape(model, dense, plan, content, example_inputs)
+        check_positions(dense, known)
+        small = _shape(model, dense, known, content, example_inputs)
     _fill(small, tensors, content.tied, folder)
     record = _record(content, plan)
     with _understood(folder):

@@ -25,6 +25,8 @@ WORDS = {
     "unit": ("units", "units", "one unit"),
     "expert": ("experts", "experts", "the experts that its router needs"),
     "block": ("blocks", "blocks", "one block"),
+    "rank": ("directions", "units", "a rank of 1"),
+    "unit+rank": ("units and directions", "units", "one unit"),
     "unit+expert": ("units and experts", "number", "one unit or the experts that its router needs"),
 }
 """By granularity: what may be removed, the heading of its number, and the fewest that a group keeps."""
@@ -146,7 +148,7 @@ def describe(name: str, graph: Graph | ExpertGraph | UnitsAndExperts | BlockGrap
                 "alone": {"params": alone.params, "macs": alone.macs},
             }
         )
-    covered = hasattr(units, "coverage")
+    covered = hasattr(units, "coverage") and not hasattr(graph, "uncorrelated")  # pairs are no layers of it
     return {
         "model": name,
         "granularity": graph.granularity,

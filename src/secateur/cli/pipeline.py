@@ -172,14 +172,18 @@ def apply(run: Run, json: bool) -> str:
     out = folder_to_write(Path(run.artefact or ""))
     import secateur as sc
     from secateur.report.proofs import described
+    from secateur.targets.lowrank.opened import GRANULARITIES as RANKS
 
     decided = read_plan(run.plan or "")
     inputs = Inputs(run)
     graph, example = None, inputs.example if run.input or run.data else None
+    model = inputs.model
+    if decided.granularity in RANKS:  # a plan step by step is about the directions of the weights alone
+        model = sc.factorise(model)
     if isinstance(decided, sc.MaskPlan):  # compared bit for bit, but the artefact says which inputs it takes
         graph, example = sc.trace(inputs.model, inputs.example, allow_inexact=True), None
     small = sc.apply(
-        inputs.model,
+        model,
         decided,
         run.form,
         example_inputs=example,
@@ -192,7 +196,7 @@ def apply(run: Run, json: bool) -> str:
         pruned = dense.model_copy(update={"params": dense.params - decided.removed})
     else:  # the record's plan leaves out what the form could not express
         decided = done.plan
-    proof = sc.verify(inputs.model, small, decided, example)
+    proof = sc.verify(model, small, decided, example)
     with folder_in_place(out) as folder:
         sc.save(small, folder)
     if json:
@@ -331,10 +335,16 @@ def repair(run: Run, json: bool) -> str:
     import secateur as sc
     from secateur.pipeline.asked import TARGETS
     from secateur.pipeline.targets.target import Task
+    from secateur.targets.lowrank.opened import GRANULARITIES as RANKS
 
     inputs = Inputs(run)
     small = sc.load(run.artefact or "", inputs.source.make)
     before = sc.record_of(small)
+    if before.plan.granularity in RANKS:
+        raise SettingError(
+            "repair: expected an artefact of units, blocks or experts, got layers of low rank: it does not "
+            "hold the directions that went, which the repair compares with. Use secateur prune --repair."
+        )
     kind = TARGETS[before.plan.granularity]
     kind.check_repair(methods)
     inexact = not all(group.exact for group in before.plan.groups)

@@ -7,7 +7,17 @@ from __future__ import annotations
 
 from typing import Literal
 
-Granularity = Literal["unit", "weight", "expert", "unit+expert", "block", "head_size", "unit+head_size"]
+Granularity = Literal[
+    "unit",
+    "weight",
+    "expert",
+    "unit+expert",
+    "block",
+    "head_size",
+    "unit+head_size",
+    "rank",
+    "unit+rank",
+]
 Form = Literal["auto", "module", "graph", "masked"]
 Unrealisable = Literal["graph", "leave"]
 Backend = Literal["eager", "compile", "onnxruntime", "onnx"]

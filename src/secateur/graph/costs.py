@@ -49,6 +49,17 @@ class CostModel:
         self._terms[kind].append((factor, tuple(axes)))
         self._ready = None
 
+    def terms(self, kind: str) -> list[tuple[int, tuple[int, ...]]]:
+        """Return the terms of ``params`` or ``macs``: factors, each with the numbers of its axes."""
+        return list(self._terms[kind])
+
+    def with_terms(self, terms: dict[str, list[tuple[int, tuple[int, ...]]]]) -> CostModel:
+        """Return a model with the same axes and other terms."""
+        other = CostModel(self.slots, self._batch)
+        other._fixed, other._members, other._known = self._fixed, self._members, self._known
+        other._terms = terms
+        return other
+
     def cost(self, keep: NDArray[np.bool_]) -> Cost:
         """Compute the cost of one sample. `keep` is True for each unit that stays. [slots]"""
         params, macs = self._arrays().evaluate(keep)

@@ -34,7 +34,12 @@ if TYPE_CHECKING:
 
 def fingerprint(model: nn.Module) -> str:
     """Hash the names and shapes of the state dict. Plans fit all models with the same hash. [hex]"""
-    lines = [f"{name} {tuple(tensor.shape)}" for name, tensor in sorted(named_tensors(model).items())]
+    return fingerprint_of({name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()})
+
+
+def fingerprint_of(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Hash names and shapes as `fingerprint` does."""
+    lines = [f"{name} {shape}" for name, shape in sorted(shapes.items())]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -105,6 +110,20 @@ class Graph:
         """The groups whose units are dimensions of attention heads; none unless the trace asked for them."""
         return tuple(group for group in self.groups if group.name in self._assembled.head_sizes)
 
+    @property
+    def slots(self) -> dict[str, int]:
+        """By group the number of its first unit, counted through all groups as `costs` counts them."""
+        found, offset = {}, 0
+        for group in self._assembled.groups:
+            found[group.name] = offset
+            offset += group.size
+        return found
+
+    @property
+    def costs(self) -> CostModel:
+        """What any choice of units costs, as sums of products of sizes."""
+        return self._costs
+
     def restricted_to(self, groups: Sequence[Group]) -> Graph:
         """The same model with some of its groups alone: no unit of the others may be removed."""
         return replace(self, groups=tuple(groups))
@@ -143,11 +162,7 @@ class Graph:
     def _spread(self, by_group: Mapping[str, NDArray[Any]], slots: NDArray[Any]) -> None:
         """Write the vector of each group, [group.size], to its place among the units of all groups."""
         known = {g.name: g for g in self.groups}
-        offset = 0
-        starts = {}
-        for group in self._assembled.groups:
-            starts[group.name] = offset
-            offset += group.size
+        starts = self.slots
         for name, values in by_group.items():
             if name not in known:
                 raise PlanError(f"group {name!r}: expected one of the model's {len(known)} prunable groups.")

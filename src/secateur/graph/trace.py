@@ -72,7 +72,7 @@ def trace(
     model: nn.Module,
     example_inputs: Any,
     *,
-    granularity: Literal["unit", "head_size"] = "unit",
+    granularity: Literal["unit", "head_size", "rank"] = "unit",
     more_inputs: Iterable[Any] = (),
     methods: Iterable[str] = (),
     allow_inexact: bool = False,
@@ -85,7 +85,7 @@ def trace(
     model: nn.Module,
     example_inputs: Any = None,
     *,
-    granularity: Literal["unit", "weight", "expert", "block", "head_size"] = "unit",
+    granularity: Literal["unit", "weight", "expert", "block", "head_size", "rank"] = "unit",
     more_inputs: Iterable[Any] = (),
     methods: Iterable[str] = (),
     allow_inexact: bool = False,
@@ -115,7 +115,9 @@ def trace(
             ``block``: whole residual blocks, with the options of experts and `more_inputs`: each block is
             tried on all of them. ``head_size``: dimensions of attention heads, those of queries with keys
             and those of values, the same number in each head of a layer; what a rotary embedding turns
-            together goes together. ``["unit", "head_size"]``: these, and all units but whole heads.
+            together goes together. ``["unit", "head_size"]``: these, and all units but whole heads. ``rank``:
+            directions of linear layers, which become two layers each; of a model that `secateur.factorise`
+            returned. ``["unit", "rank"]``: these and all units.
         more_inputs: Further inputs, each like `example_inputs`. If only their sizes differ, the axes in which
             they differ may vary. If they are of another kind (one mask more, another number of axes,
             ``{"x": x, "mode": "fast"}``), the model is captured with them too, and the result is right for

@@ -12,6 +12,7 @@ from secateur.measure.quality import Metric
 from secateur.pipeline.targets.blocks import Blocks
 from secateur.pipeline.targets.experts import Experts
 from secateur.pipeline.targets.headsizes import HeadSizes, UnitsAndHeadSizes
+from secateur.pipeline.targets.ranks import Ranks, UnitsAndRanks
 from secateur.pipeline.targets.target import Target
 from secateur.pipeline.targets.together import Both
 from secateur.pipeline.targets.units import Units
@@ -27,6 +28,8 @@ TARGETS: Mapping[str, type[Target]] = MappingProxyType(
         "block": Blocks,
         "head_size": HeadSizes,
         "unit+head_size": UnitsAndHeadSizes,
+        "rank": Ranks,
+        "unit+rank": UnitsAndRanks,
     }
 )
 """What may be removed, by the name of its granularity."""

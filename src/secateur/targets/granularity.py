@@ -17,6 +17,13 @@ from secateur.errors import SettingError
 P = ParamSpec("P")
 R = TypeVar("R")
 
+_RANKS = {
+    "score": "secateur.targets.lowrank.score",
+    "apply": "secateur.targets.lowrank.apply",
+    "verify": "secateur.targets.lowrank.apply",
+    "repair": "secateur.targets.lowrank.repair",
+}
+
 MODULES: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
         "expert": {
@@ -41,6 +48,8 @@ MODULES: Mapping[str, Mapping[str, str]] = MappingProxyType(
         },
         "head_size": {"trace": "secateur.targets.headsizes.trace"},
         "unit+head_size": {"trace": "secateur.targets.headsizes.together"},
+        "rank": {"trace": "secateur.targets.lowrank.trace", **_RANKS},
+        "unit+rank": {"trace": "secateur.targets.lowrank.together", **_RANKS},
         "unit+expert": {
             "trace": "secateur.targets.together.graph",
             "score": "secateur.targets.together.score",
@@ -51,7 +60,7 @@ MODULES: Mapping[str, Mapping[str, str]] = MappingProxyType(
 )
 """For what is no unit, the modules with functions of these names. They are imported when they are needed."""
 
-UNITS = frozenset({"unit", "head_size", "unit+head_size"})
+UNITS = frozenset({"unit", "head_size", "unit+head_size", "rank", "unit+rank"})
 """What is removed as units of a `Graph`. Only the trace tells them apart."""
 
 _NOT_RESUMED = "this pass cannot be resumed"
@@ -90,6 +99,15 @@ REFUSED: Mapping[tuple[str, str], Mapping[str, str]] = MappingProxyType(
             **dict.fromkeys(("checkpoint", "checkpoint_every"), _NOT_RESUMED),
         },
         ("apply", "unit"): {"renormalise": "only routers of experts have such a setting"},
+        **{
+            ("apply", ranks): {"renormalise": "only routers of experts have such a setting"}
+            for ranks in ("rank", "unit+rank")
+        },
+        **{
+            ("repair", ranks): {"memory": "only the repair of experts can be bounded"}
+            for ranks in ("rank", "unit+rank")
+        },
+        **{("score", ranks): {"by_block": _BY_BLOCK} for ranks in ("rank", "unit+rank")},
         ("apply", "expert"): {"on_unrealisable": "a module can express every removal of experts"},
         ("apply", "block"): {
             "on_unrealisable": "only blocks that a module can lose may go",

@@ -14,7 +14,9 @@ from torch.nn import functional as F
 
 import secateur as sc
 from secateur.repairs.regression import elimination
+from secateur.signals.units import columns as moments
 from secateur.signals.units import reconstruction
+from secateur.signals.units.columns import Columns
 from tests.helpers.models import build
 from tests.repairs.nets import inputs, topology_data
 
@@ -23,7 +25,7 @@ from tests.repairs.nets import inputs, topology_data
 def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """The errors on the data themselves: nothing is damped, and covariances are not shrunk."""
     monkeypatch.setattr(elimination, "DAMPING", 1e-12)
-    monkeypatch.setattr(reconstruction, "shrunk", lambda covariance, error: covariance)
+    monkeypatch.setattr(moments, "shrunk", lambda covariance, error: covariance)
 
 
 def scored(net: nn.Module, graph: sc.Graph, data: Any) -> dict[str, NDArray[np.float64]]:
@@ -110,7 +112,7 @@ def test_every_unit_has_a_value(name: str) -> None:
 
 
 def test_what_others_can_replace_goes_first_also_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reconstruction, "shrunk", lambda covariance, error: covariance)
+    monkeypatch.setattr(moments, "shrunk", lambda covariance, error: covariance)
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 4)).double()
     with torch.no_grad():
@@ -201,7 +203,7 @@ def test_covariances_are_shrunk_as_far_as_samples_differ() -> None:
     mixed = torch.randn(columns, columns, dtype=torch.float64)
     of_sample = torch.randn(samples, 1, columns, dtype=torch.float64)  # what positions have in common
     x = (of_sample + 0.5 * torch.randn(samples, positions, columns, dtype=torch.float64)) @ mixed + 0.3
-    sums = reconstruction._Columns(1, columns, x.device)
+    sums = Columns(1, columns, x.device)
     for part in x.split(8):
         sums.add(part.reshape(1, -1, columns), len(part))
     products = x.transpose(1, 2) @ x / positions
@@ -222,7 +224,7 @@ def test_how_samples_come_in_batches_does_not_matter_for_shrinking() -> None:
     x = torch.randn(3, 30, 4, 5, dtype=torch.float64)
     found = []
     for size in (30, 7):
-        sums = reconstruction._Columns(3, 5, x.device)
+        sums = Columns(3, 5, x.device)
         for part in x.split(size, 1):
             sums.add(part.reshape(3, -1, 5), part.shape[1])
         found.append(sums.covariance())
@@ -248,7 +250,7 @@ def test_views_of_a_sample_are_no_further_samples() -> None:
     x = torch.randn(1, 30, 4, 5, dtype=torch.float64)
     found = []
     for views in (1, 3):
-        sums = reconstruction._Columns(1, 5, x.device, views)
+        sums = Columns(1, 5, x.device, views)
         for _ in range(views):  # of the plainest kind
             sums.add(x.reshape(1, -1, 5), 30)
         found.append(sums.covariance())

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -18,10 +19,10 @@ from secateur.repairs.regression.additions import addition_after
 from secateur.repairs.regression.elimination import Consumer, eliminate
 from secateur.repairs.regression.layers import Site as LayerCall
 from secateur.repairs.regression.layers import counted
-from secateur.repairs.regression.leastsquares import add_products
 from secateur.repairs.regression.readers import unit_of
 from secateur.signals.program import Read
 from secateur.signals.signal import Context, Need, Signal, Step, Tally, TensorTally, Vector
+from secateur.signals.units.columns import Columns, Ends, Uncorrelated, added_up
 from secateur.signals.units.readers import Readers, rows_at
 from secateur.stream.calls import Call
 
@@ -30,10 +31,6 @@ POSITIONS = 64
 
 SHARE = 4
 """... or one for this many of its columns, where that is more."""
-
-
-PROBES = 8
-"""Random signs that the differences between samples are measured with."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +51,9 @@ class Reconstruction(Signal):
     others can stand in for goes first, however large it is. Consumers that are no regressions, such as the
     weights of an LSTM, do not count. For a group that only such consumers read, the units themselves take the
     place of the outputs: how much of their activations those that stay cannot tell, linearly.
+
+    Units that are known to be uncorrelated, as the directions of `secateur.factorise` are, need no
+    elimination: the error of each is its mean square times what its readers make of it, and errors add up.
 
     What few samples cannot tell does not count as replaceable: covariances of the columns are shrunk as far
     as samples differ (`shrunk`).
@@ -98,6 +98,12 @@ class Reconstruction(Signal):
 class _Layers(Readers):
     """The calls of layers that read units, and how large their sums are."""
 
+    @cached_property
+    def uncorrelated(self) -> frozenset[LayerCall | Site]:
+        """The calls that read groups whose units are uncorrelated."""
+        names: Iterable[str] = getattr(self._graph, "uncorrelated", ())
+        return frozenset(reader for name in names for reader in self.readers(self._graph[name]))
+
     def read_by(self, reader: LayerCall | Site) -> Hashable:
         """What a reader reads: those with equal answers have equal columns."""
         if isinstance(reader, Site) or self.program_calls.writes:  # a node that is written to has two values
@@ -106,125 +112,11 @@ class _Layers(Readers):
         return found
 
     def pairs(self, reader: LayerCall | Site) -> int:
-        """Number of pairs of columns, over all parts of a grouped layer."""
+        """Number of pairs of columns, over all parts of a grouped layer; of columns, if uncorrelated."""
         if isinstance(reader, Site):
             return len(reader.unit) ** 2
         matrix = reader.layer.matrix(self.tensor(reader.weight).to("meta"), Call.captured(reader.node))
-        return int(matrix.shape[0] * matrix.shape[1] ** 2)
-
-
-class _Columns:
-    """What layers read, summed over positions in float64. Layers that read the same share it.
-
-    Attributes:
-        state: ``count``, the number of positions; ``x`` [parts, columns] and ``xx`` [parts, columns,
-            columns], the columns and their products. And of samples, with their m positions and the products
-            P of different columns, summed over these, the sums of ``m2``, the squares of m; of ``mpz``, m P z
-            for each probe z [parts, probes, columns]; and of ``pz2``, all squares of P z [parts].
-        views: In how many views each sample is shown. So many of them count as one sample.
-    """
-
-    def __init__(self, parts: int, columns: int, device: torch.device, views: int = 1) -> None:
-        options: Any = {"dtype": torch.float64, "device": device}
-        signs = torch.randint(2, (PROBES, columns), generator=torch.Generator().manual_seed(0)) * 2.0 - 1
-        self._probes = signs.to(device)
-        self.views = views
-        self.state = {
-            "count": torch.zeros((), **options),
-            "x": torch.zeros(parts, columns, **options),
-            "xx": torch.zeros(parts, columns, columns, **options),
-            "m2": torch.zeros((), **options),
-            "mpz": torch.zeros(parts, PROBES, columns, **options),
-            "pz2": torch.zeros(parts, **options),
-        }
-
-    def add(self, x: Tensor, samples: int, rows: Tensor | slice = slice(None)) -> None:
-        """Add some samples.
-
-        Args:
-            x: [parts, positions, columns], the positions of each sample one after the other.
-            samples: How many samples these are.
-            rows: Which positions are no padding. bool [positions], or a slice of all.
-        """
-        if x.shape[1] == 0:  # an expert may get no token
-            return
-        x = x if x.dtype in (torch.float32, torch.float64) else x.float()  # products are as exact as values
-        real = torch.ones(x.shape[1], dtype=torch.bool, device=x.device) if isinstance(rows, slice) else rows
-        x = x if isinstance(rows, slice) else x * real[:, None]
-        m = real.reshape(samples, -1).sum(1, dtype=torch.float64)  # positions of each sample
-        self.state["count"] += m.sum()
-        self.state["x"] += x.sum(1)
-        add_products(self.state["xx"], x)
-        each = x.reshape(len(x), samples, x.shape[1] // samples, -1)
-        squares = each.square().sum(2)
-        for k, z in enumerate(self._probes.to(x.dtype)):
-            pz = ((each @ z)[:, :, None] @ each)[:, :, 0] - squares * z  # [parts, samples, columns]
-            self.state["mpz"][:, k] += (m[:, None] * pz).sum(1)
-            self.state["pz2"] += pz.square().sum((1, 2), dtype=torch.float64)
-        self.state["m2"] += m.square().sum()
-
-    def covariance(self) -> Tensor:
-        """Of the columns, shrunk to its diagonal as far as samples differ. [parts, columns, columns]"""
-        count = self.state["count"].clamp_min(1)
-        mean, second = self.state["x"] / count, self.state["xx"] / count
-        differ = self.state["pz2"]  # becomes the sum over samples of |P z - m E[P z]|^2
-        for z, mpz in zip(self._probes.double(), self.state["mpz"].unbind(1), strict=True):
-            typical = second @ z - second.diagonal(dim1=1, dim2=2) * z
-            differ = differ - (2 * mpz - self.state["m2"] * typical).mul(typical).sum(1)
-        samples = count.square() / (self.views * self.state["m2"]).clamp_min(1)
-        error = self.views * differ / (PROBES * count.square()) * samples / (samples - 1).clamp_min(1)
-        return shrunk(second - mean[:, :, None] * mean[:, None], error)
-
-
-class _Ends:
-    """What the output of a layer goes into, summed over positions in float64.
-
-    Attributes:
-        state: ``count``, the number of positions; ``y`` and ``yy`` [parts, outputs], the values and their
-            squares.
-    """
-
-    def __init__(self, parts: int, outputs: int, device: torch.device) -> None:
-        options: Any = {"dtype": torch.float64, "device": device}
-        self.state = {
-            "count": torch.zeros((), **options),
-            "y": torch.zeros(parts, outputs, **options),
-            "yy": torch.zeros(parts, outputs, **options),
-        }
-
-    def add(self, y: Tensor) -> None:
-        """y: [parts, positions, outputs]"""
-        y = y if y.dtype in (torch.float32, torch.float64) else y.float()
-        self.state["count"] += y.shape[1]
-        self.state["y"] += y.sum(1)
-        self.state["yy"] += y.square().sum(1)
-
-    def variance(self) -> float:
-        """Over all entries together."""
-        count = self.state["count"].clamp_min(1)
-        around = self.state["yy"] / count - (self.state["y"] / count).square()
-        return float(around.clamp_min(0).sum())
-
-
-def shrunk(covariance: Tensor, error: Tensor) -> Tensor:
-    """A covariance as far as its data tell: what is not on the diagonal goes towards zero.
-
-    With fewer samples than columns any column is a sum of others, and any unit would seem replaceable. The
-    share that goes is the expected squared error of these entries over their sum of squares.
-
-    Source: Ledoit and Wolf 2004, A well-conditioned estimator for large-dimensional covariance matrices; with
-    the diagonal as target as in Schäfer and Strimmer 2005. Departures: what varies are samples, not
-    positions, which depend on each other; products are about zero, not about the mean, which gives a larger
-    share; and the error comes from random signs (`PROBES`) instead of all entries (Hutchinson 1990).
-
-    Args:
-        covariance: [parts, columns, columns]
-        error: Sum of the expected squared errors of all entries beside the diagonal. [parts]
-    """
-    diagonal = torch.diag_embed(covariance.diagonal(dim1=1, dim2=2))
-    size = (covariance - diagonal).square().sum((1, 2))
-    share = torch.where(size > 0, error / size, 0.0).clamp(0, 1)[:, None, None]
-    return torch.lerp(covariance, diagonal, share)
+        return int(matrix.shape[0] * matrix.shape[1] ** (1 if reader in self.uncorrelated else 2))
 
 
 Show = Callable[[Tensor, Read, torch.Generator, Padding], None]
@@ -242,8 +134,8 @@ class _Reading(ABC):
         sums: All that it adds up; those of `columns` too, if no other reading adds them up.
     """
 
-    columns: _Columns
-    sums: list[_Columns | _Ends]
+    columns: Columns
+    sums: list[Columns | Ends]
 
     @abstractmethod
     def shows(self) -> list[tuple[str, Show]]:
@@ -266,7 +158,7 @@ class _LayerReading(_Reading):
     """One call of a layer."""
 
     def __init__(
-        self, layer: LayerCall, layers: _Layers, shared: dict[Hashable, _Columns], views: int
+        self, layer: LayerCall, layers: _Layers, shared: dict[Hashable, Columns], views: int
     ) -> None:
         self._layer, self._layers = layer, layers
         self._call = Call.captured(layer.node)
@@ -274,12 +166,13 @@ class _LayerReading(_Reading):
         self._addition = addition_after(layer, layers.program_calls)
         parts, columns, outputs = layer.layer.matrix(self._weight.to("meta"), self._call).shape
         self._most = max(POSITIONS, columns // SHARE)
-        self._ends = _Ends(parts, outputs, self._weight.device)
+        self._ends = Ends(parts, outputs, self._weight.device)
         self.sums = [self._ends]
         key = layers.read_by(layer)
         self._adds_columns = key not in shared
         if self._adds_columns:
-            shared[key] = _Columns(parts, columns, self._weight.device, views)
+            kind = Uncorrelated if layer in layers.uncorrelated else Columns
+            shared[key] = kind(parts, columns, self._weight.device, views)
             self.sums.append(shared[key])
         self.columns = shared[key]
 
@@ -338,7 +231,7 @@ class _SiteReading(_Reading):
 
     def __init__(self, site: Site, device: torch.device, views: int) -> None:
         self._site = site
-        self.columns = _Columns(1, len(site.unit), device, views)
+        self.columns = Columns(1, len(site.unit), device, views)
         self.sums = [self.columns]
 
     def shows(self) -> list[tuple[str, Show]]:
@@ -362,7 +255,7 @@ class _ReconstructionTally(TensorTally):
         self.context = context
         layers = _Layers(context.graph, Reconstruction.name)
         made: dict[LayerCall | Site, _Reading] = {}
-        shared: dict[Hashable, _Columns] = {}
+        shared: dict[Hashable, Columns] = {}
         self._readings: dict[str, list[_Reading]] = {}
         for group in context.graph.groups:
             for reader in layers.readers(group):
@@ -395,11 +288,20 @@ class _ReconstructionTally(TensorTally):
 
     def finish(self) -> Mapping[str, Vector]:
         """Eliminate the units of each group."""
-        return {g.name: eliminate(g.size, list(self._consumers(g))) for g in self.context.graph.groups}
+        apart: frozenset[str] = getattr(self.context.graph, "uncorrelated", frozenset())
+        return {
+            g.name: added_up(g.size, self._consumers(g))
+            if g.name in apart
+            else eliminate(g.size, [Consumer(*found) for found in self._consumers(g)])
+            for g in self.context.graph.groups
+        }
 
-    def _consumers(self, group: Group) -> Iterator[Consumer]:
-        """What reads a group's units. Layers with the same columns are one regression with more outputs."""
-        by_columns: dict[_Columns, list[_Reading]] = {}
+    def _consumers(self, group: Group) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """What reads a group's units, as a `Consumer` takes it: scatter, weight and the unit of each column.
+
+        Layers with the same columns are one regression with more outputs.
+        """
+        by_columns: dict[Columns, list[_Reading]] = {}
         for reading in self._readings[group.name]:
             by_columns.setdefault(reading.columns, []).append(reading)
         for columns, readings in by_columns.items():
@@ -409,4 +311,4 @@ class _ReconstructionTally(TensorTally):
                 for part, (weight, unit) in reading.regressions(group, covariance):
                     found.setdefault((part, *unit.tolist()), []).append((weight, unit))
             for (part, *_), same in found.items():
-                yield Consumer(covariance[part], torch.cat([w for w, _ in same], 1), same[0][1])
+                yield covariance[part], torch.cat([w for w, _ in same], 1), same[0][1]

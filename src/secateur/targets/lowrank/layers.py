@@ -1,0 +1,81 @@
+"""Which layers of a model can become two, and why the others cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+from secateur.targets.lowrank.pair import LowRank, is_transposed, most_directions
+
+
+def replaceable(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    """The layers that can become two layers, by path; and for each other linear layer, why it cannot.
+
+    A linear layer can: `nn.Linear`, Transformers' ``Conv1D``, `nn.Conv2d` with a kernel of 1 and one group.
+
+    Args:
+        model: Any model. What is inside a `LowRank` is left out.
+    """
+    inside = tuple(f"{p}." for p, m in model.named_modules() if isinstance(m, LowRank))
+    users = _users(model)
+    found: dict[str, nn.Module] = {}
+    reasons: dict[str, str] = {}
+    for path, module in model.named_modules():
+        if not is_linear(module) or path.startswith(inside):
+            continue
+        why = next(_obstacles(path, module, users), "")
+        if why:
+            reasons[path] = why
+        else:
+            found[path] = module
+    return found, reasons
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module multiplies with one matrix, if its class adds nothing to that."""
+    if isinstance(module, nn.Conv2d):
+        return module.kernel_size == (1, 1) and module.groups == 1
+    return isinstance(module, nn.Linear) or is_transposed(module)
+
+
+def _users(model: nn.Module) -> dict[int, list[str]]:
+    """By the id of each module and parameter, where it is held."""
+    found: dict[int, list[str]] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        found.setdefault(id(module), []).append(path)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        found.setdefault(id(parameter), []).append(name)
+    return found
+
+
+def _obstacles(path: str, module: nn.Module, users: dict[int, list[str]]) -> Iterator[str]:
+    if not path:
+        yield "it is the whole model"
+    if type(module) not in (nn.Linear, nn.Conv2d) and not is_transposed(module):
+        yield f"{type(module).__name__} is a class of its own, whose code may read the weight"
+    if parametrize.is_parametrized(module):
+        yield "its weight is computed: a parametrization"
+    if len(users[id(module)]) > 1:
+        yield f"it is also {_other(users[id(module)], path)}"
+    weight = module.weight
+    if not isinstance(weight, nn.Parameter) or not weight.is_floating_point():
+        yield "its weight is no parameter of real numbers"
+    if len(users.get(id(weight), ())) > len(users[id(module)]):
+        yield f"its weight is shared with {_other(users[id(weight)], f'{path}.weight')}"
+    if {*dict(module.named_parameters(recurse=False))} - {"weight", "bias"}:
+        yield "it holds further parameters"
+    if "forward" in vars(module) or any(
+        getattr(module, hooks)
+        for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    ):
+        yield "it has hooks, which would read other tensors"
+    if isinstance(module, nn.Conv2d) and (module.padding not in ((0, 0), "valid")):
+        yield "it pads its input"
+    if most_directions(module) < 1:
+        yield "it is too small for two layers to save anything"
+
+
+def _other(names: list[str], own: str) -> str:
+    return next((name for name in names if name != own), names[0])

@@ -1,0 +1,166 @@
+"""A factorised model for one plan: pairs where directions go, and the layers themselves everywhere else."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from torch import nn
+
+from secateur.errors import PlanError
+from secateur.graph.graph import fingerprint
+from secateur.group_decision import GroupDecision, SliceDecision
+from secateur.plan import Plan
+from secateur.targets.lowrank.layers import is_linear
+from secateur.targets.lowrank.pair import (
+    FIRST,
+    SECOND,
+    LowRank,
+    dense_of,
+    empty_pair,
+    forgotten,
+    is_transposed,
+    pairs_of,
+    replace_modules,
+    tensors_of,
+)
+from secateur.targets.units.copying import duplicate
+
+GRANULARITIES = ("rank", "unit+rank")
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """A model in which only the layers that lose directions are pairs, and the plan as one of its units.
+
+    Attributes:
+        model: The model.
+        plan: What goes, by the names of this model.
+        pairs: Paths of the pairs.
+    """
+
+    model: nn.Module
+    plan: Plan
+    pairs: tuple[str, ...]
+
+
+def opened(model: nn.Module, plan: Plan) -> Opened:
+    """The model for a plan.
+
+    Args:
+        model: A factorised model. Or the dense one: then the pairs hold no numbers yet.
+        plan: A plan with granularity ``rank`` or ``unit+rank``.
+
+    Raises:
+        PlanError: The plan keeps the last unit of a layer, with which two layers save nothing, and removes
+            others.
+    """
+    ranks = _ranks(model, plan)
+    cut = [path for path, group in ranks.items() if group.removed]
+    for path in cut:
+        if ranks[path].size - 1 not in ranks[path].removed:
+            raise PlanError(
+                f"plan: expected the last unit of {path}.{FIRST} to go before others, got a plan that keeps "
+                "it: two layers with so many directions save nothing. Remove it too, or none."
+            )
+    given = pairs_of(model)
+    memo = forgotten(model)
+    memo |= {id(given[path]): _layer(model, path) for path in given if path not in cut}
+    found = duplicate(model, memo)
+    if not given:
+        layers = {path: found.get_submodule(path) for path in cut}
+        replace_modules(found, {path: empty_pair(layer) for path, layer in layers.items()})
+    whole = {path: model.get_submodule(path) for path in (given or ranks) if path not in cut}
+    groups = tuple(_renamed(group, whole) for group in plan.groups if group.name not in _names(whole))
+    update = {"groups": groups, "fingerprint": fingerprint(found), "granularity": "unit"}
+    return Opened(found, plan.model_copy(update=update), tuple(cut))
+
+
+def as_asked(done: Plan, plan: Plan) -> Plan:
+    """What was done to an opened model, by the names that the user's plan has.
+
+    Args:
+        done: The plan in the record of what was applied to `Opened.model`.
+        plan: The user's plan.
+    """
+    left = {group.name for group in done.groups if not group.removed}
+    groups = tuple(
+        group.model_copy(
+            update={
+                "removed": (),
+                "slices": tuple(s.model_copy(update={"removed": ()}) for s in group.slices),
+            }
+        )
+        if group.removed and group.name in left
+        else group
+        for group in plan.groups
+    )
+    update = {"groups": groups, "predicted": done.predicted}
+    return plan if groups == plan.groups else plan.model_copy(update=update)
+
+
+def require_pairs(where: str, model: nn.Module) -> None:
+    """Refuse a model without pairs.
+
+    Raises:
+        PlanError: It has none.
+    """
+    if not pairs_of(model):
+        raise PlanError(
+            f"{where}: expected the model whose directions the plan is about, got a "
+            f"{type(model).__name__} whose layers are whole. Pass what sc.factorise returned."
+        )
+
+
+def _ranks(model: nn.Module, plan: Plan) -> dict[str, GroupDecision]:
+    """The groups of directions, by the path of their layer."""
+    found: dict[str, GroupDecision] = {}
+    for group in plan.groups:
+        path = group.name.removesuffix(f".{FIRST}")
+        try:
+            module = model.get_submodule(path)
+        except AttributeError:
+            continue
+        if path != group.name and (isinstance(module, LowRank) or is_linear(module)):
+            found[path] = group
+    return found
+
+
+def _names(whole: dict[str, nn.Module]) -> set[str]:
+    return {f"{path}.{FIRST}" for path in whole}
+
+
+def _layer(model: nn.Module, path: str) -> nn.Module:
+    """A copy of the layer that a pair stands for, where the pair is and in its dtype."""
+    pair: LowRank = model.get_submodule(path)  # type: ignore[assignment]
+    layer = dense_of(pair)
+    if layer is None:
+        raise PlanError(
+            f"plan: expected a model that sc.factorise returned, got one whose {path} is of low rank "
+            "already. Plan for the dense model."
+        )
+    weight, _ = tensors_of(pair[0])
+    return duplicate(layer).to(device=weight.device, dtype=weight.dtype).train(pair.training)
+
+
+def _renamed(group: GroupDecision, whole: dict[str, nn.Module]) -> GroupDecision:
+    """The group by the names of a model in which some pairs are single layers."""
+
+    def renamed(piece: SliceDecision) -> SliceDecision:
+        inner, _, leaf = piece.tensor.rpartition(".")
+        path, _, part = inner.rpartition(".")
+        if path not in whole or part not in (FIRST, SECOND):
+            return piece
+        turned = is_turned(whole[path]) and leaf == "weight"
+        return piece.model_copy(
+            update={"tensor": f"{path}.{leaf}", "axis": 1 - piece.axis if turned else piece.axis}
+        )
+
+    path = re.sub(rf"\.{SECOND}(?=$|#)", "", group.name)
+    name = path if path.partition("#")[0] in whole else group.name
+    return group.model_copy(update={"name": name, "slices": tuple(map(renamed, group.slices))})
+
+
+def is_turned(module: nn.Module) -> bool:
+    """Whether a layer, or the one that a pair stands for, holds its weight as [in, out]."""
+    return module.transposed if isinstance(module, LowRank) else is_transposed(module)

@@ -1,0 +1,177 @@
+"""Two layers in the place of one, and the way back."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+FIRST, SECOND = "first", "second"
+"""Names of the two layers inside a `LowRank`."""
+
+_DENSE = "_dense"
+
+
+class LowRank(nn.Sequential):
+    """Two layers in the place of one: ``second(first(x))``.
+
+    The layer before was a linear layer, or a convolution with a kernel of 1; so are both layers here. `rank`
+    directions lie between them. Reading `weight` and `bias` gives those of the one layer that computes the
+    same, in the layout of the layer before. They are computed each time; change ``first`` and ``second``
+    instead.
+
+    Args:
+        first: From the inputs to the directions.
+        second: From the directions to the outputs.
+        transposed: Whether the layer before had its weight as [in, out], as Transformers' ``Conv1D`` has.
+
+    Example:
+        >>> pair = LowRank(nn.Linear(4, 1, bias=False), nn.Linear(1, 3))
+        >>> pair.rank, pair.weight.shape, sum(p.numel() for p in pair.parameters())
+        (1, torch.Size([3, 4]), 10)
+    """
+
+    def __init__(self, first: nn.Module, second: nn.Module, *, transposed: bool = False) -> None:
+        super().__init__(OrderedDict([(FIRST, first), (SECOND, second)]))
+        self.transposed = transposed
+
+    @property
+    def rank(self) -> int:
+        """Number of directions."""
+        return len(tensors_of(self[0])[0])
+
+    @property
+    def weight(self) -> Tensor:
+        """The product of both weights, in the layout of the layer before."""
+        (b, _), (a, _) = map(tensors_of, self)
+        product = a.flatten(1) @ b.flatten(1)
+        return product.t() if self.transposed else product.reshape(len(a), b.shape[1], *b.shape[2:])
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias of the one layer; None if there is none."""
+        (_, inner), (weight, outer) = map(tensors_of, self)
+        moved = None if inner is None else weight.flatten(1) @ inner
+        if moved is None or outer is None:
+            return outer if moved is None else moved
+        return outer + moved
+
+    @property
+    def in_features(self) -> int:
+        """Inputs of ``first``."""
+        return tensors_of(self[0])[0].shape[1]
+
+    @property
+    def out_features(self) -> int:
+        """Outputs of ``second``."""
+        return len(tensors_of(self[1])[0])
+
+    in_channels, out_channels = in_features, out_features
+    """The same of a convolution."""
+
+
+def pairs_of(model: nn.Module) -> dict[str, LowRank]:
+    """The pairs in a model, by path."""
+    return {path: module for path, module in model.named_modules() if isinstance(module, LowRank)}
+
+
+def tensors_of(layer: Any) -> tuple[Tensor, Tensor | None]:
+    """The weight and the bias of a linear layer."""
+    return layer.weight, layer.bias
+
+
+def is_transposed(layer: nn.Module) -> bool:
+    """Whether a layer holds its weight as [in, out]: Transformers' ``Conv1D``."""
+    return type(layer).__name__ == "Conv1D" and type(layer).__module__.startswith("transformers.")
+
+
+def matrix_of(layer: nn.Module) -> Tensor:
+    """The weight of a layer as a matrix. [out, in]"""
+    weight = tensors_of(layer)[0].detach()
+    return weight.t() if is_transposed(layer) else weight.flatten(1)
+
+
+def sizes(layer: nn.Module) -> tuple[int, int]:
+    """Number of outputs and of inputs."""
+    out, into = matrix_of(layer).shape
+    return out, into
+
+
+def most_directions(layer: nn.Module) -> int:
+    """The largest rank with which a pair has fewer parameters than the layer; 0 if none has.
+
+    A layer with a bias gets two, so a direction costs one parameter more.
+
+    Example:
+        >>> most_directions(nn.Linear(8, 8, bias=False)), most_directions(nn.Linear(8, 8))
+        (3, 3)
+    """
+    out, into = sizes(layer)
+    return (out * into - 1) // (out + into + (layer.bias is not None))
+
+
+def empty_pair(layer: nn.Module, rank: int | None = None) -> LowRank:
+    """A pair for a layer, with tensors that hold nothing yet.
+
+    Args:
+        layer: The layer.
+        rank: Number of directions; all that the layer can have if not given.
+    """
+    out, into = sizes(layer)
+    rank = min(out, into) if rank is None else rank
+    weight, bias = tensors_of(layer)
+    options: dict[str, Any] = {"device": weight.device, "dtype": weight.dtype, "bias": bias is not None}
+    first: nn.Module
+    second: nn.Module
+    if isinstance(layer, nn.Conv2d):
+        first = nn.utils.skip_init(nn.Conv2d, into, rank, 1, stride=layer.stride, **options)
+        second = nn.utils.skip_init(nn.Conv2d, rank, out, 1, **options)
+    else:
+        first = nn.utils.skip_init(nn.Linear, into, rank, **options)
+        second = nn.utils.skip_init(nn.Linear, rank, out, **options)
+    for parameter in (*first.parameters(), *second.parameters()):
+        parameter.requires_grad_(weight.requires_grad)
+    return LowRank(first, second, transposed=is_transposed(layer)).train(layer.training)
+
+
+@torch.no_grad()
+def filled_pair(layer: nn.Module, directions: Tensor, mean: Tensor | None) -> LowRank:
+    """The pair of all directions, which computes what the layer does.
+
+    Args:
+        layer: The layer, which the pair remembers: `dense_of`.
+        directions: Orthonormal columns, which span all outputs that the weight can give, that of the largest
+            outputs first. float64 [out, directions]
+        mean: Of the outputs without the bias, [out]; None if the layer has no bias.
+    """
+    pair = empty_pair(layer, directions.shape[1])
+    (inner, shift), (outer, bias) = map(tensors_of, pair)
+    inner.copy_((directions.T @ matrix_of(layer).double()).reshape(inner.shape))
+    outer.copy_(directions.reshape(outer.shape))
+    own = tensors_of(layer)[1]
+    if mean is not None and own is not None and shift is not None and bias is not None:
+        shift.copy_(-(directions.T @ mean))
+        bias.copy_(own.double() + mean)
+    vars(pair)[_DENSE] = layer
+    return pair
+
+
+def dense_of(pair: LowRank) -> nn.Module | None:
+    """The layer that a pair of all directions stands for; None where only the two layers are known."""
+    layer: nn.Module | None = vars(pair).get(_DENSE)
+    return layer
+
+
+def forgotten(model: nn.Module) -> dict[int, object]:
+    """What stands in a copy of a model for the layers that its pairs remember, by their id: nothing."""
+    return {id(dense_of(pair)): None for pair in pairs_of(model).values() if dense_of(pair) is not None}
+
+
+def replace_modules(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
+    """Put modules in the place of others, by path, in place."""
+    for path, module in modules.items():
+        parent, _, name = path.rpartition(".")
+        model.get_submodule(parent)._modules[name] = module
