@@ -5,7 +5,8 @@
 30 % of the units of every group go, drawn at random, with random weights. Each file is then run in a process
 that cannot import what the target must not need: an `.onnx` file runs with NumPy and ONNX Runtime, a `.pt2`
 file with PyTorch, a Hugging Face folder with its own modeling file with PyTorch and Transformers, a `.gguf`
-file (of `llama` and `qwen3`) with llama.cpp, where `llama-cpp-python` is installed. The table
+file (of `llama` and `qwen3`) with llama.cpp, where `llama-cpp-python` is installed; for `gguf, uneven` each
+layer keeps another number of heads and neurons. The table
 has the largest difference of the outputs from the model's, max|file - model| / max|model|. Results:
 `benchmarks/results/exports.json`.
 """
@@ -37,9 +38,9 @@ NAMES = (
     *("ghostnet_100", "vit_tiny_patch16_224", "edgenext_xx_small", "levit_128s", "mobilevitv2_050"),
     *("bert", "gpt2", "llama", "qwen3", "opt", "unet", "lstm_tagger", "transformer_encoder", "two_inputs"),
 )
-TARGETS = ("onnx", "pt2", "folder", "gguf")
+TARGETS = ("onnx", "pt2", "folder", "gguf", "gguf, uneven")
 LLAMA_CPP = importlib.util.find_spec("llama_cpp")
-WRITTEN_AS_GGUF = ("llama", "qwen3")
+WRITTEN_AS_GGUF = {"gguf": ("llama", "qwen3"), "gguf, uneven": ("llama",)}
 ALLOWED = 3.5e-4
 """sqrt(eps) of float32, as for `sc.export`."""
 
@@ -99,6 +100,7 @@ RUNS = {
         "np.savez('y.npz', *[v.numpy() for v in y.to_tuple() if isinstance(v, torch.Tensor)])",
     ),
     "gguf": (LIBRARIES | {"torch", "gguf"}, GGUF),
+    "gguf, uneven": (LIBRARIES | {"torch", "gguf"}, GGUF),
 }
 
 
@@ -106,7 +108,7 @@ def elsewhere(folder: Path, target: str) -> list[np.ndarray[Any, Any]]:
     """Run what was written in a process of its own, and return its outputs."""
     blocked, code = RUNS[target]
     away = {"HF_HOME": str(folder / "hub"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
-    if target == "gguf" and LLAMA_CPP is not None:
+    if target.startswith("gguf") and LLAMA_CPP is not None:
         away["PYTHONPATH"] = str(Path(str(LLAMA_CPP.origin)).parents[1])
     done = subprocess.run(
         [sys.executable, "-c", BLOCK.format(blocked=blocked) + code],
@@ -143,15 +145,20 @@ def exported(entry: Entry) -> dict[str, float | str]:
     for target in TARGETS:
         if target == "folder" and entry.family != "transformers":
             continue
-        if target == "gguf" and (entry.name not in WRITTEN_AS_GGUF or LLAMA_CPP is None):
+        if target in WRITTEN_AS_GGUF and (entry.name not in WRITTEN_AS_GGUF[target] or LLAMA_CPP is None):
             continue
+        if target == "gguf, uneven":
+            keep = {g.name: np.arange(g.size) >= min(k, g.size - 1) for k, g in enumerate(graph.groups)}
+            plan = sc.Plan.build(graph, keep, allocator="one unit more in each group")
+            small = sc.apply(model, plan, graph=graph, example_inputs=inputs)
+            wanted = run(small, args, kwargs)
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             given = {f"{k:02}": v.numpy() for k, v in enumerate([*args, *kwargs.values()])}
             np.savez(folder / "x.npz", **given)  # type: ignore[arg-type]
             (folder / "names").write_text(" ".join(kwargs))
             try:
-                place = folder / ("m" if target == "folder" else f"m.{target}")
+                place = folder / ("m" if target == "folder" else f"m.{target.partition(',')[0]}")
                 sc.export(small, place, inputs, own_code=target == "folder")
                 found[target] = difference(elsewhere(folder, target), wanted)
             except (sc.SecateurError, RuntimeError, ValueError) as error:

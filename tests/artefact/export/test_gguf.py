@@ -124,7 +124,10 @@ def test_transformers_reads_even_files_too(family: str, tmp_path: Path) -> None:
 def test_weights_keep_their_dtype_and_vectors_are_in_float32(tmp_path: Path) -> None:
     model = make(*FAMILIES["llama"][:2])
     for dtype, kind in ((torch.bfloat16, "BF16"), (torch.float16, "F16")):
-        done = sc.export(model.to(dtype), tmp_path / "model.gguf")
+        half = model.to(dtype)
+        done = sc.export(half, tmp_path / "model.gguf")
+        assert done.difference <= 1e-5, "weights are exact, and products in float32"
+        assert next(half.parameters()).dtype == dtype
         kinds = {t.name: t.tensor_type.name for t in gguf.GGUFReader(done.path).tensors}
         assert kinds["blk.0.ffn_up.weight"] == kinds["token_embd.weight"] == kind
         assert kinds["blk.0.attn_norm.weight"] == "F32"

@@ -18,6 +18,7 @@ from secateur.common.models import device_of
 from secateur.errors import ExportError, SettingError
 from secateur.graph.inputs import Arguments
 from secateur.targets.units.compare import run
+from secateur.targets.units.copying import duplicate
 
 IN_A_LAYER = {
     "self_attn.q_proj": "attn_q",
@@ -124,11 +125,13 @@ class Scores(nn.Module):
 
 
 def gguf_trials(model: nn.Module) -> Trials:
-    """Make texts without padding, and the model's scores for them.
+    """Make texts without padding, and the scores for them of the model, in float32 as llama.cpp computes.
 
     Raises:
         ExportError: If the model is no causal language model of Transformers.
     """
+    if any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters()):
+        model = duplicate(model).float()
     scores = Scores(model).eval()
     generator = torch.Generator().manual_seed(0)
     try:
