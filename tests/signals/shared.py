@@ -65,6 +65,7 @@ def plain() -> tuple[Graph, list[tuple[Tensor, Tensor]]]:
     return trace(build("plain"), data[0][0]), data
 
 
+@cache
 def pruned() -> str:
     data = labelled("mlp", SIZES)
     result = sc.prune(
@@ -82,6 +83,7 @@ def refitted_on(data: Any) -> None:
     sc.repair(small, net, data, ("reconstruct", "variance"), graph=graph, progress=False)
 
 
+@cache
 def refitted() -> list[list[float]]:
     """The tensors of a repaired model, one after another, for repairs that go through the layers in order."""
     graph, data = plain()
