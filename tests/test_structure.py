@@ -86,12 +86,13 @@ NOT_FROZEN = {("targets/units/record.py", "model"), ("common/outputs.py", "made"
 """Objects that `object.__setattr__` is called on from outside: a module, and a copy that is being made."""
 
 REMEMBERED = {
+    ("report/html.py", "_template"),
     ("config/setting.py", "sections"),
     ("config/setting.py", "settings"),
     ("targets/units/recording.py", "_starts"),
     ("targets/units/recording.py", "literals"),
 }
-"""Functions whose answers are kept: of a class, or of compiled code, neither of which can change."""
+"""Functions whose answers are kept: of a class, of compiled code or of our own files. None can change."""
 
 WRITERS = {
     "artefact/writing.py",  # the one that writes

@@ -221,8 +221,9 @@ def test_a_bug_ends_with_1_and_debug_shows_it(folder: Path, monkeypatch: pytest.
         raise ZeroDivisionError("of us")
 
     monkeypatch.setattr(sys.modules["secateur.pipeline.targets.units"], "verify", fails)
-    assert "unexpected ZeroDivisionError: of us" in refused(1, *BASE, "--macs", "0.5")
-    result = run(*BASE, "--macs", "0.5", "--debug")
+    asked = (*BASE, "--macs", "0.5", "--allocator", "uniform")
+    assert "unexpected ZeroDivisionError: of us" in refused(1, *asked)
+    result = run(*asked, "--debug")
     assert isinstance(result.exception, ZeroDivisionError)
 
 

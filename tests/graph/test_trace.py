@@ -175,8 +175,8 @@ def test_kinds_of_example_inputs(given: Any) -> None:
     inputs = TOPOLOGIES["multi_input"].inputs(3, torch.float64)
     graph = sc.trace(model, given(*inputs))
     assert [(g.name, g.size) for g in graph.groups] == [("image.0", 7), ("side", 5)]
+    plan = random_plan(graph)
     for form in ("graph", "module"):
-        plan = random_plan(graph)
         small = sc.apply(model, plan, form, graph=graph)
         keywords = dict(zip(("image", "vector"), inputs, strict=True))
         wanted = run(sc.apply(model, plan, "masked"), inputs, {})

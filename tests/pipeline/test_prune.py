@@ -81,7 +81,7 @@ def test_the_same_seed_gives_the_same_bytes(allocator: Any) -> None:
 
 def test_another_seed_gives_other_batches() -> None:
     model = build("residual", torch.float32)
-    one, other = (sc.prune(model, loader(), sc.Budget(macs=0.7), seed=s, **QUICK) for s in (0, 1))
+    one, other = (sc.prune(model, loader(), sc.Budget(macs=0.7), "tod", seed=s, **QUICK) for s in (0, 1))
     assert one.plan.seed == 0
     assert other.plan.seed == 1
     name = one.graph.groups[0].name

@@ -12,7 +12,8 @@ from torch import nn
 import secateur as sc
 from secateur.proof.exercised import spoiled_copy
 from secateur.targets.units.tensors import removed_positions, tensor_called
-from tests.helpers.models import TOPOLOGIES, build
+from tests.helpers.models import TOPOLOGIES
+from tests.helpers.traces import dense, traced
 from tests.targets.units.plans import random_plan
 from tests.zoo.models import ZOO, Entry
 
@@ -69,8 +70,8 @@ def survivors(
 
 @pytest.mark.parametrize("name", SMALL)
 def test_a_spoiled_tensor_is_seen(name: str) -> None:
-    model, inputs = build(name), TOPOLOGIES[name].inputs(3, torch.float64)
-    proof, missed = survivors(model, sc.trace(model, inputs), inputs)
+    inputs = TOPOLOGIES[name].inputs(3, torch.float64)
+    proof, missed = survivors(dense(name), traced(name), inputs)
     assert proof.proven
     assert len(proof.sizes) == 2
     assert not missed
@@ -80,8 +81,8 @@ def test_it_notices_a_proof_that_does_not_look(monkeypatch: pytest.MonkeyPatch) 
     """With a tolerance that lets everything pass, all spoiled tensors would survive."""
     verify = sc.verify
     monkeypatch.setattr(sc, "verify", lambda *args: verify(*args, tolerance=1e9))
-    model, inputs = build("gru"), TOPOLOGIES["gru"].inputs(3, torch.float64)
-    proof, missed = survivors(model, sc.trace(model, inputs), inputs)
+    inputs = TOPOLOGIES["gru"].inputs(3, torch.float64)
+    proof, missed = survivors(dense("gru"), traced("gru"), inputs)
     assert not proof.proven
     assert not missed
     assert set(proof.not_exercised) == set(proof.exercised)

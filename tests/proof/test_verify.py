@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import secateur as sc
+from secateur.targets.units.apply import Applier
 from secateur.targets.units.module import smaller_module
 from secateur.targets.units.record import Record, attach, with_repairs
 from tests.graph.test_trace import assert_same, state_of
@@ -43,9 +44,9 @@ def test_in_float64_whatever_the_model_is() -> None:
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         model = build("residual", dtype)
         graph = sc.trace(model, TOPOLOGIES["residual"].inputs(3, dtype))
-        plan = random_plan(graph)
+        plan, apply = random_plan(graph), Applier(model, graph)
         for form in ("module", "graph"):
-            small = sc.apply(model, plan, form, graph=graph)
+            small = apply(plan, form)  # type: ignore[arg-type]
             assert sc.verify(model, small, plan).difference <= 1e-9
             assert next(small.parameters()).dtype == dtype
 
@@ -64,7 +65,7 @@ def test_neither_model_is_changed() -> None:
 def test_one_changed_weight_fails(form: str) -> None:
     model, graph = dense("residual"), traced("residual")
     plan = random_plan(graph)
-    small = sc.apply(model, plan, form, graph=graph)
+    small = applier("residual")(plan, form)  # type: ignore[arg-type]
     with torch.no_grad():
         small.get_parameter("stem.0.weight")[0, 1, 1, 1] += 1e-6
     with pytest.raises(

@@ -122,6 +122,27 @@ def pruned(granularity: str = "unit", budget: sc.Budget | None = None, **asked: 
     return result.report
 
 
+TRACED: dict[Any, Any] = {}
+"""By target and the values of a model: its trace."""
+
+
+@pytest.fixture(autouse=True)
+def each_network_is_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traces take most of the time here, and these tests are about what comes after them."""
+
+    def remembering(trace: Callable[[Any, nn.Module], Any]) -> Callable[[Any, nn.Module], Any]:
+        def known(target: Any, model: nn.Module) -> Any:
+            key = type(target), tuple((n, t.double().sum().item()) for n, t in model.state_dict().items())
+            if key not in TRACED:
+                TRACED[key] = trace(target, model)
+            return TRACED[key]
+
+        return known
+
+    for kind in set(TARGETS.values()):
+        monkeypatch.setattr(kind, "trace", remembering(kind.trace))
+
+
 BUDGETS = {
     "unit": sc.Budget(macs=0.6),
     "weight": sc.Budget(sparsity=0.4),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from secateur.errors import SettingError
+from secateur.report import html
 from secateur.report.data import Kept, Layer
 from secateur.report.html import render
 from tests.report.reports import DENSE, PRUNED, report
@@ -148,6 +149,7 @@ def test_to_html_writes_the_page(tmp_path: Path) -> None:
 
 
 def test_without_jinja_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    html._template.cache_clear()
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(SettingError, match=r'pip install "secateur\[report\]"'):
         render(report())

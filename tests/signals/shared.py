@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
@@ -65,6 +65,7 @@ def plain() -> tuple[Graph, list[tuple[Tensor, Tensor]]]:
     return trace(build("plain"), data[0][0]), data
 
 
+@cache
 def pruned() -> str:
     data = labelled("mlp", SIZES)
     result = sc.prune(
@@ -73,22 +74,25 @@ def pruned() -> str:
     return result.plan.to_json()
 
 
-def refitted_on(data: Any) -> None:
-    """Repairs a model on some data."""
+@cache
+def smaller() -> tuple[nn.Module, nn.Module]:
+    """A model, and what is left of it."""
     graph, _ = plain()
     net = build("plain")
     plan = sc.Uniform(ratio=0.4, removal="magnitude").allocate(graph, score(graph, None, "magnitude"))
-    small = sc.apply(net, plan, graph=graph)
+    return net, sc.apply(net, plan, graph=graph)
+
+
+def refitted_on(data: Any) -> None:
+    """Repairs a model on some data."""
+    (graph, _), (net, small) = plain(), smaller()
     sc.repair(small, net, data, ("reconstruct", "variance"), graph=graph, progress=False)
 
 
+@cache
 def refitted() -> list[list[float]]:
     """The tensors of a repaired model, one after another, for repairs that go through the layers in order."""
-    graph, data = plain()
-    net = build("plain")
-    scores = score(graph, None, "magnitude")
-    plan = sc.Uniform(ratio=0.4, removal="magnitude").allocate(graph, scores)
-    small = sc.apply(net, plan, graph=graph)
+    (graph, data), (net, small) = plain(), smaller()
     return [
         torch.cat([t.flatten() for t in model.state_dict().values()]).tolist()
         for method in ("reconstruct", "variance")

@@ -11,7 +11,8 @@ from secateur.graph.groups import Slice
 from secateur.graph.trace import trace
 from secateur.signals import Magnitude, score
 from secateur.signals.slices import multipliers, unit_rows
-from tests.helpers.models import TOPOLOGIES, build
+from tests.helpers.models import build
+from tests.helpers.traces import traced
 
 
 @pytest.mark.parametrize(
@@ -26,8 +27,7 @@ from tests.helpers.models import TOPOLOGIES, build
     ],
 )
 def test_what_multiplies(name: str, expected: set[str]) -> None:
-    graph = trace(build(name), TOPOLOGIES[name].inputs(2, torch.float64))
-    assert multipliers(graph) == expected
+    assert multipliers(traced(name)) == expected
 
 
 def test_a_scale_behind_a_view_and_a_tied_one() -> None:

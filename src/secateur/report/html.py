@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,8 @@ from secateur.errors import SettingError
 from secateur.report import frontier, outcomes, proofs, quantised, selection, sentences, shapes
 
 if TYPE_CHECKING:
+    from jinja2 import Template
+
     from secateur.report.data import Facts
 
 TEMPLATE, STYLE = "page.html.j2", "page.css"
@@ -30,16 +33,13 @@ def render(report: Facts, *, reload: str = "") -> str:
         SettingError: If Jinja is missing.
     """
     try:
-        from jinja2 import Environment, StrictUndefined
+        template = _template()
     except ImportError as error:
         raise SettingError(
             f'report: expected Jinja, which writes the page, got {error}. Run pip install "secateur[report]".'
         ) from error
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     strips, times = shapes.strips(report)
-    page = environment.from_string(_text(TEMPLATE)).render(
+    page = template.render(
         report=report,
         style=_text(STYLE),
         sentences=sentences,
@@ -64,6 +64,17 @@ def render(report: Facts, *, reload: str = "") -> str:
         reload=reload or sentences.reloading(report),
     )
     return inert(page)
+
+
+@cache
+def _template() -> Template:
+    """Compile the page, which takes longer than to fill it."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(_text(TEMPLATE))
 
 
 def _text(name: str) -> str:

@@ -42,8 +42,13 @@ def pruned(budget: sc.Budget, allocator: Any = "repair_aware", **more: Any) -> s
     return sc.prune(net, list(data), budget, allocator, **{**QUICK, **more})
 
 
+@cache
+def dropped() -> sc.Result:
+    return pruned(sc.Budget(accuracy_drop=0.03))
+
+
 def test_a_drop_is_confirmed_on_data_that_nothing_else_read() -> None:
-    result = pruned(sc.Budget(accuracy_drop=0.03))
+    result = dropped()
     met: Any = result.plan.settings["met"]
     assert met["accuracy_drop"]["value"] <= met["accuracy_drop"]["at_most"] <= 0.03
     assert met["held_out_samples"] == 600
@@ -60,7 +65,7 @@ def test_a_drop_is_confirmed_on_data_that_nothing_else_read() -> None:
 
 
 def test_the_same_seed_gives_the_same_model() -> None:
-    one, other = (pruned(sc.Budget(accuracy_drop=0.03)) for _ in range(2))
+    one, other = dropped(), pruned(sc.Budget(accuracy_drop=0.03))
     assert one.plan.to_json() == other.plan.to_json()
     assert all(
         torch.equal(a, b) for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True)

@@ -99,14 +99,15 @@ def library() -> Any:
     return found
 
 
-def make(family: str, seed: int = 0) -> nn.Module:
-    """A model of this family with random weights, in evaluation mode."""
+def make(family: str, seed: int = 0, layers: int | None = None) -> nn.Module:
+    """A model of this family with random weights, in evaluation mode; `layers` in place of its own number."""
     torch.manual_seed(seed)
     if family == "plain":
         return spread(PlainLM()).eval()
     name, options = CONFIGS[family]
     found = library()
-    config = getattr(found, name)(**{**_BASE, **options})
+    own = {} if layers is None else {"num_hidden_layers": layers}
+    config = getattr(found, name)(**{**_BASE, **options, **own})
     config.use_cache = False
     return spread(found.AutoModelForCausalLM.from_config(config)).eval()
 

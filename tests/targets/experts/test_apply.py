@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -43,11 +44,16 @@ def logits(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
     return getattr(out, "logits", out)
 
 
+@functools.cache
+def traced(family: str) -> tuple[nn.Module, ExpertGraph]:
+    model = make(family)
+    return model, sc.trace(model, words(3, 16), granularity="expert")
+
+
 @pytest.mark.parametrize("equal", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_sliced_equals_excluded(family: str, equal: bool) -> None:
-    model, ids = make(family), words(3, 16)
-    graph = sc.trace(model, ids, granularity="expert")
+    (model, graph), ids = traced(family), words(3, 16)
     plan = plan_of(graph, masks(graph, seed=1, equal=equal))
     small = sc.apply(model, plan, graph=graph)
     assert sc.verify(model, small, plan, ids).difference < 1e-12

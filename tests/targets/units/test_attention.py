@@ -334,10 +334,15 @@ def prune(name: str) -> tuple[nn.Module, nn.Module, nn.Module, sc.Plan, Inputs]:
 
 
 @functools.cache
-def applied(name: str) -> tuple[nn.Module, sc.Plan, nn.Module]:
+def traced(name: str) -> tuple[nn.Module, sc.Graph]:
     make, inputs = MODELS[name]
     model = randomised(make()).eval()
-    graph = sc.trace(model, inputs(4, 7))
+    return model, sc.trace(model, inputs(4, 7))
+
+
+@functools.cache
+def applied(name: str) -> tuple[nn.Module, sc.Plan, nn.Module]:
+    (model, graph), inputs = traced(name), MODELS[name][1]
     plan = random_plan(graph, 0.3)
     small = sc.apply(model, plan, "module", graph=graph, example_inputs=inputs(4, 7))
     assert bool(sc.record_of(small).note) == (name.startswith("a class that") or name == "pooling")
@@ -463,12 +468,12 @@ def test_an_encoder_returns_zeros_where_the_dense_one_does() -> None:
 
 def test_the_captured_program_says_that_it_returns_no_zeros() -> None:
     model, _, _, plan, inputs = prune("encoder")
-    program = sc.apply(model, plan, "graph", example_inputs=inputs(4, 7))
+    program = sc.apply(model, plan, "graph", graph=traced("encoder")[1])
     assert "nn.TransformerEncoder in evaluation mode may return zeros" in sc.record_of(program).note
     with without_fast_path(), torch.no_grad():
         torch.testing.assert_close(program(*inputs(4, 7)), sc.apply(model, plan, "masked")(*inputs(4, 7)))
     model, _, _, plan, inputs = prune("cross")
-    assert sc.record_of(sc.apply(model, plan, "graph", example_inputs=inputs(4, 7))).note == ""
+    assert sc.record_of(sc.apply(model, plan, "graph", graph=traced("cross")[1])).note == ""
 
 
 def test_hooks_see_layers_of_an_encoder_with_padding() -> None:

@@ -70,9 +70,8 @@ def test_masking_removes_something(name: str) -> None:
 @pytest.mark.parametrize("name", ["residual", "mlp", "separable", "conv1d", "lstm"])
 def test_both_forms_train_alike(name: str) -> None:
     """Batch norm, dropout and gradients: `train()` means the same for the program as for the module."""
-    model, graph = dense(name), traced(name)
-    plan = random_plan(graph)
-    module, program = (sc.apply(model, plan, form, graph=graph) for form in ("module", "graph"))
+    apply, plan = applier(name), random_plan(traced(name))
+    module, program = apply(plan, "module"), apply(plan, "graph")
     inputs = TOPOLOGIES[name].inputs(6, torch.float64, seed=1)
     results = []
     for small in (module, program):
