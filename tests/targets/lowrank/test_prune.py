@@ -52,7 +52,7 @@ def test_the_budget_holds_and_the_proof_covers_it(result: sc.Result) -> None:
 
 
 def test_repair_helps(result: sc.Result) -> None:
-    figures = {stage.name: stage.distance for stage in result.report.figures}
+    figures = {figure.stage: figure.loss for figure in result.report.figures}
     assert figures["repaired"] < figures["pruned"]
 
 
@@ -118,7 +118,8 @@ def test_rules_and_budgets_are_compared() -> None:
         several(torch.float32), DATA, ("repair_aware", "uniform"), [sc.Budget(params=0.8)],
         granularity="rank", repair=None, progress=False,
     )  # fmt: skip
-    assert len(found.rows) == 2
+    assert {outcome.rule for outcome in found.outcomes} == {"repair_aware", "uniform"}
+    assert all(outcome.cost.params <= 0.8 * found.cost.params for outcome in found.outcomes)
 
 
 def test_a_bound_on_quality_is_met() -> None:

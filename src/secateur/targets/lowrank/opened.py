@@ -16,9 +16,9 @@ from secateur.targets.lowrank.pair import (
     FIRST,
     SECOND,
     LowRank,
+    copy_without_layers,
     dense_of,
     empty_pair,
-    forgotten,
     is_transposed,
     pairs_of,
     replace_modules,
@@ -64,12 +64,11 @@ def opened(model: nn.Module, plan: Plan) -> Opened:
                 "it: two layers with so many directions save nothing. Remove it too, or none."
             )
     given = pairs_of(model)
-    memo = forgotten(model)
-    memo |= {id(given[path]): _layer(model, path) for path in given if path not in cut}
-    found = duplicate(model, memo)
+    layers = {path: _known(path, pair) for path, pair in given.items()}
+    stay = {path: _like(given[path], layer) for path, layer in layers.items() if path not in cut}
+    found = copy_without_layers(model, stay)
     if not given:
-        layers = {path: found.get_submodule(path) for path in cut}
-        replace_modules(found, {path: empty_pair(layer) for path, layer in layers.items()})
+        replace_modules(found, {path: empty_pair(found.get_submodule(path)) for path in cut})
     whole = {path: model.get_submodule(path) for path in (given or ranks) if path not in cut}
     groups = tuple(_renamed(group, whole) for group in plan.groups if group.name not in _names(whole))
     update = {"groups": groups, "fingerprint": fingerprint(found), "granularity": "unit"}
@@ -130,15 +129,18 @@ def _names(whole: dict[str, nn.Module]) -> set[str]:
     return {f"{path}.{FIRST}" for path in whole}
 
 
-def _layer(model: nn.Module, path: str) -> nn.Module:
-    """A copy of the layer that a pair stands for, where the pair is and in its dtype."""
-    pair: LowRank = model.get_submodule(path)  # type: ignore[assignment]
+def _known(path: str, pair: LowRank) -> nn.Module:
     layer = dense_of(pair)
     if layer is None:
         raise PlanError(
             f"plan: expected a model that sc.factorise returned, got one whose {path} is of low rank "
             "already. Plan for the dense model."
         )
+    return layer
+
+
+def _like(pair: LowRank, layer: nn.Module) -> nn.Module:
+    """A copy of the layer that a pair stands for, where the pair is and in its dtype."""
     weight, _ = tensors_of(pair[0])
     return duplicate(layer).to(device=weight.device, dtype=weight.dtype).train(pair.training)
 
