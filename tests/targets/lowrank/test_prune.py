@@ -13,6 +13,8 @@ from torch import nn
 import secateur as sc
 from secateur.targets.lowrank.factorise import factorise
 from secateur.targets.lowrank.pair import LowRank, most_directions, pairs_of
+from tests.targets.blocks.models import LIBRARIES
+from tests.targets.blocks.models import make as build
 from tests.targets.lowrank.models import LAYERS, MAPS, Several, batches, rank_plan, several
 
 QUIET: dict[str, Any] = {"measure_latency": False, "progress": False}
@@ -70,6 +72,20 @@ def test_exported(result: sc.Result, tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"model.{suffix}"
     sc.export(result.model, path, MAPS)
     assert path.stat().st_size > 0
+
+
+@pytest.mark.skipif("llama" not in LIBRARIES, reason="transformers is not installed")
+def test_a_language_model_generates_and_stock_classes_are_refused(tmp_path: Path) -> None:
+    model, inputs = build("llama")
+    pairs = sc.factorise(model, [inputs], progress=False)
+    small: Any = sc.apply(pairs, rank_plan(sc.trace(pairs, inputs, granularity="rank"), seed=1))
+    options = {"max_new_tokens": 4, "do_sample": False, "attention_mask": inputs["input_ids"] * 0 + 1}
+    one, other = (
+        small.generate(inputs["input_ids"], use_cache=cached, **options) for cached in (True, False)
+    )
+    assert torch.equal(one, other)
+    with pytest.raises(sc.ExportError, match="LlamaConfig to give the model, but .* other tensors"):
+        sc.export(small, tmp_path / "folder")
 
 
 @pytest.mark.parametrize("granularity", BOTH)
