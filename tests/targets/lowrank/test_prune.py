@@ -84,7 +84,7 @@ def test_a_language_model_generates_and_stock_classes_are_refused(tmp_path: Path
         small.generate(inputs["input_ids"], use_cache=cached, **options) for cached in (True, False)
     )
     assert torch.equal(one, other)
-    with pytest.raises(sc.ExportError, match="LlamaConfig to give the model, but .* other tensors"):
+    with pytest.raises(sc.ExportError, match=r"LlamaConfig to give the model, but .* other tensors"):
         sc.export(small, tmp_path / "folder")
 
 
