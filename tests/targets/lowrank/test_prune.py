@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 import secateur as sc
+from secateur.integrations.shapes import reshape, shape_state
 from secateur.targets.lowrank.factorise import factorise
+from secateur.targets.lowrank.opened import as_asked, opened
 from secateur.targets.lowrank.pair import LowRank, most_directions, pairs_of
 from tests.targets.blocks.models import LIBRARIES
 from tests.targets.blocks.models import make as build
@@ -166,3 +168,32 @@ def test_layers_without_losses_are_the_dense_ones() -> None:
         if path != "up":
             assert type(small.get_submodule(path)) is type(model.get_submodule(path))
             assert torch.equal(small.get_submodule(path).weight, model.get_submodule(path).weight)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("granularity", BOTH)
+def test_training_can_go_on_from_a_checkpoint(granularity: Any) -> None:
+    pairs = factorise(several(torch.float32), DATA, progress=False)
+    small = sc.apply(pairs, rank_plan(sc.trace(pairs, MAPS, granularity=granularity), seed=1))
+    fresh = make()
+    reshape(fresh, shape_state(small))
+    fresh.load_state_dict(small.state_dict())
+    assert torch.equal(fresh(MAPS), small(MAPS))
+    assert pairs_of(fresh).keys() == pairs_of(small).keys()
+
+
+def test_groups_that_were_left_whole_keep_the_names_of_the_plan() -> None:
+    """``up`` is one layer in the opened model, so its outputs have another name there."""
+    pairs = factorise(several(torch.float32), DATA, progress=False)
+    graph: Any = sc.trace(pairs, MAPS, granularity=["unit", "rank"])
+    keep = {"up.second": np.arange(24) < 20, "down.first": np.arange(graph["down.first"].size) < 3}
+    plan = sc.Plan.build(graph, keep, allocator="hand")
+    found = opened(pairs, plan)
+    assert found.names["up.second"] == "up"
+    assert [group.name for group in found.plan.groups if group.removed] == ["up", "down.first"]
+    whole = [
+        g.model_copy(update={"removed": (), "slices": ()}) if g.name == "up" else g for g in found.plan.groups
+    ]
+    done = as_asked(found, found.plan.model_copy(update={"groups": tuple(whole)}), plan)
+    assert done.ratios["up.second"] == 0
+    assert done.ratios["down.first"] == plan.ratios["down.first"] > 0
+    assert as_asked(found, found.plan, plan) is plan
