@@ -73,6 +73,25 @@ def test_single_weights_step_by_step(folder: Path) -> None:
     assert "signal wanda" in line
 
 
+def test_ranks_step_by_step(folder: Path) -> None:
+    base = (*BASE, "--granularity", "rank")
+    asked = ("--allocator", "uniform", "--removal", "magnitude", "--params", "0.99")
+    shown = done("inspect", *base)
+    assert "3 directions in 1 groups may be removed. With a rank of 1 left in each" in shown
+    assert "7.first" in shown
+    found = json.loads(done("prune", *base, *asked, "--repair", "none", "--out", "whole", "--json"))
+    assert found["asked"]["granularity"] == "rank"
+    done("score", *base, "--signals", "magnitude", "--out", "s.safetensors")
+    done("plan", *base, *asked, "--scores", "s.safetensors", "--out", "plan.json")
+    found = json.loads(done("apply", *BASE, "--plan", "plan.json", "--out", "small", "--json"))
+    assert found["proof"]["reference"] == "products"
+    assert found["proof"]["difference"] <= 1e-9
+    assert found["dense"]["params"] - found["pruned"]["params"] == 39 - 19
+    assert load_file(folder / "small" / "model.safetensors")["7.first.weight"].shape == (1, 12)
+    line = refused(2, "repair", *BASE, "--artefact", "small", "--out", "fixed")
+    assert "got layers of low rank" in line
+
+
 def test_scores_are_for_planning_again(folder: Path) -> None:
     found = json.loads(
         done("score", *BASE, "--signals", "magnitude,l1*l2", "--out", "s.safetensors", "--json")

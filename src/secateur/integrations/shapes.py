@@ -21,6 +21,8 @@ from secateur.graph.trace import retrace
 from secateur.integrations.replacing import replace_parameters
 from secateur.integrations.wrappers import refresh
 from secateur.plan import LARGEST, Plan
+from secateur.targets.lowrank.opened import GRANULARITIES as RANKS
+from secateur.targets.lowrank.opened import opened
 from secateur.targets.units.mended import mend
 from secateur.targets.units.module import smaller_module
 from secateur.targets.units.realise import understood
@@ -169,12 +171,16 @@ def rounds_of(model: nn.Module) -> int:
 
 
 def _smaller(model: nn.Module, record: Record) -> nn.Module:
-    small = smaller_module(model, record.plan, record.sizes)
+    plan = record.plan
+    if plan.granularity in RANKS:
+        found = opened(model, plan)
+        model, plan = found.model, found.plan
+    small = smaller_module(model, plan, record.sizes)
     if record.captured:
-        args, kwargs = record.plan.inputs.arguments(None, device_of(model))
-        exact = all(g.exact for g in record.plan.groups)
-        graph = retrace(model, record.plan.inputs, (args, kwargs), allow_inexact=not exact)
-        _, codes = understood(model, graph, record.plan)
+        args, kwargs = plan.inputs.arguments(None, device_of(model))
+        exact = all(g.exact for g in plan.groups)
+        graph = retrace(model, plan.inputs, (args, kwargs), allow_inexact=not exact)
+        _, codes = understood(model, graph, plan)
         mend(small, codes)
     return attach(small, record)
 

@@ -11,8 +11,12 @@ import torch
 from torch import nn
 
 import secateur as sc
+from secateur.integrations.shapes import reshape, shape_state
 from secateur.targets.lowrank.factorise import factorise
+from secateur.targets.lowrank.opened import as_asked, opened
 from secateur.targets.lowrank.pair import LowRank, most_directions, pairs_of
+from tests.targets.blocks.models import LIBRARIES
+from tests.targets.blocks.models import make as build
 from tests.targets.lowrank.models import LAYERS, MAPS, Several, batches, rank_plan, several
 
 QUIET: dict[str, Any] = {"measure_latency": False, "progress": False}
@@ -52,7 +56,7 @@ def test_the_budget_holds_and_the_proof_covers_it(result: sc.Result) -> None:
 
 
 def test_repair_helps(result: sc.Result) -> None:
-    figures = {stage.name: stage.distance for stage in result.report.figures}
+    figures = {figure.stage: figure.loss for figure in result.report.figures}
     assert figures["repaired"] < figures["pruned"]
 
 
@@ -70,6 +74,20 @@ def test_exported(result: sc.Result, tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"model.{suffix}"
     sc.export(result.model, path, MAPS)
     assert path.stat().st_size > 0
+
+
+@pytest.mark.skipif("llama" not in LIBRARIES, reason="transformers is not installed")
+def test_a_language_model_generates_and_stock_classes_are_refused(tmp_path: Path) -> None:
+    model, inputs = build("llama")
+    pairs = sc.factorise(model, [inputs], progress=False)
+    small: Any = sc.apply(pairs, rank_plan(sc.trace(pairs, inputs, granularity="rank"), seed=1))
+    options = {"max_new_tokens": 4, "do_sample": False, "attention_mask": inputs["input_ids"] * 0 + 1}
+    one, other = (
+        small.generate(inputs["input_ids"], use_cache=cached, **options) for cached in (True, False)
+    )
+    assert torch.equal(one, other)
+    with pytest.raises(sc.ExportError, match=r"LlamaConfig to give the model, but .* other tensors"):
+        sc.export(small, tmp_path / "folder")
 
 
 @pytest.mark.parametrize("granularity", BOTH)
@@ -118,7 +136,8 @@ def test_rules_and_budgets_are_compared() -> None:
         several(torch.float32), DATA, ("repair_aware", "uniform"), [sc.Budget(params=0.8)],
         granularity="rank", repair=None, progress=False,
     )  # fmt: skip
-    assert len(found.rows) == 2
+    assert {outcome.rule for outcome in found.outcomes} == {"repair_aware", "uniform"}
+    assert all(outcome.cost.params <= 0.8 * found.cost.params for outcome in found.outcomes)
 
 
 def test_a_bound_on_quality_is_met() -> None:
@@ -149,3 +168,32 @@ def test_layers_without_losses_are_the_dense_ones() -> None:
         if path != "up":
             assert type(small.get_submodule(path)) is type(model.get_submodule(path))
             assert torch.equal(small.get_submodule(path).weight, model.get_submodule(path).weight)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("granularity", BOTH)
+def test_training_can_go_on_from_a_checkpoint(granularity: Any) -> None:
+    pairs = factorise(several(torch.float32), DATA, progress=False)
+    small = sc.apply(pairs, rank_plan(sc.trace(pairs, MAPS, granularity=granularity), seed=1))
+    fresh = make()
+    reshape(fresh, shape_state(small))
+    fresh.load_state_dict(small.state_dict())
+    assert torch.equal(fresh(MAPS), small(MAPS))
+    assert pairs_of(fresh).keys() == pairs_of(small).keys()
+
+
+def test_groups_that_were_left_whole_keep_the_names_of_the_plan() -> None:
+    """``up`` is one layer in the opened model, so its outputs have another name there."""
+    pairs = factorise(several(torch.float32), DATA, progress=False)
+    graph: Any = sc.trace(pairs, MAPS, granularity=["unit", "rank"])
+    keep = {"up.second": np.arange(24) < 20, "down.first": np.arange(graph["down.first"].size) < 3}
+    plan = sc.Plan.build(graph, keep, allocator="hand")
+    found = opened(pairs, plan)
+    assert found.names["up.second"] == "up"
+    assert [group.name for group in found.plan.groups if group.removed] == ["up", "down.first"]
+    whole = [
+        g.model_copy(update={"removed": (), "slices": ()}) if g.name == "up" else g for g in found.plan.groups
+    ]
+    done = as_asked(found, found.plan.model_copy(update={"groups": tuple(whole)}), plan)
+    assert done.ratios["up.second"] == 0
+    assert done.ratios["down.first"] == plan.ratios["down.first"] > 0
+    assert as_asked(found, found.plan, plan) is plan

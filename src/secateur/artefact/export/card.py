@@ -177,7 +177,13 @@ def _counted(record: Record) -> str:
 
 
 def _kind(record: Record) -> str:
-    return {"expert": "experts", "block": "blocks"}.get(getattr(record.plan, "granularity", ""), "units")
+    kinds = {
+        "expert": "experts",
+        "block": "blocks",
+        "rank": "directions",
+        "unit+rank": "units and directions",
+    }
+    return kinds.get(getattr(record.plan, "granularity", ""), "units")
 
 
 def _how(record: Record) -> str:

@@ -82,7 +82,7 @@ def applied(
         small = Applier(found.model)(
             known, form, example_inputs=example_inputs, on_unrealisable=on_unrealisable
         )
-    attach(small, replace(record_of(small), plan=as_asked(record_of(small).plan, plan)))
+    attach(small, replace(record_of(small), plan=as_asked(found, record_of(small).plan, plan)))
     paths = found.pairs
     return with_note(small, f"Two layers of low rank: {shorten(paths, _NAMED)}.") if paths else small
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -16,9 +17,9 @@ from secateur.targets.lowrank.pair import (
     FIRST,
     SECOND,
     LowRank,
+    copy_without_layers,
     dense_of,
     empty_pair,
-    forgotten,
     is_transposed,
     pairs_of,
     replace_modules,
@@ -37,11 +38,13 @@ class Opened:
         model: The model.
         plan: What goes, by the names of this model.
         pairs: Paths of the pairs.
+        names: By the name that a group has in the user's plan, the one that it has in this one.
     """
 
     model: nn.Module
     plan: Plan
     pairs: tuple[str, ...]
+    names: Mapping[str, str]
 
 
 def opened(model: nn.Module, plan: Plan) -> Opened:
@@ -64,26 +67,30 @@ def opened(model: nn.Module, plan: Plan) -> Opened:
                 "it: two layers with so many directions save nothing. Remove it too, or none."
             )
     given = pairs_of(model)
-    memo = forgotten(model)
-    memo |= {id(given[path]): _layer(model, path) for path in given if path not in cut}
-    found = duplicate(model, memo)
+    layers = {path: _known(path, pair) for path, pair in given.items()}
+    stay = {path: _like(given[path], layer) for path, layer in layers.items() if path not in cut}
+    found = copy_without_layers(model, stay)
     if not given:
-        layers = {path: found.get_submodule(path) for path in cut}
-        replace_modules(found, {path: empty_pair(layer) for path, layer in layers.items()})
+        replace_modules(found, {path: empty_pair(found.get_submodule(path)) for path in cut})
     whole = {path: model.get_submodule(path) for path in (given or ranks) if path not in cut}
-    groups = tuple(_renamed(group, whole) for group in plan.groups if group.name not in _names(whole))
+    gone = {f"{path}.{FIRST}" for path in whole}
+    known = [group for group in plan.groups if group.name not in gone]
+    groups = tuple(_renamed(group, whole) for group in known)
+    names = {group.name: renamed.name for group, renamed in zip(known, groups, strict=True)}
     update = {"groups": groups, "fingerprint": fingerprint(found), "granularity": "unit"}
-    return Opened(found, plan.model_copy(update=update), tuple(cut))
+    return Opened(found, plan.model_copy(update=update), tuple(cut), names)
 
 
-def as_asked(done: Plan, plan: Plan) -> Plan:
+def as_asked(found: Opened, done: Plan, plan: Plan) -> Plan:
     """What was done to an opened model, by the names that the user's plan has.
 
     Args:
-        done: The plan in the record of what was applied to `Opened.model`.
+        found: The opened model.
+        done: The plan in the record of what was applied to it, which may leave groups whole.
         plan: The user's plan.
     """
-    left = {group.name for group in done.groups if not group.removed}
+    untouched = {group.name for group in done.groups if not group.removed}
+    left = {name for name, renamed in found.names.items() if renamed in untouched}
     groups = tuple(
         group.model_copy(
             update={
@@ -126,19 +133,18 @@ def _ranks(model: nn.Module, plan: Plan) -> dict[str, GroupDecision]:
     return found
 
 
-def _names(whole: dict[str, nn.Module]) -> set[str]:
-    return {f"{path}.{FIRST}" for path in whole}
-
-
-def _layer(model: nn.Module, path: str) -> nn.Module:
-    """A copy of the layer that a pair stands for, where the pair is and in its dtype."""
-    pair: LowRank = model.get_submodule(path)  # type: ignore[assignment]
+def _known(path: str, pair: LowRank) -> nn.Module:
     layer = dense_of(pair)
     if layer is None:
         raise PlanError(
             f"plan: expected a model that sc.factorise returned, got one whose {path} is of low rank "
             "already. Plan for the dense model."
         )
+    return layer
+
+
+def _like(pair: LowRank, layer: nn.Module) -> nn.Module:
+    """A copy of the layer that a pair stands for, where the pair is and in its dtype."""
     weight, _ = tensors_of(pair[0])
     return duplicate(layer).to(device=weight.device, dtype=weight.dtype).train(pair.training)
 

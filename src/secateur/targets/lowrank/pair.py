@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from secateur.targets.units.copying import duplicate
+
+M = TypeVar("M", bound=nn.Module)
 
 FIRST, SECOND = "first", "second"
 """Names of the two layers inside a `LowRank`."""
@@ -165,9 +169,19 @@ def dense_of(pair: LowRank) -> nn.Module | None:
     return layer
 
 
-def forgotten(model: nn.Module) -> dict[int, object]:
-    """What stands in a copy of a model for the layers that its pairs remember, by their id: nothing."""
-    return {id(dense_of(pair)): None for pair in pairs_of(model).values() if dense_of(pair) is not None}
+def copy_without_layers(model: M, modules: Mapping[str, nn.Module]) -> M:
+    """A copy of a model whose pairs remember no layers, with other modules in the place of some.
+
+    Args:
+        model: The model.
+        modules: What stands in the copy, by path.
+    """
+    memo: dict[int, object] = {id(dense_of(pair)): None for pair in pairs_of(model).values()}
+    memo.pop(id(None), None)
+    copy = duplicate(model, memo | {id(model.get_submodule(path)): m for path, m in modules.items()})
+    for pair in pairs_of(copy).values():
+        vars(pair).pop(_DENSE, None)
+    return copy
 
 
 def replace_modules(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
