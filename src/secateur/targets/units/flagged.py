@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from secateur.calibration.randomness import seeded
 from secateur.common.foreign import line_of
 from secateur.errors import ApplyError, InputError
 from secateur.graph.answering import Answering
@@ -49,7 +50,7 @@ class Occasion:
 
     def run(self, model: nn.Module, args: Any, kwargs: Any, draws: Draws | None = None) -> list[Tensor]:
         """Run a model and return its output tensors."""
-        with contextlib.nullcontext() if self.answer is None else Answering(self.answer):
+        with seeded(0), contextlib.nullcontext() if self.answer is None else Answering(self.answer):
             return run(model, args, kwargs, draws, Way(training=self.training))
 
 
@@ -110,7 +111,8 @@ def switches(model: nn.Module, graph: Graph) -> list[Switch]:
         *(Occasion(view.arguments) for view in _plain_views(graph)),
     ]
     before = _courses(model, known)
-    flags = flags_of(model, functools.partial(run, model, args, kwargs)) if before[0] is not None else []
+    watched = functools.partial(known[0].run, model, args, kwargs)
+    flags = flags_of(model, watched) if before[0] is not None else []
     found = []
     single: list[tuple[Flag, ...]] = [(flag,) for flag in flags]
     for one in [*single, *_pairs(flags)]:
