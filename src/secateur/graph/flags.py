@@ -136,8 +136,9 @@ def flags_of(model: nn.Module, run: Callable[[], Any]) -> list[Flag]:
         run: Runs it.
     """
     found: dict[tuple[type, str, Any], list[tuple[Reader, Any]]] = {}
+    read_by = functools.cache(_read)  # equal layers share their code
     for path, variable, code in _ran(model, run):
-        for chain, compared in _read(code, variable).items():
+        for chain, compared in read_by(code, variable).items():
             reader = Reader(path, chain)
             owner, name = _owner(model, reader), chain[-1]
             if owner is None or name in _OWN or not _is_plain_attribute(owner, name):
@@ -192,7 +193,6 @@ def _others(now: Any, compared: Sequence[Any]) -> list[Any]:
     return [v for k, v in enumerate(found) if v != now and v not in found[:k]]
 
 
-@functools.cache
 def _read(code: CodeType, variable: str) -> Mapping[Chain, tuple[Any, ...]]:
     """Return the attributes that code reads of a variable, each with the constants it is compared with."""
     found: dict[Chain, dict[Any, None]] = {}
