@@ -269,7 +269,10 @@ STOPS: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
     "number": (lambda m, x: x[: int(x.abs().sum())], "depends on the values of a tensor"),
     "NumPy": (lambda m, x: torch.from_numpy(x.numpy() + 1), "values leave PyTorch there"),
     "format": (lambda m, x: x if f"{x.mean().item():.2f}" else -x, "depends on the values"),
-    "packed": (packed, "packed by their lengths.*Pass the layer padded ones, or prune what stands before"),
+    "packed": (
+        packed,
+        "packed by lengths.*Pass the lengths as a tensor of integers, or prune what stands before",
+    ),
     "one hot": (lambda m, x: F.one_hot(x.argmax(1)), "depends on the values"),
     "its own error": (lambda m, x: x.reshape(5, 5), r"to run, got .*x.reshape\(5, 5\).*RuntimeError: shape"),
     "deep in torch": (lambda m, x: m.a(x[:, :2]), r"to run, got .*m.a\(x.*RuntimeError: mat1 and mat2"),

@@ -199,19 +199,31 @@ def test_code_that_asks_for_values(code: Callable[..., Tensor]) -> None:
 
 
 def test_values_of_units_are_not_taken_for_known() -> None:
-    def positions(m: Any, h: Tensor, n: Tensor) -> Tensor:
+    def listed(h: Tensor, n: Tensor) -> Tensor:
         return h[:, n.tolist()].repeat(1, 4)
 
-    torch.manual_seed(0)
-    model = Coded(positions).double().eval()
-    graph = sc.trace(model, rows([3, 2, 4]))
-    keep = {g.name: np.arange(g.size) % 3 != 1 for g in graph.groups}
-    plan = sc.Plan.build(graph, keep, allocator="every third")
-    small = sc.apply(model, plan, graph=graph, on_unrealisable="leave")
-    assert sc.record_of(small).note.startswith("left whole: groups that need form 'graph': a")
-    masked = sc.apply(model, sc.record_of(small).plan, "masked", graph=graph)
-    for segments in ([3, 2, 4], [1, 2, 4], [5, 2, 4], [3, 2, 3]):
-        torch.testing.assert_close(small(*rows(segments)), masked(*rows(segments)))
+    def sliced(h: Tensor, n: Tensor) -> Tensor:
+        return h[..., : int(n[0])].sum(-1, keepdim=True).expand(-1, 12)
+
+    def one(h: Tensor, n: Tensor) -> Tensor:
+        return h * h[:, n.tolist()[0]][:, None]
+
+    def cut(h: Tensor, n: Tensor) -> Tensor:
+        first, second = torch.split(h, [int(n[0]), 12 - int(n[0])], dim=1)
+        return first.sum(1, keepdim=True) + second.mean(1, keepdim=True).expand(-1, 12)
+
+    def rolled(h: Tensor, n: Tensor) -> Tensor:
+        return h.roll(n.tolist()[0] - 3, 1)
+
+    for code in (listed, sliced, one, cut, rolled):
+        torch.manual_seed(0)
+        model = Coded(lambda m, h, n, code=code: code(h, n)).double().eval()
+        x, _ = rows([3, 2, 4])
+        graph, _, small, masked = pruned(model, (x, torch.tensor([3, 2, 4])))
+        assert [group.name for group in graph.groups] == ["b"], code.__name__
+        for values in ([3, 2, 4], [1, 2, 4], [11, 10, 9], [7, 8, 0]):
+            n = torch.tensor(values)
+            torch.testing.assert_close(small(x, n), masked(x, n))
 
 
 def test_lengths_that_are_not_known_are_refused_in_words() -> None:
@@ -223,3 +235,50 @@ def test_lengths_that_are_not_known_are_refused_in_words() -> None:
         with pytest.raises(sc.CaptureError, match=r"test_knownvalues.py:\d+: .*packed by lengths") as raised:
             sc.trace(Guessed(kind).double().eval(), sentences([7, 5, 2], 7))
         assert len(str(raised.value)) < 600
+
+
+def threshold(m: Any, h: Tensor, n: Tensor) -> Tensor:
+    h = (torch.relu, torch.tanh)[n.tolist()[0] % 2](h[: int(n[0])])
+    return h.softmax(-1) if n.tolist()[0] > 8 else h
+
+
+def far(m: Any, h: Tensor, n: Tensor) -> Tensor:
+    count = n.tolist()[0]
+    h = (torch.relu, torch.tanh)[count % 2](h[: count % 5 + 1])
+    if count - 1 == 39:
+        h = h.flip(-1)
+    if n[1] > 50:
+        h = h.sort(-1).values
+    return h
+
+
+def times(m: Any, h: Tensor, n: Tensor) -> Tensor:
+    for _ in range(int(n[0]) - 2):  # not once at the trace
+        h = h.softmax(-1)
+    return h[: int(n[1])]
+
+
+def parity(m: Any, h: Tensor, n: Tensor) -> Tensor:
+    count = n.tolist()[0]
+    return (lambda v: v, lambda v: v.cumsum(-1))[count % 2](h[:count])
+
+
+def keyed(m: Any, h: Tensor, n: Tensor) -> Tensor:
+    count = n.tolist()[0]
+    return {2: torch.tanh, 4: lambda v: v.softmax(-1)}.get(count, torch.relu)(h[:count])
+
+
+def shifted(m: Any, h: Tensor, n: Tensor) -> Tensor:
+    count = n.tolist()[0]
+    return h[:count].roll(count - 2, -1)
+
+
+@pytest.mark.parametrize("code", [threshold, far, times, parity, keyed, shifted], ids=lambda c: c.__name__)
+def test_what_other_values_make_the_code_do(code: Callable[..., Tensor]) -> None:
+    torch.manual_seed(0)
+    model, x = Coded(code).double().eval(), torch.randn(9, 5).double()
+    graph, _, small, masked = pruned(model, (x, torch.tensor([2, 2])))
+    assert graph.values == ("n",)
+    for values in ([2, 2], [1, 3], [4, 4], [5, 1], [8, 8], [9, 2], [40, 2], [41, 2], [2, 51], [3, 9]):
+        n = torch.tensor(values)
+        torch.testing.assert_close(small(x, n), masked(x, n))

@@ -9,11 +9,13 @@ from __future__ import annotations
 import ast
 import linecache
 import sys
-from types import CodeType, FrameType
+from types import CodeType
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+
+from secateur.graph.answering import asking
 
 _TALKING = ("print", "warnings", "logging", "logger", "log")
 
@@ -28,7 +30,7 @@ class AssertionsHold(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Answer ``bool(tensor)`` in an assertion; run anything else as it is."""
         if func is torch.Tensor.__bool__:
-            frame = _asking(sys._getframe(1))
+            frame = asking(sys._getframe(1))
             if frame is not None:
                 line = frame.f_code, frame.f_lineno
                 if line not in self._known:
@@ -36,13 +38,6 @@ class AssertionsHold(TorchFunctionMode):
                 if (wanted := self._known[line]) is not None:
                     return wanted
         return func(*args, **(kwargs or {}))
-
-
-def _asking(frame: FrameType | None) -> FrameType | None:
-    """Return the frame that calls ``bool``: the first that belongs to no function mode."""
-    while frame is not None and frame.f_code.co_name in ("__torch_function__", "wrapped", "__bool__"):
-        frame = frame.f_back
-    return frame
 
 
 def _wanted(code: CodeType, line: int) -> bool | None:

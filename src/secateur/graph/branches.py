@@ -45,12 +45,12 @@ def capture_branches(
     except CaptureError as error:
         refused = error
     if not depends_on_data(refused.__cause__):
-        return [_capture_of_values(model, args, kwargs, refused, **options)]
+        return _captures_of_values(model, args, kwargs, refused, **options)
     pair = Answers(True), Answers(False)
     try:
         found = [capture(model, args, kwargs, answers=answers, **options) for answers in pair]
     except CaptureError:
-        return [_capture_of_values(model, args, kwargs, refused, **options)]
+        return _captures_of_values(model, args, kwargs, refused, **options)
     lines = sorted(pair[0].asked | pair[1].asked)
     for line, answers in itertools.product(
         lines[:LINES] if lines[1:] and not options.get("exact") else [], pair
@@ -60,17 +60,28 @@ def capture_branches(
             with suppress(CaptureError):
                 found.append(capture(model, args, kwargs, answers=other, **options))
     if not any(one.agrees for one in found):
-        return [_capture_of_values(model, args, kwargs, refused, **options)]
+        return _captures_of_values(model, args, kwargs, refused, **options)
     return sorted(found, key=lambda one: not one.agrees)
 
 
-def _capture_of_values(
+def _captures_of_values(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], refused: CaptureError, **options: Any
-) -> Capture:
-    """Capture a model for the values of its integer inputs, or raise what a capture for all raised."""
-    if any(map(is_countable, pytree.tree_leaves((args, dict(kwargs))))):
+) -> list[Capture]:
+    """Capture a model for the values of its integer inputs, or raise what a capture for all raised.
+
+    Further captures have the other outcome of what the code of one line asks about such values.
+    """
+    if not any(map(is_countable, pytree.tree_leaves((args, dict(kwargs))))):
+        raise refused
+    known = KnownValues()
+    try:
+        found = [capture(model, args, kwargs, known=known, **options)]
+    except CaptureError:
+        raise refused from None
+    if not found[0].agrees or not found[0].values:
+        raise refused
+    for line in sorted(known.asked)[:LINES]:
         with suppress(CaptureError):
-            found = capture(model, args, kwargs, known=KnownValues(), **options)
-            if found.agrees and found.values:
-                return found
-    raise refused
+            other = KnownValues(frozenset({line}))
+            found.append(capture(model, args, kwargs, known=other, **options))
+    return found

@@ -161,9 +161,10 @@ def _first_that_works(
                 nullcontext() if answers is None else answers.given(),
             ):
                 program = _export(model, state, arguments, axes, known)
+            other = answers is not None or (known is not None and bool(known.but))
             if numbers or answers is not None or known is not None:
-                agrees = _agrees(program, model, state, arguments, fails=answers is not None)
-            if answers is None and not agrees:
+                agrees = _agrees(program, model, state, arguments, fails=other)
+            if not other and not agrees:
                 continue
         except Exception as error:  # any error may stop one way, and another may work
             first = first or error

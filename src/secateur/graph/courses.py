@@ -72,7 +72,8 @@ class Course(TorchFunctionMode):
             or that compute a number from numbers (tensors without axes), do not count: no axis changes there.
         compared: The comparisons of sizes, by their place in the code.
         work: The number of values that all calls together returned.
-        questions: What the user's code asks of PyTorch's mode: ``dtype`` or ``requires_grad`` of tensors.
+        questions: What the user's code asks of PyTorch's mode: ``dtype`` or ``requires_grad`` of tensors; and
+            ``bool``, if it has conditions on values of tensors.
     """
 
     def __init__(self) -> None:
@@ -95,6 +96,8 @@ class Course(TorchFunctionMode):
             if asked in ("dtype", "requires_grad") and not in_pytorch(frame):
                 self.questions.add(asked)
             return self._watched(result)
+        if name == "__bool__" and not in_pytorch(frame):
+            self.questions.add("bool")
         if frame.f_code.co_name == "handle_torch_function":  # a Python function of PyTorch
             frame = _caller(_caller(frame))
         if name == "__len__" and type(result) is int:

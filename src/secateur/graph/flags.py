@@ -136,9 +136,9 @@ def flags_of(model: nn.Module, run: Callable[[], Any]) -> list[Flag]:
         run: Runs it.
     """
     found: dict[tuple[type, str, Any], list[tuple[Reader, Any]]] = {}
-    read_once = functools.cache(_read)
+    read_by = functools.cache(_read)  # equal layers share their code
     for path, variable, code in _ran(model, run):
-        for chain, compared in read_once(code, variable).items():
+        for chain, compared in read_by(code, variable).items():
             reader = Reader(path, chain)
             owner, name = _owner(model, reader), chain[-1]
             if owner is None or name in _OWN or not _is_plain_attribute(owner, name):

@@ -6,8 +6,10 @@ gets real numbers of these. The program is right for these values, not for other
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import torch
@@ -18,6 +20,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from secateur.common.models import copied
+from secateur.graph.answering import asking
+from secateur.graph.courses import Line, in_pytorch
 from secateur.graph.inputs import Arguments
 
 _NUMBERS = frozenset("item tolist __bool__ __int__ __float__ __index__ __len__".split())
@@ -40,11 +44,16 @@ class KnownValues(TorchFunctionMode):
 
     Attributes:
         read: The numbers of the inputs whose values became numbers of Python.
+        but: Lines of which comparisons get the other outcome.
+        asked: The lines of the user's code that compare such numbers, or ask whether a tensor is true.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, but: frozenset[Line] = frozenset()) -> None:
+        """Give comparisons at the lines `but` the other outcome."""
         super().__init__()
         self.read: set[int] = set()
+        self.asked: set[Line] = set()
+        self.but = but
         self._known: dict[int, tuple[Tensor, Tensor, frozenset[int]]] = {}
 
     def attach(self, model: nn.Module, arguments: Arguments) -> None:
@@ -58,6 +67,7 @@ class KnownValues(TorchFunctionMode):
             traced = pytree.tree_leaves((args, kwargs))
             for number, (leaf, value) in enumerate(zip(traced, real, strict=True)):
                 if is_countable(value):
+                    self._first = leaf
                     self._remember(leaf, value, frozenset({number}))
 
         model.register_forward_pre_hook(start, with_kwargs=True)
@@ -65,6 +75,38 @@ class KnownValues(TorchFunctionMode):
     def _remember(self, traced: Tensor, real: Tensor, inputs: frozenset[int]) -> None:
         if real.numel() <= MOST:
             self._known[id(traced)] = traced, real, inputs  # held, so that no identity is given out twice
+
+    def _by_value(self, x: Tensor, axis: int) -> Tensor:
+        """Return the same tensor, of which the capture does not know that this axis keeps its order.
+
+        What is chosen along it depends on values, so it may hold no units.
+        """
+        source = self._first.reshape(-1)[:1].long() * 0
+        return x.index_select(axis, torch.arange(x.shape[axis], device=source.device) + source)
+
+    def is_value(self, part: Any) -> bool:
+        """Whether something is, or holds, a known value."""
+        if isinstance(part, slice):
+            return any(map(self.is_value, (part.start, part.stop, part.step)))
+        if isinstance(part, list | tuple):
+            return any(map(self.is_value, part))
+        return isinstance(part, _Number) or (
+            isinstance(part, Tensor) and not part.ndim and id(part) in self._known
+        )
+
+    def outcome(self, frame: FrameType | None, outcome: bool) -> bool:
+        """Note a comparison of the user's code, and return its outcome, or the other one."""
+        if frame is None or in_pytorch(frame):
+            return outcome
+        line = frame.f_code.co_filename, frame.f_lineno
+        self.asked.add(line)
+        return outcome is not (line in self.but)
+
+    def _followed(self, value: Any) -> Any:
+        """Return numbers whose comparisons are noted, in lists as the value has them."""
+        if isinstance(value, list):
+            return [self._followed(v) for v in value]
+        return _Number.of(value, self) if type(value) is int else value
 
     def real(self, tensor: Tensor) -> Tensor:
         """Return the values of a tensor that are known."""
@@ -85,13 +127,18 @@ class KnownValues(TorchFunctionMode):
         if name in _PACKING:
             made = _PACKING[name](self, *args, **kwargs)
             return func(*args, **kwargs) if made is None else made
+        for axis in _axes_by_value(self, name, args, kwargs):
+            args = (self._by_value(args[0], axis), *args[1:])
         leaves, spec = pytree.tree_flatten((args, kwargs))
         tensors = [v for v in leaves if isinstance(v, Tensor)]
         found = [self._known.get(id(v)) for v in tensors]
         if name in _NUMBERS and tensors and found[0] is not None:
             self.read |= found[0][2]
             with _really():
-                return getattr(found[0][1], name)()
+                number = getattr(found[0][1], name)()
+            if name == "__bool__":
+                return self.outcome(asking(sys._getframe(1)), number)
+            return self._followed(number) if name in ("item", "tolist") else number
         if (name in _CREATORS and not isinstance(next(iter(args), None), Tensor)) or name in _SHAPING:
             first = 1 if name in _SHAPING else 0  # what is cut or viewed; behind it, tensors are numbers
             leaves[first:] = [v if (n := self._number(v)) is None else n for v in leaves[first:]]
@@ -154,6 +201,86 @@ class KnownValues(TorchFunctionMode):
         made = torch.tensor(listed, dtype=values.dtype, device=values.device).reshape(values.shape)
         self._remember(made, values, frozenset())
         return made
+
+
+def _axes_by_value(mode: KnownValues, name: str, args: Any, kwargs: Any) -> list[int]:
+    """Return the axes of its first tensor along which a call chooses or moves by a known value."""
+    x = next(iter(args), None)
+    if not isinstance(x, Tensor) or id(x) in mode._known:
+        return []
+    if name == "__getitem__":
+        index = args[1] if isinstance(args[1], tuple) else (args[1],)
+        taken = [p.ndim if isinstance(p, Tensor) and p.dtype is torch.bool else p is not None for p in index]
+        inside = [k for k, part in enumerate(index) if part is Ellipsis]
+        found = []
+        for k, part in enumerate(index):
+            if mode.is_value(part):
+                behind = bool(inside) and inside[0] < k
+                found.append(x.ndim - sum(taken[k:]) if behind else sum(taken[:k]))
+        return found
+    if name not in _DIMS or not mode.is_value([*args[1:], *kwargs.values()]):
+        return []
+    place = _DIMS[name]
+    given = kwargs.get("dims", kwargs.get("dim", args[place] if place < len(args) else 0))
+    return [int(axis) % x.ndim for axis in (given if isinstance(given, list | tuple) else (given,))]
+
+
+_DIMS = {
+    "split": 2,
+    "split_with_sizes": 2,
+    "tensor_split": 2,
+    "chunk": 2,
+    "narrow": 1,
+    "select": 1,
+    "roll": 2,
+}
+"""Functions that choose or move along an axis, each with the place of the argument that names it."""
+
+
+class _Number(int):
+    """A value of a known tensor, or a number computed from one. Comparisons in the user's code are noted."""
+
+    mode: KnownValues
+
+    @classmethod
+    def of(cls, value: int, mode: KnownValues) -> _Number:
+        new = cls(value)
+        new.mode = mode
+        return new
+
+    __hash__ = int.__hash__
+
+    def __bool__(self) -> bool:
+        return self.mode.outcome(sys._getframe(1), int(self) != 0)
+
+
+def _comparison(name: str) -> Callable[[_Number, Any], Any]:
+    """Make a comparison of `_Number` that is noted."""
+    plain = getattr(int, name)
+
+    def compare(self: _Number, other: Any) -> Any:
+        outcome = plain(self, other)
+        return self.mode.outcome(sys._getframe(1), outcome) if isinstance(outcome, bool) else outcome
+
+    return compare
+
+
+def _computed(name: str) -> Callable[[_Number, Any], Any]:
+    """Make an arithmetic operator of `_Number` whose result is noted too."""
+    plain = getattr(int, name)
+
+    def compute(self: _Number, other: Any) -> Any:
+        value = plain(self, other)
+        return _Number.of(value, self.mode) if type(value) is int else value
+
+    return compute
+
+
+for _name in ("__lt__", "__le__", "__gt__", "__ge__", "__eq__", "__ne__"):
+    setattr(_Number, _name, _comparison(_name))
+for _name in ("add", "sub", "mul", "floordiv", "mod"):
+    for _side in (f"__{_name}__", f"__r{_name}__"):
+        setattr(_Number, _side, _computed(_side))
 
 
 def _writes(name: str) -> bool:

@@ -71,11 +71,15 @@ def _with_courses(spec: InputSpec, given: Arguments, passes: Passes) -> InputSpe
     if traced is None:
         return spec
 
-    def course_at(sizes: Sizes, *, training: bool = False) -> Course | None:
-        return passes.course(resized(spec, given, spec.at(sizes)), training=training)
+    def course_at(sizes: Sizes, *, training: bool = False, answer: bool | None = None) -> Course | None:
+        return passes.course(resized(spec, given, spec.at(sizes)), training=training, answer=answer)
 
     search = other_courses(spec.open, traced, course_at)
     found, learning = search.found, passes.course(given, training=True)
+    for answer in (True, False) if "bool" in traced.questions else ():  # each side may ask for other sizes
+        if (side := passes.course(given, answer=answer)) is not None:
+            other = other_courses(spec.open, side, partial(course_at, answer=answer))
+            found += [sizes for sizes in other.found if sizes not in found]
     in_training = (
         [] if learning is None else other_training(search, learning, partial(course_at, training=True))
     )

@@ -14,6 +14,7 @@ from secateur.calibration.randomness import seeded
 from secateur.common.models import evaluating
 from secateur.common.outputs import has_nan, tensors_of
 from secateur.common.preserving import State
+from secateur.graph.answering import Answering
 from secateur.graph.courses import Course
 from secateur.graph.inputs import Arguments
 from secateur.graph.modes import PLAIN, WITHOUT_GRADIENTS, Mode, asked_modes, questions
@@ -49,12 +50,20 @@ class Passes:
         return self._errors[key]
 
     def course(
-        self, arguments: Arguments, *, training: bool = False, mode: Mode = WITHOUT_GRADIENTS
+        self,
+        arguments: Arguments,
+        *,
+        training: bool = False,
+        mode: Mode = WITHOUT_GRADIENTS,
+        answer: bool | None = None,
     ) -> Course | None:
-        """Return which calls the model makes at these sizes; None if that cannot be watched."""
-        key = _shapes(arguments), training, mode
+        """Return which calls the model makes at these sizes; None if that cannot be watched.
+
+        With an `answer`, all conditions of its code on values of tensors have that.
+        """
+        key = _shapes(arguments), training, mode, answer
         if key not in self._courses and self._watched:
-            self._run(arguments, training=training, mode=mode)
+            self._run(arguments, training=training, mode=mode, answer=answer)
         return self._courses.get(key)
 
     def other_modes(self) -> list[Mode]:
@@ -82,7 +91,12 @@ class Passes:
         return one is not None and other is not None and one.asked == other.asked
 
     def _run(
-        self, arguments: Arguments, *, training: bool = False, mode: Mode = WITHOUT_GRADIENTS
+        self,
+        arguments: Arguments,
+        *,
+        training: bool = False,
+        mode: Mode = WITHOUT_GRADIENTS,
+        answer: bool | None = None,
     ) -> Exception | None:
         """Run the model once, remember its course, and return its error, if there is one."""
         args, kwargs = mode.cast(arguments)
@@ -94,6 +108,7 @@ class Passes:
             mode._replace(gradients=mode.gradients or training).on(self._model),  # the code may ask for it
             seeded(0),
             warnings.catch_warnings(),
+            nullcontext() if answer is None else Answering(answer),
             course if self._watched else nullcontext(),
         ):
             warnings.simplefilter("ignore")
@@ -102,7 +117,7 @@ class Passes:
             except Exception as error:  # the user's forward may fail in any way
                 return error
         if self._watched:
-            self._courses.setdefault((_shapes(arguments), training, mode), course)
+            self._courses.setdefault((_shapes(arguments), training, mode, answer), course)
         if has_nan(outputs) and (arguments is self._given or self.attempt(self._given) is None):
             return FloatingPointError("its output is NaN there")
         return None

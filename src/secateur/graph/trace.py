@@ -213,21 +213,21 @@ def trace_units(
 def _together(
     model: nn.Module, given: Arguments, spec: InputSpec, more: Sequence[Arguments]
 ) -> list[Arguments]:
-    """Combine the user's further inputs, two kinds at a time, where code runs that only both together run."""
+    """Combine the user's further inputs, two kinds at a time, where only both together make some calls."""
     kinds = [inputs for inputs in more if not InputSpec.of(*inputs, model).is_like(spec)]
     known = set[Any]()
     for inputs in (given, *kinds) if kinds[1:] else ():
         course = Passes(model, inputs).course(inputs)
-        known |= set() if course is None else course.lines
+        known |= set() if course is None else course.lines | course.numbers
     found = []
     for (args, kwargs), (_, other) in itertools.islice(itertools.combinations(kinds, 2), PAIRS):
         switches = {k: v for k, v in other.items() if isinstance(v, bool | int | float | str | None)}
         own = {k: v for k, v in other.items() if k not in given[1] or (k in switches and v != given[1][k])}
         both = args, {**kwargs, **own}
         course = Passes(model, both).course(both)
-        if course is not None and not course.lines <= known:
+        if course is not None and not (made := course.lines | course.numbers) <= known:
             found.append(both)
-            known |= course.lines
+            known |= made
     return found
 
 

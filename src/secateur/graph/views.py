@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import CodeType
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
+from torch.utils import _pytree as pytree
 
 from secateur.common.models import device_of
 from secateur.errors import CaptureError, SettingError
@@ -23,6 +25,11 @@ from secateur.graph.modes import PLAIN, Mode
 from secateur.graph.nodes import lifted, tensor_of
 from secateur.graph.openaxes import larger_arguments
 from secateur.graph.passes import Passes
+
+TRIES = 32
+"""With how many other values of integer inputs a model is run, if its sizes depend on them."""
+VALUES = 4
+"""With the most other values for which it is captured."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +93,7 @@ def further_views(
         CaptureError: A method, or the model with other arguments, cannot be captured.
     """
     program, batch = captured[0].program, captured[0].batch
-    views = _views(captured, given)[1:]
+    views = _views(captured, given)[1:] + _other_values(model, given, captured[0].values)
     unread = _tensors(program) - _read(program)
     others = {p: axis.other for axis in spec.open for p in axis.places} if spec.together else {}
     traced: list[tuple[str, dict[Place, int]]] = []
@@ -142,6 +149,50 @@ def further_views(
             found = capture_branches(model, *arguments, training=True, exact=True)
             views += _views(found, arguments, training=True)
     return views, [n for n in _names(program, unread) if _is_named(model, n)]
+
+
+def _other_values(model: nn.Module, given: Arguments, numbers: Collection[int]) -> list[View]:
+    """Capture a model with other values of integer inputs on which sizes depend, where it makes other calls.
+
+    Args:
+        model: The dense model.
+        given: The arguments of the trace.
+        numbers: The numbers of these inputs among the leaves of the arguments.
+    """
+    leaves, spec = pytree.tree_flatten(given)
+    found: list[View] = []
+    known = _made(model, given) if numbers else None
+    if known is None:
+        return found
+    changes = itertools.product(_CHANGES, [*([number] for number in numbers), list(numbers)])
+    for change, chosen in itertools.islice(changes, TRIES):
+        changed = [change(v.long()).to(v.dtype) if k in chosen else v for k, v in enumerate(leaves)]
+        arguments: Arguments = pytree.tree_unflatten(changed, spec)
+        made = _made(model, arguments)
+        if made is not None and not made <= known and len(found) < VALUES:
+            known |= made
+            with contextlib.suppress(CaptureError):
+                found += _views(capture_branches(model, *arguments, exact=True), arguments)
+    return found
+
+
+def _made(model: nn.Module, arguments: Arguments) -> frozenset[Any] | None:
+    """Return the calls that a model makes, with their numbers; None where it fails."""
+    course = Passes(model, arguments).course(arguments)
+    return None if course is None else course.lines | course.numbers
+
+
+_CHANGES: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = (
+    lambda v: v + 1,
+    lambda v: (v - 1).clamp(min=0),
+    lambda v: (v - 2).clamp(min=0),
+    lambda v: v + 2,
+    torch.ones_like,
+    lambda v: v.flip(0) if v.ndim else v + 3,
+    lambda v: v * 2,
+    torch.zeros_like,
+)
+"""How other values are made of those of the trace."""
 
 
 def _views(found: Sequence[Capture], arguments: Arguments, **options: Any) -> list[View]:

@@ -252,8 +252,8 @@ def test_flags_are_tried_without_a_trace_in_the_model() -> None:
     torch.manual_seed(0)
     model = Own().double().eval()
     before = dict(vars(model))
-    found = switches(model, ((INPUTS,), {}))
-    assert [str(s.flag) for s in found if s.ways] == ["model.pooled = True"]
+    found = switches(model, sc.trace(model, INPUTS))
+    assert [str(s.flags[0]) for s in found if s.occasions] == ["model.pooled = True"]
     assert "softmax" in found[0].line
     assert vars(model) == before
     assert str(Refused("a.b", ("c",), ("1", "2"))) == "model.a.b.c other than 1 or 2"

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import fx
+from torch.utils import _pytree as pytree
 
 from secateur.graph.labels import Labels, LabelStore, Reason, Reasons
 from secateur.graph.nodes import arguments_by_name, hint, shape_of, where
@@ -167,6 +168,12 @@ class Op:
         """The argument with this name, or `default` if there is none or it is None."""
         value = self._arguments.get(name, default)
         return default if value is None else value
+
+    @property
+    def is_computed(self) -> bool:
+        """Whether a number among the arguments behind the first is computed, from sizes or values."""
+        given = pytree.tree_leaves((self.node.args[1:], self.node.kwargs))
+        return any(isinstance(value, fx.Node) for value in given)
 
     def integer(self, name: str) -> int:
         """An integer argument. A symbolic one has its value in the capture."""

@@ -46,6 +46,8 @@ def split(op: Op) -> list[Axes]:
     x = op.axes(op.tensors()[0])
     dim = op.integer("dim") % len(x)
     sizes = [op.shape(part)[dim] for part in op.node.meta["val"]]
+    if op.is_computed:
+        op.freeze(x[dim], "cut where a computed number says")
     cuts = np.split(x[dim], np.cumsum(sizes)[:-1])
     return [(*x[:dim], cut, *x[dim + 1 :]) for cut in cuts]
 
@@ -88,6 +90,8 @@ def slice_axis(op: Op) -> Axes:
     dim = op.integer("dim") % len(op.axes(op["self"]))
     if op.get("step", 1) != 1 and op.node in op.walk.written:
         op.freeze(op.axes(op["self"])[dim], "written in steps")
+    if op.is_computed:
+        op.freeze(op.axes(op["self"])[dim], "cut where a computed number says")
     return _choose(op, dim, positions_taken(op.node, op.shape(op["self"])[dim]))
 
 
@@ -96,7 +100,7 @@ def select(op: Op) -> Axes:
     """Take one position of an axis. It stays, since the code names it by its number."""
     x = op.axes(op["self"])
     dim = op.integer("dim") % len(x)
-    chosen = x[dim][[op.integer("index")]]
+    chosen = x[dim] if op.is_computed else x[dim][[op.integer("index")]]
     op.freeze(chosen, "selected by its number")
     return (*x[:dim], *x[dim + 1 :])
 
@@ -129,6 +133,8 @@ def roll(op: Op) -> Axes:
             op.freeze(axis, "rolled across all axes")
         return tuple(x)
     for dim, shift in zip(dims, op.integers(op["shifts"]), strict=True):
+        if op.is_computed:
+            op.freeze(x[dim], "shifted by a computed number")
         x[dim] = np.roll(x[dim], shift)
     return tuple(x)
 

@@ -4,38 +4,77 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from secateur.calibration.randomness import seeded
 from secateur.common.foreign import line_of
 from secateur.errors import ApplyError, InputError
+from secateur.graph.answering import Answering
+from secateur.graph.courses import Course, Search, Sizes
 from secateur.graph.flags import Chain, Flag, Reader, changed, flags_of, value_of
 from secateur.graph.graph import Graph
-from secateur.graph.inputs import Arguments
+from secateur.graph.inputs import Arguments, resized
+from secateur.graph.modes import PLAIN
 from secateur.graph.passes import Passes
-from secateur.targets.units.compare import PLAIN, SAME, Way, relative_difference, run, run_both
+from secateur.graph.views import View
+from secateur.targets.units.compare import SAME, Way, relative_difference, run, run_both
 from secateur.targets.units.draws import Draws
 
-_TRAINING = Way(training=True)
+PAIRS = 12
+"""The most pairs of flags that are tried together."""
+VIEWS = 6
+"""At how many of the trace's other sizes and kinds of inputs each flag is tried."""
+SIZES = 4
+"""The most sizes at which comparisons in the code suggest to try a flag."""
+
+
+@dataclass(frozen=True, eq=False)
+class Occasion:
+    """One way to run a model.
+
+    Attributes:
+        arguments: The arguments of the call.
+        training: Whether it runs in training mode.
+        answer: What conditions on values of tensors are answered with; None leaves them as they are.
+    """
+
+    arguments: Arguments
+    training: bool = False
+    answer: bool | None = None
+
+    def run(self, model: nn.Module, args: Any, kwargs: Any, draws: Draws | None = None) -> list[Tensor]:
+        """Run a model and return its output tensors."""
+        with seeded(0), contextlib.nullcontext() if self.answer is None else Answering(self.answer):
+            return run(model, args, kwargs, draws, Way(training=self.training))
 
 
 @dataclass(frozen=True)
 class Switch:
-    """A value that the code names for a flag, and what the dense model does with it.
+    """Values that the code names for flags, one or two of them, and what the dense model does with them.
 
     Attributes:
-        flag: The flag with its value.
-        ways: In which modes the model then makes other calls. Empty if in none, or if it fails.
+        flags: The flags with their values.
+        occasions: Where the model then makes other calls. Empty if nowhere, or if it fails.
         line: The first line of code that only then runs, in words; empty if the same lines do.
     """
 
-    flag: Flag
-    ways: tuple[Way, ...] = ()
+    flags: tuple[Flag, ...]
+    occasions: tuple[Occasion, ...] = ()
     line: str = ""
+
+    @contextlib.contextmanager
+    def on(self, *models: nn.Module) -> Iterator[None]:
+        """Inside, the flags have these values in the models."""
+        with contextlib.ExitStack() as stack:
+            for flag, model in itertools.product(self.flags, models):
+                stack.enter_context(flag.on(model))
+            yield
 
 
 @dataclass(frozen=True)
@@ -59,63 +98,122 @@ class Refused:
         return f"{Reader(self.path, self.chain)} other than {' or '.join(self.known)}"
 
 
-def switches(model: nn.Module, given: Arguments) -> list[Switch]:
-    """Run the dense model with each value that its code names for a flag; it is left as it was."""
-    args, kwargs = given
-    plain = Passes(model, given)
-    before = {way: plain.course(given, training=way.training) for way in (PLAIN, _TRAINING)}
-    if before[PLAIN] is None:
-        return []
+def switches(model: nn.Module, graph: Graph) -> list[Switch]:
+    """Run the dense model with each value that its code names for a flag; it is left as it was.
+
+    Flags that the same module reads are also tried in pairs. Each is tried on the traced inputs, on other
+    sizes and kinds of inputs that the trace found, where comparisons of sizes have another outcome, with
+    either answer to conditions on values, and in training mode.
+    """
+    args, kwargs = given = graph.captured_inputs()
+    known = [
+        *(Occasion(given, training) for training in (False, True)),
+        *(Occasion(view.arguments) for view in _plain_views(graph)),
+    ]
+    before = _courses(model, known)
+    watched = functools.partial(known[0].run, model, args, kwargs)
+    flags = flags_of(model, watched) if before[0] is not None else []
     found = []
-    for flag in flags_of(model, functools.partial(run, model, args, kwargs)):
-        ways, line = [], ""
-        with flag.on(model):
-            passes = Passes(model, given)
-            for way, usual in before.items():
-                course = passes.course(given, training=way.training)
-                if usual is not None and course is not None and course.calls != usual.calls:
-                    ways.append(way)
-                    new = (call[1] for call, _ in course.calls if call not in usual.lines)
-                    lines = (line_of(traceback.FrameSummary(file, number, "")) for file, number in new)
-                    line = line or next(filter(None, lines), "")
-        found.append(Switch(flag, tuple(ways), line))
+    single: list[tuple[Flag, ...]] = [(flag,) for flag in flags]
+    for one in [*single, *_pairs(flags)]:
+        with Switch(one).on(model):
+            asked = _asked_for(model, graph, given)
+            courses = _courses(model, [*known, *asked])
+        usual = [*before, *_courses(model, asked)]
+        differing = [
+            (occasion, course, was)
+            for occasion, course, was in zip([*known, *asked], courses, usual, strict=True)
+            if course is not None and was is not None and course.calls != was.calls
+        ]
+        new = (call[1] for _, course, was in differing for call, _ in course.calls if call not in was.lines)
+        lines = (line_of(traceback.FrameSummary(file, number, "")) for file, number in new)
+        occasions = tuple(occasion for occasion, *_ in differing)
+        found.append(Switch(one, occasions, next(filter(None, lines), "")))
     return found
 
 
-def refused(
-    reference: nn.Module, small: nn.Module, known: Sequence[Switch], given: Arguments
-) -> tuple[Refused, ...]:
+def _courses(model: nn.Module, occasions: Sequence[Occasion]) -> list[Course | None]:
+    """Return which calls a model makes on each occasion; None where it fails, or cannot be watched."""
+    passes: dict[int, Passes] = {}
+    for occasion in occasions:
+        if id(occasion.arguments) not in passes:
+            passes[id(occasion.arguments)] = Passes(model, occasion.arguments)
+    return [
+        passes[id(o.arguments)].course(o.arguments, training=o.training, answer=o.answer) for o in occasions
+    ]
+
+
+def _plain_views(graph: Graph) -> list[View]:
+    """Return the views of the forward pass in evaluation mode, in PyTorch's usual mode."""
+    plain = [
+        view
+        for view in graph.views
+        if not (view.training or view.method or view.other_answer) and view.mode == PLAIN
+    ]
+    return plain[:VIEWS]
+
+
+def _pairs(flags: Sequence[Flag]) -> list[tuple[Flag, ...]]:
+    """Return pairs of different flags that one module reads."""
+    found: list[tuple[Flag, ...]] = [
+        (first, second)
+        for first, second in itertools.combinations(flags, 2)
+        if first.readers[0].path == second.readers[0].path and first.readers != second.readers
+    ]
+    return found[:PAIRS]
+
+
+def _asked_for(model: nn.Module, graph: Graph, given: Arguments) -> list[Occasion]:
+    """Return answers to conditions on values, and sizes at which comparisons have other outcomes."""
+
+    def arguments(sizes: Sizes) -> Arguments:
+        return resized(graph.inputs, given, graph.inputs.at(sizes))
+
+    passes = Passes(model, given)
+    course = passes.course(given)
+    if course is None:
+        return []
+    answers = [Occasion(given, answer=answer) for answer in (True, False) if "bool" in course.questions]
+    if not course.compared:
+        return answers
+    search = Search(graph.inputs.open, course, lambda sizes: passes.course(arguments(sizes)))
+    search.follow_comparisons()
+    return [*answers, *(Occasion(arguments(sizes)) for sizes in search.found[:SIZES])]
+
+
+def refused(reference: nn.Module, small: nn.Module, known: Sequence[Switch]) -> tuple[Refused, ...]:
     """Find the flags with which a smaller module does not compute what the masked dense model does."""
     right: dict[Any, list[str]] = {}
     wrong: dict[Any, str] = {}
     for switch in known:
-        differs = any(_differs(reference, small, switch.flag, way, given) for way in switch.ways)
-        for reader, now in zip(switch.flag.readers, switch.flag.now, strict=True):
+        flag = switch.flags[-1]  # of a pair of which each alone is right, the second is refused
+        if any(repr(one.value) not in right.get(r, ()) for one in switch.flags[:-1] for r in one.readers):
+            continue
+        differs = any(_differs(reference, small, switch, occasion) for occasion in switch.occasions)
+        for reader, now in zip(flag.readers, flag.now, strict=True):
             values = right.setdefault(reader, [repr(now)])
+            value = repr(flag.value)
             if differs:
                 wrong.setdefault(reader, switch.line)
-            else:
-                values.append(repr(switch.flag.value))
+                values[:] = [v for v in values if v != value]
+            elif value not in values and len(switch.flags) == 1:
+                values.append(value)
     return tuple(Refused(r.path, r.chain, tuple(right[r]), line) for r, line in wrong.items())
 
 
-def _differs(reference: nn.Module, small: nn.Module, flag: Flag, way: Way, given: Arguments) -> bool:
-    with flag.on(reference), flag.on(small):
+def _differs(reference: nn.Module, small: nn.Module, switch: Switch, occasion: Occasion) -> bool:
+    with switch.on(reference, small):
         try:
-            run(reference, *given, way=way)
+            occasion.run(reference, *occasion.arguments)
         except Exception:  # where the dense model fails, the smaller one may fail too
             return False
-        ours, theirs = (functools.partial(_run, model, way) for model in (small, reference))
+        ours, theirs = (functools.partial(occasion.run, model) for model in (small, reference))
         try:
-            got, wanted = run_both(ours, theirs, *given, Draws())
+            got, wanted = run_both(ours, theirs, *occasion.arguments, Draws())
         except Exception:
             return True
     tolerance = max((SAME.get(t.dtype, 1e-3) for t in wanted), default=0.0)
     return not relative_difference(got, wanted) <= tolerance
-
-
-def _run(model: nn.Module, way: Way, args: Any, kwargs: Any, draws: Draws) -> Any:
-    return run(model, args, kwargs, draws, way)
 
 
 def require_as_traced(model: nn.Module, graph: Graph) -> None:

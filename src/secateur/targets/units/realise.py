@@ -79,7 +79,7 @@ def proven_module(
     without = _prove(reference, small, graph, (args, dict(kwargs)), other_sizes=exact)
     if only_proof:
         return small
-    flags = refused(reference, small, traced.switches, graph.captured_inputs()) if exact else ()
+    flags = refused(reference, small, traced.switches) if exact else ()
     guard(small, flags)
     metadata = new_metadata(traced, small, graph.kept(removed_positions(plan)))
     set_sizes(model, small, metadata)

@@ -55,7 +55,7 @@ class Traced:
     @cached_property
     def switches(self) -> list[Switch]:
         """The values that the code names for its flags, and what the dense model does with each."""
-        return switches(self.model, self.graph.captured_inputs())
+        return switches(self.model, self.graph)
 
     @cached_property
     def captured(self) -> Captured:
