@@ -69,14 +69,14 @@ def repeated(net: nn.Module, x: Tensor, of: Tensor) -> Tensor:
 
 def looped(net: nn.Module, x: Tensor, of: Tensor) -> Tensor:
     h = net.a(x).relu()
-    for _ in range(int(of.max())):
+    for _ in range(int(x.abs().max())):
         h = h + 1
     out: Tensor = net.b(h)
     return out
 
 
 def listed(net: nn.Module, x: Tensor, of: Tensor) -> Tensor:
-    out: Tensor = net.b(net.a(x).relu()) * [1.0, 2.0, 3.0, 4.0][int(of.max())]
+    out: Tensor = net.b(net.a(x).relu()) * [1.0, 2.0, 3.0, 4.0][int(x.sigmoid().max())]
     return out
 
 

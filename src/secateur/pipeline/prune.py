@@ -11,7 +11,6 @@ from typing import Any, Literal
 from torch import nn
 
 from secateur.allocators import Budget, Limits
-from secateur.allocators.limits import MEASURED
 from secateur.allocators.registry import Allocates, describe
 from secateur.calibration import Calibration, Forward, View, Views
 from secateur.common.models import device_of, unwrap
@@ -29,7 +28,7 @@ from secateur.pipeline.bounds.plans import Plans
 from secateur.pipeline.bounds.quality import require_enough
 from secateur.pipeline.quantise import Quantised, Quantiser
 from secateur.pipeline.result import Result, asked_for, check_labels, clock, figures, proof_entry, scored_on
-from secateur.pipeline.rounding import finest, require_units, rounded
+from secateur.pipeline.rounding import finest, is_measured, require_units, rounded
 from secateur.pipeline.targets.target import Form, Scored, Target, Task
 from secateur.proof.verify import Proof
 from secateur.repairs.methods import Methods
@@ -249,7 +248,7 @@ def prune(
             **({} if on_unrealisable == "leave" else {"on_unrealisable": on_unrealisable}),
         )
         rounding = ""
-        if limits is not None and limits.round_to == MEASURED:
+        if limits is not None and is_measured(limits):
             with clock(task.seconds, "round"):
                 counted = budget and race_budget(target, budget, Scored(scores), [rule], held)
                 limits, rounding = rounded(limits, target, rule, scores, counted, budget)

@@ -27,9 +27,14 @@ WORSE = 1.1
 """A plan is out if its error exceeds that of the smallest multiple by more than noise and by this factor."""
 
 
+def is_measured(limits: Limits | None) -> bool:
+    """Whether limits ask for the multiple to be measured."""
+    return isinstance(limits, Limits) and limits.round_to == MEASURED
+
+
 def finest(limits: Limits | None) -> Limits | None:
     """Return limits that plans can be made with: 1 in place of ``measured``."""
-    return limits if limits is None or limits.round_to != MEASURED else replace(limits, round_to=1)
+    return replace(limits, round_to=1) if is_measured(limits) and limits else limits
 
 
 def rounded(
@@ -109,6 +114,6 @@ def require_units(limits: Limits | None, granularity: str) -> None:
     Raises:
         SettingError: If the limits say ``measured``, and no units of layers are removed.
     """
-    if limits is not None and limits.round_to == MEASURED and granularity not in UNITS:
+    if is_measured(limits) and granularity not in UNITS:
         why = "no kernel is faster for a multiple of them"
         raise refusal(f"prune(limits=Limits(round_to={MEASURED!r}))", granularity, why)

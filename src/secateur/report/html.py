@@ -33,13 +33,13 @@ def render(report: Facts, *, reload: str = "") -> str:
         SettingError: If Jinja is missing.
     """
     try:
-        template = _template()
+        import jinja2  # noqa: F401 before the template that was kept
     except ImportError as error:
         raise SettingError(
             f'report: expected Jinja, which writes the page, got {error}. Run pip install "secateur[report]".'
         ) from error
     strips, times = shapes.strips(report)
-    page = template.render(
+    page = _template().render(
         report=report,
         style=_text(STYLE),
         sentences=sentences,

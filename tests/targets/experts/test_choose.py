@@ -47,7 +47,7 @@ def test_the_winner_gives_what_its_rule_gives_alone(repair: str | None) -> None:
 
 def test_without_labels_tod_does_not_run_and_cannot_say_how_many() -> None:
     result = prune(data(labels=False), "auto", sc.Budget(experts=0.5))
-    assert result.report.selection.measure == "distance to dense"
+    assert result.report.selection.measure == "divergence from dense"
     verdicts = {c.name: c.verdict for c in result.report.selection.candidates}
     assert {n for n, v in verdicts.items() if "did not run" in v and "labels" in v} == {
         "tod",
