@@ -92,7 +92,7 @@ def _own_attributes(owner: Any) -> dict[str, Any]:
 def _set(owner: Any, name: str, value: Any) -> None:
     """Set an attribute, past any code that watches over that."""
     if name in _slots(owner):
-        object.__setattr__(owner, name, value)
+        inspect.getattr_static(owner, name).__set__(owner, value)
     else:
         vars(owner)[name] = value
 
