@@ -82,6 +82,19 @@ def test_a_wrong_unit_fails() -> None:
         sc.verify(model, sc.apply(model, wrong, graph=graph), right)
 
 
+@pytest.mark.parametrize("fill", [-1e9, torch.finfo(torch.float32).min])
+def test_a_wrong_unit_fails_beside_masked_outputs(fill: float) -> None:
+    torch.manual_seed(0)
+    model = Calls(
+        lambda m, x: m.b(m.a(x).relu()).masked_fill(x[:, :3] > 0, fill), a=nn.Linear(4, 9), b=nn.Linear(9, 3)
+    )
+    graph = sc.trace(model, torch.randn(6, 4))
+    right, wrong = (plan_of(graph, {"a": np.arange(9) != gone}) for gone in (3, 4))
+    assert sc.verify(model, sc.apply(model, right, graph=graph), right).proven
+    with pytest.raises(sc.VerificationError, match="verify"):
+        sc.verify(model, sc.apply(model, wrong, graph=graph), right)
+
+
 def test_the_dense_model_fails() -> None:
     model, graph = dense("plain"), traced("plain")
     with pytest.raises(sc.VerificationError):

@@ -254,3 +254,33 @@ def test_a_mask_that_is_added_to_scores(low: float) -> None:
     added = torch.tensor([[0, 0, low, low], [0, 0, 0, low]])
     for name in ("attention_mask", "key_padding_mask"):
         assert Padding.of({name: added}).rows(8, added.device).tolist() == [0, 1, 4, 5, 6]
+
+
+class Attending(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.attend = nn.Embedding(20, 8), nn.MultiheadAttention(8, 2, batch_first=True)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, ids: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
+        x = self.embed(ids)
+        found: Tensor = self.head(x + self.attend(x, x, x, key_padding_mask=key_padding_mask)[0])
+        return found
+
+
+def test_positions_may_come_first_as_inside_attention_of_pytorch() -> None:
+    torch.manual_seed(0)
+    model = Attending().double().eval()
+    lengths = (7, 3, 5)
+    ids = torch.randint(20, (3, 7))
+    hidden = torch.arange(7) >= torch.tensor(lengths)[:, None]
+    padded = [{"ids": ids, "key_padding_mask": hidden}]
+    alone = [
+        {"ids": row[None, :n], "key_padding_mask": hidden[:1, :n]}
+        for row, n in zip(ids, lengths, strict=True)
+    ]
+    found, wanted = (
+        sc.score(sc.trace(model, data[0]), data, "wanda", progress=False).values["wanda"]["embed"]
+        for data in (padded, alone)
+    )
+    np.testing.assert_allclose(found, wanted, rtol=1e-9)

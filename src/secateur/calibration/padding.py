@@ -54,7 +54,8 @@ class Padding:
         """Whether each position of a value is no padding.
 
         Args:
-            samples: Length of the value's first axis.
+            samples: Length of the value's first axis. Positions may come first, as inside
+                `nn.MultiheadAttention`; where there are as many as samples, they are taken to come second.
             positions: How many positions each sample has. With one, the rows may be the positions of all
                 samples, one sample after the other.
             device: Where the result will be.
@@ -64,8 +65,9 @@ class Padding:
         """
         found: Tensor | None = None
         for mask in self.masks:
-            if mask.shape == (samples, positions) or (positions == 1 and mask.numel() == samples):
-                real = mask.reshape(samples, positions)
+            turned = mask.t().shape == (samples, positions) != mask.shape
+            if turned or mask.shape == (samples, positions) or (positions == 1 and mask.numel() == samples):
+                real = mask.t() if turned else mask.reshape(samples, positions)
                 if found is not None and not torch.equal(found, real):
                     return None
                 found = real

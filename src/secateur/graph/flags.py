@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import CodeType, FrameType, SimpleNamespace
+from types import CodeType, FrameType, MemberDescriptorType, SimpleNamespace
 from typing import Any
 
 from torch import nn
@@ -64,17 +64,41 @@ class Flag:
         """Inside, the flag has this value everywhere."""
         owners = [(_owner(model, reader), reader.chain[-1]) for reader in self.readers]
         held = {id(owner): (owner, name) for owner, name in owners if owner is not None}
-        before = [(owner, name, vars(owner).get(name, _MISSING)) for owner, name in held.values()]
+        before = [(owner, name, _own_attributes(owner).get(name, _MISSING)) for owner, name in held.values()]
         try:
             for owner, name in held.values():
-                vars(owner)[name] = self.value
+                _set(owner, name, self.value)
             yield
         finally:
             for owner, name, value in before:
                 if value is _MISSING:
                     vars(owner).pop(name, None)
                 else:
-                    vars(owner)[name] = value
+                    _set(owner, name, value)
+
+
+def _slots(owner: Any) -> list[str]:
+    """Return the names for which an object has slots in the place of a dictionary."""
+    held = ((name, value) for kind in type(owner).__mro__ for name, value in vars(kind).items())
+    return [name for name, value in held if isinstance(value, MemberDescriptorType)]
+
+
+def _own_attributes(owner: Any) -> dict[str, Any]:
+    """Return the attributes of an object itself, in its dictionary and in slots."""
+    filled = {name: getattr(owner, name) for name in _slots(owner) if hasattr(owner, name)}
+    return filled | getattr(owner, "__dict__", {})
+
+
+def _set(owner: Any, name: str, value: Any) -> None:
+    """Set an attribute, past any code that watches over that."""
+    if name in _slots(owner):
+        inspect.getattr_static(owner, name).__set__(owner, value)
+    else:
+        vars(owner)[name] = value
+
+
+def _has_attributes(owner: Any) -> bool:
+    return hasattr(owner, "__dict__") or bool(is_own(type(owner).__module__) and _slots(owner))
 
 
 def _owner(model: nn.Module, reader: Reader) -> Any:
@@ -82,7 +106,7 @@ def _owner(model: nn.Module, reader: Reader) -> Any:
     owner: Any = model.get_submodule(reader.path)
     for name in reader.chain[:-1]:
         owner = getattr(owner, name, None)
-    return owner if hasattr(owner, "__dict__") else None
+    return owner if _has_attributes(owner) else None
 
 
 def value_of(module: nn.Module, chain: Chain) -> Any:
@@ -96,8 +120,9 @@ def value_of(module: nn.Module, chain: Chain) -> Any:
 def plain_attributes(owner: Any) -> dict[str, Any]:
     """Return the attributes of an object, and of its class, that are plain values, by name."""
     kinds = (vars(kind) for kind in reversed(type(owner).__mro__) if is_own(kind.__module__))
-    held = {name: value for names in (*kinds, vars(owner)) for name, value in names.items()}
-    return {k: v for k, v in held.items() if isinstance(v, _PLAIN) and k not in _OWN and k[:2] != "__"}
+    held = {name: value for names in (*kinds, _own_attributes(owner)) for name, value in names.items()}
+    plain = {k: v for k, v in held.items() if isinstance(v, (*_PLAIN, enum.Enum))}
+    return {k: v for k, v in plain.items() if k not in _OWN and k[:2] != "__"}
 
 
 def attributes_of(model: nn.Module) -> dict[Reader, Any]:
@@ -108,7 +133,7 @@ def attributes_of(model: nn.Module) -> dict[Reader, Any]:
         found.update((Reader(path, (name,)), value) for name, value in plain_attributes(module).items())
         for name, held in vars(module).items():
             own = isinstance(held, SimpleNamespace) or is_own(type(held).__module__)
-            if own and id(held) not in seen and hasattr(held, "__dict__"):
+            if own and id(held) not in seen and _has_attributes(held):
                 seen.add(id(held))
                 items = {} if isinstance(held, nn.Module | type) else plain_attributes(held)
                 found.update((Reader(path, (name, key)), value) for key, value in items.items())
@@ -174,6 +199,8 @@ def _ran(model: nn.Module, run: Callable[[], Any]) -> list[tuple[str, str, CodeT
 
 def _is_plain_attribute(owner: Any, name: str) -> bool:
     held = inspect.getattr_static(owner, name, _MISSING)
+    if isinstance(held, MemberDescriptorType):
+        held = getattr(owner, name, _MISSING)
     return isinstance(held, (*_PLAIN, enum.Enum))
 
 

@@ -151,6 +151,8 @@ def _propagate(
         elif node.op == "get_attr":
             state.values[node] = None
     state.produced = [p for p in state.produced if p.node not in dead]
+    names = {node.name for node in dead}
+    state.contractions = [c for c in state.contractions if c.node not in names]
     return state, list(tensors.values())
 
 

@@ -218,7 +218,20 @@ def tiny() -> tuple[nn.Module, dict[str, str]]:
     return model, {"head": "too small"}
 
 
-@pytest.mark.parametrize("make", [shared, hooked, own_class, normed, twice, tiny])
+def held() -> tuple[nn.Module, dict[str, str]]:
+    model: Any = several()
+    model.layers = [model.up]
+    model.call = model.head.forward
+    return model, {"up": "it is also layers", "head": "it is also call"}
+
+
+def marked() -> tuple[nn.Module, dict[str, str]]:
+    model: Any = several()
+    model.up.scale = 2.0
+    return model, {"up": "attributes of its own: scale"}
+
+
+@pytest.mark.parametrize("make", [shared, hooked, own_class, normed, twice, tiny, held, marked])
 def test_layers_that_stay_one_say_why(make: Callable[[], tuple[nn.Module, dict[str, str]]]) -> None:
     from secateur.targets.lowrank.layers import replaceable
 
@@ -256,3 +269,41 @@ def test_inputs_that_are_not_finite_are_refused() -> None:
 
     with pytest.raises(sc.CalibrationError, match="factorise: expected finite inputs of layer"):
         factorise(Broken(), [torch.randn(4, 6)], progress=False)
+
+
+def test_layers_called_by_name_are_measured() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(6, 9)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.layer(input=x)
+            return found
+
+    model, data = Named(), [torch.randn(8, 6)]
+    pairs = factorise(model, data, progress=False)
+    assert torch.allclose(pairs(data[0]), model(data[0]), atol=1e-5)
+
+
+@pytest.mark.parametrize("asks", ["kind", "attribute"])
+def test_code_that_asks_what_its_layers_are_is_refused(asks: str) -> None:
+    class Asks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv2d(6, 6, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.layer(x)
+            if asks == "kind":
+                return found if isinstance(self.layer, nn.Conv2d) else 2 * found
+            return found * self.layer.groups
+
+    with pytest.raises(sc.CaptureError, match="factorise: expected the model to compute the same"):
+        factorise(Asks(), [torch.randn(4, 6, 3, 3)], progress=False)
+
+
+def test_a_model_of_low_rank_is_refused() -> None:
+    small = sc.prune(several(), batches(), sc.Budget(params=0.8), "uniform", "rank", progress=False).model
+    with pytest.raises(sc.NothingToPruneError, match="of low rank already"):
+        factorise(small, batches(), progress=False)

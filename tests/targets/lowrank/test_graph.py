@@ -136,3 +136,33 @@ def test_layers_that_stay_one_are_listed_with_the_reason() -> None:
     assert "kept: head" in str(graph)
     with pytest.raises(sc.NothingToPruneError, match="factorise: expected"):
         sc.trace(nn.Sequential(nn.Linear(3, 1)), torch.ones(2, 3), granularity="rank")  # type: ignore[call-overload]
+
+
+class Reads(nn.Module):
+    """It takes the norm of one layer's weight, and the dtype of another's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(12, 24), nn.Linear(24, 12)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.up(x)).to(self.down.weight.dtype)
+        found: torch.Tensor = self.down(x) * self.up.weight.norm()
+        return found
+
+
+@pytest.mark.parametrize("granularity", ["rank", ["unit", "rank"]])
+def test_layers_whose_weight_is_read_cost_what_they_cost(granularity: Any) -> None:
+    torch.manual_seed(0)
+    model, data = Reads().eval(), [torch.randn(8, 12)]
+    pairs = factorise(model, data, progress=False)
+    graph = sc.trace(pairs, data[0], granularity=granularity)
+    assert graph.cost().params == sum(p.numel() for p in model.parameters())
+    assert graph.cost().macs == 2 * 12 * 24
+    assert {left.group.name for left in graph.left} == {"up"}
+    plan = rank_plan(graph)
+    small = sc.apply(pairs, plan)
+    assert sum(p.numel() for p in small.parameters()) == plan.predicted.params
+    assert sc.verify(pairs, small, plan).proven
+    result = sc.prune(model, data, sc.Budget(macs=0.8), "uniform", granularity, progress=False)
+    assert sum(p.numel() for p in result.model.parameters()) == result.plan.predicted.params

@@ -43,6 +43,13 @@ MIXING = {"normalise", "softmax", "centre", "sort", "roll", "view", "halves", "r
 """The operators that need removed units, or their places."""
 
 
+class Slots:
+    __slots__ = ("flag",)
+
+    def __init__(self) -> None:
+        self.flag = False
+
+
 class Inner(nn.Module):
     flag = False  # of the class
 
@@ -51,6 +58,7 @@ class Inner(nn.Module):
         self.operator, self.where = OPERATORS[operator], where
         self.mode, self.kind, self.level = "plain", Kind.PLAIN, 0
         self.limit: float | None = 3.0
+        self.slots = Slots()
         self.config = SimpleNamespace(deep=SimpleNamespace(flag=False), flag=False)
 
     def asks(self) -> bool:
@@ -64,6 +72,7 @@ class Inner(nn.Module):
             "none": lambda: self.limit is None,
             "config": lambda: self.config.flag,
             "deep": lambda: self.config.deep.flag,
+            "slots": lambda: self.slots.flag,
         }
         return bool(found[self.where]())
 
@@ -81,6 +90,7 @@ SET: dict[str, Callable[[Any], None]] = {
     "none": lambda m: setattr(m, "limit", None),
     "config": lambda m: setattr(m.config, "flag", True),
     "deep": lambda m: setattr(m.config.deep, "flag", True),
+    "slots": lambda m: setattr(m.slots, "flag", True),
 }
 
 
@@ -127,7 +137,7 @@ def test_a_module_is_right_or_refuses_with_the_flag_and_the_line(operator: str, 
         SET[where](model.inner)
     if operator in MIXING:
         names = {"class": "flag", "truth": "level", "none": "limit", "config": "config.flag"}
-        name = {"deep": "config.deep.flag"}.get(where, names.get(where, where))
+        name = {"deep": "config.deep.flag", "slots": "slots.flag"}.get(where, names.get(where, where))
         with pytest.raises(sc.SecateurError, match=rf"expected {name} of module '?inner") as raised:
             output(small)
         assert len(str(raised.value)) < 600
@@ -153,11 +163,12 @@ class Own(nn.Module):
         self.up, self.drop, self.out = nn.Linear(6, 12), nn.Dropout(0.1), nn.Linear(12, 3)
         self.pooled, self.scale, self.calls = False, 2.0, 0
         self.act: nn.Module = nn.ReLU()
+        self.kind, self.bend = Kind.PLAIN, torch.tanh
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, 6] to [batch, 3]."""
-        h = self.act(self.drop(self.up(x))) * self.scale
-        if self.pooled:
+        h = self.bend(self.act(self.drop(self.up(x))) * self.scale)
+        if self.pooled or self.kind is Kind.OTHER:
             h = h.softmax(-1)
         return self.out(h)
 
@@ -168,7 +179,8 @@ def test_attributes_of_a_captured_program(copied: bool) -> None:
     _, _, small, _ = pruned(Own().double().eval(), "graph")
     if copied:
         small = copy.deepcopy(small)
-    for name, value in {"pooled": True, "scale": 3.0, "act": nn.GELU()}.items():
+    others = {"pooled": True, "scale": 3.0, "act": nn.GELU(), "kind": Kind.OTHER, "bend": torch.sin}
+    for name, value in others.items():
         with pytest.raises(sc.ApplyError, match=f"{name}: expected it to stay"):
             setattr(small, name, value)
     small.pooled, small.scale, small.note = False, 2.0, "mine"
@@ -186,7 +198,11 @@ def test_a_flag_set_between_trace_and_apply_is_refused_in_words() -> None:
     for form in ("auto", "module", "graph"):
         with pytest.raises(sc.ApplyError, match=r"model.pooled = True, then False.*Trace it again"):
             sc.apply(model, plan, form, graph=graph)
-    model.pooled = False  # a counter makes no difference
+    model.pooled = False
+    model.kind = Kind.OTHER
+    with pytest.raises(sc.ApplyError, match=r"model.kind = <Kind.OTHER: 2>, then <Kind.PLAIN: 1>"):
+        sc.apply(model, plan, graph=graph)
+    model.kind = Kind.PLAIN  # a counter makes no difference
     assert sc.record_of(sc.apply(model, plan, graph=graph)).form == "module"
 
 
@@ -253,7 +269,8 @@ def test_flags_are_tried_without_a_trace_in_the_model() -> None:
     model = Own().double().eval()
     before = dict(vars(model))
     found = switches(model, sc.trace(model, INPUTS))
-    assert [str(s.flags[0]) for s in found if s.occasions] == ["model.pooled = True"]
+    tried = {str(switch.flags[0]) for switch in found if switch.occasions}
+    assert tried == {"model.pooled = True", "model.kind = <Kind.OTHER: 2>"}
     assert "softmax" in found[0].line
     assert vars(model) == before
     assert str(Refused("a.b", ("c",), ("1", "2"))) == "model.a.b.c other than 1 or 2"

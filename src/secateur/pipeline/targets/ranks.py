@@ -62,6 +62,7 @@ class Ranks(Units):
         with clock(task.seconds, "factorise"):
             self._factorised = known or factorise(task.model, task.fit, progress=task.progress)
         super().__init__(task, graph)
+        self._factorised = self.graph.programs.model or self._factorised
         self._factors: dict[str, float] = {}
         self._of_pairs = Units(replace(task, model=self.factorised), self.graph)
 

@@ -113,9 +113,9 @@ class _Sums:
             "xx": torch.zeros(size, size, **options),
         }
 
-    def see(self, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """A forward hook: add what the layer just read and gave."""
-        value = output if self._of_outputs else inputs[0]
+    def see(self, layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> None:
+        """A forward hook: add what the layer just read, by position or by name, and gave."""
+        value = output if self._of_outputs else next(iter((*args, *kwargs.values())))
         if isinstance(layer, nn.Conv2d):
             steps: Any = layer.stride
             value = value if self._of_outputs else value[..., :: steps[0], :: steps[1]]
@@ -168,7 +168,10 @@ def _look(model: nn.Module, sums: Mapping[str, _Sums], data: Calibration, progre
     device = device_of(model)
     with joined(device) as team:
         with team.together(), seeded(0), torch.no_grad(), evaluating(model):
-            handles = [model.get_submodule(path).register_forward_hook(s.see) for path, s in sums.items()]
+            handles = [
+                model.get_submodule(path).register_forward_hook(s.see, with_kwargs=True)
+                for path, s in sums.items()
+            ]
             try:
                 batches = data.to(device).batches("Measuring directions", progress, team.takes)
                 for batch in batches:

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 from typing import TypeVar, cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
-from secateur.calibration import Calibration, Forward
-from secateur.common.models import device_of, unwrap
-from secateur.errors import NothingToPruneError
+from secateur.calibration import Calibration, Forward, seeded
+from secateur.common.foreign import details, said
+from secateur.common.models import device_of, evaluating, unwrap
+from secateur.errors import CaptureError, NothingToPruneError
 from secateur.targets.lowrank.basis import bases, basis_of_weight
 from secateur.targets.lowrank.layers import replaceable
-from secateur.targets.lowrank.pair import filled_pair, replace_modules
+from secateur.targets.lowrank.pair import dense_of, filled_pair, pairs_of, replace_modules
+from secateur.targets.units.compare import relative_difference
 from secateur.targets.units.copying import duplicate
 
 M = TypeVar("M", bound=nn.Module)
+
+_ALLOWED = 0.1
+_OTHER = "factorise: expected the model to compute the same with two layers in the place of each, got"
+_REMEDY = "Its code asks what its layers are, or for their parameters. Leave granularity out, or change it."
 
 
 def factorise(
@@ -58,6 +66,7 @@ def factorise(
     Raises:
         NothingToPruneError: No layer can be two layers and save something.
         CalibrationError: There is no data, or what a layer reads is not finite.
+        CaptureError: On the first batch the copy does not compute the same: the code asks for a layer's kind.
 
     Example:
         >>> import torch
@@ -71,8 +80,15 @@ def factorise(
         True
     """
     model = cast("M", unwrap(model))
+    known = [path for path, pair in pairs_of(model).items() if dense_of(pair) is None]
+    if known:
+        raise NothingToPruneError(
+            f"factorise: expected a model whose layers are whole, got one whose {known[0]} is of low rank "
+            "already. Prune the dense model to a lower rank, or prune units."
+        )
     copy = duplicate(model)
     layers, reasons = replaceable(copy)
+    data = None
     if layers and calibration is not None and device_of(model).type != "meta":
         data = Calibration.of(calibration, seed=seed, forward=forward, model=model)
         found = bases(copy, layers, data, progress=progress)
@@ -87,4 +103,28 @@ def factorise(
         )
     pairs = {path: filled_pair(layers[path], b.directions, b.mean) for path, b in found.items()}
     replace_modules(copy, pairs)
+    if data is not None:
+        _check_equal(copy, model, data)
     return copy
+
+
+def _check_equal(copy: nn.Module, model: nn.Module, data: Calibration) -> None:
+    """Refuse a model whose code does something else once its layers are pairs.
+
+    All directions are there, so only rounding may differ, which is far below what is allowed.
+    """
+    batch = data.to(device_of(model)).first()
+    outputs: list[list[Tensor]] = []
+    for each in (copy, model):
+        try:
+            with evaluating(each), seeded(0), torch.no_grad():
+                leaves = pytree.tree_leaves(batch.run(each))
+        except Exception as error:
+            if each is model:
+                raise
+            raise CaptureError(f"{_OTHER} {said(error)}. {_REMEDY}", details(error)) from error
+        outputs.append([t for t in leaves if isinstance(t, Tensor) and t.is_floating_point()])
+    same = [a.shape for a in outputs[0]] == [b.shape for b in outputs[1]]
+    difference = relative_difference(*outputs) if same else float("inf")
+    if difference > _ALLOWED:
+        raise CaptureError(f"{_OTHER} outputs that differ by {difference:.3g} relative. {_REMEDY}")

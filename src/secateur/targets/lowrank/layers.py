@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from torch import nn
 from torch.nn.utils import parametrize
 
 from secateur.targets.lowrank.pair import LowRank, is_transposed, most_directions
+
+_INTERNAL = frozenset(vars(nn.Module()))
+"""Attributes of every module."""
+
+_OF_LAYERS = frozenset({*vars(nn.Linear(1, 1)), *vars(nn.Conv2d(1, 1, 1)), "nf", "nx"})
+"""Attributes of linear layers and convolutions, with those of Transformers' ``Conv1D``."""
 
 
 def replaceable(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, str]]:
@@ -45,9 +52,22 @@ def _users(model: nn.Module) -> dict[int, list[str]]:
     found: dict[int, list[str]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         found.setdefault(id(module), []).append(path)
+        for name, value in vars(module).items():
+            if name not in _INTERNAL:
+                for held in _inside(value):
+                    found.setdefault(id(held), []).append(f"{path}.{name}".lstrip("."))
     for name, parameter in model.named_parameters(remove_duplicate=False):
         found.setdefault(id(parameter), []).append(name)
     return found
+
+
+def _inside(value: Any) -> Iterator[object]:
+    """Modules and parameters that an attribute holds, in a list or as the owner of a method too."""
+    items = value.values() if isinstance(value, Mapping) else value
+    for item in items if isinstance(value, (list, tuple, Mapping)) else [value]:
+        owner = getattr(item, "__self__", item)
+        if isinstance(owner, (nn.Module, nn.Parameter)):
+            yield owner
 
 
 def _obstacles(path: str, module: nn.Module, users: dict[int, list[str]]) -> Iterator[str]:
@@ -64,6 +84,9 @@ def _obstacles(path: str, module: nn.Module, users: dict[int, list[str]]) -> Ite
         yield "its weight is no parameter of real numbers"
     if len(users.get(id(weight), ())) > len(users[id(module)]):
         yield f"its weight is shared with {_other(users[id(weight)], f'{path}.weight')}"
+    own = {name for name in {*vars(module)} - _OF_LAYERS if not name.startswith("_")} - {"forward"}
+    if own:
+        yield f"it has attributes of its own: {', '.join(sorted(own))}"
     if {*dict(module.named_parameters(recurse=False))} - {"weight", "bias"}:
         yield "it holds further parameters"
     if "forward" in vars(module) or any(

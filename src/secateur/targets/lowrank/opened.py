@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -79,6 +79,14 @@ def opened(model: nn.Module, plan: Plan) -> Opened:
     names = {group.name: renamed.name for group, renamed in zip(known, groups, strict=True)}
     update = {"groups": groups, "fingerprint": fingerprint(found), "granularity": "unit"}
     return Opened(found, plan.model_copy(update=update), tuple(cut), names)
+
+
+def closed(model: nn.Module, paths: Collection[str]) -> nn.Module:
+    """A copy of a factorised model in which these pairs are the layers that they stand for."""
+    given = pairs_of(model)
+    return duplicate(
+        model, {id(given[path]): _like(given[path], _known(path, given[path])) for path in paths}
+    )
 
 
 def as_asked(found: Opened, done: Plan, plan: Plan) -> Plan:

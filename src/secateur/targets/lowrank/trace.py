@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -13,7 +14,8 @@ from secateur.errors import NothingToPruneError
 from secateur.graph.trace import trace_units
 from secateur.targets.lowrank.factorise import factorise
 from secateur.targets.lowrank.graph import RankGraph, rank_graph
-from secateur.targets.lowrank.pair import pairs_of
+from secateur.targets.lowrank.opened import closed
+from secateur.targets.lowrank.pair import FIRST, pairs_of
 
 
 def trace(
@@ -49,6 +51,11 @@ def traced(kind: type[RankGraph], model: nn.Module, example_inputs: Any, **optio
     model = unwrap(model)
     pairs = model if pairs_of(model) else factorise(model)
     found = rank_graph(trace_units(pairs, example_inputs, **options), kind)
+    whole = {path for path in pairs_of(pairs) if f"{path}.{FIRST}" not in found.uncorrelated}
+    if whole and found.uncorrelated:  # these cost what one layer costs, so one layer is what is traced
+        why = [left for left in found.left if left.group.name in whole]
+        found = rank_graph(trace_units(closed(pairs, whole), example_inputs, **options), kind)
+        found = replace(found, left=(*found.left, *why))
     if not found.uncorrelated:
         reasons = "; ".join(f"{left.group.name}: {left.reason}" for left in found.left[:3])
         raise NothingToPruneError(

@@ -17,8 +17,9 @@ class Fixed:
     """Refuses other values for what the dense module has, where they would change nothing."""
 
     def knowing(self, dense: nn.Module) -> None:
-        """Refuse other plain attributes and submodules than those of `dense` from now on."""
-        vars(self)[KNOWN] = dict.fromkeys(dense._modules, _MODULE) | plain_attributes(dense)
+        """Refuse other plain attributes, functions and submodules than those of `dense` from now on."""
+        functions = [name for name, held in vars(dense).items() if name[:1] != "_" and callable(held)]
+        vars(self)[KNOWN] = dict.fromkeys([*dense._modules, *functions], _MODULE) | plain_attributes(dense)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute.
