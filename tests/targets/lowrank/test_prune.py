@@ -51,7 +51,7 @@ def test_the_budget_holds_and_the_proof_covers_it(result: sc.Result) -> None:
     assert result.report.proof["difference"] < 1e-9
     layers = dict(several().named_modules())
     assert all(pair.rank <= most_directions(layers[path]) for path, pair in pairs_of(result.model).items())
-    assert "Two layers of low rank: " in result.report.note
+    assert "Layers that became two of low rank: " in result.report.note
     assert "with the products of the two layers as weights computes" in result.report.to_markdown()
 
 
