@@ -209,6 +209,20 @@ def test_outputs_that_are_no_logits() -> None:
     assert result.report.proof["outputs"] == 2
 
 
+@pytest.mark.parametrize("loss", [nn.functional.cross_entropy, nn.CrossEntropyLoss()])
+def test_losses_of_pytorch_take_no_model(loss: Any) -> None:
+    """They take outputs and labels; called with a model and a batch, they fail in words of their own."""
+    model = net()
+    graph = sc.trace(model, data()[0][0])
+    for call in (
+        lambda: sc.score(graph, data(), "taylor", loss_fn=loss),
+        lambda: sc.evaluate(model, data(), loss_fn=loss),
+        lambda: prune(model, loss_fn=loss),
+    ):
+        with pytest.raises(sc.CalibrationError, match="expected a function of the model and a batch, got"):
+            call()
+
+
 # Settings
 
 

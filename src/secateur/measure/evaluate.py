@@ -16,7 +16,7 @@ from secateur.common.modes import require_plain_modes
 from secateur.common.outputs import tensors_of
 from secateur.measure.divergence import class_scores, diverged, reads_and_writes_words
 from secateur.measure.measures import DISTANCE, DIVERGENCE, LOSS
-from secateur.signals.loss import LossFn, default_loss, logits_of, one_number
+from secateur.signals.loss import LossFn, default_loss, logits_of, one_number, own_loss
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def evaluate(
         for batch in calibration.batches(description, progress):
             samples += batch.size
             if loss_fn is not None:
-                loss += float(one_number(loss_fn(model, batch.raw))) * batch.size
+                loss += float(one_number(own_loss(loss_fn, model, batch.raw))) * batch.size
                 continue
             output = batch.run(model, labelled=True)
             if dense is not None and not _has_loss(output, batch):

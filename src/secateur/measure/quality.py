@@ -20,7 +20,7 @@ from secateur.errors import CalibrationError, SecateurError, SettingError
 from secateur.measure.confidence import interval, upper_bound
 from secateur.measure.evaluate import hits
 from secateur.signals.distributed import joined
-from secateur.signals.loss import LossFn, default_loss, logits_of
+from secateur.signals.loss import LossFn, default_loss, logits_of, own_loss
 
 Metric = Callable[[Callable[..., Any], Any], Any]
 """``metric(model, batch)``: one number a sample [samples], higher is better; or two such rows, numerators and
@@ -253,7 +253,7 @@ def sample_losses(model: nn.Module, batch: Batch, loss_fn: LossFn | None = None)
 def _sample_losses(model: nn.Module, batch: Batch, loss_fn: LossFn | None) -> list[float]:
     pieces = batch.cut(batch.size)
     if loss_fn is not None:
-        return [float(loss_fn(model, piece.raw)) for piece in pieces]
+        return [float(own_loss(loss_fn, model, piece.raw)) for piece in pieces]
     if not isinstance(batch.raw, Mapping) and len(pieces) > 1:
         logits = logits_of(batch.run(model, labelled=True))
         if logits is not None and len(logits) == batch.size:

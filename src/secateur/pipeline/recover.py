@@ -19,7 +19,7 @@ from secateur.common.modes import require_plain_modes
 from secateur.common.training import Loop, Zeros
 from secateur.errors import CalibrationError, SettingError
 from secateur.repairs.repair import flush_subnormals
-from secateur.signals.loss import LossFn, default_loss, logits_of
+from secateur.signals.loss import LossFn, default_loss, logits_of, own_loss
 from secateur.targets.units.copying import duplicate
 from secateur.targets.units.record import attach, record_of
 
@@ -152,7 +152,7 @@ class _Objective:
         calls: list[_Call] = []
         if self.loss_fn is not None:
             with _listening(model) as calls:
-                task = self.loss_fn(model, batch.raw)
+                task = own_loss(self.loss_fn, model, batch.raw)
         loss = task
         if self.teacher is not None or self.loss_fn is None:
             # The loss function's own call serves too: a second would count twice in batch norms.

@@ -18,7 +18,7 @@ from secateur.measure.divergence import class_scores, diverged, reads_and_writes
 from secateur.measure.evaluate import floats_of, squared_distance
 from secateur.measure.measures import DISTANCE, DIVERGENCE, LOSS
 from secateur.signals.distributed import joined
-from secateur.signals.loss import LossFn, one_number
+from secateur.signals.loss import LossFn, one_number, own_loss
 
 PIECES = 8
 """A loss is computed on this many pieces of each batch: one value per batch would not show its spread."""
@@ -108,7 +108,8 @@ class Judge:
     def _measured(self, model: nn.Module, batch: Batch) -> tuple[list[float], list[float]]:
         """Return the errors on a batch, and without a loss the mean squares of the dense outputs."""
         if self._loss_fn is not None:
-            return [float(one_number(self._loss_fn(model, piece.raw))) for piece in batch.cut(PIECES)], []
+            losses = (own_loss(self._loss_fn, model, piece.raw) for piece in batch.cut(PIECES))
+            return [float(one_number(loss)) for loss in losses], []
         wanted = self._wanted(batch)
         if self._by_scores:
             return diverged(class_scores(batch.run(model)), wanted[0], batch), []

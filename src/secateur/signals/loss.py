@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from secateur.calibration import Batch, is_soft
 from secateur.calibration.batch import IGNORED
@@ -80,8 +80,23 @@ def loss_of(model: Any, batch: Batch, loss_fn: LossFn | None) -> Tensor:
         loss = default_loss(batch.run(model, labelled=True), batch)
     else:
         with running(batch.padding):
-            loss = loss_fn(model, batch.raw)
+            loss = own_loss(loss_fn, model, batch.raw)
     return one_number(loss, differentiable=True)
+
+
+def own_loss(loss_fn: LossFn, model: Any, raw: Any) -> Any:
+    """What the user's function returns for a batch as the loader gave it.
+
+    Raises:
+        CalibrationError: It is one of PyTorch's own losses, which take outputs and labels.
+    """
+    if isinstance(loss_fn, nn.Module) or str(getattr(loss_fn, "__module__", "")).startswith("torch."):
+        name = getattr(loss_fn, "__name__", type(loss_fn).__name__)
+        raise CalibrationError(
+            f"loss_fn: expected a function of the model and a batch, got {name}, which takes outputs and "
+            f"labels. Write loss_fn=lambda model, batch: {name}(model(batch[0]), batch[1]), for example."
+        )
+    return loss_fn(model, raw)
 
 
 def default_loss(output: Any, batch: Batch) -> Tensor:

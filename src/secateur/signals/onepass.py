@@ -30,6 +30,7 @@ from secateur.signals.loss import (
     default_loss,
     logits_of,
     one_number,
+    own_loss,
 )
 from secateur.signals.memory import Covers
 from secateur.signals.program import CapturedModel, NotObservedError, Read
@@ -220,7 +221,7 @@ class OnePass:
         self.model.watch(watched, watcher)
         try:
             if self._loss_fn is not None and self._differentiates:
-                output = self._loss_fn(self.model, batch.raw)
+                output = own_loss(self._loss_fn, self.model, batch.raw)
             else:
                 output = batch.run(self.model, labelled=self._differentiates)
         finally:

@@ -84,7 +84,9 @@ def applied(
         )
     attach(small, replace(record_of(small), plan=as_asked(found, record_of(small).plan, plan)))
     paths = found.pairs
-    return with_note(small, f"Layers that became two of low rank: {shorten(paths, _NAMED)}.") if paths else small
+    return (
+        with_note(small, f"Layers that became two of low rank: {shorten(paths, _NAMED)}.") if paths else small
+    )
 
 
 def verify(
