@@ -268,19 +268,33 @@ class Attending(nn.Module):
         return found
 
 
-def test_positions_may_come_first_as_inside_attention_of_pytorch() -> None:
+@pytest.mark.parametrize(
+    ("signal", "lengths"),
+    [
+        ("wanda", (7, 3, 5)),
+        ("fluctuation", (7, 3, 5)),
+        ("activation", (7, 3, 5)),
+        ("wanda", (3, 1, 2)),  # as many positions as samples: the program says which are which
+    ],
+)
+def test_positions_may_come_first_as_inside_attention_of_pytorch(
+    signal: str, lengths: tuple[int, ...]
+) -> None:
+    """Both in [positions, samples, features] and in the rows that its last layer reads."""
     torch.manual_seed(0)
     model = Attending().double().eval()
-    lengths = (7, 3, 5)
-    ids = torch.randint(20, (3, 7))
-    hidden = torch.arange(7) >= torch.tensor(lengths)[:, None]
+    longest = max(lengths)
+    ids = torch.randint(20, (len(lengths), longest))
+    hidden = torch.arange(longest) >= torch.tensor(lengths)[:, None]
+    graph = sc.trace(
+        model, {"ids": torch.ones(2, 5, dtype=torch.long), "key_padding_mask": hidden[:2, :1].expand(2, 5)}
+    )
     padded = [{"ids": ids, "key_padding_mask": hidden}]
     alone = [
         {"ids": row[None, :n], "key_padding_mask": hidden[:1, :n]}
         for row, n in zip(ids, lengths, strict=True)
     ]
-    found, wanted = (
-        sc.score(sc.trace(model, data[0]), data, "wanda", progress=False).values["wanda"]["embed"]
-        for data in (padded, alone)
-    )
-    np.testing.assert_allclose(found, wanted, rtol=1e-9)
+    found, wanted = (sc.score(graph, data, signal, progress=False).values[signal] for data in (padded, alone))
+    assert set(wanted) == {"embed", "attend"}
+    for group, values in wanted.items():
+        np.testing.assert_allclose(found[group], values, rtol=1e-9)

@@ -50,7 +50,9 @@ class Padding:
         ]
         return cls((*found.values(), *whole))
 
-    def real(self, samples: int, positions: int, device: torch.device) -> Tensor | None:
+    def real(
+        self, samples: int, positions: int, device: torch.device, *, turned: bool = False
+    ) -> Tensor | None:
         """Whether each position of a value is no padding.
 
         Args:
@@ -59,15 +61,18 @@ class Padding:
             positions: How many positions each sample has. With one, the rows may be the positions of all
                 samples, one sample after the other.
             device: Where the result will be.
+            turned: Positions come first, for certain; rows go position by position.
 
         Returns:
             bool [samples, positions]; None if no mask fits, or if two that fit differ: then all count.
         """
         found: Tensor | None = None
         for mask in self.masks:
-            turned = mask.t().shape == (samples, positions) != mask.shape
-            if turned or mask.shape == (samples, positions) or (positions == 1 and mask.numel() == samples):
-                real = mask.t() if turned else mask.reshape(samples, positions)
+            plain, other = mask.shape == (samples, positions), mask.t().shape == (samples, positions)
+            rows = positions == 1 and mask.numel() == samples
+            first = (turned and (other or rows)) or (other and not plain)
+            if first or plain or rows:
+                real = (mask.t() if first else mask).reshape(samples, positions)
                 if found is not None and not torch.equal(found, real):
                     return None
                 found = real

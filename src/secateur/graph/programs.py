@@ -253,12 +253,12 @@ def open_places(program: ExportedProgram) -> frozenset[Place]:
 def batch_axes(program: ExportedProgram, node: fx.Node) -> tuple[int, ...]:
     """Return the axes of a node's output whose size depends on the batch size; none where that is fixed."""
     value = node.meta.get("val")
-    batch = _symbols(next((n.meta.get("val") for n in inputs_of(program)), None), 0)
+    batch = symbols_of(next((n.meta.get("val") for n in inputs_of(program)), None), 0)
     axes = range(value.ndim) if isinstance(value, Tensor) else ()
-    return tuple(axis for axis in axes if _symbols(value, axis) & batch)
+    return tuple(axis for axis in axes if symbols_of(value, axis) & batch)
 
 
-def _symbols(value: Any, axis: int) -> set[Any]:
+def symbols_of(value: Any, axis: int) -> set[Any]:
     """Return the symbols in the size of one axis of a captured tensor."""
     if not isinstance(value, Tensor) or not value.ndim:
         return set()

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from secateur.calibration.padding import Padding
 from secateur.stream.calls import Call, ProgramCalls
+from secateur.stream.roworder import positions_come_first
 
 _CHUNK = 1 << 23
 """Entries of the column matrix that are made at a time."""
@@ -309,7 +310,8 @@ class Site:
             none; and its part of each value.
         """
         positions = self.positions(call, weight, values[-1])
-        real = padding.real(len(values[-1]), positions, values[-1].device)
+        turned = bool(padding.masks) and positions_come_first(self.x)
+        real = padding.real(len(values[-1]), positions, values[-1].device, turned=turned)
         entries = (positions if most is None else min(positions, most)) * weight[0].numel()
         step = max(1, _CHUNK // max(1, entries))
         parts = zip(*(v.split(step) for v in values), strict=True)
