@@ -3,16 +3,17 @@
     python -m benchmarks.bench_llama_cpp
 
 Files in float16 with the dense model's tokenizer. Plans by magnitude, without data: only sizes matter here.
-Each round times each model once: a prompt of 256 tokens, then 32 tokens one by one, on one thread. Medians,
-and medians of the ratio to the dense model in the same round. `ideal` is the ratio of the parameters that a
-token is multiplied with, the word scores included. Needs `llama-cpp-python` beside what
-`benchmarks/smollm2.py` needs. Results: `benchmarks/results/llama_cpp.json`.
+With multiples of 32 all heads stay. Each round times each model once: a prompt of 256 tokens, then 32 tokens
+one by one, on one thread. Medians, and medians of the ratio to the dense model in the same round. `ideal` is
+the ratio of the parameters that a token is multiplied with, the word scores included. Needs
+`llama-cpp-python` beside what `benchmarks/smollm2.py` needs. Results: `benchmarks/results/llama_cpp.json`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
+import itertools
 import statistics
 import sys
 import tempfile
@@ -28,6 +29,7 @@ from benchmarks import results
 from benchmarks.smollm2 import PACKAGE, smollm2, windows
 
 SHARES, PROMPT, NEW, ROUNDS = (0.8, 0.7, 0.5), 256, 32, 11
+MULTIPLES = (1, 32)
 
 
 def files(folder: Path) -> dict[str, tuple[Path, int]]:
@@ -41,11 +43,11 @@ def files(folder: Path) -> dict[str, tuple[Path, int]]:
     every = sum(p.numel() for p in model.parameters())
     blocks = sum(p.numel() for name, p in model.named_parameters() if "layers." in name)
     found = {"dense": (model, every)}
-    for share in SHARES:
+    for share, multiple in itertools.product(SHARES, MULTIPLES):
         budget = sc.Budget(params=every - round((1 - share) * blocks))
-        plan = sc.Global(removal="magnitude").allocate(graph, scores, budget)
+        plan = sc.Global(removal="magnitude").allocate(graph, scores, budget, sc.Limits(round_to=multiple))
         small = sc.apply(model, plan, graph=graph)
-        found[f"{share}"] = small, sum(p.numel() for p in small.parameters())
+        found[f"{share}, multiples of {multiple}"] = small, sum(p.numel() for p in small.parameters())
     written = {}
     for name, (each, count) in found.items():
         done = sc.export(each.half(), folder / f"{name}.gguf", tokenizer=dense)
