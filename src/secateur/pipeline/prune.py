@@ -248,7 +248,7 @@ def prune(
             **({} if on_unrealisable == "leave" else {"on_unrealisable": on_unrealisable}),
         )
         rounding = ""
-        if limits is not None and is_measured(limits):
+        if is_measured(limits):
             with clock(task.seconds, "round"):
                 counted = budget and race_budget(target, budget, Scored(scores), [rule], held)
                 limits, rounding = rounded(limits, target, rule, scores, counted, budget)

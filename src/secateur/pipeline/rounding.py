@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from torch import nn
@@ -27,14 +27,14 @@ WORSE = 1.1
 """A plan is out if its error exceeds that of the smallest multiple by more than noise and by this factor."""
 
 
-def is_measured(limits: Limits | None) -> bool:
+def is_measured(limits: Limits | None) -> TypeGuard[Limits]:
     """Whether limits ask for the multiple to be measured."""
     return isinstance(limits, Limits) and limits.round_to == MEASURED
 
 
 def finest(limits: Limits | None) -> Limits | None:
     """Return limits that plans can be made with: 1 in place of ``measured``."""
-    return replace(limits, round_to=1) if is_measured(limits) and limits else limits
+    return replace(limits, round_to=1) if is_measured(limits) else limits
 
 
 def rounded(
@@ -61,35 +61,35 @@ def rounded(
     task, judge = target.task, target.judge()
     timed = timed if timed is not None and timed.latency is not None else Budget(latency=0.5)
     few = take_share(task.fit, max(FEW, LEAST / task.fit.samples()), whole=fixed(target))
-    found: dict[int, tuple[nn.Module, Any]] = {}
+    found: dict[int, nn.Module] = {}
+    plans: list[Any] = []
     reference: Any = None
     worse: list[int] = []
     first: SecateurError | None = None
     for multiple in MULTIPLES:
         try:
             plan = target.allocate(rule, scores, budget, replace(limits, round_to=multiple))
-            if any(target.same(plan, other) for _, other in found.values()):
+            if any(target.same(plan, other) for other in plans):
                 continue
-            small = target.apply(plan)
+            plans.append(plan)
+            errors = measured(target, judge, plan, few)
+            if isinstance(errors, str):
+                raise NothingToPruneError(f"prune: expected a model that runs, got none: {errors}")
+            reference = errors if reference is None else reference
+            noise = standard_errors(errors - reference) <= MARGIN
+            if noise or float(errors.mean()) <= WORSE * float(reference.mean()):
+                found[multiple] = target.apply(plan)
+            else:
+                worse.append(multiple)
         except OtherProcessError:
             raise
-        except SecateurError as error:  # the budget is out of reach with so coarse steps
+        except SecateurError as error:  # the budget may be out of reach with so coarse steps
             first = first or error
-            continue
-        errors: Any = measured(target, judge, plan, few)
-        if isinstance(errors, str):
-            continue
-        reference = errors if reference is None else reference
-        noise = standard_errors(errors - reference) <= MARGIN
-        if noise or float(errors.mean()) <= WORSE * float(reference.mean()):
-            found[multiple] = small, plan
-        else:
-            worse.append(multiple)
-    if not found:
-        raise first or NothingToPruneError(f"prune: expected a model that runs, got none: {errors}")
+    if first is not None and not found:
+        raise first
     clock = Latency(timed, task.model, task.example)
     with joined(target.graph.device) as team:
-        best, shares = team.from_first(_fastest({k: small for k, (small, _) in found.items()}, clock))
+        best, shares = team.from_first(_fastest(found, clock))
     out = f" Worse on held-out data: {', '.join(map(str, worse))}." if worse else ""
     shown = ", ".join(f"{share:.2f} with multiples of {k}" for k, share in shares.items())
     return (

@@ -188,12 +188,9 @@ def write_gguf(model: nn.Module, path: Path, tokenizer: Path | None) -> None:
     for number, (layer, size) in enumerate(zip(layers, sizes, strict=True)):
         if architecture.interleaved:
             heads = {"attn_q": size.queries, "attn_k": size.keys}
-            layer = {
-                name: interleave(tensor, heads[name.partition(".")[0]])
-                if name.partition(".")[0] in heads
-                else tensor
-                for name, tensor in layer.items()
-            }
+            for name, tensor in layer.items():
+                if (count := heads.get(name.partition(".")[0])) is not None:
+                    layer[name] = interleave(tensor, count)
         if architecture.fused:
             parts = [layer.pop(f"{name}.weight") for name in ("attn_q", "attn_k", "attn_v")]
             layer["attn_qkv.weight"] = torch.cat(parts)
@@ -362,14 +359,10 @@ def interleave(tensor: Tensor, heads: int) -> Tensor:
 
 
 def _kind(tensor: Tensor) -> Any:
-    import gguf
+    from gguf import GGMLQuantizationType as Kind
 
-    kinds = {torch.float16: gguf.GGMLQuantizationType.F16, torch.bfloat16: gguf.GGMLQuantizationType.BF16}
-    return (
-        kinds.get(tensor.dtype, gguf.GGMLQuantizationType.F32)
-        if tensor.ndim > 1
-        else gguf.GGMLQuantizationType.F32
-    )
+    half = {torch.float16: Kind.F16, torch.bfloat16: Kind.BF16}
+    return half.get(tensor.dtype, Kind.F32) if tensor.ndim > 1 else Kind.F32
 
 
 def _numbers(tensor: Tensor) -> NDArray[np.float32]:

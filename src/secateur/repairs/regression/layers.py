@@ -11,6 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import repeat
 from typing import Any
 
@@ -287,6 +288,11 @@ class Site:
             return None
         return cls(node, layer, x, weight, bias)
 
+    @cached_property
+    def _positions_first(self) -> bool:
+        """Whether its input has positions before samples."""
+        return positions_come_first(self.x)
+
     def reads(self, call: Call, weight: Tensor) -> Any:
         """What it reads as columns: calls with equal answers have equal columns. Hashable."""
         named = {self.layer.x, self.layer.weight, self.layer.bias}
@@ -310,7 +316,7 @@ class Site:
             none; and its part of each value.
         """
         positions = self.positions(call, weight, values[-1])
-        turned = bool(padding.masks) and positions_come_first(self.x)
+        turned = bool(padding.masks) and self._positions_first
         real = padding.real(len(values[-1]), positions, values[-1].device, turned=turned)
         entries = (positions if most is None else min(positions, most)) * weight[0].numel()
         step = max(1, _CHUNK // max(1, entries))
