@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from secateur.measure.cost import Cost
     from secateur.targets.blocks.graph import BlockGraph
     from secateur.targets.experts.graph import ExpertGraph
-    from secateur.targets.together.graph import UnitsAndExperts
+    from secateur.targets.together.graph import Joined
 
 LARGEST = 1 << 27
 """The most bytes of a file."""
@@ -77,8 +77,9 @@ class Plan(Record):
         certificates: What the rule guarantees or predicts, computed with the plan.
         folded: Computed weights (weight norm, standardised kernels) that become parameters.
         granularity: What a unit of the groups is: ``unit``, ``expert`` for an expert of a mixture,
-            ``unit+expert`` where groups of both kinds are decided on together, ``block`` for a residual
-            block, or ``rank`` for a direction of a layer of low rank, and ``unit+rank`` with units.
+            ``block`` for a residual block, ``unit+expert`` and ``unit+block`` where groups of both kinds are
+            decided on together, or ``rank`` for a direction of a layer of low rank, and ``unit+rank`` with
+            units.
     """
 
     format: Literal[1]
@@ -94,7 +95,7 @@ class Plan(Record):
     groups: tuple[GroupDecision, ...]
     certificates: dict[str, JsonValue]
     folded: tuple[str, ...] = ()
-    granularity: Literal["unit", "expert", "unit+expert", "block", "rank", "unit+rank"] = "unit"
+    granularity: Literal["unit", "expert", "unit+expert", "block", "unit+block", "rank", "unit+rank"] = "unit"
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Plan:
         """Itself: a plan never changes."""
@@ -143,7 +144,7 @@ class Plan(Record):
     @classmethod
     def build(
         cls,
-        graph: Graph | ExpertGraph | UnitsAndExperts | BlockGraph,
+        graph: Graph | ExpertGraph | Joined | BlockGraph,
         keep: Mapping[str, NDArray[np.bool_]],
         *,
         allocator: str,
@@ -249,7 +250,7 @@ class Plan(Record):
                 "Use that model (if it had been pruned before: load that result), or plan for this one."
             )
 
-    def check_graph(self, graph: Graph | ExpertGraph | UnitsAndExperts | BlockGraph) -> None:
+    def check_graph(self, graph: Graph | ExpertGraph | Joined | BlockGraph) -> None:
         """Make sure that all that a graph decides is as the graph has it: positions, costs, certificates.
 
         MACs are compared if the graph was traced at the plan's sizes: those of other sizes are others.
@@ -286,7 +287,7 @@ class Plan(Record):
         self._check_costs(graph)
         self._check_shares()
 
-    def _check_costs(self, graph: Graph | ExpertGraph | UnitsAndExperts | BlockGraph) -> None:
+    def _check_costs(self, graph: Graph | ExpertGraph | Joined | BlockGraph) -> None:
         kept = {group.name: group.keep for group in self.groups if group.removed}
         for called, said, cost in (
             ("dense", self.dense, graph.cost()),
@@ -300,7 +301,7 @@ class Plan(Record):
                         f"got {got:,}: the file was changed, or another version counted. Make the plan again."
                     )
 
-    def _is_of_sizes(self, graph: Graph | ExpertGraph | UnitsAndExperts | BlockGraph) -> bool:
+    def _is_of_sizes(self, graph: Graph | ExpertGraph | Joined | BlockGraph) -> bool:
         """Whether the graph was captured with inputs of the plan's sizes, whatever their batch."""
         captured = getattr(graph, "captured_inputs", None)
         spec = graph.inputs if captured is None else InputSpec.of(*captured())

@@ -237,7 +237,6 @@ class Allocator(ABC):
         values = table(scores, graph, rule.signals)
         return rule._curve(graph, limits, rule._considered(graph, values, limits))
 
-    @final
     def decide(self, graph: Graph, scores: ScoreTable, budget: Budget | None, limits: Limits) -> Decision:
         """Decide how many units each considered group loses. `allocate` builds its plan from this."""
         knob = self.knob(budget)

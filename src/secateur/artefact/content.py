@@ -51,6 +51,7 @@ class Content(BaseModel):
     takes: str = ""
     stand_ins: dict[str, list[int | str]] = {}
     flags: tuple[Flag, ...] = ()
+    numbers: dict[str, bool | int | float | list[bool | int | float | str | None]] = {}
     tied: dict[str, str]
     extra_state: dict[str, JsonValue] = {}
     tensors_sha256: str = Field(pattern="^[0-9a-f]{64}$")

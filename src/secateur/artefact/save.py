@@ -35,7 +35,8 @@ from secateur.targets.blocks.remove import rebuilt
 from secateur.targets.lowrank.opened import GRANULARITIES as RANKS
 from secateur.targets.lowrank.opened import opened
 from secateur.targets.together.apply import cut_experts
-from secateur.targets.together.graph import GRANULARITY, part
+from secateur.targets.together.blocks import without_blocks
+from secateur.targets.together.graph import part
 from secateur.targets.units.flagged import Refused, guard
 from secateur.targets.units.masked import masked
 from secateur.targets.units.mended import mend
@@ -95,6 +96,7 @@ def save(small: nn.Module, directory: str | os.PathLike[str]) -> Path:
             "captured": list(record.captured),
             "takes": record.takes,
             **({"stand_ins": record.stand_ins} if record.stand_ins else {}),
+            **({"numbers": record.numbers} if record.numbers else {}),
             **({"flags": [asdict(flag) for flag in record.flags]} if record.flags else {}),
             "tied": tied,
             "extra_state": extra_state,
@@ -213,6 +215,7 @@ def _record(content: Content, plan: Plan) -> Record:
         content.takes,
         content.stand_ins,
         tuple(Refused(**dict(flag)) for flag in content.flags),
+        content.numbers,
     )
 
 
@@ -220,12 +223,15 @@ def _shape(
     model: nn.Module, dense: nn.Module, plan: Plan, content: Content, example_inputs: Any
 ) -> nn.Module:
     """`dense`: the model with the plan's computed weights as parameters."""
-    if plan.granularity == GRANULARITY and content.captured:  # calls are mended while all experts are there
+    if plan.granularity == "unit+expert" and content.captured:  # calls are mended while all experts are there
         known = plan.model_copy().of_graph()  # its parts have the costs of the whole
         units = _shape(model, dense, part(known, "unit"), content, example_inputs)
         return cut_experts(units, dense, plan, content.sizes)
     if plan.granularity == "block":
         return rebuilt(dense, plan, content.stand_ins, content.sizes)
+    if plan.granularity == "unit+block":
+        base = rebuilt(dense, part(plan, "block"), content.stand_ins, content.numbers)
+        return _shape(base, base, without_blocks(dense, plan, content.stand_ins), content, example_inputs)
     if content.form == "masked":
         return masked(dense, plan)
     if content.form == "module" and not content.captured:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from secateur.graph.graph import Graph
     from secateur.targets.blocks.graph import BlockGraph
     from secateur.targets.experts.graph import ExpertGraph
-    from secateur.targets.together.graph import UnitsAndExperts
+    from secateur.targets.together.graph import Joined
     from secateur.targets.weights import Weights
 
 MOST = 6
@@ -116,7 +116,7 @@ def weights_listing(found: dict[str, Any]) -> str:
     )
 
 
-def describe(name: str, graph: Graph | ExpertGraph | UnitsAndExperts | BlockGraph) -> dict[str, Any]:
+def describe(name: str, graph: Graph | ExpertGraph | Joined | BlockGraph) -> dict[str, Any]:
     """Return a graph as plain data.
 
     ``fewest`` of a group is one unit, or the experts without which its router cannot work. ``alone`` is the
@@ -126,7 +126,7 @@ def describe(name: str, graph: Graph | ExpertGraph | UnitsAndExperts | BlockGrap
     import numpy as np
 
     units: Any = getattr(graph, "units", graph)
-    experts: Any = getattr(graph, "experts", graph)
+    experts: Any = getattr(graph, "others", graph)
     whole = graph.granularity == "block"  # residual blocks, which are no blocks of experts
     blocks = {} if whole else {block.name: block for block in getattr(experts, "blocks", ())}
     fewest = {g.name: blocks[g.name].min_keep if g.name in blocks else 1 for g in graph.groups}

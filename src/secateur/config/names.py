@@ -13,8 +13,10 @@ Granularity = Literal[
     "expert",
     "unit+expert",
     "block",
+    "unit+block",
     "head_size",
     "unit+head_size",
+    "unit+head_size+block",
     "rank",
     "unit+rank",
 ]

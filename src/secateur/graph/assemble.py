@@ -335,8 +335,8 @@ def cost_model(assembled: Assembled, walk: Walk, tensors: list[Tensor], batch: i
     model = CostModel(sum(g.size for g in assembled.groups), batch)
     for tensor in tensors:
         if tensor.is_parameter:
-            model.add("params", 1, [model.axis(slots_of(assembled, a)) for a in tensor.axes])
+            model.add("params", 1, [model.axis(slots_of(assembled, a)) for a in tensor.axes], tensor.name)
     for contraction in walk.contractions:
         axes = [model.axis(slots_of(assembled, a)) for a in contraction.axes]
-        model.add("macs", contraction.factor, axes)
+        model.add("macs", contraction.factor, axes, contraction.node)
     return model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,20 @@ from secateur.measure.cost import Cost
 
 _BLOCK = 512
 """Stages of a sweep that are evaluated together."""
+
+
+class Term(NamedTuple):
+    """A factor times the sizes of some axes.
+
+    Attributes:
+        factor: The factor.
+        axes: Numbers of axes of the cost model.
+        origin: For parameters the name of the tensor, for MACs the node of the program; empty for neither.
+    """
+
+    factor: int
+    axes: tuple[int, ...]
+    origin: str = ""
 
 
 class CostModel:
@@ -28,11 +43,11 @@ class CostModel:
 
     def __init__(self, slots: int, batch: int) -> None:
         self.slots = slots
-        self._batch = batch
+        self.batch = batch
         self._fixed: list[int] = [1]
         self._members: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
         self._known: dict[bytes, int] = {}
-        self._terms: dict[str, list[tuple[int, tuple[int, ...]]]] = {"params": [], "macs": []}
+        self._terms: dict[str, list[Term]] = {"params": [], "macs": []}
         self._ready: _Arrays | None = None
 
     def axis(self, slots: NDArray[np.int64]) -> int:
@@ -44,26 +59,41 @@ class CostModel:
             self._members.append(slots[slots >= 0])
         return self._known[key]
 
-    def add(self, kind: str, factor: int, axes: Iterable[int]) -> None:
+    def add(self, kind: str, factor: int, axes: Iterable[int], origin: str = "") -> None:
         """Add a term to ``params``, or to ``macs`` of the whole batch."""
-        self._terms[kind].append((factor, tuple(axes)))
+        self._terms[kind].append(Term(factor, tuple(axes), origin))
         self._ready = None
 
-    def terms(self, kind: str) -> list[tuple[int, tuple[int, ...]]]:
-        """Return the terms of ``params`` or ``macs``: factors, each with the numbers of its axes."""
+    def terms(self, kind: str) -> list[Term]:
+        """Return the terms of ``params`` or ``macs``."""
         return list(self._terms[kind])
 
-    def with_terms(self, terms: dict[str, list[tuple[int, tuple[int, ...]]]]) -> CostModel:
-        """Return a model with the same axes and other terms."""
-        other = CostModel(self.slots, self._batch)
-        other._fixed, other._members, other._known = self._fixed, self._members, self._known
+    def with_terms(self, terms: dict[str, list[Term]], more: int = 0) -> CostModel:
+        """Return a model with the same axes and other terms, and so many more slots at the end."""
+        other = CostModel(self.slots + more, self.batch)
+        other._fixed, other._members, other._known = [*self._fixed], [*self._members], dict(self._known)
         other._terms = terms
+        return other
+
+    def given(self, keep: NDArray[np.bool_]) -> CostModel:
+        """Return a model of the first slots alone, where the last ones are decided.
+
+        Args:
+            keep: True for each of the last slots that stays. [slots decided]
+        """
+        other = CostModel(self.slots - len(keep), self.batch)
+        other._members = [slots[slots < other.slots] for slots in self._members]
+        last = (slots[slots >= other.slots] - other.slots for slots in self._members)
+        other._fixed = [
+            fixed + int(keep[slots].sum()) for fixed, slots in zip(self._fixed, last, strict=True)
+        ]
+        other._terms = self._terms
         return other
 
     def cost(self, keep: NDArray[np.bool_]) -> Cost:
         """Compute the cost of one sample. `keep` is True for each unit that stays. [slots]"""
         params, macs = self._arrays().evaluate(keep)
-        return Cost(params=params, macs=macs // self._batch)
+        return Cost(params=params, macs=macs // self.batch)
 
     def sweep(self, gone: NDArray[np.int64], stages: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Compute parameters, and MACs of one sample, at every stage of a removal. [stages] each
@@ -73,7 +103,7 @@ class CostModel:
             stages: Number of stages.
         """
         params, macs = self._arrays().sweep(gone, stages)
-        return params, macs // self._batch
+        return params, macs // self.batch
 
     def _arrays(self) -> _Arrays:
         if self._ready is None:
@@ -88,7 +118,7 @@ class _Arrays:
         self,
         fixed: Sequence[int],
         members: Sequence[NDArray[np.int64]],
-        terms: dict[str, list[tuple[int, tuple[int, ...]]]],
+        terms: dict[str, list[Term]],
     ) -> None:
         self.fixed = np.asarray(fixed, dtype=np.int64)
         self.live = np.array([i for i, m in enumerate(members) if len(m)], dtype=np.int64)
@@ -97,11 +127,11 @@ class _Arrays:
         self.slots = np.concatenate([members[i] for i in self.live]) if sizes else np.zeros(0, np.int64)
         self.kinds = []
         for kind in ("params", "macs"):
-            rank = max((len(axes) for _, axes in terms[kind]), default=1)
+            rank = max((len(term.axes) for term in terms[kind]), default=1)
             index = np.zeros((len(terms[kind]), rank), dtype=np.int64)  # axis 0 is the constant 1
-            for row, (_, axes) in enumerate(terms[kind]):
-                index[row, : len(axes)] = axes
-            factor = np.array([f for f, _ in terms[kind]], dtype=np.int64)
+            for row, term in enumerate(terms[kind]):
+                index[row, : len(term.axes)] = term.axes
+            factor = np.array([term.factor for term in terms[kind]], dtype=np.int64)
             self.kinds.append((factor, index))
 
     def evaluate(self, keep: NDArray[np.bool_]) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from secateur.pipeline.targets.experts import Experts
 from secateur.pipeline.targets.headsizes import HeadSizes, UnitsAndHeadSizes
 from secateur.pipeline.targets.ranks import Ranks, UnitsAndRanks
 from secateur.pipeline.targets.target import Target
-from secateur.pipeline.targets.together import Both
+from secateur.pipeline.targets.together import UnitsAndBlocks, UnitsAndExperts, UnitsHeadSizesAndBlocks
 from secateur.pipeline.targets.units import Units
 from secateur.pipeline.targets.weights import SingleWeights
 from secateur.targets.granularity import refusal
@@ -24,10 +24,12 @@ TARGETS: Mapping[str, type[Target]] = MappingProxyType(
         "unit": Units,
         "weight": SingleWeights,
         "expert": Experts,
-        "unit+expert": Both,
+        "unit+expert": UnitsAndExperts,
         "block": Blocks,
+        "unit+block": UnitsAndBlocks,
         "head_size": HeadSizes,
         "unit+head_size": UnitsAndHeadSizes,
+        "unit+head_size+block": UnitsHeadSizesAndBlocks,
         "rank": Ranks,
         "unit+rank": UnitsAndRanks,
     }

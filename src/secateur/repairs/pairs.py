@@ -65,7 +65,7 @@ class Pair(Dense):
         for node, name in self.names.items():
             if isinstance(self._dense[node], Tensor):
                 self._small[node] = self._counterpart(node, name, small)
-        bypassed = removed_paths(record.plan) if record.plan.granularity == "block" else []
+        bypassed = removed_paths(record.plan)
         self._joints = joints(self, bypassed)
         self.idle = idle_nodes(self, self._joints) if bypassed else set()
         self.planned = {node: self._pruned_call(node) for node in self.nodes}

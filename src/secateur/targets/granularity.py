@@ -24,6 +24,13 @@ _RANKS = {
     "repair": "secateur.targets.lowrank.repair",
 }
 
+_BLOCKS = {
+    "score": "secateur.targets.together.score",
+    "apply": "secateur.targets.together.blocks",
+    "verify": "secateur.targets.together.blocks",
+    "repair": "secateur.targets.together.blocks",
+}
+
 MODULES: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
         "expert": {
@@ -50,6 +57,8 @@ MODULES: Mapping[str, Mapping[str, str]] = MappingProxyType(
         "unit+head_size": {"trace": "secateur.targets.headsizes.together"},
         "rank": {"trace": "secateur.targets.lowrank.trace", **_RANKS},
         "unit+rank": {"trace": "secateur.targets.lowrank.together", **_RANKS},
+        "unit+block": {"trace": "secateur.targets.together.blocks", **_BLOCKS},
+        "unit+head_size+block": {"trace": "secateur.targets.headsizes.blocks"},
         "unit+expert": {
             "trace": "secateur.targets.together.graph",
             "score": "secateur.targets.together.score",
@@ -121,11 +130,22 @@ REFUSED: Mapping[tuple[str, str], Mapping[str, str]] = MappingProxyType(
         ("trace", "unit+expert"): {
             "allow_inexact": "only what leaves the rest unchanged is removed together with experts",
         },
-        ("score", "unit+expert"): {
-            "memory": "experts are scored in one pass",
-            **dict.fromkeys(("checkpoint", "checkpoint_every"), _NOT_RESUMED),
-            "by_block": _BY_BLOCK,
+        **{
+            ("trace", granularity): {
+                "allow_inexact": "only what leaves the rest unchanged is removed together with blocks",
+            }
+            for granularity in ("unit+block", "unit+head_size+block")
         },
+        **{
+            ("score", f"unit+{other}"): {
+                "memory": f"{other}s are scored in one pass",
+                **dict.fromkeys(("checkpoint", "checkpoint_every"), _NOT_RESUMED),
+                "by_block": _BY_BLOCK,
+            }
+            for other in ("expert", "block")
+        },
+        ("apply", "unit+block"): {"renormalise": "only routers of experts have such a setting"},
+        ("repair", "unit+block"): {"memory": "only the repair of experts can be bounded"},
         ("verify", "weight"): dict.fromkeys(
             ("example_inputs", "other_sizes", "tolerance"), "all tensors are compared bit for bit"
         ),

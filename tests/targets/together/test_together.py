@@ -14,7 +14,7 @@ from torch import nn
 import secateur as sc
 from secateur.targets.experts.repair import repair
 from secateur.targets.together.apply import verify, without_experts, without_units
-from secateur.targets.together.graph import UnitsAndExperts
+from secateur.targets.together.graph import Joined
 from secateur.targets.together.rule import Together
 from tests.targets.experts.models import PlainLM, make, maker, words
 from tests.targets.experts.test_apply import logits
@@ -25,13 +25,13 @@ PAIRS = [("magnitude", "weight_norm")]
 
 
 @cache
-def traced(family: str = "plain") -> tuple[nn.Module, UnitsAndExperts]:
+def traced(family: str = "plain") -> tuple[nn.Module, Joined]:
     model = make(family)
     graph: Any = sc.trace(model, words(), granularity=BOTH)  # type: ignore[call-overload]
     return model, graph
 
 
-def planned(graph: UnitsAndExperts, params: float = 0.6) -> sc.Plan:
+def planned(graph: Joined, params: float = 0.6) -> sc.Plan:
     scores = sc.score(graph, None, PAIRS, progress=False)  # type: ignore[arg-type]
     rule = Together(sc.Uniform(removal="magnitude"), sc.Uniform(removal="weight_norm"))
     return rule.allocate(graph, scores, sc.Budget(params=params), FOURS)  # type: ignore[arg-type]
@@ -43,7 +43,7 @@ def test_one_budget_decides_on_both_and_the_result_is_proven(family: str, tmp_pa
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     plan = planned(graph)
     cut = {group.name for group in plan.groups if group.removed}
-    assert cut & {block.name for block in graph.experts.blocks}
+    assert cut & {block.name for block in graph.others.blocks}
     assert cut & {group.name for group in graph.units.groups}
 
     small = sc.apply(model, plan, graph=graph)  # type: ignore[arg-type]
@@ -65,7 +65,7 @@ def test_parameters_are_counted_exactly_for_any_choice() -> None:
     for _ in range(10):
         keep = {}
         for group in graph.groups:
-            fewest = 2 if group.name in {b.name for b in graph.experts.blocks} else 1
+            fewest = 2 if group.name in {b.name for b in graph.others.blocks} else 1
             mask = np.zeros(group.size, dtype=bool)
             mask[draws.permutation(group.size)[: draws.integers(fewest, group.size + 1)]] = True
             keep[group.name] = mask
@@ -94,7 +94,7 @@ def test_a_router_costs_its_rows_times_the_width_that_it_reads() -> None:
     torch.manual_seed(0)
     model = NoNorm().eval()
     graph: Any = sc.trace(model, words(), granularity=BOTH)  # type: ignore[call-overload]
-    blocks = {block.name: block for block in graph.experts.blocks}
+    blocks = {block.name: block for block in graph.others.blocks}
     draws = np.random.default_rng(1)
     fewest = {g.name: blocks[g.name].min_keep if g.name in blocks else 1 for g in graph.groups}
     least = {g.name: np.arange(g.size) < fewest[g.name] for g in graph.groups}
@@ -177,7 +177,7 @@ def test_experts_of_unequal_widths_are_refitted() -> None:
     plan = sc.Plan.build(graph, keep, allocator="by hand")
     units = without_units(model, plan, graph)
     small = without_experts(units, model, plan, graph)
-    better = repair(small, units, batches(), graph=graph.experts, progress=False)
+    better = repair(small, units, batches(), graph=graph.others, progress=False)
     entry = sc.record_of(better).repairs[-1]
     assert entry["kept"]
     assert entry["after"] < entry["before"]

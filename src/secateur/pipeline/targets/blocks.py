@@ -31,6 +31,7 @@ from secateur.targets.blocks.graph import BlockGraph
 from secateur.targets.blocks.remove import names_after, removed_paths
 from secateur.targets.blocks.repair import refitted, repaired
 from secateur.targets.blocks.trace import trace
+from secateur.targets.defaults import BLOCKS
 
 CANDIDATES: Mapping[str, Callable[[], Allocator]] = MappingProxyType(
     {
@@ -44,17 +45,6 @@ CANDIDATES: Mapping[str, Callable[[], Allocator]] = MappingProxyType(
 )
 """What ``auto`` compares."""
 
-DEFAULTS: Mapping[str, Allocator] = MappingProxyType(
-    {
-        "global": Global(removal="output_change"),
-        "tod": ToD(removal="output_change", protection="block_taylor"),
-        "emp": EMP(removal="output_change"),
-        "uniform": Uniform(removal="output_change"),
-        "random": Uniform(removal="random"),
-    }
-)
-"""What a rule's name stands for where blocks are decided on: signals that blocks have."""
-
 _LOOKED_AT, _SHAPES = 64, 4
 """How many batches are looked at for inputs of other shapes, and the most shapes beside the first one's."""
 
@@ -65,7 +55,7 @@ class Blocks(Target):
     forms = FORMS
     default = "auto"
     candidates = CANDIDATES
-    compared = tuple(DEFAULTS)
+    compared = tuple(BLOCKS)
     budgets = (Budget(blocks=0.75), Budget(blocks=0.5))
     refused: ClassVar[Mapping[str, str]] = {
         "allow_inexact": "only blocks whose removal is exact may go",
@@ -76,7 +66,7 @@ class Blocks(Target):
     @staticmethod
     def rule(allocator: Any) -> Any:
         """A rule with signals for blocks."""
-        return rule_named(allocator, DEFAULTS, 'Global(removal="stream_change")', "auto, ")
+        return rule_named(allocator, BLOCKS, 'Global(removal="stream_change")', "auto, ")
 
     @cached_property
     def _others(self) -> list[Any]:
@@ -109,7 +99,7 @@ class Blocks(Target):
 
     def default_budget(self, scored: Scored) -> Budget:
         """The parameters that ``emp`` leaves."""
-        return Budget(params=self.allocate(DEFAULTS["emp"], scored.scores, None).predicted.params)
+        return Budget(params=self.allocate(BLOCKS["emp"], scored.scores, None).predicted.params)
 
     @cached_property
     def _program(self) -> list[Graph]:

@@ -25,6 +25,7 @@ from secateur.repairs.methods import Methods
 from secateur.signals.experts import SIGNALS, ExpertSignal
 from secateur.signals.loss import default_loss
 from secateur.signals.units.combination import name_of
+from secateur.targets.defaults import EXPERTS
 from secateur.targets.experts.apply import FORMS, verify
 from secateur.targets.experts.graph import ExpertGraph
 from secateur.targets.experts.repair import METHOD, REPAIRS, check_methods, repair
@@ -46,25 +47,13 @@ CANDIDATES: Mapping[str, Callable[[], Allocator]] = MappingProxyType(
 """What ``auto`` compares."""
 
 
-DEFAULTS: Mapping[str, Allocator] = MappingProxyType(
-    {
-        "tod": ToD(removal="reap", protection="expert_taylor"),
-        "emp": EMP(removal="reap"),
-        "global": Global(removal="reap"),
-        "uniform": Uniform(removal="reap"),
-        "random": Uniform(removal="random"),
-    }
-)
-"""What a rule's name stands for where experts are decided on: signals that experts have."""
-
-
 class Experts(Target):
     """Experts. The model need not be capturable by `torch.export`."""
 
     forms = FORMS
     default = "tod"
     candidates = CANDIDATES
-    compared = tuple(DEFAULTS)
+    compared = tuple(EXPERTS)
     budgets = (Budget(experts=0.75), Budget(experts=0.5))
     refused: ClassVar[Mapping[str, str]] = {
         "allow_inexact": "only experts whose removal is exact may go",
@@ -75,7 +64,7 @@ class Experts(Target):
     @staticmethod
     def rule(allocator: Any) -> Any:
         """A rule with signals for experts."""
-        return rule_named(allocator, DEFAULTS, 'ToD(removal="reap", protection="frequency")')
+        return rule_named(allocator, EXPERTS, 'ToD(removal="reap", protection="frequency")')
 
     @staticmethod
     def check_repair(repair: Methods) -> None:

@@ -1,20 +1,25 @@
-"""Units and experts as what is removed, under one budget."""
+"""Units with experts or with blocks as what is removed, under one budget."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType, SimpleNamespace
 from typing import Any, ClassVar
 
 from torch import nn
 
-from secateur.allocators import EMP, Budget, ToD, Uniform
+from secateur.allocators import Budget, Global, RepairAware, ToD, Uniform
+from secateur.allocators.base import Allocator
 from secateur.allocators.registry import Allocates
+from secateur.allocators.unit_distortions import with_unit_curves
 from secateur.calibration import Calibration
 from secateur.graph.graph import Graph
 from secateur.pipeline.result import clock, few
+from secateur.pipeline.targets.blocks import Blocks
 from secateur.pipeline.targets.experts import Experts
-from secateur.pipeline.targets.target import Scored, Task
+from secateur.pipeline.targets.headsizes import UnitsAndHeadSizes
+from secateur.pipeline.targets.target import Scored, Target, Task
 from secateur.pipeline.targets.units import Units
 from secateur.plan import Plan
 from secateur.proof.verify import Proof
@@ -23,73 +28,94 @@ from secateur.repairs.methods import resolve as resolve_repairs
 from secateur.repairs.repair import repair as repair_units
 from secateur.signals import Scores
 from secateur.signals.units.combination import name_of
-from secateur.targets.experts.apply import FORMS
+from secateur.targets.blocks.apply import FORMS, removed_blocks
+from secateur.targets.blocks.repair import bypass
 from secateur.targets.experts.repair import REPAIRS, check_methods
 from secateur.targets.experts.repair import repair as repair_experts
-from secateur.targets.together.apply import apply, verify, without_experts, without_units
-from secateur.targets.together.graph import UnitsAndExperts, part, trace
-from secateur.targets.together.rule import RULES, Pair, Together
+from secateur.targets.together import apply as experts
+from secateur.targets.together import blocks
+from secateur.targets.together.graph import Joined, joined, part
+from secateur.targets.together.rule import ONE_KNOB, Pair, Together
 from secateur.targets.together.score import merged, score
 from secateur.targets.units.apply import apply as apply_units
+from secateur.targets.units.record import Record, attach
 
-CANDIDATES: Mapping[str, Callable[[], Together]] = MappingProxyType(
+WITH_EXPERTS: Mapping[str, Callable[[], Together]] = MappingProxyType(
     {
-        "tod": lambda: Together(*RULES["tod"]),
-        "tod, reconstruction and fisher": lambda: Together(
-            ToD(removal="reconstruction", protection="fisher"), RULES["tod"][1]
+        "tod": lambda: Together.of("tod"),
+        "tod, reconstruction and fisher": lambda: Together.of(
+            ToD(removal="reconstruction", protection="fisher")
         ),
-        "emp": lambda: Together(*RULES["emp"]),
-        "uniform": lambda: Together(*RULES["uniform"]),
-        "uniform, reconstruction": lambda: Together(Uniform(removal="reconstruction"), RULES["uniform"][1]),
-        "units alone, emp": lambda: Together(EMP(), RULES["emp"][1], only="unit"),
-        "units alone, uniform, reconstruction": lambda: Together(
-            Uniform(removal="reconstruction"), RULES["uniform"][1], only="unit"
+        "emp": lambda: Together.of("emp"),
+        "uniform": lambda: Together.of("uniform"),
+        "uniform, reconstruction": lambda: Together.of(Uniform(removal="reconstruction")),
+        "units alone, emp": lambda: replace(Together.of("emp"), share=0.0),
+        "units alone, uniform, reconstruction": lambda: replace(
+            Together.of(Uniform(removal="reconstruction")), share=0.0
         ),
-        "experts alone, tod": lambda: Together(*RULES["tod"], only="expert"),
-        "experts alone, uniform": lambda: Together(*RULES["uniform"], only="expert"),
+        "experts alone, tod": lambda: replace(Together.of("tod"), share=1.0),
+        "experts alone, uniform": lambda: replace(Together.of("uniform"), share=1.0),
     }
 )
 """What ``auto`` compares: one knob for both, and the same budget spent on units or on experts alone."""
 
 
-class Both(Units):
-    """Units and experts. What a rule for units does, it does for the groups of both."""
+def _shared(units: Allocator, removal: str, share: float) -> Callable[[], Together]:
+    """A rule by which blocks have this share of the saving, in the order of a signal."""
+    return lambda: Together(units, Global(removal=removal), share, what="block")
 
+
+WITH_BLOCKS: Mapping[str, Callable[[], Together]] = MappingProxyType(
+    {
+        "units alone, repair_aware": _shared(RepairAware(), "output_change", 0.0),
+        "units alone, repair_aware by params": _shared(RepairAware(per="params"), "output_change", 0.0),
+        "units alone, global, magnitude": _shared(Global(), "output_change", 0.0),
+        **{
+            f"{share:.0%} by blocks, {removal.replace('_', ' ')}": _shared(RepairAware(), removal, share)
+            for share in (0.25, 0.5, 0.75)
+            for removal in ("output_change", "stream_change")
+        },
+        **{
+            f"blocks alone, {removal.replace('_', ' ')}": _shared(RepairAware(), removal, 1.0)
+            for removal in ("output_change", "stream_change", "stream_distance")
+        },
+    }
+)
+"""What ``auto`` compares: a few shares of the saving for blocks, from none to all."""
+
+
+class Both(Units):
+    """Units and what is removed from the module itself. Rules for units decide on the groups of both.
+
+    Attributes:
+        of: The module with `apply` and `verify`.
+        of_units: The target of the units.
+        of_others: The target of the others.
+    """
+
+    of: ClassVar[Any]
+    of_units: ClassVar[type[Units]] = Units
+    of_others: ClassVar[type[Target]]
     forms = FORMS
     default = "auto"
-    candidates = CANDIDATES
-    compared = tuple(RULES)
     budgets = (Budget(params=0.75), Budget(params=0.5))
-    refused: ClassVar[Mapping[str, str]] = {
-        "steps": "rounds remove units or experts, not both",
-        "allow_inexact": "only what leaves the rest unchanged is removed together with experts",
-    }
     graph: Any
 
-    def __init__(self, task: Task, graph: UnitsAndExperts | None = None) -> None:
+    def __init__(self, task: Task, graph: Joined | None = None) -> None:
         """Traces the model, unless its graph is at hand."""
-        super().__init__(task, graph)
-        self.units, self.experts = Units(task, self.graph.units), Experts(task, self.graph.experts)
+        self.units: Any = self.of_units(task, None if graph is None else graph.units)
+        self.others: Any = self.of_others(self.units.task, None if graph is None else graph.others)
+        super().__init__(self.units.task, graph or joined(self.units.graph, self.others.graph))
 
     @property
     def _program(self) -> Graph:
         """The graph of the units."""
-        return self.units.graph
-
-    @staticmethod
-    def rule(allocator: Any) -> Any:
-        """A rule whose knob means the same for units and for experts."""
-        return Together.of(allocator)
-
-    @staticmethod
-    def check_repair(repair: Methods) -> None:
-        """Any repair of units, and those of experts."""
-        Units.check_repair(_of_units(repair))
-        check_methods("prune(granularity=['unit', 'expert'], repair", _of_experts(repair))
+        found: Graph = self.units.graph
+        return found
 
     def trace(self, model: nn.Module) -> Any:
-        """Groups of units and blocks of experts."""
-        return trace(model, self.task.example.inputs)
+        """The groups of both."""
+        return joined(self.units.trace(model), self.others.trace(model))
 
     def score_signals(self, signals: Sequence[Any]) -> Scores:
         """Each side by its own signals."""
@@ -100,34 +126,90 @@ class Both(Units):
 
     def scored(self, rules: Iterable[Allocates]) -> Scored:
         """A pair is missing where one of its signals cannot be measured."""
-        both = [Together.of(rule) for rule in rules]
+        both = [self.rule(rule) for rule in rules]
         asked: list[list[Any]] = [  # rules of which only the signals are read
             [SimpleNamespace(signals=[getattr(pair, side) for pair in rule.pairs]) for rule in both]
-            for side in ("unit", "expert")
+            for side in ("unit", "other")
         ]
-        units, experts = self.units.scored(asked[0]), self.experts.scored(asked[1])
+        units, others = self.units.scored(asked[0]), self.others.scored(asked[1])
         missing: dict[str, str] = {}
         pairs: dict[str, Pair] = {}
         for pair in (pair for rule in both for pair in rule.pairs):
-            why = units.missing.get(name_of(pair.unit)) or experts.missing.get(name_of(pair.expert))
+            why = units.missing.get(name_of(pair.unit)) or others.missing.get(name_of(pair.other))
             if why is None:
                 pairs[pair.name] = pair
             else:
                 missing[pair.name] = why
-        return Scored(merged(pairs.values(), units.scores, experts.scores), missing)
+        return Scored(merged(pairs.values(), units.scores, others.scores), missing)
 
     @staticmethod
-    def with_curves(rule: Any, graph: Any, data: Any, scores: Scores, *, progress: bool = False) -> Any:
-        """The rule as it is: none for both needs curves."""
-        return rule
+    def with_curves(rule: Any, graph: Any, data: Any, scores: Any, *, progress: bool = False) -> Any:
+        """The rule with the curves that its rule for units measures."""
+        both = Together.of(rule, graph.others.granularity)
+        known = both.of_units_alone(scores)
+        units = with_unit_curves(both.units, graph.units, data, known, progress=progress)
+        return replace(both, units=units)
+
+    def measured(self, rule: Any, data: Calibration, scores: Scores) -> Any:
+        """The rule with what its rule for units measures on these data."""
+        both = self.rule(rule)
+        known = replace(scores, values=both.of_units_alone(scores.values))
+        return both if both.share == 1 else replace(both, units=self.units.measured(both.units, data, known))
 
     def default_budget(self, scored: Scored) -> Budget:
         """The parameters that ``tod`` leaves at its default tolerance, or ``emp`` where it cannot decide."""
         rule = next(
-            (r for r in map(Together.of, ("tod", "emp")) if all(p.name in scored.scores for p in r.pairs)),
-            Together.of("uniform"),
+            (r for r in map(self.rule, ("tod", "emp")) if all(p.name in scored.scores for p in r.pairs)),
+            self.rule("uniform"),
         )
         return Budget(params=self.allocate(rule, scored.scores, None).predicted.params)
+
+    def verify(self, small: nn.Module, plan: Plan) -> Proof:
+        """With the masked dense model without the others."""
+        found: Proof = self.of.verify(self.task.model, small, plan, self._example, graph=self.graph)
+        return found
+
+    def apply(self, plan: Plan) -> nn.Module:
+        """The module without both."""
+        task = self.task
+        with clock(task.seconds, "apply"):
+            small: nn.Module = self.of.apply(
+                task.model,
+                plan,
+                task.form,
+                graph=self.graph,
+                example_inputs=self._example,
+                on_unrealisable=task.on_unrealisable,
+            )
+        return small
+
+    @property
+    def _example(self) -> Any:
+        return few(self.task.example, self.graph.static_batch)
+
+
+class UnitsAndExperts(Both):
+    """Units and experts. What a rule for units does, it does for the groups of both."""
+
+    of_others = Experts
+    candidates = WITH_EXPERTS
+    compared = ONE_KNOB
+    refused: ClassVar[Mapping[str, str]] = {
+        "steps": "rounds remove units or experts, not both",
+        "allow_inexact": "only what leaves the rest unchanged is removed together with experts",
+    }
+    of: ClassVar[Any] = experts
+
+    @staticmethod
+    def rule(allocator: Any) -> Any:
+        """A rule whose knob means the same for units and for experts, or two with a share."""
+        return Together.of(allocator)
+
+    @staticmethod
+    def check_repair(repair: Methods) -> None:
+        """Any repair of units, and those of experts."""
+        Units.check_repair(_of_units(repair))
+        check_methods("prune(granularity=['unit', 'expert'], repair", _of_experts(repair))
 
     @property
     def _methods(self) -> Sequence[Any]:
@@ -138,8 +220,8 @@ class Both(Units):
     @property
     def candidate_repair(self) -> str:
         """The repairs of both that were asked for."""
-        experts = check_methods("prune(repair", _of_experts(self.task.repair))
-        return " + ".join([*(method.name for method in self._methods), *experts])
+        of_experts = check_methods("prune(repair", _of_experts(self.task.repair))
+        return " + ".join([*(method.name for method in self._methods), *of_experts])
 
     def candidate(self, plan: Plan, data: Calibration) -> nn.Module:
         """The model with masked units, without the experts; repaired without looking whether it helps."""
@@ -147,24 +229,6 @@ class Both(Units):
         for method in self._methods:
             method.run(small, Work(lambda: self.graph.units, data))
         return self._without_experts(small, plan, data, lambda _, better: better)
-
-    def apply(self, plan: Plan) -> nn.Module:
-        """The module without both."""
-        task = self.task
-        with clock(task.seconds, "apply"):
-            return apply(
-                task.model,
-                plan,
-                task.form,
-                graph=self.graph,
-                example_inputs=few(task.example, self.graph.static_batch),
-                on_unrealisable=task.on_unrealisable,
-            )
-
-    def verify(self, small: nn.Module, plan: Plan) -> Proof:
-        """With the masked dense model whose routers may not choose the removed experts."""
-        inputs = few(self.task.example, self.graph.static_batch)
-        return verify(self.task.model, small, plan, inputs, graph=self.graph)
 
     def repaired(self, small: nn.Module, plan: Plan) -> nn.Module:
         """First the units are repaired, while all experts are there; then the experts that stay are."""
@@ -174,7 +238,7 @@ class Both(Units):
 
         inputs = few(task.example, self.graph.static_batch)
         fewer = repair_units(
-            without_units(task.model, plan, self.graph, inputs, task.on_unrealisable),
+            experts.without_units(task.model, plan, self.graph, inputs, task.on_unrealisable),
             task.model,
             task.data,
             _of_units(task.repair),
@@ -183,7 +247,7 @@ class Both(Units):
             seed=task.seed,
             progress=task.progress,
         )
-        return self._without_experts(fewer, plan, task.fit, self.experts.accepted)
+        return self._without_experts(fewer, plan, task.fit, self.others.accepted)
 
     def _without_experts(
         self,
@@ -201,13 +265,63 @@ class Both(Units):
             accepted: Chooses between the model before and after the refit.
         """
         task = self.task
-        fewer = without_experts(small, task.model, plan, self.graph)
+        fewer = experts.without_experts(small, task.model, plan, self.graph)
         methods = _of_experts(task.repair)
         if methods is None or not any(group.removed for group in part(plan, "expert").groups):
             return fewer
-        blocks = self.graph.experts  # their names hold for the model without the units too
-        better = repair_experts(fewer, small, data, methods, graph=blocks, seed=task.seed, progress=False)
+        known = self.graph.others  # their names hold for the model without the units too
+        better = repair_experts(fewer, small, data, methods, graph=known, seed=task.seed, progress=False)
         return accepted(fewer, better)
+
+
+class UnitsAndBlocks(Both):
+    """Units and residual blocks: blocks have a share of the saving, and units save the rest."""
+
+    of_others = Blocks
+    candidates = WITH_BLOCKS
+    compared = ("repair_aware", "tod", "emp", "uniform", "global", "random")
+    refused: ClassVar[Mapping[str, str]] = {
+        "steps": "rounds remove units or blocks, not both",
+        "allow_inexact": "only what leaves the rest unchanged is removed together with blocks",
+    }
+    of: ClassVar[Any] = blocks
+
+    @staticmethod
+    def rule(allocator: Any) -> Any:
+        """Any rule for units, and one for blocks, which have a share."""
+        return Together.of(allocator, "block")
+
+    def candidate(self, plan: Plan, data: Calibration) -> nn.Module:
+        """The dense model with masked units and bypassed blocks, repaired without looking if it helps."""
+        plan = blocks.whole_where_dropped(plan)
+        small = apply_units(self.task.model, part(plan, "unit").of_graph(), "masked")
+        bypass(small, removed_blocks(self.graph.others, plan))
+        attach(small, Record(plan, "masked"))
+        for method in self._methods:
+            method.run(small, Work(lambda: self.graph.units, data))
+        return small
+
+    def repaired(self, small: nn.Module, plan: Plan) -> nn.Module:
+        """What both removals did is repaired in one pass, as far as that helps on held-out data."""
+        task = self.task
+        if task.repair is None:
+            return small
+        return blocks.repair(
+            small,
+            task.model,
+            task.data,
+            task.repair,
+            graph=self.graph,
+            loss_fn=task.loss_fn,
+            seed=task.seed,
+            progress=task.progress,
+        )
+
+
+class UnitsHeadSizesAndBlocks(UnitsAndBlocks):
+    """Units but whole heads, dimensions of heads, and residual blocks."""
+
+    of_units = UnitsAndHeadSizes
 
 
 def _of_units(repair: Methods) -> Methods:

@@ -18,12 +18,15 @@ from secateur.allocators.limits import Limits
 from secateur.allocators.naming import covers
 from secateur.common.models import device_of
 from secateur.errors import PlanError
-from secateur.graph.graph import fingerprint
+from secateur.graph.costs import CostModel, Term
+from secateur.graph.folding import folded
+from secateur.graph.graph import Graph, fingerprint
 from secateur.graph.groups import Frozen, Group, Left, Slice, group_called
 from secateur.graph.inputs import InputSpec
 from secateur.measure.cost import Cost
 from secateur.targets.blocks.block import Block
 from secateur.targets.blocks.pinned import Pinned
+from secateur.targets.units.sizes import running_modules
 
 Way = Literal["delete", "pass"]
 """How a list loses blocks. ``delete``: they leave it. ``pass``: modules that pass the stream on stay."""
@@ -159,6 +162,34 @@ class BlockGraph:
                     found[column][max(int(stage), 0) :] -= value
         return found
 
+    def priced(self, units: Graph, costs: CostModel, starts: Mapping[str, int]) -> dict[str, list[Term]]:
+        """The terms of the units' costs, which are zero where the block that they are of is gone.
+
+        Args:
+            units: The trace of the units.
+            costs: Where axes are added.
+            starts: The slot of the first block of each group.
+        """
+        axes = {
+            block.path: costs.axis(np.array([starts[name] + number]))
+            for name, blocks in self.blocks.items()
+            for number, block in enumerate(blocks)
+        }
+        nodes = {
+            node.name: path
+            for node in units.program.graph.nodes
+            for path in running_modules(node)
+            if path in axes
+        }
+        holders = {"params": _holders(folded(self.model, units.folded), [*axes]), "macs": nodes}
+        return {
+            kind: [
+                term._replace(axes=(*term.axes, axes[inside[term.origin]])) if term.origin in inside else term
+                for term in units.costs.terms(kind)
+            ]
+            for kind, inside in holders.items()
+        }
+
     def __str__(self) -> str:
         """A table of the blocks, then what is left alone and why."""
         blocks = self.all_blocks()
@@ -242,17 +273,24 @@ def _group(name: str, blocks: tuple[Block, ...]) -> Group:
 
 def _own_parameters(model: nn.Module, paths: list[str]) -> dict[str, int]:
     """How many parameters only one block holds, by path."""
-    holders: dict[int, set[str]] = {}
-    sizes: dict[int, int] = {}
+    found = dict.fromkeys(paths, 0)
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    for name, path in _holders(model, paths).items():
+        found[path] += sizes[name]
+    return found
+
+
+def _holders(model: nn.Module, paths: list[str]) -> dict[str, str]:
+    """The block that holds a parameter, by name, where no other part of the model holds it."""
     inside: dict[str, str] = {}
     for path in paths:
         module = model.get_submodule(path)
         inside |= {name: path for name, _ in module.named_parameters(path, remove_duplicate=False)}
+    holders: dict[int, set[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         holders.setdefault(id(parameter), set()).add(inside.get(name, ""))
-        sizes[id(parameter)] = parameter.numel()
-    found = dict.fromkeys(paths, 0)
-    for key, where in holders.items():
-        if len(where) == 1 and "" not in where:
-            found[next(iter(where))] += sizes[key]
-    return found
+    return {
+        name: next(iter(holders[id(parameter)]))
+        for name, parameter in model.named_parameters()
+        if len(holders[id(parameter)]) == 1 and name in inside
+    }

@@ -153,4 +153,9 @@ def rebuilt(
 
 def removed_paths(plan: Plan) -> list[str]:
     """The paths of the blocks that a plan removes."""
-    return [piece.tensor for group in plan.groups for piece in group.slices if piece.removed]
+    return [
+        piece.tensor
+        for group in plan.groups
+        for piece in group.slices
+        if piece.role == "block" and piece.removed
+    ]

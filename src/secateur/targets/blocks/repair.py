@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -21,7 +21,7 @@ from secateur.signals.loss import LossFn
 from secateur.targets.blocks.apply import removed_blocks
 from secateur.targets.blocks.block import Block, PassThrough, argument, with_first
 from secateur.targets.blocks.graph import BlockGraph
-from secateur.targets.blocks.remove import can_pass, copied_tensors, names_after
+from secateur.targets.blocks.remove import can_pass, copied_tensors, names_after, removed_paths
 from secateur.targets.blocks.trace import trace
 from secateur.targets.units.copying import duplicate
 from secateur.targets.units.record import Record, attach, record_of, with_repairs
@@ -73,6 +73,7 @@ def repaired(
     methods: Methods,
     program: list[Graph],
     graph: BlockGraph | None = None,
+    start: nn.Module | None = None,
     **options: Any,
 ) -> nn.Module:
     """Do what `repair` does.
@@ -84,10 +85,11 @@ def repaired(
         methods: As for `repair`.
         program: A list with the trace of the model's units, or an empty one, to which it is added.
         graph: As for `repair`.
+        start: As for `bypassed`.
         options: Those of `secateur.repairs.repair.run_repairs`.
     """
     graph = graph or trace(model, data.to(device_of(model)).first().inputs)
-    opened = bypassed(small, model, graph)
+    opened = bypassed(small, model, graph, start)
     if not _programmed(model, data, graph, program) and methods == "auto":
         methods = "batchnorm"
     better = run_repairs(opened, model, data, methods, program, **options)
@@ -131,33 +133,42 @@ def _programmed(model: nn.Module, data: Calibration, graph: BlockGraph, program:
     return True
 
 
-def bypassed(small: nn.Module, model: nn.Module, graph: BlockGraph) -> nn.Module:
+def bypassed(
+    small: nn.Module, model: nn.Module, graph: BlockGraph, start: nn.Module | None = None
+) -> nn.Module:
     """Return a copy of the dense model that computes what the smaller one does, with the dense names.
 
     Args:
         small: The smaller model, which may be repaired.
         model: The dense model.
         graph: The trace of the blocks.
+        start: Where units went too, the dense model without these alone; its record has what it lost, and
+            the blocks. It is changed. None: a copy of the dense model.
     """
     record = record_of(small)
-    blocks = removed_blocks(graph, record.plan)
-    opened = duplicate(model)
-    names = names_after(model, model.state_dict(), [b.path for b in blocks], record.stand_ins)
+    opened = duplicate(model) if start is None else start
+    paths = removed_paths(record.plan)
+    names = names_after(model, model.state_dict(), paths, record.stand_ins)
     copied_tensors({new: old for old, new in names.items()}, small, opened)
+    bypass(opened, removed_blocks(graph, record.plan))
+    return attach(opened, Record(record.plan if start is None else record_of(start).plan, "module"))
+
+
+def bypass(model: nn.Module, blocks: Iterable[Block]) -> None:
+    """Let blocks of a model pass on what they read, from now on."""
     for block in blocks:
-        module = opened.get_submodule(block.path)
+        module = model.get_submodule(block.path)
         if can_pass(block):
             vars(module)["forward"] = PassThrough(block, module).forward
         else:
             module.register_forward_hook(_Bypass(block), with_kwargs=True)
-    return attach(opened, Record(record.plan, "module"))
 
 
 def with_tensors_of(opened: nn.Module, small: nn.Module, model: nn.Module) -> nn.Module:
     """Return a copy of the smaller model with the tensors of what `bypassed` made."""
     record, found = record_of(small), duplicate(small)
-    gone = [piece.tensor for group in record.plan.groups for piece in group.slices if piece.removed]
-    copied_tensors(names_after(model, model.state_dict(), gone, record.stand_ins), opened, found)
+    names = names_after(model, model.state_dict(), removed_paths(record.plan), record.stand_ins)
+    copied_tensors(names, opened, found)
     return attach(found, record)
 
 

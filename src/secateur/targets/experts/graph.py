@@ -15,7 +15,9 @@ from secateur.allocators.base import Allocator
 from secateur.allocators.limits import Limits
 from secateur.common.models import device_of, named_tensors
 from secateur.errors import PlanError
-from secateur.graph.graph import fingerprint
+from secateur.graph.costs import CostModel, Term
+from secateur.graph.folding import folded
+from secateur.graph.graph import Graph, fingerprint
 from secateur.graph.groups import Frozen, Group, Left, Slice, group_called
 from secateur.graph.inputs import InputSpec
 from secateur.measure.cost import Cost
@@ -129,6 +131,36 @@ class ExpertGraph:
             removed = (when[None, :] <= np.arange(stages)[:, None]).sum(axis=1)
             for column, value in vars(self.each[name]).items():
                 found[column] -= value * removed
+        return found
+
+    def priced(self, units: Graph, costs: CostModel, starts: Mapping[str, int]) -> dict[str, list[Term]]:
+        """The terms of the units' costs, where experts may go too.
+
+        Args:
+            units: The trace of the units.
+            costs: Where axes are added.
+            starts: The slot of the first expert of each block.
+        """
+        shapes = {name: p.shape for name, p in folded(self.model, units.folded).named_parameters()}
+        routed = {name: self.tokens for block in self.blocks for name in self.router_matrices(block)}
+        pieces: dict[str, list[tuple[int, Slice]]] = {}
+        for group in self.groups:
+            for piece in group.slices:
+                pieces.setdefault(piece.tensor, []).append((starts[group.name], piece))
+        found: dict[str, list[Term]] = {"params": [], "macs": units.costs.terms("macs")}
+        for term in units.costs.terms("params"):
+            axes = [*term.axes]
+            for start, piece in pieces.get(term.origin, ()):
+                if len(np.unique(piece.unit)) == 1:  # the whole tensor belongs to one expert
+                    axes.append(costs.axis(start + piece.unit[:1]))
+                    continue
+                along = np.full(shapes[term.origin][piece.axis], -1, dtype=np.int64)
+                along[piece.position] = start + piece.unit
+                axes[piece.axis] = costs.axis(along)
+            found["params"].append(term._replace(axes=tuple(axes)))
+            factor = routed.get(term.origin, 0) * costs.batch
+            if factor:  # what a router spends on the experts that stay, less what it would on all
+                found["macs"] += [Term(factor, tuple(axes)), Term(-factor, term.axes)]
         return found
 
     def __str__(self) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 
 from secateur.common.models import named_tensors
-from secateur.graph.costs import CostModel
+from secateur.graph.costs import CostModel, Term
 from secateur.graph.graph import Graph, fingerprint_of
 from secateur.graph.groups import Group, Left, Site, Slice
 from secateur.targets.lowrank.layers import replaceable
@@ -140,20 +140,21 @@ def _with_jumps(graph: Graph, pairs: Mapping[str, LowRank], jumps: Mapping[str, 
         jump = jumps[path]
         slots = np.arange(jump.start, jump.start + jump.rank, dtype=np.int64)
         every, some, last = (costs.axis(part) for part in (slots, slots[: jump.most], slots[jump.most :][:1]))
-        layer = [axes for _, axes in terms["params"] if every in axes and len(axes) > 1]
+        layer = [t.axes for t in terms["params"] if every in t.axes and len(t.axes) > 1]
         into, out = (next(n for n in axes if n != every) for axes in layer[:2])
         for kind in terms:
-            new: list[tuple[int, tuple[int, ...]]] = []
+            new: list[Term] = []
             seen = 0
-            for factor, axes in terms[kind]:
+            for factor, axes, origin in terms[kind]:
                 if every not in axes:
-                    new.append((factor, axes))
+                    new.append(Term(factor, axes, origin))
                     continue
                 fewer = tuple(some if n == every else n for n in axes)
-                new += [(factor, fewer), (-factor, (last, *fewer))]
+                new += [Term(factor, fewer, origin), Term(-factor, (last, *fewer), origin)]
                 if into in axes or out in axes:
                     if seen % 2 == 0:  # the first layer of the pair; the second one's is the same
-                        new.append((factor, (last, *(out if n == every else n for n in axes))))
+                        whole = (last, *(out if n == every else n for n in axes))
+                        new.append(Term(factor, whole, origin))
                     seen += 1
             terms[kind] = new
     return costs.with_terms(terms)

@@ -1,1 +1,1 @@
-"""Units and experts under one budget."""
+"""Units and experts, or units and blocks, under one budget."""

@@ -18,7 +18,7 @@ from secateur.proof.verify import verify as verify_units
 from secateur.targets.experts.allocate import check_kept
 from secateur.targets.experts.apply import FORMS, compare_excluding, normalising, require_same_tensors
 from secateur.targets.experts.counts import new_counts
-from secateur.targets.together.graph import UnitsAndExperts, part, trace
+from secateur.targets.together.graph import Joined, part, trace
 from secateur.targets.units.apply import apply as apply_units
 from secateur.targets.units.compare import run_in_double
 from secateur.targets.units.masked import masked
@@ -34,7 +34,7 @@ def apply(
     plan: Plan,
     form: str = "auto",
     *,
-    graph: UnitsAndExperts | None = None,
+    graph: Joined | None = None,
     example_inputs: Any = None,
     on_unrealisable: Literal["graph", "leave"] = "graph",
     renormalise: bool | None = None,
@@ -54,7 +54,7 @@ def apply(
     plan.check(fingerprint(model))
     check_positions(folded(model, plan.folded), plan)
     graph = graph or _traced(model, plan, example_inputs)
-    check_kept(graph.experts, part(plan, "expert"))
+    check_kept(graph.others, part(plan, "expert"))
     small = without_units(model, plan, graph, example_inputs, on_unrealisable)
     return without_experts(small, model, plan, graph, renormalise)
 
@@ -62,7 +62,7 @@ def apply(
 def without_units(
     model: nn.Module,
     plan: Plan,
-    graph: UnitsAndExperts,
+    graph: Joined,
     example_inputs: Any = None,
     on_unrealisable: Literal["graph", "leave"] = "graph",
 ) -> nn.Module:
@@ -83,7 +83,7 @@ def without_experts(
     small: nn.Module,
     model: nn.Module,
     plan: Plan,
-    graph: UnitsAndExperts,
+    graph: Joined,
     renormalise: bool | None = None,
 ) -> nn.Module:
     """The same model without the plan's experts.
@@ -102,7 +102,7 @@ def without_experts(
         costed: Any = graph  # as if it were one of units
         plan = restricted(plan, costed, [group.name for group in plan.groups if group.name not in left])
     experts = part(plan, "expert")
-    sizes = {**new_counts(model, graph.experts, experts), **normalising(model, graph.experts, renormalise)}
+    sizes = {**new_counts(model, graph.others, experts), **normalising(model, graph.others, renormalise)}
     note = "" if renormalise is None else f"renormalise={renormalise}"
     found = replace(
         done, plan=plan, sizes={**done.sizes, **sizes}, note=" ".join(filter(None, (done.note, note)))
@@ -137,7 +137,7 @@ def verify(
     plan: Plan,
     example_inputs: Any = None,
     *,
-    graph: UnitsAndExperts | None = None,
+    graph: Joined | None = None,
     other_sizes: bool = True,
     tolerance: float = 1e-9,
 ) -> Proof:
@@ -171,13 +171,13 @@ def verify(
                 run_in_double(reference, args, kwargs)
             except Exception:  # what the dense model refuses says nothing: the next one may
                 continue
-            found = compare_excluding(reference, small, experts, graph.experts, args, kwargs, tolerance)
+            found = compare_excluding(reference, small, experts, graph.others, args, kwargs, tolerance)
             difference = max(difference, found.difference)
             break
     require_same_tensors(dense, small, plan)
     return replace(proof, difference=difference, reference="masked, experts excluded")
 
 
-def _traced(model: nn.Module, plan: Plan, example_inputs: Any) -> UnitsAndExperts:
+def _traced(model: nn.Module, plan: Plan, example_inputs: Any) -> Joined:
     args, kwargs = plan.inputs.arguments(example_inputs, device_of(model))
     return trace(model, kwargs or args)

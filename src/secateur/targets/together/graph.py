@@ -1,64 +1,73 @@
-"""The units and the experts of one model as groups that a rule decides on together."""
+"""The units of a model, and the experts or blocks of it, as groups that a rule decides on together."""
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from secateur.allocators.naming import covers, layers_of
 from secateur.calibration import Forward
 from secateur.common.models import unwrap
 from secateur.errors import CaptureError
 from secateur.graph.costs import CostModel
-from secateur.graph.folding import folded
 from secateur.graph.graph import Graph
-from secateur.graph.groups import Frozen, Group, Left
+from secateur.graph.groups import Frozen, Group, Left, Role
 from secateur.graph.inputs import InputSpec
 from secateur.graph.trace import trace as trace_units
+from secateur.measure.cost import Cost
 from secateur.plan import Plan
-from secateur.targets.experts.graph import ExpertCost, ExpertGraph
+from secateur.targets.blocks.graph import BlockGraph
+from secateur.targets.experts.graph import ExpertGraph
 from secateur.targets.experts.trace import trace as trace_experts
 
 if TYPE_CHECKING:
     from secateur.allocators.base import Allocator
     from secateur.allocators.limits import Limits
 
-GRANULARITY = "unit+expert"
+OTHERS: tuple[Role, ...] = ("expert", "block")
+"""Roles of slices in groups that are no groups of units."""
 
 V = TypeVar("V")
 
 
 @dataclass(frozen=True, eq=False)
-class UnitsAndExperts:
-    """What `trace` finds for ``["unit", "expert"]``: rules and `sc.apply` take it like a `Graph`.
+class Joined:
+    """Units, and what is removed from the module itself. Rules and `sc.apply` take it like a `Graph`.
 
     Attributes:
-        units: The trace of the units, those inside experts too.
-        experts: The trace of the experts.
+        units: The trace of the units, those inside experts or blocks too.
+        others: The trace of the experts, an `ExpertGraph`, or of the blocks, a `BlockGraph`.
         groups: The groups of both.
+        costs: Costs as functions of what is kept: first all units of `units`, then those of `others`.
     """
 
-    granularity: ClassVar[Literal["unit+expert"]] = "unit+expert"
-
     units: Graph
-    experts: ExpertGraph
+    others: Any
     groups: tuple[Group, ...]
     costs: CostModel = field(repr=False)
 
     @property
+    def granularity(self) -> Literal["unit+expert", "unit+block"]:
+        """What may be removed."""
+        return "unit+expert" if self.others.granularity == "expert" else "unit+block"
+
+    @property
     def model(self) -> nn.Module:
         """The dense model itself, not a copy."""
-        return self.experts.model
+        found: nn.Module = self.others.model
+        return found
 
     @property
     def left(self) -> tuple[Left, ...]:
-        """Groups of units and sets of experts that are left alone as a whole, and why."""
-        return (*self.units.left, *self.experts.left)
+        """Groups of both that are left alone as a whole, and why."""
+        return (*self.units.left, *self.others.left)
 
     @property
     def frozen(self) -> tuple[Frozen, ...]:
@@ -88,57 +97,76 @@ class UnitsAndExperts:
     @property
     def device(self) -> torch.device:
         """Where the model's first tensor lives."""
-        return self.experts.device
+        return self.units.device
 
     def __getitem__(self, name: str) -> Group:
         """The group of this name."""
-        return (self.experts if self._is_block(name) else self.units)[name]
+        found: Group = (self.others if self._is_other(name) else self.units)[name]
+        return found
 
     def adapted(self, rule: Allocator, limits: Limits) -> tuple[Allocator, Limits]:
-        """The rule as one for both, and the limits so that every router can work with what they leave."""
+        """The rule as one for both, and the limits with what the experts or the blocks need."""
         from secateur.targets.together.rule import Together  # which stands on this graph
 
-        both = Together.of(rule)
-        inner, limits = self.experts.adapted(both.experts, limits)
-        return replace(both, experts=inner), limits
+        both = Together.of(rule, self.others.granularity)
+        inner, found = self.others.adapted(both.others, limits)
+        known = dict.fromkeys(name for name in map(str, limits.ignore) if self._matches(name))
+        return replace(both, others=inner), replace(found, ignore=(*(known | dict.fromkeys(found.ignore)),))
 
-    def cost(self, keep: Mapping[str, NDArray[np.bool_]] | None = None) -> ExpertCost:
+    def given(self, keep: Mapping[str, NDArray[np.bool_]]) -> Graph:
+        """The units, with the costs that they have where these experts or blocks are kept.
+
+        Args:
+            keep: By group of `others`, True for what stays. [group.size] Groups not named stay whole.
+        """
+        masks = [keep.get(group.name, np.ones(group.size, dtype=bool)) for group in self.others.groups]
+        return replace(self.units, _costs=self.costs.given(np.concatenate(masks)))
+
+    def limits_of_others(self, limits: Limits) -> Limits:
+        """The limits for experts or blocks. Numbers of units to keep say nothing of blocks."""
+        return limits if self.others.granularity == "expert" else replace(limits, round_to=1, min_keep=1)
+
+    def cost(self, keep: Mapping[str, NDArray[np.bool_]] | None = None) -> Cost:
         """The cost with `keep` [group.size] by group name; unnamed groups stay.
 
-        Parameters are counted exactly: a neuron in an expert that goes saves nothing more. MACs are those of
-        the units, less what routers spend on experts that go: each token still uses as many experts.
+        A neuron in an expert or a block that goes saves nothing more. MACs are those of the captured program;
+        each token still uses as many experts, so a removed one saves what its router spends on it.
 
         Raises:
             PlanError: A name is no group, or a mask has another size than its group.
         """
         keep = keep or {}
         params, macs = self.sweep({name: np.where(mask, 1, 0) for name, mask in keep.items()}, 1)
-        kept = self.experts.cost(self._of_experts(keep)).experts
-        return ExpertCost(int(params[0]), int(macs[0]), kept)
+        of_others = self.others.cost({name: mask for name, mask in keep.items() if self._is_other(name)})
+        found: Cost = replace(of_others, params=int(params[0]), macs=int(macs[0]))
+        return found
 
     def sweep(
         self, gone: Mapping[str, NDArray[np.int64]], stages: int
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Parameters and MACs at every stage of a removal, as `Graph.sweep`. [stages] each"""
-        of_units = {name: when for name, when in gone.items() if not self._is_block(name)}
-        _, macs = self.units.sweep(of_units, stages)
         slots = np.full(self.costs.slots, stages, dtype=np.int64)
-        start = 0
-        for group in self.groups:
+        self.units._spread({n: when for n, when in gone.items() if not self._is_other(n)}, slots)
+        start = self.units.costs.slots
+        for group in self.others.groups:
             slots[start : start + group.size] = gone.get(group.name, stages)
             start += group.size
-        params, routed = self.costs.sweep(slots, stages)
-        return params, macs + routed
+        return self.costs.sweep(slots, stages)
 
-    def _is_block(self, name: str) -> bool:
-        return any(block.name == name for block in self.experts.blocks)
+    def _is_other(self, name: str) -> bool:
+        return any(group.name == name for group in self.others.groups)
 
-    def _of_experts(self, values: Mapping[str, V]) -> dict[str, V]:
-        return {name: value for name, value in values.items() if self._is_block(name)}
+    def _matches(self, pattern: str) -> bool:
+        """Whether a pattern of `Limits` stands for a group."""
+        return any(
+            pattern == glob.escape(group.name)
+            or any(covers(pattern, n) for n in (group.name, *layers_of(group)))
+            for group in self.groups
+        )
 
     def __str__(self) -> str:
         """Both tables."""
-        return f"{self.units}\n\n{self.experts}"
+        return f"{self.units}\n\n{self.others}"
 
 
 def trace(
@@ -148,68 +176,49 @@ def trace(
     more_inputs: Iterable[Any] = (),
     methods: Iterable[str] = (),
     forward: Forward | None = None,
-) -> UnitsAndExperts:
+) -> Joined:
     """Units and experts of a model: see `secateur.trace`.
 
     Raises:
         NothingToPruneError: There are no units, or no experts, that may go.
         CaptureError: The model cannot be captured, or a group of units is named as a block of experts.
     """
-    model = unwrap(model)
-    experts = trace_experts(model, example_inputs, forward=forward)
+    experts = trace_experts(unwrap(model), example_inputs, forward=forward)
     units = trace_units(model, example_inputs, more_inputs=more_inputs, methods=methods, forward=forward)
-    blocks = tuple(
-        replace(group, slices=tuple(replace(piece, role="expert") for piece in group.slices))
-        for group in experts.groups
-    )
-    if twice := {group.name for group in units.groups} & {group.name for group in blocks}:
-        raise CaptureError(
-            f"trace: expected groups of units and blocks of experts with names of their own, got "
-            f"{min(twice)!r} twice. Prune one granularity after the other."
-        )
-    groups = (*units.groups, *blocks)
-    return UnitsAndExperts(
-        units, experts, groups, _costs(folded(experts.model, units.folded), groups, experts)
-    )
+    return joined(units, experts)
 
 
-def _costs(model: nn.Module, groups: tuple[Group, ...], experts: ExpertGraph) -> CostModel:
-    """Costs as functions of what is kept, of units and of experts.
+def joined(units: Graph, others: ExpertGraph | BlockGraph) -> Joined:
+    """Join the trace of a model's units with that of its experts or its blocks.
 
-    Returns:
-        The number of parameters; and the MACs that routers spend on the experts that stay, less those that
-        they would spend on all experts. The latter are in the MACs of the units.
+    Raises:
+        CaptureError: Two groups have one name.
     """
-    costs = CostModel(sum(group.size for group in groups), 1)
-    pieces: dict[str, list[tuple[int, Any]]] = {}
-    start = 0
-    for group in groups:
-        for piece in group.slices:
-            pieces.setdefault(piece.tensor, []).append((start, piece))
-        start += group.size
-    routed = {name: experts.tokens for block in experts.blocks for name in experts.router_matrices(block)}
-    for name, parameter in model.named_parameters():
-        units = [np.full(size, -1, dtype=np.int64) for size in parameter.shape]
-        along = [axis.copy() for axis in units]
-        axes = []
-        for first, piece in pieces.get(name, []):
-            if piece.role == "expert" and len(np.unique(piece.unit)) == 1:
-                axes.append(costs.axis(first + piece.unit[:1]))  # the whole tensor belongs to one expert
-                continue
-            along[piece.axis][piece.position] = first + piece.unit
-            if piece.role != "expert":
-                units[piece.axis][piece.position] = first + piece.unit
-        costs.add("params", 1, [*axes, *map(costs.axis, along)])
-        if name in routed:
-            costs.add("macs", routed[name], map(costs.axis, along))
-            costs.add("macs", -routed[name], map(costs.axis, units))
-    return costs
-
-
-def part(plan: Plan, granularity: Literal["unit", "expert"]) -> Plan:
-    """What a plan for units and experts says of one of them. Its costs stay those of the whole plan."""
-    wanted = granularity == "expert"
+    role = others.granularity
     groups = tuple(
-        group for group in plan.groups if wanted == any(piece.role == "expert" for piece in group.slices)
+        replace(group, slices=tuple(replace(piece, role=role) for piece in group.slices))
+        for group in others.groups
     )
+    if twice := {group.name for group in units.groups} & {group.name for group in groups}:
+        raise CaptureError(
+            f"trace: expected groups of units and of {role}s with names of their own, got {min(twice)!r} "
+            "twice. Prune one granularity after the other."
+        )
+    starts, start = dict[str, int](), units.costs.slots
+    for group in groups:
+        starts[group.name] = start
+        start += group.size
+    costs = units.costs.with_terms({}, start - units.costs.slots)
+    return Joined(
+        units, others, (*units.groups, *groups), costs.with_terms(others.priced(units, costs, starts))
+    )
+
+
+def part(plan: Plan, granularity: Literal["unit", "expert", "block"]) -> Plan:
+    """What a plan says of units, of experts or of blocks. Its costs stay those of the whole plan."""
+
+    def kind(group: Any) -> str:
+        return next((piece.role for piece in group.slices if piece.role in OTHERS), "unit")
+
+    groups = tuple(group for group in plan.groups if kind(group) == granularity)
     return plan.model_copy(update={"groups": groups, "granularity": granularity})

@@ -1,109 +1,147 @@
-"""One rule for units and one for experts that share a knob, so that one budget decides on both."""
+"""One rule for units and one for experts or blocks, so that one budget decides on both."""
 
 from __future__ import annotations
 
 import glob
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import JsonValue
 
-from secateur.allocators import EMP, Limits, ToD, Uniform
 from secateur.allocators.base import Allocator
 from secateur.allocators.budget import Budget
-from secateur.allocators.description import Description
+from secateur.allocators.checks import fraction
+from secateur.allocators.curve import curve
+from secateur.allocators.decision import Decision, decide
+from secateur.allocators.description import Certificate, Description
+from secateur.allocators.limits import Limits
+from secateur.allocators.registry import RULES as OF_UNITS
 from secateur.allocators.signals import ScoreTable
 from secateur.allocators.step_function import StepFunction
-from secateur.errors import SettingError
+from secateur.common.formatting import percent
+from secateur.errors import BudgetError, SettingError, UnreachableBudgetError
 from secateur.graph.graph import Graph
 from secateur.signals.units.combination import Asked, name_of
+from secateur.targets.defaults import BLOCKS, EXPERTS
 
-RULES: Mapping[str, tuple[Allocator, Allocator]] = MappingProxyType(
-    {
-        "tod": (ToD(), ToD(removal="reap", protection="expert_taylor")),
-        "emp": (EMP(), EMP(removal="reap")),
-        "uniform": (Uniform(), Uniform(removal="reap")),
-        "random": (Uniform(removal="random"), Uniform(removal="random")),
-    }
-)
-"""The rules that can decide on both, for units and for experts: their knobs mean the same for any group."""
+if TYPE_CHECKING:
+    from secateur.targets.together.graph import Joined
+
+What = Literal["expert", "block"]
+
+ONE_KNOB = ("tod", "emp", "uniform", "random")
+"""The rules whose knob means the same for units and for experts."""
+
+DEFAULTS: Mapping[What, Mapping[str, Allocator]] = MappingProxyType({"expert": EXPERTS, "block": BLOCKS})
+"""What a rule's name stands for where experts, or blocks, are decided on."""
+
+FREE: Mapping[What, str] = MappingProxyType({"expert": "weight_norm", "block": "magnitude"})
+"""A signal that needs no data, for what stays whole anyway."""
+
+SHARE = 0.5
+"""The share of the saving that blocks have where none is given."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A signal for units, and the one for experts that stands in its place.
+    """A signal for units, and the one for experts or blocks that stands in its place.
 
     Attributes:
         unit: For groups of units.
-        expert: For blocks of experts.
+        other: For groups of experts or blocks.
     """
 
     unit: Asked
-    expert: Any
+    other: Any
 
     @property
     def name(self) -> str:
         """``wasserstein | reap``."""
-        return f"{name_of(self.unit)} | {name_of(self.expert)}"
+        return f"{name_of(self.unit)} | {name_of(self.other)}"
 
 
 @dataclass(frozen=True)
 class Together(Allocator):
-    """Decides on units by one rule and on experts by another one of its kind; both have the same knob.
+    """Decides on units by one rule, and on experts or blocks by another one.
 
-    With ToD one tolerance gives each layer its number of units and each block its number of experts; with
-    Uniform both lose the same fraction.
+    Without a share, both have the same knob: with ToD one tolerance gives each layer its number of units and
+    each block its number of experts; with Uniform both lose the same fraction.
+
+    With a share s and a budget, experts or blocks come first. They go in their rule's order, as long as they
+    save no more than s of what is to be saved. Units then save the rest, by their own rule, with the costs
+    that they have where these experts or blocks are gone. With s = 1 units stay whole, and with s = 0 only
+    units go.
 
     Attributes:
         units: The rule for groups of units. Its settings count.
-        experts: The rule for blocks of experts.
-        only: Decide on units or on experts alone, and leave the others whole; None: on both.
+        others: The rule for groups of experts or blocks.
+        share: The share of the saving, in [0, 1]; None: one knob.
+        what: ``expert`` or ``block``.
     """
 
     units: Allocator
-    experts: Allocator
-    only: Literal["unit", "expert"] | None = None
+    others: Allocator
+    share: float | None = None
+    what: What = field(default="expert", kw_only=True)
 
     def __post_init__(self) -> None:
-        """Check that both rules have the same knob."""
-        if self.units.name != self.experts.name or self.units.name not in RULES:
+        """Check the share, or that both rules have the same knob."""
+        if self.share is not None:
+            object.__setattr__(self, "share", fraction("allocator", "share", self.share, one=True))
+        known = {rule.name for rule in map(OF_UNITS.__getitem__, ONE_KNOB)}
+        if self.share is None and (self.units.name != self.others.name or self.units.name not in known):
             raise SettingError(
-                f"allocator: expected one rule for units and experts, {_known()}, got {self.units.name!r} "
-                f"for units and {self.experts.name!r} for experts. Name one of these, or write "
-                '{"unit": sc.ToD(), "expert": sc.ToD(removal="reap", protection="frequency")}.'
+                f"allocator: expected one rule for units and {self.what}s, {_known()}, got "
+                f"{self.units.name!r} for units and {self.others.name!r} for {self.what}s. Name one of "
+                f"these, or say which share of the saving {self.what}s have: "
+                f'{{"unit": sc.RepairAware(), "{self.what}": {_beside("", self.what)!r}, "share": 0.5}}.'
             )
 
     @classmethod
-    def of(cls, rule: Any) -> Together:
+    def of(cls, rule: Any, what: What = "expert") -> Together:
         """The rule for both that a name, a rule for units, or a mapping with both stands for.
+
+        Args:
+            rule: What the user passed. A mapping has rules by what they decide on, and perhaps ``share``.
+            what: What is decided on beside units.
 
         Raises:
             SettingError: It is none of these, or its knob means nothing for both.
         """
         if isinstance(rule, Together):
             return rule
-        if isinstance(rule, str) and rule in RULES:
-            return cls(*RULES[rule])
-        if isinstance(rule, Mapping) and set(rule) == {"unit", "expert"}:
-            wrong = [each for each in rule.values() if not isinstance(each, Allocator)]
+        share = None if what == "expert" else SHARE
+        example = f'{{"unit": sc.ToD(), "{what}": {DEFAULTS[what]["tod"]!r}}}'
+        if isinstance(rule, Mapping) and {"unit", what} <= set(rule) <= {"unit", what, "share"}:
+            wrong = [rule[name] for name in ("unit", what) if not isinstance(rule[name], Allocator)]
             if wrong:
                 raise SettingError(
-                    f"allocator: expected two rules in the mapping, got {wrong[0]!r}. Write "
-                    '{"unit": sc.ToD(), "expert": sc.ToD(removal="reap", protection="frequency")}.'
+                    f"allocator: expected two rules in the mapping, got {wrong[0]!r}. Write {example}."
                 )
-            return cls(rule["unit"], rule["expert"])
-        if isinstance(rule, Allocator) and rule.name in RULES:
-            return cls(rule, RULES[rule.name][1])
+            return cls(rule["unit"], rule[what], rule.get("share", share), what=what)
+        known = ONE_KNOB if share is None else tuple(OF_UNITS)
+        if isinstance(rule, str) and rule in known:
+            return cls(OF_UNITS[rule], _beside(rule, what), share, what=what)
+        if isinstance(rule, Allocator) and (share is not None or rule.name in known):
+            return cls(rule, _beside(rule.name, what), share, what=what)
         raise SettingError(
-            f"allocator: expected {_known()} for units and experts together, got {rule!r}. Other rules "
-            "compare scores or errors, and those of units and experts have no common scale."
+            f"allocator: expected one of {', '.join(known)} for units and {what}s together, got {rule!r}. "
+            + (
+                f"Other rules compare scores or errors, and those of units and {what}s have no common scale. "
+                if share is None
+                else ""
+            )
+            + f"Name one, or write {example}."
         )
 
     @property
     def name(self) -> str:  # type: ignore[override]
-        """Name of both rules."""
+        """Name of the rule for units."""
         return self.units.name
 
     @property
@@ -117,46 +155,194 @@ class Together(Allocator):
         return self.units.knob_name
 
     @property
+    def spends(self) -> bool:  # type: ignore[override]
+        """As the rule for units."""
+        return self.units.spends
+
+    @property
     def pairs(self) -> tuple[Pair, ...]:
         """The signals of both, paired by what they are used for. What is left whole needs no data."""
-        units = ["magnitude"] * len(self.units.signals) if self.only == "expert" else self.units.signals
-        experts = ["weight_norm"] * len(units) if self.only == "unit" else self.experts.signals
-        return tuple(map(Pair, units, experts))
+        units = ("magnitude",) if self.share == 1 else self.units.signals
+        others = (FREE[self.what],) if self.share == 0 else self.others.signals
+        found = zip_longest(units, others)
+        return tuple(
+            Pair(units[-1] if unit is None else unit, others[-1] if other is None else other)
+            for unit, other in found
+        )
 
     @property
     def signals(self) -> tuple[Any, ...]:
         """The same."""
         return self.pairs
 
+    def of_units_alone(self, scores: ScoreTable) -> dict[str, Mapping[str, NDArray[np.float64]]]:
+        """The scores by the signals of units: what their rule reads."""
+        return {name_of(pair.unit): scores[pair.name] for pair in self.pairs if pair.name in scores}
+
     def knob(self, budget: Budget | None) -> float | None:
         """The knob of the rule for units."""
         return self.units.knob(budget)
 
     def settings(self, knob: float | None) -> dict[str, JsonValue]:
-        """The settings of both rules."""
-        return {**self.units.settings(knob), "experts": self.experts.settings(knob)}
+        """The settings of both rules, and the share."""
+        found = {**self.units.settings(knob), f"{self.what}s": self.others.settings(knob)}
+        if self.share is not None:  # the knobs are two
+            found |= {f"{self.what}s": self.others.settings(None), "share": self.share}
+        return found
 
     def describe(self, certificates: Mapping[str, Any]) -> Description:
-        """As the rule for units, without a certificate: it would be about some of the groups."""
-        return self.units.describe({})
+        """As the rule for units; certified is what goes along each axis."""
+        found = self.units.describe({})
+        return replace(found, certificate=self.certificate(certificates)) if certificates else found
+
+    def certificates(
+        self, graph: Graph, scores: ScoreTable, limits: Limits, decision: Decision
+    ) -> dict[str, JsonValue]:
+        """By axis, how many went and of how many, and what this saves, in parameters and MACs.
+
+        The axes come one after the other: units save what they do where the others are gone.
+        """
+        both = cast("Joined", graph)
+        names = {group.name for group in both.others.groups}
+        keep, before = dict[str, Any](), both.cost()
+        found: dict[str, JsonValue] = {}
+        for axis, some in (
+            (self.what, [g for g in both.groups if g.name in names]),
+            ("unit", both.units.groups),
+        ):
+            keep |= {group.name: decision.keep[group.name] for group in some if group.name in decision.keep}
+            after = both.cost(keep)
+            found[axis] = {
+                "removed": sum(decision.removed.get(group.name, 0) for group in some),
+                "of": sum(group.size for group in some),
+                "params": (before.params - after.params) / max(1, both.cost().params),
+                "macs": (before.macs - after.macs) / max(1, both.cost().macs),
+            }
+            before = after
+        return {"axes": found}
+
+    def certificate(self, found: Mapping[str, Any]) -> Certificate:
+        """Say what goes along each axis."""
+        axes = found.get("axes", {})
+        if not all({"removed", "of", "params", "macs"} <= axis.keys() for axis in axes.values()):
+            return super().certificate(found)
+        return Certificate(
+            sentences=("One budget is spent along both axes.",),
+            note="Axes are counted one after the other: what goes along the first one saves its units too.",
+            titles=("axis", "removed", "parameters saved", "MACs saved"),
+            rows=tuple(
+                (
+                    f"{name}s",
+                    f"{a['removed']:,} of {a['of']:,}",
+                    percent(a["params"], 1),
+                    percent(a["macs"], 1),
+                )
+                for name, a in axes.items()
+            ),
+        )
 
     def steps(self, graph: Graph, scores: ScoreTable, limits: Limits) -> Mapping[str, StepFunction]:
         """The step functions of both rules, each on its own groups and by its own signals."""
-        both: Any = graph
-        sides: dict[str, tuple[Allocator, Any, Callable[[Pair], Asked]]] = {
-            "unit": (self.units, both.units, lambda pair: pair.unit),
-            "expert": (self.experts, both.experts, lambda pair: pair.expert),
+        both = cast("Joined", graph)
+        return {**self._of_units(both.units, both, scores, limits), **self._of_others(both, scores, limits)}
+
+    def decide(self, graph: Graph, scores: ScoreTable, budget: Budget | None, limits: Limits) -> Decision:
+        """Decide how many units and others each considered group loses."""
+        if self.share is None:
+            return super().decide(graph, scores, budget, limits)
+        both = cast("Joined", graph)
+        first = self._first(both, scores, budget, limits)
+        rest = both.given(first.keep)
+        steps = {} if self.share == 1 else self._of_units(rest, both, scores, limits)
+        bounds = None if budget is None else _counted(budget, both)
+        if not steps or (budget is not None and bounds is None):  # a bound on others alone
+            then = Decision(None, budget, steps, dict.fromkeys(steps, 0), dict.fromkeys(steps, 0))
+        else:
+            try:
+                then = decide(rest, bounds, limits, steps, self.units.knob(budget))
+            except UnreachableBudgetError as error:
+                raise _in_shares(error, cast(Budget, budget), both) from error
+        # On the curve, what went first is gone before the first unit is.
+        knobs = [float(function.knob[0]) for function in steps.values() if len(function.knob)]
+        start = np.nextafter(min(knobs, default=0.0), -np.inf)
+        gone = {
+            name: StepFunction(function.order, np.array([start]), np.array([first.removed[name]]))
+            for name, function in first.steps.items()
         }
+        turned, removed = {**then.turned, **first.turned}, {**then.removed, **first.removed}
+        return Decision(then.knob, budget, {**steps, **gone}, turned, removed)
+
+    def _first(self, both: Joined, scores: ScoreTable, budget: Budget | None, limits: Limits) -> Decision:
+        """What experts or blocks lose, with the share that they have."""
+        graph, limits = cast(Graph, both), both.limits_of_others(limits)
+        steps = {} if self.share == 0 else self._of_others(both, scores, limits)
+        own = None if budget is None else getattr(budget, f"{self.what}s")
+        if own is not None and not steps:
+            raise BudgetError(
+                f"allocate: expected {self.what}s that may go for Budget({self.what}s={own}), got none: "
+                "units alone decide here, or limits keep them. Leave that bound out."
+            )
+        if not steps:
+            return Decision(None, budget, steps, {}, {})
+        if budget is None or own is not None or self.share == 1:
+            bounds = budget if self.share == 1 or own is None else Budget(**{f"{self.what}s": own})
+            return decide(graph, bounds, limits, steps, self.others.knob(budget))
+        points, dense = curve(self.others.name, graph, limits, steps), both.cost()
+        within = np.ones(len(points), dtype=bool)
+        for name, most in budget.targets(dense).items():
+            whole = getattr(dense, name)
+            within &= whole - getattr(points, name) <= cast(float, self.share) * (whole - most)
+        at = int(np.flatnonzero(within)[-1])
+        kept = dict(zip(points.groups, points.kept[at].tolist(), strict=True))
+        removed = {name: len(function.order) - kept[name] for name, function in steps.items()}
+        return Decision(float(points.knob[at]) if at else None, budget, steps, removed, removed)
+
+    def _of_units(
+        self, part: Graph, both: Joined, scores: ScoreTable, limits: Limits
+    ) -> Mapping[str, StepFunction]:
+        return self._side(self.units, part, lambda pair: pair.unit, both, scores, limits)
+
+    def _of_others(self, both: Joined, scores: ScoreTable, limits: Limits) -> Mapping[str, StepFunction]:
+        part = cast(Graph, both.others)
+        return self._side(self.others, part, lambda pair: pair.other, both, scores, limits)
+
+    def _side(
+        self,
+        rule: Allocator,
+        part: Graph,
+        side: Callable[[Pair], Asked],
+        both: Joined,
+        scores: ScoreTable,
+        limits: Limits,
+    ) -> Mapping[str, StepFunction]:
+        """The step functions of one rule; none where all of its groups are ignored."""
         considered = {group.name for group in limits.considered(both.groups)}
-        found: dict[str, StepFunction] = {}
-        for granularity, (rule, part, side) in sides.items():
-            ignored = [group.name for group in part.groups if group.name not in considered]
-            if self.only in (None, granularity) and len(ignored) < len(part.groups):
-                some = {name_of(side(pair)): scores[pair.name] for pair in self.pairs if pair.name in scores}
-                within = replace(limits, ignore=tuple(map(glob.escape, ignored)))
-                found |= rule.steps(part, some, within)
-        return found
+        ignored = [group.name for group in part.groups if group.name not in considered]
+        if len(ignored) == len(part.groups):
+            return {}
+        some = {name_of(side(pair)): scores[pair.name] for pair in self.pairs if pair.name in scores}
+        return rule.steps(part, some, replace(limits, ignore=tuple(map(glob.escape, ignored))))
+
+
+def _counted(budget: Budget, both: Joined) -> Budget | None:
+    """The bounds on parameters and MACs in absolute numbers; None if there is none."""
+    dense = both.cost()
+    found = {name: max(1, most) for name, most in budget.targets(dense).items() if name in ("params", "macs")}
+    return Budget(**found, spend=budget.spend) if found else None  # type: ignore[arg-type]
+
+
+def _in_shares(error: UnreachableBudgetError, budget: Budget, both: Joined) -> UnreachableBudgetError:
+    """The error with `smallest` in the form of the budget, if that is a share of the dense cost."""
+    name = "macs" if budget.macs is not None else "params"
+    if not isinstance(getattr(budget, name), float):
+        return error
+    return UnreachableBudgetError(str(error), error.smallest / max(1, getattr(both.cost(), name)))
+
+
+def _beside(name: str, what: What) -> Allocator:
+    """The rule for experts or blocks beside a rule for units of this name."""
+    return DEFAULTS[what].get(name, DEFAULTS[what]["global"])
 
 
 def _known() -> str:
-    return "one of " + ", ".join(RULES)
+    return "one of " + ", ".join(ONE_KNOB)

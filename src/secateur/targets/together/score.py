@@ -1,4 +1,4 @@
-"""Units and experts in `sc.score`: each by its own signals, in pairs."""
+"""Units with experts or blocks in `sc.score`: each by its own signals, in pairs."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from secateur.calibration import Forward
 from secateur.errors import SettingError
 from secateur.signals import Scores
 from secateur.signals import score as score_units
+from secateur.signals.blocks.score import score as score_blocks
 from secateur.signals.experts.score import score as score_experts
 from secateur.signals.loss import LossFn
 from secateur.signals.units.combination import name_of
-from secateur.targets.together.graph import UnitsAndExperts
-from secateur.targets.together.rule import RULES, Pair, Together
+from secateur.targets.together.graph import Joined
+from secateur.targets.together.rule import Pair, Together, What
 
 
 def score(
-    graph: UnitsAndExperts,
+    graph: Joined,
     calibration: Any = None,
     signals: Iterable[Pair | tuple[Any, Any]] | None = None,
     *,
@@ -26,44 +27,48 @@ def score(
     seed: int = 0,
     progress: bool = True,
 ) -> Scores:
-    """What each unit and each expert is worth: see `secateur.score`.
+    """What each unit, and each expert or block, is worth: see `secateur.score`.
 
     Args:
         graph: The trace of both.
-        calibration: As for `secateur.score`; it is read once for units and once for experts.
-        signals: Pairs of a signal for units and one for experts: ``[("wasserstein", "reap")]``. None: those
-            of ToD.
+        calibration: As for `secateur.score`; it is read once for units and once for the others.
+        signals: Pairs of a signal for units and one for experts or blocks: ``[("wasserstein", "reap")]``.
+            None: those of ToD for experts, of RepairAware for blocks.
         loss_fn: As for `secateur.score`.
         forward: As for `secateur.score`.
         seed: As for `secateur.score`.
         progress: As for `secateur.score`.
 
     Returns:
-        ``scores["wasserstein | reap"]`` with one vector for each group of units and each block of experts.
+        ``scores["wasserstein | reap"]`` with one vector for each group of units, and of experts or blocks.
 
     Raises:
         SettingError: A signal is no pair.
         SecateurError: One of its kinds; see `secateur.score`.
     """
-    pairs = Together.of(next(iter(RULES))).pairs if signals is None else tuple(map(_pair, signals))
+    what = graph.others.granularity
+    default = Together.of("tod" if what == "expert" else "repair_aware", what)
+    pairs = default.pairs if signals is None else tuple(_pair(asked, what) for asked in signals)
     options: dict[str, Any] = {"loss_fn": loss_fn, "forward": forward, "seed": seed, "progress": progress}
     units = score_units(graph.units, calibration, [pair.unit for pair in pairs], **options)
-    experts = score_experts(graph.experts, calibration, [pair.expert for pair in pairs], **options)
-    return merged(pairs, units, experts)
+    score_others: Any = score_experts if what == "expert" else score_blocks
+    others = score_others(graph.others, calibration, [pair.other for pair in pairs], **options)
+    return merged(pairs, units, others)
 
 
-def merged(pairs: Iterable[Pair], units: Scores, experts: Scores) -> Scores:
+def merged(pairs: Iterable[Pair], units: Scores, others: Scores) -> Scores:
     """The scores of both, by the names of the pairs."""
-    values = {p.name: {**units[name_of(p.unit)], **experts[name_of(p.expert)]} for p in pairs}
-    return Scores(values, max(units.samples, experts.samples), units.classes, units.seed, units.fingerprint)
+    values = {p.name: {**units[name_of(p.unit)], **others[name_of(p.other)]} for p in pairs}
+    return Scores(values, max(units.samples, others.samples), units.classes, units.seed, units.fingerprint)
 
 
-def _pair(asked: Any) -> Pair:
+def _pair(asked: Any, what: What) -> Pair:
     if isinstance(asked, Pair):
         return asked
     if isinstance(asked, tuple) and len(asked) == 2:
         return Pair(*asked)
+    example = "frequency" if what == "expert" else "output_change"
     raise SettingError(
-        f"score: expected pairs of a signal for units and one for experts, got {asked!r}. "
-        'Write [("magnitude", "frequency")], for example.'
+        f"score: expected pairs of a signal for units and one for {what}s, got {asked!r}. "
+        f'Write [("magnitude", "{example}")], for example.'
     )

@@ -35,6 +35,8 @@ class Record:
             holds the stream, and what each entry of a returned tuple is (`secateur.targets.blocks.block`).
         flags: In form ``module``, flags that have to keep known values, because removed units are needed
             with others.
+        numbers: Where units went behind blocks, new values of numbers that repeat how many blocks there are,
+            or which one a block is; elsewhere `sizes` has them.
         whole: The part of the note on what was left whole, and why. It is not saved.
     """
 
@@ -47,6 +49,7 @@ class Record:
     takes: str = ""
     stand_ins: dict[str, list[int | str]] = field(default_factory=dict)
     flags: tuple[Refused, ...] = ()
+    numbers: dict[str, Any] = field(default_factory=dict)
     whole: str = field(default="", compare=False)
 
 
