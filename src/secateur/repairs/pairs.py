@@ -116,8 +116,11 @@ class Pair(Dense):
     def _advance_also(self, node: fx.Node, values: Values) -> None:
         if node in self.idle:
             return
-        call = Call.captured(node) if self._masked else self.planned[node]
-        values.small[node] = self.run_call(call, values.small, self._small)
+        values.small[node] = self.run_call(self._call(node), values.small, self._small)
+
+    def _call(self, node: fx.Node) -> Call:
+        """Return a node's call in the pruned model: the masked form has the dense shapes."""
+        return Call.captured(node) if self._masked and node not in self._joints else self.planned[node]
 
     def tensors_read(self, nodes: Iterable[fx.Node]) -> list[Any]:
         """Return the tensors of both models that some nodes read."""
@@ -135,10 +138,7 @@ class Pair(Dense):
         if node in values.small or node in self._small:
             found = values.small.get(node, self._small.get(node))
         else:
-            call = self.planned[node]
-            if self._masked:
-                call = Call.captured(node)
-            found = self.run_call(call, values.small, self._small)
+            found = self.run_call(self._call(node), values.small, self._small)
         return self.restrict(node, found) if self._masked else found
 
     def run_chain(self, chain: Sequence[fx.Node], source: fx.Node, value: Tensor, *, dense: bool) -> Tensor:
