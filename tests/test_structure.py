@@ -60,6 +60,7 @@ BACKWARDS = {
             "experts/apply",
             "lowrank/apply",
             "together/apply",
+            "together/blocks",
             "weights/apply",
         )
     ),
@@ -70,6 +71,7 @@ BACKWARDS = {
             "experts/repair",
             "lowrank/basis",
             "lowrank/repair",
+            "together/blocks",
             "weights/projections",
             "weights/surgeon",
             "weights/transition",

@@ -66,7 +66,7 @@ def test_text_becomes_what_it_stands_for(text: str, path: str, value: object) ->
         ("allow_inexact=maybe", "expected true or false, got 'maybe'"),
         (
             "granularity=layer",
-            r"expected one of unit, weight, expert, unit\+expert, block, head_size, .*, got 'layer'",
+            r"expected one of unit, weight, expert, unit\+expert, block, unit\+block, .*, got 'layer'",
         ),
         ("compare.rules=[tod, best]", "compare.rules best: expected one of auto"),
         ("removal=l1*fish", "removal l1\\*fish: expected one of .* with \\* or \\+ between"),

@@ -75,6 +75,15 @@ def arguments() -> dict[tuple[str, str], tuple[Any, ...]]:
     found["trace", "unit+expert"] = model, inputs
     found["score", "unit+expert"] = (both,)
     found["repair", "unit+expert"] = sc.apply(model, plan, graph=both), model, [inputs]
+    model, inputs = Chain().eval(), ROWS
+    both = sc.trace(model, inputs, granularity=["unit", "block"])  # type: ignore[call-overload]
+    signals = [("magnitude", "magnitude")]
+    rule = {"unit": sc.Uniform(ratio=0.25), "block": sc.Uniform(ratio=0.25)}
+    plan = Together.of(rule, "block").allocate(both, sc.score(both, None, signals))
+    found["trace", "unit+block"] = found["trace", "unit+head_size+block"] = model, inputs
+    found["score", "unit+block"] = (both,)
+    found["apply", "unit+block"] = model, plan
+    found["repair", "unit+block"] = sc.apply(model, plan, graph=both), model, [inputs]
     model = units[0]
     weights = sc.trace(model, granularity="weight")
     masks = sc.Uniform().allocate(weights, sc.score(weights), sc.Budget(sparsity=0.5))

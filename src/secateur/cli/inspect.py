@@ -27,6 +27,7 @@ WORDS = {
     "block": ("blocks", "blocks", "one block"),
     "rank": ("directions", "units", "a rank of 1"),
     "unit+rank": ("units and directions", "units", "one unit"),
+    "unit+block": ("units and blocks", "number", "one unit or block"),
     "unit+expert": ("units and experts", "number", "one unit or the experts that its router needs"),
 }
 """By granularity: what may be removed, the heading of its number, and the fewest that a group keeps."""
@@ -127,7 +128,7 @@ def describe(name: str, graph: Graph | ExpertGraph | Joined | BlockGraph) -> dic
 
     units: Any = getattr(graph, "units", graph)
     experts: Any = getattr(graph, "others", graph)
-    whole = graph.granularity == "block"  # residual blocks, which are no blocks of experts
+    whole = experts.blocks if experts.granularity == "block" else {}  # which are no blocks of experts
     blocks = {} if whole else {block.name: block for block in getattr(experts, "blocks", ())}
     fewest = {g.name: blocks[g.name].min_keep if g.name in blocks else 1 for g in graph.groups}
     least = {group.name: np.arange(group.size) < fewest[group.name] for group in graph.groups}
@@ -140,7 +141,7 @@ def describe(name: str, graph: Graph | ExpertGraph | Joined | BlockGraph) -> dic
             {
                 "name": group.name,
                 "units": group.size,
-                "what": "experts" if group.name in blocks else "blocks" if whole else "units",
+                "what": "experts" if group.name in blocks else "blocks" if group.name in whole else "units",
                 "fewest": fewest[group.name],
                 "exact": group.exact,
                 "produced_by": list(dict.fromkeys(s.tensor for s in made)),
@@ -189,7 +190,7 @@ def listing(found: dict[str, Any]) -> str:
     for group in groups:
         alone = group["alone"]
         layers = list(dict.fromkeys(tensor.rpartition(".")[0] or tensor for tensor in group["produced_by"]))
-        if found["granularity"] == "block":  # no tensors, but the blocks themselves
+        if group["what"] == "blocks":  # no tensors, but the blocks themselves
             layers = group["produced_by"]
         lines.append(
             f"{group['name']:{width}}  {group['units']:>7,}  "

@@ -463,6 +463,8 @@ class Run(_Settings):
     @property
     def single_rule(self) -> str:
         """The allocator's name, or the default rule, for steps that cannot compare rules as ``auto`` does."""
+        if self.allocator is None and self.granularity in ("unit+block", "unit+head_size+block"):
+            return "repair_aware"
         return self.allocator or {"weight": "emp", "block": "global"}.get(self.granularity, "tod")
 
     @property

@@ -128,6 +128,10 @@ class Graph:
         """The same model with some of its groups alone: no unit of the others may be removed."""
         return replace(self, groups=tuple(groups))
 
+    def with_costs(self, costs: CostModel) -> Graph:
+        """The same model with other costs, of the same slots."""
+        return replace(self, _costs=costs)
+
     def kept(self, removed: Removed, view: View | None = None) -> Kept:
         """Which positions of each tensor in the program stay once positions of parameters are removed.
 
@@ -159,7 +163,7 @@ class Graph:
         sizes = {t.name: tensor_of(self.program, t.name).numel() for t in tensors}
         return coverage_of(walk, self._assembled, tensors, sizes, self.inputs)
 
-    def _spread(self, by_group: Mapping[str, NDArray[Any]], slots: NDArray[Any]) -> None:
+    def spread(self, by_group: Mapping[str, NDArray[Any]], slots: NDArray[Any]) -> None:
         """Write the vector of each group, [group.size], to its place among the units of all groups."""
         known = {g.name: g for g in self.groups}
         starts = self.slots
@@ -182,7 +186,7 @@ class Graph:
             PlanError: If a name is no prunable group, or a mask has another size than its group.
         """
         slots = np.ones(self._costs.slots, dtype=bool)
-        self._spread(keep or {}, slots)
+        self.spread(keep or {}, slots)
         return self._costs.cost(slots)
 
     def sweep(
@@ -202,7 +206,7 @@ class Graph:
             PlanError: If a name is no prunable group, or a vector has another size than its group.
         """
         slots = np.full(self._costs.slots, stages, dtype=np.int64)
-        self._spread(gone, slots)
+        self.spread(gone, slots)
         return self._costs.sweep(slots, stages)
 
     def __str__(self) -> str:

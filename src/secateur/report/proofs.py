@@ -22,6 +22,9 @@ _REFERENCES = {
     ),
     "experts excluded": "the dense model whose routers may not choose the removed experts",
     "blocks bypassed": "the dense model in which the dropped blocks pass on what they read",
+    "blocks bypassed, then masked": (
+        "the dense model with the same units zeroed, in which the dropped blocks pass on what they read,"
+    ),
     "products": "the dense model with the products of the two layers as weights",
     "graph": "the captured program with the same units cut out",
 }

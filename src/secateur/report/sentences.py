@@ -261,8 +261,9 @@ def form(report: Facts) -> str:
     """Describe the form of the result, and the attributes that were changed."""
     if report.asked.get("granularity") == "weight":
         return f"The result has the dense model's shapes: {report.note}. Zeros are multiplied like the rest."
-    dropped = report.asked.get("granularity") == "block"
-    smaller = "without the dropped blocks" if dropped else "with smaller tensors"
+    axes = str(report.asked.get("granularity")).split("+")
+    ways = ["with smaller tensors"] * (axes != ["block"]) + ["without the dropped blocks"] * ("block" in axes)
+    smaller = " and ".join(ways)
     what = {
         "module": f"The result has the same classes {smaller} (form module).",
         "graph": "The result is the captured program with smaller tensors (form graph).",

@@ -180,6 +180,8 @@ def _kind(record: Record) -> str:
     kinds = {
         "expert": "experts",
         "block": "blocks",
+        "unit+block": "units and blocks",
+        "unit+expert": "units and experts",
         "rank": "directions",
         "unit+rank": "units and directions",
     }

@@ -310,7 +310,7 @@ class Target(ABC):
             "layers": layers_of(plan, scores.only(map(name_of, rule.signals))),
             "knob": knob_of(plan),
             "untouched": untouched(self.graph),
-            "attributes": dict(record_of(small).sizes),
+            "attributes": {**record_of(small).sizes, **record_of(small).numbers},
         }
 
 

@@ -14,6 +14,7 @@ from secateur.allocators.base import Allocator
 from secateur.allocators.registry import Allocates
 from secateur.allocators.unit_distortions import with_unit_curves
 from secateur.calibration import Calibration
+from secateur.common.formatting import percent
 from secateur.graph.graph import Graph
 from secateur.pipeline.result import clock, few
 from secateur.pipeline.targets.blocks import Blocks
@@ -38,7 +39,7 @@ from secateur.targets.together.graph import Joined, joined, part
 from secateur.targets.together.rule import ONE_KNOB, Pair, Together
 from secateur.targets.together.score import merged, score
 from secateur.targets.units.apply import apply as apply_units
-from secateur.targets.units.record import Record, attach
+from secateur.targets.units.record import Record, attach, with_note
 
 WITH_EXPERTS: Mapping[str, Callable[[], Together]] = MappingProxyType(
     {
@@ -163,6 +164,23 @@ class Both(Units):
             self.rule("uniform"),
         )
         return Budget(params=self.allocate(rule, scored.scores, None).predicted.params)
+
+    def carry_out(self, rule: Any, scores: Scores, budget: Budget | None) -> tuple[nn.Module, Plan]:
+        """Plan and apply. The note says what goes along each axis."""
+        small, plan = super().carry_out(rule, scores, budget)
+        names = {group.name for group in self.graph.others.groups}
+        others = {group.name: group.keep for group in plan.groups if group.name in names}
+        whole, between, least = plan.dense, self.graph.cost(others), plan.predicted
+        params, macs = (
+            [percent(getattr(a, name) - getattr(b, name), getattr(whole, name)) for a, b in steps]
+            for name in ("params", "macs")
+            for steps in [((whole, between), (between, least))]
+        )
+        said = (
+            f"{self.graph.others.granularity.capitalize()}s save {params[0]} of the parameters and {macs[0]} "
+            f"of the MACs, units another {params[1]} and {macs[1]}."
+        )
+        return with_note(small, said), plan
 
     def verify(self, small: nn.Module, plan: Plan) -> Proof:
         """With the masked dense model without the others."""

@@ -120,7 +120,7 @@ class Joined:
             keep: By group of `others`, True for what stays. [group.size] Groups not named stay whole.
         """
         masks = [keep.get(group.name, np.ones(group.size, dtype=bool)) for group in self.others.groups]
-        return replace(self.units, _costs=self.costs.given(np.concatenate(masks)))
+        return self.units.with_costs(self.costs.given(np.concatenate(masks)))
 
     def limits_of_others(self, limits: Limits) -> Limits:
         """The limits for experts or blocks. Numbers of units to keep say nothing of blocks."""
@@ -146,7 +146,7 @@ class Joined:
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Parameters and MACs at every stage of a removal, as `Graph.sweep`. [stages] each"""
         slots = np.full(self.costs.slots, stages, dtype=np.int64)
-        self.units._spread({n: when for n, when in gone.items() if not self._is_other(n)}, slots)
+        self.units.spread({n: when for n, when in gone.items() if not self._is_other(n)}, slots)
         start = self.units.costs.slots
         for group in self.others.groups:
             slots[start : start + group.size] = gone.get(group.name, stages)
