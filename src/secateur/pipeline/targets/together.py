@@ -147,14 +147,14 @@ class Both(Units):
     def with_curves(rule: Any, graph: Any, data: Any, scores: Any, *, progress: bool = False) -> Any:
         """The rule with the curves that its rule for units measures."""
         both = Together.of(rule, graph.others.granularity)
-        known = both.of_units_alone(scores)
+        known = both.of_units_alone(graph.units, scores)
         units = with_unit_curves(both.units, graph.units, data, known, progress=progress)
         return replace(both, units=units)
 
     def measured(self, rule: Any, data: Calibration, scores: Scores) -> Any:
         """The rule with what its rule for units measures on these data."""
         both = self.rule(rule)
-        known = replace(scores, values=both.of_units_alone(scores.values))
+        known = replace(scores, values=both.of_units_alone(self._program, scores.values))
         return both if both.share == 1 else replace(both, units=self.units.measured(both.units, data, known))
 
     def default_budget(self, scored: Scored) -> Budget:

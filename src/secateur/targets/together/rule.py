@@ -175,9 +175,13 @@ class Together(Allocator):
         """The same."""
         return self.pairs
 
-    def of_units_alone(self, scores: ScoreTable) -> dict[str, Mapping[str, NDArray[np.float64]]]:
-        """The scores by the signals of units: what their rule reads."""
-        return {name_of(pair.unit): scores[pair.name] for pair in self.pairs if pair.name in scores}
+    def of_units_alone(self, graph: Graph, scores: ScoreTable) -> dict[str, dict[str, NDArray[np.float64]]]:
+        """The scores of units by their own signals: what their rule reads."""
+        return {
+            name_of(pair.unit): {group.name: scores[pair.name][group.name] for group in graph.groups}
+            for pair in self.pairs
+            if pair.name in scores
+        }
 
     def knob(self, budget: Budget | None) -> float | None:
         """The knob of the rule for units."""
