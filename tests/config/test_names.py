@@ -51,3 +51,6 @@ def test_sections_hold_the_librarys_defaults() -> None:
     assert Run(granularity="weight").rule == "emp"
     assert Run(granularity="block").rule == "auto"
     assert Run(granularity="block").single_rule == "global"
+    for several in ("unit,block", "block+unit", ["block", "unit"]):
+        run = Run.model_validate({"granularity": several})
+        assert (run.granularity, run.rule, run.single_rule) == ("unit+block", "auto", "repair_aware")

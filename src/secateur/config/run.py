@@ -79,6 +79,16 @@ def _repair(text: str) -> str:
     return text
 
 
+def _joined(given: Any) -> Any:
+    """Return several granularities, in any order, as one name: ``block,unit`` as ``unit+block``."""
+    if isinstance(given, str) and not {*",+"} & {*given}:
+        return given
+    try:
+        return "+".join(sorted((each for part in _entries(given) for each in part.split("+")), reverse=True))
+    except AttributeError:  # an entry is no text
+        return given
+
+
 Listed = Annotated[tuple[T, ...], BeforeValidator(_entries)]
 Amount = Annotated[int | float, AfterValidator(_amount)]
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -328,9 +338,10 @@ class Run(_Settings):
         default=ImagesSection(), description="How the pictures of a folder become inputs."
     )
     text: TextSection = Field(default=TextSection(), description="How a text becomes inputs.")
-    granularity: Granularity = Field(
+    granularity: Annotated[Granularity, BeforeValidator(_joined)] = Field(
         default="unit",
-        description="What goes: units (channels, neurons, heads), head sizes, experts, blocks or weights.",
+        description="What goes: units (channels, neurons, heads), head sizes, experts, blocks or weights; "
+        "or several: unit,block.",
     )
     budget: BudgetSection = Field(
         default=BudgetSection(), description="What the result may cost; empty lets the rule decide."
@@ -463,9 +474,9 @@ class Run(_Settings):
     @property
     def single_rule(self) -> str:
         """The allocator's name, or the default rule, for steps that cannot compare rules as ``auto`` does."""
-        if self.allocator is None and self.granularity in ("unit+block", "unit+head_size+block"):
-            return "repair_aware"
-        return self.allocator or {"weight": "emp", "block": "global"}.get(self.granularity, "tod")
+        shared = dict.fromkeys(("unit+block", "unit+head_size+block"), "repair_aware")
+        others = {"weight": "emp", "block": "global", **shared}
+        return self.allocator or others.get(self.granularity, "tod")
 
     @property
     def repairs(self) -> str | list[str] | None:

@@ -144,3 +144,15 @@ def network(name: str, *, dtype: torch.dtype = torch.float32, classes: int = 3) 
             if parameter.ndim > 1:
                 parameter.mul_(2)  # so that attention looks at some rows more than at others
     return layers.to(dtype).eval()
+
+
+class Mean(nn.Module):
+    """The mean over rows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(1)
+
+
+def chain(classes: int = 4) -> nn.Module:
+    """Three attentions, each a residual block, and a classifier."""
+    return nn.Sequential(*(Fused() for _ in range(3)), Mean(), nn.Linear(WIDTH, classes))

@@ -79,6 +79,7 @@ def apply(
     plan.check(fingerprint(model))
     graph = graph or _traced(model, plan, example_inputs)
     plan.check_graph(graph)
+    plan = plan.model_copy().of_graph()  # its parts have the costs of the whole
     base = apply_blocks(model, part(plan, "block"), graph=graph.others)
     dropped = record_of(base)
     rest = without_blocks(model, plan, dropped.stand_ins)
@@ -198,7 +199,7 @@ def verify(
     model = unwrap(model)
     plan.check(fingerprint(model))
     others = graph.others if graph is not None else trace_blocks(model, _inputs(model, plan, example_inputs))
-    blocks = part(plan, "block")
+    blocks = part(plan, "block").of_graph()  # its costs are those of the whole
     base = apply_blocks(model, blocks, graph=others)
     options: dict[str, Any] = {"other_sizes": other_sizes, "tolerance": tolerance}
     first = verify_blocks(
