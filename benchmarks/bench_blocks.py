@@ -1,6 +1,6 @@
-"""Residual blocks dropped whole: quality before and after repair, and what it saves in time.
+"""Residual blocks dropped whole, alone and with units: quality before and after repair, and time.
 
-    python -m benchmarks.bench_blocks [smollm2] [resnet20] [--quick]
+    python -m benchmarks.bench_blocks [smollm2] [axes] [resnet20] [--quick]
 
 SmolLM2-135M loses blocks until 0.8 and 0.7 of the parameters of its blocks are left: by the change of the
 outputs (`output_change`), and by the change of the stream (`stream_change`, ShortGPT). Perplexity is measured
@@ -8,6 +8,11 @@ on text that neither scores nor repairs have seen. Prefill and decoding are time
 pruned in turn; ideal is the inverse of the share of MACs. ResNet-20 keeps 0.8 of its MACs on CIFAR-10, all
 at once and in four rounds (`steps`). Repair needs no labels: ``reconstruct`` for SmolLM2, ``auto`` for
 ResNet-20.
+
+With `axes`, SmolLM2-135M keeps 0.8, 0.7 and 0.5 of the parameters of its blocks, and blocks have a share of
+the saving, from 0 (units alone: heads and neurons, by `repair_aware`) to 1 (blocks alone, by the change of
+the outputs). The error is the one by which ``auto`` chooses, on held-out texts that repair has not seen;
+perplexity is measured on others. The result file is written after each step.
 """
 
 from __future__ import annotations
@@ -27,9 +32,16 @@ import secateur as sc
 from benchmarks import cifar, results
 from benchmarks.resnet20 import top1, trained
 from benchmarks.smollm2 import perplexity, smollm2, windows
+from secateur.calibration import Calibration
+from secateur.pipeline.targets.target import Task
+from secateur.pipeline.targets.together import UnitsAndBlocks
+from secateur.targets.together.rule import Together
 
 SHARES = (0.8, 0.7)
 """Of the parameters of the blocks."""
+
+AXES, OF_BLOCKS = (0.8, 0.7, 0.5), (0.0, 0.25, 0.5, 0.75, 1.0)
+"""What `axes` keeps of the parameters of the blocks, and shares of the saving that blocks have."""
 
 TEXTS, TOKENS, SCORED, JUDGED = 64, 64, 4, 16
 """Windows to repair with, their length, how many of them are scored, and windows of 256 tokens to measure."""
@@ -122,6 +134,60 @@ def language_model(quick: bool) -> dict[str, Any]:
     return found
 
 
+def axes(quick: bool) -> dict[str, Any]:
+    """SmolLM2-135M, whose units and blocks save together."""
+    model, tokenizer = smollm2()
+    texts = windows(tokenizer, TOKENS)[: 16 if quick else 2 * TEXTS]
+    test = windows(tokenizer, 256, second=True)[: 2 if quick else JUDGED]
+    data = [{"input_ids": part} for part in texts.split(8)]
+    example: Any = {"input_ids": texts[:2, :16]}
+    start = time.perf_counter()
+    graph: Any = sc.trace(model, example, granularity=["unit", "block"])  # type: ignore[call-overload]
+    task = Task(model, Calibration.of(data, model=model), repair="reconstruct")
+    target = UnitsAndBlocks(task, graph)
+    rules = {share: with_share(share) for share in OF_BLOCKS}
+    scores = target.scored(rules.values()).scores
+    in_blocks = sum(cost.params for own in graph.others.each.values() for cost in own)
+    judge, dense = target.judge(), perplexity(model, test)
+    found: dict[str, Any] = {"dense": dense, "seconds": time.perf_counter() - start, "runs": []}
+    print(f"axes: {found}", file=sys.stderr, flush=True)
+    lines = []
+    for kept in AXES[: 1 if quick else None]:
+        budget = sc.Budget(params=int(graph.cost().params - (1 - kept) * in_blocks))
+        for share in OF_BLOCKS[:: 2 if quick else 1]:
+            plan = target.allocate(rules[share], scores, budget)
+            start = time.perf_counter()
+            better = target.candidate(plan, task.fit)
+            row: dict[str, Any] = {
+                "kept": kept, "share": share, "axes": plan.certificates["axes"],
+                "macs": plan.predicted.macs / plan.dense.macs, "params": plan.predicted.params,
+                "repaired": perplexity(better, test), "error": float(judge(better).mean()),
+                "seconds": time.perf_counter() - start,
+            }  # fmt: skip
+            if not quick:  # masked and bypassed models are no faster
+                small = sc.apply(model, plan, graph=graph)
+                row["none"] = perplexity(small, test)
+                for what, run in (("prefill", prefill), ("decode", decode)):
+                    whole, less = seconds((model, small), run)
+                    row[what] = whole / less
+            found["runs"].append(row)
+            print(f"axes: {row}", file=sys.stderr, flush=True)
+            blocks = row["axes"]["block"]["removed"]
+            named = [f"{row[k]:.2f}" if k in row else "" for k in ("none", "repaired", "prefill", "decode")]
+            lines.append((kept, share, blocks, f"{row['error']:.4f}", *named, f"{1 / row['macs']:.2f}"))
+            if not quick:
+                results.write("axes", found)
+    print(f"\nSmolLM2-135M by the share of the saving that blocks have, perplexity; dense {dense:.2f}")
+    titles = ("kept", "share", "blocks", "error", "pruned", "repaired", "prefill ×", "decode ×", "ideal ×")
+    print(results.table(titles, lines))
+    return found
+
+
+def with_share(share: float) -> Together:
+    """Blocks by the change of the outputs, units by the errors that a refit leaves."""
+    return Together(sc.RepairAware(per="params"), sc.Global(removal="output_change"), share, what="block")
+
+
 def pictures(quick: bool) -> dict[str, Any]:
     """ResNet-20 on CIFAR-10."""
     model = trained()
@@ -148,7 +214,7 @@ def pictures(quick: bool) -> dict[str, Any]:
     return found
 
 
-SUBJECTS = {"smollm2": language_model, "resnet20": pictures}
+SUBJECTS = {"smollm2": language_model, "axes": axes, "resnet20": pictures}
 
 
 def main() -> None:

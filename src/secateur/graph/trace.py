@@ -117,7 +117,8 @@ def trace(
             and those of values, the same number in each head of a layer; what a rotary embedding turns
             together goes together. ``["unit", "head_size"]``: these, and all units but whole heads. ``rank``:
             directions of linear layers, which become two layers each; of a model that `secateur.factorise`
-            returned. ``["unit", "rank"]``: these and all units.
+            returned. ``["unit", "rank"]``: these and all units. ``["unit", "expert"]``, ``["unit",
+            "block"]``, ``["unit", "head_size", "block"]``: both, with costs that depend on both.
         more_inputs: Further inputs, each like `example_inputs`. If only their sizes differ, the axes in which
             they differ may vary. If they are of another kind (one mask more, another number of axes,
             ``{"x": x, "mode": "fast"}``), the model is captured with them too, and the result is right for
@@ -133,6 +134,7 @@ def trace(
         A `Graph`: the groups, what is frozen and why, and what any choice of units costs. For experts an
         `ExpertGraph`: a group for each block; ``graph.left`` says which blocks stay whole, and why. For
         residual blocks a `secateur.targets.blocks.graph.BlockGraph`: a group for each part of the model. For
+        units with experts or blocks a `secateur.targets.together.graph.Joined`. For
         single weights a `secateur.targets.weights.Weights`: a group for each tensor.
 
     Raises:

@@ -86,8 +86,10 @@ def prune(
             weights, which become zero. ``"expert"``: experts of a mixture-of-experts model, which need not
             be captured. ``"block"``: residual blocks, dropped whole. ``"head_size"``: dimensions of attention
             heads; ``["unit", "head_size"]``: these and all units but whole heads. ``["unit", "expert"]``:
-            both under one budget; one knob decides on all groups. ``"rank"``: directions of linear layers,
-            which become two layers each; ``["unit", "rank"]``: these and all units, in one allocation.
+            both under one budget; one knob decides on all groups. ``["unit", "block"]``, ``["unit",
+            "head_size", "block"]``: blocks have a share of what one budget saves, and units save the rest.
+            ``"rank"``: directions of linear layers, which become two layers each; ``["unit", "rank"]``: these
+            and all units, in one allocation.
         repair: None, a name, a list of names, or ``"auto"``. For single weights also ``"surgeon"``: the
             second-order update of linear layers, from the dense weights on, so it comes first where there are
             several. For experts ``"experts"``, which ``"auto"`` stands for, and ``"merge"`` before it or

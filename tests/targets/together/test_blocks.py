@@ -224,7 +224,7 @@ def test_prune_compares_shares_from_none_to_all(tmp_path: Path) -> None:
     assert {
         "units alone, repair_aware",
         "50% by blocks, output change",
-        "blocks alone, stream change",
+        "blocks alone, global, stream change",
     } <= names
     chosen = report.selection.candidates[0]
     assert chosen.errors[-1] <= min(

@@ -16,7 +16,9 @@ from secateur.allocators.unit_distortions import with_unit_curves
 from secateur.calibration import Calibration
 from secateur.common.formatting import percent
 from secateur.graph.graph import Graph
+from secateur.pipeline.auto.auto import UNITS as OF_UNITS
 from secateur.pipeline.result import clock, few
+from secateur.pipeline.targets.blocks import CANDIDATES as OF_BLOCKS
 from secateur.pipeline.targets.blocks import Blocks
 from secateur.pipeline.targets.experts import Experts
 from secateur.pipeline.targets.headsizes import UnitsAndHeadSizes
@@ -31,6 +33,7 @@ from secateur.signals import Scores
 from secateur.signals.units.combination import name_of
 from secateur.targets.blocks.apply import FORMS, removed_blocks
 from secateur.targets.blocks.repair import bypass
+from secateur.targets.defaults import BLOCKS
 from secateur.targets.experts.repair import REPAIRS, check_methods
 from secateur.targets.experts.repair import repair as repair_experts
 from secateur.targets.together import apply as experts
@@ -61,28 +64,31 @@ WITH_EXPERTS: Mapping[str, Callable[[], Together]] = MappingProxyType(
 """What ``auto`` compares: one knob for both, and the same budget spent on units or on experts alone."""
 
 
-def _shared(units: Allocator, removal: str, share: float) -> Callable[[], Together]:
-    """A rule by which blocks have this share of the saving, in the order of a signal."""
-    return lambda: Together(units, Global(removal=removal), share, what="block")
+def _with_share(units: Allocator, blocks: Allocator, share: float) -> Callable[[], Together]:
+    return lambda: Together(units, blocks, share, what="block")
 
 
 WITH_BLOCKS: Mapping[str, Callable[[], Together]] = MappingProxyType(
     {
-        "units alone, repair_aware": _shared(RepairAware(), "output_change", 0.0),
-        "units alone, repair_aware by params": _shared(RepairAware(per="params"), "output_change", 0.0),
-        "units alone, global, magnitude": _shared(Global(), "output_change", 0.0),
         **{
-            f"{share:.0%} by blocks, {removal.replace('_', ' ')}": _shared(RepairAware(), removal, share)
+            f"units alone, {name}": _with_share(rule, BLOCKS["global"], 0.0)
+            for name, rule in ((name, make()) for name, make in OF_UNITS.items())
+            if isinstance(rule, Allocator)
+        },
+        **{
+            f"{share:.0%} by blocks, {removal.replace('_', ' ')}": _with_share(
+                RepairAware(), Global(removal=removal), share
+            )
             for share in (0.25, 0.5, 0.75)
             for removal in ("output_change", "stream_change")
         },
         **{
-            f"blocks alone, {removal.replace('_', ' ')}": _shared(RepairAware(), removal, 1.0)
-            for removal in ("output_change", "stream_change", "stream_distance")
+            f"blocks alone, {name}": _with_share(RepairAware(), make(), 1.0)
+            for name, make in OF_BLOCKS.items()
         },
     }
 )
-"""What ``auto`` compares: a few shares of the saving for blocks, from none to all."""
+"""What ``auto`` compares: what it compares for units and for blocks alone, and shares in between."""
 
 
 class Both(Units):

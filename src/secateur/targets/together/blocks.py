@@ -13,7 +13,6 @@ from secateur.calibration import Calibration, Forward
 from secateur.common.models import device_of, unwrap
 from secateur.errors import ApplyError, SettingError
 from secateur.graph.graph import Graph, fingerprint
-from secateur.graph.inputs import Arguments
 from secateur.graph.trace import retrace
 from secateur.graph.trace import trace as trace_units
 from secateur.plan import Plan
@@ -88,7 +87,7 @@ def apply(
     given = graph.units.captured_inputs()
     if example_inputs is not None:
         given = plan.inputs.arguments(example_inputs, device_of(model))
-    within = _traced_again(base, rest, given)
+    within = retrace(base, rest.inputs, given, folds=rest.folded, allow_inexact=False)
     small = Applier(base, within)(
         _on(within, rest),
         "auto" if on_unrealisable == "leave" else "module",
@@ -125,10 +124,6 @@ def without_blocks(model: nn.Module, plan: Plan, stand_ins: Iterable[str]) -> Pl
     folds = tuple(names[name] for name in plan.folded if name in names)
     update = {"groups": tuple(groups), "folded": folds, "certificates": {}}
     return units.model_copy(update=update).of_graph()  # its costs are those of the whole
-
-
-def _traced_again(base: nn.Module, rest: Plan, given: Arguments) -> Graph:
-    return retrace(base, rest.inputs, given, folds=rest.folded, allow_inexact=False)
 
 
 def _on(graph: Graph, rest: Plan) -> Plan:
