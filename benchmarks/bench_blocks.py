@@ -1,6 +1,6 @@
 """Residual blocks dropped whole, alone and with units: quality before and after repair, and time.
 
-    python -m benchmarks.bench_blocks [smollm2] [axes] [resnet20] [--quick]
+    python -m benchmarks.bench_blocks [smollm2] [shares] [resnet20] [--quick]
 
 SmolLM2-135M loses blocks until 0.8 and 0.7 of the parameters of its blocks are left: by the change of the
 outputs (`output_change`), and by the change of the stream (`stream_change`, ShortGPT). Perplexity is measured
@@ -9,7 +9,7 @@ pruned in turn; ideal is the inverse of the share of MACs. ResNet-20 keeps 0.8 o
 at once and in four rounds (`steps`). Repair needs no labels: ``reconstruct`` for SmolLM2, ``auto`` for
 ResNet-20.
 
-With `axes`, SmolLM2-135M keeps 0.8, 0.7 and 0.5 of the parameters of its blocks, and blocks have a share of
+With `shares`, SmolLM2-135M keeps 0.8, 0.7 and 0.5 of the parameters of its blocks, and blocks have a share of
 the saving, from 0 (units alone: heads and neurons, by `repair_aware`) to 1 (blocks alone, by the change of
 the outputs). The error is the one by which ``auto`` chooses, on held-out texts that repair has not seen;
 perplexity is measured on others. The result file is written after each step.
@@ -41,7 +41,7 @@ SHARES = (0.8, 0.7)
 """Of the parameters of the blocks."""
 
 AXES, OF_BLOCKS = (0.8, 0.7, 0.5), (0.0, 0.25, 0.5, 0.75, 1.0)
-"""What `axes` keeps of the parameters of the blocks, and shares of the saving that blocks have."""
+"""What `shares` keeps of the parameters of the blocks, and shares of the saving that blocks have."""
 
 TEXTS, TOKENS, SCORED, JUDGED = 64, 64, 4, 16
 """Windows to repair with, their length, how many of them are scored, and windows of 256 tokens to measure."""
@@ -134,7 +134,7 @@ def language_model(quick: bool) -> dict[str, Any]:
     return found
 
 
-def axes(quick: bool) -> dict[str, Any]:
+def shares(quick: bool) -> dict[str, Any]:
     """SmolLM2-135M, whose units and blocks save together."""
     model, tokenizer = smollm2()
     texts = windows(tokenizer, TOKENS)[: 16 if quick else 2 * TEXTS]
@@ -150,7 +150,7 @@ def axes(quick: bool) -> dict[str, Any]:
     in_blocks = sum(cost.params for own in graph.others.each.values() for cost in own)
     judge, dense = target.judge(), perplexity(model, test)
     found: dict[str, Any] = {"dense": dense, "seconds": time.perf_counter() - start, "runs": []}
-    print(f"axes: {found}", file=sys.stderr, flush=True)
+    print(f"shares: {found}", file=sys.stderr, flush=True)
     lines = []
     for kept in AXES[: 1 if quick else None]:
         budget = sc.Budget(params=int(graph.cost().params - (1 - kept) * in_blocks))
@@ -171,12 +171,12 @@ def axes(quick: bool) -> dict[str, Any]:
                     whole, less = seconds((model, small), run)
                     row[what] = whole / less
             found["runs"].append(row)
-            print(f"axes: {row}", file=sys.stderr, flush=True)
+            print(f"shares: {row}", file=sys.stderr, flush=True)
             blocks = row["axes"]["block"]["removed"]
             named = [f"{row[k]:.2f}" if k in row else "" for k in ("none", "repaired", "prefill", "decode")]
             lines.append((kept, share, blocks, f"{row['error']:.4f}", *named, f"{1 / row['macs']:.2f}"))
             if not quick:
-                results.write("axes", found)
+                results.write("blocks_shares", found)
     print(f"\nSmolLM2-135M by the share of the saving that blocks have, perplexity; dense {dense:.2f}")
     titles = ("kept", "share", "blocks", "error", "pruned", "repaired", "prefill ×", "decode ×", "ideal ×")
     print(results.table(titles, lines))
@@ -214,7 +214,7 @@ def pictures(quick: bool) -> dict[str, Any]:
     return found
 
 
-SUBJECTS = {"smollm2": language_model, "axes": axes, "resnet20": pictures}
+SUBJECTS = {"smollm2": language_model, "shares": shares, "resnet20": pictures}
 
 
 def main() -> None:

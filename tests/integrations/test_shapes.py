@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -15,6 +16,7 @@ from secateur.integrations import GradualPruner, Schedule, read_shape, reshape, 
 from tests.graph.test_trace import assert_same, state_of
 from tests.helpers.models import TOPOLOGIES, build
 from tests.integrations.training import a_pruner, batches, network, step
+from tests.targets.blocks.models import make
 from tests.targets.units.test_mending import CASES
 
 
@@ -146,3 +148,16 @@ def test_files(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(sc.ArtefactError, match=r"pruning\.json: expected .* Take another"):
             read_shape(tmp_path)
+
+
+@pytest.mark.parametrize("granularity", ["block", ["unit", "block"]])
+def test_dropped_blocks_are_no_matter_of_shapes(granularity: Any) -> None:
+    model, inputs = make("chain")
+    graph: Any = sc.trace(model, inputs, granularity=granularity)
+    plan = sc.Plan.build(graph, {"blocks": np.array([True, False, True, True])}, allocator="by hand")
+    small = sc.apply(model, plan, graph=graph)
+    with pytest.raises(sc.ArtefactError, match=r"shape_state: .* that drops blocks\.1"):
+        shape_state(small)
+    state = {"format": 1, "fingerprint": "", "plan": json.loads(plan.to_json()), "note": ""}
+    with pytest.raises(sc.ArtefactError, match=r"reshape: .* that drops blocks\.1"):
+        reshape(make("chain")[0], {**state, "sizes": {}, "captured": []})

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from torch import nn
 
 from secateur.artefact.writing import replace_text
+from secateur.common.formatting import shorten
 from secateur.common.models import device_of, unwrap
 from secateur.common.reading import complaint, parse_json, read_bytes
 from secateur.compat.training import own_forward
@@ -21,6 +22,7 @@ from secateur.graph.trace import retrace
 from secateur.integrations.replacing import replace_parameters
 from secateur.integrations.wrappers import refresh
 from secateur.plan import LARGEST, Plan
+from secateur.targets.blocks.remove import removed_paths
 from secateur.targets.lowrank.opened import GRANULARITIES as RANKS
 from secateur.targets.lowrank.opened import opened
 from secateur.targets.units.mended import mend
@@ -60,12 +62,13 @@ def shape_state(model: nn.Module) -> dict[str, Any]:
         if nothing was removed from the model.
 
     Raises:
-        ArtefactError: If the model was pruned in another form.
+        ArtefactError: If the model was pruned in another form, or lost residual blocks.
     """
     model = unwrap(model)
     record = pruned_record(model)
     if record is None:
         return {}
+    _require_all_blocks("shape_state", record.plan)
     return {
         "format": FORMAT,
         "fingerprint": fingerprint(model),
@@ -101,6 +104,7 @@ def reshape(model: nn.Module, state: Mapping[str, Any]) -> None:
     content = _read(state)
     try:
         plan = Plan.from_json(json.dumps(content.plan))
+        _require_all_blocks("reshape", plan)
         mine = fingerprint(inner)
         record = Record(plan, "module", content.note, sizes=content.sizes, captured=tuple(content.captured))
         if mine == content.fingerprint and (found is None or found.plan == plan):
@@ -168,6 +172,14 @@ def rounds_of(model: nn.Module) -> int:
     """Return the number of rounds in which a model was pruned so far."""
     record = pruned_record(model)
     return 0 if record is None else int(str(record.plan.settings.get(ROUNDS, 0)))
+
+
+def _require_all_blocks(where: str, plan: Plan) -> None:
+    if dropped := removed_paths(plan):
+        raise ArtefactError(
+            f"{where}: expected a plan that changes shapes alone, got one that drops {shorten(dropped, 3)}. "
+            "Save the model with sc.save, and load it with sc.load."
+        )
 
 
 def _smaller(model: nn.Module, record: Record) -> nn.Module:
