@@ -14,7 +14,7 @@ from torch import nn
 import secateur as sc
 from secateur.targets.experts.repair import repair
 from secateur.targets.together.apply import verify, without_experts, without_units
-from secateur.targets.together.graph import Joined
+from secateur.targets.together.graph import Joined, part
 from secateur.targets.together.rule import Together
 from tests.targets.experts.models import PlainLM, make, maker, words
 from tests.targets.experts.test_apply import logits
@@ -57,6 +57,25 @@ def test_one_budget_decides_on_both_and_the_result_is_proven(family: str, tmp_pa
     loaded = sc.load(tmp_path, maker(family))
     assert torch.equal(logits(loaded, words()), logits(small, words()))
     assert sc.record_of(loaded).plan == plan
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_experts_may_have_a_share_of_the_saving(share: float) -> None:
+    """Then rules whose knobs mean different things go together."""
+    _, graph = traced()
+    scores = sc.score(graph, None, PAIRS, progress=False)  # type: ignore[arg-type]
+    rules = {"unit": sc.Global(), "expert": sc.Uniform(removal="weight_norm"), "share": share}
+    rule, budget = Together.of(rules), sc.Budget(params=0.7)
+    plan = rule.allocate(graph, scores, budget)  # type: ignore[arg-type]
+    dense = graph.cost().params
+    assert plan.predicted.params <= 0.7 * dense
+    experts = {group.name: group.keep for group in part(plan, "expert").groups}
+    saving = dense - graph.cost(experts).params
+    assert (saving == 0) == (share == 0)
+    assert share == 1 or saving <= share * 0.3 * dense + 1
+    assert any(group.removed for group in part(plan, "unit").groups) == (share < 1)
+    axes: Any = plan.certificates["axes"]
+    assert axes["expert"]["params"] == pytest.approx(saving / dense, abs=1e-4)
 
 
 def test_parameters_are_counted_exactly_for_any_choice() -> None:
