@@ -18,7 +18,7 @@ from secateur.repairs.methods import REPAIRS
 from secateur.targets.together.blocks import verify, whole_where_dropped
 from secateur.targets.together.graph import Joined, part
 from secateur.targets.together.rule import Together
-from tests.targets.blocks.models import IDS, LIBRARIES, PLAIN, ROWS, Chain, make
+from tests.targets.blocks.models import IDS, LIBRARIES, PLAIN, ROWS, Chain, Residual, make
 from tests.targets.blocks.test_blocks import output
 from tests.targets.headsizes.models import WIDTH, chain
 from tests.zoo.importing import import_transformers
@@ -163,8 +163,38 @@ def test_limits_hold_for_both() -> None:
     assert all(group.kept % 8 == 0 for name, group in removed.items() if name != "blocks")
     whole = planned(graph, shared(0.5), sc.Budget(params=0.5), sc.Limits(ignore=("blocks.*.up",)))
     assert {group.name for group in whole.groups if group.removed} == {"stem"}
+    assert plan.curve.kept[-1][-1] == removed["blocks"].kept
     with pytest.raises(sc.SettingError, match="got 'nowhere', which matches none"):
         planned(graph, shared(0.5), sc.Budget(params=0.5), sc.Limits(ignore=("nowhere",)))
+
+
+def test_where_limits_keep_one_axis_the_other_one_saves_all() -> None:
+    _, _, graph = traced("chain")
+    budget = sc.Budget(params=0.7)
+    no_units = sc.Limits(ignore=tuple(group.name for group in graph.units.groups))
+    plan = planned(graph, shared(0.25), budget, no_units)  # names of groups say nothing of blocks
+    assert [group.name for group in plan.groups if group.removed] == ["blocks"]
+    assert plan.predicted.params <= 0.7 * plan.dense.params
+    with pytest.raises(sc.NothingToPruneError, match="expected units that may go"):
+        planned(graph, shared(0.0), budget, no_units)
+    no_blocks = sc.Limits(ignore=("blocks",))
+    assert planned(graph, shared(0.25), budget, no_blocks).keep["blocks"].all()
+    assert planned(graph, shared(0.25), budget, no_blocks).predicted.params <= 0.7 * graph.cost().params
+    with pytest.raises(sc.NothingToPruneError, match="expected blocks that may go"):
+        planned(graph, shared(1.0), budget, no_blocks)
+    rule = {"unit": sc.Uniform(), "block": sc.Uniform(ratio=0.5)}
+    with pytest.raises(sc.SettingError, match="expected either a ratio or a budget, got both"):
+        planned(graph, rule, budget)
+
+
+def test_a_curve_of_two_knobs_is_refused() -> None:
+    _, _, graph = traced("chain")
+    scores = sc.score(graph, None, [("magnitude", "magnitude")], progress=False)  # type: ignore[arg-type,list-item]
+    curve = shared(0.5).curve(graph, scores)  # type: ignore[arg-type]
+    assert curve.params[-1] < curve.params[0] == graph.cost().params
+    rule = Together(sc.Global(), sc.Uniform(), 0.5, what="block")
+    with pytest.raises(sc.SettingError, match="curve: expected one knob for units and blocks"):
+        rule.curve(graph, scores)  # type: ignore[arg-type]
 
 
 def test_a_spoilt_weight_is_noticed() -> None:
@@ -267,6 +297,34 @@ def test_head_sizes_go_along() -> None:
     assert result.report.proof["difference"] < 1e-9
     assert any(tried["kept"] for tried in result.report.repairs)
     assert parameters(result.model) == result.plan.predicted.params <= 0.55 * result.plan.dense.params
+
+
+class Stubborn(Residual):
+    """Its code takes one number of neurons only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.up(x))
+        if y.shape[-1] != 24:
+            raise ValueError("not 24")
+        return x + self.down(y)
+
+
+def test_what_no_module_expresses_is_left_whole_and_its_block_may_still_go() -> None:
+    torch.manual_seed(0)
+    model = Chain(block=Stubborn).eval()
+    result = sc.prune(
+        model,
+        [torch.randn(8, 6) for _ in range(4)],
+        sc.Budget(params=0.6),
+        {"unit": sc.Uniform(), "block": sc.Global(removal="stream_change"), "share": 0.75},
+        BOTH,
+        repair=None,
+        measure_latency=False,
+        progress=False,
+    )
+    assert {group.name for group in result.plan.groups if group.removed} == {"stem", "blocks"}
+    assert parameters(result.model) == result.plan.predicted.params <= 0.6 * result.plan.dense.params
+    assert "left whole" in result.report.note
 
 
 @pytest.mark.slow

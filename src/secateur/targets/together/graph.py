@@ -105,11 +105,16 @@ class Joined:
         return found
 
     def adapted(self, rule: Allocator, limits: Limits) -> tuple[Allocator, Limits]:
-        """The rule as one for both, and the limits with what the experts or the blocks need."""
+        """The rule as one for both, and the limits with what the experts or the blocks need.
+
+        The name of a group of units says nothing of the block that they are in.
+        """
         from secateur.targets.together.rule import Together  # which stands on this graph
 
         both = Together.of(rule, self.others.granularity)
-        inner, found = self.others.adapted(both.others, limits)
+        exact = {name for group in self.units.groups for name in (group.name, glob.escape(group.name))}
+        rest = tuple(part for part in limits.ignore if str(part) not in exact)
+        inner, found = self.others.adapted(both.others, replace(limits, ignore=rest))
         known = dict.fromkeys(name for name in map(str, limits.ignore) if self._matches(name))
         return replace(both, others=inner), replace(found, ignore=(*(known | dict.fromkeys(found.ignore)),))
 

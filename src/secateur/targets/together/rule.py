@@ -16,7 +16,7 @@ from pydantic import JsonValue
 from secateur.allocators.base import Allocator
 from secateur.allocators.budget import Budget
 from secateur.allocators.checks import fraction
-from secateur.allocators.curve import curve
+from secateur.allocators.curve import Curve, curve
 from secateur.allocators.decision import Decision, decide
 from secateur.allocators.description import Certificate, Description
 from secateur.allocators.limits import Limits
@@ -24,7 +24,7 @@ from secateur.allocators.registry import RULES as OF_UNITS
 from secateur.allocators.signals import ScoreTable
 from secateur.allocators.step_function import StepFunction
 from secateur.common.formatting import percent
-from secateur.errors import BudgetError, SettingError, UnreachableBudgetError
+from secateur.errors import BudgetError, NothingToPruneError, SettingError, UnreachableBudgetError
 from secateur.graph.graph import Graph
 from secateur.signals.units.combination import Asked, name_of
 from secateur.targets.defaults import BLOCKS, EXPERTS
@@ -246,7 +246,16 @@ class Together(Allocator):
         )
 
     def steps(self, graph: Graph, scores: ScoreTable, limits: Limits) -> Mapping[str, StepFunction]:
-        """The step functions of both rules, each on its own groups and by its own signals."""
+        """The step functions of both rules, each on its own groups and by its own signals.
+
+        Raises:
+            SettingError: The knobs of the rules are two.
+        """
+        if self.units.name != self.others.name:
+            raise SettingError(
+                f"curve: expected one knob for units and {self.what}s, got those of {self.units.name} and "
+                f"{self.others.name}. Call allocate with several budgets."
+            )
         both = cast("Joined", graph)
         return {**self._of_units(both.units, both, scores, limits), **self._of_others(both, scores, limits)}
 
@@ -255,13 +264,14 @@ class Together(Allocator):
         if self.share is None:
             return super().decide(graph, scores, budget, limits)
         both = cast("Joined", graph)
-        first = self._first(both, scores, budget, limits)
+        share = self._share_within(both, limits, self.share)
+        first = self._first(both, scores, budget, limits, share)
         rest = both.given(first.keep)
-        steps = {} if self.share == 1 else self._of_units(rest, both, scores, limits)
+        steps = {} if share == 1 else self._of_units(rest, both, scores, limits)
         bounds = None if budget is None else _counted(budget, both)
-        if not steps or (budget is not None and bounds is None):  # a bound on others alone
-            then = Decision(None, budget, steps, dict.fromkeys(steps, 0), dict.fromkeys(steps, 0))
-        else:
+        none = dict.fromkeys(steps, 0)
+        then = Decision(None, budget, steps, none, none)
+        if steps and (budget is None or bounds is not None):  # else units are whole, or nothing bounds them
             try:
                 then = decide(rest, bounds, limits, steps, self.units.knob(budget))
             except UnreachableBudgetError as error:
@@ -269,33 +279,55 @@ class Together(Allocator):
         # On the curve, what went first is gone before the first unit is.
         knobs = [float(function.knob[0]) for function in steps.values() if len(function.knob)]
         start = np.nextafter(min(knobs, default=0.0), -np.inf)
-        gone = {
+        path = {name: _lowered(function, limits) for name, function in steps.items()}
+        path |= {
             name: StepFunction(function.order, np.array([start]), np.array([first.removed[name]]))
             for name, function in first.steps.items()
         }
         turned, removed = {**then.turned, **first.turned}, {**then.removed, **first.removed}
-        return Decision(then.knob, budget, {**steps, **gone}, turned, removed)
+        return Decision(then.knob, budget, path, turned, removed)
 
-    def _first(self, both: Joined, scores: ScoreTable, budget: Budget | None, limits: Limits) -> Decision:
+    def _curve(self, graph: Graph, limits: Limits, steps: Mapping[str, StepFunction]) -> Curve:
+        """With a share, `steps` are within the limits, which are not the same for both."""
+        return super()._curve(graph, limits if self.share is None else Limits(max_ratio=1 - 1e-12), steps)
+
+    def _share_within(self, both: Joined, limits: Limits, share: float) -> float:
+        """The share: all where no units may go, none where no experts or blocks may.
+
+        Raises:
+            NothingToPruneError: All of it is for what may not go.
+        """
+        units, others = (self._ignored(part, both, limits) for part in (both.units, both.others))
+        if (share == 0 and units is None) or (share == 1 and others is None):
+            alone = "units" if share == 0 else f"{self.what}s"
+            raise NothingToPruneError(
+                f"allocate: expected {alone} that may go, which are to save all (share={share:g}), got none: "
+                "limits keep them. Ignore fewer, or take another share."
+            )
+        return 1.0 if units is None else 0.0 if others is None else share
+
+    def _first(
+        self, both: Joined, scores: ScoreTable, budget: Budget | None, limits: Limits, share: float
+    ) -> Decision:
         """What experts or blocks lose, with the share that they have."""
         graph, limits = cast(Graph, both), both.limits_of_others(limits)
-        steps = {} if self.share == 0 else self._of_others(both, scores, limits)
         own = None if budget is None else getattr(budget, f"{self.what}s")
-        if own is not None and not steps:
-            raise BudgetError(
-                f"allocate: expected {self.what}s that may go for Budget({self.what}s={own}), got none: "
-                "units alone decide here, or limits keep them. Leave that bound out."
-            )
-        if not steps:
-            return Decision(None, budget, steps, {}, {})
-        if budget is None or own is not None or self.share == 1:
-            bounds = budget if self.share == 1 or own is None else Budget(**{f"{self.what}s": own})
-            return decide(graph, bounds, limits, steps, self.others.knob(budget))
+        if share == 0:
+            if own is not None:
+                raise BudgetError(
+                    f"allocate: expected {self.what}s that may go for Budget({self.what}s={own}), got none: "
+                    "units alone decide here, or limits keep them. Leave that bound out."
+                )
+            return Decision(None, budget, {}, {}, {})
+        steps, knob = self._of_others(both, scores, limits), self.others.knob(budget)
+        if budget is None or own is not None or share == 1:
+            bounds = budget if share == 1 or own is None else Budget(**{f"{self.what}s": own})
+            return decide(graph, bounds, limits, steps, knob)
         points, dense = curve(self.others.name, graph, limits, steps), both.cost()
         within = np.ones(len(points), dtype=bool)
         for name, most in budget.targets(dense).items():
             whole = getattr(dense, name)
-            within &= whole - getattr(points, name) <= cast(float, self.share) * (whole - most)
+            within &= whole - getattr(points, name) <= share * (whole - most)
         at = int(np.flatnonzero(within)[-1])
         kept = dict(zip(points.groups, points.kept[at].tolist(), strict=True))
         removed = {name: len(function.order) - kept[name] for name, function in steps.items()}
@@ -320,12 +352,25 @@ class Together(Allocator):
         limits: Limits,
     ) -> Mapping[str, StepFunction]:
         """The step functions of one rule; none where all of its groups are ignored."""
-        considered = {group.name for group in limits.considered(both.groups)}
-        ignored = [group.name for group in part.groups if group.name not in considered]
-        if len(ignored) == len(part.groups):
+        ignored = self._ignored(part, both, limits)
+        if ignored is None:
             return {}
         some = {name_of(side(pair)): scores[pair.name] for pair in self.pairs if pair.name in scores}
         return rule.steps(part, some, replace(limits, ignore=tuple(map(glob.escape, ignored))))
+
+    @staticmethod
+    def _ignored(part: Any, both: Joined, limits: Limits) -> list[str] | None:
+        """The groups of one side that have to stay whole; None if all have."""
+        considered = {group.name for group in limits.considered(both.groups)}
+        ignored = [group.name for group in part.groups if group.name not in considered]
+        return ignored if len(ignored) < len(part.groups) else None
+
+
+def _lowered(function: StepFunction, limits: Limits) -> StepFunction:
+    """The step function with numbers that the limits allow."""
+    size = len(function.order)
+    count = [limits.removable(size, int(k)) for k in function.count]
+    return StepFunction(function.order, function.knob, np.array(count, dtype=np.int64))
 
 
 def _counted(budget: Budget, both: Joined) -> Budget | None:
