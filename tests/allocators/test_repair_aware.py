@@ -67,11 +67,27 @@ def test_what_costs_more_goes_first_at_equal_errors() -> None:
     # By parameters too, and the other way round where the costs are.
     other = chain(2, 8, 8, 50)
     scores = {"reconstruction": {g.name: values for g in other.groups}}
-    cheap, dear = (
-        g.size - g.kept
-        for g in sc.RepairAware(per="params").allocate(other, scores, sc.Budget(params=0.7)).groups
-    )
+    plan = sc.RepairAware(per="params").allocate(other, scores, sc.Budget(params=0.7))
+    cheap, dear = (g.size - g.kept for g in plan.groups)
     assert dear > cheap
+
+
+@pytest.mark.parametrize(
+    ("budget", "per"),
+    [
+        (sc.Budget(macs=0.7), "macs"),
+        (sc.Budget(params=0.7), "params"),
+        (sc.Budget(macs=0.7, params=0.7), "macs"),
+        (None, "macs"),
+    ],
+)
+def test_units_are_weighed_by_the_cost_that_the_budget_bounds(budget: sc.Budget | None, per: Any) -> None:
+    graph = chain(9, 7, 8, 3)
+    scores = convex(graph)
+    error = 0.5 if budget is None else None
+    plan = sc.RepairAware(error).allocate(graph, scores, budget)
+    assert plan.settings["per"] == per
+    assert plan.groups == sc.RepairAware(error, per=per).allocate(graph, scores, budget).groups
 
 
 def test_every_budget_is_on_one_path() -> None:

@@ -75,6 +75,10 @@ class Allocator(ABC):
             SettingError: The settings do not fit, for example neither a value nor a budget was given.
         """
 
+    def for_budget(self, budget: Budget | None) -> Allocator:
+        """The rule with the settings that follow from a budget. By default there are none."""
+        return self
+
     @abstractmethod
     def settings(self, knob: float | None) -> dict[str, JsonValue]:
         """The settings to store in the plan.
@@ -185,7 +189,7 @@ class Allocator(ABC):
                 "Write Budget(macs=0.5), for example."
             )
         granularity, graph = graph.granularity, cast("Graph", graph)  # rules read groups and costs only
-        rule, limits = graph.adapted(self, _checked(limits, graph))
+        rule, limits = graph.adapted(self.for_budget(budget), _checked(limits, graph))
         if budget is not None and not rule.spends:
             budget = replace(budget, spend=False)
         values = table(scores, graph, rule.signals)

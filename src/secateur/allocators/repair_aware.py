@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
@@ -59,7 +59,8 @@ class RepairAware(Allocator):
         error: Remove units up to this sum of the groups' errors, each times its factor. None if a budget
             decides.
         removal: The signal. Its scores must be errors, in one unit for all groups.
-        per: The cost that a removed unit saves: ``macs`` or ``params``.
+        per: The cost that a removed unit saves: ``macs`` or ``params``. None: ``params`` where the budget
+            bounds parameters and not MACs, else ``macs``.
         factors: What the errors of a group are multiplied by, above 0, by the group's name; 1 for the others.
             A group with a higher factor keeps more. `secateur.Search` looks for good ones.
         parts: In how many parts of the network, one after another, `sc.prune` measures how much the errors of
@@ -82,7 +83,7 @@ class RepairAware(Allocator):
 
     error: float | None = None
     removal: Asked = "reconstruction"
-    per: Per = "macs"
+    per: Per | None = None
     factors: Mapping[str, float] = field(default_factory=dict)
     parts: int = 0
     name: ClassVar[str] = "repair_aware"
@@ -92,9 +93,10 @@ class RepairAware(Allocator):
         """Check the values."""
         if self.error is not None and not self.error > 0:
             raise SettingError(f"RepairAware: expected an error above 0, got {self.error!r}. Try 0.1.")
-        if self.per not in get_args(Per):
+        if self.per not in (None, *get_args(Per)):
             raise SettingError(
-                f"RepairAware: expected per to be 'macs' or 'params', got {self.per!r}. Name one of these."
+                f"RepairAware: expected per to be 'macs' or 'params', got {self.per!r}. Name one of these, "
+                "or leave it out."
             )
         if type(self.parts) is not int or self.parts < 0 or self.parts == 1:
             raise SettingError(
@@ -124,6 +126,11 @@ class RepairAware(Allocator):
             )
         return self.error
 
+    def for_budget(self, budget: Budget | None) -> RepairAware:
+        """The rule that saves what the budget bounds."""
+        bounds_params = budget is not None and budget.params is not None and budget.macs is None
+        return replace(self, per=self.per or ("params" if bounds_params else "macs"))
+
     def settings(self, knob: float | None) -> dict[str, JsonValue]:
         """The error that was used, the signal and the cost."""
         error = None if knob is None else float(knob)
@@ -151,7 +158,7 @@ class RepairAware(Allocator):
             values = values * self.factors.get(group.name, 1.0)
             # Drop the last value, because one unit must stay: a group without units would cut the network.
             errors.append(np.concatenate([np.zeros(1), values[orders[-1]][:-1]]))
-        path = _greedy_path(graph, [g.name for g in groups], orders, errors, self.per)
+        path = _greedy_path(graph, [g.name for g in groups], orders, errors, self.per or "macs")
         gone = np.zeros(len(groups), dtype=np.int64)
         total = 0.0
         sums: list[list[float]] = [[] for _ in groups]

@@ -92,7 +92,7 @@ def _half_way(rule: RepairAware, target: Target, scores: Scores) -> Plan:
     """The rule's plan for a cost half way between the dense model and the smallest that it reaches."""
 
     def at(share: float) -> Plan:
-        budget = Budget(macs=share) if rule.per == "macs" else Budget(params=share)
+        budget = Budget(params=share) if rule.per == "params" else Budget(macs=share)
         plan: Plan = target.allocate(rule, scores, budget)
         return plan
 

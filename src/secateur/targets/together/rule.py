@@ -187,6 +187,10 @@ class Together(Allocator):
         """The knob of the rule for units."""
         return self.units.knob(budget)
 
+    def for_budget(self, budget: Budget | None) -> Together:
+        """Both rules with what follows from the budget."""
+        return replace(self, units=self.units.for_budget(budget), others=self.others.for_budget(budget))
+
     def settings(self, knob: float | None) -> dict[str, JsonValue]:
         """The settings of both rules, and the share."""
         found = {**self.units.settings(knob), f"{self.what}s": self.others.settings(knob)}
