@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import sys
 import types
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from operator import is_
@@ -61,6 +61,7 @@ class State:
         """
         self._functions = functions
         self._restorers: list[Callable[[], bool]] = []
+        self._empty: list[dict[Any, Any]] = []  # apart: most of a module's dictionaries are, as those of hooks
         self._seen: dict[int, Any] = {}  # the objects too, so that no identity is given out twice
         self._see(model, 0)
         for module in model.modules():
@@ -73,7 +74,10 @@ class State:
 
     def restore(self) -> bool:
         """Put everything back; returns whether anything had changed."""
-        return any([put_back() for put_back in self._restorers])
+        filled = [entries for entries in self._empty if entries] if any(self._empty) else []
+        for entries in filled:
+            entries.clear()
+        return any([put_back() for put_back in self._restorers]) or bool(filled)
 
     def _see(self, value: Any, steps: int) -> None:
         if type(value) in ATOMS or steps > _FAR or id(value) in self._seen:
@@ -109,6 +113,9 @@ class State:
     def _entries(self, entries: Any, steps: int) -> None:
         if isinstance(entries, dict):
             held = dict(dict.items(entries))  # not by methods of its own
+            if not held and type(entries) in (dict, OrderedDict):
+                self._empty.append(entries)
+                return
             self._restorers.append(functools.partial(_same_entries, entries, held))
             self._each(held.values(), steps)
 

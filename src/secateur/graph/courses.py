@@ -36,10 +36,17 @@ WORK = 4_000_000
 TABLE = 4
 """A remainder with at most this many values counts as compared, since it may choose from a table."""
 
+_ATOMS = (int, bool, float, str, slice, torch.dtype, torch.device)
+
 _CONVERSIONS = frozenset(
     "to type type_as float half bfloat16 double int long bool cpu cuda contiguous clone".split()
 )
 """Names of functions that change the dtype, the device or the layout of a tensor, and none of its axes."""
+
+READS_VALUES = frozenset(
+    "__bool__ __int__ __float__ __index__ __complex__ __contains__ item tolist numpy".split()
+)
+"""Names of functions that give Python the values of a tensor, on which anything may depend."""
 
 Line = tuple[str, int]
 """A line of code: the file and the number."""
@@ -74,6 +81,9 @@ class Course(TorchFunctionMode):
         work: The number of values that all calls together returned.
         questions: What the user's code asks of PyTorch's mode: ``dtype`` or ``requires_grad`` of tensors; and
             ``bool``, if it has conditions on values of tensors.
+        answers: The outcomes of these conditions.
+        reads_values: Whether the pass may hang on values of tensors, since Python gets some of them.
+        kinds: The calls, with those arguments that are switches: bools and strings.
     """
 
     def __init__(self) -> None:
@@ -82,6 +92,9 @@ class Course(TorchFunctionMode):
         self.work = 0
         self.compared: dict[tuple[Line, int], list[Compared]] = {}
         self.questions: set[str] = set()
+        self.answers: set[bool] = set()
+        self.reads_values = False
+        self.kinds: set[Any] = set()
         self._counts: set[int] = set()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -96,25 +109,29 @@ class Course(TorchFunctionMode):
             if asked in ("dtype", "requires_grad") and not in_pytorch(frame):
                 self.questions.add(asked)
             return self._watched(result)
+        self.reads_values |= name in READS_VALUES
         if name == "__bool__" and not in_pytorch(frame):
             self.questions.add("bool")
+            self.answers.add(result)
         if frame.f_code.co_name == "handle_torch_function":  # a Python function of PyTorch
             frame = _caller(_caller(frame))
         if name == "__len__" and type(result) is int:
             self._counted(result, frame)
             return result
-        took = pytree.tree_leaves((args, kwargs))
-        shapes = [v.shape for v in pytree.tree_leaves(result) if isinstance(v, torch.Tensor)]
+        took = leaves((args, kwargs))
+        shapes = [v.shape for v in leaves(result) if isinstance(v, torch.Tensor)]
         with_axes = any(shapes) or any(isinstance(v, torch.Tensor) and v.ndim for v in took)
         if name in _CONVERSIONS or not with_axes:
             return result
         self.work += sum(map(math.prod, shapes))
-        held = tuple(id(v) for v in took if isinstance(v, nn.Parameter))
+        held = tuple(id(v) for v in took if getattr(v, "_is_param", False) or type(v) is nn.Parameter)
+        line = _line(frame)
+        self.kinds.add((name, line, held, *(v for v in took if type(v) in (bool, str))))
         if in_pytorch(frame):
-            self._inside(_line(frame), held)
+            self._inside(line, held)
             return result
         numbers = [v for v in took if type(v) in (int, _Size)]
-        self.calls.append(((name, _line(frame), held), (*numbers, *shapes)))
+        self.calls.append(((name, line, held), (*numbers, *shapes)))
         return result
 
     def _inside(self, line: Line, held: tuple[int, ...]) -> None:
@@ -270,6 +287,27 @@ def _constants(held: Iterable[Any]) -> list[int]:
     return [v for v in held if type(v) is int and v > 1] + [v for vs in inner for v in vs]
 
 
+def leaves(value: Any) -> list[Any]:
+    """Return the leaves of nested arguments. `torch.utils._pytree` does the same, and takes far longer."""
+    found: list[Any] = []
+    _add_leaves(value, found)
+    return found
+
+
+def _add_leaves(value: Any, found: list[Any]) -> None:
+    kind = type(value)
+    if kind is tuple or kind is list:
+        for one in value:
+            _add_leaves(one, found)
+    elif kind is dict:
+        for one in value.values():
+            _add_leaves(one, found)
+    elif isinstance(value, torch.Tensor) or kind in _ATOMS:
+        found.append(value)
+    elif value is not None:
+        found += pytree.tree_leaves(value)
+
+
 def in_pytorch(frame: FrameType) -> bool:
     """Whether a frame runs code of PyTorch itself."""
     return frame.f_code.co_filename.startswith(_LIBRARY)
@@ -317,6 +355,15 @@ def other_courses(
             search.look(there)
     search.follow_comparisons()
     return search
+
+
+def adds_nothing(course: Course, known: Iterable[Course | None]) -> bool:
+    """Whether each call of a pass was made by passes that are known, with the same numbers and switches."""
+    before = [one for one in known if one is not None]
+    return all(
+        getattr(course, what) <= set[Any]().union(*(getattr(one, what) for one in before))
+        for what in ("lines", "numbers", "kinds")
+    )
 
 
 def other_training(plain: Search, learning: Course, course_at: CourseAt) -> list[Sizes]:

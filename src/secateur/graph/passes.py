@@ -61,10 +61,26 @@ class Passes:
 
         With an `answer`, all conditions of its code on values of tensors have that.
         """
-        key = _shapes(arguments), training, mode, answer
-        if key not in self._courses and self._watched:
+        way = training, mode, answer
+        found = self._known(arguments, way)
+        if found is None and self._watched:
             self._run(arguments, training=training, mode=mode, answer=answer)
-        return self._courses.get(key)
+            found = self._known(arguments, way)
+        return found
+
+    def _known(self, arguments: Arguments, way: Any) -> Course | None:
+        shapes = _shapes(arguments)
+        found = self._courses.get((shapes, None, *way))
+        return self._courses.get((shapes, _sums(arguments), *way)) if found is None else found
+
+    def _note(self, arguments: Arguments, course: Course, way: tuple[bool, Mode, bool | None]) -> None:
+        """Remember a course, for all arguments of these shapes if none of their values was asked for."""
+        training, mode, answer = way
+        sums = _sums(arguments) if course.reads_values and answer is None else None
+        self._courses.setdefault((_shapes(arguments), sums, *way), course)
+        if answer is None and len(course.answers) == 1:  # the same answer to all conditions changes nothing
+            given = _shapes(arguments), None, training, mode, *course.answers
+            self._courses.setdefault(given, course)
 
     def other_modes(self) -> list[Mode]:
         """Return modes of PyTorch in which the model makes other calls than in a capture, one for each kind.
@@ -117,7 +133,7 @@ class Passes:
             except Exception as error:  # the user's forward may fail in any way
                 return error
         if self._watched:
-            self._courses.setdefault((_shapes(arguments), training, mode, answer), course)
+            self._note(arguments, course, (training, mode, answer))
         if has_nan(outputs) and (arguments is self._given or self.attempt(self._given) is None):
             return FloatingPointError("its output is NaN there")
         return None

@@ -19,12 +19,14 @@ from secateur.common.models import device_of
 from secateur.errors import CaptureError, SettingError
 from secateur.graph.branches import capture_branches
 from secateur.graph.capture import Capture
+from secateur.graph.courses import adds_nothing
 from secateur.graph.inputs import Arguments, InputSpec, batch_size, resized, samples_of
 from secateur.graph.leaf import Place
 from secateur.graph.modes import PLAIN, Mode
 from secateur.graph.nodes import lifted, tensor_of
 from secateur.graph.openaxes import larger_arguments
 from secateur.graph.passes import Passes
+from secateur.graph.programs import values_at
 
 TRIES = 32
 """With how many other values of integer inputs a model is run, if its sizes depend on them."""
@@ -76,6 +78,9 @@ def further_views(
 ) -> tuple[list[View], list[str]]:
     """Capture the other ways to run a model, which may read other parameters than the forward pass does.
 
+    A size at which the code leaves calls out, and makes none that is new, needs no capture if the first
+    program gives there what the model gives. Nor does one that only leaves out such calls beside others.
+
     Args:
         model: The dense model.
         captured: The captures of its forward pass in evaluation mode; see `capture_branches`. The batch size
@@ -97,16 +102,25 @@ def further_views(
     unread = _tensors(program) - _read(program)
     others = {p: axis.other for axis in spec.open for p in axis.places} if spec.together else {}
     traced: list[tuple[str, dict[Place, int]]] = []
+    first = passes.course(given if batch == batch_size(given) else samples_of(given, [0] * batch))
     if batch != batch_size(given):
-        here, there = passes.course(given), passes.course(samples_of(given, [0] * batch))
-        traced += [("", {})] if here is not None and there is not None and here.lines != there.lines else []
+        here = passes.course(given)
+        traced += [("", {})] if here is not None and first is not None and here.lines != first.lines else []
+    known, idle = [first], set[Any]()
     for _, sizes in [*traced, *spec.other_courses()]:
         arguments, wide = resized(spec, given, sizes), resized(spec, given, {**others, **sizes})
         here, there = passes.course(arguments), passes.course(wide)
         # If the other axes are changed as well, the code may do something else again. Then they stay.
         everywhere = here is not None and there is not None and here.lines == there.lines
+        taken = wide if everywhere else arguments
+        if here is not None and adds_nothing(here, known):
+            if any(one.kinds - here.kinds <= idle for one in known if one is not None):
+                continue
+            if any(values_at(program, model, pytree.tree_leaves(a)) is not None for a in (wide, arguments)):
+                idle |= first.kinds - here.kinds if first is not None else set()
+                continue
+        known.append(here)
         with contextlib.suppress(CaptureError):  # `verify` still runs the model at that size
-            taken = wide if everywhere else arguments
             found = capture_branches(model, *taken, exact=True)
             views += _views(found, taken, everywhere=everywhere and bool(others))
     for other in spec.also:

@@ -23,12 +23,12 @@ from secateur.targets.units.compare import (
     PLAIN,
     Double,
     Way,
-    all_double,
     double_copy,
     doubled,
     relative_difference,
     run_doubled,
 )
+from secateur.targets.units.doubling import all_double
 from secateur.targets.units.draws import Draws
 from secateur.targets.units.tensors import kept, removed_positions, tensor_called
 
@@ -318,14 +318,15 @@ def gradients(
 
     hooks = []
     try:
-        with evaluating(model, training=way.training, state=double.state), all_double():
+        with evaluating(model, training=way.training, state=double.state):
             for tensor in {id(t): t for t in tensors.values()}.values():
                 hooks.append(tensor.requires_grad_().register_post_accumulate_grad_hook(keep))
             with torch.enable_grad(), _Followed():
-                with draws.shared():
+                with draws.shared(double=True):
                     outputs = tensors_of(getattr(model, way.method or "__call__")(*args, **kwargs))
                 total = _projected(outputs)
-            total.backward(inputs=list(tensors.values()))
+            with all_double():
+                total.backward(inputs=list(tensors.values()))
     finally:
         for hook in hooks:
             hook.remove()

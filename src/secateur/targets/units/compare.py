@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.common.mapped import is_mapped, settled
 from secateur.common.models import evaluating
@@ -17,6 +16,7 @@ from secateur.common.outputs import tensors_of
 from secateur.common.preserving import State
 from secateur.errors import VerificationError
 from secateur.targets.units.copying import duplicate
+from secateur.targets.units.doubling import all_double
 from secateur.targets.units.draws import Draws
 
 M = TypeVar("M", bound=nn.Module)
@@ -61,6 +61,8 @@ def run(
     way: Way = PLAIN,
     state: State | None = None,
     buffers: dict[str, torch.Tensor] | None = None,
+    *,
+    double: bool = False,
 ) -> list[torch.Tensor]:
     """Run a model and return its output tensors, flattened.
 
@@ -72,12 +74,13 @@ def run(
         way: How to run the model.
         state: The model's state, if it is known already.
         buffers: Takes what the pass leaves in the buffers, by name. The model's own are restored.
+        double: Whether operators get float64 wherever the model names a shorter dtype.
     """
-    shared = draws.shared() if draws is not None else nullcontext()
+    alone = all_double() if double else nullcontext()
     with (
         evaluating(model, training=way.training, state=state),
         torch.set_grad_enabled(way.training or way.gradients),
-        shared,
+        alone if draws is None else draws.shared(double=double),
     ):
         output = getattr(model, way.method or "__call__")(*args, **kwargs)
         if buffers is not None:
@@ -138,63 +141,6 @@ def relative_difference(ours: list[torch.Tensor], theirs: list[torch.Tensor]) ->
     return worst
 
 
-_DOUBLE = {
-    torch.float16: torch.float64,
-    torch.bfloat16: torch.float64,
-    torch.float32: torch.float64,
-    torch.complex64: torch.complex128,
-}
-
-
-def _grouped_product(
-    rows: torch.Tensor, matrices: torch.Tensor, offs: torch.Tensor, *_: Any, **__: Any
-) -> torch.Tensor:
-    """Cut rows [rows, in] at the offsets, and multiply each part by its own of [matrices, in, out]."""
-    ends = [0, *offs.tolist()]
-    parts = [rows[a:b] @ matrix for a, b, matrix in zip(ends, ends[1:], matrices, strict=False)]
-    return torch.cat([*parts, rows.new_zeros(len(rows) - ends[-1], matrices.shape[2])])
-
-
-_WITHOUT_DOUBLE = {
-    getattr(torch.ops.aten, name).default: function
-    for name, function in {"_grouped_mm": _grouped_product}.items()
-    if hasattr(torch.ops.aten, name)
-}
-"""Operators that have no kernel for float64, each with a function that computes the same."""
-
-
-class _AllDouble(TorchDispatchMode):
-    """Inside, every operator with a floating dtype as argument gets float64: models cast in their forward."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if not isinstance(func, torch._ops.OpOverload) or _names_dtype(args, kwargs):
-            args, kwargs = pytree.tree_map(
-                lambda value: _DOUBLE.get(value, value) if isinstance(value, torch.dtype) else value,
-                (args, kwargs),
-            )
-        return _WITHOUT_DOUBLE.get(func, func)(*args, **kwargs)
-
-
-def _names_dtype(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    """Whether an argument of an operator is a dtype. No operator takes a list of dtypes."""
-    return any(isinstance(v, torch.dtype) for v in args) or any(
-        isinstance(v, torch.dtype) for v in kwargs.values()
-    )
-
-
-@contextmanager
-def all_double() -> Iterator[None]:
-    """Inside, a model that casts to float32 or less gets float64."""
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        with _AllDouble():  # type: ignore[no-untyped-call]
-            yield
-    finally:
-        torch.set_default_dtype(default)
-
-
 def run_in_double(
     model: nn.Module,
     args: tuple[Any, ...],
@@ -218,8 +164,7 @@ def run_doubled(
 ) -> list[torch.Tensor]:
     """Run a model that is a float64 copy already on float64 inputs; see `run`."""
     args, kwargs = doubled(args, kwargs)
-    with all_double():
-        return run(double, args, kwargs, draws, way, state, buffers)
+    return run(double, args, kwargs, draws, way, state, buffers, double=True)
 
 
 class Double:

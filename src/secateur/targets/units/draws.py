@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from secateur.calibration.randomness import seeded
 from secateur.graph.binding import all_by_name
 from secateur.graph.nodes import draws_nothing
+from secateur.targets.units.doubling import Doubling, double_by_default
 
 _PLAIN = {
     "bernoulli", "cauchy", "exponential", "geometric", "log_normal", "normal", "normal_functional", "rand",
@@ -52,6 +53,8 @@ class Draws:
         self._known: list[tuple[str, torch.Tensor]] = []
         self._position = 0
         self._recorded = False
+        self._doubling = Doubling()
+        self._random: dict[Any, bool] = {}  # what tags of operators say; asked for again it would cost time
 
     @property
     def count(self) -> int:
@@ -59,10 +62,17 @@ class Draws:
         return len(self._known)
 
     @contextmanager
-    def shared(self) -> Iterator[None]:
-        """Inside, run one forward pass. The global random state is restored afterwards."""
+    def shared(self, *, double: bool = False) -> Iterator[None]:
+        """Inside, run one forward pass. The global random state is restored afterwards.
+
+        With `double`, operators get float64 wherever the model names a shorter dtype.
+        """
         self._position = 0
-        with seeded(self._seed), _Drawing(self):
+        with (
+            seeded(self._seed),
+            double_by_default() if double else nullcontext(),
+            _Drawing(self, self._doubling if double else None, self._random),
+        ):
             yield
         if self._position != len(self._known):
             self._differ(f"{len(self._known)} draws and {self._position}")
@@ -105,13 +115,19 @@ class Draws:
 class _Drawing(TorchDispatchMode):
     """Inside, every random operator gets its numbers from `Draws`."""
 
-    def __init__(self, draws: Draws) -> None:
+    def __init__(self, draws: Draws, doubling: Doubling | None, random: dict[Any, bool]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._draws = draws
+        self._draws, self._doubling, self._random = draws, doubling, random
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if torch.Tag.nondeterministic_seeded not in func.tags:
+        if self._doubling is not None:
+            func, args, kwargs = self._doubling.converted(func, args, kwargs)
+        random = self._random.get(func)
+        if random is None:
+            tags = getattr(func, "tags", ())
+            random = self._random[func] = torch.Tag.nondeterministic_seeded in tags
+        if not random:
             return func(*args, **kwargs)
         given = all_by_name(func, args, kwargs)
         if draws_nothing(given):

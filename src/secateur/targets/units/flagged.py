@@ -19,10 +19,9 @@ from secateur.graph.answering import Answering
 from secateur.graph.courses import Course, Search, Sizes
 from secateur.graph.flags import Chain, Flag, Reader, changed, flags_of, value_of
 from secateur.graph.graph import Graph
-from secateur.graph.inputs import Arguments, resized
+from secateur.graph.inputs import Arguments, InputSpec, resized
 from secateur.graph.modes import PLAIN
 from secateur.graph.passes import Passes
-from secateur.graph.views import View
 from secateur.targets.units.compare import SAME, Way, relative_difference, run, run_both
 from secateur.targets.units.draws import Draws
 
@@ -108,7 +107,7 @@ def switches(model: nn.Module, graph: Graph) -> list[Switch]:
     args, kwargs = given = graph.captured_inputs()
     known = [
         *(Occasion(given, training) for training in (False, True)),
-        *(Occasion(view.arguments) for view in _plain_views(graph)),
+        *map(Occasion, _elsewhere(graph, given)),
     ]
     before = _courses(model, known)
     watched = functools.partial(known[0].run, model, args, kwargs)
@@ -143,14 +142,17 @@ def _courses(model: nn.Module, occasions: Sequence[Occasion]) -> list[Course | N
     ]
 
 
-def _plain_views(graph: Graph) -> list[View]:
-    """Return the views of the forward pass in evaluation mode, in PyTorch's usual mode."""
-    plain = [
-        view
+def _elsewhere(graph: Graph, given: Arguments) -> list[Arguments]:
+    """Return the arguments of the trace's other captures in PyTorch's usual mode, and of other sizes."""
+    found = [
+        view.arguments
         for view in graph.views
         if not (view.training or view.method or view.other_answer) and view.mode == PLAIN
     ]
-    return plain[:VIEWS]
+    # Not each of these sizes has a capture.
+    found += [resized(graph.inputs, given, sizes) for _, sizes in graph.inputs.other_courses()]
+    apart = {repr(InputSpec.of(*arguments)): arguments for arguments in reversed(found)}
+    return [*reversed(apart.values())][:VIEWS]
 
 
 def _pairs(flags: Sequence[Flag]) -> list[tuple[Flag, ...]]:

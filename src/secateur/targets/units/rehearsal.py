@@ -18,12 +18,9 @@ from torch.utils import _pytree as pytree
 from secateur.calibration.randomness import seeded
 from secateur.common.models import copied, evaluation_mode
 from secateur.common.preserving import ATOMS, preserved
+from secateur.graph.courses import READS_VALUES
 from secateur.graph.inputs import Arguments
 from secateur.measure.kernels import capturable
-
-_VALUES = frozenset("__bool__ __int__ __float__ __index__ __complex__ __contains__ item tolist numpy".split())
-"""Names of functions that give Python the values of a tensor, on which anything may depend."""
-
 
 class Rehearsal(TorchFunctionMode):
     """The calls of torch functions in one forward pass.
@@ -52,7 +49,7 @@ class Rehearsal(TorchFunctionMode):
         kwargs = kwargs or {}
         leaves, structure = pytree.tree_flatten((args, kwargs))
         self.calls.append((func, structure, [self._named(leaf) for leaf in leaves]))
-        self.reads_values |= getattr(func, "__name__", "") in _VALUES
+        self.reads_values |= getattr(func, "__name__", "") in READS_VALUES
         result = func(*args, **kwargs)
         for number, leaf in enumerate(pytree.tree_leaves(result)):
             if isinstance(leaf, torch.Tensor):
