@@ -328,6 +328,8 @@ def other_courses(
     axes: Sequence[OpenAxis],
     traced: Course,
     course_at: CourseAt,
+    start: Sizes | None = None,
+    elsewhere: Course | None = None,
 ) -> Search:
     """Search for sizes at which the forward pass runs other lines of code than at the traced ones.
 
@@ -338,20 +340,23 @@ def other_courses(
 
     Args:
         axes: The axes that may vary.
-        traced: The course at the traced sizes.
+        traced: The course at the sizes from which one axis at a time is changed.
         course_at: Runs the model at other sizes.
+        start: These sizes; the traced ones if None.
+        elsewhere: The course at the traced sizes, if they are others.
 
     Returns:
         The search. Its ``found`` has the sizes, one for each new course. They differ from the traced sizes in
         one axis where that is enough, else in several.
     """
-    search = Search(axes, traced, course_at)
+    search = Search(axes, traced, course_at, start, elsewhere)
     for k, axis in enumerate(axes):  # code may ask for one sample by `len`, which cannot be watched
         for size in dict.fromkeys([axis.other, *([1] if axis.batch else [])]):
-            search.look(_at(search.start, k, size))
+            if (there := _at(search.start, k, size)) != search.start:
+                search.look(there)
     search.follow_comparisons()
-    for k, size in _swept(axes, traced):
-        if (there := _at(search.start, k, size)) not in search.courses:
+    for k, size in _swept(axes, elsewhere or traced):
+        if (there := _at(search.start, k, size)) not in search.courses and there != search.start:
             search.look(there)
     search.follow_comparisons()
     return search
@@ -378,7 +383,7 @@ def other_training(plain: Search, learning: Course, course_at: CourseAt) -> list
         learning: The course in training mode at the traced sizes.
         course_at: Runs the model in training mode at other sizes.
     """
-    search = Search(plain.axes, learning, course_at)
+    search = Search(plain.axes, learning, course_at, plain.start)
     for sizes in plain.turned:
         search.look(sizes)
     search.follow_comparisons(but=frozenset(plain.compared))
@@ -410,15 +415,23 @@ class Search:
 
     Attributes:
         axes: The axes that may vary.
-        start: Their traced sizes.
+        start: The sizes from which one axis at a time is changed.
         courses: The courses at the sizes that were tried; None where the model does not run.
         found: The sizes with a new course.
         turned: The sizes at which comparisons had new outcomes.
     """
 
-    def __init__(self, axes: Sequence[OpenAxis], traced: Course, course_at: CourseAt) -> None:
-        self.axes, self.start = axes, tuple(axis.size for axis in axes)
-        self.courses: dict[Sizes, Any] = {}
+    def __init__(
+        self,
+        axes: Sequence[OpenAxis],
+        traced: Course,
+        course_at: CourseAt,
+        start: Sizes | None = None,
+        elsewhere: Course | None = None,
+    ) -> None:
+        known = tuple(axis.size for axis in axes)
+        self.axes, self.start = axes, known if start is None else start
+        self.courses: dict[Sizes, Any] = {} if elsewhere is None else {known: elsewhere}
         self.found: list[Sizes] = []
         self.turned: list[Sizes] = []
         self._traced, self._course_at = traced, course_at
@@ -460,7 +473,7 @@ class Search:
         """Try sizes at which comparisons may have another outcome, except comparisons at the places `but`."""
         while self._pending:
             sizes, course = self._pending.pop(0)
-            for k, size in _turning(self.axes, sizes, course, self.courses, but):
+            for k, size in _turning(self.axes, self.start, sizes, course, self.courses, but):
                 there = _at(sizes, k, size)
                 if there not in self.courses and there != self.start and self._tries[k] < TRIES:
                     self._tries[k] += 1
@@ -473,6 +486,7 @@ def _at(sizes: Sizes, axis: int, size: int) -> Sizes:
 
 def _turning(
     axes: Sequence[OpenAxis],
+    start: Sizes,
     sizes: Sizes,
     course: Course,
     known: Mapping[Sizes, Course | None],
@@ -480,9 +494,9 @@ def _turning(
 ) -> list[tuple[int, int]]:
     """Return axes with a size at which a comparison may have another outcome; nearest sizes first."""
     found: set[tuple[int, int]] = set()
-    start = tuple(axis.size for axis in axes)
+    traced = known.get(tuple(axis.size for axis in axes))  # if the search starts elsewhere
     for k, axis in enumerate(axes):
-        other = known.get(_at(start, k, axis.other))
+        other = known.get(_at(start, k, axis.other)) or traced
         for place, comparisons in course.compared.items():
             if place in but or len({outcome for *_, outcome in comparisons}) > 1:
                 continue

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from secateur.common.foreign import said, source_line
 from secateur.common.models import device_of
-from secateur.graph.courses import Course, Sizes, other_courses, other_training
+from secateur.graph.courses import WORK, Course, CourseAt, Sizes, other_courses, other_training
 from secateur.graph.inputs import Arguments, FixedAxis, InputSpec, OpenAxis, batch_size, resized
 from secateur.graph.leaf import Place, Range
 from secateur.graph.passes import Passes
@@ -22,6 +22,9 @@ from secateur.graph.wording import NO_OTHER
 
 SUBSETS = 20
 """The most sets of equally long axes that are tried, where not all of them can vary together."""
+
+LARGE = 128
+"""From this size on, an axis is first tried at a quarter of it. Smaller ones are halved."""
 
 Attempt = Callable[[Arguments], Exception | None]
 """A function that runs the dense model and returns its error, or None."""
@@ -51,7 +54,9 @@ def open_inputs(
     spec = with_sizes(_differing(spec, more), given, passes)
     if any(leaf.is_meta for leaf in pytree.tree_leaves(given) if isinstance(leaf, torch.Tensor)):
         return spec
-    return widened(spec, given, program, passes.attempt, device_of(model))
+    course = passes.course(given)
+    long = course is not None and course.work > WORK
+    return widened(spec, given, program, passes.attempt, device_of(model), long=long)
 
 
 def with_sizes(spec: InputSpec, given: Arguments, passes: Passes) -> InputSpec:
@@ -74,11 +79,15 @@ def _with_courses(spec: InputSpec, given: Arguments, passes: Passes) -> InputSpe
     def course_at(sizes: Sizes, *, training: bool = False, answer: bool | None = None) -> Course | None:
         return passes.course(resized(spec, given, spec.at(sizes)), training=training, answer=answer)
 
-    search = other_courses(spec.open, traced, course_at)
-    found, learning = search.found, passes.course(given, training=True)
-    for answer in (True, False) if "bool" in traced.questions else ():  # each side may ask for other sizes
-        if (side := passes.course(given, answer=answer)) is not None:
-            other = other_courses(spec.open, side, partial(course_at, answer=answer))
+    start = _cheaper(spec, traced, course_at)
+    near = course_at(start)
+    if near is None:
+        return spec
+    search = other_courses(spec.open, near, course_at, start, None if near is traced else traced)
+    found, learning = search.found, course_at(start, training=True)
+    for answer in (True, False) if "bool" in near.questions else ():  # each side may ask for other sizes
+        if (side := course_at(start, answer=answer)) is not None:
+            other = other_courses(spec.open, side, partial(course_at, answer=answer), start)
             found += [sizes for sizes in other.found if sizes not in found]
     in_training = (
         [] if learning is None else other_training(search, learning, partial(course_at, training=True))
@@ -92,11 +101,27 @@ def _with_courses(spec: InputSpec, given: Arguments, passes: Passes) -> InputSpe
     )
     joint = tuple(sizes for sizes, c in zip(found, changed, strict=True) if len(c) > 1)
     others = {p: axis.other for axis in spec.open for p in axis.places} if spec.together else {}
-    seen = [_trains_otherwise(passes, a) for a in (given, resized(spec, given, others))]
+    tried = dict.fromkeys([tuple(spec.at(start).items()), tuple(others.items())])
+    seen = [_trains_otherwise(passes, resized(spec, given, dict(sizes))) for sizes in tried]
     known = [otherwise for otherwise in seen if otherwise is not None]
     training = bool(in_training) or any(known) if known else None
     changes = {"open": axes, "joint": joint, "training": training, "training_at": tuple(in_training)}
     return spec.model_copy(update=changes)
+
+
+def _cheaper(spec: InputSpec, traced: Course, course_at: CourseAt) -> Sizes:
+    """Return where to look for other courses from: the traced sizes, or others that cost less.
+
+    Where the traced pass takes long, the other sizes of all axes serve, if the code does the same there.
+    """
+    start, other = tuple(axis.size for axis in spec.open), tuple(axis.other for axis in spec.open)
+    if traced.work <= WORK or not spec.together:
+        return start
+    near = course_at(other)
+    same = near is not None and all(
+        getattr(near, what) == getattr(traced, what) for what in ("lines", "numbers", "kinds")
+    )
+    return other if same else start
 
 
 def _trains_otherwise(passes: Passes, arguments: Arguments) -> bool | None:
@@ -116,7 +141,8 @@ def larger_arguments(spec: InputSpec, given: Arguments, static_batch: int | None
     changed = [axis for axis in spec.open if static_batch is not None or not axis.batch]
     if not changed or any(v.is_meta for v in pytree.tree_leaves(given) if isinstance(v, torch.Tensor)):
         return None
-    sizes = {p: axis.other for axis in (changed if spec.together else changed[:1]) for p in axis.places}
+    # The batch too, if it may: the model has run at these sizes.
+    sizes = {p: axis.other for axis in (spec.open if spec.together else changed[:1]) for p in axis.places}
     return resized(spec, given, sizes)
 
 
@@ -139,7 +165,8 @@ def find_open_axes(spec: InputSpec, given: Arguments, attempt: Attempt) -> Input
     """Run the model at other sizes, to find the axes that may vary.
 
     Each axis is changed alone. Where that fails, all axes of the same size are changed together, or some of
-    them. The batch comes first, so that the other axes can be tried with two samples, which costs less.
+    them. A large batch comes first, so that the other axes can be tried with two samples, which costs less.
+    One of two samples or fewer comes last, so that it can be tried at the other sizes of the other axes.
 
     Args:
         spec: The description of the arguments. Axes that are known to vary are open already.
@@ -153,23 +180,42 @@ def find_open_axes(spec: InputSpec, given: Arguments, attempt: Attempt) -> Input
     batch = batch_size(given)
     device = next((v.device for v in pytree.tree_leaves(given) if isinstance(v, torch.Tensor)), "cpu")
     # Drawn values are better: a model may not read a mask without padding at all, whatever its size.
-    drawn = attempt(spec.example(device=device)) is None
+    drawn: list[bool] = []  # whether the model runs on them; asked at the traced sizes only if it must be
 
     def tried(sizes: Mapping[Place, int]) -> Exception | None:
-        return attempt(spec.example(sizes=sizes, device=device) if drawn else resized(spec, given, sizes))
+        if drawn[:1] != [False]:
+            error = attempt(spec.example(sizes=sizes, device=device))
+            if error is None:
+                drawn[:] = [True]
+            elif not drawn and len(shapes) == 1:  # which has to fit no other input
+                if attempt(resized(spec, given, sizes)) is None:
+                    drawn.append(False)
+                    error = None
+            elif not drawn:
+                drawn.append(attempt(spec.example(device=device)) is None)
+            if drawn[:1] != [False]:
+                return error
+        return attempt(resized(spec, given, sizes))
 
     found: list[OpenAxis] = list(spec.open)
     fixed: list[FixedAxis] = []
     few: dict[Place, int] = {}
-    for same in _classes(shapes, batch):
+    classes = _classes(shapes, batch)
+    if batch <= 2 and classes and all(axis == 0 for _, axis in classes[0]):
+        classes = [*classes[1:], classes[0]]
+    for same in classes:
         places = _without(same, spec.open)
         if not places:
             continue
         size = shapes[places[0][0]][places[0][1]]
         is_batch = size == batch and all(axis == 0 for _, axis in places)
         options = [1, size + 1] if is_batch and size > 2 else _candidates(size)
-        axes, error = _opened(tried, spec, places, options, few, batch=is_batch)
-        found += axes
+        beside = {p: axis.other for axis in found for p in axis.places} if is_batch else {}
+        axes, error = _opened(tried, spec, places, options, {**few, **beside}, batch=is_batch)
+        if beside and not axes:
+            axes, error = _opened(tried, spec, places, options, few, batch=is_batch)
+        at = len(spec.open) if is_batch else len(found)  # the batch is the first of those that are found
+        found[at:at] = axes
         if held := _without(places, axes):
             reason, where = _said(error)
             fixed.append(FixedAxis(places=held, size=size, reason=reason, where=where))
@@ -205,7 +251,10 @@ def _candidates(size: int) -> list[int]:
     """
     step = size & -size  # the largest power of two that divides it
     whole = size - step if 1 < step < size else size + step
-    smaller = (n + (n - size + 1) % 2 for n in (size // 2, 2 * size // 3))
+    parts = [size // 2, 2 * size // 3]
+    if size >= LARGE:
+        parts = [size // 4, size // 3, *parts]
+    smaller = (n + (n - size + 1) % 2 for n in parts)
     return list(dict.fromkeys(n for n in (*smaller, size - 1, size + 1, whole, 2 * size) if 2 <= n != size))
 
 
@@ -275,13 +324,19 @@ def _apart(
     options: Sequence[int],
     few: Mapping[Place, int],
 ) -> list[OpenAxis]:
-    """Return the axes that may vary alone, such as height and width. If possible, each gets another size."""
+    """Return the axes that may vary alone, such as height and width. If possible, each gets another size.
+
+    Those that were found have their new sizes while the next is tried, which mostly costs less.
+    """
     found: list[OpenAxis] = []
     size = spec.tensors()[places[0][0]].shape[places[0][1]]
     for place in places:
         taken = [axis.other for axis in found]
         wanted = [n for n in (*options, *_candidates(size)) if n not in taken] + taken
-        alone, _ = _first(tried, [place], wanted if found else options, few)
+        alone = None
+        for sizes in ({**few, **{p: axis.other for axis in found for p in axis.places}}, few):
+            if alone is None and (sizes is few or found):
+                alone, _ = _first(tried, [place], wanted if found else options, sizes)
         if alone is not None:
             found.append(OpenAxis(places=(place,), size=size, other=alone))
     return found
@@ -293,12 +348,19 @@ def _said(error: Exception | None) -> tuple[str, str]:
 
 
 def widened(
-    spec: InputSpec, given: Arguments, program: ExportedProgram, attempt: Attempt, device: torch.device
+    spec: InputSpec,
+    given: Arguments,
+    program: ExportedProgram,
+    attempt: Attempt,
+    device: torch.device,
+    *,
+    long: bool = False,
 ) -> InputSpec:
     """Add to a description the ranges of values that the model takes, and whether it takes drawn values.
 
     Integers are drawn from the whole vocabulary if the model runs on that. Floats are normal noise if the
     model runs on that; if not, they lie between the smallest and the largest value of the user's own tensor.
+    Where a pass is `long`, the traced size of a single tensor of noise is not tried, since another size is.
     """
     inputs = [
         node
@@ -314,7 +376,10 @@ def widened(
     options = [entries, {}, {**seen, **entries}, seen]
     for changes in [option for i, option in enumerate(options) if option not in options[:i]]:
         trial = spec.with_ranges(changes)
-        if all(attempt((args, kwargs)) is None for _, args, kwargs in trial.examples(device=device)):
+        examples = trial.examples(device=device)
+        if long and not changes and len(spec.tensors()) == 1:
+            examples = examples[1:] or examples
+        if all(attempt((args, kwargs)) is None for _, args, kwargs in examples):
             return trial
     return spec.model_copy(update={"drawn": False})
 

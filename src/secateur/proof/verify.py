@@ -18,7 +18,7 @@ from secateur.common.modes import require_plain_modes
 from secateur.errors import ApplyError, CaptureError, SettingError, VerificationError
 from secateur.graph.folding import folded
 from secateur.graph.graph import fingerprint
-from secateur.graph.inputs import InputSpec, call_arguments
+from secateur.graph.inputs import InputSpec, batch_size, call_arguments
 from secateur.plan import Plan
 from secateur.proof.diagnosis import Pair
 from secateur.proof.exercised import Exercise, gradients
@@ -292,7 +292,8 @@ def _in_other_ways(
 
     In training mode buffers are compared too, and gradients where it runs other lines.
 
-    Returns whether training mode was compared. It is on the largest set that the dense model can train on.
+    Returns whether training mode was compared. It is on the set of the most samples that the dense model can
+    train on: of few, dropout may leave nothing.
     """
     if is_program(pair.small):  # it has evaluation alone
         return False
@@ -303,7 +304,8 @@ def _in_other_ways(
         if draws is not None and exercise.unsettled:
             exercise.look(pair.ours, *sets[0][1:], draws, way)
     learning = Way(training=True)
-    for arguments in reversed(sets) if exact else ():  # of few samples, dropout may leave nothing
+    order = sorted(sets[::-1], key=lambda one: -batch_size(one[1:])) if exact else []
+    for arguments in order:
         draws = comparisons.compare(pair, arguments, learning, only_here=unread)
         if draws is None:
             continue
