@@ -38,6 +38,7 @@ from secateur.targets.together.apply import cut_experts
 from secateur.targets.together.blocks import without_blocks
 from secateur.targets.together.graph import part
 from secateur.targets.units.flagged import Refused, guard
+from secateur.targets.units.held import hold
 from secateur.targets.units.masked import masked
 from secateur.targets.units.mended import mend
 from secateur.targets.units.module import smaller_module
@@ -172,6 +173,8 @@ def load(
     record = _record(content, plan)
     with _understood(folder):
         guard(small, record.flags)
+    if record.form == "module":
+        hold(small)
     return attach(small, record)
 
 

@@ -124,7 +124,7 @@ def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def device_of(model: nn.Module) -> torch.device:
     """Where the model's first tensor lives (the CPU if it has none)."""
-    found = next(model.parameters(), None)
+    found: torch.Tensor | None = next(model.parameters(), None)
     if found is None:
         found = next(iter(named_tensors(model).values()), None)
     return torch.device("cpu") if found is None else found.device

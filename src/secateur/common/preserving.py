@@ -61,7 +61,9 @@ class State:
         """
         self._functions = functions
         self._restorers: list[Callable[[], bool]] = []
-        self._empty: list[dict[Any, Any]] = []  # apart: most of a module's dictionaries are, as those of hooks
+        self._empty: list[
+            dict[Any, Any]
+        ] = []  # apart: most of a module's dictionaries are, as those of hooks
         self._seen: dict[int, Any] = {}  # the objects too, so that no identity is given out twice
         self._see(model, 0)
         for module in model.modules():

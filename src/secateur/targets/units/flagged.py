@@ -183,8 +183,14 @@ def _asked_for(model: nn.Module, graph: Graph, given: Arguments) -> list[Occasio
     return [*answers, *(Occasion(arguments(sizes)) for sizes in search.found[:SIZES])]
 
 
-def refused(reference: nn.Module, small: nn.Module, known: Sequence[Switch]) -> tuple[Refused, ...]:
-    """Find the flags with which a smaller module does not compute what the masked dense model does."""
+def tried(
+    reference: nn.Module, small: nn.Module, known: Sequence[Switch]
+) -> tuple[tuple[Refused, ...], tuple[tuple[str, Any], ...]]:
+    """Find the flags with which a smaller module does not compute what the masked dense model does.
+
+    Returns:
+        These flags; and the values with which it does, each with the name of the flag.
+    """
     right: dict[Any, list[str]] = {}
     wrong: dict[Any, str] = {}
     for switch in known:
@@ -200,7 +206,13 @@ def refused(reference: nn.Module, small: nn.Module, known: Sequence[Switch]) -> 
                 values[:] = [v for v in values if v != value]
             elif value not in values and len(switch.flags) == 1:
                 values.append(value)
-    return tuple(Refused(r.path, r.chain, tuple(right[r]), line) for r, line in wrong.items())
+    found = tuple(Refused(r.path, r.chain, tuple(right[r]), line) for r, line in wrong.items())
+    return found, tuple(
+        (str(reader), switch.flags[0].value)
+        for switch in known
+        for reader in switch.flags[0].readers
+        if len(switch.flags) == 1 and repr(switch.flags[0].value) in right.get(reader, ())
+    )
 
 
 def _differs(reference: nn.Module, small: nn.Module, switch: Switch, occasion: Occasion) -> bool:

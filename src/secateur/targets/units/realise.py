@@ -29,8 +29,9 @@ from secateur.targets.units.compare import ROUNDED, SAME, relative_difference, r
 from secateur.targets.units.constants import Constants
 from secateur.targets.units.draws import Draws
 from secateur.targets.units.exporting import exporting
-from secateur.targets.units.flagged import guard, refused
+from secateur.targets.units.flagged import guard, tried
 from secateur.targets.units.flagged import in_words as flags_in_words
+from secateur.targets.units.held import hold
 from secateur.targets.units.masked import masked
 from secateur.targets.units.mended import Code, mend, watching
 from secateur.targets.units.mending import Mender, Run, changes, need_of, rules_of, stays
@@ -79,10 +80,11 @@ def proven_module(
     without = _prove(reference, small, graph, (args, dict(kwargs)), other_sizes=exact)
     if only_proof:
         return small
-    flags = refused(reference, small, traced.switches) if exact else ()
+    flags, right = tried(reference, small, traced.switches) if exact else ((), ())
     guard(small, flags)
     metadata = new_metadata(traced, small, graph.kept(removed_positions(plan)))
     set_sizes(model, small, metadata)
+    hold(small, right)
     sizes = {**sizes, **metadata}
     said = (
         _note(mended, without),

@@ -22,6 +22,7 @@ from secateur.graph.courses import READS_VALUES
 from secateur.graph.inputs import Arguments
 from secateur.measure.kernels import capturable
 
+
 class Rehearsal(TorchFunctionMode):
     """The calls of torch functions in one forward pass.
 

@@ -1,0 +1,189 @@
+"""What a pruned module's code reads beside tensors, watched at each call: other values are looked into.
+
+A user may set an attribute, an entry of a dictionary, a global or a submodule after pruning, and with it
+choose code that no trace has seen. The first call with other values runs twice beside itself, on copies: with
+the values from before and with the new ones. It goes on if both give the same, or run the same operators but
+for such as work on each number by itself. Else it is refused.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from secateur.calibration.randomness import seeded
+from secateur.common.outputs import tensors_of
+from secateur.common.preserving import State
+from secateur.errors import InputError
+from secateur.graph.courses import leaves
+from secateur.targets.units.compare import SAME, relative_difference
+from secateur.targets.units.holders import Change, Entry, entries_of
+from secateur.targets.units.operators import Operators
+
+
+class Held:
+    """A hook that looks into calls with other values than those that were there when it was made.
+
+    Attributes:
+        right: Values that were tried and are right, each with its name from the model on.
+    """
+
+    def __init__(self, model: nn.Module, right: Sequence[tuple[str, Any]] = ()) -> None:
+        self.right = tuple(right)
+        self._entries = entries_of(model)
+        self._accepted: list[Any] = []  # calls: of which kind, and with which values
+        self._busy = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what pickles: not classes and globals, which are taken as they are where it is loaded."""
+        own = [entry for entry in self._entries if not entry.is_shared]
+        return vars(self) | {"_entries": own, "_accepted": [], "_busy": False}
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Check what the module's code reads, before a forward pass.
+
+        Raises:
+            InputError: With a new value, the code computes something for which removed units may be needed.
+        """
+        if self._busy or torch.compiler.is_compiling():
+            return
+        entries = [entry for entry in self._entries if not entry.is_same()]
+        changes = self._unknown(entries) if entries else []
+        if not changes:
+            return
+        values = [(change.entry, change.name, change.new) for change in changes]
+        kind = module.training, torch.is_grad_enabled(), *map(_kind, pytree.tree_leaves((args, kwargs)))
+        if any(one == kind and _are_same(known, values) for one, known in self._accepted):
+            return
+        self._busy = True
+        try:
+            if self._is_accepted(module, changes, (args, kwargs)):
+                self._accepted = [(k, v) for k, v in self._accepted if _are_same(v, values)]
+                self._accepted.append((kind, values))
+        finally:
+            self._busy = False
+
+    def _unknown(self, entries: Sequence[Entry]) -> list[Change]:
+        """Return what has changed, but for values that are right, and new layers with weights of their own."""
+        found = []
+        for change in (change for entry in entries for change in entry.changes()):
+            new = change.new
+            if isinstance(new, nn.Module) and next(new.parameters(), None) is not None:
+                change.entry.accept(change.name, new)
+            elif (str(change), repr(new)) not in ((name, repr(value)) for name, value in self.right):
+                found.append(change)
+        return found
+
+    def _is_accepted(self, module: nn.Module, changes: list[Change], given: Any) -> bool:
+        """Whether a call with these changes computes what it would without, as far as units are concerned.
+
+        Raises:
+            InputError: It does not, or that cannot be seen.
+        """
+        try:
+            after, ours = _tried(module, given, changes, None)
+        except _Uncopied:
+            return _refuse(module, changes)
+        except Exception:  # the call itself will say so
+            return False
+        for change in changes:
+            if isinstance(change.new, nn.Module) and after.works_by_number(change.new):
+                change.entry.accept(change.name, change.new)
+        written = {id(change) for change in changes if any(change is one for one in after.written)}
+        for change in changes:
+            if id(change) in written:
+                change.entry.forget(change.name)
+        left = [change for change in changes if change.is_new() and id(change) not in written]
+        return not left or self._runs_the_same(module, given, left, after, ours) or _refuse(module, left)
+
+    def _runs_the_same(
+        self, module: nn.Module, given: Any, left: list[Change], after: Operators, ours: list[Tensor]
+    ) -> bool:
+        """Whether a pass with values that are right gives the same, or runs the same operators."""
+        others = [value for name, value in self.right if name == str(left[0])] if len(left) == 1 else []
+        for values in ([change.old for change in left], *([value] for value in others)):
+            try:
+                before, theirs = _tried(module, given, left, values)
+            except Exception:  # the values from before may not go with these arguments
+                continue
+            tolerance = max((SAME.get(t.dtype, 1e-3) for t in theirs), default=0.0)
+            if relative_difference(ours, theirs) <= tolerance or before.calls == after.calls:
+                return True
+        return False
+
+
+class _Uncopied(Exception):
+    """The arguments of a call cannot be copied, so that nothing can be tried on them."""
+
+
+def _tried(
+    module: nn.Module, given: Any, changes: Sequence[Change], values: Sequence[Any] | None
+) -> tuple[Operators, list[Tensor]]:
+    """Run a module on copies of arguments, with its new values or with others in place of these."""
+    try:
+        args, kwargs = pytree.tree_map(_copied, given)
+    except Exception as error:  # any object may refuse
+        raise _Uncopied from error
+    operators = Operators(module, leaves((args, kwargs)))
+    state = State(module, functions=True, parameters=module.training)
+    try:
+        for change, value in zip(changes, values or (), strict=False):
+            change.put(value)
+        for change in changes if values is None else ():
+            if isinstance(change.new, nn.Module):
+                operators.watch(change.new)
+        with seeded(0), operators:
+            outputs = tensors_of(module.forward(*args, **kwargs))
+        operators.written = [one for one in changes if values is None and one.is_overwritten()]
+        return operators, [output.detach() for output in outputs]
+    finally:
+        for change in changes if values is not None else ():
+            change.put(change.new)
+        state.restore()
+
+
+def _copied(leaf: Any) -> Any:
+    return leaf.detach().clone() if isinstance(leaf, Tensor) else copy.deepcopy(leaf)
+
+
+def _kind(leaf: Any) -> Any:
+    """Return what of an argument may choose the way of a pass: the shape and dtype, or the value."""
+    return (leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else repr(leaf)[:200]
+
+
+def _are_same(one: Sequence[Any], other: Sequence[Any]) -> bool:
+    return len(one) == len(other) and all(
+        a[0] is b[0] and a[1] == b[1] and a[2] is b[2] for a, b in zip(one, other, strict=True)
+    )
+
+
+def _refuse(module: nn.Module, changes: Sequence[Change]) -> bool:
+    """Raise the error for a call with these changes."""
+    first = changes[0]
+    old, new = (f"{value!r:.80}" if value is not ... else "nothing" for value in (first.old, first.new))
+    more = f" ({len(changes) - 1} more are other values than then)" if changes[1:] else ""
+    raise InputError(
+        f"{type(module).__name__}: expected {first} to be {' '.join(old.split())}, as when the model was "
+        f"pruned, got {' '.join(new.split())}{more}: with that, the forward pass runs other operators, which "
+        f"may need units that were removed. Set it before sc.trace and prune again, or set it back."
+    )
+
+
+def hold(small: nn.Module, right: Sequence[tuple[str, Any]] = ()) -> None:
+    """Let a module look into calls with other values than it has now."""
+    release(small)
+    small.register_forward_pre_hook(Held(small, right), with_kwargs=True)
+
+
+def release(model: nn.Module) -> None:
+    """Watch over nothing in a model any more, since its own code is about to change."""
+    for module in model.modules():
+        for number, hook in list(module._forward_pre_hooks.items()):
+            if isinstance(hook, Held):
+                del module._forward_pre_hooks[number]
+                module._forward_pre_hooks_with_kwargs.pop(number, None)

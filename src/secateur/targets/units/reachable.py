@@ -1,0 +1,129 @@
+"""The code that a model's forward pass may reach, by the names that it calls, and the names in that code."""
+
+from __future__ import annotations
+
+import dis
+import functools
+import inspect
+from collections.abc import Iterator
+from types import CodeType, FunctionType, ModuleType
+from typing import Any
+
+from torch import nn
+
+from secateur.common.preserving import is_own
+
+_STORES = {dis.opmap[name] for name in ("STORE_ATTR", "STORE_GLOBAL", "DELETE_ATTR") if name in dis.opmap}
+_ASKS = frozenset(("getattr", "hasattr"))
+
+
+class Reachable:
+    """The names in the code that a forward pass may reach: of the user, and of libraries of models.
+
+    Attributes:
+        names: Names of attributes that it reads, and of all that it calls.
+        asked: Names that it may ask for by `getattr` or `hasattr`.
+        stored: Names of attributes and globals that it sets.
+        globals: By the name of a module of Python, the names of its globals that the code reads.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.names: set[str] = set()
+        self.asked: set[str] = set()
+        self.stored: set[str] = set()
+        self.globals: dict[str, set[str]] = {}
+        self._methods: dict[str, list[FunctionType]] = {}
+        self._seen: set[int] = set()
+        self._pending: list[FunctionType] = []
+        classes: dict[type, None] = {}
+        for module in model.modules():
+            held = [module, *vars(module).values()]
+            for value in held:
+                self._function(value)
+                if not isinstance(value, type):
+                    classes.update(
+                        dict.fromkeys(kind for kind in type(value).__mro__ if is_own(kind.__module__))
+                    )
+        for kind in classes:
+            for name, value in vars(kind).items():
+                self._methods.setdefault(name, []).extend(_functions(value))
+        for name in ("forward", "__call__", "__getattr__", "__getattribute__"):
+            self._named(name)
+        while self._pending:
+            self._read(self._pending.pop())
+
+    def _named(self, name: str) -> None:
+        for function in self._methods.pop(name, ()):
+            self._function(function)
+
+    def _function(self, value: Any) -> None:
+        for function in _functions(value):
+            if id(function) not in self._seen and is_own(function.__module__):
+                self._seen.add(id(function))
+                self._pending.append(function)
+
+    def _read(self, function: FunctionType) -> None:
+        held = function.__globals__
+        for code in _codes(function.__code__):
+            names = set(code.co_names)
+            new = names - self.names
+            self.names |= names
+            self.stored |= _stored(code)
+            if names & _ASKS:
+                asked = {c for c in code.co_consts if isinstance(c, str) and c.isidentifier()}
+                self.asked |= asked
+                new |= asked
+                self.names |= asked
+            for name in new:
+                self._named(name)
+            for name in names & held.keys():
+                self._global(str(held.get("__name__")), name, held[name], names)
+        for cell in function.__closure__ or ():
+            try:
+                self._function(cell.cell_contents)
+            except ValueError:  # a variable that has no value yet
+                continue
+
+    def _global(self, module: str, name: str, value: Any, names: set[str]) -> None:
+        if isinstance(value, ModuleType):
+            if is_own(value.__name__):  # its values are read as attributes
+                for inner in names & vars(value).keys():
+                    if not isinstance(vars(value)[inner], ModuleType):
+                        self._global(value.__name__, inner, vars(value)[inner], set())
+            return
+        self._function(value)
+        if isinstance(value, FunctionType | type) and not is_own(value.__module__) and value.__name__ == name:
+            return
+        self.globals.setdefault(module, set()).add(name)
+
+
+def _functions(value: Any) -> list[FunctionType]:
+    """Return the functions in a value: of properties, decorators and partial functions too."""
+    if isinstance(value, property):
+        return [f for f in (value.fget, value.fset) if isinstance(f, FunctionType)][:1]
+    if isinstance(value, functools.partial):
+        return _functions(value.func)
+    value = getattr(value, "__func__", value)  # of methods, static and class methods
+    if not isinstance(value, FunctionType):
+        value = getattr(value, "func", None) or getattr(value, "__wrapped__", None)
+        return [value] if isinstance(value, FunctionType) else []
+    inner = inspect.unwrap(value)
+    return [value] if inner is value or not isinstance(inner, FunctionType) else [value, inner]
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    """Yield the code of a function and of those inside it."""
+    yield code
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from _codes(inner)
+
+
+def _stored(code: CodeType) -> set[str]:
+    """Return the names of attributes and globals that code sets."""
+    steps, names = code.co_code, code.co_names
+    return {
+        names[steps[k + 1]]
+        for k in range(0, len(steps), 2)
+        if steps[k] in _STORES and steps[k + 1] < len(names)
+    }

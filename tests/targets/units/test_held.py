@@ -1,0 +1,325 @@
+"""Whatever is set on a pruned module later: it computes what the masked dense model does, or refuses."""
+
+from __future__ import annotations
+
+import copy
+import io
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import secateur as sc
+from secateur.targets.units.held import Held, hold
+
+PER_UNIT: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh,
+    "gelu": F.gelu,
+    "clip": lambda h: h.clamp(max=0.5),
+    "scaled": lambda h: h * 3,
+}
+MIXING: dict[str, Callable[[Tensor], Tensor]] = {
+    "softmax": lambda h: h.softmax(-1),
+    "normalise": lambda h: F.normalize(h, dim=-1),
+    "centre": lambda h: h - h.mean(-1, keepdim=True),
+    "sort": lambda h: h.sort(-1).values,
+    "roll": lambda h: h.roll(1, -1),
+    "cumsum": lambda h: h.cumsum(-1),
+    "halves": lambda h: torch.cat([h[:, :6] * 2, h[:, 6:]], 1),
+    "view": lambda h: h.view(-1, 2, 4).transpose(1, 2).reshape(len(h), 8),
+    "ramp": lambda h: h + torch.arange(h.shape[-1]),
+}
+OPERATORS = PER_UNIT | MIXING
+
+MODE: Any = None
+SETTINGS: dict[str, Any] = {"mode": None, "deep": {"list": [1, 2]}}
+
+
+def shaped(h: Tensor, options: Any) -> Tensor:
+    """Code beside the module, with settings beside it."""
+    return OPERATORS[options["mode"]](h) if options["mode"] else h
+
+
+class Inner(nn.Module):
+    shared: Any = None
+    table: dict[str, Any] = {"mode": None}  # noqa: RUF012 that it is shared is what is tested
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.where, self._hidden = where, None
+        self.options: dict[str, Any] = {"mode": None, "other": 3}
+        self.config = SimpleNamespace(options={"mode": [None]}, unread=4)
+        self.none: Any = None
+        self.function: Any = None
+        self.act: nn.Module = nn.ReLU()
+        self.pair = nn.ModuleList([nn.Identity()])
+        self.calls = 0
+
+    @property
+    def hidden(self) -> Any:
+        """A setting behind a property."""
+        return self._hidden
+
+    @hidden.setter
+    def hidden(self, value: Any) -> None:
+        self._hidden = value
+
+    def choice(self) -> Any:
+        """The name of the operator, wherever it is set."""
+        return {
+            "dictionary": lambda: self.options["mode"],
+            "deep": lambda: self.config.options["mode"][0],
+            "global": lambda: MODE,
+            "global dictionary": lambda: SETTINGS["mode"],
+            "class": lambda: self.shared,
+            "class dictionary": lambda: self.table["mode"],
+            "property": lambda: self.hidden,
+            "none": lambda: self.none,
+            "absent": lambda: getattr(self, "missing", None),
+        }.get(self.where, lambda: None)()
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Of [batch, units]."""
+        self.calls += 1
+        h = self.pair[0](self.act(h))
+        h = h if self.function is None else self.function(h)
+        if self.where == "helper":
+            return shaped(h, self.options)
+        name = self.choice()
+        return OPERATORS[name](h) if name else h
+
+
+class Apply(nn.Module):
+    """An operator as a module."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Of [batch, units]."""
+        return OPERATORS[self.name](h)
+
+
+def _set_global(_: Any, name: str) -> None:
+    globals()["MODE"] = name
+
+
+SET: dict[str, Callable[[Any, str], Any]] = {
+    "dictionary": lambda m, name: m.options.update(mode=name),
+    "helper": lambda m, name: m.options.update(mode=name),
+    "deep": lambda m, name: m.config.options["mode"].__setitem__(0, name),
+    "global": _set_global,
+    "global dictionary": lambda _, name: SETTINGS.update(mode=name),
+    "class": lambda m, name: setattr(type(m), "shared", name),
+    "class dictionary": lambda m, name: m.table.update(mode=name),
+    "property": lambda m, name: setattr(m, "hidden", name),
+    "none": lambda m, name: setattr(m, "none", name),
+    "absent": lambda m, name: setattr(m, "missing", name),
+    "function": lambda m, name: setattr(m, "function", OPERATORS[name]),
+    "module for none": lambda m, name: setattr(m, "function", Apply(name)),
+    "activation": lambda m, name: setattr(m, "act", Apply(name)),
+    "in a list": lambda m, name: m.pair.__setitem__(0, Apply(name)),
+}
+
+
+class Net(nn.Module):
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.up, self.inner, self.mid = nn.Linear(6, 12), Inner(where), nn.Linear(12, 10)
+        self.out = nn.Linear(10, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, 6] to [batch, 3]."""
+        return self.out(self.mid(self.inner(self.up(x).relu())).relu())
+
+
+INPUTS = torch.randn(4, 6, generator=torch.Generator().manual_seed(1)).double()
+
+
+@pytest.fixture(autouse=True)
+def _globals() -> Iterator[None]:
+    yield
+    globals()["MODE"], SETTINGS["mode"] = None, None
+    Inner.shared, Inner.table["mode"] = None, None
+
+
+def pruned(model: nn.Module, **options: Any) -> tuple[Any, Any]:
+    """The model as a module, and masked."""
+    graph = sc.trace(model, INPUTS, **options)
+    keep = {g.name: np.arange(g.size) % 3 != 1 for g in graph.groups}
+    plan = sc.Plan.build(graph, keep, allocator="every third")
+    small, masked = (sc.apply(model, plan, form, graph=graph) for form in ("module", "masked"))
+    return small, masked
+
+
+def network(where: str) -> Net:
+    torch.manual_seed(0)
+    return Net(where).double().eval()
+
+
+@pytest.mark.parametrize("where", SET)
+def test_a_module_is_right_or_refuses_what_is_set_later(where: str) -> None:
+    small, masked = pruned(network(where))
+    want = masked(INPUTS)
+    torch.testing.assert_close(small(INPUTS), want)
+    for name in OPERATORS:
+        for model in (small, masked):
+            SET[where](model.inner, name)
+        if name in MIXING:
+            with pytest.raises(sc.InputError, match="may need units that were removed") as raised:
+                small(INPUTS)
+            assert len(str(raised.value)) < 600
+        else:
+            torch.testing.assert_close(small(INPUTS), masked(INPUTS))
+            assert not torch.equal(masked(INPUTS), want)
+
+
+def test_the_message_says_where_and_what() -> None:
+    small, _ = pruned(network("dictionary"))
+    small.inner.options["mode"] = "sort"
+    with pytest.raises(sc.InputError, match=r"expected model\.inner\.options\['mode'\] to be None.*got 'sort'"):
+        small(INPUTS)
+    small.inner.options["mode"] = None
+    small.inner.act = nn.Softmax(-1)
+    with pytest.raises(sc.InputError, match=r"expected model\.inner\.act to be ReLU\(\).*got Softmax\(dim=-1\)"):
+        small(INPUTS)
+
+
+def test_what_results_do_not_hang_on_is_not_refused() -> None:
+    small, masked = pruned(network("dictionary"))
+    for model in (small, masked):
+        model.inner.options["other"], model.inner.config.unread = 8, 9
+        model.inner.options["new"], model.note = "mine", {"any": 1}
+        model.inner.act = nn.GELU()
+        model.inner.function = nn.Dropout(0.5).eval()
+        model.inner.none = "sort"  # which this network does not ask for
+    torch.testing.assert_close(small(INPUTS), masked(INPUTS))
+    small.out = nn.Linear(10 - 3, 7).double()  # a new head
+    assert small(INPUTS).shape == (4, 7)
+    small.train()(INPUTS).sum().backward()
+
+
+def test_a_setting_of_one_of_pytorchs_modules() -> None:
+    class Softened(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.soft, self.out = nn.Linear(6, 12), nn.Softmax(1), nn.Linear(12, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.soft(self.up(x)[:, None]))
+
+    torch.manual_seed(0)
+    small, masked = pruned(Softened().double().eval())
+    torch.testing.assert_close(small(INPUTS), masked(INPUTS))
+    small.soft.dim = -1
+    with pytest.raises(sc.InputError, match=r"expected model\.soft\.dim to be 1.*got -1"):
+        small(INPUTS)
+
+
+def test_other_inputs_are_looked_at_again() -> None:
+    class Late(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.up(x).relu()
+            return self.out(self.mid(self.inner(h) if len(x) > 4 else h).relu())
+
+    torch.manual_seed(0)
+    small, masked = pruned(Late("dictionary").double().eval())
+    small.inner.options["mode"] = "softmax"
+    torch.testing.assert_close(small(INPUTS), masked(INPUTS))
+    with pytest.raises(sc.InputError, match="options"):
+        small(torch.cat([INPUTS, INPUTS]))
+
+
+def test_branches_of_two_groups_that_are_swapped() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.out = nn.Linear(6, 12), nn.Linear(6, 12), nn.Linear(12, 3)
+            self.also = nn.Linear(12, 3)
+            self.options = {"swap": False}
+
+        def forward(self, x: Tensor) -> Tensor:
+            a, b = self.a(x), self.b(x)
+            return self.out(b if self.options["swap"] else a) + self.also(a if self.options["swap"] else b)
+
+    torch.manual_seed(0)
+    small, _ = pruned(Two().double().eval())
+    small.options["swap"] = True
+    with pytest.raises(sc.InputError, match="swap"):
+        small(INPUTS)
+
+
+def test_inexact_plans_are_guarded_too() -> None:
+    class Normed(Net):
+        def __init__(self, where: str) -> None:
+            super().__init__(where)
+            self.norm, self.pooled = nn.LayerNorm(12), False
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.norm(self.up(x))
+            return self.out(self.mid(h.softmax(-1) if self.pooled else self.inner(h)).relu())
+
+    torch.manual_seed(0)
+    small, _ = pruned(Normed("none").double().eval(), allow_inexact=True)
+    small.pooled = True
+    with pytest.raises(sc.InputError, match=r"model\.pooled to be False"):
+        small(INPUTS)
+
+
+@pytest.mark.parametrize("way", ["save", "pickle", "copy", "again"])
+def test_it_outlives_the_model_object(way: str, tmp_path: Path) -> None:
+    small, _ = pruned(network("dictionary"))
+    if way == "save":
+        small = sc.load(sc.save(small, tmp_path / "small"), lambda: network("dictionary"))
+    elif way == "pickle":
+        file = io.BytesIO()
+        torch.save(small, file)
+        small = torch.load(io.BytesIO(file.getvalue()), weights_only=False)
+    elif way == "copy":
+        small = copy.deepcopy(small)
+    else:
+        small, _ = pruned(small)
+    small(INPUTS)
+    small.inner.options["mode"] = "sort"
+    with pytest.raises(sc.InputError, match="mode"):
+        small(INPUTS)
+    small.inner.options["mode"] = None
+    small.inner.act = nn.Softmax(-1)
+    with pytest.raises(sc.InputError, match="act"):
+        small(INPUTS)
+    assert sum(isinstance(hook, Held) for m in small.modules() for hook in m._forward_pre_hooks.values()) == 1
+
+
+def test_looking_leaves_no_trace() -> None:
+    small, _ = pruned(network("dictionary"))
+    small.train()
+    small.inner.act = nn.GELU()
+    small.inner.options["other"] = 8
+    state, random = copy.deepcopy(small.state_dict()), torch.get_rng_state()
+    calls = small.inner.calls
+    small(INPUTS)
+    assert small.inner.calls == calls + 1
+    assert not small.inner.act._forward_pre_hooks
+    assert torch.equal(random, torch.get_rng_state())
+    assert all(torch.equal(v, small.state_dict()[k]) for k, v in state.items())
+
+
+def test_it_costs_little() -> None:
+    small, _ = pruned(network("dictionary"))
+    (held,) = (hook for hook in small._forward_pre_hooks.values() if isinstance(hook, Held))
+    seconds = []
+    for _ in range(200):
+        start = time.process_time()
+        held(small, (INPUTS,), {})
+        seconds.append(time.process_time() - start)
+    assert min(seconds) < 200e-6  # 20e-6 where nothing else runs
+    hold(small)
+    assert len(small._forward_pre_hooks) == 1
