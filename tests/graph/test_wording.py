@@ -10,6 +10,7 @@ from torch import nn
 
 import secateur as sc
 from secateur.graph.inputs import FixedAxis, InputSpec, OpenAxis
+from secateur.graph.wording import CHOICES
 from tests.graph.tiny import Calls
 
 
@@ -121,5 +122,7 @@ def test_every_axis_is_in_the_sentence_once(shape: tuple[int, ...]) -> None:
 def test_details_add_what_the_model_said() -> None:
     first, *rest = sc.trace(pictures(), torch.randn(4, 3, 8, 8)).inputs.describe().splitlines()
     assert first == sc.trace(pictures(), torch.randn(4, 3, 8, 8)).inputs.sentence()
-    assert len(rest) == 1
-    assert rest[0].startswith("fixed: axis 1 of input is 3: RuntimeError: ")
+    assert rest[0] == CHOICES
+    assert len(rest) == 2
+    assert rest[1].startswith("fixed: axis 1 of input is 3: RuntimeError: ")
+    assert CHOICES in str(sc.trace(pictures(), torch.randn(4, 3, 8, 8)).coverage())

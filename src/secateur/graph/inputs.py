@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from secateur.common.reading import Count
 from secateur.errors import SettingError
 from secateur.graph.leaf import Leaf, Place, Range, Record
-from secateur.graph.wording import place_name, sentence
+from secateur.graph.wording import CHOICES, place_name, sentence
 
 A = TypeVar("A")
 
@@ -313,8 +313,9 @@ class InputSpec(Record):
         return sentence(self, program=program)
 
     def describe(self) -> str:
-        """Say the same, then the model's error for each fixed axis, one on each line."""
-        return "\n".join([self.sentence(), *(f"fixed: {axis}" for axis in self.fixed)])
+        """Say the same, how far choices were tried, and the model's error for each fixed axis, on lines."""
+        looked = [CHOICES] if self.open or self.fixed else []
+        return "\n".join([self.sentence(), *looked, *(f"fixed: {axis}" for axis in self.fixed)])
 
 
 def _kinds(leaves: Mapping[Any, Leaf]) -> Any:

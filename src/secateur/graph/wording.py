@@ -15,6 +15,12 @@ MOST = 4
 ANY = "You may change every input size that you may change in the dense model, because no shape has changed."
 """The sentence for a masked model."""
 
+CHOICES = (
+    "Choices that the code makes by sizes, arguments, flags or values of tensors were tried one by one and, "
+    "up to limits, in pairs; three or more at once were not."
+)
+"""How far code was tried that a trace at one size, with one set of values, does not run."""
+
 NO_OTHER = "there was no other size to try"
 HELD = "the dense model takes others, the captured program does not"
 """Reasons for a fixed axis that are not errors of the dense model."""

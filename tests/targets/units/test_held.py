@@ -185,11 +185,15 @@ def test_a_module_is_right_or_refuses_what_is_set_later(where: str) -> None:
 def test_the_message_says_where_and_what() -> None:
     small, _ = pruned(network("dictionary"))
     small.inner.options["mode"] = "sort"
-    with pytest.raises(sc.InputError, match=r"expected model\.inner\.options\['mode'\] to be None.*got 'sort'"):
+    with pytest.raises(
+        sc.InputError, match=r"expected model\.inner\.options\['mode'\] to be None.*got 'sort'"
+    ):
         small(INPUTS)
     small.inner.options["mode"] = None
     small.inner.act = nn.Softmax(-1)
-    with pytest.raises(sc.InputError, match=r"expected model\.inner\.act to be ReLU\(\).*got Softmax\(dim=-1\)"):
+    with pytest.raises(
+        sc.InputError, match=r"expected model\.inner\.act to be ReLU\(\).*got Softmax\(dim=-1\)"
+    ):
         small(INPUTS)
 
 
@@ -323,3 +327,24 @@ def test_it_costs_little() -> None:
     assert min(seconds) < 200e-6  # 20e-6 where nothing else runs
     hold(small)
     assert len(small._forward_pre_hooks) == 1
+
+
+def test_three_flags_at_once() -> None:
+    class Three(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.out = nn.Linear(6, 12), nn.Linear(12, 3)
+            self.a = self.b = self.c = False
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.up(x)
+            return self.out(h.softmax(-1) if self.a and self.b and self.c else h.flip(-1) if self.a else h)
+
+    torch.manual_seed(0)
+    small, masked = pruned(Three().double().eval())
+    for model in (small, masked):
+        model.a = model.b = True
+    torch.testing.assert_close(small(INPUTS), masked(INPUTS))
+    small.c = True
+    with pytest.raises(sc.InputError, match=r"expected model\.[abc] to be False"):
+        small(INPUTS)

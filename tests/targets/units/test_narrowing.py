@@ -12,6 +12,7 @@ from torch import nn
 import secateur as sc
 from secateur.errors import InputError
 from secateur.graph.inputs import resized
+from secateur.graph.wording import CHOICES
 from secateur.targets.units.program import Program
 from secateur.targets.units.record import record_of
 from tests.graph.tiny import Calls
@@ -137,7 +138,7 @@ def test_a_size_that_only_the_program_fixes_is_said_to_be_so() -> None:
     assert "axis 1 of" in plan.inputs.sentence().split("you must keep")[0]
     assert "axis 1 of" not in text.split("you must keep")[0]
     assert "at 9 (the dense model takes others, the captured program does not)" in text
-    assert text.endswith("; the captured program raises InputError at a size that it does not know.")
+    assert "; the captured program raises InputError at a size that it does not know. " in text
 
 
 def test_limits_are_said() -> None:
@@ -153,5 +154,5 @@ def test_each_form_has_its_sentence() -> None:
     graph = sc.trace(model.eval(), x)
     plan = sc.Uniform(ratio=0.25).allocate(graph, sc.score(graph, None, "magnitude"))
     module, zeroed = (sc.apply(model, plan, form, graph=graph) for form in ("module", "masked"))
-    assert record_of(module).takes == graph.inputs.sentence()
+    assert record_of(module).takes == f"{graph.inputs.sentence()} {CHOICES}"
     assert "every input size that you may change in the dense model" in record_of(zeroed).takes

@@ -185,11 +185,11 @@ def _asked_for(model: nn.Module, graph: Graph, given: Arguments) -> list[Occasio
 
 def tried(
     reference: nn.Module, small: nn.Module, known: Sequence[Switch]
-) -> tuple[tuple[Refused, ...], tuple[tuple[str, Any], ...]]:
+) -> tuple[tuple[Refused, ...], tuple[Any, ...]]:
     """Find the flags with which a smaller module does not compute what the masked dense model does.
 
     Returns:
-        These flags; and the values with which it does, each with the name of the flag.
+        These flags; and the values of flags, one or two at once, with which it does, each with its name.
     """
     right: dict[Any, list[str]] = {}
     wrong: dict[Any, str] = {}
@@ -208,10 +208,9 @@ def tried(
                 values.append(value)
     found = tuple(Refused(r.path, r.chain, tuple(right[r]), line) for r, line in wrong.items())
     return found, tuple(
-        (str(reader), switch.flags[0].value)
+        tuple((str(reader), flag.value) for flag in switch.flags for reader in flag.readers)
         for switch in known
-        for reader in switch.flags[0].readers
-        if len(switch.flags) == 1 and repr(switch.flags[0].value) in right.get(reader, ())
+        if all(repr(flag.value) in right.get(r, ()) for flag in switch.flags for r in flag.readers)
     )
 
 

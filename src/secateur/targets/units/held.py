@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from secateur.calibration.randomness import seeded
+from secateur.common.foreign import said
 from secateur.common.outputs import tensors_of
 from secateur.common.preserving import State
 from secateur.errors import InputError
@@ -25,15 +26,22 @@ from secateur.targets.units.compare import SAME, relative_difference
 from secateur.targets.units.holders import Change, Entry, entries_of
 from secateur.targets.units.operators import Operators
 
+Together = tuple[tuple[str, Any], ...]
+"""Values by the names of what holds them, such as ``("model.head.pooled", True)``."""
+
+
+MOST = 200
+"""The most kinds of calls that are remembered."""
+
 
 class Held:
     """A hook that looks into calls with other values than those that were there when it was made.
 
     Attributes:
-        right: Values that were tried and are right, each with its name from the model on.
+        right: Values that were tried together and are right, each with its name from the model on.
     """
 
-    def __init__(self, model: nn.Module, right: Sequence[tuple[str, Any]] = ()) -> None:
+    def __init__(self, model: nn.Module, right: Sequence[Together] = ()) -> None:
         self.right = tuple(right)
         self._entries = entries_of(model)
         self._accepted: list[Any] = []  # calls: of which kind, and with which values
@@ -63,21 +71,24 @@ class Held:
         self._busy = True
         try:
             if self._is_accepted(module, changes, (args, kwargs)):
-                self._accepted = [(k, v) for k, v in self._accepted if _are_same(v, values)]
-                self._accepted.append((kind, values))
+                known = [one for one in self._accepted if _are_same(one[1], values)]
+                self._accepted = [*known[-MOST:], (kind, values)]
         finally:
             self._busy = False
 
     def _unknown(self, entries: Sequence[Entry]) -> list[Change]:
-        """Return what has changed, but for values that are right, and new layers with weights of their own."""
+        """Return what has changed, but for values that are right together, and new layers with weights."""
         found = []
         for change in (change for entry in entries for change in entry.changes()):
             new = change.new
             if isinstance(new, nn.Module) and next(new.parameters(), None) is not None:
                 change.entry.accept(change.name, new)
-            elif (str(change), repr(new)) not in ((name, repr(value)) for name, value in self.right):
+            else:
                 found.append(change)
-        return found
+        known = [{(name, repr(value)) for name, value in values} for values in self.right]
+        named = [(change, (str(change), repr(change.new))) for change in found if known]
+        most = max(([c for c, name in named if name in one] for one in known), key=len, default=[])
+        return [change for change in found if not any(change is one for one in most)]
 
     def _is_accepted(self, module: nn.Module, changes: list[Change], given: Any) -> bool:
         """Whether a call with these changes computes what it would without, as far as units are concerned.
@@ -87,10 +98,8 @@ class Held:
         """
         try:
             after, ours = _tried(module, given, changes, None)
-        except _Uncopied:
-            return _refuse(module, changes)
-        except Exception:  # the call itself will say so
-            return False
+        except Exception as error:  # the call may fail as well; else nothing would have looked into it
+            return _refuse(module, changes, error)
         for change in changes:
             if isinstance(change.new, nn.Module) and after.works_by_number(change.new):
                 change.entry.accept(change.name, change.new)
@@ -105,8 +114,10 @@ class Held:
         self, module: nn.Module, given: Any, left: list[Change], after: Operators, ours: list[Tensor]
     ) -> bool:
         """Whether a pass with values that are right gives the same, or runs the same operators."""
-        others = [value for name, value in self.right if name == str(left[0])] if len(left) == 1 else []
-        for values in ([change.old for change in left], *([value] for value in others)):
+        alone = [values for values in self.right if len({repr(value) for _, value in values}) == 1]
+        one = left[0]
+        others = [v for k in alone for name, v in k if name == str(one) and repr(v) != repr(one.new)]
+        for values in ([change.old for change in left], *([v] for v in others if len(left) == 1)):
             try:
                 before, theirs = _tried(module, given, left, values)
             except Exception:  # the values from before may not go with these arguments
@@ -117,18 +128,11 @@ class Held:
         return False
 
 
-class _Uncopied(Exception):
-    """The arguments of a call cannot be copied, so that nothing can be tried on them."""
-
-
 def _tried(
     module: nn.Module, given: Any, changes: Sequence[Change], values: Sequence[Any] | None
 ) -> tuple[Operators, list[Tensor]]:
     """Run a module on copies of arguments, with its new values or with others in place of these."""
-    try:
-        args, kwargs = pytree.tree_map(_copied, given)
-    except Exception as error:  # any object may refuse
-        raise _Uncopied from error
+    args, kwargs = pytree.tree_map(_copied, given)
     operators = Operators(module, leaves((args, kwargs)))
     state = State(module, functions=True, parameters=module.training)
     try:
@@ -162,19 +166,22 @@ def _are_same(one: Sequence[Any], other: Sequence[Any]) -> bool:
     )
 
 
-def _refuse(module: nn.Module, changes: Sequence[Change]) -> bool:
+def _refuse(module: nn.Module, changes: Sequence[Change], failed: Exception | None = None) -> bool:
     """Raise the error for a call with these changes."""
     first = changes[0]
     old, new = (f"{value!r:.80}" if value is not ... else "nothing" for value in (first.old, first.new))
-    more = f" ({len(changes) - 1} more are other values than then)" if changes[1:] else ""
+    more = f" (and {len(changes) - 1} more are other than then)" if changes[1:] else ""
+    what = "runs other operators, which may need units that were removed"
+    if failed is not None:
+        what = f"could not be tried ({said(failed)})"
     raise InputError(
         f"{type(module).__name__}: expected {first} to be {' '.join(old.split())}, as when the model was "
-        f"pruned, got {' '.join(new.split())}{more}: with that, the forward pass runs other operators, which "
-        f"may need units that were removed. Set it before sc.trace and prune again, or set it back."
-    )
+        f"pruned, got {' '.join(new.split())}{more}: with that, the forward pass {what}. Set it before "
+        f"sc.trace and prune again, or set it back."
+    ) from failed
 
 
-def hold(small: nn.Module, right: Sequence[tuple[str, Any]] = ()) -> None:
+def hold(small: nn.Module, right: Sequence[Together] = ()) -> None:
     """Let a module look into calls with other values than it has now."""
     release(small)
     small.register_forward_pre_hook(Held(small, right), with_kwargs=True)

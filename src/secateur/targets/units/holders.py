@@ -1,4 +1,4 @@
-"""What holds the values that a model's code reads beside tensors: attributes, containers, classes, globals."""
+"""What holds the values that a model's code reads beside tensors: attributes, containers, globals."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import fx, nn
 
 from secateur.errors import ArtefactError
-from secateur.graph.wording import ANY
+from secateur.graph.wording import ANY, CHOICES
 from secateur.plan import Plan
 from secateur.targets.units.flagged import Refused
 from secateur.targets.units.program import Program
@@ -30,7 +30,8 @@ class Record:
         sizes: New values of attributes in form ``module``, by path, except those of PyTorch's own layers.
         captured: Paths of modules in form ``module`` with calls that are mended
             (`secateur.targets.units.mended`).
-        takes: One sentence on which sizes of the inputs may change, and which must stay.
+        takes: One sentence on which sizes of the inputs may change, and which must stay; and one on how far
+            other choices of the code were tried.
         stand_ins: By path of a dropped block in whose place a module passes the stream on: the argument that
             holds the stream, and what each entry of a returned tuple is (`secateur.targets.blocks.block`).
         flags: In form ``module``, flags that have to keep known values, because removed units are needed
@@ -67,8 +68,11 @@ def _takes(model: nn.Module, record: Record) -> str:
     if record.form == "masked":
         return ANY
     if isinstance(model, Program):
-        return model.narrowed(record.plan.inputs).sentence(program=True)
-    return record.plan.inputs.sentence()
+        said = model.narrowed(record.plan.inputs).sentence(program=True)
+    else:
+        said = record.plan.inputs.sentence()
+    looked = record.plan.inputs.open or record.plan.inputs.fixed
+    return f"{said} {CHOICES}" if looked else said
 
 
 def record_of(model: nn.Module) -> Record:
