@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import secateur as sc
-from secateur.targets.units.held import Held, hold
+from secateur.targets.units.held import Held, hold, suspend
+from secateur.targets.units.record import attach
 
 PER_UNIT: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
@@ -348,3 +349,17 @@ def test_three_flags_at_once() -> None:
     small.c = True
     with pytest.raises(sc.InputError, match=r"expected model\.[abc] to be False"):
         small(INPUTS)
+
+
+def test_a_copy_that_is_changed_on_purpose_knows_its_new_values() -> None:
+    small, _ = pruned(network("dictionary"))
+    record = sc.record_of(small)
+    changed = copy.deepcopy(small)
+    suspend(changed)
+    changed.inner.options["mode"] = "sort"
+    changed(INPUTS)
+    attach(changed, record)
+    changed(INPUTS)
+    changed.inner.options["mode"] = "roll"
+    with pytest.raises(sc.InputError, match=r"to be 'sort'.*got 'roll'"):
+        changed(INPUTS)

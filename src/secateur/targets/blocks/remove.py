@@ -12,6 +12,7 @@ from secateur.plan import Plan
 from secateur.targets.blocks.block import OTHER, Block, PassThrough
 from secateur.targets.blocks.counts import set_new_numbers
 from secateur.targets.units.copying import duplicate
+from secateur.targets.units.held import suspend
 from secateur.targets.units.sizes import Sizes
 
 
@@ -40,6 +41,7 @@ def without_blocks(
     if shared:
         memo |= {id(t): t for t in (*model.parameters(), *model.buffers())}
     small = duplicate(model, memo)
+    suspend(small)
     passing = set(passing)
     gone = {id(new) for path, new in stand_ins.items() if path not in passing}
     for container in {path.rpartition(".")[0] for path in stand_ins}:

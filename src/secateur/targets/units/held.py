@@ -39,13 +39,19 @@ class Held:
 
     Attributes:
         right: Values that were tried together and are right, each with its name from the model on.
+        suspended: Whether nothing is looked into.
     """
 
     def __init__(self, model: nn.Module, right: Sequence[Together] = ()) -> None:
         self.right = tuple(right)
+        self._busy = False
+        self.renew(model)
+
+    def renew(self, model: nn.Module) -> None:
+        """Take the present values as those that are known."""
+        self.suspended = False
         self._entries = entries_of(model)
         self._accepted: list[Any] = []  # calls: of which kind, and with which values
-        self._busy = False
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what pickles: not classes and globals, which are taken as they are where it is loaded."""
@@ -58,7 +64,7 @@ class Held:
         Raises:
             InputError: With a new value, the code computes something for which removed units may be needed.
         """
-        if self._busy or torch.compiler.is_compiling():
+        if self._busy or self.suspended or torch.compiler.is_compiling():
             return
         entries = [entry for entry in self._entries if not entry.is_same()]
         changes = self._unknown(entries) if entries else []
@@ -183,14 +189,26 @@ def _refuse(module: nn.Module, changes: Sequence[Change], failed: Exception | No
 
 def hold(small: nn.Module, right: Sequence[Together] = ()) -> None:
     """Let a module look into calls with other values than it has now."""
-    release(small)
-    small.register_forward_pre_hook(Held(small, right), with_kwargs=True)
-
-
-def release(model: nn.Module) -> None:
-    """Watch over nothing in a model any more, since its own code is about to change."""
-    for module in model.modules():
+    for module in small.modules():
         for number, hook in list(module._forward_pre_hooks.items()):
             if isinstance(hook, Held):
                 del module._forward_pre_hooks[number]
                 module._forward_pre_hooks_with_kwargs.pop(number, None)
+    small.register_forward_pre_hook(Held(small, right), with_kwargs=True)
+
+
+def suspend(model: nn.Module) -> None:
+    """Look into no calls of a copy any more, since it is about to be changed; see `resume`."""
+    for hook in _held(model):
+        hook.suspended = True
+
+
+def resume(model: nn.Module) -> None:
+    """Take the values of a changed copy as those that are known."""
+    for hook in _held(model):
+        if hook.suspended:
+            hook.renew(model)
+
+
+def _held(model: nn.Module) -> list[Held]:
+    return [hook for m in model.modules() for hook in m._forward_pre_hooks.values() if isinstance(hook, Held)]

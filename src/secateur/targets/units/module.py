@@ -14,7 +14,7 @@ from secateur.plan import Plan
 from secateur.targets.units.attention import follow_width, resize
 from secateur.targets.units.attributes import new_attributes
 from secateur.targets.units.copying import duplicate
-from secateur.targets.units.held import release
+from secateur.targets.units.held import suspend
 from secateur.targets.units.sizes import Sizes, set_sizes
 from secateur.targets.units.tensors import Removed, cut_like, kept, removed_positions, tensor_called
 
@@ -37,7 +37,7 @@ def smaller_module(model: nn.Module, plan: Plan, sizes: Sizes | None = None) -> 
     with torch.inference_mode(False):
         memo: dict[int, object] = {id(t): cut_like(t, removed[name]) for name, t in cut_tensors.items()}
     small = duplicate(model, memo)
-    release(small)
+    suspend(small)
     by_identity = {id(cut_tensors[name]): axes for name, axes in removed.items()}
     for old, new in zip(model.modules(), small.modules(), strict=True):
         _update(old, new, by_identity)

@@ -11,6 +11,7 @@ from secateur.errors import ArtefactError
 from secateur.graph.wording import ANY, CHOICES
 from secateur.plan import Plan
 from secateur.targets.units.flagged import Refused
+from secateur.targets.units.held import resume
 from secateur.targets.units.program import Program
 
 Form = Literal["module", "graph", "masked"]
@@ -61,6 +62,7 @@ def attach(model: nn.Module, record: Record) -> nn.Module:
         model.meta[_ATTRIBUTE] = record  # a copy of it keeps `meta`, but no foreign attributes
     else:
         object.__setattr__(model, _ATTRIBUTE, record)
+        resume(model)
     return model
 
 

@@ -17,6 +17,7 @@ from secateur.plan import Plan
 from secateur.targets.units.apply import apply
 from secateur.targets.units.compare import double_copy, relative_difference, run_in_double
 from secateur.targets.units.copying import duplicate
+from secateur.targets.units.held import suspend
 from secateur.targets.width.rotate import TOLERANCE, change, factors_of, helmert
 from secateur.targets.width.stream import Stream, find_stream
 
@@ -91,6 +92,7 @@ def scaled(model: nn.Module, stream: Stream, width: int, *, readers: bool = True
             what the model does, but for the norms' epsilon.
     """
     copy = duplicate(model)
+    suspend(copy)
     tensors, factor = named_tensors(copy), math.sqrt(width / stream.width)
 
     def without_mean(t: Tensor) -> Tensor:
