@@ -30,9 +30,10 @@ from secateur.graph.inputs import Arguments, batch_size, samples_of
 from secateur.graph.knownvalues import KnownValues
 from secateur.graph.leaf import Place
 from secateur.graph.nodes import hint, is_open
+from secateur.graph.passes import FirstPass, output_of
 from secateur.graph.recurrences import shapes_known
 from secateur.graph.symbolic import Answers, lengths_open, numbers_open
-from secateur.measure.kernels import capturable
+from secateur.measure.kernels import capturable, runs_other_kernels
 
 
 class Capture(NamedTuple):
@@ -44,8 +45,7 @@ class Capture(NamedTuple):
         static: The same size if the program takes no other; else None.
         why: What fixed the batch size: the line of the user's code, and what it does. Empty if nothing fixed
             it, or if that is not known.
-        values: By number, the integer inputs for whose values alone the program is right: its sizes depend on
-            them. Most programs have none.
+        values: By number, the integer inputs for whose values alone the program is right.
         agrees: Whether the program gives what the model gives on the arguments of the capture. It may not
             where conditions of the code were answered.
     """
@@ -69,6 +69,7 @@ def capture(
     gradients: bool = True,
     answers: Answers | None = None,
     known: KnownValues | None = None,
+    first: FirstPass | None = None,
 ) -> Capture:
     """Capture a model in one mode. If the model allows it, the program takes any batch size.
 
@@ -87,6 +88,7 @@ def capture(
         gradients: Whether gradients are on in the capture.
         answers: How conditions on values of tensors are answered. None: such code cannot be captured.
         known: Gives the code the values of integer inputs; then the sizes are exact too.
+        first: Watches the first run.
 
     Raises:
         CaptureError: If the model does not run on these arguments, or cannot be captured.
@@ -104,7 +106,7 @@ def capture(
         fresh = State(model, functions=True, parameters=training)
         try:
             axes = None if exact or known is not None else also
-            program, why, agrees = _first_that_works(model, fresh, given, axes, answers, known)
+            program, why, agrees = _first_that_works(model, fresh, given, axes, answers, known, first)
         finally:
             fresh.restore()
     _hold_own_tensors(program, model)
@@ -125,6 +127,7 @@ def _first_that_works(
     also: Collection[Place] | None,
     answers: Answers | None,
     known: KnownValues | None,
+    watch: FirstPass | None = None,
 ) -> tuple[ExportedProgram, str, bool]:
     """Capture a model in several ways, until one works.
 
@@ -135,7 +138,7 @@ def _first_that_works(
     Raises:
         CaptureError: No way works.
     """
-    used, stopped = _used(model, fresh, given)
+    used, stopped = _used(model, fresh, given, None if runs_other_kernels(model) else watch)
     if stopped is not None and not any(p.is_meta for p in model.parameters()):
         raise CaptureError(
             f"trace: expected model(*example_inputs) to run, got {said(stopped)}. Check the model, "
@@ -210,7 +213,9 @@ def depends_on_data(error: BaseException | None) -> bool:
     return isinstance(error, GuardOnDataDependentSymNode)
 
 
-def _used(model: nn.Module, fresh: State, arguments: Arguments) -> tuple[State | None, Exception | None]:
+def _used(
+    model: nn.Module, fresh: State, arguments: Arguments, watch: FirstPass | None = None
+) -> tuple[State | None, Exception | None]:
     """Call a model once, and restore it.
 
     No activations are kept for a backward pass, unless the model differentiates in its forward pass.
@@ -223,11 +228,14 @@ def _used(model: nn.Module, fresh: State, arguments: Arguments) -> tuple[State |
     """
     names = {name for name, _ in model.named_parameters()}
     stopped: Exception | None = None
-    for gradients in (False, True):
+    watched = [] if watch is None or watch.worked else [(False, watch)]
+    for gradients, by in (*watched, (False, None), (True, None)):
         args, kwargs = copied(arguments)
         try:
-            with seeded(0), torch.set_grad_enabled(gradients):
-                model(*args, **kwargs)
+            with seeded(0), torch.set_grad_enabled(gradients), nullcontext() if by is None else by.on():
+                output = output_of(model, args, kwargs)
+            if by is not None:
+                by.ended(output)
         except Exception as error:  # the user's code may fail in any way
             fresh.restore()
             stopped = error

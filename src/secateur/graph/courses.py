@@ -1,14 +1,14 @@
 """What a forward pass does at different sizes: its *course*.
 
 A course is the calls that the pass makes, and the outcomes of its comparisons of sizes. Where a comparison
-has another outcome, the pass may run other lines of code. `other_courses` searches for such sizes.
+has another outcome, the pass may run other lines of code. `secateur.graph.coursesearch` looks for such sizes.
 """
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from itertools import groupby
 from pathlib import Path
 from types import FrameType
@@ -19,20 +19,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from secateur.graph.inputs import OpenAxis
-
 _LIBRARY = str(Path(torch.__file__).parent)
 
-FARTHEST = 16
-"""An axis is tried at no more than this many times its traced size."""
-TRIES = 8
-"""The most sizes that comparisons suggest and that are tried for each axis."""
-FRACTIONS = (1, 2, 3, 6, 8, 16)
-"""Quarters of the traced size that are always tried for each axis."""
-SMALL = (1, 2, 3, 4, 6)
-"""Small sizes that are always tried for each axis."""
-WORK = 4_000_000
-"""The most numbers that the passes at these sizes compute for one axis, estimated from the traced pass."""
 TABLE = 4
 """A remainder with at most this many values counts as compared, since it may choose from a table."""
 
@@ -61,12 +49,6 @@ Compared = tuple[int, int, int, int]
 """A comparison: the size, a size with another outcome, the divisor if the size is a remainder (else 0), and
 the outcome. The outcome of a remainder that is not compared is its value.
 """
-
-Sizes = tuple[int, ...]
-"""A size of each open axis, in their order."""
-
-CourseAt = Callable[[Sizes], "Course | None"]
-"""A function that runs the forward pass at some sizes; None where the model does not run."""
 
 
 class Course(TorchFunctionMode):
@@ -322,188 +304,3 @@ def _line(frame: FrameType | None) -> Line:
     while frame is not None and in_pytorch(frame):
         frame = frame.f_back
     return ("", 0) if frame is None else (frame.f_code.co_filename, frame.f_lineno)
-
-
-def other_courses(
-    axes: Sequence[OpenAxis],
-    traced: Course,
-    course_at: CourseAt,
-    start: Sizes | None = None,
-    elsewhere: Course | None = None,
-) -> Search:
-    """Search for sizes at which the forward pass runs other lines of code than at the traced ones.
-
-    Comparisons of sizes say where to look: each axis is set to a size at which a comparison may have another
-    outcome. Comparisons that only run there are followed as well. Not all can be watched, because ``int(n)``
-    and ``n / 2`` are plain Python numbers. So some smaller and larger sizes are always tried. The search
-    misses what neither shows, such as a table that ends at some other size.
-
-    Args:
-        axes: The axes that may vary.
-        traced: The course at the sizes from which one axis at a time is changed.
-        course_at: Runs the model at other sizes.
-        start: These sizes; the traced ones if None.
-        elsewhere: The course at the traced sizes, if they are others.
-
-    Returns:
-        The search. Its ``found`` has the sizes, one for each new course. They differ from the traced sizes in
-        one axis where that is enough, else in several.
-    """
-    search = Search(axes, traced, course_at, start, elsewhere)
-    for k, axis in enumerate(axes):  # code may ask for one sample by `len`, which cannot be watched
-        for size in dict.fromkeys([axis.other, *([1] if axis.batch else [])]):
-            if (there := _at(search.start, k, size)) != search.start:
-                search.look(there)
-    search.follow_comparisons()
-    for k, size in _swept(axes, elsewhere or traced):
-        if (there := _at(search.start, k, size)) not in search.courses and there != search.start:
-            search.look(there)
-    search.follow_comparisons()
-    return search
-
-
-def adds_nothing(course: Course, known: Iterable[Course | None]) -> bool:
-    """Whether each call of a pass was made by passes that are known, with the same numbers and switches."""
-    before = [one for one in known if one is not None]
-    return all(
-        getattr(course, what) <= set[Any]().union(*(getattr(one, what) for one in before))
-        for what in ("lines", "numbers", "kinds")
-    )
-
-
-def other_training(plain: Search, learning: Course, course_at: CourseAt) -> list[Sizes]:
-    """Search for sizes at which training mode runs lines of code that no other pass has shown.
-
-    That is: neither training mode at the traced sizes nor evaluation mode at the same sizes. The search looks
-    at the sizes where a comparison had another outcome in evaluation mode, and follows comparisons that only
-    training mode makes.
-
-    Args:
-        plain: The search in evaluation mode.
-        learning: The course in training mode at the traced sizes.
-        course_at: Runs the model in training mode at other sizes.
-    """
-    search = Search(plain.axes, learning, course_at, plain.start)
-    for sizes in plain.turned:
-        search.look(sizes)
-    search.follow_comparisons(but=frozenset(plain.compared))
-    return [
-        sizes
-        for sizes in search.found
-        if (evaluated := plain.at(sizes)) is None or evaluated.fixed != search.courses[sizes].fixed
-    ]
-
-
-def _swept(axes: Sequence[OpenAxis], traced: Course) -> list[tuple[int, int]]:
-    """Return sizes, far apart, that are always tried for each axis but the batch, as far as they are cheap.
-
-    One of them is a square and another is not: code often takes the root of the size of a grid of patches.
-    """
-    found = []
-    for k, axis in enumerate(axes):
-        left = WORK
-        square = (math.isqrt(axis.size) + 1) ** 2
-        for size in dict.fromkeys((*SMALL, *(axis.size * quarters // 4 for quarters in FRACTIONS), square)):
-            left -= traced.work * size // axis.size
-            if size not in (0, axis.size) and left >= 0 and not axis.batch:
-                found.append((k, size))
-    return found
-
-
-class Search:
-    """A search for sizes at which the forward pass has a new course.
-
-    Attributes:
-        axes: The axes that may vary.
-        start: The sizes from which one axis at a time is changed.
-        courses: The courses at the sizes that were tried; None where the model does not run.
-        found: The sizes with a new course.
-        turned: The sizes at which comparisons had new outcomes.
-    """
-
-    def __init__(
-        self,
-        axes: Sequence[OpenAxis],
-        traced: Course,
-        course_at: CourseAt,
-        start: Sizes | None = None,
-        elsewhere: Course | None = None,
-    ) -> None:
-        known = tuple(axis.size for axis in axes)
-        self.axes, self.start = axes, known if start is None else start
-        self.courses: dict[Sizes, Any] = {} if elsewhere is None else {known: elsewhere}
-        self.found: list[Sizes] = []
-        self.turned: list[Sizes] = []
-        self._traced, self._course_at = traced, course_at
-        self._pending, self._tries = [(self.start, traced)], [0] * len(axes)
-        self._fixed, self._lines = {traced.fixed}, {traced.lines}
-        self._numbers, self._outcomes = {traced.numbers}, {traced.outcomes}
-
-    @property
-    def compared(self) -> set[tuple[Line, int]]:
-        """The places of all comparisons."""
-        courses = [self._traced, *(course for course in self.courses.values() if course is not None)]
-        return {place for course in courses for place in course.compared}
-
-    def at(self, sizes: Sizes) -> Course | None:
-        """Return the course at some sizes. The model is run there if it was not."""
-        if sizes == self.start:
-            return self._traced
-        return self.courses[sizes] if sizes in self.courses else self._course_at(sizes)
-
-    def look(self, sizes: Sizes) -> None:
-        """Run the model at these sizes."""
-        course = self.courses[sizes] = self._course_at(sizes)
-        if course is None:
-            return
-        # New numbers alone do not show a new course, as `len` makes them too. With a new outcome they do.
-        turned = course.outcomes not in self._outcomes
-        new = course.lines not in self._lines or (turned and course.numbers not in self._numbers)
-        if new and course.fixed not in self._fixed:
-            self.found.append(sizes)
-        self._fixed.add(course.fixed)
-        self._lines.add(course.lines)
-        self._numbers.add(course.numbers)
-        self._outcomes.add(course.outcomes)
-        if turned:
-            self.turned.append(sizes)
-            self._pending.append((sizes, course))
-
-    def follow_comparisons(self, *, but: frozenset[tuple[Line, int]] = frozenset()) -> None:
-        """Try sizes at which comparisons may have another outcome, except comparisons at the places `but`."""
-        while self._pending:
-            sizes, course = self._pending.pop(0)
-            for k, size in _turning(self.axes, self.start, sizes, course, self.courses, but):
-                there = _at(sizes, k, size)
-                if there not in self.courses and there != self.start and self._tries[k] < TRIES:
-                    self._tries[k] += 1
-                    self.look(there)
-
-
-def _at(sizes: Sizes, axis: int, size: int) -> Sizes:
-    return (*sizes[:axis], size, *sizes[axis + 1 :])
-
-
-def _turning(
-    axes: Sequence[OpenAxis],
-    start: Sizes,
-    sizes: Sizes,
-    course: Course,
-    known: Mapping[Sizes, Course | None],
-    but: frozenset[tuple[Line, int]],
-) -> list[tuple[int, int]]:
-    """Return axes with a size at which a comparison may have another outcome; nearest sizes first."""
-    found: set[tuple[int, int]] = set()
-    traced = known.get(tuple(axis.size for axis in axes))  # if the search starts elsewhere
-    for k, axis in enumerate(axes):
-        other = known.get(_at(start, k, axis.other)) or traced
-        for place, comparisons in course.compared.items():
-            if place in but or len({outcome for *_, outcome in comparisons}) > 1:
-                continue
-            if sizes == start and other is not None and other.compared.get(place) == comparisons:
-                continue  # the comparison does not depend on this axis
-            for size, wanted, period, _ in comparisons:
-                steps = [sizes[k] + wanted - size, sizes[k] + wanted - size + period]
-                steps += [math.ceil(sizes[k] * wanted / size) if size > 0 else 2 * sizes[k]]
-                found |= {(k, n) for n in steps if 1 <= n <= FARTHEST * axis.size and n != sizes[k]}
-    return sorted(found, key=lambda f: (abs(f[1] - sizes[f[0]]), f))

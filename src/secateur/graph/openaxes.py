@@ -14,7 +14,8 @@ from torch.utils import _pytree as pytree
 
 from secateur.common.foreign import said, source_line
 from secateur.common.models import device_of
-from secateur.graph.courses import WORK, Course, CourseAt, Sizes, other_courses, other_training
+from secateur.graph.courses import Course
+from secateur.graph.coursesearch import WORK, CourseAt, Sizes, other_courses, other_training
 from secateur.graph.inputs import Arguments, FixedAxis, InputSpec, OpenAxis, batch_size, resized
 from secateur.graph.leaf import Place, Range
 from secateur.graph.passes import Passes

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -20,15 +21,46 @@ from secateur.graph.inputs import Arguments
 from secateur.graph.modes import PLAIN, WITHOUT_GRADIENTS, Mode, asked_modes, questions
 
 
+def output_of(model: nn.Module, args: Any, kwargs: Any) -> Any:
+    """Call a model. It is one line for all passes, as a course has the line of each call in it."""
+    return model(*args, **kwargs)
+
+
+class FirstPass:
+    """Watches an ordinary pass on the user's arguments that a capture makes, so that it serves `Passes` too.
+
+    Attributes:
+        course: Which calls the pass made.
+        questions: What the code asked of PyTorch's mode.
+        worked: Whether the pass ended, and its output has no NaN.
+    """
+
+    def __init__(self) -> None:
+        self.course = Course()
+        self.questions = set[str]()
+        self.worked = False
+
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        """Inside, the pass is watched."""
+        with questions(self.questions), self.course:
+            yield
+
+    def ended(self, output: Any) -> None:
+        """Take what the pass returned."""
+        self.worked = not has_nan(tensors_of(output))
+
+
 class Passes:
     """Runs the model on arguments: does it run, and which lines of code does it take?"""
 
-    def __init__(self, model: nn.Module, given: Arguments) -> None:
+    def __init__(self, model: nn.Module, given: Arguments, first: FirstPass | None = None) -> None:
         """Run the model once on the user's own arguments.
 
         Args:
             model: The dense model; it is left as it was.
             given: The user's own arguments.
+            first: A pass on them that was watched already.
         """
         self._model, self._given = model, given
         self._states: dict[bool, State] = {}  # by training mode: what each pass has to restore
@@ -36,6 +68,11 @@ class Passes:
         self._errors: dict[Any, Exception | None] = {}
         self._courses: dict[Any, Course] = {}
         self._questions = set[str]()  # what the code asks of PyTorch's mode
+        if first is not None and first.worked:
+            self._questions = first.questions
+            self._errors[_shapes(given), _sums(given)] = None
+            self._note(given, first.course, (False, WITHOUT_GRADIENTS, None))
+            return
         with questions(self._questions):
             failed = self.attempt(given)
         if failed is not None:
@@ -129,7 +166,7 @@ class Passes:
         ):
             warnings.simplefilter("ignore")
             try:
-                outputs = tensors_of(self._model(*args, **kwargs))
+                outputs = tensors_of(output_of(self._model, args, kwargs))
             except Exception as error:  # the user's forward may fail in any way
                 return error
         if self._watched:

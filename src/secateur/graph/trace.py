@@ -27,7 +27,7 @@ from secateur.graph.inputs import Arguments, InputSpec, batch_size, call_argumen
 from secateur.graph.kept import Labelled
 from secateur.graph.nothing import nothing_to_prune, require_no_masks, require_plain_code
 from secateur.graph.openaxes import larger_arguments, open_inputs, with_sizes
-from secateur.graph.passes import Passes
+from secateur.graph.passes import FirstPass, Passes
 from secateur.graph.programs import Programs, values_at
 from secateur.graph.views import View, further_views
 from secateur.graph.walk import keep_inputs_of, walk
@@ -203,8 +203,9 @@ def trace_units(
     also = tuple(with_sizes(k, a, Passes(model, a)) for k, a in zip(kinds, first, strict=True))
     update = {"methods": tuple(methods), "also": also, "head_sizes": head_sizes}
     spec = spec.model_copy(update=update)
-    captured = _captured(model, given)
-    passes = Passes(model, given)
+    watch = FirstPass()
+    captured = _captured(model, given, watch)
+    passes = Passes(model, given, watch)
     spec = open_inputs(model, spec, given, captured[0].program, more, passes)
     graph = _graph(model, passes, given, spec, captured, allow_inexact=allow_inexact)
     if not graph.groups:
@@ -253,16 +254,17 @@ def retrace(
         may_be_empty: Whether a graph without groups is returned, for its program.
     """
     mark, model = fingerprint(model), folded(model, folds)
-    captured = _captured(model, given)
-    passes = Passes(model, given)
+    watch = FirstPass()
+    captured = _captured(model, given, watch)
+    passes = Passes(model, given, watch)
     graph = _graph(model, passes, given, spec, captured, allow_inexact=allow_inexact)
     if not graph.groups and not may_be_empty:
         raise nothing_to_prune(model, graph.frozen, graph.left, str(graph))
     return replace(graph, fingerprint=mark, folded=tuple(folds))
 
 
-def _captured(model: nn.Module, given: Arguments) -> list[Capture]:
-    found = capture_branches(model, *given)
+def _captured(model: nn.Module, given: Arguments, first: FirstPass) -> list[Capture]:
+    found = capture_branches(model, *given, first=first)
     results = found[0].program.graph.output_node().all_input_nodes
     if not any(isinstance(v.meta.get("val"), torch.Tensor) for v in results):
         raise CaptureError(

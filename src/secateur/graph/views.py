@@ -19,14 +19,13 @@ from secateur.common.models import device_of
 from secateur.errors import CaptureError, SettingError
 from secateur.graph.branches import capture_branches
 from secateur.graph.capture import Capture
-from secateur.graph.courses import Course, adds_nothing
 from secateur.graph.inputs import Arguments, InputSpec, batch_size, resized, samples_of
 from secateur.graph.leaf import Place
 from secateur.graph.modes import PLAIN, Mode
 from secateur.graph.nodes import lifted, tensor_of
+from secateur.graph.omissions import Omissions
 from secateur.graph.openaxes import larger_arguments
 from secateur.graph.passes import Passes
-from secateur.graph.programs import values_at
 
 TRIES = 32
 """With how many other values of integer inputs a model is run, if its sizes depend on them."""
@@ -78,9 +77,6 @@ def further_views(
 ) -> tuple[list[View], list[str]]:
     """Capture the other ways to run a model, which may read other parameters than the forward pass does.
 
-    A size at which the code leaves calls out, and makes none that is new, needs no capture if the first
-    program gives there what the model gives. Nor does one that only leaves out such calls beside others.
-
     Args:
         model: The dense model.
         captured: The captures of its forward pass in evaluation mode; see `capture_branches`. The batch size
@@ -106,34 +102,16 @@ def further_views(
     if batch != batch_size(given):
         here = passes.course(given)
         traced += [("", {})] if here is not None and first is not None and here.lines != first.lines else []
-    known, idle, left_out = [first], set[Any](), set[Any]()
+    omissions = Omissions(model, program, passes, given, first)
     for _, sizes in [*traced, *spec.other_courses()]:
         arguments, wide = resized(spec, given, sizes), resized(spec, given, {**others, **sizes})
         here, there = passes.course(arguments), passes.course(wide)
         # If the other axes are changed as well, the code may do something else again. Then they stay.
         everywhere = here is not None and there is not None and here.lines == there.lines
         taken = wide if everywhere else arguments
-        if here is not None and first is not None and adds_nothing(here, known):
-            # Other answers to conditions on values may ask for calls that this pass has not made.
-            gone = idle | (first.kinds - here.kinds)
-            sides = [[passes.course(a, answer=t) for a in (given, arguments)] for t in _sides(first, here)]
-            same = all(
-                one is not None and two is not None and adds_nothing(two, [*known, one])
-                and one.kinds - two.kinds <= gone | left_out
-                for one, two in sides
-            )  # fmt: skip
-            if same and any(one.kinds - here.kinds <= idle for one in known if one is not None):
-                continue
-            if same and any(
-                values_at(program, model, pytree.tree_leaves(a)) is not None for a in (wide, arguments)
-            ):
-                idle = gone
-                continue
-        known.append(here)
-        for answer in _sides(*(one for one in (first, here) if one is not None)):
-            one, two = (passes.course(a, answer=answer) for a in (given, arguments))
-            known.append(two)
-            left_out |= one.kinds - two.kinds if one is not None and two is not None else set()
+        if omissions.explain(arguments, (wide, arguments) if everywhere else (arguments,)):
+            continue
+        omissions.captured(arguments)
         with contextlib.suppress(CaptureError):  # `verify` still runs the model at that size
             found = capture_branches(model, *taken, exact=True)
             views += _views(found, taken, everywhere=everywhere and bool(others))
@@ -177,11 +155,6 @@ def further_views(
             found = capture_branches(model, *arguments, training=True, exact=True)
             views += _views(found, arguments, training=True)
     return views, [n for n in _names(program, unread) if _is_named(model, n)]
-
-
-def _sides(*courses: Course) -> tuple[bool, ...]:
-    """Return the answers to conditions on values, if passes have such conditions."""
-    return (True, False) if any("bool" in course.questions for course in courses) else ()
 
 
 def _other_values(model: nn.Module, given: Arguments, numbers: Collection[int]) -> list[View]:

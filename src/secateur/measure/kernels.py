@@ -53,6 +53,11 @@ def capturable(model: nn.Module) -> Iterator[None]:
             setattr(transformer, _DETECT, detect)
 
 
+def runs_other_kernels(model: nn.Module) -> bool:
+    """Whether the model makes other calls where it is `capturable`."""
+    return any(getattr(config, _FIELD) == _LOOP for config in _configs(model))
+
+
 @contextmanager
 def without_fast_path() -> Iterator[None]:
     """Inside, PyTorch's transformer layers compute by ordinary operations; restored afterwards.

@@ -202,8 +202,16 @@ def doubled(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any
 
 
 def double_copy(model: M) -> M:
-    """Copy a model, with parameters, buffers and tensor attributes in float64."""
-    return in_double(duplicate(model))
+    """Copy a model, with parameters, buffers and tensor attributes in float64.
+
+    Hooks that only watch what a user sets later (`secateur.targets.units.held`) do nothing in the copy.
+    """
+    hooks = (hook for module in model.modules() for hook in module._forward_pre_hooks.values())
+    return in_double(duplicate(model, {id(h): _idle for h in hooks if getattr(h, "only_watches", False)}))
+
+
+def _idle(*_: Any) -> None:
+    """Do nothing."""
 
 
 def in_double(model: M) -> M:

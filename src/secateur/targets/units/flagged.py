@@ -16,7 +16,8 @@ from secateur.calibration.randomness import seeded
 from secateur.common.foreign import line_of
 from secateur.errors import ApplyError, InputError
 from secateur.graph.answering import Answering
-from secateur.graph.courses import Course, Search, Sizes
+from secateur.graph.courses import Course
+from secateur.graph.coursesearch import Search, Sizes
 from secateur.graph.flags import Chain, Flag, Reader, changed, flags_of, value_of
 from secateur.graph.graph import Graph
 from secateur.graph.inputs import Arguments, InputSpec, resized

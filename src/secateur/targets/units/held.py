@@ -42,6 +42,8 @@ class Held:
         suspended: Whether nothing is looked into.
     """
 
+    only_watches = True
+
     def __init__(self, model: nn.Module, right: Sequence[Together] = ()) -> None:
         self.right = tuple(right)
         self._busy = False

@@ -1,0 +1,100 @@
+"""Sizes at which code only leaves calls out: does a program that makes these calls hold there too?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from secateur.graph.courses import Course
+from secateur.graph.inputs import Arguments
+from secateur.graph.passes import Passes
+from secateur.graph.programs import values_at
+
+
+class Omissions:
+    """What is known of the calls that code leaves out at some sizes.
+
+    A size at which the code makes no call that is new needs no capture of its own if the first program gives
+    there what the model gives: then the calls that are left out change nothing. Nor does a size at which only
+    such calls are left out, beside those of another captured size.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        program: ExportedProgram,
+        passes: Passes,
+        given: Arguments,
+        first: Course | None,
+    ) -> None:
+        """Start with what the first program holds.
+
+        Args:
+            model: The dense model.
+            program: The first program.
+            passes: Runs ordinary forward passes of the model.
+            given: The arguments of the trace.
+            first: The course of the pass that the program holds.
+        """
+        self._model, self._program, self._passes = model, program, passes
+        self._given, self._first = given, first
+        self._known = [] if first is None else [first]  # courses of what was captured
+        self._idle = set[Any]()  # calls that change nothing
+        self._left_out = set[Any]()  # at captured sizes, with other answers to conditions on values
+
+    def explain(self, arguments: Arguments, replays: Iterable[Arguments]) -> bool:
+        """Whether these arguments need no capture.
+
+        Args:
+            arguments: Arguments of another size.
+            replays: The same, or arguments with the same calls: the program is run on these.
+        """
+        first, here = self._first, self._passes.course(arguments)
+        if first is None or here is None or not adds_nothing(here, self._known):
+            return False
+        gone = self._idle | (first.kinds - here.kinds)
+        for one, two in self._sides(arguments, here):  # which may ask for calls that this pass has not made
+            if one is None or two is None or not adds_nothing(two, [*self._known, one]):
+                return False
+            if not one.kinds - two.kinds <= gone | self._left_out:
+                return False
+        if any(one.kinds - here.kinds <= self._idle for one in self._known):
+            return True
+        leaves = map(pytree.tree_leaves, replays)
+        if all(values_at(self._program, self._model, one) is None for one in leaves):
+            return False
+        self._idle = gone
+        return True
+
+    def captured(self, arguments: Arguments) -> None:
+        """Note that there is a capture for these arguments."""
+        here = self._passes.course(arguments)
+        if here is None:
+            return
+        self._known.append(here)
+        for one, two in self._sides(arguments, here):
+            if one is not None and two is not None:
+                self._known.append(two)
+                self._left_out |= one.kinds - two.kinds
+
+    def _sides(self, arguments: Arguments, here: Course) -> list[tuple[Course | None, Course | None]]:
+        """Return the courses with either answer to conditions on values: at the traced size, and here."""
+        courses = [here, *([] if self._first is None else [self._first])]
+        answers = (True, False) if any("bool" in course.questions for course in courses) else ()
+        return [
+            (self._passes.course(self._given, answer=t), self._passes.course(arguments, answer=t))
+            for t in answers
+        ]
+
+
+def adds_nothing(course: Course, known: Iterable[Course]) -> bool:
+    """Whether each call of a pass was made by passes that are known, with the same numbers and switches."""
+    known = list(known)
+    return all(
+        getattr(course, what) <= set[Any]().union(*(getattr(one, what) for one in known))
+        for what in ("lines", "numbers", "kinds")
+    )
