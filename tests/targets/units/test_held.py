@@ -212,6 +212,18 @@ def test_what_results_do_not_hang_on_is_not_refused() -> None:
     small.train()(INPUTS).sum().backward()
 
 
+def test_modules_that_no_code_names_may_be_added() -> None:
+    small, masked = pruned(network("none"))
+    small.mid.add_module("observer", nn.Softmax(-1))
+    small.inner.add_module("note", nn.Softmax(-1))
+    torch.testing.assert_close(small(INPUTS), masked(INPUTS))
+    small.mid.register_forward_hook(lambda module, args, output: output.round(decimals=3))
+    assert torch.isfinite(small(INPUTS)).all()
+    small.inner.pair[0] = nn.Softmax(-1)
+    with pytest.raises(sc.InputError, match=r"model\.inner\.pair\.0 to be Identity\(\), .*got Softmax"):
+        small(INPUTS)
+
+
 def test_a_setting_of_one_of_pytorchs_modules() -> None:
     class Softened(nn.Module):
         def __init__(self) -> None:

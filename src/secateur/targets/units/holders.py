@@ -22,6 +22,7 @@ DEEP, LONG = 3, 64
 """How far containers in containers are looked into, and the most entries of one."""
 _OWN = frozenset((*vars(nn.Module()), "training", "use_cache", "_experts_implementation"))
 """Attributes that PyTorch or secateur sets."""
+_CONTAINERS = nn.Sequential | nn.ModuleList | nn.ModuleDict
 _HARMLESS = frozenset(("p", "inplace", "training"))
 
 
@@ -31,7 +32,8 @@ class Entry:
 
     Attributes:
         title: The holder, from the model on.
-        kind: ``attribute``, ``slot``, ``class``, ``global``, ``dict`` or ``list``.
+        kind: ``attribute``, ``slot``, ``class``, ``global``, ``dict``, ``list``; or ``children`` of a module,
+            to which others may be added, since no code names them.
         holder: The holder; of globals the name of the module of Python.
         values: The values by name, key or position. `NOTHING` where there is none.
         is_shared: Whether models have it in common, so that copies of a model refer to the same.
@@ -57,7 +59,7 @@ class Entry:
 
     def now(self) -> Mapping[Any, Any]:
         """Return the present values, and perhaps others."""
-        if self.kind == "dict":
+        if self.kind in ("dict", "children"):
             return dict(dict.items(self.holder))
         if self.kind == "list":
             return dict(enumerate(self.holder))
@@ -76,7 +78,8 @@ class Entry:
             )
         if self.kind == "list":
             return len(holder) == len(self.values) and all(map(is_, holder, self.values.values()))
-        now = holder.__dict__ if self.kind == "attribute" else self.now()
+        direct = self.kind in ("attribute", "children")
+        now = self.now() if not direct else holder.__dict__ if self.kind == "attribute" else holder
         for name, value in self._listed:
             if now.get(name, NOTHING) is not value:
                 return False
@@ -152,7 +155,9 @@ class Change:
             delattr(holder, name) if value is NOTHING else setattr(holder, name, value)
         else:
             held = (
-                vars(sys.modules[holder]) if kind == "global" else holder if kind == "dict" else vars(holder)
+                holder
+                if kind in ("dict", "children")
+                else vars(sys.modules[holder] if kind == "global" else holder)
             )
             if kind == "attribute" and isinstance(holder, nn.Module):
                 for tensors in (holder._modules, holder._parameters, holder._buffers):
@@ -182,7 +187,8 @@ class _Finder:
         for path, module in model.named_modules():
             title = ".".join(filter(None, ("model", path)))
             if module._modules:
-                self.found.append(Entry(f"{title}._modules", "dict", module._modules, dict(module._modules)))
+                kind = "dict" if isinstance(module, _CONTAINERS) else "children"
+                self.found.append(Entry(f"{title}._modules", kind, module._modules, dict(module._modules)))
             if any(is_own(kind.__module__) for kind in type(module).__mro__[:-2]):
                 self._object(title, module, 0, shared=False)
             elif next(module.parameters(), None) is None:
