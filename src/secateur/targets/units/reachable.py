@@ -121,9 +121,10 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
 
 def _stored(code: CodeType) -> set[str]:
     """Return the names of attributes and globals that code sets."""
-    steps, names = code.co_code, code.co_names
-    return {
-        names[steps[k + 1]]
-        for k in range(0, len(steps), 2)
-        if steps[k] in _STORES and steps[k + 1] < len(names)
-    }
+    found, high = set(), 0
+    for operation, low in zip(code.co_code[::2], code.co_code[1::2], strict=True):
+        number = high << 8 | low
+        high = number if operation == dis.EXTENDED_ARG else 0
+        if operation in _STORES:
+            found.add(code.co_names[number])
+    return found
