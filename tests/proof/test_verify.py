@@ -429,9 +429,9 @@ def test_one_float64_copy_of_the_pruned_model_serves_all_passes(monkeypatch: pyt
     compare = importlib.import_module("secateur.targets.units.compare")
     duplicate = compare.duplicate
 
-    def counting(model: nn.Module) -> nn.Module:
+    def counting(model: nn.Module, memo: dict[int, object]) -> nn.Module:
         copies.append(model)
-        return duplicate(model)
+        return duplicate(model, memo)
 
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
