@@ -45,9 +45,15 @@ class Entry:
     values: dict[Any, Any]
     is_shared: bool = False
     _listed: tuple[Any, ...] = field(init=False)
+    _absent: frozenset[Any] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._listed = tuple(self.values.items())
+        self._list()
+
+    def _list(self) -> None:
+        """Prepare `is_same`, which runs at each call: most names of some holders are absent."""
+        self._listed = tuple(item for item in self.values.items() if item[1] is not NOTHING)
+        self._absent = frozenset(name for name, value in self.values.items() if value is NOTHING)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Entry:
         """Copy it for a copy of the model."""
@@ -83,7 +89,7 @@ class Entry:
         for name, value in self._listed:
             if now.get(name, NOTHING) is not value:
                 return False
-        return True
+        return not self._absent or self._absent.isdisjoint(now)
 
     def changes(self) -> list[Change]:
         """Return what has changed. An equal value is kept as the one that there was."""
@@ -108,14 +114,14 @@ class Entry:
     def accept(self, name: Any, value: Any) -> None:
         """Take a value as the one that there was."""
         self.values[name] = value
-        self._listed = tuple(self.values.items())
+        self._list()
 
     def forget(self, name: Any) -> None:
         """Watch a value no longer, since the code writes it."""
         self.values.pop(name, None)
         if self.kind in ("dict", "list"):
             self.kind, self.values = "global", {}  # which is always the same
-        self._listed = tuple(self.values.items())
+        self._list()
 
 
 @dataclass(frozen=True, eq=False)
