@@ -173,6 +173,7 @@ def test_a_unit_is_charged_by_what_it_costs() -> None:
     (one, two), (macs_one, macs_two) = kept("params"), kept("macs")
     assert one > two
     assert macs_one > macs_two
+    assert kept(None) == kept("params")  # what the budget bounds
     # The optimum for quadratic shares: what is gone is in proportion to what a unit costs.
     assert (20 - one) / (20 - two) == pytest.approx((3 + 1 + 40) / (40 + 1 + 20), abs=0.12)
     # What is spared is what repair leaves more of.

@@ -6,7 +6,7 @@ import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import JsonValue
 
@@ -168,6 +168,11 @@ class Budget:
     def counted(self, **bounds: float | int) -> Budget:
         """The bounds that allocators meet by counting, with others in place of some of them."""
         return Budget(**{**self._asked(), **bounds}, spend=self.spend)  # type: ignore[arg-type]
+
+    @property
+    def weighs(self) -> Literal["macs", "params"]:
+        """The cost by which rules weigh units: that of parameters where it bounds these and not MACs."""
+        return "params" if self.params is not None and self.macs is None else "macs"
 
     def targets(self, dense: Cost) -> dict[str, int]:
         """The largest integer cost that each bound allows, by the name of the cost.

@@ -128,8 +128,7 @@ class RepairAware(Allocator):
 
     def for_budget(self, budget: Budget | None) -> RepairAware:
         """The rule that saves what the budget bounds."""
-        bounds_params = budget is not None and budget.params is not None and budget.macs is None
-        return replace(self, per=self.per or ("params" if bounds_params else "macs"))
+        return replace(self, per=self.per or ("macs" if budget is None else budget.weighs))
 
     def settings(self, knob: float | None) -> dict[str, JsonValue]:
         """The error that was used, the signal and the cost."""

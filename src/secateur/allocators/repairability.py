@@ -8,7 +8,7 @@ the ratio to densities is ours; see `Repairability`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import numpy as np
@@ -71,7 +71,8 @@ class Repairability(Allocator):
             of `secateur.targets.weights.projections`.
         along: Layers that lose the same share as all other layers together, as shell patterns. They need no
             curves.
-        per: The cost c_l of a unit: its ``macs``, its ``params``, or 1 for each ``unit``.
+        per: The cost c_l of a unit: its ``macs``, its ``params``, or 1 for each ``unit``. None: ``params``
+            where the budget bounds parameters and not MACs, else ``macs``.
 
     Raises:
         SettingError: `per` is none of these. On `allocate`: there is no budget, a layer has no curve, or a
@@ -96,16 +97,16 @@ class Repairability(Allocator):
     removal: Asked = "magnitude"
     dense: tuple[str, ...] = ()
     along: tuple[str, ...] = ()
-    per: Per = "macs"
+    per: Per | None = None
     name: ClassVar[str] = "repairability"
     solved: ClassVar[str] = "price"
 
     def __post_init__(self) -> None:
         """Check the values."""
-        if self.per not in get_args(Per):
+        if self.per not in (None, *get_args(Per)):
             raise SettingError(
                 f"Repairability: expected per to be 'unit', 'macs' or 'params', got {self.per!r}. "
-                "Name one of these."
+                "Name one of these, or leave it out."
             )
 
     @property
@@ -120,6 +121,10 @@ class Repairability(Allocator):
                 "Repairability: expected a budget, got none. Write Budget(sparsity=0.9), for example."
             )
         return None
+
+    def for_budget(self, budget: Budget | None) -> Repairability:
+        """The rule that saves what the budget bounds."""
+        return replace(self, per=self.per or ("macs" if budget is None else budget.weighs))
 
     def settings(self, knob: float | None) -> dict[str, JsonValue]:
         """The price λ that was used, and the allocator's own settings."""
@@ -153,10 +158,9 @@ class Repairability(Allocator):
         """The cost that removing one unit of a group saves while everything else stays; above 0."""
         if self.per == "unit" or isinstance(group, WeightGroup):
             return 1.0
-        one = np.arange(group.size) > 0
-        return float(
-            max(1, getattr(graph.cost(), self.per) - getattr(graph.cost({group.name: one}), self.per))
-        )
+        dense, fewer = graph.cost(), graph.cost({group.name: np.arange(group.size) > 0})
+        per = self.per or "macs"
+        return float(max(1, getattr(dense, per) - getattr(fewer, per)))
 
     def certificates(
         self, graph: Graph, scores: ScoreTable, limits: Limits, decision: Decision
