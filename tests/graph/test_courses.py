@@ -167,7 +167,10 @@ BRANCHES = [
 
 
 @pytest.mark.parametrize("branch", BRANCHES, ids=lambda b: b.__name__)
-def test_the_pruned_model_is_right_on_both_sides_of_a_branch(branch: Callable[..., Tensor]) -> None:
+def test_the_pruned_model_is_right_on_both_sides_of_a_branch(
+    branch: Callable[..., Tensor], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG", "secateur")  # a capture that fails is named
     torch.manual_seed(0)
     model, x = Net(branch).double().eval(), torch.randn(2, 5, 6).double()
     graph = sc.trace(model, x)

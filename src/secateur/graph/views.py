@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Collection, Mapping, Sequence
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import CodeType
 from typing import Any
@@ -26,6 +27,8 @@ from secateur.graph.nodes import lifted, tensor_of
 from secateur.graph.omissions import Omissions
 from secateur.graph.openaxes import larger_arguments
 from secateur.graph.passes import Passes
+
+_LOG = logging.getLogger(__name__)
 
 TRIES = 32
 """With how many other values of integer inputs a model is run, if its sizes depend on them."""
@@ -66,6 +69,15 @@ class Method(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the method with these arguments."""
         return getattr(self.model, self.name)(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def _if_it_can(what: str) -> Iterator[None]:
+    """Go on where a capture fails, and log why. `verify` still runs the model so."""
+    try:
+        yield
+    except CaptureError as error:
+        _LOG.debug("%s is not captured: %s", what, error)
 
 
 def further_views(
@@ -112,7 +124,7 @@ def further_views(
         if omissions.explain(arguments, (wide, arguments) if everywhere else (arguments,)):
             continue
         omissions.captured(arguments)
-        with contextlib.suppress(CaptureError):  # `verify` still runs the model at that size
+        with _if_it_can(f"the pass at sizes {sizes}"):
             found = capture_branches(model, *taken, exact=True)
             views += _views(found, taken, everywhere=everywhere and bool(others))
     for other in spec.also:
@@ -120,12 +132,12 @@ def further_views(
         found = capture_branches(model, *arguments, exact=True)
         views += _views(found[:1], arguments)
         if (larger := larger_arguments(other, arguments, None)) is not None:
-            with contextlib.suppress(CaptureError):  # `verify` still runs the model at that size
+            with _if_it_can("the pass with larger arguments"):
                 views += _views(capture_branches(model, *larger, exact=True), larger)
         views += further_views(model, found, arguments, other, Passes(model, arguments))[0]
     for mode in passes.other_modes():
         taken = mode.cast(given)
-        with contextlib.suppress(CaptureError), mode.on(model):
+        with _if_it_can(f"the pass in {mode}"), mode.on(model):
             found = capture_branches(model, *taken, exact=True, gradients=mode.gradients)
             views += _views(found, taken, mode=mode)
     unread = unread.difference(*(_read(view.program) for view in views))
@@ -141,7 +153,7 @@ def further_views(
         views += _views(found, given, method=name)
         unread = unread.difference(*(_read(one.program) for one in found))
     if spec.training or (unread and spec.training is None):
-        with contextlib.suppress(CaptureError):
+        with _if_it_can("training mode"):
             # One sample has no variance, which batch norms in training mode need.
             taken = samples_of(given, [0] * batch) if batch != batch_size(given) else given
             found = capture_branches(model, *taken, training=True, exact=True)
@@ -151,7 +163,7 @@ def further_views(
                 unread -= read
     for train_sizes in spec.training_at:
         arguments = resized(spec, given, spec.at(train_sizes))
-        with contextlib.suppress(CaptureError):  # `verify` still runs the model so
+        with _if_it_can(f"training mode at sizes {train_sizes}"):
             found = capture_branches(model, *arguments, training=True, exact=True)
             views += _views(found, arguments, training=True)
     return views, [n for n in _names(program, unread) if _is_named(model, n)]
@@ -177,7 +189,7 @@ def _other_values(model: nn.Module, given: Arguments, numbers: Collection[int]) 
         made = _made(model, arguments)
         if made is not None and not made <= known and len(found) < VALUES:
             known |= made
-            with contextlib.suppress(CaptureError):
+            with _if_it_can("the pass with other values"):
                 found += _views(capture_branches(model, *arguments, exact=True), arguments)
     return found
 
