@@ -23,7 +23,7 @@ Met = list[dict[str, Any]]
 """What each process met, by case."""
 
 
-@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_processes_that_share_the_work(size: int, tmp_path: Path) -> None:
     """One test, for the time the processes take to start. Three have their group before `score` is called."""
     met = in_processes(cases, size, tmp_path, size == 3)

@@ -21,6 +21,8 @@ from tests.targets.lowrank.models import LAYERS, MAPS, batches, rank_plan, sever
 BOTH = ("rank", ["unit", "rank"])
 NAMES = ("llama", "qwen3", "gemma3", "gpt2", "bert", "vit", "qwen2_moe", "t5", "deit", "convnext", "resnet")
 SLOW = {"gemma3", "qwen2_moe", "t5", "convnext", "deit"}
+LONG = {"llama", "gpt2", "bert"}
+"""Slow with units as well; Qwen3 and ViT stay."""
 
 
 def traced(pairs: nn.Module, inputs: Any, granularity: Any = "rank", **options: Any) -> Any:
@@ -83,9 +85,13 @@ def test_another_model_fails_the_comparison() -> None:
         verify(pairs, small, plan)
 
 
-@pytest.mark.parametrize("granularity", BOTH)
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in NAMES]
+    ("name", "granularity"),
+    [
+        pytest.param(n, g, marks=pytest.mark.slow if n in SLOW or (n in LONG and g != "rank") else ())
+        for n in NAMES
+        for g in BOTH
+    ],
 )
 def test_architectures(name: str, granularity: Any) -> None:
     if name not in LIBRARIES and name != "resnet":

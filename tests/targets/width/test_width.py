@@ -140,6 +140,7 @@ def test_repair_comes_nearer_on_new_inputs() -> None:
     assert losses[1] < losses[0]
 
 
+@pytest.mark.slow
 def test_a_mixture_of_experts_is_narrowed() -> None:
     """Its fused experts are captured with a kernel that does not know float64."""
     torch.manual_seed(0)
