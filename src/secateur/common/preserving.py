@@ -6,10 +6,11 @@ leaves tensors without data wherever they put them. `preserved` undoes all of it
 
 from __future__ import annotations
 
+import argparse
 import functools
 import sys
 import types
-from collections import OrderedDict, deque
+from collections import OrderedDict, UserDict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from operator import is_
@@ -21,6 +22,8 @@ from torch import Tensor, nn
 from secateur.common.mapped import copied
 
 ATOMS = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
+PLAIN = types.SimpleNamespace | argparse.Namespace | UserDict
+"""Classes of Python's library for settings, of which the objects are looked into."""
 _FOREIGN = {
     *sys.stdlib_module_names, "accelerate", "lightning", "numpy", "pytorch_lightning", "secateur", "torch",
 }  # fmt: skip
@@ -107,9 +110,7 @@ class State:
         elif isinstance(value, types.FunctionType):
             if self._functions and is_own(value.__module__):
                 self._closure(value, steps + 2)
-        elif isinstance(value, types.SimpleNamespace) or (
-            not isinstance(value, type) and is_own(type(value).__module__)
-        ):
+        elif isinstance(value, PLAIN) or (not isinstance(value, type) and is_own(type(value).__module__)):
             self._entries(getattr(value, "__dict__", None), steps + 1)
 
     def _entries(self, entries: Any, steps: int) -> None:

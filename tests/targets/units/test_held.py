@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import time
+from collections import UserDict, deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import secateur as sc
+from secateur.targets.units import held
 from secateur.targets.units.held import Held, hold, suspend
 from secateur.targets.units.record import attach
 
@@ -50,6 +53,7 @@ def shaped(h: Tensor, options: Any) -> Tensor:
 
 class Inner(nn.Module):
     shared: Any = None
+    ahead: Any = None
     table: dict[str, Any] = {"mode": None}  # noqa: RUF012 that it is shared is what is tested
 
     def __init__(self, where: str) -> None:
@@ -62,6 +66,11 @@ class Inner(nn.Module):
         self.act: nn.Module = nn.ReLU()
         self.pair = nn.ModuleList([nn.Identity()])
         self.calls = 0
+        self.chosen, self.queue = set[str](), deque([None])
+        self.mixed: dict[str, Any] = {"mode": None, "tensor": torch.ones(2)}
+        self.long: dict[str, Any] = {f"of {k}": None for k in range(200)}
+        self.user: Any = UserDict(mode=None)
+        self.kept: Any = None
 
     @property
     def hidden(self) -> Any:
@@ -84,12 +93,32 @@ class Inner(nn.Module):
             "property": lambda: self.hidden,
             "none": lambda: self.none,
             "absent": lambda: getattr(self, "missing", None),
+            "set": lambda: next(iter(self.chosen), None),
+            "deque": lambda: self.queue[0],
+            "beside a tensor": lambda: self.mixed["mode"],
+            "long": lambda: self.long["of 3"],
+            "user dictionary": lambda: self.user["mode"],
+            "instance": lambda: self.ahead,
+            "absent in an object": lambda: getattr(self.config, "missing", None),
+            "name that others set": lambda: self.kept,
+            "tried": self.tried,
         }.get(self.where, lambda: None)()
+
+    def tried(self) -> Any:
+        """What may be missing."""
+        try:
+            return self.nowhere
+        except AttributeError:
+            return None
+
+    def changed(self, h: Tensor) -> Tensor:
+        """What may be replaced."""
+        return h
 
     def forward(self, h: Tensor) -> Tensor:
         """Of [batch, units]."""
         self.calls += 1
-        h = self.pair[0](self.act(h))
+        h = self.changed(self.pair[0](self.act(h)))
         h = h if self.function is None else self.function(h)
         if self.where == "helper":
             return shaped(h, self.options)
@@ -109,11 +138,11 @@ class Apply(nn.Module):
         return OPERATORS[self.name](h)
 
 
-def _set_global(_: Any, name: str) -> None:
+def _set_global(_: Any, name: Any) -> None:
     globals()["MODE"] = name
 
 
-SET: dict[str, Callable[[Any, str], Any]] = {
+SET: dict[str, Callable[[Any, Any], Any]] = {
     "dictionary": lambda m, name: m.options.update(mode=name),
     "helper": lambda m, name: m.options.update(mode=name),
     "deep": lambda m, name: m.config.options["mode"].__setitem__(0, name),
@@ -124,6 +153,17 @@ SET: dict[str, Callable[[Any, str], Any]] = {
     "property": lambda m, name: setattr(m, "hidden", name),
     "none": lambda m, name: setattr(m, "none", name),
     "absent": lambda m, name: setattr(m, "missing", name),
+    "set": lambda m, name: (m.chosen.clear(), m.chosen.add(name)),
+    "deque": lambda m, name: m.queue.__setitem__(0, name),
+    "beside a tensor": lambda m, name: m.mixed.update(mode=name),
+    "long": lambda m, name: m.long.update({"of 3": name}),
+    "user dictionary": lambda m, name: m.user.update(mode=name),
+    "instance": lambda m, name: setattr(m, "ahead", name),
+    "absent in an object": lambda m, name: setattr(m.config, "missing", name),
+    "name that others set": lambda m, name: setattr(m, "kept", name),
+    "tried": lambda m, name: setattr(m, "nowhere", name),
+    "method": lambda m, name: setattr(m, "changed", OPERATORS[name]),
+    "forward": lambda m, name: setattr(m.act, "forward", OPERATORS[name]),
     "function": lambda m, name: setattr(m, "function", OPERATORS[name]),
     "module for none": lambda m, name: setattr(m, "function", Apply(name)),
     "activation": lambda m, name: setattr(m, "act", Apply(name)),
@@ -135,10 +175,11 @@ class Net(nn.Module):
     def __init__(self, where: str) -> None:
         super().__init__()
         self.up, self.inner, self.mid = nn.Linear(6, 12), Inner(where), nn.Linear(12, 10)
-        self.out = nn.Linear(10, 3)
+        self.out, self.kept = nn.Linear(10, 3), 0
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, 6] to [batch, 3]."""
+        self.kept = len(x)
         return self.out(self.mid(self.inner(self.up(x).relu())).relu())
 
 
@@ -255,6 +296,58 @@ def test_other_inputs_are_looked_at_again() -> None:
         small(torch.cat([INPUTS, INPUTS]))
 
 
+def test_other_arguments_of_the_same_values_are_looked_at_again() -> None:
+    class Two(Net):
+        def forward(self, x: Tensor, *, a: bool = False, b: bool = False) -> Tensor:
+            h = self.up(x).relu()
+            return self.out(self.mid(self.inner(h) if b else h).relu())
+
+    torch.manual_seed(0)
+    small, _ = pruned(Two("dictionary").double().eval())
+    small.inner.options["mode"] = "softmax"
+    small(INPUTS, a=True)
+    with pytest.raises(sc.InputError, match="options"):
+        small(INPUTS, b=True)
+
+
+def test_a_wrapper_of_a_method_is_no_other_method() -> None:
+    small, masked = pruned(network("none"))
+    forward = small.mid.forward
+
+    @functools.wraps(forward)
+    def wrapper(h: Tensor) -> Tensor:
+        return forward(h.softmax(-1).exp().log() * 0 + h)  # as libraries move tensors
+
+    small.mid.forward = wrapper
+    torch.testing.assert_close(small(INPUTS), masked(INPUTS))
+
+
+def test_what_grows_or_counts_is_not_looked_into_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Counting(Net):
+        def __init__(self) -> None:
+            super().__init__("none")
+            self.seen: list[Any] = []
+            self.notes: dict[str, Any] = {"count": 0, "mode": None}
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen.append(len(self.seen))
+            self.notes["count"] += 1
+            h = self.up(x)
+            return self.out(self.mid(h.softmax(-1) if self.notes["mode"] else h).relu())
+
+    torch.manual_seed(0)
+    small, _ = pruned(Counting().double().eval())
+    for _ in range(3):
+        small(INPUTS)
+    monkeypatch.setattr(held, "_tried", lambda *_: pytest.fail("looked into again"))
+    for _ in range(3):
+        small(INPUTS)
+    monkeypatch.undo()
+    small.notes["mode"] = "soft"
+    with pytest.raises(sc.InputError, match="mode"):
+        small(INPUTS)
+
+
 def test_branches_of_two_groups_that_are_swapped() -> None:
     class Two(nn.Module):
         def __init__(self) -> None:
@@ -291,11 +384,12 @@ def test_inexact_plans_are_guarded_too() -> None:
         small(INPUTS)
 
 
+@pytest.mark.parametrize("where", ["dictionary", "global", "class dictionary"])
 @pytest.mark.parametrize("way", ["save", "pickle", "copy", "again"])
-def test_it_outlives_the_model_object(way: str, tmp_path: Path) -> None:
-    small, _ = pruned(network("dictionary"))
+def test_it_outlives_the_model_object(way: str, where: str, tmp_path: Path) -> None:
+    small, _ = pruned(network(where))
     if way == "save":
-        small = sc.load(sc.save(small, tmp_path / "small"), lambda: network("dictionary"))
+        small = sc.load(sc.save(small, tmp_path / "small"), lambda: network(where))
     elif way == "pickle":
         file = io.BytesIO()
         torch.save(small, file)
@@ -305,10 +399,10 @@ def test_it_outlives_the_model_object(way: str, tmp_path: Path) -> None:
     else:
         small, _ = pruned(small)
     small(INPUTS)
-    small.inner.options["mode"] = "sort"
-    with pytest.raises(sc.InputError, match="mode"):
+    SET[where](small.inner, "sort")
+    with pytest.raises(sc.InputError, match="(?i)mode"):
         small(INPUTS)
-    small.inner.options["mode"] = None
+    SET[where](small.inner, None)
     small.inner.act = nn.Softmax(-1)
     with pytest.raises(sc.InputError, match="act"):
         small(INPUTS)
@@ -331,11 +425,11 @@ def test_looking_leaves_no_trace() -> None:
 
 def test_it_costs_little() -> None:
     small, _ = pruned(network("dictionary"))
-    (held,) = (hook for hook in small._forward_pre_hooks.values() if isinstance(hook, Held))
+    (watch,) = (hook for hook in small._forward_pre_hooks.values() if isinstance(hook, Held))
     seconds = []
     for _ in range(200):
         start = time.process_time()
-        held(small, (INPUTS,), {})
+        watch(small, (INPUTS,), {})
         seconds.append(time.process_time() - start)
     assert min(seconds) < 200e-6  # 20e-6 where nothing else runs
     hold(small)

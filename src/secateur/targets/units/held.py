@@ -52,13 +52,22 @@ class Held:
     def renew(self, model: nn.Module) -> None:
         """Take the present values as those that are known."""
         self.suspended = False
-        self._entries = entries_of(model)
+        self._entries, self._is_whole = entries_of(model), True
         self._accepted: list[Any] = []  # calls: of which kind, and with which values
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what pickles: not classes and globals, which are taken as they are where it is loaded."""
         own = [entry for entry in self._entries if not entry.is_shared]
-        return vars(self) | {"_entries": own, "_accepted": [], "_busy": False}
+        return self._copied() | {"_entries": own, "_is_whole": False}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Held:
+        """Copy it for a copy of the model, which sees the same classes and globals."""
+        found = memo[id(self)] = type(self).__new__(type(self))
+        vars(found).update(copy.deepcopy(self._copied(), memo))
+        return found
+
+    def _copied(self) -> dict[str, Any]:
+        return vars(self) | {"_accepted": [], "_busy": False}
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Check what the module's code reads, before a forward pass.
@@ -68,12 +77,16 @@ class Held:
         """
         if self._busy or self.suspended or torch.compiler.is_compiling():
             return
+        if not self._is_whole:
+            self._entries += [entry for entry in entries_of(module) if entry.is_shared]
+            self._is_whole = True
         entries = [entry for entry in self._entries if not entry.is_same()]
         changes = self._unknown(entries) if entries else []
         if not changes:
             return
         values = [(change.entry, change.name, change.new) for change in changes]
-        kind = module.training, torch.is_grad_enabled(), *map(_kind, pytree.tree_leaves((args, kwargs)))
+        given, spec = pytree.tree_flatten((args, kwargs))
+        kind = spec, module.training, torch.is_grad_enabled(), *map(_kind, given)
         if any(one == kind and _are_same(known, values) for one, known in self._accepted):
             return
         self._busy = True
@@ -177,7 +190,7 @@ def _are_same(one: Sequence[Any], other: Sequence[Any]) -> bool:
 def _refuse(module: nn.Module, changes: Sequence[Change], failed: Exception | None = None) -> bool:
     """Raise the error for a call with these changes."""
     first = changes[0]
-    old, new = (f"{value!r:.80}" if value is not ... else "nothing" for value in (first.old, first.new))
+    old, new = (f"{value!r:.80}" if value is not ... else "nothing" for value in (first.before(), first.new))
     more = f" (and {len(changes) - 1} more are other than then)" if changes[1:] else ""
     what = "runs other operators, which may need units that were removed"
     if failed is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dis
 import functools
 import inspect
+import sys
 from collections.abc import Iterator
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
@@ -15,6 +16,13 @@ from secateur.common.preserving import is_own
 
 _STORES = {dis.opmap[name] for name in ("STORE_ATTR", "STORE_GLOBAL", "DELETE_ATTR") if name in dis.opmap}
 _ASKS = frozenset(("getattr", "hasattr"))
+_READS = {dis.opmap[name] for name in ("LOAD_ATTR", "LOAD_METHOD") if name in dis.opmap}
+_ONE = {dis.opmap[name] for name in ("LOAD_FAST", "LOAD_FAST_BORROW") if name in dis.opmap}
+_TWO = {
+    dis.opmap[name]
+    for name in ("LOAD_FAST_LOAD_FAST", "LOAD_FAST_BORROW_LOAD_FAST_BORROW")
+    if name in dis.opmap
+}
 
 
 class Reachable:
@@ -23,7 +31,7 @@ class Reachable:
     Attributes:
         names: Names of attributes that it reads, and of all that it calls.
         asked: Names that it may ask for by `getattr` or `hasattr`.
-        stored: Names of attributes and globals that it sets.
+        stored: Names of globals, and of attributes of others than ``self``, that it sets.
         globals: By the name of a module of Python, the names of its globals that the code reads.
     """
 
@@ -32,6 +40,7 @@ class Reachable:
         self.asked: set[str] = set()
         self.stored: set[str] = set()
         self.globals: dict[str, set[str]] = {}
+        self._own: dict[int, tuple[set[str], set[str]]] = {}  # by method: of `self`, what is set and read
         self._methods: dict[str, list[FunctionType]] = {}
         self._seen: set[int] = set()
         self._pending: list[FunctionType] = []
@@ -46,11 +55,23 @@ class Reachable:
                     )
         for kind in classes:
             for name, value in vars(kind).items():
-                self._methods.setdefault(name, []).extend(_functions(value))
+                functions = _functions(value)
+                self._methods.setdefault(name, []).extend(functions)
+                if not isinstance(value, staticmethod):
+                    self._own.update((id(function), (set(), set())) for function in functions)
         for name in ("forward", "__call__", "__getattr__", "__getattribute__"):
             self._named(name)
         while self._pending:
             self._read(self._pending.pop())
+
+    def of(self, kind: type) -> tuple[set[str], set[str]]:
+        """The names of attributes that the methods of a class set on ``self``, and those that they read."""
+        found: tuple[set[str], set[str]] = set(), set()
+        for value in (value for base in kind.__mro__ for value in vars(base).values()):
+            for function in _functions(value):
+                for names, more in zip(found, self._own.get(id(function), ()), strict=False):
+                    names |= more
+        return found
 
     def _named(self, name: str) -> None:
         for function in self._methods.pop(name, ()):
@@ -68,7 +89,9 @@ class Reachable:
             names = set(code.co_names)
             new = names - self.names
             self.names |= names
-            self.stored |= _stored(code)
+            own = self._own.get(id(function)) if code is function.__code__ else None
+            self.stored |= _names(code, _STORES, own and own[0])
+            _names(code, _READS, own and own[1])
             if names & _ASKS:
                 asked = {c for c in code.co_consts if isinstance(c, str) and c.isidentifier()}
                 self.asked |= asked
@@ -119,12 +142,20 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
             yield from _codes(inner)
 
 
-def _stored(code: CodeType) -> set[str]:
-    """Return the names of attributes and globals that code sets."""
-    found, high = set(), 0
+def _names(code: CodeType, operations: set[int], own: set[str] | None) -> set[str]:
+    """Return the names that some operations of code are about. Those of its first argument go to `own`."""
+    found, high, before = set[str](), 0, (-1, -1)
     for operation, low in zip(code.co_code[::2], code.co_code[1::2], strict=True):
         number = high << 8 | low
         high = number if operation == dis.EXTENDED_ARG else 0
-        if operation in _STORES:
-            found.add(code.co_names[number])
+        if operation in operations:
+            is_first = (before[0] in _ONE and not before[1]) or (before[0] in _TWO and not before[1] & 15)
+            (own if own is not None and is_first else found).add(code.co_names[_index(operation, number)])
+        if operation != dis.EXTENDED_ARG:
+            before = operation, number
     return found
+
+
+def _index(operation: int, number: int) -> int:
+    """Where in the names an operation finds its own. From Python 3.12 on, one bit says that it is a call."""
+    return number >> 1 if sys.version_info >= (3, 12) and operation == dis.opmap["LOAD_ATTR"] else number
