@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from secateur.common.mapped import copied
 
 ATOMS = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
-PLAIN = types.SimpleNamespace | argparse.Namespace | UserDict
+PLAIN = types.SimpleNamespace | argparse.Namespace | UserDict  # type: ignore[type-arg]
 """Classes of Python's library for settings, of which the objects are looked into."""
 _FOREIGN = {
     *sys.stdlib_module_names, "accelerate", "lightning", "numpy", "pytorch_lightning", "secateur", "torch",
@@ -187,7 +187,8 @@ def is_own(module: str | None) -> bool:
     return (module or "").partition(".")[0] not in _FOREIGN
 
 
-def _is_same(a: Any, b: Any) -> bool:
+def is_alike(a: Any, b: Any) -> bool:
+    """Whether two values are one object, or equal plain values of one type."""
     return a is b or (type(a) is type(b) and type(a) in ATOMS and bool(a == b))
 
 
@@ -201,7 +202,7 @@ def _same_class(module: nn.Module, cls: type) -> bool:
 def _are_same(now: Collection[Any], before: Collection[Any]) -> bool:
     if len(now) != len(before):
         return False
-    return all(map(is_, now, before)) or all(map(_is_same, now, before))  # nearly always the first
+    return all(map(is_, now, before)) or all(map(is_alike, now, before))  # nearly always the first
 
 
 def _same_entries(entries: dict[Any, Any], before: dict[Any, Any]) -> bool:
@@ -224,7 +225,7 @@ def _same_items(items: Any, before: list[Any]) -> bool:
 def _same_attributes(cls: type, before: dict[str, Any]) -> bool:
     now = {k: v for k, v in vars(cls).items() if not k.startswith("__")}
     new = [name for name in now if name not in before]
-    other = [name for name, value in before.items() if name not in now or not _is_same(now[name], value)]
+    other = [name for name, value in before.items() if name not in now or not is_alike(now[name], value)]
     for name in new:
         delattr(cls, name)
     for name in other:
@@ -234,7 +235,7 @@ def _same_attributes(cls: type, before: dict[str, Any]) -> bool:
 
 def _same_cell(cell: types.CellType, before: Any) -> bool:
     with suppress(ValueError):  # it has no value any more
-        if _is_same(cell.cell_contents, before):
+        if is_alike(cell.cell_contents, before):
             return False
     cell.cell_contents = before
     return True

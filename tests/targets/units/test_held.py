@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import io
+import threading
 import time
 from collections import UserDict, deque
 from collections.abc import Callable, Iterator
@@ -38,6 +39,8 @@ MIXING: dict[str, Callable[[Tensor], Tensor]] = {
     "cumsum": lambda h: h.cumsum(-1),
     "halves": lambda h: torch.cat([h[:, :6] * 2, h[:, 6:]], 1),
     "view": lambda h: h.view(-1, 2, 4).transpose(1, 2).reshape(len(h), 8),
+    "by width": lambda h: h / h.shape[-1] ** 0.5,
+    "by numbers": lambda h: h * h[0].numel(),
     "ramp": lambda h: h + torch.arange(h.shape[-1]),
 }
 OPERATORS = PER_UNIT | MIXING
@@ -400,13 +403,116 @@ def test_it_outlives_the_model_object(way: str, where: str, tmp_path: Path) -> N
         small, _ = pruned(small)
     small(INPUTS)
     SET[where](small.inner, "sort")
-    with pytest.raises(sc.InputError, match="(?i)mode"):
+    with pytest.raises(sc.InputError, match=r"(?i)mode"):
         small(INPUTS)
     SET[where](small.inner, None)
     small.inner.act = nn.Softmax(-1)
     with pytest.raises(sc.InputError, match="act"):
         small(INPUTS)
     assert sum(isinstance(hook, Held) for m in small.modules() for hook in m._forward_pre_hooks.values()) == 1
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [
+        lambda h: h * (0.7 + torch.rand((len(h), 1))).floor(),
+        lambda h: h * torch.rand(len(h)).view(-1, 1).bernoulli(),
+        lambda h: h * h.new_empty((len(h), 1)).bernoulli_(0.7),
+        lambda h: torch.native_dropout(h, 0.3, True)[0],
+        lambda h: h + 0.1 * torch.randn_like(h),
+    ],
+)
+def test_noise_that_is_set_later_is_no_reason_to_refuse(noise: Callable[[Tensor], Tensor]) -> None:
+    small, _ = pruned(network("none"))
+    small.inner.function = noise
+    assert torch.isfinite(small(INPUTS)).all()
+    small.inner.function = lambda h: h[:, torch.rand_like(h[0]).argsort()]
+    with pytest.raises(sc.InputError, match="function"):
+        small(INPUTS)
+
+
+def test_a_schedule_of_values_that_come_back_is_looked_into_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    small, _ = pruned(network("dictionary"))
+    values = [0.5 * k for k in range(2, 5)]
+    for value in values:
+        small.inner.options["mode"], small.inner.options["other"] = "tanh", value
+        small(INPUTS)
+    monkeypatch.setattr(held, "_tried", lambda *_: pytest.fail("looked into again"))
+    for value in values:
+        small.inner.options["other"] = value * 1.0
+        small(INPUTS)
+
+
+def test_the_message_names_the_value_that_matters() -> None:
+    small, _ = pruned(network("dictionary"))
+    small.inner.options["other"], small.inner.act = 8, nn.Tanh()
+    small.inner.config.options["mode"][0], small.inner.none = "tanh", "tanh"
+    small.inner.options["mode"] = "sort"
+    with pytest.raises(sc.InputError, match=r"expected model\.inner\.options\['mode'\].*more are other"):
+        small(INPUTS)
+
+
+def test_quantised_layers_are_the_users() -> None:
+    class Mlp(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.out = nn.Linear(6, 12), nn.Linear(12, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.up(x).relu())
+
+    class Quantised(nn.Module):
+        def __init__(self, layer: Any) -> None:
+            super().__init__()
+            self.register_buffer("packed", layer.weight.detach() * 16)
+
+        def forward(self, h: Tensor) -> Tensor:
+            return F.linear(h, self.packed / 16)  # type: ignore[operator]
+
+    torch.manual_seed(0)
+    small, _ = pruned(Mlp().double().eval())
+    small.up, small.out = Quantised(small.up), Quantised(small.out)
+    assert small(INPUTS).shape == (4, 3)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("way", ["itself", "inside", "copy"])
+def test_a_module_can_be_scripted_where_the_dense_one_can(way: str) -> None:
+    class Mlp(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.out, self.twice = nn.Linear(6, 12), nn.Linear(12, 3), False
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.up(x).relu()
+            return self.out(h * 2 if self.twice else h)
+
+    torch.manual_seed(0)
+    small, masked = pruned(Mlp().double().eval())
+    model = {"itself": small, "inside": nn.Sequential(small), "copy": copy.deepcopy(small)}[way]
+    torch.testing.assert_close(torch.jit.script(model)(INPUTS), masked(INPUTS))
+    small.up = nn.Sequential(small.up, nn.Softmax(-1))  # with weights: the user's
+    small(INPUTS)
+    assert any(isinstance(hook, Held) for hook in small._forward_pre_hooks.values())
+
+
+def test_threads_wait_while_one_looks() -> None:
+    small, masked = pruned(network("dictionary"))
+    for model in (small, masked):
+        model.inner.options["mode"] = "tanh"
+    want, found = masked(INPUTS), []
+
+    def call() -> None:
+        found.extend(small(INPUTS) for _ in range(5))
+
+    threads = [threading.Thread(target=call) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 20
+    for one in found:
+        torch.testing.assert_close(one, want)
 
 
 def test_looking_leaves_no_trace() -> None:

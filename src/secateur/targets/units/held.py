@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from threading import get_ident
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from torch.utils import _pytree as pytree
 from secateur.calibration.randomness import seeded
 from secateur.common.foreign import said
 from secateur.common.outputs import tensors_of
-from secateur.common.preserving import State
+from secateur.common.preserving import ATOMS, State, is_alike
 from secateur.errors import InputError
 from secateur.graph.courses import leaves
 from secateur.targets.units.compare import SAME, relative_difference
@@ -30,8 +31,11 @@ Together = tuple[tuple[str, Any], ...]
 """Values by the names of what holds them, such as ``("model.head.pooled", True)``."""
 
 
-MOST = 200
-"""The most kinds of calls that are remembered."""
+Pass = tuple[Operators, list[Tensor]]
+"""What a pass ran, and what it gave."""
+
+MOST, FEW = 200, 8
+"""The most kinds of calls that are remembered, and the most values that are tried alone for a message."""
 
 
 class Held:
@@ -46,7 +50,7 @@ class Held:
 
     def __init__(self, model: nn.Module, right: Sequence[Together] = ()) -> None:
         self.right = tuple(right)
-        self._busy = False
+        self._busy: int | None = None  # the thread that looks into a call
         self.renew(model)
 
     def renew(self, model: nn.Module) -> None:
@@ -67,7 +71,7 @@ class Held:
         return found
 
     def _copied(self) -> dict[str, Any]:
-        return vars(self) | {"_accepted": [], "_busy": False}
+        return vars(self) | {"_accepted": [], "_busy": None}
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Check what the module's code reads, before a forward pass.
@@ -75,8 +79,11 @@ class Held:
         Raises:
             InputError: With a new value, the code computes something for which removed units may be needed.
         """
-        if self._busy or self.suspended or torch.compiler.is_compiling():
+        if self.suspended or torch.compiler.is_compiling() or self._busy == get_ident():
             return
+        if self._busy is not None:  # other values stand there for the moment
+            with seeded(0):
+                pass
         if not self._is_whole:
             self._entries += [entry for entry in entries_of(module) if entry.is_shared]
             self._is_whole = True
@@ -87,22 +94,28 @@ class Held:
         values = [(change.entry, change.name, change.new) for change in changes]
         given, spec = pytree.tree_flatten((args, kwargs))
         kind = spec, module.training, torch.is_grad_enabled(), *map(_kind, given)
-        if any(one == kind and _are_same(known, values) for one, known in self._accepted):
+        if self._is_known(kind, values):
             return
-        self._busy = True
-        try:
-            if self._is_accepted(module, changes, (args, kwargs)):
-                known = [one for one in self._accepted if _are_same(one[1], values)]
+        with seeded(0):  # one thread at a time
+            if self._is_known(kind, values):  # another thread was quicker
+                return
+            self._busy = get_ident()
+            try:
+                self._check(module, changes, (args, kwargs))
+                known = [one for one in self._accepted if _is_light(one) or _are_same(one[1], values)]
                 self._accepted = [*known[-MOST:], (kind, values)]
-        finally:
-            self._busy = False
+            finally:
+                self._busy = None
+
+    def _is_known(self, kind: Any, values: Sequence[Any]) -> bool:
+        return any(one == kind and _are_same(known, values) for one, known in self._accepted)
 
     def _unknown(self, entries: Sequence[Entry]) -> list[Change]:
         """Return what has changed, but for values that are right together, and new layers with weights."""
         found = []
         for change in (change for entry in entries for change in entry.changes()):
             new = change.new
-            if isinstance(new, nn.Module) and next(new.parameters(), None) is not None:
+            if isinstance(new, nn.Module) and _has_weights(change.old, new):
                 change.entry.accept(change.name, new)
             else:
                 found.append(change)
@@ -111,8 +124,8 @@ class Held:
         most = max(([c for c, name in named if name in one] for one in known), key=len, default=[])
         return [change for change in found if not any(change is one for one in most)]
 
-    def _is_accepted(self, module: nn.Module, changes: list[Change], given: Any) -> bool:
-        """Whether a call with these changes computes what it would without, as far as units are concerned.
+    def _check(self, module: nn.Module, changes: list[Change], given: Any) -> None:
+        """Let a call with these changes pass if it computes what it would without, as far as units go.
 
         Raises:
             InputError: It does not, or that cannot be seen.
@@ -120,7 +133,7 @@ class Held:
         try:
             after, ours = _tried(module, given, changes, None)
         except Exception as error:  # the call may fail as well; else nothing would have looked into it
-            return _refuse(module, changes, error)
+            _refuse(module, changes, error)
         for change in changes:
             if isinstance(change.new, nn.Module) and after.works_by_number(change.new):
                 change.entry.accept(change.name, change.new)
@@ -129,24 +142,48 @@ class Held:
             if id(change) in written:
                 change.entry.forget(change.name)
         left = [change for change in changes if change.is_new() and id(change) not in written]
-        return not left or self._runs_the_same(module, given, left, after, ours) or _refuse(module, left)
+        if left and not self._runs_the_same(module, given, left, (after, ours)):
+            _refuse(module, _named_first(module, given, left, (after, ours)))
 
-    def _runs_the_same(
-        self, module: nn.Module, given: Any, left: list[Change], after: Operators, ours: list[Tensor]
-    ) -> bool:
+    def _runs_the_same(self, module: nn.Module, given: Any, left: list[Change], new: Pass) -> bool:
         """Whether a pass with values that are right gives the same, or runs the same operators."""
         alone = [values for values in self.right if len({repr(value) for _, value in values}) == 1]
         one = left[0]
         others = [v for k in alone for name, v in k if name == str(one) and repr(v) != repr(one.new)]
-        for values in ([change.old for change in left], *([v] for v in others if len(left) == 1)):
-            try:
-                before, theirs = _tried(module, given, left, values)
-            except Exception:  # the values from before may not go with these arguments
-                continue
-            tolerance = max((SAME.get(t.dtype, 1e-3) for t in theirs), default=0.0)
-            if relative_difference(ours, theirs) <= tolerance or before.calls == after.calls:
-                return True
+        tries = [[change.old for change in left], *([v] for v in others if len(left) == 1)]
+        return any(_is_same(module, given, left, values, new) for values in tries)
+
+
+def _is_same(module: nn.Module, given: Any, left: Sequence[Change], values: Sequence[Any], new: Pass) -> bool:
+    """Whether a pass with these values instead of the new ones gives the same, or runs the same operators."""
+    try:
+        before, theirs = _tried(module, given, left, values)
+    except Exception:  # the values from before may not go with these arguments
         return False
+    after, ours = new
+    tolerance = max((SAME.get(t.dtype, 1e-3) for t in theirs), default=0.0)
+    return relative_difference(ours, theirs) <= tolerance or before.calls == after.calls
+
+
+def _named_first(module: nn.Module, given: Any, left: list[Change], new: Pass) -> list[Change]:
+    """Put one first without which other operators run, so that the message names it."""
+    for change in left[:FEW] if len(left) > 1 else ():
+        if not _is_same(module, given, [change], [change.old], new):
+            return [change, *(one for one in left if one is not change)]
+    return left
+
+
+def _has_weights(old: Any, new: nn.Module) -> bool:
+    """Whether a module has weights of its own. Quantised layers have no parameters, but a state."""
+    if next(new.parameters(), None) is not None:
+        return True
+    had = isinstance(old, nn.Module) and next(old.parameters(), None) is not None
+    return had and bool(new.state_dict())
+
+
+def _is_light(one: tuple[Any, Sequence[tuple[Any, Any, Any]]]) -> bool:
+    """Whether what is remembered of a call keeps nothing large alive."""
+    return all(type(value) in ATOMS for _, _, value in one[1])
 
 
 def _tried(
@@ -183,11 +220,11 @@ def _kind(leaf: Any) -> Any:
 
 def _are_same(one: Sequence[Any], other: Sequence[Any]) -> bool:
     return len(one) == len(other) and all(
-        a[0] is b[0] and a[1] == b[1] and a[2] is b[2] for a, b in zip(one, other, strict=True)
+        a[0] is b[0] and a[1] == b[1] and is_alike(a[2], b[2]) for a, b in zip(one, other, strict=True)
     )
 
 
-def _refuse(module: nn.Module, changes: Sequence[Change], failed: Exception | None = None) -> bool:
+def _refuse(module: nn.Module, changes: Sequence[Change], failed: Exception | None = None) -> NoReturn:
     """Raise the error for a call with these changes."""
     first = changes[0]
     old, new = (f"{value!r:.80}" if value is not ... else "nothing" for value in (first.before(), first.new))
@@ -210,6 +247,25 @@ def hold(small: nn.Module, right: Sequence[Together] = ()) -> None:
                 del module._forward_pre_hooks[number]
                 module._forward_pre_hooks_with_kwargs.pop(number, None)
     small.register_forward_pre_hook(Held(small, right), with_kwargs=True)
+    if not hasattr(type(small), "__prepare_scriptable__"):
+        object.__setattr__(small, "__prepare_scriptable__", _Unwatched(small))
+
+
+class _Unwatched:
+    """Gives `torch.jit.script`, which compiles hooks too, the module without those that only watch."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __call__(self) -> nn.Module:
+        """Return a module with the same tensors and submodules."""
+        found = copy.copy(self.module)
+        del found.__dict__["__prepare_scriptable__"]
+        hooks = found._forward_pre_hooks
+        found._forward_pre_hooks = type(hooks)(
+            (number, hook) for number, hook in hooks.items() if not getattr(hook, "only_watches", False)
+        )
+        return found
 
 
 def suspend(model: nn.Module) -> None:

@@ -7,7 +7,8 @@ import enum
 import inspect
 import sys
 from collections import UserDict, deque
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from operator import is_
 from types import FunctionType, MemberDescriptorType, ModuleType
@@ -15,7 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from secateur.common.preserving import ATOMS, PLAIN, is_own
+from secateur.common.preserving import ATOMS, PLAIN, is_alike, is_own
 from secateur.targets.units.reachable import Reachable
 
 NOTHING = ...
@@ -34,8 +35,8 @@ class Entry:
 
     Attributes:
         title: The holder, from the model on.
-        kind: ``attribute``, ``slot``, ``class``, ``global``, ``dict``, ``list``, ``set``; or ``children`` of a
-            module, to which others may be added, since no code names them.
+        kind: ``attribute``, ``slot``, ``class``, ``global``, ``dict``, ``list``, ``set``; or ``children`` of
+            a module, to which others may be added, since no code names them.
         holder: The holder; of globals the name of the module of Python.
         values: The values by name, key or position. `NOTHING` where there is none.
         is_shared: Whether models have it in common, so that copies of a model refer to the same.
@@ -107,9 +108,10 @@ class Entry:
                 return False
         return not self.absent or self.absent.isdisjoint(self._all())
 
-    def _all(self) -> Collection[str]:
+    def _all(self) -> AbstractSet[str]:
         """The names of all attributes of an object, and of a module's submodules."""
-        own, children = self.holder.__dict__, self.holder.__dict__.get("_modules")
+        own: dict[str, Any] = self.holder.__dict__
+        children: dict[str, Any] | None = own.get("_modules")
         return own.keys() | children.keys() if children else own.keys()
 
     def changes(self) -> list[Change]:
@@ -119,7 +121,7 @@ class Entry:
         if kind in ("dict", "list", "set"):
             names += now.keys() - self.values.keys()
         if self.absent:
-            names += sorted(self.absent & self._all())
+            names += sorted(self._all() & self.absent)
         found = []
         for name in names:
             old, new = self.values.get(name, self.nothing), now.get(name, self.nothing)
@@ -127,7 +129,7 @@ class Entry:
                 new = _tensor_or_module(self.holder, name)
             if old is new:
                 continue
-            if (type(old) is type(new) and type(old) in ATOMS and old == new and kind != "set") or (
+            if is_alike(old, new) or (
                 kind == "attribute" and old is NOTHING and _wraps(new, self.holder, name)
             ):
                 self.accept(name, new)
@@ -273,7 +275,7 @@ class _Finder:
         stored, asked = self._of_kind[kind]
         names = [k for k in held if k in reach.names and k not in stored]
         values = {k: held[k] for k in names if not isinstance(held[k], Tensor | nn.Module)}
-        absent: Collection[str] = frozenset()
+        absent = frozenset[str]()
         if hasattr(holder, "__dict__"):
             inside = [held.get(name, {}) for name in ("_modules", "_parameters", "_buffers")]
             absent = asked.difference(held, *inside)

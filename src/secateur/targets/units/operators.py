@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Iterable
 from typing import Any
@@ -12,17 +13,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.graph.courses import leaves
 
-_SAME = frozenset("alias clone detach _to_copy lift_fresh contiguous".split())
-"""Operators that return the numbers that they are given."""
-_NOISE = frozenset("bernoulli bernoulli_ rand_like empty_like".split())
-"""Operators of dropout, which draw a number for each."""
+_SAME = frozenset("alias clone detach _to_copy lift_fresh contiguous native_dropout".split())
+"""Operators that return the numbers that they are given, or some of them."""
+_NOISE = frozenset(
+    "bernoulli bernoulli_ rand rand_like randn randn_like normal_ uniform_ empty empty_like new_empty".split()
+)
+"""Operators of dropout and noise, which draw a number for each."""
 
 
 class Operators(TorchDispatchMode):
     """What runs while this is active.
 
     An operator that takes one tensor and works on each of its numbers by itself, as activations do, treats
-    every unit alike, whatever else was removed. Such are left out.
+    every unit alike, whatever else was removed. Such are left out, but not where they take a number that a
+    size of the tensor gives: units that were removed count there.
 
     Attributes:
         calls: The other operators, each with its whole numbers and switches, the shapes of its results, and
@@ -41,6 +45,8 @@ class Operators(TorchDispatchMode):
         self.ran: list[nn.Module] = []
         self.written: list[Any] = []
         self._names: dict[int, tuple[weakref.ref[Tensor], Any]] = {}
+        inputs = list(inputs)
+        self._of_inputs = {n for leaf in inputs if isinstance(leaf, Tensor) for n in leaf.shape}
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             self._name(tensor, name)
         for number, leaf in enumerate(inputs):
@@ -56,14 +62,14 @@ class Operators(TorchDispatchMode):
         name = func._schema.name.partition("::")[2] if hasattr(func, "_schema") else str(func)
         results = [v for v in leaves(result) if isinstance(v, Tensor)]
         whole = [one for one in names if one != "noise"]
-        if name in _NOISE:
+        if name in _NOISE or (names and not whole):
             made: Any = "noise"
         elif name in _SAME or torch.Tag.pointwise in getattr(func, "tags", ()):
-            made = whole[0] if len(whole) == 1 else ("noise" if names and not whole else None)
+            made = whole[0] if len(whole) == 1 and not self._sizes_in(given) else None
         else:
             made = None
         if made is None:
-            settings = [v for v in given if type(v) in (int, bool, str)]
+            settings = [v for v in given if type(v) in (int, bool, str)] + self._sizes_in(given)
             shapes = [tuple(v.shape) for v in results]
             self.calls.append((str(func), names, settings, shapes))
             self.mixing += self.inside
@@ -84,6 +90,17 @@ class Operators(TorchDispatchMode):
     def works_by_number(self, module: nn.Module) -> bool:
         """Whether a module ran, and only operators in it that work on each number by itself."""
         return any(one is module for one in self.ran) and not any(one is module for one in self.mixing)
+
+    def _sizes_in(self, given: Iterable[Any]) -> list[Any]:
+        """The numbers that may follow from a size that has shrunk, as in ``h / h.shape[-1] ** 0.5``."""
+        found: list[Any] = [v for v in given if type(v) in (int, float) and abs(v) not in (0, 1)]
+        if not found:
+            return []
+        shapes = [v.shape for v in given if isinstance(v, Tensor)]
+        sizes = {n for shape in shapes for n in (*shape, shape.numel())} - self._of_inputs - {0, 1}
+        return [
+            v for v in found if any(math.isclose(abs(v), n**k) for n in sizes for k in (1, -1, 0.5, -0.5))
+        ]
 
     def _name(self, tensor: Tensor, name: Any) -> None:
         self._names[id(tensor)] = weakref.ref(tensor), name
