@@ -496,6 +496,31 @@ def test_a_module_can_be_scripted_where_the_dense_one_can(way: str) -> None:
     assert any(isinstance(hook, Held) for hook in small._forward_pre_hooks.values())
 
 
+def test_values_that_are_right_one_by_one() -> None:
+    class Checkpointed(Net):
+        def __init__(self) -> None:
+            super().__init__("none")
+            self.careful, self.pooled = False, False
+            self.options = {"odd": None}
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.run(self.up, x) if self.careful else self.up(x)  # `run` is set later
+            if self.options["odd"] and self.pooled:
+                h = h.softmax(-1)
+            return self.out(self.mid(h.relu() * 2 if self.pooled else h.relu()).relu())
+
+    torch.manual_seed(0)
+    small, masked = pruned(Checkpointed().double().eval())
+    for model in (small, masked):
+        model.run, model.careful = lambda layer, x: layer(x), True
+    torch.testing.assert_close(small(INPUTS), masked(INPUTS))
+    small.options["odd"] = True
+    small(INPUTS)
+    small.pooled = True  # right alone, and so are the options alone
+    with pytest.raises(sc.InputError, match="odd"):
+        small(INPUTS)
+
+
 def test_threads_wait_while_one_looks() -> None:
     small, masked = pruned(network("dictionary"))
     for model in (small, masked):

@@ -47,7 +47,7 @@ def test_names_that_the_forward_pass_may_reach() -> None:
     assert {"shown", "hidden", "config", "deep", "inner", "maybe"} <= found.names
     assert not {"beside", "UNREAD"} & found.names
     assert "maybe" in found.asked
-    assert found.stored == {"calls"}
+    assert found.stored == {"calls"}  # what a decorator hides may be of any object
     assert found.globals == {__name__: {"helper", "LEVEL"}}
 
 
@@ -57,5 +57,24 @@ def test_names_beyond_the_first_256() -> None:
     body = "".join(f"        {line}\n" for line in lines)
     exec(f"class Long(nn.Module):\n    def forward(self, x):\n{body}        return x\n", space)
     found = Reachable(space["Long"]())
-    assert found.stored == {f"n{k}" for k in range(300)}
+    assert found.stored_by(space["Long"]) == {f"n{k}" for k in range(300)}
     assert {f"m{k}" for k in range(300)} <= found.names
+
+
+def test_who_sets_an_attribute() -> None:
+    class Other(nn.Module):
+        @staticmethod
+        def of(model: Any) -> None:
+            """Set what is another's."""
+            model.static = 1
+
+        def forward(self, x: Tensor) -> Tensor:
+            """Of any shape."""
+            self.of(self)
+            self.mine, x.theirs = 1, 2  # type: ignore[attr-defined]
+            return x
+
+    found = Reachable(nn.Sequential(Other(), nn.ReLU()))
+    assert found.stored_by(Other) == {"mine"}
+    assert found.stored == {"static", "theirs"}
+    assert found.stored_by(Net) == set()

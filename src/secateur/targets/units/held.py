@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import suppress
 from threading import get_ident
 from typing import Any, NoReturn
 
@@ -88,10 +89,12 @@ class Held:
             self._entries += [entry for entry in entries_of(module) if entry.is_shared]
             self._is_whole = True
         entries = [entry for entry in self._entries if not entry.is_same()]
-        changes = self._unknown(entries) if entries else []
+        found = self._found(entries) if entries else []
+        changes = self._unknown(found)
         if not changes:
             return
-        values = [(change.entry, change.name, change.new) for change in changes]
+        values = [(change.entry, change.name, change.new) for change in found]
+        others = [change for change in found if not any(change is one for one in changes)]
         given, spec = pytree.tree_flatten((args, kwargs))
         kind = spec, module.training, torch.is_grad_enabled(), *map(_kind, given)
         if self._is_known(kind, values):
@@ -101,7 +104,7 @@ class Held:
                 return
             self._busy = get_ident()
             try:
-                self._check(module, changes, (args, kwargs))
+                self._check(module, changes, others, (args, kwargs))
                 known = [one for one in self._accepted if _is_light(one) or _are_same(one[1], values)]
                 self._accepted = [*known[-MOST:], (kind, values)]
             finally:
@@ -110,8 +113,8 @@ class Held:
     def _is_known(self, kind: Any, values: Sequence[Any]) -> bool:
         return any(one == kind and _are_same(known, values) for one, known in self._accepted)
 
-    def _unknown(self, entries: Sequence[Entry]) -> list[Change]:
-        """Return what has changed, but for values that are right together, and new layers with weights."""
+    def _found(self, entries: Sequence[Entry]) -> list[Change]:
+        """Return what has changed, but for new layers with weights."""
         found = []
         for change in (change for entry in entries for change in entry.changes()):
             new = change.new
@@ -119,12 +122,16 @@ class Held:
                 change.entry.accept(change.name, new)
             else:
                 found.append(change)
+        return found
+
+    def _unknown(self, found: list[Change]) -> list[Change]:
+        """Return what is not known to be right together."""
         known = [{(name, repr(value)) for name, value in values} for values in self.right]
         named = [(change, (str(change), repr(change.new))) for change in found if known]
         most = max(([c for c, name in named if name in one] for one in known), key=len, default=[])
         return [change for change in found if not any(change is one for one in most)]
 
-    def _check(self, module: nn.Module, changes: list[Change], given: Any) -> None:
+    def _check(self, module: nn.Module, changes: list[Change], others: list[Change], given: Any) -> None:
         """Let a call with these changes pass if it computes what it would without, as far as units go.
 
         Raises:
@@ -142,16 +149,25 @@ class Held:
             if id(change) in written:
                 change.entry.forget(change.name)
         left = [change for change in changes if change.is_new() and id(change) not in written]
-        if left and not self._runs_the_same(module, given, left, (after, ours)):
+        if left and not self._runs_the_same(module, given, left, others, (after, ours)):
             _refuse(module, _named_first(module, given, left, (after, ours)))
 
-    def _runs_the_same(self, module: nn.Module, given: Any, left: list[Change], new: Pass) -> bool:
-        """Whether a pass with values that are right gives the same, or runs the same operators."""
-        alone = [values for values in self.right if len({repr(value) for _, value in values}) == 1]
-        one = left[0]
-        others = [v for k in alone for name, v in k if name == str(one) and repr(v) != repr(one.new)]
-        tries = [[change.old for change in left], *([v] for v in others if len(left) == 1)]
-        return any(_is_same(module, given, left, values, new) for values in tries)
+    def _runs_the_same(
+        self, module: nn.Module, given: Any, left: list[Change], others: list[Change], new: Pass
+    ) -> bool:
+        """Whether a pass with values that are right gives the same, or runs the same operators.
+
+        Such are those from before; with the other ones that changed and are right as they are, or as they
+        were; and what was found to be right for one value alone.
+        """
+        one, whole = left[0], [*left, *others]
+        tries = [(left, [change.old for change in left])]
+        tries += [(whole, [change.old for change in whole])] if others else []
+        if len(left) == 1:
+            alone = [values for values in self.right if len({repr(value) for _, value in values}) == 1]
+            right = [v for k in alone for name, v in k if name == str(one) and repr(v) != repr(one.new)]
+            tries += [(left, [value]) for value in right]
+        return any(_is_same(module, given, some, values, new) for some, values in tries)
 
 
 def _is_same(module: nn.Module, given: Any, left: Sequence[Change], values: Sequence[Any], new: Pass) -> bool:
@@ -168,8 +184,9 @@ def _is_same(module: nn.Module, given: Any, left: Sequence[Change], values: Sequ
 def _named_first(module: nn.Module, given: Any, left: list[Change], new: Pass) -> list[Change]:
     """Put one first without which other operators run, so that the message names it."""
     for change in left[:FEW] if len(left) > 1 else ():
-        if not _is_same(module, given, [change], [change.old], new):
-            return [change, *(one for one in left if one is not change)]
+        with suppress(Exception):
+            if _tried(module, given, [change], [change.old])[0].calls != new[0].calls:
+                return [change, *(one for one in left if one is not change)]
     return left
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dis
 import functools
 import inspect
-import sys
 from collections.abc import Iterator
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
@@ -16,7 +15,6 @@ from secateur.common.preserving import is_own
 
 _STORES = {dis.opmap[name] for name in ("STORE_ATTR", "STORE_GLOBAL", "DELETE_ATTR") if name in dis.opmap}
 _ASKS = frozenset(("getattr", "hasattr"))
-_READS = {dis.opmap[name] for name in ("LOAD_ATTR", "LOAD_METHOD") if name in dis.opmap}
 _ONE = {dis.opmap[name] for name in ("LOAD_FAST", "LOAD_FAST_BORROW") if name in dis.opmap}
 _TWO = {
     dis.opmap[name]
@@ -30,7 +28,7 @@ class Reachable:
 
     Attributes:
         names: Names of attributes that it reads, and of all that it calls.
-        asked: Names that it may ask for by `getattr` or `hasattr`.
+        asked: Names that it may ask for by `getattr` or `hasattr`, or where it expects an `AttributeError`.
         stored: Names of globals, and of attributes of others than ``self``, that it sets.
         globals: By the name of a module of Python, the names of its globals that the code reads.
     """
@@ -40,7 +38,7 @@ class Reachable:
         self.asked: set[str] = set()
         self.stored: set[str] = set()
         self.globals: dict[str, set[str]] = {}
-        self._own: dict[int, tuple[set[str], set[str]]] = {}  # by method: of `self`, what is set and read
+        self._own: dict[int, set[str]] = {}  # by method: what it sets on `self`
         self._methods: dict[str, list[FunctionType]] = {}
         self._seen: set[int] = set()
         self._pending: list[FunctionType] = []
@@ -58,20 +56,21 @@ class Reachable:
                 functions = _functions(value)
                 self._methods.setdefault(name, []).extend(functions)
                 if not isinstance(value, staticmethod):
-                    self._own.update((id(function), (set(), set())) for function in functions)
+                    self._own.update((id(function), set()) for function in functions)
         for name in ("forward", "__call__", "__getattr__", "__getattribute__"):
             self._named(name)
         while self._pending:
             self._read(self._pending.pop())
 
-    def of(self, kind: type) -> tuple[set[str], set[str]]:
-        """The names of attributes that the methods of a class set on ``self``, and those that they read."""
-        found: tuple[set[str], set[str]] = set(), set()
-        for value in (value for base in kind.__mro__ for value in vars(base).values()):
-            for function in _functions(value):
-                for names, more in zip(found, self._own.get(id(function), ()), strict=False):
-                    names |= more
-        return found
+    def stored_by(self, kind: type) -> set[str]:
+        """The names of attributes that the methods of a class set on ``self``."""
+        functions = (
+            function
+            for base in kind.__mro__
+            for value in vars(base).values()
+            for function in _functions(value)
+        )
+        return set[str]().union(*(self._own.get(id(function), ()) for function in functions))
 
     def _named(self, name: str) -> None:
         for function in self._methods.pop(name, ()):
@@ -90,13 +89,12 @@ class Reachable:
             new = names - self.names
             self.names |= names
             own = self._own.get(id(function)) if code is function.__code__ else None
-            self.stored |= _names(code, _STORES, own and own[0])
-            _names(code, _READS, own and own[1])
-            if names & _ASKS:
-                asked = {c for c in code.co_consts if isinstance(c, str) and c.isidentifier()}
-                self.asked |= asked
-                new |= asked
-                self.names |= asked
+            self.stored |= _stored(code, own)
+            asked = {c for c in code.co_consts if isinstance(c, str) and c.isidentifier()}
+            asked = (asked if names & _ASKS else set()) | (names if "AttributeError" in names else set())
+            self.asked |= asked
+            self.names |= asked
+            new |= asked
             for name in new:
                 self._named(name)
             for name in names & held.keys():
@@ -142,20 +140,15 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
             yield from _codes(inner)
 
 
-def _names(code: CodeType, operations: set[int], own: set[str] | None) -> set[str]:
-    """Return the names that some operations of code are about. Those of its first argument go to `own`."""
+def _stored(code: CodeType, own: set[str] | None) -> set[str]:
+    """Return the names of attributes and globals that code sets. Those of its first argument go to `own`."""
     found, high, before = set[str](), 0, (-1, -1)
     for operation, low in zip(code.co_code[::2], code.co_code[1::2], strict=True):
         number = high << 8 | low
         high = number if operation == dis.EXTENDED_ARG else 0
-        if operation in operations:
+        if operation in _STORES:
             is_first = (before[0] in _ONE and not before[1]) or (before[0] in _TWO and not before[1] & 15)
-            (own if own is not None and is_first else found).add(code.co_names[_index(operation, number)])
+            (own if own is not None and is_first else found).add(code.co_names[number])
         if operation != dis.EXTENDED_ARG:
             before = operation, number
     return found
-
-
-def _index(operation: int, number: int) -> int:
-    """Where in the names an operation finds its own. From Python 3.12 on, one bit says that it is a call."""
-    return number >> 1 if sys.version_info >= (3, 12) and operation == dis.opmap["LOAD_ATTR"] else number
