@@ -129,11 +129,9 @@ class Entry:
                 new = _tensor_or_module(self.holder, name)
             if old is new:
                 continue
-            if is_alike(old, new) or (
-                kind == "attribute" and old is NOTHING and _wraps(new, self.holder, name)
-            ):
+            if is_alike(old, new):
                 self.accept(name, new)
-            else:
+            elif old is not NOTHING or not _wraps(new, self.holder, name):
                 found.append(Change(self, name, old, new, len(now)))
         return found
 
@@ -162,10 +160,13 @@ def _tensor_or_module(holder: nn.Module, name: str) -> Any:
 
 
 def _wraps(value: Any, holder: Any, name: str) -> bool:
-    """Whether a function is one that libraries wrap around the method of the same name, as hooks do."""
-    inner = inspect.unwrap(value) if callable(value) else None
+    """Whether a function wraps the method of the same name, as libraries do, or is one of secateur's own."""
+    if not callable(value):
+        return False
+    inner = inspect.unwrap(value)
     inner = getattr(inner, "__func__", inner)
-    return inner is not None and inner is getattr(type(holder), name, NOTHING)
+    own = (getattr(inner, "__module__", None) or "").partition(".")[0] == __name__.partition(".")[0]
+    return own or inner is getattr(type(holder), name, NOTHING)
 
 
 @dataclass(frozen=True, eq=False)
