@@ -119,6 +119,40 @@ def test_a_block_that_goes_frees_its_units_and_units_make_blocks_cheaper() -> No
     assert graph.cost(half).params - graph.cost(gone | half).params < graph.cost().params - other.params
 
 
+@pytest.mark.parametrize("gone", range(4))
+@pytest.mark.parametrize("whole", [False, True])
+def test_blocks_that_share_weights_or_are_one_module(gone: int, whole: bool, tmp_path: Path) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.into, self.out = nn.Linear(5, 16), nn.Linear(16, 3)
+            self.blocks = nn.ModuleList(Residual(16) for _ in range(4))
+            layers = [next(m for m in block.modules() if isinstance(m, nn.Linear)) for block in self.blocks]
+            if whole:
+                self.blocks[2].load_state_dict(self.blocks[1].state_dict())
+                for one, other in zip(self.blocks[1].modules(), self.blocks[2].modules(), strict=True):
+                    other._parameters.update(one._parameters)
+            layers[2].weight = layers[1].weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.into(x)
+            for block in self.blocks:
+                x = block(x)
+            return self.out(x)
+
+    torch.manual_seed(0)
+    model, inputs = Tied().eval(), torch.randn(4, 5)
+    graph: Any = sc.trace(model, inputs, granularity=BOTH)
+    keep = {group.name: np.arange(group.size) % 3 != 1 for group in graph.units.groups}
+    keep["blocks"] = np.arange(4) != gone
+    plan = sc.Plan.build(graph, keep, allocator="drawn")
+    small = sc.apply(model, plan, graph=graph)
+    assert verify(model, small, plan, inputs, graph=graph).difference <= 1e-9
+    assert parameters(small) == plan.predicted.params
+    again = sc.load(sc.save(small, tmp_path), Tied)
+    torch.testing.assert_close(again(inputs), small(inputs))
+
+
 def test_units_inside_blocks_that_go_mean_nothing() -> None:
     model, _, graph = traced("chain")
     keep = {group.name: np.ones(group.size, dtype=bool) for group in graph.groups}
@@ -148,6 +182,7 @@ def test_what_cannot_be_reached_is_said_in_the_form_of_the_budget() -> None:
     _, _, graph = traced("chain")
     with pytest.raises(sc.UnreachableBudgetError) as caught:
         planned(graph, shared(0.25), sc.Budget(params=0.2), sc.Limits(max_ratio=0.5))
+    assert "save up to 0.25 of what the budget saves; another share may reach it" in str(caught.value)
     assert 0.2 < caught.value.smallest < 0.5
     planned(graph, shared(0.25), sc.Budget(params=caught.value.smallest), sc.Limits(max_ratio=0.5))
 

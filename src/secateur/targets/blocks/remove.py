@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from secateur.errors import PlanError
 from secateur.plan import Plan
@@ -63,7 +63,7 @@ def can_pass(block: Block) -> bool:
 def names_after(
     model: nn.Module, names: Iterable[str], removed: Iterable[str], passing: Iterable[str] = ()
 ) -> dict[str, str]:
-    """For each tensor or module that stays its new name.
+    """For each tensor or module that stays its new name. Some stay in a place that shares them.
 
     Args:
         model: The dense model.
@@ -89,7 +89,19 @@ def names_after(
         return ".".join(parts)
 
     inside = tuple(f"{path}." for path in removed)
-    return {name: renamed(name) for name in names if not f"{name}.".startswith(inside)}
+    tensors = dict((*_all(model.named_parameters), *_all(model.named_buffers))) if inside else {}
+    staying: dict[int, str] = {}
+    for name, tensor in tensors.items():
+        if not name.startswith(inside):
+            staying.setdefault(id(tensor), name)
+    places = {
+        name: staying.get(id(tensors.get(name))) if f"{name}.".startswith(inside) else name for name in names
+    }
+    return {name: renamed(place) for name, place in places.items() if place is not None}
+
+
+def _all(named: Callable[..., Iterable[tuple[str, Tensor]]]) -> Iterable[tuple[str, Tensor]]:
+    return named(remove_duplicate=False)
 
 
 def _join(container: str, name: str) -> str:

@@ -279,7 +279,7 @@ class Together(Allocator):
             try:
                 then = decide(rest, bounds, limits, steps, self.units.knob(budget))
             except UnreachableBudgetError as error:
-                raise _in_shares(error, cast(Budget, budget), both) from error
+                raise self._in_shares(error, cast(Budget, budget), both) from error
         # On the curve, what went first is gone before the first unit is.
         knobs = [float(function.knob[0]) for function in steps.values() if len(function.knob)]
         start = np.nextafter(min(knobs, default=0.0), -np.inf)
@@ -337,6 +337,19 @@ class Together(Allocator):
         removed = {name: len(function.order) - kept[name] for name, function in steps.items()}
         return Decision(float(points.knob[at]) if at else None, budget, steps, removed, removed)
 
+    def _in_shares(
+        self, error: UnreachableBudgetError, budget: Budget, both: Joined
+    ) -> UnreachableBudgetError:
+        """The error with `smallest` in the form of the budget, if that is a share of the dense cost."""
+        said = (
+            f"{error} That is what stays once {self.what}s are gone, which save up to {self.share:g} of what "
+            "the budget saves; another share may reach it."
+        )
+        name = "macs" if budget.macs is not None else "params"
+        if not isinstance(getattr(budget, name), float):
+            return UnreachableBudgetError(said, error.smallest)
+        return UnreachableBudgetError(said, error.smallest / max(1, getattr(both.cost(), name)))
+
     def _of_units(
         self, part: Graph, both: Joined, scores: ScoreTable, limits: Limits
     ) -> Mapping[str, StepFunction]:
@@ -382,14 +395,6 @@ def _counted(budget: Budget, both: Joined) -> Budget | None:
     dense = both.cost()
     found = {name: max(1, most) for name, most in budget.targets(dense).items() if name in ("params", "macs")}
     return Budget(**found, spend=budget.spend) if found else None  # type: ignore[arg-type]
-
-
-def _in_shares(error: UnreachableBudgetError, budget: Budget, both: Joined) -> UnreachableBudgetError:
-    """The error with `smallest` in the form of the budget, if that is a share of the dense cost."""
-    name = "macs" if budget.macs is not None else "params"
-    if not isinstance(getattr(budget, name), float):
-        return error
-    return UnreachableBudgetError(str(error), error.smallest / max(1, getattr(both.cost(), name)))
 
 
 def _beside(name: str, what: What) -> Allocator:
