@@ -52,15 +52,9 @@ class Entry:
     absent: frozenset[str] = frozenset()
     ignored: frozenset[Any] = frozenset()
     _listed: tuple[Any, ...] = field(init=False)
-    _absent: frozenset[Any] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._list()
-
-    def _list(self) -> None:
-        """Prepare `is_same`, which runs at each call: most names of some holders are absent."""
-        self._listed = tuple(item for item in self.values.items() if item[1] is not NOTHING)
-        self._absent = frozenset(name for name, value in self.values.items() if value is NOTHING)
+        self._listed = tuple(self.values.items())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Entry:
         """Copy it for a copy of the model."""
