@@ -265,7 +265,7 @@ def hold(small: nn.Module, right: Sequence[Together] = ()) -> None:
                 module._forward_pre_hooks_with_kwargs.pop(number, None)
     small.register_forward_pre_hook(Held(small, right), with_kwargs=True)
     if not hasattr(type(small), "__prepare_scriptable__"):
-        object.__setattr__(small, "__prepare_scriptable__", _Unwatched(small))
+        vars(small)["__prepare_scriptable__"] = _Unwatched(small)
 
 
 class _Unwatched:
