@@ -180,7 +180,11 @@ def test_the_pruned_model_is_right_on_both_sides_of_a_branch(
     for training in (False, True):
         for shape in ((2, 5), (3, 9), (1, 5), (2, 2), (2, 3), (2, 8), (2, 12), (1, 1), (8, 5), (2, 11)):
             x = torch.randn(*shape, 6).double()
-            torch.testing.assert_close(small.train(training)(x), masked.train(training)(x))
+            try:
+                torch.testing.assert_close(small.train(training)(x), masked.train(training)(x))
+            except sc.SecateurError as error:
+                at = f"{graph.inputs.open}, {graph.inputs.other_courses()}"
+                pytest.fail(f"{shape}: {error} Captured at {at}. {caplog.text}")
 
 
 def test_a_way_for_one_sample_is_seen_where_it_was_traced() -> None:
