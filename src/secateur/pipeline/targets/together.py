@@ -325,22 +325,6 @@ class UnitsAndBlocks(Both):
             method.run(small, Work(lambda: self.graph.units, data))
         return small
 
-    def repaired(self, small: nn.Module, plan: Plan) -> nn.Module:
-        """What both removals did is repaired in one pass, as far as that helps on held-out data."""
-        task = self.task
-        if task.repair is None:
-            return small
-        return blocks.repair(
-            small,
-            task.model,
-            task.data,
-            task.repair,
-            graph=self.graph,
-            loss_fn=task.loss_fn,
-            seed=task.seed,
-            progress=task.progress,
-        )
-
 
 class UnitsHeadSizesAndBlocks(UnitsAndBlocks):
     """Units but whole heads, dimensions of heads, and residual blocks."""
