@@ -123,10 +123,10 @@ def further_views(
         taken = wide if everywhere else arguments
         if omissions.explain(arguments, (wide, arguments) if everywhere else (arguments,)):
             continue
-        omissions.captured(arguments)
         with _if_it_can(f"the pass at sizes {sizes}"):
             found = capture_branches(model, *taken, exact=True)
             views += _views(found, taken, everywhere=everywhere and bool(others))
+            omissions.captured(arguments)
     for other in spec.also:
         arguments = other.example(device=device_of(model))
         found = capture_branches(model, *arguments, exact=True)
