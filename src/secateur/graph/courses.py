@@ -77,7 +77,7 @@ class Course(TorchFunctionMode):
         self.answers: set[bool] = set()
         self.reads_values = False
         self.kinds: set[Any] = set()
-        self._counts: set[int] = set()
+        self._counts = set[int]()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run and record a call. Sizes that it returns are watched."""
@@ -156,10 +156,20 @@ class Course(TorchFunctionMode):
         return frozenset(call for call, _ in self.calls)
 
     @property
+    def counts(self) -> frozenset[int]:
+        """The results of `len`. They are sizes, but plain numbers to Python."""
+        return frozenset(self._counts)
+
+    @property
     def numbers(self) -> frozenset[Any]:
-        """The calls, each with the numbers that it was given first, without sizes and results of `len`."""
-        first = dict(reversed(self.fixed))
-        return frozenset((key, tuple(n for n in ns if n not in self._counts)) for key, ns in first.items())
+        """The calls, each with the numbers that it was given first, without sizes."""
+        return frozenset(dict(reversed(self.fixed)).items())
+
+    @property
+    def numbers_but_counts(self) -> frozenset[Any]:
+        """The same, without numbers that equal a result of `len`, as those differ at each size."""
+        counts = self._counts
+        return frozenset((key, tuple(n for n in ns if n not in counts)) for key, ns in self.numbers)
 
     @property
     def outcomes(self) -> frozenset[Any]:

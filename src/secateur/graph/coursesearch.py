@@ -148,7 +148,9 @@ class Search:
         self._traced, self._course_at = traced, course_at
         self._pending, self._tries = [(self.start, traced)], [0] * len(axes)
         self._fixed, self._lines = {traced.fixed}, {traced.lines}
-        self._numbers, self._outcomes = {traced.numbers}, {traced.outcomes}
+        self._outcomes = {traced.outcomes}
+        self._counts = {traced.counts}
+        self._numbers, self._numbers_but_counts = {traced.numbers}, {traced.numbers_but_counts}
 
     @property
     def compared(self) -> set[tuple[Line, int]]:
@@ -169,16 +171,27 @@ class Search:
             return
         # New numbers alone do not show a new course, as `len` makes them too. With a new outcome they do.
         turned = course.outcomes not in self._outcomes
-        new = course.lines not in self._lines or (turned and course.numbers not in self._numbers)
+        new = course.lines not in self._lines or (turned and self._has_new_numbers(course))
         if new and course.fixed not in self._fixed:
             self.found.append(sizes)
         self._fixed.add(course.fixed)
         self._lines.add(course.lines)
+        self._counts.add(course.counts)
         self._numbers.add(course.numbers)
+        self._numbers_but_counts.add(course.numbers_but_counts)
         self._outcomes.add(course.outcomes)
         if turned:
             self.turned.append(sizes)
             self._pending.append((sizes, course))
+
+    def _has_new_numbers(self, course: Course) -> bool:
+        """Whether calls were given other numbers than in each pass before.
+
+        Where no pass had the same results of `len`, numbers that equal one of them do not count.
+        """
+        if course.counts in self._counts:
+            return course.numbers not in self._numbers
+        return course.numbers_but_counts not in self._numbers_but_counts
 
     def follow_comparisons(self, *, but: frozenset[tuple[Line, int]] = frozenset()) -> None:
         """Try sizes at which comparisons may have another outcome, except comparisons at the places `but`."""

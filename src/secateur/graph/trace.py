@@ -221,14 +221,14 @@ def _together(
     known = set[Any]()
     for inputs in (given, *kinds) if kinds[1:] else ():
         course = Passes(model, inputs).course(inputs)
-        known |= set() if course is None else course.lines | course.numbers
+        known |= set() if course is None else course.lines | course.numbers_but_counts
     found = []
     for (args, kwargs), (_, other) in itertools.islice(itertools.combinations(kinds, 2), PAIRS):
         switches = {k: v for k, v in other.items() if isinstance(v, bool | int | float | str | None)}
         own = {k: v for k, v in other.items() if k not in given[1] or (k in switches and v != given[1][k])}
         both = args, {**kwargs, **own}
         course = Passes(model, both).course(both)
-        if course is not None and not (made := course.lines | course.numbers) <= known:
+        if course is not None and not (made := course.lines | course.numbers_but_counts) <= known:
             found.append(both)
             known |= made
     return found

@@ -197,7 +197,7 @@ def _other_values(model: nn.Module, given: Arguments, numbers: Collection[int]) 
 def _made(model: nn.Module, arguments: Arguments) -> frozenset[Any] | None:
     """Return the calls that a model makes, with their numbers; None where it fails."""
     course = Passes(model, arguments).course(arguments)
-    return None if course is None else course.lines | course.numbers
+    return None if course is None else course.lines | course.numbers_but_counts
 
 
 _CHANGES: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = (
