@@ -298,3 +298,56 @@ def test_positions_may_come_first_as_inside_attention_of_pytorch(
     assert set(wanted) == {"embed", "attend"}
     for group, values in wanted.items():
         np.testing.assert_allclose(found[group], values, rtol=1e-9)
+
+
+class Packed(nn.Module):
+    """Layers before and behind a recurrent layer that reads each sample to its own length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.up, self.down = nn.Embedding(WORDS, 6), nn.Linear(6, 12), nn.Linear(12, 6)
+        self.lstm = nn.LSTM(6, 8, batch_first=True)
+        self.head = nn.Sequential(nn.Linear(8, 10), nn.ReLU(), nn.Linear(10, 3))
+
+    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Words [batch, length], of which `lengths` count [batch], to scores [batch, length, 3]."""
+        x = self.down(self.up(self.embed(tokens)).relu())
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        h = nn.utils.rnn.pad_packed_sequence(self.lstm(packed)[0], batch_first=True)[0]
+        return self.head(h - h.mean(-1, keepdim=True))  # which leaves the recurrent layer whole
+
+
+def test_lengths_tell_padding_as_masks_do() -> None:
+    torch.manual_seed(0)
+    model, ids = Packed().double().eval(), samples()
+
+    def batch(chosen: list[Tensor]) -> dict[str, Any]:
+        lengths = torch.tensor([len(sample) for sample in chosen])
+        return {"tokens": padded(chosen)["input_ids"], "lengths": lengths}
+
+    graph = sc.trace(model, batch(ids))
+    names = [group.name for group in graph.groups]
+    assert set(names) == {"embed", "up", "down", "head.0"}
+    data, alone = [batch(ids)], [batch([s]) for s in ids]
+    signals = ("activation", "apoz", "rank", "wanda", "fluctuation", "reconstruction")
+    found = sc.score(graph, data, signals, progress=False)
+    wanted = sc.score(graph, alone, signals, progress=False)
+    for signal in signals:
+        for name in names:
+            mine, theirs = (np.asarray(of[signal][name]) for of in (found, wanted))
+            np.testing.assert_allclose(mine, theirs, rtol=1e-8, atol=1e-10, err_msg=f"{signal} {name}")
+
+
+def test_lengths_that_fit_no_value_hide_nothing() -> None:
+    ids = torch.ones(2, 4, dtype=torch.long)
+    for lengths in (
+        torch.tensor([5, 2]),
+        torch.tensor([0, 2]),
+        torch.tensor([1.0, 2.0]),
+        [1, 2, 3],
+        "ab",
+        [],
+    ):
+        assert Padding.of({"input_ids": ids, "lengths": lengths}).masks == ()
+    found = Padding.of({"input_ids": ids, "input_lengths": [4, 1]})
+    assert found.rows(8, ids.device).tolist() == [0, 1, 2, 3, 4]
