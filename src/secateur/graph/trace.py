@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from secateur.calibration.reading import Forward, Reading
+from secateur.common.caches import without_caches
 from secateur.common.models import named_tensors, unwrap
 from secateur.common.modes import require_plain_modes
 from secateur.errors import CaptureError, SettingError
@@ -192,6 +193,31 @@ def trace_units(
             "Pass a batch that is not empty."
         )
     more = [arguments(inputs) for inputs in more_inputs]
+    with without_caches(model, lambda: given):
+        return _traced(model, given, spec, more, methods, allow_inexact=allow_inexact, head_sizes=head_sizes)
+
+
+def _traced(
+    model: nn.Module,
+    given: Arguments,
+    spec: InputSpec,
+    more: list[Arguments],
+    methods: Iterable[str],
+    *,
+    allow_inexact: bool,
+    head_sizes: bool,
+) -> Graph:
+    """Trace a model that holds no caches.
+
+    Args:
+        model: The dense model.
+        given: The user's arguments.
+        spec: What they look like.
+        more: The user's further arguments.
+        methods: Names of further methods.
+        allow_inexact: See `trace`.
+        head_sizes: See `trace_units`.
+    """
     more += _together(model, given, spec, more)
     described = [InputSpec.of(*inputs, model) for inputs in more]
     other = [found for found in described if not found.is_like(spec)]

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from secateur.artefact.otherweights import with_other_weights
+from secateur.common.caches import Given, without_caches
 from secateur.common.foreign import said
 from secateur.common.models import device_of, unwrap
 from secateur.common.modes import require_plain_modes
@@ -145,6 +146,36 @@ def verify(
     plan.check(fingerprint(model))
     original, model = model, folded(model, plan.folded)
     trials = argument_sets(plan.inputs, example_inputs, device_of(model), other_sizes=other_sizes)
+
+    def first() -> Given:
+        return trials[0][0][1:]
+
+    with without_caches(model, first), without_caches(small, first):
+        return _compared(original, model, small, plan, trials, tolerance, example_inputs, other_sizes)
+
+
+def _compared(
+    original: nn.Module,
+    model: nn.Module,
+    small: nn.Module,
+    plan: Plan,
+    trials: Sequence[Sequence[ArgumentSet]],
+    tolerance: float,
+    example_inputs: Any,
+    other_sizes: bool,
+) -> Proof:
+    """Compare two models that hold no caches.
+
+    Args:
+        original: The user's dense model.
+        model: The same, with folded weights if the plan says so.
+        small: The pruned model.
+        plan: The plan in between.
+        trials: For each comparison, arguments of which the first that the dense model takes serve.
+        tolerance: See `verify`.
+        example_inputs: See `verify`.
+        other_sizes: See `verify`.
+    """
     exact = all(group.exact or not group.removed for group in plan.groups)
     made = partial(masked, model, plan) if exact else partial(_program, original, small, plan, trials[0][0])
     pair = Pair(model, small, made)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from torch import nn
 
+from secateur.common.caches import without_caches
 from secateur.common.models import device_of, unwrap
 from secateur.common.modes import require_plain_modes
 from secateur.errors import ApplyError, SettingError
 from secateur.graph.folding import folded
 from secateur.graph.graph import Graph, fingerprint
+from secateur.graph.inputs import Arguments
 from secateur.graph.trace import retrace
 from secateur.measure.kernels import fast_path_note
 from secateur.plan import Plan
@@ -129,12 +132,36 @@ class Applier:
         """Remove what a plan says; see `apply` for the arguments and errors."""
         require_plain_modes("apply", self._model)
         plan.check(fingerprint(self._model))
+
+        def arguments() -> Arguments:
+            return plan.inputs.arguments(example_inputs, device_of(self._model))
+
+        with without_caches(self._model, arguments):
+            return self._applied(plan, form, arguments, example_inputs is None, on_unrealisable)
+
+    def _applied(
+        self,
+        plan: Plan,
+        form: Literal["auto", "module", "graph", "masked"],
+        arguments: Callable[[], Arguments],
+        drawn: bool,
+        on_unrealisable: Literal["graph", "leave"],
+    ) -> nn.Module:
+        """Remove what a plan says, while the model holds no caches.
+
+        Args:
+            plan: The decision.
+            form: See `apply`.
+            arguments: Gives arguments of the forward pass.
+            drawn: Whether the user gave no example inputs.
+            on_unrealisable: See `apply`.
+        """
         known = self._traced.get(plan.folded)
         model = folded(self._model, plan.folded) if known is None else known.model
         check_positions(model, plan)
         if form == "masked" and plan.slices_known:
             return attach(masked(model, plan), Record(plan, "masked"))
-        args, kwargs = plan.inputs.arguments(example_inputs, device_of(model))
+        args, kwargs = arguments()
         if self.graph is None:
             exact = all(g.exact for g in plan.groups)
             given = (args, kwargs)
@@ -144,7 +171,7 @@ class Applier:
             if plan.folded not in self._traced:
                 require_as_traced(model, self.graph)
             traced = self._traced.setdefault(plan.folded, known or Traced(model, self.graph))
-            if example_inputs is None and not plan.inputs.drawn:
+            if drawn and not plan.inputs.drawn:
                 args, kwargs = self.graph.captured_inputs()
         plan.check_graph(traced.graph)
         if form == "masked":
