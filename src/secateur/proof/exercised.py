@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,7 @@ from secateur.targets.units.compare import (
     relative_difference,
     run_doubled,
 )
-from secateur.targets.units.doubling import all_double
-from secateur.targets.units.draws import Draws
+from secateur.targets.units.draws import AnyDraws, NoDraws
 from secateur.targets.units.tensors import kept, removed_positions, tensor_called
 
 SPOILED = 64
@@ -121,7 +121,7 @@ class Exercise:
         small: Double,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
-        draws: Draws,
+        draws: AnyDraws,
         way: Way = PLAIN,
     ) -> None:
         """One backward pass; what no gradient reached is spoiled, and one forward pass each tells.
@@ -148,7 +148,7 @@ class Exercise:
         small: Double,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
-        draws: Draws,
+        draws: AnyDraws,
         way: Way,
     ) -> None:
         tensors, found = gradients(small, args, kwargs, draws, way, also=self._stays)
@@ -176,7 +176,7 @@ class Exercise:
         small: Double,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
-        draws: Draws,
+        draws: AnyDraws,
         way: Way,
     ) -> None:
         def moves(names: Iterable[str]) -> bool:
@@ -281,15 +281,19 @@ def _batch_norm(
     return y if bias is None else y + bias.reshape(shape)
 
 
+Found = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor | None]]
+"""Tensors of a model by name, and the gradient of each; None where none reached it."""
+
+
 def gradients(
     double: Double,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
-    draws: Draws,
+    draws: AnyDraws,
     way: Way = PLAIN,
     *,
     also: Iterable[str] = (),
-) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor | None]]:
+) -> Found:
     """A forward and a backward pass in float64.
 
     Args:
@@ -304,6 +308,23 @@ def gradients(
         The parameters and the tensors in `also` by name, and the gradient of a random projection of the
         outputs for each; None where none reached it.
     """
+    if isinstance(draws, NoDraws):
+        with suppress(Exception):  # a user's forward or backward may fail in any way
+            found = _gradients(double, args, kwargs, draws, way, also)
+            if not draws.drew:
+                return found
+        draws = draws.watched
+    return _gradients(double, args, kwargs, draws, way, also)
+
+
+def _gradients(
+    double: Double,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    draws: AnyDraws,
+    way: Way,
+    also: Iterable[str],
+) -> Found:
     model = double.model
     tensors = {**dict(model.named_parameters()), **{name: tensor_called(model, name) for name in also}}
     tensors = {name: t for name, t in tensors.items() if t.is_floating_point() or t.is_complex()}
@@ -318,14 +339,13 @@ def gradients(
 
     hooks = []
     try:
-        with evaluating(model, training=way.training, state=double.state):
+        with evaluating(model, training=way.training, state=double.state), torch.enable_grad():
             for tensor in {id(t): t for t in tensors.values()}.values():
                 hooks.append(tensor.requires_grad_().register_post_accumulate_grad_hook(keep))
-            with torch.enable_grad(), _Followed():
-                with draws.shared(double=True):
-                    outputs = tensors_of(getattr(model, way.method or "__call__")(*args, **kwargs))
-                total = _projected(outputs)
-            with all_double():
+            with _Followed(), draws.shared(double=True):
+                outputs = tensors_of(getattr(model, way.method or "__call__")(*args, **kwargs))
+            total = _projected(outputs)
+            with draws.in_double():
                 total.backward(inputs=list(tensors.values()))
     finally:
         for hook in hooks:

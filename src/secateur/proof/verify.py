@@ -26,7 +26,7 @@ from secateur.proof.proving import ArgumentSet, Comparisons, is_program, listed
 from secateur.targets.granularity import by_granularity
 from secateur.targets.units.apply import apply
 from secateur.targets.units.compare import Double, Way
-from secateur.targets.units.draws import Draws
+from secateur.targets.units.draws import AnyDraws
 from secateur.targets.units.masked import masked
 from secateur.targets.units.spread import gathered
 
@@ -258,7 +258,7 @@ def _program(model: nn.Module, small: nn.Module, plan: Plan, arguments: Argument
         raise ApplyError(f"{mixed}, and the captured program is refused: {said(error)}") from error
 
 
-def _require_backward(pair: Pair, sets: Sequence[ArgumentSet], draws: Sequence[Draws]) -> None:
+def _require_backward(pair: Pair, sets: Sequence[ArgumentSet], draws: Sequence[AnyDraws]) -> None:
     """Raise VerificationError if the backward pass of the pruned model fails where the dense one's runs.
 
     Gradients are those of the parameters alone, as in training.
