@@ -24,10 +24,8 @@ from secateur.targets.units.compare import (
     PLAIN,
     Double,
     Way,
-    double_copy,
     doubled,
     relative_difference,
-    run_doubled,
 )
 from secateur.targets.units.draws import AnyDraws, NoDraws
 from secateur.targets.units.tensors import kept, removed_positions, tensor_called
@@ -124,7 +122,7 @@ class Exercise:
         draws: AnyDraws,
         way: Way = PLAIN,
     ) -> None:
-        """One backward pass; what no gradient reached is spoiled, and one forward pass each tells.
+        """One backward pass.
 
         Args:
             small: The pruned model.
@@ -133,15 +131,26 @@ class Exercise:
             draws: The random numbers of the comparison.
             way: How it ran.
         """
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of gradients that the user did not ask for
-            self.gradients = None
-            try:
+        self.gradients = None
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of gradients that the user did not ask for
                 self._by_gradients(small, args, kwargs, draws, way)
-            except Exception:  # autograd may fail on a user's forward in any way
-                self.failed = True
-            if self.unsettled:
-                self._by_spoiling(small, args, kwargs, draws, way)
+        except Exception:  # autograd may fail on a user's forward in any way
+            self.failed = True
+
+    def look_closely(
+        self,
+        small: Double,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        draws: AnyDraws,
+        way: Way = PLAIN,
+    ) -> None:
+        """As `look`, and what no gradient reached is spoiled: one forward pass each tells."""
+        self.look(small, args, kwargs, draws, way)
+        if self.unsettled:
+            self.spoil(small, args, kwargs, draws, way)
 
     def _by_gradients(
         self,
@@ -171,22 +180,30 @@ class Exercise:
             each = torch.linalg.vector_norm(effect, dim=rest) if rest else effect
             moved |= (each > self._tolerance).cpu().numpy()
 
-    def _by_spoiling(
+    def spoil(
         self,
         small: Double,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         draws: AnyDraws,
-        way: Way,
+        way: Way = PLAIN,
     ) -> None:
+        """Spoil what has not moved the output so far, and see whether it does; arguments as for `look`."""
+
         def moves(names: Iterable[str]) -> bool:
-            double = double_copy(small.model)
-            for name in names:
-                self._spoil(name, tensor_called(double, name))
+            tensors = {name: tensor_called(small.model, name).detach() for name in names}
+            unspoiled = {name: tensor.clone() for name, tensor in tensors.items()}
             try:
-                got = run_doubled(double, args, kwargs, draws, way)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # of what other numbers lead to
+                    for name, tensor in tensors.items():
+                        self._spoil(name, tensor)
+                    got = small.run(args, kwargs, draws, way)
             except Exception:  # such as a position that is now outside of its table
                 return True
+            finally:
+                for name, tensor in tensors.items():
+                    tensor.copy_(unspoiled[name])
             return relative_difference(got, before) > self._tolerance
 
         before = small.run(args, kwargs, draws, way)

@@ -151,7 +151,7 @@ class Comparisons:
         ours = partial(pair.ours.run, way=way, buffers=mine)
         theirs = partial(pair.theirs.run, way=way, buffers=other)
         draws = Draws(seed, self._operators)
-        if way not in self._watched:
+        if way not in self._watched and not (way.training and _drops(pair.small)):
             with suppress(Exception):
                 quick = NoDraws(draws)
                 got = ours(args, kwargs, quick)
@@ -300,6 +300,14 @@ def _extremes(output: torch.Tensor) -> tuple[float, float]:
     real = torch.view_as_real(output.resolve_conj()) if output.is_complex() else output
     numbers = real.double()[torch.isfinite(real)]
     return (float(numbers.min()), float(numbers.max())) if numbers.numel() else (0.0, 0.0)
+
+
+_DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+
+
+def _drops(model: nn.Module) -> bool:
+    """Whether training mode is known to draw random numbers. Others may do so as well."""
+    return any(isinstance(module, _DROPOUT) and module.p > 0 for module in model.modules())
 
 
 def is_program(model: nn.Module) -> bool:

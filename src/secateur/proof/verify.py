@@ -180,6 +180,9 @@ def verify(
                 except VerificationError as error:  # other weights may say more: outputs come first
                     differ = error
             exercise.gradients = None
+    for i in order:  # gradients at every size say more, and cost less
+        if exercise.unsettled:
+            exercise.spoil(pair.ours, *sets[i][1:], draws[i])
     if exercise.failed and not is_program(small):
         _require_backward(pair, sets, draws)
     training = _in_other_ways(comparisons, pair, exercise, plan, [sets[i] for i in order], exact=exact)
@@ -302,7 +305,7 @@ def _in_other_ways(
         way = Way(method=name)
         draws = comparisons.compare(pair, sets[0], way)
         if draws is not None and exercise.unsettled:
-            exercise.look(pair.ours, *sets[0][1:], draws, way)
+            exercise.look_closely(pair.ours, *sets[0][1:], draws, way)
     learning = Way(training=True)
     order = sorted(sets[::-1], key=lambda one: -batch_size(one[1:])) if exact else []
     for arguments in order:
@@ -310,7 +313,7 @@ def _in_other_ways(
         if draws is None:
             continue
         if exercise.unsettled or plan.inputs.training:
-            exercise.look(pair.ours, *arguments[1:], draws, learning)
+            exercise.look_closely(pair.ours, *arguments[1:], draws, learning)
             if plan.inputs.training and exercise.gradients is not None:
                 comparisons.compare_gradients(pair, arguments, draws, exercise.gradients, learning)
         return True
@@ -333,7 +336,7 @@ def _train_otherwise(
             draws = comparisons.compare(pair, found, Way(training=True))
             if draws is not None:
                 if exercise.unsettled:
-                    exercise.look(pair.ours, *arguments, draws, Way(training=True))
+                    exercise.look_closely(pair.ours, *arguments, draws, Way(training=True))
                 break
 
 
@@ -360,7 +363,7 @@ def _other_weights(
         arguments = sets[(seed - 1) % len(sets)]
         draws = comparisons.compare(other, arguments, seed=seed)
         if draws is not None:
-            exercise.look(other.ours, *arguments[1:], draws)
+            exercise.look_closely(other.ours, *arguments[1:], draws)
 
 
 def _proof(comparisons: Comparisons, exercise: Exercise, tolerance: float) -> Proof:

@@ -111,11 +111,12 @@ class _CallsInDouble(TorchFunctionMode):
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if torch.dtype in map(type, args) or torch.dtype in map(type, kwargs.values()):
+        func = _SHORTENING.get(func, func)
+        if torch.dtype in map(type, args):
             args = [_doubled(value) for value in args]
-            kwargs = {name: _doubled(value) for name, value in kwargs.items()}
-        return _SHORTENING.get(func, func)(*args, **kwargs)
+        if not kwargs:
+            return func(*args)
+        return func(*args, **{name: _doubled(value) for name, value in kwargs.items()})
 
 
 @contextmanager
