@@ -25,6 +25,7 @@ from secateur.targets.units.compare import (
     Double,
     Way,
     doubled,
+    largest,
     relative_difference,
 )
 from secateur.targets.units.draws import AnyDraws, NoDraws
@@ -169,16 +170,18 @@ class Exercise:
                 self._note(name, gradient, tensors[name].detach())
 
     def _note(self, name: str, gradient: torch.Tensor, tensor: torch.Tensor) -> None:
-        scale = float(tensor.abs().max()) or 1.0
-        effect = gradient.abs().nan_to_num(0.0, 0.0, 0.0) * scale
+        scale = largest(tensor) or 1.0
         for axis, at in self._stays[name].items():
-            effect = effect.index_select(axis, torch.as_tensor(at, device=effect.device))
-        if bool(effect.any()):
+            if len(at) < gradient.shape[axis]:
+                gradient = gradient.index_select(axis, torch.as_tensor(at, device=gradient.device))
+        if not math.isfinite(largest(gradient)):
+            gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
+        if bool(gradient.any()):
             self._reached.add(name)
         for axis, moved in self._moved[name].items():
-            rest = [a for a in range(effect.ndim) if a != axis]
-            each = torch.linalg.vector_norm(effect, dim=rest) if rest else effect
-            moved |= (each > self._tolerance).cpu().numpy()
+            rest = [a for a in range(gradient.ndim) if a != axis]
+            each = torch.linalg.vector_norm(gradient, dim=rest) if rest else gradient.abs()
+            moved |= (each * scale > self._tolerance).cpu().numpy()
 
     def spoil(
         self,

@@ -18,7 +18,15 @@ from secateur.errors import ArtefactError, VerificationError
 from secateur.plan import Plan
 from secateur.proof.diagnosis import Compared, Pair, cause, first_module, nudged
 from secateur.proof.exercised import gradients
-from secateur.targets.units.compare import PLAIN, Double, Way, relative_difference, run_both, run_in_double
+from secateur.targets.units.compare import (
+    PLAIN,
+    Double,
+    Way,
+    largest,
+    relative_difference,
+    run_both,
+    run_in_double,
+)
 from secateur.targets.units.doubling import Operators
 from secateur.targets.units.draws import AnyDraws, Draws, NoDraws
 from secateur.targets.units.record import record_of
@@ -286,7 +294,7 @@ def _different(
         elif a is not None:
             b = torch.zeros_like(a)
         if a is not None and b is not None and a.shape == b.shape and a.numel():
-            sizes[name], apart[name] = float(b.abs().max()), float((a - b).abs().max())
+            sizes[name], apart[name] = largest(b), largest(a - b)
     least = 1e-12 * max(sizes.values(), default=0.0)
     return {
         name: by / max(sizes[name], least, 1e-300)

@@ -114,6 +114,14 @@ def run_both(
 _FILLED = 1e4
 
 
+def largest(tensor: torch.Tensor) -> float:
+    """The largest absolute value in a tensor with entries; NaN if one of them is."""
+    if tensor.is_complex():
+        return float(tensor.abs().max())
+    low, high = map(float, tensor.aminmax())
+    return max(-low, high)
+
+
 def relative_difference(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> float:
     """Compute the largest max|a - b| / max|b| over all outputs; infinite if their number or shapes differ.
 
@@ -130,14 +138,14 @@ def relative_difference(ours: list[torch.Tensor], theirs: list[torch.Tensor]) ->
         if a.is_complex():
             a, b = torch.view_as_real(a.resolve_conj()), torch.view_as_real(b.resolve_conj())
         a, b = a.double(), b.double()
-        if b.numel() and not float(b.abs().max()) < _FILLED:  # some may be masks or not finite, seldom
+        if b.numel() and not largest(b) < _FILLED:  # some may be masks or not finite, seldom
             finite = torch.isfinite(b)
             if not torch.equal(torch.isfinite(a), finite):
                 return float("inf")
             counts = finite & ~((a == b) & (b.abs() >= _FILLED))
             a, b = a[counts], b[counts]
         if b.numel():
-            scale, difference = float(b.abs().max()), float((a - b).abs().max())
+            scale, difference = largest(b), largest(a - b)
             if not math.isfinite(difference):
                 return float("inf")
             worst = max(worst, difference / scale if scale > 0 else difference)
