@@ -68,7 +68,7 @@ class Comparisons:
         self._plan, self._tolerance = plan, tolerance
         self._seen: list[list[tuple[float, float]]] = []
         self._operators = Operators()
-        self._watched: set[Way] = set()  # in which quick passes do not agree
+        self._quick: set[Way] = set()  # in which no operator has to be watched
 
     def compare(
         self,
@@ -147,8 +147,9 @@ class Comparisons:
     ) -> tuple[AnyDraws, list[torch.Tensor], list[torch.Tensor]]:
         """The random numbers, and what both return.
 
-        Quick passes come first; where they fail, differ or draw, operators are watched; and where that fails
-        or differs, new copies run.
+        Where a watched pass of the pruned model neither draws nor casts below Python code, the later ones of
+        the same way are not watched. Where these fail, differ or draw, they are; and where that fails or
+        differs, new copies run.
 
         In training mode, `left` takes what the passes leave in the buffers of both.
 
@@ -159,18 +160,19 @@ class Comparisons:
         ours = partial(pair.ours.run, way=way, buffers=mine)
         theirs = partial(pair.theirs.run, way=way, buffers=other)
         draws = Draws(seed, self._operators)
-        if way not in self._watched and not (way.training and _drops(pair.small)):
-            with suppress(Exception):
-                quick = NoDraws(draws)
-                got = ours(args, kwargs, quick)
-                if not quick.drew:
-                    wanted = theirs(args, kwargs, quick)
-                    if not quick.drew and relative_difference(got, wanted) <= self._tolerance:
-                        return quick, got, wanted
+        unwatched = NoDraws(draws)
         with suppress(Exception):
-            got, wanted = run_both(ours, theirs, args, kwargs, draws)
+            got = ours(args, kwargs, unwatched if way in self._quick else draws)
+            if not (draws.count or draws.cast):
+                wanted = theirs(args, kwargs, unwatched)
+                if not unwatched.drew and relative_difference(got, wanted) <= self._tolerance:
+                    self._quick.add(way)
+                    return unwatched, got, wanted
+                got = ours(args, kwargs, draws)
+            wanted = theirs(args, kwargs, draws)
+            if draws.narrowed:
+                got = ours(args, kwargs, draws)
             if relative_difference(got, wanted) <= self._tolerance:
-                self._watched.add(way)
                 return draws, got, wanted
         draws = Draws(seed, self._operators)
         ours = partial(run_in_double, pair.small, way=way, buffers=mine)
@@ -308,14 +310,6 @@ def _extremes(output: torch.Tensor) -> tuple[float, float]:
     real = torch.view_as_real(output.resolve_conj()) if output.is_complex() else output
     numbers = real.double()[torch.isfinite(real)]
     return (float(numbers.min()), float(numbers.max())) if numbers.numel() else (0.0, 0.0)
-
-
-_DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-
-
-def _drops(model: nn.Module) -> bool:
-    """Whether training mode is known to draw random numbers. Others may do so as well."""
-    return any(isinstance(module, _DROPOUT) and module.p > 0 for module in model.modules())
 
 
 def is_program(model: nn.Module) -> bool:

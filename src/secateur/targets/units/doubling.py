@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -58,6 +58,11 @@ class Operators(dict[Any, Need | None]):
         )
         self[func] = need if any(need) else None
         return self[func]
+
+
+def names_shorter(args: Iterable[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether an operator is given a dtype in place of which it would get a longer one."""
+    return any(isinstance(value, torch.dtype) and value in _DOUBLE for value in (*args, *kwargs.values()))
 
 
 def converted(func: Any, args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, Any, Any]:

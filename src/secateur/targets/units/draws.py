@@ -18,7 +18,7 @@ from secateur.targets.units.doubling import (
     all_double,
     calls_in_double,
     converted,
-    double_by_default,
+    names_shorter,
 )
 
 _PLAIN = {
@@ -40,6 +40,8 @@ class Draws:
             other numbers, and has to be run again.
         seed: Where the first pass starts.
         operators: What operators need, for all passes that are given it.
+        cast: Whether a pass in float64 cast to a shorter dtype below its Python code, as a scripted function
+            does, or by an argument that is no dtype.
         unlike: What could not be shared, in words. Two passes drew with different operators, ranks or numbers
             of draws, or with other sizes where the numbers depend on computed values. Empty if all was
             shared.
@@ -57,6 +59,7 @@ class Draws:
     def __init__(self, seed: int = 0, operators: Operators | None = None) -> None:
         self.narrowed = False
         self.operators = Operators() if operators is None else operators
+        self.cast = False
         self.unlike = ""
         self.seed = seed
         self._known: list[tuple[str, torch.Tensor]] = []
@@ -77,7 +80,7 @@ class Draws:
         self._position = 0
         with (
             seeded(self.seed),
-            double_by_default() if double else nullcontext(),
+            calls_in_double() if double else nullcontext(),
             _Drawing(self, double=double),
         ):
             yield
@@ -126,8 +129,8 @@ class Draws:
 class NoDraws:
     """In place of `Draws` for passes in float64 that draw nothing: far cheaper, and says if one does draw.
 
-    Nothing watches the operators. So each pass has the numbers of the seed, whatever its sizes, and a cast
-    below Python code is made, as in a scripted function. Where two models agree, neither mattered.
+    Nothing watches the operators. So each pass has the numbers of the seed, whatever its sizes, and casts
+    below Python code are made. A watched pass tells beforehand whether a model does either.
 
     Attributes:
         drew: Whether a pass drew random numbers.
@@ -171,6 +174,7 @@ class _Drawing(TorchDispatchMode):
         if need is None:
             return func(*args, **kwargs)
         if self._double:
+            self._draws.cast |= names_shorter(args, kwargs)
             func, args, kwargs = converted(func, args, kwargs)
         if not need.random:
             return func(*args, **kwargs)
