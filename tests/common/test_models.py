@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import secateur as sc
-from secateur.common.models import named_tensors
+from secateur.common.models import evaluation_mode, named_tensors
 
 
 class Scaled(nn.Linear):
@@ -39,3 +39,29 @@ def test_a_model_with_extra_state_is_pruned_saved_and_loaded(tmp_path: Path) -> 
     assert sc.verify(model, small, plan, x).difference < 1e-12
     sc.save(small, tmp_path)
     assert torch.equal(sc.load(tmp_path, net)(x), small(x))
+
+
+def test_a_mode_is_switched_to_only_where_the_model_is_in_another() -> None:
+    calls: list[bool] = []
+
+    class Frozen(nn.Module):
+        """Its batch norm stays in evaluation mode."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(3)
+
+        def train(self, mode: bool = True) -> Frozen:
+            calls.append(mode)
+            super().train(mode)
+            self.norm.eval()
+            return self
+
+    model = Frozen().eval()
+    calls.clear()
+    with evaluation_mode(model):
+        assert not model.training
+    with evaluation_mode(model, training=True):
+        assert (model.training, model.norm.training) == (True, False)
+    assert calls == [True]
+    assert not model.training

@@ -146,6 +146,21 @@ def test_closures_and_globals_are_put_back_where_that_is_asked_for() -> None:
     SEEN.clear()
 
 
+def test_a_class_attribute_under_another_name_is_put_back() -> None:
+    class Net(nn.Module):
+        cache = None
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    state = State(Net())
+    del Net.cache
+    Net.other = None  # the same values in the same order
+    assert state.restore()
+    assert (hasattr(Net, "cache"), hasattr(Net, "other")) == (True, False)
+    assert not state.restore()
+
+
 def test_restore_says_whether_anything_had_changed() -> None:
     net = Keeping()
     state = State(net)

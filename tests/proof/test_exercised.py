@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import secateur as sc
-from secateur.proof.exercised import spoiled_copy
+from secateur.proof.exercised import Exercise, spoiled_copy
 from tests.graph.tiny import Calls
 from tests.targets.units.plans import random_plan
 
@@ -183,3 +183,36 @@ def test_spoiling_changes_every_entry_and_keeps_its_sign() -> None:
     assert bool((y[1:].sign() == x[1:].sign()).all())
     assert spoiled_copy(torch.tensor([1, 2, 3])).tolist() == [3, 2, 1]
     assert x.tolist() == [0.0, -2.0, 3.0]
+
+
+def attends(m: Any, x: Tensor) -> Tensor:
+    """Two heads of three dimensions; of one position, neither queries nor keys are read. [batch, n, 6]"""
+    q, k, v = (layer(x).unflatten(-1, (-1, 3)).transpose(1, 2) for layer in (m.q, m.k, m.v))
+    return m.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)) * (x.shape[1] or 1)
+
+
+def test_what_gradients_show_at_one_size_is_not_spoiled_at_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And sizes of one position, which show less, come last."""
+    spoiled: list[Any] = []
+    monkeypatch.setattr(Exercise, "spoil", lambda self, small, *args, **_: spoiled.append(args))
+    looked: list[list[int]] = []
+    look = Exercise.look
+
+    def looking(self: Exercise, small: Any, args: Any, *rest: Any) -> None:
+        looked.append(list(args[0].shape))
+        look(self, small, args, *rest)
+
+    monkeypatch.setattr(Exercise, "look", looking)
+    torch.manual_seed(0)
+    layers = {name: nn.Linear(6, 12, bias=False) for name in "qkv"}
+    net = Calls(attends, **layers, out=nn.Linear(12, 2)).eval()
+    graph = sc.trace(net, torch.randn(2, 5, 6))
+    plan = random_plan(graph)
+    small = sc.apply(net, plan, "module", graph=graph)
+    proof = sc.verify(net, small, plan, torch.randn(2, 1, 6))
+    assert proof.proven
+    assert set(proof.exercised) == {"q.weight", "k.weight", "v.weight", "out.weight"}
+    assert "input 0 [2, 1, 6]" in proof.sizes
+    assert looked
+    assert all(shape[1] > 1 for shape in looked)
+    assert not spoiled

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 import secateur as sc
 from secateur.targets.units.apply import Applier
+from secateur.targets.units.draws import Draws
 from secateur.targets.units.module import smaller_module
 from secateur.targets.units.record import Record, attach, with_repairs
 from tests.graph.test_trace import assert_same, state_of
@@ -632,3 +633,53 @@ def test_a_slope_that_hangs_on_rounding_is_no_difference() -> None:
     proof = sc.verify(model, sc.apply(model, plan, "module"), plan, x)
     assert proof.proven
     assert not proof.gradients
+
+
+FLOAT = torch.zeros(1)
+
+IN_BETWEEN: dict[str, tuple[Callable[[nn.Module, Tensor], Tensor], bool]] = {
+    "nothing": (lambda m, x: x.tanh(), False),
+    "cast": (lambda m, x: x.float().tanh().to(x.dtype), False),
+    "cast that names no dtype": (lambda m, x: x.type_as(FLOAT).tanh().to(x.dtype), True),
+    "noise": (lambda m, x: x.relu() + torch.rand_like(x), True),
+    "noise of one size": (lambda m, x: x.relu() + torch.rand(1), True),
+}
+"""What stands between two layers, and whether operators have to be watched in evaluation mode for it."""
+
+
+@pytest.mark.parametrize("name", IN_BETWEEN)
+def test_operators_are_watched_only_where_needed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    function, needed = IN_BETWEEN[name]
+    watched: list[Draws] = []
+    shared = Draws.shared
+    monkeypatch.setattr(Draws, "shared", lambda self, **k: watched.append(self) or shared(self, **k))
+    torch.manual_seed(0)
+    model = Calls(lambda m, x: m.b(function(m, m.a(x))), a=nn.Linear(4, 9), b=nn.Linear(9, 3)).eval()
+    graph = sc.trace(model, torch.randn(6, 4))
+    right, wrong = (plan_of(graph, {"a": np.arange(9) != gone}) for gone in (3, 4))
+    small = sc.apply(model, right, "module", graph=graph)
+    watched.clear()
+    proof = sc.verify(model, small, right)
+    assert proof.proven
+    assert proof.difference < 1e-12
+    assert (proof.training, proof.gradients) == (True, True)
+    assert len(watched) > 2 * len(proof.sizes) if needed else len(watched) == 2  # one in each mode
+    with pytest.raises(sc.VerificationError, match="verify"):
+        sc.verify(model, sc.apply(model, wrong, "module", graph=graph), right)
+
+
+def test_both_models_run_once_at_each_size() -> None:
+    """And once with gradients, and once in training mode."""
+    runs: list[tuple[int, ...]] = []
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        runs.append(tuple(x.shape))
+        return m.b(m.a(x).relu())
+
+    torch.manual_seed(0)
+    model = Calls(forward, a=nn.Linear(4, 9), b=nn.Linear(9, 3)).eval()
+    plan = random_plan(sc.trace(model, torch.randn(6, 4)))
+    small = sc.apply(model, plan, "module")
+    runs.clear()
+    proof = sc.verify(model, small, plan)
+    assert len(runs) == 2 * (len(proof.sizes) + 2)

@@ -22,6 +22,12 @@ _ALONE = threading.RLock()
 """Held by the thread whose random state the global generators have."""
 
 
+def generator_states() -> list[Tensor]:
+    """The state of PyTorch's CPU generator, and of that of each CUDA device if CUDA is in use."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return [torch.get_rng_state(), *cuda]
+
+
 @dataclass(frozen=True, eq=False)
 class RandomState:
     """A snapshot of the random number generators that PyTorch, NumPy and Python share globally.
@@ -43,9 +49,10 @@ class RandomState:
     @classmethod
     def capture(cls, generators: Iterable[torch.Generator] = ()) -> RandomState:
         """Read the state of all global generators and of `generators`."""
+        cpu, *cuda = generator_states()
         return cls(
-            cpu=torch.get_rng_state(),
-            cuda=tuple(torch.cuda.get_rng_state_all()) if torch.cuda.is_initialized() else (),
+            cpu=cpu,
+            cuda=tuple(cuda),
             numpy=np.random.get_state(),  # noqa: NPY002 it is the global generator that must be saved
             python=random.getstate(),
             own=tuple((g, g.get_state()) for g in generators),

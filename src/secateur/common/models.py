@@ -77,7 +77,8 @@ def evaluation_mode(model: nn.Module, *, training: bool = False, fast_path: bool
     configs = {id(c): c for m, _ in modes if (c := getattr(m, "config", None)) is not None}
     caching = [c for c in configs.values() if getattr(c, "use_cache", False) is True]
     try:
-        set_mode(model, training=training)
+        if any(mode != training for _, mode in modes):
+            set_mode(model, training=training)
         for config in caching:
             config.use_cache = False
         with nullcontext() if fast_path else without_fast_path():

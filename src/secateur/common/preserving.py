@@ -88,7 +88,9 @@ class State:
         if type(value) in ATOMS or steps > _FAR or id(value) in self._seen:
             return
         self._seen[id(value)] = value
-        if isinstance(value, Tensor):
+        if type(value) in (dict, OrderedDict):  # first, since most of a module's values are
+            self._entries(value, steps)
+        elif isinstance(value, Tensor):
             self._tensor(value, copied=steps < _FAR and not isinstance(value, nn.Parameter))
         elif isinstance(value, nn.Module):
             self._class(type(value))
@@ -115,10 +117,10 @@ class State:
 
     def _entries(self, entries: Any, steps: int) -> None:
         if isinstance(entries, dict):
-            held = dict(dict.items(entries))  # not by methods of its own
-            if not held and type(entries) in (dict, OrderedDict):
+            if type(entries) in (dict, OrderedDict) and not entries:
                 self._empty.append(entries)
                 return
+            held = dict(dict.items(entries))  # not by methods of its own
             self._restorers.append(functools.partial(_same_entries, entries, held))
             self._each(held.values(), steps)
 
@@ -146,8 +148,9 @@ class State:
             self._seen[id(base)] = base
             if not is_own(base.__module__):
                 continue
-            held = {k: v for k, v in vars(base).items() if not k.startswith("__")}
-            self._restorers.append(functools.partial(_same_attributes, base, held))
+            everything = dict(vars(base))
+            held = {k: v for k, v in everything.items() if not k.startswith("__")}
+            self._restorers.append(functools.partial(_same_attributes, base, held, everything))
             self._each(_holders(held.values()), 0)
             for value in held.values():
                 if isinstance(value, types.FunctionType):
@@ -207,7 +210,7 @@ def _are_same(now: Collection[Any], before: Collection[Any]) -> bool:
 
 def _same_entries(entries: dict[Any, Any], before: dict[Any, Any]) -> bool:
     # The methods of `dict` itself: a class of its own may make what it returns, or refuse.
-    if _are_same(dict.keys(entries), before.keys()) and _are_same(dict.values(entries), before.values()):
+    if _are_same(dict.values(entries), before.values()) and _are_same(dict.keys(entries), before.keys()):
         return False
     entries.clear()
     entries.update(before)
@@ -222,7 +225,10 @@ def _same_items(items: Any, before: list[Any]) -> bool:
     return True
 
 
-def _same_attributes(cls: type, before: dict[str, Any]) -> bool:
+def _same_attributes(cls: type, before: dict[str, Any], everything: dict[str, Any]) -> bool:
+    held = vars(cls)
+    if _are_same(held.values(), everything.values()) and _are_same(held.keys(), everything.keys()):
+        return False  # nearly always
     now = {k: v for k, v in vars(cls).items() if not k.startswith("__")}
     new = [name for name in now if name not in before]
     other = [name for name, value in before.items() if name not in now or not is_alike(now[name], value)]

@@ -28,7 +28,7 @@ from secateur.targets.units.compare import (
     run_doubled,
     run_in_double,
 )
-from secateur.targets.units.draws import Draws
+from secateur.targets.units.draws import AnyDraws
 from secateur.targets.units.record import record_of
 from secateur.targets.units.tensors import cut, kept, removed_positions, tensor_called
 
@@ -83,7 +83,7 @@ class Compared:
     plan: Plan
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
-    draws: Draws
+    draws: AnyDraws
     difference: float
     way: Way = PLAIN
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -23,13 +24,11 @@ from secateur.targets.units.compare import (
     PLAIN,
     Double,
     Way,
-    double_copy,
     doubled,
+    largest,
     relative_difference,
-    run_doubled,
 )
-from secateur.targets.units.doubling import all_double
-from secateur.targets.units.draws import Draws
+from secateur.targets.units.draws import AnyDraws, NoDraws
 from secateur.targets.units.tensors import kept, removed_positions, tensor_called
 
 SPOILED = 64
@@ -121,10 +120,10 @@ class Exercise:
         small: Double,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
-        draws: Draws,
+        draws: AnyDraws,
         way: Way = PLAIN,
     ) -> None:
-        """One backward pass; what no gradient reached is spoiled, and one forward pass each tells.
+        """One backward pass.
 
         Args:
             small: The pruned model.
@@ -133,22 +132,33 @@ class Exercise:
             draws: The random numbers of the comparison.
             way: How it ran.
         """
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of gradients that the user did not ask for
-            self.gradients = None
-            try:
+        self.gradients = None
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of gradients that the user did not ask for
                 self._by_gradients(small, args, kwargs, draws, way)
-            except Exception:  # autograd may fail on a user's forward in any way
-                self.failed = True
-            if self.unsettled:
-                self._by_spoiling(small, args, kwargs, draws, way)
+        except Exception:  # autograd may fail on a user's forward in any way
+            self.failed = True
+
+    def look_closely(
+        self,
+        small: Double,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        draws: AnyDraws,
+        way: Way = PLAIN,
+    ) -> None:
+        """As `look`, and what no gradient reached is spoiled: one forward pass each tells."""
+        self.look(small, args, kwargs, draws, way)
+        if self.unsettled:
+            self.spoil(small, args, kwargs, draws, way)
 
     def _by_gradients(
         self,
         small: Double,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
-        draws: Draws,
+        draws: AnyDraws,
         way: Way,
     ) -> None:
         tensors, found = gradients(small, args, kwargs, draws, way, also=self._stays)
@@ -160,33 +170,43 @@ class Exercise:
                 self._note(name, gradient, tensors[name].detach())
 
     def _note(self, name: str, gradient: torch.Tensor, tensor: torch.Tensor) -> None:
-        scale = float(tensor.abs().max()) or 1.0
-        effect = gradient.abs().nan_to_num(0.0, 0.0, 0.0) * scale
+        scale = largest(tensor) or 1.0
         for axis, at in self._stays[name].items():
-            effect = effect.index_select(axis, torch.as_tensor(at, device=effect.device))
-        if bool(effect.any()):
+            if len(at) < gradient.shape[axis]:
+                gradient = gradient.index_select(axis, torch.as_tensor(at, device=gradient.device))
+        if not math.isfinite(largest(gradient)):
+            gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
+        if bool(gradient.any()):
             self._reached.add(name)
         for axis, moved in self._moved[name].items():
-            rest = [a for a in range(effect.ndim) if a != axis]
-            each = torch.linalg.vector_norm(effect, dim=rest) if rest else effect
-            moved |= (each > self._tolerance).cpu().numpy()
+            rest = [a for a in range(gradient.ndim) if a != axis]
+            each = torch.linalg.vector_norm(gradient, dim=rest) if rest else gradient.abs()
+            moved |= (each * scale > self._tolerance).cpu().numpy()
 
-    def _by_spoiling(
+    def spoil(
         self,
         small: Double,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
-        draws: Draws,
-        way: Way,
+        draws: AnyDraws,
+        way: Way = PLAIN,
     ) -> None:
+        """Spoil what has not moved the output so far, and see whether it does; arguments as for `look`."""
+
         def moves(names: Iterable[str]) -> bool:
-            double = double_copy(small.model)
-            for name in names:
-                self._spoil(name, tensor_called(double, name))
+            tensors = {name: tensor_called(small.model, name).detach() for name in names}
+            unspoiled = {name: tensor.clone() for name, tensor in tensors.items()}
             try:
-                got = run_doubled(double, args, kwargs, draws, way)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # of what other numbers lead to
+                    for name, tensor in tensors.items():
+                        self._spoil(name, tensor)
+                    got = small.run(args, kwargs, draws, way)
             except Exception:  # such as a position that is now outside of its table
                 return True
+            finally:
+                for name, tensor in tensors.items():
+                    tensor.copy_(unspoiled[name])
             return relative_difference(got, before) > self._tolerance
 
         before = small.run(args, kwargs, draws, way)
@@ -281,15 +301,19 @@ def _batch_norm(
     return y if bias is None else y + bias.reshape(shape)
 
 
+Found = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor | None]]
+"""Tensors of a model by name, and the gradient of each; None where none reached it."""
+
+
 def gradients(
     double: Double,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
-    draws: Draws,
+    draws: AnyDraws,
     way: Way = PLAIN,
     *,
     also: Iterable[str] = (),
-) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor | None]]:
+) -> Found:
     """A forward and a backward pass in float64.
 
     Args:
@@ -304,6 +328,23 @@ def gradients(
         The parameters and the tensors in `also` by name, and the gradient of a random projection of the
         outputs for each; None where none reached it.
     """
+    if isinstance(draws, NoDraws):
+        with suppress(Exception):  # a user's forward or backward may fail in any way
+            found = _gradients(double, args, kwargs, draws, way, also)
+            if not draws.drew:
+                return found
+        draws = draws.watched
+    return _gradients(double, args, kwargs, draws, way, also)
+
+
+def _gradients(
+    double: Double,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    draws: AnyDraws,
+    way: Way,
+    also: Iterable[str],
+) -> Found:
     model = double.model
     tensors = {**dict(model.named_parameters()), **{name: tensor_called(model, name) for name in also}}
     tensors = {name: t for name, t in tensors.items() if t.is_floating_point() or t.is_complex()}
@@ -318,14 +359,13 @@ def gradients(
 
     hooks = []
     try:
-        with evaluating(model, training=way.training, state=double.state):
+        with evaluating(model, training=way.training, state=double.state), torch.enable_grad():
             for tensor in {id(t): t for t in tensors.values()}.values():
                 hooks.append(tensor.requires_grad_().register_post_accumulate_grad_hook(keep))
-            with torch.enable_grad(), _Followed():
-                with draws.shared(double=True):
-                    outputs = tensors_of(getattr(model, way.method or "__call__")(*args, **kwargs))
-                total = _projected(outputs)
-            with all_double():
+            with _Followed(), draws.shared(double=True):
+                outputs = tensors_of(getattr(model, way.method or "__call__")(*args, **kwargs))
+            total = _projected(outputs)
+            with draws.in_double():
                 total.backward(inputs=list(tensors.values()))
     finally:
         for hook in hooks:

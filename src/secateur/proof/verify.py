@@ -27,7 +27,7 @@ from secateur.proof.proving import ArgumentSet, Comparisons, is_program, listed
 from secateur.targets.granularity import by_granularity
 from secateur.targets.units.apply import apply
 from secateur.targets.units.compare import Double, Way
-from secateur.targets.units.draws import Draws
+from secateur.targets.units.draws import AnyDraws
 from secateur.targets.units.masked import masked
 from secateur.targets.units.spread import gathered
 
@@ -199,10 +199,11 @@ def _compared(
             f"Pass example_inputs= on which the dense model runs and gives finite numbers."
         )
     exercise = Exercise(model, small, plan, tolerance)
-    # The cheapest pass comes first: mostly it shows all there is to see.
     order = sorted(range(len(sets)), key=lambda i: _numbers(sets[i]))
+    # The cheapest pass comes first: mostly it shows all there is to see. Of one position it does not.
+    telling = sorted(order, key=lambda i: _has_one_position(sets[i]))
     agree, differ = False, None
-    for i in order:
+    for i in telling:
         if exercise.unsettled or exercise.half_seen:
             exercise.look(pair.ours, *sets[i][1:], draws[i])
             if exact and not (agree or differ) and exercise.gradients is not None and not is_program(small):
@@ -211,6 +212,9 @@ def _compared(
                 except VerificationError as error:  # other weights may say more: outputs come first
                     differ = error
             exercise.gradients = None
+    for i in telling:  # gradients at every size say more, and cost less
+        if exercise.unsettled:
+            exercise.spoil(pair.ours, *sets[i][1:], draws[i])
     if exercise.failed and not is_program(small):
         _require_backward(pair, sets, draws)
     training = _in_other_ways(comparisons, pair, exercise, plan, [sets[i] for i in order], exact=exact)
@@ -271,6 +275,11 @@ def _numbers(arguments: ArgumentSet) -> int:
     return sum(t.numel() for t in pytree.tree_leaves(arguments) if isinstance(t, torch.Tensor))
 
 
+def _has_one_position(arguments: ArgumentSet) -> bool:
+    """Whether an axis behind the batch axis has size one, as where attention has one position to read."""
+    return any(1 in t.shape[1:] for t in pytree.tree_leaves(arguments) if isinstance(t, torch.Tensor))
+
+
 def _program(model: nn.Module, small: nn.Module, plan: Plan, arguments: ArgumentSet) -> nn.Module:
     """The captured program after a plan, which is the reference where units are mixed.
 
@@ -289,7 +298,7 @@ def _program(model: nn.Module, small: nn.Module, plan: Plan, arguments: Argument
         raise ApplyError(f"{mixed}, and the captured program is refused: {said(error)}") from error
 
 
-def _require_backward(pair: Pair, sets: Sequence[ArgumentSet], draws: Sequence[Draws]) -> None:
+def _require_backward(pair: Pair, sets: Sequence[ArgumentSet], draws: Sequence[AnyDraws]) -> None:
     """Raise VerificationError if the backward pass of the pruned model fails where the dense one's runs.
 
     Gradients are those of the parameters alone, as in training.
@@ -333,7 +342,7 @@ def _in_other_ways(
         way = Way(method=name)
         draws = comparisons.compare(pair, sets[0], way)
         if draws is not None and exercise.unsettled:
-            exercise.look(pair.ours, *sets[0][1:], draws, way)
+            exercise.look_closely(pair.ours, *sets[0][1:], draws, way)
     learning = Way(training=True)
     order = sorted(sets[::-1], key=lambda one: -batch_size(one[1:])) if exact else []
     for arguments in order:
@@ -341,7 +350,7 @@ def _in_other_ways(
         if draws is None:
             continue
         if exercise.unsettled or plan.inputs.training:
-            exercise.look(pair.ours, *arguments[1:], draws, learning)
+            exercise.look_closely(pair.ours, *arguments[1:], draws, learning)
             if plan.inputs.training and exercise.gradients is not None:
                 comparisons.compare_gradients(pair, arguments, draws, exercise.gradients, learning)
         return True
@@ -364,7 +373,7 @@ def _train_otherwise(
             draws = comparisons.compare(pair, found, Way(training=True))
             if draws is not None:
                 if exercise.unsettled:
-                    exercise.look(pair.ours, *arguments, draws, Way(training=True))
+                    exercise.look_closely(pair.ours, *arguments, draws, Way(training=True))
                 break
 
 
@@ -391,7 +400,7 @@ def _other_weights(
         arguments = sets[(seed - 1) % len(sets)]
         draws = comparisons.compare(other, arguments, seed=seed)
         if draws is not None:
-            exercise.look(other.ours, *arguments[1:], draws)
+            exercise.look_closely(other.ours, *arguments[1:], draws)
 
 
 def _proof(comparisons: Comparisons, exercise: Exercise, tolerance: float) -> Proof:

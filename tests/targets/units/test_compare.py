@@ -6,11 +6,14 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from secateur.targets.units.compare import relative_difference, run, run_in_double
 from tests.graph.tiny import Calls
 
+NUMBERS = st.sampled_from([0.0, -0.5, 1.0, 3.0, -9999.0, 1e4, -1e9, 2e9, math.inf, -math.inf, math.nan])
 A = torch.tensor([1.0, -4.0, 2.0])
 
 
@@ -59,6 +62,24 @@ def test_whole_numbers_truth_values_and_complex_numbers_count() -> None:
     assert relative_difference([z.clone()], [z]) == 0.0
     assert relative_difference([z.conj()], [z]) == 2.0  # 4i of at most 2i
     assert relative_difference([torch.zeros(0)], [torch.zeros(0)]) == 0.0
+
+
+def literal(a: Tensor, b: Tensor) -> float:
+    """The relative difference of two outputs, number by number."""
+    scale = most = 0.0
+    for x, y in zip(a.double().flatten().tolist(), b.double().flatten().tolist(), strict=True):
+        if math.isfinite(x) != math.isfinite(y):
+            return math.inf
+        if math.isfinite(y) and not (x == y and abs(y) >= 1e4):
+            scale, most = max(scale, abs(y)), max(most, abs(x - y))
+    return most / scale if scale else most
+
+
+@given(st.lists(st.tuples(NUMBERS, NUMBERS, st.booleans()), min_size=1, max_size=6))
+def test_as_number_by_number(pairs: list[tuple[float, float, bool]]) -> None:
+    a = torch.tensor([x for x, _, _ in pairs], dtype=torch.float64)
+    b = torch.tensor([x if same else y for x, y, same in pairs], dtype=torch.float64)
+    assert relative_difference([a], [b]) == literal(a, b)
 
 
 def test_run_flattens_and_restores() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import secateur as sc
-from secateur.targets.units.draws import Draws
+from secateur.targets.units.draws import Draws, NoDraws
 
 BY_SHAPE: dict[str, Callable[[Tensor], Tensor]] = {
     "rand": lambda x: torch.rand(x.shape),
@@ -120,6 +120,27 @@ def test_what_draws_nothing_counts_for_nothing() -> None:
         F.rrelu(x, training=False)
         lstm(x)
     assert draws.count == 0
+
+
+@pytest.mark.parametrize("name", [name for name in (*BY_SHAPE, *BY_VALUE) if name != "own generator"])
+def test_a_pass_that_is_not_watched_says_that_it_drew(name: str) -> None:
+    """But from a generator of the model's own, from which both models draw the same if of one size."""
+    draws = NoDraws(Draws())
+    x = torch.randn(8, 5)
+    with draws.shared(double=False):
+        {**BY_SHAPE, **BY_VALUE}[name](x)
+    assert draws.drew
+    with draws.shared(double=False):
+        x.relu()
+    assert draws.drew  # once is enough
+
+
+def test_a_pass_that_is_not_watched_and_draws_nothing_says_so() -> None:
+    x, draws, before = torch.randn(2, 4, 3), NoDraws(Draws()), torch.get_rng_state()
+    with draws.shared():
+        F.dropout(F.scaled_dot_product_attention(x, x, x).float(), 0.5, training=False)
+    assert not draws.drew
+    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_global_random_state_is_left_alone() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any, NamedTuple, TypeVar
@@ -17,7 +18,7 @@ from secateur.common.preserving import State
 from secateur.errors import VerificationError
 from secateur.targets.units.copying import duplicate
 from secateur.targets.units.doubling import all_double
-from secateur.targets.units.draws import Draws
+from secateur.targets.units.draws import AnyDraws
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -49,7 +50,7 @@ class Way(NamedTuple):
 
 PLAIN = Way()
 
-Runs = Callable[[tuple[Any, ...], Mapping[str, Any], Draws], list[torch.Tensor]]
+Runs = Callable[[tuple[Any, ...], Mapping[str, Any], AnyDraws], list[torch.Tensor]]
 """A function that runs a model on arguments and returns its output tensors."""
 
 
@@ -57,7 +58,7 @@ def run(
     model: nn.Module,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
-    draws: Draws | None = None,
+    draws: AnyDraws | None = None,
     way: Way = PLAIN,
     state: State | None = None,
     buffers: dict[str, torch.Tensor] | None = None,
@@ -93,7 +94,7 @@ def run_both(
     theirs: Runs,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
-    draws: Draws,
+    draws: AnyDraws,
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Run two models with the same random numbers and return the output tensors of both.
 
@@ -113,6 +114,14 @@ def run_both(
 _FILLED = 1e4
 
 
+def largest(tensor: torch.Tensor) -> float:
+    """The largest absolute value in a tensor with entries; NaN if one of them is."""
+    if tensor.is_complex():
+        return float(tensor.abs().max())
+    low, high = map(float, tensor.aminmax())
+    return max(-low, high)
+
+
 def relative_difference(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> float:
     """Compute the largest max|a - b| / max|b| over all outputs; infinite if their number or shapes differ.
 
@@ -128,15 +137,17 @@ def relative_difference(ours: list[torch.Tensor], theirs: list[torch.Tensor]) ->
             return float("inf")
         if a.is_complex():
             a, b = torch.view_as_real(a.resolve_conj()), torch.view_as_real(b.resolve_conj())
-        finite = torch.isfinite(b)
-        if not torch.equal(torch.isfinite(a), finite):
-            return float("inf")
-        a, b = a[finite].double(), b[finite].double()
-        mask = (a == b) & (b.abs() >= _FILLED)
-        a, b = a[~mask], b[~mask]
+        a, b = a.double(), b.double()
+        if b.numel() and not largest(b) < _FILLED:  # some may be masks or not finite, seldom
+            finite = torch.isfinite(b)
+            if not torch.equal(torch.isfinite(a), finite):
+                return float("inf")
+            counts = finite & ~((a == b) & (b.abs() >= _FILLED))
+            a, b = a[counts], b[counts]
         if b.numel():
-            scale = float(b.abs().max())
-            difference = float((a - b).abs().max())
+            scale, difference = largest(b), largest(a - b)
+            if not math.isfinite(difference):
+                return float("inf")
             worst = max(worst, difference / scale if scale > 0 else difference)
     return worst
 
@@ -145,7 +156,7 @@ def run_in_double(
     model: nn.Module,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
-    draws: Draws | None = None,
+    draws: AnyDraws | None = None,
     way: Way = PLAIN,
     buffers: dict[str, torch.Tensor] | None = None,
 ) -> list[torch.Tensor]:
@@ -157,7 +168,7 @@ def run_doubled(
     double: nn.Module,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
-    draws: Draws | None = None,
+    draws: AnyDraws | None = None,
     way: Way = PLAIN,
     state: State | None = None,
     buffers: dict[str, torch.Tensor] | None = None,
@@ -185,7 +196,7 @@ class Double:
         self,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
-        draws: Draws | None = None,
+        draws: AnyDraws | None = None,
         way: Way = PLAIN,
         buffers: dict[str, torch.Tensor] | None = None,
     ) -> list[torch.Tensor]:

@@ -7,7 +7,7 @@ import functools
 import sys
 import types
 import warnings
-from collections import deque
+from collections import OrderedDict, deque
 from typing import Any, TypeVar
 
 import torch
@@ -60,7 +60,11 @@ def _note(model: nn.Module, memo: dict[int, object]) -> None:
         if type(value) in ATOMS or id(value) in seen or id(value) in memo:
             continue
         seen.add(id(value))
-        if isinstance(value, torch.Tensor):
+        if type(value) is OrderedDict and not value:  # most hooks of modules; Python copies these slowly
+            memo[id(value)] = OrderedDict()
+        elif isinstance(value, dict):
+            pending += [*value, *value.values()]
+        elif isinstance(value, torch.Tensor):
             if not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
             elif is_mapped(value):
@@ -69,8 +73,6 @@ def _note(model: nn.Module, memo: dict[int, object]) -> None:
                 memo[id(value)] = nn.Parameter(copy_, value.requires_grad) if wrapped else copy_
         elif isinstance(value, torch.Generator):
             memo[id(value)] = value.clone_state()
-        elif isinstance(value, dict):
-            pending += [*value, *value.values()]
         elif isinstance(value, _CONTAINERS):
             pending += value
         elif isinstance(value, functools.partial):

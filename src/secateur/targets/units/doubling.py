@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -35,27 +36,51 @@ _WITHOUT_DOUBLE = {
 """Operators that have no kernel for float64, each with a function that computes the same."""
 
 
-class Doubling:
-    """Converts the dtypes among the arguments of operators."""
+class Need(NamedTuple):
+    """What an operator needs in a pass in float64 whose random numbers are shared.
 
-    def __init__(self) -> None:
-        self._take_dtypes: dict[Any, bool] = {}  # what schemas say; asked for again it would cost time
+    Attributes:
+        double: Whether it may be given a dtype, or has no kernel for float64.
+        random: Whether it draws random numbers.
+    """
 
-    def converted(self, func: Any, args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, Any, Any]:
-        """Return the function to call in place of an operator, with its arguments."""
-        takes = self._take_dtypes.get(func)
-        if takes is None:
-            takes = self._take_dtypes[func] = _takes_dtypes(func)
-        if takes:
-            args, kwargs = pytree.tree_map(
-                lambda value: _DOUBLE.get(value, value) if isinstance(value, torch.dtype) else value,
-                (args, kwargs),
-            )
-        return _WITHOUT_DOUBLE.get(func, func), args, kwargs
+    double: bool
+    random: bool
+
+
+class Operators(dict[Any, Need | None]):
+    """What each operator needs, looked up in its schema once for many passes; None if it needs nothing."""
+
+    def __missing__(self, func: Any) -> Need | None:
+        need = Need(
+            double=func in _WITHOUT_DOUBLE or _takes_dtypes(func),
+            random=torch.Tag.nondeterministic_seeded in getattr(func, "tags", ()),
+        )
+        self[func] = need if any(need) else None
+        return self[func]
+
+
+def names_shorter(args: Iterable[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether an operator is given a dtype in place of which it would get a longer one."""
+    return any(isinstance(value, torch.dtype) and value in _DOUBLE for value in (*args, *kwargs.values()))
+
+
+def converted(func: Any, args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+    """The function to call in place of an operator, with its arguments: float64 for each shorter dtype."""
+    if isinstance(func, torch._ops.OpOverload):  # none takes a list of dtypes
+        args = [_doubled(value) for value in args]
+        kwargs = {name: _doubled(value) for name, value in kwargs.items()}
+    else:
+        args, kwargs = pytree.tree_map(_doubled, (args, kwargs))
+    return _WITHOUT_DOUBLE.get(func, func), args, kwargs
+
+
+def _doubled(value: Any) -> Any:
+    return _DOUBLE.get(value, value) if isinstance(value, torch.dtype) else value
 
 
 def _takes_dtypes(func: Any) -> bool:
-    """Whether an operator may be given a dtype. No operator takes a list of them."""
+    """Whether an operator may be given a dtype."""
     if not isinstance(func, torch._ops.OpOverload):
         return True
     return any("ScalarType" in str(argument.real_type) for argument in func._schema.arguments)
@@ -64,19 +89,52 @@ def _takes_dtypes(func: Any) -> bool:
 class _AllDouble(TorchDispatchMode):
     """Inside, every operator with a floating dtype as argument gets float64: models cast in their forward."""
 
-    def __init__(self) -> None:
+    def __init__(self, operators: Operators) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._doubling = Doubling()
+        self._operators = operators
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        func, args, kwargs = self._doubling.converted(func, args, kwargs or {})
-        return func(*args, **kwargs)
+        if self._operators[func] is not None:
+            func, args, kwargs = converted(func, args, kwargs or {})
+        return func(*args, **(kwargs or {}))
+
+
+_SHORTENING = {
+    torch.Tensor.float: torch.Tensor.double,
+    torch.Tensor.half: torch.Tensor.double,
+    torch.Tensor.bfloat16: torch.Tensor.double,
+    torch.Tensor.cfloat: torch.Tensor.cdouble,  # type: ignore[attr-defined]
+    torch.Tensor.chalf: torch.Tensor.cdouble,  # type: ignore[attr-defined]
+}
+"""Methods of tensors that are named for a dtype."""
+
+
+class _CallsInDouble(TorchFunctionMode):
+    """Inside, what Python code calls gets float64 for each shorter dtype that it names.
+
+    Far cheaper than `_AllDouble`, and blind to what casts below Python, as a scripted function does.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        func = _SHORTENING.get(func, func)
+        if torch.dtype in map(type, args):
+            args = [_doubled(value) for value in args]
+        if not kwargs:
+            return func(*args)
+        return func(*args, **{name: _doubled(value) for name, value in kwargs.items()})
 
 
 @contextmanager
-def all_double() -> Iterator[None]:
-    """Inside, a model that casts to float32 or less gets float64."""
-    with double_by_default(), _AllDouble():
+def calls_in_double() -> Iterator[None]:
+    """Inside, a model whose Python code casts to float32 or less gets float64. Nothing is compiled."""
+    with double_by_default(), torch.compiler.set_stance("force_eager"), _CallsInDouble():
+        yield
+
+
+@contextmanager
+def all_double(operators: Operators | None = None) -> Iterator[None]:
+    """Inside, a model that casts to float32 or less gets float64; `operators` are those seen before."""
+    with double_by_default(), _AllDouble(Operators() if operators is None else operators):
         yield
 
 

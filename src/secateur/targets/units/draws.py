@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from secateur.calibration.randomness import seeded
+from secateur.calibration.randomness import generator_states, seeded
 from secateur.graph.binding import all_by_name
 from secateur.graph.nodes import draws_nothing
-from secateur.targets.units.doubling import Doubling, double_by_default
+from secateur.targets.units.doubling import (
+    Operators,
+    all_double,
+    calls_in_double,
+    converted,
+    names_shorter,
+)
 
 _PLAIN = {
     "bernoulli", "cauchy", "exponential", "geometric", "log_normal", "normal", "normal_functional", "rand",
@@ -32,6 +38,10 @@ class Draws:
     Attributes:
         narrowed: Whether a pass drew a tensor of another size than an earlier pass. The earlier pass then had
             other numbers, and has to be run again.
+        seed: Where the first pass starts.
+        operators: What operators need, for all passes that are given it.
+        cast: Whether a pass in float64 cast to a shorter dtype below its Python code, as a scripted function
+            does, or by an argument that is no dtype.
         unlike: What could not be shared, in words. Two passes drew with different operators, ranks or numbers
             of draws, or with other sizes where the numbers depend on computed values. Empty if all was
             shared.
@@ -46,15 +56,15 @@ class Draws:
         (True, True)
     """
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: int = 0, operators: Operators | None = None) -> None:
         self.narrowed = False
+        self.operators = Operators() if operators is None else operators
+        self.cast = False
         self.unlike = ""
-        self._seed = seed
+        self.seed = seed
         self._known: list[tuple[str, torch.Tensor]] = []
         self._position = 0
         self._recorded = False
-        self._doubling = Doubling()
-        self._random: dict[Any, bool] = {}  # what tags of operators say; asked for again it would cost time
 
     @property
     def count(self) -> int:
@@ -69,14 +79,18 @@ class Draws:
         """
         self._position = 0
         with (
-            seeded(self._seed),
-            double_by_default() if double else nullcontext(),
-            _Drawing(self, self._doubling if double else None, self._random),
+            seeded(self.seed),
+            calls_in_double() if double else nullcontext(),
+            _Drawing(self, double=double),
         ):
             yield
         if self._position != len(self._known):
             self._differ(f"{len(self._known)} draws and {self._position}")
         self._recorded = True
+
+    def in_double(self) -> AbstractContextManager[None]:
+        """Inside, operators get float64 wherever a backward pass names a shorter dtype."""
+        return all_double(self.operators)
 
     def same(self, name: str, fresh: torch.Tensor, *, fixed: bool = False) -> torch.Tensor:
         """Return the shared numbers for a draw.
@@ -105,29 +119,64 @@ class Draws:
 
     def restart(self, name: str, shape: torch.Size) -> None:
         """Seed the generator in the same way in all passes, for a draw that depends on computed values."""
-        torch.manual_seed(self._seed + 1 + self._position)
+        torch.manual_seed(self.seed + 1 + self._position)
         self.same(name, torch.zeros(shape, dtype=torch.bool), fixed=True)
 
     def _differ(self, what: str) -> None:
         self.unlike = self.unlike or what
 
 
+class NoDraws:
+    """In place of `Draws` for passes in float64 that draw nothing: far cheaper, and says if one does draw.
+
+    Nothing watches the operators. So each pass has the numbers of the seed, whatever its sizes, and casts
+    below Python code are made. A watched pass tells beforehand whether a model does either.
+
+    Attributes:
+        drew: Whether a pass drew random numbers.
+        watched: The random numbers for passes that do draw.
+        narrowed: False, as nothing has to be shared.
+        unlike: Empty, for the same reason.
+    """
+
+    narrowed = False
+    unlike = ""
+
+    def __init__(self, watched: Draws) -> None:
+        self.drew = False
+        self.watched = watched
+
+    @contextmanager
+    def shared(self, *, double: bool = True) -> Iterator[None]:
+        """As `Draws.shared`."""
+        with seeded(self.watched.seed), calls_in_double() if double else nullcontext():
+            before = generator_states()
+            yield
+            self.drew |= not all(map(torch.equal, before, generator_states()))
+
+    def in_double(self) -> AbstractContextManager[None]:
+        """As `Draws.in_double`."""
+        return calls_in_double()
+
+
+AnyDraws = Draws | NoDraws
+
+
 class _Drawing(TorchDispatchMode):
     """Inside, every random operator gets its numbers from `Draws`."""
 
-    def __init__(self, draws: Draws, doubling: Doubling | None, random: dict[Any, bool]) -> None:
+    def __init__(self, draws: Draws, *, double: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._draws, self._doubling, self._random = draws, doubling, random
+        self._draws, self._double, self._operators = draws, double, draws.operators
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if self._doubling is not None:
-            func, args, kwargs = self._doubling.converted(func, args, kwargs)
-        random = self._random.get(func)
-        if random is None:
-            tags = getattr(func, "tags", ())
-            random = self._random[func] = torch.Tag.nondeterministic_seeded in tags
-        if not random:
+        need, kwargs = self._operators[func], kwargs or {}
+        if need is None:
+            return func(*args, **kwargs)
+        if self._double:
+            self._draws.cast |= names_shorter(args, kwargs)
+            func, args, kwargs = converted(func, args, kwargs)
+        if not need.random:
             return func(*args, **kwargs)
         given = all_by_name(func, args, kwargs)
         if draws_nothing(given):
