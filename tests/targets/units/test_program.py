@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import secateur as sc
 from tests.targets.units.plans import random_plan
@@ -180,3 +184,111 @@ def test_a_program_that_refuses_what_was_traced_is_no_result() -> None:
     plan = random_plan(sc.trace(model, one), 0.4, 1)
     with pytest.raises(sc.ApplyError, match=r"takes inputs of the traced sizes, .* a batch of 2 or more\."):
         sc.apply(model, plan, "graph")
+
+
+class Correlation(nn.Module):
+    """Convolves each sample with a kernel computed from it, with a group for each sample or channel."""
+
+    def __init__(self, each: str) -> None:
+        super().__init__()
+        self.each, self.kernel, self.a, self.o = (
+            each,
+            8 if each == "channel" else 64,
+            nn.Linear(3, 8),
+            nn.Linear(8, 2),
+        )
+        self.k = nn.Linear(3, self.kernel)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, k = self.a(x).relu().mT, self.k(x.mean(1))
+        b, c, t = h.shape
+        groups = b * c if self.each == "channel" else b
+        k = k.view(b * c, -1, 1) if self.each == "channel" else k.view(b * 8, c, 1)
+        return self.o(F.conv1d(h.reshape(1, b * c, t), k, groups=groups).view(b, -1, t).mT)
+
+
+@pytest.mark.parametrize("each", ["sample", "channel"])
+def test_as_many_groups_as_the_batch_has(each: str) -> None:
+    torch.manual_seed(0)
+    model, x = Correlation(each).double().eval(), torch.randn(2, 5, 3).double()
+    graph = sc.trace(model, x)
+    plan = random_plan(graph)
+    assert any(group.removed for group in plan.groups)
+    small, masked = (sc.apply(model, plan, form, graph=graph) for form in ("graph", "masked"))  # type: ignore[arg-type]
+    for batch in (2, 1, 3, 5):
+        other = torch.randn(batch, 4, 3).double()
+        assert torch.allclose(small(other), masked(other), atol=1e-12)
+
+
+class Backbone(nn.Module):
+    """A backbone whose batch norms stay in evaluation mode, in one way or another, and a trained head."""
+
+    def __init__(self, frozen: str) -> None:
+        super().__init__()
+        self.frozen = frozen
+        self.a, self.n, self.b, self.m, self.o = (
+            nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 10), nn.BatchNorm1d(10), nn.Linear(10, 3)
+        )  # fmt: skip
+
+    def train(self, mode: bool = True) -> Backbone:
+        super().train(mode and self.frozen != "always")
+        if self.frozen == "train":
+            self.n.eval()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.frozen == "forward":
+            self.n.eval()
+        return self.o(self.m(self.b(self.n(self.a(x)).relu())).relu())
+
+
+@pytest.mark.parametrize("frozen", ["", "train", "forward", "always"])
+def test_frozen_batch_norms_stay_frozen(frozen: str) -> None:
+    torch.manual_seed(0)
+    model, x = Backbone(frozen).double().eval(), torch.randn(6, 4).double()
+    model.n.running_mean += torch.randn(8)
+    graph = sc.trace(model, x)
+    plan = random_plan(graph)
+    small, masked = (sc.apply(model, plan, form, graph=graph) for form in ("graph", "masked"))  # type: ignore[arg-type]
+    for training in (True, True, False):
+        got, wanted = (net.train(training)(x) for net in (small, masked))
+        assert torch.allclose(got, wanted, atol=1e-12)
+    assert torch.equal(small.m.num_batches_tracked, masked.m.num_batches_tracked)
+
+
+def same_code(x: Tensor) -> Tensor:
+    return x.sin()
+
+
+class Choice(nn.Module):
+    """Computes one of two functions, which a program holds as programs of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.o = nn.Linear(6, 16), nn.Linear(16, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.cond(x.sum() > 0, same_code, torch.cos, (self.a(x),))
+        return self.o(self.b(h).relu().clamp(max=torch.finfo(x.dtype).max))
+
+
+@pytest.mark.parametrize("make", [Last, Choice, lambda: Lengths("table"), lambda: Lengths("window")])
+def test_a_pickled_program_is_the_program(make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    model, x = make().eval(), torch.randn(2, 5, 6)
+    graph = sc.trace(model, x)
+    small = sc.apply(model, random_plan(graph), "graph", graph=graph)
+    again = pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(small))))
+    assert type(again).__name__ == type(model).__name__
+    assert list(again.state_dict()) == list(small.state_dict())
+    assert sc.record_of(again) == sc.record_of(small)
+    for one in (again, copy.deepcopy(again)):
+        for shape in ((2, 5, 6), (3, 9, 6), (2, 25, 6), (1, 5, 6), (2, 5, 7), (6,)):
+            results: list[Tensor | str] = []
+            for module in (one, small):
+                try:
+                    results.append(module(torch.ones(shape)))
+                except sc.InputError as error:
+                    results.append(str(error))
+            got, wanted = results
+            assert got == wanted if isinstance(wanted, str) else torch.equal(got, wanted)  # type: ignore[arg-type]

@@ -27,6 +27,7 @@ from secateur.targets.units.alignment import Place, Source, Steps, arguments
 from secateur.targets.units.constants import Constants
 from secateur.targets.units.copying import duplicate
 from secateur.targets.units.parts import Part
+from secateur.targets.units.pickling import pickled
 from secateur.targets.units.rewrites import Scaled
 from secateur.targets.units.tensors import cut, tensor_called
 from secateur.targets.units.variants import DEFAULT, Facts
@@ -154,7 +155,8 @@ class _Builder:
 
     def _nested(self, name: str) -> fx.Node:
         """Register a nested program as it is: all that it reads is frozen."""
-        self.root.add_module(name, duplicate(self.program.graph_module.get_submodule(name)))
+        nested = duplicate(self.program.graph_module.get_submodule(name))
+        self.root.add_module(name, pickled(nested) if isinstance(nested, fx.GraphModule) else nested)
         return self.out.get_attr(name)
 
     # Arguments
@@ -264,8 +266,11 @@ class _Builder:
         tensors = dict(zip(("weight", "bias", "running_mean", "running_var"), given[1:5], strict=True))
         path = self.names.get(tensors["running_mean"], "").rpartition(".")[0]
         by_batch = given[5] is True  # some layers do so even in evaluation mode
+        # Others stay in evaluation mode while the model trains: those of a frozen backbone.
+        follows = self.facts.eval_only or ("training",) in self.rules.get(self.steps.number.get(node, -1), {})
         if (
             by_batch
+            or not follows
             or not path
             or any(t is not None and self.names.get(t) != f"{path}.{k}" for k, t in tensors.items())
         ):

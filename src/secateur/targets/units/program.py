@@ -25,6 +25,7 @@ from secateur.targets.units.building import build
 from secateur.targets.units.constants import Constants
 from secateur.targets.units.narrowing import narrowed, refusal
 from secateur.targets.units.parts import KNOWN, Fixed
+from secateur.targets.units.pickling import ACCEPTED, Pickled
 from secateur.targets.units.tensors import removed_positions
 from secateur.targets.units.traced import Traced
 from secateur.targets.units.variants import Facts
@@ -33,7 +34,7 @@ from secateur.targets.units.watching import beside
 _STATE = "secateur_program"
 
 
-class Program(Fixed, fx.GraphModule):
+class Program(Fixed, Pickled):
     """A captured program that runs as a module.
 
     It checks its arguments: see `accept`. It refuses training mode where that changes more than dropout and
@@ -82,7 +83,7 @@ class Program(Fixed, fx.GraphModule):
 
     def _check(self, accepts: Accepts, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Check arguments, unless equal ones were checked before."""
-        known = vars(self).setdefault("_accepted", {})
+        known = vars(self).setdefault(ACCEPTED, {})
         if not known:
             known["parameters"] = frozenset(p.dtype for p in self.parameters() if p.is_floating_point())
         call = accepts.call((args, kwargs))
@@ -91,7 +92,7 @@ class Program(Fixed, fx.GraphModule):
             known[call.key] = True
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
-        vars(self).pop("_accepted", None)  # dtypes may change
+        vars(self).pop(ACCEPTED, None)  # dtypes may change
         return super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def train(self, mode: bool = True) -> Program:
