@@ -292,3 +292,15 @@ def test_a_pickled_program_is_the_program(make: Callable[[], nn.Module]) -> None
                     results.append(str(error))
             got, wanted = results
             assert got == wanted if isinstance(wanted, str) else torch.equal(got, wanted)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["code", "graph", "meta", "accept", "recompile"])
+def test_tensors_and_modules_that_are_called_as_parts_of_a_program(name: str) -> None:
+    for held in (nn.Parameter(torch.ones(6)), nn.Linear(6, 6)):
+        model, x = Lengths("").eval(), torch.randn(2, 5, 6)
+        setattr(model, name, held)
+        inner = model.forward
+        model.forward = lambda x, held=held, inner=inner: inner(held(x) if callable(held) else x * held)  # type: ignore[method-assign]
+        graph = sc.trace(model, x)
+        with pytest.raises(sc.ApplyError, match=f"got '{name}' in Lengths"):
+            sc.apply(model, random_plan(graph), "graph", graph=graph)

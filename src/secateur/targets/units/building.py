@@ -31,6 +31,7 @@ from secateur.targets.units.pickling import pickled
 from secateur.targets.units.rewrites import Scaled
 from secateur.targets.units.tensors import cut, tensor_called
 from secateur.targets.units.variants import DEFAULT, Facts
+from secateur.targets.units.watching import generators_of
 
 _STATE = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
@@ -334,13 +335,8 @@ class _Builder:
 
 def _keeps(model: nn.Module, generator: torch.Generator) -> bool:
     """Whether a model, or its code, keeps a generator of random numbers between calls."""
-    for module in model.modules():
-        code = getattr(type(module).forward, "__globals__", {})
-        held = [v for v in (*vars(module).values(), *code.values()) if isinstance(v, torch.Generator)]
-        # A capture copies generators, so they are compared by their states.
-        if any(torch.equal(v.get_state(), generator.get_state()) for v in held):
-            return True
-    return False
+    # A capture copies generators, so they are compared by their states.
+    return any(torch.equal(held.get_state(), generator.get_state()) for held in generators_of(model))
 
 
 @dataclass(frozen=True)

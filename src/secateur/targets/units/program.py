@@ -42,7 +42,16 @@ class Program(Fixed, Pickled):
     """
 
     def __init__(self, root: nn.Module, graph: fx.Graph, class_name: str = "Program") -> None:
-        """Make a module that runs `graph` and has all tensors and submodules of `root`."""
+        """Make a module that runs `graph` and has all tensors and submodules of `root`.
+
+        Raises:
+            ApplyError: One of them is called as a part of the program is.
+        """
+        for name in {*root._parameters, *root._buffers, *root._modules} & _TAKEN:
+            raise ApplyError(
+                f"apply: expected other names, got {name!r} in {class_name}: a captured program has an "
+                f"attribute of its own that is called so. Take form 'module', or name it otherwise."
+            )
         super().__init__(root, graph, class_name=class_name)
         self._hold(vars(root))
 
@@ -124,6 +133,9 @@ class Program(Fixed, Pickled):
         return new
 
 
+_TAKEN = {*dir(Program), "meta"} - set(dir(nn.Module))
+
+
 def smaller_program(traced: Traced, plan: Plan, *, may_stay_in_evaluation: bool = False) -> Program:
     """Make a module of the captured program after a plan. Its parameters have the names of the model's.
 
@@ -186,7 +198,7 @@ def sliced_program(model: nn.Module, graph: Graph, plan: Plan) -> Program:
         ApplyError: The arguments of an operator cannot be changed as needed, or the forward pass draws random
             numbers that are not PyTorch's.
     """
-    beside(model, graph.captured_inputs()).refuse_draws()
+    beside(model, graph.captured_inputs()).refuse()
     with uncollected():
         constants = Constants(graph.kept(removed_positions(plan)))
         root, out = build(model, graph.program, constants, Facts())
