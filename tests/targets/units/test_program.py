@@ -304,3 +304,23 @@ def test_tensors_and_modules_that_are_called_as_parts_of_a_program(name: str) ->
         graph = sc.trace(model, x)
         with pytest.raises(sc.ApplyError, match=f"got '{name}' in Lengths"):
             sc.apply(model, random_plan(graph), "graph", graph=graph)
+
+
+def test_settings_of_layers_that_no_program_reads_are_refused() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(3, 8, 3), nn.ReLU(), nn.Conv1d(8, 4, 3, padding="same"))
+    model.limits, model.note = [1, 2], {"any": [1]}  # type: ignore[assignment]
+    x = torch.randn(2, 3, 9)
+    graph = sc.trace(model.eval(), x)
+    small = sc.apply(model, random_plan(graph), "graph", graph=graph)
+    first, last = small.get_submodule("0"), small.get_submodule("2")
+    for layer, name, value in (
+        (first, "padding", (1,)), (first, "stride", (2,)), (first, "stride", 2), (last, "padding", "valid"),
+        (small, "limits", [1, 2, 3]), (small, "note", {}),
+    ):  # fmt: skip
+        with pytest.raises(sc.ApplyError, match=f"^{name}: expected it to stay"):
+            setattr(layer, name, value)
+    first.padding, first.stride, small.limits = (0,), (1,), [1, 2]
+    first.weight = nn.Parameter(first.weight * 2)
+    small.mine = {"new": 1}
+    assert small.train().eval()(x).shape == (2, 4, 7)

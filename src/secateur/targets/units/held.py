@@ -2,8 +2,8 @@
 
 A user may set an attribute, an entry of a dictionary, a global or a submodule after pruning, and with it
 choose code that no trace has seen. The first call with other values runs twice beside itself, on copies: with
-the values from before and with the new ones. It goes on if both give the same, or run the same operators where
-units are missing, but for such as work on each number by itself. Else it is refused.
+the values from before and with the new ones. It goes on if both give the same, or run the same operators
+where units are missing, but for such as work on each number by itself. Else it is refused.
 """
 
 from __future__ import annotations

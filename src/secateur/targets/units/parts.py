@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
+from secateur.common.preserving import ATOMS
 from secateur.errors import ApplyError
 from secateur.graph.flags import plain_attributes
 
@@ -17,9 +19,10 @@ class Fixed:
     """Refuses other values for what the dense module has, where they would change nothing."""
 
     def knowing(self, dense: nn.Module) -> None:
-        """Refuse other plain attributes, functions and submodules than those of `dense` from now on."""
-        functions = [name for name, held in vars(dense).items() if name[:1] != "_" and callable(held)]
-        vars(self)[KNOWN] = dict.fromkeys([*dense._modules, *functions], _MODULE) | plain_attributes(dense)
+        """Refuse other attributes and submodules than those of `dense` from now on, but for tensors."""
+        held = {k: v for k, v in vars(dense).items() if k[:1] != "_" and not isinstance(v, torch.Tensor)}
+        known = {k: v if _is_plain(v) else _MODULE for k, v in held.items() if k != "training"}
+        vars(self)[KNOWN] = dict.fromkeys(dense._modules, _MODULE) | known | plain_attributes(dense)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute.
@@ -38,6 +41,10 @@ class Fixed:
                     f"'module'."
                 )
         super().__setattr__(name, value)
+
+
+def _is_plain(value: Any) -> bool:
+    return type(value) in ATOMS or (type(value) in (list, tuple) and all(map(_is_plain, value)))
 
 
 class Part(Fixed, nn.Module):
