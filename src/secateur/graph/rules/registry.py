@@ -34,9 +34,10 @@ def rule(*operators: str) -> Callable[[Rule], Rule]:
 
 UNTAGGED = frozenset(
     "arctan divide floor_divide hardswish log_sigmoid masked_fill multiply negative rsub special_expit "
-    "subtract true_divide polar complex xlogy gelu abs threshold mish relu6 rrelu float_power".split()
+    "subtract true_divide polar complex xlogy gelu abs threshold mish relu6 rrelu float_power "
+    "__and __or __xor __lshift __rshift __iand __ior __ixor __ilshift __irshift".split()
 )
-"""Operators that work on each position alone, although ATen does not tag them as pointwise."""
+"""Operators that work on each position alone, although ATen does not tag them. Names end without ``_``."""
 
 
 def find_rule(node: fx.Node) -> Rule | None:
