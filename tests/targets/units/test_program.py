@@ -324,3 +324,20 @@ def test_settings_of_layers_that_no_program_reads_are_refused() -> None:
     first.weight = nn.Parameter(first.weight * 2)
     small.mine = {"new": 1}
     assert small.train().eval()(x).shape == (2, 4, 7)
+
+
+def test_parts_of_a_program_say_that_nothing_calls_them() -> None:
+    model, x = Features().eval(), torch.randn(4, 6)
+    graph = sc.trace(model, x)
+    small = sc.apply(model, random_plan(graph), "graph", graph=graph)
+    head = small.get_submodule("head")
+    with pytest.raises(sc.ApplyError, match="call of the whole model"):
+        head(torch.randn(4, 12))
+    for register in (
+        head.register_forward_hook,
+        head.register_forward_pre_hook,
+        head.register_full_backward_hook,
+    ):
+        with pytest.warns(UserWarning, match="the hook never runs"):
+            register(lambda *given: pytest.fail("it ran"))
+    small(x).sum().backward()

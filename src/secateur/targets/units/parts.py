@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from secateur.common.preserving import ATOMS
 from secateur.errors import ApplyError
@@ -49,3 +51,36 @@ def _is_plain(value: Any) -> bool:
 
 class Part(Fixed, nn.Module):
     """A module that only holds tensors and other modules."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse to run.
+
+        Raises:
+            ApplyError: Always: the program holds the code of the whole model.
+        """
+        raise ApplyError(
+            "forward: expected a call of the whole model, got one of a part of it: a captured program has a "
+            "single forward pass, and its parts hold tensors. Take form 'module'."
+        )
+
+    def register_forward_pre_hook(self, *args: Any, **kwargs: Any) -> RemovableHandle:
+        """Register a hook, and say that it never runs."""
+        _never_runs("register_forward_pre_hook")
+        return super().register_forward_pre_hook(*args, **kwargs)
+
+    def register_forward_hook(self, *args: Any, **kwargs: Any) -> RemovableHandle:
+        """Register a hook, and say that it never runs."""
+        _never_runs("register_forward_hook")
+        return super().register_forward_hook(*args, **kwargs)
+
+    def register_full_backward_hook(self, *args: Any, **kwargs: Any) -> RemovableHandle:
+        """Register a hook, and say that it never runs."""
+        _never_runs("register_full_backward_hook")
+        return super().register_full_backward_hook(*args, **kwargs)
+
+
+def _never_runs(what: str) -> None:
+    warnings.warn(
+        f"{what}: a captured program calls no such module, so the hook never runs. Take form 'module'.",
+        stacklevel=3,
+    )
