@@ -341,3 +341,77 @@ def test_parts_of_a_program_say_that_nothing_calls_them() -> None:
         with pytest.warns(UserWarning, match="the hook never runs"):
             register(lambda *given: pytest.fail("it ran"))
     small(x).sum().backward()
+
+
+class Tied(nn.Module):
+    """Two layers with one weight, and a block that is there twice, with its norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.i, self.t, self.u, self.o = (
+            nn.Linear(6, 16),
+            nn.Linear(16, 16),
+            nn.Linear(16, 16),
+            nn.Linear(16, 3),
+        )
+        self.u.weight = self.t.weight
+        block = nn.Sequential(nn.Linear(16, 24), nn.BatchNorm1d(24), nn.ReLU(), nn.Linear(24, 16))
+        self.blocks = nn.ModuleList([block, block])
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.i(x)
+        for block in self.blocks:
+            h = h + block(h)
+        return self.o(self.u(self.t(h).relu()).relu())
+
+
+class Doubled(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return 2 * weight
+
+
+def _untied(model: nn.Module) -> None:
+    model.u.weight = nn.Parameter(model.u.weight.detach() * 3)  # type: ignore[union-attr]
+
+
+def _set_in_a_shared_block(model: nn.Module) -> None:
+    layer = model.get_submodule("blocks.1.0")
+    layer.weight = nn.Parameter(layer.weight.detach() * 3)  # type: ignore[operator]
+
+
+def _parametrized(model: nn.Module) -> None:
+    nn.utils.parametrize.register_parametrization(model.t, "weight", Doubled())  # type: ignore[arg-type]
+
+
+def _assigned(model: nn.Module) -> None:
+    model.load_state_dict({k: v * (1 + len(k) / 9) for k, v in model.state_dict().items()}, assign=True)
+
+
+def _each_module_once(model: nn.Module) -> None:
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                parameter.data.mul_(0.9)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [_untied, _set_in_a_shared_block, _parametrized, _assigned, _each_module_once],
+)
+def test_tied_tensors_and_shared_modules_of_a_program_are_those_of_the_model(
+    change: Callable[[nn.Module], None],
+) -> None:
+    torch.manual_seed(0)
+    model, x = Tied().double().eval(), torch.randn(4, 6).double()
+    graph = sc.trace(model, x)
+    plan = random_plan(graph)
+    small, masked = (sc.apply(model, plan, form, graph=graph) for form in ("graph", "masked"))  # type: ignore[arg-type]
+    before = small(x)
+    for one in (small, copy.deepcopy(small), pickle.loads(pickle.dumps(small))):
+        other = copy.deepcopy(masked)
+        change(one)
+        change(other)
+        got, wanted = one(x), other(x)
+        assert torch.allclose(got, wanted, atol=1e-12)
+        assert not torch.allclose(got, before)
+        assert [n for n, _ in one.named_parameters()] == [n for n, _ in other.named_parameters()]
