@@ -618,6 +618,9 @@ BEFORE: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "size": lambda y, h, x: torch.cat([y, y.new_ones(*y.shape[:-1], 1) * h.shape[-1]], -1),
     "axis": lambda y, h, x: y[..., None].expand(*y.shape, h.shape[-1]).sum(-1),
     "mean over": lambda y, h, x: y * y.new_ones(h.shape[-1], 1).sum(),
+    "twice": lambda y, h, x: y * y.new_ones(2 * h.shape[-1]).sum(),
+    "half": lambda y, h, x: y + y[..., None].expand(*y.shape, h.shape[-1] // 2).sum(-1),
+    "all": lambda y, h, x: y + y.new_ones(h.numel()).sum(),
     "written": lambda y, h, x: _written(y, h).sort(-1).values,
     "weight": lambda y, h, x: y + h.new_ones(h.shape[-1]).softmax(-1)[0],
 }
@@ -662,7 +665,7 @@ def test_code_behind_what_was_cut_may_change(way: str, training: bool) -> None:
 @pytest.mark.parametrize("way", BEFORE)
 def test_code_that_reads_what_was_cut_may_not(way: str) -> None:
     torch.manual_seed(0)
-    x = torch.randn(4, 5, 6).double()
+    x = torch.randn(5, 7, 6).double()
     small, masked = pruned(Behind(BEFORE).double().eval(), of=x)
     for model in (small, masked):
         model.settings["way"] = way

@@ -48,6 +48,10 @@ class _State:
 
 _FEW = 16
 """The most numbers of a tensor that are looked at one by one."""
+_NAMES = (-100, 2**63 - 1)
+"""Whole numbers that are no sizes: the label of what does not count, and the end of an axis."""
+_SMALL = 3
+"""Whole numbers up to this one are taken for axes and counts, though a size may be a multiple of them."""
 
 _WHOLE, _FOREIGN = _State(), _State(frozenset({"unknown"}))
 
@@ -107,7 +111,7 @@ class Operators(TorchDispatchMode):
         result = func(*args, **kwargs)
         name = func._schema.name.partition("::")[2] if hasattr(func, "_schema") else str(func)
         results = [v for v in leaves(result) if isinstance(v, Tensor)]
-        sized = bool(_follows(self._numbers(given), self._shrunk - self._stayed))
+        sized = self._sized(given)
         lacking = sized | self._follow(func, name, [v for v in given if isinstance(v, Tensor)], results)
         whole = [one for one in names if one != "noise"]
         if name in _NOISE or (names and not whole):
@@ -169,6 +173,13 @@ class Operators(TorchDispatchMode):
         if writes and made.lacks:  # other views of the same numbers have them too
             self._written += [(tensor, made.lacks) for tensor in results]
         return bool(lacks or reads)
+
+    def _sized(self, given: Iterable[Any]) -> bool:
+        """Whether a number among some arguments may follow from a size that shrank."""
+        numbers, sizes = [*self._numbers(given)], self._shrunk - self._stayed - {0, 1}
+        whole = {abs(v) for v in numbers if type(v) is int and v not in _NAMES} - self._stayed - {0, 1}
+        computed = any(v % n == 0 or (v > _SMALL and n % v == 0) for v in whole for n in sizes)
+        return computed or bool(_follows(numbers, sizes))
 
     def _numbers(self, given: Iterable[Any]) -> Iterator[Any]:
         """The plain numbers among some arguments, and those in small tensors that no operator made."""
