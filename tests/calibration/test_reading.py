@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 import secateur as sc
 from secateur.calibration import Batch, Calibration
@@ -368,3 +369,60 @@ def test_a_forward_may_change_its_batch(key: str) -> None:
     for _ in range(2):
         assert torch.equal(batch.run(model), model(2 * kept))
     assert all(torch.equal(one["picture"], kept) for one in data)
+
+
+class Two(nn.Module):
+    """Needs two inputs; a third one is optional."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(4, 16), nn.Linear(3, 16), nn.Linear(16, 2)
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        """[batch, 4] and [batch, 3] to scores of classes [batch, 2]."""
+        return self.out((self.a(left) - self.b(right)).abs())
+
+
+class Scaled(Two):
+    """With an argument that may be left out."""
+
+    def forward(self, left: Tensor, right: Tensor, scale: Any = 1.0) -> Tensor:
+        """The same, with the second input scaled."""
+        return super().forward(left, right * scale)
+
+
+@pytest.mark.parametrize("kind", [tuple, list])
+def test_a_batch_may_be_the_arguments_where_the_model_needs_them(kind: Any) -> None:
+    a, b, y = torch.randn(5, 4), torch.randn(5, 3), torch.tensor([0, 1, 0, 1, 1])
+    two, scaled = Reading(Two()), Reading(Scaled())
+    for reading in (two, scaled):
+        pair = reading.take(kind((a, b)), "here")
+        assert (len(pair.args), pair.labels) == (2, None)
+        wrapped = reading.take((kind((a, b)), y), "here")
+        assert (len(wrapped.args), wrapped.labels is y) == (2, True)
+    three = two.take(kind((a, b, y)), "here")
+    assert (len(three.args), three.labels is y) == (2, True)
+    with pytest.raises(sc.CalibrationError, match="Wrap several inputs in a tuple"):
+        scaled.take(kind((a, b, y)), "here")  # the third may be labels or the scale
+
+
+def test_arguments_beside_labels_serve_the_whole_pipeline() -> None:
+    torch.manual_seed(0)
+    data = TensorDataset(torch.randn(24, 4), torch.randn(24, 3), torch.randint(0, 2, (24,)))
+    result = sc.prune(Two(), data, sc.Budget(params=0.6), progress=False)
+    assert result.report.figures[0].accuracy is not None
+    assert result.report.proof["difference"] <= 1e-9
+    pairs = TensorDataset(torch.randn(24, 4), torch.randn(24, 3))
+    small = sc.prune(Two(), pairs, sc.Budget(params=0.6), progress=False).model
+    assert small(torch.randn(2, 4), torch.randn(2, 3)).shape == (2, 2)
+
+
+def test_a_pair_with_labels_that_the_model_needs_is_a_mapping() -> None:
+    class Own(nn.Module):
+        def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+            return (x.sum(1) - labels).square().mean()
+
+    x, labels = torch.randn(4, 3), torch.ones(4)
+    taken = Reading(Own()).take((x, labels), "here")
+    assert set(taken.kwargs) == {"x", "labels"}
+    assert taken.labels is labels

@@ -349,3 +349,19 @@ def test_own_views_must_keep_the_samples_and_be_numbers() -> None:
 def test_a_wrong_number_is_refused(number: Any) -> None:
     with pytest.raises(SettingError, match="expected a number of at least 1"):
         Calibration.of([(pictures(),)], views=number)
+
+
+def test_own_views_get_all_inputs_of_a_batch_that_lists_them() -> None:
+    class Pair(nn.Module):
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            return a - b
+
+    def both(inputs: tuple[Tensor, Tensor], k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        a, b = inputs
+        return a + k, b - k
+
+    x, y, labels = torch.zeros(4, 1), torch.ones(4, 1), torch.arange(4)
+    for raw in ((x, y), [x, y, labels]):
+        first, second = Calibration.of([raw], views=Views(2, make=both), model=Pair())
+        assert [float(v[0]) for v in (*first.args, *second.args)] == [0, 1, 1, 0]
+        assert (second.labels is None) == (len(raw) == 2)

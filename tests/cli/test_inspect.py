@@ -160,3 +160,35 @@ def test_a_folder_named_in_the_configuration_is_not_meant(folder: Path) -> None:
     result = run("inspect", "--config", "run.yaml")
     assert result.exit_code == 0, result.stderr
     assert "groups may be removed" in result.stdout
+
+
+def test_batches_that_list_the_arguments(folder: Path) -> None:
+    """Each command knows from the model that three entries are two inputs and labels."""
+    (folder / "pairs.py").write_text(
+        "import torch\n"
+        "from torch import nn\n"
+        "from torch.utils.data import DataLoader, TensorDataset\n"
+        "class Pairs(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.a, self.b, self.out = nn.Linear(5, 16), nn.Linear(4, 16), nn.Linear(16, 2)\n"
+        "    def forward(self, a, b):\n"
+        "        return self.out((self.a(a) * self.b(b)).relu())\n"
+        "def make():\n"
+        "    torch.manual_seed(0)\n"
+        "    return Pairs()\n"
+        "def load():\n"
+        "    g = torch.Generator().manual_seed(0)\n"
+        "    a, b = torch.randn(60, 5, generator=g), torch.randn(60, 4, generator=g)\n"
+        "    return DataLoader(TensorDataset(a, b, torch.arange(60) % 2), 20)\n"
+    )
+    given = ("--model", "pairs.py:make", "--data", "pairs.py:load")
+    for command in (
+        ("inspect", *given),
+        ("score", *given, "--out", "scores.json"),
+        ("prune", *given, "--params", "0.6", "--allocator", "uniform", "--out", "small"),
+        ("bench", "small", *given, "--rounds", "5"),
+        ("export", "small", *given, "--out", "small.pt2"),
+    ):
+        result = run(*command)
+        assert result.exit_code == 0, (command, result.stderr)

@@ -64,6 +64,8 @@ def test_every_step_of_the_pipeline() -> None:
     }
     assert ("head.2.weight axis 0", "model output") in {(k.what, k.reason) for k in report.untouched}
     assert report.settings == result.plan.settings
+    assert str(result) == str(report)
+    assert len(repr(result)) < len(repr(result.model)) + 200  # not the arrays
     assert report.asked["budget"] == {"macs": 0.6}
 
 

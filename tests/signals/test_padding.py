@@ -298,3 +298,64 @@ def test_positions_may_come_first_as_inside_attention_of_pytorch(
     assert set(wanted) == {"embed", "attend"}
     for group, values in wanted.items():
         np.testing.assert_allclose(found[group], values, rtol=1e-9)
+
+
+class Packed(nn.Module):
+    """Layers before and behind a recurrent layer that reads each sample to its own length.
+
+    With `last`, they read its last states, else the states at all positions.
+    """
+
+    def __init__(self, kind: str, *, last: bool) -> None:
+        super().__init__()
+        self.last = last
+        self.embed, self.up, self.down = nn.Embedding(WORDS, 6), nn.Linear(6, 12), nn.Linear(12, 6)
+        self.layer = getattr(nn, kind)(6, 8, batch_first=True)
+        self.head = nn.Sequential(nn.Linear(8, 10), nn.ReLU(), nn.Linear(10, 3))
+
+    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Words [batch, length], of which `lengths` count [batch], to scores [batch, (length,) 3]."""
+        x = self.down(self.up(self.embed(tokens)).relu())
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        states, last = self.layer(packed)
+        if self.last:
+            return self.head(last[0][0] if isinstance(last, tuple) else last[0])
+        return self.head(nn.utils.rnn.pad_packed_sequence(states, batch_first=True)[0])
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+@pytest.mark.parametrize("last", [True, False])
+def test_lengths_tell_padding_as_masks_do(kind: str, last: bool) -> None:
+    torch.manual_seed(0)
+    model, ids = Packed(kind, last=last).double().eval(), samples()
+
+    def batch(chosen: list[Tensor]) -> dict[str, Any]:
+        lengths = torch.tensor([len(sample) for sample in chosen])
+        return {"tokens": padded(chosen)["input_ids"], "lengths": lengths}
+
+    graph = sc.trace(model, batch(ids))
+    names = [group.name for group in graph.groups]
+    assert set(names) == {"embed", "up", "down", "layer", "head.0"}
+    data = [(batch(ids), torch.tensor([0, 1, 0, 1]))]
+    alone = [(batch([s]), torch.tensor([k % 2])) for k, s in enumerate(ids)]
+    found = sc.score(graph, data, SIGNALS, progress=False)
+    wanted = sc.score(graph, alone, SIGNALS, progress=False)
+    for signal in SIGNALS:
+        for name in names:
+            mine, theirs = (np.asarray(of[signal][name]) for of in (found, wanted))
+            np.testing.assert_allclose(mine, theirs, rtol=1e-8, atol=1e-10, err_msg=f"{signal} {name}")
+
+
+def test_lengths_that_fit_no_value_hide_nothing() -> None:
+    ids = torch.ones(2, 4, dtype=torch.long)
+    for lengths in (
+        torch.tensor([5, 2]),
+        torch.tensor([0, 2]),
+        torch.tensor([1.0, 2.0]),
+        [1, 2, 3],
+        "ab",
+        [],
+    ):
+        assert Padding.of({"input_ids": ids, "lengths": lengths}).masks == ()
+    found = Padding.of({"input_ids": ids, "input_lengths": [4, 1]})
+    assert found.rows(8, ids.device).tolist() == [0, 1, 2, 3, 4]

@@ -168,8 +168,8 @@ class Batch:
     def samples(self, start: int, stop: int) -> Batch:
         """Samples `start` to `stop`, as a batch. Tensors without an axis 0 of samples stay whole."""
         raw = self.raw
-        if isinstance(raw, list | tuple) and len(raw) == 2 and self.labels is not None:
-            raw = (raw[0], self.labels)  # labels given as a list of numbers are cut as a tensor
+        if isinstance(raw, list | tuple) and len(raw) > 1 and self.labels is not None:
+            raw = (*raw[:-1], self.labels)  # labels given as a list of numbers are cut as a tensor
         part = map_tensors(partial(_part, size=self.size, start=start, stop=stop), raw)
         return Batch.of(part, self.index, self.reading)
 

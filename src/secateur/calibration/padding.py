@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -29,12 +29,16 @@ class Padding:
         In ``attention_mask``, as Transformers names it, padding is zero; in one of floats that are added to
         scores, it is negative. In ``key_padding_mask``, as PyTorch names it, it is True or minus infinity.
         Prefixes such as ``decoder_`` and ``src_`` are fine. Masks with other than two axes do not count.
+        ``lengths`` (integers, one for each sample) say the same: what comes behind them is padding.
 
         Of a model with a decoder, only one side may have a mask. The other one's inputs have no padding then.
         """
         found: dict[str, Tensor] = {}
         for name, mask in arguments.items():
-            if isinstance(mask, Tensor) and mask.ndim == 2 and not mask.is_meta:
+            if name.endswith(("lengths", "lens")):
+                if (real := _within(mask, arguments.values())) is not None:
+                    found[name] = real
+            elif isinstance(mask, Tensor) and mask.ndim == 2 and not mask.is_meta:
                 if name.endswith("attention_mask"):
                     found[name] = mask == 0 if _is_added(mask) else mask != 0
                 elif name.endswith("key_padding_mask"):
@@ -102,6 +106,22 @@ class Padding:
         """Return a value [..., features] as a matrix, a row for each position that is no padding."""
         rows = value.reshape(-1, value.shape[-1])
         return rows if not self.masks else rows[self.rows(len(rows), rows.device)]
+
+
+def _within(lengths: Any, values: Iterable[Any]) -> Tensor | None:
+    """Return which positions of the first value [samples, positions, ...] that fits are within lengths.
+
+    Returns:
+        bool [samples, positions]; None if the lengths fit no value.
+    """
+    if isinstance(lengths, Sequence) and lengths and all(type(n) is int for n in lengths):
+        lengths = torch.tensor(lengths)
+    if not isinstance(lengths, Tensor) or lengths.is_meta or lengths.is_floating_point() or lengths.ndim != 1:
+        return None
+    for samples, positions in (v.shape[:2] for v in values if isinstance(v, Tensor) and v.ndim > 1):
+        if samples == len(lengths) and 1 <= int(lengths.min()) and int(lengths.max()) <= positions:
+            return torch.arange(positions, device=lengths.device) < lengths[:, None]
+    return None
 
 
 def _is_added(mask: Tensor) -> bool:

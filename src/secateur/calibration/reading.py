@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -50,6 +50,8 @@ class Reading:
     - a tensor: the only input, without labels;
     - ``(inputs, labels)`` or ``(inputs,)``, where `inputs` is one tensor, a tuple or list of positional
       arguments, a list that the model takes as one argument, or a mapping of keyword arguments;
+    - ``(a, b, ...)`` or ``(a, b, ..., labels)``, if the model cannot run with fewer arguments than a, b, ...,
+      and, in front of labels, takes no more;
     - a mapping of keyword arguments, with the labels under one of `LABEL_KEYS`;
     - anything, if `forward` is given: the arguments are those with which `forward` calls the model.
 
@@ -111,6 +113,8 @@ class Reading:
                 f"{where}: expected (inputs, labels), (inputs,), a tensor or a mapping, got "
                 f"{type(raw).__name__}. Pass forward=, {self._hint(raw)}."
             )
+        if (several := self._several(raw, where)) is not None:
+            return several
         if len(raw) not in (1, 2):
             raise CalibrationError(
                 f"{where}: expected (inputs, labels), (inputs,), a tensor or a mapping, got "
@@ -124,6 +128,24 @@ class Reading:
         if isinstance(inputs, tuple) or (isinstance(inputs, list) and not self._takes_list(inputs)):
             return Taken(tuple(inputs), {}, labels)
         return Taken((inputs,), {}, labels)
+
+    def _several(self, raw: Sequence[Any], where: str) -> Taken | None:
+        """Split a batch whose first entries are the arguments of the model; None for other forms.
+
+        The model's signature decides: two entries are no pair of inputs and labels, if it needs two inputs.
+        """
+        names = self._parameters()[0]
+        required = [name for name, parameter in names.items() if parameter.default is parameter.empty]
+        count = len(required)
+        if count < 2 or isinstance(raw[0], list | tuple | Mapping):
+            return None
+        if len(raw) == count:
+            if required[-1] == "labels":
+                return self._mapping(dict(zip(required, raw, strict=True)), where)
+            return Taken(tuple(raw), {})
+        if len(raw) == count + 1 and len(names) == count:
+            return Taken(tuple(raw[:-1]), {}, raw[-1])
+        return None
 
     def _takes_list(self, inputs: list[Any]) -> bool:
         """Whether the model takes a list as one argument, instead of its entries as several arguments.

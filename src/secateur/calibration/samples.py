@@ -7,6 +7,7 @@ half of them. If samples are independent, the first half gets the same outputs b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,7 +29,7 @@ FEW = 4
 def samples_apart(batch: Batch) -> bool:
     """Whether batches like this one can be cut into independent samples, as far as a test run shows."""
     raw = batch.raw
-    if isinstance(raw, list | tuple) and len(raw) == 2 and raw[1] is not None and batch.labels is None:
+    if isinstance(raw, list | tuple) and batch.labels is None and _ends_with_labels(batch, raw):
         return False  # labels that are no tensor: boxes, or a text for each sample
     if batch.labels is not None and (batch.labels.ndim == 0 or len(batch.labels) != batch.size):
         return False
@@ -59,6 +60,13 @@ def samples_apart(batch: Batch) -> bool:
         again = _outputs(part, model, seed=1)
         drawn = any(not close(a, b) for a, b in zip(together, again, strict=True) if a.shape == b.shape)
         return alike and drawn
+
+
+def _ends_with_labels(batch: Batch, raw: Sequence[Any]) -> bool:
+    """Whether the last entry is something else than an argument of the model."""
+    if len(raw) < 2 or raw[-1] is None or (len(raw) > 2 and batch.reading.forward is not None):
+        return False
+    return not any(raw[-1] is argument for argument in batch.args)
 
 
 def _outputs(batch: Batch, model: Any, seed: int = 0) -> list[Tensor]:

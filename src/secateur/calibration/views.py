@@ -136,6 +136,9 @@ def _made(make: View, batch: Batch, k: int, seed: int) -> Any:
     with seeded(generator.initial_seed()):
         if batch.reading.forward is not None or not isinstance(raw, list | tuple):
             return make(raw, k, generator)
+        count = sum(any(entry is argument for argument in batch.args) for entry in batch.raw)
+        if count > 1:  # the arguments themselves, not a tuple of them
+            return [*make(tuple(raw[:count]), k, generator), *raw[count:]]
         return [make(raw[0], k, generator), *raw[1:]]
 
 

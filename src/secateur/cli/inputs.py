@@ -44,7 +44,9 @@ class Inputs:
         """The calibration data."""
         from secateur.calibration import Calibration
 
-        return Calibration.of(self._read("--data", self.run.data or ""), views=self.run.views)
+        # What a batch lists, its arguments or labels too, is known by the model alone.
+        model = None if self.run.model is None else self.model
+        return Calibration.of(self._read("--data", self.run.data or ""), views=self.run.views, model=model)
 
     @cached_property
     def graph(self) -> Any:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json as json_format
 import os
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
@@ -14,6 +15,9 @@ from secateur.cli.loading import example_of, load_data, model_source
 from secateur.cli.output import file_to_write
 from secateur.cli.shell import Debug, Json, Seed, reported, show
 from secateur.errors import SettingError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # Optional[...] rather than | None: typer reads these at run time, where older Pythons need it.
 Place = Optional[Path]  # noqa: UP045
@@ -124,8 +128,9 @@ def export(
                 f"--out {out}: expected a folder with --base-model or --license, got a file, which has no "
                 f"model card. Leave them out."
             )
-        example = example_for("export", input, data, seed)
-        small = sc.load(source, model_source("--model", model).make, example_inputs=example)
+        make = model_source("--model", model).make
+        example = example_for("export", input, data, seed, make)
+        small = sc.load(source, make, example_inputs=example)
         card = None
         if not out.suffix:
             report = sc.Report.from_json(source / REPORT) if (source / REPORT).is_file() else None
@@ -195,8 +200,17 @@ def quantise(
     show(shown)
 
 
-def example_for(command: str, sizes: list[str] | None, data: str | None, seed: int) -> Any:
+def example_for(
+    command: str, sizes: list[str] | None, data: str | None, seed: int, make: Callable[[], nn.Module]
+) -> Any:
     """Example inputs of these sizes or from these data; None, for those of the plan, if neither is given.
+
+    Args:
+        command: For messages.
+        sizes: Sizes of the inputs, as on the command line.
+        data: Where the data come from, as on the command line.
+        seed: Seed of the data.
+        make: Makes the model that takes the inputs.
 
     Raises:
         SettingError: If both are given.
@@ -209,7 +223,7 @@ def example_for(command: str, sizes: list[str] | None, data: str | None, seed: i
         return None
     from secateur.calibration import Calibration
 
-    batch = Calibration.of(load_data("--data", data, seed=seed), seed=seed).first()
+    batch = Calibration.of(load_data("--data", data, seed=seed), seed=seed, model=make()).first()
     return batch.inputs
 
 
@@ -246,8 +260,8 @@ def bench(
                 raise SettingError(f"--threads {threads}: expected at least 1. Give 1, for example.")
             torch.set_num_threads(threads)
         try:
-            example = example_for("bench", input, data, seed)
             make = model_source("--model", model).make
+            example = example_for("bench", input, data, seed, make)
             small = sc.load(source, make, example_inputs=example)
             found = sc.bench(
                 make(),

@@ -21,6 +21,11 @@ from secateur.graph.rules.naming import ACTIVATIONS, NORMS, operator_name
 from secateur.graph.rules.op import CONSUME, MATCH, PRODUCE, Value, Walk
 from secateur.graph.walk import Tensor
 
+_UNPACKING = frozenset(
+    f"aten.{name}" for name in ("cat.default", "index_select.default", "reshape.default", "transpose.int")
+)
+"""Operators by which packed rows become sequences of their samples again."""
+
 _ROLES: tuple[tuple[Role, int], ...] = (
     ("produce", PRODUCE),
     ("consume", CONSUME),
@@ -271,27 +276,50 @@ def _sites(
     """Find the values in which each group can be observed: outputs of layers, and what follows directly."""
     found: list[list[Site]] = [[] for _ in range(count)]
     for produced in walk.produced:
-        start = produced.node
-        if isinstance(walk.values[start], list):  # of several outputs, the first that is read
-            outputs = [u for u in start.users if operator_name(u) == "operator.getitem"]
-            outputs.sort(key=lambda u: (not u.users, u.args[1]))
-            if not outputs:
+        start, place = produced.node, produced.axis
+        if isinstance(outputs := walk.values[start], list):
+            output = _observed_output(walk, start)
+            if output is None or (axis := _axis_of(walk, output, outputs[0][place])) is None:
                 continue
-            start = outputs[0]
+            start, place = output, axis
         producer = walk.names[produced.origin]
         for node, stage in _stages(start):
             axes = walk.values[node]
-            if not isinstance(axes, tuple) or produced.axis >= len(axes):
+            if not isinstance(axes, tuple) or place >= len(axes):
                 continue
-            labels = axes[produced.axis]
+            labels = axes[place]
             roots = np.where(labels > 0, walk.store.find(labels), 0)
             groups = group_of[roots]
             for g in np.unique(groups[groups >= 0]).tolist():
                 position = np.flatnonzero(groups == g)
-                found[g].append(
-                    Site(node.name, produced.axis, stage, producer, position, unit_of[roots[position]])
-                )
+                found[g].append(Site(node.name, place, stage, producer, position, unit_of[roots[position]]))
     return found
+
+
+def _observed_output(walk: Walk, layer: fx.Node) -> fx.Node | None:
+    """Return the first output of a layer with several that is read; None if there is none.
+
+    A layer that reads packed sequences has rows of all samples, those of each step together. They are
+    observed where they have been put back in order.
+    """
+    outputs = [user for user in layer.users if operator_name(user) == "operator.getitem"]
+    outputs.sort(key=lambda user: (not user.users, user.args[1]))
+    if not outputs:
+        return None
+    node = outputs[0]
+    while operator_name(layer).endswith(".data"):  # the overload for packed sequences
+        behind = next((user for user in node.users if operator_name(user) in _UNPACKING), None)
+        if behind is None:
+            break
+        node = behind
+    return node
+
+
+def _axis_of(walk: Walk, node: fx.Node, labels: NDArray[np.int64]) -> int | None:
+    """Return the axis of a value that shares units with an axis of these labels; None if there is none."""
+    axes, wanted = walk.values[node], np.unique(walk.store.find(labels[labels > 0]))
+    found = enumerate(axes if isinstance(axes, tuple) else ())
+    return next((k for k, own in found if np.isin(walk.store.find(own[own > 0]), wanted).any()), None)
 
 
 def _stages(start: fx.Node) -> list[tuple[fx.Node, Stage]]:

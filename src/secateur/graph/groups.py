@@ -7,7 +7,7 @@ layers produce.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -42,8 +42,8 @@ class Slice:
     tensor: str
     axis: int
     role: Role
-    position: NDArray[np.int64]
-    unit: NDArray[np.int64]
+    position: NDArray[np.int64] = field(repr=False)
+    unit: NDArray[np.int64] = field(repr=False)
 
     def removed(self, keep: NDArray[np.bool_]) -> NDArray[np.int64]:
         """Return the positions of the units for which `keep` is False. [group.size]"""
@@ -67,8 +67,8 @@ class Site:
     axis: int
     stage: Stage
     producer: str
-    position: NDArray[np.int64]
-    unit: NDArray[np.int64]
+    position: NDArray[np.int64] = field(repr=False)
+    unit: NDArray[np.int64] = field(repr=False)
 
 
 @dataclass(frozen=True, eq=False)

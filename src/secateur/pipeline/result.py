@@ -43,17 +43,20 @@ class Result:
         plan: The decision; a `MaskPlan` for single weights.
         scores: What each unit, weight or expert was worth; allocate again from these without the data.
         graph: The trace; an `ExpertGraph` for experts.
-        report: What happened; ``print(result.report)``, ``.to_html(path)``, ``.to_json(path)``.
+        report: What happened; ``print(result)``, ``.to_html(path)``, ``.to_json(path)``.
         quantised: The quantised model as an ONNX file; None unless `prune` was asked for one.
     """
 
     model: nn.Module
-    plan: Any
+    plan: Any = field(repr=False)
     scores: Scores
-    graph: Any
-    report: Report
+    graph: Any = field(repr=False)
+    report: Report = field(repr=False)
     quantised: Quantised | None = field(default=None, repr=False)
     _at: Callable[[float], Result] | None = field(default=None, repr=False)
+
+    def __str__(self) -> str:
+        return str(self.report)
 
     @property
     def frontier(self) -> Frontier | None:

@@ -9,8 +9,8 @@ where units are missing, but for such as work on each number by itself. Else it 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from threading import get_ident
 from typing import Any, NoReturn
 
@@ -153,6 +153,9 @@ class Held:
             if id(change) in written:
                 change.entry.forget(change.name)
         left = [change for change in changes if change.is_new() and id(change) not in written]
+        for change in _made_by_the_code(module, given, left):
+            change.entry.accept(change.name, change.new)
+        left = [change for change in left if change.is_new()]
         if left and not self._runs_the_same(module, given, left, others, (after, ours)):
             _refuse(module, _named_first(module, given, left, (after, ours), self.cut))
 
@@ -172,6 +175,20 @@ class Held:
             right = [v for k in alone for name, v in k if name == str(one) and repr(v) != repr(one.new)]
             tries += [(left, [value]) for value in right]
         return any(_is_same(module, given, some, values, new, self.cut) for some, values in tries)
+
+
+def _made_by_the_code(module: nn.Module, given: Any, left: Sequence[Change]) -> list[Change]:
+    """Return those changes that a pass with the old values makes itself, as where it prepares something once.
+
+    Such a pass may fail: what is prepared already, as hooks, is then prepared twice.
+    """
+    if not left:
+        return []
+    with _put(module, left, [change.old for change in left]), seeded(0):
+        args, kwargs = pytree.tree_map(_copied, given)
+        with suppress(Exception):
+            module.forward(*args, **kwargs)
+        return [change for change in left if change.is_there_again()]
 
 
 def _is_same(
@@ -226,10 +243,7 @@ def _tried(
     """Run a module on copies of arguments, with its new values or with others in place of these."""
     args, kwargs = pytree.tree_map(_copied, given)
     operators = Operators(module, leaves((args, kwargs)), cut)
-    state = State(module, functions=True, parameters=module.training)
-    try:
-        for change, value in zip(changes, values or (), strict=False):
-            change.put(value)
+    with _put(module, changes, values):
         for change in changes if values is None else ():
             if isinstance(change.new, nn.Module):
                 operators.watch(change.new)
@@ -237,6 +251,16 @@ def _tried(
             outputs = tensors_of(module.forward(*args, **kwargs))
         operators.written = [one for one in changes if values is None and one.is_overwritten()]
         return operators, [output.detach() for output in outputs]
+
+
+@contextmanager
+def _put(module: nn.Module, changes: Sequence[Change], values: Sequence[Any] | None) -> Iterator[None]:
+    """Inside, other values stand in place of the new ones; after it, the module is as it was before."""
+    state = State(module, functions=True, parameters=module.training)
+    try:
+        for change, value in zip(changes, values or (), strict=False):
+            change.put(value)
+        yield
     finally:
         for change in changes if values is not None else ():
             change.put(change.new)

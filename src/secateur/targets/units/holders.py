@@ -195,12 +195,20 @@ class Change:
 
     def is_overwritten(self) -> bool:
         """Whether it is another one by now, or has got neighbours, as in a list to which the code appends."""
+        kind = self.entry.kind
+        more = kind in ("dict", "list", "set") and len(self.entry.now()) != self.size
+        return self._held() is not self.new or more
+
+    def is_there_again(self) -> bool:
+        """Whether the new value is there, or an equal plain one, after the old one was set."""
+        return is_alike(self._held(), self.new)
+
+    def _held(self) -> Any:
         entry = self.entry
-        now = entry.now()
-        held = now.get(self.name, entry.nothing)
+        held = entry.now().get(self.name, entry.nothing)
         if held is NOTHING and isinstance(entry.holder, nn.Module):
             held = _tensor_or_module(entry.holder, self.name)
-        return held is not self.new or (entry.kind in ("dict", "list", "set") and len(now) != self.size)
+        return held
 
     def put(self, value: Any) -> None:
         """Set the old or the new value."""
