@@ -491,7 +491,6 @@ call("argsort", lambda op, a: op(a, 1).to(a.dtype) + a.sum(1, keepdim=True), x(2
 call(
     "argsort.stable", lambda op, a: op(a, stable=True, dim=1).to(a.dtype) + a.sum(1, keepdim=True), x(2, 3, 4)
 )
-call("msort", lambda op, a: op(a), x(2, 3, 4))
 call(rows, lambda op, a, n, v: op(a.clone(), 1, n, v), x(2, 3, 4), i(3, 2), x(2, 2, 4))
 for sizes in ((2, 3, 4), (2, 2, 3)):
     call("scatter_add scatter_add_ scatter.src scatter_.src",

@@ -200,12 +200,11 @@ def masked_scatter(op: Op) -> Axes:
     return op.axes(op["self"])
 
 
-@rule("aten.argsort.default", "aten.argsort.stable", "aten.msort.default")
+@rule("aten.argsort.default", "aten.argsort.stable")
 def order(op: Op) -> Axes:
-    """Say the order along one axis, or sort along the first. The axis is frozen."""
+    """Say the order along one axis, which is frozen."""
     x = op.axes(op["self"])
-    dim = 0 if op.name == "aten.msort.default" else op.integer("dim") % len(x)
-    op.freeze(x[dim], "put in order")
+    op.freeze(x[op.integer("dim") % len(x)], "put in order")
     return x
 
 
