@@ -89,6 +89,14 @@ def broken(position: int, change: Callable[[Tensor, Tensor], tuple[Any, Any]]) -
             broken(2, lambda x, y: (x / 0, y)),
             r"calibration batch \d+: expected finite inputs, got NaN or infinity",
         ),
+        (
+            broken(0, lambda x, y: (x.to_sparse(), y)),
+            "calibration batch 0: expected dense tensors, got one of layout torch.sparse_coo",
+        ),
+        (
+            broken(0, lambda x, y: (torch.nested.nested_tensor(list(x), layout=torch.jagged), y)),
+            "calibration batch 0: expected dense tensors, got a nested tensor",
+        ),
         ([(x,) for x, _ in data()], "expected labels"),
         (
             broken(1, lambda x, y: (x[..., :1, :1], y)),
@@ -106,8 +114,8 @@ def broken(position: int, change: Callable[[Tensor, Tensor], tuple[Any, Any]]) -
         ("cifar10", "expected a DataLoader, a Dataset or an iterable of batches, got str"),
     ],
     ids=(
-        "empty iterator no_samples one_class above below float fewer nan inf unlabelled shape channels dtype "
-        "arguments keywords text number name"
+        "empty iterator no_samples one_class above below float fewer nan inf sparse nested unlabelled shape "
+        "channels dtype arguments keywords text number name"
     ).split(),
 )
 def test_data_that_cannot_be_used(calibration: Any, message: str) -> None:

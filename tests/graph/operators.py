@@ -469,6 +469,28 @@ call("gather", lambda op, a, n: op(a, 1, n), x(2, 3, 4), i(3, 2, 5, 3))
 call("gather", lambda op, a, n: op(a, 0, n[:, None].expand(5, 4)), x(3, 4), i(3, 5))
 call("take_along_dim", lambda op, a, n: op(a, n, 1), x(2, 3, 4), i(3, 2, 5, 4))
 rows = "index_add index_add_ index_copy index_copy_"
+call(
+    "index_reduce index_reduce_",
+    lambda op, a, n, v: op(a.clone(), 1, n, v, "amax"),
+    x(2, 3, 4),
+    i(3, 2),
+    x(2, 2, 4),
+)
+call(
+    "index_fill.int_Scalar index_fill_.int_Scalar",
+    lambda op, a, n: op(a.clone(), 1, n, 2.0),
+    x(2, 3, 4),
+    i(3, 2),
+)
+call(
+    "index_fill.int_Tensor index_fill_.int_Tensor",
+    lambda op, a, n: op(a.clone(), 1, n, torch.tensor(2.0, dtype=a.dtype)),
+    x(2, 3, 4), i(3, 2),
+)  # fmt: skip
+call("argsort", lambda op, a: op(a, 1).to(a.dtype) + a.sum(1, keepdim=True), x(2, 3, 4))
+call(
+    "argsort.stable", lambda op, a: op(a, stable=True, dim=1).to(a.dtype) + a.sum(1, keepdim=True), x(2, 3, 4)
+)
 call(rows, lambda op, a, n, v: op(a.clone(), 1, n, v), x(2, 3, 4), i(3, 2), x(2, 2, 4))
 for sizes in ((2, 3, 4), (2, 2, 3)):
     call("scatter_add scatter_add_ scatter.src scatter_.src",

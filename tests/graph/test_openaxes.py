@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -206,6 +207,29 @@ def test_each_key_has_a_value() -> None:
     model, x = Reading().eval(), (torch.randn(2, 5, 6), torch.randn(2, 9, 5), torch.randn(2, 9, 4))
     places = [axis.places for axis in sc.trace(model, x).inputs.open]
     assert (("k", 1), ("v", 1)) in places
+
+
+def test_labels_that_count_for_nothing_are_not_drawn(tmp_path: Path) -> None:
+    class Classifier(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.o = nn.Embedding(9, 12), nn.Linear(12, 10), nn.Linear(10, 7)
+
+        def forward(self, ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+            logits = self.o(self.b(self.a(ids)).relu())
+            return F.cross_entropy(logits.mT, labels), logits
+
+    torch.manual_seed(0)
+    labels = torch.tensor([[-100, -100, 6], [0, 3, 2]])
+    model, given = Classifier().eval(), (torch.randint(9, (2, 3)), labels)
+    graph = sc.trace(model, given)
+    assert graph.inputs.drawn
+    assert [(leaf.low, leaf.high) for leaf in graph.inputs.tensors().values()] == [(0, 8), (0, 6)]
+    plan = sc.Uniform(ratio=0.5).allocate(graph, sc.score(graph, None, "magnitude"))
+    small = sc.apply(model, plan, "graph", graph=graph)
+    assert sc.verify(model, small, plan).proven  # without inputs of the user's
+    loaded = sc.load(sc.save(small, tmp_path), lambda: Classifier().eval())
+    assert all(map(torch.equal, loaded(*given), small(*given)))
 
 
 def test_nothing_is_drawn_that_the_model_cannot_take() -> None:

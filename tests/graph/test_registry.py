@@ -22,8 +22,11 @@ def test_an_operator_has_one_rule() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["relu.default", "relu_.default", "add.Tensor", "add_.Tensor", "hardswish.default", "gelu.default"],
-)
+    [
+        "relu.default", "relu_.default", "add.Tensor", "add_.Tensor", "hardswish.default", "gelu.default",
+        "__and__.Tensor", "__or__.Scalar", "__xor__.Tensor", "__ior__.Tensor", "__lshift__.Scalar",
+    ],
+)  # fmt: skip
 def test_what_acts_position_by_position_needs_no_rule(name: str) -> None:
     packet, overload = name.split(".")
     node = node_of(getattr(getattr(torch.ops.aten, packet), overload))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import secateur as sc
 from tests.graph.tiny import Calls, between, identities, reasons, traced
 
 FOUR = [0, 1, 2, 3]
@@ -197,3 +198,23 @@ def test_heads_merged_with_an_open_batch_axis_before_an_axis_without_a_stated_si
     parts = {name: nn.Linear(4, 6) for name in "qkv"}
     graph = traced(Calls(attention, **parts, out=nn.Linear(6, 2)), torch.randn(3, 5, 4))
     assert [group.size for group in graph.groups] == [3]
+
+
+@pytest.mark.parametrize("made", ["of zeros", "of the input"])
+def test_heads_behind_a_mask_of_numbers(made: str) -> None:
+    """Samples and heads become one axis of the mask. Samples of a mask that forward fills hold no units."""
+
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words = nn.Embedding(9, 16)
+            self.attention, self.out = nn.MultiheadAttention(16, 4, batch_first=True), nn.Linear(16, 3)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            zeros = torch.zeros(ids.shape) if made == "of zeros" else torch.zeros_like(ids, dtype=torch.float)
+            h, mask = self.words(ids), zeros.masked_fill(ids == 0, float("-inf"))
+            return self.out(self.attention(h, h, h, key_padding_mask=mask, need_weights=False)[0])
+
+    ids = torch.tensor([[1, 2, 3, 4, 0], [5, 6, 0, 0, 0]])
+    graph = sc.trace(Encoder().eval(), ids)
+    assert {g.name: g.size for g in graph.groups}["attention"] == 4

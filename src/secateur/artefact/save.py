@@ -174,7 +174,7 @@ def load(
     with _understood(folder):
         guard(small, record.flags)
     if record.form == "module":
-        hold(small)
+        hold(small, plan)
     return attach(small, record)
 
 

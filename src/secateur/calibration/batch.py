@@ -222,8 +222,15 @@ class Batch:
         return labels
 
     def check_finite(self) -> None:
-        """Raise CalibrationError if a floating input holds NaN or infinity."""
+        """Raise CalibrationError if a floating input holds NaN or infinity, or if an input is not dense."""
         for tensor in held_tensors((self.args, self.kwargs)):
+            if tensor.layout is not torch.strided or tensor.is_nested:
+                got = "a nested tensor" if tensor.is_nested else f"one of layout {tensor.layout}"
+                raise CalibrationError(
+                    f"calibration batch {self.index}: expected dense tensors, got {got}. Wrap the model in a "
+                    f"module that takes dense tensors (indices and values, or padded rows and a mask) and "
+                    f"builds the other tensor from them."
+                )
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise CalibrationError(
                     f"calibration batch {self.index}: expected finite inputs, got NaN or infinity in a "

@@ -67,6 +67,7 @@ class LabelStore:
     def __init__(self) -> None:
         self._parent = np.zeros(1024, dtype=np.int64)
         self._held = np.zeros(1024, dtype=bool)  # by root: whether a parameter has a position of the class
+        self._stays = np.zeros(1024, dtype=bool)  # by root: whether the class is frozen already
         self._above = np.zeros(1024, dtype=np.int64)  # as `_parent`, but `find` shortens no path
         self._tied_at = np.zeros(1024, dtype=np.int64)  # in which of `_places` a label was joined to another
         self._places: list[Any] = [None]
@@ -82,7 +83,7 @@ class LabelStore:
     def fresh(self, n: int, *, held: bool = False) -> Labels:
         """Make `n` new live labels in a row. `held`: whether they belong to a parameter. [n]"""
         while self._count + n > len(self._parent):
-            for name in ("_parent", "_held", "_above", "_tied_at"):
+            for name in ("_parent", "_held", "_stays", "_above", "_tied_at"):
                 old = getattr(self, name)
                 setattr(self, name, np.concatenate([old, np.zeros_like(old)]))
         new = np.arange(self._count, self._count + n, dtype=np.int64)
@@ -110,6 +111,11 @@ class LabelStore:
         live = labels[labels > 0]
         return bool(self._held[self.find(live)].any())
 
+    def may_go(self, labels: Labels) -> bool:
+        """Whether any of these labels is in a class that is not frozen so far."""
+        live = labels[labels > 0]
+        return not bool(self._stays[self.find(live)].all())
+
     def tie(self, a: Labels, b: Labels) -> None:
         """Say that a[i] and b[i] can only be removed together. A tie to a label of 0 or below freezes."""
         a, b = np.broadcast_arrays(a, b)
@@ -133,6 +139,7 @@ class LabelStore:
             a, b, root_a, root_b = a[differ], b[differ], root_a[differ], root_b[differ]
             high, low = np.maximum(root_a, root_b), np.minimum(root_a, root_b)
             np.logical_or.at(self._held, low, self._held[high])
+            np.logical_or.at(self._stays, low, self._stays[high])
             np.minimum.at(self._parent, high, low)
             self._above[high], self._tied_at[high] = self._parent[high], len(self._places) - 1
 
@@ -165,6 +172,7 @@ class LabelStore:
         live = labels > 0
         if live.any() and not self._muted:
             self._frozen.append((labels[live].copy(), because[live].copy()))
+            self._stays[self.find(labels[live])] = True
 
     def mix(self, labels: Labels, reason: Reason) -> None:
         """Say that an operator mixes these positions without weights: removing one changes the others."""

@@ -359,8 +359,9 @@ def widened(
 ) -> InputSpec:
     """Add to a description the ranges of values that the model takes, and whether it takes drawn values.
 
-    Integers are drawn from the whole vocabulary if the model runs on that. Floats are normal noise if the
-    model runs on that; if not, they lie between the smallest and the largest value of the user's own tensor.
+    Integers are drawn from the whole vocabulary if the model runs on that. Negative ones that stand for
+    nothing, as -100 among labels, are left out if it runs only so. Floats are normal noise if the model runs
+    on that; if not, they lie between the smallest and the largest value of the user's own tensor.
     Where a pass is `long`, the traced size of a single tensor of noise is not tried, since another size is.
     """
     inputs = [
@@ -374,7 +375,12 @@ def widened(
         if (rows := _vocabulary(node)) is not None:
             entries[name] = (0, rows - 1)
     seen = _seen_ranges(spec, given)
-    options = [entries, {}, {**seen, **entries}, seen]
+    counted = {
+        name: (0, leaf.high)
+        for name, leaf in spec.tensors().items()
+        if isinstance(leaf.low, int) and leaf.high is not None and leaf.low < 0 <= leaf.high
+    } | entries
+    options = [entries, {}, counted, {**seen, **entries}, seen, {**seen, **counted}]
     for changes in [option for i, option in enumerate(options) if option not in options[:i]]:
         trial = spec.with_ranges(changes)
         examples = trial.examples(device=device)

@@ -353,3 +353,28 @@ def test_nested_blocks_are_the_innermost_equal_ones() -> None:
     assert [b.path for b in stages.all_blocks()] == ["0.inner.0", "0.inner.1", "1.inner.0", "1.inner.1"]
     blocks = traced(nn.Sequential(Sides(), Sides()).eval(), torch.randn(3, WIDTH))
     assert [b.path for b in blocks.all_blocks()] == ["0", "1"]
+
+
+class Adds(nn.Sequential):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + super().forward(x)
+
+
+class Queries(nn.Module):
+    """Blocks behind parameters that a layer reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries, self.read = nn.Parameter(torch.randn(5, 6)), nn.Linear(6, 6)
+        self.blocks = nn.ModuleList(Adds(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 6)) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.read(self.queries.expand(len(x), -1, -1)) + x
+        for block in self.blocks:
+            h = block(h)
+        return h
+
+
+def test_blocks_behind_learned_queries() -> None:
+    graph = sc.trace(Queries().eval(), torch.randn(4, 5, 6), granularity="block")
+    assert sum(group.size for group in graph.groups) == 3

@@ -196,9 +196,9 @@ def _globals() -> Iterator[None]:
     Inner.shared, Inner.table["mode"] = None, None
 
 
-def pruned(model: nn.Module, **options: Any) -> tuple[Any, Any]:
+def pruned(model: nn.Module, *, of: Tensor = INPUTS, **options: Any) -> tuple[Any, Any]:
     """The model as a module, and masked."""
-    graph = sc.trace(model, INPUTS, **options)
+    graph = sc.trace(model, of, **options)
     keep = {g.name: np.arange(g.size) % 3 != 1 for g in graph.groups}
     plan = sc.Plan.build(graph, keep, allocator="every third")
     small, masked = (sc.apply(model, plan, form, graph=graph) for form in ("module", "masked"))
@@ -571,7 +571,7 @@ def test_it_costs_little() -> None:
     finally:
         sys.setprofile(before)
     assert calls < 1000  # calls and returns of functions
-    hold(small)
+    hold(small, sc.record_of(small).plan)
     assert len(small._forward_pre_hooks) == 1
 
 
@@ -642,3 +642,110 @@ def test_what_the_code_prepares_once_is_its_own() -> None:
     assert len(small.act._forward_hooks) == 1
     small._installed = masked._installed = False  # by the user: the hooks are installed a second time
     torch.testing.assert_close(small(INPUTS), masked(INPUTS))
+
+
+BEHIND: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "softmax": lambda y, h, x: y.softmax(-1),
+    "sort": lambda y, h, x: y.sort(-1).values,
+    "mean": lambda y, h, x: y.mean(-1, keepdim=True) + y,
+    "tokens": lambda y, h, x: y.flip(1),
+    "loss": lambda y, h, x: F.cross_entropy(y.mT, x[..., 0].gt(0).long(), reduction="none"),
+    "smoothed": lambda y, h, x: F.cross_entropy(y.mT, x[..., 1].gt(0).long(), label_smoothing=0.2),
+    "of inputs": lambda y, h, x: torch.cat([y, x.cumsum(-1)], -1),
+    "written": lambda y, h, x: y.new_zeros(y.shape).index_copy(-1, torch.tensor([2, 0, 1]), y),
+}  # fmt: skip
+BEFORE: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "softmax": lambda y, h, x: y + h.softmax(-1).amax(-1, keepdim=True),
+    "sum": lambda y, h, x: y + h.sum(-1, keepdim=True),
+    "size": lambda y, h, x: torch.cat([y, y.new_ones(*y.shape[:-1], 1) * h.shape[-1]], -1),
+    "axis": lambda y, h, x: y[..., None].expand(*y.shape, h.shape[-1]).sum(-1),
+    "mean over": lambda y, h, x: y * y.new_ones(h.shape[-1], 1).sum(),
+    "twice": lambda y, h, x: y * y.new_ones(2 * h.shape[-1]).sum(),
+    "half": lambda y, h, x: y + y[..., None].expand(*y.shape, h.shape[-1] // 2).sum(-1),
+    "all": lambda y, h, x: y + y.new_ones(h.numel()).sum(),
+    "written": lambda y, h, x: _written(y, h).sort(-1).values,
+    "weight": lambda y, h, x: y + h.new_ones(h.shape[-1]).softmax(-1)[0],
+}
+
+
+def _written(y: Tensor, h: Tensor) -> Tensor:
+    both = y.new_zeros(*y.shape[:-1], 8)
+    both[..., :3] = h[..., :3]
+    return torch.cat([y, both.flip(-1)[..., -3:]], -1)
+
+
+class Behind(nn.Module):
+    """Does something with results, with the values in which units are missing at hand."""
+
+    def __init__(self, ways: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]]) -> None:
+        super().__init__()
+        self.up, self.mid, self.out = nn.Linear(6, 12), nn.Linear(12, 9), nn.Linear(9, 3)
+        self.settings: dict[str, Any] = {"way": None}
+        self.ways = ways
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.up(x).relu()
+        y = self.out(self.mid(h).relu())
+        way = self.settings["way"]
+        return y if way is None else self.ways[way](y, h, x)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("way", BEHIND)
+def test_code_behind_what_was_cut_may_change(way: str, training: bool) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 5, 6).double()
+    small, masked = pruned(Behind(BEHIND).double().eval(), of=x)
+    for model in (small, masked):
+        model.train(training).settings["way"] = way
+    for given in (x, torch.randn(2, 7, 6).double()):
+        got, wanted = (model(given) for model in (small, masked))
+        torch.testing.assert_close(got, wanted)
+        got.sum().backward()
+
+
+@pytest.mark.parametrize("way", BEFORE)
+def test_code_that_reads_what_was_cut_may_not(way: str) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(5, 7, 6).double()
+    small, masked = pruned(Behind(BEFORE).double().eval(), of=x)
+    for model in (small, masked):
+        model.settings["way"] = way
+    with pytest.raises(sc.InputError, match="may need units that were removed"):
+        small(x)
+
+
+@pytest.mark.parametrize("way", ["sort", "smoothed"])
+def test_what_a_second_round_or_a_file_knows_of_what_was_cut(way: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 5, 6).double()
+    first, _ = pruned(Behind(BEHIND | BEFORE).double().eval(), of=x)
+    twice, _ = pruned(first, of=x)
+    again = sc.load(sc.save(first, tmp_path), lambda: Behind(BEHIND | BEFORE).double().eval())
+    for small in (first, twice, again, copy.deepcopy(twice)):
+        small.settings["way"] = way
+        small(x)
+        small.settings["way"] = "sum"
+        with pytest.raises(sc.InputError, match="units that were removed"):
+            small(x)
+
+
+def test_attention_may_drop_out_later() -> None:
+    class Attends(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv, self.out, self.options = nn.Linear(6, 36), nn.Linear(12, 3), {"p": 0.0}
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = self.qkv(x).unflatten(-1, (3, 3, 4)).permute(2, 0, 3, 1, 4)
+            p = self.options["p"] if self.training else 0.0
+            return self.out(F.scaled_dot_product_attention(q, k, v, dropout_p=p).transpose(1, 2).flatten(2))
+
+    torch.manual_seed(0)
+    x = torch.randn(4, 5, 6).double()
+    small, masked = pruned(Attends().double().eval(), of=x)
+    for model in (small, masked):
+        model.train().options["p"] = 0.5
+    assert not torch.equal(small(x), small(x))
+    small(x).sum().backward()
+    torch.testing.assert_close(small.eval()(x), masked.eval()(x))

@@ -99,6 +99,54 @@ def test_auto_does_not_return_such_a_program_either() -> None:
     assert len(str(caught.value)) <= 600
 
 
+def _last(model: nn.Module, h: Tensor) -> Tensor:
+    before, model.last = getattr(model, "last", None), h.detach()
+    return h if before is None else h + before
+
+
+def _nested(model: nn.Module, h: Tensor) -> Tensor:
+    model.o.seen = [*getattr(model.o, "seen", []), h.detach()]
+    return h / len(model.o.seen)  # type: ignore[arg-type]
+
+
+def _counted(model: nn.Module, h: Tensor) -> Tensor:
+    model.calls = getattr(model, "calls", 0) + 1
+    return h if model.calls < 2 else h.tanh()  # type: ignore[operator]
+
+
+def _cached(model: nn.Module, h: Tensor) -> Tensor:
+    if getattr(model, "table", None) is None:
+        model.table = torch.linspace(0, 1, 4)[:, None]
+    return h * model.table  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("keep", [_last, _nested, _counted])
+def test_a_program_keeps_nothing_for_the_next_call(keep: Callable[[nn.Module, Tensor], Tensor]) -> None:
+    model, x = made(keep)
+    with pytest.raises(sc.ApplyError, match=r"something else at the second call \(it sets (o\.)?\w+\)"):
+        as_graph(model, x)
+    graph = sc.trace(model, x)
+    small, masked = (sc.apply(model, random_plan(graph), form, graph=graph) for form in ("auto", "masked"))  # type: ignore[arg-type]
+    for _ in range(3):
+        torch.testing.assert_close(small(x), masked(x))
+    model, x = made(lambda model, h: keep(model, h) if model.training else h)
+    with pytest.raises(sc.ApplyError, match="second call"):
+        as_graph(model, x).train()
+
+
+def _averaged(model: nn.Module, h: Tensor) -> Tensor:
+    if model.training:
+        with torch.no_grad():
+            model.o.bias.mul_(0.5)  # type: ignore[operator, union-attr]
+    return h
+
+
+@pytest.mark.parametrize("keep", [_cached, _averaged])
+def test_what_gives_the_same_at_each_call_is_no_state(keep: Callable[[nn.Module, Tensor], Tensor]) -> None:
+    model, x = made(keep)
+    as_graph(model, x)
+
+
 def _sixteen() -> Tensor:
     return torch.tensor(range(16)) / 16  # a table that no module can shorten
 

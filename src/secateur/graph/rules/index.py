@@ -132,8 +132,9 @@ def gather(op: Op) -> Axes:
 
 
 @rule(
-    "aten.index_add.default", "aten.index_add_.default", "aten.index_copy.default", "aten.index_copy_.default"
-)
+    "aten.index_add.default", "aten.index_add_.default", "aten.index_copy.default",
+    "aten.index_copy_.default", "aten.index_reduce.default", "aten.index_reduce_.default",
+)  # fmt: skip
 def write_rows(op: Op) -> Axes:
     """Write rows of one tensor into rows of another, along one axis, which is frozen. The others are tied."""
     x, source = op.axes(op["self"]), op.axes(op["source"])
@@ -143,6 +144,20 @@ def write_rows(op: Op) -> Axes:
     op.freeze(op.axes(op["index"])[0], "which positions are written depends on it")
     rest = op.broadcast((*x[:dim], *x[dim + 1 :]), (*source[:dim], *source[dim + 1 :]))
     return (*rest[:dim], x[dim], *rest[dim:])
+
+
+@rule(
+    "aten.index_fill.int_Scalar",
+    "aten.index_fill_.int_Scalar",
+    "aten.index_fill.int_Tensor",
+    "aten.index_fill_.int_Tensor",
+)
+def fill_rows(op: Op) -> Axes:
+    """Write one number into rows along one axis, which is frozen."""
+    x = op.axes(op["self"])
+    op.freeze(x[op.integer("dim") % len(x)], "which positions are written depends on an index tensor")
+    op.freeze(op.axes(op["index"])[0], "which positions are written depends on it")
+    return x
 
 
 @rule("aten.scatter_add.default", "aten.scatter_add_.default", "aten.scatter.src", "aten.scatter_.src")
@@ -183,6 +198,14 @@ def masked_scatter(op: Op) -> Axes:
         for axis in op.axes(node):
             op.freeze(axis, "written in order where a mask is True")
     return op.axes(op["self"])
+
+
+@rule("aten.argsort.default", "aten.argsort.stable")
+def order(op: Op) -> Axes:
+    """Say the order along one axis, which is frozen."""
+    x = op.axes(op["self"])
+    op.freeze(x[op.integer("dim") % len(x)], "put in order")
+    return x
 
 
 @rule("aten.topk.default", "aten.sort.default", "aten.sort.stable")

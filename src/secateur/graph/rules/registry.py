@@ -34,9 +34,13 @@ def rule(*operators: str) -> Callable[[Rule], Rule]:
 
 UNTAGGED = frozenset(
     "arctan divide floor_divide hardswish log_sigmoid masked_fill multiply negative rsub special_expit "
-    "subtract true_divide polar complex xlogy gelu abs threshold mish relu6 rrelu float_power".split()
+    "subtract true_divide polar complex xlogy gelu abs threshold mish relu6 rrelu float_power "
+    "isclose fake_quantize_per_tensor_affine special_ndtr special_erf special_erfc special_erfinv "
+    "special_gammaln special_digamma special_exp2 special_expm1 special_log1p special_sinc special_round "
+    "special_i0 special_logit special_xlogy special_polygamma special_gammainc special_gammaincc "
+    "__and __or __xor __lshift __rshift __iand __ior __ixor __ilshift __irshift".split()
 )
-"""Operators that work on each position alone, although ATen does not tag them as pointwise."""
+"""Operators that work on each position alone, although ATen does not tag them. Names end without ``_``."""
 
 
 def find_rule(node: fx.Node) -> Rule | None:

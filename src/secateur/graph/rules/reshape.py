@@ -56,12 +56,13 @@ def _merge(op: Op, axes: list[Labels]) -> Labels:
 
     Each position of the new axis stands for one position of each old axis, but it can have only one label.
     So one of the old axes goes on to carry units, and the others are frozen. An axis that belongs to a
-    parameter takes precedence over one that only follows others, such as the copies that an expand makes.
+    parameter takes precedence over one that only follows others, such as the copies that an expand makes;
+    then one that is not frozen so far.
     """
     if len(axes) == 1:
         return axes[0]
     held = [op.store.held(axis) for axis in axes]
-    live = [bool((axis > 0).any()) for axis in axes]
+    live = [op.store.may_go(axis) for axis in axes]
     if op.walk.choices is None and sum(held) > 1:
         # In the first walk the axes of splits still have trial labels. Freezing one of them here would decide
         # the split by accident. So the merged axis gets new labels, and the second walk decides.

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from secateur.calibration.reading import Forward, Reading
 from secateur.common.foreign import details, said
 from secateur.common.models import device_of, evaluating, unwrap
+from secateur.compat.counting import flop_counter
 from secateur.errors import CaptureError, NothingToPruneError
 from secateur.graph.inputs import Arguments, InputSpec, batch_size, call_arguments
 from secateur.graph.openaxes import find_open_axes
@@ -92,7 +92,7 @@ def _macs(model: nn.Module, blocks: list[Block], given: Arguments) -> tuple[dict
     """MACs of one sample: of each block, and of the whole model."""
     started: dict[str, int] = {}
     found: dict[str, int] = {}
-    counter = FlopCounterMode(display=False)
+    counter = flop_counter()
     with (
         ExitStack() as undo,
         evaluating(model),

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from secateur.calibration.reading import Forward, Reading
 from secateur.common.foreign import details, said
 from secateur.common.models import device_of, evaluating, unwrap
+from secateur.compat.counting import flop_counter
 from secateur.errors import CaptureError, NothingToPruneError, SecateurError
 from secateur.graph.inputs import InputSpec, batch_size, call_arguments
 from secateur.targets.experts.blocks import Block, candidates
@@ -111,7 +111,7 @@ def _count(
     Experts are not run, so that this also works on the meta device.
     """
     tokens: dict[str, int] = {}
-    counter = FlopCounterMode(display=False)
+    counter = flop_counter()
     try:
         with (
             ExitStack() as undo,

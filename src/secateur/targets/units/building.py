@@ -27,9 +27,11 @@ from secateur.targets.units.alignment import Place, Source, Steps, arguments
 from secateur.targets.units.constants import Constants
 from secateur.targets.units.copying import duplicate
 from secateur.targets.units.parts import Part
+from secateur.targets.units.pickling import pickled
 from secateur.targets.units.rewrites import Scaled
 from secateur.targets.units.tensors import cut, tensor_called
 from secateur.targets.units.variants import DEFAULT, Facts
+from secateur.targets.units.watching import generators_of
 
 _STATE = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
@@ -84,6 +86,10 @@ class _Builder:
         self.out = fx.Graph()
         self.made: dict[fx.Node, Any] = {}
         self.names: dict[fx.Node, str] = {}
+        self.parts: dict[int, nn.Module] = {}  # by the module of the dense model that they stand for
+        self.tied = _tied(model)  # for each tensor of several modules, its name by the path of the module
+        self.fetched: dict[str, fx.Node] = {}  # by name
+        self.reader: fx.Node | None = None  # the call whose arguments are made
         self.plain: dict[fx.Node, str] = {}  # names of constants, which are not buffers
         self.anew: set[fx.Node] = set()  # generators that forward makes anew in each call
         self.places: dict[
@@ -145,16 +151,21 @@ class _Builder:
         self.names[node] = name
 
     def _holder(self, path: str) -> nn.Module:
-        holder = self.root
+        """The part that stands for a module of the dense model. One with several paths has one part."""
+        holder, so_far = self.root, ""
         for part in path.split(".") if path else []:
+            so_far = f"{so_far}.{part}" if so_far else part
             if not hasattr(holder, part):
-                holder.add_module(part, Part())
+                dense = _submodule(self.model, so_far)
+                made = Part() if dense is None else self.parts.setdefault(id(dense), Part())
+                holder.add_module(part, made)
             holder = getattr(holder, part)
         return holder
 
     def _nested(self, name: str) -> fx.Node:
         """Register a nested program as it is: all that it reads is frozen."""
-        self.root.add_module(name, duplicate(self.program.graph_module.get_submodule(name)))
+        nested = duplicate(self.program.graph_module.get_submodule(name))
+        self.root.add_module(name, pickled(nested) if isinstance(nested, fx.GraphModule) else nested)
         return self.out.get_attr(name)
 
     # Arguments
@@ -162,6 +173,10 @@ class _Builder:
     def _argument(self, argument: Any) -> Any:
         """Return the argument in the new program. Tensors of the model are read when first used."""
         if isinstance(argument, fx.Node):
+            if (own := self._name_for_reader(argument)) is not None:
+                if own not in self.fetched:
+                    self.fetched[own] = self.out.get_attr(own)
+                return self.fetched[own]
             if argument not in self.made:
                 self.made[argument] = self._fetched(argument)
             return self.made[argument]
@@ -177,6 +192,14 @@ class _Builder:
         if isinstance(argument, torch.device) and argument in self.places:
             return self._attribute(self._argument(self.places[argument]), "device")
         return argument
+
+    def _name_for_reader(self, node: fx.Node) -> str | None:
+        """The name by which the calling module itself has a tied tensor, if it has it by another one."""
+        tied = self.tied.get(self.names.get(node, ""))
+        if tied is None or self.reader is None:
+            return None
+        name = tied.get(_running(self.reader))
+        return None if name == self.names[node] else name
 
     def _fetched(self, node: fx.Node) -> fx.Node:
         """Read a tensor of the model. A constant follows the model's device, and a dtype if that decides."""
@@ -234,6 +257,7 @@ class _Builder:
     # Calls
 
     def _call(self, node: fx.Node) -> fx.Node:
+        self.reader = node
         following = self._following(node)
         if operator_name(node) == "aten.batch_norm.default" and (layer := self._batch_norm(node)):
             return self._layer(node, layer, following.get(("input",), self._argument(node.args[0])))
@@ -264,8 +288,11 @@ class _Builder:
         tensors = dict(zip(("weight", "bias", "running_mean", "running_var"), given[1:5], strict=True))
         path = self.names.get(tensors["running_mean"], "").rpartition(".")[0]
         by_batch = given[5] is True  # some layers do so even in evaluation mode
+        # Others stay in evaluation mode while the model trains: those of a frozen backbone.
+        follows = self.facts.eval_only or ("training",) in self.rules.get(self.steps.number.get(node, -1), {})
         if (
             by_batch
+            or not follows
             or not path
             or any(t is not None and self.names.get(t) != f"{path}.{k}" for k, t in tensors.items())
         ):
@@ -281,8 +308,8 @@ class _Builder:
             for name, child in holder.named_children():
                 layer.add_module(name, child)
             layer.affine = layer.weight is not None
-            parent, _, leaf = path.rpartition(".")
-            setattr(self._holder(parent), leaf, layer)
+            for parent in list(self.root.modules()):
+                parent._modules.update((k, layer) for k, child in parent._modules.items() if child is holder)
         return path
 
     def _momentum(self, path: str, given: tuple[Any, ...]) -> float | None:
@@ -327,15 +354,25 @@ class _Builder:
         self.out.set_codegen(fx.graph._PyTreeCodeGen(info))
 
 
+def _submodule(model: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def _tied(model: nn.Module) -> dict[str, dict[str, str]]:
+    """For each name of a parameter that several modules have: its names by the paths of these modules."""
+    by_tensor: dict[int, dict[str, str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        by_tensor.setdefault(id(parameter), {})[name.rpartition(".")[0]] = name
+    return {name: names for names in by_tensor.values() if len(names) > 1 for name in names.values()}
+
+
 def _keeps(model: nn.Module, generator: torch.Generator) -> bool:
     """Whether a model, or its code, keeps a generator of random numbers between calls."""
-    for module in model.modules():
-        code = getattr(type(module).forward, "__globals__", {})
-        held = [v for v in (*vars(module).values(), *code.values()) if isinstance(v, torch.Generator)]
-        # A capture copies generators, so they are compared by their states.
-        if any(torch.equal(v.get_state(), generator.get_state()) for v in held):
-            return True
-    return False
+    # A capture copies generators, so they are compared by their states.
+    return any(torch.equal(held.get_state(), generator.get_state()) for held in generators_of(model))
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 A user may set an attribute, an entry of a dictionary, a global or a submodule after pruning, and with it
 choose code that no trace has seen. The first call with other values runs twice beside itself, on copies: with
-the values from before and with the new ones. It goes on if both give the same, or run the same operators but
-for such as work on each number by itself. Else it is refused.
+the values from before and with the new ones. It goes on if both give the same, or run the same operators
+where units are missing, but for such as work on each number by itself. Else it is refused.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from secateur.calibration.randomness import seeded
@@ -24,9 +26,10 @@ from secateur.common.outputs import tensors_of
 from secateur.common.preserving import ATOMS, State, is_alike
 from secateur.errors import InputError
 from secateur.graph.courses import leaves
+from secateur.plan import Plan
 from secateur.targets.units.compare import SAME, relative_difference
 from secateur.targets.units.holders import Change, Entry, entries_of
-from secateur.targets.units.operators import Operators
+from secateur.targets.units.operators import Cut, Operators
 
 Together = tuple[tuple[str, Any], ...]
 """Values by the names of what holds them, such as ``("model.head.pooled", True)``."""
@@ -44,13 +47,14 @@ class Held:
 
     Attributes:
         right: Values that were tried together and are right, each with its name from the model on.
+        cut: What was cut; None if that is not known.
         suspended: Whether nothing is looked into.
     """
 
     only_watches = True
 
-    def __init__(self, model: nn.Module, right: Sequence[Together] = ()) -> None:
-        self.right = tuple(right)
+    def __init__(self, model: nn.Module, right: Sequence[Together] = (), cut: Cut | None = None) -> None:
+        self.right, self.cut = tuple(right), cut
         self._busy: int | None = None  # the thread that looks into a call
         self.renew(model)
 
@@ -138,7 +142,7 @@ class Held:
             InputError: It does not, or that cannot be seen.
         """
         try:
-            after, ours = _tried(module, given, changes, None)
+            after, ours = _tried(module, given, changes, None, self.cut)
         except Exception as error:  # the call may fail as well; else nothing would have looked into it
             _refuse(module, changes, error)
         for change in changes:
@@ -153,7 +157,7 @@ class Held:
             change.entry.accept(change.name, change.new)
         left = [change for change in left if change.is_new()]
         if left and not self._runs_the_same(module, given, left, others, (after, ours)):
-            _refuse(module, _named_first(module, given, left, (after, ours)))
+            _refuse(module, _named_first(module, given, left, (after, ours), self.cut))
 
     def _runs_the_same(
         self, module: nn.Module, given: Any, left: list[Change], others: list[Change], new: Pass
@@ -170,7 +174,7 @@ class Held:
             alone = [values for values in self.right if len({repr(value) for _, value in values}) == 1]
             right = [v for k in alone for name, v in k if name == str(one) and repr(v) != repr(one.new)]
             tries += [(left, [value]) for value in right]
-        return any(_is_same(module, given, some, values, new) for some, values in tries)
+        return any(_is_same(module, given, some, values, new, self.cut) for some, values in tries)
 
 
 def _made_by_the_code(module: nn.Module, given: Any, left: Sequence[Change]) -> list[Change]:
@@ -187,22 +191,31 @@ def _made_by_the_code(module: nn.Module, given: Any, left: Sequence[Change]) -> 
         return [change for change in left if change.is_there_again()]
 
 
-def _is_same(module: nn.Module, given: Any, left: Sequence[Change], values: Sequence[Any], new: Pass) -> bool:
+def _is_same(
+    module: nn.Module,
+    given: Any,
+    left: Sequence[Change],
+    values: Sequence[Any],
+    new: Pass,
+    cut: Cut | None,
+) -> bool:
     """Whether a pass with these values instead of the new ones gives the same, or runs the same operators."""
     try:
-        before, theirs = _tried(module, given, left, values)
+        before, theirs = _tried(module, given, left, values, cut)
     except Exception:  # the values from before may not go with these arguments
         return False
     after, ours = new
     tolerance = max((SAME.get(t.dtype, 1e-3) for t in theirs), default=0.0)
-    return relative_difference(ours, theirs) <= tolerance or before.calls == after.calls
+    return relative_difference(ours, theirs) <= tolerance or before.runs_as(after)
 
 
-def _named_first(module: nn.Module, given: Any, left: list[Change], new: Pass) -> list[Change]:
+def _named_first(
+    module: nn.Module, given: Any, left: list[Change], new: Pass, cut: Cut | None
+) -> list[Change]:
     """Put one first without which other operators run, so that the message names it."""
     for change in left[:FEW] if len(left) > 1 else ():
         with suppress(Exception):
-            if _tried(module, given, [change], [change.old])[0].calls != new[0].calls:
+            if not _tried(module, given, [change], [change.old], cut)[0].runs_as(new[0]):
                 return [change, *(one for one in left if one is not change)]
     return left
 
@@ -221,16 +234,20 @@ def _is_light(one: tuple[Any, Sequence[tuple[Any, Any, Any]]]) -> bool:
 
 
 def _tried(
-    module: nn.Module, given: Any, changes: Sequence[Change], values: Sequence[Any] | None
+    module: nn.Module,
+    given: Any,
+    changes: Sequence[Change],
+    values: Sequence[Any] | None,
+    cut: Cut | None,
 ) -> tuple[Operators, list[Tensor]]:
     """Run a module on copies of arguments, with its new values or with others in place of these."""
     args, kwargs = pytree.tree_map(_copied, given)
-    operators = Operators(module, leaves((args, kwargs)))
+    operators = Operators(module, leaves((args, kwargs)), cut)
     with _put(module, changes, values):
         for change in changes if values is None else ():
             if isinstance(change.new, nn.Module):
                 operators.watch(change.new)
-        with seeded(0), operators:
+        with seeded(0), operators, _AttentionWithoutDropout():
             outputs = tensors_of(module.forward(*args, **kwargs))
         operators.written = [one for one in changes if values is None and one.is_overwritten()]
         return operators, [output.detach() for output in outputs]
@@ -280,14 +297,35 @@ def _refuse(module: nn.Module, changes: Sequence[Change], failed: Exception | No
     ) from failed
 
 
-def hold(small: nn.Module, right: Sequence[Together] = ()) -> None:
-    """Let a module look into calls with other values than it has now."""
+class _AttentionWithoutDropout(TorchFunctionMode):
+    """Attention runs other operators with dropout, but draws for each head and position by itself."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is scaled_dot_product_attention:
+            args = (*args[:4], 0.0, *args[5:]) if len(args) > 4 else args
+            kwargs = {**kwargs, "dropout_p": 0.0} if "dropout_p" in kwargs else kwargs
+        return func(*args, **kwargs)
+
+
+def _cut_by(plan: Plan) -> Cut | None:
+    """Say what a plan cuts; None if it removes more than units."""
+    pieces = [(group, piece) for group in plan.groups for piece in group.slices if piece.removed]
+    if plan.granularity != "unit" or any(piece.role in ("block", "expert") for _, piece in pieces):
+        return None
+    return tuple((p.tensor, p.axis, group.name, p.role == "consume") for group, p in pieces)
+
+
+def hold(small: nn.Module, plan: Plan, right: Sequence[Together] = ()) -> None:
+    """Let a module, pruned after a plan, look into calls with other values than it has now."""
+    cut = _cut_by(plan)
     for module in small.modules():
         for number, hook in list(module._forward_pre_hooks.items()):
-            if isinstance(hook, Held):
+            if isinstance(hook, Held):  # of an earlier round
+                cut = None if cut is None or hook.cut is None or module is not small else (*cut, *hook.cut)
                 del module._forward_pre_hooks[number]
                 module._forward_pre_hooks_with_kwargs.pop(number, None)
-    small.register_forward_pre_hook(Held(small, right), with_kwargs=True)
+    small.register_forward_pre_hook(Held(small, right, cut), with_kwargs=True)
     if not hasattr(type(small), "__prepare_scriptable__"):
         vars(small)["__prepare_scriptable__"] = _Unwatched(small)
 
@@ -319,6 +357,7 @@ def resume(model: nn.Module) -> None:
     """Take the values of a changed copy as those that are known."""
     for hook in _held(model):
         if hook.suspended:
+            hook.cut = None  # more may be missing now
             hook.renew(model)
 
 

@@ -11,13 +11,14 @@ from torch import fx
 
 from secateur.errors import ApplyError
 from secateur.graph.binding import given_by_name
-from secateur.graph.nodes import is_open
+from secateur.graph.nodes import hint, is_open
 from secateur.targets.units import calls
 from secateur.targets.units.attention import head_size
 from secateur.targets.units.constants import Constants, rewrite_of
 from secateur.targets.units.mended import Rule, line_of, mended, said
 from secateur.targets.units.needs import Factor, Heads, Need, Number, Parts, Positions, Sizes
 from secateur.targets.units.recording import Recorded
+from secateur.targets.units.rewrites import Scaled
 
 
 def need_of(constants: Constants, node: fx.Node) -> Need | None:
@@ -73,6 +74,8 @@ def _argument(node: fx.Node, word: str, default: Any) -> Any:
 
 
 def _number(new: Any, old: Any) -> Number | None:
+    if isinstance(new, Scaled):  # as the traced sizes have it
+        return Number(new.of(hint(new.size.meta["val"])))
     if not isinstance(new, list | tuple):
         return None if new == old else Number(int(new))
     values = tuple(None if a is b or a == b else int(a) for a, b in zip(new, old, strict=True))

@@ -1,10 +1,15 @@
-"""The operators that a forward pass runs, without those that work on each number by itself."""
+"""The operators that a forward pass runs, without those that work on each number by itself.
+
+Those that read values in which units are missing are told from those behind the layers that read the units,
+as a pooling of results or a loss. There nothing is missing, so any code does what it does in the dense model.
+"""
 
 from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +24,36 @@ _NOISE = frozenset(
     "bernoulli bernoulli_ rand rand_like randn randn_like normal_ uniform_ empty empty_like new_empty".split()
 )
 """Operators of dropout and noise, which draw a number for each."""
+_SUMS = frozenset("mm addmm bmm baddbmm mv addmv linear convolution _convolution".split())
+"""Operators that sum over the units that a weight reads: these are not missing in what they give."""
+
+Cut = tuple[tuple[str, int, str, bool], ...]
+"""Where units went: the name of a tensor, an axis, the group, and whether the tensor reads its units."""
+
+
+@dataclass(frozen=True)
+class _State:
+    """What is known of a tensor in a pass.
+
+    Attributes:
+        lacks: The groups of which units are missing in it.
+        reads: The groups whose units it sums over, as a weight.
+        is_weight: Whether it is a parameter or a buffer, or one in another shape.
+    """
+
+    lacks: frozenset[str] = frozenset()
+    reads: frozenset[str] = frozenset()
+    is_weight: bool = False
+
+
+_FEW = 16
+"""The most numbers of a tensor that are looked at one by one."""
+_NAMES = (-100, 2**63 - 1)
+"""Whole numbers that are no sizes: the label of what does not count, and the end of an axis."""
+_SMALL = 3
+"""Whole numbers up to this one are taken for axes and counts, though a size may be a multiple of them."""
+
+_WHOLE, _FOREIGN = _State(), _State(frozenset({"unknown"}))
 
 
 class Operators(TorchDispatchMode):
@@ -30,16 +65,20 @@ class Operators(TorchDispatchMode):
 
     Attributes:
         calls: The other operators, each with its whole numbers and switches, the shapes of its results, and
-            where each of its tensors comes from: a parameter, an input, or the result of an earlier call.
+            where each of its tensors comes from: a parameter, an input, or the result of another call.
+        missing: Those of `calls` that read values in which units are missing, or a number that may
+            follow from the size of such values.
         inside: The modules of which the operators are looked at by themselves, and that are running.
         mixing: The modules in which another operator ran than such as work on each number.
         ran: The modules that ran.
         written: What was found to be set by the pass itself.
     """
 
-    def __init__(self, model: nn.Module, inputs: Iterable[Any]) -> None:
+    def __init__(self, model: nn.Module, inputs: Iterable[Any], cut: Cut | None = None) -> None:
+        """Prepare a pass of `model` on `inputs`. `cut`: where units went; None if that is not known."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[Any] = []
+        self.missing: list[Any] = []
         self.inside: list[nn.Module] = []
         self.mixing: list[nn.Module] = []
         self.ran: list[nn.Module] = []
@@ -47,11 +86,22 @@ class Operators(TorchDispatchMode):
         self._names: dict[int, tuple[weakref.ref[Tensor], Any]] = {}
         inputs = list(inputs)
         self._of_inputs = {n for leaf in inputs if isinstance(leaf, Tensor) for n in leaf.shape}
+        self._states: dict[int, tuple[weakref.ref[Tensor], _State]] = {}
+        self._written: list[tuple[Tensor, frozenset[str]]] = []
+        self._shrunk: set[int] = set()
+        at = {(name, axis) for name, axis, _, _ in cut or ()}
+        named = [(n, axis, size) for n, p in model.named_parameters() for axis, size in enumerate(p.shape)]
+        self._stayed = {n for name, axis, n in named if (name, axis) not in at} | self._of_inputs
+        self._knows = cut is not None
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             self._name(tensor, name)
+            self._states[id(tensor)] = weakref.ref(tensor), _State(is_weight=True)
+        for name, _, group, reads in cut or ():
+            self._was_cut(model, name, group, reads=reads)
         for number, leaf in enumerate(inputs):
             if isinstance(leaf, Tensor):
                 self._name(leaf, number)
+                self._states[id(leaf)] = weakref.ref(leaf), _WHOLE
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operator, and note it."""
@@ -61,6 +111,8 @@ class Operators(TorchDispatchMode):
         result = func(*args, **kwargs)
         name = func._schema.name.partition("::")[2] if hasattr(func, "_schema") else str(func)
         results = [v for v in leaves(result) if isinstance(v, Tensor)]
+        sized = self._sized(given)
+        lacking = sized | self._follow(func, name, [v for v in given if isinstance(v, Tensor)], results)
         whole = [one for one in names if one != "noise"]
         if name in _NOISE or (names and not whole):
             made: Any = "noise"
@@ -71,11 +123,84 @@ class Operators(TorchDispatchMode):
         if made is None:
             settings = [v for v in given if type(v) in (int, bool, str)] + self._sizes_in(given)
             shapes = [tuple(v.shape) for v in results]
-            self.calls.append((str(func), names, settings, shapes))
+            call = str(func), tuple(names), tuple(settings), tuple(shapes)
+            self.calls.append(call)
+            if lacking:
+                self.missing.append(call)
             self.mixing += self.inside
-        for number, tensor in enumerate(results):
-            self._name(tensor, (len(self.calls), number) if made is None else made)
+            for number, tensor in enumerate(results):
+                self._name(tensor, (hash(call), number))
+        elif sized:
+            self.missing.append((str(func), made))
+        for tensor in results if made is not None else ():
+            self._name(tensor, made)
         return result
+
+    def runs_as(self, other: Operators) -> bool:
+        """Whether another pass ran the same operators, at least where units are missing."""
+        return self.calls == other.calls or (self._knows and other._knows and self.missing == other.missing)
+
+    def _was_cut(self, model: nn.Module, name: str, group: str, *, reads: bool) -> None:
+        path, _, leaf = name.rpartition(".")
+        try:
+            tensor = getattr(model.get_submodule(path), leaf)
+            _, state = self._states[id(tensor)]
+        except (AttributeError, KeyError):  # the user has taken it away
+            return
+        lacks, read = state.lacks, state.reads
+        state = _State(lacks, read | {group}, True) if reads else _State(lacks | {group}, read, True)
+        self._states[id(tensor)] = weakref.ref(tensor), state
+
+    def _follow(self, func: Any, name: str, given: list[Tensor], results: list[Tensor]) -> bool:
+        """Note in which results units are missing, and return whether an operator reads some that are."""
+        states = [self._state(tensor) for tensor in given]
+        lacks, reads = (
+            frozenset[str]().union(*sets) for sets in ((s.lacks for s in states), (s.reads for s in states))
+        )
+        writes = bool(getattr(getattr(func, "_schema", None), "is_mutable", True))
+        if len(given) == 1 and states[0].is_weight and not writes:
+            made = states[0]
+        elif name in _SUMS:
+            of_weights = frozenset[str]().union(*(s.lacks for s in states if s.is_weight))
+            others = frozenset[str]().union(*(s.lacks for s in states if not s.is_weight))
+            made = _State((others - reads) | of_weights)
+        else:
+            made = _State(lacks | reads)
+        for tensor in results:
+            self._states[id(tensor)] = weakref.ref(tensor), made
+            if not made.is_weight:
+                (self._shrunk if made.lacks else self._stayed).update(tensor.shape)
+        if writes and made.lacks:  # other views of the same numbers have them too
+            self._written += [(tensor, made.lacks) for tensor in results]
+        return bool(lacks or reads)
+
+    def _sized(self, given: Iterable[Any]) -> bool:
+        """Whether a number among some arguments may follow from a size that shrank."""
+        numbers, sizes = [*self._numbers(given)], self._shrunk - self._stayed - {0, 1}
+        whole = {abs(v) for v in numbers if type(v) is int and v not in _NAMES} - self._stayed - {0, 1}
+        computed = any(v % n == 0 or (v > _SMALL and n % v == 0) for v in whole for n in sizes)
+        return computed or bool(_follows(numbers, sizes))
+
+    def _numbers(self, given: Iterable[Any]) -> Iterator[Any]:
+        """The plain numbers among some arguments, and those in small tensors that no operator made."""
+        for value in given:
+            if not isinstance(value, Tensor):
+                yield value
+            elif self._is_foreign(value) and value.numel() <= _FEW and not value.is_meta:
+                yield from value.detach().flatten().tolist()
+
+    def _is_foreign(self, tensor: Tensor) -> bool:
+        known = self._states.get(id(tensor))
+        return known is None or known[0]() is not tensor
+
+    def _state(self, tensor: Tensor) -> _State:
+        if self._is_foreign(tensor):
+            return _FOREIGN if tensor.numel() > _FEW else _WHOLE  # its numbers were looked at
+        state = self._states[id(tensor)][1]
+        for other, lacks in self._written:
+            if other.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr():
+                state = _State(state.lacks | lacks, state.reads, state.is_weight)
+        return state
 
     def watch(self, module: nn.Module) -> None:
         """Look at the operators of a module by themselves."""
@@ -93,14 +218,8 @@ class Operators(TorchDispatchMode):
 
     def _sizes_in(self, given: Iterable[Any]) -> list[Any]:
         """The numbers that may follow from a size that has shrunk, as in ``h / h.shape[-1] ** 0.5``."""
-        found: list[Any] = [v for v in given if type(v) in (int, float) and abs(v) not in (0, 1)]
-        if not found:
-            return []
         shapes = [v.shape for v in given if isinstance(v, Tensor)]
-        sizes = {n for shape in shapes for n in (*shape, shape.numel())} - self._of_inputs - {0, 1}
-        return [
-            v for v in found if any(math.isclose(abs(v), n**k) for n in sizes for k in (1, -1, 0.5, -0.5))
-        ]
+        return _follows(given, {n for shape in shapes for n in (*shape, shape.numel())} - self._of_inputs)
 
     def _name(self, tensor: Tensor, name: Any) -> None:
         self._names[id(tensor)] = weakref.ref(tensor), name
@@ -108,3 +227,10 @@ class Operators(TorchDispatchMode):
     def _name_of(self, tensor: Tensor) -> Any:
         known = self._names.get(id(tensor))
         return None if known is None or known[0]() is not tensor else known[1]
+
+
+def _follows(given: Iterable[Any], sizes: Iterable[int]) -> list[Any]:
+    """The plain numbers that may follow from one of some sizes."""
+    found: list[Any] = [v for v in given if type(v) in (int, float) and abs(v) not in (0, 1)]
+    powers = [n**k for n in {*sizes} - {0, 1} for k in (1, -1, 0.5, -0.5)] if found else []
+    return [v for v in found if any(math.isclose(abs(v), power) for power in powers)]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
+import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
+from secateur.common.preserving import ATOMS
 from secateur.errors import ApplyError
 from secateur.graph.flags import plain_attributes
 
@@ -17,9 +21,10 @@ class Fixed:
     """Refuses other values for what the dense module has, where they would change nothing."""
 
     def knowing(self, dense: nn.Module) -> None:
-        """Refuse other plain attributes, functions and submodules than those of `dense` from now on."""
-        functions = [name for name, held in vars(dense).items() if name[:1] != "_" and callable(held)]
-        vars(self)[KNOWN] = dict.fromkeys([*dense._modules, *functions], _MODULE) | plain_attributes(dense)
+        """Refuse other attributes and submodules than those of `dense` from now on, but for tensors."""
+        held = {k: v for k, v in vars(dense).items() if k[:1] != "_" and not isinstance(v, torch.Tensor)}
+        known = {k: v if _is_plain(v) else _MODULE for k, v in held.items() if k != "training"}
+        vars(self)[KNOWN] = dict.fromkeys(dense._modules, _MODULE) | known | plain_attributes(dense)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute.
@@ -40,5 +45,42 @@ class Fixed:
         super().__setattr__(name, value)
 
 
+def _is_plain(value: Any) -> bool:
+    return type(value) in ATOMS or (type(value) in (list, tuple) and all(map(_is_plain, value)))
+
+
 class Part(Fixed, nn.Module):
     """A module that only holds tensors and other modules."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse to run.
+
+        Raises:
+            ApplyError: Always: the program holds the code of the whole model.
+        """
+        raise ApplyError(
+            "forward: expected a call of the whole model, got one of a part of it: a captured program has a "
+            "single forward pass, and its parts hold tensors. Take form 'module'."
+        )
+
+    def register_forward_pre_hook(self, *args: Any, **kwargs: Any) -> RemovableHandle:
+        """Register a hook, and say that it never runs."""
+        _never_runs("register_forward_pre_hook")
+        return super().register_forward_pre_hook(*args, **kwargs)
+
+    def register_forward_hook(self, *args: Any, **kwargs: Any) -> RemovableHandle:
+        """Register a hook, and say that it never runs."""
+        _never_runs("register_forward_hook")
+        return super().register_forward_hook(*args, **kwargs)
+
+    def register_full_backward_hook(self, *args: Any, **kwargs: Any) -> RemovableHandle:
+        """Register a hook, and say that it never runs."""
+        _never_runs("register_full_backward_hook")
+        return super().register_full_backward_hook(*args, **kwargs)
+
+
+def _never_runs(what: str) -> None:
+    warnings.warn(
+        f"{what}: a captured program calls no such module, so the hook never runs. Take form 'module'.",
+        stacklevel=3,
+    )

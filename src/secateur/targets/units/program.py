@@ -25,6 +25,7 @@ from secateur.targets.units.building import build
 from secateur.targets.units.constants import Constants
 from secateur.targets.units.narrowing import narrowed, refusal
 from secateur.targets.units.parts import KNOWN, Fixed
+from secateur.targets.units.pickling import ACCEPTED, Pickled
 from secateur.targets.units.tensors import removed_positions
 from secateur.targets.units.traced import Traced
 from secateur.targets.units.variants import Facts
@@ -33,7 +34,7 @@ from secateur.targets.units.watching import beside
 _STATE = "secateur_program"
 
 
-class Program(Fixed, fx.GraphModule):
+class Program(Fixed, Pickled):
     """A captured program that runs as a module.
 
     It checks its arguments: see `accept`. It refuses training mode where that changes more than dropout and
@@ -41,7 +42,16 @@ class Program(Fixed, fx.GraphModule):
     """
 
     def __init__(self, root: nn.Module, graph: fx.Graph, class_name: str = "Program") -> None:
-        """Make a module that runs `graph` and has all tensors and submodules of `root`."""
+        """Make a module that runs `graph` and has all tensors and submodules of `root`.
+
+        Raises:
+            ApplyError: One of them is called as a part of the program is.
+        """
+        for name in {*root._parameters, *root._buffers, *root._modules} & _TAKEN:
+            raise ApplyError(
+                f"apply: expected other names, got {name!r} in {class_name}: a captured program has an "
+                f"attribute of its own that is called so. Take form 'module', or name it otherwise."
+            )
         super().__init__(root, graph, class_name=class_name)
         self._hold(vars(root))
 
@@ -82,7 +92,7 @@ class Program(Fixed, fx.GraphModule):
 
     def _check(self, accepts: Accepts, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Check arguments, unless equal ones were checked before."""
-        known = vars(self).setdefault("_accepted", {})
+        known = vars(self).setdefault(ACCEPTED, {})
         if not known:
             known["parameters"] = frozenset(p.dtype for p in self.parameters() if p.is_floating_point())
         call = accepts.call((args, kwargs))
@@ -91,7 +101,7 @@ class Program(Fixed, fx.GraphModule):
             known[call.key] = True
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
-        vars(self).pop("_accepted", None)  # dtypes may change
+        vars(self).pop(ACCEPTED, None)  # dtypes may change
         return super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def train(self, mode: bool = True) -> Program:
@@ -121,6 +131,9 @@ class Program(Fixed, fx.GraphModule):
             vars(new).update((k, held[k]) for k in (KNOWN,) if k in held)
             type(new).__name__ = type(self).__name__  # each copy has its own class
         return new
+
+
+_TAKEN = {*dir(Program), "meta"} - set(dir(nn.Module))
 
 
 def smaller_program(traced: Traced, plan: Plan, *, may_stay_in_evaluation: bool = False) -> Program:
@@ -185,7 +198,7 @@ def sliced_program(model: nn.Module, graph: Graph, plan: Plan) -> Program:
         ApplyError: The arguments of an operator cannot be changed as needed, or the forward pass draws random
             numbers that are not PyTorch's.
     """
-    beside(model, graph.captured_inputs()).refuse_draws()
+    beside(model, graph.captured_inputs()).refuse()
     with uncollected():
         constants = Constants(graph.kept(removed_positions(plan)))
         root, out = build(model, graph.program, constants, Facts())

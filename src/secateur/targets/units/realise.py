@@ -84,7 +84,7 @@ def proven_module(
     guard(small, flags)
     metadata = new_metadata(traced, small, graph.kept(removed_positions(plan)))
     set_sizes(model, small, metadata)
-    hold(small, right)
+    hold(small, plan, right)
     sizes = {**sizes, **metadata}
     said = (
         _note(mended, without),

@@ -277,10 +277,13 @@ def roll(call: Call) -> None:
 
 
 def convolution(call: Call) -> None:
-    """Change a convolution: it gets the number of groups that stay."""
-    groups = call.integer("groups", 1)
-    if groups > 1:
-        call.arguments["groups"] = groups_after(call.before(call.arguments["weight"])[0], groups)
+    """Change a convolution: it gets the number of groups that stay. A computed one stays computed."""
+    groups, mask = call.integer("groups", 1), call.before(call.arguments["weight"])[0]
+    left = groups_after(mask, groups) if groups > 1 else groups
+    if left != groups:
+        given = call.arguments["groups"]
+        whole: Mask = np.any(mask.reshape(groups, -1), axis=1)
+        call.arguments["groups"] = _scaled(call, given, whole) if isinstance(given, fx.Node) else left
 
 
 def group_norm(call: Call) -> None:

@@ -134,7 +134,7 @@ class _Search:
 
     def run(self) -> Facts:
         seen = beside(self.model, self.graph.captured_inputs())
-        seen.refuse_draws()
+        seen.refuse()
         self.facts.states.add(self.state(_Way()))
         self._training()
         self.facts.gradient = self.facts.gradient or seen.gradient
@@ -182,8 +182,8 @@ class _Search:
         """Compare a capture in training mode, and note what follows that mode, or why it is refused."""
         seen = beside(self.model, self.graph.captured_inputs(), training=True)
         self.facts.gradient = seen.gradient
-        if seen.drawn:
-            self.facts.eval_only = seen.drawn
+        if seen.drawn or seen.kept:
+            self.facts.eval_only = seen.drawn or seen.kept
             return
         way = _Way(training=True)
         if self._alike(way):

@@ -38,21 +38,29 @@ class Beside:
     Attributes:
         drawn: How it draws random numbers that are not PyTorch's, and where; empty if it draws none.
         gradient: What changes the gradients of its operators, and where; empty if nothing does.
+        kept: What it keeps from call to call outside of its buffers, and computes with; empty if nothing.
     """
 
     drawn: str = ""
     gradient: str = ""
+    kept: str = ""
 
-    def refuse_draws(self) -> None:
-        """Refuse a model of which a captured program would repeat the same random numbers.
+    def refuse(self) -> None:
+        """Refuse a model of which a captured program would repeat what should change from call to call.
 
         Raises:
-            ApplyError: The model draws random numbers that are not PyTorch's.
+            ApplyError: The model draws random numbers that are not PyTorch's, or computes with what earlier
+                calls left in attributes.
         """
         if self.drawn:
             raise ApplyError(
                 f"apply: expected a forward pass whose random numbers are PyTorch's, but {self.drawn}: a "
                 f"captured program would hold one draw for ever. Take form 'module', or draw with torch.rand."
+            )
+        if self.kept:
+            raise ApplyError(
+                f"apply: expected a forward pass that computes with its inputs, parameters and buffers, but "
+                f"{self.kept}: a captured program keeps nothing. Take form 'module', or keep it in a buffer."
             )
 
 
@@ -88,10 +96,69 @@ def beside(model: nn.Module, arguments: Arguments, *, training: bool = False) ->
                 drew[-1][id(_PYTHON)] = _PYTHON.getstate(), drew[-1][id(_PYTHON)][1]
     found.drawn = _drawn(*drew)
     if not found.drawn and not any(t.is_meta for t in outputs[0]):
-        tolerance = max((SAME.get(t.dtype, 1e-3) for t in outputs[0]), default=0.0)
-        if not relative_difference(*outputs) <= tolerance:
+        if not _same(*outputs):
             found.drawn = "it gives another output at each call, though PyTorch's random numbers are the same"
+        else:
+            found.kept = _kept(model, arguments, training=training)
     return found
+
+
+def _same(first: list[torch.Tensor], second: list[torch.Tensor]) -> bool:
+    tolerance = max((SAME.get(t.dtype, 1e-3) for t in first), default=0.0)
+    return relative_difference(first, second) <= tolerance
+
+
+def _kept(model: nn.Module, arguments: Arguments, *, training: bool) -> str:
+    """Say what a call leaves for the next one outside of buffers; empty if both give the same."""
+    args, kwargs = arguments
+    outputs: list[list[torch.Tensor]] = []
+    with evaluating(model, training=training), torch.enable_grad():
+        before, attributes = _Before(model, parameters=training), _attributes(model)
+        try:
+            for _ in range(2):
+                before.put_back()
+                with seeded(0):
+                    outputs.append([t.detach() for t in tensors_of(model(*args, **kwargs))])
+        except Exception as error:  # the user's forward may fail in any way
+            return f"it fails at the second call ({type(error).__name__})" if outputs else ""
+        new = [name for name, value in _attributes(model).items() if attributes.get(name) is not value]
+    if _same(*outputs):
+        return ""
+    return f"it gives something else at the second call (it sets {', '.join(new[:3]) or 'no attribute'})"
+
+
+def generators_of(model: nn.Module) -> Iterator[torch.Generator]:
+    """Yield the generators of random numbers that a model, or its code, keeps between calls."""
+    for module in model.modules():
+        code = getattr(type(module).forward, "__globals__", {})
+        yield from (v for v in (*vars(module).values(), *code.values()) if isinstance(v, torch.Generator))
+
+
+class _Before:
+    """What captured programs hold from call to call as the model does: buffers, parameters, generators."""
+
+    def __init__(self, model: nn.Module, *, parameters: bool) -> None:
+        self._buffers = [(m, dict(m._buffers)) for m in model.modules()]
+        tensors = [*model.buffers(), *(model.parameters() if parameters else ())]
+        self._values = [(tensor.detach(), tensor.detach().clone()) for tensor in tensors]
+        self._generators = [(generator, generator.get_state()) for generator in generators_of(model)]
+
+    def put_back(self) -> None:
+        for module, buffers in self._buffers:
+            module._buffers.update(buffers)
+        for tensor, value in self._values:
+            tensor.copy_(value)
+        for generator, state in self._generators:
+            generator.set_state(state)
+
+
+def _attributes(model: nn.Module) -> dict[str, Any]:
+    """The attributes of all modules, by path: what a call may set."""
+    return {
+        f"{path}.{name}" if path else name: value
+        for path, module in model.named_modules()
+        for name, value in vars(module).items()
+    }
 
 
 _PYTHON: random.Random = random.random.__self__  # type: ignore[attr-defined]
