@@ -138,7 +138,7 @@ def test_what_is_cancelled_by_construction_is_no_doubt(name: str) -> None:
     proof = proof_of(net.eval(), x)
     assert proof.cancelled == (hidden,)
     assert proof.proven
-    assert not proof.not_exercised
+    assert proof.not_exercised == (hidden,)
 
 
 def test_inputs_that_show_nothing_are_no_proof() -> None:

@@ -57,8 +57,8 @@ class Proof:
         exercised: For each tensor that the plan cut, how many of the positions that stay were seen to move
             the output, and how many stay.
         not_exercised: Cut tensors that moved no output: the comparison says nothing about them.
-        cancelled: Cut tensors that no input can exercise, because what follows cancels them: a bias in front
-            of a softmax over positions, for example.
+        cancelled: Those of `not_exercised` that no input can exercise, because what follows cancels them: a
+            bias in front of a softmax over positions, for example. They raise no doubt.
         other_weights: Cut tensors that the model's own weights hide, as a factor of zero does. They moved
             the output once random numbers were added to the weights of both models.
         constant: Numbers of the outputs that are one number everywhere, and so say nothing.
@@ -422,7 +422,7 @@ def _proof(comparisons: Comparisons, exercise: Exercise, tolerance: float) -> Pr
         sizes=tuple(comparisons.sizes),
         refused=tuple(comparisons.program_refused),
         exercised=counts,
-        not_exercised=unseen,
+        not_exercised=(*unseen, *cancelled),
         cancelled=cancelled,
         constant=tuple(i for i, constant in enumerate(comparisons.constant) if constant),
         doubts=tuple(doubts),

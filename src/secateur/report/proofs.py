@@ -88,7 +88,7 @@ def _visible_tensors(found: Mapping[str, Any]) -> Iterator[str]:
         return
     unseen, cancelled = found["not_exercised"], found["cancelled"]
     moved, stay = (sum(counts[i] for counts in exercised.values()) for i in (0, 1))
-    seen = len(exercised) - len(unseen) - len(cancelled)
+    seen = len(exercised) - len({*unseen, *cancelled})
     all_or_some = "All" if seen == len(exercised) else f"{seen} of the"
     yield (
         f"{all_or_some} {len(exercised)} tensors that were cut move the output, with {moved:,} of the "
