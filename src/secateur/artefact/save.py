@@ -22,6 +22,7 @@ from torch import nn
 from secateur.artefact.content import FORMAT, Content, digest, opened_artefact
 from secateur.artefact.pair import RECORD, TENSORS, folder_in_place
 from secateur.artefact.writing import path_named
+from secateur.common.caches import without_caches
 from secateur.common.mapped import check_kind, is_mapped
 from secateur.common.models import device_of, named_tensors, unwrap
 from secateur.common.modes import require_numbers
@@ -166,9 +167,10 @@ def load(
         if plan.granularity in RANKS:
             found = opened(model, plan)
             model, known = found.model, found.plan.model_copy().of_graph()  # by the names of that model
-        dense = folded(model, plan.folded)
-        check_positions(dense, known)
-        small = _shape(model, dense, known, content, example_inputs)
+        with without_caches(model, lambda: known.inputs.arguments(example_inputs, device_of(model))):
+            dense = folded(model, plan.folded)
+            check_positions(dense, known)
+            small = _shape(model, dense, known, content, example_inputs)
     _fill(small, tensors, content.tied, folder)
     record = _record(content, plan)
     with _understood(folder):

@@ -12,12 +12,14 @@ from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from torch import nn
 
 from secateur.artefact.writing import replace_text
+from secateur.common.caches import without_caches
 from secateur.common.formatting import shorten
 from secateur.common.models import device_of, unwrap
 from secateur.common.reading import complaint, parse_json, read_bytes
 from secateur.compat.training import own_forward
 from secateur.errors import ArtefactError, PlanError
 from secateur.graph.graph import fingerprint
+from secateur.graph.inputs import Arguments
 from secateur.graph.trace import retrace
 from secateur.integrations.replacing import replace_parameters
 from secateur.integrations.wrappers import refresh
@@ -187,13 +189,17 @@ def _smaller(model: nn.Module, record: Record) -> nn.Module:
     if plan.granularity in RANKS:
         found = opened(model, plan)
         model, plan = found.model, found.plan
-    small = smaller_module(model, plan, record.sizes)
-    if record.captured:
-        args, kwargs = plan.inputs.arguments(None, device_of(model))
-        exact = all(g.exact for g in plan.groups)
-        graph = retrace(model, plan.inputs, (args, kwargs), allow_inexact=not exact)
-        _, codes = understood(model, graph, plan)
-        mend(small, codes)
+
+    def arguments() -> Arguments:
+        return plan.inputs.arguments(None, device_of(model))
+
+    with without_caches(model, arguments):
+        small = smaller_module(model, plan, record.sizes)
+        if record.captured:
+            exact = all(g.exact for g in plan.groups)
+            graph = retrace(model, plan.inputs, arguments(), allow_inexact=not exact)
+            _, codes = understood(model, graph, plan)
+            mend(small, codes)
     return attach(small, record)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -79,6 +80,18 @@ def test_what_was_kept_before_pruning_is_made_anew(place: str, clears: bool) -> 
             torch.testing.assert_close(small.train()(INPUTS), masked.train()(INPUTS))
             torch.testing.assert_close(small.eval()(INPUTS), masked.eval()(INPUTS))
     torch.testing.assert_close(model(INPUTS), wanted)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("place", ["attribute", "entry", "pair", "late"])
+def test_what_the_model_that_a_file_is_loaded_into_keeps_is_made_anew(place: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Cached(place).double().eval()
+    graph = sc.trace(model, INPUTS)
+    small = sc.apply(model, random_plan(graph, 0.5, 0), "module", graph=graph)
+    model(INPUTS)
+    loaded = sc.load(sc.save(small, tmp_path / "small"), lambda: model)
+    torch.testing.assert_close(loaded(INPUTS), small(INPUTS))
 
 
 @pytest.mark.parametrize("place", ["attribute", "entry", "pair", "late"])
