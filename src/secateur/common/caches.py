@@ -49,24 +49,25 @@ def without_caches(model: nn.Module, arguments: Callable[[], Given]) -> Iterator
 def _slots(model: nn.Module) -> list[Slot]:
     """Return where modules keep tensors, or tuples of tensors, that are neither parameters nor buffers."""
     found: list[Slot] = []
+    own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+
+    def is_kept(value: Any) -> bool:
+        if isinstance(value, tuple | list):
+            return bool(value) and all(map(is_kept, value))
+        return type(value) is Tensor and not value.is_meta and id(value) not in own
+
     for path, module in model.named_modules():
         for name, value in vars(module).items():
             if name in _OF_MODULES:
                 continue
-            if _is_kept(value):
+            if is_kept(value):
                 found.append((path, name, None))
             elif isinstance(value, dict):
-                found += [(path, name, key) for key, held in value.items() if _is_kept(held)]
+                found += [(path, name, key) for key, held in value.items() if is_kept(held)]
     return found
 
 
 _OF_MODULES = frozenset(vars(nn.Module()))
-
-
-def _is_kept(value: Any) -> bool:
-    if isinstance(value, tuple | list):
-        return bool(value) and all(map(_is_kept, value))
-    return type(value) is Tensor and not value.is_meta
 
 
 def _made_again(
@@ -84,15 +85,17 @@ def _made_again(
             there.update(_slots(model))
             return found
 
-    def works(cleared: Mapping[Slot, bool]) -> bool:
+    def made(cleared: Mapping[Slot, bool]) -> dict[Slot, bool] | None:
+        """Those that are there again; None if the model gives something else without them all."""
         there.clear()
         with preserved(model):
             _clear(model, cleared)
             try:
                 outputs = run()
             except Exception:  # code that needs what is missing may fail in any way
-                return False
-        return agree(outputs, wanted) and there >= cleared.keys()
+                return None
+        again = {slot: way for slot, way in cleared.items() if slot in there}
+        return again if agree(outputs, wanted) else None
 
     there = set[Slot]()
     try:
@@ -100,13 +103,15 @@ def _made_again(
     except Exception:  # the caller finds out
         return {}
     for delete in (False, True):
-        if works(dict.fromkeys(slots, delete)):
-            return dict.fromkeys(slots, delete)
-    found: dict[Slot, bool] = {}
+        if (found := made(dict.fromkeys(slots, delete))) is not None:
+            return found
+    together: dict[Slot, bool] = {}
     for slot in slots if 1 < len(slots) <= MOST else ():
-        one = next(({slot: delete} for delete in (False, True) if works({slot: delete})), {})
-        found |= one if not one or works(found | one) else {}
-    return found
+        ways = (made({slot: delete}) for delete in (False, True))
+        one = next((way for way in ways if way is not None), {})
+        if one and made(together | one) == together | one:
+            together |= one
+    return together
 
 
 def _clear(model: nn.Module, cleared: Mapping[Slot, bool]) -> None:
