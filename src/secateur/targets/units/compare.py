@@ -116,6 +116,7 @@ _FILLED = 1e4
 
 def largest(tensor: torch.Tensor) -> float:
     """The largest absolute value in a tensor with entries; NaN if one of them is."""
+    tensor = tensor.detach()
     if tensor.is_complex():
         return float(tensor.abs().max())
     low, high = map(float, tensor.aminmax())
