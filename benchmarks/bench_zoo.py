@@ -6,7 +6,7 @@
 against the masked dense model in float64, run with every axis that may vary at another size, in half
 precision, and for a step in training, saved and loaded. An architecture whose groups an operator mixes
 throughout is pruned inexactly, and compared with the captured program. (The slow tests of the zoo prove form
-`graph` as well.)
+`graph` as well.) The rows of architectures that are named replace those of the last run in the result file.
 """
 
 from __future__ import annotations
@@ -67,9 +67,18 @@ def main() -> None:
     print(f"{realised} have {REALISED:.0%} or more of what was removed in form module")
     for name, why in failed.items():
         print(f"failed: {name}: {why}")
-    if not sys.argv[1:]:
-        content = {"ratio": RATIO, "architectures": [asdict(w) for w in found], "failed": failed}
-        results.write("zoo", {**content, "not_installed": missing, "realised_as_module": realised})
+    before = results.read("zoo") if sys.argv[1:] else None
+    if before is not None:  # those that were named take the place of what is known of them
+        known = {row["name"]: row for row in before["architectures"]} | {w.name: asdict(w) for w in found}
+        fine = {w.name for w in found}
+        failed = {name: why for name, why in before["failed"].items() if name not in fine} | failed
+        architectures = [known[e.name] for e in ZOO if e.name in known and e.name not in failed]
+        missing = [name for name in before["not_installed"] if name not in known]
+        realised = sum(1 - row["needs_graph"] >= REALISED for row in architectures)
+    else:
+        architectures = [asdict(w) for w in found]
+    content = {"ratio": RATIO, "architectures": architectures, "failed": failed}
+    results.write("zoo", {**content, "not_installed": missing, "realised_as_module": realised})
 
 
 if __name__ == "__main__":
