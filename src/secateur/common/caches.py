@@ -79,8 +79,11 @@ def _made_again(
         For each whether its attribute is deleted; else it is set to None. Entries of dictionaries go always.
     """
 
-    def run() -> list[Tensor]:
+    def run(cleared: Mapping[Slot, bool]) -> list[Tensor]:
+        """The second pass on the same arguments: some code makes a table anew only for another size."""
         with evaluating(model), torch.no_grad(), seeded(0):
+            model(*args, **kwargs)
+            _clear(model, cleared)
             found = tensors_of(model(*args, **kwargs))
             there.update(_slots(model))
             return found
@@ -88,18 +91,16 @@ def _made_again(
     def made(cleared: Mapping[Slot, bool]) -> dict[Slot, bool] | None:
         """Those that are there again; None if the model gives something else without them all."""
         there.clear()
-        with preserved(model):
-            _clear(model, cleared)
-            try:
-                outputs = run()
-            except Exception:  # code that needs what is missing may fail in any way
-                return None
+        try:
+            outputs = run(cleared)
+        except Exception:  # code that needs what is missing may fail in any way
+            return None
         again = {slot: way for slot, way in cleared.items() if slot in there}
         return again if agree(outputs, wanted) else None
 
     there = set[Slot]()
     try:
-        wanted = run()
+        wanted = run({})
     except Exception:  # the caller finds out
         return {}
     for delete in (False, True):
@@ -118,8 +119,9 @@ def _clear(model: nn.Module, cleared: Mapping[Slot, bool]) -> None:
     for (path, name, key), delete in cleared.items():
         held = vars(model.get_submodule(path))
         if key is not None:
-            held[name].pop(key, None)
+            if isinstance(held.get(name), dict):
+                held[name].pop(key, None)
         elif delete:
-            del held[name]
+            held.pop(name, None)
         else:
             held[name] = None

@@ -138,3 +138,31 @@ def test_only_what_the_model_makes_again_is_left_out() -> None:
         assert set(model.table) == {"needed"}
         assert model.state is held["state"]
     assert model.features is held["features"]
+
+
+def test_a_table_that_is_made_for_another_size_alone_stays() -> None:
+    """As the anchors of YOLO: without them, and with the size that they were made for, the model fails."""
+
+    class Anchored(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.out = nn.Conv1d(3, 8, 1), nn.Conv1d(8, 2, 1)
+            self.length, self.anchors = 0, torch.empty(0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.length != x.shape[-1]:
+                self.length, self.anchors = x.shape[-1], torch.arange(x.shape[-1]).to(x)
+            return self.out(self.layer(x).relu()) + self.anchors
+
+    model, x = Anchored().double().eval(), torch.randn(2, 3, 9).double()
+    graph = sc.trace(model, x)
+    plan = random_plan(graph, 0.5, 0)
+    small, masked = (sc.apply(model, plan, form, graph=graph) for form in ("module", "masked"))
+    for length in (5, 9):
+        given = torch.randn(2, 3, length).double()
+        torch.testing.assert_close(small(given), masked(given))
+        model(given)
+        for other in (x, given):
+            with without_caches(small, lambda other=other: ((other,), {})):
+                assert small.anchors is not None
+        assert sc.verify(model, small, plan).proven
