@@ -114,6 +114,11 @@ def run_both(
 _FILLED = 1e4
 
 
+def rounding_of(outputs: list[torch.Tensor]) -> float:
+    """The relative difference that rounding may make between equal outputs of these dtypes; 0 for none."""
+    return max((SAME.get(tensor.dtype, 1e-3) for tensor in outputs), default=0.0)
+
+
 def largest(tensor: torch.Tensor) -> float:
     """The largest absolute value in a tensor with entries; NaN if one of them is."""
     tensor = tensor.detach()

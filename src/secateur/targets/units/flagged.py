@@ -23,7 +23,7 @@ from secateur.graph.graph import Graph
 from secateur.graph.inputs import Arguments, InputSpec, resized
 from secateur.graph.modes import PLAIN
 from secateur.graph.passes import Passes
-from secateur.targets.units.compare import SAME, Way, relative_difference, run, run_both
+from secateur.targets.units.compare import Way, relative_difference, rounding_of, run, run_both
 from secateur.targets.units.draws import Draws
 
 PAIRS = 12
@@ -226,7 +226,7 @@ def _differs(reference: nn.Module, small: nn.Module, switch: Switch, occasion: O
             got, wanted = run_both(ours, theirs, *occasion.arguments, Draws())
         except Exception:
             return True
-    tolerance = max((SAME.get(t.dtype, 1e-3) for t in wanted), default=0.0)
+    tolerance = rounding_of(wanted)
     return not relative_difference(got, wanted) <= tolerance
 
 

@@ -27,7 +27,7 @@ from secateur.common.preserving import ATOMS, State, is_alike
 from secateur.errors import InputError
 from secateur.graph.courses import leaves
 from secateur.plan import Plan
-from secateur.targets.units.compare import SAME, relative_difference
+from secateur.targets.units.compare import relative_difference, rounding_of
 from secateur.targets.units.holders import Change, Entry, entries_of
 from secateur.targets.units.operators import Cut, Operators
 
@@ -205,7 +205,7 @@ def _is_same(
     except Exception:  # the values from before may not go with these arguments
         return False
     after, ours = new
-    tolerance = max((SAME.get(t.dtype, 1e-3) for t in theirs), default=0.0)
+    tolerance = rounding_of(theirs)
     return relative_difference(ours, theirs) <= tolerance or before.runs_as(after)
 
 

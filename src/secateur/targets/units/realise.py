@@ -25,7 +25,15 @@ from secateur.graph.modes import PLAIN, WITHOUT_GRADIENTS
 from secateur.graph.views import View
 from secateur.plan import Plan
 from secateur.targets.units import calls
-from secateur.targets.units.compare import ROUNDED, SAME, relative_difference, run, run_both, run_in_double
+from secateur.targets.units.compare import (
+    ROUNDED,
+    SAME,
+    relative_difference,
+    rounding_of,
+    run,
+    run_both,
+    run_in_double,
+)
 from secateur.targets.units.constants import Constants
 from secateur.targets.units.draws import Draws
 from secateur.targets.units.exporting import exporting
@@ -342,7 +350,7 @@ def _prove(
             raise _failed(error, title) from error
         if draws.narrowed:
             expected = run(reference, args, kwargs, draws)
-        tolerance = max((SAME.get(t.dtype, 1e-3) for t in expected), default=0.0)
+        tolerance = rounding_of(expected)
         difference = relative_difference(got, expected)
         if not difference <= tolerance and not (
             difference <= ROUNDED and _equal_in_double(small, reference, (args, kwargs), draws)

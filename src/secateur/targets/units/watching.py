@@ -20,7 +20,7 @@ from secateur.common.outputs import tensors_of
 from secateur.errors import ApplyError
 from secateur.graph.inputs import Arguments
 from secateur.graph.modes import profiled
-from secateur.targets.units.compare import SAME, relative_difference
+from secateur.targets.units.compare import relative_difference, rounding_of
 
 _HOOKS = {
     torch.Tensor.register_hook.__code__,
@@ -104,7 +104,7 @@ def beside(model: nn.Module, arguments: Arguments, *, training: bool = False) ->
 
 
 def _same(first: list[torch.Tensor], second: list[torch.Tensor]) -> bool:
-    tolerance = max((SAME.get(t.dtype, 1e-3) for t in first), default=0.0)
+    tolerance = rounding_of(first)
     return relative_difference(first, second) <= tolerance
 
 
