@@ -40,7 +40,10 @@ class Part(nn.Module):
     def forward(self, x):
         return self.shift(act(x)) * self.half
 def make():
-    return nn.Sequential(nn.Linear(2, 2), Part())
+    class Inner(nn.Module):
+        def forward(self, x):
+            return x + 1
+    return nn.Sequential(nn.Linear(2, 2), Part(), Inner())
 def loss(a, b, weight=1.0):
     return ((a - b) ** 2).mean() * weight
 part = functools.partial(loss, weight=3.0)
@@ -90,6 +93,7 @@ def test_comments_and_modes_do_not(tmp_path: Path) -> None:
     module = made(tmp_path, SOURCE)
     edited = made(tmp_path, "# a remark\n\n" + SOURCE)
     assert digest(module) == digest(edited)
+    assert code_digest(module.make) == code_digest(edited.make)
     net = module.make()
     assert code_digest(net.train()) == code_digest(net.eval())
     assert code_digest(functools.partial(module.loss, weight=3.0)) == code_digest(module.part)

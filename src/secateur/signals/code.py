@@ -18,6 +18,8 @@ from secateur.signals.identity import plain
 _PLAIN = (int, float, complex, str, bytes, type(None), torch.dtype)
 _LIBRARIES = {"torch", "numpy", "secateur", *sys.stdlib_module_names} - {"__main__"}
 """What checkpoints know by its version, or what does not change."""
+_LINE = "__firstlineno__"
+"""Where a class stands in its file, which classes know of themselves from Python 3.13 on."""
 
 
 def code_digest(*things: Any) -> str:
@@ -58,7 +60,7 @@ def _parts(thing: Any) -> Iterator[Any]:
                 yield f"{library} {kind.__qualname__}"
             else:
                 yield f"{kind.__module__.rpartition('.')[2]}.{kind.__qualname__}"
-                yield from map(_function, vars(kind).values())
+                yield from (_function(value) for name, value in vars(kind).items() if name != _LINE)
     elif isinstance(thing, functools.partial):
         yield f"{_plain(thing.args)} {_plain(thing.keywords)}"
         yield _function(thing.func)
@@ -111,7 +113,7 @@ def _text(code: CodeType) -> str:
     constants = [
         sorted(map(repr, each)) if isinstance(each, frozenset) else repr(each)
         for each in code.co_consts
-        if not isinstance(each, CodeType)
+        if not isinstance(each, CodeType) and not (_LINE in code.co_names and each == code.co_firstlineno)
     ]
     return f"{code.co_code.hex()} {code.co_names} {code.co_varnames} {constants}"
 
