@@ -128,3 +128,18 @@ def test_small_sizes_are_still_found_in_large_pictures(side: str) -> None:
     spec = sc.trace(Folded().eval(), torch.randn(2, 3, 512, 512)).inputs
     axis = 1 if side == "height" else 2
     assert any(sizes[axis] < 3 for sizes in spec.joint) or spec.open[axis].further[0] < 3
+
+
+def test_a_size_of_one_axis_is_said_of_that_axis_alone_in_large_pictures() -> None:
+    class Single(Pictures):
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.norm(self.a(x)).relu()
+            if x.shape[0] > 1:
+                h = h.neg().neg()
+            return self.out(self.b(h).relu().mean((2, 3)))
+
+    torch.manual_seed(0)
+    graph = sc.trace(Single().eval(), torch.randn(2, 3, 512, 512))
+    batch = graph.inputs.open[0]
+    assert (batch.further, graph.inputs.joint) == ((1,), ())
+    assert not graph.views

@@ -24,8 +24,6 @@ _LIBRARY = str(Path(torch.__file__).parent)
 TABLE = 4
 """A remainder with at most this many values counts as compared, since it may choose from a table."""
 
-_ATOMS = (int, bool, float, str, slice, torch.dtype, torch.device)
-
 _CONVERSIONS = frozenset(
     "to type type_as float half bfloat16 double int long bool cpu cuda contiguous clone".split()
 )
@@ -277,6 +275,9 @@ def _constants(held: Iterable[Any]) -> list[int]:
     """Return the integers above 1 among the constants of code, also in sets and tuples."""
     inner = (_constants(v) for v in held if isinstance(v, tuple | frozenset))
     return [v for v in held if type(v) is int and v > 1] + [v for vs in inner for v in vs]
+
+
+_ATOMS = frozenset({int, _Size, bool, float, str, slice, type(...), torch.dtype, torch.device})
 
 
 def leaves(value: Any) -> list[Any]:

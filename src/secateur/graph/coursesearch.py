@@ -66,26 +66,30 @@ def other_courses(
     return search
 
 
-def other_training(plain: Search, learning: Course, course_at: CourseAt) -> list[Sizes]:
-    """Search for sizes at which training mode runs lines of code that no other pass has shown.
+def other_ways(plain: Search, here: Course, course_at: CourseAt, *, sweep: bool = False) -> list[Sizes]:
+    """Search for sizes at which another way to run the model runs lines of code that no other pass has shown.
 
-    That is: neither training mode at the traced sizes nor evaluation mode at the same sizes. The search looks
-    at the sizes where a comparison had another outcome in evaluation mode, and follows comparisons that only
-    training mode makes.
+    Such a way is training mode, or one answer to all conditions on values. No other pass is: neither this way
+    at the traced sizes nor the plain one at the same sizes. The search looks at the sizes where a comparison
+    had another outcome in the plain way, and follows comparisons that only this way makes.
 
     Args:
-        plain: The search in evaluation mode.
-        learning: The course in training mode at the traced sizes.
-        course_at: Runs the model in training mode at other sizes.
+        plain: The search of the plain way.
+        here: The course of this way at the sizes where the plain search started.
+        course_at: Runs the model in this way at other sizes.
+        sweep: Whether to try the sizes that no comparison suggests, too.
     """
-    search = Search(plain.axes, learning, course_at, plain.start)
+    search = Search(plain.axes, here, course_at, plain.start)
     for sizes in plain.turned:
         search.look(sizes)
     search.follow_comparisons(but=frozenset(plain.compared))
+    for k, size in _apart(search, _swept(plain.axes, here)) if sweep else ():
+        if (there := _at(search.start, k, size)) not in search.courses and there != search.start:
+            search.look(there)
     return [
         sizes
         for sizes in search.found
-        if (evaluated := plain.at(sizes)) is None or evaluated.fixed != search.courses[sizes].fixed
+        if (other := plain.at(sizes)) is None or other.fixed != search.courses[sizes].fixed
     ]
 
 

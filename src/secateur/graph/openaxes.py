@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from secateur.common.foreign import said, source_line
 from secateur.common.models import device_of
 from secateur.graph.courses import Course
-from secateur.graph.coursesearch import WORK, CourseAt, Sizes, other_courses, other_training
+from secateur.graph.coursesearch import WORK, CourseAt, Sizes, other_courses, other_ways
 from secateur.graph.inputs import Arguments, FixedAxis, InputSpec, OpenAxis, batch_size, resized
 from secateur.graph.leaf import Place, Range
 from secateur.graph.passes import Passes
@@ -87,12 +87,11 @@ def _with_courses(spec: InputSpec, given: Arguments, passes: Passes) -> InputSpe
     search = other_courses(spec.open, near, course_at, start, None if near is traced else traced)
     found, learning = search.found, course_at(start, training=True)
     for answer in (True, False) if "bool" in near.questions else ():  # each side may ask for other sizes
-        if (side := course_at(start, answer=answer)) is not None:
-            other = other_courses(spec.open, side, partial(course_at, answer=answer), start)
-            found += [sizes for sizes in other.found if sizes not in found]
-    in_training = (
-        [] if learning is None else other_training(search, learning, partial(course_at, training=True))
-    )
+        side = course_at(start, answer=answer)
+        if side is not None and side is not near:
+            found = found + other_ways(search, side, partial(course_at, answer=answer), sweep=True)
+    found = list(dict.fromkeys(_in_fewer_axes(spec, sizes, start, course_at) for sizes in found))
+    in_training = [] if learning is None else other_ways(search, learning, partial(course_at, training=True))
     changed = [[k for k, axis in enumerate(spec.open) if sizes[k] != axis.size] for sizes in found]
     axes = tuple(
         axis.model_copy(
@@ -118,11 +117,25 @@ def _cheaper(spec: InputSpec, traced: Course, course_at: CourseAt) -> Sizes:
     start, other = tuple(axis.size for axis in spec.open), tuple(axis.other for axis in spec.open)
     if traced.work <= WORK or not spec.together:
         return start
-    near = course_at(other)
-    same = near is not None and all(
-        getattr(near, what) == getattr(traced, what) for what in ("lines", "numbers", "kinds")
+    return other if _same(course_at(other), traced) else start
+
+
+def _in_fewer_axes(spec: InputSpec, sizes: Sizes, start: Sizes, course_at: CourseAt) -> Sizes:
+    """Return the traced sizes but for the axes of `sizes` that differ from `start`, if the code acts alike.
+
+    Else `sizes`. A size that differs from the trace along one axis alone says what makes the difference.
+    """
+    fewer = tuple(
+        axis.size if size == near else size for axis, size, near in zip(spec.open, sizes, start, strict=True)
     )
-    return other if same else start
+    return fewer if fewer == sizes or _same(course_at(fewer), course_at(sizes)) else sizes
+
+
+def _same(one: Course | None, other: Course | None) -> bool:
+    """Whether two passes make the same calls, with the same numbers and switches."""
+    if one is None or other is None:
+        return False
+    return all(getattr(one, what) == getattr(other, what) for what in ("lines", "numbers", "kinds"))
 
 
 def _trains_otherwise(passes: Passes, arguments: Arguments) -> bool | None:
