@@ -191,7 +191,9 @@ call("detach_ zero_", lambda op, a: op(a.clone()), x(2, 3, 4))
 call("fill.Scalar fill_.Scalar full_like", lambda op, a: op(a.clone(), 2.0), x(2, 3, 4))
 call("fill.Tensor fill_.Tensor", lambda op, a: op(a.clone(), torch.tensor(2.0)), x(2, 3, 4))
 call(
-    "bernoulli bernoulli_.float rand_like randn_like empty_like", lambda op, a: op(a * 0).zero_(), x(2, 3, 4)
+    "bernoulli poisson bernoulli_.float rand_like randn_like empty_like",
+    lambda op, a: op(a * 0).zero_(),
+    x(2, 3, 4),
 )
 call("prelu", plainly, x(2, 3, 4), w(3))
 call("glu", lambda op, a: op(a, 1), x(2, 6, 4))
@@ -309,6 +311,19 @@ for name in "var.correction std.correction var_mean.correction std_mean.correcti
     call(name, lambda op, a: op(a, [1], correction=0), x(2, 3, 4))
 call("nanmean", lambda op, a: op(a, [1]), x(2, 3, 4))
 call("linalg_vector_norm", lambda op, a: op(a, 2, [1]), x(2, 3, 4))
+call("linalg_matrix_exp", plainly, x(2, 3, 3))
+for matrices in ("linalg_inv_ex", "_linalg_det", "_linalg_slogdet", "linalg_qr"):
+    call(matrices, lambda op, a: op(a @ a.mT + torch.eye(3))[0], x(2, 3, 3))
+call("linalg_pinv.atol_rtol_tensor", plainly, x(2, 3, 4))
+call("_linalg_svd", lambda op, a: op(a)[1], x(2, 3, 4))
+call("_linalg_eigh linalg_cholesky_ex", lambda op, a: op(a @ a.mT + torch.eye(3))[0], x(2, 3, 3))
+call("_linalg_solve_ex", lambda op, a, b: op(a @ a.mT + torch.eye(3), b)[0], x(2, 3, 3), x(2, 3, 4))
+call(
+    "linalg_solve_triangular",
+    lambda op, a, b: op(a.triu() + 9 * torch.eye(3), b, upper=True),
+    x(2, 3, 3),
+    x(2, 3, 4),
+)
 call("linalg_norm", lambda op, a: op(a, None, [1]), x(2, 3, 4))
 call("linalg_matrix_norm", lambda op, a: op(a, 2), x(2, 3, 4))
 call("linalg_matrix_norm.str_ord", lambda op, a: op(a, "fro", [0, 2]), x(2, 3, 4))
@@ -464,6 +479,12 @@ call(
     x(2, 3, 4), i(3, 2), x(2, 2, 4),
 )  # fmt: skip
 call("index_put", lambda op, a, mask, v: op(a, [mask], v), x(2, 3, 4), m(2), x(4))
+call("slice_scatter", lambda op, a, b: op(a, b, 1, 1, 3), x(2, 4, 3), x(2, 2, 3))
+call("masked_select", plainly, x(2, 3), m(2, 3), summed=(0,))
+call("searchsorted.Tensor", lambda op, a, b: op(a.sort(0)[0], b) + b, x(5), x(2, 3))
+call("searchsorted.Tensor", lambda op, a, b: op(a.sort(1)[0], b) + b, x(2, 5), x(2, 3))
+call("diagonal", lambda op, a: op(a, 0, 0, 2), x(3, 4, 3))
+call("frexp.Tensor", lambda op, a: op(a)[0], x(2, 3, 4))
 call("gather", lambda op, a, n: op(a, 1, n), x(2, 3, 4), i(3, 2, 5, 4))
 call("gather", lambda op, a, n: op(a, 1, n), x(2, 3, 4), i(3, 2, 5, 3))
 call("gather", lambda op, a, n: op(a, 0, n[:, None].expand(5, 4)), x(3, 4), i(3, 5))
@@ -515,3 +536,34 @@ call(
 call("topk", lambda op, a: op(a, 2, 1), x(2, 3, 4))
 call("sort", lambda op, a: op(a, 1), x(2, 3, 4))
 call("sort.stable", lambda op, a: op(a, stable=True, dim=1), x(2, 3, 4))
+
+# Without a rule, since others make them up
+
+call("absolute arctan fix square isreal", lambda op, a: op(a) + a, x(2, 3, 4))
+call("less.Scalar greater.Scalar", lambda op, a: op(a, 0.1) * a, x(2, 3, 4))
+call("moveaxis.int", lambda op, a: op(a, 0, 2), x(2, 3, 4))
+call("fliplr flipud atleast_3d msort", plainly, x(3, 4))
+call("inner linalg_matmul", lambda op, a, b: op(a, b), x(2, 3, 4), w(4, 4))
+call("linalg_vecdot", lambda op, a, b: op(a, b, dim=1), x(2, 3, 4), x(2, 3, 4))
+call("column_stack dstack row_stack", lambda op, a, b: op([a, b]), x(2, 3), x(2, 3))
+call("hsplit.int", lambda op, a: op(a, 2), x(2, 6, 4))
+call("quantile.scalar nanquantile.scalar", lambda op, a: op(a, 0.3, 1), x(2, 3, 4))
+call("quantile", lambda op, a: op(a, torch.tensor([0.2, 0.7]).double(), 1, True), x(2, 3, 4))
+call("trapezoid.dx cumulative_trapezoid.dx", lambda op, a: op(a, dim=1), x(2, 3, 4))
+call("gradient.scalarint", lambda op, a: op(a, dim=1), x(2, 3, 4))
+call("kron", plainly, x(2, 3), x(1, 4))
+call("addr", plainly, x(3, 4), x(3), x(4))
+call("mse_loss smooth_l1_loss", plainly, x(2, 3, 4), x(2, 3, 4))
+call("huber_loss", lambda op, a, b: op(a, b, 0), x(2, 3, 4), x(2, 3, 4))
+call("cross_entropy_loss", plainly, x(5, 4), i(4, 5))
+call("native_layer_norm", lambda op, a, s: op(a, [4], s, None, 1e-5), x(2, 3, 4), w(4))
+call("linalg_cross", lambda op, a, b: op(a, b, dim=1), x(2, 3, 4), x(2, 3, 4))
+call("take", lambda op, a, n: op(a, n), x(2, 3), i(6, 4))
+call("diag_embed", plainly, x(2, 3))
+call("trace", lambda op, a: op(a) + a, x(3, 3))
+call("select_scatter", lambda op, a, b: op(a, b, 1, 0), x(2, 3, 4), x(2, 4))
+call("bucketize.Tensor", lambda op, a: op(a, torch.tensor([0.0, 0.3])) + a, x(2, 3, 4))
+call("isin.Tensor_Tensor", lambda op, a: op(a, torch.tensor([0.0, 0.3])) + a, x(2, 3, 4))
+call("block_diag", lambda op, a, b: op([a, b]), x(2, 3), x(3, 2))
+call("linalg_solve", lambda op, a, b: op(a @ a.mT + torch.eye(3), b), x(2, 3, 3), x(2, 3, 4))
+call("linalg_inv linalg_det", lambda op, a: op(a @ a.mT + torch.eye(3)), x(2, 3, 3))

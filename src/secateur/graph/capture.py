@@ -25,6 +25,7 @@ from secateur.common.outputs import agree, opened, tensors_of
 from secateur.common.preserving import State, preserved
 from secateur.errors import CaptureError
 from secateur.graph.assertions import AssertionsHold
+from secateur.graph.decompose import decompose
 from secateur.graph.inline import inline_regions
 from secateur.graph.inputs import Arguments, batch_size, samples_of
 from secateur.graph.knownvalues import KnownValues
@@ -111,6 +112,7 @@ def capture(
             fresh.restore()
     _hold_own_tensors(program, model)
     inline_regions(program)
+    decompose(program)
     sizes = _sizes(program)
     batch = hint(sizes[0]) if sizes else 1
     leaves = pytree.tree_leaves(given)

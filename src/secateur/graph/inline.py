@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -104,6 +104,32 @@ def _inline(
     graph: fx.Graph, node: fx.Node, inner: fx.GraphModule, operands: tuple[Any, ...], mode: Mode
 ) -> None:
     """Copy the operators of a nested program to the place of its node, and remove the node."""
+
+    def note(source: fx.Node, copy: fx.Node) -> None:
+        copy.meta[_MODES] = (*modes_of(node), mode, *modes_of(source))
+
+    splice(graph, node, inner, operands, note, detached=mode == ("grad", False))
+
+
+def splice(
+    graph: fx.Graph,
+    node: fx.Node,
+    inner: fx.GraphModule,
+    operands: Sequence[Any],
+    note: Callable[[fx.Node, fx.Node], None],
+    *,
+    detached: bool = False,
+) -> None:
+    """Put the operators of another program in the place of a node of a graph.
+
+    Args:
+        graph: The graph.
+        node: The node, which is removed.
+        inner: The other program.
+        operands: What takes the places of its placeholders.
+        note: Called with each operator of `inner` and its copy, to complete the copy's notes.
+        detached: Whether the results are detached from their gradients.
+    """
     made: dict[fx.Node, Any] = {}
     parameters = iter(operands)
     results: Any = ()
@@ -120,8 +146,8 @@ def _inline(
                 made[source] = graph.get_attr(name)
             else:
                 made[source] = graph.node_copy(source, made.__getitem__)
-                made[source].meta[_MODES] = (*modes_of(node), mode, *modes_of(source))
-        if mode == ("grad", False):
+                note(source, made[source])
+        if detached:
             results = fx.node.map_arg(results, lambda result: _detached(graph, result))
     if isinstance(results, list | tuple):
         for user in list(node.users):

@@ -15,7 +15,7 @@ from torch.export.graph_signature import InputKind
 
 from secateur.graph.labels import Labels, Reason
 from secateur.graph.nodes import lifted, shape_of, tensor_of, where
-from secateur.graph.rules import Op, find_rule, operator_name
+from secateur.graph.rules import Op, find_rule, only_asks, operator_name
 from secateur.graph.rules.op import Value, Walk
 from secateur.graph.splits import decide
 from secateur.graph.writes import dead_nodes, erase, written_through
@@ -160,7 +160,7 @@ def _visit(node: fx.Node, state: Walk) -> Value:
     """Return the labels of what a node gives. An operator that no rule can follow freezes what it reads."""
     value = node.meta.get("val")
     tensors = [n for n in node.all_input_nodes if state.values.get(n) is not None]
-    if not _holds_tensor(value) and (not tensors or _only_asks_for_shape(node)):
+    if not _holds_tensor(value) and (not tensors or only_asks(node)):
         return None
     found = find_rule(node)
     if found is None:
@@ -194,11 +194,6 @@ def _fold(node: fx.Node, state: Walk) -> None:
         return
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), state.constants.__getitem__)
     state.constants[node] = target(*args, **kwargs)
-
-
-def _only_asks_for_shape(node: fx.Node) -> bool:
-    name = operator_name(node)
-    return name.startswith(("aten.sym_", "aten._assert", "aten.is_")) and "nonzero" not in name
 
 
 def _unknown(node: fx.Node, reason: Reason, state: Walk) -> Value:

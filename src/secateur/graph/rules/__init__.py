@@ -16,7 +16,7 @@ from secateur.graph.rules import (
 )
 from secateur.graph.rules.naming import operator_name
 from secateur.graph.rules.op import Op
-from secateur.graph.rules.registry import RULES, find_rule, rule
+from secateur.graph.rules.registry import RULES, find_rule, only_asks, rule
 
 __all__ = [
     "RULES",
@@ -27,6 +27,7 @@ __all__ = [
     "index",
     "linear",
     "normalise",
+    "only_asks",
     "operator_name",
     "recurrent",
     "reduce",

@@ -9,9 +9,11 @@ from secateur.graph.rules.registry import rule
 
 
 @rule("pointwise", "aten.where.ScalarOther", "aten.where.ScalarSelf", "aten.where.Scalar")
-def pointwise(op: Op) -> Axes:
+def pointwise(op: Op) -> Axes | list[Axes]:
     """Work on each position alone: arithmetic, comparisons, activations, where, clamp and the like."""
-    return op.broadcast(*(op.axes(n) for n in op.tensors()))
+    x = op.broadcast(*(op.axes(n) for n in op.tensors()))
+    several = isinstance(op.node.meta["val"], list | tuple)
+    return [x for _ in op.node.meta["val"]] if several else x
 
 
 @rule(
@@ -28,6 +30,7 @@ def pointwise(op: Op) -> Axes:
     "aten.rand_like.generator", "aten.randn_like.generator", "aten.randint_like.default",
     "aten.randint_like.low_dtype", "aten.randint_like.generator", "aten.randint_like.low_generator_dtype",
     "aten.normal_.default", "aten.uniform_.default", "aten.exponential_.default", "aten.cauchy_.default",
+    "aten.poisson.default",
     "aten.log_normal_.default", "aten.geometric_.default", "aten.random_.default", "aten.random_.to",
     "aten.zeros_like.default", "aten.ones_like.default", "aten.full_like.default", "aten.empty_like.default",
      "aten.fill.Scalar", "aten.fill.Tensor", "aten.fill_.Scalar", "aten.fill_.Tensor", "aten.zero_.default",
@@ -74,22 +77,6 @@ def triangle(op: Op) -> Axes:
 def one_hot(op: Op) -> Axes:
     """Add a last axis with one position for each class. All classes stay."""
     return (*op.axes(op["self"]), plain(op.output_shape[-1]))
-
-
-@rule("aten.meshgrid.default", "aten.meshgrid.indexing")
-def meshgrid(op: Op) -> list[Axes]:
-    """Copy each vector along the axes of the others."""
-    vectors = [op.axes(n)[0] for n in op["tensors"]]
-    if op.get("indexing", "ij") == "xy" and len(vectors) > 1:
-        vectors[:2] = vectors[1::-1]
-    return [tuple(vectors) for _ in vectors]
-
-
-@rule("aten.broadcast_tensors.default")
-def broadcast_tensors(op: Op) -> list[Axes]:
-    """Expand tensors against each other, as `pointwise` operators do."""
-    axes = op.broadcast(*(op.axes(n) for n in op["tensors"]))
-    return [axes for _ in op["tensors"]]
 
 
 @rule("aten.prelu.default")

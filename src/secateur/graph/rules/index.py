@@ -191,13 +191,33 @@ def scatter_value(op: Op) -> Axes:
     return x
 
 
-@rule("aten.masked_scatter.default", "aten.masked_scatter_.default")
+@rule("aten.masked_scatter.default", "aten.masked_scatter_.default", "aten.masked_select.default")
 def masked_scatter(op: Op) -> Axes:
-    """Write numbers in order where a mask is True. All axes are frozen, since the order counts."""
+    """Write or read numbers in order where a mask is True. All axes are frozen, since the order counts."""
     for node in op.tensors():
         for axis in op.axes(node):
-            op.freeze(axis, "written in order where a mask is True")
-    return op.axes(op["self"])
+            op.freeze(axis, "taken in order where a mask is True")
+    return (plain(op.output_shape[0]),) if "select" in op.name else op.axes(op["self"])
+
+
+@rule("aten.slice_scatter.default")
+def write_range(op: Op) -> Axes:
+    """Write a tensor into a range of an axis, which is frozen. The others are tied."""
+    x, source = op.axes(op["self"]), op.axes(op["src"])
+    dim = op.integer("dim") % len(x)
+    for axis in (x[dim], source[dim]):
+        op.freeze(axis, "written in part")
+    rest = op.broadcast((*x[:dim], *x[dim + 1 :]), (*source[:dim], *source[dim + 1 :]))
+    return (*rest[:dim], x[dim], *rest[dim:])
+
+
+@rule("aten.searchsorted.Tensor")
+def search(op: Op) -> Axes:
+    """Find each value's place in a sorted vector. The vector is frozen; several sorted rows freeze all."""
+    rows, x = op.axes(op["sorted_sequence"]), op.axes(op["self"])
+    for axis in (*rows, *(x if len(rows) > 1 else ()), *(a for n in op.tensors()[2:] for a in op.axes(n))):
+        op.freeze(axis, "its order counts")
+    return x
 
 
 @rule("aten.argsort.default", "aten.argsort.stable")

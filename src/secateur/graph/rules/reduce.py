@@ -126,3 +126,24 @@ def spectrogram(op: Op) -> Axes:
     for axis in (x[-1], *(a for n in op.tensors()[1:] for a in op.axes(n))):
         op.freeze(axis, "transformed as a whole")
     return (*x[:-1], *(plain(n) for n in op.output_shape[len(x) - 1 :]))
+
+
+@rule(
+    "aten.linalg_inv_ex.default", "aten.linalg_pinv.atol_rtol_tensor", "aten._linalg_solve_ex.default",
+    "aten.linalg_solve_triangular.default", "aten._linalg_svd.default", "aten._linalg_eigh.default",
+    "aten.linalg_qr.default", "aten.linalg_cholesky_ex.default", "aten._linalg_det.default",
+    "aten._linalg_slogdet.default", "aten.linalg_matrix_exp.default",
+)  # fmt: skip
+def of_matrices(op: Op) -> Axes | list[Axes]:
+    """Work on the matrices of the last two axes, which are frozen. The axes before them keep their labels."""
+    values = op.node.meta["val"]
+    several = isinstance(values, list | tuple)
+    sources = [op.axes(n) for n in op.tensors()]
+    matrices = [x for x in sources if len(x) == len(sources[0])]  # else vectors, or tolerances
+    for axis in (a for x in sources for a in (x[-2:] if len(x) == len(sources[0]) else x)):
+        op.freeze(axis, "transformed as a whole")
+    batch = op.broadcast(*(x[:-2] for x in matrices))
+    found = [
+        (*batch, *(plain(n) for n in shape_of(v)[len(batch) :])) for v in (values if several else [values])
+    ]
+    return found if several else found[0]

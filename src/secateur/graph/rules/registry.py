@@ -43,6 +43,13 @@ UNTAGGED = frozenset(
 """Operators that work on each position alone, although ATen does not tag them. Names end without ``_``."""
 
 
+def only_asks(node: fx.Node) -> bool:
+    """Whether an operator only asks for sizes or checks its inputs, so that it needs no rule."""
+    name = operator_name(node)
+    asks = ("aten.sym_", "aten._assert", "aten.is_", "aten._linalg_check_errors")
+    return name.startswith(asks) and "nonzero" not in name
+
+
 def find_rule(node: fx.Node) -> Rule | None:
     """Return the rule of a node's operator, or None. One rule serves all operators that are pointwise."""
     name = operator_name(node)

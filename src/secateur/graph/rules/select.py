@@ -14,17 +14,12 @@ from secateur.graph.rules.registry import rule
 
 
 @rule("aten.cat.default", "aten.concat.default", "aten.concatenate.default")
-@rule("aten.hstack.default", "aten.vstack.default")
 def cat(op: Op) -> Axes:
     """Join tensors along an axis, and their labels with them. The other axes are tied to each other."""
     parts = [op.axes(n) for n in op["tensors"]]
     parts = [p for p in parts if not (len(p) == 1 and len(p[0]) == 0)]  # torch skips empty vectors
     rank = len(parts[0])
     dim = op.integers([op.get("dim", op.get("axis", 0))])[0] % rank
-    if "stack" in op.name:
-        dim = min(1, rank - 1) if "hstack" in op.name else 0
-        if rank < 2 and "vstack" in op.name:
-            raise ValueError("vectors become rows")
     rest = op.broadcast(*(tuple(a for k, a in enumerate(p) if k != dim) for p in parts))
     joined = np.concatenate([p[dim] for p in parts])
     return (*rest[:dim], joined, *rest[dim:])
@@ -173,3 +168,13 @@ def getitem(op: Op) -> Axes:
     outputs: Any = op.walk.values[values]
     found: Axes = outputs[index]
     return found
+
+
+@rule("aten.diagonal.default")
+def diagonal(op: Op) -> Axes:
+    """Take the diagonal of two axes as a new last axis. They are frozen, since it is found by counting."""
+    x = op.axes(op["self"])
+    counted = {d % len(x) for d in op.integers([op["dim1"], op["dim2"]])}
+    for dim in counted:
+        op.freeze(x[dim], "counted from a diagonal")
+    return (*(axis for k, axis in enumerate(x) if k not in counted), plain(op.output_shape[-1]))
