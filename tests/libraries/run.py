@@ -3,7 +3,7 @@
     python -m tests.libraries.run [NAME ...]
 
 A case whose library is not installed is skipped and keeps what was found before. Ends with status 1 if a case
-crashed or computed something wrong.
+crashed, computed something wrong, or was refused what it could do before.
 """
 
 from __future__ import annotations
@@ -46,10 +46,13 @@ def walked(case: Case) -> dict[str, Any]:
     return found
 
 
-def faults(found: dict[str, Any]) -> list[str]:
-    """Checks that crashed or computed something wrong, with their titles."""
+def faults(found: dict[str, Any], before: dict[str, Any]) -> list[str]:
+    """Checks that crashed or computed something wrong, or are refused though they passed before."""
+    known = before.get("checks", {})
     return [
-        f"{title}: {what}" for title, what in found["checks"].items() if what.startswith(("WRONG", "crash"))
+        f"{title}: {what}"
+        for title, what in found["checks"].items()
+        if what.startswith(("WRONG", "crash")) or (what.startswith("refused") and known.get(title) == "ok")
     ]
 
 
@@ -81,8 +84,8 @@ def main(names: list[str]) -> int:
             skipped += 1
             print(f"{case.name}: skipped, {reason}", flush=True)
             continue
-        held[case.name] = walked(case)
-        wrong = faults(held[case.name])
+        before, held[case.name] = held.get(case.name, {}), walked(case)
+        wrong = faults(held[case.name], before)
         failed, passed = failed + bool(wrong), passed + (not wrong)
         print(f"{case.name}: {held[case.name]['form']}", *wrong, sep="\n    ", flush=True)
         write(held, [c.name for c in CASES])

@@ -42,7 +42,13 @@ def test_a_network_that_computes_something_else_is_found_out() -> None:
     check_sizes(found, CASE, model, spoilt)
     check_training(found, CASE, model, spoilt)
     assert all(what.startswith("WRONG") for what in found.checks.values())
-    assert len(run.faults({"checks": found.checks})) == len(found.checks) == 7
+    assert len(run.faults({"checks": found.checks}, {})) == len(found.checks) == 7
+
+
+def test_what_worked_before_may_not_be_refused() -> None:
+    found = {"checks": {"predict": "refused InputError: no", "train": "refused InputError: no"}}
+    before = {"checks": {"predict": "ok", "train": "refused InputError: no"}}
+    assert run.faults(found, before) == ["predict: refused InputError: no"]
 
 
 def test_what_a_dense_model_cannot_do_is_no_fault() -> None:

@@ -715,6 +715,24 @@ def test_code_that_reads_what_was_cut_may_not(way: str) -> None:
         small(x)
 
 
+def test_values_in_which_units_are_missing_may_not_be_returned() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(5, 7, 6).double()
+    ways = {
+        "hidden": lambda y, h, x: [y, h],
+        "doubled": lambda y, h, x: [y, 2 * h],
+        "input": lambda y, h, x: [y, x],
+    }
+    small, masked = pruned(Behind(ways).double().eval(), of=x)
+    for way in ("hidden", "doubled"):
+        small.settings["way"] = way
+        with pytest.raises(sc.InputError, match="may need units that were removed"):
+            small(x)
+    for model in (small, masked):
+        model.settings["way"] = "input"
+    torch.testing.assert_close(small(x), masked(x))
+
+
 @pytest.mark.parametrize("way", ["sort", "smoothed"])
 def test_what_a_second_round_or_a_file_knows_of_what_was_cut(way: str, tmp_path: Path) -> None:
     torch.manual_seed(0)

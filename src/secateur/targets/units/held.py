@@ -242,13 +242,14 @@ def _tried(
 ) -> tuple[Operators, list[Tensor]]:
     """Run a module on copies of arguments, with its new values or with others in place of these."""
     args, kwargs = pytree.tree_map(_copied, given)
-    operators = Operators(module, leaves((args, kwargs)), cut)
     with _put(module, changes, values):
+        operators = Operators(module, leaves((args, kwargs)), cut)
         for change in changes if values is None else ():
             if isinstance(change.new, nn.Module):
                 operators.watch(change.new)
         with seeded(0), operators, _AttentionWithoutDropout():
             outputs = tensors_of(module.forward(*args, **kwargs))
+        operators.returned(outputs)
         operators.written = [one for one in changes if values is None and one.is_overwritten()]
         return operators, [output.detach() for output in outputs]
 

@@ -158,9 +158,10 @@ def _wraps(value: Any, holder: Any, name: str) -> bool:
     if not callable(value):
         return False
     inner = inspect.unwrap(value)
+    elsewhere = getattr(inner, "__self__", holder) is not holder  # the method of another module
     inner = getattr(inner, "__func__", inner)
     own = (getattr(inner, "__module__", None) or "").partition(".")[0] == __name__.partition(".")[0]
-    return own or inner is getattr(type(holder), name, NOTHING)
+    return own or (not elsewhere and inner is getattr(type(holder), name, NOTHING))
 
 
 @dataclass(frozen=True, eq=False)

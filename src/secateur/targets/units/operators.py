@@ -24,8 +24,13 @@ _NOISE = frozenset(
     "bernoulli bernoulli_ rand rand_like randn randn_like normal_ uniform_ empty empty_like new_empty".split()
 )
 """Operators of dropout and noise, which draw a number for each."""
-_SUMS = frozenset("mm addmm bmm baddbmm mv addmv linear convolution _convolution".split())
+_SUMS = frozenset(
+    "mm addmm bmm baddbmm mv addmv matmul linear convolution _convolution conv1d conv2d conv3d "
+    "conv_transpose1d conv_transpose2d conv_transpose3d".split()
+)
 """Operators that sum over the units that a weight reads: these are not missing in what they give."""
+_BY_CHANNEL = "batch_norm"
+"""Part of the names of operators that work on each channel by itself, with weights for each."""
 
 Cut = tuple[tuple[str, int, str, bool], ...]
 """Where units went: the name of a tensor, an axis, the group, and whether the tensor reads its units."""
@@ -61,7 +66,8 @@ class Operators(TorchDispatchMode):
 
     An operator that takes one tensor and works on each of its numbers by itself, as activations do, treats
     every unit alike, whatever else was removed. Such are left out, but not where they take a number that a
-    size of the tensor gives: units that were removed count there.
+    size of the tensor gives: units that were removed count there. Where the result of a batch norm comes from
+    is where its input does, and the bias of a layer does not count, since layers can take in batch norms.
 
     Attributes:
         calls: The other operators, each with its whole numbers and switches, the shapes of its results, and
@@ -107,9 +113,14 @@ class Operators(TorchDispatchMode):
         """Run an operator, and note it."""
         kwargs = kwargs or {}
         given = leaves((args, kwargs))
-        names = [self._name_of(v) for v in given if isinstance(v, Tensor) and (v.numel() > 1 or v.ndim)]
-        result = func(*args, **kwargs)
         name = func._schema.name.partition("::")[2] if hasattr(func, "_schema") else str(func)
+        names = [self._name_of(v) for v in given if isinstance(v, Tensor) and (v.numel() > 1 or v.ndim)]
+        title = str(func)
+        if name in _SUMS:
+            tensors = [v for v in given if isinstance(v, Tensor)]
+            biases = [self._name_of(v) for v in tensors if v.ndim == 1 and self._state(v).is_weight]
+            title, names = name.removeprefix("add"), [one for one in names if one not in biases]
+        result = func(*args, **kwargs)
         results = [v for v in leaves(result) if isinstance(v, Tensor)]
         sized = self._sized(given)
         lacking = sized | self._follow(func, name, [v for v in given if isinstance(v, Tensor)], results)
@@ -123,22 +134,33 @@ class Operators(TorchDispatchMode):
         if made is None:
             settings = [v for v in given if type(v) in (int, bool, str)] + self._sizes_in(given)
             shapes = [tuple(v.shape) for v in results]
-            call = str(func), tuple(names), tuple(settings), tuple(shapes)
+            call = title, tuple(names), tuple(settings), tuple(shapes)
             self.calls.append(call)
             if lacking:
                 self.missing.append(call)
             self.mixing += self.inside
             for number, tensor in enumerate(results):
-                self._name(tensor, (hash(call), number))
+                by_channel = number == 0 and _BY_CHANNEL in name
+                self._name(tensor, names[0] if by_channel else (hash(call), number))
         elif sized:
             self.missing.append((str(func), made))
         for tensor in results if made is not None else ():
             self._name(tensor, made)
         return result
 
+    def returned(self, outputs: Iterable[Tensor]) -> None:
+        """Note the outputs of the pass: units that are missing in one are not there for who reads it."""
+        for tensor in outputs:
+            if self._state(tensor).lacks:
+                found = "returned", self._name_of(tensor)
+                self.calls.append(found)
+                self.missing.append(found)
+
     def runs_as(self, other: Operators) -> bool:
-        """Whether another pass ran the same operators, at least where units are missing."""
-        return self.calls == other.calls or (self._knows and other._knows and self.missing == other.missing)
+        """Whether another pass ran the same operators, or at least no other ones where units are missing."""
+        if self.calls == other.calls:
+            return True
+        return self._knows and other._knows and set(other.missing) <= set(self.missing)
 
     def _was_cut(self, model: nn.Module, name: str, group: str, *, reads: bool) -> None:
         path, _, leaf = name.rpartition(".")
