@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -88,3 +90,41 @@ def test_layers_that_change_places_are_refused() -> None:
     small.deep.forward = small.left.forward
     with pytest.raises(sc.InputError, match="may need units that were removed"):
         small(x)
+
+
+class Branched(nn.Module):
+    """Convolutions side by side that one can stand for, as RepVGG has them."""
+
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__()
+        self.wide, self.narrow = nn.Conv2d(inputs, width, 3, padding=1), nn.Conv2d(inputs, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.wide(x) + self.narrow(x)).relu()
+
+    def merge(self, weight: float = 1) -> None:
+        self.conv = copy.deepcopy(self.wide)
+        self.conv.weight = nn.Parameter(self.wide.weight + weight * F.pad(self.narrow.weight, (1, 1, 1, 1)))
+        self.conv.bias = nn.Parameter(self.wide.bias + self.narrow.bias)  # type: ignore[operator]
+        del self.wide, self.narrow
+        self.forward = self.forward_merged  # type: ignore[method-assign]
+
+    def forward_merged(self, x: Tensor) -> Tensor:
+        return self.conv(x).relu()
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_branches_that_become_one_layer(right: bool) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 8, 8).double()
+    model = nn.Sequential(Branched(3, 12), Branched(12, 9), nn.Conv2d(9, 4, 1)).double().eval()
+    small, masked = pruned(model, of=x)
+    for network in (small, masked):
+        for block in network[:2]:
+            block.merge(1 if right else 2)
+    for given in (x, torch.randn(3, 3, 10, 6).double()):
+        if right:
+            torch.testing.assert_close(small(given), masked(given))
+        else:
+            with pytest.raises(sc.InputError, match="may need units that were removed"):
+                small(given)

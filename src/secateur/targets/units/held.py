@@ -63,6 +63,7 @@ class Held:
         self.suspended = False
         self._entries, self._is_whole = entries_of(model), True
         self._accepted: list[Any] = []  # calls: of which kind, and with which values
+        self._layers: list[Change] = []  # new layers with weights, while something else has changed too
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what pickles: not classes and globals, which are taken as they are where it is loaded."""
@@ -76,7 +77,7 @@ class Held:
         return found
 
     def _copied(self) -> dict[str, Any]:
-        return vars(self) | {"_accepted": [], "_busy": None}
+        return vars(self) | {"_accepted": [], "_layers": [], "_busy": None}
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Check what the module's code reads, before a forward pass.
@@ -96,6 +97,7 @@ class Held:
         found = self._found(entries) if entries else []
         changes = self._unknown(found)
         if not changes:
+            self._layers = []
             return
         values = [(change.entry, change.name, change.new) for change in found]
         others = [change for change in found if not any(change is one for one in changes)]
@@ -124,6 +126,7 @@ class Held:
             new = change.new
             if isinstance(new, nn.Module) and _has_weights(change.old, new):
                 change.entry.accept(change.name, new)
+                self._layers.append(change)
             else:
                 found.append(change)
         return found
@@ -165,11 +168,14 @@ class Held:
         """Whether a pass with values that are right gives the same, or runs the same operators.
 
         Such are those from before; with the other ones that changed and are right as they are, or as they
-        were; and what was found to be right for one value alone.
+        were; with the layers from before too; and what was found to be right for one value alone.
         """
         one, whole = left[0], [*left, *others]
         tries = [(left, [change.old for change in left])]
         tries += [(whole, [change.old for change in whole])] if others else []
+        if self._layers:  # as where layers take in what was beside them, and give the same
+            whole = [*whole, *self._layers]
+            tries.append((whole, [change.old for change in whole]))
         if len(left) == 1:
             alone = [values for values in self.right if len({repr(value) for _, value in values}) == 1]
             right = [v for k in alone for name, v in k if name == str(one) and repr(v) != repr(one.new)]
