@@ -32,7 +32,7 @@ def names(graph: sc.Graph) -> set[str]:
     ("body", "width"),
     [
         (lambda h: h.absolute() * h.less(0.5), 12),
-        (lambda h: h.quantile(0.4, dim=1, keepdim=True) + h, 12),
+        (lambda h: torch.msort(h.transpose(0, 1)).transpose(0, 1), 12),
         (lambda h: torch.column_stack([h.flatten(0, 1), h.flatten(0, 1)]).view(*h.shape[:2], 24), 24),
         (lambda h: torch.cumulative_trapezoid(h, dim=1), 12),
         (lambda h: torch.inner(h.mT, h.new_ones(5, h.shape[1])).moveaxis(1, 2), 12),

@@ -136,8 +136,8 @@ class Accepts:
         Raises:
             InputError: They are not the arguments of the capture.
         """
-        positional, named = self.structure.children()
-        count, order = positional.num_children, list(named.context)
+        positional, named = pytree.tree_unflatten([None] * self.structure.num_leaves, self.structure)
+        count, order = len(positional), list(named)
         given = dict(zip(self.parameters, args, strict=False)) | dict(kwargs)
         first = list(args)[:count]
         for name in self.parameters[len(first) : count]:

@@ -346,10 +346,10 @@ class _Builder:
         spec = program.call_spec
         if spec.in_spec is None or spec.out_spec is None:
             raise ApplyError("apply: expected a captured program that knows its signature, got none.")
-        args, kwargs = spec.in_spec.children()
+        args, kwargs = pytree.tree_unflatten([None] * spec.in_spec.num_leaves, spec.in_spec)
         own, _ = signature_of(self.model)
-        positions = own if len(own) >= args.num_children else [f"arg_{i}" for i in range(args.num_children)]
-        names = [*positions[: args.num_children], *kwargs.context]
+        positions = own if len(own) >= len(args) else [f"arg_{i}" for i in range(len(args))]
+        names = [*positions[: len(args)], *kwargs]
         info = fx.graph._PyTreeInfo(names, spec.in_spec, spec.out_spec)
         self.out.set_codegen(fx.graph._PyTreeCodeGen(info))
 
