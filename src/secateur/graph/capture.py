@@ -48,6 +48,8 @@ class Capture(NamedTuple):
         values: By number, the integer inputs for whose values alone the program is right.
         agrees: Whether the program gives what the model gives on the arguments of the capture. It may not
             where conditions of the code were answered.
+        answer: What all conditions on values of tensors were answered with. None if there are none, or they
+            had different answers, or some are on numbers of Python, which no ordinary pass answers so.
     """
 
     program: ExportedProgram
@@ -56,6 +58,7 @@ class Capture(NamedTuple):
     why: str
     agrees: bool = True
     values: Mapping[int, torch.Tensor] = {}
+    answer: bool | None = None
 
 
 def capture(
