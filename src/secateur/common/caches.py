@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dis
-import functools
 import inspect
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -237,7 +236,10 @@ def _set_beside(kind: type, name: str) -> frozenset[str]:
 
 def _may_be_set(kind: type, name: str) -> bool:
     """Whether a class sets a buffer, or registers one, in a method other than the constructor."""
-    return any("register_buffer" in code.co_names or name in _stored(code) for code in _methods(kind))
+    return any(
+        "register_buffer" in code.co_names or (name in code.co_names and name in _stored(code))
+        for code in _methods(kind)
+    )
 
 
 def _methods(kind: type) -> Iterator[CodeType]:
@@ -249,6 +251,5 @@ def _methods(kind: type) -> Iterator[CodeType]:
                 yield method.__code__
 
 
-@functools.cache
 def _stored(code: CodeType) -> frozenset[str]:
     return frozenset(i.argval for i in dis.get_instructions(code) if i.opname == "STORE_ATTR")
