@@ -247,3 +247,45 @@ def test_what_the_code_does_not_make_again_stays_beside_what_it_does() -> None:
         assert (model.kept, model.made, model.scaled, model.calls) == (None, False, True, 1)
     assert model.kept is not None
     assert model.made
+
+
+class MadeReady(nn.Module):
+    """Keeps a weight as its products take it, once it has run in evaluation mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.o = nn.Linear(6, 16), nn.Linear(16, 12), nn.Linear(12, 3)
+        self.ready: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, 6] to [batch, 3]"""
+        weight = self.b.weight.t()
+        if not self.training:
+            self.ready = weight.detach().contiguous() if self.ready is None else self.ready
+            weight = self.ready
+        return self.o((self.a(x).relu() @ weight + self.b.bias).relu())
+
+
+def as_its_weights_say(model: nn.Module) -> Tensor:
+    fresh = MadeReady().eval()
+    fresh.b, fresh.a, fresh.o = model.b, model.a, model.o
+    return fresh(INPUTS.float())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("granularity", ["unit", "weight"])
+def test_no_result_has_what_was_made_of_other_weights(granularity: Any) -> None:
+    torch.manual_seed(0)
+    model, data = MadeReady().eval(), [torch.randn(64, 6) for _ in range(4)]
+    model(data[0])
+    budget = sc.Budget(sparsity=0.6) if granularity == "weight" else sc.Budget(params=0.6)
+    options: Any = {"granularity": granularity, "repair": None, "progress": False}
+    small = sc.prune(model, data, budget, **options).model
+    torch.testing.assert_close(small(INPUTS.float()), as_its_weights_say(small))
+    assert small.ready is not None
+    with torch.enable_grad():
+        tuned = sc.recover(small, model, data, epochs=1, learning_rate=0.1, progress=False)
+    torch.testing.assert_close(tuned(INPUTS.float()), as_its_weights_say(tuned))
+    if granularity == "unit":
+        better = sc.repair(small, model, data, ["reconstruct"], progress=False)
+        torch.testing.assert_close(better(INPUTS.float()), as_its_weights_say(better))
