@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import secateur as sc
+from secateur.errors import InputError
 from secateur.graph.symbolic import MOST
 from tests.targets.units.plans import random_plan
 
@@ -170,6 +171,30 @@ def test_a_proof_looks_at_the_branch_that_no_input_takes() -> None:
     small.late = 2
     with pytest.raises(sc.VerificationError, match="conditions on values of tensors are True"):
         sc.verify(model, small, plan)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("error", [InputError, RuntimeError])
+def test_a_pruned_model_may_refuse_a_branch_in_words(error: type[Exception]) -> None:
+    """Perhaps no values lead there; but it may not fail otherwise where the dense model runs."""
+
+    def branch(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+        if (x > 100).any() and net.refuses:
+            raise error("size 7")
+        return net.b(h) + net.c(h)
+
+    torch.manual_seed(0)
+    model, x = Net(branch).double().eval(), torch.randn(4, 6).double()
+    model.refuses = False
+    graph = sc.trace(model, x)
+    plan = random_plan(graph, 0.4, 1)
+    small = sc.apply(model, plan, "module", graph=graph)
+    small.refuses = True
+    if error is InputError:
+        assert sc.verify(model, small, plan).proven
+    else:
+        with pytest.raises(sc.VerificationError, match=r"size 7.* conditions on values of tensors are True"):
+            sc.verify(model, small, plan)
 
 
 def dropped(net: nn.Module, x: Tensor, h: Tensor) -> Tensor:
