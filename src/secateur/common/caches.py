@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from secateur.calibration.randomness import seeded
 from secateur.common.models import evaluating
 from secateur.common.outputs import agree, tensors_of
-from secateur.common.preserving import ATOMS, is_own, preserved
+from secateur.common.preserving import ATOMS, PLAIN, is_own, preserved
 
 Given = tuple[tuple[Any, ...], Mapping[str, Any]]
 """Arguments of a model: positional ones, and those by name."""
@@ -100,6 +101,13 @@ def kept_tensors(model: nn.Module) -> dict[Slot, Any]:
     return found
 
 
+def change_kept(model: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
+    """Replace the tensors that `kept_tensors` finds, in place."""
+    for slot, value in kept_tensors(model).items():
+        if (held := _holder(model, slot)) is not None:
+            held[slot.keys[-1]] = pytree.tree_map_only(Tensor, change, value)
+
+
 _OF_MODULES = frozenset(vars(nn.Module()))
 _BUFFERS = "_buffers"
 
@@ -112,9 +120,9 @@ def _holds(value: Any, own: Collection[int]) -> bool:
 
 
 def _is_object(value: Any) -> bool:
-    """Whether a value is an object of a class of the user's, such as a dataclass."""
-    kind = type(value)
-    return is_own(kind.__module__) and not isinstance(value, nn.Module | type) and hasattr(value, "__dict__")
+    """Whether a value is an object of a class of the user's, such as a dataclass, or a namespace."""
+    own = isinstance(value, PLAIN) or is_own(type(value).__module__)
+    return own and not isinstance(value, nn.Module | type) and hasattr(value, "__dict__")
 
 
 def _holder(model: nn.Module, slot: Slot) -> dict[Any, Any] | None:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from secateur.common.caches import change_kept
 from secateur.common.mapped import is_mapped, settled
 from secateur.common.models import evaluating
 from secateur.common.outputs import tensors_of
@@ -238,7 +239,7 @@ def _idle(*_: Any) -> None:
 
 
 def in_double(model: M) -> M:
-    """Convert parameters, buffers and tensor attributes of a model to float64, in place; return the model."""
+    """Convert parameters, buffers and other tensors that a model keeps to float64, in place; return it."""
     for module in model.modules():
         for held in (module._parameters, module._buffers):
             for tensor in held.values():
@@ -249,6 +250,7 @@ def in_double(model: M) -> M:
         for name, value in list(vars(module).items()):
             if isinstance(value, torch.Tensor):
                 vars(module)[name] = _double(value)
+    change_kept(double, _double)
     return double
 
 
