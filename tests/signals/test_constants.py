@@ -87,3 +87,38 @@ def test_its_gradient_is_that_of_the_loss() -> None:
 class Sine(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.sin()
+
+
+class Hyper(nn.Module):
+    """A network whose weights another one makes of a vector: its neurons have no axis of samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.code, self.o = nn.Parameter(torch.randn(5)), nn.Linear(16, 3)
+        self.makes = nn.Sequential(nn.Linear(5, 12), nn.ReLU(), nn.Linear(12, 7 * 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, 6] to [batch, 3]"""
+        made = self.makes(self.code)
+        return self.o(nn.functional.linear(x, made[:96].view(16, 6), made[96:]).relu())
+
+
+@pytest.mark.parametrize("signal", ["reconstruction", "activation", "fluctuation", "wanda", "fisher"])
+def test_neurons_without_an_axis_of_samples_are_scored_or_refused_in_words(signal: str) -> None:
+    torch.manual_seed(0)
+    model = Hyper().eval()
+    data = [(torch.randn(16, 6), torch.randint(0, 3, (16,))) for _ in range(4)]
+    graph = sc.trace(model, data[0][0])
+    if signal in ("activation", "fisher"):  # which tell samples apart
+        with pytest.raises(sc.SecateurError, match="expected an axis of 16 samples at relu, got shape"):
+            sc.score(graph, data, signals=signal)
+        return
+    scores = sc.score(graph, data, signals=signal)
+    assert all(np.isfinite(scores[signal][group.name]).all() for group in graph.groups)
+
+
+def test_a_network_that_makes_weights_goes_through_the_whole_pipeline() -> None:
+    torch.manual_seed(0)
+    data = [torch.randn(16, 6) for _ in range(4)]
+    result = sc.prune(Hyper().eval(), data, sc.Budget(macs=0.7), progress=False, measure_latency=False)
+    assert result.report.proof["difference"] <= 1e-9
