@@ -43,13 +43,10 @@ class Capture(NamedTuple):
         program: The captured program.
         batch: The batch size that it was captured with.
         static: The same size if the program takes no other; else None.
-        why: What fixed the batch size: the line of the user's code, and what it does. Empty if nothing fixed
-            it, or if that is not known.
+        why: The line of the user's code that fixed the batch size, and what it does; empty if unknown.
         values: By number, the integer inputs for whose values alone the program is right.
-        agrees: Whether the program gives what the model gives on the arguments of the capture. It may not
-            where conditions of the code were answered.
-        answer: What all conditions on values of tensors were answered with. None if there are none, or they
-            had different answers, or some are on numbers of Python, which no ordinary pass answers so.
+        agrees: Whether it gives what the model gives there; it may not where conditions were answered.
+        answer: What all conditions on tensors were answered with; None if not alike, or some on numbers.
     """
 
     program: ExportedProgram

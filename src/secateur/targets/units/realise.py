@@ -26,7 +26,6 @@ from secateur.graph.modes import PLAIN, WITHOUT_GRADIENTS
 from secateur.graph.views import View
 from secateur.plan import Plan
 from secateur.targets.units import calls
-from secateur.targets.units.compare import PLAIN as PLAIN_WAY
 from secateur.targets.units.compare import (
     ROUNDED,
     SAME,
@@ -348,11 +347,11 @@ def _prove(
     without = []
     trials = graph.inputs.trials(given, device=device_of(small), other_sizes=other_sizes)
     answers = {v.answer for v in graph.views if not (v.training or v.method)} - {None} if other_sizes else {}
-    ways = [(*one, PLAIN_WAY) for one in trials] + [(*trials[0], Way(answer=a)) for a in answers]
+    ways = [(*one, Way()) for one in trials] + [(*trials[0], Way(answer=a)) for a in answers]
     for title, options, way in ways:
         taken = _first_taken(reference, options, way)
         if taken is None:
-            without += [title] if way == PLAIN_WAY else []
+            without += [title] if way == Way() else []
             continue
         title += str(way)
         (args, kwargs), draws, expected = taken
