@@ -406,6 +406,18 @@ def test_a_batch_may_be_the_arguments_where_the_model_needs_them(kind: Any) -> N
         scaled.take(kind((a, b, y)), "here")  # the third may be labels or the scale
 
 
+def test_arguments_that_the_model_takes_by_name_alone_get_their_names() -> None:
+    class ByName(Two):
+        def forward(self, left: Tensor, *, right: Tensor) -> Tensor:
+            return super().forward(left, right)
+
+    model, a, b = ByName(), torch.randn(6, 4), torch.randn(6, 3)
+    for raw, labels in (((a, b), None), ((a, b, Y), Y)):
+        batch = read(raw, model)
+        assert (given(batch), batch.labels is labels) == ((0, ["left", "right"]), True)
+        assert torch.equal(batch.run(model), model(a, right=b))
+
+
 def test_arguments_beside_labels_serve_the_whole_pipeline() -> None:
     torch.manual_seed(0)
     data = TensorDataset(torch.randn(24, 4), torch.randn(24, 3), torch.randint(0, 2, (24,)))

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 import secateur as sc
 from secateur.calibration import Calibration
@@ -74,3 +75,28 @@ def test_auto_judges_at_every_size() -> None:
     repaired = sc.repair(small, model, data, "auto", graph=graph, progress=False)
     read = Calibration.of(data, model=model)
     assert apart(repaired, model, read) < apart(small, model, read)
+
+
+def test_a_size_of_the_batch_times_the_heads_follows_the_heads_that_stay() -> None:
+    """Each sample's heads are folded into the batch axis, as in attention over a map of channels."""
+
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv, self.out, self.heads = nn.Conv1d(6, 36, 1), nn.Conv1d(12, 3, 1), 3
+
+        def forward(self, x: Tensor) -> Tensor:
+            """[batch, 6, length] to [batch, 3, length]"""
+            b, _, length = x.shape
+            q, k, v = (y.reshape(b * self.heads, 4, -1) for y in self.qkv(x).chunk(3, 1))
+            y = torch.softmax(q.transpose(1, 2) @ k, -1) @ v.transpose(1, 2)
+            return self.out(y.transpose(1, 2).reshape(b, -1, length))
+
+    torch.manual_seed(0)
+    model, data = Attention().eval(), [torch.randn(size, 6, 7) for size in (8, 8, 8, 5)]
+    graph = sc.trace(model, data[0])
+    small = sc.apply(model, random_plan(graph, 0.4), "module", graph=graph)
+    assert small.qkv.out_channels == 24
+    better = sc.repair(small, model, data, "reconstruct", graph=graph, progress=False)
+    with torch.no_grad():
+        assert torch.dist(better(data[0]), model(data[0])) < torch.dist(small(data[0]), model(data[0]))

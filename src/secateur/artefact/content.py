@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from secateur.artefact.pair import LARGEST_RECORD, RECORD, TENSORS, hidden_name
+from secateur.artefact.unsaved import Sample
 from secateur.common.reading import complaint, opened, parse_json, read_bytes
 from secateur.common.tensorfile import TensorFile, checksum
 from secateur.errors import ArtefactError
@@ -54,6 +55,7 @@ class Content(BaseModel):
     numbers: dict[str, bool | int | float | list[bool | int | float | str | None]] = {}
     tied: dict[str, str]
     extra_state: dict[str, JsonValue] = {}
+    unsaved: dict[str, Sample] = {}
     tensors_sha256: str = Field(pattern="^[0-9a-f]{64}$")
     plan: dict[str, JsonValue]
     record_sha256: str

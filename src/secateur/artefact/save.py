@@ -21,6 +21,7 @@ from torch import nn
 
 from secateur.artefact.content import FORMAT, Content, digest, opened_artefact
 from secateur.artefact.pair import RECORD, TENSORS, folder_in_place
+from secateur.artefact.unsaved import other_numbers, unsaved
 from secateur.artefact.writing import path_named
 from secateur.common.caches import without_caches
 from secateur.common.mapped import check_kind, is_mapped
@@ -82,7 +83,7 @@ def save(small: nn.Module, directory: str | os.PathLike[str]) -> Path:
     record = record_of(small)
     folder = path_named("save", directory)
     tensors, tied = _without_ties(small)
-    extra_state = _extra_state(small)
+    extra_state, kept = _extra_state(small), unsaved(small)
     with folder_in_place(folder) as partial:
         save_file(tensors, partial / TENSORS, metadata={"format": "pt"})
         with (partial / TENSORS).open("rb") as file:
@@ -102,6 +103,7 @@ def save(small: nn.Module, directory: str | os.PathLike[str]) -> Path:
             **({"flags": [asdict(flag) for flag in record.flags]} if record.flags else {}),
             "tied": tied,
             "extra_state": extra_state,
+            **({"unsaved": {k: v.model_dump(mode="json") for k, v in kept.items()}} if kept else {}),
             "tensors_sha256": sha256,
             "plan": json.loads(record.plan.to_json()),
         }
@@ -172,12 +174,33 @@ def load(
             check_positions(dense, known)
             small = _shape(model, dense, known, content, example_inputs)
     _fill(small, tensors, content.tied, folder)
+    _require_same_constants(small, plan, content, example_inputs, folder)
     record = _record(content, plan)
     with _understood(folder):
         guard(small, record.flags)
     if record.form == "module":
         hold(small, plan)
     return attach(small, record)
+
+
+def _require_same_constants(
+    small: nn.Module, plan: Plan, content: Content, example_inputs: Any, folder: Path
+) -> None:
+    """Refuse a model that makes other numbers than the saved one had where no state dict holds them.
+
+    Raises:
+        ArtefactError: Such numbers move its outputs.
+    """
+    if not content.unsaved:
+        return
+    inputs = getattr(plan, "inputs", None)
+    arguments = None if inputs is None else inputs.arguments(example_inputs, device_of(small))
+    if name := other_numbers(small, content.unsaved, arguments):
+        raise ArtefactError(
+            f"load({folder}): expected make_model() to make {name} as in the model that was saved, got other "
+            f"numbers. It is neither a parameter nor a buffer that is saved, so no artefact holds it. "
+            f"Register it with register_buffer before pruning, or set the random seed in make_model()."
+        )
 
 
 @contextmanager

@@ -111,6 +111,11 @@ class Batch:
         return self.kwargs or self.args
 
     @property
+    def arguments(self) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+        """The positional and the keyword arguments of the model."""
+        return self.args, self.kwargs
+
+    @property
     def padding(self) -> Padding:
         """Which positions are padding, as the masks among the arguments say, by position or by name."""
         return Padding.of(self.reading.named(self.args, self.kwargs))

@@ -139,12 +139,14 @@ class Reading:
         count = len(required)
         if count < 2 or isinstance(raw[0], list | tuple | Mapping):
             return None
-        if len(raw) == count:
-            if required[-1] == "labels":
-                return self._mapping(dict(zip(required, raw, strict=True)), where)
-            return Taken(tuple(raw), {})
-        if len(raw) == count + 1 and len(names) == count:
-            return Taken(tuple(raw[:-1]), {}, raw[-1])
+        given = dict(zip(required, raw, strict=False))
+        if len(raw) == count and required[-1] == "labels":
+            return self._mapping(given, where)
+        if len(raw) == count or (len(raw) == count + 1 and len(names) == count):
+            labels = raw[-1] if len(raw) > count else None
+            if any(names[name].kind is inspect.Parameter.KEYWORD_ONLY for name in required):
+                return Taken((), given, labels)
+            return Taken(tuple(given.values()), {}, labels)
         return None
 
     def _takes_list(self, inputs: list[Any]) -> bool:

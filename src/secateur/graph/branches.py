@@ -51,6 +51,8 @@ def capture_branches(
         found = [capture(model, args, kwargs, answers=answers, **options) for answers in pair]
     except CaptureError:
         return _captures_of_values(model, args, kwargs, refused, **options)
+    if not any(answers.numbers for answers in pair):
+        found = [one._replace(answer=a.usual) for one, a in zip(found, pair, strict=True)]
     lines = sorted(pair[0].asked | pair[1].asked)
     for line, answers in itertools.product(
         lines[:LINES] if lines[1:] and not options.get("exact") else [], pair

@@ -44,11 +44,10 @@ class Capture(NamedTuple):
         program: The captured program.
         batch: The batch size that it was captured with.
         static: The same size if the program takes no other; else None.
-        why: What fixed the batch size: the line of the user's code, and what it does. Empty if nothing fixed
-            it, or if that is not known.
+        why: The line of the user's code that fixed the batch size, and what it does; empty if unknown.
         values: By number, the integer inputs for whose values alone the program is right.
-        agrees: Whether the program gives what the model gives on the arguments of the capture. It may not
-            where conditions of the code were answered.
+        agrees: Whether it gives what the model gives there; it may not where conditions were answered.
+        answer: What all conditions on tensors were answered with; None if not alike, or some on numbers.
     """
 
     program: ExportedProgram
@@ -57,6 +56,7 @@ class Capture(NamedTuple):
     why: str
     agrees: bool = True
     values: Mapping[int, torch.Tensor] = {}
+    answer: bool | None = None
 
 
 def capture(

@@ -11,6 +11,8 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 
+from secateur.graph.writes import is_read_by_code
+
 _GRAD = "wrap_with_set_grad_enabled"
 _AUTOCAST = "wrap_with_autocast"
 
@@ -68,7 +70,7 @@ def inline_regions(program: ExportedProgram) -> None:
     while (found := _first_region(program)) is not None:  # regions may lie inside regions
         _inline(graph, *found)
     for node in reversed(list(graph.nodes)):
-        pins = str(node.target).startswith("aten._assert_tensor_metadata")
+        pins = str(node.target).startswith("aten._assert_tensor_metadata") and not is_read_by_code(node)
         if pins or (node.op == "get_attr" and not node.users):
             graph.erase_node(node)
     program.graph_module.recompile()

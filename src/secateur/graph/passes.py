@@ -15,7 +15,7 @@ from secateur.calibration.randomness import seeded
 from secateur.common.models import evaluating
 from secateur.common.outputs import has_nan, tensors_of
 from secateur.common.preserving import State
-from secateur.graph.answering import Answering
+from secateur.graph.answering import answering
 from secateur.graph.courses import Course
 from secateur.graph.inputs import Arguments
 from secateur.graph.modes import PLAIN, WITHOUT_GRADIENTS, Mode, asked_modes, questions
@@ -161,7 +161,7 @@ class Passes:
             mode._replace(gradients=mode.gradients or training).on(self._model),  # the code may ask for it
             seeded(0),
             warnings.catch_warnings(),
-            nullcontext() if answer is None else Answering(answer),
+            answering(answer),
             course if self._watched else nullcontext(),
         ):
             warnings.simplefilter("ignore")

@@ -18,8 +18,10 @@ from typing import Any
 import torch
 from torch.fx.experimental.sym_node import SymNode
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.overrides import TorchFunctionMode
 
 from secateur.common.preserving import is_own
+from secateur.graph.writes import READ
 
 
 @contextmanager
@@ -108,11 +110,13 @@ class Answers:
         usual: The answer.
         but: Lines whose conditions have the other answer.
         asked: The lines that asked so far.
+        numbers: Whether the code made numbers of Python from tensors, whose comparisons are answered too.
     """
 
     usual: bool
     but: frozenset[Line] = frozenset()
     asked: set[Line] = field(default_factory=set)
+    numbers: bool = False
 
     @contextmanager
     def given(self) -> Iterator[None]:
@@ -133,9 +137,29 @@ class Answers:
 
         SymNode.guard_bool = guard_bool  # type: ignore[assignment, method-assign]
         try:
-            yield
+            with _Marking(self):
+                yield
         finally:
             SymNode.guard_bool = original  # type: ignore[method-assign]
+
+
+class _Marking(TorchFunctionMode):
+    """Inside, a capture marks tensors whose values its code reads, though no output may depend on them."""
+
+    def __init__(self, answers: Answers) -> None:
+        super().__init__()
+        self._answers = answers
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in _READING and args and isinstance(args[0], torch.Tensor):
+            READ(args[0])
+            self._answers.numbers |= name != "__bool__"
+        return func(*args, **(kwargs or {}))
+
+
+_READING = frozenset("__bool__ __int__ __float__ __index__ item tolist is_nonzero nonzero argwhere".split())
+"""Names of functions that make numbers of Python from a tensor, or sizes from its values."""
 
 
 def _users_line(frame: FrameType | None) -> Line | None:

@@ -48,6 +48,7 @@ class View:
         everywhere: Whether every axis that may vary has another size than in the first capture.
         mode: PyTorch's mode, which decides what the model's code does.
         other_answer: Whether conditions on values of tensors have other answers than in the capture before.
+        answer: With `other_answer`: what all of them were answered with; see `Capture`.
     """
 
     program: ExportedProgram
@@ -57,6 +58,7 @@ class View:
     everywhere: bool = False
     mode: Mode = PLAIN
     other_answer: bool = False
+    answer: bool | None = None
 
 
 class Method(nn.Module):
@@ -215,7 +217,10 @@ _CHANGES: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = (
 
 def _views(found: Sequence[Capture], arguments: Arguments, **options: Any) -> list[View]:
     """Return a view for each capture. All but the first have other answers to conditions."""
-    return [View(one.program, arguments, other_answer=k > 0, **options) for k, one in enumerate(found)]
+    first = [View(one.program, arguments, **options) for one in found[:1]]
+    return first + [
+        View(one.program, arguments, other_answer=True, answer=one.answer, **options) for one in found[1:]
+    ]
 
 
 _INDIRECT = frozenset(

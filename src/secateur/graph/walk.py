@@ -18,7 +18,7 @@ from secateur.graph.nodes import lifted, shape_of, tensor_of, where
 from secateur.graph.rules import Op, find_rule, only_asks, operator_name
 from secateur.graph.rules.op import Value, Walk
 from secateur.graph.splits import decide
-from secateur.graph.writes import dead_nodes, erase, written_through
+from secateur.graph.writes import dead_nodes, erase, is_read_by_code, written_through
 
 UNREAD = "which no captured pass reads"
 """Why inputs of a tensor stay whole that only other code than was captured reads."""
@@ -158,6 +158,8 @@ def _propagate(
 
 def _visit(node: fx.Node, state: Walk) -> Value:
     """Return the labels of what a node gives. An operator that no rule can follow freezes what it reads."""
+    if is_read_by_code(node):
+        return _unknown(node, Reason("values that decide how its code goes on", where(node)), state)
     value = node.meta.get("val")
     tensors = [n for n in node.all_input_nodes if state.values.get(n) is not None]
     if not _holds_tensor(value) and (not tensors or only_asks(node)):

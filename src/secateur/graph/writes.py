@@ -9,6 +9,14 @@ from typing import Any
 import torch
 from torch import fx
 
+READ = torch.ops.aten._assert_tensor_metadata.default
+"""With nothing to check, it marks a tensor whose values Python code reads, to go one way or another."""
+
+
+def is_read_by_code(node: fx.Node) -> bool:
+    """Whether a call marks a tensor whose values Python code reads."""
+    return node.target is READ and len(node.args) == 1 and not node.kwargs
+
 
 def written(module: fx.GraphModule) -> frozenset[str]:
     """Return the names of nodes whose value some operator overwrites."""
@@ -32,7 +40,10 @@ def written_through(graph: fx.Graph) -> frozenset[fx.Node]:
 
 
 def dead_nodes(graph: fx.Graph) -> frozenset[fx.Node]:
-    """Return operator calls without effect: no output depends on them, and they draw no random numbers."""
+    """Return operator calls without effect.
+
+    No output depends on them, the code reads none of their values, and they draw no random numbers.
+    """
     memory: dict[fx.Node, fx.Node] = {}  # node -> the node whose memory its value shares
     writers: dict[fx.Node, list[fx.Node]] = {}
     pending = []
@@ -79,6 +90,8 @@ def _has_effects(node: fx.Node) -> bool:
         return False
     if not isinstance(node.target, torch._ops.OpOverload):
         return isinstance(node.target, torch._ops.HigherOrderOperator)
+    if is_read_by_code(node):
+        return True
     idle = "dropout" in node.target.__name__ and node.args[2:3] == (False,)
     return torch.Tag.nondeterministic_seeded in node.target.tags and not idle
 

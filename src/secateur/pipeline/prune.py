@@ -13,6 +13,7 @@ from torch import nn
 from secateur.allocators import Budget, Limits
 from secateur.allocators.registry import Allocates, describe
 from secateur.calibration import Calibration, Forward, View, Views
+from secateur.common.caches import without_caches
 from secateur.common.models import device_of, unwrap
 from secateur.common.modes import require_plain_modes, require_values
 from secateur.config.names import Granularity, Quantisation
@@ -186,6 +187,7 @@ def prune(
                 seed,
                 progress,
             )
+            stack.enter_context(without_caches(model, lambda: task.example.arguments))
             if evaluation is None:
                 check_labels(model, task.example, loss_fn)
             quantiser = None if quantise is None else Quantiser.of(model, task.example, quantise, team.size)
@@ -333,8 +335,10 @@ class _Run:
     def _at(self, share: float) -> Result:
         """The whole result for the plan that keeps this share."""
         plans = Plans(self.target, self.rule, self.scores, self.target.budgets[0])
-        budget = plans.counted(share)
-        return replace(self, asked={**self.asked, "budget": budget.as_settings()}).carried_out(budget)
+        budget, task = plans.counted(share), self.target.task
+        run = replace(self, asked={**self.asked, "budget": budget.as_settings()})
+        with without_caches(task.model, lambda: task.example.arguments):
+            return run.carried_out(budget)
 
     def _report(
         self,

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from secateur.calibration import Batch, Calibration, Forward, seeded
 from secateur.common.accelerating import ProcessGroup
+from secateur.common.caches import without_caches
 from secateur.common.models import device_of, evaluating, unwrap
 from secateur.common.modes import require_plain_modes
 from secateur.common.training import Loop, Zeros
@@ -102,7 +103,13 @@ def recover(
     model = unwrap(model)
     require_plain_modes("recover", model)
     record = record_of(model)
-    student = duplicate(model)
+    data = Calibration.of(loader, seed=seed, forward=forward, model=model)
+
+    def copy() -> nn.Module:
+        with without_caches(model, lambda: data.first().arguments):  # new weights would not reach these
+            return duplicate(model)
+
+    student = copy()
     loop = Loop(
         epochs,
         factor=lambda done: 0.5 * (1 + math.cos(math.pi * done)),
@@ -111,7 +118,6 @@ def recover(
     )
     trained = [p for p in student.parameters() if p.requires_grad]
     plain = optimizer(trained) if optimizer else _sgd(trained, learning_rate)
-    data = Calibration.of(loader, seed=seed, forward=forward, model=model)
     wrapped, steps = (student, plain) if accelerator is None else accelerator.prepare(student, plain)
     device = device_of(student)
     objective = _Objective(_on(teacher, device), distill, temperature, loss_fn)
@@ -129,7 +135,7 @@ def recover(
         )
     processes.agree(student)
     flush_subnormals(student)
-    result = duplicate(model)  # not the student: what prepared it may have left its marks on it
+    result = copy()  # not the student: what prepared it may have left its marks on it
     result.load_state_dict(student.state_dict())
     return attach(result, record)
 

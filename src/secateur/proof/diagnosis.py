@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from secateur.common.caches import kept_tensors
 from secateur.common.models import named_tensors
 from secateur.common.outputs import tensors_of
 from secateur.errors import ApplyError, ArtefactError
@@ -151,6 +152,11 @@ def cause(found: Compared) -> str:
         )
     if differs := _other_attribute(found.pair.model, found.pair.small):
         return f"Its {differs}. What forward does with another value is not traced: set it before trace."
+    if kept := _other_state(found.pair.model, found.pair.small):
+        return (
+            f"Its {kept} is not what that of the model is: earlier calls may have left it there. Verify "
+            f"before the pruned model is called, or reset both."
+        )
     if record is not None and record.form == "graph" and _only_in_double(found):
         return (
             "In the model's own dtype both agree. The captured program holds numbers of a dtype, such as "
@@ -170,6 +176,17 @@ def _other_attribute(model: nn.Module, small: nn.Module) -> str:
             switch = not name.startswith("_") and name != "training" and isinstance(value, bool | str | None)
             if switch and isinstance(now, bool | str | None) and now != value:
                 return f"{f'{path}.{name}'.lstrip('.')} is {now!r}, and that of the model {value!r}"
+    return ""
+
+
+def _other_state(model: nn.Module, small: nn.Module) -> str:
+    """The first tensor beside the state dict that one model alone keeps, or with other numbers."""
+    ours, theirs = kept_tensors(small), kept_tensors(model)
+    for slot in {**theirs, **ours}:
+        mine, other = (tensors_of(held.get(slot)) for held in (ours, theirs))
+        shapes = [t.shape for t in mine] == [t.shape for t in other]
+        if len(mine) != len(other) or (shapes and not all(map(torch.equal, mine, other))):
+            return ".".join(map(str, filter(None, (slot.path, *slot.keys))))
     return ""
 
 

@@ -19,6 +19,7 @@ from secateur.common.mapped import settled
 from secateur.common.models import evaluating
 from secateur.common.outputs import tensors_of
 from secateur.errors import ApplyError
+from secateur.graph.answering import answering
 from secateur.plan import Plan
 from secateur.targets.units.compare import (
     PLAIN,
@@ -359,7 +360,11 @@ def _gradients(
 
     hooks = []
     try:
-        with evaluating(model, training=way.training, state=double.state), torch.enable_grad():
+        with (
+            evaluating(model, training=way.training, state=double.state),
+            torch.enable_grad(),
+            answering(way.answer),
+        ):
             for tensor in {id(t): t for t in tensors.values()}.values():
                 hooks.append(tensor.requires_grad_().register_post_accumulate_grad_hook(keep))
             with _Followed(), draws.shared(double=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -17,6 +18,7 @@ from secateur.common.foreign import said
 from secateur.common.models import device_of, unwrap
 from secateur.common.modes import require_plain_modes
 from secateur.errors import ApplyError, CaptureError, SettingError, VerificationError
+from secateur.graph.answering import Answering
 from secateur.graph.folding import folded
 from secateur.graph.graph import fingerprint
 from secateur.graph.inputs import InputSpec, batch_size, call_arguments
@@ -186,10 +188,13 @@ def _compared(
             raise
         return Proof(float("nan"), tolerance, "none", 0, doubts=(str(error),))
     comparisons = Comparisons(plan, tolerance, "masked" if exact else "graph")
-    sets, draws = [], []
+    asked, draws = Answering(None), []
+    sets: list[ArgumentSet] = []
     for options in trials:
         for arguments in options:
-            if (shared := comparisons.compare(pair, arguments)) is not None:
+            with nullcontext() if sets else asked:  # which conditions on values the code has
+                shared = comparisons.compare(pair, arguments)
+            if shared is not None:
                 sets.append(arguments)
                 draws.append(shared)
                 break  # what the dense model refuses says nothing: the next one may
@@ -217,7 +222,9 @@ def _compared(
             exercise.spoil(pair.ours, *sets[i][1:], draws[i])
     if exercise.failed and not is_program(small):
         _require_backward(pair, sets, draws)
-    training = _in_other_ways(comparisons, pair, exercise, plan, [sets[i] for i in order], exact=exact)
+    answers = [answer for answer in (True, False) if exact and asked.given - {answer}]
+    ways = [*(Way(method=name) for name in plan.inputs.methods), *(Way(answer=answer) for answer in answers)]
+    training = _in_other_ways(comparisons, pair, exercise, plan, [sets[i] for i in order], ways, exact=exact)
     if other_sizes and not is_program(small):
         _train_otherwise(comparisons, pair, exercise, plan, example_inputs)
     hidden = set(exercise.left)
@@ -325,10 +332,11 @@ def _in_other_ways(
     exercise: Exercise,
     plan: Plan,
     sets: Sequence[ArgumentSet],
+    ways: Sequence[Way],
     *,
     exact: bool,
 ) -> bool:
-    """Compare what a plain run leaves out: the plan's further methods, and training mode.
+    """Compare what a plain run leaves out: `ways`, such as other methods, and training mode.
 
     In training mode buffers are compared too, and gradients where it runs other lines.
 
@@ -338,8 +346,7 @@ def _in_other_ways(
     if is_program(pair.small):  # it has evaluation alone
         return False
     unread = sorted(exercise.unread or ())
-    for name in plan.inputs.methods:
-        way = Way(method=name)
+    for way in ways:
         draws = comparisons.compare(pair, sets[0], way)
         if draws is not None and exercise.unsettled:
             exercise.look_closely(pair.ours, *sets[0][1:], draws, way)

@@ -9,6 +9,7 @@ Running changes neither model. Only `Pair.store` writes repaired tensors into th
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from secateur.stream.dense import Dense, Values
 from secateur.targets.blocks.remove import removed_paths
 from secateur.targets.units.constants import Constants
 from secateur.targets.units.record import record_of
+from secateur.targets.units.rewrites import Scaled
 from secateur.targets.units.tensors import cut, removed_positions, tensor_called
 
 
@@ -117,6 +119,16 @@ class Pair(Dense):
         if node in self.idle:
             return
         values.small[node] = self.run_call(self._call(node), values.small, self._small)
+
+    def run_call(self, call: Call, values: dict[fx.Node, Any], tensors: dict[fx.Node, Any]) -> Any:
+        """Return what a call gives, where some of a size that the program computes may stay."""
+
+        def size(argument: Any) -> Any:
+            return argument.of(values[argument.size]) if isinstance(argument, Scaled) else argument
+
+        args: Any = fx.node.map_aggregate(call.args, size)
+        kwargs: Any = fx.node.map_aggregate(call.kwargs, size)
+        return super().run_call(replace(call, args=args, kwargs=kwargs), values, tensors)
 
     def _call(self, node: fx.Node) -> Call:
         """Return a node's call in the pruned model: the masked form has the dense shapes."""

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from secateur.calibration import Calibration, Forward, seeded
+from secateur.common.caches import without_caches
 from secateur.common.mapped import any_mapped
 from secateur.common.models import device_of, named_tensors, unwrap
 from secateur.common.modes import require_plain_modes
@@ -173,9 +174,8 @@ def run_repairs(
         progress: As for `repair`.
     """
     combinations = resolve(methods, own)
-    best = duplicate(small)
     if not combinations:
-        return best
+        return duplicate(small)
     model = gathered(unwrap(model))
     require_plain_modes("repair", model)
     plan = record_of(small).plan
@@ -183,6 +183,8 @@ def run_repairs(
         with team.together():
             data = Calibration.of(calibration, seed=seed, forward=forward, model=model)
             folds = folds_of(data, once=any_mapped(model.parameters()))
+        with without_caches(small, lambda: data.first().arguments):
+            best = bare = duplicate(small)  # new weights would not reach what it made of the old ones
         team.agree("repair", model, data, methods=methods, own=own, pruned=plan.to_json(), seed=seed)
 
         def graph_of_dense() -> Graph:
@@ -214,7 +216,7 @@ def run_repairs(
             best = result.models[-1]
             # Cross-validation has judged the methods, so no data need be held out any more.
             if len(folds) > 1 and result.methods and not any(method.trains for method in result.methods):
-                best, notes = duplicate(small), {}
+                best, notes = duplicate(bare), {}
                 for method in result.methods:
                     notes[method.name] = resuming.run(method, best, Work(graph_of_dense, data, progress))
                 for entry in tried:

@@ -253,6 +253,8 @@ class OnePass:
                 )
         if node not in self._by_gradient or not torch.is_grad_enabled():
             return
+        if value.is_floating_point() and not self.model.writes:
+            value.requires_grad_()  # as where a constant, such as random features, makes it of the inputs
         if not value.requires_grad:
             observer = self._observers[node][0]
             raise ScoreError(

@@ -151,7 +151,7 @@ def test_rounding_of_a_shorter_dtype_is_no_difference(monkeypatch: pytest.Monkey
     rounding = (small(x) - sc.apply(model, plan, "masked")(x)).abs().max()
     assert rounding > 1e-9
     assert sc.verify(model, small, plan, x).proven
-    monkeypatch.setattr(realise, "run_in_double", lambda *_: [torch.randn(4, 3)])
+    monkeypatch.setattr(realise, "run_in_double", lambda *_, **__: [torch.randn(4, 3)])
     with pytest.raises(sc.ApplyError, match="got a relative difference"):
         sc.apply(model, plan, "module", graph=graph, example_inputs=x)
 

@@ -51,5 +51,6 @@ def rows_at(site: Site, value: Tensor, padding: Padding) -> tuple[Tensor, Tensor
     position = torch.as_tensor(site.position, device=value.device)
     entries = value.index_select(site.axis, position).movedim(site.axis, -1)  # [samples, ..., entries]
     rows = entries.reshape(1, -1, entries.shape[-1])
-    real = padding.real(len(entries), rows.shape[1] // max(1, len(entries)), value.device)
+    samples = len(entries) if site.axis else 1  # else it has no axis of samples
+    real = padding.real(samples, rows.shape[1] // max(1, samples), value.device)
     return rows, counted(real)

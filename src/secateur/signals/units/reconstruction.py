@@ -185,7 +185,7 @@ class _LayerReading(_Reading):
             for real, (x, y) in layer.pieces(self._call, self._weight, padding, *given):
                 places = layer.draw(self._call, self._weight, y, self._most, drawn, real)
                 found = layer.layer.columns(x, self._weight, self._call, places)
-                self.columns.add(found, len(y), counted(real, places))
+                self.columns.add(found, len(y) if y.ndim > 1 else 1, counted(real, places))
 
         def ends(value: Tensor, read: Read, drawn: torch.Generator, padding: Padding) -> None:
             for real, (y,) in layer.pieces(self._call, self._weight, padding, value):
@@ -239,13 +239,13 @@ class _SiteReading(_Reading):
 
         def columns(value: Tensor, read: Read, drawn: torch.Generator, padding: Padding) -> None:
             rows, index = rows_at(self._site, value, padding)
-            self.columns.add(rows, len(value), index)
+            self.columns.add(rows, len(value) if self._site.axis else 1, index)
 
         return [(self._site.node, columns)]
 
     def regressions(self, group: Group, covariance: Tensor) -> Iterator[tuple[int, Regression]]:
         """One, that wants each entry back."""
-        whole = float(covariance[0].diagonal().sum())
+        whole = max(0.0, float(covariance[0].diagonal().sum()))  # rounding may leave less of a constant
         wanted = torch.eye(covariance.shape[1]).to(covariance) / (whole**0.5 or 1.0)
         yield 0, (wanted, torch.as_tensor(self._site.unit, device=covariance.device))
 

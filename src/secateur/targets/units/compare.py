@@ -11,11 +11,13 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from secateur.common.caches import change_kept
 from secateur.common.mapped import is_mapped, settled
 from secateur.common.models import evaluating
 from secateur.common.outputs import tensors_of
 from secateur.common.preserving import State
 from secateur.errors import VerificationError
+from secateur.graph.answering import answering
 from secateur.targets.units.copying import duplicate
 from secateur.targets.units.doubling import all_double
 from secateur.targets.units.draws import AnyDraws
@@ -36,16 +38,20 @@ class Way(NamedTuple):
         training: Whether in training mode, with gradients.
         method: The method to call; empty for ``forward``.
         gradients: Whether gradients are on in evaluation mode too.
+        answer: What conditions on values of tensors are answered with; None: what the values say.
     """
 
     training: bool = False
     method: str = ""
     gradients: bool = False
+    answer: bool | None = None
 
     def __str__(self) -> str:
         """The words that follow the sizes in a message; empty for a plain run."""
-        called = f" of method {self.method}" if self.method else ""
-        return f"{called} in training mode" if self.training else called
+        said = f" of method {self.method}" if self.method else ""
+        said += " in training mode" if self.training else ""
+        answered = f" where all conditions on values of tensors are {self.answer}"
+        return said if self.answer is None else said + answered
 
 
 PLAIN = Way()
@@ -81,6 +87,7 @@ def run(
     with (
         evaluating(model, training=way.training, state=state),
         torch.set_grad_enabled(way.training or way.gradients),
+        answering(way.answer),
         alone if draws is None else draws.shared(double=double),
     ):
         output = getattr(model, way.method or "__call__")(*args, **kwargs)
@@ -232,7 +239,7 @@ def _idle(*_: Any) -> None:
 
 
 def in_double(model: M) -> M:
-    """Convert parameters, buffers and tensor attributes of a model to float64, in place; return the model."""
+    """Convert parameters, buffers and other tensors that a model keeps to float64, in place; return it."""
     for module in model.modules():
         for held in (module._parameters, module._buffers):
             for tensor in held.values():
@@ -243,6 +250,7 @@ def in_double(model: M) -> M:
         for name, value in list(vars(module).items()):
             if isinstance(value, torch.Tensor):
                 vars(module)[name] = _double(value)
+    change_kept(double, _double)
     return double
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
+import operator
 import sys
 import types
 import warnings
@@ -29,6 +31,8 @@ def duplicate(model: M, memo: dict[int, object] | None = None) -> M:
 
     A module may keep tensors that a forward pass computed, such as its last feature map. They are copied
     without their history. Objects that Python cannot copy, such as locks and open files, are shared.
+    Functions and hooks that were made with a part of the model at hand (``lambda x: self.layer(x)``) get
+    that of the copy.
 
     Args:
         model: The model.
@@ -42,13 +46,42 @@ def duplicate(model: M, memo: dict[int, object] | None = None) -> M:
     try:
         with warnings.catch_warnings(), torch.inference_mode(False):  # its tensors could not be trained
             warnings.simplefilter("ignore")  # copying makes objects of deprecated classes of PyTorch
-            return copy.deepcopy(model, memo)
+            made = copy.deepcopy(model, memo)
+            for module in made.modules():
+                _rebind(vars(module), memo)
+            return made
     except Exception as error:
         raise ApplyError(
             f"apply: expected {type(model).__name__} to be copyable, got {said(error)}. "
             "Remove the attribute that copy.deepcopy refuses.",
             details(error),
         ) from error
+
+
+def _rebind(held: Any, memo: dict[int, object]) -> None:
+    """Give functions, among attributes or hooks, the copies of what they hold of the model."""
+    for key, value in list(held.items()):
+        if isinstance(value, types.FunctionType):
+            held[key] = _rebound(value, memo)
+        elif type(value) is OrderedDict and value and not isinstance(value, nn.Module):
+            _rebind(value, memo)
+
+
+def _rebound(function: types.FunctionType, memo: dict[int, object]) -> types.FunctionType:
+    cells = list(function.__closure__ or ())
+    for number, cell in enumerate(cells):
+        with contextlib.suppress(ValueError):  # a variable that has no value yet
+            held = cell.cell_contents
+            if memo.get(id(held), held) is not held:
+                cells[number] = types.CellType(memo[id(held)])
+    if all(map(operator.is_, cells, function.__closure__ or ())):
+        return function
+    made = types.FunctionType(
+        function.__code__, function.__globals__, function.__name__, function.__defaults__, tuple(cells)
+    )
+    made.__kwdefaults__ = function.__kwdefaults__
+    vars(made).update(vars(function))
+    return made
 
 
 def _note(model: nn.Module, memo: dict[int, object]) -> None:

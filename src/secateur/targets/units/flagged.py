@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from secateur.calibration.randomness import seeded
 from secateur.common.foreign import line_of
 from secateur.errors import ApplyError, InputError
-from secateur.graph.answering import Answering
 from secateur.graph.courses import Course
 from secateur.graph.coursesearch import Search, Sizes
 from secateur.graph.flags import Chain, Flag, Reader, changed, flags_of, value_of
@@ -50,8 +49,8 @@ class Occasion:
 
     def run(self, model: nn.Module, args: Any, kwargs: Any, draws: Draws | None = None) -> list[Tensor]:
         """Run a model and return its output tensors."""
-        with seeded(0), contextlib.nullcontext() if self.answer is None else Answering(self.answer):
-            return run(model, args, kwargs, draws, Way(training=self.training))
+        with seeded(0):
+            return run(model, args, kwargs, draws, Way(self.training, answer=self.answer))
 
 
 @dataclass(frozen=True)

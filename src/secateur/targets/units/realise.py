@@ -19,6 +19,7 @@ from secateur.common.foreign import details, said
 from secateur.common.models import device_of, evaluating
 from secateur.common.outputs import is_finite_somewhere
 from secateur.errors import ApplyError
+from secateur.graph.answering import answering
 from secateur.graph.graph import Graph
 from secateur.graph.inputs import Arguments, resized
 from secateur.graph.modes import PLAIN, WITHOUT_GRADIENTS
@@ -28,6 +29,7 @@ from secateur.targets.units import calls
 from secateur.targets.units.compare import (
     ROUNDED,
     SAME,
+    Way,
     relative_difference,
     rounding_of,
     run,
@@ -113,9 +115,12 @@ def understood(model: nn.Module, graph: Graph, plan: Plan) -> tuple[dict[str, An
     Raises:
         ApplyError: One line of code would need different sizes.
     """
-    # An ordinary pass does not run what other answers to conditions would run.
     views = [view for view in graph.views if not view.other_answer]
     passes = [_Pass(model, graph, plan, view) for view in (None, *views)]
+    for view in graph.views:  # where all answers are the same, an ordinary pass can have them too
+        if view.answer is not None:
+            with contextlib.suppress(Exception):  # the branch may not take these values
+                passes.append(_Pass(model, graph, plan, view))
     if passes[0].goes_another_way():
         with contextlib.suppress(Exception):  # some code only runs so while it is captured
             passes.append(_Pass(model, graph, plan, None, exported=True))
@@ -166,6 +171,7 @@ class _Pass:
         self._exported, self._asked = exported, set[str]()
         self._training, self._method = (view.training, view.method) if view is not None else (False, "")
         self._mode = PLAIN if view is None else view.mode
+        self._answer = None if view is None else view.answer
         asked = any(view.mode == WITHOUT_GRADIENTS for view in graph.views)  # else they only cost memory
         self._mode = self._mode._replace(gradients=self._training or (self._mode.gradients and asked))
         program = graph.program if view is None else view.program
@@ -201,6 +207,7 @@ class _Pass:
             evaluating(model, training=self._training),
             self._mode.on(model),
             seeded(0),
+            answering(self._answer),
             exporting(self._exported, self._asked),
         ):
             yield
@@ -328,7 +335,7 @@ def _mended_note(mended: tuple[str, ...]) -> str:
 def _prove(
     reference: nn.Module, small: nn.Module, graph: Graph, given: Arguments, *, other_sizes: bool
 ) -> tuple[str, ...]:
-    """Compare the module with its reference, at every size that may vary.
+    """Compare the module with its reference, at every size that may vary, on either side of conditions.
 
     Returns:
         The sizes at which nothing was compared, because the dense model refuses all known inputs, or gives no
@@ -338,22 +345,26 @@ def _prove(
         ApplyError: The outputs differ, or the module fails where the dense model runs.
     """
     without = []
-    for title, options in graph.inputs.trials(given, device=device_of(small), other_sizes=other_sizes):
-        taken = _first_taken(reference, options)
+    trials = graph.inputs.trials(given, device=device_of(small), other_sizes=other_sizes)
+    answers = {v.answer for v in graph.views if not (v.training or v.method)} - {None} if other_sizes else {}
+    ways = [(*one, Way()) for one in trials] + [(*trials[0], Way(answer=a)) for a in answers]
+    for title, options, way in ways:
+        taken = _first_taken(reference, options, way)
         if taken is None:
-            without.append(title)
+            without += [title] if way == Way() else []
             continue
+        title += str(way)
         (args, kwargs), draws, expected = taken
         try:
-            got = run(small, args, kwargs, draws)
+            got = run(small, args, kwargs, draws, way)
         except Exception as error:
             raise _failed(error, title) from error
         if draws.narrowed:
-            expected = run(reference, args, kwargs, draws)
+            expected = run(reference, args, kwargs, draws, way)
         tolerance = rounding_of(expected)
         difference = relative_difference(got, expected)
         if not difference <= tolerance and not (
-            difference <= ROUNDED and _equal_in_double(small, reference, (args, kwargs), draws)
+            difference <= ROUNDED and _equal_in_double(small, reference, (args, kwargs), draws, way)
         ):
             raise ApplyError(
                 f"apply: expected the smaller module to compute what the plan means, got a relative "
@@ -364,20 +375,22 @@ def _prove(
     return tuple(without)
 
 
-def _equal_in_double(small: nn.Module, reference: nn.Module, arguments: Arguments, draws: Draws) -> bool:
+def _equal_in_double(
+    small: nn.Module, reference: nn.Module, arguments: Arguments, draws: Draws, way: Way
+) -> bool:
     """Whether two models are equal once all their forward pass casts to is float64."""
-    ours, theirs = (functools.partial(run_in_double, model) for model in (small, reference))
+    ours, theirs = (functools.partial(run_in_double, model, way=way) for model in (small, reference))
     return relative_difference(*run_both(ours, theirs, *arguments, draws)) <= SAME[torch.float64]
 
 
 def _first_taken(
-    reference: nn.Module, options: list[Arguments]
+    reference: nn.Module, options: list[Arguments], way: Way
 ) -> tuple[Arguments, Draws, list[torch.Tensor]] | None:
     """Return the first arguments with finite outputs, the random numbers, and the outputs; None if none."""
     for args, kwargs in options:
         draws = Draws()
         try:
-            expected = run(reference, args, kwargs, draws)
+            expected = run(reference, args, kwargs, draws, way)
         except Exception:  # where the dense model fails, the smaller one may fail too
             continue
         if is_finite_somewhere(expected):

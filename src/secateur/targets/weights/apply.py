@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 
+from secateur.common.caches import without_caches
 from secateur.common.models import unwrap
 from secateur.common.offload import store, stored, values_of
 from secateur.errors import PlanError, SettingError, VerificationError
@@ -27,7 +30,7 @@ def apply(model: nn.Module, plan: MaskPlan, graph: Graph | None = None, *, form:
         model: The dense model. It is not changed.
         plan: The masks.
         graph: The model's trace. With it, the result can be passed to `sc.repair`, which keeps zeros at zero,
-            and to `sc.save`.
+            and to `sc.save`, and lacks what forward made of dense weights and keeps.
         form: ``auto`` or ``masked``. Both do the same.
 
     Returns:
@@ -41,7 +44,8 @@ def apply(model: nn.Module, plan: MaskPlan, graph: Graph | None = None, *, form:
     if form not in FORMS:
         raise SettingError(f"apply(form={form!r}): expected one of {', '.join(FORMS)} for single weights.")
     model = unwrap(model)
-    small = duplicate(model)
+    with without_caches(model, graph.captured_inputs) if graph is not None else nullcontext():
+        small = duplicate(model)  # what it made of weights and kept would stay dense
     with torch.no_grad():
         for layer, name, keep in masked_layers(small, plan):
             store(layer, stored(layer, name).masked_fill(~keep, 0), name)
