@@ -23,6 +23,9 @@ SIZES = ((2, 3, 5), (1, 1, 9), (3, 4, 0), (1, 7, 0), (1, 1, 1), (2, 2, 17))
 
 OPEN = ("batch", "new tokens", "tokens in the cache")
 
+CACHES = ("past_key_values", "cache")
+"""What models call the argument; the second is that of Transformers from 5.24 on."""
+
 
 class Decoder(nn.Module):
     """A causal language model of Transformers whose cache is an input and an output.
@@ -30,12 +33,14 @@ class Decoder(nn.Module):
     Attributes:
         model: The model.
         positions: Whether it takes positions, which left-padded batches need.
+        cache: The name of the argument that takes the cache.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
         self.positions = "position_ids" in _parameters(model)
+        self.cache = next((name for name in CACHES if name in _parameters(model)), "")
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, *rest: Any
@@ -58,10 +63,10 @@ class Decoder(nn.Module):
         for layer, (keys, values) in enumerate(past):
             cache.update(keys, values, layer)
         options = {"position_ids": positions[0]} if positions else {}
+        options[self.cache] = cache
         output = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            past_key_values=cache,
             use_cache=True,
             return_dict=True,
             **options,
@@ -127,7 +132,8 @@ def _shapes(model: nn.Module) -> list[tuple[int, int, torch.dtype]]:
             f"{refused} as a captured program, which has only the inputs of its trace. Take form 'module', "
             "or export it without cache=."
         )
-    if not {"input_ids", "attention_mask", "past_key_values", "use_cache"} <= _parameters(model):
+    takes = _parameters(model)
+    if not ({"input_ids", "attention_mask", "use_cache"} <= takes and takes & set(CACHES)):
         raise SettingError(f"{refused}, which takes no cache. Export it without cache=.")
     token = torch.ones(1, 1, dtype=torch.long, device=device_of(model))
     try:
