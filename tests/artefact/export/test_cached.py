@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 import secateur as sc
+from secateur.artefact.export.cached import CACHES, Decoder, cached_program
 from tests.targets.units.plans import random_plan
 from tests.zoo.importing import import_transformers
 
@@ -114,3 +116,29 @@ def test_what_has_no_such_cache_is_refused(tmp_path: Path) -> None:
         with pytest.raises(sc.SettingError, match="expected no cache= for this format"):
             sc.export(net, tmp_path / name, cache=True)
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("argument", CACHES)
+def test_the_argument_that_takes_the_cache_has_two_names(argument: str) -> None:
+    """Versions of Transformers differ in it."""
+    model = make("llama")
+    own = Decoder(model).cache
+
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.config = model, model.config
+            self.get_input_embeddings = model.get_input_embeddings
+
+        def forward(self, **given: Any) -> Any:
+            return self.inner(**{own if name == argument else name: value for name, value in given.items()})
+
+    names = ["self", "input_ids", "attention_mask", "position_ids", argument, "use_cache", "return_dict"]
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [inspect.Parameter(name, kind, default=None) for name in names]
+    Named.forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    _, trials = cached_program(Named().eval())
+    _, wanted = cached_program(model)
+    assert len(trials.wanted) > 3
+    for got, want in zip(trials.wanted, wanted.wanted, strict=True):
+        torch.testing.assert_close(got, want)
