@@ -147,6 +147,7 @@ def made_again(
         with evaluating(model), torch.no_grad(), seeded(0):
             model(*args, **kwargs)
             _clear(model, cleared)
+            model._apply(lambda tensor: tensor.to(tensor.dtype))  # the model itself may convert them too
             found = tensors_of(model(*args, **kwargs))
             there.update(kept_tensors(model))
             there.update((flag, _value(model, flag)) for flag in flags)

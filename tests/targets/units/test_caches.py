@@ -224,6 +224,33 @@ def test_a_table_that_is_made_for_another_size_alone_goes_with_that_size() -> No
         assert sc.verify(model, small, plan).proven
 
 
+def test_a_table_that_the_model_converts_itself_stays_a_tensor() -> None:
+    """As the anchors of YOLO: `model.double()` reads them."""
+
+    class Converts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.out = nn.Linear(3, 8), nn.Linear(8, 2)
+            self.length, self.table = 0, torch.empty(0)
+
+        def _apply(self, fn: Any, recurse: bool = True) -> Any:
+            self.table = fn(self.table)
+            return super()._apply(fn)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.length != x.shape[0]:
+                self.length, self.table = x.shape[0], torch.arange(x.shape[0]).to(x)
+            return self.out(self.layer(x).relu()) + self.table[:, None]
+
+    model, x = Converts().eval(), torch.randn(4, 3)
+    model(x)
+    graph = sc.trace(model, x)
+    plan = random_plan(graph, 0.5, 0)
+    small = sc.apply(model, plan, graph=graph)
+    small(x)
+    assert sc.verify(model, small, plan).proven
+
+
 def test_what_the_code_does_not_make_again_stays_beside_what_it_does() -> None:
     """Settings that a method sets, and counts, are no marks of a cache."""
 
