@@ -48,7 +48,7 @@ def environment() -> dict[str, Any]:
     """What a result file records of where its figures come from: plain values, ready for JSON."""
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": " ".join(["python", *sys.orig_argv[1:]]),
+        "command": " ".join(["python", *(_said(each) for each in sys.orig_argv[1:])]),
         "commit": _commit(),
         "secateur": _version("secateur"),
         "python": platform.python_version(),
@@ -83,6 +83,11 @@ def _cpu() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+def _said(argument: str) -> str:
+    """An argument without the folders of this machine."""
+    return f".../{Path(argument).name}" if Path(argument).is_absolute() else argument
 
 
 def _commit() -> str | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -12,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from secateur.calibration.randomness import seeded
-from secateur.common.caches import Slot, kept_tensors, made_again
+from secateur.common.caches import Slot, kept_tensors, made_again, value_of
 from secateur.common.models import evaluating
 from secateur.common.outputs import agree, tensors_of
 from secateur.graph.inputs import Arguments
@@ -65,11 +64,8 @@ def _places(model: nn.Module) -> Iterator[Slot]:
 
 
 def _in_slot(model: nn.Module, slot: Slot) -> Iterator[tuple[str, Tensor]]:
-    held: Any = model.get_submodule(slot.path)
-    for key in slot.keys:
-        held = held.get(key) if isinstance(held, dict) else getattr(held, str(key), None)
     path = ".".join(filter(None, (slot.path, *(str(key) for key in slot.keys if key != "_buffers"))))
-    for number, leaf in enumerate(pytree.tree_leaves(held)):
+    for number, leaf in enumerate(pytree.tree_leaves(value_of(model, slot))):
         if isinstance(leaf, Tensor) and not leaf.is_meta and leaf.layout is torch.strided:
             yield f"{path}.{number}" if number else path, leaf
 

@@ -150,7 +150,7 @@ def made_again(
             model._apply(lambda tensor: tensor.to(tensor.dtype))  # the model itself may convert them too
             found = tensors_of(model(*args, **kwargs))
             there.update(kept_tensors(model))
-            there.update((flag, _value(model, flag)) for flag in flags)
+            there.update((flag, value_of(model, flag)) for flag in flags)
             return found
 
     def made(cleared: Cleared) -> Cleared | None:
@@ -219,7 +219,8 @@ def _clear(model: nn.Module, cleared: Mapping[Slot, str]) -> None:
             held[key] = [] if way == "empty" and type(value) is list else None
 
 
-def _value(model: nn.Module, slot: Slot) -> Any:
+def value_of(model: nn.Module, slot: Slot) -> Any:
+    """What a slot holds; None if it is not there any more."""
     held = _holder(model, slot)
     return None if held is None else held.get(slot.keys[-1])
 

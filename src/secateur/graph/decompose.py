@@ -27,11 +27,13 @@ def decompose(program: ExportedProgram) -> None:
     ``torch.inner`` becomes a product of matrices, for example, and `torch.quantile` a sort. An operator stays
     if PyTorch does not say what it consists of, or if a part of it has no rule either.
     """
-    _decompose(program.graph_module.graph, DEPTH)
-    program.graph_module.recompile()
+    if _decompose(program.graph_module.graph, DEPTH):
+        program.graph_module.recompile()
 
 
-def _decompose(graph: fx.Graph, depth: int) -> None:
+def _decompose(graph: fx.Graph, depth: int) -> bool:
+    """Replace the operators of a graph, and return whether there were any."""
+    replaced = False
     for node in list(graph.nodes):
         if not _is_followed(node) and (found := _parts(node, depth)) is not None:
             inner, operands = found
@@ -40,6 +42,8 @@ def _decompose(graph: fx.Graph, depth: int) -> None:
                 copy.meta = {**whole.meta, "val": copy.meta.get("val")}
 
             splice(graph, node, inner, operands, note)
+            replaced = True
+    return replaced
 
 
 def _is_followed(node: fx.Node) -> bool:

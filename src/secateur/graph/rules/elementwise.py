@@ -11,9 +11,7 @@ from secateur.graph.rules.registry import rule
 @rule("pointwise", "aten.where.ScalarOther", "aten.where.ScalarSelf", "aten.where.Scalar")
 def pointwise(op: Op) -> Axes | list[Axes]:
     """Work on each position alone: arithmetic, comparisons, activations, where, clamp and the like."""
-    x = op.broadcast(*(op.axes(n) for n in op.tensors()))
-    several = isinstance(op.node.meta["val"], list | tuple)
-    return [x for _ in op.node.meta["val"]] if several else x
+    return op.for_each_output(op.broadcast(*(op.axes(n) for n in op.tensors())))
 
 
 @rule(

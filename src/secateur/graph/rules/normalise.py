@@ -75,7 +75,7 @@ def over_one_axis(op: Op) -> Axes | list[Axes]:
     """Compute softmax or a running sum along an axis, whose positions are mixed."""
     x = op.axes(op["self"])
     op.mix(x[op.integer("dim") % len(x)])
-    return [x, x] if isinstance(op.node.meta["val"], list | tuple) else x
+    return op.for_each_output(x)
 
 
 @rule("aten.renorm.default", "aten.renorm_.default")

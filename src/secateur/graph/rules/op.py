@@ -190,6 +190,11 @@ class Op:
             raise TypeError(f"{value} is not a tensor")
         return found
 
+    def for_each_output(self, axes: Axes) -> Axes | list[Axes]:
+        """The same labels for each output, where the operator returns several."""
+        value = self.node.meta["val"]
+        return [axes for _ in value] if isinstance(value, list | tuple) else axes
+
     def shape(self, value: Any) -> tuple[int, ...]:
         """The shape of a tensor argument in the capture."""
         return shape_of(value)

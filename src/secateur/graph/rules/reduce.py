@@ -37,9 +37,7 @@ def reduction(op: Op) -> Axes | list[Axes]:
     over = [d % len(x) for d in op.integers(dims)] if dims else list(range(len(x)))
     for dim in over:
         op.mix(x[dim])
-    out = reduced(x, over, keepdim=bool(op.get("keepdim", False)))
-    several = isinstance(op.node.meta["val"], list | tuple)
-    return [out for _ in op.node.meta["val"]] if several else out
+    return op.for_each_output(reduced(x, over, keepdim=bool(op.get("keepdim", False))))
 
 
 @rule(
@@ -73,8 +71,7 @@ def resampling(op: Op) -> Axes | list[Axes]:
     space = len(x) - int(re.findall(r"(\d)d", op.name)[0])  # the channel axis may come first, without a batch
     for axis in x[space:]:
         op.freeze(axis, _WINDOW)
-    out = (*x[:space], *(plain(n) for n in shape[space:]))
-    return [out for _ in op.node.meta["val"]] if several else out
+    return op.for_each_output((*x[:space], *(plain(n) for n in shape[space:])))
 
 
 @rule("aten.grid_sampler.default", "aten.grid_sampler_2d.default", "aten.grid_sampler_3d.default")

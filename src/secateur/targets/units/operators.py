@@ -114,16 +114,16 @@ class Operators(TorchDispatchMode):
         kwargs = kwargs or {}
         given = leaves((args, kwargs))
         name = func._schema.name.partition("::")[2] if hasattr(func, "_schema") else str(func)
-        names = [self._name_of(v) for v in given if isinstance(v, Tensor) and (v.numel() > 1 or v.ndim)]
+        tensors = [v for v in given if isinstance(v, Tensor)]
+        names = [self._name_of(v) for v in tensors if v.numel() > 1 or v.ndim]
         title = str(func)
         if name in _SUMS:
-            tensors = [v for v in given if isinstance(v, Tensor)]
             biases = [self._name_of(v) for v in tensors if v.ndim == 1 and self._state(v).is_weight]
             title, names = name.removeprefix("add"), [one for one in names if one not in biases]
         result = func(*args, **kwargs)
         results = [v for v in leaves(result) if isinstance(v, Tensor)]
         sized = self._sized(given)
-        lacking = sized | self._follow(func, name, [v for v in given if isinstance(v, Tensor)], results)
+        lacking = sized | self._follow(func, name, tensors, results)
         whole = [one for one in names if one != "noise"]
         if name in _NOISE or (names and not whole):
             made: Any = "noise"
