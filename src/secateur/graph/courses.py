@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from types import FrameType
@@ -50,7 +51,7 @@ the outcome. The outcome of a remainder that is not compared is its value.
 
 
 class Course(TorchFunctionMode):
-    """What a forward pass does while this is active.
+    """What a forward pass does while this is active. Its properties are read after the pass, and are kept.
 
     Attributes:
         calls: The calls of torch functions, each with the numbers that it was given and the shapes that it
@@ -138,38 +139,38 @@ class Course(TorchFunctionMode):
             return torch.Size([_Size.of(v, self) for v in value])
         return _Size.of(value, self) if type(value) is int else value
 
-    @property
+    @cached_property
     def fixed(self) -> Asked:
         """The calls in order, with the numbers that are not sizes."""
         return tuple((call, tuple(n for n in ns if type(n) is int)) for call, ns in self.calls)
 
-    @property
+    @cached_property
     def asked(self) -> Asked:
         """The calls in order, with all numbers, but without the shapes of what they returned."""
         return tuple((call, tuple(int(n) for n in ns if isinstance(n, int))) for call, ns in self.calls)
 
-    @property
+    @cached_property
     def lines(self) -> frozenset[Call]:
         """The calls without numbers and shapes, each once: a loop may run more often for longer inputs."""
         return frozenset(call for call, _ in self.calls)
 
-    @property
+    @cached_property
     def counts(self) -> frozenset[int]:
         """The results of `len`. They are sizes, but plain numbers to Python."""
         return frozenset(self._counts)
 
-    @property
+    @cached_property
     def numbers(self) -> frozenset[Any]:
         """The calls, each with the numbers that it was given first, without sizes."""
         return frozenset(dict(reversed(self.fixed)).items())
 
-    @property
+    @cached_property
     def numbers_but_counts(self) -> frozenset[Any]:
         """The same, without numbers that equal a result of `len`, as those differ at each size."""
         counts = self._counts
         return frozenset((key, tuple(n for n in ns if n not in counts)) for key, ns in self.numbers)
 
-    @property
+    @cached_property
     def outcomes(self) -> frozenset[Any]:
         """The outcomes of comparisons of sizes, by their place in the code. Repeated outcomes count once."""
         return frozenset(
