@@ -180,7 +180,9 @@ class Held:
             alone = [values for values in self.right if len({repr(value) for _, value in values}) == 1]
             right = [v for k in alone for name, v in k if name == str(one) and repr(v) != repr(one.new)]
             tries += [(left, [value]) for value in right]
-        return any(_is_same(module, given, some, values, new, self.cut) for some, values in tries)
+        return any(
+            _is_same(module, given, some, values, new, self.cut) for some, values in tries
+        ) or _is_same_by_module(module, given, whole, self.cut)
 
 
 def _made_by_the_code(module: nn.Module, given: Any, left: Sequence[Change]) -> list[Change]:
@@ -215,6 +217,21 @@ def _is_same(
     return relative_difference(ours, theirs) <= tolerance or before.runs_as(after)
 
 
+def _is_same_by_module(module: nn.Module, given: Any, changes: Sequence[Change], cut: Cut | None) -> bool:
+    """Whether the passes before and after some changes run the same operators outside the modules changed.
+
+    In them, layers with new weights may take the place of others.
+    """
+    owners = {str(change.entry.title).removesuffix("._modules").removeprefix("model.") for change in changes}
+    paths = [path for path, _ in module.named_modules() if path in owners]
+    try:
+        before, _ = _tried(module, given, changes, [change.old for change in changes], cut, paths)
+        after, _ = _tried(module, given, changes, None, cut, paths, before)
+    except Exception:  # the values from before may not go with these arguments
+        return False
+    return before.runs_as(after)
+
+
 def _named_first(
     module: nn.Module, given: Any, left: list[Change], new: Pass, cut: Cut | None
 ) -> list[Change]:
@@ -245,11 +262,15 @@ def _tried(
     changes: Sequence[Change],
     values: Sequence[Any] | None,
     cut: Cut | None,
+    *by_module: Any,
 ) -> tuple[Operators, list[Tensor]]:
-    """Run a module on copies of arguments, with its new values or with others in place of these."""
+    """Run a module on copies of arguments, with its new values or with others in place of these.
+
+    `by_module`: the modules by which to compare, and the pass to compare with; see `Operators`.
+    """
     args, kwargs = pytree.tree_map(_copied, given)
     with _put(module, changes, values):
-        operators = Operators(module, leaves((args, kwargs)), cut)
+        operators = Operators(module, leaves((args, kwargs)), cut, *by_module)
         for change in changes if values is None else ():
             if isinstance(change.new, nn.Module):
                 operators.watch(change.new)

@@ -6,10 +6,11 @@ as a pooling of results or a loss. There nothing is missing, so any code does wh
 
 from __future__ import annotations
 
+import itertools
 import math
 import weakref
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -44,11 +45,14 @@ class _State:
         lacks: The groups of which units are missing in it.
         reads: The groups whose units it sums over, as a weight.
         is_weight: Whether it is a parameter or a buffer, or one in another shape.
+        order: What its units stand in the order of: the weights of layers, by the groups that they lack, or
+            the results of calls, by name. Several if it is their sum.
     """
 
     lacks: frozenset[str] = frozenset()
     reads: frozenset[str] = frozenset()
     is_weight: bool = False
+    order: frozenset[Any] = frozenset()
 
 
 _FEW = 16
@@ -59,6 +63,9 @@ _SMALL = 3
 """Whole numbers up to this one are taken for axes and counts, though a size may be a multiple of them."""
 
 _WHOLE, _FOREIGN = _State(), _State(frozenset({"unknown"}))
+_NEW = frozenset({"of a new weight"})
+"""Stands for the units that are missing in what a weight gives that the earlier pass did not read."""
+_NEW_WEIGHT = _State(_NEW, is_weight=True)
 
 
 class Operators(TorchDispatchMode):
@@ -69,6 +76,11 @@ class Operators(TorchDispatchMode):
     size of the tensor gives: units that were removed count there. Where the result of a batch norm comes from
     is where its input does, and the bias of a layer does not count, since layers can take in batch norms.
 
+    Passes can be compared module by module, as where one layer takes the place of several that are added.
+    What a changed module returns is then named after the module, if it has the same units in the same order
+    as in the earlier pass. A weight that the earlier pass did not read, and that is whole, is the user's,
+    and so is what it reads.
+
     Attributes:
         calls: The other operators, each with its whole numbers and switches, the shapes of its results, and
             where each of its tensors comes from: a parameter, an input, or the result of another call.
@@ -78,10 +90,26 @@ class Operators(TorchDispatchMode):
         mixing: The modules in which another operator ran than such as work on each number.
         ran: The modules that ran.
         written: What was found to be set by the pass itself.
+        returns: What is known of the tensors that the changed modules returned, by path, call and number.
     """
 
-    def __init__(self, model: nn.Module, inputs: Iterable[Any], cut: Cut | None = None) -> None:
-        """Prepare a pass of `model` on `inputs`. `cut`: where units went; None if that is not known."""
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Iterable[Any],
+        cut: Cut | None = None,
+        changed: Iterable[str] = (),
+        earlier: Operators | None = None,
+    ) -> None:
+        """Prepare a pass.
+
+        Args:
+            model: The model that will run.
+            inputs: Its arguments.
+            cut: Where units went; None if that is not known.
+            changed: The paths of the modules by which passes are compared.
+            earlier: The pass with which this one will be compared.
+        """
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[Any] = []
         self.missing: list[Any] = []
@@ -89,6 +117,9 @@ class Operators(TorchDispatchMode):
         self.mixing: list[nn.Module] = []
         self.ran: list[nn.Module] = []
         self.written: list[Any] = []
+        self.returns: dict[Any, tuple[torch.Size, _State]] = {}
+        self._earlier = earlier
+        self._read: set[str] = set()  # the weights that an operator took
         self._names: dict[int, tuple[weakref.ref[Tensor], Any]] = {}
         inputs = list(inputs)
         self._of_inputs = {n for leaf in inputs if isinstance(leaf, Tensor) for n in leaf.shape}
@@ -99,15 +130,20 @@ class Operators(TorchDispatchMode):
         named = [(n, axis, size) for n, p in model.named_parameters() for axis, size in enumerate(p.shape)]
         self._stayed = {n for name, axis, n in named if (name, axis) not in at} | self._of_inputs
         self._knows = cut is not None
+        known = None if earlier is None else earlier._read | {name for name, *_ in cut or ()}
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             self._name(tensor, name)
-            self._states[id(tensor)] = weakref.ref(tensor), _State(is_weight=True)
+            is_new = known is not None and name not in known
+            state = _NEW_WEIGHT if is_new else _State(is_weight=True)
+            self._states[id(tensor)] = weakref.ref(tensor), state
         for name, _, group, reads in cut or ():
             self._was_cut(model, name, group, reads=reads)
         for number, leaf in enumerate(inputs):
             if isinstance(leaf, Tensor):
                 self._name(leaf, number)
                 self._states[id(leaf)] = weakref.ref(leaf), _WHOLE
+        for path in changed:
+            self._compare(path, model.get_submodule(path))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operator, and note it."""
@@ -116,6 +152,7 @@ class Operators(TorchDispatchMode):
         name = func._schema.name.partition("::")[2] if hasattr(func, "_schema") else str(func)
         tensors = [v for v in given if isinstance(v, Tensor)]
         names = [self._name_of(v) for v in tensors if v.numel() > 1 or v.ndim]
+        self._read |= {one for one in names if type(one) is str and one != "noise"}
         title = str(func)
         if name in _SUMS:
             biases = [self._name_of(v) for v in tensors if v.ndim == 1 and self._state(v).is_weight]
@@ -125,9 +162,10 @@ class Operators(TorchDispatchMode):
         sized = self._sized(given)
         lacking = sized | self._follow(func, name, tensors, results)
         whole = [one for one in names if one != "noise"]
+        by_number = name in _SAME or torch.Tag.pointwise in getattr(func, "tags", ())
         if name in _NOISE or (names and not whole):
             made: Any = "noise"
-        elif name in _SAME or torch.Tag.pointwise in getattr(func, "tags", ()):
+        elif by_number:
             made = whole[0] if len(whole) == 1 and not self._sizes_in(given) else None
         else:
             made = None
@@ -136,12 +174,15 @@ class Operators(TorchDispatchMode):
             shapes = [tuple(v.shape) for v in results]
             call = title, tuple(names), tuple(settings), tuple(shapes)
             self.calls.append(call)
-            if lacking:
+            if lacking and not (name in _SUMS and any(self._state(v) == _NEW_WEIGHT for v in tensors)):
                 self.missing.append(call)
             self.mixing += self.inside
             for number, tensor in enumerate(results):
                 by_channel = number == 0 and _BY_CHANNEL in name
                 self._name(tensor, names[0] if by_channel else (hash(call), number))
+                if not (by_channel or by_number or name in _SUMS) and (state := self._state(tensor)).lacks:
+                    state = replace(state, order=frozenset({(hash(call), number)}))
+                    self._states[id(tensor)] = weakref.ref(tensor), state
         elif sized:
             self.missing.append((str(func), made))
         for tensor in results if made is not None else ():
@@ -180,14 +221,18 @@ class Operators(TorchDispatchMode):
             frozenset[str]().union(*sets) for sets in ((s.lacks for s in states), (s.reads for s in states))
         )
         writes = bool(getattr(getattr(func, "_schema", None), "is_mutable", True))
+        order = frozenset[Any]().union(*(s.order for s in states if not s.is_weight))
         if len(given) == 1 and states[0].is_weight and not writes:
             made = states[0]
         elif name in _SUMS:
             of_weights = frozenset[str]().union(*(s.lacks for s in states if s.is_weight))
             others = frozenset[str]().union(*(s.lacks for s in states if not s.is_weight))
-            made = _State((others - reads) | of_weights)
+            by_weights = frozenset({of_weights} if of_weights else ())
+            # Weights of one channel each leave the order as it is.
+            order = by_weights if others & reads or of_weights == _NEW else by_weights | order
+            made = _State((others - reads) | of_weights, order=order)
         else:
-            made = _State(lacks | reads)
+            made = _State(lacks | reads, order=order)
         for tensor in results:
             self._states[id(tensor)] = weakref.ref(tensor), made
             if not made.is_weight:
@@ -220,9 +265,30 @@ class Operators(TorchDispatchMode):
             return _FOREIGN if tensor.numel() > _FEW else _WHOLE  # its numbers were looked at
         state = self._states[id(tensor)][1]
         for other, lacks in self._written:
-            if other.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr():
-                state = _State(state.lacks | lacks, state.reads, state.is_weight)
+            if _share_memory(other, tensor):
+                state = replace(state, lacks=state.lacks | lacks)
         return state
+
+    def _compare(self, path: str, module: nn.Module) -> None:
+        """Name what a module returns after the module, if it is as in the earlier pass."""
+        calls = itertools.count()
+
+        def ended(module: nn.Module, args: Any, output: Any) -> None:
+            call = next(calls)
+            for number, tensor in enumerate(v for v in leaves(output) if isinstance(v, Tensor)):
+                place, state = (path, call, number), self._state(tensor)
+                self.returns[place] = tensor.shape, state
+                known = self.returns if self._earlier is None else self._earlier.returns
+                shape, before = known.get(place, (None, state))
+                same = (state.lacks, state.order) == (before.lacks, before.order)
+                of_user = _NEW in state.order and state.order - {_NEW} <= before.order
+                if (same or of_user) and tensor.shape == shape:
+                    self._name(tensor, place)
+                    self._states[id(tensor)] = weakref.ref(tensor), before
+                    rest = [one for one in self._written if not _share_memory(one[0], tensor)]
+                    self._written = [*rest, (tensor, before.lacks)]
+
+        module.register_forward_hook(ended)
 
     def watch(self, module: nn.Module) -> None:
         """Look at the operators of a module by themselves."""
@@ -249,6 +315,10 @@ class Operators(TorchDispatchMode):
     def _name_of(self, tensor: Tensor) -> Any:
         known = self._names.get(id(tensor))
         return None if known is None or known[0]() is not tensor else known[1]
+
+
+def _share_memory(one: Tensor, other: Tensor) -> bool:
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
 def _follows(given: Iterable[Any], sizes: Iterable[int]) -> list[Any]:
