@@ -271,6 +271,6 @@ def test_a_course_notes_calls_with_the_users_lines_and_comparisons() -> None:
     model, x = Net(long_literal).eval(), torch.randn(2, 9, 6)
     with Course() as course:
         model(x)
-    assert {"", "relu", "reshape", "view"} == {name for (name, _, _), _ in course.calls}
+    assert {"", "relu", "reshape", "view"} == {call[0] for call, _ in course.calls}
     assert {file for (_, (file, _), _), _ in course.calls} == {__file__}
     assert [(9, 7, 0, True)] in course.compared.values()

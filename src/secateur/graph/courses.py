@@ -16,9 +16,10 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
+
+from secateur.graph.flows import Flows, is_parameter
 
 _LIBRARY = str(Path(torch.__file__).parent)
 
@@ -38,8 +39,10 @@ READS_VALUES = frozenset(
 Line = tuple[str, int]
 """A line of code: the file and the number."""
 
-Call = tuple[str, Line, tuple[int, ...]]
-"""A call: the name of the torch function, the line, and the identities of the parameters it was given."""
+Call = tuple[str, Line, tuple[int, ...], int]
+"""A call: the name of the torch function, the line, the identities of the parameters it was given, and a
+number that tells what its tensors come from; see `Flows`.
+"""
 
 Asked = tuple[tuple[Call, tuple[int, ...]], ...]
 """Calls, each with numbers that it was given."""
@@ -77,6 +80,7 @@ class Course(TorchFunctionMode):
         self.reads_values = False
         self.kinds: set[Any] = set()
         self._counts = set[int]()
+        self._flows = Flows()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run and record a call. Sizes that it returns are watched."""
@@ -86,6 +90,8 @@ class Course(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         frame = sys._getframe(1)
         if name in ("__get__", "size", "numel"):
+            if isinstance(result, torch.Tensor):
+                self._flows.through(name, args, [result], frame)
             asked = getattr(getattr(func, "__self__", None), "__name__", "")
             if asked in ("dtype", "requires_grad") and not in_pytorch(frame):
                 self.questions.add(asked)
@@ -100,27 +106,29 @@ class Course(TorchFunctionMode):
             self._counted(result, frame)
             return result
         took = leaves((args, kwargs))
-        shapes = [v.shape for v in leaves(result) if isinstance(v, torch.Tensor)]
+        results = [v for v in leaves(result) if isinstance(v, torch.Tensor)]
+        sources = self._flows.through(name, took, results, frame)
+        shapes = [v.shape for v in results]
         with_axes = any(shapes) or any(isinstance(v, torch.Tensor) and v.ndim for v in took)
         if name in _CONVERSIONS or not with_axes:
             return result
         self.work += sum(map(math.prod, shapes))
-        held = tuple(id(v) for v in took if getattr(v, "_is_param", False) or type(v) is nn.Parameter)
+        held = tuple(id(v) for v in took if is_parameter(v))
         line = _line(frame)
         self.kinds.add((name, line, held, *(v for v in took if type(v) in (bool, str))))
         if in_pytorch(frame):
-            self._inside(line, held)
+            self._inside(line, held, sources)
             return result
         numbers = [v for v in took if type(v) in (int, _Size)]
-        self.calls.append(((name, line, held), (*numbers, *shapes)))
+        self.calls.append(((name, line, held, sources), (*numbers, *shapes)))
         return result
 
-    def _inside(self, line: Line, held: tuple[int, ...]) -> None:
+    def _inside(self, line: Line, held: tuple[int, ...], sources: int) -> None:
         """Record a call inside a module of PyTorch. All calls from one line of the user's code are one."""
-        before: tuple[int, ...] = ()
         if self.calls and self.calls[-1][0][:2] == ("", line):
-            before = self.calls.pop()[0][2]
-        self.calls.append((("", line, tuple(dict.fromkeys(before + held))), ()))
+            *_, before, sources = self.calls.pop()[0]  # the sources are those of its first call
+            held = before + held
+        self.calls.append((("", line, tuple(dict.fromkeys(held)), sources), ()))
 
     def _counted(self, count: int, frame: FrameType) -> None:
         """Record a result of `len`. It cannot be watched, so it counts as compared with every constant."""
@@ -153,6 +161,11 @@ class Course(TorchFunctionMode):
     def lines(self) -> frozenset[Call]:
         """The calls without numbers and shapes, each once: a loop may run more often for longer inputs."""
         return frozenset(call for call, _ in self.calls)
+
+    @cached_property
+    def places(self) -> frozenset[Any]:
+        """The same, without what their tensors come from."""
+        return frozenset(call[:3] for call in self.lines)
 
     @cached_property
     def counts(self) -> frozenset[int]:

@@ -151,7 +151,8 @@ class Search:
         self.turned: list[Sizes] = []
         self._traced, self._course_at = traced, course_at
         self._pending, self._tries = [(self.start, traced)], [0] * len(axes)
-        self._fixed, self._lines = {traced.fixed}, {traced.lines}
+        self._fixed, self._places = {traced.fixed}, {traced.places}
+        self._lines = set(traced.lines)
         self._outcomes = {traced.outcomes}
         self._counts = {traced.counts}
         self._numbers, self._numbers_but_counts = {traced.numbers}, {traced.numbers_but_counts}
@@ -175,11 +176,14 @@ class Search:
             return
         # New numbers alone do not show a new course, as `len` makes them too. With a new outcome they do.
         turned = course.outcomes not in self._outcomes
-        new = course.lines not in self._lines or (turned and self._has_new_numbers(course))
+        # Sources that are gone show none either: in the first round of a loop, the state has none.
+        other = course.places not in self._places or not course.lines <= self._lines
+        new = other or (turned and self._has_new_numbers(course))
         if new and course.fixed not in self._fixed:
             self.found.append(sizes)
         self._fixed.add(course.fixed)
-        self._lines.add(course.lines)
+        self._places.add(course.places)
+        self._lines |= course.lines
         self._counts.add(course.counts)
         self._numbers.add(course.numbers)
         self._numbers_but_counts.add(course.numbers_but_counts)

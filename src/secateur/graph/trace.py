@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from secateur.calibration.reading import Forward, Reading
 from secateur.common.caches import without_caches
+from secateur.common.collecting import old_uncollected
 from secateur.common.models import named_tensors, unwrap
 from secateur.common.modes import require_plain_modes
 from secateur.errors import CaptureError, SettingError
@@ -193,7 +194,7 @@ def trace_units(
             "Pass a batch that is not empty."
         )
     more = [arguments(inputs) for inputs in more_inputs]
-    with without_caches(model, lambda: given):
+    with without_caches(model, lambda: given), old_uncollected():
         return _traced(model, given, spec, more, methods, allow_inexact=allow_inexact, head_sizes=head_sizes)
 
 
@@ -260,6 +261,7 @@ def _together(
     return found
 
 
+@old_uncollected()
 def retrace(
     model: nn.Module,
     spec: InputSpec,

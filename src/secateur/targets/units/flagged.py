@@ -210,7 +210,8 @@ def tried(
     return found, tuple(
         tuple((str(reader), flag.value) for flag in switch.flags for reader in flag.readers)
         for switch in known
-        if all(repr(flag.value) in right.get(r, ()) for flag in switch.flags for r in flag.readers)
+        if switch.occasions  # else nothing was compared
+        and all(repr(flag.value) in right.get(r, ()) for flag in switch.flags for r in flag.readers)
     )
 
 
