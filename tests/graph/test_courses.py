@@ -272,5 +272,5 @@ def test_a_course_notes_calls_with_the_users_lines_and_comparisons() -> None:
     with Course() as course:
         model(x)
     assert {"", "relu", "reshape", "view"} == {call[0] for call, _ in course.calls}
-    assert {file for (_, (file, _), _), _ in course.calls} == {__file__}
+    assert {call[1][0] for call, _ in course.calls} == {__file__}
     assert [(9, 7, 0, True)] in course.compared.values()

@@ -72,6 +72,22 @@ class Net(nn.Module):
         return self.left(one) + self.right(two).tanh()
 
 
+class Matrix(nn.Module):
+    """Multiplies by a square matrix from one side or the other, in one call."""
+
+    def __init__(self, asks: str) -> None:
+        super().__init__()
+        self.one, self.head = nn.Linear(6, 9), nn.Linear(9, 4)
+        self.matrix = nn.Parameter(torch.randn(9, 9))
+        self.asks, self.turned = asks, False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, length, 6] to [batch, length, 4]."""
+        turn = {"size": x.shape[1] > 8, "training": self.training, "flag": self.turned}[self.asks]
+        hidden = torch.relu(self.one(x))
+        return self.head(torch.einsum("bni,oi->bno" if turn else "bni,io->bno", hidden, self.matrix))
+
+
 def set_up(model: Any, asks: str, turn: bool, x: Tensor) -> Tensor:
     """Let the condition be true or false in a model, and return inputs for it."""
     if asks == "training":
@@ -81,11 +97,9 @@ def set_up(model: Any, asks: str, turn: bool, x: Tensor) -> Tensor:
     return x[:, : 12 if turn and asks == "size" else 5]
 
 
-@pytest.mark.parametrize("asks", ["size", "training", "flag"])
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
-def test_the_same_calls_with_other_connections_are_right_or_refused(way: Any, asks: str) -> None:
-    torch.manual_seed(0)
-    model, x = Net(way, asks).double().eval(), torch.randn(2, 12, 6).double()
+def check(model: nn.Module, asks: str) -> None:
+    """Prune a model, and compare it with the masked one on both sides of the condition."""
+    model, x = model.double().eval(), torch.randn(2, 12, 6).double()
     graph = sc.trace(model, x[:, :5])
     # Each group loses other units, so that they cannot be taken for each other.
     keep = {g.name: np.arange(g.size) % 3 != number % 3 for number, g in enumerate(graph.groups)}
@@ -99,6 +113,19 @@ def test_the_same_calls_with_other_connections_are_right_or_refused(way: Any, as
                 small(given)
         else:
             torch.testing.assert_close(small(given), masked(given))
+
+
+@pytest.mark.parametrize("asks", ["size", "training", "flag"])
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+def test_the_same_calls_with_other_connections_are_right_or_refused(way: Any, asks: str) -> None:
+    torch.manual_seed(0)
+    check(Net(way, asks), asks)
+
+
+@pytest.mark.parametrize("asks", ["size", "training", "flag"])
+def test_the_same_call_with_another_equation_is_right_or_refused(asks: str) -> None:
+    torch.manual_seed(0)
+    check(Matrix(asks), asks)
 
 
 def test_a_loop_makes_no_new_connections_at_other_lengths() -> None:

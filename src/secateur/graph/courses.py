@@ -44,8 +44,8 @@ Call = tuple[str, Line, tuple[int, ...], int]
 number that tells what its tensors come from; see `Flows`.
 """
 
-Asked = tuple[tuple[Call, tuple[int, ...]], ...]
-"""Calls, each with numbers that it was given."""
+Asked = tuple[tuple[Call, tuple[int | str, ...]], ...]
+"""Calls, each with numbers and strings that it was given."""
 
 Compared = tuple[int, int, int, int]
 """A comparison: the size, a size with another outcome, the divisor if the size is a remainder (else 0), and
@@ -57,10 +57,11 @@ class Course(TorchFunctionMode):
     """What a forward pass does while this is active. Its properties are read after the pass, and are kept.
 
     Attributes:
-        calls: The calls of torch functions, each with the numbers that it was given and the shapes that it
-            returned. All calls inside PyTorch's own modules are one call without a name, since in training
-            mode some of these modules make other calls for the same result. Calls that only convert a tensor,
-            or that compute a number from numbers (tensors without axes), do not count: no axis changes there.
+        calls: The calls of torch functions, each with the numbers and strings that it was given and the
+            shapes that it returned. All calls inside PyTorch's own modules are one call without a name, since
+            in training mode some of these modules make other calls for the same result. Calls that only
+            convert a tensor, or that compute a number from numbers (tensors without axes), do not count: no
+            axis changes there.
         compared: The comparisons of sizes, by their place in the code.
         work: The number of values that all calls together returned.
         questions: What the user's code asks of PyTorch's mode: ``dtype`` or ``requires_grad`` of tensors; and
@@ -119,7 +120,7 @@ class Course(TorchFunctionMode):
         if in_pytorch(frame):
             self._inside(line, held, sources)
             return result
-        numbers = [v for v in took if type(v) in (int, _Size)]
+        numbers = [v for v in took if type(v) in (int, _Size, str)]
         self.calls.append(((name, line, held, sources), (*numbers, *shapes)))
         return result
 
@@ -149,8 +150,8 @@ class Course(TorchFunctionMode):
 
     @cached_property
     def fixed(self) -> Asked:
-        """The calls in order, with the numbers that are not sizes."""
-        return tuple((call, tuple(n for n in ns if type(n) is int)) for call, ns in self.calls)
+        """The calls in order, with the numbers that are not sizes, and with strings such as equations."""
+        return tuple((call, tuple(n for n in ns if type(n) in (int, str))) for call, ns in self.calls)
 
     @cached_property
     def asked(self) -> Asked:

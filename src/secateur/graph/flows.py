@@ -67,7 +67,8 @@ class Flows:
             known = [source | _bit(hash((place, number))) for number, source in enumerate(known)]
         for result, source in zip(into, known, strict=True):
             self._known[id(result)] = weakref.ref(result), source
-        return hash(tuple(sources))
+        # Python's hash of an integer is its remainder, so far bits would count as near ones.
+        return hash(tuple(source.to_bytes(_BITS // 8 + 1, "little") for source in sources))
 
 
 def is_parameter(value: Any) -> bool:
