@@ -269,7 +269,7 @@ def test_sizes_on_the_other_side_of_a_comparison_are_tried() -> None:
 
 def test_a_course_notes_calls_with_the_users_lines_and_comparisons() -> None:
     model, x = Net(long_literal).eval(), torch.randn(2, 9, 6)
-    with Course() as course:
+    with Course(nn.Module()) as course:
         model(x)
     assert {"", "relu", "reshape", "view"} == {call[0] for call, _ in course.calls}
     assert {call[1][0] for call, _ in course.calls} == {__file__}

@@ -66,9 +66,9 @@ def test_a_size_that_only_leaves_calls_out_is_captured_if_they_matter(name: str)
 
 def test_calls_are_told_apart_by_their_switches() -> None:
     x = torch.randn(2, 3)
-    with Course() as up:
+    with Course(nn.Module()) as up:
         x.sort(-1, descending=False)
-    with Course() as down:
+    with Course(nn.Module()) as down:
         x.sort(-1, descending=True)
     assert {k[3:] for k in up.kinds} == {(False,)}
     assert {k[3:] for k in down.kinds} == {(True,)}

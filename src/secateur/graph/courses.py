@@ -8,23 +8,19 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterable
 from functools import cached_property
 from itertools import groupby
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from secateur.graph.flows import Flows, is_parameter
-
-_LIBRARY = str(Path(torch.__file__).parent)
-
-TABLE = 4
-"""A remainder with at most this many values counts as compared, since it may choose from a table."""
+from secateur.graph.flows import Flows
+from secateur.graph.frames import Line, in_pytorch, line_of_user
+from secateur.graph.watchednumbers import Ratio, Size, constants, watched
 
 _CONVERSIONS = frozenset(
     "to type type_as float half bfloat16 double int long bool cpu cuda contiguous clone".split()
@@ -36,20 +32,17 @@ READS_VALUES = frozenset(
 )
 """Names of functions that give Python the values of a tensor, on which anything may depend."""
 
-Line = tuple[str, int]
-"""A line of code: the file and the number."""
-
 Call = tuple[str, Line, tuple[int, ...], int]
-"""A call: the name of the torch function, the line, the identities of the parameters it was given, and a
-number that tells what its tensors come from; see `Flows`.
+"""A call: the name of the torch function, the line, the identities of the model's tensors that it was given,
+and a number that tells what its tensors come from; see `Flows`.
 """
 
 Asked = tuple[tuple[Call, tuple[int | str, ...]], ...]
 """Calls, each with numbers and strings that it was given."""
 
-Compared = tuple[int, int, int, int]
-"""A comparison: the size, a size with another outcome, the divisor if the size is a remainder (else 0), and
-the outcome. The outcome of a remainder that is not compared is its value.
+Compared = tuple[float, float, int, int]
+"""A comparison: the size, or a number computed from sizes; a number with another outcome; the divisor if the
+size is a remainder (else 0); and the outcome. The outcome of a remainder that is not compared is its value.
 """
 
 
@@ -71,7 +64,8 @@ class Course(TorchFunctionMode):
         kinds: The calls, with those arguments that are switches: bools and strings.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
+        """Prepare a pass of `model`."""
         super().__init__()
         self.calls: list[tuple[Call, tuple[Any, ...]]] = []
         self.work = 0
@@ -81,7 +75,7 @@ class Course(TorchFunctionMode):
         self.reads_values = False
         self.kinds: set[Any] = set()
         self._counts = set[int]()
-        self._flows = Flows()
+        self._flows = Flows(model)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run and record a call. Sizes that it returns are watched."""
@@ -96,7 +90,9 @@ class Course(TorchFunctionMode):
             asked = getattr(getattr(func, "__self__", None), "__name__", "")
             if asked in ("dtype", "requires_grad") and not in_pytorch(frame):
                 self.questions.add(asked)
-            return self._watched(result)
+            if isinstance(result, torch.Size):
+                return torch.Size([watched(v, self) for v in result])
+            return watched(result, self) if type(result) is int else result
         self.reads_values |= name in READS_VALUES
         if name == "__bool__" and not in_pytorch(frame):
             self.questions.add("bool")
@@ -114,13 +110,13 @@ class Course(TorchFunctionMode):
         if name in _CONVERSIONS or not with_axes:
             return result
         self.work += sum(map(math.prod, shapes))
-        held = tuple(id(v) for v in took if is_parameter(v))
-        line = _line(frame)
+        held = tuple(id(v) for v in took if self._flows.holds(v))
+        line = line_of_user(frame)
         self.kinds.add((name, line, held, *(v for v in took if type(v) in (bool, str))))
         if in_pytorch(frame):
             self._inside(line, held, sources)
             return result
-        numbers = [v for v in took if type(v) in (int, _Size, str)]
+        numbers = [v for v in took if type(v) in (int, Size, str)]
         self.calls.append(((name, line, held, sources), (*numbers, *shapes)))
         return result
 
@@ -134,19 +130,14 @@ class Course(TorchFunctionMode):
     def _counted(self, count: int, frame: FrameType) -> None:
         """Record a result of `len`. It cannot be watched, so it counts as compared with every constant."""
         self._counts.add(count)
-        for number in _constants(frame.f_code.co_consts):
-            self.note((_line(frame), -number), count, number + (count <= number), count > number)
+        for number in constants(frame.f_code.co_consts):
+            self.note((line_of_user(frame), -number), count, number + (count <= number), count > number)
 
     def note(
-        self, place: tuple[Line, int], size: int, turning: int, outcome: int, *, period: int = 0
+        self, place: tuple[Line, int], size: float, turning: float, outcome: int, *, period: int = 0
     ) -> None:
         """Record a comparison of a size; see `Compared`."""
         self.compared.setdefault(place, []).append((size, turning, period, outcome))
-
-    def _watched(self, value: Any) -> Any:
-        if isinstance(value, torch.Size):
-            return torch.Size([_Size.of(v, self) for v in value])
-        return _Size.of(value, self) if type(value) is int else value
 
     @cached_property
     def fixed(self) -> Asked:
@@ -193,90 +184,6 @@ class Course(TorchFunctionMode):
         )
 
 
-class _Size(int):
-    """A size of a tensor, or a number computed from sizes. Comparisons in the user's code are recorded."""
-
-    course: Course
-    period: int
-    """The divisor of a remainder; 0 for other numbers."""
-
-    @classmethod
-    def of(cls, value: int, course: Course, period: int = 0) -> _Size:
-        new = cls(value)
-        new.course, new.period = course, period
-        return new
-
-    def __neg__(self) -> _Size:
-        return _Size.of(-int(self), self.course)
-
-    def __bool__(self) -> bool:
-        outcome = int(self) != 0
-        self.note("__ne__", 0, outcome=outcome)
-        return outcome
-
-    def __hash__(self) -> int:
-        frame = sys._getframe(1)  # a look-up in a set or a table; its keys may be constants of the code
-        if not in_pytorch(frame):
-            for number in _constants(frame.f_code.co_consts):
-                same = int(self) == number
-                self.course.note((_line(frame), -number), int(self), number + same, same)
-        return int.__hash__(self)
-
-    def note(self, name: str, other: Any, *, outcome: bool) -> None:
-        frame = sys._getframe(2)
-        if isinstance(other, int) and not in_pytorch(frame):
-            place, turning = (_line(frame), frame.f_lasti), int(other) + _TURNS[name][not outcome]
-            self.course.note(place, int(self), turning, outcome, period=self.period)
-
-
-_TURNS = {
-    "__lt__": (0, -1),
-    "__le__": (1, 0),
-    "__gt__": (0, 1),
-    "__ge__": (-1, 0),
-    "__eq__": (1, 0),
-    "__ne__": (0, 1),
-}
-"""What to add to the other number for a size with another outcome: if the comparison is true, or false."""
-
-
-def _comparison(name: str) -> Callable[[_Size, Any], Any]:
-    """Make a comparison of `_Size` that is recorded."""
-    plain = getattr(int, name)
-
-    def compare(self: _Size, other: Any) -> Any:
-        outcome = plain(self, other)
-        if isinstance(outcome, bool):
-            self.note(name, other, outcome=outcome)
-        return outcome
-
-    return compare
-
-
-def _computed(name: str) -> Callable[[_Size, Any], Any]:
-    """Make an arithmetic operator of `_Size` whose result is watched too."""
-    plain = getattr(int, name)
-
-    def compute(self: _Size, other: Any) -> Any:
-        value = plain(self, other)
-        if type(value) is not int:
-            return value
-        period = int(other) if name == "__mod__" else 0
-        if 1 < period <= TABLE:
-            place = (_line(sys._getframe(1)), sys._getframe(1).f_lasti)
-            self.course.note(place, value, value + 1, value)
-        return _Size.of(value, self.course, period)
-
-    return compute
-
-
-for _name in _TURNS:
-    setattr(_Size, _name, _comparison(_name))
-for _name in ("add", "sub", "mul", "floordiv", "mod"):
-    for _side in (f"__{_name}__", f"__r{_name}__"):
-        setattr(_Size, _side, _computed(_side))
-
-
 def _require_equal_lengths(query: Any, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> None:
     """Raise ValueError if attention has more keys than values, or fewer.
 
@@ -286,13 +193,7 @@ def _require_equal_lengths(query: Any, key: torch.Tensor, value: torch.Tensor, *
         raise ValueError(f"expected a value for each key, got {key.shape[-2]} keys, {value.shape[-2]} values")
 
 
-def _constants(held: Iterable[Any]) -> list[int]:
-    """Return the integers above 1 among the constants of code, also in sets and tuples."""
-    inner = (_constants(v) for v in held if isinstance(v, tuple | frozenset))
-    return [v for v in held if type(v) is int and v > 1] + [v for vs in inner for v in vs]
-
-
-_ATOMS = frozenset({int, _Size, bool, float, str, slice, type(...), torch.dtype, torch.device})
+_ATOMS = frozenset({int, Size, Ratio, bool, float, str, slice, type(...), torch.dtype, torch.device})
 
 
 def leaves(value: Any) -> list[Any]:
@@ -316,17 +217,5 @@ def _add_leaves(value: Any, found: list[Any]) -> None:
         found += pytree.tree_leaves(value)
 
 
-def in_pytorch(frame: FrameType) -> bool:
-    """Whether a frame runs code of PyTorch itself."""
-    return frame.f_code.co_filename.startswith(_LIBRARY)
-
-
 def _caller(frame: FrameType) -> FrameType:
     return frame if frame.f_back is None else frame.f_back
-
-
-def _line(frame: FrameType | None) -> Line:
-    """Return the innermost line outside PyTorch."""
-    while frame is not None and in_pytorch(frame):
-        frame = frame.f_back
-    return ("", 0) if frame is None else (frame.f_code.co_filename, frame.f_lineno)

@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from secateur.graph.courses import Course, Line
+from secateur.graph.courses import Course
+from secateur.graph.frames import Line
 from secateur.graph.inputs import OpenAxis
 
 FARTHEST = 16
@@ -17,6 +18,8 @@ FRACTIONS = (1, 2, 3, 6, 8, 16)
 """Quarters of the traced size that are always tried for each axis."""
 SMALL = (1, 2, 3, 4, 6)
 """Small sizes that are always tried for each axis."""
+CHOICES = 2
+"""A call to which the code gives so many different numbers, at all sizes, may choose between them."""
 WORK = 4_000_000
 """The most numbers that the passes at these sizes compute for one axis, estimated from the traced pass."""
 
@@ -63,6 +66,7 @@ def other_courses(
         if (there := _at(search.start, k, size)) not in search.courses and there != search.start:
             search.look(there)
     search.follow_comparisons()
+    search.follow_choices()
     return search
 
 
@@ -201,6 +205,23 @@ class Search:
             return course.numbers not in self._numbers
         return course.numbers_but_counts not in self._numbers_but_counts
 
+    def follow_choices(self) -> None:
+        """Count a pass as new where a call was given another of two numbers, or another string.
+
+        Such is ``axis = 1 if int(n) > 8 else 2``, of which no comparison is seen. A number that follows from
+        the size has more values.
+        """
+        ran = [(sizes, course) for sizes, course in self.courses.items() if course is not None]
+        values: dict[Any, dict[Any, Sizes]] = {}
+        for sizes, course in [(self.start, self._traced), *ran]:
+            for call, numbers in course.numbers_but_counts:
+                values.setdefault(call, {}).setdefault(numbers, sizes)
+        for seen in values.values():
+            strings = {tuple(n for n in numbers if type(n) is str) for numbers in seen}
+            if len(seen) == CHOICES or len(strings) > 1:
+                new = [sizes for sizes in seen.values() if sizes not in (self.start, *self.found)]
+                self.found += new[: CHOICES - 1]
+
     def follow_comparisons(self, *, but: frozenset[tuple[Line, int]] = frozenset()) -> None:
         """Try sizes at which comparisons may have another outcome, except comparisons at the places `but`."""
         while self._pending:
@@ -230,12 +251,18 @@ def _turning(
     for k, axis in enumerate(axes):
         other = known.get(_at(start, k, axis.other)) or traced
         for place, comparisons in course.compared.items():
-            if place in but or len({outcome for *_, outcome in comparisons}) > 1:
+            if place in but:
                 continue
+            if len({outcome for *_, outcome in comparisons}) > 1:  # the last one ends a loop, or a tuple's
+                comparisons = comparisons[-1:]
             if sizes == start and other is not None and other.compared.get(place) == comparisons:
                 continue  # the comparison does not depend on this axis
             for size, wanted, period, _ in comparisons:
                 steps = [sizes[k] + wanted - size, sizes[k] + wanted - size + period]
-                steps += [math.ceil(sizes[k] * wanted / size) if size > 0 else 2 * sizes[k]]
-                found |= {(k, n) for n in steps if 1 <= n <= FARTHEST * axis.size and n != sizes[k]}
+                if size > 0:  # it may be a part of the size, or its root
+                    steps += [sizes[k] * (wanted / size) ** power for power in (1, 2)[: 1 + (size % 1 > 0)]]
+                else:
+                    steps += [2 * sizes[k]]
+                there = {math.ceil(n) for n in steps}
+                found |= {(k, n) for n in there if 1 <= n <= FARTHEST * axis.size and n != sizes[k]}
     return sorted(found, key=lambda f: (abs(f[1] - sizes[f[0]]), f))

@@ -21,14 +21,16 @@ _BITS = 1021
 
 
 class Flows:
-    """From which parameters the tensors of a pass come, and which part of a result each is.
+    """From which tensors of the model those of a pass come, and which part of a result each is.
 
-    Every tensor has a set of sources, as the bits of an integer: parameters, and the places in the code that
-    take a part of a value. Only values that come from parameters have sources, since only these hold units.
-    The sets do not grow for ever in a loop, so passes at two lengths have the same.
+    Every tensor has a set of sources, as the bits of an integer: parameters, buffers, and the places in the
+    code that take a part of a value. Only values that come from the model's tensors have sources, since only
+    these hold units. The sets do not grow for ever in a loop, so passes at two lengths have the same.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
+        """Prepare a pass of `model`."""
+        self._own = {id(v) for v in (*model.parameters(), *model.buffers()) if v.ndim}
         self._known: dict[int, tuple[weakref.ref[Tensor], int]] = {}
 
     def of(self, value: Tensor) -> int:
@@ -36,7 +38,11 @@ class Flows:
         known = self._known.get(id(value))
         if known is not None and known[0]() is value:
             return known[1]
-        return _bit(id(value)) if is_parameter(value) else 0
+        return _bit(id(value)) if self.holds(value) else 0
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value is a parameter, or a buffer with axes: a counter holds no units."""
+        return id(value) in self._own or type(value) is nn.Parameter or getattr(value, "_is_param", False)
 
     def through(self, name: str, took: Iterable[Any], results: Sequence[Tensor], frame: FrameType) -> int:
         """Pass sources on from the arguments of a call to its results.
@@ -69,11 +75,6 @@ class Flows:
             self._known[id(result)] = weakref.ref(result), source
         # Python's hash of an integer is its remainder, so far bits would count as near ones.
         return hash(tuple(source.to_bytes(_BITS // 8 + 1, "little") for source in sources))
-
-
-def is_parameter(value: Any) -> bool:
-    """Whether a value is a parameter, also one of a class of its own."""
-    return type(value) is nn.Parameter or getattr(value, "_is_param", False)
 
 
 def _bit(source: int) -> int:

@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from secateur.common.models import copied
 from secateur.graph.answering import asking
-from secateur.graph.courses import Line, in_pytorch
+from secateur.graph.frames import Line, in_pytorch
 from secateur.graph.inputs import Arguments
 
 _NUMBERS = frozenset("item tolist __bool__ __int__ __float__ __index__ __len__".split())

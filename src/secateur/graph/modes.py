@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from secateur.common.mapped import is_mapped
 from secateur.common.models import device_of
-from secateur.graph.courses import in_pytorch
+from secateur.graph.frames import in_pytorch
 from secateur.graph.inputs import Arguments
 
 LARGEST = 100_000_000

@@ -35,8 +35,9 @@ class FirstPass:
         worked: Whether the pass ended, and its output has no NaN.
     """
 
-    def __init__(self) -> None:
-        self.course = Course()
+    def __init__(self, model: nn.Module) -> None:
+        """Prepare a pass of `model`."""
+        self.course = Course(model)
         self.questions = set[str]()
         self.worked = False
 
@@ -153,7 +154,7 @@ class Passes:
     ) -> Exception | None:
         """Run the model once, remember its course, and return its error, if there is one."""
         args, kwargs = mode.cast(arguments)
-        course = Course()
+        course = Course(self._model)
         if training not in self._states:
             self._states[training] = State(self._model, parameters=training)
         with (

@@ -230,7 +230,7 @@ def _traced(
     also = tuple(with_sizes(k, a, Passes(model, a)) for k, a in zip(kinds, first, strict=True))
     update = {"methods": tuple(methods), "also": also, "head_sizes": head_sizes}
     spec = spec.model_copy(update=update)
-    watch = FirstPass()
+    watch = FirstPass(model)
     captured = _captured(model, given, watch)
     passes = Passes(model, given, watch)
     spec = open_inputs(model, spec, given, captured[0].program, more, passes)
@@ -282,7 +282,7 @@ def retrace(
         may_be_empty: Whether a graph without groups is returned, for its program.
     """
     mark, model = fingerprint(model), folded(model, folds)
-    watch = FirstPass()
+    watch = FirstPass(model)
     captured = _captured(model, given, watch)
     passes = Passes(model, given, watch)
     graph = _graph(model, passes, given, spec, captured, allow_inexact=allow_inexact)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import torch
 
-from secateur.graph.courses import in_pytorch
+from secateur.graph.frames import in_pytorch
 
 _QUESTIONS = ("is_exporting", "is_compiling")
 """Functions of `torch.compiler` by which code asks."""

@@ -1,0 +1,25 @@
+"""Which line of the user's code runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+_LIBRARY = str(Path(torch.__file__).parent)
+
+Line = tuple[str, int]
+"""A line of code: the file and the number."""
+
+
+def in_pytorch(frame: FrameType) -> bool:
+    """Whether a frame runs code of PyTorch itself."""
+    return frame.f_code.co_filename.startswith(_LIBRARY)
+
+
+def line_of_user(frame: FrameType | None) -> Line:
+    """Return the innermost line outside PyTorch."""
+    while frame is not None and in_pytorch(frame):
+        frame = frame.f_back
+    return ("", 0) if frame is None else (frame.f_code.co_filename, frame.f_lineno)

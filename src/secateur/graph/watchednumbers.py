@@ -1,0 +1,135 @@
+"""Numbers that follow from sizes of tensors, and report what the user's code asks about them."""
+
+from __future__ import annotations
+
+import math
+import operator
+import sys
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, cast
+
+from secateur.graph.frames import in_pytorch, line_of_user
+
+if TYPE_CHECKING:
+    from secateur.graph.courses import Course
+
+TABLE = 4
+"""A remainder with at most this many values counts as compared, since it may choose from a table."""
+
+_TURNS = {"lt": (0, -1), "le": (1, 0), "gt": (0, 1), "ge": (-1, 0), "eq": (1, 0), "ne": (0, 1)}
+"""What to add to the other number for a size with another outcome: if the comparison is true, or false."""
+
+
+class Watched:
+    """A number that follows from sizes. The course that made it notes comparisons in the user's code.
+
+    Numbers computed from it are watched too, except those of ``int(number)``, which Python makes itself.
+    """
+
+    course: Course
+    period: int
+    """The divisor of a remainder; 0 for other numbers."""
+
+    def __neg__(self) -> Any:
+        return watched(-plain(self), self.course)
+
+    def note(self, name: str, other: Any, *, outcome: bool) -> None:
+        """Record the outcome of a comparison with another number, if it is in the user's code."""
+        frame = sys._getframe(2)
+        if not in_pytorch(frame):
+            place, turning = (line_of_user(frame), frame.f_lasti), plain(other) + _TURNS[name][not outcome]
+            self.course.note(place, plain(self), turning, outcome, period=self.period)
+
+
+class Size(Watched, int):
+    """A size of a tensor, or a whole number computed from sizes."""
+
+    def __bool__(self) -> bool:
+        outcome = int(self) != 0
+        self.note("ne", 0, outcome=outcome)
+        return outcome
+
+    def __hash__(self) -> int:
+        frame = sys._getframe(1)  # a look-up in a set or a table; its keys may be constants of the code
+        if not in_pytorch(frame):
+            for number in constants(frame.f_code.co_consts):
+                same = int(self) == number
+                self.course.note((line_of_user(frame), -number), int(self), number + same, same)
+        return int.__hash__(self)
+
+
+class Ratio(Watched, float):
+    """A fraction or a root of sizes, as ``n / 2`` and ``n ** 0.5``."""
+
+    __hash__ = float.__hash__
+
+    def __floor__(self) -> Any:
+        return watched(math.floor(float(self)), self.course)
+
+    def __ceil__(self) -> Any:
+        return watched(math.ceil(float(self)), self.course)
+
+    def __round__(self, digits: Any = None) -> Any:
+        return watched(round(float(self), digits), self.course)
+
+
+def watched(value: Any, course: Course, period: int = 0) -> Any:
+    """Return a number that `course` watches. Other values are returned as they are."""
+    kind = {int: Size, float: Ratio}.get(type(value))
+    if kind is None:
+        return value
+    new = kind(value)
+    new.course, new.period = course, period
+    return new
+
+
+def plain(value: Any) -> Any:
+    """Return the same number without the course."""
+    return int(value) if isinstance(value, int) else float(value)
+
+
+def _comparison(name: str, base: type) -> Callable[[Any, Any], Any]:
+    """Make a comparison that is recorded."""
+    compute, usual = getattr(operator, name), getattr(base, f"__{name}__")
+
+    def compare(self: Any, other: Any) -> Any:
+        if not isinstance(other, int | float):
+            return usual(self, other)
+        outcome = compute(plain(self), plain(other))
+        self.note(name, other, outcome=outcome)
+        return outcome
+
+    return compare
+
+
+def _computed(name: str, base: type, *, reflected: bool) -> Callable[..., Any]:
+    """Make an arithmetic operator whose result is watched too."""
+    compute, usual = getattr(operator, name), getattr(base, f"__{'r' * reflected}{name}__")
+
+    def computed(self: Any, other: Any, *rest: Any) -> Any:
+        if rest or not isinstance(other, int | float):
+            return usual(self, other, *rest)
+        one, two = plain(self), plain(other)
+        value = compute(two, one) if reflected else compute(one, two)
+        period = two if name == "mod" and not reflected and type(value) is int else 0
+        if 1 < period <= TABLE:
+            frame = sys._getframe(1)
+            self.course.note((line_of_user(frame), frame.f_lasti), value, value + 1, value)
+        return watched(value, self.course, period)
+
+    return computed
+
+
+for _kind, _base in cast("list[tuple[type, type]]", [(Size, int), (Ratio, float)]):
+    for _name in _TURNS:
+        setattr(_kind, f"__{_name}__", _comparison(_name, _base))
+    for _name in ("add", "sub", "mul", "floordiv", "mod", "truediv", "pow"):
+        for _reflected in (False, True):
+            _method = f"__{'r' * _reflected}{_name}__"
+            setattr(_kind, _method, _computed(_name, _base, reflected=_reflected))
+
+
+def constants(held: Iterable[Any]) -> list[int]:
+    """Return the integers above 1 among the constants of code, also in sets and tuples."""
+    inner = (constants(v) for v in held if isinstance(v, tuple | frozenset))
+    return [v for v in held if type(v) is int and v > 1] + [v for vs in inner for v in vs]
