@@ -184,6 +184,10 @@ class InputSpec(Record):
                 found[name] = 1 + len(others)
         return found
 
+    def constants(self) -> dict[str, Any]:
+        """Return the arguments that are plain values, by name."""
+        return {name: leaf.value for name, leaf in self._leaves().items() if leaf.kind == "constant"}
+
     def is_like(self, other: InputSpec) -> bool:
         """Whether the arguments of another call differ only in sizes and values of tensors."""
         return bool(_kinds(self._leaves()) == _kinds(other._leaves()))

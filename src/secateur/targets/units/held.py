@@ -26,10 +26,12 @@ from secateur.common.outputs import tensors_of
 from secateur.common.preserving import ATOMS, State, is_alike
 from secateur.errors import InputError
 from secateur.graph.courses import leaves
+from secateur.graph.inputs import InputSpec
 from secateur.plan import Plan
 from secateur.targets.units.compare import relative_difference, rounding_of
 from secateur.targets.units.holders import Change, Entry, entries_of
 from secateur.targets.units.operators import Cut, Operators
+from secateur.targets.units.switched import Known, Switches
 
 Together = tuple[tuple[str, Any], ...]
 """Values by the names of what holds them, such as ``("model.head.pooled", True)``."""
@@ -53,8 +55,15 @@ class Held:
 
     only_watches = True
 
-    def __init__(self, model: nn.Module, right: Sequence[Together] = (), cut: Cut | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        right: Sequence[Together] = (),
+        cut: Cut | None = None,
+        inputs: InputSpec | None = None,
+    ) -> None:
         self.right, self.cut = tuple(right), cut
+        self.switches = Known(model, inputs)
         self._busy: int | None = None  # the thread that looks into a call
         self.renew(model)
 
@@ -96,8 +105,10 @@ class Held:
         entries = [entry for entry in self._entries if not entry.is_same()]
         found = self._found(entries) if entries else []
         changes = self._unknown(found)
+        switches = self.switches.others(module, args, kwargs)
         if not changes:
             self._layers = []
+        if not changes and not switches:
             return
         values = [(change.entry, change.name, change.new) for change in found]
         others = [change for change in found if not any(change is one for one in changes)]
@@ -110,7 +121,10 @@ class Held:
                 return
             self._busy = get_ident()
             try:
-                self._check(module, changes, others, (args, kwargs))
+                if switches:
+                    self._check_switches(module, (args, kwargs), switches)
+                if changes:
+                    self._check(module, changes, others, (args, kwargs))
                 known = [one for one in self._accepted if _is_light(one) or _are_same(one[1], values)]
                 self._accepted = [*known[-MOST:], (kind, values)]
             finally:
@@ -162,6 +176,34 @@ class Held:
         if left and not self._runs_the_same(module, given, left, others, (after, ours)):
             _refuse(module, _named_first(module, given, left, (after, ours), self.cut))
 
+    def _check_switches(self, module: nn.Module, given: Any, switches: Switches) -> None:
+        """Let a call with switches that no trace has had pass if it computes what it would without.
+
+        Raises:
+            InputError: It does not, as far as units go.
+        """
+        usual = self.switches.usual(module, given, switches)
+        try:
+            before = _tried(module, usual, [], None, self.cut)
+        except Exception:  # then the arguments are no others that the module takes, and it says so itself
+            return
+        wrong: Exception | None = None
+        try:
+            after = _tried(module, given, [], None, self.cut)
+            alike = _are_alike(after, before)
+        except Exception as error:
+            wrong, alike = error, False
+        if not alike:
+            named = ", ".join(f"{name}={value!r:.40}" for name, value in switches.items())
+            what = "runs other operators, which may need units that were removed"
+            what = what if wrong is None else f"raises {said(wrong)}"
+            raise InputError(
+                f"{type(module).__name__}: expected arguments as when the model was traced, got {named}: "
+                f"with that, the forward pass {what}. Give sc.trace such a call too (more_inputs=), and "
+                f"prune again."
+            ) from wrong
+        self.switches.take(switches)
+
     def _runs_the_same(
         self, module: nn.Module, given: Any, left: list[Change], others: list[Change], new: Pass
     ) -> bool:
@@ -212,9 +254,13 @@ def _is_same(
         before, theirs = _tried(module, given, left, values, cut)
     except Exception:  # the values from before may not go with these arguments
         return False
-    after, ours = new
-    tolerance = rounding_of(theirs)
-    return relative_difference(ours, theirs) <= tolerance or before.runs_as(after)
+    return _are_alike(new, (before, theirs))
+
+
+def _are_alike(new: Pass, known: Pass) -> bool:
+    """Whether a pass gives what a known one gives, or runs the same operators where units are missing."""
+    (after, ours), (before, theirs) = new, known
+    return relative_difference(ours, theirs) <= rounding_of(theirs) or before.runs_as(after)
 
 
 def _is_same_by_module(module: nn.Module, given: Any, changes: Sequence[Change], cut: Cut | None) -> bool:
@@ -353,7 +399,8 @@ def hold(small: nn.Module, plan: Plan, right: Sequence[Together] = ()) -> None:
                 cut = None if cut is None or hook.cut is None or module is not small else (*cut, *hook.cut)
                 del module._forward_pre_hooks[number]
                 module._forward_pre_hooks_with_kwargs.pop(number, None)
-    small.register_forward_pre_hook(Held(small, right, cut), with_kwargs=True)
+    inputs = getattr(plan, "inputs", None)
+    small.register_forward_pre_hook(Held(small, right, cut, inputs), with_kwargs=True)
     if not hasattr(type(small), "__prepare_scriptable__"):
         vars(small)["__prepare_scriptable__"] = _Unwatched(small)
 

@@ -246,7 +246,7 @@ class Operators(TorchDispatchMode):
         numbers, sizes = [*self._numbers(given)], self._shrunk - self._stayed - {0, 1}
         whole = {abs(v) for v in numbers if type(v) is int and v not in _NAMES} - self._stayed - {0, 1}
         computed = any(v % n == 0 or (v > _SMALL and n % v == 0) for v in whole for n in sizes)
-        return computed or bool(_follows(numbers, sizes))
+        return computed or bool(_follows([*whole, *(v for v in numbers if type(v) is float)], sizes))
 
     def _numbers(self, given: Iterable[Any]) -> Iterator[Any]:
         """The plain numbers among some arguments, and those in small tensors that no operator made."""

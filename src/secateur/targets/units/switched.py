@@ -1,0 +1,102 @@
+"""Switches in a call of a pruned module: arguments such as ``train=True`` with values that no trace has had.
+
+The first call with such a value is looked into. It goes on if it gives what the call without the value gives,
+or runs the same operators where units are missing. Else it is refused.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from secateur.graph.inputs import Arguments, InputSpec
+
+_KINDS = (bool, int, str)
+"""The types of switches. A float changes numbers, and None stands for a tensor that is not there."""
+_FREE = frozenset({"use_cache"})
+"""Switches that are not looked into. A cache is returned too, but for the next call of the same module."""
+_SEVERAL = 8
+"""An argument with so many right values, as the number of a step, is a number and no switch."""
+
+Switches = dict[str, Any]
+"""Values of switches, by the name of the argument."""
+
+
+class Known:
+    """The values of switches that are known to be right.
+
+    Attributes:
+        values: By the name of the argument.
+        together: Those that were looked into, several at once.
+    """
+
+    def __init__(self, model: nn.Module, inputs: InputSpec | None) -> None:
+        """Take the values of the calls that the trace has made of `model`; see `InputSpec.also`."""
+        self._defaults = {p.name: p.default for p in _parameters(model) if isinstance(p.default, _KINDS)}
+        self.values: dict[str, list[Any]] = {}
+        self.together: list[Switches] = []
+        self.is_known = inputs is not None
+        for spec in _every(inputs):
+            for name, value in {**self._defaults, **spec.constants()}.items():
+                self._take(name, value)
+
+    def _take(self, name: str, value: Any) -> None:
+        if isinstance(value, _KINDS) and not any(_is_same(value, v) for v in self.values.get(name, [])):
+            self.values.setdefault(name, []).append(value)
+
+    def others(self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Switches:
+        """Return the switches of a call that have another value than those that are known."""
+        if not self.is_known:
+            return {}
+        positional = [p.name for p in _parameters(module)][: len(args)] if _has_switch(args) else []
+        given = {**dict(zip(positional, args, strict=False)), **kwargs}
+        found = {
+            name: value
+            for name, value in given.items()
+            if isinstance(value, _KINDS)
+            and name not in _FREE
+            and not any(_is_same(value, v) for v in self.values.get(name, []))
+            and len(self.values.get(name, [])) < _SEVERAL
+        }
+        return {} if found in self.together else found
+
+    def take(self, switches: Switches) -> None:
+        """Note that these values are right together. Of one alone, that it is right with any others."""
+        self.together.append(switches)
+        if len(switches) == 1:
+            for name, value in switches.items():
+                self._take(name, value)
+
+    def usual(self, module: nn.Module, given: Arguments, switches: Switches) -> Arguments:
+        """Return the arguments of a call with values that are known, in place of these switches."""
+        args, kwargs = given
+        names = [p.name for p in _parameters(module)]
+        mine = {name: self.values[name][0] for name in switches if self.values.get(name)}
+        put = [mine.get(name, v) for name, v in zip(names, args, strict=False)]
+        rest = {name: mine.get(name, v) for name, v in kwargs.items() if name in mine or name not in switches}
+        return (*put, *args[len(names) :]), rest
+
+
+def _parameters(model: nn.Module) -> list[inspect.Parameter]:
+    try:
+        return list(inspect.signature(model.forward).parameters.values())
+    except (TypeError, ValueError):
+        return []
+
+
+def _every(inputs: InputSpec | None) -> Iterator[InputSpec]:
+    if inputs is not None:
+        yield inputs
+        for spec in inputs.also:
+            yield from _every(spec)
+
+
+def _has_switch(args: Sequence[Any]) -> bool:
+    return any(isinstance(value, _KINDS) for value in args)
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    return type(one) is type(other) and bool(one == other)

@@ -1,0 +1,109 @@
+"""Switches that a pruned module is called with, and that no trace has had: right, or refused in words."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import secateur as sc
+from secateur.targets.units import held
+
+WAYS = {
+    "per unit": lambda net, h: h.tanh(),
+    "scaled": lambda net, h: h * 3,
+    "other places": lambda net, h: h.flip(-1),
+    "mixed": lambda net, h: h.softmax(-1),
+    "own layer": lambda net, h: net.own(h),
+    "halves": lambda net, h: torch.cat([h[..., :4] * 2, h[..., 4:]], -1),
+}
+RIGHT = ("per unit", "scaled")
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head, self.own = nn.Linear(6, 9), nn.Linear(9, 4), nn.Linear(9, 9)
+
+    def forward(self, x: Tensor, way: str = "", pooled: bool = False, step: int = 0, **more: Any) -> Tensor:
+        """[batch, length, 6] to [batch, length, 4], or to [batch, 4]."""
+        hidden = torch.relu(self.body(x)) + step
+        if way or more.get("other"):
+            hidden = WAYS[way or more["other"]](self, hidden)
+        found = self.head(hidden)
+        return found.mean(1) if pooled else found
+
+
+def pruned(model: nn.Module, x: Any, **options: Any) -> tuple[Any, Any]:
+    torch.manual_seed(0)
+    graph = sc.trace(model, x, **options)
+    keep = {g.name: np.arange(g.size) % 3 != 1 for g in graph.groups}
+    plan = sc.Plan.build(graph, keep, allocator="every third")
+    small, masked = (sc.apply(model, plan, form, graph=graph) for form in ("module", "masked"))
+    return small, masked
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return torch.randn(2, 5, 6).double()
+
+
+@pytest.mark.parametrize("where", ["named", "positional", "more"])
+@pytest.mark.parametrize("way", WAYS)
+def test_a_switch_is_right_or_refused(way: str, where: str, x: Tensor) -> None:
+    small, masked = pruned(Net().double().eval(), x)
+    args = (way,) if where == "positional" else ()
+    kwargs = {"named": {"way": way}, "positional": {}, "more": {"other": way}}[where]
+    if way in RIGHT:
+        torch.testing.assert_close(small(x, *args, **kwargs), masked(x, *args, **kwargs))
+    else:
+        with pytest.raises(sc.InputError, match="more_inputs") as raised:
+            small(x, *args, **kwargs)
+        assert way in str(raised.value)
+        assert len(str(raised.value)) < 600
+    torch.testing.assert_close(small(x), masked(x))
+
+
+@pytest.mark.parametrize("way", ["halves", "own layer"])
+def test_a_switch_that_the_trace_had_is_free(way: str, x: Tensor) -> None:
+    small, masked = pruned(Net().double().eval(), x, more_inputs=[{"x": x, "way": way}])
+    torch.testing.assert_close(small(x, way=way), masked(x, way=way))
+
+
+def test_switches_behind_the_layers_that_were_cut_are_free(x: Tensor) -> None:
+    small, masked = pruned(Net().double().eval(), x)
+    torch.testing.assert_close(small(x, pooled=True), masked(x, pooled=True))
+
+
+def test_a_number_that_is_no_switch_is_looked_into_a_few_times(
+    x: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small, masked = pruned(Net().double().eval(), x)
+    looked = []
+    monkeypatch.setattr(held, "_tried", lambda *a, tried=held._tried: looked.append(a) or tried(*a))
+    for step in range(40):
+        for _ in range(2):
+            torch.testing.assert_close(small(x, step=step), masked(x, step=step))
+    assert 0 < len(looked) < 40
+
+
+def test_a_loaded_or_copied_module_knows_its_switches(tmp_path: Path, x: Tensor) -> None:
+    model = Net().double().eval()
+    small, _ = pruned(model, x)
+    sc.save(small, tmp_path / "small")
+    for found in (sc.load(tmp_path / "small", lambda: Net().double()), pickle.loads(pickle.dumps(small))):
+        torch.testing.assert_close(found(x, way="scaled"), small(x, way="scaled"))
+        with pytest.raises(sc.InputError, match="more_inputs"):
+            found(x, way="mixed")
+
+
+def test_a_call_that_the_dense_model_does_not_take_fails_as_there(x: Tensor) -> None:
+    small, masked = pruned(Net().double().eval(), x)
+    for model in (small, masked):
+        with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+            model(x[..., :5], way="mixed")
