@@ -312,8 +312,18 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Inputs]] = {
 }  # fmt: skip
 """Models with heads, and what gives them inputs of a batch size and a length."""
 
+SMALLER = ", smaller heads"
+"""The end of the names of models whose heads lose channels, and do not go as a whole."""
+MODELS |= {
+    name + SMALLER: MODELS[name]
+    for name in ("cross", "sizes of their own", "added positions", "a user's class",
+                 "a class that computes itself", "a mask for each head", "encoder", "transformer")
+}  # fmt: skip
 
-SOME = ("cross", "added positions", "a class that calls the function", "a mask for each head", "encoder")
+SOME = (
+    "cross", "added positions", "a class that calls the function", "a mask for each head", "encoder",
+    "sizes of their own" + SMALLER, "added positions" + SMALLER,
+)  # fmt: skip
 
 
 def attentions(model: nn.Module) -> list[nn.MultiheadAttention]:
@@ -337,13 +347,16 @@ def prune(name: str) -> tuple[nn.Module, nn.Module, nn.Module, sc.Plan, Inputs]:
 def traced(name: str) -> tuple[nn.Module, sc.Graph]:
     make, inputs = MODELS[name]
     model = randomised(make()).eval()
-    return model, sc.trace(model, inputs(4, 7))
+    granularity = "head_size" if name.endswith(SMALLER) else "unit"
+    return model, sc.trace(model, inputs(4, 7), granularity=granularity)
 
 
 @functools.cache
 def applied(name: str) -> tuple[nn.Module, sc.Plan, nn.Module]:
     (model, graph), inputs = traced(name), MODELS[name][1]
     plan = random_plan(graph, 0.3)
+    if name.startswith("sizes of their own") and name.endswith(SMALLER):  # of values another size
+        plan = plan_of(graph, {g.name: np.arange(g.size) > k for k, g in enumerate(graph.groups)})
     small = sc.apply(model, plan, "module", graph=graph, example_inputs=inputs(4, 7))
     assert bool(sc.record_of(small).note) == (name.startswith("a class that") or name == "pooling")
     return model, plan, small
@@ -372,7 +385,7 @@ def test_every_head_that_is_left_matters(pruned: Any) -> None:
             spoilt = copy.deepcopy(small)
             twin = attentions(spoilt)[attentions(small).index(module)]
             with torch.no_grad():
-                column = twin.out_proj.weight[:, head * module.head_dim]
+                column = twin.out_proj.weight[:, head * module.v_head_dim]
                 column += torch.linspace(-1, 1, len(column))
             assert not torch.allclose(spoilt(*inputs(4, 7)), before), head
 
@@ -403,16 +416,16 @@ def test_it_is_captured_with_open_axes(name: str) -> None:
 def test_it_is_pruned_again(name: str) -> None:
     _, _, small, _, inputs = prune(name)
     graph = sc.trace(small, inputs(4, 7))
-    assert any(group.size == 3 for group in graph.groups)
+    assert {m.num_heads for m in attentions(small)} <= {group.size for group in graph.groups}
     plan = random_plan(graph, 0.3, seed=1)
     again = sc.apply(small, plan, "module", graph=graph, example_inputs=inputs(4, 7))
     masked = sc.apply(small, plan, "masked")
-    assert [m.num_heads for m in attentions(again)] == [2 for _ in attentions(small)]
+    assert [m.num_heads for m in attentions(again)] == [m.num_heads - 1 for m in attentions(small)]
     for sizes in ((4, 7), (2, 9)):
         torch.testing.assert_close(again(*inputs(*sizes)), masked(*inputs(*sizes)), rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["cross", "encoder"])
+@pytest.mark.parametrize("name", ["cross", "encoder", "sizes of their own" + SMALLER])
 @pytest.mark.filterwarnings("ignore")  # of the exporter, about its own code
 def test_onnx_runtime_takes_it_at_any_length(name: str, tmp_path: Any) -> None:
     runtime = pytest.importorskip("onnxruntime")
@@ -436,7 +449,7 @@ def test_onnx_runtime_takes_it_at_any_length(name: str, tmp_path: Any) -> None:
             np.testing.assert_allclose(got, small(*cast(*sizes)).detach().numpy(), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["cross", "encoder", "transformer"])
+@pytest.mark.parametrize("name", ["cross", "encoder", "transformer", "sizes of their own" + SMALLER])
 def test_it_compiles_for_any_length(name: str) -> None:
     _, _, small, _, inputs = prune(name)
     compiled = torch.compile(small, backend="eager", dynamic=True, fullgraph=True)
@@ -512,6 +525,9 @@ def test_attributes_say_what_is_left() -> None:
     assert (found.embed_dim, found.kdim, found.vdim, found.out_proj.in_features) == (16, 16, 16, 12)
     assert repr(small.attention).startswith("OneInput(\n  num_heads=3, head_dim=4")
     assert type(model.attention) is OneInput
+    found = prune("sizes of their own" + SMALLER)[2].attention
+    assert (found.num_heads, found.head_dim, found.v_head_dim, found.head_scale) == (4, 3, 2, 0.5)
+    assert repr(found).startswith("PrunedAttention(\n  num_heads=4, head_dim=3, v_head_dim=2")
 
 
 class Doubled(nn.Module):
@@ -581,7 +597,9 @@ def test_parts_of_heads_are_refused() -> None:
     )  # one channel further: the last three of one head and the first of the next
     shifted = copy.copy(plan)
     object.__setattr__(shifted, "groups", (type(group)(**{**vars(group), "slices": slices}),))
-    with pytest.raises(sc.ApplyError, match="expected whole heads of MultiheadAttention to go"):
+    with pytest.raises(
+        sc.ApplyError, match="expected MultiheadAttention to keep the same heads of queries, keys and"
+    ):
         smaller_module(model, shifted)
 
 
@@ -624,8 +642,9 @@ def test_nested_tensors_that_it_cannot_take_are_refused() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_and_autocast(dtype: torch.dtype) -> None:
-    _, masked, small, _, inputs = prune("encoder")
+@pytest.mark.parametrize("name", ["encoder", "encoder" + SMALLER])
+def test_half_precision_and_autocast(name: str, dtype: torch.dtype) -> None:
+    _, masked, small, _, inputs = prune(name)
     with torch.no_grad():
         got, wanted = (copy.deepcopy(m).to(dtype)(*inputs(3, 8)).float() for m in (small, masked))
         torch.testing.assert_close(got, wanted, rtol=0.05, atol=0.1)

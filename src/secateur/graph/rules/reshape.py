@@ -103,7 +103,7 @@ def _split(op: Op, labels: Labels, sizes: list[int], first: int) -> list[Labels]
     if axis is None:
         if op.walk.choices is None:
             # The first walk gives each axis labels of its own, to see what operators behind do with each.
-            trial = tuple(op.store.fresh(n, held=True) for n in sizes)
+            trial = tuple(_alike(op, labels, sizes, k) for k in range(len(sizes)))
             op.walk.splits.append(Split(key, tuple(sizes), trial))
             return list(trial)
         axis = op.walk.choices.get(key, max(range(len(sizes)), key=lambda k: (sizes[k], k)))
@@ -111,6 +111,17 @@ def _split(op: Op, labels: Labels, sizes: list[int], first: int) -> list[Labels]
     if key in op.walk.sized:
         op.walk.dimensions.append(out[axis])
     return out
+
+
+def _alike(op: Op, labels: Labels, sizes: list[int], axis: int) -> Labels:
+    """Return new labels for one axis of the shape `sizes`, equal where it holds equal parts of flat `labels`.
+
+    In `nn.MultiheadAttention`, samples and heads become one axis. A head has one label in all samples, so the
+    split of that axis which follows finds the heads, whatever the number of samples.
+    """
+    lines = np.moveaxis(op.store.find(labels).reshape(sizes), axis, 0).reshape(sizes[axis], -1)
+    parts, which = np.unique(lines, axis=0, return_inverse=True)
+    return op.store.fresh(len(parts), held=True)[which.ravel()]
 
 
 @rule("aten.permute.default", "aten.movedim.int", "aten.movedim.intlist", "aten.transpose.int")

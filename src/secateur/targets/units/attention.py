@@ -1,17 +1,17 @@
-"""Multi-head attention whose number of heads may shrink: `nn.MultiheadAttention` without whole heads.
+"""Multi-head attention whose heads may be fewer and smaller than those of `nn.MultiheadAttention`.
 
-PyTorch's class computes the size of a head as ``embed_dim / num_heads``, so it cannot lose a head while its
-inputs and outputs keep their width. `PrunedAttention` keeps the size of a head, and the shapes of its tensors
-say how many heads there are. Its tensors, with `width` for the number of heads times `head_dim`:
-``in_proj_weight`` [3 · width, embed_dim] (or ``q_proj_weight``, ``k_proj_weight``, ``v_proj_weight``
-[width, inputs]), ``in_proj_bias`` [3 · width], ``bias_k`` and ``bias_v`` [1, 1, width],
-``out_proj.weight`` [outputs, width].
+PyTorch's class computes the size of a head as ``embed_dim / num_heads``, so it cannot lose a head, or a
+channel of each head, while its inputs and outputs keep their width. `PrunedAttention` has its own number of
+heads, its own size of queries and keys in a head, and its own size of values. Its tensors, with `width` for
+the number of heads times `head_dim`, and `values` for the number of heads times `v_head_dim`:
+``in_proj_weight`` [2 · width + values, embed_dim] (or ``q_proj_weight`` and ``k_proj_weight``
+[width, inputs], ``v_proj_weight`` [values, inputs]), ``in_proj_bias`` [2 · width + values],
+``bias_k`` [1, 1, width], ``bias_v`` [1, 1, values], ``out_proj.weight`` [outputs, values].
 """
 
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -31,19 +31,23 @@ Stays = Callable[[str, int], NDArray[np.bool_]]
 
 
 class PrunedAttention(nn.MultiheadAttention):
-    """`nn.MultiheadAttention` with fewer heads than ``embed_dim / head_dim``.
+    """`nn.MultiheadAttention` whose number of heads and sizes of heads do not depend on its width.
 
     Names of parameters, arguments and results are the same. There is no special kernel for evaluation mode
     (PyTorch's "fast path"); nested tensors work without one.
 
     Attributes:
         num_heads: The number of heads.
-        head_dim: The size of each head.
+        head_dim: The size of queries and keys in each head.
+        v_head_dim: The size of values in each head.
+        head_scale: What products of queries and keys are multiplied by. It follows from the dense head size.
         embed_dim: The width of the queries.
     """
 
     dense_class: type[nn.MultiheadAttention] = nn.MultiheadAttention
     """The class that the layer had before."""
+    v_head_dim: int
+    head_scale: float
 
     def forward(
         self,
@@ -58,7 +62,7 @@ class PrunedAttention(nn.MultiheadAttention):
     ) -> tuple[Tensor, Tensor | None]:
         """Return the outputs, and the attention weights if asked for; see `nn.MultiheadAttention`."""
         return multi_head_attention(
-            query, key, value, self.head_dim, self.in_proj_weight, self.in_proj_bias,
+            query, key, value, self.num_heads, self.head_scale, self.in_proj_weight, self.in_proj_bias,
             self.bias_k, self.bias_v, self.add_zero_attn, self.dropout,
             self.out_proj.weight, self.out_proj.bias, training=self.training,
             key_padding_mask=key_padding_mask, need_weights=need_weights, attn_mask=attn_mask,
@@ -69,7 +73,8 @@ class PrunedAttention(nn.MultiheadAttention):
 
     def extra_repr(self) -> str:
         """Describe the sizes that tensors do not show."""
-        return f"num_heads={self.num_heads}, head_dim={self.head_dim}"
+        values = f", v_head_dim={self.v_head_dim}" if self.v_head_dim != self.head_dim else ""
+        return f"num_heads={self.num_heads}, head_dim={self.head_dim}{values}"
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """Say how to copy or pickle the layer: its class is made again from the class that it had before."""
@@ -99,7 +104,7 @@ def pruned_class(dense_class: type[nn.MultiheadAttention]) -> type[PrunedAttenti
 
 
 def resize(old: nn.MultiheadAttention, new: nn.MultiheadAttention, stays: Stays) -> None:
-    """Set the sizes of a copied layer whose tensors were cut, so that it computes with fewer heads.
+    """Set the sizes of a copied layer whose tensors were cut, so that it computes with what is left of heads.
 
     Args:
         old: The dense layer.
@@ -107,14 +112,16 @@ def resize(old: nn.MultiheadAttention, new: nn.MultiheadAttention, stays: Stays)
         stays: Says which positions were not cut.
 
     Raises:
-        ApplyError: Something else than whole heads was cut.
+        ApplyError: Heads were left of different sizes, or different heads of queries, keys and values.
     """
-    packed = new.in_proj_weight is not None
-    _check_heads(old, stays, ("in_proj_weight",) if packed else _SEPARATE)
-    q, k, v = (new.in_proj_weight,) * 3 if packed else (getattr(new, name) for name in _SEPARATE)
-    new.embed_dim, new.kdim, new.vdim = q.shape[1], k.shape[1], v.shape[1]
-    new.num_heads = new.out_proj.weight.shape[1] // old.head_dim
     free_heads(new)
+    packed = new.in_proj_weight is not None
+    q, k, v = (new.in_proj_weight,) * 3 if packed else (getattr(new, name) for name in _SEPARATE)
+    values = new.out_proj.weight.shape[1]
+    new.embed_dim, new.kdim, new.vdim = q.shape[1], k.shape[1], v.shape[1]
+    new.num_heads = _heads_left(old, stays)
+    new.head_dim = ((len(q) - values) // 2 if packed else len(q)) // new.num_heads
+    new.v_head_dim = values // new.num_heads
 
 
 def follow_width(model: nn.Module) -> None:
@@ -126,8 +133,10 @@ def follow_width(model: nn.Module) -> None:
 
 
 def free_heads(layer: nn.MultiheadAttention) -> None:
-    """Change a layer's class, in place, to one whose number of heads does not depend on its width."""
+    """Change a layer's class, in place, to one whose heads do not depend on its width."""
     own = type(layer)
+    if not isinstance(layer, PrunedAttention):
+        layer.v_head_dim, layer.head_scale = layer.head_dim, layer.head_dim**-0.5
     if not isinstance(layer, PrunedAttention) and is_parametrized(layer):
         # PyTorch made a class for this one layer, which holds the computed weights. It becomes a new one.
         held = {k: v for k, v in vars(own).items() if k not in ("__dict__", "__weakref__")}
@@ -139,17 +148,29 @@ def free_heads(layer: nn.MultiheadAttention) -> None:
     layer._qkv_same_embed_dim = False
 
 
-def _check_heads(layer: nn.MultiheadAttention, stays: Stays, inputs: tuple[str, ...]) -> None:
-    """Raise ApplyError unless queries, keys, values and outputs keep the same whole heads."""
+def _heads_left(layer: nn.MultiheadAttention, stays: Stays) -> int:
+    """Return the number of heads left. ApplyError unless all keep the same channels of queries and values."""
+    heads, size = layer.num_heads, layer.head_dim
+    size_v = layer.v_head_dim if isinstance(layer, PrunedAttention) else size
     own = dict(layer.named_parameters())
-    axes = [("out_proj.weight", 1), *((name, 0) for name in inputs)]
     # A weight that a parametrization computes is no parameter itself, so it is left out here.
-    masks = [stays(*axis).reshape(-1, layer.num_heads, layer.head_dim) for axis in axes if axis[0] in own]
-    if not all((mask == masks[0][:1, :, :1]).all() for mask in masks):
+    masks = [(stays("out_proj.weight", 1), size_v)] if "out_proj.weight" in own else []
+    masks += [
+        (stays(name, 0), s) for name, s in zip(_SEPARATE, (size, size, size_v), strict=True) if name in own
+    ]
+    if "in_proj_weight" in own:
+        parts = np.split(stays("in_proj_weight", 0), [heads * size, 2 * heads * size])
+        masks += zip(parts, (size, size, size_v), strict=True)
+    found = [mask.reshape(heads, n) for mask, n in masks]
+    left = [np.any(mask, axis=1) for mask in found]
+    alike = (np.array_equal(m, np.outer(left[0], np.any(m, axis=0))) for m in found)
+    if not all(alike) or any(not np.array_equal(own, left[0]) for own in left):
         raise ApplyError(
-            f"apply: expected whole heads of {type(layer).__name__} to go, the same of queries, keys and "
-            f"values, got single ones of the {layer.head_dim} channels of a head. Remove whole heads."
+            f"apply: expected {type(layer).__name__} to keep the same heads of queries, keys and values, and "
+            f"the same channels in each of these {heads} heads, got others. Remove whole heads, or a channel "
+            f"of all heads."
         )
+    return int(left[0].sum()) if left else layer.out_proj.weight.shape[1] // size_v
 
 
 @torch.fx.wrap
@@ -170,7 +191,8 @@ def attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    head_dim: int,
+    num_heads: int,
+    scale: float,
     in_proj_weight: Tensor | None,
     in_proj_bias: Tensor | None,
     bias_k: Tensor | None,
@@ -192,9 +214,9 @@ def attend(
 ) -> tuple[Tensor, Tensor | None]:
     """Compute `F.multi_head_attention_forward` for any number of heads, with ordinary operations.
 
-    Arguments and results are the same, with two exceptions: `head_dim` takes the place of the embedding size
-    and the number of heads, and `batch_first` is new. Nested tensors that `nn.TransformerEncoder` makes work
-    too.
+    Arguments and results are the same, with three exceptions: there is no embedding size, since the sizes of
+    heads follow from the weights; `scale`, which queries are multiplied by, and `batch_first` are new. Nested
+    tensors that `nn.TransformerEncoder` makes work too.
     """
     lengths = None
     if query.is_nested or key.is_nested or value.is_nested:
@@ -219,9 +241,9 @@ def attend(
     order = (0, 2, 1, 3) if batch_first or not batched else (1, 2, 0, 3)
     _require_equal_lengths(query, key, value, batch=order[0])
     weights = in_proj_weight if in_proj_weight is not None else (q_proj_weight, k_proj_weight, v_proj_weight)
-    projected = _projected(query, key, value, weights, in_proj_bias)
-    # [batch, heads, length, head_dim] each
-    q, k, v = (t.unflatten(-1, (t.shape[-1] // head_dim, head_dim)).permute(order) for t in projected)
+    projected = _projected(query, key, value, weights, in_proj_bias, out_proj_weight.shape[1])
+    # [batch, heads, length, head_dim] each; of values, v_head_dim
+    q, k, v = (t.unflatten(-1, (num_heads, t.shape[-1] // num_heads)).permute(order) for t in projected)
     hinted = is_causal and key_padding_mask is None and not need_weights
     mask = _merged(None if hinted else attn_mask, key_padding_mask, q, k.shape[2])
     if bias_k is not None and bias_v is not None:
@@ -232,12 +254,12 @@ def attend(
         mask = F.pad(mask, (0, int(bias_k is not None) + int(add_zero_attn)))
     dropout, found = dropout_p if training else 0.0, None
     if need_weights:
-        scores = (q * math.sqrt(1.0 / head_dim)) @ k.transpose(-2, -1)
+        scores = (q * scale) @ k.transpose(-2, -1)
         found = F.dropout(torch.softmax(scores if mask is None else scores + mask, -1), dropout)
         heads = found @ v
         found = found.mean(1) if average_attn_weights else found
     else:
-        heads = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=hinted)
+        heads = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=hinted, scale=scale)
     back = (0, 2, 1, 3) if batch_first or not batched else (2, 0, 1, 3)
     out = F.linear(heads.permute(back).flatten(2), out_proj_weight, out_proj_bias)
     if lengths is not None:
@@ -278,8 +300,9 @@ def with_head_size(size: int, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
         )
     if given.pop("use_separate_proj_weight", False) and given.get("q_proj_weight") is not None:
         given["in_proj_weight"] = None
-    del given["embed_dim_to_check"], given["num_heads"]
-    return multi_head_attention(**given, head_dim=size)
+    del given["embed_dim_to_check"]
+    given["num_heads"] = given["out_proj_weight"].shape[1] // size
+    return multi_head_attention(**given, scale=size**-0.5)
 
 
 def _require_equal_lengths(query: Tensor, key: Tensor, value: Tensor, batch: int) -> None:
@@ -300,19 +323,21 @@ def _padded(nested: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor]:
 
 
 def _projected(
-    query: Tensor, key: Tensor, value: Tensor, weights: Any, bias: Tensor | None
-) -> tuple[Tensor, ...]:
-    """Compute queries, keys and values, from one weight [3 · width, inputs] or from three weights."""
+    query: Tensor, key: Tensor, value: Tensor, weights: Any, bias: Tensor | None, values: int
+) -> Sequence[Tensor]:
+    """Compute queries, keys and values, from one weight [2 · width + values, inputs] or from three."""
     packed = isinstance(weights, Tensor)
+    width = (len(weights) - values) // 2 if packed else len(weights[0])
+    sizes = [width, width, values]
     if packed and query is key and key is value:
-        return F.linear(query, weights, bias).chunk(3, -1)
-    biases = (None,) * 3 if bias is None else bias.chunk(3)
-    parts = weights.chunk(3) if packed else weights
+        return torch.split(F.linear(query, weights, bias), sizes, -1)
+    biases = (None,) * 3 if bias is None else bias.split(sizes)
+    parts = weights.split(sizes) if packed else weights
     return tuple(F.linear(x, w, b) for x, w, b in zip((query, key, value), parts, biases, strict=True))
 
 
 def _as_position(bias: Tensor, heads: Tensor) -> Tensor:
-    """Shape a bias [1, 1, heads · head_dim] as one more position of keys or values, in every sample."""
+    """Shape a bias [1, 1, heads · size] as one more position of keys or values, in every sample."""
     batch, count, _, size = heads.shape
     return bias.view(1, count, 1, size).expand(batch, -1, -1, -1)
 
