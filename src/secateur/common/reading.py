@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, Any, BinaryIO, TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -25,6 +26,8 @@ CONTAINERS = 1_000_000
 
 Count = Annotated[int, Field(ge=0, le=1 << 48)]
 """A number of things, as files hold it."""
+
+T = TypeVar("T")
 
 _STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"?', re.DOTALL)
 _DIGITS = re.compile(rb"[0-9]{401}")
@@ -54,8 +57,28 @@ def opened(
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise error(_unreadable(where, what, "a folder, a pipe or a device"))
-    with open(handle, "rb") as file:
+    with io.BufferedReader(_Checked(handle, lambda why: error(_unreadable(where, what, why)))) as file:
         yield file
+
+
+class _Checked(io.FileIO):
+    """An open file that says what the system refuses, such as a block of a broken disk, as our own error."""
+
+    def __init__(self, handle: int, said: Callable[[object], SecateurError]) -> None:
+        super().__init__(handle, "rb")
+        self._said = said
+
+    def readinto(self, buffer: Any) -> int:
+        return self._try(super().readinto, buffer)
+
+    def readall(self) -> bytes:
+        return self._try(super().readall)
+
+    def _try(self, read: Callable[..., T], *args: Any) -> T:
+        try:
+            return read(*args)
+        except OSError as refused:
+            raise self._said(refused.strerror) from refused
 
 
 def _unreadable(where: str, what: str, why: object) -> str:
@@ -80,10 +103,7 @@ def read_bytes(
         size = os.fstat(file.fileno()).st_size
         if first is None and size > most:
             raise error(f"{where}: expected {what} of at most {most:,} bytes, got {size:,}. Check the path.")
-        try:
-            return file.read(min(size, most) if first is None else first)
-        except OSError as refused:
-            raise error(_unreadable(where, what, refused.strerror)) from refused
+        return file.read(min(size, most) if first is None else first)
 
 
 def read_text(

@@ -20,10 +20,11 @@ from secateur.artefact.export.checking import check, tolerance_of
 from secateur.artefact.export.onnx import ONE_FILE_BYTES, onnx_runner, require_onnx, write_onnx
 from secateur.artefact.export.quantising import KINDS, Feeds, OnnxModel, int4, int8
 from secateur.artefact.export.trials import captured_trials
-from secateur.artefact.writing import path_named, replace_bytes
+from secateur.artefact.writing import replace_bytes
 from secateur.calibration import Batch, Calibration, Forward
 from secateur.common.models import device_of, evaluating, named_tensors, unwrap
 from secateur.common.modes import require_numbers
+from secateur.common.paths import path_named
 from secateur.config.names import Quantisation
 from secateur.errors import CalibrationError, ExportError, SettingError
 from secateur.graph.inputs import InputSpec

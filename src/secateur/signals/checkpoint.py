@@ -131,7 +131,7 @@ class Checkpoint:
         Raises:
             ArtefactError: It is damaged, no checkpoint, or of another run; the message says what differs.
         """
-        if not self._path.exists():
+        if not os.path.exists(self._path):
             return None
         header, tensors = read(self._path, _KIND, _Run)
         differs = difference(self._about, header.about)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -22,9 +23,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur.artefact.writing import PREFIX, explained, locked_file, path_named
+from secateur.artefact.writing import PREFIX, explained, locked_file
 from secateur.calibration import Calibration
 from secateur.common.models import named_tensors
+from secateur.common.paths import entries, path_named
 from secateur.common.reading import parse_json
 from secateur.common.tensorfile import TensorFile
 from secateur.errors import ArtefactError
@@ -102,7 +104,7 @@ class Step:
         with joined(_HOST) as team:
             kept, found = None, None
             with team.together():
-                if team.rank == 0 and self.path.exists():
+                if team.rank == 0 and os.path.exists(self.path):
                     advice = "Delete the file to compute it again."
                     header, tensors = _read(self.path, _STEP_KIND, _Finished, advice)
                     kept = header.step, header.notes, tensors
@@ -258,7 +260,7 @@ def keeping(folder: str | PathLike[str] | None, about: Callable[[], dict[str, st
 
 def _check(folder: Path, about: dict[str, str]) -> None:
     """Check that a folder is empty or belongs to this run; mark it as this run's."""
-    if (folder / RUN).exists():
+    if os.path.exists(folder / RUN):
         advice = "Delete the folder to start afresh, or name another."
         header, _ = _read(folder / RUN, _RUN_KIND, _Run, advice)
         differs = difference(about, header.about)
@@ -268,7 +270,7 @@ def _check(folder: Path, about: dict[str, str]) -> None:
                 "delete this one to start afresh."
             )
         return
-    others = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith(PREFIX))
+    others = [entry.name for entry in entries(folder, "checkpoint") if not entry.name.startswith(PREFIX)]
     if others:
         raise ArtefactError(
             f"checkpoint {folder}: expected a new or empty folder, or one that an earlier run of the same "
@@ -293,8 +295,8 @@ def discard(folder: str | PathLike[str]) -> None:
 
     If another run has begun to work in it, it stays.
     """
-    path = Path(folder)
-    if not (path / RUN).exists():
+    path = path_named("checkpoint", folder)
+    if not os.path.exists(path / RUN):
         return
     with locked_file(path / RUN) as mine:
         if not mine:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from secateur.common.paths import path_named
 from secateur.common.reading import Count
 from secateur.common.tensorfile import TensorFile
 from secateur.errors import ScoreError
@@ -125,7 +126,7 @@ class Scores:
         Raises:
             ArtefactError: The folder does not exist, or cannot be written to.
         """
-        file = Path(path)
+        file = path_named("scores.save", path)
         groups = next(iter(self.values.values()), {})
         header = _Table(
             signals=tuple(self.values),
@@ -150,7 +151,7 @@ class Scores:
         Raises:
             ArtefactError: The file is missing, damaged, foreign, or newer than this version can read.
         """
-        header, tensors = read(Path(path), _KIND, _Table)
+        header, tensors = read(path_named(_KIND, path), _KIND, _Table)
         values = {
             signal: {group: tensors[f"{i}.{j}"].numpy() for j, group in enumerate(header.groups)}
             for i, signal in enumerate(header.signals)
