@@ -9,19 +9,40 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from secateur.common.models import named_tensors
+from secateur.common.reading import Count
 from secateur.errors import ArtefactError
 from secateur.repairs.judging import Judge
 from secateur.repairs.methods import Method, Repair, Work
+from secateur.repairs.notes import Notes
 from secateur.repairs.polish import Polish
 from secateur.signals.identity import digest_of, plain
-from secateur.signals.journal import Journal, Step, current, model_digest, plan_digest, require_like
+from secateur.signals.journal import (
+    Journal,
+    Step,
+    checked_notes,
+    current,
+    model_digest,
+    plan_digest,
+    require_errors,
+    require_like,
+)
 from secateur.targets.units.record import record_of
 
 _CHUNK = 1 << 26
 """About so many bytes of tensors are kept in one file, so that reading them takes little memory."""
+
+
+class _Done(BaseModel):
+    """What is kept of a repair beside tensors: its notes, and in how many files the tensors are."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    notes: Notes | None
+    chunks: Count
 
 
 def run(method: Method, small: nn.Module, work: Work) -> dict[str, Any] | None:
@@ -42,11 +63,11 @@ def run(method: Method, small: nn.Module, work: Work) -> dict[str, Any] | None:
         return method.run(small, work)
     judge = "" if work.judge is None else described(work.judge, journal)
     step = journal.step("repair", _named(method), *_model(small), journal.data(work.data), judge)
-    known = step.load(lambda given, _: (given["notes"] and dict(given["notes"]), int(given["chunks"])))
+    known = step.load(lambda given, _: checked_notes(_Done, given))
     if known is not None:
-        for k in range(known[1]):
+        for k in range(known.chunks):
             _restore(small, journal.step("changed", step.name, str(k)))
-        return known[0]
+        return None if known.notes is None else known.notes.model_dump(exclude_unset=True)
     before = _digests(small)
     with step.inside():
         notes = method.run(small, replace(work, kept=journal.step("passes", step.name)))
@@ -66,7 +87,8 @@ def judged(models: Sequence[nn.Module], judges: Sequence[Judge]) -> NDArray[np.f
     pairs = zip(models, judges, strict=True)
     parts = [part for model, judge in pairs for part in (*_model(model), described(judge, journal))]
     step = journal.step("judged", *parts)
-    known = step.load(lambda _, tensors: tensors["errors"].numpy())
+    samples = sum(judge.samples for judge in judges)
+    known = step.load(lambda _, tensors: require_errors(tensors["errors"], samples))
     if known is not None:
         return known
     errors = _judged(models, judges)

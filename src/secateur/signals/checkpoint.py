@@ -158,7 +158,7 @@ class Checkpoint:
             yield
         except SecateurError:
             raise
-        except (LookupError, RuntimeError, TypeError, ValueError) as error:
+        except Exception as error:  # of a signal, about what is not its own
             raise ArtefactError(
                 f"checkpoint {self._path}: expected what these signals have accumulated, got something else "
                 f"({type(error).__name__}). Delete the file to start afresh."

@@ -21,13 +21,15 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
 from secateur.artefact.writing import PREFIX, explained, locked_file
 from secateur.calibration import Calibration
 from secateur.common.models import named_tensors
 from secateur.common.paths import entries, path_named
-from secateur.common.reading import parse_json
+from secateur.common.reading import complaint, parse_json
 from secateur.common.tensorfile import TensorFile
 from secateur.errors import ArtefactError
 from secateur.signals.distributed import joined
@@ -42,6 +44,7 @@ _RUN_KIND, _STEP_KIND = "notes of a run", "finished steps"
 _HOST = torch.device("cpu")
 
 T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
 
 
 class _Run(Header):
@@ -120,7 +123,7 @@ class Step:
             if name != self.name:
                 raise ValueError(f"step {name[:60]}")
             return take(parse_json(notes, constants=True), tensors)
-        except (LookupError, RuntimeError, TypeError, ValueError) as error:
+        except Exception as error:  # somebody else's notes may go wrong in any way
             raise ArtefactError(
                 f"{self.path}: expected step {self.name}, got something else ({str(error)[:200]}). Delete "
                 "the file to compute it again."
@@ -182,6 +185,29 @@ class Journal:
         if id(value) not in self._known:
             self._known[id(value)] = value, make()
         return self._known[id(value)][1]
+
+
+def checked_notes(model: type[M], notes: Any) -> M:
+    """Notes of a step as a strict model of their fields.
+
+    Raises:
+        ValueError: They are not what the model says.
+    """
+    try:
+        return model.model_validate_json(json.dumps(notes))
+    except ValidationError as error:
+        raise ValueError(complaint(error)) from error
+
+
+def require_errors(errors: Tensor, samples: int) -> NDArray[np.float64]:
+    """Return the errors of samples that were kept, one each.
+
+    Raises:
+        ValueError: They are others.
+    """
+    if errors.dtype != torch.float64 or errors.shape != (samples,):
+        raise ValueError(f"errors {list(errors.shape)} of {errors.dtype}, of {samples} samples")
+    return errors.numpy()
 
 
 def require_like(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ from secateur.graph.groups import Group, Site, Stage
 from secateur.signals.by_unit import max_by_unit, traced_map
 from secateur.signals.diameter import diameters
 from secateur.signals.observed import STAGES, sites_at, without_padding
-from secateur.signals.signal import Context, Need, Signal, Step, Tally, Vector
+from secateur.signals.signal import Context, Need, Signal, Step, Tally, Vector, require_shape
 
 HELD_BYTES = 2**31
 """Most bytes of projections that stay in memory. The rest goes to temporary files (see `TMPDIR`)."""
@@ -237,6 +237,21 @@ class _Store:
         return place.view(tensor.shape).copy_(tensor)
 
 
+def _check_projected(state: Mapping[str, Tensor], number: int, entries: int) -> None:
+    """Check what a state holds of a site: projections of each sample and entry.
+
+    Raises:
+        ValueError: It has another shape or dtype.
+    """
+    samples, found = state["samples"], state.get(f"projected.{number}")
+    if samples.ndim != 2 or samples.shape[1] != 3 or samples.dtype != torch.int64:
+        raise ValueError(f"samples {list(samples.shape)} of {samples.dtype}")
+    if found is not None:
+        dtype = found.dtype if found.dtype == torch.float64 else torch.float32
+        projections = found.shape[-1] if found.ndim else 0
+        require_shape(f"projected.{number}", found, dtype, len(samples), entries, projections)
+
+
 class _WassersteinTally(Tally):
     def __init__(self, signal: Wasserstein, context: Context) -> None:
         self._signal = signal
@@ -327,6 +342,8 @@ class _WassersteinTally(Tally):
         self._kept.clear()
         device = next((t.device for t in self._context.tensors.values()), torch.device("cpu"))
         for number, (_, site) in enumerate(self._all_sites()):
+            for state in states:
+                _check_projected(state, number, len(site.unit))
             holding = [state for state in states if f"projected.{number}" in state]
             if holding:
                 joined = torch.cat([state[f"projected.{number}"] for state in holding])
