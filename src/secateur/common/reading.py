@@ -7,6 +7,7 @@ import json
 import os
 import re
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, BinaryIO, TypeVar
@@ -152,11 +153,21 @@ def parse_json(text: str | bytes, *, constants: bool = False) -> Any:
         constants: Whether ``NaN`` and ``Infinity`` may stand for numbers.
 
     Raises:
-        ValueError: It is no JSON, or is too deep or too large.
+        ValueError: It is no JSON, is too deep or too large, or gives a name twice in one mapping.
     """
     raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
     check_json(raw)
-    return json.loads(raw, parse_constant=float if constants else _refuse_constant)
+    constant = float if constants else _refuse_constant
+    return json.loads(raw, parse_constant=constant, object_pairs_hook=_each_once)
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A mapping, which names each value once: readers do not agree on which of two counts."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"{twice[:80]!r} twice in one mapping")
+    return found
 
 
 def _refuse_constant(name: str) -> Any:
