@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -75,6 +75,39 @@ def prune_weights(batches: Any, **more: Any) -> sc.Result:
 )
 def test_batches_that_change_midway(change: Any, message: str) -> None:
     refused(message, lambda: prune(data(change)))
+
+
+@pytest.mark.parametrize(
+    "change", [lambda x: x.expand(8, 3, 6, 6), Tensor.double, Tensor.long, lambda x: x[0]]
+)
+def test_held_out_batches_that_change_midway(change: Any) -> None:
+    """The fifth batch is held out: the user's own model runs on it, and raises what it will."""
+    refused(
+        r"expected inputs like those of the first batch, float32 \[any, 1, 6, 6\], got .*, and the model",
+        lambda: prune(data(change, 4)),
+    )
+
+
+@pytest.mark.parametrize("at", [0, 3, 4])
+def test_batches_on_the_meta_device(at: int) -> None:
+    refused(f"batch {at}: expected inputs that hold numbers", lambda: prune(data(lambda x: x.to("meta"), at)))
+
+
+class Growing:
+    """Data with a batch more in every pass."""
+
+    def __init__(self) -> None:
+        self.passes = 0
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        self.passes += 1
+        yield from data()
+        for _ in range(self.passes):
+            yield from data()[:4]
+
+
+def test_data_that_grow() -> None:
+    refused("expected the same samples in every pass, got errors of", lambda: prune(Growing(), "auto"))
 
 
 LOSSES: dict[str, tuple[Any, str]] = {

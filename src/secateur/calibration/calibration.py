@@ -268,6 +268,8 @@ class Calibration:
                 if takes(count):
                     batch = Batch.of(raw, count, self.reading)
                     batch.check_finite()
+                    if self.reading.kinds is None:
+                        self.reading.kinds = batch.kinds()
                     if self.views is not None:
                         batch = self.views.seen(batch, k, self.seed)
                     yield batch if self.device is None else batch.to(self.device)

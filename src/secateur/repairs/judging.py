@@ -14,6 +14,7 @@ from secateur.calibration.batch import held_tensors
 from secateur.calibration.subset import take_share
 from secateur.common.mapped import any_mapped
 from secateur.common.models import device_of, evaluating
+from secateur.errors import CalibrationError
 from secateur.measure.divergence import class_scores, diverged, reads_and_writes_words
 from secateur.measure.evaluate import floats_of, squared_distance
 from secateur.measure.measures import DISTANCE, DIVERGENCE, LOSS
@@ -60,6 +61,7 @@ class Judge:
         self._by_scores = by_scores if loss_fn is None else False
         self._kept: dict[int, list[Tensor]] = {}
         self._bytes = 0
+        self._count: int | None = None  # of errors
         self._most = 0 if any_mapped(dense.parameters()) else HELD_BYTES  # in files: memory is short
 
     def on_part(self, samples: int, *, whole: bool) -> Judge:
@@ -102,8 +104,34 @@ class Judge:
             for share in team.everyone(found):
                 found |= share
         errors, norms = ([v for k in sorted(found) for v in found[k][i]] for i in (0, 1))
+        self._check_count(len(errors))
         scale = float(np.mean(norms)) if norms else 1.0
         return np.array(errors, dtype=np.float64) / (scale or 1.0)
+
+    def _check_count(self, count: int) -> None:
+        """Check that a pass over the data gives as many errors as the passes before: they are paired.
+
+        Raises:
+            CalibrationError: It does not.
+        """
+        if self._count not in (None, count):
+            raise CalibrationError(
+                f"calibration: expected the same samples in every pass, got errors of {count} after "
+                f"{self._count} in the pass before. Give data that do not change, such as a list of batches."
+            )
+        self._count = count
+
+    def fitting(self, errors: Tensor) -> NDArray[np.float64]:
+        """Return errors that were kept, if they are as many as calls of this judge return.
+
+        Raises:
+            ValueError: They are not.
+        """
+        one_each = self._loss_fn is None  # with a loss, one for each piece of a batch
+        count = len(errors) if errors.ndim == 1 and errors.dtype == torch.float64 else 0
+        if not 0 < count <= self.samples or (one_each and count != self.samples):
+            raise ValueError(f"errors {list(errors.shape)} of {errors.dtype}, of {self.samples} samples")
+        return errors.numpy()
 
     def _measured(self, model: nn.Module, batch: Batch) -> tuple[list[float], list[float]]:
         """Return the errors on a batch, and without a loss the mean squares of the dense outputs."""

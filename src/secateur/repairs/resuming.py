@@ -27,7 +27,6 @@ from secateur.signals.journal import (
     current,
     model_digest,
     plan_digest,
-    require_errors,
     require_like,
 )
 from secateur.targets.units.record import record_of
@@ -83,21 +82,25 @@ def judged(models: Sequence[nn.Module], judges: Sequence[Judge]) -> NDArray[np.f
     """Measure each model by its judge, or take the errors from the journal of the run. [errors]"""
     journal = current()
     if journal is None:
-        return _judged(models, judges)
+        return np.concatenate(_judged(models, judges))
     pairs = zip(models, judges, strict=True)
     parts = [part for model, judge in pairs for part in (*_model(model), described(judge, journal))]
     step = journal.step("judged", *parts)
-    samples = sum(judge.samples for judge in judges)
-    known = step.load(lambda _, tensors: require_errors(tensors["errors"], samples))
+    known = step.load(lambda _, tensors: _joined(judges, tensors))
     if known is not None:
         return known
-    errors = _judged(models, judges)
-    step.save(None, {"errors": torch.from_numpy(errors)})
-    return errors
+    found = _judged(models, judges)
+    step.save(None, {str(k): torch.from_numpy(errors) for k, errors in enumerate(found)})
+    return np.concatenate(found)
 
 
-def _judged(models: Sequence[nn.Module], judges: Sequence[Judge]) -> NDArray[np.float64]:
-    return np.concatenate([judge(m) for m, judge in zip(models, judges, strict=True)])
+def _judged(models: Sequence[nn.Module], judges: Sequence[Judge]) -> list[NDArray[np.float64]]:
+    return [judge(m) for m, judge in zip(models, judges, strict=True)]
+
+
+def _joined(judges: Sequence[Judge], tensors: Mapping[str, Tensor]) -> NDArray[np.float64]:
+    """The errors that were kept of each judge, one after the other."""
+    return np.concatenate([judge.fitting(tensors[str(k)]) for k, judge in enumerate(judges)])
 
 
 def described(judge: Judge, journal: Journal) -> str:

@@ -21,7 +21,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
@@ -197,17 +196,6 @@ def checked_notes(model: type[M], notes: Any) -> M:
         return model.model_validate_json(json.dumps(notes))
     except ValidationError as error:
         raise ValueError(complaint(error)) from error
-
-
-def require_errors(errors: Tensor, samples: int) -> NDArray[np.float64]:
-    """Return the errors of samples that were kept, one each.
-
-    Raises:
-        ValueError: They are others.
-    """
-    if errors.dtype != torch.float64 or errors.shape != (samples,):
-        raise ValueError(f"errors {list(errors.shape)} of {errors.dtype}, of {samples} samples")
-    return errors.numpy()
 
 
 def require_like(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ from secateur.pipeline.targets.target import Scored, Target
 from secateur.repairs.judging import MARGIN, Judge
 from secateur.repairs.resuming import described
 from secateur.signals.distributed import OF_THE_RUN
-from secateur.signals.journal import current, plan_digest, require_errors
+from secateur.signals.journal import current, plan_digest
 from secateur.signals.units.combination import name_of
 
 FEW, MORE = 1 / 16, 1 / 4
@@ -133,7 +133,7 @@ def measured(target: Target, judge: Judge, plan: Any, data: Calibration) -> NDAr
         return _measured(target, judge, plan, data)
     parts = (plan_digest(plan), target.candidate_repair, journal.data(data), described(judge, journal))
     step = journal.step("candidate", *parts)
-    known = step.load(partial(_understood, judge.samples))
+    known = step.load(partial(_understood, judge))
     if known is not None:
         return known
     with step.inside():
@@ -145,10 +145,10 @@ def measured(target: Target, judge: Judge, plan: Any, data: Calibration) -> NDAr
     return found
 
 
-def _understood(samples: int, why: Any, tensors: Mapping[str, Tensor]) -> NDArray[np.float64] | str:
+def _understood(judge: Judge, why: Any, tensors: Mapping[str, Tensor]) -> NDArray[np.float64] | str:
     if not isinstance(why, str):
         raise ValueError(f"a reason that is no text but {type(why).__name__}")
-    return why or require_errors(tensors["errors"], samples)
+    return why or judge.fitting(tensors["errors"])
 
 
 def _measured(target: Target, judge: Judge, plan: Any, data: Calibration) -> NDArray[np.float64] | str:
