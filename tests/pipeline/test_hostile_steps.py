@@ -18,7 +18,7 @@ from torch import nn
 import secateur as sc
 from secateur.errors import LONGEST, ArtefactError
 from secateur.signals import storage
-from secateur.signals.journal import RUN, Step
+from secateur.signals.journal import RUN, Step, discard
 from tests.helpers.hostile import ODD, changed, content_of, places
 
 EACH = 12
@@ -137,4 +137,26 @@ def test_a_disk_that_is_full_for_a_while(tmp_path: Path) -> None:
             patch.setattr("secateur.signals.journal.write", full)
             with pytest.raises(ArtefactError, match="full disk"):
                 _run(folder)
+        assert _same(_result(folder), usual), at
+
+
+def test_killed_while_a_run_that_is_over_is_deleted(tmp_path: Path) -> None:
+    """The command line deletes the steps once the model is written. What is left goes on to the same bits."""
+    usual = _result(tmp_path / "usual")
+    real, count = Path.unlink, sum(1 for _ in (tmp_path / "usual").iterdir())
+    for at in range(1, count, 2):
+        folder, left = tmp_path / str(at), at
+        shutil.copytree(tmp_path / "usual", folder)  # with the times of the files
+
+        def killed(self: Path, missing_ok: bool = False) -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                raise KeyboardInterrupt
+            real(self, missing_ok)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Path, "unlink", killed)
+            with pytest.raises(KeyboardInterrupt):
+                discard(folder)
         assert _same(_result(folder), usual), at

@@ -312,12 +312,13 @@ def discard(folder: str | PathLike[str]) -> None:
     path = path_named("checkpoint", folder)
     if not os.path.exists(path / RUN):
         return
-    with locked_file(path / RUN) as mine:
+    with explained(path, ArtefactError), locked_file(path / RUN) as mine:
         if not mine:
             return
-        for entry in list(path.iterdir()):
-            if _STEP.fullmatch(entry.name):
-                entry.unlink()
+        # The newest first: a step goes before those that it needs, so what a kill leaves can be gone on from.
+        there = {entry.name: entry.stat().st_mtime_ns for entry in entries(path, "checkpoint")}
+        for name in sorted(filter(_STEP.fullmatch, there), key=lambda n: (there[n], n), reverse=True):
+            (path / name).unlink()
         remove(path / RUN)
         if not any(path.iterdir()):
             path.rmdir()

@@ -237,21 +237,6 @@ class _Store:
         return place.view(tensor.shape).copy_(tensor)
 
 
-def _check_projected(state: Mapping[str, Tensor], number: int, entries: int) -> None:
-    """Check what a state holds of a site: projections of each sample and entry.
-
-    Raises:
-        ValueError: It has another shape or dtype.
-    """
-    samples, found = state["samples"], state.get(f"projected.{number}")
-    if samples.ndim != 2 or samples.shape[1] != 3 or samples.dtype != torch.int64:
-        raise ValueError(f"samples {list(samples.shape)} of {samples.dtype}")
-    if found is not None:
-        dtype = found.dtype if found.dtype == torch.float64 else torch.float32
-        projections = found.shape[-1] if found.ndim else 0
-        require_shape(f"projected.{number}", found, dtype, len(samples), entries, projections)
-
-
 class _WassersteinTally(Tally):
     def __init__(self, signal: Wasserstein, context: Context) -> None:
         self._signal = signal
@@ -325,6 +310,19 @@ class _WassersteinTally(Tally):
                 found[f"projected.{number}"] = torch.cat(self._kept[site]).cpu()
         return found
 
+    def _check(self, state: Mapping[str, Tensor], number: int, site: Site) -> None:
+        """Check what a state holds of a site: projections of each sample and entry.
+
+        Raises:
+            ValueError: It has another shape or dtype.
+        """
+        samples, found = state["samples"], state.get(f"projected.{number}")
+        require_shape("samples", samples, torch.int64, len(samples), 3)
+        if found is not None:
+            dtype = found.dtype if found.dtype == torch.float64 else torch.float32
+            drawn = directions(math.prod(self._maps[site]), self._signal.projections, self._context.seed)
+            require_shape(f"projected.{number}", found, dtype, len(samples), len(site.unit), drawn.shape[1])
+
     def merge(self, states: Sequence[Mapping[str, Tensor]]) -> None:
         """Of all states' samples, the first of each class in the order of the data."""
         samples: list[tuple[int, int, int]] = [
@@ -343,7 +341,7 @@ class _WassersteinTally(Tally):
         device = next((t.device for t in self._context.tensors.values()), torch.device("cpu"))
         for number, (_, site) in enumerate(self._all_sites()):
             for state in states:
-                _check_projected(state, number, len(site.unit))
+                self._check(state, number, site)
             holding = [state for state in states if f"projected.{number}" in state]
             if holding:
                 joined = torch.cat([state[f"projected.{number}"] for state in holding])
