@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from secateur.calibration import Batch, Calibration
 from secateur.calibration.batch import held_tensors
+from secateur.calibration.ending import check_same
 from secateur.calibration.subset import take_share
 from secateur.common.mapped import any_mapped
 from secateur.common.models import device_of, evaluating
-from secateur.errors import CalibrationError
 from secateur.measure.divergence import class_scores, diverged, reads_and_writes_words
 from secateur.measure.evaluate import floats_of, squared_distance
 from secateur.measure.measures import DISTANCE, DIVERGENCE, LOSS
@@ -104,22 +104,10 @@ class Judge:
             for share in team.everyone(found):
                 found |= share
         errors, norms = ([v for k in sorted(found) for v in found[k][i]] for i in (0, 1))
-        self._check_count(len(errors))
+        check_same(len(errors), len(errors) if self._count is None else self._count)
+        self._count = len(errors)
         scale = float(np.mean(norms)) if norms else 1.0
         return np.array(errors, dtype=np.float64) / (scale or 1.0)
-
-    def _check_count(self, count: int) -> None:
-        """Check that a pass over the data gives as many errors as the passes before: they are paired.
-
-        Raises:
-            CalibrationError: It does not.
-        """
-        if self._count not in (None, count):
-            raise CalibrationError(
-                f"calibration: expected the same samples in every pass, got errors of {count} after "
-                f"{self._count} in the pass before. Give data that do not change, such as a list of batches."
-            )
-        self._count = count
 
     def fitting(self, errors: Tensor) -> NDArray[np.float64]:
         """Return errors that were kept, if they are as many as calls of this judge return.
