@@ -101,14 +101,18 @@ def attack_writers(kills: int, place: Path) -> dict[str, dict[str, int]]:
         found = {"kills": 0, "lost": 0, "litter": 0}
         while found["kills"] < kills:
             for _ in range(int(generator.integers(1, 6))):
+                # A signal before `try` would let the child go on as if it were the parent.
+                signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
                 child = os.fork()
                 if child == 0:
-                    signal.signal(signal.SIGINT, signal.default_int_handler)
                     try:
+                        signal.signal(signal.SIGINT, signal.default_int_handler)
+                        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
                         for k in range(1, 1000):
                             writer.write(folder, k % 4)
                     finally:
                         os._exit(1)
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
                 time.sleep(float(generator.uniform(0, 3 * length)))
                 os.kill(child, signals[int(generator.integers(0, 3))])
                 os.waitpid(child, 0)

@@ -10,7 +10,6 @@ import json
 import os
 from collections.abc import Mapping
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
@@ -19,6 +18,7 @@ from pydantic import JsonValue, ValidationError, field_validator, model_validato
 
 from secateur.artefact.writing import replace_text
 from secateur.common.inert import inert_line
+from secateur.common.paths import path_named
 from secateur.common.reading import Count, complaint, parse_json, read_text
 from secateur.errors import PlanError
 from secateur.graph.inputs import InputSpec
@@ -359,7 +359,7 @@ class Plan(Record):
         ]
         text = "{\n " + ",\n ".join(lines) + "\n}\n"
         if path is not None:
-            replace_text(Path(path), text, PlanError)
+            replace_text(path_named("plan.to_json", path, PlanError), text, PlanError)
         return text
 
     @classmethod
@@ -378,8 +378,9 @@ class Plan(Record):
         if isinstance(source, str) and source.lstrip().startswith("{"):
             where, text = "plan", source
         else:
-            where = f"plan {os.fspath(source)!r}"
-            text = read_text(source, LARGEST, where, PlanError, "JSON text or a readable file of it")
+            path = path_named("plan", source, PlanError)
+            where = f"plan {str(path)!r}"
+            text = read_text(path, LARGEST, where, PlanError, "JSON text or a readable file of it")
         try:
             data = parse_json(text)
         except (ValueError, RecursionError) as error:

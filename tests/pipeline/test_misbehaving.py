@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -75,6 +75,64 @@ def prune_weights(batches: Any, **more: Any) -> sc.Result:
 )
 def test_batches_that_change_midway(change: Any, message: str) -> None:
     refused(message, lambda: prune(data(change)))
+
+
+@pytest.mark.parametrize(
+    "change", [lambda x: x.expand(8, 3, 6, 6), Tensor.double, Tensor.long, lambda x: x[0]]
+)
+def test_held_out_batches_that_change_midway(change: Any) -> None:
+    """The fifth batch is held out: the user's own model runs on it, and raises what it will."""
+    refused(
+        r"expected inputs like those of the first batch, float32 \[any, 1, 6, 6\], got .*, and the model",
+        lambda: prune(data(change, 4)),
+    )
+
+
+@pytest.mark.parametrize("at", [0, 3, 4])
+def test_batches_on_the_meta_device(at: int) -> None:
+    refused(f"batch {at}: expected inputs that hold numbers", lambda: prune(data(lambda x: x.to("meta"), at)))
+
+
+class Growing:
+    """Data with a batch more in every pass."""
+
+    def __init__(self) -> None:
+        self.passes = 0
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        self.passes += 1
+        yield from data()
+        for _ in range(self.passes):
+            yield from data()[:4]
+
+
+def test_data_that_grow() -> None:
+    message = "expected the same samples in every pass, got"
+    refused(message, lambda: prune(Growing(), "auto"))
+    refused(message, lambda: sc.prune(net(), Growing(), sc.Budget(loss_rise=0.5), **QUIET))
+
+
+class Pooled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.second, self.head = nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.head(self.second(self.norm(self.first(x)).relu()).relu().mean((2, 3)))
+        return found
+
+
+def test_quantised_models_that_give_no_numbers() -> None:
+    pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    model = Pooled().eval()
+    batches = [(torch.randn(8, 3, 6, 6), torch.arange(8) % 4) for _ in range(6)]
+    batches[3][0].mul_(1e38)  # the range of an activation overflows
+    refused(
+        "expected outputs of the quantised model that are numbers",
+        lambda: sc.quantise(model, batches, measure_latency=False),
+    )
 
 
 LOSSES: dict[str, tuple[Any, str]] = {

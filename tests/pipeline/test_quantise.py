@@ -239,7 +239,7 @@ class Logarithm(nn.Module):
 def test_what_would_mislead_is_refused_in_words() -> None:
     torch.manual_seed(0)
     for kind in ("int8", "int4"):
-        with pytest.raises(CalibrationError, match="expected outputs that are numbers"):
+        with pytest.raises(CalibrationError, match="expected outputs of the model that are numbers"):
             sc.quantise(Logarithm().eval(), [torch.randn(10, 8) for _ in range(6)], kind)  # type: ignore[arg-type]
         sizes = [torch.randn(4, 2, 6 + (i > 0), 6) for i in range(6)]
         conv = nn.Sequential(

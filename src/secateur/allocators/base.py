@@ -24,6 +24,7 @@ from secateur.allocators.limits import DEFAULTS, Limits
 from secateur.allocators.signals import ScoreTable, table
 from secateur.allocators.step_function import StepFunction
 from secateur.allocators.written import rounded, rounded_up
+from secateur.common.seeds import seed_of
 from secateur.errors import BudgetError, SettingError
 from secateur.plan import Plan
 from secateur.signals.scores import Scores
@@ -197,7 +198,7 @@ class Allocator(ABC):
         header: dict[str, Any] = {
             "allocator": rule.name,
             "settings": rule.settings(_written(decision)) | {"limits": limits.as_settings()},
-            "seed": seed,
+            "seed": seed_of(seed),
             "budget": None if budget is None else budget.as_settings(),
             "certificates": rounded(rule.certificates(graph, values, limits, decision)),
         }

@@ -16,7 +16,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from secateur.artefact.writing import explained, flush, locked, private_folder, sync, undisturbed
+from secateur.artefact.writing import (
+    check_replaceable,
+    explained,
+    flush,
+    locked,
+    private_folder,
+    sync,
+    undisturbed,
+)
 from secateur.common.reading import read_bytes
 from secateur.errors import ArtefactError, SecateurError
 
@@ -46,7 +54,7 @@ def folder_in_place(out: Path, error: type[SecateurError] = ArtefactError) -> It
         SecateurError: Nothing can be written there.
     """
     with explained(out, error):
-        there = out.is_dir()
+        there = os.path.isdir(out)
         parent = out if there else out.parent
         if not there and os.path.lexists(out):
             raise NotADirectoryError(errno.ENOTDIR, "a file where the folder should be")
@@ -57,7 +65,7 @@ def folder_in_place(out: Path, error: type[SecateurError] = ArtefactError) -> It
             yield written
             flush(written)
             with locked(parent), undisturbed():
-                if there or out.is_dir():
+                if there or os.path.isdir(out):
                     _merge(written, out, private / "old")
                 else:
                     os.replace(written, out)
@@ -67,8 +75,7 @@ def _merge(new: Path, out: Path, old: Path) -> None:
     """Put every file of `new` into `out`; if one fails, all are as they were."""
     names = sorted(path.name for path in new.iterdir())
     for name in names:
-        if (out / name).is_dir():
-            raise IsADirectoryError(errno.EISDIR, f"a folder where the file {name} should be")
+        check_replaceable(out / name, f"the file {name}")
     settle(out)
     old.mkdir()
     for name in names:
@@ -78,7 +85,11 @@ def _merge(new: Path, out: Path, old: Path) -> None:
         _move(new, names, out)
     except BaseException:
         for name in names:
-            if not (old / name).exists() and os.path.lexists(out / name) and not (new / name).exists():
+            if (
+                not os.path.exists(old / name)
+                and os.path.lexists(out / name)
+                and not os.path.exists(new / name)
+            ):
                 os.unlink(out / name)
         _move(old, sorted(path.name for path in old.iterdir()), out)
         raise

@@ -22,11 +22,11 @@ from torch import nn
 from secateur.artefact.content import FORMAT, Content, digest, opened_artefact
 from secateur.artefact.pair import RECORD, TENSORS, folder_in_place
 from secateur.artefact.unsaved import other_numbers, unsaved
-from secateur.artefact.writing import path_named
 from secateur.common.caches import without_caches
 from secateur.common.mapped import check_kind, is_mapped
 from secateur.common.models import device_of, named_tensors, unwrap
 from secateur.common.modes import require_numbers
+from secateur.common.paths import path_named
 from secateur.common.tensorfile import checksum
 from secateur.errors import ArtefactError, PlanError, SecateurError, SettingError
 from secateur.graph.folding import folded
@@ -146,7 +146,7 @@ def load(
         >>> torch.equal(loaded(x), small(x))
         True
     """
-    folder = Path(directory)
+    folder = path_named("load", directory)
     if isinstance(make_model, nn.Module) or not callable(make_model):
         raise SettingError(
             f"load: expected a function that makes the dense model, got {type(make_model).__name__}. Write "
@@ -227,7 +227,7 @@ def saved_record(directory: str | os.PathLike[str]) -> Record:
         ArtefactError: There is no artefact, or it is damaged.
         PlanError: A newer version wrote the plan.
     """
-    with opened_artefact(Path(directory)) as (content, _):
+    with opened_artefact(path_named("artefact", directory)) as (content, _):
         pass
     return _record(content, Plan.from_json(json.dumps(content.plan)))
 

@@ -43,19 +43,6 @@ _TRIALS, _PAUSE = 12_000, 0.005
 """How often a writer waits for others in the same folder, and how long. [s] Each needs a few renames."""
 
 
-def path_named(where: str, path: str | os.PathLike[str], error: type[SecateurError] = ArtefactError) -> Path:
-    """The path, unless it is empty: pathlib takes that for the current folder.
-
-    Raises:
-        SecateurError: It is empty, or no path.
-    """
-    if not isinstance(path, str | os.PathLike):
-        raise error(f"{where}: expected a path, got {type(path).__name__}. Name a place.")
-    if not os.fspath(path):
-        raise error(f"{where}: expected a path, got ''. Name a place; the current folder is '.'.")
-    return Path(path)
-
-
 @contextmanager
 def replacing(
     path: Path, error: type[SecateurError] = ArtefactError, *, parents: bool = False
@@ -83,8 +70,7 @@ def replacing(
         ['a.txt']
     """
     with explained(path, error):
-        if not path.name or (path.is_dir() and not path.is_symlink()):
-            raise IsADirectoryError(errno.EISDIR, "a folder where the file should be")
+        check_replaceable(path)
         if parents:
             path.parent.mkdir(parents=True, exist_ok=True)
         with private_folder(path.parent) as folder:
@@ -92,6 +78,20 @@ def replacing(
             flush(folder)
             with locked(path.parent), undisturbed():
                 _put(folder / path.name, path)
+
+
+def check_replaceable(path: Path, called: str = "the file") -> None:
+    """Refuse to put a file where a folder, a pipe or a device is, or a link to a pipe or a device.
+
+    Those are no files that a newer version could replace: ``/dev/stdout`` would be gone for all programs.
+
+    Raises:
+        OSError: There is one.
+    """
+    if not path.name or (os.path.isdir(path) and not path.is_symlink()):
+        raise IsADirectoryError(errno.EISDIR, f"a folder where {called} should be")
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise OSError(errno.EINVAL, f"a pipe or a device where {called} should be")
 
 
 def replace_text(path: Path, text: str, error: type[SecateurError] = ArtefactError) -> None:
@@ -132,7 +132,9 @@ def new_folder(path: Path) -> Iterator[Path]:
         ArtefactError: If there is something at `path`, other than an empty folder, or nothing can be written.
     """
     with explained(path, ArtefactError):
-        taken = path.is_symlink() or (path.exists() and (not path.is_dir() or any(path.iterdir())))
+        taken = path.is_symlink() or (
+            os.path.exists(path) and (not os.path.isdir(path) or any(path.iterdir()))
+        )
     if taken:
         raise ArtefactError(
             f"{path}: expected a new or empty folder, got one that holds files. Name another."
@@ -185,7 +187,7 @@ def _refusal(path: Path, refused: Exception) -> str | None:
         got = known[errno.ENOSPC]
     free = ""
     with suppress(OSError, ValueError, StopIteration):
-        there = next(place for place in (path, *path.absolute().parents) if place.exists())
+        there = next(place for place in (path, *path.absolute().parents) if os.path.exists(place))
         free = f" ({shutil.disk_usage(there).free:,} bytes are free there)"
     advice = "Make room, or name another." if "full" in got else "Name another."
     return f"{path}: expected a place that can be written to, got {got}{free}. {advice}"
@@ -224,7 +226,7 @@ def _owned(parent: Path) -> tuple[Path, int]:
             continue
         try:
             os.write(marker, MARK)
-            if _lock(marker) and (folder / OWNER).exists():
+            if _lock(marker) and os.path.exists(folder / OWNER):
                 return folder, marker
         except BaseException:
             os.close(marker)
@@ -355,12 +357,12 @@ def _put_folder(written: Path, path: Path, aside: Path) -> None:
 
     Who is killed between the two leaves the old folder in `aside`, from where the next write puts it back.
     """
-    if path.is_dir() and not path.is_symlink() and not any(path.iterdir()):
+    if os.path.isdir(path) and not path.is_symlink() and not any(path.iterdir()):
         path.rmdir()
     if not os.path.lexists(path):
         os.replace(written, path)
         return
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise NotADirectoryError(errno.ENOTDIR, "a file where the folder should be")
     if _exchange(written, path):
         return
@@ -369,7 +371,7 @@ def _put_folder(written: Path, path: Path, aside: Path) -> None:
         os.replace(path, aside / path.name)
         os.replace(written, path)
     except BaseException:
-        if (aside / path.name).exists() and not path.exists():
+        if os.path.exists(aside / path.name) and not os.path.exists(path):
             os.replace(aside / path.name, path)
         raise
 
@@ -394,7 +396,7 @@ def flush(folder: Path) -> None:
     """Write all files of a folder to disk, and let everybody read them who may read new files there."""
     mode = 0o666
     with suppress(OSError):
-        marker = folder / OWNER if (folder / OWNER).exists() else folder.parent / OWNER
+        marker = folder / OWNER if os.path.exists(folder / OWNER) else folder.parent / OWNER
         mode = stat.S_IMODE(marker.stat().st_mode)
     for place, _, names in os.walk(folder):
         for name in names:

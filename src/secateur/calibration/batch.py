@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,7 +17,7 @@ from torch.utils import _pytree as pytree
 from secateur.calibration.padding import Padding, running
 from secateur.calibration.reading import Reading, fresh
 from secateur.calibration.samples import samples_apart
-from secateur.errors import CalibrationError
+from secateur.errors import CalibrationError, SecateurError
 
 IGNORED = -100
 """Label of a sample without a class. PyTorch's losses ignore it by default."""
@@ -127,12 +128,40 @@ class Batch:
             model: The model, or a function with the same signature.
             labelled: True: also pass labels to a model that computes its own loss.
         """
-        with running(self.padding):
+        with running(self.padding), self._said_if_unlike():
             if self.reading.forward is not None:
                 return self.reading.forward(model, fresh(self.raw))
             extra = self.extra if labelled and self.extra is not None else {}
             also = {k: v for k, v in extra.items() if k not in self.kwargs}
             return model(*self.args, **self.kwargs, **also)
+
+    def kinds(self) -> tuple[str, ...]:
+        """What the input tensors are, whatever the number of samples: ``float32 [any, 3, 32, 32]``."""
+        return tuple(
+            f"{str(t.dtype).removeprefix('torch.')} [{', '.join(['any', *map(str, t.shape[1:])])}]"
+            for t in held_tensors((self.args, self.kwargs))
+        )
+
+    @contextmanager
+    def _said_if_unlike(self) -> Iterator[None]:
+        """Say of what a model raises that the batch differs from the first one, if it does.
+
+        Raises:
+            CalibrationError: It does.
+        """
+        try:
+            yield
+        except SecateurError:
+            raise
+        except Exception as error:
+            wanted, got = self.reading.kinds, self.kinds()
+            if wanted is None or wanted == got:
+                raise  # the user's own
+            raise CalibrationError(
+                f"calibration batch {self.index}: expected inputs like those of the first batch, "
+                f"{', '.join(wanted)[:120]}, got {', '.join(got)[:120]}, and the model raised "
+                f"{type(error).__name__} ({' '.join(str(error).split())[:120]}). Give batches of one kind."
+            ) from error
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with every tensor on `device`; dtypes stay as they are."""
@@ -235,6 +264,11 @@ class Batch:
                     f"calibration batch {self.index}: expected dense tensors, got {got}. Wrap the model in a "
                     f"module that takes dense tensors (indices and values, or padded rows and a mask) and "
                     f"builds the other tensor from them."
+                )
+            if tensor.is_meta:
+                raise CalibrationError(
+                    f"calibration batch {self.index}: expected inputs that hold numbers, got a tensor on the "
+                    "meta device. Make the data outside of torch.device('meta')."
                 )
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise CalibrationError(

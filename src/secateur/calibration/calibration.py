@@ -31,6 +31,7 @@ from secateur.calibration.ending import check_ends, once, read_once
 from secateur.calibration.randomness import OwnStream, seeded
 from secateur.calibration.reading import Forward, Reading
 from secateur.calibration.views import View, Views
+from secateur.common.seeds import seed_of
 from secateur.errors import CalibrationError, SettingError
 
 
@@ -153,6 +154,7 @@ class Calibration:
             >>> len(list(fit)), len(list(held_out))
             (8, 2)
         """
+        seed = seed_of(seed)
         if isinstance(data, Calibration):
             known: Calibration = data if samples is None else replace(data, most=samples)
             old = known.reading
@@ -266,6 +268,8 @@ class Calibration:
                 if takes(count):
                     batch = Batch.of(raw, count, self.reading)
                     batch.check_finite()
+                    if self.reading.kinds is None:
+                        self.reading.kinds = batch.kinds()
                     if self.views is not None:
                         batch = self.views.seen(batch, k, self.seed)
                     yield batch if self.device is None else batch.to(self.device)

@@ -68,3 +68,16 @@ def _free_memory() -> int:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):
         return 1 << 34
+
+
+def check_same(count: int, before: int) -> None:
+    """Check that a pass over the data gives as many values as the one before: they are compared in pairs.
+
+    Raises:
+        CalibrationError: It does not.
+    """
+    if count != before:
+        raise CalibrationError(
+            f"calibration: expected the same samples in every pass, got {count} values after {before} in the "
+            "pass before. Give data that do not change, such as a list of batches."
+        )

@@ -73,6 +73,8 @@ class Reading:
         self._needs_labels: bool | None = None
         self._takes_labels: bool | None = None
         self._listed: bool | None = None
+        self.kinds: tuple[str, ...] | None = None
+        """What the tensors of the first batch are, for messages; None before there was one."""
 
     def of(self, model: nn.Module) -> Reading:
         """Return this reading with a model set; self if it already has one."""

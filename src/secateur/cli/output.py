@@ -23,8 +23,14 @@ def folder_to_write(out: Path) -> Path:
     Raises:
         SettingError: If nothing can be written there.
     """
-    nearest = next(place for place in (out, *out.absolute().parents) if place.exists())
-    why = "a file" if not nearest.is_dir() else "a read-only one" if not os.access(nearest, os.W_OK) else ""
+    nearest = next(place for place in (out, *out.absolute().parents) if os.path.exists(place))
+    why = (
+        "a file"
+        if not os.path.isdir(nearest)
+        else "a read-only one"
+        if not os.access(nearest, os.W_OK)
+        else ""
+    )
     if why:
         raise SettingError(
             f"--out {out}: expected a folder that can be written to, got {why}"
@@ -39,10 +45,10 @@ def file_to_write(option: str, path: Path) -> Path:
     Raises:
         SettingError: If its folder is missing or read-only, or it is a folder itself.
     """
-    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+    if os.path.isdir(path) or not os.path.isdir(path.parent) or not os.access(path.parent, os.W_OK):
         raise SettingError(
             f"{option} {path}: expected a file in a folder that can be written to, got "
-            f"{'a folder' if path.is_dir() else f'none at {path.parent}'}. Name another."
+            f"{'a folder' if os.path.isdir(path) else f'none at {path.parent}'}. Name another."
         )
     return path
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_format
+import os
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -33,7 +34,9 @@ def compare_runs(
         from secateur.report.report import Report
         from secateur.report.runs import TITLES, Runs
 
-        found = Runs.of([(p.as_posix(), Report.from_json(p / REPORT if p.is_dir() else p)) for p in sources])
+        found = Runs.of(
+            [(p.as_posix(), Report.from_json(p / REPORT if os.path.isdir(p) else p)) for p in sources]
+        )
         if html is not None:
             replace_text(html, found.html(), SettingError)
         shown = str(found)

@@ -45,8 +45,8 @@ def report(
             _check_place(option, place)
         from secateur.report.report import Report
 
-        found = Report.from_json(source / REPORT if source.is_dir() else source)
-        if source.is_dir() and found.artefact is not None:
+        found = Report.from_json(source / REPORT if os.path.isdir(source) else source)
+        if os.path.isdir(source) and found.artefact is not None:
             # A folder may have been moved since: it is read back from where it is now.
             found = found.model_copy(update={"artefact": source.as_posix()})
         if html is not None:
@@ -64,8 +64,8 @@ def _check_place(option: str, place: Path | None) -> None:
     """Check that a file can be written, before any other file is written."""
     if place is None:
         return
-    if place.is_dir() or not place.parent.is_dir() or not os.access(place.parent, os.W_OK):
-        got = "a folder" if place.is_dir() else f"no such place in {str(place.parent)!r}"
+    if os.path.isdir(place) or not os.path.isdir(place.parent) or not os.access(place.parent, os.W_OK):
+        got = "a folder" if os.path.isdir(place) else f"no such place in {str(place.parent)!r}"
         raise SettingError(
             f"{option} {place}: expected a file in a folder that can be written to, got {got}. Name another."
         )
@@ -133,7 +133,7 @@ def export(
         small = sc.load(source, make, example_inputs=example)
         card = None
         if not out.suffix:
-            report = sc.Report.from_json(source / REPORT) if (source / REPORT).is_file() else None
+            report = sc.Report.from_json(source / REPORT) if os.path.isfile(source / REPORT) else None
             card = sc.model_card(small, report, base_model=base_model, license=license, own_code=own_code)
         done = sc.export(
             small,
@@ -296,7 +296,7 @@ def prune_checkpoint(
         from secateur.plan import Plan
         from secateur.targets.experts import checkpoint
 
-        decided = saved_record(plan).plan if plan.is_dir() else Plan.from_json(plan)
+        decided = saved_record(plan).plan if os.path.isdir(plan) else Plan.from_json(plan)
         checkpoint.prune_checkpoint(directory, decided, out)
         kept, before = (sum(getattr(g, name) for g in decided.groups) for name in ("kept", "size"))
     show(f"written to  {out}\n{kept} of {before} experts kept in {len(decided.groups)} blocks")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -65,7 +66,7 @@ def init(
         from secateur.config.write import commented
 
         file_to_write("--out", out)
-        if out.exists() and not force:
+        if os.path.exists(out) and not force:
             raise SettingError(f"--out {out}: expected a new file, got one that exists. Give --force.")
         named = {"model": ("--model", model), "data": ("--data", data), "budget.macs": ("--macs", macs)}
         given = {path: value for path, value in named.items() if value[1] is not None}

@@ -19,6 +19,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
+from secateur.common.paths import path_named
 from secateur.common.reading import complaint, parse_json, read_bytes
 from secateur.common.tensorfile import DTYPES, LARGEST_HEADER, tensor_file
 from secateur.errors import ArtefactError
@@ -62,7 +63,11 @@ def map_weights(model: nn.Module, folder: str | os.PathLike[str]) -> nn.Module:
         ...     bool((other(torch.ones(1, 3)) == net(torch.ones(1, 3))).all())
         True
     """
-    found = {name: tensor for file in files_of(Path(folder)) for name, tensor in _mapped(file).items()}
+    found = {
+        name: tensor
+        for file in files_of(path_named("map_weights", folder))
+        for name, tensor in _mapped(file).items()
+    }
     if callable(tie := getattr(model, "tie_weights", None)):
         tie()  # models of Transformers lose their ties when they are built without values
     held = [
@@ -211,9 +216,9 @@ def files_of(folder: Path) -> list[Path]:
     Raises:
         ArtefactError: One is missing.
     """
-    if folder.is_file():
+    if os.path.isfile(folder):
         return [folder]
-    if (folder / INDEX).is_file():
+    if os.path.isfile(folder / INDEX):
         names = sorted(set(_read_index(folder / INDEX).weight_map.values()))
     else:
         names = ["model.safetensors"]
@@ -252,7 +257,7 @@ def _mapped(path: Path) -> dict[str, Tensor]:
     """
     found = {}
     with tensor_file(path, str(path), ArtefactError) as file:
-        size = path.stat().st_size
+        size = file.length
         try:
             whole = _from_file(path, size, torch.uint8, shared=False)
         except RuntimeError as error:

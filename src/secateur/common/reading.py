@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, Any, BinaryIO, TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -25,6 +27,8 @@ CONTAINERS = 1_000_000
 
 Count = Annotated[int, Field(ge=0, le=1 << 48)]
 """A number of things, as files hold it."""
+
+T = TypeVar("T")
 
 _STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"?', re.DOTALL)
 _DIGITS = re.compile(rb"[0-9]{401}")
@@ -54,8 +58,28 @@ def opened(
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise error(_unreadable(where, what, "a folder, a pipe or a device"))
-    with open(handle, "rb") as file:
+    with io.BufferedReader(_Checked(handle, lambda why: error(_unreadable(where, what, why)))) as file:
         yield file
+
+
+class _Checked(io.FileIO):
+    """An open file that says what the system refuses, such as a block of a broken disk, as our own error."""
+
+    def __init__(self, handle: int, said: Callable[[object], SecateurError]) -> None:
+        super().__init__(handle, "rb")
+        self._said = said
+
+    def readinto(self, buffer: Any) -> int:
+        return self._try(super().readinto, buffer)
+
+    def readall(self) -> bytes:
+        return self._try(super().readall)
+
+    def _try(self, read: Callable[..., T], *args: Any) -> T:
+        try:
+            return read(*args)
+        except OSError as refused:
+            raise self._said(refused.strerror) from refused
 
 
 def _unreadable(where: str, what: str, why: object) -> str:
@@ -80,10 +104,7 @@ def read_bytes(
         size = os.fstat(file.fileno()).st_size
         if first is None and size > most:
             raise error(f"{where}: expected {what} of at most {most:,} bytes, got {size:,}. Check the path.")
-        try:
-            return file.read(min(size, most) if first is None else first)
-        except OSError as refused:
-            raise error(_unreadable(where, what, refused.strerror)) from refused
+        return file.read(min(size, most) if first is None else first)
 
 
 def read_text(
@@ -132,11 +153,21 @@ def parse_json(text: str | bytes, *, constants: bool = False) -> Any:
         constants: Whether ``NaN`` and ``Infinity`` may stand for numbers.
 
     Raises:
-        ValueError: It is no JSON, or is too deep or too large.
+        ValueError: It is no JSON, is too deep or too large, or gives a name twice in one mapping.
     """
     raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
     check_json(raw)
-    return json.loads(raw, parse_constant=float if constants else _refuse_constant)
+    constant = float if constants else _refuse_constant
+    return json.loads(raw, parse_constant=constant, object_pairs_hook=_each_once)
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A mapping, which names each value once: readers do not agree on which of two counts."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"{twice[:80]!r} twice in one mapping")
+    return found
 
 
 def _refuse_constant(name: str) -> Any:

@@ -63,13 +63,15 @@ class TensorFile:
         entries: What the header says, by the tensors' names, in the order of the file.
         metadata: The header's own texts.
         start: The byte where tensors begin.
+        length: Number of bytes of the whole file.
     """
 
     def __init__(self, file: BinaryIO, where: str, error: type[SecateurError]) -> None:
         self._file, self._where, self._error = file, where, error
         self.start, self.metadata, self.entries = 0, dict[str, str](), dict[str, Entry]()
+        self.length = os.fstat(file.fileno()).st_size
         try:
-            self._read_header(os.fstat(file.fileno()).st_size)
+            self._read_header(self.length)
         except ValidationError as refused:
             raise self._refused(complaint(refused)) from refused
         except (ValueError, RecursionError) as refused:

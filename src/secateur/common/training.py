@@ -30,6 +30,10 @@ LOST = 1.25
 best state, and on with half the learning rate."""
 
 
+STATE = frozenset({"step", "exp_avg", "exp_avg_sq"})
+"""What Adam, the only optimizer whose state is kept, has of each parameter once it took a step."""
+
+
 @dataclass(frozen=True, eq=False)
 class Zeros:
     """Weights that a mask set to zero, and that training leaves there.
@@ -260,21 +264,36 @@ class Loop:
         Raises:
             LookupError, RuntimeError, TypeError, ValueError: It was kept by another training.
         """
-        begun, steps, done, scale, before = notes["numbers"]
+        begun, steps, done, scale, before = (float(number) for number in notes["numbers"])
         own = optimizer.state_dict()
         for group, rate in zip(own["param_groups"], notes["rates"], strict=True):
-            group["lr"] = rate
+            group["lr"] = float(rate)
+        own["state"] = {k: {} for k in range(len(parameters))}
         for name, tensor in tensors.items():
             if name.startswith("state."):
                 _, number, part = name.split(".")
-                own["state"].setdefault(int(number), {})[part] = tensor
+                if tensor.ndim and tensor.shape != parameters[int(number)].shape:
+                    raise ValueError(f"{name[:80]} {list(tensor.shape)}")
+                own["state"][int(number)][part] = tensor
+        if any(part and set(part) != STATE for part in own["state"].values()):
+            raise ValueError(f"a state of an optimizer that does not hold {', '.join(sorted(STATE))}")
         optimizer.load_state_dict(own)
-        for k, parameter in enumerate(parameters):
-            parameter.copy_(tensors[f"now.{k}"])
+        now = self._like(parameters, tensors, "now")
         if self.best is not None:
-            self.best.resume(notes["best"], [tensors[f"best.{k}"] for k in range(len(parameters))])
+            self.best.resume([*map(float, notes["best"])], self._like(parameters, tensors, "best"))
+        for parameter, value in zip(parameters, now, strict=True):
+            parameter.copy_(value)
         torch.set_rng_state(tensors["random"])
         return int(begun), int(steps), float(done), float(scale), float(before)
+
+    @staticmethod
+    def _like(parameters: Sequence[Tensor], tensors: Mapping[str, Tensor], kind: str) -> list[Tensor]:
+        """Tensors that were kept of each parameter. One of another shape would be spread out silently."""
+        found = [tensors[f"{kind}.{k}"] for k in range(len(parameters))]
+        for tensor, parameter in zip(found, parameters, strict=True):
+            if (tensor.shape, tensor.dtype) != (parameter.shape, parameter.dtype):
+                raise ValueError(f"{kind} {list(tensor.shape)} of {tensor.dtype}")
+        return found
 
     def _step(self, optimizer: Optimizer, parameters: Sequence[Tensor], processes: ProcessGroup) -> bool:
         """Change the parameters. Return whether the gradient is finite; where it is not, nothing changes."""

@@ -19,6 +19,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from secateur.common.seeds import LEAST, MOST
 from secateur.config.names import (
     BLOCK_SIGNALS,
     EXPERT_SIGNALS,
@@ -439,7 +440,10 @@ class Run(_Settings):
         default=None, description="Folder that secateur repair writes.", examples=["repaired"]
     )
     seed: int = Field(
-        default=0, description="Seed for all random choices: the same seed gives the same plan."
+        default=0,
+        ge=LEAST,
+        le=MOST,
+        description="Seed for all random choices: the same seed gives the same plan.",
     )
     compare: CompareSection = Field(default=CompareSection(), description="Settings of secateur compare.")
     curve: CurveSection = Field(default=CurveSection(), description="Settings of secateur tolerance.")

@@ -1,7 +1,8 @@
-"""Read YAML without what makes a short text large or its values odd: aliases, tags, depth, long scalars."""
+"""Read YAML without what makes a short text large or its values odd: aliases, tags, depth, names twice."""
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import yaml
@@ -17,6 +18,13 @@ class _Loader(yaml.SafeLoader):
     """PyYAML's own, which refuses these while it reads, before values are made."""
 
     depth = 0
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        found = super().construct_mapping(node, deep)
+        if len(found) != len(node.value):
+            names = Counter(self.construct_object(key) for key, _ in node.value)
+            raise ValueError(f"{str(names.most_common(1)[0][0])[:40]} twice in one mapping{node.start_mark}")
+        return found
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
@@ -39,7 +47,8 @@ def parse_yaml(text: str) -> Any:
     r"""Parse one YAML document of plain values.
 
     Raises:
-        ValueError: It is malformed, or has an alias, an anchor, a tag, a long scalar or too much depth.
+        ValueError: It is malformed, or has an alias, an anchor, a tag, a long scalar, too much depth, or a
+            name twice in one mapping.
 
     Example:
         >>> parse_yaml("budget: {macs: 0.5}")

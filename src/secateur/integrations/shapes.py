@@ -15,6 +15,7 @@ from secateur.artefact.writing import replace_text
 from secateur.common.caches import without_caches
 from secateur.common.formatting import shorten
 from secateur.common.models import device_of, unwrap
+from secateur.common.paths import path_named
 from secateur.common.reading import complaint, parse_json, read_bytes
 from secateur.compat.training import own_forward
 from secateur.errors import ArtefactError, PlanError
@@ -126,7 +127,7 @@ def reshape(model: nn.Module, state: Mapping[str, Any]) -> None:
 
 def write_shape(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
     """Write `shape_state` into a checkpoint's folder, and return the path of the file."""
-    path = Path(folder) / FILE
+    path = path_named("write_shape", folder) / FILE
     replace_text(path, json.dumps(shape_state(model), indent=1) + "\n")
     return path
 
@@ -137,7 +138,7 @@ def read_shape(folder: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         ArtefactError: If the file is damaged.
     """
-    path = Path(folder) / FILE
+    path = path_named("read_shape", folder) / FILE
     if not os.path.lexists(path):
         return {}
     text = read_bytes(path, LARGEST, str(path), ArtefactError, "JSON")

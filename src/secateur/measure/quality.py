@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from secateur.calibration import Batch, Calibration
+from secateur.calibration.ending import check_same
 from secateur.common.foreign import details, said
 from secateur.common.models import device_of, evaluating
 from secateur.errors import CalibrationError, SecateurError, SettingError
@@ -155,6 +156,7 @@ class Gauge:
         if bound not in self._dense_values:
             self._dense_values[bound] = self._values(self._dense, bound)
         before, after = self._dense_values[bound], self._values(model, bound)
+        check_same(len(after.above), len(before.above))
         if bound == "accuracy_drop":
             return Damage(before.mean, after.mean, _drop(before, after))
         if bound == "loss_rise" and not before.mean > 0:

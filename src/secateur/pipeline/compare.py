@@ -16,6 +16,7 @@ from secateur.allocators.registry import Allocates
 from secateur.calibration import Calibration, Forward, View, Views
 from secateur.common.models import unwrap
 from secateur.common.progress import steps
+from secateur.common.seeds import seed_of
 from secateur.config.names import Granularity
 from secateur.errors import SettingError, UnreachableBudgetError
 from secateur.measure.evaluate import Evaluation, evaluate
@@ -225,6 +226,7 @@ def compare(
         checked("compare", budget)
         check_bounds("compare", what, budget)
     kind.check_repair(repair)
+    seed = seed_of(seed)
     model = unwrap(model)
     if what != "weight":
         model = gathered(model)

@@ -16,6 +16,7 @@ from secateur.calibration import Calibration, Forward, View, Views
 from secateur.common.caches import without_caches
 from secateur.common.models import device_of, unwrap
 from secateur.common.modes import require_plain_modes, require_values
+from secateur.common.seeds import seed_of
 from secateur.config.names import Granularity, Quantisation
 from secateur.measure.evaluate import evaluate
 from secateur.measure.quality import Gauge, Metric
@@ -152,6 +153,7 @@ def prune(
         decider = kind.rule(decider)
     else:
         chooser.check("prune", what)
+    seed = seed_of(seed)
     kind.check_repair(repair)  # a wrong name is refused now, not after scoring
     model = unwrap(model)
     if what != "weight":  # whose layers are read through the hooks

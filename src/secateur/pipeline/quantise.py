@@ -20,10 +20,11 @@ from secateur.artefact.export.checking import check, tolerance_of
 from secateur.artefact.export.onnx import ONE_FILE_BYTES, onnx_runner, require_onnx, write_onnx
 from secateur.artefact.export.quantising import KINDS, Feeds, OnnxModel, int4, int8
 from secateur.artefact.export.trials import captured_trials
-from secateur.artefact.writing import path_named, replace_bytes
+from secateur.artefact.writing import replace_bytes
 from secateur.calibration import Batch, Calibration, Forward
 from secateur.common.models import device_of, evaluating, named_tensors, unwrap
 from secateur.common.modes import require_numbers
+from secateur.common.paths import path_named
 from secateur.config.names import Quantisation
 from secateur.errors import CalibrationError, ExportError, SettingError
 from secateur.graph.inputs import InputSpec
@@ -260,6 +261,7 @@ class Quantiser:
         )
         files.append((f"{last} + {self.kind}", Exported(content, source.outputs)))
         models = [file.model for _, file in files]
+        _require_numbers(models[-1], judged, "the quantised model")
         loss_fn = loss_fn or _own_loss(self.dense, judged.first())
         found = _evaluated(models, judged, loss_fn)
         times: list[tuple[float, ...]] = [() for _ in models]
@@ -340,13 +342,13 @@ def _feeds(model: OnnxModel, batch: Batch) -> Feeds:
     return model.feeds(batch.args, batch.kwargs)
 
 
-def _require_numbers(model: OnnxModel, data: Calibration) -> None:
+def _require_numbers(model: OnnxModel, data: Calibration, whose: str = "the model") -> None:
     """Check that a model gives numbers: what quantising costs cannot be told from NaN."""
     for batch in data.plain.batches():
         if any(bool(value.isnan().any()) for value in floats_of(batch.run(model), batch)):
             raise CalibrationError(
-                "quantise: expected outputs that are numbers on the held-out data, got NaN. Check the model "
-                "and the data."
+                f"quantise: expected outputs of {whose} that are numbers on the held-out data, got NaN. "
+                "Check the model, and the data for values that are far too large."
             )
 
 

@@ -17,6 +17,7 @@ from secateur.common.accelerating import ProcessGroup
 from secateur.common.caches import without_caches
 from secateur.common.models import device_of, evaluating, unwrap
 from secateur.common.modes import require_plain_modes
+from secateur.common.seeds import seed_of
 from secateur.common.training import Loop, Zeros
 from secateur.errors import CalibrationError, SettingError
 from secateur.repairs.repair import flush_subnormals
@@ -99,6 +100,7 @@ def recover(
         True
     """
     _check(epochs, distill, temperature)
+    seed = seed_of(seed)
     processes = ProcessGroup.of(accelerator, loader)
     model = unwrap(model)
     require_plain_modes("recover", model)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from secateur.calibration import Calibration
 from secateur.signals import Scores, score
 from secateur.signals.identity import plain
-from secateur.signals.journal import current, model_digest
+from secateur.signals.journal import checked_notes, current, model_digest, require_like
 from secateur.signals.loss import LossFn, loss_name
+from secateur.signals.scores import Table
 from secateur.targets.granularity import granularity_of
 
 
@@ -43,35 +45,30 @@ def scored_once(
     options: dict[str, Any] = {"loss_fn": loss_fn, "seed": seed, "progress": progress}
     if journal is None:
         return score(graph, data, signals, **options)
-    what = plain(repr(signals)), str([(group.name, group.size) for group in graph.groups])
+    sizes = {group.name: group.size for group in graph.groups}
+    what = plain(repr(signals)), str([*sizes.items()])
     where = (model_digest(model), journal.data(data), str(loss_name(loss_fn, data.first())), str(seed))
     step = journal.step("scores", *where, *what)
-    known = step.load(_scores)
+    known = step.load(partial(_understood, sizes))
     if known is not None:
         return known
     if granularity_of(graph) == "unit":
         options["checkpoint"] = journal.folder / step.name.replace("scores", "scoring")
     found = score(graph, data, signals, **options)
-    step.save(*_parts(found))
+    table, tensors = found.parts()
+    step.save(table.model_dump(mode="json"), tensors)
     return found
 
 
-def _parts(scores: Scores) -> tuple[Any, dict[str, Tensor]]:
-    """Scores as plain data and tensors."""
-    names = {signal: list(by_group) for signal, by_group in scores.values.items()}
-    tensors = {
-        f"{i}.{j}": torch.from_numpy(np.array(vector))
-        for i, by_group in enumerate(scores.values.values())
-        for j, vector in enumerate(by_group.values())
-    }
-    return [names, scores.samples, scores.classes, scores.seed, scores.fingerprint], tensors
+def _understood(sizes: Mapping[str, int], notes: Any, tensors: Mapping[str, Tensor]) -> Scores:
+    """Scores of groups of these sizes.
 
-
-def _scores(notes: Any, tensors: dict[str, Tensor]) -> Scores:
-    """The inverse of `_parts`."""
-    names, *others = notes
-    values = {
-        signal: {group: tensors[f"{i}.{j}"].numpy() for j, group in enumerate(groups)}
-        for i, (signal, groups) in enumerate(names.items())
-    }
-    return Scores(values, *others)
+    Raises:
+        ValueError: They are others.
+    """
+    table = checked_notes(Table, notes)
+    if set(table.groups) != set(sizes):
+        raise ValueError(f"scores of {len(table.groups)} groups, which are not those of the model")
+    names = [(f"{i}.{j}", g) for i in range(len(table.signals)) for j, g in enumerate(table.groups)]
+    wanted = {name: torch.empty(sizes[group], dtype=torch.float64) for name, group in names}
+    return Scores.of_parts(table, require_like({name: tensors[name] for name in wanted}, wanted))

@@ -18,7 +18,7 @@ from secateur.pipeline.bounds.ceilings import Latency
 from secateur.pipeline.targets.target import Target
 from secateur.repairs.judging import MARGIN, standard_errors
 from secateur.signals import Scores
-from secateur.signals.distributed import OtherProcessError, joined
+from secateur.signals.distributed import OF_THE_RUN, joined
 from secateur.targets.granularity import UNITS, refusal
 
 MULTIPLES = (1, 4, 8, 16, 32)
@@ -81,7 +81,7 @@ def rounded(
                 found[multiple] = target.apply(plan)
             else:
                 worse.append(multiple)
-        except OtherProcessError:
+        except OF_THE_RUN:
             raise
         except SecateurError as error:  # the budget may be out of reach with so coarse steps
             first = first or error

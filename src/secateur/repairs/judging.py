@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from secateur.calibration import Batch, Calibration
 from secateur.calibration.batch import held_tensors
+from secateur.calibration.ending import check_same
 from secateur.calibration.subset import take_share
 from secateur.common.mapped import any_mapped
 from secateur.common.models import device_of, evaluating
@@ -60,6 +61,7 @@ class Judge:
         self._by_scores = by_scores if loss_fn is None else False
         self._kept: dict[int, list[Tensor]] = {}
         self._bytes = 0
+        self._count: int | None = None  # of errors
         self._most = 0 if any_mapped(dense.parameters()) else HELD_BYTES  # in files: memory is short
 
     def on_part(self, samples: int, *, whole: bool) -> Judge:
@@ -102,8 +104,22 @@ class Judge:
             for share in team.everyone(found):
                 found |= share
         errors, norms = ([v for k in sorted(found) for v in found[k][i]] for i in (0, 1))
+        check_same(len(errors), len(errors) if self._count is None else self._count)
+        self._count = len(errors)
         scale = float(np.mean(norms)) if norms else 1.0
         return np.array(errors, dtype=np.float64) / (scale or 1.0)
+
+    def fitting(self, errors: Tensor) -> NDArray[np.float64]:
+        """Return errors that were kept, if they are as many as calls of this judge return.
+
+        Raises:
+            ValueError: They are not.
+        """
+        one_each = self._loss_fn is None  # with a loss, one for each piece of a batch
+        count = len(errors) if errors.ndim == 1 and errors.dtype == torch.float64 else 0
+        if not 0 < count <= self.samples or (one_each and count != self.samples):
+            raise ValueError(f"errors {list(errors.shape)} of {errors.dtype}, of {self.samples} samples")
+        return errors.numpy()
 
     def _measured(self, model: nn.Module, batch: Batch) -> tuple[list[float], list[float]]:
         """Return the errors on a batch, and without a loss the mean squares of the dense outputs."""

@@ -9,19 +9,39 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from secateur.common.models import named_tensors
+from secateur.common.reading import Count
 from secateur.errors import ArtefactError
 from secateur.repairs.judging import Judge
 from secateur.repairs.methods import Method, Repair, Work
+from secateur.repairs.notes import Notes
 from secateur.repairs.polish import Polish
 from secateur.signals.identity import digest_of, plain
-from secateur.signals.journal import Journal, Step, current, model_digest, plan_digest, require_like
+from secateur.signals.journal import (
+    Journal,
+    Step,
+    checked_notes,
+    current,
+    model_digest,
+    plan_digest,
+    require_like,
+)
 from secateur.targets.units.record import record_of
 
 _CHUNK = 1 << 26
 """About so many bytes of tensors are kept in one file, so that reading them takes little memory."""
+
+
+class _Done(BaseModel):
+    """What is kept of a repair beside tensors: its notes, and in how many files the tensors are."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    notes: Notes | None
+    chunks: Count
 
 
 def run(method: Method, small: nn.Module, work: Work) -> dict[str, Any] | None:
@@ -42,11 +62,11 @@ def run(method: Method, small: nn.Module, work: Work) -> dict[str, Any] | None:
         return method.run(small, work)
     judge = "" if work.judge is None else described(work.judge, journal)
     step = journal.step("repair", _named(method), *_model(small), journal.data(work.data), judge)
-    known = step.load(lambda given, _: (given["notes"] and dict(given["notes"]), int(given["chunks"])))
+    known = step.load(lambda given, _: checked_notes(_Done, given))
     if known is not None:
-        for k in range(known[1]):
+        for k in range(known.chunks):
             _restore(small, journal.step("changed", step.name, str(k)))
-        return known[0]
+        return None if known.notes is None else known.notes.model_dump(exclude_unset=True)
     before = _digests(small)
     with step.inside():
         notes = method.run(small, replace(work, kept=journal.step("passes", step.name)))
@@ -62,20 +82,25 @@ def judged(models: Sequence[nn.Module], judges: Sequence[Judge]) -> NDArray[np.f
     """Measure each model by its judge, or take the errors from the journal of the run. [errors]"""
     journal = current()
     if journal is None:
-        return _judged(models, judges)
+        return np.concatenate(_judged(models, judges))
     pairs = zip(models, judges, strict=True)
     parts = [part for model, judge in pairs for part in (*_model(model), described(judge, journal))]
     step = journal.step("judged", *parts)
-    known = step.load(lambda _, tensors: tensors["errors"].numpy())
+    known = step.load(lambda _, tensors: _joined(judges, tensors))
     if known is not None:
         return known
-    errors = _judged(models, judges)
-    step.save(None, {"errors": torch.from_numpy(errors)})
-    return errors
+    found = _judged(models, judges)
+    step.save(None, {str(k): torch.from_numpy(errors) for k, errors in enumerate(found)})
+    return np.concatenate(found)
 
 
-def _judged(models: Sequence[nn.Module], judges: Sequence[Judge]) -> NDArray[np.float64]:
-    return np.concatenate([judge(m) for m, judge in zip(models, judges, strict=True)])
+def _judged(models: Sequence[nn.Module], judges: Sequence[Judge]) -> list[NDArray[np.float64]]:
+    return [judge(m) for m, judge in zip(models, judges, strict=True)]
+
+
+def _joined(judges: Sequence[Judge], tensors: Mapping[str, Tensor]) -> NDArray[np.float64]:
+    """The errors that were kept of each judge, one after the other."""
+    return np.concatenate([judge.fitting(tensors[str(k)]) for k, judge in enumerate(judges)])
 
 
 def described(judge: Judge, journal: Journal) -> str:

@@ -31,13 +31,14 @@ from secateur.common.mapped import any_mapped, release
 from secateur.common.progress import bar
 from secateur.graph.graph import Graph
 from secateur.repairs.moments import channelwise, layerwise, mean, variance
+from secateur.repairs.notes import Fitted
 from secateur.repairs.pairs import Pair, Pairs
 from secateur.repairs.regression.layers import Site
 from secateur.repairs.regression.leastsquares import Fit, Sums, fit
 from secateur.repairs.rows import column_sums, output_sums, target
 from secateur.repairs.tasks import Task, is_ready, siblings_among, start_of, tasks_of
 from secateur.signals.distributed import Team, joined
-from secateur.signals.journal import Step, current, model_digest, plan_digest, require_like
+from secateur.signals.journal import Step, checked_notes, current, model_digest, plan_digest, require_like
 from secateur.stream.dense import Values
 from secateur.stream.pending import PendingBatches
 from secateur.targets.units.record import record_of
@@ -254,10 +255,10 @@ class _Sweep:
         self, notes: Any, tensors: dict[str, Tensor]
     ) -> tuple[dict[str, dict[str, float | None]], float | None, dict[str, Tensor]]:
         """Return what `restore` takes, from what was kept."""
-        pair, near = self.pair, notes["near"]
+        pair, said = self.pair, checked_notes(Fitted, notes)
         wanted = {name: pair.tensor(node) for node, name in pair.names.items() if name in tensors}
-        found = {name: dict(entry) for name, entry in notes["found"].items()}
-        return found, None if near is None else float(near), require_like(tensors, wanted)
+        found = {name: entry.model_dump() for name, entry in said.found.items()}
+        return found, said.near, require_like(tensors, wanted)
 
     def _of_all(self, parts: Sequence[Sums | None]) -> list[Sums]:
         """Return the sums of each part over all processes; nothing on any but the first process."""

@@ -16,7 +16,7 @@ from secateur.errors import SecateurError
 from secateur.repairs import resuming
 from secateur.repairs.judging import MARGIN, Judge, standard_errors
 from secateur.repairs.methods import Method, Work
-from secateur.signals.distributed import OtherProcessError
+from secateur.signals.distributed import OF_THE_RUN
 from secateur.targets.units.copying import duplicate
 
 NOTHING = "the model has nothing that it could change"
@@ -74,8 +74,8 @@ class Trials:
             candidate = duplicate(model)
             try:
                 notes = resuming.run(method, candidate, work)
-            except OtherProcessError:
-                raise  # the process that failed is not here any more
+            except OF_THE_RUN:
+                raise
             except SecateurError as error:
                 return str(error)
             models.append(candidate)

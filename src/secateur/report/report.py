@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from secateur.artefact.writing import replace_text
 from secateur.common.inert import inert
+from secateur.common.paths import path_named
 from secateur.common.reading import complaint, parse_json, read_text
 from secateur.errors import ArtefactError, SettingError
 from secateur.report.data import FORMAT, Facts
@@ -32,7 +33,7 @@ class Report(Facts):
         """
         text = inert(self.model_dump_json(indent=1)) + "\n"
         if path is not None:
-            replace_text(Path(path), text, SettingError)
+            replace_text(path_named("report.to_json", path, SettingError), text, SettingError)
         return text
 
     @classmethod
@@ -47,8 +48,9 @@ class Report(Facts):
         """
         where, text = "report", source
         if not (isinstance(source, str) and source.lstrip().startswith("{")):
-            where = f"report {os.fspath(source)!r}"
-            text = read_text(source, LARGEST, where, ArtefactError, "a readable file of JSON")
+            path = path_named("report", source)
+            where = f"report {str(path)!r}"
+            text = read_text(path, LARGEST, where, ArtefactError, "a readable file of JSON")
         return _shown(where, _parsed(where, str(text)))
 
     def read_from(self, where: str) -> Report:
@@ -62,14 +64,15 @@ class Report(Facts):
         Raises:
             SettingError: If Jinja, which writes the page, is missing, or the file cannot be written.
         """
-        replace_text(Path(path), render(self), SettingError)
-        return Path(path)
+        place = path_named("report.to_html", path, SettingError)
+        replace_text(place, render(self), SettingError)
+        return place
 
     def to_markdown(self, path: str | Path | None = None) -> str:
         """Return the report as Markdown. If `path` is given, also write it to that file."""
         text = document(self)
         if path is not None:
-            replace_text(Path(path), text, SettingError)
+            replace_text(path_named("report.to_markdown", path, SettingError), text, SettingError)
         return text
 
     def __str__(self) -> str:

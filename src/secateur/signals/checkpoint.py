@@ -131,7 +131,7 @@ class Checkpoint:
         Raises:
             ArtefactError: It is damaged, no checkpoint, or of another run; the message says what differs.
         """
-        if not self._path.exists():
+        if not os.path.exists(self._path):
             return None
         header, tensors = read(self._path, _KIND, _Run)
         differs = difference(self._about, header.about)
@@ -158,7 +158,7 @@ class Checkpoint:
             yield
         except SecateurError:
             raise
-        except (LookupError, RuntimeError, TypeError, ValueError) as error:
+        except Exception as error:  # of a signal, about what is not its own
             raise ArtefactError(
                 f"checkpoint {self._path}: expected what these signals have accumulated, got something else "
                 f"({type(error).__name__}). Delete the file to start afresh."

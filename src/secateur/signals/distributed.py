@@ -26,13 +26,16 @@ from torch import Tensor, nn
 from torch.utils.data.distributed import DistributedSampler
 
 from secateur.calibration import Calibration
-from secateur.errors import CalibrationError, ScoreError, SecateurError, SettingError
+from secateur.errors import ArtefactError, CalibrationError, ScoreError, SecateurError, SettingError
 from secateur.signals.identity import difference, of_run
-from secateur.signals.presence import VARIABLE, Presence, patience
-from secateur.signals.presence import OtherProcessError as OtherProcessError
+from secateur.signals.presence import VARIABLE, OtherProcessError, Presence, patience
 
 _TRANSFERS = 10
 """How many times `patience` one transfer may take: all processes have arrived by then."""
+
+OF_THE_RUN = (OtherProcessError, ArtefactError)
+"""Errors that say nothing of the candidate or the repair that met them: a process is gone, a file is damaged,
+the disk is full. Taken for a reason to leave that one out, they would change the result."""
 
 T = TypeVar("T")
 

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from secateur.calibration import Calibration, seeded
 from secateur.calibration.batch import IGNORED
+from secateur.common.paths import path_named
 from secateur.errors import CalibrationError
 from secateur.graph.graph import Graph
 from secateur.signals.checkpoint import Checkpoint, Position, Saved, Values
@@ -97,7 +97,7 @@ def gather(
                     processes=team.size,
                 )
             if data is not None and checkpoint is not None:
-                path = Path(checkpoint)
+                path = path_named("score: checkpoint", checkpoint)
                 if team.size > 1:
                     path = path.with_name(f"{path.name}.{team.rank}of{team.size}")
                 saver = Checkpoint(path, checkpoint_every, about)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -20,12 +21,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
-from secateur.artefact.writing import PREFIX, explained, locked_file, path_named
+from secateur.artefact.writing import PREFIX, explained, locked_file
 from secateur.calibration import Calibration
 from secateur.common.models import named_tensors
-from secateur.common.reading import parse_json
+from secateur.common.paths import entries, path_named
+from secateur.common.reading import complaint, parse_json
 from secateur.common.tensorfile import TensorFile
 from secateur.errors import ArtefactError
 from secateur.signals.distributed import joined
@@ -40,6 +43,7 @@ _RUN_KIND, _STEP_KIND = "notes of a run", "finished steps"
 _HOST = torch.device("cpu")
 
 T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
 
 
 class _Run(Header):
@@ -102,7 +106,7 @@ class Step:
         with joined(_HOST) as team:
             kept, found = None, None
             with team.together():
-                if team.rank == 0 and self.path.exists():
+                if team.rank == 0 and os.path.exists(self.path):
                     advice = "Delete the file to compute it again."
                     header, tensors = _read(self.path, _STEP_KIND, _Finished, advice)
                     kept = header.step, header.notes, tensors
@@ -118,7 +122,7 @@ class Step:
             if name != self.name:
                 raise ValueError(f"step {name[:60]}")
             return take(parse_json(notes, constants=True), tensors)
-        except (LookupError, RuntimeError, TypeError, ValueError) as error:
+        except Exception as error:  # somebody else's notes may go wrong in any way
             raise ArtefactError(
                 f"{self.path}: expected step {self.name}, got something else ({str(error)[:200]}). Delete "
                 "the file to compute it again."
@@ -180,6 +184,18 @@ class Journal:
         if id(value) not in self._known:
             self._known[id(value)] = value, make()
         return self._known[id(value)][1]
+
+
+def checked_notes(model: type[M], notes: Any) -> M:
+    """Notes of a step as a strict model of their fields.
+
+    Raises:
+        ValueError: They are not what the model says.
+    """
+    try:
+        return model.model_validate_json(json.dumps(notes))
+    except ValidationError as error:
+        raise ValueError(complaint(error)) from error
 
 
 def require_like(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -258,7 +274,7 @@ def keeping(folder: str | PathLike[str] | None, about: Callable[[], dict[str, st
 
 def _check(folder: Path, about: dict[str, str]) -> None:
     """Check that a folder is empty or belongs to this run; mark it as this run's."""
-    if (folder / RUN).exists():
+    if os.path.exists(folder / RUN):
         advice = "Delete the folder to start afresh, or name another."
         header, _ = _read(folder / RUN, _RUN_KIND, _Run, advice)
         differs = difference(about, header.about)
@@ -268,7 +284,7 @@ def _check(folder: Path, about: dict[str, str]) -> None:
                 "delete this one to start afresh."
             )
         return
-    others = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith(PREFIX))
+    others = [entry.name for entry in entries(folder, "checkpoint") if not entry.name.startswith(PREFIX)]
     if others:
         raise ArtefactError(
             f"checkpoint {folder}: expected a new or empty folder, or one that an earlier run of the same "
@@ -293,15 +309,16 @@ def discard(folder: str | PathLike[str]) -> None:
 
     If another run has begun to work in it, it stays.
     """
-    path = Path(folder)
-    if not (path / RUN).exists():
+    path = path_named("checkpoint", folder)
+    if not os.path.exists(path / RUN):
         return
-    with locked_file(path / RUN) as mine:
+    with explained(path, ArtefactError), locked_file(path / RUN) as mine:
         if not mine:
             return
-        for entry in list(path.iterdir()):
-            if _STEP.fullmatch(entry.name):
-                entry.unlink()
+        # The newest first: a step goes before those that it needs, so what a kill leaves can be gone on from.
+        there = {entry.name: entry.stat().st_mtime_ns for entry in entries(path, "checkpoint")}
+        for name in sorted(filter(_STEP.fullmatch, there), key=lambda n: (there[n], n), reverse=True):
+            (path / name).unlink()
         remove(path / RUN)
         if not any(path.iterdir()):
             path.rmdir()

@@ -11,7 +11,10 @@ from types import MappingProxyType
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from secateur.common.inert import inert_line
+from secateur.common.paths import path_named
 from secateur.common.reading import Count
 from secateur.common.tensorfile import TensorFile
 from secateur.errors import ScoreError
@@ -21,7 +24,7 @@ from secateur.signals.storage import Header, read, write
 _KIND = "scores"
 
 
-class _Table(Header):
+class Table(Header):
     """What a file of scores says beside its vectors, which are called ``signal.group`` by number."""
 
     signals: tuple[str, ...]
@@ -110,7 +113,7 @@ class Scores:
     def __repr__(self) -> str:
         """A short text without the numbers."""
         groups = next(iter(self.values.values()), {})
-        names = ", ".join(self.values)
+        names = inert_line(", ".join(self.values))
         return f"Scores({names}: {len(groups)} groups, {self.samples} samples, seed {self.seed})"
 
     def save(self, path: str | PathLike[str]) -> Path:
@@ -125,9 +128,14 @@ class Scores:
         Raises:
             ArtefactError: The folder does not exist, or cannot be written to.
         """
-        file = Path(path)
+        file = path_named("scores.save", path)
+        write(file, _KIND, *self.parts())
+        return file
+
+    def parts(self) -> tuple[Table, dict[str, Tensor]]:
+        """What a file of scores holds: all but the numbers, and these. `of_parts` is the inverse."""
         groups = next(iter(self.values.values()), {})
-        header = _Table(
+        header = Table(
             signals=tuple(self.values),
             groups=tuple(groups),
             samples=self.samples,
@@ -140,8 +148,7 @@ class Scores:
             for i, by_group in enumerate(self.values.values())
             for j, group in enumerate(groups)
         }
-        write(file, _KIND, header, tensors)
-        return file
+        return header, tensors
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Scores:
@@ -150,7 +157,11 @@ class Scores:
         Raises:
             ArtefactError: The file is missing, damaged, foreign, or newer than this version can read.
         """
-        header, tensors = read(Path(path), _KIND, _Table)
+        return cls.of_parts(*read(path_named(_KIND, path), _KIND, Table))
+
+    @classmethod
+    def of_parts(cls, header: Table, tensors: Mapping[str, Tensor]) -> Scores:
+        """The scores of which these are the parts. The tensors are those that the header expects."""
         values = {
             signal: {group: tensors[f"{i}.{j}"].numpy() for j, group in enumerate(header.groups)}
             for i, signal in enumerate(header.signals)

@@ -182,12 +182,28 @@ class SumTally(Tally):
     def merge(self, states: Sequence[Mapping[str, Tensor]]) -> None:
         """Add the states up, in their order."""
         self.samples = sum(int(state["samples"]) for state in states)
+        size = sum(map(len, self.sums.values()))
+        for state in states:
+            require_shape("sums", state["sums"], torch.float64, size)
         # Not sum(): 0 + (-0.0) is 0.0, and a resumed run is to be the same bit for bit.
         total = states[0]["sums"].numpy().copy()
         for state in states[1:]:
             total += state["sums"].numpy()
         ends = np.cumsum([len(vector) for vector in self.sums.values()])[:-1]
         self.sums = dict(zip(self.sums, np.split(total, ends), strict=True))
+
+
+def require_shape(name: str, found: Tensor, dtype: torch.dtype, *shape: int) -> Tensor:
+    """Return a part of a state. One of another shape could be spread out silently.
+
+    Raises:
+        ValueError: It has another shape or dtype.
+    """
+    if (tuple(found.shape), found.dtype) != (shape, dtype):
+        raise ValueError(
+            f"{name[:80]} {list(found.shape)} of {found.dtype} in place of {list(shape)} of {dtype}"
+        )
+    return found
 
 
 class TensorTally(Tally):
@@ -204,6 +220,8 @@ class TensorTally(Tally):
     def merge(self, states: Sequence[Mapping[str, Tensor]]) -> None:
         """Add the states up, in their order."""
         for name, tensor in self.held().items():
+            for state in states:
+                require_shape(name, state[name], tensor.dtype, *tensor.shape)
             total = states[0][name].clone()
             for state in states[1:]:
                 total += state[name]

@@ -12,6 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from torch import nn
 
+from secateur.common.seeds import seed_of
 from secateur.errors import SettingError
 
 P = ParamSpec("P")
@@ -174,9 +175,12 @@ def by_granularity(told_by: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         @wraps(function)
         def run(*args: P.args, **kwargs: P.kwargs) -> R:
             try:
-                given = signature.bind(*args, **kwargs).arguments
+                bound = signature.bind(*args, **kwargs)
             except TypeError:
                 return function(*args, **kwargs)  # which says what is wrong with these arguments
+            given = bound.arguments
+            if "seed" in given:
+                given["seed"] = seed_of(given["seed"])
             told = given.get(told_by, "unit")
             granularity = named(name, told) if told_by == "granularity" else granularity_of(told)
             for option, why in REFUSED.get((name, granularity), {}).items():
@@ -193,7 +197,7 @@ def by_granularity(told_by: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
                     f"{granularity_of(traced)!r}. Pass {right}, or leave it out."
                 )
             if granularity == "unit":
-                return function(*args, **kwargs)
+                return function(*bound.args, **bound.kwargs)
             other = _other(name, granularity)
             known = inspect.signature(other).parameters
             found: R = other(**{option: value for option, value in given.items() if option in known})

@@ -28,9 +28,10 @@ from secateur.artefact.export.onnx import onnx_runner, require_onnx, write_onnx
 from secateur.artefact.export.owncode import own_code_runner, require_own_code, write_own_code
 from secateur.artefact.export.program import program_runner, write_program
 from secateur.artefact.export.trials import Trials, captured_trials, inputs_of
-from secateur.artefact.writing import path_named, replacing, replacing_folder
+from secateur.artefact.writing import replacing, replacing_folder
 from secateur.common.models import device_of, unwrap
 from secateur.common.modes import require_numbers
+from secateur.common.paths import path_named
 from secateur.errors import CaptureError, ExportError, SettingError
 from secateur.graph.inputs import Arguments, InputSpec
 from secateur.graph.leaf import Place
@@ -119,7 +120,11 @@ def export(
     if suffix == ".gguf":
         trials = gguf_trials(model)
         with replacing(path, ExportError, parents=True) as written:
-            write_gguf(model, written, None if tokenizer is None else Path(tokenizer))
+            write_gguf(
+                model,
+                written,
+                None if tokenizer is None else path_named("export: tokenizer", tokenizer, ExportError),
+            )
             accepted = tolerance_of(trials) if tolerance is None else tolerance
             done = check(path, gguf_runner(written), trials, "gguf", accepted, other=OTHER)
         return replace(done, open=("batch", "tokens"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -46,9 +47,9 @@ def require_folder(path: Path) -> None:
     Raises:
         SettingError: There is a file, or a folder with other files in it.
     """
-    if path.exists() and not path.is_dir():
+    if os.path.exists(path) and not os.path.isdir(path):
         raise SettingError(f"export({path}): expected a folder, got a file there. Name another.")
-    if path.is_dir() and any(path.iterdir()) and not (path / CONFIG).is_file():
+    if os.path.isdir(path) and any(path.iterdir()) and not os.path.isfile(path / CONFIG):
         raise SettingError(
             f"export({path}): expected an empty folder or an earlier export, got one with other files in it. "
             f"Name another."

@@ -47,7 +47,7 @@ def arrays(
     where = f"{option} {path}"
     if batch_size < 1:
         raise SettingError(f"--batch-size {batch_size}: expected at least 1. Give 64, for example.")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise CalibrationError(f"{where}: expected a file, got none there. Check the path.")
     with opened(path, where, CalibrationError, "arrays as numpy.savez writes them") as file:
         try:

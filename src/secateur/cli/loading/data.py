@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import re
 import stat
 from collections.abc import Iterable
@@ -37,9 +38,9 @@ def check_data(option: str, text: str) -> None:
     """
     path = Path(text)
     if path.suffix in (".npz", *TEXTS):
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise CalibrationError(f"{option} {path}: expected a file, got none there. Check the path.")
-    elif path.is_dir():
+    elif os.path.isdir(path):
         if not is_table(path):
             class_folders(option, path)
     elif (published := Known.of(option, text)) is not None:
@@ -90,12 +91,12 @@ def load_data(
     path = Path(text)
     if path.suffix == ".npz":
         return arrays(option, path, batch_size, seed, samples)
-    published = None if path.is_dir() else Known.of(option, text)
+    published = None if os.path.isdir(path) else Known.of(option, text)
     if path.suffix in TEXTS:
         found = tokens(option, path, texts, source, batch_size, seed, samples)
-    elif path.is_dir() and is_table(path):
+    elif os.path.isdir(path) and is_table(path):
         found = table(option, path, images, texts, source, batch_size, seed, samples)
-    elif path.is_dir():
+    elif os.path.isdir(path):
         found = pictures(option, path, images, source, batch_size, seed, samples)
     elif published is not None:
         found = known(published, images, source, batch_size, seed, samples)
@@ -103,7 +104,7 @@ def load_data(
         target = Target.of(option, text)
         found = target.find()
         return target.call() if callable(found) else found
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    files = sorted(path.rglob("*")) if os.path.isdir(path) else [path]
     found.dataset.content = _stamps(files if published is None else published.files()[0])
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,7 +108,7 @@ class Known:
         if not colon or bare not in LAYOUTS:
             return None
         path = Path(folder)
-        if not path.is_dir() and folder.isidentifier():  # a function in a module of this name
+        if not os.path.isdir(path) and folder.isidentifier():  # a function in a module of this name
             return None
         return cls(option, bare, name != bare, path)
 
@@ -128,7 +129,7 @@ class Known:
         for number, (folder, train, test) in enumerate(versions):
             for place in (self.folder / folder, self.folder):
                 found = [place / name for name in (test if self.test else train)]
-                if all(path.is_file() for path in found):
+                if all(os.path.isfile(path) for path in found):
                     return found, number == 1
         first = Path(layout.folder) / (layout.test if self.test else layout.train)[0]
         raise CalibrationError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -47,16 +48,16 @@ def model_source(option: str, text: str) -> ModelSource:
         return TimmModel(option, name, dict(_pair(option, text, pair) for pair in pairs))
     mapped = text.startswith("mapped:")
     path = Path(text.removeprefix("mapped:"))
-    if mapped and not path.is_dir():
+    if mapped and not os.path.isdir(path):
         raise SettingError(
             f"{option} {text}: expected a Hugging Face folder after 'mapped:', got none. Check the path."
         )
     if path.suffix == ".pt2":
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise SettingError(f"{option} {text}: expected an exported program, got no file. Check the path.")
         return ExportedModel(option, text)
-    if path.is_dir():
-        if not (path / "config.json").is_file():
+    if os.path.isdir(path):
+        if not os.path.isfile(path / "config.json"):
             raise SettingError(
                 f"{option} {text}: expected a Hugging Face folder, got one without config.json. "
                 "Do save_pretrained, or name a function."

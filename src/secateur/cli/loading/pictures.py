@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secateur.cli.loading.models import HuggingFaceModel, ModelSource, TimmModel, explained
+from secateur.common.paths import entries
 from secateur.config.run import ImagesSection
 from secateur.errors import CalibrationError, SettingError
 
@@ -28,7 +30,11 @@ def class_folders(option: str, folder: Path) -> list[Path]:
     Raises:
         CalibrationError: If there is none.
     """
-    found = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    found = [
+        path
+        for path in entries(folder, option, CalibrationError)
+        if os.path.isdir(path) and not path.name.startswith(".")
+    ]
     if not found:
         raise CalibrationError(
             f"{option} {folder}: expected images in one folder a class, or a Hugging Face dataset, got no "
@@ -112,7 +118,7 @@ def preparation(option: str, images: ImagesSection, source: ModelSource | None) 
         raise SettingError(f"{option}: expected Pillow, got {error}. Run pip install pillow.") from error
     asked = any(value is not None for value in (images.size, images.mean, images.std))
     if isinstance(source, HuggingFaceModel) and not asked:
-        if (Path(source.folder) / "preprocessor_config.json").is_file():
+        if os.path.isfile(Path(source.folder) / "preprocessor_config.json"):
             return _processor(option, source.folder)
     own = _of_timm(source) if isinstance(source, TimmModel) else Centred(SIZE, MEAN, STD)
     mean, std = images.mean or own.mean, images.std or own.std

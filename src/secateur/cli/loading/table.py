@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ LABELS, INPUTS = (*LABEL_NAMES, "label"), ("pixel_values", *INPUT_NAMES)
 
 def is_table(folder: Path) -> bool:
     """Whether the folder is one that ``save_to_disk`` wrote."""
-    return (folder / ONE).is_file() or (folder / SEVERAL).is_file()
+    return os.path.isfile(folder / ONE) or os.path.isfile(folder / SEVERAL)
 
 
 def table(
@@ -42,7 +43,7 @@ def table(
         CalibrationError: If no column can be an input.
     """
     where = f"{option} {folder}"
-    if (folder / SEVERAL).is_file():
+    if os.path.isfile(folder / SEVERAL):
         splits = sorted(path.parent.name for path in folder.glob(f"*/{ONE}"))
         raise SettingError(
             f"{where}: expected one split of a dataset, got {', '.join(splits) or 'none'}. "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import re
 import sys
 from dataclasses import dataclass
@@ -102,7 +103,7 @@ class Target:
             if not self.is_file:
                 return importlib.import_module(self.module)
             path = Path(self.module)
-            if not path.is_file():
+            if not os.path.isfile(path):
                 raise SettingError(f"{self}: expected a Python file, got none at {path}. Check the path.")
             # A name of its own: the file's may be that of a module which exists already.
             name = f"_secateur_{re.sub(r'[^0-9A-Za-z_]', '_', str(path.resolve()))}"

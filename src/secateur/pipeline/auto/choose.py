@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from secateur.allocators import Budget
 from secateur.calibration import Calibration, seeded
@@ -21,7 +23,7 @@ from secateur.pipeline.auto.selection import Candidate, Round, Selection
 from secateur.pipeline.targets.target import Scored, Target
 from secateur.repairs.judging import MARGIN, Judge
 from secateur.repairs.resuming import described
-from secateur.signals.distributed import OtherProcessError
+from secateur.signals.distributed import OF_THE_RUN
 from secateur.signals.journal import current, plan_digest
 from secateur.signals.units.combination import name_of
 
@@ -131,7 +133,7 @@ def measured(target: Target, judge: Judge, plan: Any, data: Calibration) -> NDAr
         return _measured(target, judge, plan, data)
     parts = (plan_digest(plan), target.candidate_repair, journal.data(data), described(judge, journal))
     step = journal.step("candidate", *parts)
-    known = step.load(lambda why, tensors: str(why) or tensors["errors"].numpy())
+    known = step.load(partial(_understood, judge))
     if known is not None:
         return known
     with step.inside():
@@ -143,10 +145,16 @@ def measured(target: Target, judge: Judge, plan: Any, data: Calibration) -> NDAr
     return found
 
 
+def _understood(judge: Judge, why: Any, tensors: Mapping[str, Tensor]) -> NDArray[np.float64] | str:
+    if not isinstance(why, str):
+        raise ValueError(f"a reason that is no text but {type(why).__name__}")
+    return why or judge.fitting(tensors["errors"])
+
+
 def _measured(target: Target, judge: Judge, plan: Any, data: Calibration) -> NDArray[np.float64] | str:
     try:
         return judge(target.candidate(plan, data))
-    except OtherProcessError:
+    except OF_THE_RUN:
         raise
     except SecateurError as error:
         return f"did not run: {error}"
@@ -207,7 +215,7 @@ def plans(
         try:
             curved = target.measured(rule, few, known.scores)
             plan = target.allocate(curved, known.scores, budget)
-        except OtherProcessError:
+        except OF_THE_RUN:
             raise
         except SecateurError as error:
             if isinstance(error, UnreachableBudgetError):

@@ -24,7 +24,7 @@ from secateur.pipeline.bounds.quality import Looks, cheapest, roughly
 from secateur.pipeline.targets.target import Scored, Target
 from secateur.plan import Plan
 from secateur.signals import Scores
-from secateur.signals.distributed import OtherProcessError, joined
+from secateur.signals.distributed import OF_THE_RUN, joined
 from secateur.signals.units.combination import name_of
 from secateur.targets.units.record import attach, record_of
 
@@ -114,7 +114,7 @@ def race_budget(
                 if budget.quality and held is not None:
                     return plans.counted(roughly(plans, held.gauge.samples, held.of, step))
                 return plans.counted(_largest(plans, step)[1])
-        except OtherProcessError:
+        except OF_THE_RUN:
             raise
         except SecateurError as error:
             missed = missed or error

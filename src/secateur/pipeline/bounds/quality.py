@@ -31,7 +31,7 @@ from secateur.pipeline.bounds.bisection import bisect
 from secateur.pipeline.bounds.frontier import Frontier, Point
 from secateur.pipeline.bounds.plans import Plans
 from secateur.pipeline.result import clock
-from secateur.signals.distributed import OtherProcessError, joined
+from secateur.signals.distributed import OF_THE_RUN, joined
 
 ROUGH = 1000
 """About so many samples tell where to look; a quick repair reads as many."""
@@ -184,7 +184,7 @@ def roughly(plans: Plans, held: int, gauge_of: Any, step: Step) -> float:
                 gauge(small, bound).expected(held, budget.confidence) <= getattr(budget, bound)
                 for bound in budget.quality
             )
-        except OtherProcessError:
+        except OF_THE_RUN:
             raise
         except SecateurError:  # a candidate that cannot run says nothing about the place
             within = False

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from secateur.signals.by_unit import producers, sum_by_unit
-from secateur.signals.signal import Context, Need, Signal, Step, Tally, Vector
+from secateur.signals.signal import Context, Need, Signal, Step, Tally, Vector, require_shape
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,8 @@ class _SnipTally(Tally):
             for key, total in state.items():
                 if key != "samples":
                     name = key.removeprefix("gradient ")
-                    total = total.to(self._context.tensors[name].device)
+                    tensor = self._context.tensors[name]
+                    total = require_shape(name, total, torch.float64, *tensor.shape).to(tensor.device)
                     self._sums[name] = self._sums[name] + total if name in self._sums else total.clone()
 
     def finish(self) -> Mapping[str, Vector]:

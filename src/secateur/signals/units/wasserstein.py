@@ -24,7 +24,7 @@ from secateur.graph.groups import Group, Site, Stage
 from secateur.signals.by_unit import max_by_unit, traced_map
 from secateur.signals.diameter import diameters
 from secateur.signals.observed import STAGES, sites_at, without_padding
-from secateur.signals.signal import Context, Need, Signal, Step, Tally, Vector
+from secateur.signals.signal import Context, Need, Signal, Step, Tally, Vector, require_shape
 
 HELD_BYTES = 2**31
 """Most bytes of projections that stay in memory. The rest goes to temporary files (see `TMPDIR`)."""
@@ -310,6 +310,19 @@ class _WassersteinTally(Tally):
                 found[f"projected.{number}"] = torch.cat(self._kept[site]).cpu()
         return found
 
+    def _check(self, state: Mapping[str, Tensor], number: int, site: Site) -> None:
+        """Check what a state holds of a site: projections of each sample and entry.
+
+        Raises:
+            ValueError: It has another shape or dtype.
+        """
+        samples, found = state["samples"], state.get(f"projected.{number}")
+        require_shape("samples", samples, torch.int64, len(samples), 3)
+        if found is not None:
+            dtype = found.dtype if found.dtype == torch.float64 else torch.float32
+            drawn = directions(math.prod(self._maps[site]), self._signal.projections, self._context.seed)
+            require_shape(f"projected.{number}", found, dtype, len(samples), len(site.unit), drawn.shape[1])
+
     def merge(self, states: Sequence[Mapping[str, Tensor]]) -> None:
         """Of all states' samples, the first of each class in the order of the data."""
         samples: list[tuple[int, int, int]] = [
@@ -327,6 +340,8 @@ class _WassersteinTally(Tally):
         self._kept.clear()
         device = next((t.device for t in self._context.tensors.values()), torch.device("cpu"))
         for number, (_, site) in enumerate(self._all_sites()):
+            for state in states:
+                self._check(state, number, site)
             holding = [state for state in states if f"projected.{number}" in state]
             if holding:
                 joined = torch.cat([state[f"projected.{number}"] for state in holding])

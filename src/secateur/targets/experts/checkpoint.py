@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -16,8 +17,9 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from secateur.artefact.writing import new_folder, path_named
+from secateur.artefact.writing import new_folder
 from secateur.common.mapped import INDEX, files_of
+from secateur.common.paths import entries, path_named
 from secateur.common.reading import parse_json, read_bytes
 from secateur.common.tensorfile import tensor_file
 from secateur.errors import ArtefactError, SettingError
@@ -66,10 +68,11 @@ def save_pretrained(small: nn.Module, directory: str | Path) -> Path:
             f"save_pretrained: expected a model of Transformers, got {type(small).__name__}. Use "
             "secateur.save."
         )
-    with new_folder(Path(directory)) as folder:
+    place = path_named("save_pretrained", directory)
+    with new_folder(place) as folder:
         small.save_pretrained(folder)  # type: ignore[operator]  # Transformers' own
         plan.to_json(folder / PLAN)
-    return Path(directory)
+    return place
 
 
 def prune_checkpoint(source: str | Path, plan: Plan, directory: str | Path) -> Path:
@@ -92,8 +95,9 @@ def prune_checkpoint(source: str | Path, plan: Plan, directory: str | Path) -> P
         ArtefactError: A file is missing, damaged or a link to outside of the folder, or the checkpoint does
             not hold what the plan removes.
     """
-    source, directory = Path(source), path_named("prune_checkpoint", directory)
-    files = sorted(file for file in source.iterdir() if file.is_file()) if source.is_dir() else []
+    source, directory = (path_named("prune_checkpoint", place) for place in (source, directory))
+    there = entries(source, "prune_checkpoint") if os.path.isdir(source) else []
+    files = [file for file in there if os.path.isfile(file)]
     _check_links(source, files)
     others = [file for file in files if file.suffix != ".safetensors"]
     shards = [file.name for file in files_of(source)]
@@ -109,13 +113,13 @@ def prune_checkpoint(source: str | Path, plan: Plan, directory: str | Path) -> P
             weight_map |= dict.fromkeys(tensors, shard)
             save_file(tensors, folder / shard, metadata={"format": "pt"})
             del tensors
-        if (source / INDEX).is_file():
+        if os.path.isfile(source / INDEX):
             index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
             _write_json(folder / INDEX, index)
         _write_json(folder / CONFIG, pruned_config(config, plan))
         plan.to_json(folder / PLAN)
         for file in others:
-            if not (folder / file.name).exists():
+            if not os.path.exists(folder / file.name):
                 shutil.copyfile(file, folder / file.name)
     return directory
 
@@ -128,10 +132,10 @@ def _check_links(source: Path, files: list[Path]) -> None:
     Raises:
         ArtefactError: There is such a link.
     """
-    here = source.resolve()
+    here = Path(os.path.realpath(source)) if files else source
     allowed = {here, here.parents[1] / "blobs"} if here.parent.name == "snapshots" else {here}
     for file in files:
-        if file.is_symlink() and file.resolve().parent not in allowed:
+        if file.is_symlink() and Path(os.path.realpath(file)).parent not in allowed:
             raise ArtefactError(
                 f"{source}: expected files in this folder, got a link to outside of it, {file.name!r}. "
                 "Put the file itself there, or remove the link."

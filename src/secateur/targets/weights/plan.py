@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pydantic import JsonValue
 
 from secateur.common.inert import inert_line
+from secateur.common.paths import path_named
 from secateur.common.reading import Count
 from secateur.common.tensorfile import TensorFile
 from secateur.errors import PlanError
@@ -193,7 +194,7 @@ class MaskPlan:
         Raises:
             ArtefactError: The folder does not exist, or cannot be written to.
         """
-        file = Path(path)
+        file = path_named("masks.save", path)
         header = _Masks(**self._header(), shapes={name: mask.shape for name, mask in self.masks.items()})
         packed = {
             str(k): torch.from_numpy(np.packbits(mask.reshape(-1)))
@@ -209,7 +210,7 @@ class MaskPlan:
         Raises:
             ArtefactError: The file is missing, damaged, no plan of masks, or written by a newer version.
         """
-        header, tensors = read(Path(path), _KIND, _Masks)
+        header, tensors = read(path_named(_KIND, path), _KIND, _Masks)
         masks = {}
         for k, (name, shape) in enumerate(header.shapes.items()):
             bits = np.unpackbits(tensors[str(k)].numpy(), count=math.prod(shape))

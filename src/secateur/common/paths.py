@@ -1,0 +1,43 @@
+"""Paths that a user gives: what is no path is refused in words."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from secateur.errors import ArtefactError, SecateurError
+
+
+def path_named(where: str, path: str | os.PathLike[str], error: type[SecateurError] = ArtefactError) -> Path:
+    """The path, unless it is empty: pathlib takes that for the current folder.
+
+    Ask what is there with `os.path`: pathlib's own questions raise where a name is too long.
+
+    Args:
+        where: How the message begins.
+        path: What the user gave.
+        error: The class of the error.
+
+    Raises:
+        SecateurError: It is empty, or no path.
+    """
+    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
+        raise error(f"{where}: expected a path, got {type(path).__name__}. Name a place, as text.")
+    if not os.fspath(path):
+        raise error(f"{where}: expected a path, got ''. Name a place; the current folder is '.'.")
+    return Path(path)
+
+
+def entries(folder: Path, where: str, error: type[SecateurError] = ArtefactError) -> list[Path]:
+    """What is in a folder, in the order of names.
+
+    Raises:
+        SecateurError: It cannot be read.
+    """
+    try:
+        return sorted(folder.iterdir())
+    except OSError as refused:
+        raise error(
+            f"{where}: expected a folder that can be read, got {str(folder)!r}, which cannot be "
+            f"({refused.strerror}). Check its permissions."
+        ) from refused

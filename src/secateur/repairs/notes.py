@@ -1,0 +1,53 @@
+"""What the repairs of this library note of what they did, as a journal or a report holds it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Noted(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class LayerNotes(_Noted):
+    """How a refit changed one layer.
+
+    Attributes:
+        damping: The damping that was chosen; None if the weight did not change, or the method has none.
+        before: Squared error of its output, as a share of the scatter of the targets, before.
+        after: And after.
+    """
+
+    damping: float | None
+    before: float
+    after: float
+
+
+class Notes(_Noted):
+    """What `secateur.repairs.methods.Repair` and `secateur.repairs.polish.Polish` return.
+
+    Attributes:
+        layers: By the refitted weight's name.
+        passes: Passes over the data.
+        minutes: Minutes of training.
+        updated: Names of the weights that the second-order update changed.
+    """
+
+    layers: dict[str, LayerNotes] | None = None
+    passes: Annotated[float, Field(ge=0)] | None = None
+    minutes: Annotated[float, Field(ge=0)] | None = None
+    updated: list[str] | None = None
+
+
+class Fitted(_Noted):
+    """What a sweep keeps of the fit of some layers.
+
+    Attributes:
+        found: By the weight's name, what its fit says.
+        near: The damping at which the next search starts.
+    """
+
+    found: dict[str, LayerNotes]
+    near: float | None
