@@ -67,7 +67,8 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, length, 6] to [batch, length, 4]."""
-        turn = {"size": x.shape[1] > 8, "training": self.training, "flag": self.turned}[self.asks]
+        asks = {"size": x.shape[1] > 8, "root": int(x.shape[1] ** 0.5) > 2, "shape": x.shape == (2, 12, 6)}
+        turn = {**asks, "training": self.training, "flag": self.turned}[self.asks]
         one, two = self.way(torch.relu(self.one(x)), torch.relu(self.two(x)), turn)
         return self.left(one) + self.right(two).tanh()
 
@@ -88,13 +89,29 @@ class Matrix(nn.Module):
         return self.head(torch.einsum("bni,oi->bno" if turn else "bni,io->bno", hidden, self.matrix))
 
 
+class Index(nn.Module):
+    """Takes units in one of two orders, on one line."""
+
+    def __init__(self, asks: str) -> None:
+        super().__init__()
+        self.one, self.head = nn.Linear(6, 9), nn.Linear(9, 4)
+        self.register_buffer("usual", torch.arange(9))
+        self.register_buffer("other", torch.randperm(9))
+        self.asks, self.turned = asks, False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, length, 6] to [batch, length, 4]."""
+        turn = {"size": x.shape[1] > 8, "training": self.training, "flag": self.turned}[self.asks]
+        return self.head(torch.relu(self.one(x))[..., self.other if turn else self.usual])
+
+
 def set_up(model: Any, asks: str, turn: bool, x: Tensor) -> Tensor:
     """Let the condition be true or false in a model, and return inputs for it."""
     if asks == "training":
         model.train(turn)
     elif asks == "flag":
         model.turned = turn
-    return x[:, : 12 if turn and asks == "size" else 5]
+    return x[:, : 12 if turn and asks in ("size", "root", "shape") else 5]
 
 
 def check(model: nn.Module, asks: str) -> None:
@@ -115,7 +132,7 @@ def check(model: nn.Module, asks: str) -> None:
             torch.testing.assert_close(small(given), masked(given))
 
 
-@pytest.mark.parametrize("asks", ["size", "training", "flag"])
+@pytest.mark.parametrize("asks", ["size", "root", "shape", "training", "flag"])
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 def test_the_same_calls_with_other_connections_are_right_or_refused(way: Any, asks: str) -> None:
     torch.manual_seed(0)
@@ -123,9 +140,10 @@ def test_the_same_calls_with_other_connections_are_right_or_refused(way: Any, as
 
 
 @pytest.mark.parametrize("asks", ["size", "training", "flag"])
-def test_the_same_call_with_another_equation_is_right_or_refused(asks: str) -> None:
+@pytest.mark.parametrize("kind", [Matrix, Index])
+def test_the_same_call_with_another_equation_or_index_is_right_or_refused(kind: Any, asks: str) -> None:
     torch.manual_seed(0)
-    check(Matrix(asks), asks)
+    check(kind(asks), asks)
 
 
 def test_a_loop_makes_no_new_connections_at_other_lengths() -> None:

@@ -72,6 +72,14 @@ def positions_read(name: str, step: Step, args: Sequence[Any], kwargs: dict[str,
     return tuple(int(v) % max(size, 1) for v in listed.flatten().tolist())
 
 
+def values_of(component: Any) -> tuple[int, ...]:
+    """Return the values of an index that is a list or a tensor; none if it is a tensor without values yet."""
+    abstract = isinstance(component, torch.Tensor) and (
+        type(component) not in (torch.Tensor, torch.nn.Parameter) or component.is_meta
+    )
+    return () if abstract else tuple(torch.as_tensor(component).long().flatten().tolist())
+
+
 def own_axis(name: str, step: Step, args: Sequence[Any]) -> int:
     """Return the axis of the tensor that a step reads: each number before it in an index removed one."""
     if name not in ("__getitem__", "__setitem__"):

@@ -19,6 +19,7 @@ from secateur.targets.units.call_positions import (
     own_axis,
     positions_of,
     positions_read,
+    values_of,
     with_positions,
 )
 from secateur.targets.units.call_sizes import CREATORS, Arguments, is_traced, plain, sizes_in
@@ -153,9 +154,10 @@ def wanted(
         component = component_of(name, step, args, kwargs)
         if need.single:
             return [(component, need.start)]
-        if isinstance(component, slice) and need.listed is None:
-            return [(component.start, need.start), (component.stop, need.stop)]
-        return []
+        if isinstance(component, slice):
+            bounds = [(component.start, need.start), (component.stop, need.stop)]
+            return bounds if need.listed is None else []
+        return [(values_of(component), need.start)]
     if isinstance(need, Heads | Factor):
         return []
     held: Any

@@ -27,7 +27,7 @@ from secateur.targets.units import calls
 from secateur.targets.units.attention import with_head_size
 from secateur.targets.units.call_sizes import plain
 from secateur.targets.units.copying import keep_whole
-from secateur.targets.units.needs import Factor, Heads, Need, Parts, Sizes, Step
+from secateur.targets.units.needs import Factor, Heads, Need, Parts, Positions, Sizes, Step
 from secateur.targets.units.recording import Place, literals, place_of
 
 
@@ -89,7 +89,13 @@ def said(name: str, rule: Rule, args: Sequence[Any], kwargs: Mapping[str, Any]) 
 def _as_traced(rule: Rule, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     """Whether a call passes the numbers of the trace. Sizes may differ: they are changed by a ratio."""
     following = all(isinstance(need, Sizes | Factor | Heads) for _, need in rule.needs)
-    return following or said(name, rule, args, kwargs) == rule.said
+    numbers = () if following else said(name, rule, args, kwargs)
+    return following or numbers == rule.said or (not numbers and _are_listed(rule))
+
+
+def _are_listed(rule: Rule) -> bool:
+    """Whether positions are in a tensor or a list. A tensor that is exported has no numbers."""
+    return any(isinstance(need, Positions) and need.listed is not None for _, need in rule.needs)
 
 
 def _alike(steps: Sequence[Step], others: Sequence[Step]) -> bool:
@@ -291,6 +297,8 @@ class Watch:
         changing = [rule for rule in code.rules if rule.needs]
         if any(isinstance(need, Factor) for rule in changing for _, need in rule.needs):
             return False  # factors do not tell calls apart
+        if any(map(_are_listed, changing)):
+            return False  # a compiler does not see the positions in a tensor
         twice = any(a.name == b.name and set(_news(a)) & set(b.said) for a in changing for b in changing)
         return not code.unseen and not twice and id(module) not in self.apart | varying
 

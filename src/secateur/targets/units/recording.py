@@ -44,7 +44,7 @@ class Recorded:
         name: The name of the function.
         place: Its place in the code.
         steps: The steps of the call; empty if it passes no sizes.
-        args: Its positional arguments. Tensors are replaced by empty ones.
+        args: Its positional arguments. Tensors are replaced by empty ones, but for integers along one axis.
         kwargs: Its keyword arguments, likewise.
         keys: For each step, the key by which its operator is found.
         nodes: For each step, the operator of the captured program; None if unknown.
@@ -97,11 +97,12 @@ class Recorder(TorchFunctionMode):
 def _empty(tensor: torch.Tensor) -> torch.Tensor:
     """Make a tensor of the same shape and dtype without values, so that records keep no activations.
 
-    A single integer keeps its value, since it may be a size.
+    A single integer keeps its value, since it may be a size; so do integers along one axis, which may be
+    positions.
     """
     if tensor.is_nested:
         return torch.empty(0, device="meta")
-    if tensor.ndim == 0 and not (tensor.is_floating_point() or tensor.is_complex()):
+    if tensor.ndim <= 1 and not (tensor.is_floating_point() or tensor.is_complex()):
         return tensor.detach().clone()
     return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
 
