@@ -139,8 +139,10 @@ def test_the_same_calls_with_other_connections_are_right_or_refused(way: Any, as
     check(Net(way, asks), asks)
 
 
-@pytest.mark.parametrize("asks", ["size", "training", "flag"])
-@pytest.mark.parametrize("kind", [Matrix, Index])
+@pytest.mark.parametrize(
+    ("kind", "asks"),
+    [(Matrix, "size"), (Matrix, "training"), (Matrix, "flag"), (Index, "size"), (Index, "training")],
+)
 def test_the_same_call_with_another_equation_or_index_is_right_or_refused(kind: Any, asks: str) -> None:
     torch.manual_seed(0)
     check(kind(asks), asks)
