@@ -84,7 +84,8 @@ class Matrix(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, length, 6] to [batch, length, 4]."""
-        turn = {"size": x.shape[1] > 8, "training": self.training, "flag": self.turned}[self.asks]
+        asks = {"size": x.shape[1] > 8, "training": self.training, "flag": self.turned}
+        turn = {**asks, "dtype": x.dtype == torch.float32}[self.asks]
         hidden = torch.relu(self.one(x))
         return self.head(torch.einsum("bni,oi->bno" if turn else "bni,io->bno", hidden, self.matrix))
 
@@ -111,6 +112,9 @@ def set_up(model: Any, asks: str, turn: bool, x: Tensor) -> Tensor:
         model.train(turn)
     elif asks == "flag":
         model.turned = turn
+    elif asks == "dtype":
+        model.to(torch.float32 if turn else torch.float64)
+        x = x.to(model.matrix.dtype)
     return x[:, : 12 if turn and asks in ("size", "root", "shape") else 5]
 
 
@@ -141,7 +145,14 @@ def test_the_same_calls_with_other_connections_are_right_or_refused(way: Any, as
 
 @pytest.mark.parametrize(
     ("kind", "asks"),
-    [(Matrix, "size"), (Matrix, "training"), (Matrix, "flag"), (Index, "size"), (Index, "training")],
+    [
+        (Matrix, "size"),
+        (Matrix, "training"),
+        (Matrix, "flag"),
+        (Matrix, "dtype"),
+        (Index, "size"),
+        (Index, "training"),
+    ],
 )
 def test_the_same_call_with_another_equation_or_index_is_right_or_refused(kind: Any, asks: str) -> None:
     torch.manual_seed(0)

@@ -129,14 +129,14 @@ class Passes:
         if plain is None:
             return []
         found = []
-        known = {plain.lines}
+        known = {(plain.lines, plain.numbers)}
         for mode in asked_modes(self._questions | plain.questions, self._model):
             # All passes run without gradients, and a capture with them.
             run = PLAIN if mode == WITHOUT_GRADIENTS else mode._replace(gradients=False)
             course = self.course(self._given, mode=run)
-            if course is not None and course.lines not in known:
+            if course is not None and (course.lines, course.numbers) not in known:
                 found.append(mode)
-                known.add(course.lines)
+                known.add((course.lines, course.numbers))
         return found
 
     def asks_the_same(self, first: Arguments, second: Arguments) -> bool:
