@@ -41,8 +41,8 @@ def other_courses(
 
     Comparisons of sizes say where to look: each axis is set to a size at which a comparison may have another
     outcome. Comparisons that only run there are followed as well. Not all can be watched, because ``int(n)``
-    and ``n / 2`` are plain Python numbers. So some smaller and larger sizes are always tried. The search
-    misses what neither shows, such as a table that ends at some other size.
+    is a plain Python number. So some smaller and larger sizes are always tried. The search misses what
+    neither shows, such as a table that ends at some other size.
 
     Args:
         axes: The axes that may vary.
