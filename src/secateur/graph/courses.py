@@ -18,7 +18,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from secateur.graph.flows import Flows
+from secateur.graph.flows import Flows, is_parameter
 from secateur.graph.frames import Line, in_pytorch, line_of_user
 from secateur.graph.watchednumbers import Ratio, Size, constants, watched
 
@@ -33,8 +33,8 @@ READS_VALUES = frozenset(
 """Names of functions that give Python the values of a tensor, on which anything may depend."""
 
 Call = tuple[str, Line, tuple[int, ...], int]
-"""A call: the name of the torch function, the line, the identities of the model's tensors that it was given,
-and a number that tells what its tensors come from; see `Flows`.
+"""A call: the name of the torch function, the line, the identities of the parameters that it was given, and
+a number that tells what its tensors come from; see `Flows`.
 """
 
 Asked = tuple[tuple[Call, tuple[int | str, ...]], ...]
@@ -110,7 +110,7 @@ class Course(TorchFunctionMode):
         if name in _CONVERSIONS or not with_axes:
             return result
         self.work += sum(map(math.prod, shapes))
-        held = tuple(id(v) for v in took if self._flows.holds(v))
+        held = tuple(id(v) for v in took if is_parameter(v))
         line = line_of_user(frame)
         self.kinds.add((name, line, held, *(v for v in took if type(v) in (bool, str))))
         if in_pytorch(frame):

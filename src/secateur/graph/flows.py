@@ -30,7 +30,7 @@ class Flows:
 
     def __init__(self, model: nn.Module) -> None:
         """Prepare a pass of `model`."""
-        self._own = {id(v) for v in (*model.parameters(), *model.buffers()) if v.ndim}
+        self._own = {id(v) for v in model.buffers() if v.ndim}  # a counter holds no units
         self._known: dict[int, tuple[weakref.ref[Tensor], int]] = {}
 
     def of(self, value: Tensor) -> int:
@@ -38,11 +38,7 @@ class Flows:
         known = self._known.get(id(value))
         if known is not None and known[0]() is value:
             return known[1]
-        return _bit(id(value)) if self.holds(value) else 0
-
-    def holds(self, value: Any) -> bool:
-        """Whether a value is a parameter, or a buffer with axes: a counter holds no units."""
-        return id(value) in self._own or type(value) is nn.Parameter or getattr(value, "_is_param", False)
+        return _bit(id(value)) if id(value) in self._own or is_parameter(value) else 0
 
     def through(self, name: str, took: Iterable[Any], results: Sequence[Tensor], frame: FrameType) -> int:
         """Pass sources on from the arguments of a call to its results.
@@ -75,6 +71,11 @@ class Flows:
             self._known[id(result)] = weakref.ref(result), source
         # Python's hash of an integer is its remainder, so far bits would count as near ones.
         return hash(tuple(source.to_bytes(_BITS // 8 + 1, "little") for source in sources))
+
+
+def is_parameter(value: Any) -> bool:
+    """Whether a value is a parameter, also one of a class of its own."""
+    return type(value) is nn.Parameter or getattr(value, "_is_param", False)
 
 
 def _bit(source: int) -> int:

@@ -191,5 +191,5 @@ def test_results_of_a_module_that_change_places_are_refused() -> None:
     assert len(keep) == 2
     small = sc.apply(model, sc.Plan.build(graph, keep, allocator="by hand"), "module", graph=graph)
     small.pair.first = False
-    with pytest.raises(sc.InputError, match="may need units that were removed"):
+    with pytest.raises(sc.InputError, match="needs units that were removed"):
         small(x)

@@ -306,7 +306,8 @@ def test_other_arguments_of_the_same_values_are_looked_at_again() -> None:
             return self.out(self.mid(self.inner(h) if b else h).relu())
 
     torch.manual_seed(0)
-    small, _ = pruned(Two("dictionary").double().eval())
+    switched = [{"x": INPUTS, "b": True}]
+    small, _ = pruned(Two("dictionary").double().eval(), more_inputs=switched)
     small.inner.options["mode"] = "softmax"
     small(INPUTS, a=True)
     with pytest.raises(sc.InputError, match="options"):
