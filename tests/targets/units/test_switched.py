@@ -92,6 +92,19 @@ def test_a_number_that_is_no_switch_is_looked_into_a_few_times(
     assert 0 < len(looked) < 40
 
 
+def test_switches_that_are_wrong_together_alone(x: Tensor) -> None:
+    class Both(Net):
+        def forward(self, x: Tensor, a: bool | None = None, b: bool | None = None) -> Tensor:  # type: ignore[override]
+            hidden = torch.relu(self.body(x))
+            return self.head(hidden.softmax(-1) if a and b else hidden.tanh() if a or b else hidden)
+
+    small, masked = pruned(Both().double().eval(), x)
+    for args in ((True,), (None, True), (True, False)):
+        torch.testing.assert_close(small(x, *args), masked(x, *args))
+    with pytest.raises(sc.InputError, match="a=True, b=True"):
+        small(x, True, True)
+
+
 def test_a_loaded_or_copied_module_knows_its_switches(tmp_path: Path, x: Tensor) -> None:
     model = Net().double().eval()
     small, _ = pruned(model, x)

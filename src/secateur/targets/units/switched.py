@@ -30,22 +30,19 @@ class Known:
 
     Attributes:
         values: By the name of the argument.
-        together: Those that were looked into, several at once.
+        together: Those that were looked into, several at once: names with values, as Python writes them.
     """
 
     def __init__(self, model: nn.Module, inputs: InputSpec | None) -> None:
         """Take the values of the calls that the trace has made of `model`; see `InputSpec.also`."""
         self._defaults = {p.name: p.default for p in _parameters(model) if isinstance(p.default, _KINDS)}
         self.values: dict[str, list[Any]] = {}
-        self.together: list[Switches] = []
+        self.together: set[frozenset[tuple[str, str]]] = set()
         self.is_known = inputs is not None
         for spec in _every(inputs):
             for name, value in {**self._defaults, **spec.constants()}.items():
-                self._take(name, value)
-
-    def _take(self, name: str, value: Any) -> None:
-        if isinstance(value, _KINDS) and not any(_is_same(value, v) for v in self.values.get(name, [])):
-            self.values.setdefault(name, []).append(value)
+                if isinstance(value, _KINDS):
+                    self.values.setdefault(name, []).append(value)
 
     def others(self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Switches:
         """Return the switches of a call that have another value than those that are known."""
@@ -59,25 +56,23 @@ class Known:
             if isinstance(value, _KINDS)
             and name not in _FREE
             and not any(_is_same(value, v) for v in self.values.get(name, []))
-            and len(self.values.get(name, [])) < _SEVERAL
+            and len({one for each in self.together for one in each if one[0] == name}) < _SEVERAL
         }
-        return {} if found in self.together else found
+        return {} if not found or _written(found) in self.together else found
 
     def take(self, switches: Switches) -> None:
-        """Note that these values are right together. Of one alone, that it is right with any others."""
-        self.together.append(switches)
-        if len(switches) == 1:
-            for name, value in switches.items():
-                self._take(name, value)
+        """Note that these values are right together."""
+        self.together.add(_written(switches))
 
     def usual(self, module: nn.Module, given: Arguments, switches: Switches) -> Arguments:
         """Return the arguments of a call with values that are known, in place of these switches."""
         args, kwargs = given
-        names = [p.name for p in _parameters(module)]
-        mine = {name: self.values[name][0] for name in switches if self.values.get(name)}
-        put = [mine.get(name, v) for name, v in zip(names, args, strict=False)]
+        parameters = _parameters(module)
+        mine = {p.name: p.default for p in parameters if p.name in switches and p.default is not p.empty}
+        mine |= {name: self.values[name][0] for name in switches if self.values.get(name)}
+        put = [mine.get(p.name, v) for p, v in zip(parameters, args, strict=False)]
         rest = {name: mine.get(name, v) for name, v in kwargs.items() if name in mine or name not in switches}
-        return (*put, *args[len(names) :]), rest
+        return (*put, *args[len(parameters) :]), rest
 
 
 def _parameters(model: nn.Module) -> list[inspect.Parameter]:
@@ -92,6 +87,10 @@ def _every(inputs: InputSpec | None) -> Iterator[InputSpec]:
         yield inputs
         for spec in inputs.also:
             yield from _every(spec)
+
+
+def _written(switches: Switches) -> frozenset[tuple[str, str]]:
+    return frozenset((name, repr(value)) for name, value in switches.items())
 
 
 def _has_switch(args: Sequence[Any]) -> bool:
