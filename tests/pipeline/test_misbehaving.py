@@ -200,7 +200,7 @@ except sc.SecateurError as error:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=90)
     expected = "expected the workers of the loader to go on, but one was killed"
     # Torch may raise again while the error is printed: then it is in the traceback.
-    said = done.stdout or done.stderr
+    said = done.stdout + done.stderr
     assert re.search(f"(refused|CalibrationError): calibration batch .: {expected}", said), said[-2000:]
 
 
