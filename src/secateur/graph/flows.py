@@ -17,13 +17,13 @@ _PARTS = frozenset(
 )
 """Names of functions that return a part of a value, or write it."""
 _BITS = 1021
-"""A source is one bit of this many. Two sources rarely share one, and then only their exchange is missed."""
+"""A source is two bits of this many. Two sources hardly ever have the same; then only their exchange is missed."""
 
 
 class Flows:
     """From which tensors of the model those of a pass come, and which part of a result each is.
 
-    Every tensor has a set of sources, as the bits of an integer: parameters, buffers, and the places in the
+    Every tensor has a set of sources, as bits of an integer: parameters, buffers, and the places in the
     code that take a part of a value. Only values that come from the model's tensors have sources, since only
     these hold units. The sets do not grow for ever in a loop, so passes at two lengths have the same.
     """
@@ -79,4 +79,5 @@ def is_parameter(value: Any) -> bool:
 
 
 def _bit(source: int) -> int:
-    return 1 << (source % _BITS)
+    mixed = hash((source, _BITS))  # identities are multiples of 16, often near each other
+    return 1 << (mixed % _BITS) | 1 << ((mixed >> 24) % _BITS)
