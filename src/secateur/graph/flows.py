@@ -17,7 +17,7 @@ _PARTS = frozenset(
 )
 """Names of functions that return a part of a value, or write it."""
 _BITS = 1021
-"""A source is two bits of this many. Two sources hardly ever have the same; then only their exchange is missed."""
+"""A source is two bits of this many. Two sources rarely have the same; then only their exchange is missed."""
 
 
 class Flows:
