@@ -155,7 +155,7 @@ def test_a_folder_that_is_missing(tmp_path: Path) -> None:
         build().to_json(tmp_path / "no" / "plan.json")
 
 
-@pytest.mark.parametrize("source", ["no/such/plan.json", "[1]", "a\0b"])
+@pytest.mark.parametrize("source", ["no/such/plan.json", "", "[1]", "a\0b"])
 def test_no_such_file(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(PlanError, match="expected JSON text or a readable file of it"):

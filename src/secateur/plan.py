@@ -378,9 +378,10 @@ class Plan(Record):
         if isinstance(source, str) and source.lstrip().startswith("{"):
             where, text = "plan", source
         else:
-            path = path_named("plan", source, PlanError)
+            what = "JSON text or a readable file of it"
+            path = path_named("plan", source, PlanError, what)
             where = f"plan {str(path)!r}"
-            text = read_text(path, LARGEST, where, PlanError, "JSON text or a readable file of it")
+            text = read_text(path, LARGEST, where, PlanError, what)
         try:
             data = parse_json(text)
         except (ValueError, RecursionError) as error:

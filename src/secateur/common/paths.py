@@ -8,7 +8,12 @@ from pathlib import Path
 from secateur.errors import ArtefactError, SecateurError
 
 
-def path_named(where: str, path: str | os.PathLike[str], error: type[SecateurError] = ArtefactError) -> Path:
+def path_named(
+    where: str,
+    path: str | os.PathLike[str],
+    error: type[SecateurError] = ArtefactError,
+    what: str = "a path",
+) -> Path:
     """The path, unless it is empty: pathlib takes that for the current folder.
 
     Ask what is there with `os.path`: pathlib's own questions raise where a name is too long.
@@ -17,14 +22,15 @@ def path_named(where: str, path: str | os.PathLike[str], error: type[SecateurErr
         where: How the message begins.
         path: What the user gave.
         error: The class of the error.
+        what: What was expected, for the message.
 
     Raises:
         SecateurError: It is empty, or no path.
     """
     if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
-        raise error(f"{where}: expected a path, got {type(path).__name__}. Name a place, as text.")
+        raise error(f"{where}: expected {what}, got {type(path).__name__}. Name a place, as text.")
     if not os.fspath(path):
-        raise error(f"{where}: expected a path, got ''. Name a place; the current folder is '.'.")
+        raise error(f"{where}: expected {what}, got ''. Name a place; the current folder is '.'.")
     return Path(path)
 
 

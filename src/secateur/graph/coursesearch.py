@@ -260,7 +260,7 @@ def _turning(
             for size, wanted, period, _ in comparisons:
                 steps = [sizes[k] + wanted - size, sizes[k] + wanted - size + period]
                 if size > 0:  # it may be a part of the size, or its root
-                    steps += [sizes[k] * (wanted / size) ** power for power in (1, 2)[: 1 + (size % 1 > 0)]]
+                    steps += [sizes[k] * (wanted / size) ** power for power in ((1, 2) if size % 1 else (1,))]
                 else:
                     steps += [2 * sizes[k]]
                 there = {math.ceil(n) for n in steps}

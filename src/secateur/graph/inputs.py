@@ -153,7 +153,7 @@ class InputSpec(Record):
         cls, args: tuple[Any, ...], kwargs: Mapping[str, Any], model: nn.Module | None = None
     ) -> InputSpec:
         """Describe the arguments of a call. The model says what positional ones are called."""
-        parameters = _parameters(model)
+        parameters = parameters_of(model)
         kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         known = [p.name for p in parameters if p.kind in kinds][: len(args)]
         # Arguments without a name are called by their number.
@@ -330,7 +330,7 @@ def _kinds(leaves: Mapping[Any, Leaf]) -> Any:
     }
 
 
-def _parameters(model: nn.Module | None) -> list[inspect.Parameter]:
+def parameters_of(model: nn.Module | None) -> list[inspect.Parameter]:
     """Return the parameters of a model's forward pass; none if they cannot be read."""
     try:
         return list(inspect.signature(model.forward).parameters.values()) if model is not None else []

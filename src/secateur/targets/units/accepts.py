@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from secateur.common.foreign import line_of
 from secateur.errors import InputError
 from secateur.graph.graph import Graph
-from secateur.graph.inputs import Arguments
+from secateur.graph.inputs import Arguments, parameters_of
 from secateur.graph.nodes import is_open, lifted
 from secateur.targets.units.variants import Facts, State
 
@@ -297,10 +297,7 @@ class _Missing:
 
 def signature_of(model: nn.Module) -> tuple[tuple[str, ...], dict[str, Any]]:
     """Return the names of the positional arguments of forward, and the defaults that are plain values."""
-    try:
-        found = inspect.signature(model.forward).parameters.values()
-    except (TypeError, ValueError):
-        return (), {}
+    found = parameters_of(model)
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     names = tuple(p.name for p in found if p.kind in kinds)
     return names, {p.name: p.default for p in found if type(p.default) in _PLAIN}

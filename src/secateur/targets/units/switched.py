@@ -6,13 +6,13 @@ or runs the same operators where units are missing. Else it is refused.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
-from secateur.graph.inputs import Arguments, InputSpec
+from secateur.common.preserving import is_alike
+from secateur.graph.inputs import Arguments, InputSpec, parameters_of
 
 _KINDS = (bool, int, str)
 """The types of switches. A float changes numbers, and None stands for a tensor that is not there."""
@@ -35,12 +35,12 @@ class Known:
 
     def __init__(self, model: nn.Module, inputs: InputSpec | None) -> None:
         """Take the values of the calls that the trace has made of `model`; see `InputSpec.also`."""
-        self._defaults = {p.name: p.default for p in _parameters(model) if isinstance(p.default, _KINDS)}
+        defaults = {p.name: p.default for p in parameters_of(model) if isinstance(p.default, _KINDS)}
         self.values: dict[str, list[Any]] = {}
         self.together: set[frozenset[tuple[str, str]]] = set()
         self.is_known = inputs is not None
         for spec in _every(inputs):
-            for name, value in {**self._defaults, **spec.constants()}.items():
+            for name, value in {**defaults, **spec.constants()}.items():
                 if isinstance(value, _KINDS):
                     self.values.setdefault(name, []).append(value)
 
@@ -48,14 +48,15 @@ class Known:
         """Return the switches of a call that have another value than those that are known."""
         if not self.is_known:
             return {}
-        positional = [p.name for p in _parameters(module)][: len(args)] if _has_switch(args) else []
-        given = {**dict(zip(positional, args, strict=False)), **kwargs}
+        given = dict(kwargs)
+        if any(isinstance(value, _KINDS) for value in args):
+            given |= {p.name: value for p, value in zip(parameters_of(module), args, strict=False)}
         found = {
             name: value
             for name, value in given.items()
             if isinstance(value, _KINDS)
             and name not in _FREE
-            and not any(_is_same(value, v) for v in self.values.get(name, []))
+            and not any(is_alike(value, v) for v in self.values.get(name, []))
             and len({one for each in self.together for one in each if one[0] == name}) < _SEVERAL
         }
         return {} if not found or _written(found) in self.together else found
@@ -67,19 +68,12 @@ class Known:
     def usual(self, module: nn.Module, given: Arguments, switches: Switches) -> Arguments:
         """Return the arguments of a call with values that are known, in place of these switches."""
         args, kwargs = given
-        parameters = _parameters(module)
+        parameters = parameters_of(module)
         mine = {p.name: p.default for p in parameters if p.name in switches and p.default is not p.empty}
         mine |= {name: self.values[name][0] for name in switches if self.values.get(name)}
         put = [mine.get(p.name, v) for p, v in zip(parameters, args, strict=False)]
         rest = {name: mine.get(name, v) for name, v in kwargs.items() if name in mine or name not in switches}
         return (*put, *args[len(parameters) :]), rest
-
-
-def _parameters(model: nn.Module) -> list[inspect.Parameter]:
-    try:
-        return list(inspect.signature(model.forward).parameters.values())
-    except (TypeError, ValueError):
-        return []
 
 
 def _every(inputs: InputSpec | None) -> Iterator[InputSpec]:
@@ -91,11 +85,3 @@ def _every(inputs: InputSpec | None) -> Iterator[InputSpec]:
 
 def _written(switches: Switches) -> frozenset[tuple[str, str]]:
     return frozenset((name, repr(value)) for name, value in switches.items())
-
-
-def _has_switch(args: Sequence[Any]) -> bool:
-    return any(isinstance(value, _KINDS) for value in args)
-
-
-def _is_same(one: Any, other: Any) -> bool:
-    return type(one) is type(other) and bool(one == other)
