@@ -31,6 +31,7 @@ from secateur.calibration.ending import check_ends, once, read_once
 from secateur.calibration.randomness import OwnStream, seeded
 from secateur.calibration.reading import Forward, Reading
 from secateur.calibration.views import View, Views
+from secateur.calibration.workers import living_workers
 from secateur.common.seeds import seed_of
 from secateur.errors import CalibrationError, SettingError
 
@@ -221,18 +222,11 @@ class Calibration:
             iterator = iter(self.source)
         ends = self.most is not None or self._length() is not None
         for read in itertools.count(1):
-            with stream.reading():
+            with stream.reading(), living_workers(read - 1):
                 try:
                     raw = next(iterator)
                 except StopIteration:
                     return
-                except (OSError, RuntimeError) as error:
-                    if isinstance(error, ConnectionError) or "DataLoader worker (pid" in str(error):
-                        raise CalibrationError(
-                            f"calibration batch {read - 1}: expected the workers of the loader to go on, "
-                            "but one was killed. Give them more memory, or pass num_workers=0."
-                        ) from error
-                    raise  # the user's own
             if not ends:
                 check_ends(read)
             yield raw

@@ -14,6 +14,7 @@ from torch import nn
 from secateur.allocators import Budget, Limits
 from secateur.allocators.registry import Allocates
 from secateur.calibration import Calibration, Forward, View, Views
+from secateur.calibration.workers import living_workers
 from secateur.common.models import unwrap
 from secateur.common.progress import steps
 from secateur.common.seeds import seed_of
@@ -166,6 +167,7 @@ class Comparison:
         return "\n".join(text.rstrip() for text in lines)
 
 
+@living_workers()
 def compare(
     model: nn.Module,
     calibration: Any,

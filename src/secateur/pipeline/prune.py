@@ -13,6 +13,7 @@ from torch import nn
 from secateur.allocators import Budget, Limits
 from secateur.allocators.registry import Allocates, describe
 from secateur.calibration import Calibration, Forward, View, Views
+from secateur.calibration.workers import living_workers
 from secateur.common.caches import without_caches
 from secateur.common.models import device_of, unwrap
 from secateur.common.modes import require_plain_modes, require_values
@@ -47,6 +48,7 @@ from secateur.targets.units.record import record_of, with_note
 from secateur.targets.units.spread import gathered
 
 
+@living_workers()
 def prune(
     model: nn.Module,
     calibration: Any,

@@ -22,6 +22,7 @@ from secateur.artefact.export.quantising import KINDS, Feeds, OnnxModel, int4, i
 from secateur.artefact.export.trials import captured_trials
 from secateur.artefact.writing import replace_bytes
 from secateur.calibration import Batch, Calibration, Forward
+from secateur.calibration.workers import living_workers
 from secateur.common.models import device_of, evaluating, named_tensors, unwrap
 from secateur.common.modes import require_numbers
 from secateur.common.paths import path_named
@@ -73,6 +74,7 @@ class Quantised:
         return words.text(self.figures)
 
 
+@living_workers()
 def quantise(
     model: nn.Module,
     calibration: Any,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from secateur.calibration import Batch, Calibration, Forward, seeded
+from secateur.calibration.workers import living_workers
 from secateur.common.accelerating import ProcessGroup
 from secateur.common.caches import without_caches
 from secateur.common.models import device_of, evaluating, unwrap
@@ -26,6 +27,7 @@ from secateur.targets.units.copying import duplicate
 from secateur.targets.units.record import attach, record_of
 
 
+@living_workers()
 @torch.inference_mode(False)
 @torch.enable_grad()
 def recover(

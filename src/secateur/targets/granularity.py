@@ -12,6 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from torch import nn
 
+from secateur.calibration.workers import living_workers
 from secateur.common.seeds import seed_of
 from secateur.errors import SettingError
 
@@ -173,6 +174,7 @@ def by_granularity(told_by: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         signature, name = inspect.signature(function), function.__name__
 
         @wraps(function)
+        @living_workers()
         def run(*args: P.args, **kwargs: P.kwargs) -> R:
             try:
                 bound = signature.bind(*args, **kwargs)
