@@ -23,6 +23,7 @@ from secateur.common.foreign import details, line_of, said
 from secateur.common.models import copied, evaluation_mode
 from secateur.common.outputs import agree, opened, tensors_of
 from secateur.common.preserving import State, preserved
+from secateur.compat.exporting import quick_export
 from secateur.errors import CaptureError
 from secateur.graph.assertions import AssertionsHold
 from secateur.graph.decompose import decompose
@@ -269,6 +270,7 @@ def _export(
         AssertionsHold(),
         lengths_open(),
         failed_calls_left(),
+        quick_export(),
         seeded(0),  # leaves the user's random state as it is
         nullcontext() if known is None else known,
     ):

@@ -258,18 +258,18 @@ def _classes(shapes: Mapping[str, tuple[int, ...]], batch: int) -> list[tuple[Pl
 
 
 def _candidates(size: int) -> list[int]:
-    """Return other sizes to try for an axis: smaller ones, neighbours, then one that strides divide.
+    """Return other sizes to try for an axis: smaller ones, neighbours, then some that strides divide.
 
     The first sizes are smaller, so that they cost less, and far from the traced size: strides round, so a
     neighbour may become the same size inside. They are even if the traced size is odd, since code may ask.
     """
     step = size & -size  # the largest power of two that divides it
-    whole = size - step if 1 < step < size else size + step
+    whole = [size - step] if 1 < step < size else [size // 2, 3 * size // 4] if step > 4 else [size + step]
     parts = [size // 2, 2 * size // 3]
     if size >= LARGE:
         parts = [size // 4, size // 3, *parts]
     smaller = (n + (n - size + 1) % 2 for n in parts)
-    return list(dict.fromkeys(n for n in (*smaller, size - 1, size + 1, whole, 2 * size) if 2 <= n != size))
+    return list(dict.fromkeys(n for n in (*smaller, size - 1, size + 1, *whole, 2 * size) if 2 <= n != size))
 
 
 def _first(
