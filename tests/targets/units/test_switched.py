@@ -1,4 +1,4 @@
-"""Switches that a pruned module is called with, and that no trace has had: right, or refused in words."""
+"""Arguments of a pruned module that no trace has had, switches and tensors: right, or refused in words."""
 
 from __future__ import annotations
 
@@ -120,3 +120,84 @@ def test_a_call_that_the_dense_model_does_not_take_fails_as_there(x: Tensor) -> 
     for model in (small, masked):
         with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
             model(x[..., :5], way="mixed")
+
+
+TENSOR_WAYS = {
+    "scaled": lambda net, h, mask: h * mask[..., None],
+    "filled": lambda net, h, mask: h.masked_fill(mask[..., None] > 0, 0.5),
+    "chosen": lambda net, h, mask: torch.where(mask[..., None] > 0, h, h.tanh()),
+    "other places": lambda net, h, mask: h.flip(-1) * mask[..., None],
+    "mixed": lambda net, h, mask: h.softmax(-1) * mask[..., None],
+    "own layer": lambda net, h, mask: net.own(h) * mask[..., None],
+    "counted": lambda net, h, mask: h * torch.arange(h.shape[-1]) + mask[..., None],
+    "sorted by it": lambda net, h, mask: h[..., mask[0].argsort()],
+}
+RIGHT_WITH_TENSORS = ("scaled", "filled", "chosen")
+
+
+class Masked(Net):
+    """Goes one way with a mask, and another way without."""
+
+    def __init__(self, way: str, *, given: bool) -> None:
+        super().__init__()
+        self.way, self.given = way, given
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        """[batch, length, 6] and [batch, length] to [batch, length, 4]."""
+        hidden = torch.relu(self.body(x))
+        if (mask is not None) == self.given:
+            hidden = TENSOR_WAYS[self.way](self, hidden, x[..., 0] if mask is None else mask)
+        elif mask is not None:
+            hidden = hidden + mask[..., None]
+        return self.head(hidden)
+
+
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("way", TENSOR_WAYS)
+def test_a_tensor_given_or_left_out_is_right_or_refused(way: str, given: bool, x: Tensor) -> None:
+    """`given`: the trace had no mask, and the call has one. Else the other way round."""
+    with_mask = {"x": x, "mask": torch.rand(2, 5).double()}
+    traced, called = ({"x": x}, with_mask) if given else (with_mask, {"x": x[:, :4]})
+    small, masked = pruned(Masked(way, given=given).double().eval(), traced)
+    torch.testing.assert_close(small(**traced), masked(**traced))
+    if way in RIGHT_WITH_TENSORS:
+        torch.testing.assert_close(small(**called), masked(**called))
+    else:
+        with pytest.raises(sc.InputError, match=r"more_inputs") as raised:
+            small(**called)
+        assert ("mask=a tensor" if given else "mask=None") in str(raised.value)
+    torch.testing.assert_close(small(**traced), masked(**traced))
+
+
+class Attending(nn.Module):
+    """Attention with fewer keys than queries, which code with a mask repeats itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(8, n) for n in (16, 8, 8, 8))
+        self.o = nn.Linear(16, 8)
+
+    def forward(self, x: Tensor | None = None, mask: Tensor | None = None, h: Tensor | None = None) -> Tensor:
+        """[batch, length, 8], or the same as `h`, with a mask [batch, length]."""
+        x = h if x is None else x.tanh()
+        assert x is not None
+        q, k, v = (f(x).unflatten(-1, (-1, 4)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        if mask is not None:
+            k, v = (
+                t[:, :, None, :, :].expand(len(t), t.shape[1], 2, *t.shape[2:]).flatten(1, 2) for t in (k, v)
+            )
+            mask = mask[:, None, None, :]
+        found = nn.functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=mask is None
+        )
+        return self.o(found.transpose(1, 2).flatten(2))
+
+
+def test_attention_takes_a_mask_that_the_trace_had_not(x: Tensor) -> None:
+    x = torch.randn(2, 5, 8).double()
+    small, masked = pruned(Attending().double().eval(), x)
+    assert small.q.weight.shape[0] < 16
+    keep = torch.rand(2, 5) > 0.3
+    keep[:, 0] = True
+    for call in ({"x": x, "mask": keep}, {"h": x}, {"h": x, "mask": keep}):
+        torch.testing.assert_close(small(**call), masked(**call))

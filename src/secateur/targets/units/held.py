@@ -25,13 +25,12 @@ from secateur.common.foreign import said
 from secateur.common.outputs import tensors_of
 from secateur.common.preserving import ATOMS, State, is_alike
 from secateur.errors import InputError
-from secateur.graph.courses import leaves
 from secateur.graph.inputs import InputSpec
 from secateur.plan import Plan
 from secateur.targets.units.compare import relative_difference, rounding_of
 from secateur.targets.units.holders import Change, Entry, entries_of
 from secateur.targets.units.operators import Cut, Operators
-from secateur.targets.units.switched import Known, Switches
+from secateur.targets.units.switched import Known, Switches, named
 
 Together = tuple[tuple[str, Any], ...]
 """Values by the names of what holds them, such as ``("model.head.pooled", True)``."""
@@ -177,28 +176,29 @@ class Held:
             _refuse(module, _named_first(module, given, left, (after, ours), self.cut))
 
     def _check_switches(self, module: nn.Module, given: Any, switches: Switches) -> None:
-        """Let a call with switches that no trace has had pass if it computes what it would without.
+        """Let a call with arguments that no trace has had pass if it computes what it would without.
 
         Raises:
             InputError: It does not, as far as units go.
         """
         usual = self.switches.usual(module, given, switches)
+        before, after, wrong = None, None, None
         try:
             before = _tried(module, usual, [], None, self.cut)
-        except Exception:  # then the arguments are no others that the module takes, and it says so itself
-            return
-        wrong: Exception | None = None
+        except Exception as error:
+            what = f"could not be compared with one as then ({said(error)})"
         try:
             after = _tried(module, given, [], None, self.cut)
-            alike = _are_alike(after, before)
         except Exception as error:
-            wrong, alike = error, False
-        if not alike:
-            named = ", ".join(f"{name}={value!r:.40}" for name, value in switches.items())
-            what = "runs other operators, which may need units that were removed"
-            what = what if wrong is None else f"raises {said(wrong)}"
+            wrong, what = error, f"raises {said(error)}"
+            if before is None:  # these are no arguments that the module takes, and it says so itself
+                return
+        if before is None or after is None or not _are_alike(after, before):
+            if before is not None and after is not None:
+                what = "runs other operators, which may need units that were removed"
+            got = ", ".join(f"{name}={value!r:.40}" for name, value in switches.items())
             raise InputError(
-                f"{type(module).__name__}: expected arguments as when the model was traced, got {named}: "
+                f"{type(module).__name__}: expected arguments as when the model was traced, got {got}: "
                 f"with that, the forward pass {what}. Give sc.trace such a call too (more_inputs=), and "
                 f"prune again."
             ) from wrong
@@ -316,11 +316,11 @@ def _tried(
     """
     args, kwargs = pytree.tree_map(_copied, given)
     with _put(module, changes, values):
-        operators = Operators(module, leaves((args, kwargs)), cut, *by_module)
+        operators = Operators(module, named(module, (args, kwargs)), cut, *by_module)
         for change in changes if values is None else ():
             if isinstance(change.new, nn.Module):
                 operators.watch(change.new)
-        with seeded(0), operators, _AttentionWithoutDropout():
+        with seeded(0), operators, _AttentionWithoutDropout(operators):
             outputs = tensors_of(module.forward(*args, **kwargs))
         operators.returned(outputs)
         operators.written = [one for one in changes if values is None and one.is_overwritten()]
@@ -374,11 +374,16 @@ def _refuse(module: nn.Module, changes: Sequence[Change], failed: Exception | No
 class _AttentionWithoutDropout(TorchFunctionMode):
     """Attention runs other operators with dropout, but draws for each head and position by itself."""
 
+    def __init__(self, operators: Operators) -> None:
+        super().__init__()
+        self._operators = operators
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is scaled_dot_product_attention:
             args = (*args[:4], 0.0, *args[5:]) if len(args) > 4 else args
             kwargs = {**kwargs, "dropout_p": 0.0} if "dropout_p" in kwargs else kwargs
+            return self._operators.attention(*args, **kwargs)
         return func(*args, **kwargs)
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import itertools
 import math
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.graph.courses import leaves
@@ -30,6 +31,8 @@ _SUMS = frozenset(
     "conv_transpose1d conv_transpose2d conv_transpose3d".split()
 )
 """Operators that sum over the units that a weight reads: these are not missing in what they give."""
+_EQUAL = frozenset("zeros ones full new_zeros new_ones new_full empty scalar_tensor".split())
+"""Operators that make a tensor of equal numbers, however long it is."""
 _BY_CHANNEL = "batch_norm"
 """Part of the names of operators that work on each channel by itself, with weights for each."""
 
@@ -66,15 +69,21 @@ _WHOLE, _FOREIGN = _State(), _State(frozenset({"unknown"}))
 _NEW = frozenset({"of a new weight"})
 """Stands for the units that are missing in what a weight gives that the earlier pass did not read."""
 _NEW_WEIGHT = _State(_NEW, is_weight=True)
+_ANY = ("any",)
+"""Stands for the name of a tensor in which no units are missing."""
+_SIZED = frozenset({"counted"})
+"""Stands for the units that are missing in what is as long as they are many, such as their numbers."""
 
 
 class Operators(TorchDispatchMode):
     """What runs while this is active.
 
-    An operator that takes one tensor and works on each of its numbers by itself, as activations do, treats
-    every unit alike, whatever else was removed. Such are left out, but not where they take a number that a
-    size of the tensor gives: units that were removed count there. Where the result of a batch norm comes from
-    is where its input does, and the bias of a layer does not count, since layers can take in batch norms.
+    An operator that works on each number of one tensor by itself, as activations do, treats every unit alike,
+    whatever else was removed. It may take other tensors too in which no units are missing, such as a mask.
+    Such are left out, but not where they take a number that a size of the tensor gives: units that were
+    removed count there. Attention is one operator, since a mask makes PyTorch choose another kernel. Where
+    the result of a batch norm comes from is where its input does, and the bias of a layer does not count,
+    since layers can take in batch norms.
 
     Passes can be compared module by module, as where one layer takes the place of several that are added.
     What a changed module returns is then named after the module, if it has the same units in the same order
@@ -96,7 +105,7 @@ class Operators(TorchDispatchMode):
     def __init__(
         self,
         model: nn.Module,
-        inputs: Iterable[Any],
+        inputs: Mapping[str, Any],
         cut: Cut | None = None,
         changed: Iterable[str] = (),
         earlier: Operators | None = None,
@@ -105,7 +114,7 @@ class Operators(TorchDispatchMode):
 
         Args:
             model: The model that will run.
-            inputs: Its arguments.
+            inputs: Its arguments, by name.
             cut: Where units went; None if that is not known.
             changed: The paths of the modules by which passes are compared.
             earlier: The pass with which this one will be compared.
@@ -121,14 +130,21 @@ class Operators(TorchDispatchMode):
         self._earlier = earlier
         self._read: set[str] = set()  # the weights that an operator took
         self._names: dict[int, tuple[weakref.ref[Tensor], Any]] = {}
-        inputs = list(inputs)
-        self._of_inputs = {n for leaf in inputs if isinstance(leaf, Tensor) for n in leaf.shape}
+        self._attends = False
+        tensors = {
+            (name, number): leaf
+            for name, value in inputs.items()
+            for number, leaf in enumerate(leaves(value))
+            if isinstance(leaf, Tensor)
+        }
+        self._of_inputs = {n for leaf in tensors.values() for n in leaf.shape}
         self._states: dict[int, tuple[weakref.ref[Tensor], _State]] = {}
         self._written: list[tuple[Tensor, frozenset[str]]] = []
         self._shrunk: set[int] = set()
         at = {(name, axis) for name, axis, _, _ in cut or ()}
         named = [(n, axis, size) for n, p in model.named_parameters() for axis, size in enumerate(p.shape)]
         self._stayed = {n for name, axis, n in named if (name, axis) not in at} | self._of_inputs
+        self._left = {n for name, axis, n in named if (name, axis) in at}  # the sizes of what was cut
         self._knows = cut is not None
         known = None if earlier is None else earlier._read | {name for name, *_ in cut or ()}
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
@@ -138,39 +154,68 @@ class Operators(TorchDispatchMode):
             self._states[id(tensor)] = weakref.ref(tensor), state
         for name, _, group, reads in cut or ():
             self._was_cut(model, name, group, reads=reads)
-        for number, leaf in enumerate(inputs):
-            if isinstance(leaf, Tensor):
-                self._name(leaf, number)
-                self._states[id(leaf)] = weakref.ref(leaf), _WHOLE
+        for place, leaf in tensors.items():
+            self._name(leaf, place)
+            self._states[id(leaf)] = weakref.ref(leaf), _WHOLE
         for path in changed:
             self._compare(path, model.get_submodule(path))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operator, and note it."""
-        kwargs = kwargs or {}
-        given = leaves((args, kwargs))
-        name = func._schema.name.partition("::")[2] if hasattr(func, "_schema") else str(func)
+        result = func(*args, **(kwargs or {}))
+        if not self._attends:
+            self._note(func, leaves((args, kwargs)), [v for v in leaves(result) if isinstance(v, Tensor)])
+        return result
+
+    def attention(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Run attention, and note it as one operator, without a mask in which no units are missing."""
+        query, *pair = [v for v in leaves((args, kwargs)) if isinstance(v, Tensor)][:3]
+        masks = [v for v in leaves((args[3:], kwargs)) if isinstance(v, Tensor) and self._state(v).lacks]
+        repeats = query.shape[-3] // pair[0].shape[-3] if kwargs.get("enable_gqa") else 1
+        if repeats > 1:  # as code does it that has a mask
+            shapes = [(*v.shape[:2], repeats, *v.shape[2:]) for v in pair]
+            pair = [v[:, :, None, :, :].expand(shape) for v, shape in zip(pair, shapes, strict=True)]
+            pair = [v.reshape(len(v), -1, *v.shape[3:]) for v in pair]
+        self._attends = True
+        try:
+            result = scaled_dot_product_attention(*args, **kwargs)
+        finally:
+            self._attends = False
+        self._note(scaled_dot_product_attention, [query, *pair, *masks], [result])
+        return result
+
+    def _note(self, func: Any, given: list[Any], results: list[Tensor]) -> None:
+        name = func._schema.name.partition("::")[2] if hasattr(func, "_schema") else func.__name__
         tensors = [v for v in given if isinstance(v, Tensor)]
-        names = [self._name_of(v) for v in tensors if v.numel() > 1 or v.ndim]
+        many = [v for v in tensors if v.numel() > 1 or v.ndim]
+        names = [self._operand(v) for v in many]
         self._read |= {one for one in names if type(one) is str and one != "noise"}
         title = str(func)
         if name in _SUMS:
             biases = [self._name_of(v) for v in tensors if v.ndim == 1 and self._state(v).is_weight]
             title, names = name.removeprefix("add"), [one for one in names if one not in biases]
-        result = func(*args, **kwargs)
-        results = [v for v in leaves(result) if isinstance(v, Tensor)]
-        sized = self._sized(given)
-        lacking = sized | self._follow(func, name, tensors, results)
+        elif name == "embedding":
+            names = names[:1]  # any rows of the table are alike
+        sized = self._sized(given) or not (
+            tensors or self._left.isdisjoint(v for v in given if type(v) is int)
+        )
+        states = ((one, self._state(v)) for v, one in zip(many, names, strict=False))
+        cut = [one for one, state in states if one != "noise" and (state.lacks or state.reads)]
+        lacking = sized | self._follow(func, name, tensors, results, sized=sized)
         whole = [one for one in names if one != "noise"]
         by_number = name in _SAME or torch.Tag.pointwise in getattr(func, "tags", ())
+        made: Any = None
+        filled = [one for v, one in zip(many, names, strict=False) if v.numel()]
         if name in _NOISE or (names and not whole):
-            made: Any = "noise"
-        elif by_number:
-            made = whole[0] if len(whole) == 1 and not self._sizes_in(given) else None
-        else:
-            made = None
+            made = "noise"
+        elif name == "cat" and len(filled) == 1:  # behind nothing, as where a cache is empty
+            made = filled[0]
+        elif by_number and not self._sizes_in(given):
+            carried = {*(cut if len(whole) > 1 else whole)}
+            made = carried.pop() if len(carried) == 1 else None
         if made is None:
-            settings = [v for v in given if type(v) in (int, bool, str)] + self._sizes_in(given)
+            settings = [v for v in given if type(v) in (int, bool, str)]
+            settings += [v for v in self._sizes_in(given) if type(v) is float]
             shapes = [tuple(v.shape) for v in results]
             call = title, tuple(names), tuple(settings), tuple(shapes)
             self.calls.append(call)
@@ -187,7 +232,6 @@ class Operators(TorchDispatchMode):
             self.missing.append((str(func), made))
         for tensor in results if made is not None else ():
             self._name(tensor, made)
-        return result
 
     def returned(self, outputs: Iterable[Tensor]) -> None:
         """Note the outputs of the pass: units that are missing in one are not there for who reads it."""
@@ -214,13 +258,20 @@ class Operators(TorchDispatchMode):
         state = _State(lacks, read | {group}, True) if reads else _State(lacks | {group}, read, True)
         self._states[id(tensor)] = weakref.ref(tensor), state
 
-    def _follow(self, func: Any, name: str, given: list[Tensor], results: list[Tensor]) -> bool:
-        """Note in which results units are missing, and return whether an operator reads some that are."""
+    def _follow(
+        self, func: Any, name: str, given: list[Tensor], results: list[Tensor], *, sized: bool
+    ) -> bool:
+        """Note in which results units are missing, and return whether an operator reads some that are.
+
+        What is made with a number that may follow from a size that shrank counts as missing some: if no
+        tensor is given, or if it has such a size.
+        """
         states = [self._state(tensor) for tensor in given]
         lacks, reads = (
             frozenset[str]().union(*sets) for sets in ((s.lacks for s in states), (s.reads for s in states))
         )
-        writes = bool(getattr(getattr(func, "_schema", None), "is_mutable", True))
+        schema = getattr(func, "_schema", None)
+        writes = bool(getattr(schema, "is_mutable", func is not scaled_dot_product_attention))
         order = frozenset[Any]().union(*(s.order for s in states if not s.is_weight))
         if len(given) == 1 and states[0].is_weight and not writes:
             made = states[0]
@@ -233,7 +284,11 @@ class Operators(TorchDispatchMode):
             made = _State((others - reads) | of_weights, order=order)
         else:
             made = _State(lacks | reads, order=order)
+        shrunk = self._shrunk - self._stayed
         for tensor in results:
+            counts = sized and name not in _EQUAL and not made.lacks
+            if counts and (not given or shrunk.intersection(tensor.shape)):
+                made = replace(made, lacks=_SIZED)
             self._states[id(tensor)] = weakref.ref(tensor), made
             if not made.is_weight:
                 (self._shrunk if made.lacks else self._stayed).update(tensor.shape)
@@ -308,6 +363,15 @@ class Operators(TorchDispatchMode):
         """The numbers that may follow from a size that has shrunk, as in ``h / h.shape[-1] ** 0.5``."""
         shapes = [v.shape for v in given if isinstance(v, Tensor)]
         return _follows(given, {n for shape in shapes for n in (*shape, shape.numel())} - self._of_inputs)
+
+    def _operand(self, tensor: Tensor) -> Any:
+        """The name of what an operator takes. It does not matter which floats these are, if none are missing.
+
+        Whole numbers and conditions may say where units go. Weights are told apart too.
+        """
+        name, state = self._name_of(tensor), self._state(tensor)
+        lacks = state.lacks or state.reads or state.is_weight or not self._knows
+        return name if lacks or name == "noise" or not tensor.is_floating_point() else _ANY
 
     def _name(self, tensor: Tensor, name: Any) -> None:
         self._names[id(tensor)] = weakref.ref(tensor), name

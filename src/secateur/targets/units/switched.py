@@ -1,64 +1,83 @@
-"""Switches in a call of a pruned module: arguments such as ``train=True`` with values that no trace has had.
+"""Arguments in a call of a pruned module that no trace has had: a switch, or a tensor given or left out.
 
-The first call with such a value is looked into. It goes on if it gives what the call without the value gives,
-or runs the same operators where units are missing. Else it is refused.
+Switches are bools, whole numbers and strings, such as ``pooled=True``. A tensor may be a mask. The first such
+call is looked into. It goes on if it gives what a call as in the trace gives, or runs the same operators
+where units are missing. Else it is refused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from enum import Enum
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from secateur.common.preserving import is_alike
 from secateur.graph.inputs import Arguments, InputSpec, parameters_of
+from secateur.graph.leaf import Place
 
 _KINDS = (bool, int, str)
-"""The types of switches. A float changes numbers, and None stands for a tensor that is not there."""
+"""The types of switches. A float changes numbers."""
 _FREE = frozenset({"use_cache"})
 """Switches that are not looked into. A cache is returned too, but for the next call of the same module."""
 _SEVERAL = 8
 """An argument with so many right values, as the number of a step, is a number and no switch."""
 
+
+class Stand(Enum):
+    """What stands for an argument that is no switch."""
+
+    TENSOR = "a tensor"
+
+    def __repr__(self) -> str:
+        return self.value
+
+
+TENSOR = Stand.TENSOR
+
 Switches = dict[str, Any]
-"""Values of switches, by the name of the argument."""
+"""Values by the name of the argument: of switches, `TENSOR` for a tensor, None where one is left out."""
 
 
 class Known:
-    """The values of switches that are known to be right.
+    """The arguments that are known to be right.
 
     Attributes:
-        values: By the name of the argument.
-        together: Those that were looked into, several at once: names with values, as Python writes them.
+        values: By the name of the argument; see `Switches`.
+        together: What was looked into, several arguments at once: names with values, as Python writes them.
     """
 
     def __init__(self, model: nn.Module, inputs: InputSpec | None) -> None:
-        """Take the values of the calls that the trace has made of `model`; see `InputSpec.also`."""
-        defaults = {p.name: p.default for p in parameters_of(model) if isinstance(p.default, _KINDS)}
+        """Take the arguments of the calls that the trace has made of `model`; see `InputSpec.also`."""
+        defaults = {p.name: p.default for p in parameters_of(model) if p.default is not p.empty}
         self.values: dict[str, list[Any]] = {}
         self.together: set[frozenset[tuple[str, str]]] = set()
-        self.is_known = inputs is not None
+        self.inputs = inputs
         for spec in _every(inputs):
-            for name, value in {**defaults, **spec.constants()}.items():
-                if isinstance(value, _KINDS):
+            tensors = dict.fromkeys(spec.tensors(), TENSOR)
+            for name, value in {**defaults, **spec.constants(), **tensors}.items():
+                if value is None or value is TENSOR or isinstance(value, _KINDS):
                     self.values.setdefault(name, []).append(value)
 
     def others(self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Switches:
-        """Return the switches of a call that have another value than those that are known."""
-        if not self.is_known:
+        """Return the arguments of a call that are other than those that are known."""
+        if self.inputs is None:
             return {}
-        given = dict(kwargs)
-        if any(isinstance(value, _KINDS) for value in args):
-            given |= {p.name: value for p, value in zip(parameters_of(module), args, strict=False)}
-        found = {
-            name: value
-            for name, value in given.items()
-            if isinstance(value, _KINDS)
-            and name not in _FREE
-            and not any(is_alike(value, v) for v in self.values.get(name, []))
-            and len({one for each in self.together for one in each if one[0] == name}) < _SEVERAL
-        }
+        given = named(module, (tuple(args), dict(kwargs)))
+        left_out = {p.name for p in parameters_of(module) if p.default is None} - given.keys()
+        found = {}
+        for name, value in {**given, **dict.fromkeys(left_out)}.items():
+            value, known = TENSOR if isinstance(value, Tensor) else value, self.values.get(name, [])
+            looked = {one for each in self.together for one in each if one[0] == name}
+            if value is None:
+                is_other = any(v is TENSOR for v in known) and not any(v is None for v in known)
+            elif value is TENSOR:
+                is_other = not any(v is TENSOR for v in known)
+            else:
+                is_other = isinstance(value, _KINDS) and not any(is_alike(value, v) for v in known)
+            if is_other and name not in _FREE and len(looked) < _SEVERAL:
+                found[name] = value
         return {} if not found or _written(found) in self.together else found
 
     def take(self, switches: Switches) -> None:
@@ -68,12 +87,37 @@ class Known:
     def usual(self, module: nn.Module, given: Arguments, switches: Switches) -> Arguments:
         """Return the arguments of a call with values that are known, in place of these switches."""
         args, kwargs = given
-        parameters = parameters_of(module)
+        parameters, arguments = parameters_of(module), named(module, given)
         mine = {p.name: p.default for p in parameters if p.name in switches and p.default is not p.empty}
-        mine |= {name: self.values[name][0] for name in switches if self.values.get(name)}
-        put = [mine.get(p.name, v) for p, v in zip(parameters, args, strict=False)]
-        rest = {name: mine.get(name, v) for name, v in kwargs.items() if name in mine or name not in switches}
-        return (*put, *args[len(parameters) :]), rest
+        for name in switches:
+            for value in self.values.get(name, [])[:1]:
+                mine[name] = self._drawn(name, arguments) if value is TENSOR else value
+        put = [mine.pop(name, value) for name, value in [*arguments.items()][: len(args)]]
+        return tuple(put), {name: value for name, value in kwargs.items() if name not in switches} | mine
+
+    def _drawn(self, name: str, given: Mapping[str, Any]) -> Any:
+        """Draw a tensor that was left out, with the sizes of the other tensors of the call."""
+        device = next((v.device for v in given.values() if isinstance(v, Tensor)), "cpu")
+        for spec in _every(self.inputs):
+            if name not in spec.tensors():
+                continue
+            sizes: dict[Place, int] = {}
+            for axis in spec.open:
+                for other, at in axis.places:
+                    value = given.get(other)
+                    if isinstance(value, Tensor) and at < value.ndim:
+                        sizes |= dict.fromkeys(axis.places, value.shape[at])
+            args, kwargs = spec.example(sizes=sizes, device=device)
+            return {**dict(zip(spec.names, args, strict=False)), **kwargs}[name]
+        return None
+
+
+def named(module: nn.Module, given: Arguments) -> dict[str, Any]:
+    """Return the arguments of a call by name, those without a name by their number."""
+    args, kwargs = given
+    names = [p.name for p in parameters_of(module) if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    numbers = map(str, range(len(names), len(args)))
+    return {**dict(zip((*names, *numbers), args, strict=False)), **kwargs}
 
 
 def _every(inputs: InputSpec | None) -> Iterator[InputSpec]:
