@@ -201,3 +201,43 @@ def test_attention_takes_a_mask_that_the_trace_had_not(x: Tensor) -> None:
     keep[:, 0] = True
     for call in ({"x": x, "mask": keep}, {"h": x}, {"h": x, "mask": keep}):
         torch.testing.assert_close(small(**call), masked(**call))
+
+
+STATES = {
+    "requires_grad": (lambda x: x.requires_grad, lambda x: x.clone().requires_grad_()),
+    "is_contiguous": (
+        lambda x: not x.is_contiguous(),
+        lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
+    ),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("state", STATES)
+def test_how_a_tensor_is_may_choose(state: str, way: str, x: Tensor) -> None:
+    asks, turned = STATES[state]
+
+    class Asking(Net):
+        def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+            hidden = torch.relu(self.body(x))
+            return self.head(WAYS[way](self, hidden) if asks(x) else hidden)
+
+    small, masked = pruned(Asking().double().eval(), x)
+    if way in RIGHT:
+        torch.testing.assert_close(small(turned(x)), masked(turned(x)))
+    else:
+        with pytest.raises(sc.InputError, match=f"{state}.*more_inputs"):
+            small(turned(x))
+    torch.testing.assert_close(small(x), masked(x))
+
+
+def test_a_tensor_that_lies_apart_in_memory_is_free() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 4)
+        )
+        images = torch.randn(2, 3, 8, 8).double()
+        small, masked = pruned(net.double().eval(), images)
+    for given in (images.to(memory_format=torch.channels_last), images.transpose(2, 3), images[..., :8]):
+        torch.testing.assert_close(small(given), masked(given))

@@ -16,8 +16,6 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from secateur.calibration.randomness import seeded
@@ -29,7 +27,7 @@ from secateur.graph.inputs import InputSpec
 from secateur.plan import Plan
 from secateur.targets.units.compare import relative_difference, rounding_of
 from secateur.targets.units.holders import Change, Entry, entries_of
-from secateur.targets.units.operators import Cut, Operators
+from secateur.targets.units.operators import Cut, Operators, WholeCalls
 from secateur.targets.units.switched import Known, Switches, named
 
 Together = tuple[tuple[str, Any], ...]
@@ -320,7 +318,7 @@ def _tried(
         for change in changes if values is None else ():
             if isinstance(change.new, nn.Module):
                 operators.watch(change.new)
-        with seeded(0), operators, _AttentionWithoutDropout(operators):
+        with seeded(0), operators, WholeCalls(operators):
             outputs = tensors_of(module.forward(*args, **kwargs))
         operators.returned(outputs)
         operators.written = [one for one in changes if values is None and one.is_overwritten()]
@@ -342,7 +340,9 @@ def _put(module: nn.Module, changes: Sequence[Change], values: Sequence[Any] | N
 
 
 def _copied(leaf: Any) -> Any:
-    return leaf.detach().clone() if isinstance(leaf, Tensor) else copy.deepcopy(leaf)
+    if not isinstance(leaf, Tensor):
+        return copy.deepcopy(leaf)
+    return leaf.detach().clone().requires_grad_(leaf.requires_grad)
 
 
 def _kind(leaf: Any) -> Any:
@@ -369,22 +369,6 @@ def _refuse(module: nn.Module, changes: Sequence[Change], failed: Exception | No
         f"pruned, got {' '.join(new.split())}{more}: with that, the forward pass {what}. Set it before "
         f"sc.trace and prune again, or set it back."
     ) from failed
-
-
-class _AttentionWithoutDropout(TorchFunctionMode):
-    """Attention runs other operators with dropout, but draws for each head and position by itself."""
-
-    def __init__(self, operators: Operators) -> None:
-        super().__init__()
-        self._operators = operators
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is scaled_dot_product_attention:
-            args = (*args[:4], 0.0, *args[5:]) if len(args) > 4 else args
-            kwargs = {**kwargs, "dropout_p": 0.0} if "dropout_p" in kwargs else kwargs
-            return self._operators.attention(*args, **kwargs)
-        return func(*args, **kwargs)
 
 
 def _cut_by(plan: Plan) -> Cut | None:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.graph.courses import leaves
@@ -33,6 +34,10 @@ _SUMS = frozenset(
 """Operators that sum over the units that a weight reads: these are not missing in what they give."""
 _EQUAL = frozenset("zeros ones full new_zeros new_ones new_full empty scalar_tensor".split())
 """Operators that make a tensor of equal numbers, however long it is."""
+_WHOLE_CALLS = frozenset({"linear", "matmul", "scaled_dot_product_attention"})
+"""Functions that run other operators after masks and how numbers lie in memory, and that count as one."""
+_TITLES = dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias"), "view")
+"""Other names of operators of which PyTorch takes one after how numbers lie in memory."""
 _BY_CHANNEL = "batch_norm"
 """Part of the names of operators that work on each channel by itself, with weights for each."""
 
@@ -81,9 +86,8 @@ class Operators(TorchDispatchMode):
     An operator that works on each number of one tensor by itself, as activations do, treats every unit alike,
     whatever else was removed. It may take other tensors too in which no units are missing, such as a mask.
     Such are left out, but not where they take a number that a size of the tensor gives: units that were
-    removed count there. Attention is one operator, since a mask makes PyTorch choose another kernel. Where
-    the result of a batch norm comes from is where its input does, and the bias of a layer does not count,
-    since layers can take in batch norms.
+    removed count there. Where the result of a batch norm comes from is where its input does, and the bias
+    of a layer does not count, since layers can take in batch norms.
 
     Passes can be compared module by module, as where one layer takes the place of several that are added.
     What a changed module returns is then named after the module, if it has the same units in the same order
@@ -130,7 +134,7 @@ class Operators(TorchDispatchMode):
         self._earlier = earlier
         self._read: set[str] = set()  # the weights that an operator took
         self._names: dict[int, tuple[weakref.ref[Tensor], Any]] = {}
-        self._attends = False
+        self._is_inside = False  # a call that is noted as one operator
         tensors = {
             (name, number): leaf
             for name, value in inputs.items()
@@ -163,7 +167,7 @@ class Operators(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operator, and note it."""
         result = func(*args, **(kwargs or {}))
-        if not self._attends:
+        if not self._is_inside:
             self._note(func, leaves((args, kwargs)), [v for v in leaves(result) if isinstance(v, Tensor)])
         return result
 
@@ -176,12 +180,17 @@ class Operators(TorchDispatchMode):
             shapes = [(*v.shape[:2], repeats, *v.shape[2:]) for v in pair]
             pair = [v[:, :, None, :, :].expand(shape) for v, shape in zip(pair, shapes, strict=True)]
             pair = [v.reshape(len(v), -1, *v.shape[3:]) for v in pair]
-        self._attends = True
+        found: Tensor = self.as_one(scaled_dot_product_attention, args, kwargs, [query, *pair, *masks])
+        return found
+
+    def as_one(self, func: Any, args: Any, kwargs: Any, given: list[Any]) -> Any:
+        """Run a function, and note it as one operator that takes what is given."""
+        self._is_inside = True
         try:
-            result = scaled_dot_product_attention(*args, **kwargs)
+            result = func(*args, **kwargs)
         finally:
-            self._attends = False
-        self._note(scaled_dot_product_attention, [query, *pair, *masks], [result])
+            self._is_inside = False
+        self._note(func, given, [result])
         return result
 
     def _note(self, func: Any, given: list[Any], results: list[Tensor]) -> None:
@@ -190,7 +199,7 @@ class Operators(TorchDispatchMode):
         many = [v for v in tensors if v.numel() > 1 or v.ndim]
         names = [self._operand(v) for v in many]
         self._read |= {one for one in names if type(one) is str and one != "noise"}
-        title = str(func)
+        title = _TITLES.get(name, name if name in _WHOLE_CALLS else str(func))
         if name in _SUMS:
             biases = [self._name_of(v) for v in tensors if v.ndim == 1 and self._state(v).is_weight]
             title, names = name.removeprefix("add"), [one for one in names if one not in biases]
@@ -271,7 +280,7 @@ class Operators(TorchDispatchMode):
             frozenset[str]().union(*sets) for sets in ((s.lacks for s in states), (s.reads for s in states))
         )
         schema = getattr(func, "_schema", None)
-        writes = bool(getattr(schema, "is_mutable", func is not scaled_dot_product_attention))
+        writes = bool(getattr(schema, "is_mutable", func.__name__ not in _WHOLE_CALLS))
         order = frozenset[Any]().union(*(s.order for s in states if not s.is_weight))
         if len(given) == 1 and states[0].is_weight and not writes:
             made = states[0]
@@ -379,6 +388,28 @@ class Operators(TorchDispatchMode):
     def _name_of(self, tensor: Tensor) -> Any:
         known = self._names.get(id(tensor))
         return None if known is None or known[0]() is not tensor else known[1]
+
+
+class WholeCalls(TorchFunctionMode):
+    """Inside, some functions count as one operator; see `Operators`.
+
+    Attention runs without dropout, which draws for each head and position by itself.
+    """
+
+    def __init__(self, operators: Operators) -> None:
+        super().__init__()
+        self._operators = operators
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run a function."""
+        kwargs = kwargs or {}
+        if func is scaled_dot_product_attention:
+            args = (*args[:4], 0.0, *args[5:]) if len(args) > 4 else args
+            kwargs = {**kwargs, "dropout_p": 0.0} if "dropout_p" in kwargs else kwargs
+            return self._operators.attention(*args, **kwargs)
+        if getattr(func, "__name__", "") in _WHOLE_CALLS:
+            return self._operators.as_one(func, args, kwargs, leaves((args, kwargs)))
+        return func(*args, **kwargs)
 
 
 def _share_memory(one: Tensor, other: Tensor) -> bool:

@@ -1,13 +1,14 @@
 """Arguments in a call of a pruned module that no trace has had: a switch, or a tensor given or left out.
 
-Switches are bools, whole numbers and strings, such as ``pooled=True``. A tensor may be a mask. The first such
-call is looked into. It goes on if it gives what a call as in the trace gives, or runs the same operators
-where units are missing. Else it is refused.
+Switches are bools, whole numbers and strings, such as ``pooled=True``. A tensor may be a mask. Whether a
+tensor requires a gradient, or lies apart in memory, is a switch too. The first such call is looked into. It
+goes on if it gives what a call as in the trace gives, or runs the same operators where units are missing.
+Else it is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
@@ -35,6 +36,12 @@ class Stand(Enum):
 
 
 TENSOR = Stand.TENSOR
+
+_STATES: dict[str, tuple[Callable[[Tensor], bool], Callable[[Tensor], Tensor]]] = {
+    ".requires_grad": (lambda tensor: tensor.requires_grad, Tensor.detach),
+    ".is_contiguous()": (lambda tensor: not tensor.is_contiguous(), Tensor.contiguous),
+}
+"""How a tensor may be other than in a trace: whether it is so, and the same numbers as in a trace."""
 
 Switches = dict[str, Any]
 """Values by the name of the argument: of switches, `TENSOR` for a tensor, None where one is left out."""
@@ -66,8 +73,14 @@ class Known:
             return {}
         given = named(module, (tuple(args), dict(kwargs)))
         left_out = {p.name for p in parameters_of(module) if p.default is None} - given.keys()
+        states = {
+            f"{name}{state}": state == ".requires_grad"
+            for name, value in given.items()
+            for state, (is_so, _) in _STATES.items()
+            if isinstance(value, Tensor) and is_so(value)
+        }
         found = {}
-        for name, value in {**given, **dict.fromkeys(left_out)}.items():
+        for name, value in {**given, **dict.fromkeys(left_out), **states}.items():
             value, known = TENSOR if isinstance(value, Tensor) else value, self.values.get(name, [])
             looked = {one for each in self.together for one in each if one[0] == name}
             if value is None:
@@ -92,6 +105,10 @@ class Known:
         for name in switches:
             for value in self.values.get(name, [])[:1]:
                 mine[name] = self._drawn(name, arguments) if value is TENSOR else value
+        for name, value in arguments.items():
+            for state, (_, as_traced) in _STATES.items():
+                if f"{name}{state}" in switches and name not in switches:
+                    mine[name] = value = as_traced(value)
         put = [mine.pop(name, value) for name, value in [*arguments.items()][: len(args)]]
         return tuple(put), {name: value for name, value in kwargs.items() if name not in switches} | mine
 
