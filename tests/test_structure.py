@@ -91,8 +91,8 @@ REMEMBERED = {
     ("report/html.py", "_template"),
     ("config/setting.py", "sections"),
     ("config/setting.py", "settings"),
-    ("targets/units/recording.py", "_starts"),
-    ("targets/units/recording.py", "literals"),
+    ("targets/units/module_form/recording.py", "_starts"),
+    ("targets/units/module_form/recording.py", "literals"),
 }
 """Functions whose answers are kept: of a class, of compiled code or of our own files. None can change."""
 
@@ -134,7 +134,7 @@ WRITES = {
 
 CONTAINERS = {"WeakKeyDictionary", "WeakValueDictionary", "WeakSet", "defaultdict", "dict", "list", "set"}
 
-FILLED = {("graph/rules/registry.py", "RULES"), ("targets/units/attention.py", "_CLASSES")}
+FILLED = {("graph/rules/registry.py", "RULES"), ("targets/units/module_form/attention.py", "_CLASSES")}
 """Tables that functions may fill: what decorators register at import, and one class for each other class."""
 
 

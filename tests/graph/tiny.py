@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import secateur as sc
 from secateur.targets.units.compare import relative_difference, run
-from secateur.targets.units.program import sliced_program
+from secateur.targets.units.graph_form.program import sliced_program
 from tests.targets.units.plans import random_plan
 
 

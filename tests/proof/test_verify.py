@@ -18,7 +18,7 @@ from torch.nn import functional as F
 import secateur as sc
 from secateur.targets.units.apply import Applier
 from secateur.targets.units.draws import Draws
-from secateur.targets.units.module import smaller_module
+from secateur.targets.units.module_form.module import smaller_module
 from secateur.targets.units.record import Record, attach, with_repairs
 from tests.graph.test_trace import assert_same, state_of
 from tests.graph.tiny import Calls

@@ -26,7 +26,7 @@ _TRIALS = 50
 
 
 class Flag(BaseModel):
-    """A flag that has to keep a known value (`secateur.targets.units.flagged.Refused`)."""
+    """A flag that has to keep a known value (`secateur.targets.units.later_calls.flagged.Refused`)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 

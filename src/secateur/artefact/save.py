@@ -39,16 +39,16 @@ from secateur.targets.lowrank.opened import opened
 from secateur.targets.together.apply import cut_experts
 from secateur.targets.together.blocks import without_blocks
 from secateur.targets.together.graph import part
-from secateur.targets.units.flagged import Refused, guard
-from secateur.targets.units.held import hold
+from secateur.targets.units.graph_form.program import smaller_program
+from secateur.targets.units.graph_form.traced import Traced
+from secateur.targets.units.later_calls.flagged import Refused, guard
+from secateur.targets.units.later_calls.held import hold
 from secateur.targets.units.masked import masked
-from secateur.targets.units.mended import mend
-from secateur.targets.units.module import smaller_module
-from secateur.targets.units.program import smaller_program
-from secateur.targets.units.realise import understood
+from secateur.targets.units.module_form.mended import mend
+from secateur.targets.units.module_form.module import smaller_module
+from secateur.targets.units.module_form.realise import understood
 from secateur.targets.units.record import Record, attach, record_of
 from secateur.targets.units.tensors import check_positions
-from secateur.targets.units.traced import Traced
 
 _EXTRA = "_extra_state"
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.targets.units.mended import MendedMethod
+from secateur.targets.units.module_form.mended import MendedMethod
+from secateur.targets.units.module_form.sizes import set_sizes
 from secateur.targets.units.record import record_of
-from secateur.targets.units.sizes import set_sizes
 
 
 def replace_parameters(model: nn.Module, small: nn.Module) -> None:

@@ -28,9 +28,9 @@ from secateur.plan import LARGEST, Plan
 from secateur.targets.blocks.remove import removed_paths
 from secateur.targets.lowrank.opened import GRANULARITIES as RANKS
 from secateur.targets.lowrank.opened import opened
-from secateur.targets.units.mended import mend
-from secateur.targets.units.module import smaller_module
-from secateur.targets.units.realise import understood
+from secateur.targets.units.module_form.mended import mend
+from secateur.targets.units.module_form.module import smaller_module
+from secateur.targets.units.module_form.realise import understood
 from secateur.targets.units.record import Record, attach, record_of
 from secateur.targets.units.tensors import check_positions
 

@@ -12,7 +12,7 @@ from secateur.errors import ApplyError
 from secateur.graph.nodes import hint
 from secateur.stream.calls import ProgramCalls
 from secateur.targets.blocks.residual import WEIGHS
-from secateur.targets.units.sizes import running_modules
+from secateur.targets.units.module_form.sizes import running_modules
 
 
 def joints(program: ProgramCalls, paths: Iterable[str]) -> dict[fx.Node, fx.Node]:

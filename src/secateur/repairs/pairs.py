@@ -26,9 +26,9 @@ from secateur.repairs.joints import CLONE, idle_nodes, joints
 from secateur.stream.calls import Call
 from secateur.stream.dense import Dense, Values
 from secateur.targets.blocks.remove import removed_paths
-from secateur.targets.units.constants import Constants
+from secateur.targets.units.graph_form.constants import Constants
+from secateur.targets.units.graph_form.rewrites import Scaled
 from secateur.targets.units.record import record_of
-from secateur.targets.units.rewrites import Scaled
 from secateur.targets.units.tensors import cut, removed_positions, tensor_called
 
 

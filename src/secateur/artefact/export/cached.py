@@ -16,7 +16,7 @@ from secateur.common.models import device_of
 from secateur.errors import ExportError, SettingError
 from secateur.graph.inputs import Arguments
 from secateur.targets.units.compare import run
-from secateur.targets.units.opened import TooMuchError, limited
+from secateur.targets.units.graph_form.opened import TooMuchError, limited
 
 SIZES = ((2, 3, 5), (1, 1, 9), (3, 4, 0), (1, 7, 0), (1, 1, 1), (2, 2, 17))
 """Samples, new tokens and tokens in the cache: of the capture, then of each comparison."""

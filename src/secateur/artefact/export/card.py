@@ -15,7 +15,7 @@ from secateur.errors import ArtefactError
 from secateur.report import proofs
 from secateur.report.markdown import escape
 from secateur.report.report import Report
-from secateur.targets.units.reading import configuration_fits
+from secateur.targets.units.module_form.reading import configuration_fits
 from secateur.targets.units.record import Record, record_of
 
 TAGS = ("pruning", "model-compression", "secateur")

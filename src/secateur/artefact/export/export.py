@@ -35,7 +35,7 @@ from secateur.common.paths import path_named
 from secateur.errors import CaptureError, ExportError, SettingError
 from secateur.graph.inputs import Arguments, InputSpec
 from secateur.graph.leaf import Place
-from secateur.targets.units.opened import TooMuchError, further_axes, limited
+from secateur.targets.units.graph_form.opened import TooMuchError, further_axes, limited
 
 SUFFIXES = (".onnx", ".pt2", ".gguf")
 

@@ -18,8 +18,19 @@ from secateur.common.models import device_of
 from secateur.errors import ArtefactError, ExportError, SettingError
 from secateur.group_decision import GroupDecision
 from secateur.targets.units.compare import run
-from secateur.targets.units.configuration import LAYERS, has_configuration, holders_of, named, quietly
-from secateur.targets.units.reading import Builds, configuration_fits, read_configuration, shapes_of
+from secateur.targets.units.module_form.configuration import (
+    LAYERS,
+    has_configuration,
+    holders_of,
+    named,
+    quietly,
+)
+from secateur.targets.units.module_form.reading import (
+    Builds,
+    configuration_fits,
+    read_configuration,
+    shapes_of,
+)
 from secateur.targets.units.record import record_of
 
 CONFIG, CARD = "config.json", "README.md"

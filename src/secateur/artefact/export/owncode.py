@@ -18,7 +18,7 @@ from secateur.common.models import device_of, named_tensors
 from secateur.errors import ArtefactError, ExportError, SettingError
 from secateur.targets.experts.empty import empty_weights
 from secateur.targets.units.compare import run
-from secateur.targets.units.configuration import has_configuration, quietly
+from secateur.targets.units.module_form.configuration import has_configuration, quietly
 from secateur.targets.units.record import record_of
 
 TEMPLATE, MODELING = "modeling.py.txt", "modeling_secateur"

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from secateur.targets.units.configuration import has_configuration, holders_of, set_number
-from secateur.targets.units.reading import Builds, shapes_of
-from secateur.targets.units.sizes import put
+from secateur.targets.units.module_form.configuration import has_configuration, holders_of, set_number
+from secateur.targets.units.module_form.reading import Builds, shapes_of
+from secateur.targets.units.module_form.sizes import put
 
 _COUNTS = re.compile("layer|block|depth", re.IGNORECASE)
 """Names of numbers of blocks: num_hidden_layers, n_layer, num_blocks, depth."""

@@ -26,7 +26,7 @@ from secateur.graph.inputs import InputSpec
 from secateur.measure.cost import Cost
 from secateur.targets.blocks.block import Block
 from secateur.targets.blocks.pinned import Pinned
-from secateur.targets.units.sizes import running_modules
+from secateur.targets.units.module_form.sizes import running_modules
 
 Way = Literal["delete", "pass"]
 """How a list loses blocks. ``delete``: they leave it. ``pass``: modules that pass the stream on stay."""

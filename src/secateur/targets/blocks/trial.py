@@ -20,8 +20,8 @@ from secateur.targets.blocks.graph import Way
 from secateur.targets.blocks.remove import can_pass, without_blocks
 from secateur.targets.units.compare import Way as Run
 from secateur.targets.units.compare import doubled, relative_difference, run_doubled
-from secateur.targets.units.configuration import quietly
 from secateur.targets.units.doubling import all_double
+from secateur.targets.units.module_form.configuration import quietly
 
 if TYPE_CHECKING:
     from secateur.proof.proving import ArgumentSet

@@ -21,7 +21,7 @@ from secateur.targets.experts.routing import excluding
 from secateur.targets.experts.trace import trace
 from secateur.targets.units.compare import relative_difference, require_same, run_doubled
 from secateur.targets.units.copying import duplicate
-from secateur.targets.units.module import smaller_module
+from secateur.targets.units.module_form.module import smaller_module
 from secateur.targets.units.record import Record, attach, record_of
 from secateur.targets.units.tensors import check_positions
 

@@ -24,7 +24,7 @@ from secateur.targets.experts.graph import ExpertGraph, build
 from secateur.targets.experts.routing import Call, Routed, excluding
 from secateur.targets.units.compare import Way, relative_difference, run_doubled
 from secateur.targets.units.copying import duplicate
-from secateur.targets.units.module import smaller_module
+from secateur.targets.units.module_form.module import smaller_module
 
 TOLERANCE = 1e-9
 _TOKENS = 256

@@ -25,7 +25,7 @@ from secateur.targets.units.apply import FORMS, Applier
 from secateur.targets.units.compare import double_copy
 from secateur.targets.units.copying import duplicate
 from secateur.targets.units.masked import masked
-from secateur.targets.units.module import smaller_module
+from secateur.targets.units.module_form.module import smaller_module
 from secateur.targets.units.record import Record, attach, record_of, with_note
 
 _NAMED = 12

@@ -20,15 +20,15 @@ from secateur.graph.trace import retrace
 from secateur.measure.kernels import fast_path_note
 from secateur.plan import Plan
 from secateur.targets.granularity import by_granularity
-from secateur.targets.units.accepts import OTHERWISE
-from secateur.targets.units.flagged import require_as_traced
+from secateur.targets.units.graph_form.accepts import OTHERWISE
+from secateur.targets.units.graph_form.program import Program, smaller_program
+from secateur.targets.units.graph_form.traced import Traced
+from secateur.targets.units.later_calls.flagged import require_as_traced
 from secateur.targets.units.masked import masked
-from secateur.targets.units.program import Program, smaller_program
-from secateur.targets.units.realise import proven_module, restricted, unrealisable
+from secateur.targets.units.module_form.realise import proven_module, restricted, unrealisable
 from secateur.targets.units.record import Record, attach, record_of
 from secateur.targets.units.spread import gathered
 from secateur.targets.units.tensors import check_positions
-from secateur.targets.units.traced import Traced
 
 if TYPE_CHECKING:
     from secateur.targets.blocks.graph import BlockGraph

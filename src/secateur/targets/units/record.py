@@ -10,9 +10,9 @@ from torch import fx, nn
 from secateur.errors import ArtefactError
 from secateur.graph.wording import ANY, CHOICES
 from secateur.plan import Plan
-from secateur.targets.units.flagged import Refused
-from secateur.targets.units.held import resume
-from secateur.targets.units.program import Program
+from secateur.targets.units.graph_form.program import Program
+from secateur.targets.units.later_calls.flagged import Refused
+from secateur.targets.units.later_calls.held import resume
 
 Form = Literal["module", "graph", "masked"]
 
@@ -30,7 +30,7 @@ class Record:
         repairs: What repair tried, in order, as plain data.
         sizes: New values of attributes in form ``module``, by path, except those of PyTorch's own layers.
         captured: Paths of modules in form ``module`` with calls that are mended
-            (`secateur.targets.units.mended`).
+            (`secateur.targets.units.module_form.mended`).
         takes: One sentence on which sizes of the inputs may change, and which must stay; and one on how far
             other choices of the code were tried.
         stand_ins: By path of a dropped block in whose place a module passes the stream on: the argument that

@@ -1,0 +1,1 @@
+"""Form ``graph``: the captured program with smaller tensors."""

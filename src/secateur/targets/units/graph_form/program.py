@@ -1,0 +1,212 @@
+"""Form ``graph``: the captured program with smaller tensors and recomputed constants.
+
+It also works at other sizes, dtypes and devices, in training mode and with gradients, as far as captures
+under these conditions run the same operators. Under other conditions it raises an error.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from secateur.common.collecting import uncollected
+from secateur.errors import ApplyError
+from secateur.graph.graph import Graph
+from secateur.graph.inputs import InputSpec
+from secateur.graph.modes import WITHOUT_GRADIENTS
+from secateur.plan import Plan
+from secateur.targets.units.graph_form.accepts import Accepts
+from secateur.targets.units.graph_form.building import build
+from secateur.targets.units.graph_form.constants import Constants
+from secateur.targets.units.graph_form.narrowing import narrowed, refusal
+from secateur.targets.units.graph_form.parts import KNOWN, Fixed
+from secateur.targets.units.graph_form.pickling import ACCEPTED, Pickled
+from secateur.targets.units.graph_form.traced import Traced
+from secateur.targets.units.graph_form.variants import Facts
+from secateur.targets.units.graph_form.watching import beside
+from secateur.targets.units.tensors import removed_positions
+
+_STATE = "secateur_program"
+
+
+class Program(Fixed, Pickled):
+    """A captured program that runs as a module.
+
+    It checks its arguments: see `accept`. It refuses training mode where that changes more than dropout and
+    batch norm.
+    """
+
+    def __init__(self, root: nn.Module, graph: fx.Graph, class_name: str = "Program") -> None:
+        """Make a module that runs `graph` and has all tensors and submodules of `root`.
+
+        Raises:
+            ApplyError: One of them is called as a part of the program is.
+        """
+        for name in {*root._parameters, *root._buffers, *root._modules} & _TAKEN:
+            raise ApplyError(
+                f"apply: expected other names, got {name!r} in {class_name}: a captured program has an "
+                f"attribute of its own that is called so. Take form 'module', or name it otherwise."
+            )
+        super().__init__(root, graph, class_name=class_name)
+        self._hold(vars(root))
+
+    def _hold(self, held: Mapping[str, Any]) -> None:
+        """Add these tensors and submodules. `fx.GraphModule` leaves out those that no operator reads."""
+        for kind in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+            getattr(self, kind).clear()
+            getattr(self, kind).update(held[kind])
+        vars(self).update((k, v) for k, v in held.items() if isinstance(v, torch.Tensor))
+
+    def accept(self, accepts: Accepts, eval_only: str) -> Program:
+        """Check arguments from now on; refuse training mode if there is a reason `eval_only`."""
+        self.meta[_STATE] = accepts, eval_only
+        return self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Compute what the model does.
+
+        Raises:
+            InputError: The program is not known to be right for these arguments, sizes or dtypes.
+        """
+        accepts, _ = self.meta.get(_STATE, (None, ""))
+        if accepts is not None:
+            args, kwargs = accepts.bound(args, kwargs)
+            if not torch.compiler.is_compiling():
+                self._check(accepts, args, kwargs)
+        return super().__call__(*args, **kwargs)
+
+    def narrowed(self, spec: InputSpec) -> InputSpec:
+        """Describe the inputs that both the dense model and this program take."""
+        accepts, _ = self.meta.get(_STATE, (None, ""))
+        return spec if accepts is None else narrowed(accepts, spec)
+
+    def refuses(self, spec: InputSpec) -> str:
+        """Say why the program refuses inputs of the traced sizes; empty if it takes them."""
+        accepts, _ = self.meta.get(_STATE, (None, ""))
+        return "" if accepts is None else refusal(accepts, spec, {})
+
+    def _check(self, accepts: Accepts, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Check arguments, unless equal ones were checked before."""
+        known = vars(self).setdefault(ACCEPTED, {})
+        if not known:
+            known["parameters"] = frozenset(p.dtype for p in self.parameters() if p.is_floating_point())
+        call = accepts.call((args, kwargs))
+        if call.key not in known:
+            accepts.check(call, known["parameters"])
+            known[call.key] = True
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        vars(self).pop(ACCEPTED, None)  # dtypes may change
+        return super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+    def train(self, mode: bool = True) -> Program:
+        """Switch to training or evaluation mode.
+
+        Raises:
+            ApplyError: In training mode, the model does something that is not in the program.
+        """
+        _, why = self.meta.get(_STATE, (None, ""))
+        if mode and why:
+            raise ApplyError(
+                f"train: expected {type(self).__name__} to run the same operators in training mode, but "
+                f"{why}. The captured program knows evaluation mode alone. Leave it in eval(), or take form "
+                f"'module'."
+            )
+        super().train(mode)
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> fx.GraphModule:
+        """Copy the module with all it has, without PyTorch's warning about its own internals."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
+            new = super().__deepcopy__(memo)
+        if isinstance(new, Program):
+            held = copy.deepcopy(vars(self), memo)
+            new._hold(held)
+            vars(new).update((k, held[k]) for k in (KNOWN,) if k in held)
+            type(new).__name__ = type(self).__name__  # each copy has its own class
+        return new
+
+
+_TAKEN = {*dir(Program), "meta"} - set(dir(nn.Module))
+
+
+def smaller_program(traced: Traced, plan: Plan, *, may_stay_in_evaluation: bool = False) -> Program:
+    """Make a module of the captured program after a plan. Its parameters have the names of the model's.
+
+    Args:
+        traced: The dense model and its trace. Tensors are copied, never changed.
+        plan: The decision.
+        may_stay_in_evaluation: Whether a program that only has evaluation mode may be returned in that mode
+            if the model is in training mode.
+
+    Raises:
+        ApplyError: The arguments of an operator cannot be changed as needed, the plan has further methods,
+            the model makes other calls without gradients or for other values, the forward pass draws random
+            numbers that are not PyTorch's, or the model is in training mode, which the program does not have.
+    """
+    if plan.inputs.methods:
+        raise ApplyError(
+            f"apply: expected a model with the methods {', '.join(plan.inputs.methods)} that its trace was "
+            f"asked for, but a captured program has its forward pass alone. Take form 'module', or trace "
+            f"without methods=."
+        )
+    if any(view.mode == WITHOUT_GRADIENTS for view in traced.graph.views):
+        raise ApplyError(
+            "apply: expected code that does the same with and without gradients, but it asks "
+            "torch.is_grad_enabled() or requires_grad, and a captured program knows one answer. Take form "
+            "'module'."
+        )
+    if any(view.other_answer for view in traced.graph.views):
+        raise ApplyError(
+            "apply: expected code without conditions on values of tensors, got some, and a captured program "
+            "knows one answer. Take form 'module'."
+        )
+    if traced.graph.values:
+        raise ApplyError(
+            f"apply: expected code whose sizes do not depend on values of inputs, got some that depend on "
+            f"{', '.join(traced.graph.values)}, and a captured program holds one value. Take form 'module'."
+        )
+    model, found = traced.model, traced.captured
+    constants, facts = Constants(found.kept(removed_positions(plan))), found.facts
+    with uncollected():
+        root, out = build(model, found.program, constants, facts)
+        module = Program(root, out, class_name=type(model).__name__).accept(found.accepts, facts.eval_only)
+    evaluating = facts.eval_only and may_stay_in_evaluation
+    module.train(model.training and not evaluating)
+    for path, layer in module.named_modules():
+        dense = _module(model, path)
+        if dense is None:
+            continue
+        layer.training = dense.training and not evaluating  # the user may have set some to evaluation mode
+        if isinstance(layer, Fixed):
+            layer.knowing(dense)
+    return module
+
+
+def sliced_program(model: nn.Module, graph: Graph, plan: Plan) -> Program:
+    """Make a module of the traced program after a plan, for evaluation at the traced sizes.
+
+    Nothing more is captured, and the module does not check its arguments.
+
+    Raises:
+        ApplyError: The arguments of an operator cannot be changed as needed, or the forward pass draws random
+            numbers that are not PyTorch's.
+    """
+    beside(model, graph.captured_inputs()).refuse()
+    with uncollected():
+        constants = Constants(graph.kept(removed_positions(plan)))
+        root, out = build(model, graph.program, constants, Facts())
+        return Program(root, out, class_name=type(model).__name__)
+
+
+def _module(model: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        return None

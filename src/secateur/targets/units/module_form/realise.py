@@ -1,0 +1,468 @@
+"""Form ``module``: the user's own classes with smaller tensors, compared with the masked dense model."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.calibration.randomness import seeded
+from secateur.common.foreign import details, said
+from secateur.common.models import device_of, evaluating
+from secateur.common.outputs import is_finite_somewhere
+from secateur.errors import ApplyError
+from secateur.graph.answering import answering
+from secateur.graph.graph import Graph
+from secateur.graph.inputs import Arguments, resized
+from secateur.graph.modes import PLAIN, WITHOUT_GRADIENTS
+from secateur.graph.views import View
+from secateur.plan import Plan
+from secateur.targets.units.compare import (
+    ROUNDED,
+    SAME,
+    Way,
+    relative_difference,
+    rounding_of,
+    run,
+    run_both,
+    run_in_double,
+)
+from secateur.targets.units.draws import Draws
+from secateur.targets.units.graph_form.constants import Constants
+from secateur.targets.units.graph_form.program import sliced_program
+from secateur.targets.units.graph_form.traced import Traced
+from secateur.targets.units.later_calls.flagged import guard, tried
+from secateur.targets.units.later_calls.flagged import in_words as flags_in_words
+from secateur.targets.units.later_calls.held import hold
+from secateur.targets.units.masked import masked
+from secateur.targets.units.module_form import calls
+from secateur.targets.units.module_form.exporting import exporting
+from secateur.targets.units.module_form.mended import Code, mend, watching
+from secateur.targets.units.module_form.mending import Mender, Run, changes, need_of, rules_of, stays
+from secateur.targets.units.module_form.metadata import folder_note, new_metadata
+from secateur.targets.units.module_form.module import smaller_module
+from secateur.targets.units.module_form.needs import Need
+from secateur.targets.units.module_form.recording import Change, Recorded, assign_nodes, has_sizes, record
+from secateur.targets.units.module_form.sizes import set_sizes
+from secateur.targets.units.module_form.tracking import Equation, Tracked, Uses, solve, tracked, unnoted
+from secateur.targets.units.module_form.unseen import in_words, known_code
+from secateur.targets.units.record import Record, attach
+from secateur.targets.units.tensors import removed_positions
+
+MANY = 4
+"""If more layers than this are equal, only the first and the last are tried."""
+
+
+def proven_module(
+    traced: Traced,
+    plan: Plan,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    only_proof: bool = False,
+) -> nn.Module:
+    """Make the smaller module, and show by forward passes that it computes what the plan means.
+
+    Attributes change if a forward pass shows that their values become a size that shrinks. Sizes that the
+    code itself fixes are mended at the call. The result is compared with the masked dense model, at every
+    size that may vary. If a removed group is inexact, it is compared with the program with smaller tensors
+    instead, at the traced size. Values of flags with which it would differ are refused from then on.
+
+    With `only_proof`, neither flags are tried nor is a record attached.
+
+    Raises:
+        ApplyError: No such module was found.
+    """
+    model, graph = traced.model, traced.graph
+    sizes, codes = understood(model, graph, plan)
+    small = smaller_module(model, plan, sizes)
+    mended = mend(small, codes)
+    exact = all(g.exact or not g.removed for g in plan.groups)
+    reference = masked(model, plan) if exact else sliced_program(model, graph, plan)
+    without = _prove(reference, small, graph, (args, dict(kwargs)), other_sizes=exact)
+    if only_proof:
+        return small
+    flags, right = tried(reference, small, traced.switches) if exact else ((), ())
+    guard(small, flags)
+    metadata = new_metadata(traced, small, graph.kept(removed_positions(plan)))
+    set_sizes(model, small, metadata)
+    hold(small, plan, right)
+    sizes = {**sizes, **metadata}
+    said = (
+        _note(mended, without),
+        in_words(codes.values()),
+        flags_in_words(flags),
+        folder_note(traced, small, metadata),
+    )
+    note = " ".join(filter(None, said))
+    return attach(small, Record(plan, "module", note, sizes=sizes, captured=mended, flags=flags))
+
+
+def understood(model: nn.Module, graph: Graph, plan: Plan) -> tuple[dict[str, Any], dict[str, Code]]:
+    """Find the attributes that have to change, and the calls that have to be mended.
+
+    Returns:
+        New values of attributes, and what is known of the code of modules, by path.
+
+    Raises:
+        ApplyError: One line of code would need different sizes.
+    """
+    views = [view for view in graph.views if not view.other_answer]
+    passes = [_Pass(model, graph, plan, view) for view in (None, *views)]
+    for view in graph.views:  # where all answers are the same, an ordinary pass can have them too
+        if view.answer is not None:
+            with contextlib.suppress(Exception):  # the branch may not take these values
+                passes.append(_Pass(model, graph, plan, view))
+    if passes[0].goes_another_way():
+        with contextlib.suppress(Exception):  # some code only runs so while it is captured
+            passes.append(_Pass(model, graph, plan, None, exported=True))
+    equations = [p.equations() for p in passes]
+    changes, stays = ([e for pair in equations for e in pair[k]] for k in (0, 1))
+    while True:
+        sizes = _in_lists(model, solve(changes, stays))
+        small = smaller_module(model, plan, sizes)
+        shown = [e for one in passes for e in one.compared(small)]
+        known = {(e.number.sources, e.wanted) for e in changes}
+        if {(e.number.sources, e.wanted) for e in shown} <= known:
+            break
+        changes += shown  # a run shows only the first comparison that fails
+    rules = rules_of(run for one in passes for run in one.runs(small))
+    codes = known_code(model, small, plan, rules)
+    return sizes, _with_plain(small, graph, codes, passes)
+
+
+def _with_plain(
+    small: nn.Module, graph: Graph, codes: dict[str, Code], passes: Sequence[_Pass]
+) -> dict[str, Code]:
+    """Run the model at all sizes, and note in which modules the numbers of a call decide its rule."""
+    if not mend(small, codes):
+        return codes
+    traced = [(one, None) for one in passes]
+    others = [
+        resized(graph.inputs, graph.captured_inputs(), sizes) for _, sizes in graph.inputs.other_sizes()
+    ]
+    with watching() as watch:
+        for one, arguments in [*traced, *((passes[0], other) for other in others)]:
+            watch.said.append({})
+            try:
+                one.run(small, arguments)
+            except Exception:  # the comparison at the end will report it
+                return codes
+    return {
+        path: replace(code, plain=watch.plain(small.get_submodule(path), code))
+        for path, code in codes.items()
+    }
+
+
+class _Pass:
+    """One way to run the dense model: its recorded calls, and what they need in the smaller model."""
+
+    def __init__(
+        self, model: nn.Module, graph: Graph, plan: Plan, view: View | None, *, exported: bool = False
+    ) -> None:
+        self._exported, self._asked = exported, set[str]()
+        self._training, self._method = (view.training, view.method) if view is not None else (False, "")
+        self._mode = PLAIN if view is None else view.mode
+        self._answer = None if view is None else view.answer
+        asked = any(view.mode == WITHOUT_GRADIENTS for view in graph.views)  # else they only cost memory
+        self._mode = self._mode._replace(gradients=self._training or (self._mode.gradients and asked))
+        program = graph.program if view is None else view.program
+        self._arguments = graph.captured_inputs() if view is None else view.arguments
+        self._constants = Constants(graph.kept(removed_positions(plan), view))
+        self._known: dict[Any, Need | None] = {}
+        self._uses = Uses()
+        try:
+            with tracked(model) as self._uses:
+                self.dense = self._record(model)
+        except Exception:  # some code takes only Python's own integers, so attributes cannot be tracked
+            self.dense = self._record(model)
+        assign_nodes(self.dense, program.graph, model, "model." if self._method else "")
+        self._nodes = program.graph.nodes
+
+    def goes_another_way(self) -> bool:
+        """Whether the program has calls with sizes that shrink, and an ordinary run of the model has not.
+
+        The code then asks whether it is exported. Ordinary runs may go that way too: with Transformers, those
+        with padding do.
+        """
+        known = {node for call in self.dense for node in call.nodes}
+        others = (
+            (node for node in self._nodes if node not in known and has_sizes(node)) if self._asked else ()
+        )
+        with contextlib.suppress(ApplyError):
+            return any((need := self.needs(node)) is not None and changes(need) for node in others)
+        return False
+
+    @contextlib.contextmanager
+    def _way(self, model: nn.Module) -> Iterator[None]:
+        with (
+            evaluating(model, training=self._training),
+            self._mode.on(model),
+            seeded(0),
+            answering(self._answer),
+            exporting(self._exported, self._asked),
+        ):
+            yield
+
+    def _record(self, model: nn.Module, change: Change | None = None) -> list[Recorded]:
+        args, kwargs = self._arguments
+        with self._way(model):
+            return record(model, args, kwargs, change, method=self._method)
+
+    def run(self, model: nn.Module, arguments: Arguments | None = None) -> None:
+        """Run a model in this way, perhaps with other arguments."""
+        args, kwargs = arguments or self._arguments
+        with self._way(model):
+            (getattr(model, self._method) if self._method else model)(*args, **kwargs)
+
+    def needs(self, node: Any) -> Need | None:
+        """Return what the call behind an operator needs."""
+        if node not in self._known:
+            self._known[node] = need_of(self._constants, node)
+        return self._known[node]
+
+    def _mender(self) -> Mender:
+        dense = [call for call in self.dense if call.steps]
+        return Mender(dense, self.needs, functools.partial(stays, self._constants))
+
+    def equations(self) -> tuple[list[Equation], list[Equation]]:
+        """Return what tracked numbers must become, and those that must stay."""
+        changes, stays = _equations(self.dense, self.needs)
+        return changes, [*stays, *(Equation(number, int(number)) for number in self._uses.numbers)]
+
+    def compared(self, small: nn.Module) -> list[Equation]:
+        """Return what attributes must become so that the first failing comparison holds again."""
+        if not any(equal for _, _, equal in self._uses.equal):
+            return []
+        mender = self._mender()
+        change = unnoted(mender.change)
+        # The run ends where an assertion of the user's fails.
+        with tracked(small) as uses, contextlib.suppress(Exception):
+            self._record(small, change)
+        for (number, _, before), (mine, other, now) in zip(self._uses.equal, uses.equal, strict=False):
+            if number.sources != mine.sources:
+                break
+            if before and not now and isinstance(other, int):
+                return [Equation(number, int(other))]
+        return []
+
+    def runs(self, small: nn.Module) -> list[Run]:
+        """Run the smaller model and return what its calls need."""
+        mender = self._mender()
+        try:
+            self._record(small, mender.change)
+        except ApplyError:
+            raise
+        except Exception as error:  # with other shapes, the user's code may fail in any way
+            if mender.other_code:
+                raise ApplyError(
+                    f"apply: expected the smaller model to run the same code as the dense one, got another "
+                    f"way at {mender.other_code}, where it then fails: it branches on a size that has "
+                    f"changed. Leave the group alone.",
+                    details(error),
+                ) from error
+            raise _failed(error, self._method or "the traced size") from error
+        return mender.runs
+
+
+def _equations(
+    dense: list[Recorded], needs: Callable[[Any], Need | None]
+) -> tuple[list[Equation], list[Equation]]:
+    """Return what tracked numbers must become, and those that must stay."""
+    changes: list[Equation] = []
+    stays: list[Equation] = []
+    for call in dense:
+        moved: set[int] = set()
+        for step, node in zip(call.steps, call.nodes, strict=True):
+            need = None if node is None else needs(node)
+            if need is None:
+                continue
+            for number, wanted in calls.wanted(call.name, step, need, call.args, call.kwargs):
+                moved.add(id(number))
+                if isinstance(number, Tracked):
+                    changes.append(Equation(number, wanted))
+        for number in calls.numbers(call.args, call.kwargs):
+            if isinstance(number, Tracked) and id(number) not in moved:
+                stays.append(Equation(number, int(number)))
+    return changes, stays
+
+
+def _in_lists(model: nn.Module, solved: Mapping[str, int]) -> dict[str, Any]:
+    """Return new values of attributes. For an entry of a list, that is the whole list."""
+    found: dict[str, Any] = {}
+    for path, value in solved.items():
+        holder, _, last = path.rpartition(".")
+        if last.isdigit():
+            module, _, name = holder.rpartition(".")
+            held = getattr(model.get_submodule(module), name, None)
+            if isinstance(held, list | tuple):
+                found.setdefault(holder, list(held))[int(last)] = value
+                continue
+        found[path] = value
+    return found
+
+
+def _note(mended: tuple[str, ...], without: tuple[str, ...]) -> str:
+    parts = []
+    if without:
+        parts.append(
+            f"nothing was compared at {'; '.join(without)}: the dense model refuses the inputs known there, "
+            f"or returns no finite number. Pass example_inputs= that it takes."
+        )
+    if mended:
+        parts.append(_mended_note(mended))
+    return " ".join(parts)
+
+
+def _without_numbers(path: str) -> str:
+    return re.sub(r"\d+", "*", path)
+
+
+def _mended_note(mended: tuple[str, ...]) -> str:
+    alike = Counter(_without_numbers(path) or "the model itself" for path in mended)
+    names = (name if count == 1 else f"{name} ({count})" for name, count in alike.items())
+    return f"modules whose code holds a size as a number, which is mended at the call: {', '.join(names)}."
+
+
+def _prove(
+    reference: nn.Module, small: nn.Module, graph: Graph, given: Arguments, *, other_sizes: bool
+) -> tuple[str, ...]:
+    """Compare the module with its reference, at every size that may vary, on either side of conditions.
+
+    Returns:
+        The sizes at which nothing was compared, because the dense model refuses all known inputs, or gives no
+        finite number.
+
+    Raises:
+        ApplyError: The outputs differ, or the module fails where the dense model runs.
+    """
+    without = []
+    trials = graph.inputs.trials(given, device=device_of(small), other_sizes=other_sizes)
+    answers = {v.answer for v in graph.views if not (v.training or v.method)} - {None} if other_sizes else {}
+    ways = [(*one, Way()) for one in trials] + [(*trials[0], Way(answer=a)) for a in answers]
+    for title, options, way in ways:
+        taken = _first_taken(reference, options, way)
+        if taken is None:
+            without += [title] if way == Way() else []
+            continue
+        title += str(way)
+        (args, kwargs), draws, expected = taken
+        try:
+            got = run(small, args, kwargs, draws, way)
+        except Exception as error:
+            raise _failed(error, title) from error
+        if draws.narrowed:
+            expected = run(reference, args, kwargs, draws, way)
+        tolerance = rounding_of(expected)
+        difference = relative_difference(got, expected)
+        if not difference <= tolerance and not (
+            difference <= ROUNDED and _equal_in_double(small, reference, (args, kwargs), draws, way)
+        ):
+            raise ApplyError(
+                f"apply: expected the smaller module to compute what the plan means, got a relative "
+                f"difference of {difference:.2g} at {title}. Its code uses a size that has changed in a way "
+                f"that no attribute and no call shows. Leave the group alone (Limits(ignore=...)), or use "
+                f"form='graph'."
+            )
+    return tuple(without)
+
+
+def _equal_in_double(
+    small: nn.Module, reference: nn.Module, arguments: Arguments, draws: Draws, way: Way
+) -> bool:
+    """Whether two models are equal once all their forward pass casts to is float64."""
+    ours, theirs = (functools.partial(run_in_double, model, way=way) for model in (small, reference))
+    return relative_difference(*run_both(ours, theirs, *arguments, draws)) <= SAME[torch.float64]
+
+
+def _first_taken(
+    reference: nn.Module, options: list[Arguments], way: Way
+) -> tuple[Arguments, Draws, list[torch.Tensor]] | None:
+    """Return the first arguments with finite outputs, the random numbers, and the outputs; None if none."""
+    for args, kwargs in options:
+        draws = Draws()
+        try:
+            expected = run(reference, args, kwargs, draws, way)
+        except Exception:  # where the dense model fails, the smaller one may fail too
+            continue
+        if is_finite_somewhere(expected):
+            return (args, kwargs), draws, expected
+    return None
+
+
+def _failed(error: Exception, title: str = "the traced size") -> ApplyError:
+    why = "most likely because its code holds a size that does not follow its tensors"
+    what = "Leave the group alone (Limits(ignore=...)), or use form='graph'."
+    if "multiple of" in str(error):
+        why, what = "because a kernel takes some sizes only", "Plan with Limits(round_to=8)."
+    return ApplyError(
+        f"apply: the smaller module's forward pass failed at {title} ({said(error)}), {why}. {what}",
+        details(error),
+    )
+
+
+def unrealisable(
+    traced: Traced, plan: Plan, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """Find the pruned groups that a smaller module cannot express, by halving the set of groups.
+
+    Groups whose names differ only in numbers, as those of equal layers do, are tried together first. If many
+    of them fail together, and both the first and the last fail alone, all count as failing. Each trial runs
+    the whole model, so this saves much time.
+    """
+    alike: dict[str, list[str]] = {}
+    for group in plan.groups:
+        if group.removed:
+            alike.setdefault(_without_numbers(group.name), []).append(group.name)
+
+    def works(names: list[str]) -> bool:
+        try:
+            less = restricted(plan, traced.graph, names)
+            proven_module(traced, less, args, kwargs, only_proof=True)
+        except ApplyError:
+            return False
+        return True
+
+    failed: list[str] = []
+    for kind in _failing(list(alike), lambda kinds: works([n for k in kinds for n in alike[k]])):
+        names = alike[kind]
+        all_fail = len(names) > MANY and not works(names[:1]) and not works(names[-1:])
+        failed += names if all_fail else _failing(names, works)
+    pruned = [g.name for g in plan.groups if g.removed]
+    left = [name for name in pruned if name not in failed]
+    return tuple(name for name in pruned if name in failed) if works(left) else tuple(pruned)
+
+
+def restricted(plan: Plan, graph: Graph, names: list[str]) -> Plan:
+    """Make a plan that prunes only these groups, as the given plan does."""
+    return Plan.build(
+        graph,
+        {g.name: g.keep for g in plan.groups if g.name in names},
+        allocator=plan.allocator,
+        settings=plan.settings,
+        seed=plan.seed,
+        budget=plan.budget,
+        certificates=plan.certificates,
+    )
+
+
+def _failing(names: list[str], works: Callable[[list[str]], bool]) -> list[str]:
+    """Return the members that have to be left out so that `works` is true. Sets are halved to find them."""
+    if not names or works(names):
+        return []
+    if len(names) == 1:
+        return names
+    parts = 2 if len(names) > 4 else len(names)
+    cuts = [len(names) * k // parts for k in range(parts + 1)]
+    failed = [n for a, b in itertools.pairwise(cuts) for n in _failing(names[a:b], works)]
+    left = [name for name in names if name not in failed]
+    # Two halves may work apart and fail together.
+    return failed if works(left) else failed + left
