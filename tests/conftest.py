@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +21,20 @@ torch.set_num_threads(1)
 # The same examples in every run, and no time limit: the first export in a process is slow.
 settings.register_profile("secateur", derandomize=True, deadline=None)
 settings.load_profile("secateur")
+
+
+SLOW = Path(__file__).with_name("slow.txt")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is slow
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of `SLOW`."""
+    lines = SLOW.read_text(encoding="utf-8").splitlines()
+    names = {line for line in lines if not line.startswith("#")}
+    for item in items:
+        name = item.nodeid.removeprefix("tests/")
+        if not names.isdisjoint((name, name.partition("[")[0])):
+            item.add_marker("slow")
 
 
 def pytest_collection_finish() -> None:

@@ -331,3 +331,12 @@ def test_all_files_are_written_in_one_way() -> None:
         "os.replace",
         "p.write_text",
     ]
+
+
+def test_what_is_listed_as_slow_exists() -> None:
+    tests = Path(__file__).parent
+    lines = [line for line in (tests / "slow.txt").read_text().splitlines() if not line.startswith("#")]
+    assert lines == sorted(set(lines))
+    for line in lines:
+        path, _, name = line.partition("::")
+        assert f"def {name.partition('[')[0]}(" in (tests / path).read_text(), line

@@ -42,7 +42,8 @@ def report(
     with reported(debug=debug):
         places = {"--html": html, "--markdown": markdown}
         for option, place in places.items():
-            _check_place(option, place)
+            if place is not None:
+                file_to_write(option, place)
         from secateur.report.report import Report
 
         found = Report.from_json(source / REPORT if os.path.isdir(source) else source)
@@ -58,17 +59,6 @@ def report(
         if written and not json:
             shown += f"\n\nreport in   {', '.join(written)}"
     show(shown)
-
-
-def _check_place(option: str, place: Path | None) -> None:
-    """Check that a file can be written, before any other file is written."""
-    if place is None:
-        return
-    if os.path.isdir(place) or not os.path.isdir(place.parent) or not os.access(place.parent, os.W_OK):
-        got = "a folder" if os.path.isdir(place) else f"no such place in {str(place.parent)!r}"
-        raise SettingError(
-            f"{option} {place}: expected a file in a folder that can be written to, got {got}. Name another."
-        )
 
 
 MODEL_HELP = (
