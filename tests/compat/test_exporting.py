@@ -24,14 +24,15 @@ class Net(nn.Module):
 
 
 def test_the_same_program_with_the_same_lines() -> None:
+    """Captures are not strict: before PyTorch 2.7 a strict one needs the code that is left out here."""
     net, inputs = Net(), (torch.randn(5, 3),)
     shapes = ({0: Dim.AUTO},)
     original = proxy.CapturedTraceback
-    plain = export(net, inputs, dynamic_shapes=shapes)
+    plain = export(net, inputs, dynamic_shapes=shapes, strict=False)
     with quick_export():
         assert proxy.CapturedTraceback is not original
         assert _get_graph_module_cls() is _LazyGraphModule
-        quick = export(net, inputs, dynamic_shapes=shapes)
+        quick = export(net, inputs, dynamic_shapes=shapes, strict=False)
     assert proxy.CapturedTraceback is original
     assert [(n.op, str(n.target), str(n.args)) for n in quick.graph.nodes] == [
         (n.op, str(n.target), str(n.args)) for n in plain.graph.nodes
