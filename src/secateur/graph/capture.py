@@ -400,6 +400,7 @@ def _quiet() -> Iterator[None]:
         for n in (
             "_export.non_strict_utils",
             "_subclasses.fake_tensor",
+            "fx.experimental.recording",
             "fx.experimental.symbolic_shapes",
         )
     ]
