@@ -23,7 +23,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "matrix.json"
 ENVIRONMENTS = ROOT / ".venv-matrix"
-TORCH = ("2.6", "2.9", "2.13", "2.14")
+TORCH = ("2.6", "2.9", "2.13", "2.15")
 PYTHON = ("3.10", "3.13")
 FAILED = 20
 """Most names of failed tests that a row holds."""
