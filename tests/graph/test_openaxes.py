@@ -279,6 +279,42 @@ def test_a_grouping_that_holds_at_one_size_only_is_none() -> None:
         torch.testing.assert_close(small(y), masked(y))
 
 
+class Mixing(nn.Module):
+    """Halves pictures some times, mixes channels with places, and adds what was before the last half."""
+
+    def __init__(self, halves: int) -> None:
+        super().__init__()
+        self.down = nn.ModuleList(nn.Conv2d(3 if k == 0 else 4, 4, 3, 2, 1) for k in range(halves))
+        self.inside, self.mixed, self.out = nn.Conv2d(4, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(12, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, 3, height, width]; both have to be multiples of 2 ** halves."""
+        before = x
+        for layer in self.down:
+            before, x = x, layer(x).relu()
+        h = self.inside(x)
+        h = h + self.mixed(h).flatten(2).transpose(1, 2).reshape(h.shape)
+        larger = nn.functional.interpolate(h, scale_factor=2.0)
+        return self.out(torch.cat([before, larger], 1))
+
+
+@pytest.mark.parametrize("places", [1, 2, 4])
+@pytest.mark.parametrize("halves", [2, 3, 4])
+def test_other_sizes_do_not_leave_a_single_place(halves: int, places: int) -> None:
+    """Where a picture becomes a single place, any grouping of channels with places holds."""
+    step = 2**halves
+    net, x = Mixing(halves).double().eval(), torch.randn(2, 3, step * places, step * places).double()
+    try:
+        graph = sc.trace(net, x)
+    except sc.NothingToPruneError:
+        return
+    plan = sc.Uniform(ratio=0.4).allocate(graph, sc.score(graph, None, "magnitude"))
+    small, masked = (sc.apply(net, plan, form, graph=graph) for form in ("module", "masked"))
+    for height, width in ((2, 2), (3, 4), (5, 2)):
+        picture = torch.randn(1, 3, step * height, step * width).double()
+        torch.testing.assert_close(small(picture), masked(picture))
+
+
 def test_a_trace_leaves_caches_and_counters_as_they_were() -> None:
     class Caching(nn.Module):
         def __init__(self) -> None:

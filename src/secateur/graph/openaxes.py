@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -23,6 +24,9 @@ from secateur.graph.wording import NO_OTHER
 
 SUBSETS = 20
 """The most sets of equally long axes that are tried, where not all of them can vary together."""
+
+SMALL = 64
+"""Up to this size, other sizes that leave a single place inside are doubled."""
 
 LARGE = 128
 """From this size on, an axis is first tried at a quarter of it. Smaller ones are halved."""
@@ -68,7 +72,40 @@ def with_sizes(spec: InputSpec, given: Arguments, passes: Passes) -> InputSpec:
         given: The arguments.
         passes: Runs ordinary forward passes of the model.
     """
-    return _with_courses(find_open_axes(spec, given, passes.attempt), given, passes)
+    spec = _opened_inside(find_open_axes(spec, given, passes.attempt), given, passes)
+    return _with_courses(spec, given, passes)
+
+
+def _opened_inside(spec: InputSpec, given: Arguments, passes: Passes) -> InputSpec:
+    """Take larger other sizes where the tried ones leave a single place inside, as behind many strides.
+
+    With a single place, any way to mix units with places looks as if it left them apart.
+    """
+    axes = [axis for axis in spec.open if not axis.batch and axis.size <= SMALL]
+
+    def shapes(sizes: Sequence[int]) -> list[tuple[Any, torch.Size]] | None:
+        places = {p: size for axis, size in zip(axes, sizes, strict=True) for p in axis.places}
+        course = passes.course(resized(spec, given, places))
+        if course is None:
+            return None
+        return [(call[:3], v) for call, vs in course.calls for v in vs if isinstance(v, torch.Size)]
+
+    if not axes or not spec.together:
+        return spec
+    tried = [shapes([axis.size for axis in axes]), shapes([axis.other for axis in axes])]
+    if None in tried or not any(1 in shape for _, shape in tried[0] or ()):
+        return spec
+    tried.append(shapes([2 * axis.size for axis in axes]))
+    opens = any(
+        len({place for place, _ in same}) == 1 and {a, b} == {1} and c > 1
+        for same in zip(*(found or () for found in tried), strict=False)
+        for a, b, c in zip(*(shape for _, shape in same), strict=False)
+    )
+    apart = [(2 + k) * axis.size for k, axis in enumerate(axes)]  # height and width differ
+    if not opens or shapes(apart) is None:
+        return spec
+    larger = {axis.places: axis.model_copy(update={"other": n}) for axis, n in zip(axes, apart, strict=True)}
+    return spec.model_copy(update={"open": tuple(larger.get(axis.places, axis) for axis in spec.open)})
 
 
 def _with_courses(spec: InputSpec, given: Arguments, passes: Passes) -> InputSpec:
@@ -264,7 +301,9 @@ def _candidates(size: int) -> list[int]:
     neighbour may become the same size inside. They are even if the traced size is odd, since code may ask.
     """
     step = size & -size  # the largest power of two that divides it
-    whole = [size - step] if 1 < step < size else [size // 2, 3 * size // 4] if step > 4 else [size + step]
+    whole = (
+        [size - step] if 1 < step < size else [3 * size // 2, 5 * size // 4] if step > 4 else [size + step]
+    )
     parts = [size // 2, 2 * size // 3]
     if size >= LARGE:
         parts = [size // 4, size // 3, *parts]
