@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.graph.courses import leaves
+from secateur.targets.units.later_calls.axes import Axes, axes_after, varies
 
 _SAME = frozenset("alias clone detach _to_copy lift_fresh contiguous native_dropout".split())
 """Operators that return the numbers that they are given, or some of them."""
@@ -34,6 +35,8 @@ _SUMS = frozenset(
 """Operators that sum over the units that a weight reads: these are not missing in what they give."""
 _EQUAL = frozenset("zeros ones full new_zeros new_ones new_full empty scalar_tensor".split())
 """Operators that make a tensor of equal numbers, however long it is."""
+_ATTENTION = "scaled_dot_product"
+"""How the names of attention and of its kernels begin."""
 _WHOLE_CALLS = frozenset({"linear", "matmul", "scaled_dot_product_attention"})
 """Functions that run other operators after masks and how numbers lie in memory, and that count as one."""
 _TITLES = dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias"), "view")
@@ -55,12 +58,14 @@ class _State:
         is_weight: Whether it is a parameter or a buffer, or one in another shape.
         order: What its units stand in the order of: the weights of layers, by the groups that they lack, or
             the results of calls, by name. Several if it is their sum.
+        axes: Where units may be missing, counted from the end; see `axes_after`.
     """
 
     lacks: frozenset[str] = frozenset()
     reads: frozenset[str] = frozenset()
     is_weight: bool = False
     order: frozenset[Any] = frozenset()
+    axes: Axes = frozenset()
 
 
 _FEW = 16
@@ -70,10 +75,10 @@ _NAMES = (-100, 2**63 - 1)
 _SMALL = 3
 """Whole numbers up to this one are taken for axes and counts, though a size may be a multiple of them."""
 
-_WHOLE, _FOREIGN = _State(), _State(frozenset({"unknown"}))
+_WHOLE, _FOREIGN = _State(), _State(frozenset({"unknown"}), axes=None)
 _NEW = frozenset({"of a new weight"})
 """Stands for the units that are missing in what a weight gives that the earlier pass did not read."""
-_NEW_WEIGHT = _State(_NEW, is_weight=True)
+_NEW_WEIGHT = _State(_NEW, is_weight=True, axes=None)
 _ANY = ("any",)
 """Stands for the name of a tensor in which no units are missing."""
 _SIZED = frozenset({"counted"})
@@ -156,8 +161,8 @@ class Operators(TorchDispatchMode):
             is_new = known is not None and name not in known
             state = _NEW_WEIGHT if is_new else _State(is_weight=True)
             self._states[id(tensor)] = weakref.ref(tensor), state
-        for name, _, group, reads in cut or ():
-            self._was_cut(model, name, group, reads=reads)
+        for name, axis, group, reads in cut or ():
+            self._was_cut(model, name, axis, group, reads=reads)
         for place, leaf in tensors.items():
             self._name(leaf, place)
             self._states[id(leaf)] = weakref.ref(leaf), _WHOLE
@@ -173,8 +178,8 @@ class Operators(TorchDispatchMode):
 
     def attention(self, *args: Any, **kwargs: Any) -> Tensor:
         """Run attention, and note it as one operator, without a mask in which no units are missing."""
-        query, *pair = [v for v in leaves((args, kwargs)) if isinstance(v, Tensor)][:3]
-        masks = [v for v in leaves((args[3:], kwargs)) if isinstance(v, Tensor) and self._state(v).lacks]
+        query, *pair, mask = [*(v for v in leaves((args, kwargs)) if isinstance(v, Tensor)), None][:4]
+        masks = [] if mask is None else [mask]
         repeats = query.shape[-3] // pair[0].shape[-3] if kwargs.get("enable_gqa") else 1
         if repeats > 1:  # as code does it that has a mask
             shapes = [(*v.shape[:2], repeats, *v.shape[2:]) for v in pair]
@@ -195,11 +200,15 @@ class Operators(TorchDispatchMode):
 
     def _note(self, func: Any, given: list[Any], results: list[Tensor]) -> None:
         name = func._schema.name.partition("::")[2] if hasattr(func, "_schema") else func.__name__
+        if name.lstrip("_").startswith(_ATTENTION):  # a kernel, or all of it
+            name, results = _ATTENTION, results[:1]
+            tensors = [v for v in given if isinstance(v, Tensor)]
+            given = [*tensors[:3], *(v for v in tensors[3:] if self._state(v).lacks)]
         tensors = [v for v in given if isinstance(v, Tensor)]
         many = [v for v in tensors if v.numel() > 1 or v.ndim]
         names = [self._operand(v) for v in many]
         self._read |= {one for one in names if type(one) is str and one != "noise"}
-        title = _TITLES.get(name, name if name in _WHOLE_CALLS else str(func))
+        title = _TITLES.get(name, name if name in {*_WHOLE_CALLS, _ATTENTION} else str(func))
         if name in _SUMS:
             biases = [self._name_of(v) for v in tensors if v.ndim == 1 and self._state(v).is_weight]
             title, names = name.removeprefix("add"), [one for one in names if one not in biases]
@@ -210,7 +219,7 @@ class Operators(TorchDispatchMode):
         )
         states = ((one, self._state(v)) for v, one in zip(many, names, strict=False))
         cut = [one for one, state in states if one != "noise" and (state.lacks or state.reads)]
-        lacking = sized | self._follow(func, name, tensors, results, sized=sized)
+        lacking = sized | self._follow(func, name, given, results, sized=sized)
         whole = [one for one in names if one != "noise"]
         by_number = name in _SAME or torch.Tag.pointwise in getattr(func, "tags", ())
         made: Any = None
@@ -219,7 +228,7 @@ class Operators(TorchDispatchMode):
             made = "noise"
         elif name == "cat" and len(filled) == 1:  # behind nothing, as where a cache is empty
             made = filled[0]
-        elif by_number and not self._sizes_in(given):
+        elif by_number and not self._sizes_in(given) and not self._is_by_unit(tensors):
             carried = {*(cut if len(whole) > 1 else whole)}
             made = carried.pop() if len(carried) == 1 else None
         if made is None:
@@ -242,6 +251,14 @@ class Operators(TorchDispatchMode):
         for tensor in results if made is not None else ():
             self._name(tensor, made)
 
+    def _is_by_unit(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether a tensor in which no units are missing may have a number for each unit of another one."""
+        states = [self._state(tensor) for tensor in tensors]
+        cut = [state.axes for state in states if state.lacks or state.reads]
+        axes = None if None in cut else frozenset[int]().union(*(one for one in cut if one is not None))
+        whole = (v for v, one in zip(tensors, states, strict=True) if not (one.lacks or one.reads))
+        return bool(cut) and any(varies(v, axes) for v in whole)
+
     def returned(self, outputs: Iterable[Tensor]) -> None:
         """Note the outputs of the pass: units that are missing in one are not there for who reads it."""
         for tensor in outputs:
@@ -256,37 +273,42 @@ class Operators(TorchDispatchMode):
             return True
         return self._knows and other._knows and set(other.missing) <= set(self.missing)
 
-    def _was_cut(self, model: nn.Module, name: str, group: str, *, reads: bool) -> None:
+    def _was_cut(self, model: nn.Module, name: str, axis: int, group: str, *, reads: bool) -> None:
         path, _, leaf = name.rpartition(".")
         try:
             tensor = getattr(model.get_submodule(path), leaf)
             _, state = self._states[id(tensor)]
         except (AttributeError, KeyError):  # the user has taken it away
             return
-        lacks, read = state.lacks, state.reads
-        state = _State(lacks, read | {group}, True) if reads else _State(lacks | {group}, read, True)
+        axes = None if state.axes is None else state.axes | {axis - tensor.ndim}
+        lacks, read = (set(), {group}) if reads else ({group}, set())
+        state = _State(state.lacks | lacks, state.reads | read, is_weight=True, axes=axes)
         self._states[id(tensor)] = weakref.ref(tensor), state
 
     def _follow(
-        self, func: Any, name: str, given: list[Tensor], results: list[Tensor], *, sized: bool
+        self, func: Any, name: str, given: list[Any], results: list[Tensor], *, sized: bool
     ) -> bool:
         """Note in which results units are missing, and return whether an operator reads some that are.
 
         What is made with a number that may follow from a size that shrank counts as missing some: if no
         tensor is given, or if it has such a size.
         """
-        states = [self._state(tensor) for tensor in given]
+        tensors = [value for value in given if isinstance(value, Tensor)]
+        states = [self._state(tensor) for tensor in tensors]
         lacks, reads = (
             frozenset[str]().union(*sets) for sets in ((s.lacks for s in states), (s.reads for s in states))
         )
         schema = getattr(func, "_schema", None)
         writes = bool(getattr(schema, "is_mutable", func.__name__ not in _WHOLE_CALLS))
         order = frozenset[Any]().union(*(s.order for s in states if not s.is_weight))
-        if len(given) == 1 and states[0].is_weight and not writes:
+        by_number = name in _SAME or torch.Tag.pointwise in getattr(func, "tags", ())
+        if len(tensors) == 1 and states[0].is_weight and not writes:
             made = states[0]
         elif name in _SUMS:
             of_weights = frozenset[str]().union(*(s.lacks for s in states if s.is_weight))
             others = frozenset[str]().union(*(s.lacks for s in states if not s.is_weight))
+            if reads and others - _SIZED <= reads:  # what was counted is as long as the units that are summed over
+                others -= _SIZED
             by_weights = frozenset({of_weights} if of_weights else ())
             # Weights of one channel each leave the order as it is.
             order = by_weights if others & reads or of_weights == _NEW else by_weights | order
@@ -295,9 +317,11 @@ class Operators(TorchDispatchMode):
             made = _State(lacks | reads, order=order)
         shrunk = self._shrunk - self._stayed
         for tensor in results:
+            axes = axes_after(name, given, [s.axes for s in states], tensor.shape, by_number=by_number)
+            made = replace(made, axes=axes if made.lacks or made.reads else frozenset())
             counts = sized and name not in _EQUAL and not made.lacks
-            if counts and (not given or shrunk.intersection(tensor.shape)):
-                made = replace(made, lacks=_SIZED)
+            if counts and (not tensors or shrunk.intersection(tensor.shape)):
+                made = replace(made, lacks=_SIZED, axes=None)
             self._states[id(tensor)] = weakref.ref(tensor), made
             if not made.is_weight:
                 (self._shrunk if made.lacks else self._stayed).update(tensor.shape)
@@ -330,7 +354,7 @@ class Operators(TorchDispatchMode):
         state = self._states[id(tensor)][1]
         for other, lacks in self._written:
             if _share_memory(other, tensor):
-                state = replace(state, lacks=state.lacks | lacks)
+                state = replace(state, lacks=state.lacks | lacks, axes=None)
         return state
 
     def _compare(self, path: str, module: nn.Module) -> None:
