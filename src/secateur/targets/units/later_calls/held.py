@@ -27,8 +27,9 @@ from secateur.graph.inputs import InputSpec
 from secateur.plan import Plan
 from secateur.targets.units.compare import relative_difference, rounding_of
 from secateur.targets.units.later_calls.holders import Change, Entry, entries_of
-from secateur.targets.units.later_calls.operators import Cut, Operators, WholeCalls
+from secateur.targets.units.later_calls.operators import Cut, Operators
 from secateur.targets.units.later_calls.switched import TENSOR, Known, Switches, named
+from secateur.targets.units.later_calls.whole_calls import WholeCalls
 
 Together = tuple[tuple[str, Any], ...]
 """Values by the names of what holds them, such as ``("model.head.pooled", True)``."""

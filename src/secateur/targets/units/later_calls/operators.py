@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.graph.courses import leaves
+from secateur.graph.watchednumbers import watched
 from secateur.targets.units.later_calls.axes import Axes, axes_after, varies
 
 _SAME = frozenset("alias clone detach _to_copy lift_fresh contiguous native_dropout".split())
@@ -37,7 +37,7 @@ _EQUAL = frozenset("zeros ones full new_zeros new_ones new_full empty scalar_ten
 """Operators that make a tensor of equal numbers, however long it is."""
 _ATTENTION = "scaled_dot_product"
 """How the names of attention and of its kernels begin."""
-_WHOLE_CALLS = frozenset({"linear", "matmul", "scaled_dot_product_attention"})
+WHOLE_CALLS = frozenset({"linear", "matmul", "scaled_dot_product_attention"})
 """Functions that run other operators after masks and how numbers lie in memory, and that count as one."""
 _TITLES = dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias"), "view")
 """Other names of operators of which PyTorch takes one after how numbers lie in memory."""
@@ -140,6 +140,7 @@ class Operators(TorchDispatchMode):
         self._read: set[str] = set()  # the weights that an operator took
         self._names: dict[int, tuple[weakref.ref[Tensor], Any]] = {}
         self._is_inside = False  # a call that is noted as one operator
+        self.is_sized = False  # whether the running function takes a number that follows from a size; see `sizes`
         tensors = {
             (name, number): leaf
             for name, value in inputs.items()
@@ -208,32 +209,34 @@ class Operators(TorchDispatchMode):
         many = [v for v in tensors if v.numel() > 1 or v.ndim]
         names = [self._operand(v) for v in many]
         self._read |= {one for one in names if type(one) is str and one != "noise"}
-        title = _TITLES.get(name, name if name in {*_WHOLE_CALLS, _ATTENTION} else str(func))
+        title = _TITLES.get(name, name if name in {*WHOLE_CALLS, _ATTENTION} else str(func))
         if name in _SUMS:
             biases = [self._name_of(v) for v in tensors if v.ndim == 1 and self._state(v).is_weight]
             title, names = name.removeprefix("add"), [one for one in names if one not in biases]
         elif name == "embedding":
             names = names[:1]  # any rows of the table are alike
-        sized = self._sized(given) or not (
-            tensors or self._left.isdisjoint(v for v in given if type(v) is int)
-        )
+        by_number = name in _SAME or torch.Tag.pointwise in getattr(func, "tags", ())
+        sized = self.is_sized or (
+            self._sized(given)
+            if by_number or not tensors
+            else False
+        ) or not (tensors or self._left.isdisjoint(v for v in given if type(v) is int))
         states = ((one, self._state(v)) for v, one in zip(many, names, strict=False))
         cut = [one for one, state in states if one != "noise" and (state.lacks or state.reads)]
         lacking = sized | self._follow(func, name, given, results, sized=sized)
         whole = [one for one in names if one != "noise"]
-        by_number = name in _SAME or torch.Tag.pointwise in getattr(func, "tags", ())
         made: Any = None
         filled = [one for v, one in zip(many, names, strict=False) if v.numel()]
         if name in _NOISE or (names and not whole):
             made = "noise"
         elif name == "cat" and len(filled) == 1:  # behind nothing, as where a cache is empty
             made = filled[0]
-        elif by_number and not self._sizes_in(given) and not self._is_by_unit(tensors):
+        elif by_number and not (self.is_sized or self._sizes_in(given) or self._is_by_unit(tensors)):
             carried = {*(cut if len(whole) > 1 else whole)}
             made = carried.pop() if len(carried) == 1 else None
         if made is None:
             settings = [v for v in given if type(v) in (int, bool, str)]
-            settings += [v for v in self._sizes_in(given) if type(v) is float]
+            settings += [v for v in (given if self.is_sized else self._sizes_in(given)) if type(v) is float]
             shapes = [tuple(v.shape) for v in results]
             call = title, tuple(names), tuple(settings), tuple(shapes)
             self.calls.append(call)
@@ -250,6 +253,26 @@ class Operators(TorchDispatchMode):
             self.missing.append((str(func), made))
         for tensor in results if made is not None else ():
             self._name(tensor, made)
+
+    def sizes(self, tensor: Tensor, read: torch.Size) -> torch.Size:
+        """Return the sizes of a tensor: those at which units may be missing watch what is computed from them."""
+        state = self._state(tensor)
+        if not (state.lacks or state.reads):
+            return read
+        return torch.Size(
+            watched(n, self) if state.axes is None or at in state.axes else n
+            for at, n in enumerate(read, -len(read))
+        )
+
+    def replaced(self, tensor: Tensor, value: Tensor) -> None:
+        """Note that a tensor takes the numbers of another one, as in ``tensor.data = value``."""
+        self.calls.append(("data", self._name_of(tensor), self._name_of(value)))
+        self.missing.append(self.calls[-1])
+
+    def note(self, place: Any, size: float, turning: float, outcome: int, *, period: int = 0) -> None:
+        """Note a condition on a number that follows from a size at which units may be missing."""
+        self.calls.append(("decided", place, turning, outcome))
+        self.missing.append(self.calls[-1])
 
     def _is_by_unit(self, tensors: Sequence[Tensor]) -> bool:
         """Whether a tensor in which no units are missing may have a number for each unit of another one."""
@@ -299,7 +322,7 @@ class Operators(TorchDispatchMode):
             frozenset[str]().union(*sets) for sets in ((s.lacks for s in states), (s.reads for s in states))
         )
         schema = getattr(func, "_schema", None)
-        writes = bool(getattr(schema, "is_mutable", func.__name__ not in _WHOLE_CALLS))
+        writes = bool(getattr(schema, "is_mutable", func.__name__ not in WHOLE_CALLS))
         order = frozenset[Any]().union(*(s.order for s in states if not s.is_weight))
         by_number = name in _SAME or torch.Tag.pointwise in getattr(func, "tags", ())
         if len(tensors) == 1 and states[0].is_weight and not writes:
@@ -321,7 +344,7 @@ class Operators(TorchDispatchMode):
             made = replace(made, axes=axes if made.lacks or made.reads else frozenset())
             counts = sized and name not in _EQUAL and not made.lacks
             if counts and (not tensors or shrunk.intersection(tensor.shape)):
-                made = replace(made, lacks=_SIZED, axes=None)
+                made = replace(made, lacks=_SIZED, axes=frozenset(range(-tensor.ndim, 0)))
             self._states[id(tensor)] = weakref.ref(tensor), made
             if not made.is_weight:
                 (self._shrunk if made.lacks else self._stayed).update(tensor.shape)
@@ -412,28 +435,6 @@ class Operators(TorchDispatchMode):
     def _name_of(self, tensor: Tensor) -> Any:
         known = self._names.get(id(tensor))
         return None if known is None or known[0]() is not tensor else known[1]
-
-
-class WholeCalls(TorchFunctionMode):
-    """Inside, some functions count as one operator; see `Operators`.
-
-    Attention runs without dropout, which draws for each head and position by itself.
-    """
-
-    def __init__(self, operators: Operators) -> None:
-        super().__init__()
-        self._operators = operators
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run a function."""
-        kwargs = kwargs or {}
-        if func is scaled_dot_product_attention:
-            args = (*args[:4], 0.0, *args[5:]) if len(args) > 4 else args
-            kwargs = {**kwargs, "dropout_p": 0.0} if "dropout_p" in kwargs else kwargs
-            return self._operators.attention(*args, **kwargs)
-        if getattr(func, "__name__", "") in _WHOLE_CALLS:
-            return self._operators.as_one(func, args, kwargs, leaves((args, kwargs)))
-        return func(*args, **kwargs)
 
 
 def _share_memory(one: Tensor, other: Tensor) -> bool:
