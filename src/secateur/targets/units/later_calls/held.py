@@ -28,7 +28,7 @@ from secateur.plan import Plan
 from secateur.targets.units.compare import relative_difference, rounding_of
 from secateur.targets.units.later_calls.holders import Change, Entry, entries_of
 from secateur.targets.units.later_calls.operators import Cut, Operators
-from secateur.targets.units.later_calls.switched import TENSOR, Known, Switches, named
+from secateur.targets.units.later_calls.switched import Known, Switches, named
 from secateur.targets.units.later_calls.whole_calls import WholeCalls
 
 Together = tuple[tuple[str, Any], ...]
@@ -192,9 +192,8 @@ class Held:
             wrong, what = error, f"raises {said(error)}"
             if before is None:  # these are no arguments that the module takes, and it says so itself
                 return
-        # What one mask gives, as one of ones, says nothing of what another gives.
-        alike = _runs_alike if TENSOR in switches.values() else _are_alike
-        if before is None or after is None or not alike(after, before):
+        # What one call gives, as with a mask of ones, says nothing of what the next one gives.
+        if before is None or after is None or not before[0].runs_as(after[0]):
             if before is not None and after is not None:
                 what = "runs other operators, which may need units that were removed"
             got = ", ".join(f"{name}={value!r:.40}" for name, value in switches.items())
@@ -260,13 +259,8 @@ def _is_same(
 
 def _are_alike(new: Pass, known: Pass) -> bool:
     """Whether a pass gives what a known one gives, or runs the same operators where units are missing."""
-    (_, ours), (_, theirs) = new, known
-    return relative_difference(ours, theirs) <= rounding_of(theirs) or _runs_alike(new, known)
-
-
-def _runs_alike(new: Pass, known: Pass) -> bool:
-    """Whether a pass runs the same operators as a known one where units are missing."""
-    return known[0].runs_as(new[0])
+    (after, ours), (before, theirs) = new, known
+    return relative_difference(ours, theirs) <= rounding_of(theirs) or before.runs_as(after)
 
 
 def _is_same_by_module(module: nn.Module, given: Any, changes: Sequence[Change], cut: Cut | None) -> bool:

@@ -85,6 +85,18 @@ _SIZED = frozenset({"counted"})
 """Stands for the units that are missing in what is as long as they are many, such as their numbers."""
 
 
+class _Safe:
+    """Watches numbers that follow from sizes at which no units are missing."""
+
+    prevails = False
+
+    def note(self, *_: Any, **__: Any) -> None:
+        """Nothing is decided by units."""
+
+
+SAFE = _Safe()
+
+
 class Operators(TorchDispatchMode):
     """What runs while this is active.
 
@@ -110,6 +122,9 @@ class Operators(TorchDispatchMode):
         written: What was found to be set by the pass itself.
         returns: What is known of the tensors that the changed modules returned, by path, call and number.
     """
+
+    prevails = True
+    """A number that follows from several sizes is watched by the one at which units are missing."""
 
     def __init__(
         self,
@@ -141,6 +156,7 @@ class Operators(TorchDispatchMode):
         self._names: dict[int, tuple[weakref.ref[Tensor], Any]] = {}
         self._is_inside = False  # a call that is noted as one operator
         self.is_sized = False  # whether the running function takes a number that follows from a size; see `sizes`
+        self.explained: frozenset[Any] = frozenset()  # the numbers that it takes and that follow from others
         tensors = {
             (name, number): leaf
             for name, value in inputs.items()
@@ -220,7 +236,7 @@ class Operators(TorchDispatchMode):
             self._sized(given)
             if by_number or not tensors
             else False
-        ) or not (tensors or self._left.isdisjoint(v for v in given if type(v) is int))
+        ) or not (tensors or self._left.isdisjoint(v for v in given if type(v) is int and v not in self.explained))
         states = ((one, self._state(v)) for v, one in zip(many, names, strict=False))
         cut = [one for one, state in states if one != "noise" and (state.lacks or state.reads)]
         lacking = sized | self._follow(func, name, given, results, sized=sized)
@@ -257,10 +273,9 @@ class Operators(TorchDispatchMode):
     def sizes(self, tensor: Tensor, read: torch.Size) -> torch.Size:
         """Return the sizes of a tensor: those at which units may be missing watch what is computed from them."""
         state = self._state(tensor)
-        if not (state.lacks or state.reads):
-            return read
+        any_axis = state.axes is None
         return torch.Size(
-            watched(n, self) if state.axes is None or at in state.axes else n
+            watched(n, self if any_axis or at in (state.axes or ()) else SAFE)  # type: ignore[arg-type]
             for at, n in enumerate(read, -len(read))
         )
 
@@ -362,8 +377,10 @@ class Operators(TorchDispatchMode):
     def _numbers(self, given: Iterable[Any]) -> Iterator[Any]:
         """The plain numbers among some arguments, and those in small tensors that no operator made."""
         for value in given:
-            if not isinstance(value, Tensor):
+            if not isinstance(value, Tensor) and value not in self.explained:
                 yield value
+            elif not isinstance(value, Tensor):
+                continue
             elif self._is_foreign(value) and value.numel() <= _FEW and not value.is_meta:
                 yield from value.detach().flatten().tolist()
 
@@ -418,6 +435,7 @@ class Operators(TorchDispatchMode):
     def _sizes_in(self, given: Iterable[Any]) -> list[Any]:
         """The numbers that may follow from a size that has shrunk, as in ``h / h.shape[-1] ** 0.5``."""
         shapes = [v.shape for v in given if isinstance(v, Tensor)]
+        given = [v for v in given if isinstance(v, Tensor) or v not in self.explained]
         return _follows(given, {n for shape in shapes for n in (*shape, shape.numel())} - self._of_inputs)
 
     def _operand(self, tensor: Tensor) -> Any:

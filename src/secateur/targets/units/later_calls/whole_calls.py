@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -10,8 +11,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 from secateur.graph.courses import leaves
-from secateur.graph.watchednumbers import Watched
-from secateur.targets.units.later_calls.operators import WHOLE_CALLS, Operators
+from secateur.graph.watchednumbers import Watched, plain
+from secateur.targets.units.later_calls.operators import SAFE, WHOLE_CALLS, Operators
 
 
 class WholeCalls(TorchFunctionMode):
@@ -31,8 +32,11 @@ class WholeCalls(TorchFunctionMode):
             return self._read(func, args, kwargs)
         if name == "__set__" and isinstance(args[1], Tensor):
             self._operators.replaced(*args)
-        before, given = self._operators.is_sized, leaves((args, kwargs))
-        self._operators.is_sized = before or any(_follows_size(value) for value in given)
+        operators, given = self._operators, leaves((args, kwargs))
+        before = operators.is_sized, operators.explained
+        numbers = [*_watched(given)]
+        operators.is_sized |= any(number.course is operators for number in numbers)
+        operators.explained |= {plain(number) for number in numbers if number.course is SAFE}
         try:
             if func is scaled_dot_product_attention:
                 args = (*args[:4], 0.0, *args[5:]) if len(args) > 4 else args
@@ -42,7 +46,7 @@ class WholeCalls(TorchFunctionMode):
                 return self._operators.as_one(func, args, kwargs, given)
             return func(*args, **kwargs)
         finally:
-            self._operators.is_sized = before
+            operators.is_sized, operators.explained = before
 
     def _read(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run a function that may read sizes."""
@@ -62,7 +66,9 @@ class WholeCalls(TorchFunctionMode):
         return found
 
 
-def _follows_size(value: Any) -> bool:
-    if isinstance(value, slice):
-        return any(_follows_size(one) for one in (value.start, value.stop, value.step))
-    return isinstance(value, Watched)
+def _watched(given: Iterable[Any]) -> Iterator[Any]:
+    for value in given:
+        if isinstance(value, slice):
+            yield from _watched((value.start, value.stop, value.step))
+        elif isinstance(value, Watched):
+            yield value
