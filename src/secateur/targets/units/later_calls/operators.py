@@ -19,30 +19,19 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.graph.courses import leaves
+from secateur.graph.frames import Line
 from secateur.graph.watchednumbers import watched
 from secateur.targets.units.later_calls.axes import Axes, axes_after, varies
-
-_SAME = frozenset("alias clone detach _to_copy lift_fresh contiguous native_dropout".split())
-"""Operators that return the numbers that they are given, or some of them."""
-_NOISE = frozenset(
-    "bernoulli bernoulli_ rand rand_like randn randn_like normal_ uniform_ empty empty_like new_empty".split()
+from secateur.targets.units.later_calls.operator_names import (
+    ATTENTION,
+    BY_CHANNEL,
+    EQUAL,
+    NOISE,
+    SAME,
+    SUMS,
+    TITLES,
+    WHOLE_CALLS,
 )
-"""Operators of dropout and noise, which draw a number for each."""
-_SUMS = frozenset(
-    "mm addmm bmm baddbmm mv addmv matmul linear convolution _convolution conv1d conv2d conv3d "
-    "conv_transpose1d conv_transpose2d conv_transpose3d".split()
-)
-"""Operators that sum over the units that a weight reads: these are not missing in what they give."""
-_EQUAL = frozenset("zeros ones full new_zeros new_ones new_full empty scalar_tensor".split())
-"""Operators that make a tensor of equal numbers, however long it is."""
-_ATTENTION = "scaled_dot_product"
-"""How the names of attention and of its kernels begin."""
-WHOLE_CALLS = frozenset({"linear", "matmul", "scaled_dot_product_attention"})
-"""Functions that run other operators after masks and how numbers lie in memory, and that count as one."""
-_TITLES = dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias"), "view")
-"""Other names of operators of which PyTorch takes one after how numbers lie in memory."""
-_BY_CHANNEL = "batch_norm"
-"""Part of the names of operators that work on each channel by itself, with weights for each."""
 
 Cut = tuple[tuple[str, int, str, bool], ...]
 """Where units went: the name of a tensor, an axis, the group, and whether the tensor reads its units."""
@@ -120,6 +109,8 @@ class Operators(TorchDispatchMode):
         mixing: The modules in which another operator ran than such as work on each number.
         ran: The modules that ran.
         written: What was found to be set by the pass itself.
+        conditions: The lines of the user's code with conditions on values of tensors, and the outcomes.
+        reads: The lines where it takes such values in another way.
         returns: What is known of the tensors that the changed modules returned, by path, call and number.
     """
 
@@ -150,6 +141,8 @@ class Operators(TorchDispatchMode):
         self.mixing: list[nn.Module] = []
         self.ran: list[nn.Module] = []
         self.written: list[Any] = []
+        self.conditions: list[tuple[Line, bool]] = []
+        self.reads: set[Line] = set()
         self.returns: dict[Any, tuple[torch.Size, _State]] = {}
         self._earlier = earlier
         self._read: set[str] = set()  # the weights that an operator took
@@ -217,33 +210,31 @@ class Operators(TorchDispatchMode):
 
     def _note(self, func: Any, given: list[Any], results: list[Tensor]) -> None:
         name = func._schema.name.partition("::")[2] if hasattr(func, "_schema") else func.__name__
-        if name.lstrip("_").startswith(_ATTENTION):  # a kernel, or all of it
-            name, results = _ATTENTION, results[:1]
+        if name.lstrip("_").startswith(ATTENTION):  # a kernel, or all of it
+            name, results = ATTENTION, results[:1]
             tensors = [v for v in given if isinstance(v, Tensor)]
             given = [*tensors[:3], *(v for v in tensors[3:] if self._state(v).lacks)]
         tensors = [v for v in given if isinstance(v, Tensor)]
         many = [v for v in tensors if v.numel() > 1 or v.ndim]
         names = [self._operand(v) for v in many]
         self._read |= {one for one in names if type(one) is str and one != "noise"}
-        title = _TITLES.get(name, name if name in {*WHOLE_CALLS, _ATTENTION} else str(func))
-        if name in _SUMS:
+        title = TITLES.get(name, name if name in {*WHOLE_CALLS, ATTENTION} else str(func))
+        if name in SUMS:
             biases = [self._name_of(v) for v in tensors if v.ndim == 1 and self._state(v).is_weight]
             title, names = name.removeprefix("add"), [one for one in names if one not in biases]
         elif name == "embedding":
             names = names[:1]  # any rows of the table are alike
-        by_number = name in _SAME or torch.Tag.pointwise in getattr(func, "tags", ())
-        sized = self.is_sized or (
-            self._sized(given)
-            if by_number or not tensors
-            else False
-        ) or not (tensors or self._left.isdisjoint(v for v in given if type(v) is int and v not in self.explained))
+        by_number = name in SAME or torch.Tag.pointwise in getattr(func, "tags", ())
+        whole_numbers = {v for v in given if type(v) is int} - self.explained
+        sized = self.is_sized or ((by_number or not tensors) and self._sized(given))
+        sized |= not (tensors or self._left.isdisjoint(whole_numbers))
         states = ((one, self._state(v)) for v, one in zip(many, names, strict=False))
         cut = [one for one, state in states if one != "noise" and (state.lacks or state.reads)]
         lacking = sized | self._follow(func, name, given, results, sized=sized)
         whole = [one for one in names if one != "noise"]
         made: Any = None
         filled = [one for v, one in zip(many, names, strict=False) if v.numel()]
-        if name in _NOISE or (names and not whole):
+        if name in NOISE or (names and not whole):
             made = "noise"
         elif name == "cat" and len(filled) == 1:  # behind nothing, as where a cache is empty
             made = filled[0]
@@ -256,13 +247,13 @@ class Operators(TorchDispatchMode):
             shapes = [tuple(v.shape) for v in results]
             call = title, tuple(names), tuple(settings), tuple(shapes)
             self.calls.append(call)
-            if lacking and not (name in _SUMS and any(self._state(v) == _NEW_WEIGHT for v in tensors)):
+            if lacking and not (name in SUMS and any(self._state(v) == _NEW_WEIGHT for v in tensors)):
                 self.missing.append(call)
             self.mixing += self.inside
             for number, tensor in enumerate(results):
-                by_channel = number == 0 and _BY_CHANNEL in name
+                by_channel = number == 0 and BY_CHANNEL in name
                 self._name(tensor, names[0] if by_channel else (hash(call), number))
-                if not (by_channel or by_number or name in _SUMS) and (state := self._state(tensor)).lacks:
+                if not (by_channel or by_number or name in SUMS) and (state := self._state(tensor)).lacks:
                     state = replace(state, order=frozenset({(hash(call), number)}))
                     self._states[id(tensor)] = weakref.ref(tensor), state
         elif sized:
@@ -307,9 +298,8 @@ class Operators(TorchDispatchMode):
 
     def runs_as(self, other: Operators) -> bool:
         """Whether another pass ran the same operators, or at least no other ones where units are missing."""
-        if self.calls == other.calls:
-            return True
-        return self._knows and other._knows and set(other.missing) <= set(self.missing)
+        is_known = self.calls == other.calls or (self._knows and other._knows)
+        return is_known and set(other.missing) <= set(self.missing)
 
     def _was_cut(self, model: nn.Module, name: str, axis: int, group: str, *, reads: bool) -> None:
         path, _, leaf = name.rpartition(".")
@@ -339,10 +329,10 @@ class Operators(TorchDispatchMode):
         schema = getattr(func, "_schema", None)
         writes = bool(getattr(schema, "is_mutable", func.__name__ not in WHOLE_CALLS))
         order = frozenset[Any]().union(*(s.order for s in states if not s.is_weight))
-        by_number = name in _SAME or torch.Tag.pointwise in getattr(func, "tags", ())
+        by_number = name in SAME or torch.Tag.pointwise in getattr(func, "tags", ())
         if len(tensors) == 1 and states[0].is_weight and not writes:
             made = states[0]
-        elif name in _SUMS:
+        elif name in SUMS:
             of_weights = frozenset[str]().union(*(s.lacks for s in states if s.is_weight))
             others = frozenset[str]().union(*(s.lacks for s in states if not s.is_weight))
             if reads and others - _SIZED <= reads:  # what was counted is as long as the units that are summed over
@@ -357,7 +347,7 @@ class Operators(TorchDispatchMode):
         for tensor in results:
             axes = axes_after(name, given, [s.axes for s in states], tensor.shape, by_number=by_number)
             made = replace(made, axes=axes if made.lacks or made.reads else frozenset())
-            counts = sized and name not in _EQUAL and not made.lacks
+            counts = sized and name not in EQUAL and not made.lacks
             if counts and (not tensors or shrunk.intersection(tensor.shape)):
                 made = replace(made, lacks=_SIZED, axes=frozenset(range(-tensor.ndim, 0)))
             self._states[id(tensor)] = weakref.ref(tensor), made

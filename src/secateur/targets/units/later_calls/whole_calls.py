@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,9 +12,19 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-from secateur.graph.courses import leaves
+from secateur.graph.courses import READS_VALUES, leaves
+from secateur.graph.frames import Line, in_pytorch, line_of_user
 from secateur.graph.watchednumbers import Watched, plain
-from secateur.targets.units.later_calls.operators import SAFE, WHOLE_CALLS, Operators
+from secateur.targets.units.later_calls.operator_names import WHOLE_CALLS
+from secateur.targets.units.later_calls.operators import SAFE, Operators
+
+
+@dataclass(frozen=True)
+class Turned:
+    """Outcomes of conditions on values of tensors, in order; those at `usual` lines are left as they are."""
+
+    usual: frozenset[Line]
+    outcomes: tuple[bool, ...]
 
 
 class WholeCalls(TorchFunctionMode):
@@ -21,15 +33,19 @@ class WholeCalls(TorchFunctionMode):
     Attention runs without dropout, which draws for each head and position by itself.
     """
 
-    def __init__(self, operators: Operators) -> None:
+    def __init__(self, operators: Operators, turned: Turned | None = None) -> None:
+        """Prepare a pass; `turned`: the outcomes that conditions shall have."""
         super().__init__()
-        self._operators = operators
+        self._operators, self._turned = operators, turned
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run a function."""
         kwargs, name = kwargs or {}, getattr(func, "__name__", "")
         if name in ("__get__", "size", "numel"):
             return self._read(func, args, kwargs)
+        frame = sys._getframe(1)
+        if name in READS_VALUES and not in_pytorch(frame):
+            return self._value(line_of_user(frame), func(*args, **kwargs))
         if name == "__set__" and isinstance(args[1], Tensor):
             self._operators.replaced(*args)
         operators, given = self._operators, leaves((args, kwargs))
@@ -47,6 +63,17 @@ class WholeCalls(TorchFunctionMode):
             return func(*args, **kwargs)
         finally:
             operators.is_sized, operators.explained = before
+
+    def _value(self, line: Line, value: Any) -> Any:
+        """Note that Python takes a value of a tensor, and turn it if it shall have another outcome."""
+        if type(value) is not bool:
+            self._operators.reads.add(line)
+            return value
+        if self._turned is not None and line not in self._turned.usual:
+            asked = sum(one not in self._turned.usual for one, _ in self._operators.conditions)
+            value = self._turned.outcomes[asked] if asked < len(self._turned.outcomes) else value
+        self._operators.conditions.append((line, value))
+        return value
 
     def _read(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run a function that may read sizes."""
@@ -72,3 +99,33 @@ def _watched(given: Iterable[Any]) -> Iterator[Any]:
             yield from _watched((value.start, value.stop, value.step))
         elif isinstance(value, Watched):
             yield value
+
+
+def is_right_for_other_values(
+    run: Callable[[Turned], Operators], before: Operators, after: Operators, most: int
+) -> bool:
+    """Whether a call runs as a known one, whatever outcomes its conditions on values of tensors have.
+
+    Args:
+        run: Runs the call with other outcomes.
+        before: The known call. Its conditions are left as they are.
+        after: The call with the outcomes that it has.
+        most: How many runs there may be. If that is too few, the answer is False.
+    """
+    usual = frozenset(line for line, _ in before.conditions)
+    left, runs = [(after, 0)], 0
+    while left:
+        one, done = left.pop()
+        outcomes = [outcome for line, outcome in one.conditions if line not in usual]
+        if not one.reads <= before.reads:
+            return False
+        for at in range(done, len(outcomes)):
+            runs += 1
+            try:
+                other = run(Turned(usual, (*outcomes[:at], not outcomes[at])))
+            except Exception:  # it may be a check of the values, or not: the next call is looked into again
+                return False
+            if runs > most or not before.runs_as(other):
+                return False
+            left.append((other, at + 1))
+    return True
