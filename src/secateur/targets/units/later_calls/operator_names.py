@@ -18,9 +18,10 @@ EQUAL = frozenset("zeros ones full new_zeros new_ones new_full empty scalar_tens
 ATTENTION = "scaled_dot_product"
 """How the names of attention and of its kernels begin."""
 WHOLE_CALLS = frozenset(
-    "linear matmul scaled_dot_product_attention adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d".split()
+    "linear matmul scaled_dot_product_attention "
+    "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d".split()
 )
-"""Functions that run other operators after masks and how numbers lie in memory, and that count as one."""
+"""Functions that count as one. What they run depends on masks, and on how numbers lie in memory."""
 TITLES = dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias"), "view")
 """Other names of operators of which PyTorch takes one after how numbers lie in memory."""
 BY_CHANNEL = "batch_norm"

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.graph.courses import leaves
@@ -148,8 +147,8 @@ class Operators(TorchDispatchMode):
         self._read: set[str] = set()  # the weights that an operator took
         self._names: dict[int, tuple[weakref.ref[Tensor], Any]] = {}
         self._is_inside = False  # a call that is noted as one operator
-        self.is_sized = False  # whether the running function takes a number that follows from a size; see `sizes`
-        self.explained: frozenset[Any] = frozenset()  # the numbers that it takes and that follow from others
+        self.is_sized = False  # whether the running function takes a number that `sizes` watches
+        self.explained: frozenset[Any] = frozenset()  # the numbers that it takes from other sizes
         tensors = {
             (name, number): leaf
             for name, value in inputs.items()
@@ -186,18 +185,6 @@ class Operators(TorchDispatchMode):
             self._note(func, leaves((args, kwargs)), [v for v in leaves(result) if isinstance(v, Tensor)])
         return result
 
-    def attention(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Run attention, and note it as one operator, without a mask in which no units are missing."""
-        query, *pair, mask = [*(v for v in leaves((args, kwargs)) if isinstance(v, Tensor)), None][:4]
-        masks = [] if mask is None else [mask]
-        repeats = query.shape[-3] // pair[0].shape[-3] if kwargs.get("enable_gqa") else 1
-        if repeats > 1:  # as code does it that has a mask
-            shapes = [(*v.shape[:2], repeats, *v.shape[2:]) for v in pair]
-            pair = [v[:, :, None, :, :].expand(shape) for v, shape in zip(pair, shapes, strict=True)]
-            pair = [v.reshape(len(v), -1, *v.shape[3:]) for v in pair]
-        found: Tensor = self.as_one(scaled_dot_product_attention, args, kwargs, [query, *pair, *masks])
-        return found
-
     def as_one(self, func: Any, args: Any, kwargs: Any, given: list[Any]) -> Any:
         """Run a function, and note it as one operator that takes what is given."""
         self._is_inside = True
@@ -228,6 +215,7 @@ class Operators(TorchDispatchMode):
         whole_numbers = {v for v in given if type(v) is int} - self.explained
         sized = self.is_sized or ((by_number or not tensors) and self._sized(given))
         sized |= not (tensors or self._left.isdisjoint(whole_numbers))
+        sized &= name not in SAME
         states = ((one, self._state(v)) for v, one in zip(many, names, strict=False))
         cut = [one for one, state in states if one != "noise" and (state.lacks or state.reads)]
         lacking = sized | self._follow(func, name, given, results, sized=sized)
@@ -238,7 +226,9 @@ class Operators(TorchDispatchMode):
             made = "noise"
         elif name == "cat" and len(filled) == 1:  # behind nothing, as where a cache is empty
             made = filled[0]
-        elif by_number and not (self.is_sized or self._sizes_in(given) or self._is_by_unit(tensors)):
+        elif name in SAME or (
+            by_number and not (self.is_sized or self._sizes_in(given) or self._is_by_unit(tensors))
+        ):
             carried = {*(cut if len(whole) > 1 else whole)}
             made = carried.pop() if len(carried) == 1 else None
         if made is None:
@@ -262,7 +252,7 @@ class Operators(TorchDispatchMode):
             self._name(tensor, made)
 
     def sizes(self, tensor: Tensor, read: torch.Size) -> torch.Size:
-        """Return the sizes of a tensor: those at which units may be missing watch what is computed from them."""
+        """Return the sizes of a tensor. What code does with those at which units may be missing is noted."""
         state = self._state(tensor)
         any_axis = state.axes is None
         return torch.Size(
@@ -313,9 +303,7 @@ class Operators(TorchDispatchMode):
         state = _State(state.lacks | lacks, state.reads | read, is_weight=True, axes=axes)
         self._states[id(tensor)] = weakref.ref(tensor), state
 
-    def _follow(
-        self, func: Any, name: str, given: list[Any], results: list[Tensor], *, sized: bool
-    ) -> bool:
+    def _follow(self, func: Any, name: str, given: list[Any], results: list[Tensor], *, sized: bool) -> bool:
         """Note in which results units are missing, and return whether an operator reads some that are.
 
         What is made with a number that may follow from a size that shrank counts as missing some: if no
@@ -335,7 +323,7 @@ class Operators(TorchDispatchMode):
         elif name in SUMS:
             of_weights = frozenset[str]().union(*(s.lacks for s in states if s.is_weight))
             others = frozenset[str]().union(*(s.lacks for s in states if not s.is_weight))
-            if reads and others - _SIZED <= reads:  # what was counted is as long as the units that are summed over
+            if reads and others - _SIZED <= reads:  # what is as long as the units is summed over too
                 others -= _SIZED
             by_weights = frozenset({of_weights} if of_weights else ())
             # Weights of one channel each leave the order as it is.

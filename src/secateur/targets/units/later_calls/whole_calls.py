@@ -57,12 +57,22 @@ class WholeCalls(TorchFunctionMode):
             if func is scaled_dot_product_attention:
                 args = (*args[:4], 0.0, *args[5:]) if len(args) > 4 else args
                 kwargs = {**kwargs, "dropout_p": 0.0} if "dropout_p" in kwargs else kwargs
-                return self._operators.attention(*args, **kwargs)
+                return self._attention(*args, **kwargs)
             if name in WHOLE_CALLS:
                 return self._operators.as_one(func, args, kwargs, given)
             return func(*args, **kwargs)
         finally:
             operators.is_sized, operators.explained = before
+
+    def _attention(self, *args: Any, **kwargs: Any) -> Any:
+        """Run attention. Fewer keys than queries are noted as repeated, as code does it that has a mask."""
+        query, key, value, *masks = [v for v in leaves((args, kwargs)) if isinstance(v, Tensor)]
+        repeats = query.shape[-3] // key.shape[-3] if kwargs.get("enable_gqa") else 1
+        if repeats > 1:
+            pair = [v[:, :, None].expand(*v.shape[:2], repeats, *v.shape[2:]) for v in (key, value)]
+            key, value = (v.reshape(len(v), -1, *v.shape[3:]) for v in pair)
+        given = [query, key, value, *masks]
+        return self._operators.as_one(scaled_dot_product_attention, args, kwargs, given)
 
     def _value(self, line: Line, value: Any) -> Any:
         """Note that Python takes a value of a tensor, and turn it if it shall have another outcome."""
