@@ -57,7 +57,7 @@ class Net(nn.Module):
 @pytest.mark.parametrize("sizes", [(2, 5, 7), (6, 5, 7), (2, 6, 7), (2, 5, 6), (6, 6, 6)])
 @pytest.mark.parametrize("way", WAYS)
 def test_a_mask_is_right_or_refused_though_sizes_are_equal(way: str, sizes: tuple[int, ...]) -> None:
-    """Six of nine units stay, as many as there are samples, places or features. A mask of ones comes first."""
+    """Six of nine units stay, as many as samples, places or features. A mask of ones comes first."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         x, mask = torch.randn(sizes).double(), torch.ones(sizes[:2]).double()
