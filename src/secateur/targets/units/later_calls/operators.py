@@ -91,8 +91,8 @@ class Operators(TorchDispatchMode):
     An operator that works on each number of one tensor by itself, as activations do, treats every unit alike,
     whatever else was removed. It may take other tensors too in which no units are missing, such as a mask.
     Such are left out, but not where they may have a number for each unit, or take a number that a size of
-    the tensor gives: units that were removed count there. Where the result of a batch norm comes from is where its input does, and the bias
-    of a layer does not count, since layers can take in batch norms.
+    the tensor gives: units that were removed count there. Where the result of a batch norm comes from is
+    where its input does, and the bias of a layer does not count, since layers can take in batch norms.
 
     Passes can be compared module by module, as where one layer takes the place of several that are added.
     What a changed module returns is then named after the module, if it has the same units in the same order
