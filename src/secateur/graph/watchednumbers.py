@@ -111,11 +111,13 @@ def _computed(name: str, base: type, *, reflected: bool) -> Callable[..., Any]:
             return usual(self, other, *rest)
         one, two = plain(self), plain(other)
         value = compute(two, one) if reflected else compute(one, two)
+        theirs = getattr(other, "course", self.course)
+        course = theirs if getattr(theirs, "prevails", False) else self.course
         period = two if name == "mod" and not reflected and type(value) is int else 0
         if 1 < period <= TABLE:
             frame = sys._getframe(1)
             self.course.note((line_of_user(frame), frame.f_lasti), value, value + 1, value)
-        return watched(value, self.course, period)
+        return watched(value, course, period)
 
     return computed
 

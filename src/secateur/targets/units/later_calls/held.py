@@ -27,8 +27,9 @@ from secateur.graph.inputs import InputSpec
 from secateur.plan import Plan
 from secateur.targets.units.compare import relative_difference, rounding_of
 from secateur.targets.units.later_calls.holders import Change, Entry, entries_of
-from secateur.targets.units.later_calls.operators import Cut, Operators, WholeCalls
+from secateur.targets.units.later_calls.operators import Cut, Operators
 from secateur.targets.units.later_calls.switched import Known, Switches, named
+from secateur.targets.units.later_calls.whole_calls import Turned, WholeCalls, is_right_for_other_values
 
 Together = tuple[tuple[str, Any], ...]
 """Values by the names of what holds them, such as ``("model.head.pooled", True)``."""
@@ -118,12 +119,11 @@ class Held:
                 return
             self._busy = get_ident()
             try:
-                if switches:
-                    self._check_switches(module, (args, kwargs), switches)
+                lasts = not switches or self._check_switches(module, (args, kwargs), switches)
                 if changes:
                     self._check(module, changes, others, (args, kwargs))
                 known = [one for one in self._accepted if _is_light(one) or _are_same(one[1], values)]
-                self._accepted = [*known[-MOST:], (kind, values)]
+                self._accepted = [*known[-MOST:], *([(kind, values)] if lasts else [])]
             finally:
                 self._busy = None
 
@@ -173,8 +173,10 @@ class Held:
         if left and not self._runs_the_same(module, given, left, others, (after, ours)):
             _refuse(module, _named_first(module, given, left, (after, ours), self.cut))
 
-    def _check_switches(self, module: nn.Module, given: Any, switches: Switches) -> None:
+    def _check_switches(self, module: nn.Module, given: Any, switches: Switches) -> bool:
         """Let a call with arguments that no trace has had pass if it computes what it would without.
+
+        Returns whether that holds for other values of its tensors too, and so for later calls.
 
         Raises:
             InputError: It does not, as far as units go.
@@ -190,8 +192,9 @@ class Held:
         except Exception as error:
             wrong, what = error, f"raises {said(error)}"
             if before is None:  # these are no arguments that the module takes, and it says so itself
-                return
-        if before is None or after is None or not _are_alike(after, before):
+                return False
+        # What one call gives, as with a mask of ones, says nothing of what the next one gives.
+        if before is None or after is None or not before[0].runs_as(after[0]):
             if before is not None and after is not None:
                 what = "runs other operators, which may need units that were removed"
             got = ", ".join(f"{name}={value!r:.40}" for name, value in switches.items())
@@ -200,7 +203,15 @@ class Held:
                 f"with that, the forward pass {what}. Give sc.trace such a call too (more_inputs=), and "
                 f"prune again."
             ) from wrong
-        self.switches.take(switches)
+        lasts = is_right_for_other_values(
+            lambda turned: _tried(module, given, [], None, self.cut, turned=turned)[0],
+            before[0],
+            after[0],
+            FEW,
+        )
+        if lasts:
+            self.switches.take(switches)
+        return lasts
 
     def _runs_the_same(
         self, module: nn.Module, given: Any, left: list[Change], others: list[Change], new: Pass
@@ -307,10 +318,12 @@ def _tried(
     values: Sequence[Any] | None,
     cut: Cut | None,
     *by_module: Any,
+    turned: Turned | None = None,
 ) -> tuple[Operators, list[Tensor]]:
     """Run a module on copies of arguments, with its new values or with others in place of these.
 
     `by_module`: the modules by which to compare, and the pass to compare with; see `Operators`.
+    `turned`: outcomes that conditions shall have.
     """
     args, kwargs = pytree.tree_map(_copied, given)
     with _put(module, changes, values):
@@ -318,7 +331,7 @@ def _tried(
         for change in changes if values is None else ():
             if isinstance(change.new, nn.Module):
                 operators.watch(change.new)
-        with seeded(0), operators, WholeCalls(operators):
+        with seeded(0), operators, WholeCalls(operators, turned):
             outputs = tensors_of(module.forward(*args, **kwargs))
         operators.returned(outputs)
         operators.written = [one for one in changes if values is None and one.is_overwritten()]

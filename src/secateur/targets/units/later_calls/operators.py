@@ -9,37 +9,28 @@ from __future__ import annotations
 import itertools
 import math
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.graph.courses import leaves
-
-_SAME = frozenset("alias clone detach _to_copy lift_fresh contiguous native_dropout".split())
-"""Operators that return the numbers that they are given, or some of them."""
-_NOISE = frozenset(
-    "bernoulli bernoulli_ rand rand_like randn randn_like normal_ uniform_ empty empty_like new_empty".split()
+from secateur.graph.frames import Line
+from secateur.graph.watchednumbers import watched
+from secateur.targets.units.later_calls.axes import Axes, axes_after, varies
+from secateur.targets.units.later_calls.operator_names import (
+    ATTENTION,
+    BY_CHANNEL,
+    EQUAL,
+    NOISE,
+    SAME,
+    SUMS,
+    TITLES,
+    WHOLE_CALLS,
 )
-"""Operators of dropout and noise, which draw a number for each."""
-_SUMS = frozenset(
-    "mm addmm bmm baddbmm mv addmv matmul linear convolution _convolution conv1d conv2d conv3d "
-    "conv_transpose1d conv_transpose2d conv_transpose3d".split()
-)
-"""Operators that sum over the units that a weight reads: these are not missing in what they give."""
-_EQUAL = frozenset("zeros ones full new_zeros new_ones new_full empty scalar_tensor".split())
-"""Operators that make a tensor of equal numbers, however long it is."""
-_WHOLE_CALLS = frozenset({"linear", "matmul", "scaled_dot_product_attention"})
-"""Functions that run other operators after masks and how numbers lie in memory, and that count as one."""
-_TITLES = dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias"), "view")
-"""Other names of operators of which PyTorch takes one after how numbers lie in memory."""
-_BY_CHANNEL = "batch_norm"
-"""Part of the names of operators that work on each channel by itself, with weights for each."""
 
 Cut = tuple[tuple[str, int, str, bool], ...]
 """Where units went: the name of a tensor, an axis, the group, and whether the tensor reads its units."""
@@ -55,12 +46,14 @@ class _State:
         is_weight: Whether it is a parameter or a buffer, or one in another shape.
         order: What its units stand in the order of: the weights of layers, by the groups that they lack, or
             the results of calls, by name. Several if it is their sum.
+        axes: Where units may be missing, counted from the end; see `axes_after`.
     """
 
     lacks: frozenset[str] = frozenset()
     reads: frozenset[str] = frozenset()
     is_weight: bool = False
     order: frozenset[Any] = frozenset()
+    axes: Axes = frozenset()
 
 
 _FEW = 16
@@ -70,14 +63,26 @@ _NAMES = (-100, 2**63 - 1)
 _SMALL = 3
 """Whole numbers up to this one are taken for axes and counts, though a size may be a multiple of them."""
 
-_WHOLE, _FOREIGN = _State(), _State(frozenset({"unknown"}))
+_WHOLE, _FOREIGN = _State(), _State(frozenset({"unknown"}), axes=None)
 _NEW = frozenset({"of a new weight"})
 """Stands for the units that are missing in what a weight gives that the earlier pass did not read."""
-_NEW_WEIGHT = _State(_NEW, is_weight=True)
+_NEW_WEIGHT = _State(_NEW, is_weight=True, axes=None)
 _ANY = ("any",)
 """Stands for the name of a tensor in which no units are missing."""
 _SIZED = frozenset({"counted"})
 """Stands for the units that are missing in what is as long as they are many, such as their numbers."""
+
+
+class _Safe:
+    """Watches numbers that follow from sizes at which no units are missing."""
+
+    prevails = False
+
+    def note(self, *_: Any, **__: Any) -> None:
+        """Nothing is decided by units."""
+
+
+SAFE = _Safe()
 
 
 class Operators(TorchDispatchMode):
@@ -85,9 +90,9 @@ class Operators(TorchDispatchMode):
 
     An operator that works on each number of one tensor by itself, as activations do, treats every unit alike,
     whatever else was removed. It may take other tensors too in which no units are missing, such as a mask.
-    Such are left out, but not where they take a number that a size of the tensor gives: units that were
-    removed count there. Where the result of a batch norm comes from is where its input does, and the bias
-    of a layer does not count, since layers can take in batch norms.
+    Such are left out, but not where they may have a number for each unit, or take a number that a size of
+    the tensor gives: units that were removed count there. Where the result of a batch norm comes from is
+    where its input does, and the bias of a layer does not count, since layers can take in batch norms.
 
     Passes can be compared module by module, as where one layer takes the place of several that are added.
     What a changed module returns is then named after the module, if it has the same units in the same order
@@ -103,8 +108,13 @@ class Operators(TorchDispatchMode):
         mixing: The modules in which another operator ran than such as work on each number.
         ran: The modules that ran.
         written: What was found to be set by the pass itself.
+        conditions: The lines of the user's code with conditions on values of tensors, and the outcomes.
+        reads: The lines where it takes such values in another way.
         returns: What is known of the tensors that the changed modules returned, by path, call and number.
     """
+
+    prevails = True
+    """A number that follows from several sizes is watched by the one at which units are missing."""
 
     def __init__(
         self,
@@ -130,11 +140,15 @@ class Operators(TorchDispatchMode):
         self.mixing: list[nn.Module] = []
         self.ran: list[nn.Module] = []
         self.written: list[Any] = []
+        self.conditions: list[tuple[Line, bool]] = []
+        self.reads: set[Line] = set()
         self.returns: dict[Any, tuple[torch.Size, _State]] = {}
         self._earlier = earlier
         self._read: set[str] = set()  # the weights that an operator took
         self._names: dict[int, tuple[weakref.ref[Tensor], Any]] = {}
         self._is_inside = False  # a call that is noted as one operator
+        self.is_sized = False  # whether the running function takes a number that `sizes` watches
+        self.explained: frozenset[Any] = frozenset()  # the numbers that it takes from other sizes
         tensors = {
             (name, number): leaf
             for name, value in inputs.items()
@@ -156,8 +170,8 @@ class Operators(TorchDispatchMode):
             is_new = known is not None and name not in known
             state = _NEW_WEIGHT if is_new else _State(is_weight=True)
             self._states[id(tensor)] = weakref.ref(tensor), state
-        for name, _, group, reads in cut or ():
-            self._was_cut(model, name, group, reads=reads)
+        for name, axis, group, reads in cut or ():
+            self._was_cut(model, name, axis, group, reads=reads)
         for place, leaf in tensors.items():
             self._name(leaf, place)
             self._states[id(leaf)] = weakref.ref(leaf), _WHOLE
@@ -171,18 +185,6 @@ class Operators(TorchDispatchMode):
             self._note(func, leaves((args, kwargs)), [v for v in leaves(result) if isinstance(v, Tensor)])
         return result
 
-    def attention(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Run attention, and note it as one operator, without a mask in which no units are missing."""
-        query, *pair = [v for v in leaves((args, kwargs)) if isinstance(v, Tensor)][:3]
-        masks = [v for v in leaves((args[3:], kwargs)) if isinstance(v, Tensor) and self._state(v).lacks]
-        repeats = query.shape[-3] // pair[0].shape[-3] if kwargs.get("enable_gqa") else 1
-        if repeats > 1:  # as code does it that has a mask
-            shapes = [(*v.shape[:2], repeats, *v.shape[2:]) for v in pair]
-            pair = [v[:, :, None, :, :].expand(shape) for v, shape in zip(pair, shapes, strict=True)]
-            pair = [v.reshape(len(v), -1, *v.shape[3:]) for v in pair]
-        found: Tensor = self.as_one(scaled_dot_product_attention, args, kwargs, [query, *pair, *masks])
-        return found
-
     def as_one(self, func: Any, args: Any, kwargs: Any, given: list[Any]) -> Any:
         """Run a function, and note it as one operator that takes what is given."""
         self._is_inside = True
@@ -195,52 +197,86 @@ class Operators(TorchDispatchMode):
 
     def _note(self, func: Any, given: list[Any], results: list[Tensor]) -> None:
         name = func._schema.name.partition("::")[2] if hasattr(func, "_schema") else func.__name__
+        if name.lstrip("_").startswith(ATTENTION):  # a kernel, or all of it
+            name, results = ATTENTION, results[:1]
+            tensors = [v for v in given if isinstance(v, Tensor)]
+            given = [*tensors[:3], *(v for v in tensors[3:] if self._state(v).lacks)]
         tensors = [v for v in given if isinstance(v, Tensor)]
         many = [v for v in tensors if v.numel() > 1 or v.ndim]
         names = [self._operand(v) for v in many]
         self._read |= {one for one in names if type(one) is str and one != "noise"}
-        title = _TITLES.get(name, name if name in _WHOLE_CALLS else str(func))
-        if name in _SUMS:
+        title = TITLES.get(name, name if name in {*WHOLE_CALLS, ATTENTION} else str(func))
+        if name in SUMS:
             biases = [self._name_of(v) for v in tensors if v.ndim == 1 and self._state(v).is_weight]
             title, names = name.removeprefix("add"), [one for one in names if one not in biases]
         elif name == "embedding":
             names = names[:1]  # any rows of the table are alike
-        sized = self._sized(given) or not (
-            tensors or self._left.isdisjoint(v for v in given if type(v) is int)
-        )
+        by_number = name in SAME or torch.Tag.pointwise in getattr(func, "tags", ())
+        whole_numbers = {v for v in given if type(v) is int} - self.explained
+        sized = self.is_sized or ((by_number or not tensors) and self._sized(given))
+        sized |= not (tensors or self._left.isdisjoint(whole_numbers))
+        sized &= name not in SAME
         states = ((one, self._state(v)) for v, one in zip(many, names, strict=False))
         cut = [one for one, state in states if one != "noise" and (state.lacks or state.reads)]
-        lacking = sized | self._follow(func, name, tensors, results, sized=sized)
+        lacking = sized | self._follow(func, name, given, results, sized=sized)
         whole = [one for one in names if one != "noise"]
-        by_number = name in _SAME or torch.Tag.pointwise in getattr(func, "tags", ())
         made: Any = None
         filled = [one for v, one in zip(many, names, strict=False) if v.numel()]
-        if name in _NOISE or (names and not whole):
+        if name in NOISE or (names and not whole):
             made = "noise"
         elif name == "cat" and len(filled) == 1:  # behind nothing, as where a cache is empty
             made = filled[0]
-        elif by_number and not self._sizes_in(given):
+        elif name in SAME or (
+            by_number and not (self.is_sized or self._sizes_in(given) or self._is_by_unit(tensors))
+        ):
             carried = {*(cut if len(whole) > 1 else whole)}
             made = carried.pop() if len(carried) == 1 else None
         if made is None:
             settings = [v for v in given if type(v) in (int, bool, str)]
-            settings += [v for v in self._sizes_in(given) if type(v) is float]
+            settings += [v for v in (given if self.is_sized else self._sizes_in(given)) if type(v) is float]
             shapes = [tuple(v.shape) for v in results]
             call = title, tuple(names), tuple(settings), tuple(shapes)
             self.calls.append(call)
-            if lacking and not (name in _SUMS and any(self._state(v) == _NEW_WEIGHT for v in tensors)):
+            if lacking and not (name in SUMS and any(self._state(v) == _NEW_WEIGHT for v in tensors)):
                 self.missing.append(call)
             self.mixing += self.inside
             for number, tensor in enumerate(results):
-                by_channel = number == 0 and _BY_CHANNEL in name
+                by_channel = number == 0 and BY_CHANNEL in name
                 self._name(tensor, names[0] if by_channel else (hash(call), number))
-                if not (by_channel or by_number or name in _SUMS) and (state := self._state(tensor)).lacks:
+                if not (by_channel or by_number or name in SUMS) and (state := self._state(tensor)).lacks:
                     state = replace(state, order=frozenset({(hash(call), number)}))
                     self._states[id(tensor)] = weakref.ref(tensor), state
         elif sized:
             self.missing.append((str(func), made))
         for tensor in results if made is not None else ():
             self._name(tensor, made)
+
+    def sizes(self, tensor: Tensor, read: torch.Size) -> torch.Size:
+        """Return the sizes of a tensor. What code does with those at which units may be missing is noted."""
+        state = self._state(tensor)
+        any_axis = state.axes is None
+        return torch.Size(
+            watched(n, self if any_axis or at in (state.axes or ()) else SAFE)  # type: ignore[arg-type]
+            for at, n in enumerate(read, -len(read))
+        )
+
+    def replaced(self, tensor: Tensor, value: Tensor) -> None:
+        """Note that a tensor takes the numbers of another one, as in ``tensor.data = value``."""
+        self.calls.append(("data", self._name_of(tensor), self._name_of(value)))
+        self.missing.append(self.calls[-1])
+
+    def note(self, place: Any, size: float, turning: float, outcome: int, *, period: int = 0) -> None:
+        """Note a condition on a number that follows from a size at which units may be missing."""
+        self.calls.append(("decided", place, turning, outcome))
+        self.missing.append(self.calls[-1])
+
+    def _is_by_unit(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether a tensor in which no units are missing may have a number for each unit of another one."""
+        states = [self._state(tensor) for tensor in tensors]
+        cut = [state.axes for state in states if state.lacks or state.reads]
+        axes = None if None in cut else frozenset[int]().union(*(one for one in cut if one is not None))
+        whole = (v for v, one in zip(tensors, states, strict=True) if not (one.lacks or one.reads))
+        return bool(cut) and any(varies(v, axes) for v in whole)
 
     def returned(self, outputs: Iterable[Tensor]) -> None:
         """Note the outputs of the pass: units that are missing in one are not there for who reads it."""
@@ -252,41 +288,43 @@ class Operators(TorchDispatchMode):
 
     def runs_as(self, other: Operators) -> bool:
         """Whether another pass ran the same operators, or at least no other ones where units are missing."""
-        if self.calls == other.calls:
-            return True
-        return self._knows and other._knows and set(other.missing) <= set(self.missing)
+        is_known = self.calls == other.calls or (self._knows and other._knows)
+        return is_known and set(other.missing) <= set(self.missing)
 
-    def _was_cut(self, model: nn.Module, name: str, group: str, *, reads: bool) -> None:
+    def _was_cut(self, model: nn.Module, name: str, axis: int, group: str, *, reads: bool) -> None:
         path, _, leaf = name.rpartition(".")
         try:
             tensor = getattr(model.get_submodule(path), leaf)
             _, state = self._states[id(tensor)]
         except (AttributeError, KeyError):  # the user has taken it away
             return
-        lacks, read = state.lacks, state.reads
-        state = _State(lacks, read | {group}, True) if reads else _State(lacks | {group}, read, True)
+        axes = None if state.axes is None else state.axes | {axis - tensor.ndim}
+        lacks, read = (set(), {group}) if reads else ({group}, set())
+        state = _State(state.lacks | lacks, state.reads | read, is_weight=True, axes=axes)
         self._states[id(tensor)] = weakref.ref(tensor), state
 
-    def _follow(
-        self, func: Any, name: str, given: list[Tensor], results: list[Tensor], *, sized: bool
-    ) -> bool:
+    def _follow(self, func: Any, name: str, given: list[Any], results: list[Tensor], *, sized: bool) -> bool:
         """Note in which results units are missing, and return whether an operator reads some that are.
 
         What is made with a number that may follow from a size that shrank counts as missing some: if no
         tensor is given, or if it has such a size.
         """
-        states = [self._state(tensor) for tensor in given]
+        tensors = [value for value in given if isinstance(value, Tensor)]
+        states = [self._state(tensor) for tensor in tensors]
         lacks, reads = (
             frozenset[str]().union(*sets) for sets in ((s.lacks for s in states), (s.reads for s in states))
         )
         schema = getattr(func, "_schema", None)
-        writes = bool(getattr(schema, "is_mutable", func.__name__ not in _WHOLE_CALLS))
+        writes = bool(getattr(schema, "is_mutable", func.__name__ not in WHOLE_CALLS))
         order = frozenset[Any]().union(*(s.order for s in states if not s.is_weight))
-        if len(given) == 1 and states[0].is_weight and not writes:
+        by_number = name in SAME or torch.Tag.pointwise in getattr(func, "tags", ())
+        if len(tensors) == 1 and states[0].is_weight and not writes:
             made = states[0]
-        elif name in _SUMS:
+        elif name in SUMS:
             of_weights = frozenset[str]().union(*(s.lacks for s in states if s.is_weight))
             others = frozenset[str]().union(*(s.lacks for s in states if not s.is_weight))
+            if reads and others - _SIZED <= reads:  # what is as long as the units is summed over too
+                others -= _SIZED
             by_weights = frozenset({of_weights} if of_weights else ())
             # Weights of one channel each leave the order as it is.
             order = by_weights if others & reads or of_weights == _NEW else by_weights | order
@@ -295,9 +333,11 @@ class Operators(TorchDispatchMode):
             made = _State(lacks | reads, order=order)
         shrunk = self._shrunk - self._stayed
         for tensor in results:
-            counts = sized and name not in _EQUAL and not made.lacks
-            if counts and (not given or shrunk.intersection(tensor.shape)):
-                made = replace(made, lacks=_SIZED)
+            axes = axes_after(name, given, [s.axes for s in states], tensor.shape, by_number=by_number)
+            made = replace(made, axes=axes if made.lacks or made.reads else frozenset())
+            counts = sized and name not in EQUAL and not made.lacks
+            if counts and (not tensors or shrunk.intersection(tensor.shape)):
+                made = replace(made, lacks=_SIZED, axes=frozenset(range(-tensor.ndim, 0)))
             self._states[id(tensor)] = weakref.ref(tensor), made
             if not made.is_weight:
                 (self._shrunk if made.lacks else self._stayed).update(tensor.shape)
@@ -315,8 +355,10 @@ class Operators(TorchDispatchMode):
     def _numbers(self, given: Iterable[Any]) -> Iterator[Any]:
         """The plain numbers among some arguments, and those in small tensors that no operator made."""
         for value in given:
-            if not isinstance(value, Tensor):
+            if not isinstance(value, Tensor) and value not in self.explained:
                 yield value
+            elif not isinstance(value, Tensor):
+                continue
             elif self._is_foreign(value) and value.numel() <= _FEW and not value.is_meta:
                 yield from value.detach().flatten().tolist()
 
@@ -330,7 +372,7 @@ class Operators(TorchDispatchMode):
         state = self._states[id(tensor)][1]
         for other, lacks in self._written:
             if _share_memory(other, tensor):
-                state = replace(state, lacks=state.lacks | lacks)
+                state = replace(state, lacks=state.lacks | lacks, axes=None)
         return state
 
     def _compare(self, path: str, module: nn.Module) -> None:
@@ -371,6 +413,7 @@ class Operators(TorchDispatchMode):
     def _sizes_in(self, given: Iterable[Any]) -> list[Any]:
         """The numbers that may follow from a size that has shrunk, as in ``h / h.shape[-1] ** 0.5``."""
         shapes = [v.shape for v in given if isinstance(v, Tensor)]
+        given = [v for v in given if isinstance(v, Tensor) or v not in self.explained]
         return _follows(given, {n for shape in shapes for n in (*shape, shape.numel())} - self._of_inputs)
 
     def _operand(self, tensor: Tensor) -> Any:
@@ -388,28 +431,6 @@ class Operators(TorchDispatchMode):
     def _name_of(self, tensor: Tensor) -> Any:
         known = self._names.get(id(tensor))
         return None if known is None or known[0]() is not tensor else known[1]
-
-
-class WholeCalls(TorchFunctionMode):
-    """Inside, some functions count as one operator; see `Operators`.
-
-    Attention runs without dropout, which draws for each head and position by itself.
-    """
-
-    def __init__(self, operators: Operators) -> None:
-        super().__init__()
-        self._operators = operators
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run a function."""
-        kwargs = kwargs or {}
-        if func is scaled_dot_product_attention:
-            args = (*args[:4], 0.0, *args[5:]) if len(args) > 4 else args
-            kwargs = {**kwargs, "dropout_p": 0.0} if "dropout_p" in kwargs else kwargs
-            return self._operators.attention(*args, **kwargs)
-        if getattr(func, "__name__", "") in _WHOLE_CALLS:
-            return self._operators.as_one(func, args, kwargs, leaves((args, kwargs)))
-        return func(*args, **kwargs)
 
 
 def _share_memory(one: Tensor, other: Tensor) -> bool:

@@ -1,0 +1,28 @@
+"""The names of operators, by what they do with numbers in which units are missing."""
+
+from __future__ import annotations
+
+SAME = frozenset("alias clone detach _to_copy lift_fresh contiguous native_dropout".split())
+"""Operators that return the numbers that they are given, or some of them."""
+NOISE = frozenset(
+    "bernoulli bernoulli_ rand rand_like randn randn_like normal_ uniform_ empty empty_like new_empty".split()
+)
+"""Operators of dropout and noise, which draw a number for each."""
+SUMS = frozenset(
+    "mm addmm bmm baddbmm mv addmv matmul linear convolution _convolution conv1d conv2d conv3d "
+    "conv_transpose1d conv_transpose2d conv_transpose3d".split()
+)
+"""Operators that sum over the units that a weight reads: these are not missing in what they give."""
+EQUAL = frozenset("zeros ones full new_zeros new_ones new_full empty scalar_tensor".split())
+"""Operators that make a tensor of equal numbers, however long it is."""
+ATTENTION = "scaled_dot_product"
+"""How the names of attention and of its kernels begin."""
+WHOLE_CALLS = frozenset(
+    "linear matmul scaled_dot_product_attention "
+    "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d".split()
+)
+"""Functions that count as one. What they run depends on masks, and on how numbers lie in memory."""
+TITLES = dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias"), "view")
+"""Other names of operators of which PyTorch takes one after how numbers lie in memory."""
+BY_CHANNEL = "batch_norm"
+"""Part of the names of operators that work on each channel by itself, with weights for each."""
