@@ -143,7 +143,7 @@ def test_a_size_that_only_the_program_fixes_is_said_to_be_so() -> None:
 
 def test_limits_are_said() -> None:
     _, _, program, _ = made(patches)
-    assert "(a multiple of 4; 16 and 8 tried)" in record_of(program).takes
+    assert "(a multiple of 4; 16 and 24 tried)" in record_of(program).takes
     with pytest.raises(InputError) as refused:
         program(torch.randn(2, 3, 16, 18))
     assert "opened.py" not in str(refused.value)  # no line of ours
