@@ -241,3 +241,27 @@ def test_a_tensor_that_lies_apart_in_memory_is_free() -> None:
         small, masked = pruned(net.double().eval(), images)
     for given in (images.to(memory_format=torch.channels_last), images.transpose(2, 3), images[..., :8]):
         torch.testing.assert_close(small(given), masked(given))
+
+
+def test_what_is_left_out_where_no_drawn_tensor_fits(x: Tensor) -> None:
+    """As pictures, of which a text has to name as many as there are. The rest of the call is looked into."""
+
+    class Fitting(Net):
+        def forward(  # type: ignore[override]
+            self, x: Tensor, pictures: Tensor | None = None, mask: Tensor | None = None
+        ) -> Tensor:
+            hidden = torch.relu(self.body(x))
+            if pictures is not None:
+                if x.shape[1] != len(pictures) + 3:
+                    raise ValueError("other pictures than the text names")
+                hidden = hidden + pictures.sum()
+            if mask is not None:
+                hidden = hidden.flip(-1) if mask.ndim == 1 else hidden * mask[..., None]
+            return self.head(hidden)
+
+    small, masked = pruned(Fitting().double().eval(), {"x": x, "pictures": torch.randn(2, 3).double()})
+    x = x[:, :4]
+    torch.testing.assert_close(small(x), masked(x))
+    torch.testing.assert_close(small(x, mask=x[..., 0]), masked(x, mask=x[..., 0]))
+    with pytest.raises(sc.InputError, match="mask=a tensor"):
+        small(x, mask=x[0, :, 0])

@@ -20,8 +20,10 @@ from secateur.graph.leaf import Place
 
 _KINDS = (bool, int, str)
 """The types of switches. A float changes numbers."""
-_FREE = frozenset({"use_cache"})
-"""Switches that are not looked into. A cache is returned too, but for the next call of the same module."""
+_FREE = frozenset({"logits_to_keep", "return_dict", "use_cache"})
+"""Switches that are not looked into: those of Transformers' `generate` about the results alone. A cache is
+returned too, but for the next call of the same module.
+"""
 _SEVERAL = 8
 """An argument with so many right values, as the number of a step, is a number and no switch."""
 
