@@ -59,13 +59,17 @@ class Known:
 
     def __init__(self, model: nn.Module, inputs: InputSpec | None) -> None:
         """Take the arguments of the calls that the trace has made of `model`; see `InputSpec.also`."""
-        defaults = {p.name: p.default for p in parameters_of(model) if p.default is not p.empty}
+        parameters = parameters_of(model)
+        defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+        by_number = {str(number): p.name for number, p in enumerate(parameters)}
         self.values: dict[str, list[Any]] = {}
         self.together: set[frozenset[tuple[str, str]]] = set()
         self.inputs = inputs
         for spec in _every(inputs):
-            tensors = dict.fromkeys(spec.tensors(), TENSOR)
-            for name, value in {**defaults, **spec.constants(), **tensors}.items():
+            given = {**spec.constants(), **dict.fromkeys(spec.tensors(), TENSOR)}
+            # Where the description was made without the model, positional arguments have numbers for names.
+            known = {by_number.get(name, name): value for name, value in given.items()}
+            for name, value in {**defaults, **known}.items():
                 if value is None or value is TENSOR or isinstance(value, _KINDS):
                     self.values.setdefault(name, []).append(value)
 
