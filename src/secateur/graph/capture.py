@@ -270,8 +270,8 @@ def _export(
         AssertionsHold(),
         lengths_open(),
         failed_calls_left(),
+        seeded(0),  # leaves the user's random state as it is; one thread at a time
         quick_export(),
-        seeded(0),  # leaves the user's random state as it is
         nullcontext() if known is None else known,
     ):
         program = export(model, *arguments, dynamic_shapes=axes, strict=False)  # type: ignore[arg-type]

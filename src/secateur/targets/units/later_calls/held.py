@@ -30,6 +30,7 @@ from secateur.targets.units.later_calls.holders import Change, Entry, entries_of
 from secateur.targets.units.later_calls.operators import Cut, Operators
 from secateur.targets.units.later_calls.switched import Known, Switches, named
 from secateur.targets.units.later_calls.whole_calls import Turned, WholeCalls, is_right_for_other_values
+from secateur.targets.units.module_form.exporting import exporting
 
 Together = tuple[tuple[str, Any], ...]
 """Values by the names of what holds them, such as ``("model.head.pooled", True)``."""
@@ -103,7 +104,7 @@ class Held:
         entries = [entry for entry in self._entries if not entry.is_same()]
         found = self._found(entries) if entries else []
         changes = self._unknown(found)
-        switches = self.switches.others(module, args, kwargs)
+        switches = self.switches.others(module, args, kwargs, tensors=self.cut is not None)
         if not changes:
             self._layers = []
         if not changes and not switches:
@@ -198,6 +199,10 @@ class Held:
             wrong, what = error, f"raises {said(error)}"
             if before is None:  # these are no arguments that the module takes, and it says so itself
                 return False
+        if before is not None and after is not None and not before[0].runs_as(after[0]):
+            with suppress(Exception), exporting(True, set()):  # as the trace ran the code
+                exported = _tried(module, usual, [], None, self.cut)
+                before = exported if exported[0].runs_as(after[0]) else before
         # What one call gives, as with a mask of ones, says nothing of what the next one gives.
         if before is None or after is None or not before[0].runs_as(after[0]):
             if before is not None and after is not None:

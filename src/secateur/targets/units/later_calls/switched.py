@@ -73,8 +73,10 @@ class Known:
                 if value is None or value is TENSOR or isinstance(value, _KINDS):
                     self.values.setdefault(name, []).append(value)
 
-    def others(self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Switches:
-        """Return the arguments of a call that are other than those that are known."""
+    def others(
+        self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], *, tensors: bool
+    ) -> Switches:
+        """Return the arguments of a call that are other than those that are known; `tensors`: these too."""
         if self.inputs is None:
             return {}
         given = named(module, (tuple(args), dict(kwargs)))
@@ -95,6 +97,7 @@ class Known:
                 is_other = not any(v is TENSOR for v in known)
             else:
                 is_other = isinstance(value, _KINDS) and not any(is_alike(value, v) for v in known)
+            is_other &= tensors or (isinstance(value, _KINDS) and name not in states)
             if is_other and name not in _FREE and len(looked) < _SEVERAL:
                 found[name] = value
         return {} if not found or _written(found) in self.together else found
