@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from traceback import FrameSummary, StackSummary
-from typing import Any
+from types import FrameType
+from typing import Any, cast
 
 import torch
 from torch.fx import proxy
@@ -29,14 +30,12 @@ class UserFrames:
     @classmethod
     def extract(cls, **_: Any) -> UserFrames:
         """Return the frames that are running now."""
-        frames, frame = StackSummary(), sys._getframe(1)
+        frames, frame = StackSummary(), cast(FrameType | None, sys._getframe(1))
         while frame is not None:
             code = frame.f_code
             if code.co_name == "forward" or not code.co_filename.startswith(_TORCH):
                 summary = FrameSummary(code.co_filename, frame.f_lineno, code.co_name, lookup_line=False)
                 frames.append(summary)
-            if frame.f_back is None:
-                break
             frame = frame.f_back
         frames.reverse()
         return cls(frames)

@@ -301,9 +301,9 @@ def _candidates(size: int) -> list[int]:
     neighbour may become the same size inside. They are even if the traced size is odd, since code may ask.
     """
     step = size & -size  # the largest power of two that divides it
-    whole = (
-        [size - step] if 1 < step < size else [3 * size // 2, 5 * size // 4] if step > 4 else [size + step]
-    )
+    whole = [size - step] if 1 < step < size else [size + step]
+    if 4 < step == size:  # a power of two
+        whole = [3 * size // 2, 5 * size // 4]
     parts = [size // 2, 2 * size // 3]
     if size >= LARGE:
         parts = [size // 4, size // 3, *parts]

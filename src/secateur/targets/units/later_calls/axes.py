@@ -11,13 +11,15 @@ from operator import mul
 
 from torch import Tensor
 
+from secateur.targets.units.later_calls.operator_names import TITLES
+
 Axes = frozenset[int] | None
 
 _PRODUCTS = frozenset("mm bmm matmul addmm baddbmm".split())
 """Products of matrices, which are the last two tensors that they take."""
 _REDUCTIONS = frozenset("sum mean amax amin max min prod all any argmax argmin logsumexp".split())
 """Operators that take the axes over which they go."""
-_VIEWS = frozenset("view _unsafe_view reshape _reshape_alias squeeze".split())
+_VIEWS = frozenset((*TITLES, "squeeze"))
 _NONE = frozenset[int]()
 
 

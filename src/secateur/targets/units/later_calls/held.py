@@ -104,7 +104,7 @@ class Held:
         entries = [entry for entry in self._entries if not entry.is_same()]
         found = self._found(entries) if entries else []
         changes = self._unknown(found)
-        switches = self.switches.others(module, args, kwargs, tensors=self.cut is not None)
+        switches = self.switches.others(args, kwargs, tensors=self.cut is not None)
         if not changes:
             self._layers = []
         if not changes and not switches:

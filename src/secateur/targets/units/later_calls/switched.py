@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
+from inspect import Parameter
 from typing import Any
 
 from torch import Tensor, nn
@@ -65,6 +66,9 @@ class Known:
         self.values: dict[str, list[Any]] = {}
         self.together: set[frozenset[tuple[str, str]]] = set()
         self.inputs = inputs
+        # Read once, since every call is looked at.
+        self._names = _positional(parameters)
+        self._may_lack = frozenset(p.name for p in parameters if p.default is None)
         for spec in _every(inputs):
             given = {**spec.constants(), **dict.fromkeys(spec.tensors(), TENSOR)}
             # Where the description was made without the model, positional arguments have numbers for names.
@@ -73,14 +77,12 @@ class Known:
                 if value is None or value is TENSOR or isinstance(value, _KINDS):
                     self.values.setdefault(name, []).append(value)
 
-    def others(
-        self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], *, tensors: bool
-    ) -> Switches:
+    def others(self, args: Sequence[Any], kwargs: Mapping[str, Any], *, tensors: bool) -> Switches:
         """Return the arguments of a call that are other than those that are known; `tensors`: these too."""
         if self.inputs is None:
             return {}
-        given = named(module, (tuple(args), dict(kwargs)))
-        left_out = {p.name for p in parameters_of(module) if p.default is None} - given.keys()
+        given = _by_name(self._names, (tuple(args), dict(kwargs)))
+        left_out = self._may_lack - given.keys()
         states = {
             f"{name}{state}": state == ".requires_grad"
             for name, value in given.items()
@@ -140,8 +142,16 @@ class Known:
 
 def named(module: nn.Module, given: Arguments) -> dict[str, Any]:
     """Return the arguments of a call by name, those without a name by their number."""
+    return _by_name(_positional(parameters_of(module)), given)
+
+
+def _positional(parameters: Sequence[Parameter]) -> tuple[str, ...]:
+    kinds = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+    return tuple(p.name for p in parameters if p.kind in kinds)
+
+
+def _by_name(names: Sequence[str], given: Arguments) -> dict[str, Any]:
     args, kwargs = given
-    names = [p.name for p in parameters_of(module) if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     numbers = map(str, range(len(names), len(args)))
     return {**dict(zip((*names, *numbers), args, strict=False)), **kwargs}
 
