@@ -45,8 +45,13 @@ test-libraries: $(LIBRARIES)/.stamp  ## Prune models of other libraries, in an e
 test-matrix:  ## Run the tests with other versions of torch and Python, in environments of their own (slow)
 	$(PYTHON) -m tests.matrix $(if $(ARGS),-- $(ARGS))
 
-gpu: $(VENV)/.stamp-dev $(VENV)/.stamp-zoo  ## Run the tests that need a CUDA device
-	$(BIN)/python -m pytest -m cuda $(ARGS)
+# Such a machine often has a torch of its own and no network. If $(PYTHON) sees a device, it runs all, as it is.
+gpu:  ## Run the tests that need a CUDA device, and measure on it
+	@if $(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then run=$(PYTHON); \
+	else $(MAKE) $(VENV)/.stamp-dev $(VENV)/.stamp-zoo && run=$(BIN)/python || exit; fi; \
+	export PYTHONPATH="$(CURDIR)/src:$(CURDIR):$$PYTHONPATH"; failed=0; \
+	$$run -m pytest -m cuda $(ARGS) || failed=$$?; \
+	$$run -m benchmarks.bench_gpu || failed=$$?; exit $$failed
 
 fuzz: $(VENV)/.stamp-dev  ## Look for files that a reader does not survive; make fuzz MINUTES=60
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --minutes $(MINUTES)

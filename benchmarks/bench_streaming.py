@@ -227,7 +227,11 @@ def from_files(case: str) -> dict[str, Any]:
 
 
 def measure(
-    model: nn.Module, batches: list[Any], inputs: Any, folder: Path | None = None
+    model: nn.Module,
+    batches: list[Any],
+    inputs: Any,
+    folder: Path | None = None,
+    phases: Phases | None = None,
 ) -> tuple[dict[str, Any], nn.Module]:
     """Trace, score, apply, verify, refit and write a model; `FRACTION` of it stays.
 
@@ -236,11 +240,12 @@ def measure(
         batches: To score and to refit with.
         inputs: To trace with.
         folder: Where to write it, if at all.
+        phases: What measures; None: processor time and the memory of this process.
 
     Returns:
         What was measured, and the refitted model.
     """
-    phases = Phases()
+    phases = Phases() if phases is None else phases
     with phases.phase("dense"), torch.no_grad():
         for batch in batches:
             model(**batch) if isinstance(batch, dict) else model(batch)

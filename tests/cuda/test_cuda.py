@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import secateur as sc
@@ -21,6 +22,7 @@ from secateur.measure.latency.timing import stopwatch
 from secateur.measure.memory import memory
 from secateur.repairs.methods import REPAIRS
 from secateur.signals.registry import SIGNALS
+from secateur.targets import weights as masks
 from tests.helpers.models import TOPOLOGIES, build
 from tests.signals.data import labelled
 
@@ -125,6 +127,43 @@ def test_halves_and_autocast() -> None:
         torch.testing.assert_close(deepcopy(small).to(kind)(x.to(kind)).float(), expected, rtol=0.1, atol=0.1)
         with torch.autocast(DEVICE.type, kind):
             torch.testing.assert_close(small(x).float(), expected, rtol=0.1, atol=0.1)
+
+
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="the CPU has no such format")
+def test_two_four_weights_are_multiplied_by_hardware() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10)).half().to(DEVICE)
+    weights = sc.trace(model, granularity="weight")
+    small = sc.apply(model, sc.Pattern(2, 4).allocate(weights, sc.score(weights, progress=False)))
+    x = torch.randn(32, 128, device=DEVICE, dtype=torch.float16)
+    with torch.no_grad():
+        expected = small(x)
+        assert masks.to_semi_structured(small) == ("0.weight",)  # 10 rows are not what the format takes
+        assert "SparseSemiStructured" in type(small[0].weight).__name__
+        torch.testing.assert_close(small(x), expected, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("spread", ["mapped", "offloaded"])
+def test_weights_that_wait_elsewhere(spread: str, tmp_path: Path) -> None:
+    """In files, or on the CPU behind Accelerate's hooks that compute on the device: the same model."""
+    torch.manual_seed(0)
+    model = Attention().eval()
+    data = [torch.randint(31, (8, length)) for length in (9, 12, 9, 7) * 4]
+    options: dict[str, Any] = {
+        "budget": sc.Budget(params=0.8),
+        "allocator": "repair_aware",
+        "progress": False,
+    }
+    expected = sc.prune(deepcopy(model), data, **options)
+    if spread == "mapped":
+        save_file(model.state_dict(), tmp_path / "model.safetensors")
+        there = sc.map_weights(Attention().eval(), tmp_path)
+    else:
+        accelerate = pytest.importorskip("accelerate")
+        there = accelerate.cpu_offload(deepcopy(model), execution_device=DEVICE)
+    found = sc.prune(there, data, **options)
+    assert {t.device.type for t in found.model.state_dict().values()} == {"cpu"}
+    torch.testing.assert_close(found.model(data[0]), expected.model(data[0]), rtol=1e-4, atol=1e-5)
 
 
 def test_training_goes_on() -> None:

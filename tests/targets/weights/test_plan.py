@@ -269,19 +269,6 @@ def test_sparse_formats_need_their_hardware() -> None:
         to_semi_structured(model)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_two_four_weights_are_multiplied_by_hardware() -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10)).half().cuda()
-    small = apply(model, allocate(traced(model), score(model), Pattern()))
-    x = torch.randn(32, 128, device="cuda", dtype=torch.float16)
-    with torch.no_grad():
-        expected = small(x)
-        assert to_semi_structured(small) == ("0.weight",)  # 10 rows are not what the format takes
-        assert "SparseSemiStructured" in type(small[0].weight).__name__
-        torch.testing.assert_close(small(x), expected, rtol=1e-2, atol=1e-2)
-
-
 def test_masks_survive_training() -> None:
     model, batches = net(), data(4, 8)
     graph = sc.trace(model, batches[0][0])
