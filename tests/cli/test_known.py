@@ -169,10 +169,13 @@ def test_a_pickle_that_names_anything_else_is_refused(
         read(pickle.dumps(whole, protocol=2)[:-50])
     with pytest.raises(CalibrationError, match="a damaged file"):
         read(b"\x80\x02r\xff\xff\xff\x7f.")  # a memo of two thousand million places
+
+    class Elsewhere(pickle.Pickler):
+        def persistent_id(self, thing: object) -> str | None:
+            return "x" if thing is pixels else None
+
     persistent = io.BytesIO()
-    writer = pickle.Pickler(persistent, protocol=2)
-    writer.persistent_id = lambda thing: "x" if thing is pixels else None  # type: ignore[method-assign]
-    writer.dump(whole)
+    Elsewhere(persistent, protocol=2).dump(whole)
     with pytest.raises(CalibrationError, match="what is outside of it"):
         read(persistent.getvalue())
 
