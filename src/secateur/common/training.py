@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from secateur.calibration import Batch, Calibration
 from secateur.common.accelerating import ProcessGroup
+from secateur.common.precision import as_called
 
 MEASURED = 20
 """The error is measured about this many times in a training."""
@@ -165,6 +166,7 @@ class Loop:
     best: Best | None = None
     kept: Kept | None = None
 
+    @as_called()
     def run(
         self,
         loss_of: Callable[[Batch], Tensor],

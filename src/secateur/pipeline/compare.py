@@ -16,6 +16,7 @@ from secateur.allocators.registry import Allocates
 from secateur.calibration import Calibration, Forward, View, Views
 from secateur.calibration.workers import living_workers
 from secateur.common.models import unwrap
+from secateur.common.precision import full_precision
 from secateur.common.progress import steps
 from secateur.common.seeds import seed_of
 from secateur.config.names import Granularity
@@ -168,6 +169,7 @@ class Comparison:
 
 
 @living_workers()
+@full_precision()
 def compare(
     model: nn.Module,
     calibration: Any,

@@ -17,6 +17,7 @@ from secateur.calibration.workers import living_workers
 from secateur.common.caches import without_caches
 from secateur.common.models import device_of, unwrap
 from secateur.common.modes import require_plain_modes, require_values
+from secateur.common.precision import full_precision
 from secateur.common.seeds import seed_of
 from secateur.config.names import Granularity, Quantisation
 from secateur.measure.evaluate import evaluate
@@ -49,6 +50,7 @@ from secateur.targets.units.spread import gathered
 
 
 @living_workers()
+@full_precision()
 def prune(
     model: nn.Module,
     calibration: Any,

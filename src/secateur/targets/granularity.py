@@ -13,6 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 from torch import nn
 
 from secateur.calibration.workers import living_workers
+from secateur.common.precision import full_precision
 from secateur.common.seeds import seed_of
 from secateur.errors import SettingError
 
@@ -175,6 +176,7 @@ def by_granularity(told_by: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
         @wraps(function)
         @living_workers()
+        @full_precision()
         def run(*args: P.args, **kwargs: P.kwargs) -> R:
             try:
                 bound = signature.bind(*args, **kwargs)

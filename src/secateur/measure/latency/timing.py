@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from secateur.common.collecting import uncollected
 from secateur.common.models import evaluating
+from secateur.common.precision import as_called
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def interleaved(
         seconds_of: Makes a call and returns how long it took; see `stopwatch`.
     """
     seconds: list[list[float]] = [[] for _ in calls]
-    with uncollected(), flushed_subnormals():
+    with as_called(), uncollected(), flushed_subnormals():
         for turn in range(warmup + rounds):
             for call, times in zip(calls, seconds, strict=True):
                 took = seconds_of(call)

@@ -1,0 +1,138 @@
+"""Products in full float32."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import nn
+
+import secateur as sc
+from secateur.common.precision import _PLACES, full_precision
+
+State = list[object]
+
+
+def state() -> State:
+    """All settings that torch has for float32 products; None for what cannot be read."""
+    found: State = [torch.backends.cudnn.allow_tf32]
+    for read in (torch.get_float32_matmul_precision, lambda: torch.backends.cuda.matmul.allow_tf32):
+        try:
+            found.append(read())
+        except RuntimeError:
+            found.append(None)
+    places = (getattr(getattr(torch.backends, group), name, None) for group, name in _PLACES)
+    return found + [getattr(place, "fp32_precision", None) for place in places]
+
+
+@pytest.fixture(autouse=True)
+def as_before() -> Iterator[None]:
+    yield
+    for group, name in _PLACES:
+        place = getattr(getattr(torch.backends, group), name, None)
+        if hasattr(place, "fp32_precision"):
+            place.fp32_precision = "ieee"
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = True
+
+
+def nothing() -> None:
+    pass
+
+
+def coarse() -> None:
+    torch.set_float32_matmul_precision("medium")
+
+
+def newer() -> None:
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+
+
+def all_newer() -> None:
+    torch.backends.fp32_precision = "tf32"  # type: ignore[attr-defined]
+
+
+WAYS = [nothing, coarse, *([newer, all_newer] if hasattr(torch.backends, "fp32_precision") else [])]
+
+
+@pytest.mark.parametrize("change", WAYS)
+def test_inside_nothing_is_rounded_and_then_all_is_as_before(change: Callable[[], None]) -> None:
+    change()
+    before = state()
+    with full_precision(), full_precision():
+        inside = state()
+    assert not {"tf32", "bf16", "high", "medium", True} & set(inside)
+    assert state() == before
+    with pytest.raises(ZeroDivisionError), full_precision():
+        raise ZeroDivisionError
+    assert state() == before
+
+
+def test_calls_in_two_threads_that_overlap() -> None:
+    torch.set_float32_matmul_precision("high")
+    inside, out, seen = threading.Event(), threading.Event(), []
+
+    def other() -> None:
+        with full_precision():
+            inside.set()
+            out.wait(10)
+            seen.append(torch.get_float32_matmul_precision())
+
+    thread = threading.Thread(target=other)
+    with full_precision():
+        thread.start()
+        assert inside.wait(10)
+    assert torch.get_float32_matmul_precision() == "highest"  # the other one is still inside
+    out.set()
+    thread.join()
+    assert (seen, torch.get_float32_matmul_precision()) == (["highest"], "high")
+
+
+class Listening(nn.Sequential):
+    """Notes how precise products are while it runs."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not torch.compiler.is_compiling():
+            HEARD.append(torch.get_float32_matmul_precision())
+        return super().forward(x)
+
+
+HEARD: list[str] = []
+
+
+def test_every_step_has_it() -> None:
+    torch.manual_seed(0)
+    net = Listening(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    data = [torch.randn(6, 4) for _ in range(4)]
+    torch.set_float32_matmul_precision("high")
+    HEARD.clear()
+    graph = sc.trace(net, data[0])
+    scores = sc.score(graph, data, "reconstruction", progress=False)
+    plan = sc.RepairAware().allocate(graph, scores, sc.Budget(macs=0.7))
+    small = sc.apply(net, plan, graph=graph)
+    assert sc.verify(net, small, plan, data[0]).proven
+    sc.repair(small, net, data, "reconstruct", graph=graph, progress=False)
+    sc.prune(net, data, sc.Budget(macs=0.7), progress=False, measure_latency=False)
+    assert set(HEARD) == {"highest"}
+    assert torch.get_float32_matmul_precision() == "high"
+
+
+def test_what_is_timed_or_trained_has_the_users_settings() -> None:
+    torch.manual_seed(0)
+    net = Listening(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    graph = sc.trace(net, torch.randn(6, 4))
+    plan = sc.Uniform(ratio=0.25).allocate(graph, sc.score(graph, None, "magnitude", progress=False))
+    small = sc.apply(net, plan, graph=graph)
+    torch.set_float32_matmul_precision("high")
+    with full_precision():
+        HEARD.clear()
+        sc.latency([net], (torch.randn(6, 4),), runs=2)
+        assert set(HEARD) == {"high"}
+        assert torch.get_float32_matmul_precision() == "highest"
+        HEARD.clear()
+        data = [(torch.randn(6, 4), torch.arange(6) % 2) for _ in range(4)]
+        sc.recover(small, net, data, epochs=1, progress=False)
+        assert "high" in HEARD
+        assert torch.get_float32_matmul_precision() == "highest"
