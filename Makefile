@@ -50,7 +50,7 @@ gpu:  ## Run the tests that need a CUDA device, and measure on it
 	@if $(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then run=$(PYTHON); \
 	else $(MAKE) $(VENV)/.stamp-dev $(VENV)/.stamp-zoo && run=$(BIN)/python || exit; fi; \
 	export PYTHONPATH="$(CURDIR)/src:$(CURDIR):$$PYTHONPATH"; failed=0; \
-	$$run -m pytest -m cuda $(ARGS) || failed=$$?; \
+	$$run -m pytest -n $(JOBS) -m cuda $(ARGS) || failed=$$?; \
 	$$run -m benchmarks.bench_gpu || failed=$$?; exit $$failed
 
 fuzz: $(VENV)/.stamp-dev  ## Look for files that a reader does not survive; make fuzz MINUTES=60

@@ -1,6 +1,6 @@
 """What pruning takes on a CUDA device: minutes, its memory, and how much faster the pruned model is.
 
-    python -m benchmarks.bench_gpu                     # what fits into eight minutes; `make gpu` runs this
+    python -m benchmarks.bench_gpu                     # what fits into five minutes; `make gpu` runs this
     python -m benchmarks.bench_gpu --minutes 60        # more layers and more texts
     SECATEUR_DEVICE=cpu python -m benchmarks.bench_gpu --quick   # that it runs; its figures mean nothing
 
@@ -142,7 +142,7 @@ def against(dense: nn.Module, small: nn.Module, inputs: Any, quick: bool) -> dic
 def main() -> None:
     """Runs the cases while there is time, and writes what was measured."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=8, help="stop starting cases after this time")
+    parser.add_argument("--minutes", type=float, default=5, help="stop starting cases after this time")
     parser.add_argument("--quick", action="store_true", help="tiny shapes, nothing written")
     asked = parser.parse_args()
     if DEVICE.type == "cuda" and not torch.cuda.is_available():
