@@ -24,7 +24,7 @@ SOURCES := src tests benchmarks docs examples
 # GNU make must not pick up a half-built environment after an interruption.
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-libraries test-matrix gpu fuzz check lint types fmt docs bench build clean
+.PHONY: help demo test test-all test-libraries test-matrix gpu test-device fuzz check lint types fmt docs bench build clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -52,6 +52,9 @@ gpu:  ## Run the tests that need a CUDA device, and measure on it
 	export PYTHONPATH="$(CURDIR)/src:$(CURDIR):$$PYTHONPATH"; failed=0; \
 	$$run -m pytest -n $(JOBS) -m cuda $(ARGS) || failed=$$?; \
 	$$run -m benchmarks.bench_gpu || failed=$$?; exit $$failed
+
+test-device: $(VENV)/.stamp-dev $(VENV)/.stamp-zoo  ## Run the tests of a device on a pretended one; needs a C++ compiler (slow)
+	SECATEUR_DEVICE=pretended $(PYTEST) -p tests.cuda.pretended -m cuda $(ARGS)
 
 fuzz: $(VENV)/.stamp-dev  ## Look for files that a reader does not survive; make fuzz MINUTES=60
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --minutes $(MINUTES)

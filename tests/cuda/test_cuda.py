@@ -1,6 +1,7 @@
 """On a CUDA device everything gives what it gives on the CPU. ``make gpu`` runs these tests.
 
-Set ``SECATEUR_DEVICE=cpu`` to try the tests themselves on a machine without such a device.
+Without one, ``make test-device`` runs them on a device that `pretended.cpp` makes of the CPU, and
+``SECATEUR_DEVICE=cpu`` tries the tests themselves.
 """
 
 from __future__ import annotations
@@ -229,7 +230,8 @@ def test_time_and_memory_of_the_device() -> None:
     x = torch.randn(128, 64, device=DEVICE)
     assert stopwatch((x,))(lambda: net(x)) > 0
     found = memory(net, (x,))
-    assert found.activations >= 4 * 128 * (64 + 2 * 256)  # its allocator takes blocks, so it may be more
+    if DEVICE.type in ("cpu", "cuda"):  # a pretended device counts nothing of its own
+        assert found.activations >= 4 * 128 * (64 + 2 * 256)  # its allocator takes blocks, so it may be more
     data = [(torch.randn(128, 64), torch.arange(128) % 8) for _ in range(5)]
     budget = sc.Budget(memory=0.7, batch=128, device=str(DEVICE))
     result = sc.prune(net.cpu(), data, budget, "uniform", repair=None, progress=False)
