@@ -234,9 +234,9 @@ class InputSpec(Record):
             every = {k: v for _, change in changes for k, v in change.items()}
             changes = [("; ".join(title for title, _ in changes), every)]
         known = [sizes for _, sizes in changes]
-        return changes + [(title, sizes) for title, sizes in self.other_courses() if sizes not in known]
+        return changes + [(title, sizes) for title, sizes in self.other_path_sizes() if sizes not in known]
 
-    def other_courses(self) -> list[tuple[str, dict[Place, int]]]:
+    def other_path_sizes(self) -> list[tuple[str, dict[Place, int]]]:
         """Return the sizes at which the forward pass runs other lines of code, each with a title."""
         single = [
             (f"{axis.name()} {size}", dict.fromkeys(axis.places, size))

@@ -14,11 +14,11 @@ from torch.utils import _pytree as pytree
 
 from secateur.common.foreign import said, source_line
 from secateur.common.models import device_of
-from secateur.graph.courses import Course
-from secateur.graph.coursesearch import WORK, CourseAt, Sizes, other_courses, other_ways
+from secateur.graph.executionpath import ExecutionPath
 from secateur.graph.inputs import Arguments, FixedAxis, InputSpec, OpenAxis, batch_size, resized
 from secateur.graph.leaf import Place
 from secateur.graph.passes import Passes
+from secateur.graph.pathsearch import WORK, PathAt, Sizes, search_other_paths, search_variant
 from secateur.graph.valueranges import widened
 from secateur.graph.wording import NO_OTHER
 
@@ -59,8 +59,8 @@ def open_inputs(
     spec = with_sizes(_differing(spec, more), given, passes)
     if any(leaf.is_meta for leaf in pytree.tree_leaves(given) if isinstance(leaf, torch.Tensor)):
         return spec
-    course = passes.course(given)
-    long = course is not None and course.work > WORK
+    path = passes.path_of(given)
+    long = path is not None and path.work > WORK
     return widened(spec, given, program, passes.attempt, device_of(model), long=long)
 
 
@@ -73,7 +73,7 @@ def with_sizes(spec: InputSpec, given: Arguments, passes: Passes) -> InputSpec:
         passes: Runs ordinary forward passes of the model.
     """
     spec = _opened_inside(find_open_axes(spec, given, passes.attempt), given, passes)
-    return _with_courses(spec, given, passes)
+    return _with_other_paths(spec, given, passes)
 
 
 def _opened_inside(spec: InputSpec, given: Arguments, passes: Passes) -> InputSpec:
@@ -85,10 +85,10 @@ def _opened_inside(spec: InputSpec, given: Arguments, passes: Passes) -> InputSp
 
     def shapes(sizes: Sequence[int]) -> list[tuple[Any, torch.Size]] | None:
         places = {p: size for axis, size in zip(axes, sizes, strict=True) for p in axis.places}
-        course = passes.course(resized(spec, given, places))
-        if course is None:
+        path = passes.path_of(resized(spec, given, places))
+        if path is None:
             return None
-        return [(call[:3], v) for call, vs in course.calls for v in vs if isinstance(v, torch.Size)]
+        return [(call[:3], v) for call, vs in path.calls for v in vs if isinstance(v, torch.Size)]
 
     if not axes or not spec.together:
         return spec
@@ -108,27 +108,29 @@ def _opened_inside(spec: InputSpec, given: Arguments, passes: Passes) -> InputSp
     return spec.model_copy(update={"open": tuple(larger.get(axis.places, axis) for axis in spec.open)})
 
 
-def _with_courses(spec: InputSpec, given: Arguments, passes: Passes) -> InputSpec:
+def _with_other_paths(spec: InputSpec, given: Arguments, passes: Passes) -> InputSpec:
     """Add to a description what makes the forward pass run other code: sizes, and training mode."""
-    traced = passes.course(given)
+    traced = passes.path_of(given)
     if traced is None:
         return spec
 
-    def course_at(sizes: Sizes, *, training: bool = False, answer: bool | None = None) -> Course | None:
-        return passes.course(resized(spec, given, spec.at(sizes)), training=training, answer=answer)
+    def path_at(sizes: Sizes, *, training: bool = False, answer: bool | None = None) -> ExecutionPath | None:
+        return passes.path_of(resized(spec, given, spec.at(sizes)), training=training, answer=answer)
 
-    start = _cheaper(spec, traced, course_at)
-    near = course_at(start)
+    start = _cheaper(spec, traced, path_at)
+    near = path_at(start)
     if near is None:
         return spec
-    search = other_courses(spec.open, near, course_at, start, None if near is traced else traced)
-    found, learning = search.found, course_at(start, training=True)
+    search = search_other_paths(spec.open, near, path_at, start, None if near is traced else traced)
+    found, learning = search.found, path_at(start, training=True)
     for answer in (True, False) if "bool" in near.questions else ():  # each side may ask for other sizes
-        side = course_at(start, answer=answer)
+        side = path_at(start, answer=answer)
         if side is not None and side is not near:
-            found = found + other_ways(search, side, partial(course_at, answer=answer), sweep=True)
-    found = list(dict.fromkeys(_in_fewer_axes(spec, sizes, start, course_at) for sizes in found))
-    in_training = [] if learning is None else other_ways(search, learning, partial(course_at, training=True))
+            found = found + search_variant(search, side, partial(path_at, answer=answer), sweep=True)
+    found = list(dict.fromkeys(_in_fewer_axes(spec, sizes, start, path_at) for sizes in found))
+    in_training = (
+        [] if learning is None else search_variant(search, learning, partial(path_at, training=True))
+    )
     changed = [[k for k, axis in enumerate(spec.open) if sizes[k] != axis.size] for sizes in found]
     axes = tuple(
         axis.model_copy(
@@ -146,18 +148,18 @@ def _with_courses(spec: InputSpec, given: Arguments, passes: Passes) -> InputSpe
     return spec.model_copy(update=changes)
 
 
-def _cheaper(spec: InputSpec, traced: Course, course_at: CourseAt) -> Sizes:
-    """Return where to look for other courses from: the traced sizes, or others that cost less.
+def _cheaper(spec: InputSpec, traced: ExecutionPath, path_at: PathAt) -> Sizes:
+    """Return where to look for other paths from: the traced sizes, or others that cost less.
 
     Where the traced pass takes long, the other sizes of all axes serve, if the code does the same there.
     """
     start, other = tuple(axis.size for axis in spec.open), tuple(axis.other for axis in spec.open)
     if traced.work <= WORK or not spec.together:
         return start
-    return other if _same(course_at(other), traced) else start
+    return other if _same(path_at(other), traced) else start
 
 
-def _in_fewer_axes(spec: InputSpec, sizes: Sizes, start: Sizes, course_at: CourseAt) -> Sizes:
+def _in_fewer_axes(spec: InputSpec, sizes: Sizes, start: Sizes, path_at: PathAt) -> Sizes:
     """Return the traced sizes but for the axes of `sizes` that differ from `start`, if the code acts alike.
 
     Else `sizes`. A size that differs from the trace along one axis alone says what makes the difference.
@@ -165,19 +167,22 @@ def _in_fewer_axes(spec: InputSpec, sizes: Sizes, start: Sizes, course_at: Cours
     fewer = tuple(
         axis.size if size == near else size for axis, size, near in zip(spec.open, sizes, start, strict=True)
     )
-    return fewer if fewer == sizes or _same(course_at(fewer), course_at(sizes)) else sizes
+    return fewer if fewer == sizes or _same(path_at(fewer), path_at(sizes)) else sizes
 
 
-def _same(one: Course | None, other: Course | None) -> bool:
+def _same(one: ExecutionPath | None, other: ExecutionPath | None) -> bool:
     """Whether two passes make the same calls, with the same numbers and switches."""
-    if one is None or other is None:
-        return False
-    return all(getattr(one, what) == getattr(other, what) for what in ("lines", "numbers", "kinds"))
+    parts = "distinct_calls", "numbers", "calls_with_switches"
+    return (
+        one is not None
+        and other is not None
+        and all(getattr(one, part) == getattr(other, part) for part in parts)
+    )
 
 
 def _trains_otherwise(passes: Passes, arguments: Arguments) -> bool | None:
     """Whether the model makes other calls in training mode; None if that cannot be watched."""
-    plain, learning = passes.course(arguments), passes.course(arguments, training=True)
+    plain, learning = passes.path_of(arguments), passes.path_of(arguments, training=True)
     return None if plain is None or learning is None else learning.calls != plain.calls
 
 

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from secateur.calibration.randomness import seeded
 from secateur.common.models import copied, evaluation_mode
 from secateur.common.preserving import ATOMS, preserved
-from secateur.graph.courses import READS_VALUES
+from secateur.graph.executionpath import READS_VALUES
 from secateur.graph.inputs import Arguments
 from secateur.measure.kernels import capturable
 

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from secateur.calibration.randomness import seeded
 from secateur.common.foreign import line_of
 from secateur.errors import ApplyError, InputError
-from secateur.graph.courses import Course
-from secateur.graph.coursesearch import Search, Sizes
+from secateur.graph.executionpath import ExecutionPath
 from secateur.graph.flags import Chain, Flag, Reader, changed, flags_of, value_of
 from secateur.graph.graph import Graph
 from secateur.graph.inputs import Arguments, InputSpec, resized
 from secateur.graph.modes import PLAIN
 from secateur.graph.passes import Passes
+from secateur.graph.pathsearch import PathSearch, Sizes
 from secateur.targets.units.compare import Way, relative_difference, rounding_of, run, run_both
 from secateur.targets.units.draws import Draws
 
@@ -109,7 +109,7 @@ def switches(model: nn.Module, graph: Graph) -> list[Switch]:
         *(Occasion(given, training) for training in (False, True)),
         *map(Occasion, _elsewhere(graph, given)),
     ]
-    before = _courses(model, known)
+    before = _paths(model, known)
     watched = functools.partial(known[0].run, model, args, kwargs)
     flags = flags_of(model, watched) if before[0] is not None else []
     found = []
@@ -117,28 +117,30 @@ def switches(model: nn.Module, graph: Graph) -> list[Switch]:
     for one in [*single, *_pairs(flags)]:
         with Switch(one).on(model):
             asked = _asked_for(model, graph, given)
-            courses = _courses(model, [*known, *asked])
-        usual = [*before, *_courses(model, asked)]
+            paths = _paths(model, [*known, *asked])
+        usual = [*before, *_paths(model, asked)]
         differing = [
-            (occasion, course, was)
-            for occasion, course, was in zip([*known, *asked], courses, usual, strict=True)
-            if course is not None and was is not None and course.calls != was.calls
+            (occasion, path, was)
+            for occasion, path, was in zip([*known, *asked], paths, usual, strict=True)
+            if path is not None and was is not None and path.calls != was.calls
         ]
-        new = (call[1] for _, course, was in differing for call, _ in course.calls if call not in was.lines)
+        new = (
+            call[1] for _, path, was in differing for call, _ in path.calls if call not in was.distinct_calls
+        )
         lines = (line_of(traceback.FrameSummary(file, number, "")) for file, number in new)
         occasions = tuple(occasion for occasion, *_ in differing)
         found.append(Switch(one, occasions, next(filter(None, lines), "")))
     return found
 
 
-def _courses(model: nn.Module, occasions: Sequence[Occasion]) -> list[Course | None]:
+def _paths(model: nn.Module, occasions: Sequence[Occasion]) -> list[ExecutionPath | None]:
     """Return which calls a model makes on each occasion; None where it fails, or cannot be watched."""
     passes: dict[int, Passes] = {}
     for occasion in occasions:
         if id(occasion.arguments) not in passes:
             passes[id(occasion.arguments)] = Passes(model, occasion.arguments)
     return [
-        passes[id(o.arguments)].course(o.arguments, training=o.training, answer=o.answer) for o in occasions
+        passes[id(o.arguments)].path_of(o.arguments, training=o.training, answer=o.answer) for o in occasions
     ]
 
 
@@ -150,7 +152,7 @@ def _elsewhere(graph: Graph, given: Arguments) -> list[Arguments]:
         if not (view.training or view.method or view.other_answer) and view.mode == PLAIN
     ]
     # Not each of these sizes has a capture.
-    found += [resized(graph.inputs, given, sizes) for _, sizes in graph.inputs.other_courses()]
+    found += [resized(graph.inputs, given, sizes) for _, sizes in graph.inputs.other_path_sizes()]
     apart = {repr(InputSpec.of(*arguments)): arguments for arguments in reversed(found)}
     return [*reversed(apart.values())][:VIEWS]
 
@@ -172,13 +174,13 @@ def _asked_for(model: nn.Module, graph: Graph, given: Arguments) -> list[Occasio
         return resized(graph.inputs, given, graph.inputs.at(sizes))
 
     passes = Passes(model, given)
-    course = passes.course(given)
-    if course is None:
+    path = passes.path_of(given)
+    if path is None:
         return []
-    answers = [Occasion(given, answer=answer) for answer in (True, False) if "bool" in course.questions]
-    if not course.compared:
+    answers = [Occasion(given, answer=answer) for answer in (True, False) if "bool" in path.questions]
+    if not path.compared:
         return answers
-    search = Search(graph.inputs.open, course, lambda sizes: passes.course(arguments(sizes)))
+    search = PathSearch(graph.inputs.open, path, lambda sizes: passes.path_of(arguments(sizes)))
     search.follow_comparisons()
     return [*answers, *(Occasion(arguments(sizes)) for sizes in search.found[:SIZES])]
 
@@ -240,11 +242,11 @@ def require_as_traced(model: nn.Module, graph: Graph) -> None:
     if not others:
         return
     given = graph.captured_inputs()
-    now = Passes(model, given).course(given)
+    now = Passes(model, given).path_of(given)
     with contextlib.ExitStack() as stack:
         for flag in others:
             stack.enter_context(flag.on(model))
-        before = Passes(model, given).course(given)
+        before = Passes(model, given).path_of(given)
     if now is not None and before is not None and now.calls != before.calls:
         names = "; ".join(f"{flag.readers[0]} = {flag.now[0]!r}, then {flag.value!r}" for flag in others[:3])
         raise ApplyError(

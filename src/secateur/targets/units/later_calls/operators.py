@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from secateur.graph.courses import leaves
+from secateur.graph.executionpath import leaves
 from secateur.graph.frames import Line
 from secateur.graph.watchednumbers import watched
 from secateur.targets.units.later_calls.axes import Axes, axes_after, varies
@@ -265,9 +265,9 @@ class Operators(TorchDispatchMode):
         self.calls.append(("data", self._name_of(tensor), self._name_of(value)))
         self.missing.append(self.calls[-1])
 
-    def note(self, place: Any, size: float, turning: float, outcome: int, *, period: int = 0) -> None:
+    def note(self, place: Any, size: float, flips_at: float, outcome: int, *, period: int = 0) -> None:
         """Note a condition on a number that follows from a size at which units may be missing."""
-        self.calls.append(("decided", place, turning, outcome))
+        self.calls.append(("decided", place, flips_at, outcome))
         self.missing.append(self.calls[-1])
 
     def _is_by_unit(self, tensors: Sequence[Tensor]) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-from secateur.graph.courses import READS_VALUES, leaves
+from secateur.graph.executionpath import READS_VALUES, leaves
 from secateur.graph.frames import Line, in_pytorch, line_of_user
 from secateur.graph.watchednumbers import Watched, plain
 from secateur.targets.units.later_calls.operator_names import WHOLE_CALLS
@@ -51,8 +51,8 @@ class WholeCalls(TorchFunctionMode):
         operators, given = self._operators, leaves((args, kwargs))
         before = operators.is_sized, operators.explained
         numbers = [*_watched(given)]
-        operators.is_sized |= any(number.course is operators for number in numbers)
-        operators.explained |= {plain(number) for number in numbers if number.course is SAFE}
+        operators.is_sized |= any(number.recorder is operators for number in numbers)
+        operators.explained |= {plain(number) for number in numbers if number.recorder is SAFE}
         try:
             if func is scaled_dot_product_attention:
                 args = (*args[:4], 0.0, *args[5:]) if len(args) > 4 else args
