@@ -19,7 +19,7 @@ def in_pytorch(frame: FrameType) -> bool:
 
 
 def line_of_user(frame: FrameType | None) -> Line:
-    """Return the innermost line outside PyTorch."""
+    """Return the innermost running line outside PyTorch, from a frame outwards."""
     while frame is not None and in_pytorch(frame):
         frame = frame.f_back
     return ("", 0) if frame is None else (frame.f_code.co_filename, frame.f_lineno)

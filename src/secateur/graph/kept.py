@@ -87,8 +87,8 @@ class Labelled:
             ApplyError: In this program, more has to be removed together with these positions.
         """
         store = self._walk.store
-        gone = [t.axes[axis][at] for t in self._tensors for axis, at in removed.get(t.name, {}).items()]
-        roots = store.find(np.concatenate([*gone, np.zeros(0, np.int64)]))
+        labels = [t.axes[axis][at] for t in self._tensors for axis, at in removed.get(t.name, {}).items()]
+        roots = store.find(np.concatenate([*labels, np.zeros(0, np.int64)]))
         stays = np.ones(len(store), dtype=bool)
         stays[roots[roots > 0]] = False
         kept = Kept(self._walk, stays[np.maximum(store.find(np.arange(len(store), dtype=np.int64)), 0)])
@@ -98,7 +98,8 @@ class Labelled:
                 expected[removed.get(tensor.name, {}).get(axis, np.zeros(0, np.int64))] = False
                 if not np.array_equal(kept.along(labels), expected):
                     raise ApplyError(
-                        f"apply: expected {tensor.name} to lose along axis {axis} what the plan says, got "
-                        f"more that goes with it at other sizes. Trace the model and plan again."
+                        f"apply: expected {tensor.name} to lose along axis {axis} only what the plan "
+                        f"removes, got further positions that belong to the same units at other sizes. "
+                        f"Trace the model and plan again."
                     )
         return kept
