@@ -41,8 +41,8 @@ from secateur.targets.together.blocks import without_blocks
 from secateur.targets.together.graph import part
 from secateur.targets.units.graph_form.program import smaller_program
 from secateur.targets.units.graph_form.traced import Traced
+from secateur.targets.units.later_calls.callcheck import check_calls
 from secateur.targets.units.later_calls.flagged import Refused, guard
-from secateur.targets.units.later_calls.held import hold
 from secateur.targets.units.masked import masked
 from secateur.targets.units.module_form.mended import mend
 from secateur.targets.units.module_form.module import smaller_module
@@ -179,7 +179,7 @@ def load(
     with _understood(folder):
         guard(small, record.flags)
     if record.form == "module":
-        hold(small, plan)
+        check_calls(small, plan)
     return attach(small, record)
 
 

@@ -87,8 +87,8 @@ class Labelled:
             ApplyError: In this program, more has to be removed together with these positions.
         """
         store = self._walk.store
-        labels = [t.axes[axis][at] for t in self._tensors for axis, at in removed.get(t.name, {}).items()]
-        roots = store.find(np.concatenate([*labels, np.zeros(0, np.int64)]))
+        gone = [t.axes[axis][at] for t in self._tensors for axis, at in removed.get(t.name, {}).items()]
+        roots = store.find(np.concatenate([*gone, np.zeros(0, np.int64)]))
         stays = np.ones(len(store), dtype=bool)
         stays[roots[roots > 0]] = False
         kept = Kept(self._walk, stays[np.maximum(store.find(np.arange(len(store), dtype=np.int64)), 0)])

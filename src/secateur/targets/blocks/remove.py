@@ -12,7 +12,7 @@ from secateur.plan import Plan
 from secateur.targets.blocks.block import OTHER, Block, PassThrough
 from secateur.targets.blocks.counts import set_new_numbers
 from secateur.targets.units.copying import duplicate
-from secateur.targets.units.later_calls.held import suspend
+from secateur.targets.units.later_calls.callcheck import suspend
 from secateur.targets.units.module_form.sizes import Sizes
 
 

@@ -229,7 +229,7 @@ def double_copy(model: M) -> M:
     """Copy a model, with parameters, buffers and tensor attributes in float64.
 
     Hooks that only watch what a user sets later do nothing in the copy; see
-    `secateur.targets.units.later_calls.held`.
+    `secateur.targets.units.later_calls.callcheck`.
     """
     hooks = (hook for module in model.modules() for hook in module._forward_pre_hooks.values())
     return in_double(duplicate(model, {id(h): _idle for h in hooks if getattr(h, "only_watches", False)}))

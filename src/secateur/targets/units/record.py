@@ -11,8 +11,8 @@ from secateur.errors import ArtefactError
 from secateur.graph.wording import ANY, CHOICES
 from secateur.plan import Plan
 from secateur.targets.units.graph_form.program import Program
+from secateur.targets.units.later_calls.callcheck import resume
 from secateur.targets.units.later_calls.flagged import Refused
-from secateur.targets.units.later_calls.held import resume
 
 Form = Literal["module", "graph", "masked"]
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import secateur as sc
-from secateur.targets.units.later_calls.flagged import Refused, switches
+from secateur.targets.units.later_calls.flagged import Refused, flag_values
 
 
 class Kind(enum.Enum):
@@ -268,7 +268,7 @@ def test_flags_are_tried_without_a_trace_in_the_model() -> None:
     torch.manual_seed(0)
     model = Own().double().eval()
     before = dict(vars(model))
-    found = switches(model, sc.trace(model, INPUTS))
+    found = flag_values(model, sc.trace(model, INPUTS))
     tried = {str(switch.flags[0]) for switch in found if switch.occasions}
     assert tried == {"model.pooled = True", "model.kind = <Kind.OTHER: 2>"}
     assert "softmax" in found[0].line

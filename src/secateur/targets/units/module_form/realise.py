@@ -39,9 +39,8 @@ from secateur.targets.units.draws import Draws
 from secateur.targets.units.graph_form.constants import Constants
 from secateur.targets.units.graph_form.program import sliced_program
 from secateur.targets.units.graph_form.traced import Traced
-from secateur.targets.units.later_calls.flagged import guard, tried
-from secateur.targets.units.later_calls.flagged import in_words as flags_in_words
-from secateur.targets.units.later_calls.held import hold
+from secateur.targets.units.later_calls.callcheck import check_calls
+from secateur.targets.units.later_calls.flagged import flags_in_words, guard, try_flags
 from secateur.targets.units.masked import masked
 from secateur.targets.units.module_form import calls
 from secateur.targets.units.module_form.exporting import exporting
@@ -90,11 +89,11 @@ def proven_module(
     without = _prove(reference, small, graph, (args, dict(kwargs)), other_sizes=exact)
     if only_proof:
         return small
-    flags, right = tried(reference, small, traced.switches) if exact else ((), ())
+    flags, right = try_flags(reference, small, traced.flag_values) if exact else ((), ())
     guard(small, flags)
     metadata = new_metadata(traced, small, graph.kept(removed_positions(plan)))
     set_sizes(model, small, metadata)
-    hold(small, plan, right)
+    check_calls(small, plan, right)
     sizes = {**sizes, **metadata}
     said = (
         _note(mended, without),
