@@ -9,7 +9,11 @@ from typing import Any
 
 from torch import nn
 
-from secateur.targets.units.module_form.configuration import has_configuration, holders_of, set_number
+from secateur.targets.units.module_form.configuration import (
+    has_configuration,
+    nested_configurations,
+    set_number,
+)
 from secateur.targets.units.module_form.reading import Builds, shapes_of
 from secateur.targets.units.module_form.sizes import put
 
@@ -148,7 +152,7 @@ def _candidates(
     for container, names in gone.items():
         all_names = [*model.get_submodule(container)._modules]
         stay = [k for k, name in enumerate(all_names) if name not in names]
-        for prefix, holder in holders_of(module.config):
+        for prefix, holder in nested_configurations(module.config):
             for name, value in vars(holder).items():
                 path = f"{prefix}{name}"
                 if type(value) is int and value == len(all_names) and _COUNTS.search(name):

@@ -75,6 +75,6 @@ class Traced:
             if not worse and reach(wide, graph.inputs) >= reach(narrow, graph.inputs):
                 facts = find_facts(model, graph, opened)
                 kept = Labelled.of(opened.program, head_sizes=graph.inputs.head_sizes).kept
-                return Captured(opened.program, kept, facts, wide.knowing(facts))
+                return Captured(opened.program, kept, facts, wide.with_facts(facts))
         facts = find_facts(model, graph)
-        return Captured(graph.program, graph.kept, facts, narrow.knowing(facts))
+        return Captured(graph.program, graph.kept, facts, narrow.with_facts(facts))

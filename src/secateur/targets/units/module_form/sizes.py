@@ -49,11 +49,11 @@ def put(model: nn.Module, key: str, value: Any) -> None:
     if not isinstance(old, int | list | tuple) or isinstance(old, list | tuple) != isinstance(value, list):
         raise ArtefactError(f"sizes: expected {key} to be a number or a list, got {type(old).__name__}.")
     new = type(old)(value) if isinstance(old, list | tuple) else value
-    holder = _reach(model, path, own=True)
-    if isinstance(holder, MutableMapping):
-        holder[name] = new
+    owner = _reach(model, path, own=True)
+    if isinstance(owner, MutableMapping):
+        owner[name] = new
     else:
-        setattr(holder, name, new)
+        setattr(owner, name, new)
 
 
 def _in_configuration(model: nn.Module, key: str) -> bool:
@@ -66,25 +66,25 @@ def _reach(root: nn.Module, path: str, *, own: bool = False) -> Any:
     With `own`, a plain object of a submodule, such as a configuration, is copied first. Submodules share it,
     but may need different numbers.
     """
-    holder: Any = root
+    owner: Any = root
     for part in path.split(".") if path else []:
-        held = _step(holder, part)
+        held = _step(owner, part)
         plain = not isinstance(held, nn.Module | Mapping | list | tuple)
-        if own and plain and isinstance(holder, nn.Module) and holder is not root:
+        if own and plain and isinstance(owner, nn.Module) and owner is not root:
             held = copy.copy(held)
-            setattr(holder, part, held)
-        holder = held
-    return holder
+            setattr(owner, part, held)
+        owner = held
+    return owner
 
 
-def _step(holder: Any, part: str) -> Any:
+def _step(owner: Any, part: str) -> Any:
     if part.startswith("__"):
         raise ArtefactError(f"sizes: expected a path of submodules and attributes, got {part!r} in it.")
-    if isinstance(holder, Mapping):
-        return holder[part]
-    if isinstance(holder, list | tuple):
-        return holder[int(part)]
-    return getattr(holder, part)
+    if isinstance(owner, Mapping):
+        return owner[part]
+    if isinstance(owner, list | tuple):
+        return owner[int(part)]
+    return getattr(owner, part)
 
 
 def _same_kind(old: Any, value: Any) -> bool:

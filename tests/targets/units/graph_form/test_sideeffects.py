@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import secateur as sc
-from secateur.targets.units.graph_form.watching import beside
+from secateur.targets.units.graph_form.sideeffects import side_effects_of
 from tests.targets.units.plans import random_plan
 
 OWN = random.Random(3)
@@ -157,7 +157,7 @@ def test_nothing_moves_the_users_random_numbers() -> None:
     before = random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]  # noqa: NPY002
     graph = sc.trace(model, x)
     sc.apply(model, random_plan(graph), graph=graph)
-    beside(model, ((x,), {}), training=True)
+    side_effects_of(model, ((x,), {}), training=True)
     assert (random.getstate(), np.random.get_state()[1].tolist()) == before  # type: ignore[index]  # noqa: NPY002
 
 
