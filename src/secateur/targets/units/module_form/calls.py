@@ -1,7 +1,8 @@
 """Calls of torch functions with sizes, positions or counts in their arguments: reading and changing them.
 
 A call is seen as the user's code makes it: ``x.view(2, -1, 8)``, ``torch.zeros(8, 1)``, ``x[:, :8]``. It
-consists of steps, and what a step has to pass in the smaller model is a `Need`: see `secateur.targets.units.module_form.needs`.
+consists of steps. What a step has to pass in the smaller model is a `Need`: see
+`secateur.targets.units.module_form.needs`.
 """
 
 from __future__ import annotations

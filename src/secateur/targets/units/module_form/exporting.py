@@ -17,10 +17,10 @@ _QUESTIONS = ("is_exporting", "is_compiling")
 
 @contextmanager
 def exporting(on: bool, asked: set[str]) -> Iterator[None]:
-    """Inside, code that asks whether it is exported or compiled gets True if `on`; `asked` gets the questions.
+    """Inside, code that asks whether it is exported or compiled gets True, if `on`.
 
-    Transformers passes a mask to attention then, where it otherwise passes none. PyTorch's own code, and other threads,
-    get true answers.
+    The names of the functions by which it asks are added to `asked`. Transformers passes a mask to attention
+    then, where it otherwise passes none. PyTorch's own code, and other threads, get true answers.
     """
     own = threading.get_ident()
     before = {name: found for name in _QUESTIONS if (found := getattr(torch.compiler, name, None))}

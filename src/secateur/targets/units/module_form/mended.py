@@ -125,14 +125,12 @@ def fitting_rules(
             found = [rule for rule in found if _is_same_stack(stack, rule.place, short)] or found
     if _differ(found):
         found = (
-            rules_for_numbers(found, name, args, kwargs)
-            or [rule for rule in found if not rule.needs]
-            or found
+            rules_by_numbers(found, name, args, kwargs) or [rule for rule in found if not rule.needs] or found
         )
     return found
 
 
-def rules_for_numbers(
+def rules_by_numbers(
     rules: Iterable[Rule], name: str, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> list[Rule]:
     """Return the rules that change a call with the numbers that this call passes."""
@@ -266,7 +264,7 @@ class _Plain(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        rules = rules_for_numbers(self._rules, name, args, kwargs)
+        rules = rules_by_numbers(self._rules, name, args, kwargs)
         if not rules:
             return func(*args, **kwargs)
         return mended(func, name, calls.steps_of(name, args, kwargs), dict(rules[0].needs), args, kwargs)
@@ -292,7 +290,7 @@ class Watch:
             self.said[-1].setdefault((id(module), place, rule), set()).add(numbers)
             if numbers == rule.said and rule.needs != needs:
                 self.undecided.add(id(module))
-        if needs and not rules_for_numbers(rules, *call):
+        if needs and not rules_by_numbers(rules, *call):
             self.undecided.add(id(module))
 
     def plain(self, module: nn.Module, code: Code) -> bool:

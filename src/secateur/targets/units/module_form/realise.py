@@ -264,7 +264,7 @@ class _Pass:
             if mender.other_code:
                 raise ApplyError(
                     f"apply: expected the smaller model to run the same code as the dense one, got other "
-                    f"code at {mender.other_code}, and then an error: it branches on a size that has changed. "
+                    f"code at {mender.other_code}, and then an error: it branches on a size that changed. "
                     f"Leave the group alone (Limits(ignore=...)).",
                     details(error),
                 ) from error

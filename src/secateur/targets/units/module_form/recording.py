@@ -1,4 +1,4 @@
-"""A recording of the torch functions that a model's code calls: at which place, with which arguments, and as which operators."""
+"""A recording of the torch functions that a model's code calls: places, arguments and operators."""
 
 from __future__ import annotations
 

@@ -28,8 +28,8 @@ def set_sizes(dense: nn.Module, small: nn.Module, sizes: Sizes) -> None:
     """
     for key, value in sizes.items():
         if not _in_configuration(small, key):
-            old = _step(_reach(dense, key.rpartition(".")[0]), key.rpartition(".")[2])
-            now = _step(_reach(small, key.rpartition(".")[0]), key.rpartition(".")[2])
+            old = _step(_object_at(dense, key.rpartition(".")[0]), key.rpartition(".")[2])
+            now = _step(_object_at(small, key.rpartition(".")[0]), key.rpartition(".")[2])
             if now != old or not _same_kind(old, value):
                 continue
         put(small, key, value)
@@ -39,17 +39,17 @@ def put(model: nn.Module, key: str, value: Any) -> None:
     """Set the number, boolean or list at a path of a model, or of its configuration.
 
     Raises:
-        ArtefactError: The path leads to what is none of these.
+        ArtefactError: There is no such number or list at the path.
     """
     if _in_configuration(model, key):
         set_numbers(model, {key.removeprefix("config."): value})
         return
     path, _, name = key.rpartition(".")
-    old = _step(_reach(model, path), name)
+    old = _step(_object_at(model, path), name)
     if not isinstance(old, int | list | tuple) or isinstance(old, list | tuple) != isinstance(value, list):
         raise ArtefactError(f"sizes: expected {key} to be a number or a list, got {type(old).__name__}.")
     new = type(old)(value) if isinstance(old, list | tuple) else value
-    owner = _reach(model, path, own=True)
+    owner = _object_at(model, path, own=True)
     if isinstance(owner, MutableMapping):
         owner[name] = new
     else:
@@ -60,7 +60,7 @@ def _in_configuration(model: nn.Module, key: str) -> bool:
     return key.startswith("config.") and has_configuration(model)
 
 
-def _reach(root: nn.Module, path: str, *, own: bool = False) -> Any:
+def _object_at(root: nn.Module, path: str, *, own: bool = False) -> Any:
     """Return the object at a path.
 
     With `own`, a plain object of a submodule, such as a configuration, is copied first. Submodules share it,
@@ -68,12 +68,12 @@ def _reach(root: nn.Module, path: str, *, own: bool = False) -> Any:
     """
     owner: Any = root
     for part in path.split(".") if path else []:
-        held = _step(owner, part)
-        plain = not isinstance(held, nn.Module | Mapping | list | tuple)
+        inner = _step(owner, part)
+        plain = not isinstance(inner, nn.Module | Mapping | list | tuple)
         if own and plain and isinstance(owner, nn.Module) and owner is not root:
-            held = copy.copy(held)
-            setattr(owner, part, held)
-        owner = held
+            inner = copy.copy(inner)
+            setattr(owner, part, inner)
+        owner = inner
     return owner
 
 
