@@ -82,12 +82,12 @@ def _around(model: nn.Module, container: str, before: int, after: int) -> dict[s
         module = model.get_submodule(path)
         if not _is_alone(module, model.get_submodule(container)):
             return found
-        holders: list[tuple[str, Any]] = [(path, module)]
+        owners: list[tuple[str, Any]] = [(path, module)]
         config = getattr(module, "config", None)
         if hasattr(config, "__dict__") and not hasattr(config, "to_dict"):
-            holders.append((f"{path}.config" if path else "config", config))
-        for place, holder in holders:
-            for name, value in vars(holder).items():
+            owners.append((f"{path}.config" if path else "config", config))
+        for place, owner in owners:
+            for name, value in vars(owner).items():
                 if type(value) is int and value == before and _COUNTS.search(name) and name[0] != "_":
                     found[f"{place}.{name}" if place else name] = after
         if not path:
@@ -97,8 +97,8 @@ def _around(model: nn.Module, container: str, before: int, after: int) -> dict[s
 def _is_alone(module: nn.Module, container: nn.Module) -> bool:
     """Whether no other list in a module has as many blocks of the same kind: its number may mean either."""
 
-    def kinds(holder: nn.Module) -> tuple[int, set[type]]:
-        return len(holder._modules), {type(m) for m in holder._modules.values()}
+    def kinds(some: nn.Module) -> tuple[int, set[type]]:
+        return len(some._modules), {type(m) for m in some._modules.values()}
 
     wanted = kinds(container)
     return all(
@@ -111,11 +111,11 @@ def _is_alone(module: nn.Module, container: nn.Module) -> bool:
 def _configured(model: nn.Module, small: nn.Module, gone: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """Return new values in configurations: those with which their classes have the smaller model's tensors.
 
-    A configuration counts where a module around the blocks holds it, or one of them does. The stacks of an
-    encoder and a decoder may hold copies of their own.
+    A configuration counts if a module around the blocks has it, or one of the blocks. The stacks of an
+    encoder and a decoder may have copies of their own.
     """
     owners: dict[int, tuple[str, nn.Module]] = {}
-    for path, module in model.named_modules():  # the outermost holder comes first
+    for path, module in model.named_modules():  # the outermost module comes first
         around = any(f"{container}.".startswith(f"{path}." if path else "") for container in gone)
         inside = path.startswith(tuple(f"{container}." for container in gone))
         if (around or inside) and has_configuration(module):
@@ -152,8 +152,8 @@ def _candidates(
     for container, names in gone.items():
         all_names = [*model.get_submodule(container)._modules]
         stay = [k for k, name in enumerate(all_names) if name not in names]
-        for prefix, holder in nested_configurations(module.config):
-            for name, value in vars(holder).items():
+        for prefix, owner in nested_configurations(module.config):
+            for name, value in vars(owner).items():
                 path = f"{prefix}{name}"
                 if type(value) is int and value == len(all_names) and _COUNTS.search(name):
                     sizes[path] = len(stay)
@@ -191,8 +191,8 @@ def set_new_numbers(small: nn.Module, numbers: Mapping[str, Any]) -> None:
     """
     for key, value in numbers.items():
         place, _, name = key.partition("config.")
-        holder = _submodule(small, place.rstrip(".")) if name and place[-1:] in ("", ".") else None
-        if holder is not None and has_configuration(holder):
-            set_number(holder.config, name, value)  # of this configuration alone, which modules share
+        owner = _submodule(small, place.rstrip(".")) if name and place[-1:] in ("", ".") else None
+        if owner is not None and has_configuration(owner):
+            set_number(owner.config, name, value)  # of this configuration alone, which modules share
         else:
             put(small, key, value)
