@@ -211,7 +211,7 @@ def test_gradients_that_a_program_does_not_hold_are_refused(
     change: Callable[[nn.Module, Tensor], Tensor],
 ) -> None:
     asks = "asks torch.is_grad_enabled"  # known before there is a program
-    seen = r"PyTorch's own gradients.*test_watching\.py:\d+"
+    seen = r"PyTorch's own gradients.*test_sideeffects\.py:\d+"
     with pytest.raises(sc.ApplyError, match=f"({asks}|{seen}).*form 'module'"):
         as_graph(*made(change))(torch.randn(4, 6)).sum().backward()
 

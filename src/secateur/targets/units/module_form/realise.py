@@ -378,8 +378,8 @@ def _equal_in_double(
     small: nn.Module, reference: nn.Module, arguments: Arguments, draws: Draws, way: Way
 ) -> bool:
     """Whether two models are equal if their forward passes get float64 wherever they cast."""
-    both = (functools.partial(run_in_double, model, way=way) for model in (small, reference))
-    return relative_difference(*run_both(*both, *arguments, draws)) <= SAME[torch.float64]
+    pruned, dense = (functools.partial(run_in_double, model, way=way) for model in (small, reference))
+    return relative_difference(*run_both(pruned, dense, *arguments, draws)) <= SAME[torch.float64]
 
 
 def _first_accepted(
