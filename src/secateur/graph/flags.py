@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from secateur.common.preserving import is_own
+from secateur.graph.frames import codes_in
 from secateur.graph.modes import profiled
 
 MOST = 48
@@ -227,17 +228,9 @@ def _others(now: Any, compared: Sequence[Any]) -> list[Any]:
 def _read(code: CodeType, variable: str) -> Mapping[Chain, tuple[Any, ...]]:
     """Return the attributes that code reads of a variable, each with the constants it is compared with."""
     found: dict[Chain, dict[Any, None]] = {}
-    for one in _codes(code):
+    for one in codes_in(code):
         _note(one, variable, found)
     return {chain: tuple(compared) for chain, compared in found.items()}
-
-
-def _codes(code: CodeType) -> Iterator[CodeType]:
-    """Yield the code of a function and of those inside it."""
-    yield code
-    for inner in code.co_consts:
-        if isinstance(inner, CodeType):
-            yield from _codes(inner)
 
 
 def _note(code: CodeType, own: str, found: dict[Chain, dict[Any, None]]) -> None:

@@ -7,7 +7,6 @@ import itertools
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import CodeType
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from secateur.common.models import device_of
 from secateur.errors import CaptureError, SettingError
 from secateur.graph.branches import capture_branches
 from secateur.graph.capture import Capture
+from secateur.graph.frames import codes_in
 from secateur.graph.inputs import Arguments, InputSpec, batch_size, resized, samples_of
 from secateur.graph.leaf import Place
 from secateur.graph.modes import PLAIN, Mode
@@ -255,12 +255,7 @@ def _names_of(cls: type) -> set[str]:
     codes = (
         getattr(getattr(v, "fget", v), "__code__", None) for k, v in functions.items() if k != "__init__"
     )
-    return set[str]().union(*(_names_in(code) for code in codes if code is not None))
-
-
-def _names_in(code: CodeType) -> set[str]:
-    inner = (c for c in code.co_consts if isinstance(c, CodeType))
-    return set(code.co_names).union(*map(_names_in, inner))
+    return {name for code in codes if code is not None for inner in codes_in(code) for name in inner.co_names}
 
 
 def _tensors(program: ExportedProgram) -> set[int]:

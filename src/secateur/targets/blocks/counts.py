@@ -16,6 +16,7 @@ from secateur.targets.units.module_form.configuration import (
 )
 from secateur.targets.units.module_form.reading import Builds, shapes_of
 from secateur.targets.units.module_form.sizes import put
+from secateur.targets.units.tensors import submodule_called
 
 _COUNTS = re.compile("layer|block|depth", re.IGNORECASE)
 """Names of numbers of blocks: num_hidden_layers, n_layer, num_blocks, depth."""
@@ -124,7 +125,7 @@ def _configured(model: nn.Module, small: nn.Module, gone: Mapping[str, Sequence[
     for path, module in owners.values():
         sizes, lists = _candidates(module, model, gone)
         changes: Mapping[str, Any] = {}
-        inner = _submodule(small, path)
+        inner = submodule_called(small, path)
         if inner is not None and has_configuration(inner):
             builds, wanted = Builds(type(module), module.config), shapes_of(inner)
             options = [c for c in _options(sizes, lists) if builds.shapes(c) == wanted]
@@ -134,13 +135,6 @@ def _configured(model: nn.Module, small: nn.Module, gone: Mapping[str, Sequence[
                 changes = {**sizes, **lists}
         found |= {f"{path}.config.{k}".lstrip("."): value for k, value in changes.items()}
     return found
-
-
-def _submodule(model: nn.Module, path: str) -> nn.Module | None:
-    try:
-        return model.get_submodule(path)
-    except AttributeError:
-        return None
 
 
 def _candidates(
@@ -191,7 +185,7 @@ def set_new_numbers(small: nn.Module, numbers: Mapping[str, Any]) -> None:
     """
     for key, value in numbers.items():
         place, _, name = key.partition("config.")
-        owner = _submodule(small, place.rstrip(".")) if name and place[-1:] in ("", ".") else None
+        owner = submodule_called(small, place.rstrip(".")) if name and place[-1:] in ("", ".") else None
         if owner is not None and has_configuration(owner):
             set_number(owner.config, name, value)  # of this configuration alone, which modules share
         else:

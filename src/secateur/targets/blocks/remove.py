@@ -14,6 +14,7 @@ from secateur.targets.blocks.counts import set_new_numbers
 from secateur.targets.units.copying import duplicate
 from secateur.targets.units.later_calls.callcheck import suspend
 from secateur.targets.units.module_form.sizes import Sizes
+from secateur.targets.units.tensors import submodule_called
 
 
 def without_blocks(
@@ -118,10 +119,7 @@ def require_blocks(model: nn.Module, paths: Iterable[str]) -> None:
     """
     for path in paths:
         container, _, name = path.rpartition(".")
-        try:
-            owner = model.get_submodule(container)
-        except AttributeError:
-            owner = None
+        owner = submodule_called(model, container)
         if not isinstance(owner, nn.ModuleList | nn.Sequential) or owner._modules.get(name) is None:
             raise PlanError(
                 f"plan: expected {path!r} to be an entry of a ModuleList or Sequential of the model, got "

@@ -26,6 +26,7 @@ from secateur.targets.lowrank.pair import (
     tensors_of,
 )
 from secateur.targets.units.copying import duplicate
+from secateur.targets.units.tensors import submodule_called
 
 GRANULARITIES = ("rank", "unit+rank")
 
@@ -132,11 +133,8 @@ def _ranks(model: nn.Module, plan: Plan) -> dict[str, GroupDecision]:
     found: dict[str, GroupDecision] = {}
     for group in plan.groups:
         path = group.name.removesuffix(f".{FIRST}")
-        try:
-            module = model.get_submodule(path)
-        except AttributeError:
-            continue
-        if path != group.name and (isinstance(module, LowRank) or is_linear(module)):
+        module = submodule_called(model, path) if path != group.name else None
+        if module is not None and (isinstance(module, LowRank) or is_linear(module)):
             found[path] = group
     return found
 

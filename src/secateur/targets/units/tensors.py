@@ -83,6 +83,14 @@ def cut_like(tensor: torch.Tensor, removed: Removed) -> torch.Tensor:
     return smaller
 
 
+def submodule_called(model: nn.Module, path: str) -> nn.Module | None:
+    """Return the submodule at a path; None if there is none."""
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        return None
+
+
 def tensor_called(model: nn.Module, name: str) -> torch.Tensor:
     """Return the parameter, buffer or tensor attribute with this name.
 
@@ -90,10 +98,7 @@ def tensor_called(model: nn.Module, name: str) -> torch.Tensor:
         ApplyError: The model has none.
     """
     path, _, leaf = name.rpartition(".")
-    try:
-        found = getattr(model.get_submodule(path), leaf)
-    except AttributeError:
-        found = None
+    found = getattr(submodule_called(model, path), leaf, None)
     if isinstance(found, torch.Tensor):
         return found
     if name.startswith(UNNAMED):

@@ -32,7 +32,7 @@ from secateur.targets.units.graph_form.pickling import pickled
 from secateur.targets.units.graph_form.rewrites import Scaled
 from secateur.targets.units.graph_form.sideeffects import generators_of
 from secateur.targets.units.graph_form.variants import DEFAULT, Facts
-from secateur.targets.units.tensors import cut, tensor_called
+from secateur.targets.units.tensors import cut, submodule_called, tensor_called
 
 _STATE = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
@@ -155,7 +155,7 @@ class _Builder:
         for name in path.split(".") if path else []:
             so_far = f"{so_far}.{name}" if so_far else name
             if not hasattr(found, name):
-                dense = _submodule(self.model, so_far)
+                dense = submodule_called(self.model, so_far)
                 new = Part() if dense is None else self.parts.setdefault(id(dense), Part())
                 found.add_module(name, new)
             found = getattr(found, name)
@@ -351,13 +351,6 @@ class _Builder:
         names = [*positions[: len(args)], *kwargs]
         info = fx.graph._PyTreeInfo(names, spec.in_spec, spec.out_spec)
         self.out.set_codegen(fx.graph._PyTreeCodeGen(info))
-
-
-def _submodule(model: nn.Module, path: str) -> nn.Module | None:
-    try:
-        return model.get_submodule(path)
-    except AttributeError:
-        return None
 
 
 def _tied(model: nn.Module) -> dict[str, dict[str, str]]:

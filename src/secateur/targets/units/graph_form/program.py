@@ -29,7 +29,7 @@ from secateur.targets.units.graph_form.pickling import ACCEPTED, Pickled
 from secateur.targets.units.graph_form.sideeffects import side_effects_of
 from secateur.targets.units.graph_form.traced import Traced
 from secateur.targets.units.graph_form.variants import Facts
-from secateur.targets.units.tensors import removed_positions
+from secateur.targets.units.tensors import removed_positions, submodule_called
 
 _STATE = "secateur_program"
 
@@ -180,7 +180,7 @@ def smaller_program(traced: Traced, plan: Plan, *, may_stay_in_evaluation: bool 
     evaluating = facts.eval_only and may_stay_in_evaluation
     module.train(model.training and not evaluating)
     for path, layer in module.named_modules():
-        dense = _module(model, path)
+        dense = submodule_called(model, path)
         if dense is None:
             continue
         layer.training = dense.training and not evaluating  # the user may have set some to evaluation mode
@@ -203,10 +203,3 @@ def sliced_program(model: nn.Module, graph: Graph, plan: Plan) -> Program:
         constants = Constants(graph.kept(removed_positions(plan)))
         root, out = build(model, graph.program, constants, Facts())
         return Program(root, out, class_name=type(model).__name__)
-
-
-def _module(model: nn.Module, path: str) -> nn.Module | None:
-    try:
-        return model.get_submodule(path)
-    except AttributeError:
-        return None

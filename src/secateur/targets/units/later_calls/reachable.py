@@ -5,13 +5,13 @@ from __future__ import annotations
 import dis
 import functools
 import inspect
-from collections.abc import Iterator
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 from torch import nn
 
 from secateur.common.preserving import is_own
+from secateur.graph.frames import codes_in
 
 # Numbers of instructions of Python: those that set a name, and those that load one variable, or two at once.
 _STORES = {dis.opmap[name] for name in ("STORE_ATTR", "STORE_GLOBAL", "DELETE_ATTR") if name in dis.opmap}
@@ -85,7 +85,7 @@ class Reachable:
 
     def _read(self, function: FunctionType) -> None:
         variables = function.__globals__
-        for code in _codes(function.__code__):
+        for code in codes_in(function.__code__):
             names = set(code.co_names)
             new = names - self.names
             self.names |= names
@@ -131,14 +131,6 @@ def _functions(value: Any) -> list[FunctionType]:
         return [value] if isinstance(value, FunctionType) else []
     inner = inspect.unwrap(value)
     return [value] if inner is value or not isinstance(inner, FunctionType) else [value, inner]
-
-
-def _codes(code: CodeType) -> Iterator[CodeType]:
-    """Yield the code of a function and of those inside it."""
-    yield code
-    for inner in code.co_consts:
-        if isinstance(inner, CodeType):
-            yield from _codes(inner)
 
 
 def _stored(code: CodeType, own: set[str] | None) -> set[str]:
