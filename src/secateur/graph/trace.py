@@ -213,7 +213,7 @@ def _traced(
     Args:
         model: The dense model.
         given: The user's arguments.
-        spec: What they look like.
+        spec: Their description.
         more: The user's further arguments.
         methods: Names of further methods.
         allow_inexact: See `trace`.

@@ -233,14 +233,14 @@ def _is_named(model: nn.Module, name: str) -> bool:
     The forward pass counts too, since a branch that did not run may read the tensor. PyTorch's own modules
     are assumed to read all that they hold.
     """
-    holder, seen = model, set[str]()
+    owner, seen = model, set[str]()
     for attribute in name.split("."):
-        names = _names_of(type(holder))
+        names = _names_of(type(owner))
         seen |= names
-        own = type(holder).__module__.startswith("torch.")
+        own = type(owner).__module__.startswith("torch.")
         if not (own or attribute in seen or names & _INDIRECT):
             return False
-        holder = getattr(holder, attribute)
+        owner = getattr(owner, attribute)
     return True
 
 

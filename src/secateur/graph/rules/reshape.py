@@ -92,7 +92,7 @@ def _split(op: Op, labels: Labels, sizes: list[int], first: int) -> list[Labels]
         op: The call.
         labels: The labels of the old axis.
         sizes: The sizes of the new axes.
-        first: The number of the first new axis. It tells several splits of one call apart.
+        first: The number of the first new axis, since one call may split several axes.
     """
     if len(sizes) == 1:
         return [labels]

@@ -304,10 +304,10 @@ class _Fit:
         routed, outputs = seen[0]
         self._down, inputs = inputs_of(self._small, self._block, routed)
         number = routed.index - self._experts.start
-        mine = routed.valid & (number >= 0) & (number < len(self._experts))
-        weight = torch.where(mine, routed.weight, 0).double()
+        own = routed.valid & (number >= 0) & (number < len(self._experts))
+        weight = torch.where(own, routed.weight, 0).double()
         columns = weight.new_zeros(len(weight), len(self._experts), self._down.inner)
-        index = torch.where(mine, number, 0)[..., None].expand_as(inputs)
+        index = torch.where(own, number, 0)[..., None].expand_as(inputs)
         columns.scatter_add_(1, index, weight[..., None] * inputs.double())
         columns = columns if self._refit else columns[:, :0]  # then only errors are counted
         wanted = call.result(call.output).double()

@@ -73,8 +73,8 @@ def _takes(model: nn.Module, record: Record) -> str:
         said = model.narrowed(record.plan.inputs).sentence(program=True)
     else:
         said = record.plan.inputs.sentence()
-    looked = record.plan.inputs.open or record.plan.inputs.fixed
-    return f"{said} {CHOICES}" if looked else said
+    tried = record.plan.inputs.open or record.plan.inputs.fixed
+    return f"{said} {CHOICES}" if tried else said
 
 
 def record_of(model: nn.Module) -> Record:

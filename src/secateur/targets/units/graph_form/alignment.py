@@ -137,7 +137,7 @@ class Steps:
 
 
 def arguments(node: fx.Node) -> Iterator[tuple[Place, Any]]:
-    """Yield the arguments of a call, defaults included. Lists are taken apart."""
+    """Yield the arguments of a call, defaults included, and each entry of lists by itself."""
     given: dict[Any, Any] = dict(enumerate(node.args)) | dict(node.kwargs)
     if getattr(node.target, "_schema", None) is not None:
         given = all_by_name(node.target, node.args, node.kwargs)

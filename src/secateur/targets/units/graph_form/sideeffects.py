@@ -33,7 +33,7 @@ _SAVED: CodeType = torch.autograd.graph.saved_tensors_hooks.__init__.__code__
 
 @dataclass
 class SideEffects:
-    """What a forward pass does apart from running PyTorch's operators.
+    """What a forward pass does beyond running PyTorch's operators.
 
     Attributes:
         drawn: How it draws random numbers that are not PyTorch's, and where; empty if it draws none.

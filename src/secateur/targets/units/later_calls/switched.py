@@ -66,7 +66,7 @@ class KnownArguments:
         self.values: dict[str, list[Any]] = {}
         self.together: set[frozenset[tuple[str, str]]] = set()
         self.inputs = inputs
-        # Read once, since every call is looked at.
+        # Read once, since every call is checked.
         self._names = _positional(parameters)
         self._may_lack = frozenset(p.name for p in parameters if p.default is None)
         for spec in _every(inputs):

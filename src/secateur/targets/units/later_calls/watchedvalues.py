@@ -349,11 +349,9 @@ def _own_names(kind: type, reach: Reachable) -> tuple[set[str], frozenset[str]]:
     """
     stored = reach.stored | reach.stored_by(kind) | _OWN
     of_class = {name: value for base in reversed(kind.__mro__) for name, value in vars(base).items()}
-    mine = {name for base in kind.__mro__ if is_own(base.__module__) for name in vars(base)} & reach.names
+    own = {name for base in kind.__mro__ if is_own(base.__module__) for name in vars(base)} & reach.names
     asked = {"forward"} if issubclass(kind, nn.Module) else set[str]()
-    asked |= {
-        name for name in mine if _may_change(of_class[name]) or isinstance(of_class[name], staticmethod)
-    }
+    asked |= {name for name in own if _may_change(of_class[name]) or isinstance(of_class[name], staticmethod)}
     asked |= {name for name in reach.asked if name not in of_class}
     return stored, frozenset(name for name in asked - stored if name[:2] != "__")
 

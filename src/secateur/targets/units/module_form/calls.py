@@ -170,16 +170,16 @@ def wanted(
         return [(values_of(component), need.start)]
     if isinstance(need, Heads | Factor):
         return []
-    held: Any
+    passed: Any
     if step.family == "range":
-        held = _range(args, kwargs)
+        passed = _range(args, kwargs)
     else:
         word, place = _PLACES[step.family]
-        held = kwargs[word] if word in kwargs else args[place] if place < len(args) else None
+        passed = kwargs[word] if word in kwargs else args[place] if place < len(args) else None
     if isinstance(need.value, tuple):
-        pairs = zip(held if isinstance(held, list | tuple) else (held,), need.value, strict=True)
+        pairs = zip(passed if isinstance(passed, list | tuple) else (passed,), need.value, strict=True)
         return [(old, new) for old, new in pairs if new is not None]
-    return [(held, need.value)]
+    return [(passed, need.value)]
 
 
 def observed(name: str, need: Need, args: Sequence[Any], kwargs: dict[str, Any]) -> Need:

@@ -246,8 +246,8 @@ class _Pass:
         # The run ends where an assertion of the user's fails.
         with tracked(small) as uses, contextlib.suppress(Exception):
             self._record(small, change)
-        for (number, _, before), (mine, other, now) in zip(self._uses.equal, uses.equal, strict=False):
-            if number.sources != mine.sources:
+        for (number, _, before), (own, other, now) in zip(self._uses.equal, uses.equal, strict=False):
+            if number.sources != own.sources:
                 break
             if before and not now and isinstance(other, int):
                 return [Equation(number, int(other))]
