@@ -252,7 +252,7 @@ class InputSpec(Record):
         ]
 
     def at(self, sizes: tuple[int, ...]) -> dict[Place, int]:
-        """Return these sizes of the open axes, in their order, by the axes of inputs."""
+        """Return, for each axis of an input that is open, its size; `sizes` are in the order of `open`."""
         return {place: n for axis, n in zip(self.open, sizes, strict=True) for place in axis.places}
 
     def examples(

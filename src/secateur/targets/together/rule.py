@@ -104,7 +104,7 @@ class Together(Allocator):
 
     @classmethod
     def of(cls, rule: Any, what: What = "expert") -> Together:
-        """The rule for both that a name, a rule for units, or a mapping with both stands for.
+        """Make the rule for both kinds from a name, a rule for units, or a mapping with both rules.
 
         Args:
             rule: What the user passed. A mapping has rules by what they decide on, and perhaps ``share``.

@@ -23,8 +23,9 @@ def removed_positions(plan: Plan, *, consumed_only: bool = False) -> dict[str, d
 
     Args:
         plan: The decision.
-        consumed_only: Only where units are read: there zeros do what removal does. What a product of
-            activations reads, such as queries and keys, is zero in the tensors that produce it.
+        consumed_only: Whether to return only positions where zeros do the same as a removal: in weights that
+            read units; and, for units that a product of activations reads, such as queries and keys, in the
+            weights that produce them.
     """
     found: dict[str, dict[int, set[int]]] = {}
     for group in plan.groups:

@@ -352,7 +352,7 @@ class _Search:
         return self.base.node_of["tensor", name]
 
     def _anchor(self, node: fx.Node, dtypes: tuple[torch.dtype, ...]) -> Source | None:
-        """Return the nearest value before a call that has these dtypes in the captures."""
+        """Return the nearest value before a call that has these dtypes, one for each capture; else None."""
         before = range(self.base.number.get(node, len(self.base.nodes)) - 1, -1, -1)
         operands = [self.base.sources[n] for n in node.all_input_nodes if n in self.base.sources]
         calls: list[Source] = [("call", k) for k in before]
