@@ -152,8 +152,9 @@ def smaller_program(traced: Traced, plan: Plan, *, may_stay_in_evaluation: bool 
     """
     if plan.inputs.methods:
         raise ApplyError(
-            f"apply: expected a plan without further methods, got one with {', '.join(plan.inputs.methods)}: "
-            f"a captured program has the forward pass only. Take form 'module', or trace without methods=."
+            f"apply: expected a plan without further methods, got one with the methods "
+            f"{', '.join(plan.inputs.methods)}: a captured program has the forward pass only. Take form "
+            f"'module', or trace without methods=."
         )
     if any(view.mode == WITHOUT_GRADIENTS for view in traced.graph.views):
         raise ApplyError(
